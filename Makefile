@@ -1,0 +1,40 @@
+# Everything sets itself up: the first `make` of anything creates .venv and installs what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: serve test test-all check bench clean
+
+serve: $(VENV)/.runtime  ## start the service on http://localhost:4000 (or BACKEND_PORT)
+	$(BIN)/python -m serve_app up
+
+test: $(VENV)/.dev  ## core with full branch coverage, then the other rooms, then Ray over HTTP
+	$(BIN)/python -m pytest tests/core --cov --cov-report=term:skip-covered -q
+	$(BIN)/python -m pytest tests -q --ignore=tests/core -m "not long"
+
+test-all: $(VENV)/.dev  ## the long forms too
+	$(BIN)/python -m pytest tests/core --cov --cov-report=term:skip-covered -q
+	$(BIN)/python -m pytest tests -q --ignore=tests/core
+
+check: $(VENV)/.dev  ## style and types
+	$(BIN)/ruff format --check serve_app tests
+	$(BIN)/ruff check serve_app tests
+	$(BIN)/mypy
+
+bench: $(VENV)/.runtime  ## the engine against the bare stock pipeline
+	$(BIN)/python -m serve_app bench engine
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.runtime

@@ -1,0 +1,234 @@
+"""The graph: settings in, bound Serve application out. The import_path of serve_config.yaml.
+
+The builder runs in a Ray task on some node, not in your shell: it asks Ray what GPUs there are,
+reads the settings once, and hands every deployment what it needs by value.
+"""
+
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any, cast
+
+import ray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import AutoscalingConfig
+from ray.serve.handle import DeploymentHandle
+
+from serve_app import __version__
+from serve_app.core.errors import SettingsError
+from serve_app.core.facts import ServiceFacts
+from serve_app.core.schedule import NoiseConfig
+from serve_app.core.spec import Stage
+from serve_app.deployments.conductor import Conductor
+from serve_app.deployments.remote import RemoteStage
+from serve_app.deployments.stage import StageConfig, StageReplica
+from serve_app.ingress.routes import build_api
+from serve_app.runtime.checkpoint import Checkpoint, check_pair, inspect
+from serve_app.runtime.standin import cache_folder, ensure_standin
+from serve_app.settings import Settings
+
+DEFAULT_STEPS = 30
+STANDIN_NOTICE = (
+    "These pictures are noise: the stand-in checkpoint has random weights. "
+    "Set MODEL_CHECKPOINT_DIR to a Stable Diffusion XL folder."
+)
+_ROUTER = "serve_app.deployments.scaling.LeastBusyRouter"
+_BATCH = {"cuda": 4, "mps": 1, "cpu": 2}  # images stepping together, when nobody says
+_ADMITTED = 256  # samples a replica takes in: a bound on memory, no batch size
+_CALLERS = 1000  # requests an ingress replica holds open
+_GOODBYE = 60.0  # seconds a retiring replica may finish in; then its images go on elsewhere
+
+
+class Scale(BaseModel):
+    """How many replicas a deployment has, and what each asks of Ray."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(0, ge=0, description="0: as many as min_replicas")
+    num_cpus: float = Field(0.1, ge=0)
+    num_gpus: float | None = Field(None, ge=0, description="None: 1 on CUDA, else 0")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Scale":
+        if self.max_replicas and self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas must not be below min_replicas")
+        return self
+
+    @property
+    def most(self) -> int:
+        """The greatest number of replicas."""
+        return self.max_replicas or self.min_replicas
+
+
+class AppArgs(BaseModel):
+    """The `args:` of the application in a serve config."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ingress: Scale = Scale()
+    base: Scale = Scale()
+    refiner: Scale = Scale()
+    settings: dict[str, str] = Field(
+        default_factory=dict, description="Settings of this situation; the environment wins"
+    )
+
+
+class Ingress:
+    """The CPU deployment that speaks HTTP: routes on a conductor, which has a handle per stage."""
+
+    def __init__(
+        self,
+        facts: ServiceFacts,
+        noise: NoiseConfig,
+        origins: Sequence[str],
+        base: "DeploymentHandle[Any]",
+        refiner: "DeploymentHandle[Any] | None",
+    ) -> None:
+        self._facts = facts
+        self._origins = origins
+        self._conductor = Conductor(
+            RemoteStage(Stage.BASE, base),
+            RemoteStage(Stage.REFINER, refiner) if refiner else None,
+            noise,
+        )
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """The ASGI app; Serve asks for it in the replica, so nothing of it is ever pickled."""
+        return build_api(self._conductor, self._facts, origins=self._origins, version=__version__)
+
+    async def drain(self) -> None:
+        """Nothing new is taken, and all that was accepted has ended."""
+        await self._conductor.drain()
+
+
+def build(args: AppArgs) -> Application:
+    """The application, bound. Raises `OperatorError` with one line that says what to do."""
+    settings = Settings.read(args.settings)
+    device = choose_device(settings.model_device, gpus=ray.cluster_resources().get("GPU", 0))
+    base, refiner = find_checkpoints(settings)
+    standin = settings.model_checkpoint_dir is None
+    images = settings.model_max_batch_size or _BATCH[device]
+    threads = settings.model_cpu_threads or _threads(args)
+
+    def bind_stage(checkpoint: Checkpoint, name: str, scale: Scale) -> Application:
+        config = StageConfig(
+            stage=checkpoint.stage,
+            folder=None if standin else checkpoint.folder,
+            device=device,
+            precision=settings.model_precision,
+            xformers=settings.enable_xformers,
+            cpu_threads=threads,
+            images=images,
+            strict=settings.model_determinism == "strict",
+            snapshot_every=settings.snapshot_every,
+        )
+        gpus = scale.num_gpus if scale.num_gpus is not None else float(device == "cuda")
+        deployment = cast(Deployment, serve.deployment(StageReplica)).options(
+            name=name,
+            max_ongoing_requests=_ADMITTED,
+            graceful_shutdown_timeout_s=_GOODBYE,
+            ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus},
+            request_router_config={"request_router_class": _ROUTER},
+            **_replicas(scale, images),
+        )
+        return deployment.bind(config)
+
+    facts = ServiceFacts(
+        model=base.name,
+        refiner=refiner.name if refiner else None,
+        native=base.native,
+        device=device,
+        precision=settings.model_precision or ("fp32" if device == "cpu" else "fp16"),
+        image_count=settings.image_count,
+        default_steps=DEFAULT_STEPS,
+        notices=(STANDIN_NOTICE,) if standin else (),
+    )
+    return (
+        cast(Deployment, serve.deployment(serve.ingress()(Ingress)))
+        .options(
+            name="Ingress",
+            max_ongoing_requests=_CALLERS,
+            graceful_shutdown_timeout_s=_GOODBYE,
+            ray_actor_options={"num_cpus": args.ingress.num_cpus, "num_gpus": 0},
+            **_replicas(args.ingress, _CALLERS),
+        )
+        .bind(
+            facts,
+            base.noise,
+            settings.origins,
+            bind_stage(base, "BaseGenerator", args.base),
+            bind_stage(refiner, "Refiner", args.refiner) if refiner else None,
+        )
+    )
+
+
+def choose_device(name: str, *, gpus: float) -> str:
+    """cpu, cuda or mps, for a cluster with so many GPUs. Raises `SettingsError` for cuda:N.
+
+    Inside a replica Ray shows only its own card, which is `cuda`; which cards Ray may use is
+    decided before Ray starts.
+    """
+    if name.startswith("cuda:"):
+        card = name.removeprefix("cuda:")
+        raise SettingsError(
+            f"MODEL_DEVICE={name} chooses a card of this machine, which must be done before Ray "
+            f"starts: export CUDA_VISIBLE_DEVICES={card} MODEL_DEVICE=cuda, or start with: "
+            "python -m serve_app up"
+        )
+    if name != "auto":
+        return name
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return "mps"
+    return "cuda" if gpus > 0 else "cpu"
+
+
+def find_checkpoints(settings: Settings) -> tuple[Checkpoint, Checkpoint | None]:
+    """Base and refiner as the settings have them; the stand-in's when none is set.
+
+    Raises `OperatorError` when a folder is not a whole checkpoint, or the two don't fit together.
+    """
+    base_folder = settings.model_checkpoint_dir
+    refiner_folder = settings.model_refiner_checkpoint_dir
+    if base_folder is None:
+        if refiner_folder is not None:
+            raise SettingsError(
+                f"MODEL_REFINER_CHECKPOINT_DIR={refiner_folder} is set without "
+                "MODEL_CHECKPOINT_DIR: set the base checkpoint too"
+            )
+        base_folder, refiner_folder = ensure_standin(cache_folder())
+    base = inspect(base_folder, Stage.BASE)
+    if refiner_folder is None:
+        return base, None
+    refiner = inspect(refiner_folder, Stage.REFINER)
+    check_pair(base, refiner)
+    return base, refiner
+
+
+def _replicas(scale: Scale, target: int) -> dict[str, Any]:
+    """Serve's options for a number of replicas, fixed or between bounds."""
+    if scale.most == scale.min_replicas:
+        return {"num_replicas": scale.min_replicas}
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=scale.min_replicas,
+            max_replicas=scale.most,
+            target_ongoing_requests=target,
+            upscale_delay_s=10,
+            downscale_delay_s=300,
+        )
+    }
+
+
+def _threads(args: AppArgs) -> int:
+    """CPU threads of each stage replica: a fair share of the smallest machine, as a power of two.
+
+    The number decides bits, so it depends on the machines and the args alone. A power of two,
+    because kernels split uneven shares unevenly, and then a row's slot shows in its last bits.
+    """
+    machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    least = min([os.cpu_count() or 1, *(int(cpus) for cpus in machines if cpus)])
+    share = max(1, least // (args.base.most + args.refiner.most))
+    return 1 << (share.bit_length() - 1)

@@ -1,0 +1,183 @@
+"""The engine against the bare stock pipeline: the price of stepping images one by one, together.
+
+Both sides run the same weights with the same threads, prompt to pixels. Runs are paired and
+alternate, so that a noisy machine is noisy for both.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from serve_app.core.sample import begin, itinerary
+from serve_app.core.schedule import make_schedule
+from serve_app.core.spec import ImageSpec, Stage
+from serve_app.runtime.assembly import assemble, lanes_for
+from serve_app.runtime.checkpoint import Checkpoint, inspect
+from serve_app.runtime.device import Device, open_device
+from serve_app.runtime.engine import Engine, Event, Failed
+from serve_app.runtime.standin import cache_folder, ensure_standin
+
+_GUIDANCE = 6.9
+_RESAMPLES = 2000
+_LONE_LANES = 4  # images whose lanes a lone one has to itself
+
+Maker = Callable[[list[ImageSpec]], None]
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Two ways to make the same images."""
+
+    label: str
+    images: int
+    ours: Maker
+    other: Maker
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Seconds of paired runs."""
+
+    ours: list[float]
+    other: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Median of the other's seconds over ours: above 1, ours is faster."""
+        return statistics.median(b / a for a, b in zip(self.ours, self.other, strict=True))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of that median."""
+        ratios = [b / a for a, b in zip(self.ours, self.other, strict=True)]
+        draw = random.Random(0)
+        medians = sorted(
+            statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES)
+        )
+        return medians[int(0.025 * _RESAMPLES)], medians[int(0.975 * _RESAMPLES)]
+
+
+def compare(*, runs: int, steps: int, threads: int) -> None:
+    """Prints, case by case, stock's seconds over the engine's for the same images."""
+    folder, _ = ensure_standin(cache_folder())
+    checkpoint = inspect(folder, Stage.BASE)
+    device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=threads)
+    stock = _stock(checkpoint)
+    cases = [
+        Case(f"fast, batch {n}", n, _engine(checkpoint, device, n, strict=False), stock)
+        for n in (1, 4, 8)
+    ]
+    cases += [
+        Case(
+            f"strict, {lanes_for(n, strict=True)} lanes full, batch {n}",
+            n,
+            _engine(checkpoint, device, n, strict=True),
+            stock,
+        )
+        for n in (1, 4, 8)
+    ]
+    lone = Case(
+        "padding",
+        1,
+        _engine(checkpoint, device, _LONE_LANES, strict=True),
+        _engine(checkpoint, device, _LONE_LANES, strict=False),
+    )
+    table = Table(
+        title=f"Engine against the bare stock pipeline: {steps} steps, {threads} CPU thread(s)",
+        caption=f"{runs} paired runs. Above 1 the engine is faster. In brackets the 95 % bootstrap "
+        "interval of the median",
+    )
+    for heading in ("", "stock ÷ engine", "interval", "engine s", "stock s"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for case in cases:
+        outcome = _measure(case, runs, steps, checkpoint)
+        low, high = outcome.interval
+        table.add_row(
+            case.label,
+            f"{outcome.ratio:.3f}",
+            f"\\[{low:.3f}, {high:.3f}]",
+            f"{statistics.median(outcome.ours):.3f}",
+            f"{statistics.median(outcome.other):.3f}",
+        )
+    console.print(table)
+    cost = _measure(lone, runs, steps, checkpoint)
+    low, high = cost.interval
+    console.print(
+        f"Padding: a lone image in {lanes_for(_LONE_LANES, strict=True)} strict lanes takes "
+        f"{1 / cost.ratio:.2f} times as long as in fast mode \\[{1 / high:.2f}, {1 / low:.2f}]"
+    )
+
+
+def _measure(case: Case, runs: int, steps: int, checkpoint: Checkpoint) -> Outcome:
+    """Seconds of `runs` paired runs, after one that warms both sides up."""
+    outcome = Outcome([], [])
+    for run in track(range(-1, runs), case.label, console=console, transient=True):
+        specs = [
+            _spec(f"run {run} picture {i}", run + 2 + i, steps, checkpoint)
+            for i in range(case.images)
+        ]
+        sides = [(case.ours, outcome.ours), (case.other, outcome.other)]
+        for make, seconds in sides if run % 2 else reversed(sides):
+            began = time.perf_counter()
+            make(specs)
+            if run >= 0:
+                seconds.append(time.perf_counter() - began)
+    return outcome
+
+
+def _spec(prompt: str, seed: int, steps: int, checkpoint: Checkpoint) -> ImageSpec:
+    side = checkpoint.native
+    return ImageSpec(
+        prompt=prompt, seed=seed, width=side, height=side, steps=steps, guidance=_GUIDANCE
+    )
+
+
+def _stock(checkpoint: Checkpoint) -> Maker:
+    """The bare pipeline, all images in one call."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(
+        checkpoint.folder, use_safetensors=True, add_watermarker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
+    def make(specs: list[ImageSpec]) -> None:
+        pipeline(
+            [spec.prompt for spec in specs],
+            num_inference_steps=specs[0].steps,
+            guidance_scale=_GUIDANCE,
+            generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
+            width=specs[0].width,
+            height=specs[0].height,
+        )
+
+    return make
+
+
+def _engine(checkpoint: Checkpoint, device: Device, images: int, *, strict: bool) -> Maker:
+    """The engine, driven by hand on this thread: what it costs, without what surrounds it."""
+    model = assemble(checkpoint, device, lanes=lanes_for(images, strict=strict))
+    engine = Engine(model, images=images, snapshot_every=5)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Failed):
+            raise event.error
+
+    def make(specs: list[ImageSpec]) -> None:
+        for number, spec in enumerate(specs):
+            schedule = make_schedule(
+                checkpoint.noise, spec.sampler, spec.steps, spec.strength, spec.handoff
+            )
+            (leg,) = itinerary(schedule, spec.handoff, refiner=False)
+            engine.submit(begin(str(number), spec, schedule, leg.stage), leg, listen)
+        while engine.turn():
+            pass
+
+    return make

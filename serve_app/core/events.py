@@ -1,0 +1,40 @@
+"""What a stage says of a sample while it walks its leg: the values that travel to the conductor.
+
+Knows no tensors and no Ray; latents inside are whatever form the wire has.
+"""
+
+from dataclasses import dataclass
+from typing import Generic
+
+from serve_app.core.sample import L, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot(Generic[L]):
+    """A sample in the middle of its leg, to be continued elsewhere if need be."""
+
+    sample: Sample[L]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived(Generic[L]):
+    """The leg is done. `png` is the picture if it was the last leg; `tflops` how fast work goes."""
+
+    sample: Sample[L]
+    png: bytes | None
+    tflops: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaFacts:
+    """What one replica of a stage is and has done, for /health, logs and tests."""
+
+    pid: int
+    profile: str
+    state: str  # the scheduler's own words
+    turns: int  # UNet calls
+    steps: int  # steps of samples: a turn of four samples counts four
+    finished: int
+    cancelled: int
+    owed_seconds: float
+    positions: dict[str, int]  # step index of each sample in flight

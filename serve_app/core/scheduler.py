@@ -1,0 +1,162 @@
+"""`StepScheduler`: which samples do what next. It decides, it never runs anything.
+
+Knows no tensors, threads or clock. Three verbs a turn: `plan` says what to do, somebody does it,
+`settle` is told what became of it. Commands (`add`, `cancel`, `evict`) come between turns, from
+the one thread that owns it, so a plan is never half true.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic
+
+from serve_app.core.policy import Candidate, choose_batch
+from serve_app.core.sample import L, Leg, Sample
+
+
+class Work(StrEnum):
+    """The kinds of turn. All but STEP take one sample at a time."""
+
+    CONDITION = "condition"  # prompt to embeddings; starting noise
+    ENCODE = "encode"  # base image to noised latents
+    STEP = "step"
+    DECODE = "decode"  # latents to pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Generic[L]):
+    """One turn of GPU work. `lanes` is how many rows the UNet call has, padding included."""
+
+    work: Work
+    samples: tuple[Sample[L], ...]
+    lanes: int = 0
+
+
+@dataclass(slots=True)
+class _Entry(Generic[L]):
+    sample: Sample[L]
+    leg: Leg
+    work: Work
+    due: int  # see Candidate
+
+
+class StepScheduler(Generic[L]):
+    """The samples of one replica and what each needs next.
+
+    `images` is how many may step together; `lanes` is the fixed number of rows of every UNet call,
+    or 0 for as many rows as there are.
+    """
+
+    def __init__(self, *, images: int, lanes: int) -> None:
+        if images < 1 or (lanes and lanes < 2):
+            raise ValueError("at least one image, and room for its two rows")
+        self.images = images
+        self.lanes = lanes
+        self._entries: dict[str, _Entry[L]] = {}  # in order of arrival
+        self._turn = 0  # step turns planned so far
+        self._stepped_last = False
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._entries
+
+    def __repr__(self) -> str:
+        counts = {work: 0 for work in Work}
+        for entry in self._entries.values():
+            counts[entry.work] += 1
+        shapes = len({e.sample.spec.latent_shape for e in self._entries.values()})
+        waiting = counts[Work.CONDITION] + counts[Work.ENCODE]
+        return (
+            f"<StepScheduler {waiting} waiting | {counts[Work.STEP]} stepping | "
+            f"{counts[Work.DECODE]} decoding | {shapes} shapes>"
+        )
+
+    def add(self, sample: Sample[L], leg: Leg) -> None:
+        """The sample will be walked to the leg's end. Raises `ValueError` if it is here already."""
+        if sample.id in self._entries:
+            raise ValueError(f"sample {sample.id} is already here")
+        if sample.index >= leg.stop and not leg.last:
+            raise ValueError(f"sample {sample.id} has no step to take before {leg.stop}")
+        due = self._turn + max(0, leg.stop - sample.index)
+        self._entries[sample.id] = _Entry(sample, leg, _first_work(sample, leg), due)
+
+    def cancel(self, id: str) -> bool:
+        """The sample is gone from every queue; whether it was there."""
+        return self._entries.pop(id, None) is not None
+
+    def evict(self, id: str) -> Sample[L]:
+        """The sample is gone from here and handed back as it stands. Raises `KeyError`."""
+        return self._entries.pop(id).sample
+
+    def samples(self) -> tuple[Sample[L], ...]:
+        """Everything in flight, in order of arrival."""
+        return tuple(entry.sample for entry in self._entries.values())
+
+    def owed(self) -> tuple[tuple[Sample[L], Leg], ...]:
+        """Everything in flight with the leg it is on: what the cost model adds up."""
+        return tuple((entry.sample, entry.leg) for entry in self._entries.values())
+
+    def plan(self) -> Plan[L] | None:
+        """The next turn, or None when nothing is here.
+
+        Prompts first: they are small, and a newcomer joins the next step. Image work and steps
+        take turns, so that neither a crowd of finished images nor a long batch holds up the other.
+        """
+        queues: dict[Work, list[_Entry[L]]] = {work: [] for work in Work}
+        for entry in self._entries.values():
+            queues[entry.work].append(entry)
+        if queues[Work.CONDITION]:
+            return Plan(Work.CONDITION, (queues[Work.CONDITION][0].sample,))
+        stepping, pixels = queues[Work.STEP], queues[Work.DECODE] or queues[Work.ENCODE]
+        if stepping and not (pixels and self._stepped_last):
+            return self._plan_step(stepping)
+        if not pixels:
+            return None
+        self._stepped_last = False
+        return Plan(pixels[0].work, (pixels[0].sample,))
+
+    def settle(self, plan: Plan[L], results: Sequence[Sample[L]]) -> tuple[Sample[L], ...]:
+        """Takes what became of a plan's samples; returns those whose leg is done and now left."""
+        done = []
+        for sample in results:
+            entry = self._entries[sample.id]
+            entry.sample = sample
+            following = _next_work(plan.work, sample, entry.leg)
+            if following is None:
+                done.append(self._entries.pop(sample.id).sample)
+            else:
+                entry.work = following
+        return tuple(done)
+
+    def _plan_step(self, stepping: list[_Entry[L]]) -> Plan[L]:
+        room = self.lanes or 2 * self.images
+        ids = choose_batch(
+            (
+                Candidate(e.sample.id, e.sample.spec.latent_shape, e.sample.spec.rows, e.due)
+                for e in stepping
+            ),
+            images=self.images,
+            rows=room,
+        )
+        samples = tuple(self._entries[id].sample for id in ids)
+        self._turn += 1
+        self._stepped_last = True
+        return Plan(Work.STEP, samples, self.lanes or sum(s.spec.rows for s in samples))
+
+
+def _first_work(sample: Sample[L], leg: Leg) -> Work:
+    if sample.index >= leg.stop and sample.latents is not None:
+        return Work.DECODE  # a last leg without steps: nothing to condition
+    return Work.CONDITION
+
+
+def _next_work(work: Work, sample: Sample[L], leg: Leg) -> Work | None:
+    if work is Work.CONDITION and sample.latents is None:
+        return Work.ENCODE
+    if work is not Work.DECODE and sample.index < leg.stop:
+        return Work.STEP
+    if work is Work.STEP and leg.last:
+        return Work.DECODE
+    return None

@@ -1,0 +1,153 @@
+"""The conductor: walks one image through the stages, and holds what is needed to do it again.
+
+Knows no HTTP, no Ray and no torch: stages are anything that keeps the `StageClient` contract.
+It has an image's last snapshot, its deadline and its retries; nobody else needs them.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, Protocol, cast
+
+from serve_app.core.cost import Rate, work_ahead
+from serve_app.core.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFault,
+    ProfileChanged,
+    ReplicaLost,
+)
+from serve_app.core.events import ReplicaFacts, Snapshot
+from serve_app.core.facts import Condition, Health
+from serve_app.core.sample import Leg, Sample, begin, handed_over, itinerary
+from serve_app.core.schedule import NoiseConfig, make_schedule
+from serve_app.core.spec import ImageSpec, Stage
+
+logger = logging.getLogger("aura.conductor")
+
+_PATIENCE = 4.0  # an image that takes so many times its predicted seconds is given up
+_GRACE = 60.0  # seconds, on top
+_LOSSES = 3  # replicas lost at the same step: then it is the image that kills them
+
+
+class StageClient(Protocol):
+    """One stage, wherever its replicas are."""
+
+    def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+        """`Snapshot`s and at last one `Arrived`; raises named errors; closing it cancels."""
+
+    async def facts(self) -> list[ReplicaFacts]:
+        """What the stage's replicas are and have done; empty while none is ready."""
+
+
+class Conductor:
+    """The images of one ingress process, each walked by a call of `make`."""
+
+    def __init__(self, base: StageClient, refiner: StageClient | None, noise: NoiseConfig) -> None:
+        self._stages = {Stage.BASE: base} | ({Stage.REFINER: refiner} if refiner else {})
+        self._noise = noise
+        self._rates = {stage: Rate() for stage in Stage}
+        self._flying: dict[str, tuple[Sample[Any], tuple[Leg, ...]]] = {}
+        self._draining = False
+        self._landed = asyncio.Event()
+
+    async def make(
+        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
+    ) -> bytes:
+        """The PNG of one image.
+
+        `timeout` is in seconds; None allows four times the predicted time and a minute. A replica
+        that dies costs the steps since the last snapshot. Cancelling the call cancels the image.
+        Raises the named errors of `core.errors`.
+        """
+        if self._draining:
+            raise Draining("the service is shutting down and takes nothing new")
+        schedule = make_schedule(self._noise, spec.sampler, spec.steps, spec.strength, spec.handoff)
+        legs = itinerary(schedule, spec.handoff, refiner=Stage.REFINER in self._stages)
+        sample: Sample[Any] = begin(id, spec, schedule, legs[0].stage, source)
+        self._flying[id] = (sample, legs)
+        if timeout is None:
+            timeout = _PATIENCE * self.owed_seconds() + _GRACE
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._journey(sample, legs)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the image was not ready within {timeout:.0f} s") from None
+        finally:
+            del self._flying[id]
+            if not self._flying:
+                self._landed.set()
+
+    async def health(self) -> Health:
+        """Whether an image could be made now, and by how many replicas."""
+        names = list(self._stages)
+        answers = await asyncio.gather(*(self._stages[name].facts() for name in names))
+        replicas = {str(name): len(facts) for name, facts in zip(names, answers, strict=True)}
+        owed = sum(replica.owed_seconds for facts in answers for replica in facts)
+        missing = [name for name, count in replicas.items() if not count]
+        if self._draining:
+            return Health(Condition.DRAINING, "the service is shutting down", replicas, owed)
+        if missing:
+            reason = f"no replica of {' and '.join(missing)} is ready yet"
+            return Health(Condition.LOADING, reason, replicas, owed)
+        return Health(Condition.READY, "", replicas, owed)
+
+    def owed_seconds(self) -> float:
+        """Predicted seconds of work that the images under way here still need."""
+        return sum(
+            self._rates[stage].seconds(work)
+            for sample, legs in self._flying.values()
+            for stage, work in work_ahead(sample.spec, legs, sample.index)
+        )
+
+    async def drain(self) -> None:
+        """Nothing new is taken, and everything that was accepted has ended."""
+        self._draining = True
+        while self._flying:
+            self._landed.clear()
+            await self._landed.wait()
+
+    async def _journey(self, first: Sample[Any], legs: tuple[Leg, ...]) -> bytes:
+        for _ in range(_LOSSES):
+            sample, png = first, None
+            try:
+                for leg in legs:
+                    sample, png = await self._walk(handed_over(sample, leg.stage), leg, legs)
+            except ProfileChanged as change:
+                logger.warning("%s starts again: %s", first.id, change)
+                continue
+            if png is None:
+                raise EngineFault("the last stage gave no picture")
+            return png
+        raise ReplicaLost("the replicas' numeric profile changed again and again")
+
+    async def _walk(
+        self, sample: Sample[Any], leg: Leg, legs: tuple[Leg, ...]
+    ) -> tuple[Sample[Any], bytes | None]:
+        """One leg, on as many replicas as it takes. Each loss costs the steps since a snapshot."""
+        client, losses = self._stages[leg.stage], 0
+        while True:
+            self._flying[sample.id] = (sample, legs)
+            stream = cast("AsyncGenerator[Any, None]", client.advance(sample, leg))
+            try:
+                async with aclosing(stream) as events:
+                    async for event in events:
+                        if isinstance(event, Snapshot):
+                            sample, losses = event.sample, 0
+                            self._flying[sample.id] = (sample, legs)
+                        else:
+                            self._rates[leg.stage] = Rate(event.tflops, known=True)
+                            return event.sample, event.png
+                raise EngineFault(f"the {leg.stage} stage ended without a result")
+            except ReplicaLost as loss:
+                losses += 1
+                if losses >= _LOSSES:
+                    raise
+                logger.warning(
+                    "%s: %s; continuing at step %d of %d",
+                    sample.id,
+                    loss,
+                    sample.index,
+                    leg.stop,
+                )

@@ -1,0 +1,128 @@
+"""`StageReplica`: an engine behind a streaming method. Base and refiner are the same class.
+
+Knows no HTTP and no other replica. The device's work happens on the engine's own thread; the event
+loop only passes messages. Torch is imported when a replica is made, not before: the builder and
+the ingress import this module too, and never need it.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
+from serve_app.core.sample import Leg, Sample
+from serve_app.core.spec import Stage
+from serve_app.runtime.checkpoint import inspect
+
+if TYPE_CHECKING:
+    from serve_app.runtime.engine import Event
+    from serve_app.runtime.model import StageModel
+
+_PNG_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StageConfig:
+    """All a replica needs to know, by value: no replica reads the environment."""
+
+    stage: Stage
+    folder: Path | None  # None: the stand-in, built where the replica runs
+    device: str  # cpu, cuda or mps
+    precision: str | None
+    xformers: bool
+    cpu_threads: int
+    images: int  # how many step together
+    strict: bool
+    snapshot_every: int
+
+
+def load_stage(config: StageConfig) -> "StageModel":
+    """The model of a stage on its device. Raises `OperatorError` naming what is wrong."""
+    from serve_app.runtime.assembly import assemble, lanes_for
+    from serve_app.runtime.device import open_device
+    from serve_app.runtime.standin import cache_folder, ensure_standin
+
+    device = open_device(
+        config.device,
+        precision=config.precision,
+        xformers=config.xformers,
+        cpu_threads=config.cpu_threads,
+    )
+    folder = config.folder
+    if folder is None:
+        base, refiner = ensure_standin(cache_folder())
+        folder = base if config.stage is Stage.BASE else refiner
+    lanes = lanes_for(config.images, strict=config.strict)
+    return assemble(inspect(folder, config.stage), device, lanes=lanes)
+
+
+class StageReplica:
+    """One replica of a stage: takes samples, gives back snapshots and, at the end, the sample."""
+
+    def __init__(self, config: StageConfig) -> None:
+        from serve_app.runtime.engine import Engine
+
+        model = load_stage(config)
+        self._profile = model.profile.name
+        self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
+        self._engine = Engine(model, images=config.images, snapshot_every=config.snapshot_every)
+        self._engine.start()
+
+    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+        """Walks a sample to the end of its leg: `Snapshot`s on the way, then one `Arrived`.
+
+        Raises the named error the leg ended with. However the wait ends, the sample has left the
+        engine at the next step boundary.
+        """
+        from serve_app.runtime.engine import Failed, Finished
+        from serve_app.runtime.pixels import encode_png
+
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def listen(event: "Event") -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        self._engine.submit(sample, leg, listen)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Finished):
+                    png = None
+                    if event.picture is not None:
+                        png = await loop.run_in_executor(self._pngs, encode_png, event.picture)
+                    yield Arrived(event.sample, png, event.tflops)
+                    return
+                yield Snapshot(event.sample)
+        finally:
+            self._engine.cancel(sample.id)
+
+    async def facts(self) -> ReplicaFacts:
+        """What this replica is and has done, as of its last turn."""
+        engine = self._engine.facts()
+        return ReplicaFacts(
+            pid=os.getpid(),
+            profile=self._profile,
+            state=engine.state,
+            turns=engine.turns,
+            steps=engine.steps,
+            finished=engine.finished,
+            cancelled=engine.cancelled,
+            owed_seconds=engine.owed_seconds,
+            positions=engine.positions,
+        )
+
+    def check_health(self) -> None:
+        """Serve's health check: raises when the engine can't work, so that Serve replaces it."""
+        self._engine.check()
+
+    def close(self) -> None:
+        """The engine has stopped; whoever waited got its last snapshot and `ReplicaLost`."""
+        self._engine.close()
+        self._pngs.shutdown()

@@ -1,0 +1,1 @@
+"""HTTP: requests to specs, errors to statuses. Imports core only; the conductor is handed in."""

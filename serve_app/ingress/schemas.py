@@ -1,0 +1,221 @@
+"""What travels as JSON, and how a request becomes specs.
+
+Knows no routes and no pixels. Names are camelCase on the wire; an unknown field is an error that
+names it, and a value outside its range is told with the range.
+"""
+
+import difflib
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from serve_app.core.sizes import ASPECTS
+from serve_app.core.spec import GUIDANCE, SEED, STEPS, Sampler
+
+PROMPT_MAX_CHARS = 500
+IMAGES = (1, 8)
+N = TypeVar("N", int, float)
+
+
+def _between(low: float, high: float, *, open_low: bool = False) -> AfterValidator:
+    def check(value: N) -> N:
+        if not low <= value <= high or (open_low and value == low):
+            raise PydanticCustomError(
+                "range",
+                "must be {how} {low} and {high}, got {value}",
+                {
+                    "how": "above" if open_low else "between",
+                    "low": f"{low:.10g}",
+                    "high": f"at most {high:.10g}" if open_low else f"{high:.10g}",
+                    "value": f"{value:.10g}",
+                },
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+def _sampler(value: Any) -> Any:
+    if value not in list(Sampler):
+        raise PydanticCustomError("choice", "must be one of {names}", {"names": ", ".join(Sampler)})
+    return Sampler(value)
+
+
+def _aspect(value: str) -> str:
+    if value not in ASPECTS:
+        raise PydanticCustomError("choice", "must be one of {names}", {"names": ", ".join(ASPECTS)})
+    return value
+
+
+Prompt = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=PROMPT_MAX_CHARS)
+]
+NegativePrompt = Annotated[str, StringConstraints(max_length=PROMPT_MAX_CHARS)]
+Steps = Annotated[int, _between(*STEPS), Field(json_schema_extra={"minimum": 1, "maximum": 150})]
+Guidance = Annotated[
+    float, _between(*GUIDANCE), Field(json_schema_extra={"minimum": 0, "maximum": 20})
+]
+Seed = Annotated[int, _between(*SEED), Field(json_schema_extra={"minimum": 0, "maximum": SEED[1]})]
+Fraction = Annotated[float, _between(0, 1), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
+Count = Annotated[int, _between(*IMAGES), Field(json_schema_extra={"minimum": 1, "maximum": 8})]
+Strength = Annotated[
+    float,
+    _between(0, 1, open_low=True),
+    Field(json_schema_extra={"exclusiveMinimum": 0, "maximum": 1}),
+]
+Timeout = Annotated[
+    float,
+    _between(0, 3600, open_low=True),
+    Field(json_schema_extra={"exclusiveMinimum": 0, "maximum": 3600}),
+]
+SamplerName = Annotated[Sampler, BeforeValidator(_sampler)]
+
+
+class Wire(BaseModel):
+    """A body of this API: camelCase, strict types, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+    )
+
+
+class Asked(Wire):
+    """The fields that both routes share."""
+
+    negative_prompt: NegativePrompt | None = None
+    seed: Seed | None = None
+    steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    sampler: SamplerName = Sampler.EULER
+    image_count: Count | None = None
+    handoff: Fraction = 0.8
+    model: str | None = None
+    timeout_seconds: Timeout | None = None
+
+
+class GenerateRequest(Asked):
+    """POST /generate."""
+
+    prompt: Prompt
+    aspect_ratio: Annotated[
+        str, AfterValidator(_aspect), Field(json_schema_extra={"enum": list(ASPECTS)})
+    ] = "Auto"
+    temperature: Annotated[
+        float, _between(0, 2), Field(json_schema_extra={"minimum": 0, "maximum": 2})
+    ] = 0.8
+    width: int | None = None
+    height: int | None = None
+    refine: bool | None = None
+
+
+class RefineConfig(Wire):
+    """The nested form of /refine's settings. `modelPath` is a name, never a path."""
+
+    steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    model_path: str | None = None
+
+
+class RefineRequest(Asked):
+    """POST /refine: base images under either name, the prompt under either name."""
+
+    base_images: Annotated[list[str], Field(min_length=1, max_length=8)] | None = None
+    images: Annotated[list[str], Field(min_length=1, max_length=8)] | None = None
+    refine_prompt: Prompt | None = None
+    prompt: Prompt | None = None
+    config: RefineConfig | None = None
+    strength: Strength = 0.6
+
+    @model_validator(mode="after")
+    def _one_name_each(self) -> "RefineRequest":
+        for first, second in (("base_images", "images"), ("refine_prompt", "prompt")):
+            given = [n for n in (first, second) if getattr(self, n) is not None]
+            if len(given) != 1:
+                raise PydanticCustomError(
+                    "one_of",
+                    "{field} is required, or {other} in its place, and not both",
+                    {"field": to_camel(first), "other": second},
+                )
+        return self
+
+
+class Meta(Wire):
+    """What the pictures were made with."""
+
+    model: str
+    duration_ms: int
+    seeds: list[int]
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    sampler: Sampler
+    refined: bool
+    job_id: str
+    warnings: list[str]
+
+
+class Answer(Wire):
+    """Pictures as bare base64 PNG, and what they were made with."""
+
+    images: list[str]
+    meta: Meta
+
+
+class HealthAnswer(Wire):
+    """GET /health."""
+
+    status: str
+    reason: str
+    model: str
+    refiner: str | None
+    device: str
+    precision: str
+    replicas: dict[str, int]
+    owed_seconds: float
+    safety_filter: str
+    version: str
+
+
+class Problem(Wire):
+    """One field that is wrong."""
+
+    path: str
+    message: str
+
+
+class Trouble(Wire):
+    """What went wrong."""
+
+    code: str
+    message: str
+    details: list[Problem]
+    request_id: str
+
+
+class ErrorAnswer(Wire):
+    """The shape of every error."""
+
+    error: Trouble
+
+
+def near_field(model: type[BaseModel], unknown: str) -> str | None:
+    """The field of a request that an unknown name was probably meant to be."""
+    names = [to_camel(name) for name in model.model_fields]
+    near = difflib.get_close_matches(unknown, names, n=1, cutoff=0.7)
+    return near[0] if near else None

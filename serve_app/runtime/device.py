@@ -1,0 +1,126 @@
+"""The device a stage runs on: found, asked what it can do, and named in the numeric profile.
+
+Knows no settings files and no checkpoints: names and wishes are handed in.
+"""
+
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from serve_app.core.errors import DeviceError
+from serve_app.core.profile import NumericProfile
+from serve_app.core.spec import Stage
+
+logger = logging.getLogger("aura.runtime")
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where and how a stage computes."""
+
+    torch_device: torch.device
+    kind: str  # "cpu AVX512", "NVIDIA H200"
+    dtype: torch.dtype
+    vae_dtype: torch.dtype  # never fp16: SDXL's VAE overflows there
+    attention: str  # "sdpa" or "xformers"
+    cpu_threads: int
+
+    def profile(self, stage: Stage, lanes: int) -> NumericProfile:
+        """The numeric profile of a stage that runs here with so many lanes."""
+        return NumericProfile(
+            stage=stage,
+            device=self.kind,
+            dtype=str(self.dtype).removeprefix("torch."),
+            vae_dtype=str(self.vae_dtype).removeprefix("torch."),
+            attention=self.attention,
+            lanes=lanes,
+            cpu_threads=self.cpu_threads,
+            torch=torch.__version__,
+        )
+
+    def claim_thread(self) -> None:
+        """The calling thread computes with the profile's number of CPU threads.
+
+        Ray sets OMP_NUM_THREADS from a replica's num_cpus; the number of threads decides bits,
+        so it is set here, the same with and without Ray.
+        """
+        torch.set_num_threads(self.cpu_threads)
+
+    def finish(self) -> None:
+        """All work queued on the device is done."""
+        if self.torch_device.type == "cuda":
+            torch.cuda.synchronize(self.torch_device)
+        elif self.torch_device.type == "mps":
+            torch.mps.synchronize()
+
+
+def open_device(name: str, *, precision: str | None, xformers: bool, cpu_threads: int) -> Device:
+    """The device, ready. `name` is `cpu`, `cuda` or `mps`; `precision` None takes its default.
+
+    Raises `DeviceError` when the device is not there: a replica promised CUDA must not run on CPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise DeviceError(
+            f"MODEL_DEVICE=cuda, but this process sees no CUDA device (torch is built {built}). "
+            "Check `nvidia-smi`, or set MODEL_DEVICE=cpu"
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("MODEL_DEVICE=mps, but this is no Apple GPU. Set MODEL_DEVICE=cpu")
+    device = torch.device(name)
+    dtype = DTYPES[precision or ("fp32" if name == "cpu" else "fp16")]
+    if name == "cuda":
+        torch.backends.cudnn.benchmark = False  # a kernel chosen by a race decides bits by luck
+        torch.backends.cudnn.deterministic = True
+    torch.set_num_threads(cpu_threads)
+    return Device(
+        torch_device=device,
+        kind=_kind(device),
+        dtype=dtype,
+        vae_dtype=_vae_dtype(device, dtype),
+        attention="xformers" if xformers and _xformers_runs(device, dtype) else "sdpa",
+        cpu_threads=cpu_threads,
+    )
+
+
+def _kind(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _vae_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    if dtype is torch.float32:
+        return torch.float32
+    fast_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast_bf16 else torch.float32
+
+
+def _xformers_runs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether xFormers attention really computes here: importing it proves nothing."""
+    if find_spec("xformers") is None:
+        logger.warning(
+            "ENABLE_XFORMERS=1, but xFormers is not installed; PyTorch SDPA is used. "
+            "Install it with: pip install 'aura-serve[xformers]'"
+        )
+        return False
+    try:
+        from xformers.ops import memory_efficient_attention
+
+        x = torch.ones(1, 16, 1, 64, device=device, dtype=dtype)  # (batch, tokens, heads, width)
+        memory_efficient_attention(x, x, x)
+    except Exception as error:  # a foreign build fails in many ways, all of them mean no
+        logger.warning(
+            "ENABLE_XFORMERS=1, but xFormers does not run on %s with %s (%s); PyTorch SDPA is used",
+            device,
+            dtype,
+            str(error).strip().split("\n")[0],
+        )
+        return False
+    return True

@@ -1,0 +1,267 @@
+"""The engine: turns plans into steps on the one thread that owns the device.
+
+Knows no Ray, HTTP or event loop. Everyone else sends commands; listeners are called on the engine's
+thread and must not block. `turn` is plain and synchronous, so a test can be the thread.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from serve_app.core.cost import Rate, leg_tflop, step_tflop
+from serve_app.core.errors import AuraError, EngineFault, OutOfMemory, ProfileChanged, ReplicaLost
+from serve_app.core.events import Snapshot
+from serve_app.core.sample import Leg
+from serve_app.core.scheduler import Plan, StepScheduler, Work
+from serve_app.runtime.model import Live, Packed, StageModel
+from serve_app.runtime.pixels import Picture
+
+logger = logging.getLogger("aura.engine")
+
+SNAPSHOT_GAP = 0.2  # seconds: an event costs a millisecond or so on its way
+_FAULTS_TO_ILLNESS = 3  # turns in a row that failed
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The leg is done; with a picture if it was the last one."""
+
+    sample: Packed
+    picture: Picture | None
+    tflops: float  # how fast useful work went lately
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The leg ended badly."""
+
+    error: AuraError
+
+
+Event = Snapshot[npt.NDArray[np.float32]] | Finished | Failed
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine has done and still owes; a value that may travel."""
+
+    state: str  # the scheduler's own words
+    turns: int  # UNet calls
+    steps: int  # steps of samples: one turn of a batch of four counts four
+    finished: int
+    cancelled: int
+    owed_seconds: float
+    positions: dict[str, int]  # index of each sample in flight
+
+
+@dataclass(slots=True)
+class _Waiter:
+    """Whom to tell of a sample, and when it was last copied out."""
+
+    listener: Listener
+    index: int
+    at: float
+
+
+class Engine:
+    """The samples of one replica, stepped together."""
+
+    def __init__(
+        self,
+        model: StageModel,
+        *,
+        images: int,
+        snapshot_every: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(
+            images=images, lanes=model.profile.lanes
+        )
+        self._snapshot_every = snapshot_every
+        self._clock = clock
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._waiters: dict[str, _Waiter] = {}
+        self._rate = Rate()
+        self._counts = EngineFacts("", 0, 0, 0, 0, 0.0, {})
+        self._faults = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """The engine has its own thread and works until `close`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """The thread has ended; whoever still waited got `ReplicaLost` and a last snapshot."""
+        self._commands.put(self._evict_all)
+        if self._thread.is_alive():
+            self._thread.join()
+        else:
+            self._take_commands(wait=False)
+
+    def submit(self, sample: Packed, leg: Leg, listener: Listener) -> None:
+        """The sample will be walked to the end of its leg. May be called from any thread."""
+        self._commands.put(lambda: self._add(sample, leg, listener))
+
+    def cancel(self, id: str) -> None:
+        """The sample is dropped at the next step boundary; its listener hears no more."""
+        self._commands.put(lambda: self._drop(id))
+
+    def facts(self) -> EngineFacts:
+        """What the engine has done, as of its last turn."""
+        return self._counts
+
+    def check(self) -> None:
+        """Returns when the engine is well; raises `EngineFault` when it can't work any more."""
+        if self._thread.ident is not None and not self._thread.is_alive():
+            raise EngineFault("the engine thread has ended")
+        if self._faults >= _FAULTS_TO_ILLNESS:
+            raise EngineFault(f"{self._faults} turns in a row have failed")
+
+    def turn(self, *, wait: bool = False) -> bool:
+        """Commands taken, one plan made, run and settled; whether there was anything to do.
+
+        With `wait` and nothing to do, blocks until a command comes.
+        """
+        self._take_commands(wait=wait and not len(self._scheduler))
+        plan = self._scheduler.plan()
+        if plan is not None:
+            began = self._clock()
+            try:
+                self._run_plan(plan)
+                self._faults = 0 if plan.work is Work.STEP else self._faults
+            except Exception as error:  # whatever a turn dies of, only its own samples may suffer
+                self._fail(plan, error)
+            if plan.work is Work.STEP:
+                self._learn(plan, self._clock() - began)
+        self._count()
+        return plan is not None
+
+    def _run(self) -> None:
+        self.model.device.claim_thread()
+        while not self._closing:
+            self.turn(wait=True)
+
+    def _take_commands(self, *, wait: bool) -> None:
+        try:
+            self._commands.get(block=wait)()
+            while True:
+                self._commands.get_nowait()()
+        except Empty:
+            pass
+
+    def _add(self, sample: Packed, leg: Leg, listener: Listener) -> None:
+        mine = self.model.profile.name
+        if sample.profile is not None and sample.profile != mine:
+            listener(
+                Failed(ProfileChanged(f"made under {sample.profile}, this replica runs {mine}"))
+            )
+            return
+        try:
+            self._scheduler.add(self.model.unpack(sample), leg)
+        except Exception as error:  # a bad sample must not end the thread
+            logger.exception("sample %s was not taken", sample.id)
+            listener(Failed(_named(error)))
+            return
+        self._waiters[sample.id] = _Waiter(listener, sample.index, self._clock())
+
+    def _drop(self, id: str) -> None:
+        if self._scheduler.cancel(id):
+            self._forget(id)
+            self._counts = replace(self._counts, cancelled=self._counts.cancelled + 1)
+
+    def _evict_all(self) -> None:
+        for sample in self._scheduler.samples():
+            left = self._scheduler.evict(sample.id)
+            listener = self._forget(sample.id)
+            if left.index > left.schedule.start:
+                listener(Snapshot(self.model.pack(left)))
+            listener(Failed(ReplicaLost("the replica is closing")))
+        self._closing = True
+
+    def _run_plan(self, plan: Plan[torch.Tensor]) -> None:
+        if plan.work is Work.STEP:
+            self._settle(plan, self.model.step(plan.samples, plan.lanes), None)
+            return
+        (sample,) = plan.samples
+        if plan.work is Work.CONDITION:
+            self._settle(plan, [self.model.condition(sample)], None)
+        elif plan.work is Work.ENCODE:
+            self._settle(plan, [self.model.encode(sample)], None)
+        else:
+            self._settle(plan, [sample], self.model.decode(sample))
+
+    def _settle(
+        self, plan: Plan[torch.Tensor], results: list[Live], picture: Picture | None
+    ) -> None:
+        for sample in self._scheduler.settle(plan, results):
+            packed = self.model.pack(sample)
+            self._counts = replace(self._counts, finished=self._counts.finished + 1)
+            self._forget(sample.id)(Finished(packed, picture, self._rate.tflops))
+        if plan.work is Work.STEP:
+            self._send_snapshots(results)
+
+    def _send_snapshots(self, stepped: list[Live]) -> None:
+        now = self._clock()
+        for sample in stepped:
+            waiter = self._waiters.get(sample.id)
+            if (
+                waiter is not None
+                and sample.index - waiter.index >= self._snapshot_every
+                and now - waiter.at >= SNAPSHOT_GAP
+            ):
+                waiter.index, waiter.at = sample.index, now
+                waiter.listener(Snapshot(self.model.pack(sample)))
+
+    def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
+        logger.exception("a turn failed: %s", plan.work)
+        named = _named(error)
+        if isinstance(named, OutOfMemory):
+            torch.cuda.empty_cache()
+        self._faults += 1
+        for sample in plan.samples:
+            if self._scheduler.cancel(sample.id):
+                self._forget(sample.id)(Failed(named))
+
+    def _forget(self, id: str) -> Listener:
+        self.model.forget(id)
+        return self._waiters.pop(id).listener
+
+    def _learn(self, plan: Plan[torch.Tensor], seconds: float) -> None:
+        spec = plan.samples[0].spec
+        rows = sum(s.spec.rows for s in plan.samples)  # padding is no work that anybody asked for
+        work = step_tflop(self.model.profile.stage, spec.width, spec.height, rows)
+        self._rate = self._rate.seen(work, seconds)
+        self._counts = replace(
+            self._counts,
+            turns=self._counts.turns + 1,
+            steps=self._counts.steps + len(plan.samples),
+        )
+
+    def _count(self) -> None:
+        """Puts what others may read into one value, replaced whole: they need no lock."""
+        owed = sum(leg_tflop(s.spec, leg, s.index) for s, leg in self._scheduler.owed())
+        self._counts = replace(
+            self._counts,
+            state=repr(self._scheduler),
+            owed_seconds=self._rate.seconds(owed) if self._rate.known else 0.0,
+            positions={s.id: s.index for s in self._scheduler.samples()},
+        )
+
+
+def _named(error: Exception) -> AuraError:
+    """The error by a name of ours; the sentence says nothing of the inside."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemory("the device has no room for this image now")
+    if isinstance(error, AuraError):
+        return error
+    return EngineFault("a step failed")

@@ -1,0 +1,171 @@
+"""`StageModel`: everything a replica's engine runs, for one stage: the four kinds of turn.
+
+Knows no scheduler, threads or waiters. Samples come in and go out as values; what is dear to make
+again (guides, noise generators) is kept beside them by id until `forget`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from serve_app.core.errors import OperatorError
+from serve_app.core.profile import NumericProfile
+from serve_app.core.sample import Sample, advanced, carried, entered, under
+from serve_app.core.solver import MULTISTEP, STOCHASTIC, apply, update
+from serve_app.core.spec import ImageSpec
+from serve_app.runtime.conditioning import Conditioner, Guide
+from serve_app.runtime.denoiser import Denoiser, Point
+from serve_app.runtime.device import Device
+from serve_app.runtime.noise import Noise
+from serve_app.runtime.pixels import Picture, Pixels
+
+Live = Sample[torch.Tensor]  # on the device
+Packed = Sample[npt.NDArray[np.float32]]  # on the wire
+
+
+@dataclass(slots=True)
+class _Beside:
+    """What is kept beside a sample while it is here."""
+
+    noise: Noise
+    guide: Guide | None = None
+
+
+class StageModel:
+    """The networks of a stage behind four verbs: condition, encode, step, decode."""
+
+    def __init__(
+        self,
+        *,
+        profile: NumericProfile,
+        device: Device,
+        conditioner: Conditioner,
+        denoiser: Denoiser,
+        pixels: Pixels,
+    ) -> None:
+        self.profile = profile
+        self.device = device
+        self._conditioner = conditioner
+        self._denoiser = denoiser
+        self._pixels = pixels
+        self._beside: dict[str, _Beside] = {}
+
+    @torch.inference_mode()
+    def condition(self, sample: Live) -> Live:
+        """The sample with its guide made and, for an image from noise, its first latents."""
+        beside = self._kept(sample)
+        beside.guide = self._conditioner.guide(sample.spec)
+        if sample.latents is not None or sample.source is not None:
+            return under(sample, self.profile.name)
+        noise = beside.noise.draw(0, self.device.torch_device)
+        fresh = entered(sample, noise * sample.schedule.initial_scale, draws=1)
+        return under(fresh, self.profile.name)
+
+    @torch.inference_mode()
+    def encode(self, sample: Live) -> Live:
+        """The sample with its base image as latents, noised to where it enters the schedule.
+
+        Draw 0 picks from the VAE's posterior, draw 1 is the starting noise: diffusers' order.
+        """
+        if sample.source is None:
+            raise ValueError(f"sample {sample.id} has no base image")
+        spec, draw = sample.spec, self._kept(sample).noise.draw
+        picture = np.frombuffer(sample.source, np.uint8).reshape(spec.height, spec.width, 3)
+        latents = self._pixels.encode(picture, draw(0, self.device.torch_device))
+        noise = draw(1, self.device.torch_device)
+        noised = latents + sample.schedule.sigmas[sample.index] * noise
+        self.device.finish()
+        return entered(sample, noised, draws=2)
+
+    @torch.inference_mode()
+    def step(self, samples: Sequence[Live], lanes: int) -> list[Live]:
+        """The samples, each one step on. One network call with `lanes` rows; bits that owe nothing
+        to the others in it, since every row has its own weights and its own noise."""
+        x = torch.stack([_latents(s) for s in samples])  # (samples, 4, h/8, w/8)
+        denoised = self._denoiser(x, [self._point(s) for s in samples], lanes)
+        results = [self._settled(s, d) for s, d in zip(samples, denoised, strict=True)]
+        self.device.finish()
+        return results
+
+    @torch.inference_mode()
+    def decode(self, sample: Live) -> Picture:
+        """The picture of a sample that has taken its last step."""
+        return self._pixels.decode(_latents(sample))
+
+    def forget(self, id: str) -> None:
+        """Nothing is kept beside this sample any more."""
+        self._beside.pop(id, None)
+
+    def pack(self, sample: Live) -> Packed:
+        """The sample on the CPU, owning its memory: a snapshot."""
+        return carried(sample, lambda latents: latents.cpu().numpy().copy())
+
+    def unpack(self, sample: Packed) -> Live:
+        """The sample on this device."""
+        device = self.device.torch_device
+        return carried(sample, lambda latents: torch.tensor(latents, device=device))
+
+    @torch.inference_mode()
+    def prove_lanes(self) -> None:
+        """Returns when a row's bits do not depend on its slot or its neighbours; raises
+        `OperatorError` when this machine breaks that promise.
+
+        Kernels split work over threads, and a split that is not even treats slots differently:
+        seen on CPU with 5 or 6 lanes on 2 threads, and with 7 threads at any number of lanes.
+        """
+        if not self.profile.strict:
+            return
+        draw, lanes = torch.Generator().manual_seed(0), self.profile.lanes
+        for shape in ((16, 16), (13, 19)):
+            x = torch.randn(lanes, 4, *shape, generator=draw).to(self.device.torch_device)
+            points = [
+                Point(1.0 + i, 900.0 - i, self._conditioner.guide(_plain_spec(f"proof {i}")))
+                for i in range(lanes)
+            ]
+            straight = self._denoiser(x, points, lanes)
+            turned = self._denoiser(x.roll(1, 0), points[-1:] + points[:-1], lanes)
+            if not torch.equal(straight, turned.roll(-1, 0)):
+                raise OperatorError(
+                    f"MODEL_DETERMINISM=strict can't be kept on {self.profile.device} with "
+                    f"{lanes} lanes and {self.profile.cpu_threads} CPU threads: a picture's bits "
+                    "would depend on its neighbours. Set MODEL_CPU_THREADS to a power of two, or "
+                    "MODEL_DETERMINISM=fast"
+                )
+
+    def _kept(self, sample: Live) -> _Beside:
+        spec = sample.spec
+        return self._beside.setdefault(sample.id, _Beside(Noise(spec.seed, spec.latent_shape)))
+
+    def _point(self, sample: Live) -> Point:
+        guide = self._beside[sample.id].guide
+        if guide is None:
+            raise ValueError(f"sample {sample.id} was not conditioned")
+        at = sample.index
+        return Point(sample.schedule.sigmas[at], sample.schedule.timesteps[at], guide)
+
+    def _settled(self, sample: Live, denoised: torch.Tensor) -> Live:
+        sampler = sample.spec.sampler
+        weights = update(
+            sampler, sample.schedule.sigmas, sample.index, remembers=sample.memory is not None
+        )
+        fresh, draws = None, sample.draws
+        if sampler in STOCHASTIC:
+            fresh = self._beside[sample.id].noise.draw(draws, self.device.torch_device)
+            draws += 1
+        moved: torch.Tensor = apply(weights, _latents(sample), denoised, sample.memory, fresh)
+        # A view would keep the whole batch alive: the memory is cloned out of it.
+        memory = denoised.clone() if sampler in MULTISTEP else None
+        return advanced(sample, moved, memory, draws)
+
+
+def _plain_spec(prompt: str) -> ImageSpec:
+    return ImageSpec(prompt=prompt, seed=0, width=128, height=128, steps=1, guidance=1.0)
+
+
+def _latents(sample: Live) -> torch.Tensor:
+    if sample.latents is None:
+        raise ValueError(f"sample {sample.id} has no latents yet")
+    return sample.latents

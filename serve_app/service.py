@@ -1,0 +1,188 @@
+"""`up`: Ray and Serve started, watched and drained, which a plain `serve run` does not do.
+
+Knows no HTTP. Two processes: the one you see waits for signals; the one that holds Ray has a
+session of its own, or Ctrl-C would kill Ray before the drain.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+import yaml
+from pydantic import ValidationError
+from ray import serve
+from rich.console import Console
+from rich.table import Table
+
+from serve_app import __version__
+from serve_app.app import AppArgs, build, find_checkpoints
+from serve_app.core.errors import OperatorError, SettingsError
+from serve_app.settings import Settings
+
+_DRAIN = 600.0  # seconds that images under way may take
+
+console = Console(stderr=True, highlight=False)
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], AppArgs]:
+    """The http options, the application entry and its args, from a serve config.
+
+    Raises `SettingsError` naming the file and the key.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        application = config["applications"][0]
+        args = AppArgs.model_validate(application.get("args") or {})
+    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
+        raise SettingsError(f"{path} is no serve config: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingsError(f"{path}: args.{where}: {first['msg']}") from None
+    return dict(config.get("http_options") or {}), application, args
+
+
+def up(config: Path) -> int:
+    """The service has run and ended; the exit status. What is wrong is said before Ray starts."""
+    try:
+        http, _, args = read_config(config)
+        settings = Settings.read(args.settings)
+        find_checkpoints(settings)
+        port = _port(settings, http)
+        _check_port(http.get("host", "127.0.0.1"), port)
+    except OperatorError as error:
+        console.print(f"[bold red]error[/] {error}", soft_wrap=True)
+        return 2
+    environment = dict(os.environ)
+    if settings.model_device.startswith("cuda:"):
+        environment["CUDA_VISIBLE_DEVICES"] = settings.model_device.removeprefix("cuda:")
+        environment["MODEL_DEVICE"] = "cuda"
+    holder = subprocess.Popen(
+        [sys.executable, "-m", "serve_app", "hold", "--config", str(config)],
+        stdin=subprocess.PIPE,  # closes when this process dies, however it dies
+        start_new_session=True,
+        env=environment,
+    )
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+        holder.send_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, forward)
+    signal.signal(signal.SIGTERM, forward)
+    return holder.wait()
+
+
+def hold(config: Path) -> int:
+    """Ray and the application have run in this process until it was told to end; the exit status.
+
+    The first SIGTERM drains: nothing new is taken, what was accepted is finished. A second one, or
+    one that comes while the models load, ends it at once.
+    """
+    ready, told, forced = threading.Event(), threading.Event(), threading.Event()
+
+    def tell(signum: int, frame: FrameType | None) -> None:
+        if not ready.is_set():
+            raise KeyboardInterrupt
+        (forced if told.is_set() else told).set()
+
+    threading.Thread(target=_tell_when_orphaned, daemon=True).start()
+    http, application, args = read_config(config)
+    settings = Settings.read(args.settings)
+    options = dict(http, port=_port(settings, http), host=http.get("host", "127.0.0.1"))
+    ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    signal.signal(signal.SIGTERM, tell)  # after Ray, which installs a handler of its own
+    name = application.get("name", "default")
+    try:
+        serve.start(proxy_location="HeadOnly", http_options=options)
+        with console.status("loading the models"):
+            serve.run(build(args), name=name, route_prefix=application.get("route_prefix", "/"))
+    except Exception as error:  # whatever start-up dies of, the operator gets one line
+        console.print(f"[bold red]error[/] {_one_line(error)}", soft_wrap=True)
+        _stop()
+        return 1
+    except KeyboardInterrupt:
+        _stop()
+        return 0
+    ready.set()
+    _greet(settings, options)
+    told.wait()
+    console.print("draining: images under way are finished, nothing new is taken")
+    _drain(name, forced)
+    _stop()
+    console.print("stopped")
+    return 0
+
+
+def _port(settings: Settings, http: dict[str, Any]) -> int:
+    """BACKEND_PORT where somebody set it, else the config's, else the default."""
+    if "backend_port" in settings.model_fields_set:
+        return settings.backend_port
+    return int(http.get("port", settings.backend_port))
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SettingsError(
+                f"BACKEND_PORT={port} can't be used on {host} ({error.strerror}). Choose another: "
+                f"BACKEND_PORT={port + 1} python -m serve_app up"
+            ) from None
+
+
+def _tell_when_orphaned() -> None:
+    os.read(sys.stdin.fileno(), 1)  # returns when the process that started this one is gone
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _drain(name: str, forced: threading.Event) -> None:
+    """Every ingress replica has finished what it accepted, or was given up."""
+    calls = serve.get_app_handle(name).broadcast("drain")
+    done = threading.Event()
+
+    def wait() -> None:
+        try:
+            calls.results(timeout_s=_DRAIN)
+        finally:
+            done.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    while not done.wait(0.1) and not forced.is_set():
+        pass
+
+
+def _stop() -> None:
+    serve.shutdown()
+    ray.shutdown()
+
+
+def _one_line(error: Exception) -> str:
+    """The sentence of a named error, wherever in a foreign message it is quoted."""
+    marker = "serve_app.core.errors."
+    for line in reversed(str(error).splitlines()):
+        if marker in line:
+            return line.split(marker, 1)[1].split(": ", 1)[-1].strip()
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+def _greet(settings: Settings, options: dict[str, Any]) -> None:
+    address = settings.image_service_base_url or f"http://localhost:{options['port']}"
+    checkpoint = settings.model_checkpoint_dir
+    table = Table.grid(padding=(0, 2))
+    table.add_row("[bold]Aura Serve[/]", __version__)
+    table.add_row("address", f"[bold]{address}[/]")
+    table.add_row("listening", f"{options['host']}:{options['port']}")
+    table.add_row("model", checkpoint.name if checkpoint else "stand-in (random weights)")
+    table.add_row("try", f"curl {address}/health")
+    table.add_row("stop", "Ctrl-C, which first finishes what was accepted")
+    console.print(table)

@@ -1,0 +1,113 @@
+"""Every knob once, frozen: environment over .env.local over .env over a config's own defaults.
+
+Read once, in the builder or the command line, and passed on by value. Knows no Ray and no torch.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from serve_app.core.errors import SettingsError
+
+ENV_FILES = (".env", ".env.local")  # the later one wins
+FOREIGN = frozenset({"GEMINI_API_KEY", "API_KEY"})  # the frontend's own, in the same file
+_NEAR = 0.86  # likeness from which a name is taken for a slip of ours
+_DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def _device(name: str) -> str:
+    if not _DEVICES.fullmatch(name):
+        raise ValueError("must be auto, cuda, cuda:N, mps or cpu")
+    return name
+
+
+def _listed(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(part for part in (p.strip() for p in value.split(",")) if part)
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+Folder = Annotated[Path, AfterValidator(_absolute)]
+
+
+class Settings(BaseSettings):
+    """All settings of the service. The upper-case name of a field is its variable."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, env_file_encoding="utf-8"
+    )
+
+    model_checkpoint_dir: Folder | None = None
+    model_refiner_checkpoint_dir: Folder | None = None
+    model_device: Annotated[str, AfterValidator(_device)] = "auto"
+    model_precision: Literal["fp32", "fp16", "bf16"] | None = None
+    enable_xformers: bool = False
+    model_max_batch_size: int | None = Field(None, ge=1, le=64)
+    model_determinism: Literal["strict", "fast"] = "strict"
+    model_cpu_threads: int | None = Field(None, ge=1, le=256)
+    snapshot_every: int = Field(5, ge=1, le=150)
+    image_count: int = Field(2, ge=1, le=8)
+    backend_port: int = Field(4000, ge=1, le=65535)
+    image_service_base_url: str | None = None
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = ()
+    vite_port: int = Field(5173, ge=1, le=65535)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """A config's own defaults come last: what the operator exports or writes down wins."""
+        return env_settings, dotenv_settings, init_settings
+
+    @classmethod
+    def read(cls, defaults: Mapping[str, str] | None = None, folder: Path = Path()) -> "Settings":
+        """The settings in force here: `folder` is where the .env files are.
+
+        Raises `SettingsError` with one line that names the variable and what it may be.
+        """
+        files = [folder / name for name in ENV_FILES]
+        defaults = dict(defaults or {})
+        named = set(os.environ) | set(defaults)
+        for file in files:
+            named |= set(dotenv_values(file)) if file.is_file() else set()
+        _refuse_near_misses(named)
+        lowered = {name.lower(): value for name, value in defaults.items()}
+        try:
+            return cls(_env_file=files, **lowered)  # type: ignore[arg-type]  # from text
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]).upper()
+            said = first["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"{name}={first['input']}: {said}") from None
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The browser origins that may call: the list, our own address, local development."""
+        own = (self.image_service_base_url.rstrip("/"),) if self.image_service_base_url else ()
+        ports = (self.vite_port, 3000, 8080, 8082)
+        local = tuple(f"http://{h}:{p}" for p in ports for h in ("localhost", "127.0.0.1"))
+        return tuple(dict.fromkeys((*self.allowed_origins, *own, *local)))
+
+
+def _refuse_near_misses(named: set[str]) -> None:
+    ours = {field.upper() for field in Settings.model_fields}
+    for name in sorted(named - ours - FOREIGN):
+        near = difflib.get_close_matches(name.upper(), ours, n=1, cutoff=_NEAR)
+        if near:
+            raise SettingsError(f"{name} is no setting of this service; did you mean {near[0]}?")

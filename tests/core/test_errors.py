@@ -1,0 +1,21 @@
+import pickle
+
+import pytest
+
+from serve_app.core import errors
+from serve_app.core.errors import AuraError, InvalidRequest
+
+
+def test_an_invalid_request_says_which_field_and_why() -> None:
+    assert str(InvalidRequest("steps", "must be 1 or more")) == "steps must be 1 or more"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, AuraError)],
+)
+def test_every_error_survives_the_journey_between_processes(kind: type[AuraError]) -> None:
+    error = InvalidRequest("steps", "bad") if kind is InvalidRequest else kind("a sentence")
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is kind
+    assert str(back) == str(error)

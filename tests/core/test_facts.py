@@ -1,0 +1,12 @@
+from serve_app.core.facts import Condition, Health, ServiceFacts
+
+
+def test_facts_know_the_legal_sizes() -> None:
+    facts = ServiceFacts("sdxl", None, 512, "cpu", "fp32", 2, 30)
+    assert facts.sizes.for_aspect("1:1") == (512, 512)
+
+
+def test_health_is_a_value() -> None:
+    assert Health(Condition.READY, "", {"base": 1}, 0.0) == Health(
+        Condition.READY, "", {"base": 1}, 0.0
+    )

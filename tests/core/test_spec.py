@@ -1,0 +1,45 @@
+from dataclasses import replace
+
+import pytest
+
+from serve_app.core.errors import InvalidRequest
+from serve_app.core.spec import ImageSpec
+
+PLAIN = ImageSpec(prompt="a fox", seed=0, width=1024, height=768, steps=30, guidance=6.9)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("prompt", "", "prompt must not be empty"),
+        ("seed", -1, "seed must be between 0 and 4.29497e+09, got -1"),
+        ("seed", 2**32, "seed must be between 0 and 4.29497e+09, got 4294967296"),
+        ("steps", 0, "steps must be between 1 and 150, got 0"),
+        ("steps", 151, "steps must be between 1 and 150, got 151"),
+        ("guidance", 20.5, "guidanceScale must be between 0 and 20, got 20.5"),
+        ("guidance", float("nan"), "guidanceScale must be between 0 and 20, got nan"),
+        ("handoff", 1.1, "handoff must be between 0 and 1, got 1.1"),
+        ("strength", 0.0, "strength must be above 0, got 0"),
+        ("strength", 1.5, "strength must be between 0 and 1, got 1.5"),
+        ("width", 1020, "width must be a multiple of 8, got 1020"),
+        ("height", 0, "height must be a multiple of 8, got 0"),
+    ],
+)
+def test_an_illegal_value_cannot_be_built(field: str, value: object, sentence: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        replace(PLAIN, **{field: value})
+    assert str(refused.value) == sentence
+
+
+def test_the_edges_of_every_range_are_legal() -> None:
+    replace(PLAIN, seed=2**32 - 1, steps=150, guidance=20, handoff=0, strength=1)
+    replace(PLAIN, seed=0, steps=1, guidance=0, handoff=1, strength=0.001)
+
+
+@pytest.mark.parametrize(("guidance", "rows"), [(0, 1), (1, 1), (1.01, 2), (9, 2)])
+def test_guidance_above_one_takes_two_rows(guidance: float, rows: int) -> None:
+    assert replace(PLAIN, guidance=guidance).rows == rows
+
+
+def test_latents_are_an_eighth_of_the_picture() -> None:
+    assert PLAIN.latent_shape == (96, 128)

@@ -1,0 +1,66 @@
+"""Conductors that keep the contract without a model: what the routes are tested with."""
+
+import asyncio
+from io import BytesIO
+
+from PIL import Image
+
+from serve_app.core.facts import Condition, Health, ServiceFacts
+from serve_app.core.spec import ImageSpec
+
+FACTS = ServiceFacts(
+    model="sdxl-base-1.0",
+    refiner="sdxl-refiner-1.0",
+    native=1024,
+    device="cpu",
+    precision="fp32",
+    image_count=2,
+    default_steps=30,
+)
+
+
+class Painter:
+    """Paints every image in one colour at once, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ImageSpec, bytes | None, float | None]] = []
+        self.now = Health(Condition.READY, "", {"base": 1, "refiner": 1}, 0.0)
+
+    async def make(
+        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
+    ) -> bytes:
+        self.asked.append((id, spec, source, timeout))
+        file = BytesIO()
+        Image.new("RGB", (spec.width, spec.height), "teal").save(file, "PNG")
+        return file.getvalue()
+
+    async def health(self) -> Health:
+        return self.now
+
+    def owed_seconds(self) -> float:
+        return 12.3
+
+    @property
+    def specs(self) -> list[ImageSpec]:
+        return [spec for _, spec, _, _ in self.asked]
+
+
+class Failing(Painter):
+    """Fails at the second image; the others wait until they are cancelled."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+        self.cancelled = 0
+
+    async def make(
+        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
+    ) -> bytes:
+        if id.endswith("-1"):
+            raise self.error
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return b""

@@ -1,0 +1,70 @@
+"""Doubles with known answers: real implementations of the runtime's contracts."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from serve_app.core.profile import NumericProfile
+from serve_app.core.spec import Stage
+from serve_app.runtime.checkpoint import Checkpoint
+from serve_app.runtime.conditioning import Conditioner
+from serve_app.runtime.denoiser import Point
+from serve_app.runtime.device import Device
+from serve_app.runtime.model import StageModel
+from serve_app.runtime.pixels import Picture
+from tests.runtime.walking import NOISE
+
+CPU = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
+CHECKPOINT = Checkpoint(Stage.BASE, Path(), "analytic", NOISE, 64, None, False, True)
+
+
+class ConstantDenoiser:
+    """Every picture is the same shade: every sampler must land on it exactly.
+
+    It counts calls and rows, can be held at a gate, and can be told to fail.
+    """
+
+    def __init__(self, target: float = 0.25) -> None:
+        self.target = target
+        self.batches: list[tuple[int, int]] = []  # samples and lanes of each call
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failures: list[Exception] = []
+
+    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
+        assert self.gate.wait(10)
+        if self.failures:
+            raise self.failures.pop(0)
+        self.batches.append((len(points), lanes))
+        return torch.full_like(x, self.target)
+
+
+class MeanPixels:
+    """A picture's shade is its latents' mean."""
+
+    def decode(self, latents: torch.Tensor) -> Picture:
+        side = np.full((latents.shape[1] * 8, latents.shape[2] * 8, 3), 255, np.uint8)
+        return (side * float(latents.mean())).astype(np.uint8)
+
+    def encode(self, picture: Picture, posterior_noise: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(posterior_noise, float(picture.mean()) / 255)
+
+
+def encode_text(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(1, 77, 8), torch.zeros(1, 4)
+
+
+def analytic_model(
+    denoiser: ConstantDenoiser, *, lanes: int = 8, stage: Stage = Stage.BASE
+) -> StageModel:
+    profile = NumericProfile(stage, "cpu", "float32", "float32", "none", lanes, 1, "analytic")
+    return StageModel(
+        profile=profile,
+        device=CPU,
+        conditioner=Conditioner(encode_text, CHECKPOINT, CPU.torch_device),
+        denoiser=denoiser,
+        pixels=MeanPixels(),
+    )

@@ -1,0 +1,68 @@
+"""The stand-in's models, loaded once a session, and fresh engines over them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve_app.core.spec import Stage
+from serve_app.runtime.assembly import assemble, lanes_for
+from serve_app.runtime.checkpoint import Checkpoint
+from serve_app.runtime.device import Device, open_device
+from serve_app.runtime.engine import Engine
+from serve_app.runtime.model import StageModel
+from tests.runtime.stock import Stock
+
+IMAGES = 4
+Engines = Callable[..., dict[Stage, Engine]]
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Device:
+    return open_device("cpu", precision="fp32", xformers=False, cpu_threads=2)
+
+
+@pytest.fixture(scope="session")
+def models(checkpoints: dict[Stage, Checkpoint], cpu: Device) -> dict[str, dict[Stage, StageModel]]:
+    """Base and refiner, in strict and in fast mode."""
+    return {
+        mode: {
+            stage: assemble(checkpoint, cpu, lanes=lanes_for(IMAGES, strict=mode == "strict"))
+            for stage, checkpoint in checkpoints.items()
+        }
+        for mode in ("strict", "fast")
+    }
+
+
+@pytest.fixture
+def engines(models: dict[str, dict[Stage, StageModel]]) -> Engines:
+    """Makes engines that nobody has used; `refiner=False` leaves base alone."""
+
+    def make(
+        mode: str = "strict", *, refiner: bool = False, images: int = IMAGES
+    ) -> dict[Stage, Engine]:
+        stages = (Stage.BASE, Stage.REFINER) if refiner else (Stage.BASE,)
+        return {
+            stage: Engine(models[mode][stage], images=images, snapshot_every=1) for stage in stages
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stock(checkpoints: dict[Stage, Checkpoint]) -> Stock:
+    return Stock.over(checkpoints)
+
+
+@pytest.fixture(scope="session")
+def photo() -> bytes:
+    """A base image of 128 x 128: smooth shades with an edge, RGB bytes."""
+    y, x = np.mgrid[0:128, 0:128]
+    shades = np.stack([x * 2, y * 2, np.where(x > y, 220, 30)], axis=-1)
+    return shades.astype(np.uint8).tobytes()
+
+
+@pytest.fixture(scope="session")
+def home(cache: Path) -> Path:
+    return cache

@@ -1,0 +1,133 @@
+"""Strict mode's promise: the same bytes alone, in any slot, beside anybody, and resumed."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from serve_app.core.sample import Leg
+from serve_app.core.spec import ImageSpec, Sampler, Stage
+from serve_app.runtime.engine import Engine
+from serve_app.runtime.pixels import encode_png
+from tests.runtime.conftest import IMAGES, Engines
+from tests.runtime.walking import Heard, drain, sample_of, walk
+
+SPEC = ImageSpec(
+    prompt="a red fox in the snow", seed=7, width=128, height=128, steps=12, guidance=6.9
+)
+SPECS = {
+    "euler": SPEC,
+    "unguided": replace(SPEC, guidance=1.0),
+    "euler_a": replace(SPEC, sampler=Sampler.EULER_A, negative_prompt="blur"),
+    "dpmpp_2m_karras": replace(SPEC, sampler=Sampler.DPMPP_2M_KARRAS),
+    "odd size": replace(SPEC, width=152, height=104, sampler=Sampler.DPMPP_2M),
+}
+asked = pytest.mark.parametrize("spec", list(SPECS.values()), ids=list(SPECS))
+
+
+def alone(engines: Engines, spec: ImageSpec) -> bytes:
+    return encode_png(walk(engines(), [(spec, None)])[0])
+
+
+def stranger(draw: random.Random, like: ImageSpec) -> ImageSpec:
+    """Anybody who may share a batch: another prompt, seed, sampler, guidance and length."""
+    return replace(
+        like,
+        prompt=f"stranger {draw.random()}",
+        seed=draw.randrange(2**32),
+        steps=draw.randrange(1, 40),
+        guidance=draw.choice([1.0, 1.5, 5.0, 9.0]),
+        sampler=draw.choice(list(Sampler)),
+        negative_prompt=draw.choice([None, "", "dull"]),
+    )
+
+
+@asked
+@pytest.mark.parametrize("slot", range(IMAGES))
+def test_the_bytes_are_the_same_in_every_slot_beside_strangers(
+    engines: Engines, spec: ImageSpec, slot: int
+) -> None:
+    draw = random.Random(slot)
+    # The most urgent sits in the first slot: shorter strangers come before, longer ones after.
+    company = [
+        replace(stranger(draw, spec), steps=spec.steps - 1 if place < slot else spec.steps + 5)
+        for place in range(IMAGES - 1)
+    ]
+    company.insert(slot, spec)
+    pictures = walk(engines(), [(one, None) for one in company])
+    assert encode_png(pictures[slot]) == alone(engines, spec)
+
+
+@asked
+def test_the_bytes_are_the_same_when_strangers_come_and_go(
+    engines: Engines, spec: ImageSpec
+) -> None:
+    draw = random.Random(3)
+    engine = engines()[Stage.BASE]
+    heard = Heard()
+    engine.submit(sample_of(spec), Leg(Stage.BASE, spec.steps, last=True), heard)
+    number = 0
+    while not heard.ended:
+        if draw.random() < 0.4:
+            number += 1
+            guest = stranger(draw, spec)
+            leg = Leg(Stage.BASE, guest.steps, last=True)
+            engine.submit(sample_of(guest, f"guest {number}"), leg, Heard())
+        if draw.random() < 0.2:
+            engine.cancel(f"guest {draw.randrange(1, number + 2)}")
+        engine.turn()
+    engine.close()
+    assert number > 2
+    assert encode_png(heard.picture) == alone(engines, spec)
+
+
+@asked
+def test_the_bytes_are_the_same_continued_from_a_snapshot_at_every_step(
+    engines: Engines, spec: ImageSpec
+) -> None:
+    clock = iter(range(10**6))  # a second a look: every step is old enough for a snapshot
+    template = engines()[Stage.BASE]
+    first = Engine(template.model, images=IMAGES, snapshot_every=1, clock=lambda: next(clock))
+    heard, leg = Heard(), Leg(Stage.BASE, spec.steps, last=True)
+    first.submit(sample_of(spec), leg, heard)
+    drain(first)
+    assert [s.index for s in heard.snapshots] == list(range(1, spec.steps + 1))
+    for snapshot in heard.snapshots:
+        elsewhere, resumed = engines()[Stage.BASE], Heard()
+        elsewhere.submit(snapshot, leg, resumed)
+        drain(elsewhere)
+        assert encode_png(resumed.picture) == encode_png(heard.picture), snapshot.index
+        assert elsewhere.facts().steps == spec.steps - snapshot.index
+
+
+def test_the_bytes_are_the_same_through_base_and_refiner_in_company(engines: Engines) -> None:
+    spec = replace(SPEC, handoff=0.6, sampler=Sampler.EULER_A)
+    draw = random.Random(5)
+    company = [spec, *(replace(stranger(draw, spec), handoff=0.6) for _ in range(5))]
+    together = walk(engines(refiner=True), [(one, None) for one in company])
+    alone = walk(engines(refiner=True), [(spec, None)])
+    assert encode_png(together[0]) == encode_png(alone[0])
+
+
+def test_the_bytes_are_the_same_from_an_image_in_company(engines: Engines, photo: bytes) -> None:
+    spec = replace(SPEC, strength=0.6, sampler=Sampler.DPMPP_2M)
+    draw = random.Random(6)
+    together = walk(engines(), [(spec, photo), *((stranger(draw, SPEC), None) for _ in range(4))])
+    alone = walk(engines(), [(spec, photo)])
+    assert encode_png(together[0]) == encode_png(alone[0])
+
+
+def test_another_batch_size_does_move_the_last_bits(engines: Engines) -> None:
+    """The control: what strict mode forbids really changes bits, so its tests can fail."""
+    draw = random.Random(7)
+    latents = []
+    for company in ([], [stranger(draw, SPEC) for _ in range(3)]):
+        engine, heard = engines("fast")[Stage.BASE], Heard()
+        leg = Leg(Stage.BASE, SPEC.steps, last=True)
+        engine.submit(sample_of(SPEC), leg, heard)
+        for number, guest in enumerate(company):
+            guest_leg = Leg(Stage.BASE, guest.steps, last=True)
+            engine.submit(sample_of(guest, f"guest {number}"), guest_leg, Heard())
+        drain(engine)
+        latents.append(heard.finished.sample.latents)
+    assert (latents[0] != latents[1]).any()

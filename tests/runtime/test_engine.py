@@ -1,0 +1,204 @@
+"""The engine's turn, with a denoiser whose answer is known; the test's thread is the engine's."""
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from serve_app.core.errors import EngineFault, OutOfMemory, ProfileChanged, ReplicaLost
+from serve_app.core.sample import Leg
+from serve_app.core.spec import ImageSpec, Sampler, Stage
+from serve_app.runtime.engine import Engine
+from tests.runtime.analytic import ConstantDenoiser, analytic_model
+from tests.runtime.walking import Heard, drain, sample_of
+
+SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance=5)
+END = Leg(Stage.BASE, 10, last=True)
+
+
+def engine_over(denoiser: ConstantDenoiser, **options: object) -> Engine:
+    chosen = {"images": 4, "snapshot_every": 5} | options
+    return Engine(analytic_model(denoiser), **chosen)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_every_sampler_lands_on_the_known_answer(sampler: Sampler) -> None:
+    engine, heard = engine_over(ConstantDenoiser(0.25)), Heard()
+    engine.submit(sample_of(replace(SPEC, sampler=sampler)), END, heard)
+    drain(engine)
+    assert heard.finished.sample.latents == pytest.approx(0.25, abs=1e-6)
+    assert heard.picture.shape == (64, 64, 3)
+
+
+def test_samples_of_one_shape_step_together_in_fixed_lanes() -> None:
+    denoiser = ConstantDenoiser()
+    engine = engine_over(denoiser)
+    for number in range(3):
+        engine.submit(sample_of(SPEC, str(number)), END, Heard())
+    drain(engine)
+    assert denoiser.batches == [(3, 8)] * 10
+
+
+def test_a_cancelled_sample_costs_no_further_step_and_is_told_nothing() -> None:
+    denoiser = ConstantDenoiser()
+    engine, heard = engine_over(denoiser), Heard()
+    engine.submit(sample_of(SPEC), END, heard)
+    for _ in range(4):
+        engine.turn()
+    steps = len(denoiser.batches)
+    engine.cancel("one")
+    drain(engine)
+    assert len(denoiser.batches) == steps
+    assert not heard.events
+    assert engine.facts().cancelled == 1
+    engine.cancel("one")
+    engine.turn()
+    assert engine.facts().cancelled == 1
+
+
+def test_a_cancel_during_a_step_takes_effect_before_the_next_one() -> None:
+    denoiser = ConstantDenoiser()
+    engine = engine_over(denoiser)
+    engine.start()
+    denoiser.gate.clear()
+    engine.submit(sample_of(replace(SPEC, steps=150)), Leg(Stage.BASE, 150, last=True), Heard())
+    time.sleep(0.05)  # it stands at the gate, inside the step
+    engine.cancel("one")
+    denoiser.gate.set()
+    while engine.facts().cancelled == 0:
+        time.sleep(0.005)
+    assert len(denoiser.batches) == 1
+    engine.close()
+
+
+def test_snapshots_come_every_few_steps_and_not_too_often() -> None:
+    now = [0.0]
+    engine = engine_over(ConstantDenoiser(), clock=lambda: now[0])
+    slow, fast = Heard(), Heard()
+    engine.submit(sample_of(replace(SPEC, steps=30)), Leg(Stage.BASE, 30, last=True), slow)
+    while engine.turn():
+        now[0] += 0.1
+    assert [s.index for s in slow.snapshots] == [5, 10, 15, 20, 25, 30]
+    engine.submit(sample_of(replace(SPEC, steps=30)), Leg(Stage.BASE, 30, last=True), fast)
+    while engine.turn():
+        now[0] += 1 / 32
+    assert [s.index for s in fast.snapshots] == [7, 14, 21, 28]
+
+
+def test_a_snapshot_owns_its_memory() -> None:
+    """A row's view would keep, and send, the whole batch."""
+    clock = iter(range(10**6))
+    engine = engine_over(ConstantDenoiser(), clock=lambda: next(clock))
+    heard = Heard()
+    for number in range(4):
+        spec = replace(SPEC, sampler=Sampler.DPMPP_2M)
+        engine.submit(sample_of(spec, str(number)), END, heard)
+    drain(engine)
+    for snapshot in heard.snapshots:
+        for latents in (snapshot.latents, snapshot.memory):
+            assert latents is not None
+            assert latents.base is None
+            assert latents.shape == (4, 8, 8)
+
+
+def test_a_turn_that_fails_hurts_its_own_samples_alone() -> None:
+    denoiser = ConstantDenoiser()
+    denoiser.failures = [ValueError("a secret inside")]
+    engine, first, second = engine_over(denoiser), Heard(), Heard()
+    engine.submit(sample_of(SPEC, "first"), END, first)
+    drain(engine)
+    engine.submit(sample_of(SPEC, "second"), END, second)
+    drain(engine)
+    assert isinstance(first.failed.error, EngineFault)
+    assert "secret" not in str(first.failed.error)
+    assert second.finished
+    engine.check()
+
+
+def test_no_room_on_the_device_has_its_own_name() -> None:
+    denoiser = ConstantDenoiser()
+    denoiser.failures = [torch.OutOfMemoryError("CUDA out of memory")]
+    engine, heard = engine_over(denoiser), Heard()
+    engine.submit(sample_of(SPEC), END, heard)
+    drain(engine)
+    assert isinstance(heard.failed.error, OutOfMemory)
+
+
+def test_an_engine_that_fails_again_and_again_is_ill() -> None:
+    denoiser = ConstantDenoiser()
+    denoiser.failures = [RuntimeError("CUDA error: device-side assert")] * 3
+    engine = engine_over(denoiser)
+    for number in range(3):
+        engine.check()
+        engine.submit(sample_of(SPEC, str(number)), END, Heard())
+        drain(engine)
+    with pytest.raises(EngineFault, match="3 turns in a row"):
+        engine.check()
+
+
+def test_a_snapshot_of_another_profile_is_not_continued() -> None:
+    engine, heard = engine_over(ConstantDenoiser()), Heard()
+    engine.submit(replace(sample_of(SPEC), profile="base-float32-4-00000000"), END, heard)
+    drain(engine)
+    assert isinstance(heard.failed.error, ProfileChanged)
+
+
+def test_a_sample_that_is_here_already_is_refused_without_harm() -> None:
+    engine, first, second = engine_over(ConstantDenoiser()), Heard(), Heard()
+    engine.submit(sample_of(SPEC), END, first)
+    engine.submit(sample_of(SPEC), END, second)
+    drain(engine)
+    assert first.finished
+    assert isinstance(second.failed.error, EngineFault)
+
+
+def test_closing_hands_every_sample_back_before_the_thread_ends() -> None:
+    denoiser = ConstantDenoiser()
+    engine, heard = engine_over(denoiser), Heard()
+    engine.start()
+    engine.submit(sample_of(replace(SPEC, steps=150)), Leg(Stage.BASE, 150, last=True), heard)
+    while len(denoiser.batches) < 3:
+        time.sleep(0.001)
+    engine.close()
+    assert heard.snapshots[-1].index == len(denoiser.batches)
+    assert isinstance(heard.failed.error, ReplicaLost)
+    with pytest.raises(EngineFault, match="thread has ended"):
+        engine.check()
+
+
+def test_the_engine_works_on_a_thread_of_its_own_and_sleeps_when_idle() -> None:
+    engine, done = engine_over(ConstantDenoiser()), threading.Event()
+    engine.start()
+    for number in range(3):
+        done.clear()
+        heard = Heard()
+
+        def listen(event: object, heard: Heard = heard) -> None:
+            heard(event)  # type: ignore[arg-type]
+            done.set()
+
+        engine.submit(sample_of(SPEC, str(number)), END, listen)
+        assert done.wait(5)
+        assert heard.finished
+    used = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - used < 0.1
+    engine.close()
+
+
+def test_facts_tell_where_everybody_stands_and_what_is_owed() -> None:
+    ticks = iter(i * 0.01 for i in range(10**6))
+    engine = engine_over(ConstantDenoiser(), clock=lambda: next(ticks))
+    engine.submit(sample_of(SPEC), END, Heard())
+    for _ in range(4):
+        engine.turn()
+    facts = engine.facts()
+    assert facts.positions == {"one": 3}
+    assert (facts.turns, facts.steps, facts.finished) == (3, 3, 0)
+    assert facts.owed_seconds > 0
+    assert facts.state == "<StepScheduler 0 waiting | 1 stepping | 0 decoding | 1 shapes>"
+    drain(engine)
+    assert engine.facts().owed_seconds == 0
+    assert engine.facts().finished == 1

@@ -1,0 +1,156 @@
+"""The fast path against the slow one: through the engine, the picture stock diffusers makes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serve_app.core.spec import ImageSpec, Sampler
+from tests.runtime.conftest import Engines
+from tests.runtime.stock import Stock
+from tests.runtime.walking import walk
+
+LEVELS = 2  # of 255
+
+
+def spec(**asked: object) -> ImageSpec:
+    plain: dict[str, object] = {
+        "prompt": "a red fox in the snow",
+        "seed": 7,
+        "width": 128,
+        "height": 128,
+        "steps": 20,
+        "guidance": 6.9,
+    }
+    return ImageSpec(**(plain | asked))  # type: ignore[arg-type]
+
+
+def distance(ours: np.ndarray, theirs: np.ndarray) -> int:
+    assert ours.shape == theirs.shape
+    return int(np.abs(ours.astype(np.int16) - theirs).max())
+
+
+MIXED = [
+    spec(steps=4, guidance=1.0, seed=1, sampler=Sampler.EULER),
+    spec(steps=50, guidance=9.0, seed=2, sampler=Sampler.EULER_A, negative_prompt="blur"),
+    spec(steps=25, guidance=5.0, seed=3, sampler=Sampler.DPMPP_2M, negative_prompt=""),
+    spec(steps=30, guidance=7.5, seed=4, sampler=Sampler.DPMPP_2M_KARRAS, prompt="a blue house"),
+    spec(steps=11, guidance=1.0, seed=5, sampler=Sampler.DPMPP_2M, prompt="a boat"),
+    spec(steps=17, guidance=3.0, seed=6, sampler=Sampler.EULER, prompt="an owl at night"),
+    spec(steps=9, guidance=2.0, seed=2**32 - 1, sampler=Sampler.EULER_A),
+]
+
+
+@pytest.mark.parametrize("mode", ["strict", "fast"])
+def test_a_mixed_batch_gives_what_stock_gives_for_each_alone(
+    engines: Engines, stock: Stock, mode: str
+) -> None:
+    pictures = walk(
+        engines(mode, images=len(MIXED)) if mode == "fast" else engines(mode),
+        [(s, None) for s in MIXED],
+    )
+    distances = [distance(p, stock.picture(s)) for p, s in zip(pictures, MIXED, strict=True)]
+    print(distances)
+    assert max(distances) <= LEVELS, distances
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+@pytest.mark.parametrize("strength", [0.2, 0.5, 0.9])
+def test_an_image_from_an_image_is_stocks(
+    engines: Engines, stock: Stock, photo: bytes, strength: float, sampler: Sampler
+) -> None:
+    asked = spec(strength=strength, sampler=sampler)
+    (picture,) = walk(engines(), [(asked, photo)])
+    assert distance(picture, stock.picture(asked, photo)) <= LEVELS
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+@pytest.mark.parametrize("handoff", [0.6, 0.8])
+def test_base_and_refiner_together_are_stocks_ensemble(
+    engines: Engines, stock: Stock, handoff: float, sampler: Sampler
+) -> None:
+    asked = [
+        spec(handoff=handoff, sampler=sampler, steps=25),
+        spec(handoff=handoff, sampler=sampler, steps=12, negative_prompt="grey", seed=11),
+    ]
+    pictures = walk(engines(refiner=True), [(s, None) for s in asked])
+    for picture, one in zip(pictures, asked, strict=True):
+        assert distance(picture, stock.picture(one, refine=True)) <= LEVELS
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+@pytest.mark.parametrize("handoff", [0.6, 0.8])
+def test_the_two_stage_refine_is_stocks(
+    engines: Engines, stock: Stock, photo: bytes, handoff: float, sampler: Sampler
+) -> None:
+    asked = spec(strength=0.6, handoff=handoff, sampler=sampler)
+    (picture,) = walk(engines(refiner=True), [(asked, photo)])
+    assert distance(picture, stock.picture(asked, photo, refine=True)) <= LEVELS
+
+
+def test_an_image_that_enters_after_the_handoff_is_the_refiners_alone(
+    engines: Engines, stock: Stock, photo: bytes
+) -> None:
+    asked = spec(strength=0.2, handoff=0.8, steps=30)
+    pair = engines(refiner=True)
+    (picture,) = walk(pair, [(asked, photo)])
+    assert all(e.facts().steps == 0 for stage, e in pair.items() if stage == "base")
+    assert distance(picture, stock.refined_alone(asked, photo)) <= LEVELS
+
+
+@pytest.mark.parametrize(
+    ("steps", "sampler"),
+    [(1, Sampler.EULER), (4, Sampler.DPMPP_2M)],
+    ids=["base takes no step", "the refiner takes no step"],
+)
+def test_a_stage_without_steps_is_legal(
+    engines: Engines, stock: Stock, steps: int, sampler: Sampler
+) -> None:
+    asked = spec(steps=steps, sampler=sampler, handoff=0.8)
+    (picture,) = walk(engines(refiner=True), [(asked, None)])
+    assert distance(picture, stock.picture(asked, refine=True)) <= LEVELS
+
+
+@pytest.mark.parametrize("negative", [None, "", "ugly"])
+@pytest.mark.parametrize("refine", [False, True])
+def test_an_absent_negative_prompt_is_not_an_empty_one(
+    engines: Engines, stock: Stock, negative: str | None, refine: bool
+) -> None:
+    asked = spec(negative_prompt=negative, handoff=0.8 if refine else 1.0, steps=8)
+    (picture,) = walk(engines(refiner=refine), [(asked, None)])
+    assert distance(picture, stock.picture(asked, refine=refine)) <= LEVELS
+
+
+def test_pictures_of_other_sizes_are_stocks(engines: Engines, stock: Stock) -> None:
+    asked = [spec(width=152, height=104, steps=6), spec(width=96, height=168, steps=8)]
+    pictures = walk(engines(), [(s, None) for s in asked])
+    for picture, one in zip(pictures, asked, strict=True):
+        assert distance(picture, stock.picture(one)) <= LEVELS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "a red fox in the sand"},
+        {"negative_prompt": "ugly"},
+        {"negative_prompt": ""},
+        {"seed": 8},
+        {"steps": 21},
+        {"guidance": 7.9},
+        {"sampler": Sampler.EULER_A},
+        {"sampler": Sampler.DPMPP_2M},
+    ],
+    ids=str,
+)
+def test_the_comparison_would_notice(
+    engines: Engines, stock: Stock, change: dict[str, object]
+) -> None:
+    """The control: each thing asked for moves the picture by far more than the tolerance."""
+    (picture,) = walk(engines(), [(spec(**change), None)])
+    assert distance(picture, stock.picture(spec())) > 5 * LEVELS
+
+
+def test_the_handoff_shows_in_the_picture(engines: Engines, stock: Stock) -> None:
+    (picture,) = walk(engines(refiner=True), [(replace(spec(), handoff=0.3), None)])
+    theirs = stock.picture(replace(spec(), handoff=0.8), refine=True)
+    assert distance(picture, theirs) > 5 * LEVELS
