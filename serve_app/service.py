@@ -19,6 +19,7 @@ import ray
 import yaml
 from pydantic import ValidationError
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 from rich.console import Console
 from rich.table import Table
 
@@ -98,24 +99,26 @@ def hold(config: Path) -> int:
     settings = Settings.read(args.settings)
     options = dict(http, port=_port(settings, http), host=http.get("host", "127.0.0.1"))
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, tell)  # after Ray, which installs a handler of its own
     name = application.get("name", "default")
     try:
         serve.start(proxy_location="HeadOnly", http_options=options)
         with console.status("loading the models"):
             serve.run(build(args), name=name, route_prefix=application.get("route_prefix", "/"))
+        ready.set()
+        _greet(settings, options)
+        told.wait()
     except Exception as error:  # whatever start-up dies of, the operator gets one line
         console.print(f"[bold red]error[/] {_one_line(error)}", soft_wrap=True)
         _stop()
         return 1
-    except KeyboardInterrupt:
-        _stop()
-        return 0
-    ready.set()
-    _greet(settings, options)
-    told.wait()
-    console.print("draining: images under way are finished, nothing new is taken")
-    _drain(name, forced)
+    except KeyboardInterrupt:  # told while the models load
+        ready.set()
+    application_now = serve.status().applications.get(name)
+    if application_now is not None and application_now.status == ApplicationStatus.RUNNING:
+        console.print("draining: images under way are finished, nothing new is taken")
+        _drain(name, forced)
     _stop()
     console.print("stopped")
     return 0
@@ -153,6 +156,8 @@ def _drain(name: str, forced: threading.Event) -> None:
     def wait() -> None:
         try:
             calls.results(timeout_s=_DRAIN)
+        except Exception as error:  # an ingress that is gone has nothing left to finish
+            console.print(f"draining was cut short: {_one_line(error)}")
         finally:
             done.set()
 

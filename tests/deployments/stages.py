@@ -1,0 +1,54 @@
+"""Stages that keep the `StageClient` contract without Ray: real replicas, or a script of events."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+from serve_app.core.errors import ReplicaLost
+from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
+from serve_app.core.sample import Leg, Sample
+
+Trouble = Callable[[int, Sample[Any]], Exception | None]
+
+
+class CountingStage:
+    """Walks a sample by counting: latents are the number of steps taken by anybody.
+
+    `trouble(call, sample)` is asked before every step and may end the stream with an error.
+    """
+
+    def __init__(self, *, every: int = 5, trouble: Trouble | None = None, ready: int = 1) -> None:
+        self.every = every
+        self.trouble = trouble or (lambda call, sample: None)
+        self.ready = ready
+        self.calls: list[tuple[int, Leg]] = []  # index at which each call began
+        self.steps = 0
+        self.closed = 0
+
+    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+        call = len(self.calls)
+        self.calls.append((sample.index, leg))
+        try:
+            while sample.index < leg.stop:
+                if error := self.trouble(call, sample):
+                    raise error
+                self.steps += 1
+                taken = (sample.latents or 0) + 1
+                sample = replace(sample, index=sample.index + 1, latents=taken, profile="p")
+                if sample.index % self.every == 0:
+                    yield Snapshot(sample)
+            yield Arrived(sample, b"png %d" % sample.latents if leg.last else None, 100.0)
+        finally:
+            self.closed += 1
+
+    async def facts(self) -> list[ReplicaFacts]:
+        return [ReplicaFacts(1, "p", "", 0, 0, 0, 0, 1.5, {})] * self.ready
+
+
+def dies_at(*deaths: tuple[int, int]) -> Trouble:
+    """The replica of call n is lost at a step index, for each pair (n, index)."""
+
+    def trouble(call: int, sample: Sample[Any]) -> Exception | None:
+        return ReplicaLost("gone") if (call, sample.index) in deaths else None
+
+    return trouble

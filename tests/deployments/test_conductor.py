@@ -1,0 +1,170 @@
+"""The image's journey, with stages that count steps instead of denoising."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from serve_app.core.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFault,
+    OutOfMemory,
+    ProfileChanged,
+    ReplicaLost,
+)
+from serve_app.core.facts import Condition
+from serve_app.core.sample import Leg, Sample
+from serve_app.core.spec import ImageSpec, Stage
+from serve_app.deployments.conductor import Conductor
+from tests.deployments.stages import CountingStage, dies_at
+from tests.runtime.walking import NOISE
+
+SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=20, guidance=5, handoff=0.8)
+
+
+def conductor(base: Any, refiner: Any = None) -> Conductor:
+    return Conductor(base, refiner, NOISE)
+
+
+async def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -> None:
+    base, refiner = CountingStage(), CountingStage()
+    png = await conductor(base, refiner).make("a", SPEC, None, None)
+    assert png == b"png 20"
+    assert base.calls == [(0, Leg(Stage.BASE, 16, last=False))]
+    assert refiner.calls == [(16, Leg(Stage.REFINER, 20, last=True))]
+
+
+async def test_without_a_refiner_base_makes_the_whole_image() -> None:
+    base = CountingStage()
+    assert await conductor(base).make("a", SPEC, None, None) == b"png 20"
+    assert base.calls == [(0, Leg(Stage.BASE, 20, last=True))]
+
+
+async def test_a_lost_replica_costs_the_steps_since_the_last_snapshot() -> None:
+    base = CountingStage(trouble=dies_at((0, 13)))
+    assert await conductor(base).make("a", SPEC, None, None) == b"png 20"
+    assert [index for index, _ in base.calls] == [0, 10]
+    assert base.steps == 20 + 3
+
+
+async def test_a_lost_refiner_does_not_send_the_image_back_to_base() -> None:
+    base, refiner = CountingStage(), CountingStage(trouble=dies_at((0, 18)))
+    assert await conductor(base, refiner).make("a", SPEC, None, None) == b"png 20"
+    assert base.steps == 16
+    assert [index for index, _ in refiner.calls] == [16, 16]
+
+
+async def test_replicas_may_die_again_and_again_as_long_as_the_image_gets_on() -> None:
+    base = CountingStage(trouble=dies_at((0, 7), (1, 12), (2, 17), (3, 19)))
+    assert await conductor(base).make("a", SPEC, None, None) == b"png 20"
+
+
+async def test_an_image_that_kills_every_replica_at_one_step_is_given_up() -> None:
+    base = CountingStage(trouble=dies_at(*((call, 3) for call in range(9))))
+    with pytest.raises(ReplicaLost):
+        await conductor(base).make("a", SPEC, None, None)
+    assert len(base.calls) == 3
+
+
+async def test_under_another_numeric_profile_the_image_starts_again_from_the_first_step() -> None:
+    def changed(call: int, sample: Sample[Any]) -> Exception | None:
+        if (call, sample.index) == (0, 12):
+            return ReplicaLost("gone")
+        return ProfileChanged("another card") if call == 1 else None
+
+    base = CountingStage(trouble=changed)
+    assert await conductor(base).make("a", SPEC, None, None) == b"png 20"
+    assert [index for index, _ in base.calls] == [0, 10, 0]
+
+
+async def test_a_profile_that_never_settles_is_told() -> None:
+    base = CountingStage(trouble=lambda call, sample: ProfileChanged("again"))
+    with pytest.raises(ReplicaLost, match="again and again"):
+        await conductor(base).make("a", SPEC, None, None)
+
+
+async def test_other_errors_are_told_at_once() -> None:
+    base = CountingStage(trouble=lambda call, sample: OutOfMemory("no room"))
+    with pytest.raises(OutOfMemory):
+        await conductor(base).make("a", SPEC, None, None)
+    assert len(base.calls) == 1
+
+
+class Sleeping(CountingStage):
+    """Takes the sample and never comes back."""
+
+    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+        self.calls.append((sample.index, leg))
+        try:
+            await asyncio.sleep(60)
+            yield None
+        finally:
+            self.closed += 1
+
+
+async def test_an_image_that_is_late_is_cancelled_and_told() -> None:
+    base = Sleeping()
+    with pytest.raises(DeadlineExceeded, match=r"within 0 s"):
+        await conductor(base).make("a", SPEC, None, 0.05)
+    assert base.closed == 1
+
+
+async def test_cancelling_the_call_closes_the_stream_and_restores_the_books() -> None:
+    base = Sleeping()
+    one = conductor(base)
+    task = asyncio.create_task(one.make("a", SPEC, None, None))
+    await asyncio.sleep(0.01)
+    assert one.owed_seconds() > 0
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert base.closed == 1
+    assert one.owed_seconds() == 0
+
+
+class Silent(CountingStage):
+    """Ends without a result."""
+
+    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+        for _ in ():
+            yield _
+
+
+async def test_a_stage_that_ends_without_a_result_is_a_fault() -> None:
+    with pytest.raises(EngineFault, match="without a result"):
+        await conductor(Silent()).make("a", SPEC, None, None)
+
+
+async def test_health_names_the_stage_that_is_not_ready() -> None:
+    both = await conductor(CountingStage(ready=2), CountingStage()).health()
+    assert both.condition is Condition.READY
+    assert both.replicas == {"base": 2, "refiner": 1}
+    assert both.owed_seconds == 4.5
+    one = await conductor(CountingStage(), CountingStage(ready=0)).health()
+    assert (one.condition, one.reason) == (Condition.LOADING, "no replica of refiner is ready yet")
+
+
+async def test_draining_finishes_what_was_accepted_and_takes_nothing_new() -> None:
+    base = Sleeping()
+    one = conductor(base)
+    task = asyncio.create_task(one.make("a", SPEC, None, None))
+    await asyncio.sleep(0.01)
+    drained = asyncio.create_task(one.drain())
+    await asyncio.sleep(0.01)
+    assert not drained.done()
+    assert (await one.health()).condition is Condition.DRAINING
+    with pytest.raises(Draining):
+        await one.make("b", SPEC, None, None)
+    task.cancel()
+    await asyncio.wait_for(drained, 1)
+
+
+async def test_an_image_that_enters_after_the_handoff_never_meets_base() -> None:
+    base, refiner = CountingStage(), CountingStage()
+    late = replace(SPEC, strength=0.1)
+    await conductor(base, refiner).make("a", late, bytes(64 * 64 * 3), None)
+    assert not base.calls
+    assert refiner.calls[0][0] == 18

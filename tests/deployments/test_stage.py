@@ -1,0 +1,108 @@
+"""A replica without Ray: the plain class, with the stand-in behind it."""
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serve_app.core.errors import DeviceError, ProfileChanged
+from serve_app.core.events import Arrived, Snapshot
+from serve_app.core.sample import Leg
+from serve_app.core.spec import ImageSpec, Stage
+from serve_app.deployments.stage import StageConfig, StageReplica
+from serve_app.runtime.standin import ensure_standin
+from tests.runtime.walking import sample_of
+
+SPEC = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=150, guidance=5)
+END = Leg(Stage.BASE, 150, last=True)
+
+
+def config(folder: Path, device: str = "cpu") -> StageConfig:
+    return StageConfig(
+        stage=Stage.BASE,
+        folder=folder,
+        device=device,
+        precision=None,
+        xformers=False,
+        cpu_threads=1,
+        images=2,
+        strict=True,
+        snapshot_every=5,
+    )
+
+
+@pytest.fixture(scope="module")
+def replica(cache: Path) -> StageReplica:
+    one = StageReplica(config(ensure_standin(cache)[0]))
+    yield one  # type: ignore[misc]
+    one.close()
+
+
+async def test_a_sample_is_walked_with_snapshots_on_the_way_and_a_picture_at_the_end(
+    replica: StageReplica,
+) -> None:
+    spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=40, guidance=5)
+    leg = Leg(Stage.BASE, 40, last=True)
+    events = [event async for event in replica.advance(sample_of(spec, "walk"), leg)]
+    assert all(isinstance(event, Snapshot) for event in events[:-1])
+    end = events[-1]
+    assert isinstance(end, Arrived)
+    assert end.png is not None
+    assert end.png.startswith(b"\x89PNG")
+    assert end.tflops > 0
+
+
+async def test_a_caller_that_goes_away_frees_the_engine_within_a_step(
+    replica: StageReplica,
+) -> None:
+    before = await replica.facts()
+    task = asyncio.create_task(_first_event(replica))
+    while not (await replica.facts()).positions:
+        await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gone = await replica.facts()
+    while (await replica.facts()).positions:
+        await asyncio.sleep(0.005)
+    after = await replica.facts()
+    assert after.steps - gone.steps <= 2  # the one under way, and one counted since we looked
+    assert after.cancelled == before.cancelled + 1
+
+
+async def _first_event(replica: StageReplica) -> object:
+    return [event async for event in replica.advance(sample_of(SPEC, "left"), END)]
+
+
+async def test_a_named_error_comes_out_by_its_name(replica: StageReplica) -> None:
+
+    stranger = replace(sample_of(SPEC, "stranger"), profile="somebody else's")
+    with pytest.raises(ProfileChanged):
+        _ = [event async for event in replica.advance(stranger, END)]
+
+
+async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageReplica) -> None:
+    task = asyncio.create_task(_first_event(replica))
+    while not (await replica.facts()).positions:
+        await asyncio.sleep(0.005)
+    loop = asyncio.get_running_loop()
+    gaps = []
+    for _ in range(20):
+        began = loop.time()
+        await asyncio.sleep(0.001)
+        gaps.append(loop.time() - began)
+    task.cancel()
+    assert sorted(gaps)[10] < 0.05
+    assert (await replica.facts()).pid == os.getpid()
+    replica.check_health()
+
+
+def test_a_replica_promised_cuda_that_finds_none_refuses_to_start(cache: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a card")
+    with pytest.raises(DeviceError, match="MODEL_DEVICE=cuda"):
+        StageReplica(config(ensure_standin(cache)[0], device="cuda"))

@@ -1,0 +1,119 @@
+"""A real Ray on this machine with four make-believe GPUs, and the service on it."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from serve_app.app import AppArgs, build
+from serve_app.core.events import ReplicaFacts
+
+APP = "aura"
+STAGES = {"base": "BaseGenerator", "refiner": "Refiner"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(true: Callable[[], Any], seconds: float = 90) -> Any:
+    """What `true` gives, once it gives something; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := true():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s")
+
+
+@dataclass
+class Service:
+    """The running service: its address, and a look into its replicas."""
+
+    address: str
+
+    def post(self, route: str, **body: Any) -> httpx.Response:
+        return httpx.post(f"{self.address}{route}", json=body, timeout=180)
+
+    def facts(self, stage: str) -> list[ReplicaFacts]:
+        """The facts of the replicas that answer; a dead one may still be listed for a moment."""
+        handle = serve.get_deployment_handle(STAGES[stage], APP)
+        try:
+            found = handle.broadcast("facts").results(timeout_s=10, return_exceptions=True)
+        except Exception:  # no replica, or one that died while it was asked
+            return []
+        return [f for f in found if isinstance(f, ReplicaFacts)]
+
+    def wait_ready(self) -> None:
+        def ready() -> bool:
+            answer = httpx.get(f"{self.address}/health", timeout=10)
+            return answer.json()["replicas"] == {"base": 2, "refiner": 2}
+
+        until(ready)
+
+
+@pytest.fixture(scope="session")
+def environment(cache: Path) -> Iterator[dict[str, str]]:
+    """What Ray and its workers inherit: a cache with the stand-in, no traces in the home folder."""
+    wanted = {
+        "XDG_CACHE_HOME": str(cache.parent / "xdg"),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    home = cache.parent / "xdg" / "aura-serve"
+    if not home.exists():
+        home.parent.mkdir(exist_ok=True)
+        home.symlink_to(cache)
+    before = dict(os.environ)
+    os.environ.update(wanted)
+    yield dict(os.environ)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def cluster(environment: dict[str, str]) -> Iterator[int]:
+    """Ray with four GPUs that are not there, and Serve's proxy; gives the port."""
+    port = free_port()
+    ray.init(
+        num_cpus=2,
+        num_gpus=4,
+        include_dashboard=False,
+        object_store_memory=150 * 2**20,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def service(cluster: int) -> Service:
+    """Two base replicas and two refiners, each with a make-believe GPU, on the CPU."""
+    args = AppArgs.model_validate(
+        {
+            "base": {"min_replicas": 2, "num_gpus": 1},
+            "refiner": {"min_replicas": 2, "num_gpus": 1},
+            "settings": {
+                "MODEL_DEVICE": "cpu",
+                "MODEL_CPU_THREADS": "1",
+                "MODEL_MAX_BATCH_SIZE": "4",
+            },
+        }
+    )
+    serve.run(build(args), name=APP)
+    running = Service(f"http://127.0.0.1:{cluster}")
+    running.wait_ready()
+    return running
