@@ -107,7 +107,14 @@ class Ingress:
 def build(args: AppArgs) -> Application:
     """The application, bound. Raises `OperatorError` with one line that says what to do."""
     settings = Settings.read(args.settings)
-    device = choose_device(settings.model_device, gpus=ray.cluster_resources().get("GPU", 0))
+    gpus_there = ray.cluster_resources().get("GPU", 0)
+    device = choose_device(settings.model_device, gpus=gpus_there)
+    if device == "cuda" and gpus_there < 1 and args.base.num_gpus is None:
+        raise SettingsError(
+            "MODEL_DEVICE=cuda, but Ray sees no GPU, so replicas would wait for ever. Check "
+            "nvidia-smi, or set MODEL_DEVICE=cpu. Where GPU nodes come later, say num_gpus: 1 in "
+            "the args of base and refiner"
+        )
     base, refiner = find_checkpoints(settings)
     standin = settings.model_checkpoint_dir is None
     images = settings.model_max_batch_size or _BATCH[device]

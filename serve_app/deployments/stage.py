@@ -101,7 +101,7 @@ class StageReplica:
                     return
                 yield Snapshot(event.sample)
         finally:
-            self._engine.cancel(sample.id)
+            self._engine.cancel(sample.id, listen)
 
     async def facts(self) -> ReplicaFacts:
         """What this replica is and has done, as of its last turn."""

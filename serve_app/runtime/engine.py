@@ -109,12 +109,18 @@ class Engine:
             self._take_commands(wait=False)
 
     def submit(self, sample: Packed, leg: Leg, listener: Listener) -> None:
-        """The sample will be walked to the end of its leg. May be called from any thread."""
+        """The sample will be walked to the end of its leg. May be called from any thread.
+
+        A sample that is here already is replaced: who sends it again has given the first one up.
+        """
         self._commands.put(lambda: self._add(sample, leg, listener))
 
-    def cancel(self, id: str) -> None:
-        """The sample is dropped at the next step boundary; its listener hears no more."""
-        self._commands.put(lambda: self._drop(id))
+    def cancel(self, id: str, listener: Listener) -> None:
+        """The listener's sample is dropped at the next step boundary, and it hears no more.
+
+        Nothing happens when the sample has ended, or was sent again and has another listener.
+        """
+        self._commands.put(lambda: self._drop(id, listener))
 
     def facts(self) -> EngineFacts:
         """What the engine has done, as of its last turn."""
@@ -162,20 +168,24 @@ class Engine:
     def _add(self, sample: Packed, leg: Leg, listener: Listener) -> None:
         mine = self.model.profile.name
         if sample.profile is not None and sample.profile != mine:
-            listener(
-                Failed(ProfileChanged(f"made under {sample.profile}, this replica runs {mine}"))
-            )
+            change = ProfileChanged(f"made under {sample.profile}, this replica runs {mine}")
+            _tell(listener, Failed(change))
             return
+        if sample.id in self._scheduler:
+            self._scheduler.cancel(sample.id)
+            self._forget(sample.id)
         try:
             self._scheduler.add(self.model.unpack(sample), leg)
         except Exception as error:  # a bad sample must not end the thread
             logger.exception("sample %s was not taken", sample.id)
-            listener(Failed(_named(error)))
+            _tell(listener, Failed(_named(error)))
             return
         self._waiters[sample.id] = _Waiter(listener, sample.index, self._clock())
 
-    def _drop(self, id: str) -> None:
-        if self._scheduler.cancel(id):
+    def _drop(self, id: str, listener: Listener) -> None:
+        waiter = self._waiters.get(id)
+        if waiter is not None and waiter.listener is listener:
+            self._scheduler.cancel(id)
             self._forget(id)
             self._counts = replace(self._counts, cancelled=self._counts.cancelled + 1)
 
@@ -184,8 +194,8 @@ class Engine:
             left = self._scheduler.evict(sample.id)
             listener = self._forget(sample.id)
             if left.index > left.schedule.start:
-                listener(Snapshot(self.model.pack(left)))
-            listener(Failed(ReplicaLost("the replica is closing")))
+                _tell(listener, Snapshot(self.model.pack(left)))
+            _tell(listener, Failed(ReplicaLost("the replica is closing")))
         self._closing = True
 
     def _run_plan(self, plan: Plan[torch.Tensor]) -> None:
@@ -206,7 +216,7 @@ class Engine:
         for sample in self._scheduler.settle(plan, results):
             packed = self.model.pack(sample)
             self._counts = replace(self._counts, finished=self._counts.finished + 1)
-            self._forget(sample.id)(Finished(packed, picture, self._rate.tflops))
+            _tell(self._forget(sample.id), Finished(packed, picture, self._rate.tflops))
         if plan.work is Work.STEP:
             self._send_snapshots(results)
 
@@ -220,7 +230,7 @@ class Engine:
                 and now - waiter.at >= SNAPSHOT_GAP
             ):
                 waiter.index, waiter.at = sample.index, now
-                waiter.listener(Snapshot(self.model.pack(sample)))
+                _tell(waiter.listener, Snapshot(self.model.pack(sample)))
 
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
         logger.exception("a turn failed: %s", plan.work)
@@ -230,7 +240,7 @@ class Engine:
         self._faults += 1
         for sample in plan.samples:
             if self._scheduler.cancel(sample.id):
-                self._forget(sample.id)(Failed(named))
+                _tell(self._forget(sample.id), Failed(named))
 
     def _forget(self, id: str) -> Listener:
         self.model.forget(id)
@@ -256,6 +266,14 @@ class Engine:
             owed_seconds=self._rate.seconds(owed) if self._rate.known else 0.0,
             positions={s.id: s.index for s in self._scheduler.samples()},
         )
+
+
+def _tell(listener: Listener, event: Event) -> None:
+    """The listener was told, if it still could be: one that fails hurts nobody else's sample."""
+    try:
+        listener(event)
+    except Exception:
+        logger.exception("a listener failed")
 
 
 def _named(error: Exception) -> AuraError:

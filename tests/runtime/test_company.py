@@ -64,7 +64,7 @@ def test_the_bytes_are_the_same_when_strangers_come_and_go(
 ) -> None:
     draw = random.Random(3)
     engine = engines()[Stage.BASE]
-    heard = Heard()
+    heard, nobody = Heard(), Heard()
     engine.submit(sample_of(spec), Leg(Stage.BASE, spec.steps, last=True), heard)
     number = 0
     while not heard.ended:
@@ -72,9 +72,9 @@ def test_the_bytes_are_the_same_when_strangers_come_and_go(
             number += 1
             guest = stranger(draw, spec)
             leg = Leg(Stage.BASE, guest.steps, last=True)
-            engine.submit(sample_of(guest, f"guest {number}"), leg, Heard())
+            engine.submit(sample_of(guest, f"guest {number}"), leg, nobody)
         if draw.random() < 0.2:
-            engine.cancel(f"guest {draw.randrange(1, number + 2)}")
+            engine.cancel(f"guest {draw.randrange(1, number + 2)}", nobody)
         engine.turn()
     engine.close()
     assert number > 2

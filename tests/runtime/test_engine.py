@@ -48,12 +48,12 @@ def test_a_cancelled_sample_costs_no_further_step_and_is_told_nothing() -> None:
     for _ in range(4):
         engine.turn()
     steps = len(denoiser.batches)
-    engine.cancel("one")
+    engine.cancel("one", heard)
     drain(engine)
     assert len(denoiser.batches) == steps
     assert not heard.events
     assert engine.facts().cancelled == 1
-    engine.cancel("one")
+    engine.cancel("one", heard)
     engine.turn()
     assert engine.facts().cancelled == 1
 
@@ -63,9 +63,10 @@ def test_a_cancel_during_a_step_takes_effect_before_the_next_one() -> None:
     engine = engine_over(denoiser)
     engine.start()
     denoiser.gate.clear()
-    engine.submit(sample_of(replace(SPEC, steps=150)), Leg(Stage.BASE, 150, last=True), Heard())
+    heard = Heard()
+    engine.submit(sample_of(replace(SPEC, steps=150)), Leg(Stage.BASE, 150, last=True), heard)
     time.sleep(0.05)  # it stands at the gate, inside the step
-    engine.cancel("one")
+    engine.cancel("one", heard)
     denoiser.gate.set()
     while engine.facts().cancelled == 0:
         time.sleep(0.005)
@@ -145,13 +146,38 @@ def test_a_snapshot_of_another_profile_is_not_continued() -> None:
     assert isinstance(heard.failed.error, ProfileChanged)
 
 
-def test_a_sample_that_is_here_already_is_refused_without_harm() -> None:
+def test_a_sample_sent_again_replaces_the_first_and_late_cancels_do_not_touch_it() -> None:
     engine, first, second = engine_over(ConstantDenoiser()), Heard(), Heard()
     engine.submit(sample_of(SPEC), END, first)
+    for _ in range(4):
+        engine.turn()
     engine.submit(sample_of(SPEC), END, second)
+    engine.cancel("one", first)
     drain(engine)
-    assert first.finished
-    assert isinstance(second.failed.error, EngineFault)
+    assert not first.events
+    assert second.finished
+    assert engine.facts().cancelled == 0
+
+
+def test_a_sample_without_a_step_to_take_is_refused_without_harm() -> None:
+    engine, heard, beside = engine_over(ConstantDenoiser()), Heard(), Heard()
+    engine.submit(sample_of(SPEC), Leg(Stage.BASE, 0, last=False), heard)
+    engine.submit(sample_of(SPEC, "beside"), END, beside)
+    drain(engine)
+    assert isinstance(heard.failed.error, EngineFault)
+    assert beside.finished
+
+
+def test_a_listener_that_fails_hurts_nobody_else() -> None:
+    def broken(event: object) -> None:
+        raise RuntimeError("its event loop is closed")
+
+    engine, beside = engine_over(ConstantDenoiser()), Heard()
+    engine.submit(sample_of(SPEC), END, broken)
+    engine.submit(sample_of(SPEC, "beside"), END, beside)
+    drain(engine)
+    assert beside.finished
+    engine.check()
 
 
 def test_closing_hands_every_sample_back_before_the_thread_ends() -> None:

@@ -102,6 +102,21 @@ def test_under_plain_serve_the_same_line_is_the_applications_status(
     serve.delete("broken")
 
 
+def test_up_tells_that_a_promised_card_is_not_there(environment: dict[str, str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a card")
+    done = subprocess.run(
+        [sys.executable, "-m", "serve_app", "up"],
+        env=environment | {"MODEL_DEVICE": "cuda", "BACKEND_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "MODEL_DEVICE=cuda, but Ray sees no GPU" in done.stderr
+
+
 def test_up_serves_on_its_port_and_drains_on_sigterm(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
