@@ -26,6 +26,7 @@ from serve_app.deployments.remote import RemoteStage
 from serve_app.deployments.stage import StageConfig, StageReplica
 from serve_app.ingress.routes import build_api
 from serve_app.runtime.checkpoint import Checkpoint, check_pair, inspect
+from serve_app.runtime.standin import BASE as STANDIN
 from serve_app.runtime.standin import cache_folder, ensure_standin
 from serve_app.settings import Settings
 
@@ -151,7 +152,7 @@ def build(args: AppArgs) -> Application:
         precision=settings.model_precision or ("fp32" if device == "cpu" else "fp16"),
         image_count=settings.image_count,
         default_steps=DEFAULT_STEPS,
-        notices=(STANDIN_NOTICE,) if standin else (),
+        notices=(STANDIN_NOTICE,) if base.name == STANDIN else (),
     )
     return (
         cast(Deployment, serve.deployment(serve.ingress()(Ingress)))
