@@ -6,7 +6,7 @@ Knows no samples' insides. Ray's own errors stop here and become named ones.
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
@@ -43,7 +43,7 @@ class RemoteStage:
             if isinstance(cause, AuraError):
                 raise cause from None
             raise EngineFault(f"the {self._stage} replica failed") from error
-        except RayActorError as error:
+        except RayError as error:  # the process, its node, or what it had stored there is gone
             raise ReplicaLost(f"a {self._stage} replica is gone") from error
         except DeploymentUnavailableError as error:
             raise Loading(f"the {self._stage} stage is not ready") from error
@@ -55,6 +55,6 @@ class RemoteStage:
         try:
             calls = self._handle.broadcast("facts")
             answers = await calls.results_async(timeout_s=_PATIENCE, return_exceptions=True)
-        except (TimeoutError, RayActorError, DeploymentUnavailableError):
+        except (TimeoutError, RayError, DeploymentUnavailableError):
             return []
         return [answer for answer in answers if isinstance(answer, ReplicaFacts)]
