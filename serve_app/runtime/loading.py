@@ -7,16 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device
-
-transformers.logging.set_verbosity_error()  # image processors we never use complain at import
-transformers.logging.disable_progress_bar()
-diffusers.utils.logging.disable_progress_bar()
+from serve_app.runtime.libraries import diffusers
 
 EncodeText = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 

@@ -8,16 +8,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    EulerDiscreteScheduler,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from serve_app.runtime.libraries import diffusers, transformers
 from serve_app.runtime.standin import BASE, REFINER, SEED
 
 NATIVE_LATENT = 16  # 128 pixels a side
@@ -31,17 +24,17 @@ def build_standin(home: Path) -> None:
         torch.manual_seed(SEED)
         words = _tokenizer(home / "words")
         vae = _vae()
-        encoder_2 = CLIPTextModelWithProjection(_text_config(96, 3, "gelu")).eval()
-        scheduler = EulerDiscreteScheduler(
+        encoder_2 = transformers.CLIPTextModelWithProjection(_text_config(96, 3, "gelu")).eval()
+        scheduler = diffusers.EulerDiscreteScheduler(
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
             timestep_spacing="leading",
             steps_offset=1,
         )
-        StableDiffusionXLPipeline(
+        diffusers.StableDiffusionXLPipeline(
             vae=vae,
-            text_encoder=CLIPTextModel(_text_config(64, 2, "quick_gelu")).eval(),
+            text_encoder=transformers.CLIPTextModel(_text_config(64, 2, "quick_gelu")).eval(),
             text_encoder_2=encoder_2,
             tokenizer=words,
             tokenizer_2=words,
@@ -56,7 +49,7 @@ def build_standin(home: Path) -> None:
             scheduler=scheduler,
             add_watermarker=False,
         ).save_pretrained(home / BASE)
-        StableDiffusionXLImg2ImgPipeline(
+        diffusers.StableDiffusionXLImg2ImgPipeline(
             vae=vae,
             text_encoder=None,
             text_encoder_2=encoder_2,
@@ -78,7 +71,7 @@ def build_standin(home: Path) -> None:
         shutil.rmtree(home / "words")
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def _tokenizer(folder: Path) -> "transformers.CLIPTokenizer":
     """CLIP's byte-level tokenizer without merges: a token for every letter."""
     letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
     letters += [chr(256 + i) for i in range(256 - len(letters))]
@@ -88,18 +81,18 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
         "<|startoftext|>",
         "<|endoftext|>",
     ]
-    words = CLIPTokenizer(
+    words = transformers.CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)},
         merges=[],
         model_max_length=77,
         pad_token="<|endoftext|>",
     )
     words.save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
+    return transformers.CLIPTokenizer.from_pretrained(folder)
 
 
-def _text_config(hidden: int, heads: int, activation: str) -> CLIPTextConfig:
-    return CLIPTextConfig(
+def _text_config(hidden: int, heads: int, activation: str) -> "transformers.CLIPTextConfig":
+    return transformers.CLIPTextConfig(
         vocab_size=514,
         hidden_size=hidden,
         intermediate_size=hidden * 4,
@@ -121,8 +114,8 @@ def _unet(
     depths: tuple[int, ...],
     context: int,
     ids: int,
-) -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
+) -> "diffusers.UNet2DConditionModel":
+    unet = diffusers.UNet2DConditionModel(
         sample_size=NATIVE_LATENT,
         block_out_channels=channels,
         layers_per_block=1,
@@ -144,8 +137,8 @@ def _unet(
     return unet
 
 
-def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
+def _vae() -> "diffusers.AutoencoderKL":
+    return diffusers.AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=(16, 32, 64, 64),

@@ -1,0 +1,14 @@
+"""diffusers and transformers, told to be quiet before anything of theirs is loaded.
+
+They warn of image processors that are never used here, and draw progress bars over the log.
+Knows nothing of ours.
+"""
+
+import diffusers
+import transformers
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+diffusers.utils.logging.disable_progress_bar()
+
+__all__ = ["diffusers", "transformers"]
