@@ -6,7 +6,7 @@ reads the settings once, and hands every deployment what it needs by value.
 
 import os
 import platform
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
@@ -17,15 +17,21 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import __version__
+from serve_app.core.allowance import Allowance
 from serve_app.core.errors import SettingsError
 from serve_app.core.facts import ServiceFacts
+from serve_app.core.safety import WordList
 from serve_app.core.schedule import NoiseConfig
 from serve_app.core.spec import Stage
 from serve_app.deployments.conductor import Conductor
-from serve_app.deployments.remote import RemoteStage
+from serve_app.deployments.ledger import Ledger
+from serve_app.deployments.remote import RemoteLedger, RemoteStage
 from serve_app.deployments.stage import StageConfig, StageReplica
-from serve_app.ingress.routes import build_api
-from serve_app.runtime.checkpoint import Checkpoint, check_pair, inspect
+from serve_app.ingress.api import build_api
+from serve_app.ingress.jobs import Desk
+from serve_app.ingress.security import Policy, digests
+from serve_app.runtime.checkpoint import Checkpoint, check_checker, check_pair, inspect
+from serve_app.runtime.licenses import license_of
 from serve_app.runtime.standin import BASE as STANDIN
 from serve_app.runtime.standin import cache_folder, ensure_standin
 from serve_app.settings import Settings
@@ -39,6 +45,7 @@ _ROUTER = "serve_app.deployments.scaling.LeastBusyRouter"
 _BATCH = {"cuda": 4, "mps": 1, "cpu": 2}  # images stepping together, when nobody says
 _ADMITTED = 256  # samples a replica takes in: a bound on memory, no batch size
 _CALLERS = 1000  # requests an ingress replica holds open
+_HALTED = 5.0  # seconds in which every ingress replica should have heard of a cancelled job
 _GOODBYE = 60.0  # seconds a retiring replica may finish in; then its images go on elsewhere
 
 
@@ -77,32 +84,68 @@ class AppArgs(BaseModel):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class IngressConfig:
+    """All an ingress replica needs to know, by value; of keys it has the digests alone."""
+
+    facts: ServiceFacts
+    noise: NoiseConfig
+    policy: Policy
+    words: tuple[str, ...]
+    allowance: Allowance | None
+
+
 class Ingress:
-    """The CPU deployment that speaks HTTP: routes on a conductor, which has a handle per stage."""
+    """The CPU deployment that speaks HTTP: routes on a desk, a conductor and handles."""
 
     def __init__(
         self,
-        facts: ServiceFacts,
-        noise: NoiseConfig,
-        origins: Sequence[str],
+        config: IngressConfig,
+        ledger: "DeploymentHandle[Any]",
         base: "DeploymentHandle[Any]",
         refiner: "DeploymentHandle[Any] | None",
     ) -> None:
-        self._facts = facts
-        self._origins = origins
+        self._config = config
         self._conductor = Conductor(
             RemoteStage(Stage.BASE, base),
             RemoteStage(Stage.REFINER, refiner) if refiner else None,
-            noise,
+            config.noise,
+        )
+        here = serve.get_replica_context()
+        self._all = serve.get_deployment_handle(here.deployment, here.app_name)
+        self._desk = Desk(
+            self._conductor,
+            RemoteLedger(ledger),
+            config.facts,
+            words=WordList(config.words) if config.words else None,
+            allowance=config.allowance,
+            halt=self._halt_everywhere,
         )
 
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI app; Serve asks for it in the replica, so nothing of it is ever pickled."""
-        return build_api(self._conductor, self._facts, origins=self._origins, version=__version__)
+        config = self._config
+        return build_api(
+            self._desk,
+            self._conductor,
+            config.facts,
+            config.policy,
+            version=__version__,
+            proxy_names=True,
+        )
+
+    async def halt(self, job: str) -> None:
+        """The job is cancelled, if it is worked at here."""
+        self._desk.stop(job)
 
     async def drain(self) -> None:
-        """Nothing new is taken, and all that was accepted has ended."""
+        """Nothing new is taken, all that was accepted has ended, and the ledger knows."""
         await self._conductor.drain()
+        await self._desk.settle()
+
+    async def _halt_everywhere(self, job: str) -> None:
+        calls = self._all.broadcast("halt", job)
+        await calls.results_async(timeout_s=_HALTED, return_exceptions=True)
 
 
 def build(args: AppArgs) -> Application:
@@ -132,6 +175,7 @@ def build(args: AppArgs) -> Application:
             images=images,
             strict=settings.model_determinism == "strict",
             snapshot_every=settings.snapshot_every,
+            safety=settings.safety_checker_dir,
         )
         gpus = scale.num_gpus if scale.num_gpus is not None else float(device == "cuda")
         deployment = cast(Deployment, serve.deployment(StageReplica)).options(
@@ -144,15 +188,26 @@ def build(args: AppArgs) -> Application:
         )
         return deployment.bind(config)
 
-    facts = ServiceFacts(
-        model=base.name,
-        refiner=refiner.name if refiner else None,
-        native=base.native,
-        device=device,
-        precision=settings.model_precision or ("fp32" if device == "cpu" else "fp16"),
-        image_count=settings.image_count,
-        default_steps=DEFAULT_STEPS,
-        notices=(STANDIN_NOTICE,) if base.name == STANDIN else (),
+    config = IngressConfig(
+        facts=_facts(settings, base, refiner, device),
+        noise=base.noise,
+        policy=Policy(
+            keys=digests(settings.api_keys),
+            anonymous=settings.allow_anonymous,
+            hosts=settings.hosts,
+            origins=settings.origins,
+            body_limit=settings.max_body_mb * 2**20,
+        ),
+        words=settings.words(),
+        allowance=settings.allowance,
+    )
+    ledger = cast(Deployment, serve.deployment(Ledger)).options(
+        name="Ledger",
+        num_replicas=1,
+        max_ongoing_requests=_CALLERS,
+        health_check_period_s=1,
+        graceful_shutdown_timeout_s=1,
+        ray_actor_options={"num_cpus": 0, "num_gpus": 0},
     )
     return (
         cast(Deployment, serve.deployment(serve.ingress()(Ingress)))
@@ -164,9 +219,8 @@ def build(args: AppArgs) -> Application:
             **_replicas(args.ingress, _CALLERS),
         )
         .bind(
-            facts,
-            base.noise,
-            settings.origins,
+            config,
+            ledger.bind(settings.ledger),
             bind_stage(base, "BaseGenerator", args.base),
             bind_stage(refiner, "Refiner", args.refiner) if refiner else None,
         )
@@ -196,8 +250,11 @@ def choose_device(name: str, *, gpus: float) -> str:
 def find_checkpoints(settings: Settings) -> tuple[Checkpoint, Checkpoint | None]:
     """Base and refiner as the settings have them; the stand-in's when none is set.
 
-    Raises `OperatorError` when a folder is not a whole checkpoint, or the two don't fit together.
+    Raises `OperatorError` when a folder, the safety checker's too, is not a whole checkpoint, or
+    the two don't fit together.
     """
+    if settings.safety_checker_dir:
+        check_checker(settings.safety_checker_dir)
     base_folder = settings.model_checkpoint_dir
     refiner_folder = settings.model_refiner_checkpoint_dir
     if base_folder is None:
@@ -213,6 +270,27 @@ def find_checkpoints(settings: Settings) -> tuple[Checkpoint, Checkpoint | None]
     refiner = inspect(refiner_folder, Stage.REFINER)
     check_pair(base, refiner)
     return base, refiner
+
+
+def _facts(
+    settings: Settings, base: Checkpoint, refiner: Checkpoint | None, device: str
+) -> ServiceFacts:
+    """What answers, /health and /licenses say of the service."""
+    filters = {"words": settings.safety_words_file, "pictures": settings.safety_checker_dir}
+    return ServiceFacts(
+        model=base.name,
+        refiner=refiner.name if refiner else None,
+        native=base.native,
+        device=device,
+        precision=settings.model_precision or ("fp32" if device == "cpu" else "fp16"),
+        image_count=settings.image_count,
+        default_steps=DEFAULT_STEPS,
+        notices=(STANDIN_NOTICE,) if base.name == STANDIN else (),
+        licenses=tuple(license_of(one) for one in (base, refiner) if one),
+        prompt_chars=settings.prompt_max_chars,
+        filters=tuple(name for name, setting in filters.items() if setting),
+        terms_required=settings.require_terms_acceptance,
+    )
 
 
 def _replicas(scale: Scale, target: int) -> dict[str, Any]:

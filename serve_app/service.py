@@ -28,6 +28,7 @@ from serve_app.app import AppArgs, build, find_checkpoints
 from serve_app.core.errors import OperatorError, SettingsError
 from serve_app.settings import Settings
 
+LOOPBACK = "127.0.0.1"
 _DRAIN = 600.0  # seconds that images under way may take
 
 console = Console(stderr=True, highlight=False)
@@ -57,8 +58,9 @@ def up(config: Path) -> int:
         http, _, args = read_config(config)
         settings = Settings.read(args.settings)
         find_checkpoints(settings)
+        settings.words()
         port = _port(settings, http)
-        _check_port(http.get("host", "127.0.0.1"), port)
+        _check_port(_host(settings, http), port)
     except OperatorError as error:
         console.print(f"[bold red]error[/] {error}", soft_wrap=True)
         return 2
@@ -97,7 +99,7 @@ def hold(config: Path) -> int:
     threading.Thread(target=_tell_when_orphaned, daemon=True).start()
     http, application, args = read_config(config)
     settings = Settings.read(args.settings)
-    options = dict(http, port=_port(settings, http), host=http.get("host", "127.0.0.1"))
+    options = dict(http, port=_port(settings, http), host=_host(settings, http))
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, tell)  # after Ray, which installs a handler of its own
@@ -107,7 +109,7 @@ def hold(config: Path) -> int:
         with console.status("loading the models"):
             serve.run(build(args), name=name, route_prefix=application.get("route_prefix", "/"))
         ready.set()
-        _greet(settings, options)
+        _greet(settings, options, asked_host=http.get("host"))
         told.wait()
     except Exception as error:  # whatever start-up dies of, the operator gets one line
         console.print(f"[bold red]error[/] {_one_line(error)}", soft_wrap=True)
@@ -129,6 +131,12 @@ def _port(settings: Settings, http: dict[str, Any]) -> int:
     if "backend_port" in settings.model_fields_set:
         return settings.backend_port
     return int(http.get("port", settings.backend_port))
+
+
+def _host(settings: Settings, http: dict[str, Any]) -> str:
+    """The config's address, but this machine alone while nobody needs a key."""
+    host = str(http.get("host", LOOPBACK))
+    return host if settings.is_open else LOOPBACK
 
 
 def _check_port(host: str, port: int) -> None:
@@ -180,14 +188,26 @@ def _one_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
-def _greet(settings: Settings, options: dict[str, Any]) -> None:
+def _greet(settings: Settings, options: dict[str, Any], asked_host: str | None) -> None:
     address = settings.image_service_base_url or f"http://localhost:{options['port']}"
     checkpoint = settings.model_checkpoint_dir
     table = Table.grid(padding=(0, 2))
     table.add_row("[bold]Aura Serve[/]", __version__)
     table.add_row("address", f"[bold]{address}[/]")
     table.add_row("listening", f"{options['host']}:{options['port']}")
+    table.add_row("keys", _who_may_ask(settings))
+    if asked_host not in (None, options["host"]):
+        table.add_row("", f"[yellow]the config's host {asked_host} needs API_KEYS[/]")
     table.add_row("model", checkpoint.name if checkpoint else "stand-in (random weights)")
+    table.add_row("terms", f"{address}/licenses")
     table.add_row("try", f"curl {address}/health")
     table.add_row("stop", "Ctrl-C, which first finishes what was accepted")
     console.print(table)
+
+
+def _who_may_ask(settings: Settings) -> str:
+    if settings.api_keys:
+        return f"{len(settings.api_keys)}, needed for all but /health, /livez and /licenses"
+    if settings.allow_anonymous:
+        return "[yellow]none: everybody may ask (ALLOW_ANONYMOUS=1)[/]"
+    return "none: this machine alone may ask"

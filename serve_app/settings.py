@@ -9,11 +9,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from serve_app.core.allowance import Allowance
 from serve_app.core.errors import SettingsError
 
 ENV_FILES = (".env", ".env.local")  # the later one wins
@@ -39,6 +41,7 @@ def _absolute(path: Path) -> Path:
 
 
 Folder = Annotated[Path, AfterValidator(_absolute)]
+Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -60,8 +63,19 @@ class Settings(BaseSettings):
     image_count: int = Field(2, ge=1, le=8)
     backend_port: int = Field(4000, ge=1, le=65535)
     image_service_base_url: str | None = None
-    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = ()
+    allowed_origins: Listed = ()
     vite_port: int = Field(5173, ge=1, le=65535)
+    allowed_hosts: Listed = ()
+    api_keys: Listed = Field((), repr=False)
+    allow_anonymous: bool = False
+    max_body_mb: int = Field(32, ge=1, le=1024)
+    prompt_max_chars: int = Field(500, ge=1, le=8000)
+    rate_limit: float = Field(0, ge=0)
+    rate_burst: float | None = Field(None, gt=0)
+    safety_words_file: Folder | None = None
+    safety_checker_dir: Folder | None = None
+    require_terms_acceptance: bool = False
+    ledger_file: Folder | None = None
 
     @classmethod
     def settings_customise_sources(
@@ -103,6 +117,51 @@ class Settings(BaseSettings):
         ports = (self.vite_port, 3000, 8080, 8082)
         local = tuple(f"http://{h}:{p}" for p in ports for h in ("localhost", "127.0.0.1"))
         return tuple(dict.fromkeys((*self.allowed_origins, *own, *local)))
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names this service goes by, besides the local ones: the list, our own address."""
+        own = urlsplit(self.image_service_base_url or "").hostname
+        return (*self.allowed_hosts, own) if own else self.allowed_hosts
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others than this machine may ask: with a key, or because the operator says so."""
+        return bool(self.api_keys) or self.allow_anonymous
+
+    @property
+    def allowance(self) -> Allowance | None:
+        """What each caller may use, in megapixel-steps; None without a limit."""
+        if not self.rate_limit:
+            return None
+        return Allowance(self.rate_limit / 60, self.rate_burst or self.rate_limit)
+
+    def words(self) -> tuple[str, ...]:
+        """The words of SAFETY_WORDS_FILE, one a line; # begins a comment.
+
+        Raises `SettingsError`.
+        """
+        if self.safety_words_file is None:
+            return ()
+        try:
+            lines = self.safety_words_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(
+                f"SAFETY_WORDS_FILE={self.safety_words_file} can't be read: {error}"
+            ) from None
+        words = tuple(w for w in (line.partition("#")[0].strip() for line in lines) if w)
+        if not words:
+            raise SettingsError(
+                f"SAFETY_WORDS_FILE={self.safety_words_file} has no words in it: one a line. "
+                "Empty the setting to have no filter"
+            )
+        return words
+
+    @property
+    def ledger(self) -> Path:
+        """The file of the ledger."""
+        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        return self.ledger_file or home / "aura-serve" / f"ledger-{self.backend_port}.sqlite"
 
 
 def _refuse_near_misses(named: set[str]) -> None:

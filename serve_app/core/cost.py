@@ -19,6 +19,12 @@ _LEARNING = 0.2  # weight of the newest observation
 UNKNOWN_RATE = 1.0  # TFLOP/s: what a slow machine does, until the first turn is measured
 
 
+def megapixel_steps(spec: ImageSpec) -> float:
+    """What an image counts against its caller's allowance: steps times megapixels."""
+    steps = spec.steps if spec.strength is None else max(1.0, spec.steps * spec.strength)
+    return steps * spec.width * spec.height / 1e6
+
+
 def step_tflop(stage: Stage, width: int, height: int, rows: int) -> float:
     """Work of one UNet call with `rows` rows at a picture size in pixels."""
     area = width * height / _MEGAPIXEL

@@ -4,6 +4,8 @@ Knows no status codes: `ingress/errors.py` maps these names to HTTP in one table
 Every error carries one sentence for the person who can act on it.
 """
 
+from math import ceil
+
 
 class AuraError(Exception):
     """Any failure with a name of ours; `str(error)` is a sentence that may be shown."""
@@ -33,6 +35,65 @@ class ModelNotFound(CallerError):
     """A model name that is not in the registry; the sentence lists the names there are."""
 
 
+class Unauthorized(CallerError):
+    """No key, or a wrong one, where one is needed."""
+
+
+class ForbiddenOrigin(CallerError):
+    """A browser page of an origin that is not on the list asks."""
+
+
+class ForbiddenHost(CallerError):
+    """The Host header names a host that is not on the list: perhaps DNS rebinding."""
+
+
+class TermsNotAccepted(CallerError):
+    """The operator asks every caller to accept the models' licences first; this one has not."""
+
+
+class SafetyBlock(CallerError):
+    """A safety filter refused the prompt, or the picture that came of it."""
+
+
+class IdempotencyConflict(CallerError):
+    """The Idempotency-Key was used before, with another body."""
+
+
+class JobNotFound(CallerError):
+    """No job has this id, or somebody else's has: the two are told alike."""
+
+
+class JobCancelled(CallerError):
+    """The job was cancelled by its owner while this call waited for it."""
+
+
+class RateLimited(CallerError):
+    """The caller has used up its own allowance; in `seconds` there is enough for this request."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"your allowance is used up for now: ask again in {ceil(self.seconds)} s"
+
+
+class InvalidJson(CallerError):
+    """The body is no JSON that can be read in only one way."""
+
+
+class PayloadTooLarge(CallerError):
+    """The body is longer than the service takes."""
+
+
+class UnsupportedMediaType(CallerError):
+    """The body is of a type that this address does not take."""
+
+
+class ImageTooLarge(CallerError):
+    """This image alone does not fit on the device, so asking again can't help."""
+
+
 class ServiceError(AuraError):
     """The service is at fault: the same request may succeed later, or elsewhere."""
 
@@ -59,6 +120,14 @@ class Loading(ServiceError):
 
 class Draining(ServiceError):
     """The service is finishing what it accepted and takes nothing new."""
+
+
+class Overloaded(ServiceError):
+    """What was accepted already takes longer than this caller allows."""
+
+
+class LedgerAway(ServiceError):
+    """The service's memory of jobs can't be asked just now; pictures are made all the same."""
 
 
 class DeadlineExceeded(AuraError):

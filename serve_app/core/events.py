@@ -1,4 +1,4 @@
-"""What a stage says of a sample while it walks its leg: the values that travel to the conductor.
+"""What is said of a sample on its way: by a stage to the conductor, by the conductor to HTTP.
 
 Knows no tensors and no Ray; latents inside are whatever form the wire has.
 """
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic
 
 from serve_app.core.sample import L, Sample
+from serve_app.core.spec import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,15 @@ class Arrived(Generic[L]):
     sample: Sample[L]
     png: bytes | None
     tflops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An image at the end of its journey, and the numeric profile of every stage it went through:
+    under equal profiles an equal spec gives equal bytes."""
+
+    png: bytes
+    profiles: tuple[tuple[Stage, str], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,20 @@ Knows no HTTP and no Ray: the conductor fills these in, the ingress shows them.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import sha256
 
 from serve_app.core.sizes import SizeRules
+
+
+@dataclass(frozen=True, slots=True)
+class License:
+    """Under what terms a model's pictures are made, to be passed on to whoever asks for them."""
+
+    model: str
+    name: str
+    url: str  # "" when the operator's own folder is all there is
+    restrictions: tuple[str, ...]  # a summary in plain words; the text binds
+    text: str  # the whole licence as it lies in the checkpoint folder, "" when none does
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +33,15 @@ class ServiceFacts:
     image_count: int  # images per request when the caller does not say
     default_steps: int
     notices: tuple[str, ...] = ()  # warnings that every answer carries
+    licenses: tuple[License, ...] = ()  # one per model
+    prompt_chars: int = 500  # the longest prompt on our own routes
+    filters: tuple[str, ...] = ()  # the safety filters that are on
+    terms_required: bool = False  # whether callers must accept the licences first
+
+    @property
+    def terms(self) -> str:
+        """A digest of all the licences: who accepted them accepted this."""
+        return sha256(repr(self.licenses).encode()).hexdigest()[:16]
 
     @property
     def sizes(self) -> SizeRules:

@@ -69,6 +69,16 @@ class SizeRules:
                 "width", f"times height must be at most {self.most_pixels}, got {width * height}"
             )
 
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """The legal size that stands for one meant for SDXL: the same where it is legal here,
+        else scaled as the native side is, and fitted."""
+        try:
+            self.check(width, height)
+        except InvalidRequest:
+            scale = self.native / SDXL_SIDE
+            return self.fit(max(1, round(width * scale)), max(1, round(height * scale)))
+        return width, height
+
     def fit(self, width: int, height: int) -> tuple[int, int]:
         """The legal size nearest to a picture's own, its aspect ratio kept as far as may be.
 

@@ -15,10 +15,11 @@ from serve_app.core.errors import (
     DeadlineExceeded,
     Draining,
     EngineFault,
+    Overloaded,
     ProfileChanged,
     ReplicaLost,
 )
-from serve_app.core.events import ReplicaFacts, Snapshot
+from serve_app.core.events import Made, ReplicaFacts, Snapshot
 from serve_app.core.facts import Condition, Health
 from serve_app.core.sample import Leg, Sample, begin, handed_over, itinerary
 from serve_app.core.schedule import NoiseConfig, make_schedule
@@ -54,8 +55,8 @@ class Conductor:
 
     async def make(
         self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
-    ) -> bytes:
-        """The PNG of one image.
+    ) -> Made:
+        """One image.
 
         `timeout` is in seconds; None allows four times the predicted time and a minute. A replica
         that dies costs the steps since the last snapshot. Cancelling the call cancels the image.
@@ -67,9 +68,11 @@ class Conductor:
         legs = itinerary(schedule, spec.handoff, refiner=Stage.REFINER in self._stages)
         sample: Sample[Any] = begin(id, spec, schedule, legs[0].stage, source)
         self._flying[id] = (sample, legs)
-        if timeout is None:
-            timeout = _PATIENCE * self.owed_seconds() + _GRACE
         try:
+            if timeout is None:
+                timeout = _PATIENCE * self.owed_seconds() + _GRACE
+            else:
+                await self._admit(id, timeout)
             async with asyncio.timeout(timeout):
                 return await self._journey(sample, legs)
         except TimeoutError:
@@ -95,11 +98,7 @@ class Conductor:
 
     def owed_seconds(self) -> float:
         """Predicted seconds of work that the images under way here still need."""
-        return sum(
-            self._rates[stage].seconds(work)
-            for sample, legs in self._flying.values()
-            for stage, work in work_ahead(sample.spec, legs, sample.index)
-        )
+        return sum(self._seconds(id) for id in self._flying)
 
     async def drain(self) -> None:
         """Nothing new is taken, and everything that was accepted has ended."""
@@ -108,18 +107,47 @@ class Conductor:
             self._landed.clear()
             await self._landed.wait()
 
-    async def _journey(self, first: Sample[Any], legs: tuple[Leg, ...]) -> bytes:
+    async def _admit(self, id: str, timeout: float) -> None:
+        """Returns when the image may be ready in time; raises `Overloaded` when it surely won't.
+
+        Ahead of it go the images under way here that have fewer steps left: the engines' order.
+        """
+        if not all(self._rates[stage].known for stage in self._stages):
+            return
+        mine = self._left(id)
+        ahead = sum(self._seconds(other) for other in self._flying if self._left(other) < mine)
+        if ahead + self._seconds(id) <= timeout:
+            return
+        replicas = (await self.health()).replicas
+        needed = ahead / max(1, *replicas.values()) + self._seconds(id)
+        if needed > timeout:
+            raise Overloaded(
+                f"the image would take about {needed:.0f} s, and {timeout:g} s are allowed"
+            )
+
+    def _left(self, id: str) -> int:
+        sample, _ = self._flying[id]
+        return len(sample.schedule) - sample.index
+
+    def _seconds(self, id: str) -> float:
+        sample, legs = self._flying[id]
+        ahead = work_ahead(sample.spec, legs, sample.index)
+        return sum(self._rates[stage].seconds(work) for stage, work in ahead)
+
+    async def _journey(self, first: Sample[Any], legs: tuple[Leg, ...]) -> Made:
         for _ in range(_LOSSES):
             sample, png = first, None
+            profiles = []
             try:
                 for leg in legs:
                     sample, png = await self._walk(handed_over(sample, leg.stage), leg, legs)
+                    profiles.append((leg.stage, sample.profile or ""))
             except ProfileChanged as change:
                 logger.warning("%s starts again: %s", first.id, change)
                 continue
             if png is None:
                 raise EngineFault("the last stage gave no picture")
-            return png
+            return Made(png, tuple(profiles))
         raise ReplicaLost("the replicas' numeric profile changed again and again")
 
     async def _walk(

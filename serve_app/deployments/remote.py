@@ -1,8 +1,11 @@
-"""A stage as the conductor sees it: Ray's handle behind the `StageClient` contract.
+"""Stages and the ledger as others see them: Ray's handles behind plain contracts.
 
 Knows no samples' insides. Ray's own errors stop here and become named ones.
 """
 
+import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -10,12 +13,19 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from serve_app.core.errors import AuraError, EngineFault, Loading, ReplicaLost
+from serve_app.core.allowance import Allowance
+from serve_app.core.errors import AuraError, EngineFault, LedgerAway, Loading, ReplicaLost
 from serve_app.core.events import ReplicaFacts
+from serve_app.core.job import Claim, Claimed, Job, JobState, Result
 from serve_app.core.sample import Leg, Sample
 from serve_app.core.spec import Stage
 
+logger = logging.getLogger("aura.remote")
+
 _PATIENCE = 2.0  # seconds to wait for facts: health must answer while a replica is busy or gone
+_TRY = 2.0  # seconds that one question to the ledger may take
+_RESTART = 20.0  # seconds in which a ledger that died should be back
+_PAUSE = 0.2  # seconds between two tries
 
 
 class RemoteStage:
@@ -58,3 +68,60 @@ class RemoteStage:
         except (TimeoutError, RayError, DeploymentUnavailableError):
             return []
         return [answer for answer in answers if isinstance(answer, ReplicaFacts)]
+
+
+class RemoteLedger:
+    """The one ledger, wherever it runs. While it restarts, questions wait and are asked again.
+
+    Every method is `deployments.ledger.Ledger`'s, and raises `LedgerAway` when it stays away.
+    """
+
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+        self._handle = handle
+
+    async def open(self, job: Job, claim: Claim | None) -> Claimed:
+        """See `Ledger`."""
+        return cast(Claimed, await self._ask("open", job, claim))
+
+    async def end(
+        self, id: str, state: JobState, error: tuple[str, str] | None, result: Result | None
+    ) -> None:
+        """See `Ledger`."""
+        await self._ask("end", id, state, error, result)
+
+    async def look(self, id: str, wait: float) -> Job | None:
+        """See `Ledger`."""
+        return cast("Job | None", await self._ask("look", id, wait, more=wait))
+
+    async def renew(self, owner: str) -> None:
+        """See `Ledger`."""
+        await self._ask("renew", owner, patience=0)
+
+    async def draw(self, caller: str, cost: float, allowance: Allowance) -> float:
+        """See `Ledger`; not asked twice, since a picture waits for it."""
+        return cast(float, await self._ask("draw", caller, cost, allowance, patience=0))
+
+    async def accept(self, caller: str, terms: str) -> None:
+        """See `Ledger`."""
+        await self._ask("accept", caller, terms)
+
+    async def accepted(self, caller: str) -> str | None:
+        """See `Ledger`."""
+        return cast("str | None", await self._ask("accepted", caller))
+
+    async def _ask(
+        self, method: str, *args: Any, more: float = 0, patience: float = _RESTART
+    ) -> Any:
+        end = time.monotonic() + patience
+        while True:
+            try:
+                return await asyncio.wait_for(
+                    getattr(self._handle, method).remote(*args), _TRY + more
+                )
+            except (TimeoutError, RayError, DeploymentUnavailableError) as error:
+                if time.monotonic() >= end:
+                    logger.warning("the ledger is away: %s", type(error).__name__)
+                    raise LedgerAway(
+                        "the service's memory of jobs is restarting; ask again shortly"
+                    ) from None
+            await asyncio.sleep(_PAUSE)

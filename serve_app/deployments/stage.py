@@ -38,12 +38,14 @@ class StageConfig:
     images: int  # how many step together
     strict: bool
     snapshot_every: int
+    safety: Path | None = None  # folder of the picture filter, where one is on
 
 
 def load_stage(config: StageConfig) -> "StageModel":
     """The model of a stage on its device. Raises `OperatorError` naming what is wrong."""
     from serve_app.runtime.assembly import assemble, lanes_for
     from serve_app.runtime.device import open_device
+    from serve_app.runtime.safety import PictureChecker
     from serve_app.runtime.standin import cache_folder, ensure_standin
 
     device = open_device(
@@ -57,7 +59,8 @@ def load_stage(config: StageConfig) -> "StageModel":
         base, refiner = ensure_standin(cache_folder())
         folder = base if config.stage is Stage.BASE else refiner
     lanes = lanes_for(config.images, strict=config.strict)
-    return assemble(inspect(folder, config.stage), device, lanes=lanes)
+    safety = PictureChecker(config.safety, device) if config.safety else None
+    return assemble(inspect(folder, config.stage), device, lanes=lanes, safety=safety)
 
 
 class StageReplica:

@@ -1,11 +1,14 @@
 """A base image as it travels, to RGB bytes of a size the checkpoint takes.
 
 Knows no routes. The header is checked before anything is decoded; must not run on the event loop.
+A large picture is brought to its size plane by plane, so that it never stands in memory twice.
 """
 
 import base64
 import binascii
+import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -13,58 +16,54 @@ from PIL import Image, ImageOps
 
 from serve_app.core.errors import InvalidImage
 from serve_app.core.sizes import SizeRules
+from serve_app.ingress.metadata import remembered_prompt
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_PIXELS = 16_800_000
 LONGEST_SIDE = 8192
-_PREFIX = re.compile(r"data:image/(png|jpe?g|webp);base64,", re.IGNORECASE)
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; ours is lower, and refuses
+_PREFIX = re.compile(r"\s*data:image/(png|jpe?g|webp);base64,", re.IGNORECASE)
 _BROKEN = (  # what Pillow raises at files that are not what they say
     OSError,
     SyntaxError,
     ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
     MemoryError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
 )
+_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
+_UPRIGHT: dict[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LYING = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 @dataclass(frozen=True, slots=True)
 class BaseImage:
-    """A picture ready for the VAE: height * width * 3 bytes, RGB."""
+    """A picture ready for the VAE: height * width * 3 bytes, RGB.
+
+    `digest` is of the file it came in; `prompt` what it was made from, if this service made it.
+    """
 
     width: int
     height: int
     rgb: bytes
+    digest: str
+    prompt: str | None
 
 
-def read_image(text: str, number: int, sizes: SizeRules) -> BaseImage:
-    """The picture in a data URI or in bare base64, upright, on white, in a legal size.
-
-    Raises `InvalidImage`, which says which image and why.
-    """
-    data = _decoded(text, number)
-    try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
-                raise InvalidImage(
-                    f"image {number} is {width} x {height}: at most {LONGEST_SIDE} a side and "
-                    f"{MOST_PIXELS / 1e6:.1f} megapixels are taken"
-                )
-            upright = ImageOps.exif_transpose(image)
-            picture = _on_white(upright)
-    except InvalidImage:
-        raise
-    except _BROKEN:
-        raise InvalidImage(f"image {number} is no readable PNG, JPEG or WebP") from None
-    size = sizes.fit(*picture.size)
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return BaseImage(*size, picture.tobytes())
-
-
-def _decoded(text: str, number: int) -> bytes:
-    bare = "".join(_PREFIX.sub("", text, count=1).split())
+def read_base64(text: str, number: int) -> bytes:
+    """The file in a data URI or in bare base64. Raises `InvalidImage` saying which image."""
+    prefix = _PREFIX.match(text)
+    bare = "".join(text[prefix.end() if prefix else 0 :].split())
     try:
         return base64.b64decode(bare, validate=True)
     except (binascii.Error, ValueError):
@@ -73,9 +72,64 @@ def _decoded(text: str, number: int) -> bytes:
         ) from None
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def read_image(
+    file: bytes, number: int, sizes: SizeRules, wanted: tuple[int, int] | None = None
+) -> BaseImage:
+    """The picture in a file, upright, on white, its first frame, in a legal size.
+
+    `wanted` is a legal size to fill, what sticks out being cut off; else the picture's own is kept
+    as far as it is legal. Raises `InvalidImage`, which says which image and why.
+    """
+    try:
+        with Image.open(BytesIO(file), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
+                raise InvalidImage(
+                    f"image {number} is too large: at most {LONGEST_SIDE} a side and "
+                    f"{MOST_PIXELS / 1e6:.1f} megapixels are taken, got {width} x {height}"
+                )
+            turn = _orientation(image)
+            upright = (height, width) if turn in _LYING else (width, height)
+            size = wanted or sizes.fit(*upright)
+            picture = _sized(image, size[::-1] if turn in _LYING else size)
+            prompt = remembered_prompt(image.info)
+    except InvalidImage:
+        raise
+    except _BROKEN:
+        raise InvalidImage(f"image {number} is no readable PNG, JPEG or WebP") from None
+    if turn in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[turn])
+    digest = hashlib.sha256(file).hexdigest()
+    return BaseImage(*size, picture.tobytes(), digest, prompt)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block is no reason to refuse the pixels
+        return 1
+
+
+def _sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture in RGB, on white, filling the size."""
+
+    def fill(plane: Image.Image) -> Image.Image:
+        if plane.size == size:
+            return plane
+        return ImageOps.fit(plane, size, Image.Resampling.LANCZOS)
+
+    if image.mode.startswith("I"):  # 16 bits of grey: the upper eight count
+        grey = image.convert("I").point(lambda shade: shade * (1 / 256)).convert("L")
+        return fill(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        ground = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(ground, layered).convert("RGB")
-    return image.convert("RGB")
+        return _on_white(image.convert("RGBA"), fill)
+    return fill(image.convert("RGB"))
+
+
+def _on_white(image: Image.Image, fill: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    alpha, planes = image.getchannel("A"), []
+    for name in "RGB":
+        ground = Image.new("L", image.size, 255)
+        ground.paste(image.getchannel(name), mask=alpha)
+        planes.append(fill(ground))
+    return Image.merge("RGB", planes)

@@ -1,10 +1,14 @@
-"""What surrounds every route: a request id, JSON only, a body limit, CORS on errors too.
+"""What surrounds every route: a request id, the checks of `security.py`, a body limit, CORS.
 
-Pure ASGI, so that cancelling a request cancels what it waits for. Knows no routes and no schemas.
+Pure ASGI, so that cancelling a request cancels what it waits for. Knows no schemas.
+From outside in: the envelope names the request and turns named errors into answers; origins are
+checked; CORS headers are put on whatever comes out of the door, errors too.
 """
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -12,80 +16,169 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.ingress.errors import answer
+from serve_app.core.errors import CallerError, PayloadTooLarge, UnsupportedMediaType
+from serve_app.ingress.errors import answer_error
+from serve_app.ingress.security import Policy
 
-BODY_LIMIT = 32 * 2**20  # bytes
-TOO_LARGE = f"the body is over the limit of {BODY_LIMIT // 2**20} MiB"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_DRAINED = 2  # times the body limit that is read of a refused body, so that the answer arrives
+_DRAIN_SECONDS = 5.0
+_LONGEST_NUMBER = 18  # digits of a length that is worth reading
 
 
-def surround(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """The app with everything around it; CORS outermost, so that errors have its headers too."""
-    return CORSMiddleware(
-        Envelope(app),
-        allow_origins=list(origins),
-        allow_methods=["GET", "POST", "OPTIONS"],
+def surround(
+    app: ASGIApp, policy: Policy, media: Mapping[str, str], *, proxy_names: bool
+) -> ASGIApp:
+    """The app with everything around it.
+
+    `media` has the media type of the addresses that take something else than JSON; `proxy_names`
+    says that whoever is in front puts X-Request-Id on the answers, as Serve does.
+    """
+    cors = CORSMiddleware(
+        _Door(app, policy, media),
+        allow_origins=list(policy.origins),
+        allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
         allow_headers=["Content-Type", "Authorization", "Idempotency-Key", "X-Request-Id"],
         expose_headers=["X-Request-Id", "Retry-After"],
         max_age=600,
     )
+    return _Envelope(_Origins(cors, policy), proxy_names)
 
 
-class Envelope:
-    """Request id in and out; what is posted must be JSON; an exception never leaves without answer.
+class _Envelope:
+    """Request id in and out; what a client sends that could harm a log or a header is not taken."""
 
-    An id that could harm a log or a header is not taken: a new one is made.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, proxy_names: bool) -> None:
         self._app = app
+        self._proxy_names = proxy_names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI call."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        asked = headers.get("x-request-id", "")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid4().hex
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
-        received = 0
+        asked = Headers(scope=scope).get("x-request-id", "")
+        usable = _REQUEST_ID.fullmatch(asked) is not None
+        request_id = asked if usable else uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                if not (self._proxy_names and usable):
+                    headers["X-Request-Id"] = request_id
+                headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+            await send(message)
+
+        await self._app(scope, receive, send_named)
+
+
+class _Origins:
+    """Pages of other origins get 403, preflights too."""
+
+    def __init__(self, app: ASGIApp, policy: Policy) -> None:
+        self._app = app
+        self._policy = policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            try:
+                self._policy.check_origin(headers.get("origin"), headers.get("host", ""))
+            except CallerError as error:
+                await _refuse(error, scope, receive, send, self._policy.body_limit)
+                return
+        await self._app(scope, receive, send)
+
+
+class _Door:
+    """Host, key, media type and length are right, or the request goes no further."""
+
+    def __init__(self, app: ASGIApp, policy: Policy, media: Mapping[str, str]) -> None:
+        self._app = app
+        self._policy = policy
+        self._media = media
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit, received = self._policy.body_limit, 0
+        begun = ended = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal begun, ended
+            begun = True
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         async def receive_counted() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > BODY_LIMIT:
+            if received > limit:
+                await _drain(receive, limit)
                 raise HTTPException(413)  # the one error that reading a body lets through
             return message
 
-        if _announced(headers) > BODY_LIMIT:
-            refusal = answer(413, "PAYLOAD_TOO_LARGE", TOO_LARGE, request_id)
-            await refusal(scope, receive, send_named)
-            return
-        if scope["method"] == "POST" and not _is_json(headers):
-            refusal = answer(
-                415, "UNSUPPORTED_MEDIA_TYPE", "the body must be application/json", request_id
-            )
-            await refusal(scope, receive, send_named)
+        try:
+            scope["state"]["caller"] = self._admit(scope)
+        except CallerError as error:
+            await _refuse(error, scope, receive, send, limit)
             return
         try:
-            await self._app(scope, receive_counted, send_named)
-        except Exception:  # starlette answers a fault and then raises it again, for the server
-            if not state.get("answered"):
+            await self._app(scope, receive_counted, send_noted)
+        except Exception as error:  # starlette answers a fault and then raises it again
+            if not begun:
+                await _refuse(error, scope, receive, send, limit)
+            elif not ended:
                 raise
+
+    def _admit(self, scope: Scope) -> str:
+        """The caller's name. Raises the named error of the first check that fails."""
+        headers, path, policy = Headers(scope=scope), scope["path"], self._policy
+        policy.check_host(path, headers.get("host", ""))
+        peer = scope["client"][0] if scope.get("client") else None
+        caller = policy.caller(scope["method"], path, headers, peer)
+        if _announced(headers) > policy.body_limit:
+            raise PayloadTooLarge(too_large(policy.body_limit))
+        wanted = self._media.get(path, "application/json")
+        if scope["method"] == "POST" and _media_type(headers) != wanted:
+            raise UnsupportedMediaType(f"the body must be {wanted}")
+        return caller
+
+
+def too_large(limit: int) -> str:
+    """The sentence of a body over the limit."""
+    return f"the body is over the limit of {limit / 2**20:g} MiB"
+
+
+async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+    headers = Headers(scope=scope)
+    if "transfer-encoding" in headers or _announced(headers):
+        await _drain(receive, limit)
+    refusal = answer_error(error, scope["path"], scope["state"]["request_id"], 0)
+    await refusal(scope, receive, send)
+
+
+async def _drain(receive: Receive, limit: int) -> None:
+    """The rest of a body was read and thrown away, within bounds: a client that is still sending
+    when the connection closes would see a reset and no answer."""
+    left, more = _DRAINED * limit, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while more and left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                more = message["type"] == "http.request" and message.get("more_body", False)
 
 
 def _announced(headers: Headers) -> int:
     length = headers.get("content-length", "0")
-    return int(length) if length.isdecimal() else 0
+    if not length.isdecimal():
+        return 0
+    return int(length[:_LONGEST_NUMBER])
 
 
-def _is_json(headers: Headers) -> bool:
-    return headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
+def _media_type(headers: Headers) -> str:
+    return headers.get("content-type", "").split(";")[0].strip().lower()

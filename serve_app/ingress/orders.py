@@ -1,28 +1,74 @@
-"""A valid request to the specs of its images, one per image, each with its seed fixed.
+"""A valid request to an order: its images, one spec each, with their seeds fixed.
 
 Knows no routes and no conductor; what the checkpoint allows comes in as `ServiceFacts`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from serve_app.core.errors import InvalidRequest, ModelNotFound
 from serve_app.core.facts import ServiceFacts
-from serve_app.core.spec import SEED, ImageSpec
+from serve_app.core.spec import SEED, ImageSpec, Stage
 from serve_app.ingress.images import BaseImage
-from serve_app.ingress.schemas import Asked, GenerateRequest, N, RefineRequest
+from serve_app.ingress.metadata import LONGEST_PROMPT, Record
+from serve_app.ingress.schemas import Asked, GenerateRequest, Lora, N, RefineRequest
 
 LITERAL_GUIDANCE = 9.3  # at temperature 0
 DEFAULT_TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What a request asks to be made: specs with the base image of each, and what to tell."""
+class Piece:
+    """One image of an order. `prompt` is the field as it was sent; the spec's may be longer."""
 
-    specs: tuple[tuple[ImageSpec, bytes | None], ...]
+    spec: ImageSpec
+    prompt: str
+    base: BaseImage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a request asks to be made, and what to tell of it."""
+
+    route: str
+    pieces: tuple[Piece, ...]
+    seed: int  # of the first image; image i has the i-th after it
+    models: Mapping[str, str]  # by stage
     refined: bool
     warnings: tuple[str, ...]
+    timeout: float | None = None  # seconds
+
+    def seeded(self, seed: int) -> "Order":
+        """The same order with another seed."""
+        pieces = [
+            replace(piece, spec=replace(piece.spec, seed=_seed_of(seed, i)))
+            for i, piece in enumerate(self.pieces)
+        ]
+        return replace(self, seed=seed, pieces=tuple(pieces))
+
+    def record(self, piece: Piece, profiles: Mapping[str, str]) -> Record:
+        """How one of its images can be made again."""
+        spec = piece.spec
+        request: dict[str, Any] = {
+            "seed": spec.seed,
+            "steps": spec.steps,
+            "guidanceScale": spec.guidance,
+            "sampler": spec.sampler.value,
+            "imageCount": 1,
+            "model": self.models[Stage.BASE],
+        }
+        if spec.negative_prompt is not None:
+            request["negativePrompt"] = spec.negative_prompt
+        if self.refined:
+            request["handoff"] = spec.handoff
+        if piece.base is None:
+            size = {"width": spec.width, "height": spec.height}
+            request = {"prompt": piece.prompt, **size, "refine": self.refined, **request}
+        else:
+            request = {"refinePrompt": piece.prompt, "strength": spec.strength, **request}
+        base = piece.base.digest if piece.base else None
+        return Record(self.route, request, spec.prompt, base, self.models, profiles)
 
 
 def order_generate(request: GenerateRequest, facts: ServiceFacts, drawn_seed: int) -> Order:
@@ -30,7 +76,8 @@ def order_generate(request: GenerateRequest, facts: ServiceFacts, drawn_seed: in
 
     Raises `InvalidRequest` or `ModelNotFound`.
     """
-    _check_model("model", request.model, facts)
+    _check_common(request, facts)
+    check_prompt("prompt", request.prompt, facts.prompt_chars)
     warnings = list(facts.notices)
     if (request.width is None) != (request.height is None):
         lacking = "width" if request.width is None else "height"
@@ -40,32 +87,29 @@ def order_generate(request: GenerateRequest, facts: ServiceFacts, drawn_seed: in
     else:
         width, height = request.width, request.height
         facts.sizes.check(width, height)
-    refined = facts.refiner is not None if request.refine is None else request.refine
-    if refined and facts.refiner is None:
-        refined = False
+    wanted = facts.refiner is not None if request.refine is None else request.refine
+    if wanted and facts.refiner is None:
         warnings.append("no refiner is configured: base made the whole image")
     guidance = request.guidance_scale
     if guidance is None:
         guidance = guidance_of(request.temperature)
     warnings += _ignored(request, guidance)
-    seed = drawn_seed if request.seed is None else request.seed
-    specs = [
-        ImageSpec(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            seed=_seed_of(seed, i),
-            width=width,
-            height=height,
-            steps=request.steps or facts.default_steps,
-            guidance=guidance,
-            sampler=request.sampler,
-            handoff=request.handoff if refined else 1.0,
-        )
-        for i in range(request.image_count or facts.image_count)
-    ]
-    return Order(
-        tuple((spec, None) for spec in specs), _is_refined(specs, refined), tuple(warnings)
+    handoff = request.handoff if wanted and facts.refiner else 1.0
+    spec = ImageSpec(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=0,
+        width=width,
+        height=height,
+        steps=request.steps or facts.default_steps,
+        guidance=guidance,
+        sampler=request.sampler,
+        handoff=handoff,
     )
+    count = request.image_count or facts.image_count
+    pieces = (Piece(spec, request.prompt),) * count
+    seed = drawn_seed if request.seed is None else request.seed
+    return _order("/generate", pieces, seed, facts, warnings, request.timeout_seconds)
 
 
 def order_refine(
@@ -73,11 +117,14 @@ def order_refine(
 ) -> Order:
     """The order of a /refine: going round the base images, at least one picture for each.
 
+    A picture of our own remembers its prompt, and the refine prompt adds to it.
     Raises `InvalidRequest` or `ModelNotFound`.
     """
     config = request.config
-    _check_model("model", request.model, facts)
+    name, prompt = request.words
+    _check_common(request, facts)
     _check_model("config.modelPath", config.model_path if config else None, facts)
+    check_prompt(name, prompt, facts.prompt_chars)
     steps = _one_of("steps", request.steps, config.steps if config else None)
     guidance = _one_of(
         "guidanceScale", request.guidance_scale, config.guidance_scale if config else None
@@ -87,27 +134,25 @@ def order_refine(
     warnings = [*facts.notices, *_ignored(request, guidance)]
     if int(steps * request.strength) == 0:
         warnings.append("strength is too small for a step: one step is taken all the same")
-    refined = facts.refiner is not None
-    prompt = request.refine_prompt or request.prompt or ""
-    seed = drawn_seed if request.seed is None else request.seed
     asked = facts.image_count if request.image_count is None else request.image_count
-    specs = []
+    pieces = []
     for i in range(max(asked, len(images))):
         image = images[i % len(images)]
         spec = ImageSpec(
-            prompt=prompt,
+            prompt=_added(image.prompt, prompt),
             negative_prompt=request.negative_prompt,
-            seed=_seed_of(seed, i),
+            seed=0,
             width=image.width,
             height=image.height,
             steps=steps,
             guidance=guidance,
             sampler=request.sampler,
             strength=request.strength,
-            handoff=request.handoff if refined else 1.0,
+            handoff=request.handoff if facts.refiner else 1.0,
         )
-        specs.append((spec, image.rgb))
-    return Order(tuple(specs), _is_refined([spec for spec, _ in specs], refined), tuple(warnings))
+        pieces.append(Piece(spec, prompt, image))
+    seed = drawn_seed if request.seed is None else request.seed
+    return _order("/refine", pieces, seed, facts, warnings, request.timeout_seconds)
 
 
 def guidance_of(temperature: float) -> float:
@@ -115,12 +160,35 @@ def guidance_of(temperature: float) -> float:
     return round(LITERAL_GUIDANCE - 3 * temperature, 6)
 
 
+def check_prompt(path: str, prompt: str | None, most: int) -> None:
+    """Returns when the prompt is not too long; raises `InvalidRequest` if it is."""
+    if prompt is not None and len(prompt) > most:
+        raise InvalidRequest(path, f"must have at most {most} characters, got {len(prompt)}")
+
+
+def _order(
+    route: str,
+    pieces: Sequence[Piece],
+    seed: int,
+    facts: ServiceFacts,
+    warnings: Sequence[str],
+    timeout: float | None,
+) -> Order:
+    refined = facts.refiner is not None and pieces[0].spec.handoff < 1
+    models = {str(Stage.BASE): facts.model}
+    if refined and facts.refiner:
+        models[str(Stage.REFINER)] = facts.refiner
+    order = Order(route, tuple(pieces), seed, models, refined, tuple(warnings), timeout)
+    return order.seeded(seed)
+
+
+def _added(made_of: str | None, refining: str) -> str:
+    both = f"{made_of}, {refining}" if made_of else refining
+    return both if len(both) <= LONGEST_PROMPT else refining
+
+
 def _seed_of(seed: int, image: int) -> int:
     return (seed + image) % (SEED[1] + 1)
-
-
-def _is_refined(specs: Sequence[ImageSpec], refined: bool) -> bool:
-    return refined and specs[0].handoff < 1
 
 
 def _ignored(request: Asked, guidance: float) -> list[str]:
@@ -135,8 +203,19 @@ def _one_of(name: str, top: N | None, nested: N | None) -> N | None:
     return nested if top is None else top
 
 
+def _check_common(request: Asked, facts: ServiceFacts) -> None:
+    check_prompt("negativePrompt", request.negative_prompt, facts.prompt_chars)
+    _check_model("model", request.model, facts)
+    _check_loras(request.loras)
+
+
 def _check_model(path: str, name: str | None, facts: ServiceFacts) -> None:
     names = [n for n in (facts.model, facts.refiner) if n]
     legal = names if path == "config.modelPath" else names[:1]
     if name is not None and name not in legal:
         raise ModelNotFound(f"{path} names no model of this service; there is {', '.join(legal)}")
+
+
+def _check_loras(loras: Sequence[Lora]) -> None:
+    if loras:
+        raise ModelNotFound("loras names no LoRA of this service; there is none")

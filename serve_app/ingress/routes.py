@@ -1,97 +1,181 @@
-"""/generate, /refine, /health, /livez: requests in, the conductor asked, answers out.
+"""Our own routes: /generate, /refine, /jobs/{id}, /licenses, /health, /livez.
 
-Knows no Ray and no torch: the conductor is anything that keeps the contract.
+Knows no Ray and no torch. Requests come in as schemas, become orders, and the desk fulfils them.
 """
 
 import asyncio
-import base64
 import secrets
-import time
-from collections.abc import Sequence
-from typing import Any, Protocol
-from uuid import uuid4
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
+from fastapi import APIRouter, Header, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp
 
-from serve_app.core.errors import AuraError
-from serve_app.core.facts import Condition, Health, ServiceFacts
-from serve_app.core.spec import SEED, ImageSpec
-from serve_app.ingress.errors import answer, answer_error, retry_after
-from serve_app.ingress.images import BaseImage, read_image
-from serve_app.ingress.middleware import TOO_LARGE, surround
-from serve_app.ingress.orders import Order, order_generate, order_refine
+from serve_app.core.facts import Condition, ServiceFacts
+from serve_app.core.job import Job, Result
+from serve_app.core.spec import SEED
+from serve_app.ingress.answers import answer_body, prefers_picture
+from serve_app.ingress.body import StrictRoute
+from serve_app.ingress.errors import retry_after
+from serve_app.ingress.images import BaseImage, read_base64, read_image
+from serve_app.ingress.jobs import Asking, Conductor, Desk
+from serve_app.ingress.orders import order_generate, order_refine
 from serve_app.ingress.schemas import (
+    Acceptance,
     Answer,
     ErrorAnswer,
     GenerateRequest,
     HealthAnswer,
-    Meta,
+    JobAnswer,
+    LicensesAnswer,
     RefineRequest,
-    near_field,
 )
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": text}
-    for status, text in {
-        400: "Not JSON, or a field that is missing, unknown or out of range",
-        404: "A model that is not there",
-        413: "A body over the limit",
-        415: "A body that is not application/json",
-        500: "A fault inside the service",
-        503: "The service can't make it now; Retry-After says when to ask again",
-        504: "Not ready in the time allowed",
-    }.items()
+T = TypeVar("T")
+_PICTURE_THREADS = 2  # pictures are decoded and encoded in these: bounds memory, and spares cores
+_TELLS = {
+    400: "Not JSON, or a field that is missing, unknown or out of range",
+    401: "No key, or a wrong one",
+    403: "A host or an origin that is not on the list, or terms that were not accepted",
+    404: "A name or an id that is not there",
+    409: "The job was cancelled while this call waited for it",
+    413: "A body over the limit",
+    415: "A body of another type",
+    422: "Refused: by a safety filter, for its size alone, or as the second use of a key",
+    429: "This caller's allowance is used up; Retry-After says when there is more",
+    500: "A fault inside the service",
+    503: "The service can't make it now; Retry-After says when to ask again",
+    504: "Not ready in the time allowed",
 }
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,255}$",
+        description="What is sent again under the same key is made once, and answered alike",
+    ),
+]
+
+
+def tells(*statuses: int, model: Any = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for its description."""
+    return {s: {"model": model, "description": _TELLS[s]} for s in sorted({500, *statuses})}
+
+
+MAKES = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503, 504)
 _PICTURE: dict[int | str, dict[str, Any]] = {
     201: {
-        "description": "The pictures",
+        "description": "The pictures; one alone comes bare to who accepts image/png",
         "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 
 
-class Conductor(Protocol):
-    """Who makes images."""
+class Studio:
+    """What the routes share: seeds are drawn and pictures read here, off the event loop."""
 
-    async def make(
-        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
-    ) -> bytes:
-        """The PNG of one image; raises named errors; cancelling the call cancels the image."""
+    def __init__(self, desk: Desk, facts: ServiceFacts) -> None:
+        self.desk = desk
+        self.facts = facts
+        self._threads = ThreadPoolExecutor(_PICTURE_THREADS, thread_name_prefix="pictures")
 
-    async def health(self) -> Health:
-        """Whether an image could be made now."""
+    async def aside(self, work: Callable[..., T], *args: Any) -> T:
+        """What `work` gives, done in a thread of its own."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(work, *args))
 
-    def owed_seconds(self) -> float:
-        """Predicted seconds of the work under way."""
+    async def read_all(self, texts: list[str]) -> list[BaseImage]:
+        """The base images of a /refine. Raises `InvalidImage`."""
+        sizes = self.facts.sizes
+        return [
+            await self.aside(lambda t=text, i=i: read_image(read_base64(t, i), i, sizes))
+            for i, text in enumerate(texts)
+        ]
 
 
-def build_api(
-    conductor: Conductor, facts: ServiceFacts, *, origins: Sequence[str], version: str
-) -> ASGIApp:
-    """The whole HTTP face of the service as an ASGI app."""
-    api = FastAPI(title="Aura Serve", version=version)
-    describe = api.openapi
+def draw_seed() -> int:
+    """A seed for who gave none."""
+    return secrets.randbelow(SEED[1] + 1)
 
-    @api.post(
-        "/generate", status_code=201, response_model=Answer, responses={**_PICTURE, **_ERRORS}
+
+def asking(request: Request, key: str | None, body: BaseModel | str) -> Asking:
+    """Who asks, and under which key."""
+    text = body if isinstance(body, str) else body.model_dump_json()
+    return Asking(
+        caller=request.state.caller,
+        route=request.url.path,
+        key=key,
+        fingerprint=sha256(text.encode()).hexdigest() if key else "",
     )
-    async def generate(body: GenerateRequest, request: Request) -> Response:
+
+
+def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
+    """The routes, ready to be included."""
+    router, desk, facts = APIRouter(route_class=StrictRoute), studio.desk, studio.facts
+
+    @router.post(
+        "/generate", status_code=201, response_model=Answer, responses=_PICTURE | tells(*MAKES)
+    )
+    async def generate(
+        body: GenerateRequest, request: Request, key: IdempotencyKey = None
+    ) -> Response:
         """Pictures from a prompt."""
-        order = order_generate(body, facts, secrets.randbelow(SEED[1] + 1))
-        return await _fulfil(order, body.timeout_seconds, request)
+        order = order_generate(body, facts, draw_seed())
+        return await answered(await desk.fulfil(order, asking(request, key, body)), request)
 
-    @api.post("/refine", status_code=201, response_model=Answer, responses={**_PICTURE, **_ERRORS})
-    async def refine(body: RefineRequest, request: Request) -> Response:
+    @router.post(
+        "/refine", status_code=201, response_model=Answer, responses=_PICTURE | tells(*MAKES)
+    )
+    async def refine(body: RefineRequest, request: Request, key: IdempotencyKey = None) -> Response:
         """Pictures from pictures and a prompt."""
-        images = await asyncio.to_thread(_read_all, body.base_images or body.images or [])
-        order = order_refine(body, images, facts, secrets.randbelow(SEED[1] + 1))
-        return await _fulfil(order, body.timeout_seconds, request)
+        body.words  # noqa: B018  what is cheap to refuse is refused before a picture is read
+        _, texts = body.pictures
+        order = order_refine(body, await studio.read_all(texts), facts, draw_seed())
+        return await answered(await desk.fulfil(order, asking(request, key, body)), request)
 
-    @api.get("/health", response_model=HealthAnswer, responses={503: {"model": HealthAnswer}})
+    @router.get("/jobs/{id}", response_model=JobAnswer, responses=tells(401, 403, 404, 503))
+    async def look(id: str, request: Request) -> Response:
+        """What became of a request, for ten minutes after it ended."""
+        return await told(await desk.look(id, request.state.caller))
+
+    @router.delete("/jobs/{id}", response_model=JobAnswer, responses=tells(401, 403, 404, 503))
+    async def cancel(id: str, request: Request) -> Response:
+        """The request is cancelled, if it was still worked at."""
+        return await told(await desk.cancel(id, request.state.caller))
+
+    @router.get("/licenses", response_model=LicensesAnswer, responses=tells(403))
+    async def licenses() -> dict[str, Any]:
+        """The terms of every model, which bind whoever asks for pictures."""
+        return {
+            "terms": facts.terms,
+            "required": facts.terms_required,
+            "licenses": [
+                {
+                    "model": one.model,
+                    "name": one.name,
+                    "url": one.url,
+                    "restrictions": list(one.restrictions),
+                    "text": one.text,
+                }
+                for one in facts.licenses
+            ],
+        }
+
+    @router.post("/licenses", status_code=204, responses=tells(400, 401, 403, 413, 415, 503))
+    async def accept(body: Acceptance, request: Request) -> Response:
+        """The caller accepts the terms in force, by their digest."""
+        await desk.accept_terms(request.state.caller, body.terms)
+        return Response(status_code=204)
+
+    @router.get(
+        "/health",
+        response_model=HealthAnswer,
+        responses=tells(403) | tells(503, model=HealthAnswer),
+    )
     async def health() -> Response:
         """Whether an image could be made now, and by whom."""
         now = await conductor.health()
@@ -104,7 +188,8 @@ def build_api(
             precision=facts.precision,
             replicas=now.replicas,
             owed_seconds=round(now.owed_seconds, 3),
-            safety_filter="off",
+            safety_filter=", ".join(facts.filters) or "off",
+            terms_required=facts.terms_required,
             version=version,
         ).model_dump(by_alias=True)
         if now.condition is Condition.READY:
@@ -112,128 +197,29 @@ def build_api(
         headers = {"Retry-After": str(retry_after(now.owed_seconds))}
         return JSONResponse(body, status_code=503, headers=headers)
 
-    @api.get("/livez")
+    @router.get("/livez", responses=tells(403))
     async def livez() -> dict[str, str]:
         """That the process answers."""
         return {"status": "alive"}
 
-    def _read_all(texts: list[str]) -> list[BaseImage]:
-        return [read_image(text, i, facts.sizes) for i, text in enumerate(texts)]
-
-    async def _fulfil(order: Order, timeout: float | None, request: Request) -> Response:
-        began, job = time.perf_counter(), uuid4().hex
-        pngs = await _make_all(conductor, order, job, timeout)
-        if request.headers.get("accept") == "image/png" and len(pngs) == 1:
-            return Response(pngs[0], status_code=201, media_type="image/png")
-        first = order.specs[0][0]
-        meta = Meta.model_construct(
-            model=facts.model,
-            duration_ms=round((time.perf_counter() - began) * 1000),
-            seeds=[spec.seed for spec, _ in order.specs],
-            width=first.width,
-            height=first.height,
-            steps=first.steps,
-            guidance_scale=first.guidance,
-            sampler=first.sampler,
-            refined=order.refined,
-            job_id=job,
-            warnings=list(order.warnings),
-        ).model_dump(by_alias=True, mode="json")
-        body = await asyncio.to_thread(_with_pictures, pngs, meta)
+    async def answered(result: Result, request: Request) -> Response:
+        if len(result.pngs) == 1 and prefers_picture(request.headers.get("accept", "*/*")):
+            return Response(result.pngs[0], status_code=201, media_type="image/png")
+        body = await studio.aside(answer_body, result)
         return Response(body, status_code=201, media_type="application/json")
 
-    @api.exception_handler(AuraError)
-    async def named(request: Request, error: AuraError) -> Response:
-        return answer_error(error, request.state.request_id, conductor.owed_seconds())
-
-    @api.exception_handler(Exception)
-    async def fault(request: Request, error: Exception) -> Response:
-        request.state.answered = True
-        return answer_error(error, request.state.request_id, conductor.owed_seconds())
-
-    @api.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        problems = [_problem(e, request.url.path) for e in error.errors()]
-        if any(e["type"] == "json_invalid" for e in error.errors()):
-            return answer(
-                400, "INVALID_JSON", "the body is not valid JSON", request.state.request_id
-            )
-        path, sentence = problems[0]
-        message = f"{path} {sentence}".strip()
-        return answer(400, "VALIDATION_ERROR", message, request.state.request_id, details=problems)
-
-    @api.exception_handler(HTTPException)
-    async def unrouted(request: Request, error: HTTPException) -> Response:
-        codes = {
-            400: "INVALID_JSON",
-            404: "NOT_FOUND",
-            405: "METHOD_NOT_ALLOWED",
-            413: "PAYLOAD_TOO_LARGE",
-        }
-        sentences = {
-            404: "there is no such address here; see /docs",
-            405: "this address does not take that method",
-            413: TOO_LARGE,
-        }
-        status = error.status_code
-        return answer(
-            status,
-            codes.get(status, "VALIDATION_ERROR"),
-            sentences.get(status, "the body could not be read"),
-            request.state.request_id,
-            headers=dict(error.headers or {}),
+    async def told(job: Job) -> Response:
+        answer = await studio.aside(answer_body, job.result) if job.result else b"null"
+        card = JSONResponse(
+            {
+                "id": job.id,
+                "state": job.state,
+                "createdAt": job.created,
+                "error": {"code": job.error[0], "message": job.error[1]} if job.error else None,
+            }
+        ).body
+        return Response(
+            bytes(card)[:-1] + b',"answer":' + answer + b"}", media_type="application/json"
         )
 
-    api.openapi = lambda: _without_422(describe())  # type: ignore[method-assign]
-    return surround(api, origins)
-
-
-def _without_422(document: dict[str, Any]) -> dict[str, Any]:
-    """The description as it is true here: what FastAPI calls 422 is answered 400."""
-    for methods in document["paths"].values():
-        for operation in methods.values():
-            operation["responses"].pop("422", None)
-    for schema in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(schema, None)
-    return document
-
-
-async def _make_all(
-    conductor: Conductor, order: Order, job: str, timeout: float | None
-) -> list[bytes]:
-    """The PNGs of an order, made at once; the first failure cancels the others and is told."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(conductor.make(f"{job}-{i}", spec, source, timeout))
-                for i, (spec, source) in enumerate(order.specs)
-            ]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
-def _with_pictures(pngs: list[bytes], meta: dict[str, Any]) -> bytes:
-    """The answer as bytes: megabytes of base64, so not on the event loop."""
-    pictures = [base64.b64encode(png).decode() for png in pngs]
-    return bytes(JSONResponse({"images": pictures, "meta": meta}).body)
-
-
-def _problem(error: dict[str, Any], route: str) -> tuple[str, str]:
-    """Path and sentence of one pydantic error; what was sent is never repeated at length."""
-    path = ".".join(map(str, error["loc"][1:]))
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        model = RefineRequest if route == "/refine" else GenerateRequest
-        near = near_field(model, str(error["loc"][-1]))
-        return path, "is no field of this request" + (f"; did you mean {near}?" if near else "")
-    if kind == "missing":
-        return path or "body", "is required"
-    if kind == "string_too_short":
-        return path, "must not be empty"
-    if kind in ("string_too_long", "too_long"):
-        most = error["ctx"]["max_length"]
-        unit = "characters" if kind == "string_too_long" else "entries"
-        return path, f"must have at most {most} {unit}"
-    said = str(error["msg"]).removeprefix("Input ").removeprefix("Value error, ")
-    return path, said[0].lower() + said[1:]
+    return router

@@ -1,11 +1,12 @@
-"""What travels as JSON, and how a request becomes specs.
+"""What travels as JSON on our own routes.
 
-Knows no routes and no pixels. Names are camelCase on the wire; an unknown field is an error that
-names it, and a value outside its range is told with the range.
+Knows no routes, no pixels and no checkpoint: what depends on one is checked in `orders.py`.
+Names are camelCase on the wire; an unknown field is an error that names it, and a value outside
+its range is told with the range.
 """
 
 import difflib
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -14,17 +15,18 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    model_validator,
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from serve_app.core.errors import InvalidRequest
+from serve_app.core.job import JobState
 from serve_app.core.sizes import ASPECTS
 from serve_app.core.spec import GUIDANCE, SEED, STEPS, Sampler
 
-PROMPT_MAX_CHARS = 500
 IMAGES = (1, 8)
 N = TypeVar("N", int, float)
+T = TypeVar("T")
 
 
 def _between(low: float, high: float, *, open_low: bool = False) -> AfterValidator:
@@ -37,7 +39,7 @@ def _between(low: float, high: float, *, open_low: bool = False) -> AfterValidat
                     "how": "above" if open_low else "between",
                     "low": f"{low:.10g}",
                     "high": f"at most {high:.10g}" if open_low else f"{high:.10g}",
-                    "value": f"{value:.10g}",
+                    "value": repr(value).removesuffix(".0"),
                 },
             )
         return value
@@ -58,9 +60,10 @@ def _aspect(value: str) -> str:
 
 
 Prompt = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=PROMPT_MAX_CHARS)
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1),
+    Field(json_schema_extra={"pattern": r"\S"}),
 ]
-NegativePrompt = Annotated[str, StringConstraints(max_length=PROMPT_MAX_CHARS)]
 Steps = Annotated[int, _between(*STEPS), Field(json_schema_extra={"minimum": 1, "maximum": 150})]
 Guidance = Annotated[
     float, _between(*GUIDANCE), Field(json_schema_extra={"minimum": 0, "maximum": 20})
@@ -94,10 +97,19 @@ class Wire(BaseModel):
     )
 
 
+class Lora(Wire):
+    """A LoRA by its name in the registry, and how strongly it counts."""
+
+    name: str
+    weight: Annotated[
+        float, _between(-2, 2), Field(json_schema_extra={"minimum": -2, "maximum": 2})
+    ] = 1.0
+
+
 class Asked(Wire):
     """The fields that both routes share."""
 
-    negative_prompt: NegativePrompt | None = None
+    negative_prompt: str | None = None
     seed: Seed | None = None
     steps: Steps | None = None
     guidance_scale: Guidance | None = None
@@ -105,6 +117,7 @@ class Asked(Wire):
     image_count: Count | None = None
     handoff: Fraction = 0.8
     model: str | None = None
+    loras: list[Lora] = []
     timeout_seconds: Timeout | None = None
 
 
@@ -141,17 +154,15 @@ class RefineRequest(Asked):
     config: RefineConfig | None = None
     strength: Strength = 0.6
 
-    @model_validator(mode="after")
-    def _one_name_each(self) -> "RefineRequest":
-        for first, second in (("base_images", "images"), ("refine_prompt", "prompt")):
-            given = [n for n in (first, second) if getattr(self, n) is not None]
-            if len(given) != 1:
-                raise PydanticCustomError(
-                    "one_of",
-                    "{field} is required, or {other} in its place, and not both",
-                    {"field": to_camel(first), "other": second},
-                )
-        return self
+    @property
+    def pictures(self) -> tuple[str, list[str]]:
+        """The base images, and the name they came under. Raises `InvalidRequest`."""
+        return _one_of(("baseImages", self.base_images), ("images", self.images))
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """The prompt, and the name it came under. Raises `InvalidRequest`."""
+        return _one_of(("refinePrompt", self.refine_prompt), ("prompt", self.prompt))
 
 
 class Meta(Wire):
@@ -170,11 +181,53 @@ class Meta(Wire):
     warnings: list[str]
 
 
+class JobTrouble(Wire):
+    """How a job failed."""
+
+    code: str
+    message: str
+
+
 class Answer(Wire):
     """Pictures as bare base64 PNG, and what they were made with."""
 
     images: list[str]
     meta: Meta
+
+
+class JobAnswer(Wire):
+    """GET and DELETE /jobs/{id}: `answer` when it succeeded, `error` when it did not."""
+
+    id: str
+    state: JobState
+    created_at: float
+    answer: Answer | None
+    error: JobTrouble | None
+
+
+class Acceptance(Wire):
+    """POST /licenses: that the caller accepts the terms whose digest it names."""
+
+    accept: Literal[True]
+    terms: str
+
+
+class LicenseAnswer(Wire):
+    """The terms of one model."""
+
+    model: str
+    name: str
+    url: str
+    restrictions: list[str]
+    text: str
+
+
+class LicensesAnswer(Wire):
+    """GET /licenses: what must be accepted, as a whole, where `required` says so."""
+
+    terms: str
+    required: bool
+    licenses: list[LicenseAnswer]
 
 
 class HealthAnswer(Wire):
@@ -188,7 +241,8 @@ class HealthAnswer(Wire):
     precision: str
     replicas: dict[str, int]
     owed_seconds: float
-    safety_filter: str
+    safety_filter: str  # the names of the filters that are on, or "off"
+    terms_required: bool
     version: str
 
 
@@ -212,6 +266,16 @@ class ErrorAnswer(Wire):
     """The shape of every error."""
 
     error: Trouble
+
+
+def _one_of(first: tuple[str, T | None], second: tuple[str, T | None]) -> tuple[str, T]:
+    """The one of two names for the same thing that was given."""
+    if first[1] is not None and second[1] is not None:
+        raise InvalidRequest(first[0], f"stands beside {second[0]}: say one and not both")
+    for name, value in (first, second):
+        if value is not None:
+            return name, value
+    raise InvalidRequest(first[0], f"is required, or {second[0]} in its place")
 
 
 def near_field(model: type[BaseModel], unknown: str) -> str | None:

@@ -5,6 +5,7 @@ Knows no settings files and no Ray: used by a replica, a test and a benchmark al
 
 import logging
 
+from serve_app.core.safety import SafetyFilter
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.conditioning import Conditioner
 from serve_app.runtime.denoiser import UNetDenoiser
@@ -24,7 +25,9 @@ def lanes_for(images: int, *, strict: bool) -> int:
     return 1 << (2 * images - 1).bit_length() if strict else 0
 
 
-def assemble(checkpoint: Checkpoint, device: Device, *, lanes: int) -> StageModel:
+def assemble(
+    checkpoint: Checkpoint, device: Device, *, lanes: int, safety: SafetyFilter | None = None
+) -> StageModel:
     """The stage's model, loaded and, in strict mode, proved to keep its promise here.
 
     Raises `OperatorError` when it can't be kept.
@@ -36,6 +39,7 @@ def assemble(checkpoint: Checkpoint, device: Device, *, lanes: int) -> StageMode
         conditioner=Conditioner(modules.encode_text, checkpoint, device.torch_device),
         denoiser=UNetDenoiser(modules.unet, checkpoint.noise.prediction_type, device.dtype),
         pixels=VaePixels(modules.vae, device.torch_device),
+        safety=safety,
     )
     model.prove_lanes()
     logger.info("%s is ready as %s: %s", checkpoint.name, checkpoint.stage, model.profile)

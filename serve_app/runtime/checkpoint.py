@@ -51,7 +51,7 @@ def inspect(folder: Path, stage: Stage) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(
             f"{VARIABLE[stage]}={folder} {error}. Get it whole with: "
-            f"hf download {_REPOSITORY[stage]} --include '*.safetensors' '*.json' '*.txt' "
+            f"hf download {_REPOSITORY[stage]} --include '*.safetensors' '*.json' '*.txt' '*.md' "
             f"--local-dir {folder}"
         ) from None
 
@@ -98,6 +98,18 @@ def _read(folder: Path, stage: Stage) -> Checkpoint:
         aesthetics=bool(index.get("requires_aesthetics_score", False)),
         zeros_for_absent=bool(index.get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def check_checker(folder: Path) -> None:
+    """Returns when a folder holds a safety checker; raises `CheckpointError` if not."""
+    try:
+        _json(folder, "config.json")
+        _weights(folder, "the safety checker")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"SAFETY_CHECKER_DIR={folder} {error}. Get it with: "
+            f"hf download CompVis/stable-diffusion-safety-checker --local-dir {folder}"
+        ) from None
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:

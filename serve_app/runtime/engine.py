@@ -16,7 +16,15 @@ import numpy.typing as npt
 import torch
 
 from serve_app.core.cost import Rate, leg_tflop, step_tflop
-from serve_app.core.errors import AuraError, EngineFault, OutOfMemory, ProfileChanged, ReplicaLost
+from serve_app.core.errors import (
+    AuraError,
+    CallerError,
+    EngineFault,
+    ImageTooLarge,
+    OutOfMemory,
+    ProfileChanged,
+    ReplicaLost,
+)
 from serve_app.core.events import Snapshot
 from serve_app.core.sample import Leg
 from serve_app.core.scheduler import Plan, StepScheduler, Work
@@ -69,6 +77,7 @@ class _Waiter:
     listener: Listener
     index: int
     at: float
+    squeezed: bool = False  # whether a turn of it alone once found no room
 
 
 class Engine:
@@ -233,11 +242,21 @@ class Engine:
                 _tell(waiter.listener, Snapshot(self.model.pack(sample)))
 
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
-        logger.exception("a turn failed: %s", plan.work)
         named = _named(error)
         if isinstance(named, OutOfMemory):
             torch.cuda.empty_cache()
-        self._faults += 1
+            if len(plan.samples) == 1:
+                waiter = self._waiters[plan.samples[0].id]
+                if not waiter.squeezed:
+                    waiter.squeezed = True  # once more, alone, with everything freed
+                    return
+                named = ImageTooLarge(
+                    "this image alone does not fit on the device: ask for a smaller one; the "
+                    "service's operator can lower MODEL_MAX_BATCH_SIZE or use MODEL_PRECISION=fp16"
+                )
+        if not isinstance(named, CallerError):
+            logger.error("a turn failed: %s", plan.work, exc_info=error)
+            self._faults += 1
         for sample in plan.samples:
             if self._scheduler.cancel(sample.id):
                 _tell(self._forget(sample.id), Failed(named))

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from serve_app.core.errors import OperatorError
+from serve_app.core.errors import OperatorError, SafetyBlock
 from serve_app.core.profile import NumericProfile
+from serve_app.core.safety import SafetyFilter
 from serve_app.core.sample import Sample, advanced, carried, entered, under
 from serve_app.core.solver import MULTISTEP, STOCHASTIC, apply, update
 from serve_app.core.spec import ImageSpec
@@ -45,12 +46,14 @@ class StageModel:
         conditioner: Conditioner,
         denoiser: Denoiser,
         pixels: Pixels,
+        safety: SafetyFilter | None = None,
     ) -> None:
         self.profile = profile
         self.device = device
         self._conditioner = conditioner
         self._denoiser = denoiser
         self._pixels = pixels
+        self._safety = safety
         self._beside: dict[str, _Beside] = {}
 
     @torch.inference_mode()
@@ -92,8 +95,14 @@ class StageModel:
 
     @torch.inference_mode()
     def decode(self, sample: Live) -> Picture:
-        """The picture of a sample that has taken its last step."""
-        return self._pixels.decode(_latents(sample))
+        """The picture of a sample that has taken its last step.
+
+        Raises `SafetyBlock` when the filter refuses it.
+        """
+        picture = self._pixels.decode(_latents(sample))
+        if self._safety and self._safety.refuses_picture(picture):
+            raise SafetyBlock("the safety filter refuses the picture that came of this request")
+        return picture
 
     def forget(self, id: str) -> None:
         """Nothing is kept beside this sample any more."""

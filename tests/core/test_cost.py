@@ -1,6 +1,15 @@
+from dataclasses import replace
+
 import pytest
 
-from serve_app.core.cost import Rate, decode_tflop, leg_tflop, step_tflop, work_ahead
+from serve_app.core.cost import (
+    Rate,
+    decode_tflop,
+    leg_tflop,
+    megapixel_steps,
+    step_tflop,
+    work_ahead,
+)
 from serve_app.core.sample import Leg
 from serve_app.core.spec import ImageSpec, Stage
 
@@ -50,3 +59,10 @@ def test_a_rate_believes_its_first_observation_and_leans_to_later_ones() -> None
 @pytest.mark.parametrize(("work", "seconds"), [(0, 1), (1, 0), (-1, 1)])
 def test_an_empty_observation_teaches_nothing(work: float, seconds: float) -> None:
     assert Rate().seen(work, seconds) == Rate()
+
+
+def test_an_allowance_counts_steps_and_megapixels_and_only_the_steps_that_are_taken() -> None:
+    spec = ImageSpec(prompt="a", seed=0, width=1000, height=2000, steps=30, guidance=5)
+    assert megapixel_steps(spec) == 60
+    assert megapixel_steps(replace(spec, strength=0.5)) == 30
+    assert megapixel_steps(replace(spec, strength=0.01)) == 2

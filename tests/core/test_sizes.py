@@ -64,3 +64,12 @@ def test_any_picture_has_a_legal_size_near_it(width: int, height: int, native: i
 def test_a_large_picture_keeps_its_ratio() -> None:
     width, height = SDXL.fit(6000, 4000)
     assert abs(width / height - 1.5) < 0.02
+
+
+def test_a_size_meant_for_sdxl_is_scaled_for_a_smaller_checkpoint() -> None:
+    small = SizeRules(128)
+    assert small.scaled(1024, 1024) == (128, 128)
+    assert small.scaled(1536, 1024) == (192, 128)
+    assert small.scaled(96, 128) == (96, 128)
+    assert SizeRules(1024).scaled(1536, 1024) == (1536, 1024)
+    assert SizeRules(1024).scaled(1, 99_999) == (256, 2048)

@@ -31,7 +31,7 @@ def conductor(base: Any, refiner: Any = None) -> Conductor:
 
 async def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -> None:
     base, refiner = CountingStage(), CountingStage()
-    png = await conductor(base, refiner).make("a", SPEC, None, None)
+    png = (await conductor(base, refiner).make("a", SPEC, None, None)).png
     assert png == b"png 20"
     assert base.calls == [(0, Leg(Stage.BASE, 16, last=False))]
     assert refiner.calls == [(16, Leg(Stage.REFINER, 20, last=True))]
@@ -39,27 +39,27 @@ async def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -
 
 async def test_without_a_refiner_base_makes_the_whole_image() -> None:
     base = CountingStage()
-    assert await conductor(base).make("a", SPEC, None, None) == b"png 20"
+    assert (await conductor(base).make("a", SPEC, None, None)).png == b"png 20"
     assert base.calls == [(0, Leg(Stage.BASE, 20, last=True))]
 
 
 async def test_a_lost_replica_costs_the_steps_since_the_last_snapshot() -> None:
     base = CountingStage(trouble=dies_at((0, 13)))
-    assert await conductor(base).make("a", SPEC, None, None) == b"png 20"
+    assert (await conductor(base).make("a", SPEC, None, None)).png == b"png 20"
     assert [index for index, _ in base.calls] == [0, 10]
     assert base.steps == 20 + 3
 
 
 async def test_a_lost_refiner_does_not_send_the_image_back_to_base() -> None:
     base, refiner = CountingStage(), CountingStage(trouble=dies_at((0, 18)))
-    assert await conductor(base, refiner).make("a", SPEC, None, None) == b"png 20"
+    assert (await conductor(base, refiner).make("a", SPEC, None, None)).png == b"png 20"
     assert base.steps == 16
     assert [index for index, _ in refiner.calls] == [16, 16]
 
 
 async def test_replicas_may_die_again_and_again_as_long_as_the_image_gets_on() -> None:
     base = CountingStage(trouble=dies_at((0, 7), (1, 12), (2, 17), (3, 19)))
-    assert await conductor(base).make("a", SPEC, None, None) == b"png 20"
+    assert (await conductor(base).make("a", SPEC, None, None)).png == b"png 20"
 
 
 async def test_an_image_that_kills_every_replica_at_one_step_is_given_up() -> None:
@@ -76,7 +76,7 @@ async def test_under_another_numeric_profile_the_image_starts_again_from_the_fir
         return ProfileChanged("another card") if call == 1 else None
 
     base = CountingStage(trouble=changed)
-    assert await conductor(base).make("a", SPEC, None, None) == b"png 20"
+    assert (await conductor(base).make("a", SPEC, None, None)).png == b"png 20"
     assert [index for index, _ in base.calls] == [0, 10, 0]
 
 

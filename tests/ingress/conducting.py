@@ -5,8 +5,15 @@ from io import BytesIO
 
 from PIL import Image
 
-from serve_app.core.facts import Condition, Health, ServiceFacts
-from serve_app.core.spec import ImageSpec
+from serve_app.core.events import Made
+from serve_app.core.facts import Condition, Health, License, ServiceFacts
+from serve_app.core.spec import ImageSpec, Stage
+
+PROFILES = ((Stage.BASE, "base-float32-4-0123abcd"), (Stage.REFINER, "refiner-float32-4-0123abcd"))
+LICENSES = tuple(
+    License(model, "CreativeML Open RAIL++-M", "https://example.org/license", ("harm",), "the text")
+    for model in ("sdxl-base-1.0", "sdxl-refiner-1.0")
+)
 
 FACTS = ServiceFacts(
     model="sdxl-base-1.0",
@@ -16,6 +23,7 @@ FACTS = ServiceFacts(
     precision="fp32",
     image_count=2,
     default_steps=30,
+    licenses=LICENSES,
 )
 
 
@@ -28,11 +36,11 @@ class Painter:
 
     async def make(
         self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
-    ) -> bytes:
+    ) -> Made:
         self.asked.append((id, spec, source, timeout))
         file = BytesIO()
         Image.new("RGB", (spec.width, spec.height), "teal").save(file, "PNG")
-        return file.getvalue()
+        return Made(file.getvalue(), PROFILES)
 
     async def health(self) -> Health:
         return self.now
@@ -46,21 +54,24 @@ class Painter:
 
 
 class Failing(Painter):
-    """Fails at the second image; the others wait until they are cancelled."""
+    """Fails at one image, the second; the others wait until they are cancelled."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, at: int = 1) -> None:
         super().__init__()
         self.error = error
+        self.at = at
+        self.begun = 0
         self.cancelled = 0
 
     async def make(
         self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
-    ) -> bytes:
-        if id.endswith("-1"):
+    ) -> Made:
+        self.begun += 1
+        if id.endswith(f"-{self.at}"):
             raise self.error
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return b""
+        raise AssertionError("nobody cancelled it")

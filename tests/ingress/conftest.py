@@ -1,12 +1,19 @@
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import pytest
+from starlette.types import ASGIApp
 
-from serve_app.ingress.routes import Conductor, build_api
+from serve_app.deployments.ledger import Ledger
+from serve_app.ingress.api import build_api
+from serve_app.ingress.jobs import Conductor, Desk
+from serve_app.ingress.security import Policy
 from tests.ingress.conducting import FACTS, Painter
 
 Client = Callable[..., httpx.AsyncClient]
+ORIGIN = "http://localhost:5173"
+POLICY = Policy(origins=(ORIGIN,))
 
 
 @pytest.fixture
@@ -15,19 +22,44 @@ def painter() -> Painter:
 
 
 @pytest.fixture
-async def client(painter: Painter) -> AsyncIterator[Client]:
-    """Makes clients of an API over a conductor; `painter`'s unless another is given."""
+def ledger() -> Ledger:
+    return Ledger(None)
+
+
+def api_over(
+    conductor: Conductor,
+    ledger: Any,
+    facts: Any = FACTS,
+    policy: Policy = POLICY,
+    *,
+    proxy_names: bool = False,
+    **wishes: Any,
+) -> ASGIApp:
+    """The whole API on a desk of its own; `wishes` are the desk's."""
+    desk = Desk(conductor, ledger, facts, **wishes)
+    return build_api(desk, conductor, facts, policy, version="9.9.9", proxy_names=proxy_names)
+
+
+@pytest.fixture
+async def client(painter: Painter, ledger: Ledger) -> AsyncIterator[Client]:
+    """Makes clients of an API over a conductor; `painter`'s unless another is given.
+
+    All of them share a ledger, as ingress processes do.
+    """
     opened: list[httpx.AsyncClient] = []
 
-    def over(conductor: Conductor = painter, facts: object = FACTS) -> httpx.AsyncClient:
-        api = build_api(
-            conductor,
-            facts,  # type: ignore[arg-type]
-            origins=["http://localhost:5173"],
-            version="9.9.9",
+    def over(
+        conductor: Conductor = painter,
+        *,
+        peer: str = "127.0.0.1",
+        headers: dict[str, str] | None = None,
+        **wishes: Any,
+    ) -> httpx.AsyncClient:
+        api = api_over(conductor, wishes.pop("ledger", ledger), **wishes)
+        transport = httpx.ASGITransport(app=api, raise_app_exceptions=False, client=(peer, 1))
+        opened.append(
+            httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
         )
-        transport = httpx.ASGITransport(app=api, raise_app_exceptions=False)
-        opened.append(httpx.AsyncClient(transport=transport, base_url="http://localhost"))
         return opened[-1]
 
     yield over

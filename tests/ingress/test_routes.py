@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import logging
 from dataclasses import replace
@@ -154,13 +155,25 @@ async def test_what_is_ignored_or_bent_is_told(client: Client) -> None:
     assert "one step is taken" in meta["warnings"][0]
 
 
-async def test_one_picture_may_be_asked_for_bare(client: Client) -> None:
+@pytest.mark.parametrize("accept", ["image/png", "Image/PNG;q=1", "image/png, */*;q=0.5"])
+async def test_one_picture_may_be_asked_for_bare(client: Client, accept: str) -> None:
     answer = await client().post(
-        "/generate", json={"prompt": "a", "imageCount": 1}, headers={"Accept": "image/png"}
+        "/generate", json={"prompt": "a", "imageCount": 1}, headers={"Accept": accept}
     )
     assert answer.status_code == 201
     assert answer.headers["content-type"] == "image/png"
     assert Image.open(BytesIO(answer.content)).size == (1024, 1024)
+
+
+@pytest.mark.parametrize(
+    ("accept", "count"), [("image/png", 2), ("*/*", 1), ("application/json, image/png", 1)]
+)
+async def test_several_pictures_or_a_wish_for_json_give_json(
+    client: Client, accept: str, count: int
+) -> None:
+    asked = {"prompt": "a", "imageCount": count}
+    answer = await client().post("/generate", json=asked, headers={"Accept": accept})
+    assert len(answer.json()["images"]) == count
 
 
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
@@ -187,10 +200,83 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("/generate", {"colour": 1}, "colour", "is no field of this request"),
     ("/generate", {"width": 512}, "height", "is required when the other side is given"),
     ("/generate", {"width": 512, "height": 500}, "height", "must be a multiple of 8 between 256"),
-    ("/refine", {"prompt": "a"}, "", "baseImages is required, or images in its place"),
-    ("/refine", {"images": ["!"]}, "", "refinePrompt is required, or prompt in its place"),
-    ("/refine", {"images": [], "prompt": "a"}, "images", "at least 1"),
-    ("/refine", {"images": ["a"], "prompt": "a", "strength": 0}, "strength", "must be above 0"),
+    ("/generate", {"prompt": 7}, "prompt", "should be a valid string"),
+    ("/generate", {"temperature": -0.1}, "temperature", "must be between 0 and 2, got -0.1"),
+    (
+        "/generate",
+        {"temperature": 2.0000000001},
+        "temperature",
+        "must be between 0 and 2, got 2.0000000001",
+    ),
+    ("/generate", {"temperature": True}, "temperature", "should be a valid number"),
+    ("/generate", {"temperature": "7"}, "temperature", "should be a valid number"),
+    ("/generate", {"steps": 20.0}, "steps", "should be a valid integer"),
+    (
+        "/generate",
+        {"seed": 12345678901234},
+        "seed",
+        "must be between 0 and 4294967295, got 12345678901234",
+    ),
+    (
+        "/generate",
+        {"seed": 10**400},
+        "seed",
+        f"must be between 0 and 4294967295, got 1{'0' * 39}…",
+    ),
+    (
+        "/generate",
+        {"width": 10**300, "height": 512},
+        "width",
+        f"must be a multiple of 8 between 256 and 2048, got 1{'0' * 39}…",
+    ),
+    ("/generate", {"x" * 100_000: 1}, "x" * 40 + "…", "is no field of this request"),
+    ("/generate", {"loras": [{"weight": 1}]}, "loras.0.name", "is required"),
+    (
+        "/generate",
+        {"loras": [{"name": "a", "wieght": 1}]},
+        "loras.0.wieght",
+        "did you mean weight?",
+    ),
+    (
+        "/generate",
+        {"width": 2048, "height": 2048},
+        "width",
+        "times height must be at most 2400000, got 4194304",
+    ),
+    ("/refine", {"prompt": "a"}, "baseImages", "is required, or images in its place"),
+    (
+        "/refine",
+        {"prompt": "a", "images": ["a"], "baseImages": ["a"]},
+        "baseImages",
+        "and not both",
+    ),
+    ("/refine", {"images": ["!"]}, "refinePrompt", "is required, or prompt in its place"),
+    ("/refine", {"images": [], "prompt": "a"}, "images", "must have at least 1 entry"),
+    ("/refine", {"images": ["a"] * 9, "prompt": "a"}, "images", "must have at most 8 entries"),
+    (
+        "/refine",
+        {"baseImages": ["a", 7], "prompt": "a"},
+        "baseImages.1",
+        "should be a valid string",
+    ),
+    (
+        "/refine",
+        {"images": ["a"], "prompt": "a", "strength": 0},
+        "strength",
+        "must be above 0 and at most 1, got 0",
+    ),
+    (
+        "/refine",
+        {"images": ["a"], "prompt": "a", "strength": 1.5},
+        "strength",
+        "must be above 0 and at most 1, got 1.5",
+    ),
+    (
+        "/refine",
+        {"images": ["a"], "prompt": "a", "config": {"guidanceScal": 1}},
+        "config.guidanceScal",
+        "is no field of this request; did you mean guidanceScale?",
+    ),
     (
         "/refine",
         {"images": ["a"], "prompt": "a", "config": {"steps": 0}},
@@ -224,15 +310,66 @@ async def test_a_bad_field_is_named_with_its_range(
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b"", b'{"prompt": "a", }', b"\xff\xfe", b'{"prompt":"a","steps":NaN}']
+    ("body", "code"),
+    [
+        (b"{", "INVALID_JSON"),
+        (b'{"prompt": "a", }', "INVALID_JSON"),
+        (b"\xff\xfe", "INVALID_JSON"),
+        (b'{"prompt":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "INVALID_JSON"),
+        (b"", "VALIDATION_ERROR"),
+        (b"[]", "VALIDATION_ERROR"),
+        (b"null", "VALIDATION_ERROR"),
+        (b'{"prompt":"a","\\ud800":1}', "VALIDATION_ERROR"),
+        (b'{"prompt":"a","steps":NaN}', "VALIDATION_ERROR"),
+        (b'{"prompt":"a","temperature":1e999}', "VALIDATION_ERROR"),
+        (b'{"prompt":"a","temperature":-Infinity}', "VALIDATION_ERROR"),
+    ],
+    ids=lambda body: str(body)[:40],
 )
-async def test_what_is_no_json_is_refused(client: Client, painter: Painter, body: bytes) -> None:
+async def test_what_is_no_request_in_json_is_refused(
+    client: Client, painter: Painter, body: bytes, code: str
+) -> None:
     answer = await client().post(
         "/generate", content=body, headers={"Content-Type": "application/json"}
     )
     assert answer.status_code == 400
-    assert answer.json()["error"]["code"] in ("INVALID_JSON", "VALIDATION_ERROR")
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert all(detail["path"] for detail in error["details"])
     assert not painter.asked
+
+
+async def test_a_flood_of_wrong_fields_gets_a_short_answer(client: Client) -> None:
+    wrong = {f"x{i}": "secret" * 100 for i in range(5000)}
+    answer = await client().post("/generate", json=wrong)
+    assert answer.status_code == 400
+    assert len(answer.content) < 10_000
+    assert "secret" not in answer.text
+
+
+async def test_a_config_is_not_told_of_fields_it_does_not_have(client: Client) -> None:
+    asked = {"images": ["a"], "prompt": "a", "config": {"strenght": 0.5}}
+    answer = await client().post("/refine", json=asked)
+    assert "did you mean" not in answer.text
+
+
+async def test_a_prompt_is_measured_after_trimming(client: Client, painter: Painter) -> None:
+    answer = await client().post("/generate", json={"prompt": " " * 50 + "a" * 500 + "\n"})
+    assert answer.status_code == 201
+    assert painter.specs[0].prompt == "a" * 500
+
+
+async def test_a_caller_who_leaves_cancels_every_image(client: Client) -> None:
+    waiting = Failing(errors.OutOfMemory("never: no image has the number it fails at"), at=9)
+    asked = asyncio.ensure_future(
+        client(waiting).post("/generate", json={"prompt": "a", "imageCount": 3})
+    )
+    while waiting.begun < 3:
+        await asyncio.sleep(0)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert waiting.cancelled == 3
 
 
 async def test_an_image_that_is_none_is_refused_by_number(client: Client) -> None:
@@ -306,6 +443,7 @@ async def test_health_says_who_is_ready_and_why_not(client: Client, painter: Pai
         "replicas": {"base": 1, "refiner": 1},
         "owedSeconds": 0.0,
         "safetyFilter": "off",
+        "termsRequired": False,
         "version": "9.9.9",
     }
     painter.now = Health(Condition.LOADING, "no replica of base is ready yet", {"base": 0}, 0.0)
@@ -371,6 +509,6 @@ async def test_the_api_describes_itself(client: Client) -> None:
     document = (await client().get("/openapi.json")).json()
     post = document["paths"]["/generate"]["post"]
     assert {"201", "400", "404", "413", "415", "500", "503", "504"} <= set(post["responses"])
-    assert "422" not in post["responses"]
+    assert "HTTPValidationError" not in str(document)
     fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
     assert "negativePrompt" in fields

@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from serve_app.core.errors import EngineFault, OutOfMemory, ProfileChanged, ReplicaLost
+from serve_app.core.errors import (
+    EngineFault,
+    ImageTooLarge,
+    OutOfMemory,
+    ProfileChanged,
+    ReplicaLost,
+)
 from serve_app.core.sample import Leg
 from serve_app.core.spec import ImageSpec, Sampler, Stage
 from serve_app.runtime.engine import Engine
@@ -118,13 +124,36 @@ def test_a_turn_that_fails_hurts_its_own_samples_alone() -> None:
     engine.check()
 
 
-def test_no_room_on_the_device_has_its_own_name() -> None:
+def test_an_image_that_finds_no_room_alone_is_tried_once_more() -> None:
     denoiser = ConstantDenoiser()
     denoiser.failures = [torch.OutOfMemoryError("CUDA out of memory")]
     engine, heard = engine_over(denoiser), Heard()
     engine.submit(sample_of(SPEC), END, heard)
     drain(engine)
-    assert isinstance(heard.failed.error, OutOfMemory)
+    assert heard.finished
+
+
+def test_an_image_that_alone_finds_no_room_twice_can_never_fit() -> None:
+    denoiser = ConstantDenoiser()
+    denoiser.failures = [torch.OutOfMemoryError("CUDA out of memory")] * 2
+    engine, heard, next_one = engine_over(denoiser), Heard(), Heard()
+    engine.submit(sample_of(SPEC), END, heard)
+    drain(engine)
+    assert isinstance(heard.failed.error, ImageTooLarge)
+    engine.submit(sample_of(SPEC, "next"), END, next_one)
+    drain(engine)
+    assert next_one.finished
+
+
+def test_images_that_find_no_room_together_may_come_again() -> None:
+    denoiser = ConstantDenoiser()
+    denoiser.failures = [torch.OutOfMemoryError("CUDA out of memory")]
+    engine, first, second = engine_over(denoiser), Heard(), Heard()
+    engine.submit(sample_of(SPEC, "first"), END, first)
+    engine.submit(sample_of(SPEC, "second"), END, second)
+    drain(engine)
+    assert isinstance(first.failed.error, OutOfMemory)
+    assert isinstance(second.failed.error, OutOfMemory)
 
 
 def test_an_engine_that_fails_again_and_again_is_ill() -> None:

@@ -69,6 +69,7 @@ def environment(cache: Path) -> Iterator[dict[str, str]]:
         "XDG_CACHE_HOME": str(cache.parent / "xdg"),
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "LEDGER_FILE": str(cache.parent / "ledger.sqlite"),
     }
     home = cache.parent / "xdg" / "aura-serve"
     if not home.exists():

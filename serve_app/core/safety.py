@@ -1,0 +1,51 @@
+"""What may refuse a picture, and the plainest filter: a list of words.
+
+Knows no files and no networks. A filter is asked twice: with the prompt before anything is made,
+and with the pixels after; each answers what it can judge.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+
+class SafetyFilter(Protocol):
+    """The contract of a safety filter. Off unless the operator sets one."""
+
+    @property
+    def name(self) -> str:
+        """How /health calls it."""
+
+    def refuses_prompt(self, prompt: str) -> bool:
+        """Whether no picture may be made of this prompt."""
+
+    def refuses_picture(self, picture: Any) -> bool:
+        """Whether this picture, (height, width, 3) bytes, may not be handed out."""
+
+
+class WordList:
+    """Refuses prompts that hold a listed word or phrase as whole words.
+
+    Case, accents and look-alike forms of a letter (full-width, ligatures) make no difference.
+    """
+
+    name = "words"
+
+    def __init__(self, words: Iterable[str]) -> None:
+        folded = [_folded(word).split() for word in words]
+        phrases = sorted({r"\s+".join(map(re.escape, parts)) for parts in folded if parts})
+        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)") if phrases else None
+
+    def refuses_prompt(self, prompt: str) -> bool:
+        """See `SafetyFilter`."""
+        return self._pattern is not None and self._pattern.search(_folded(prompt)) is not None
+
+    def refuses_picture(self, picture: Any) -> bool:
+        """Never: a list of words knows nothing of pixels."""
+        return False
+
+
+def _folded(text: str) -> str:
+    apart = unicodedata.normalize("NFKD", text)
+    return "".join(c for c in apart if not unicodedata.combining(c)).casefold()

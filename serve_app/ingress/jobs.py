@@ -1,0 +1,315 @@
+"""The desk: every order becomes a job, is made, and is remembered.
+
+Knows no HTTP and no Ray: the conductor makes the images, the ledger remembers; both are handed in.
+The ledger is off the way of a picture: it is told in the background, and only what can't be
+answered without it (a claim, a job by id, the terms) waits for it.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, Protocol
+from uuid import uuid4
+
+from serve_app.core.allowance import Allowance
+from serve_app.core.cost import megapixel_steps
+from serve_app.core.errors import (
+    IdempotencyConflict,
+    JobCancelled,
+    JobNotFound,
+    LedgerAway,
+    RateLimited,
+    SafetyBlock,
+    TermsNotAccepted,
+)
+from serve_app.core.events import Made
+from serve_app.core.facts import Health, ServiceFacts
+from serve_app.core.job import Claim, Claimed, Job, JobState, Result
+from serve_app.core.safety import SafetyFilter
+from serve_app.core.spec import ImageSpec
+from serve_app.ingress.errors import refusal_of
+from serve_app.ingress.metadata import infotext, inscribe
+from serve_app.ingress.orders import Order
+
+logger = logging.getLogger("aura.jobs")
+
+RENEWAL = 3.0  # seconds between two signs of life to the ledger
+_LOOK = 20.0  # seconds that one question for a job's end may stand open
+_UNWANTED = 2.0  # seconds that a cancelled job may take to end
+
+
+class Conductor(Protocol):
+    """Who makes images."""
+
+    async def make(
+        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
+    ) -> Made:
+        """One image; raises named errors; cancelling the call cancels the image."""
+
+    async def health(self) -> Health:
+        """Whether an image could be made now."""
+
+    def owed_seconds(self) -> float:
+        """Predicted seconds of the work under way."""
+
+
+class Ledger(Protocol):
+    """Who remembers. Every method raises `LedgerAway` when it can't be asked."""
+
+    async def open(self, job: Job, claim: Claim | None) -> Claimed:
+        """The job is remembered; with a claim, only if no other job has the claim already."""
+
+    async def end(
+        self, id: str, state: JobState, error: tuple[str, str] | None, result: Result | None
+    ) -> None:
+        """How the job ended is remembered; a claim on one that did not succeed is free again."""
+
+    async def look(self, id: str, wait: float) -> Job | None:
+        """The job, as soon as it has ended or after `wait` seconds; None when there is none."""
+
+    async def renew(self, owner: str) -> None:
+        """The owner's jobs are still worked at."""
+
+    async def draw(self, caller: str, cost: float, allowance: Allowance) -> float:
+        """0 when the cost was taken from the caller's allowance, else the seconds to wait."""
+
+    async def accept(self, caller: str, terms: str) -> None:
+        """The caller has accepted the terms with this digest."""
+
+    async def accepted(self, caller: str) -> str | None:
+        """The digest of the terms that the caller accepted last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who asks where, and whether it may ask again: a key and a digest of the body, or neither."""
+
+    caller: str
+    route: str
+    key: str | None = None
+    fingerprint: str = ""
+
+
+class Desk:
+    """The jobs of one ingress process. `words` may refuse prompts, `allowance` bounds callers."""
+
+    def __init__(
+        self,
+        conductor: Conductor,
+        ledger: Ledger,
+        facts: ServiceFacts,
+        *,
+        words: SafetyFilter | None = None,
+        allowance: Allowance | None = None,
+        halt: Callable[[str], Awaitable[Any]] | None = None,
+    ) -> None:
+        self._conductor = conductor
+        self._ledger = ledger
+        self._facts = facts
+        self._words = words
+        self._allowance = allowance
+        self._halt = halt or self._halt_here  # tells every ingress process to cancel a job
+        self._owner = uuid4().hex
+        self._running: dict[str, asyncio.Task[Result]] = {}
+        self._writes: dict[str, asyncio.Task[None]] = {}
+        self._renewing: asyncio.Task[None] | None = None
+        self._agreed: set[str] = set()  # callers known to have accepted the terms
+
+    async def fulfil(self, order: Order, asking: Asking) -> Result:
+        """What the order gives. Raises the named errors of the domain.
+
+        Who leaves while it is made cancels it, unless a key promises that it will ask again.
+        """
+        if self._words and any(self._words.refuses_prompt(p.spec.prompt) for p in order.pieces):
+            raise SafetyBlock("the safety filter refuses this prompt")
+        await self._check_terms(asking.caller)
+        job = Job(uuid4().hex, asking.caller, self._owner, time.time())
+        if asking.key is not None:
+            return await asyncio.shield(self._start(job.id, self._claimed(job, order, asking)))
+        task = self._start(job.id, self._run(job, order))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+
+    async def look(self, id: str, caller: str) -> Job:
+        """The caller's job. Raises `JobNotFound`, also for somebody else's."""
+        if write := self._writes.get(id):
+            await asyncio.wait([write], timeout=_UNWANTED)
+        job = await self._ledger.look(id, 0)
+        if job is None or job.caller != caller:
+            raise JobNotFound("you have no job with this id; answers are kept for ten minutes")
+        return job
+
+    async def cancel(self, id: str, caller: str) -> Job:
+        """The caller's job, which is not worked at any more. Raises `JobNotFound`."""
+        job = await self.look(id, caller)
+        if job.state is JobState.RUNNING:
+            await self._halt(id)
+            job = await self._ledger.look(id, _UNWANTED) or job
+        return job
+
+    def stop(self, id: str) -> None:
+        """The job is cancelled, if it is worked at here."""
+        if task := self._running.get(id):
+            task.cancel()
+
+    async def accept_terms(self, caller: str, terms: str) -> None:
+        """The caller has accepted what is in force. Raises `TermsNotAccepted` for other terms."""
+        if terms != self._facts.terms:
+            raise TermsNotAccepted("these terms are not in force; read them at GET /licenses")
+        await self._ledger.accept(caller, terms)
+
+    async def settle(self) -> None:
+        """The ledger has been told of everything that ended here."""
+        while self._writes:
+            await asyncio.wait(self._writes.values())
+
+    def _start(self, id: str, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = asyncio.create_task(work)
+        self._running[id] = task
+
+        def ended(task: asyncio.Task[Result]) -> None:
+            self._running.pop(id, None)
+            if not task.cancelled():
+                task.exception()  # taken note of: whoever waited may have left
+
+        task.add_done_callback(ended)
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self._renew())
+        return task
+
+    async def _claimed(self, job: Job, order: Order, asking: Asking) -> Result:
+        """The result of the one job that the key stands for, whoever makes it."""
+        scope = sha256(f"{asking.caller}\n{asking.route}\n{asking.key}".encode()).hexdigest()
+        while True:
+            claim = Claim(scope, asking.fingerprint, order.seed)
+            claimed = await self._ledger.open(job, claim)
+            if claimed.job is None:
+                raise IdempotencyConflict("this Idempotency-Key was used with another body")
+            if claimed.yours:
+                if claimed.job != job.id and (mine := asyncio.current_task()):
+                    self._running[claimed.job] = mine  # the name by which it may be cancelled
+                job = replace(job, id=claimed.job)
+                return await self._run(job, order.seeded(claimed.seed), opened=True)
+            if (result := await self._joined(claimed.job)) is not None:
+                return result
+
+    async def _joined(self, id: str) -> Result | None:
+        """The result of a job that is worked at elsewhere; None when it must be made anew."""
+        while job := await self._ledger.look(id, _LOOK):
+            if job.state is JobState.CANCELLED:
+                raise JobCancelled("the job was cancelled")
+            if job.state is not JobState.RUNNING:
+                return job.result
+        return None
+
+    async def _run(self, job: Job, order: Order, *, opened: bool = False) -> Result:
+        """The order's result; the ledger is told of the job in the background, in order."""
+        begun = None if opened else asyncio.create_task(self._told(self._ledger.open(job, None)))
+        state, error, result = JobState.CANCELLED, None, None
+        try:
+            await self._charge(job.caller, order)
+            result = await self._make(job, order)
+            state = JobState.SUCCEEDED
+            return result
+        except asyncio.CancelledError:
+            raise JobCancelled("the job was cancelled") from None
+        except Exception as failure:
+            refusal = refusal_of(failure, 0)
+            state, error = JobState.FAILED, (refusal.code, refusal.message)
+            raise
+        finally:
+            self._running.pop(job.id, None)
+            end = self._ledger.end(job.id, state, error, result)
+            self._writes[job.id] = write = asyncio.create_task(self._after(begun, end))
+            write.add_done_callback(lambda _: self._writes.pop(job.id, None))
+
+    async def _make(self, job: Job, order: Order) -> Result:
+        """Every image of the order, at once; the first failure cancels the others and is told."""
+        began = time.perf_counter()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(
+                        self._conductor.make(
+                            f"{job.id}-{i}",
+                            piece.spec,
+                            piece.base.rgb if piece.base else None,
+                            order.timeout,
+                        )
+                    )
+                    for i, piece in enumerate(order.pieces)
+                ]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        pngs = []
+        for piece, task in zip(order.pieces, tasks, strict=True):
+            made = task.result()
+            record = order.record(piece, {str(stage): name for stage, name in made.profiles})
+            pngs.append(inscribe(made.png, infotext(piece.spec, order.models), record))
+        first = order.pieces[0].spec
+        meta = {
+            "model": self._facts.model,
+            "durationMs": round((time.perf_counter() - began) * 1000),
+            "seeds": [piece.spec.seed for piece in order.pieces],
+            "width": first.width,
+            "height": first.height,
+            "steps": first.steps,
+            "guidanceScale": first.guidance,
+            "sampler": first.sampler,
+            "refined": order.refined,
+            "jobId": job.id,
+            "warnings": order.warnings,
+        }
+        return Result(tuple(pngs), json.dumps(meta), job.created)
+
+    async def _charge(self, caller: str, order: Order) -> None:
+        """The order's cost was taken from the caller's allowance. Raises `RateLimited`.
+
+        While the ledger is away nobody is charged: that is better than no pictures.
+        """
+        if self._allowance is None:
+            return
+        cost = sum(megapixel_steps(piece.spec) for piece in order.pieces)
+        with suppress(LedgerAway):
+            wait = await self._ledger.draw(caller, cost, self._allowance)
+            if wait > 0:
+                raise RateLimited(wait)
+
+    async def _check_terms(self, caller: str) -> None:
+        if not self._facts.terms_required or caller in self._agreed:
+            return
+        if await self._ledger.accepted(caller) != self._facts.terms:
+            raise TermsNotAccepted(
+                "read the models' terms at GET /licenses and accept them: "
+                f'POST /licenses {{"accept": true, "terms": "{self._facts.terms}"}}'
+            )
+        self._agreed.add(caller)
+
+    async def _after(self, first: asyncio.Task[None] | None, write: Awaitable[Any]) -> None:
+        if first is not None:
+            await first
+        await self._told(write)
+
+    async def _told(self, write: Awaitable[Any]) -> None:
+        try:
+            await write
+        except LedgerAway:
+            logger.warning("the ledger was away too long and missed a job")
+
+    async def _renew(self) -> None:
+        while self._running:
+            with suppress(LedgerAway):
+                await self._ledger.renew(self._owner)
+            await asyncio.sleep(RENEWAL)
+
+    async def _halt_here(self, id: str) -> None:
+        self.stop(id)

@@ -1,0 +1,235 @@
+"""The OpenAI Images API on the same desk: any client of it works by changing its base URL.
+
+Knows no Ray and no torch. What that API has and this service does not is refused with a sentence;
+what makes no difference is passed over with a warning in the answer.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.responses import JSONResponse, Response
+
+from serve_app.core.errors import InvalidRequest, ModelNotFound
+from serve_app.core.facts import ServiceFacts
+from serve_app.core.job import Result
+from serve_app.ingress.answers import converted
+from serve_app.ingress.body import StrictRoute
+from serve_app.ingress.images import BaseImage, read_image
+from serve_app.ingress.openai_schemas import (
+    HARMLESS,
+    IMAGES,
+    PROMPT_CHARS,
+    EditsRequest,
+    GenerationsRequest,
+    ImagesAnswer,
+    Model,
+    Models,
+    OpenAIError,
+    Wanted,
+)
+from serve_app.ingress.orders import Order, order_generate, order_refine
+from serve_app.ingress.routes import MAKES, IdempotencyKey, Studio, asking, draw_seed, tells
+from serve_app.ingress.schemas import GenerateRequest, RefineRequest
+
+EDITS = "/v1/images/edits"
+FORM = "multipart/form-data"
+ALIASES = (  # what clients have hard-coded; all of them are our one model
+    "gpt-image-1",
+    "gpt-image-1-mini",
+    "gpt-image-1.5",
+    "gpt-image-2",
+    "gpt-image-2.5",
+    "gpt-image-2.6",
+    "dall-e-2",
+    "dall-e-3",
+)
+_COMPRESSION = 90  # quality of JPEG and WebP when nobody says
+_FILES, _FIELDS = 16, 64
+_FILE_FIELDS = ("image", "image[]")
+_MOST_WARNINGS = 8
+_FORM_BODY = {
+    "required": True,
+    "content": {
+        FORM: {
+            "schema": {
+                "type": "object",
+                "required": ["image", "prompt"],
+                "properties": {
+                    "image": {
+                        "description": "A PNG, JPEG or WebP; several as image[]",
+                        "type": "string",
+                        "format": "binary",
+                    },
+                    **EditsRequest.model_json_schema()["properties"],
+                },
+            }
+        }
+    },
+}
+
+
+def routes(studio: Studio) -> APIRouter:
+    """The routes, ready to be included."""
+    router, desk, facts = APIRouter(route_class=StrictRoute), studio.desk, studio.facts
+    makes = tells(*MAKES, model=OpenAIError)
+
+    @router.post("/v1/images/generations", response_model=ImagesAnswer, responses=makes)
+    async def generations(
+        body: GenerationsRequest, request: Request, key: IdempotencyKey = None
+    ) -> Response:
+        """Pictures from a prompt."""
+        order = _order_generation(body, facts)
+        return await answered(body, order, await desk.fulfil(order, asking(request, key, body)))
+
+    @router.post(
+        EDITS,
+        response_model=ImagesAnswer,
+        responses=makes,
+        openapi_extra={"requestBody": _FORM_BODY},
+    )
+    async def edits(request: Request, key: IdempotencyKey = None) -> Response:
+        """Pictures from pictures and a prompt."""
+        async with request.form(max_files=_FILES, max_fields=_FIELDS) as form:
+            body = _read_fields(form)
+            _check(body, facts)
+            files = [await file.read() for file in _files_of(form)]
+        wanted = body.wanted_size and facts.sizes.scaled(*body.wanted_size)
+        images = [
+            await studio.aside(read_image, file, i, facts.sizes, wanted)
+            for i, file in enumerate(files)
+        ]
+        order = _order_edit(body, images, facts)
+        sent = body.model_dump_json() + "".join(image.digest for image in images)
+        return await answered(body, order, await desk.fulfil(order, asking(request, key, sent)))
+
+    @router.get("/v1/models", responses=tells(401, 403, model=OpenAIError))
+    async def models() -> Models:
+        """The models there are."""
+        return Models(object="list", data=[_model(facts.model, facts)])
+
+    @router.get("/v1/models/{name}", responses=tells(401, 403, 404, model=OpenAIError))
+    async def model(name: str) -> Model:
+        """One model, also by a name that clients have hard-coded."""
+        _check_model(name, facts)
+        return _model(name, facts)
+
+    async def answered(body: Wanted, order: Order, result: Result) -> Response:
+        text = await studio.aside(_answer_body, body, order, result)
+        return Response(text, media_type="application/json")
+
+    return router
+
+
+def _order_generation(body: GenerationsRequest, facts: ServiceFacts) -> Order:
+    _check(body, facts)
+    native = body.native()
+    if body.wanted_size:
+        native["width"], native["height"] = facts.sizes.scaled(*body.wanted_size)
+    request = GenerateRequest.model_validate(native)
+    order = order_generate(request, _facts_for(body, facts), draw_seed())
+    return _warned(order, body)
+
+
+def _order_edit(body: EditsRequest, images: Sequence[BaseImage], facts: ServiceFacts) -> Order:
+    request = RefineRequest.model_validate(body.native() | {"strength": body.strength})
+    order = order_refine(request, images, _facts_for(body, facts), draw_seed())
+    return _warned(order, body)
+
+
+def _facts_for(body: Wanted, facts: ServiceFacts) -> ServiceFacts:
+    """What holds on these routes: longer prompts, one image when nobody says."""
+    return replace(facts, prompt_chars=PROMPT_CHARS, image_count=body.n or 1)
+
+
+def _warned(order: Order, body: Wanted) -> Order:
+    """The order with a word on everything that was passed over or bent."""
+    warnings = list(order.warnings)
+    unknown = sorted(set(body.model_extra or {}) - HARMLESS)[:_MOST_WARNINGS]
+    warnings += [f"{name[:40]} is not known here and makes no difference" for name in unknown]
+    spec = order.pieces[0].spec
+    if body.wanted_size and body.wanted_size != (spec.width, spec.height):
+        warnings.append(f"size {body.size} was fitted to {spec.width}x{spec.height}")
+    return replace(order, warnings=tuple(warnings))
+
+
+def _check(body: Wanted, facts: ServiceFacts) -> None:
+    """Returns when the service can do what is asked; raises a named error if not."""
+    if body.model is not None:
+        _check_model(body.model, facts)
+    if body.stream:
+        raise InvalidRequest(
+            "stream", "can't be true: pictures come when they are done; leave it out"
+        )
+
+
+def _check_model(name: str, facts: ServiceFacts) -> None:
+    names = (facts.model, *ALIASES)
+    if name not in names:
+        raise ModelNotFound(f"model names none of this service; there is {', '.join(names)}")
+
+
+def _read_fields(form: FormData) -> EditsRequest:
+    """The fields of a form. Raises what a JSON body with the same faults would."""
+    fields: dict[str, str] = {}
+    for name, value in form.multi_items():
+        if name == "mask":
+            raise InvalidRequest(
+                "mask", "can't be used: there is no inpainting; leave it out to change all"
+            )
+        if name in _FILE_FIELDS:
+            continue
+        if not isinstance(value, str) or name in fields:
+            raise InvalidRequest(name, "must be one field of text")
+        if value or name == "prompt":
+            fields[name] = value
+    try:
+        return EditsRequest.model_validate_strings(fields)
+    except ValidationError as error:
+        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
+        raise RequestValidationError(faults) from None
+
+
+def _files_of(form: FormData) -> list[UploadFile]:
+    files = [value for name in _FILE_FIELDS for value in form.getlist(name)]
+    if not files:
+        raise InvalidRequest("image", "is required: a file, or several as image[]")
+    if not all(isinstance(file, UploadFile) for file in files):
+        raise InvalidRequest("image", "must be a file")
+    if len(files) > IMAGES:
+        raise InvalidRequest("image", f"must be at most {IMAGES} files, got {len(files)}")
+    return [file for file in files if isinstance(file, UploadFile)]
+
+
+def _model(name: str, facts: ServiceFacts) -> Model:
+    terms = next((one.name for one in facts.licenses if one.model == facts.model), "unknown")
+    return Model(id=name, object="model", created=0, owned_by="aura-serve", license=terms)
+
+
+def _answer_body(body: Wanted, order: Order, result: Result) -> bytes:
+    """OpenAI's answer; in a thread, since it may encode pictures anew."""
+    files: list[bytes] = list(result.pngs)
+    if body.format != "png":
+        quality = _COMPRESSION if body.output_compression is None else body.output_compression
+        files = [converted(png, body.format, quality) for png in files]
+    spec = order.pieces[0].spec
+    rest: dict[str, Any] = {
+        "created": int(result.created),
+        "size": f"{spec.width}x{spec.height}",
+        "quality": body.quality or "auto",
+        "output_format": body.format,
+        "background": "opaque",
+        "warnings": list(order.warnings),
+    }
+    seeds = json.loads(result.meta)["seeds"]
+    data = b",".join(
+        b'{"b64_json":"%b","seed":%d}' % (base64.b64encode(file), seed)
+        for file, seed in zip(files, seeds, strict=True)
+    )
+    return b'{"data":[' + data + b"]," + bytes(JSONResponse(rest).body)[1:]

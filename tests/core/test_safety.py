@@ -1,0 +1,32 @@
+import pytest
+
+from serve_app.core.safety import WordList
+
+LIST = WordList(["gore", "Straße", "blood   bath", "c++", "", "  "])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "gore",
+        "much GORE here",
+        "göré",
+        "\uff47\uff4f\uff52\uff45",
+        "(gore)",
+        "a STRASSE",
+        "a blood\nbath",
+        "in C++ style",
+    ],
+)
+def test_a_listed_word_is_refused_however_it_is_written(prompt: str) -> None:
+    assert LIST.refuses_prompt(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["gorey", "category", "blood and a bath", "a fox", "", "c+"])
+def test_other_words_are_not(prompt: str) -> None:
+    assert not LIST.refuses_prompt(prompt)
+
+
+def test_an_empty_list_refuses_nothing_and_no_list_refuses_a_picture() -> None:
+    assert not WordList([]).refuses_prompt("gore")
+    assert not LIST.refuses_picture(object())
