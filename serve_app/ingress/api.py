@@ -20,8 +20,9 @@ from serve_app.ingress.jobs import Conductor, Desk
 from serve_app.ingress.middleware import surround, too_large
 from serve_app.ingress.problems import refusal_of_problems
 from serve_app.ingress.routes import Studio, routes
-from serve_app.ingress.security import Policy
+from serve_app.ingress.security import OPEN, Policy
 
+_KEY = "key"  # what the description calls the header that keys come in
 _UNROUTED = {
     400: ("VALIDATION_ERROR", "the body could not be read"),
     404: ("NOT_FOUND", "there is no such address here; see /docs"),
@@ -40,14 +41,19 @@ def build_api(
 ) -> ASGIApp:
     """The service as an ASGI app. `proxy_names`: who is in front puts X-Request-Id on answers."""
     api = routed(desk, conductor, facts, policy, version=version)
-    return surround(api, policy, {openai.EDITS: openai.FORM}, proxy_names=proxy_names)
+    return surround(api, policy, proxy_names=proxy_names)
 
 
 def routed(
     desk: Desk, conductor: Conductor, facts: ServiceFacts, policy: Policy, *, version: str
 ) -> FastAPI:
     """Every route and every error, without what surrounds them."""
-    api = FastAPI(title="Aura Serve", version=version, redoc_url=None)
+    api = FastAPI(
+        title="Aura Serve",
+        version=version,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: str(route.name),
+    )
     studio = Studio(desk, facts)
     api.include_router(routes(studio, conductor, version))
     api.include_router(openai.routes(studio))
@@ -82,12 +88,18 @@ def routed(
         return told(Refusal(status, code, sentence, headers=dict(error.headers or {})), request)
 
     describe = api.openapi
-    api.openapi = lambda: described(describe(), facts)  # type: ignore[method-assign]
+    api.openapi = lambda: described(describe(), facts, policy)  # type: ignore[method-assign]
     return api
 
 
-def described(document: dict[str, Any], facts: ServiceFacts) -> dict[str, Any]:
+def described(document: dict[str, Any], facts: ServiceFacts, policy: Policy) -> dict[str, Any]:
     """The description as it is true here, with what this checkpoint and these settings allow."""
+    if policy.keys:
+        document["components"]["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                if (method.upper(), path) not in OPEN:
+                    operation["security"] = [{_KEY: []}]
     schemas = document["components"]["schemas"]
     for schema in ("HTTPValidationError", "ValidationError"):
         schemas.pop(schema, None)
@@ -96,6 +108,7 @@ def described(document: dict[str, Any], facts: ServiceFacts) -> dict[str, Any]:
             refused = operation["responses"].get("422", {})
             if "HTTPValidationError" in str(refused):  # what FastAPI calls 422 is 400 here
                 del operation["responses"]["422"]
+    schemas["Acceptance"]["properties"]["terms"]["const"] = facts.terms
     for name, fields in {
         "GenerateRequest": ("prompt", "negativePrompt"),
         "RefineRequest": ("prompt", "refinePrompt", "negativePrompt"),

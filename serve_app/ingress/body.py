@@ -1,6 +1,8 @@
-"""A JSON body, read so that it can mean one thing only.
+"""A body of the type that its route takes, and JSON read so that it can mean one thing only.
 
-Knows no routes. Python's own reader takes the last of two equal names; here they are an error.
+Knows no routes. A page of another origin may post text and forms without asking first, but not
+JSON: so nothing is read as JSON that does not say that it is. Python's own reader takes the last
+of two equal names; here they are an error.
 """
 
 import json
@@ -11,6 +13,10 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+
+from serve_app.core.errors import UnsupportedMediaType
+
+JSON = "application/json"
 
 
 class BadJson(HTTPException):
@@ -34,13 +40,17 @@ class _StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read strictly."""
+    """A route whose body is read strictly: JSON, or what its own description says."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See `APIRoute`."""
         handle = super().get_route_handler()
+        described = (self.openapi_extra or {}).get("requestBody", {}).get("content", {JSON: {}})
+        (taken,) = described
 
         async def strictly(request: Request) -> Response:
+            if request.method == "POST" and _media_type(request) != taken:
+                raise UnsupportedMediaType(f"the body must be {taken}")
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strictly
@@ -51,3 +61,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         raise BadJson("a name stands twice in one object of the body")
     return value
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()

@@ -1,13 +1,12 @@
 """What surrounds every route: a request id, the checks of `security.py`, a body limit, CORS.
 
 Pure ASGI, so that cancelling a request cancels what it waits for. Knows no schemas.
-From outside in: the envelope names the request and turns named errors into answers; origins are
-checked; CORS headers are put on whatever comes out of the door, errors too.
+From outside in: the envelope names the request and reads what is left of a body before the answer;
+origins are checked; CORS headers are put on whatever comes out of the door, errors too.
 """
 
 import asyncio
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from uuid import uuid4
 
@@ -16,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.core.errors import CallerError, PayloadTooLarge, UnsupportedMediaType
+from serve_app.core.errors import CallerError, PayloadTooLarge
 from serve_app.ingress.errors import answer_error
 from serve_app.ingress.security import Policy
 
@@ -26,43 +25,61 @@ _DRAIN_SECONDS = 5.0
 _LONGEST_NUMBER = 18  # digits of a length that is worth reading
 
 
-def surround(
-    app: ASGIApp, policy: Policy, media: Mapping[str, str], *, proxy_names: bool
-) -> ASGIApp:
+def surround(app: ASGIApp, policy: Policy, *, proxy_names: bool) -> ASGIApp:
     """The app with everything around it.
 
-    `media` has the media type of the addresses that take something else than JSON; `proxy_names`
-    says that whoever is in front puts X-Request-Id on the answers, as Serve does.
+    `proxy_names` says that whoever is in front puts X-Request-Id on the answers, as Serve does.
     """
     cors = CORSMiddleware(
-        _Door(app, policy, media),
+        _Door(app, policy),
         allow_origins=list(policy.origins),
         allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
         allow_headers=["Content-Type", "Authorization", "Idempotency-Key", "X-Request-Id"],
         expose_headers=["X-Request-Id", "Retry-After"],
         max_age=600,
     )
-    return _Envelope(_Origins(cors, policy), proxy_names)
+    return _Envelope(_Origins(cors, policy), policy.body_limit, proxy_names)
 
 
 class _Envelope:
-    """Request id in and out; what a client sends that could harm a log or a header is not taken."""
+    """Request id in and out; what a client sends that could harm a log or a header is not taken.
 
-    def __init__(self, app: ASGIApp, proxy_names: bool) -> None:
+    No answer begins before the body was read, within bounds: a client that is still sending when
+    the connection closes would see a reset and no answer.
+    """
+
+    def __init__(self, app: ASGIApp, body_limit: int, proxy_names: bool) -> None:
         self._app = app
+        self._body_limit = body_limit
         self._proxy_names = proxy_names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get("x-request-id", "")
+        told = Headers(scope=scope)
+        asked = told.get("x-request-id", "")
         usable = _REQUEST_ID.fullmatch(asked) is not None
         request_id = asked if usable else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        unread = "transfer-encoding" in told or _announced(told) > 0
+
+        async def receive_noted() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def drain() -> None:
+            left = _DRAINED * self._body_limit
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_DRAIN_SECONDS):
+                    while unread and left > 0:
+                        left -= len((await receive_noted()).get("body", b""))
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
+                await drain()
                 headers = MutableHeaders(scope=message)
                 if not (self._proxy_names and usable):
                     headers["X-Request-Id"] = request_id
@@ -70,7 +87,7 @@ class _Envelope:
                 headers.setdefault("X-Content-Type-Options", "nosniff")
             await send(message)
 
-        await self._app(scope, receive, send_named)
+        await self._app(scope, receive_noted, send_named)
 
 
 class _Origins:
@@ -86,18 +103,17 @@ class _Origins:
             try:
                 self._policy.check_origin(headers.get("origin"), headers.get("host", ""))
             except CallerError as error:
-                await _refuse(error, scope, receive, send, self._policy.body_limit)
+                await _refuse(error, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
 class _Door:
-    """Host, key, media type and length are right, or the request goes no further."""
+    """Host, key and length are right, or the request goes no further."""
 
-    def __init__(self, app: ASGIApp, policy: Policy, media: Mapping[str, str]) -> None:
+    def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self._app = app
         self._policy = policy
-        self._media = media
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -117,20 +133,19 @@ class _Door:
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                await _drain(receive, limit)
                 raise HTTPException(413)  # the one error that reading a body lets through
             return message
 
         try:
             scope["state"]["caller"] = self._admit(scope)
         except CallerError as error:
-            await _refuse(error, scope, receive, send, limit)
+            await _refuse(error, scope, receive, send)
             return
         try:
             await self._app(scope, receive_counted, send_noted)
         except Exception as error:  # starlette answers a fault and then raises it again
             if not begun:
-                await _refuse(error, scope, receive, send, limit)
+                await _refuse(error, scope, receive, send)
             elif not ended:
                 raise
 
@@ -142,9 +157,6 @@ class _Door:
         caller = policy.caller(scope["method"], path, headers, peer)
         if _announced(headers) > policy.body_limit:
             raise PayloadTooLarge(too_large(policy.body_limit))
-        wanted = self._media.get(path, "application/json")
-        if scope["method"] == "POST" and _media_type(headers) != wanted:
-            raise UnsupportedMediaType(f"the body must be {wanted}")
         return caller
 
 
@@ -153,24 +165,9 @@ def too_large(limit: int) -> str:
     return f"the body is over the limit of {limit / 2**20:g} MiB"
 
 
-async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
-    headers = Headers(scope=scope)
-    if "transfer-encoding" in headers or _announced(headers):
-        await _drain(receive, limit)
+async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
     refusal = answer_error(error, scope["path"], scope["state"]["request_id"], 0)
     await refusal(scope, receive, send)
-
-
-async def _drain(receive: Receive, limit: int) -> None:
-    """The rest of a body was read and thrown away, within bounds: a client that is still sending
-    when the connection closes would see a reset and no answer."""
-    left, more = _DRAINED * limit, True
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            while more and left > 0:
-                message = await receive()
-                left -= len(message.get("body", b""))
-                more = message["type"] == "http.request" and message.get("more_body", False)
 
 
 def _announced(headers: Headers) -> int:
@@ -178,7 +175,3 @@ def _announced(headers: Headers) -> int:
     if not length.isdecimal():
         return 0
     return int(length[:_LONGEST_NUMBER])
-
-
-def _media_type(headers: Headers) -> str:
-    return headers.get("content-type", "").split(";")[0].strip().lower()

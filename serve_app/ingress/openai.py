@@ -77,7 +77,8 @@ _FORM_BODY = {
 
 def routes(studio: Studio) -> APIRouter:
     """The routes, ready to be included."""
-    router, desk, facts = APIRouter(route_class=StrictRoute), studio.desk, studio.facts
+    router = APIRouter(route_class=StrictRoute, tags=["OpenAI Images API"])
+    desk, facts = studio.desk, studio.facts
     makes = tells(*MAKES, model=OpenAIError)
 
     @router.post("/v1/images/generations", response_model=ImagesAnswer, responses=makes)

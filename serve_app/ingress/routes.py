@@ -115,7 +115,8 @@ def asking(request: Request, key: str | None, body: BaseModel | str) -> Asking:
 
 def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
     """The routes, ready to be included."""
-    router, desk, facts = APIRouter(route_class=StrictRoute), studio.desk, studio.facts
+    router = APIRouter(route_class=StrictRoute, tags=["pictures"])
+    desk, facts = studio.desk, studio.facts
 
     @router.post(
         "/generate", status_code=201, response_model=Answer, responses=_PICTURE | tells(*MAKES)

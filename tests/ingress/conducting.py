@@ -33,6 +33,7 @@ class Painter:
     def __init__(self) -> None:
         self.asked: list[tuple[str, ImageSpec, bytes | None, float | None]] = []
         self.now = Health(Condition.READY, "", {"base": 1, "refiner": 1}, 0.0)
+        self.owed = 12.3  # seconds
 
     async def make(
         self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
@@ -46,7 +47,7 @@ class Painter:
         return self.now
 
     def owed_seconds(self) -> float:
-        return 12.3
+        return self.owed
 
     @property
     def specs(self) -> list[ImageSpec]:

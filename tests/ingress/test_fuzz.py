@@ -1,0 +1,154 @@
+"""Schemathesis against the service's own description, on an engine that returns at once.
+
+Every operation gets legal and illegal requests; no answer may be a fault, none undescribed, and
+every body must match the schema that the description gives for its status.
+"""
+
+import asyncio
+import base64
+import time
+from collections import Counter
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from PIL import Image
+from schemathesis.specs.openapi import checks
+
+from serve_app.core.events import Made
+from serve_app.core.job import Job, JobState, Result
+from serve_app.core.spec import ImageSpec
+from serve_app.deployments.ledger import Ledger
+from serve_app.ingress.openai import EDITS
+from serve_app.ingress.security import Policy, digests
+from tests.ingress.conducting import FACTS, PROFILES, Painter
+from tests.ingress.conftest import api_over
+
+KEY = {"Authorization": "Bearer a-key"}
+POLICY = Policy(keys=digests(["a-key"]), hosts=("*",))
+CALLER = POLICY.caller("POST", "/generate", httpx.Headers(KEY), None)  # type: ignore[arg-type]
+JOB = Job("known", CALLER, "owner", time.time())
+
+
+def png(side: int) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (side, side), "teal").save(file, "PNG")
+    return file.getvalue()
+
+
+class Instant(Painter):
+    """The same small picture, whatever is asked."""
+
+    picture = png(8)
+
+    async def make(
+        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
+    ) -> Made:
+        return Made(self.picture, PROFILES)
+
+
+def served() -> Any:
+    """The API, with a job that is known and terms that can be accepted."""
+    ledger = Ledger(None)
+
+    async def fill() -> None:
+        await ledger.open(JOB, None)
+        meta = (
+            '{"model":"m","durationMs":1,"seeds":[1],"width":8,"height":8,"steps":1,'
+            '"guidanceScale":1,"sampler":"euler","refined":false,"jobId":"known","warnings":[]}'
+        )
+        await ledger.end(JOB.id, JobState.SUCCEEDED, None, Result((b"png",), meta, JOB.created))
+
+    asyncio.run(fill())
+    return api_over(Instant(), ledger, replace(FACTS, native=64), POLICY)
+
+
+API = served()
+IMAGES = [base64.b64encode(png(side)).decode() for side in (16, 64, 100)]
+SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", API, headers=KEY)
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+    checks.response_headers_conformance,
+    checks.negative_data_rejection,
+    checks.missing_required_header,
+    checks.unsupported_method,
+]
+
+
+@SCHEMA.hook
+def map_body(context: Any, body: Any) -> Any:
+    """Legal texts mostly say something: a model there is, real images, one of two names. Else next
+    to no request would get as far as the desk."""
+    if not isinstance(body, dict) or len(str(body)) % 4 == 0:
+        return body
+    if isinstance(body.get("model"), str):
+        body["model"] = FACTS.model
+    for name, other in (("baseImages", "images"), ("refinePrompt", "prompt")):
+        if body.get(name) is not None:
+            body.pop(other, None)
+    for name in ("images", "baseImages"):
+        texts = body.get(name)
+        if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+            body[name] = [IMAGES[len(text) % 3] for text in texts]
+    return body
+
+
+@SCHEMA.hook
+def map_path_parameters(context: Any, path_parameters: Any) -> Any:
+    """Every other job or model that is asked for is known."""
+    for name, known in (("id", JOB.id), ("name", FACTS.model)):
+        if path_parameters and len(str(path_parameters.get(name, "odd"))) % 2 == 0:
+            path_parameters[name] = known
+    return path_parameters
+
+
+TALLY: Counter[tuple[str, bool]] = Counter()  # answers by operation, and whether they were good
+
+
+def fuzzed(examples: int, *, same: bool = False) -> Any:
+    return settings(
+        max_examples=examples,
+        derandomize=same,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.explicit, Phase.generate),
+    )
+
+
+def ask(case: Any) -> httpx.Response:
+    # a form has no types: a number that became text, or an empty field, is none the less legal
+    untyped = [checks.negative_data_rejection] if case.operation.path == EDITS else []
+    answer = case.call_and_validate(checks=CHECKS, excluded_checks=untyped, headers=KEY)
+    assert answer.status_code < 500
+    TALLY[case.operation.label, answer.status_code < 300] += 1
+    return answer
+
+
+@SCHEMA.parametrize()
+@fuzzed(100, same=True)
+def test_every_operation_keeps_its_description(case: Any) -> None:
+    ask(case)
+
+
+def test_every_operation_was_answered_well_too() -> None:
+    """Else the requests were all refused at the door, and what lies behind it was not tried."""
+    asked = {operation for operation, _ in TALLY}
+    print({label: (TALLY[label, True], TALLY[label, False]) for label in sorted(asked)})
+    assert len(asked) in (0, 12)
+    for label in asked:
+        assert TALLY[label, True] >= 3, label
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@SCHEMA.parametrize()
+@fuzzed(1000)
+def test_every_operation_keeps_its_description_a_thousand_times(case: Any) -> None:
+    ask(case)
