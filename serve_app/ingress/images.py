@@ -9,10 +9,11 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from serve_app.core.errors import InvalidImage
 from serve_app.core.sizes import SizeRules
@@ -81,7 +82,8 @@ def read_image(
     as far as it is legal. Raises `InvalidImage`, which says which image and why.
     """
     try:
-        with Image.open(BytesIO(file), formats=FORMATS) as image:
+        # closing frees the pixels at once: megabytes that would else wait for the collector
+        with closing(Image.open(BytesIO(file), formats=FORMATS)) as image:
             width, height = image.size
             if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
                 raise InvalidImage(
@@ -92,15 +94,14 @@ def read_image(
             upright = (height, width) if turn in _LYING else (width, height)
             size = wanted or sizes.fit(*upright)
             picture = _sized(image, size[::-1] if turn in _LYING else size)
-            prompt = remembered_prompt(image.info)
+            if turn in _UPRIGHT:
+                picture = picture.transpose(_UPRIGHT[turn])
+            rgb, prompt = picture.tobytes(), remembered_prompt(image.info)
     except InvalidImage:
         raise
     except _BROKEN:
         raise InvalidImage(f"image {number} is no readable PNG, JPEG or WebP") from None
-    if turn in _UPRIGHT:
-        picture = picture.transpose(_UPRIGHT[turn])
-    digest = hashlib.sha256(file).hexdigest()
-    return BaseImage(*size, picture.tobytes(), digest, prompt)
+    return BaseImage(*size, rgb, hashlib.sha256(file).hexdigest(), prompt)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -111,25 +112,28 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture in RGB, on white, filling the size."""
+    """The picture in RGB, on white, filling the size. The one that was read may be closed."""
 
     def fill(plane: Image.Image) -> Image.Image:
         if plane.size == size:
             return plane
         return ImageOps.fit(plane, size, Image.Resampling.LANCZOS)
 
-    if image.mode.startswith("I"):  # 16 bits of grey: the upper eight count
-        grey = image.convert("I").point(lambda shade: shade * (1 / 256)).convert("L")
+    if image.mode.startswith("I;16"):  # 16 bits of grey, low byte first: the upper eight count
+        grey = Image.frombytes("L", image.size, image.tobytes("raw", "I;16")[1::2])
         return fill(grey).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        return _on_white(image.convert("RGBA"), fill)
-    return fill(image.convert("RGB"))
+    if "transparency" in image.info:
+        keyed, image = image, image.convert("RGBA")
+        keyed.close()
+    if image.mode in ("RGBA", "LA"):
+        return _on_white(image, fill)
+    if image.mode in ("P", "1"):  # numbers of colours can't be blended
+        image = image.convert("RGB")
+    return fill(image).convert("RGB")
 
 
 def _on_white(image: Image.Image, fill: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    alpha, planes = image.getchannel("A"), []
-    for name in "RGB":
-        ground = Image.new("L", image.size, 255)
-        ground.paste(image.getchannel(name), mask=alpha)
-        planes.append(fill(ground))
-    return Image.merge("RGB", planes)
+    bands = image.getbands()
+    image.paste((255,) * len(bands), mask=ImageChops.invert(image.getchannel("A")))  # in place
+    planes = [fill(image.getchannel(band)) for band in bands[:-1]]
+    return Image.merge("RGB", planes if len(planes) == 3 else planes * 3)

@@ -54,6 +54,21 @@ class Painter:
         return [spec for _, spec, _, _ in self.asked]
 
 
+class Instant(Painter):
+    """The same small picture at once, whatever is asked; remembers nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        file = BytesIO()
+        Image.new("RGB", (8, 8), "teal").save(file, "PNG")
+        self._made = Made(file.getvalue(), PROFILES)
+
+    async def make(
+        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
+    ) -> Made:
+        return self._made
+
+
 class Failing(Painter):
     """Fails at one image, the second; the others wait until they are cancelled."""
 

@@ -19,13 +19,11 @@ from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
 from schemathesis.specs.openapi import checks
 
-from serve_app.core.events import Made
 from serve_app.core.job import Job, JobState, Result
-from serve_app.core.spec import ImageSpec
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.openai import EDITS
 from serve_app.ingress.security import Policy, digests
-from tests.ingress.conducting import FACTS, PROFILES, Painter
+from tests.ingress.conducting import FACTS, Instant
 from tests.ingress.conftest import api_over
 
 KEY = {"Authorization": "Bearer a-key"}
@@ -38,17 +36,6 @@ def png(side: int) -> bytes:
     file = BytesIO()
     Image.new("RGB", (side, side), "teal").save(file, "PNG")
     return file.getvalue()
-
-
-class Instant(Painter):
-    """The same small picture, whatever is asked."""
-
-    picture = png(8)
-
-    async def make(
-        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
-    ) -> Made:
-        return Made(self.picture, PROFILES)
 
 
 def served() -> Any:

@@ -309,36 +309,6 @@ async def test_a_bad_field_is_named_with_its_range(
     assert not painter.asked
 
 
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        (b"{", "INVALID_JSON"),
-        (b'{"prompt": "a", }', "INVALID_JSON"),
-        (b"\xff\xfe", "INVALID_JSON"),
-        (b'{"prompt":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "INVALID_JSON"),
-        (b"", "VALIDATION_ERROR"),
-        (b"[]", "VALIDATION_ERROR"),
-        (b"null", "VALIDATION_ERROR"),
-        (b'{"prompt":"a","\\ud800":1}', "VALIDATION_ERROR"),
-        (b'{"prompt":"a","steps":NaN}', "VALIDATION_ERROR"),
-        (b'{"prompt":"a","temperature":1e999}', "VALIDATION_ERROR"),
-        (b'{"prompt":"a","temperature":-Infinity}', "VALIDATION_ERROR"),
-    ],
-    ids=lambda body: str(body)[:40],
-)
-async def test_what_is_no_request_in_json_is_refused(
-    client: Client, painter: Painter, body: bytes, code: str
-) -> None:
-    answer = await client().post(
-        "/generate", content=body, headers={"Content-Type": "application/json"}
-    )
-    assert answer.status_code == 400
-    error = answer.json()["error"]
-    assert error["code"] == code
-    assert all(detail["path"] for detail in error["details"])
-    assert not painter.asked
-
-
 async def test_a_flood_of_wrong_fields_gets_a_short_answer(client: Client) -> None:
     wrong = {f"x{i}": "secret" * 100 for i in range(5000)}
     answer = await client().post("/generate", json=wrong)

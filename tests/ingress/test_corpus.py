@@ -1,0 +1,215 @@
+"""Everything in `corpus.py`, sent over HTTP: the documented refusal or the right pixels, and
+memory that stays within 64 MB of what the largest legal picture takes."""
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from serve_app.deployments.ledger import Ledger
+from tests.ingress import corpus
+from tests.ingress.conducting import FACTS, Painter
+from tests.ingress.conftest import api_over
+from tests.ingress.serving import serving
+
+ROUTES = ("/generate", "/refine", "/v1/images/generations")
+JSON = {"Content-Type": "application/json"}
+BODIES = [(route, name) for route in ROUTES for name in corpus.bad_bodies(route)]
+STATUSES = {"MODEL_NOT_FOUND": 404, "PAYLOAD_TOO_LARGE": 413}  # what is not here: 400
+BAD = corpus.bad_pictures()
+ROOM = 64 * 2**20  # bytes above what the largest legal picture takes
+
+
+@pytest.fixture(scope="module")
+def painter() -> Painter:
+    return Painter()
+
+
+@pytest.fixture(scope="module")
+def caller(painter: Painter) -> Iterator[httpx.Client]:
+    """A client of the service on a port, for a checkpoint of small pictures."""
+    facts = replace(FACTS, native=64, image_count=1)
+    with (
+        serving(api_over(painter, Ledger(None), facts)) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        yield client
+
+
+def refine(caller: httpx.Client, file: bytes) -> httpx.Response:
+    asked = {"images": [base64.b64encode(file).decode()], "prompt": "a"}
+    return caller.post("/refine", json=asked)
+
+
+def edit(caller: httpx.Client, file: bytes) -> httpx.Response:
+    form: Any = {"image": ("picture.png", file, "image/png"), "prompt": (None, "a")}
+    return caller.post("/v1/images/edits", files=form)
+
+
+@pytest.mark.parametrize(("route", "name"), BODIES)
+def test_a_bad_body_gets_its_documented_refusal(
+    caller: httpx.Client, painter: Painter, route: str, name: str
+) -> None:
+    body, code = corpus.bad_bodies(route)[name]
+    painter.asked.clear()
+    answer = caller.post(route, content=body, headers=JSON)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"].upper()) == (STATUSES.get(code, 400), code)
+    assert len(answer.content) < 2000
+    assert not painter.asked
+
+
+@pytest.mark.parametrize("ask", [refine, edit], ids=["refine", "edits"])
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_picture_gets_its_documented_refusal(
+    caller: httpx.Client, painter: Painter, name: str, ask: Any
+) -> None:
+    file, sentence = BAD[name]
+    painter.asked.clear()
+    answer = ask(caller, file)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"].upper()) == (400, "INVALID_IMAGE"), error
+    assert "image 0" in error["message"]
+    assert sentence in error["message"]
+    assert not painter.asked
+
+
+@pytest.mark.parametrize("ask", [refine, edit], ids=["refine", "edits"])
+@pytest.mark.parametrize("name", corpus.PICTURES)
+def test_a_good_picture_comes_through_with_the_right_pixels(
+    caller: httpx.Client, painter: Painter, name: str, ask: Any
+) -> None:
+    file, colours = corpus.PICTURES[name]
+    painter.asked.clear()
+    assert ask(caller, file).is_success
+    ((_, spec, source, _),) = painter.asked
+    assert (spec.width, spec.height) == (corpus.WIDTH, corpus.HEIGHT)
+    image = Image.frombytes("RGB", (spec.width, spec.height), source or b"")
+    for i, colour in enumerate(colours):
+        middle = (corpus.WIDTH * (1 + 2 * (i % 2)) // 4, corpus.HEIGHT * (1 + 2 * (i // 2)) // 4)
+        got: Any = image.getpixel(middle)
+        assert max(abs(a - b) for a, b in zip(got, colour, strict=True)) <= 3, (i, got, colour)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's own high-water mark")
+def test_memory_stays_within_64_mb_of_the_largest_legal_picture() -> None:
+    """Of the service alone, in a process of its own. A WebP is held against the largest legal WebP:
+    the decoder of that format needs three canvases beside the picture."""
+    largest = corpus.limit_pictures()
+    with apart() as (caller, process):
+
+        def held(mark: str) -> int:
+            """A line of the service's proc(5) status in bytes: VmRSS now, or VmHWM at most."""
+            status = Path(f"/proc/{process}/status").read_text()
+            (line,) = (line for line in status.splitlines() if line.startswith(f"{mark}:"))
+            return int(line.split()[1]) * 1024
+
+        def rise(send: Callable[[], httpx.Response]) -> int:
+            """How far memory rose while `send` ran."""
+            Path(f"/proc/{process}/clear_refs").write_text("5")  # resets the high-water mark
+            before = held("VmRSS")
+            send()
+            return held("VmHWM") - before
+
+        refine(caller, largest["colour"])  # what is loaded at first use is loaded
+        floor = held("VmRSS")
+        bases = {kind: rise(partial(refine, caller, largest[kind])) for kind in ("colour", "WebP")}
+        rises = {}
+        for name, file in ({name: file for name, (file, _) in BAD.items()} | largest).items():
+            kind = "WebP" if name == "animated WebP" else "colour"
+            rises[name] = rise(partial(refine, caller, file)) - bases[kind]
+        for route in ROUTES:
+            for name, (body, _) in corpus.bad_bodies(route).items():
+                send = partial(caller.post, route, content=body, headers=JSON)
+                rises[f"{route}: {name}"] = rise(send) - bases["colour"]
+        kept = held("VmRSS") - floor
+    del rises["WebP"]
+    worst = sorted(rises.items(), key=lambda item: -item[1])
+    print({name: f"{size / 2**20:.0f} MiB" for name, size in bases.items()})
+    print([f"{name} {more / 2**20:+.0f}" for name, more in worst[:6]], f"kept {kept / 2**20:.0f}")
+    assert worst[0][1] <= ROOM, worst[:5]
+    assert kept <= ROOM
+
+
+@contextmanager
+def apart() -> Iterator[tuple[httpx.Client, int]]:
+    """A client of the service in a process of its own, and that process's number."""
+    program = (
+        "import time\n"
+        "from serve_app.deployments.ledger import Ledger\n"
+        "from tests.ingress.conducting import Instant\n"
+        "from tests.ingress.conftest import api_over\n"
+        "from tests.ingress.serving import serving\n"
+        "with serving(api_over(Instant(), Ledger(None))) as address:\n"
+        "    print(address, flush=True)\n"
+        "    input()\n"
+    )
+    service = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert service.stdin
+    assert service.stdout
+    try:
+        with httpx.Client(base_url=service.stdout.readline().strip(), timeout=60) as client:
+            yield client, service.pid
+    finally:
+        service.communicate("\n", timeout=20)
+
+
+def test_a_mark_in_front_of_json_is_passed_over(caller: httpx.Client) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps({"prompt": "a"}).encode()
+    assert caller.post("/generate", content=body, headers=JSON).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na', "boundary=x"),
+        (b"--x--\r\n", "boundary=x"),
+        (b"--y\r\n\r\n", "boundary=x"),
+        (b"a", ""),
+        (b"--x\r\n" + b"A: b\r\n" * 10_000, "boundary=x"),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n' * 1000 + b"--x--\r\n",
+            "boundary=x",
+        ),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n'
+            + b"a" * 10_000_000
+            + b"\r\n--x--\r\n",
+            "boundary=x",
+        ),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n\r\n' * 40
+            + b"--x--\r\n",
+            "boundary=x",
+        ),
+        (b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n--x--\r\n", "boundary=x"),
+    ],
+    ids=[
+        "cut",
+        "empty",
+        "another",
+        "none",
+        "headers",
+        "1000 fields",
+        "10 MB",
+        "40 files",
+        "nameless",
+    ],
+)
+def test_a_bad_form_is_refused(caller: httpx.Client, content: bytes, kind: str) -> None:
+    headers = {"Content-Type": f"multipart/form-data;{kind}"}
+    answer = caller.post("/v1/images/edits", content=content, headers=headers)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["code"] == "validation_error"
