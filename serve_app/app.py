@@ -6,17 +6,20 @@ reads the settings once, and hands every deployment what it needs by value.
 
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import __version__
+from serve_app.args import AppArgs, Scale
 from serve_app.core.allowance import Allowance
 from serve_app.core.errors import SettingsError
 from serve_app.core.facts import ServiceFacts
@@ -47,41 +50,6 @@ _ADMITTED = 256  # samples a replica takes in: a bound on memory, no batch size
 _CALLERS = 1000  # requests an ingress replica holds open
 _HALTED = 5.0  # seconds in which every ingress replica should have heard of a cancelled job
 _GOODBYE = 60.0  # seconds a retiring replica may finish in; then its images go on elsewhere
-
-
-class Scale(BaseModel):
-    """How many replicas a deployment has, and what each asks of Ray."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    min_replicas: int = Field(1, ge=1)
-    max_replicas: int = Field(0, ge=0, description="0: as many as min_replicas")
-    num_cpus: float = Field(0.1, ge=0)
-    num_gpus: float | None = Field(None, ge=0, description="None: 1 on CUDA, else 0")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Scale":
-        if self.max_replicas and self.max_replicas < self.min_replicas:
-            raise ValueError("max_replicas must not be below min_replicas")
-        return self
-
-    @property
-    def most(self) -> int:
-        """The greatest number of replicas."""
-        return self.max_replicas or self.min_replicas
-
-
-class AppArgs(BaseModel):
-    """The `args:` of the application in a serve config."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ingress: Scale = Scale()
-    base: Scale = Scale()
-    refiner: Scale = Scale()
-    settings: dict[str, str] = Field(
-        default_factory=dict, description="Settings of this situation; the environment wins"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +111,14 @@ class Ingress:
         await self._conductor.drain()
         await self._desk.settle()
 
+    async def __del__(self) -> None:
+        """Serve calls this before a replica retires; jobs whose caller left would else be lost."""
+        await self.drain()
+
     async def _halt_everywhere(self, job: str) -> None:
-        calls = self._all.broadcast("halt", job)
-        await calls.results_async(timeout_s=_HALTED, return_exceptions=True)
+        with suppress(TimeoutError, RayError, DeploymentUnavailableError):  # the ledger will tell
+            calls = self._all.broadcast("halt", job)
+            await calls.results_async(timeout_s=_HALTED, return_exceptions=True)
 
 
 def build(args: AppArgs) -> Application:

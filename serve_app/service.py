@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from serve_app import __version__
-from serve_app.app import AppArgs, build, find_checkpoints
+from serve_app.app import build, find_checkpoints
+from serve_app.args import AppArgs
 from serve_app.core.errors import OperatorError, SettingsError
 from serve_app.settings import Settings
 

@@ -36,6 +36,25 @@ def _listed(value: Any) -> Any:
     return tuple(part for part in (p.strip() for p in value.split(",")) if part)
 
 
+def _origin(text: str) -> str:
+    """Scheme, name and port of an address, as browsers send them. Raises `ValueError`."""
+    if text == "*":
+        raise ValueError("must name the origins that may call: with * every page could")
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
+        raise ValueError("must be addresses like https://app.example.org")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _origins(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(_origin, texts))
+
+
+def _address(text: str) -> str:
+    _origin(text)
+    return text.rstrip("/")
+
+
 def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
@@ -62,8 +81,8 @@ class Settings(BaseSettings):
     snapshot_every: int = Field(5, ge=1, le=150)
     image_count: int = Field(2, ge=1, le=8)
     backend_port: int = Field(4000, ge=1, le=65535)
-    image_service_base_url: str | None = None
-    allowed_origins: Listed = ()
+    image_service_base_url: Annotated[str, AfterValidator(_address)] | None = None
+    allowed_origins: Annotated[Listed, AfterValidator(_origins)] = ()
     vite_port: int = Field(5173, ge=1, le=65535)
     allowed_hosts: Listed = ()
     api_keys: Listed = Field((), repr=False)
@@ -113,7 +132,7 @@ class Settings(BaseSettings):
     @property
     def origins(self) -> tuple[str, ...]:
         """The browser origins that may call: the list, our own address, local development."""
-        own = (self.image_service_base_url.rstrip("/"),) if self.image_service_base_url else ()
+        own = (_origin(self.image_service_base_url),) if self.image_service_base_url else ()
         ports = (self.vite_port, 3000, 8080, 8082)
         local = tuple(f"http://{h}:{p}" for p in ports for h in ("localhost", "127.0.0.1"))
         return tuple(dict.fromkeys((*self.allowed_origins, *own, *local)))
@@ -122,7 +141,9 @@ class Settings(BaseSettings):
     def hosts(self) -> tuple[str, ...]:
         """The names this service goes by, besides the local ones: the list, our own address."""
         own = urlsplit(self.image_service_base_url or "").hostname
-        return (*self.allowed_hosts, own) if own else self.allowed_hosts
+        if own is None:
+            return self.allowed_hosts
+        return (*self.allowed_hosts, f"[{own}]" if ":" in own else own)
 
     @property
     def is_open(self) -> bool:

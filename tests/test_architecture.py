@@ -14,8 +14,9 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
     "deployments": ({"core", "runtime", "deployments"}, {"ray"}),
     "ingress": ({"core", "ingress"}, {"fastapi", "starlette"}),
     "settings": ({"core"}, set()),
-    "app": ({"core", "runtime", "deployments", "ingress", "settings"}, {"ray"}),
-    "service": ({"core", "app", "settings"}, {"ray"}),
+    "args": (set(), set()),
+    "app": ({"core", "runtime", "deployments", "ingress", "settings", "args"}, {"ray"}),
+    "service": ({"core", "app", "settings", "args"}, {"ray"}),
     "__main__": ({"service", "bench"}, set()),
     "__init__": (set(), set()),
 }

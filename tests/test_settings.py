@@ -102,6 +102,29 @@ def test_origins_are_the_list_our_own_address_and_local_development(tmp_path: Pa
     assert "http://127.0.0.1:3000" in settings.origins
 
 
+def test_an_origin_is_reduced_to_what_browsers_send(tmp_path: Path) -> None:
+    told = {
+        "ALLOWED_ORIGINS": "https://A.example/,http://b.example:81/page",
+        "IMAGE_SERVICE_BASE_URL": "http://[fd00::1]:4000/images/",
+        "ALLOWED_HOSTS": "pictures.example",
+    }
+    settings = Settings.read(told, tmp_path)
+    assert settings.origins[:3] == (
+        "https://a.example",
+        "http://b.example:81",
+        "http://[fd00::1]:4000",
+    )
+    assert settings.hosts == ("pictures.example", "[fd00::1]")
+    assert settings.image_service_base_url == "http://[fd00::1]:4000/images"
+
+
+@pytest.mark.parametrize("origin", ["*", "a.example", "ftp://a.example", "https://", "https://a@b"])
+def test_what_is_no_origin_is_told(tmp_path: Path, origin: str) -> None:
+    for name in ("ALLOWED_ORIGINS", "IMAGE_SERVICE_BASE_URL"):
+        with pytest.raises(SettingsError, match=f"{name}=.*must"):
+            Settings.read({name: origin}, tmp_path)
+
+
 def test_the_example_names_every_setting_and_is_legal(tmp_path: Path) -> None:
     text = (ROOT / ".env.example").read_text()
     (tmp_path / ".env.local").write_text(text)

@@ -30,7 +30,7 @@ def draw(
 ) -> tuple[Bucket, float]:
     """The bucket after a request, and 0; or the bucket as it is now, and the seconds to wait.
 
-    A caller without a bucket has a full one.
+    A caller without a bucket has a full one; a negative cost gives back.
     """
     level = allowance.size
     if bucket is not None:

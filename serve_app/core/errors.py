@@ -67,6 +67,18 @@ class JobCancelled(CallerError):
     """The job was cancelled by its owner while this call waited for it."""
 
 
+class JobFailed(AuraError):
+    """The job that this call waited for has failed, with the code and the sentence it was told."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(code, sentence)
+        self.code = code
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
 class RateLimited(CallerError):
     """The caller has used up its own allowance; in `seconds` there is enough for this request."""
 

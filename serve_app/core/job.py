@@ -16,6 +16,9 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
+LOST = ("REPLICA_LOST", "the process that worked at this job is gone; ask again")
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a job gave: the PNGs, and what they were made with as the text of a JSON object."""

@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+_LETTER = r"[^\W\d_]"
+
 
 class SafetyFilter(Protocol):
     """The contract of a safety filter. Off unless the operator sets one."""
@@ -27,15 +29,18 @@ class SafetyFilter(Protocol):
 class WordList:
     """Refuses prompts that hold a listed word or phrase as whole words.
 
-    Case, accents and look-alike forms of a letter (full-width, ligatures) make no difference.
+    Case, accents, look-alike forms of a letter (full-width, ligatures) and characters that can't be
+    seen make no difference; digits and underscores end a word, as tags have them.
     """
 
     name = "words"
 
     def __init__(self, words: Iterable[str]) -> None:
         folded = [_folded(word).split() for word in words]
-        phrases = sorted({r"\s+".join(map(re.escape, parts)) for parts in folded if parts})
-        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)") if phrases else None
+        phrases = sorted({r"[\s_]+".join(map(re.escape, parts)) for parts in folded if parts})
+        either = "|".join(phrases)
+        whole = rf"(?<!{_LETTER})(?:{either})(?!{_LETTER})"
+        self._pattern = re.compile(whole) if phrases else None
 
     def refuses_prompt(self, prompt: str) -> bool:
         """See `SafetyFilter`."""
@@ -48,4 +53,5 @@ class WordList:
 
 def _folded(text: str) -> str:
     apart = unicodedata.normalize("NFKD", text)
-    return "".join(c for c in apart if not unicodedata.combining(c)).casefold()
+    seen = (c for c in apart if not unicodedata.combining(c) and unicodedata.category(c) != "Cf")
+    return "".join(seen).casefold()

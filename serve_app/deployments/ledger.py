@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 from serve_app.core.allowance import Allowance, Bucket, draw, is_full
-from serve_app.core.job import Claim, Claimed, Job, JobState, Result
+from serve_app.core.job import LOST, Claim, Claimed, Job, JobState, Result
 
 KEPT = 600.0  # seconds that an ended job and its answer are remembered
 CLAIMED = 86_400.0  # seconds that a key keeps its seed, and so its bytes
@@ -23,7 +23,6 @@ LEASE = 10.0  # seconds without a sign of life, after which an owner counts as d
 LONGEST = 7200.0  # seconds, after which a running job is forgotten: no deadline is so late
 MOST_BYTES = 512 * 2**20  # of answers; the oldest go first
 _TIDY_EVERY = 30.0  # seconds
-_LOST = ("REPLICA_LOST", "the process that worked at this job is gone; ask again")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, caller TEXT, owner TEXT, created REAL, state TEXT,
@@ -96,19 +95,29 @@ class Ledger:
         return Claimed(id, seed, yours=True)
 
     async def end(
-        self, id: str, state: JobState, error: tuple[str, str] | None, result: Result | None
+        self,
+        id: str,
+        owner: str,
+        state: JobState,
+        error: tuple[str, str] | None,
+        result: Result | None,
     ) -> None:
-        """How the job ended is remembered, and whoever waited for it is told."""
+        """How the job ended is remembered, and whoever waited for it is told.
+
+        Nothing happens when it is another's by now: the owner was given up as dead, and was slow.
+        """
         code, message = error or (None, None)
         meta = pngs = sizes = None
         if result is not None:
             meta, pngs = result.meta, b"".join(result.pngs)
             sizes = json.dumps([len(png) for png in result.pngs])
-        self._books.execute(
+        changed = self._books.execute(
             "UPDATE jobs SET state = ?, ended = ?, code = ?, message = ?, meta = ?, pngs = ?,"
-            " sizes = ? WHERE id = ? AND state = ?",
-            (state, self._clock(), code, message, meta, pngs, sizes, id, JobState.RUNNING),
+            " sizes = ? WHERE id = ? AND owner = ? AND state = ?",
+            (state, self._clock(), code, message, meta, pngs, sizes, id, owner, JobState.RUNNING),
         )
+        if changed.rowcount == 0:
+            return
         if state is not JobState.SUCCEEDED:
             self._books.execute("DELETE FROM claims WHERE job = ?", (id,))
         if event := self._ends.pop(id, None):
@@ -174,7 +183,7 @@ class Ledger:
             return None
         caller, owner, created, state, code, message, meta, pngs, sizes = row
         if state == JobState.RUNNING and self._is_dead(owner):
-            return Job(id, caller, owner, created, JobState.FAILED, _LOST)
+            return Job(id, caller, owner, created, JobState.FAILED, LOST)
         result = None
         if pngs is not None:
             ends = list(accumulate(json.loads(sizes), initial=0))

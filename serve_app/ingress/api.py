@@ -11,13 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from serve_app.core.errors import AuraError
+from serve_app.core.errors import AuraError, Overloaded
 from serve_app.core.facts import ServiceFacts
 from serve_app.ingress import openai
 from serve_app.ingress.body import BadJson
 from serve_app.ingress.errors import Refusal, answer, answer_error
-from serve_app.ingress.jobs import Conductor, Desk
+from serve_app.ingress.jobs import Desk
 from serve_app.ingress.middleware import surround, too_large
+from serve_app.ingress.ports import Conductor
 from serve_app.ingress.problems import refusal_of_problems
 from serve_app.ingress.routes import Studio, routes
 from serve_app.ingress.security import OPEN, Policy
@@ -59,11 +60,11 @@ def routed(
     api.include_router(openai.routes(studio))
 
     def told(refusal: Refusal, request: Request) -> Response:
-        return answer(refusal, request.url.path, request.state.request_id)
+        return answer(refusal, request.state.path, request.state.request_id)
 
     def told_error(error: Exception, request: Request) -> Response:
         owed = conductor.owed_seconds()
-        return answer_error(error, request.url.path, request.state.request_id, owed)
+        return answer_error(error, request.state.path, request.state.request_id, owed)
 
     @api.exception_handler(AuraError)
     async def named(request: Request, error: AuraError) -> Response:
@@ -75,7 +76,7 @@ def routed(
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return told(refusal_of_problems(error.errors(), request.url.path), request)
+        return told(refusal_of_problems(error.errors(), request.state.path), request)
 
     @api.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:
@@ -85,6 +86,8 @@ def routed(
             code, sentence = "INVALID_JSON", error.detail
         if status == 413:
             code, sentence = "PAYLOAD_TOO_LARGE", too_large(policy.body_limit)
+        if status == 503:
+            return told_error(Overloaded("too many large bodies are being read"), request)
         return told(Refusal(status, code, sentence, headers=dict(error.headers or {})), request)
 
     describe = api.openapi

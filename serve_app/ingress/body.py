@@ -17,6 +17,8 @@ from starlette.responses import Response
 from serve_app.core.errors import UnsupportedMediaType
 
 JSON = "application/json"
+_PARTED_BY = (b",", b"[", b"{")  # a small body can be made of millions of parts, each an object
+_MOST_PARTS = 20_000  # two prompts of 8000 characters may be commas all over
 
 
 class BadJson(HTTPException):
@@ -29,15 +31,23 @@ class BadJson(HTTPException):
 class _StrictRequest(Request):
     async def json(self) -> Any:
         """The body's value. Raises `BadJson`."""
+        body = await self.body()
+        if sum(map(body.count, _PARTED_BY)) > _MOST_PARTS:
+            raise BadJson("the body has more parts than any request needs")
         try:
-            text = (await self.body()).decode("utf-8-sig")  # some editors put a mark in front
-            return json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_number)
+            text = body.decode("utf-8-sig")  # some editors put a mark in front
+            value = json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_number)
+            if "\\u" in text:
+                json.dumps(value, ensure_ascii=False).encode()
         except BadJson:
             raise
+        except UnicodeEncodeError:
+            raise BadJson("a text of the body has half a character in it") from None
         except RecursionError:
             raise BadJson("the body is nested too deeply") from None
         except ValueError:  # not JSON, not UTF-8, or a number with thousands of digits
             raise BadJson("the body is not valid JSON") from None
+        return value
 
 
 class StrictRoute(APIRoute):

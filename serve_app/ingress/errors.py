@@ -46,8 +46,10 @@ TABLE: dict[type[e.AuraError], tuple[int, str]] = {
     e.ProfileChanged: (503, "REPLICA_LOST"),
     e.DeadlineExceeded: (504, "DEADLINE_EXCEEDED"),
     e.EngineFault: (500, "INTERNAL"),
+    e.JobFailed: (500, "INTERNAL"),  # or what the job was told
     e.ServiceError: (503, "OVERLOADED"),
 }
+_STATUSES = {code: status for status, code in TABLE.values()}
 MOST_DETAILS = 20  # wrong fields that one answer lists
 _LONGEST_WORD, _LONGEST_SENTENCE = 40, 300  # characters of what a caller sent, when told back
 _LONG_WORD = re.compile(rf"(\S{{{_LONGEST_WORD}}})\S+")
@@ -74,6 +76,8 @@ def refusal_of(error: Exception, owed_seconds: float) -> Refusal:
     """
     kind = next((k for k in type(error).__mro__ if k in TABLE), None)
     status, code = TABLE[kind] if kind else (500, "INTERNAL")
+    if isinstance(error, e.JobFailed):
+        status, code = _STATUSES[error.code], error.code
     if status == 500:
         return Refusal(500, "INTERNAL", _INTERNAL)
     headers = {}
@@ -83,7 +87,7 @@ def refusal_of(error: Exception, owed_seconds: float) -> Refusal:
         headers["Retry-After"] = str(max(_SOONEST, math.ceil(error.seconds)))
     if status == 503:
         headers["Retry-After"] = str(retry_after(owed_seconds))
-    if isinstance(error, e.DeadlineExceeded | e.JobCancelled):
+    if status in (409, 504):
         headers["x-should-retry"] = "false"
     details = [(error.path, error.problem)] if isinstance(error, e.InvalidRequest) else []
     return Refusal(status, code, str(error), details, headers)

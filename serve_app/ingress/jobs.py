@@ -13,76 +13,34 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from serve_app.core.allowance import Allowance
-from serve_app.core.cost import megapixel_steps
 from serve_app.core.errors import (
     IdempotencyConflict,
     JobCancelled,
+    JobFailed,
     JobNotFound,
     LedgerAway,
     RateLimited,
     SafetyBlock,
+    ServiceError,
     TermsNotAccepted,
 )
-from serve_app.core.events import Made
-from serve_app.core.facts import Health, ServiceFacts
-from serve_app.core.job import Claim, Claimed, Job, JobState, Result
+from serve_app.core.facts import ServiceFacts
+from serve_app.core.job import LOST, Claim, Job, JobState, Result
 from serve_app.core.safety import SafetyFilter
-from serve_app.core.spec import ImageSpec
 from serve_app.ingress.errors import refusal_of
 from serve_app.ingress.metadata import infotext, inscribe
 from serve_app.ingress.orders import Order
+from serve_app.ingress.ports import Conductor, Ledger
 
 logger = logging.getLogger("aura.jobs")
 
 RENEWAL = 3.0  # seconds between two signs of life to the ledger
 _LOOK = 20.0  # seconds that one question for a job's end may stand open
 _UNWANTED = 2.0  # seconds that a cancelled job may take to end
-
-
-class Conductor(Protocol):
-    """Who makes images."""
-
-    async def make(
-        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
-    ) -> Made:
-        """One image; raises named errors; cancelling the call cancels the image."""
-
-    async def health(self) -> Health:
-        """Whether an image could be made now."""
-
-    def owed_seconds(self) -> float:
-        """Predicted seconds of the work under way."""
-
-
-class Ledger(Protocol):
-    """Who remembers. Every method raises `LedgerAway` when it can't be asked."""
-
-    async def open(self, job: Job, claim: Claim | None) -> Claimed:
-        """The job is remembered; with a claim, only if no other job has the claim already."""
-
-    async def end(
-        self, id: str, state: JobState, error: tuple[str, str] | None, result: Result | None
-    ) -> None:
-        """How the job ended is remembered; a claim on one that did not succeed is free again."""
-
-    async def look(self, id: str, wait: float) -> Job | None:
-        """The job, as soon as it has ended or after `wait` seconds; None when there is none."""
-
-    async def renew(self, owner: str) -> None:
-        """The owner's jobs are still worked at."""
-
-    async def draw(self, caller: str, cost: float, allowance: Allowance) -> float:
-        """0 when the cost was taken from the caller's allowance, else the seconds to wait."""
-
-    async def accept(self, caller: str, terms: str) -> None:
-        """The caller has accepted the terms with this digest."""
-
-    async def accepted(self, caller: str) -> str | None:
-        """The digest of the terms that the caller accepted last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +68,7 @@ class Desk:
     ) -> None:
         self._conductor = conductor
         self._ledger = ledger
-        self._facts = facts
+        self.facts = facts
         self._words = words
         self._allowance = allowance
         self._halt = halt or self._halt_here  # tells every ingress process to cancel a job
@@ -127,7 +85,7 @@ class Desk:
         """
         if self._words and any(self._words.refuses_prompt(p.spec.prompt) for p in order.pieces):
             raise SafetyBlock("the safety filter refuses this prompt")
-        await self._check_terms(asking.caller)
+        await self.admit(asking.caller)
         job = Job(uuid4().hex, asking.caller, self._owner, time.time())
         if asking.key is not None:
             return await asyncio.shield(self._start(job.id, self._claimed(job, order, asking)))
@@ -138,6 +96,17 @@ class Desk:
             task.cancel()
             await asyncio.wait([task])
             raise
+
+    async def admit(self, caller: str) -> None:
+        """Returns when the caller may ask for pictures. Raises `TermsNotAccepted` if not."""
+        if not self.facts.terms_required or caller in self._agreed:
+            return
+        if await self._ledger.accepted(caller) != self.facts.terms:
+            raise TermsNotAccepted(
+                "read the models' terms at GET /licenses and accept them: "
+                f'POST /licenses {{"accept": true, "terms": "{self.facts.terms}"}}'
+            )
+        self._agreed.add(caller)
 
     async def look(self, id: str, caller: str) -> Job:
         """The caller's job. Raises `JobNotFound`, also for somebody else's."""
@@ -163,14 +132,14 @@ class Desk:
 
     async def accept_terms(self, caller: str, terms: str) -> None:
         """The caller has accepted what is in force. Raises `TermsNotAccepted` for other terms."""
-        if terms != self._facts.terms:
+        if terms != self.facts.terms:
             raise TermsNotAccepted("these terms are not in force; read them at GET /licenses")
         await self._ledger.accept(caller, terms)
 
     async def settle(self) -> None:
-        """The ledger has been told of everything that ended here."""
-        while self._writes:
-            await asyncio.wait(self._writes.values())
+        """Everything that was worked at here has ended, and the ledger has been told."""
+        while pending := [*self._running.values(), *self._writes.values()]:
+            await asyncio.wait(pending)
 
     def _start(self, id: str, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         task = asyncio.create_task(work)
@@ -207,6 +176,8 @@ class Desk:
         while job := await self._ledger.look(id, _LOOK):
             if job.state is JobState.CANCELLED:
                 raise JobCancelled("the job was cancelled")
+            if job.error and job.error != LOST:
+                raise JobFailed(*job.error)
             if job.state is not JobState.RUNNING:
                 return job.result
         return None
@@ -216,7 +187,7 @@ class Desk:
         begun = None if opened else asyncio.create_task(self._told(self._ledger.open(job, None)))
         state, error, result = JobState.CANCELLED, None, None
         try:
-            await self._charge(job.caller, order)
+            await self._charge(job.caller, order.cost)
             result = await self._make(job, order)
             state = JobState.SUCCEEDED
             return result
@@ -225,10 +196,12 @@ class Desk:
         except Exception as failure:
             refusal = refusal_of(failure, 0)
             state, error = JobState.FAILED, (refusal.code, refusal.message)
+            if isinstance(failure, ServiceError):
+                await self._charge(job.caller, -order.cost)  # our fault: it is given back
             raise
         finally:
             self._running.pop(job.id, None)
-            end = self._ledger.end(job.id, state, error, result)
+            end = self._ledger.end(job.id, self._owner, state, error, result)
             self._writes[job.id] = write = asyncio.create_task(self._after(begun, end))
             write.add_done_callback(lambda _: self._writes.pop(job.id, None))
 
@@ -257,7 +230,7 @@ class Desk:
             pngs.append(inscribe(made.png, infotext(piece.spec, order.models), record))
         first = order.pieces[0].spec
         meta = {
-            "model": self._facts.model,
+            "model": order.model,
             "durationMs": round((time.perf_counter() - began) * 1000),
             "seeds": [piece.spec.seed for piece in order.pieces],
             "width": first.width,
@@ -271,28 +244,17 @@ class Desk:
         }
         return Result(tuple(pngs), json.dumps(meta), job.created)
 
-    async def _charge(self, caller: str, order: Order) -> None:
-        """The order's cost was taken from the caller's allowance. Raises `RateLimited`.
+    async def _charge(self, caller: str, cost: float) -> None:
+        """The cost was taken from the caller's allowance. Raises `RateLimited`.
 
         While the ledger is away nobody is charged: that is better than no pictures.
         """
         if self._allowance is None:
             return
-        cost = sum(megapixel_steps(piece.spec) for piece in order.pieces)
         with suppress(LedgerAway):
             wait = await self._ledger.draw(caller, cost, self._allowance)
             if wait > 0:
                 raise RateLimited(wait)
-
-    async def _check_terms(self, caller: str) -> None:
-        if not self._facts.terms_required or caller in self._agreed:
-            return
-        if await self._ledger.accepted(caller) != self._facts.terms:
-            raise TermsNotAccepted(
-                "read the models' terms at GET /licenses and accept them: "
-                f'POST /licenses {{"accept": true, "terms": "{self._facts.terms}"}}'
-            )
-        self._agreed.add(caller)
 
     async def _after(self, first: asyncio.Task[None] | None, write: Awaitable[Any]) -> None:
         if first is not None:

@@ -19,7 +19,7 @@ from serve_app.core.spec import ImageSpec, Sampler
 RECORD = "aura"
 INFOTEXT = "parameters"
 LONGEST_PROMPT = 8000  # characters, after any number of refinements
-_LONGEST_RECORD = 64_000  # characters
+_LONGEST_RECORD = 400_000  # characters: four prompts, each character escaped
 _AFTER_HEADER = 8 + 25  # the signature and the IHDR chunk, which must come first
 _XMP = (
     '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>'

@@ -20,6 +20,14 @@ from serve_app.ingress.errors import answer_error
 from serve_app.ingress.security import Policy
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HEADERS = ("Content-Type", "Authorization", "Idempotency-Key", "X-Request-Id")
+_OPENAI_HEADERS = (  # what OpenAI's JavaScript client sends from a page
+    "OpenAI-Organization",
+    "OpenAI-Project",
+    *(f"X-Stainless-{name}" for name in ("Arch", "Lang", "OS", "Package-Version", "Retry-Count")),
+    *(f"X-Stainless-{name}" for name in ("Runtime", "Runtime-Version", "Timeout")),
+)
+_HELD = 16  # times the body limit that all requests together may hold
 _DRAINED = 2  # times the body limit that is read of a refused body, so that the answer arrives
 _DRAIN_SECONDS = 5.0
 _LONGEST_NUMBER = 18  # digits of a length that is worth reading
@@ -34,8 +42,8 @@ def surround(app: ASGIApp, policy: Policy, *, proxy_names: bool) -> ASGIApp:
         _Door(app, policy),
         allow_origins=list(policy.origins),
         allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
-        allow_headers=["Content-Type", "Authorization", "Idempotency-Key", "X-Request-Id"],
-        expose_headers=["X-Request-Id", "Retry-After"],
+        allow_headers=[*_HEADERS, *_OPENAI_HEADERS],
+        expose_headers=["X-Request-Id", "Retry-After", "x-should-retry"],
         max_age=600,
     )
     return _Envelope(_Origins(cors, policy), policy.body_limit, proxy_names)
@@ -61,7 +69,8 @@ class _Envelope:
         asked = told.get("x-request-id", "")
         usable = _REQUEST_ID.fullmatch(asked) is not None
         request_id = asked if usable else uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"  # without a prefix
+        scope.setdefault("state", {}).update(request_id=request_id, path=path)
         unread = "transfer-encoding" in told or _announced(told) > 0
 
         async def receive_noted() -> Message:
@@ -114,6 +123,7 @@ class _Door:
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self._app = app
         self._policy = policy
+        self._held = 0  # bytes of all bodies that are being worked at
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -132,8 +142,12 @@ class _Door:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > limit:
-                raise HTTPException(413)  # the one error that reading a body lets through
+            self._held += len(message.get("body", b""))
+            if received > limit or self._held > _HELD * limit:
+                status = 413 if received > limit else 503
+                self._held -= received
+                received = 0
+                raise HTTPException(status)  # the one kind of error that body readers let through
             return message
 
         try:
@@ -148,10 +162,12 @@ class _Door:
                 await _refuse(error, scope, receive, send)
             elif not ended:
                 raise
+        finally:
+            self._held -= received
 
     def _admit(self, scope: Scope) -> str:
         """The caller's name. Raises the named error of the first check that fails."""
-        headers, path, policy = Headers(scope=scope), scope["path"], self._policy
+        headers, path, policy = Headers(scope=scope), scope["state"]["path"], self._policy
         policy.check_host(path, headers.get("host", ""))
         peer = scope["client"][0] if scope.get("client") else None
         caller = policy.caller(scope["method"], path, headers, peer)
@@ -166,7 +182,7 @@ def too_large(limit: int) -> str:
 
 
 async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    refusal = answer_error(error, scope["path"], scope["state"]["request_id"], 0)
+    refusal = answer_error(error, scope["state"]["path"], scope["state"]["request_id"], 0)
     await refusal(scope, receive, send)
 
 

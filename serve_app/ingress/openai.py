@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response
 
@@ -21,7 +22,7 @@ from serve_app.core.facts import ServiceFacts
 from serve_app.core.job import Result
 from serve_app.ingress.answers import converted
 from serve_app.ingress.body import StrictRoute
-from serve_app.ingress.images import BaseImage, read_image
+from serve_app.ingress.images import BaseImage
 from serve_app.ingress.openai_schemas import (
     HARMLESS,
     IMAGES,
@@ -34,10 +35,11 @@ from serve_app.ingress.openai_schemas import (
     OpenAIError,
     Wanted,
 )
-from serve_app.ingress.orders import Order, order_generate, order_refine
+from serve_app.ingress.orders import Order, Piece, order_generate, order_refine
 from serve_app.ingress.routes import MAKES, IdempotencyKey, Studio, asking, draw_seed, tells
 from serve_app.ingress.schemas import GenerateRequest, RefineRequest
 
+GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
 FORM = "multipart/form-data"
 ALIASES = (  # what clients have hard-coded; all of them are our one model
@@ -81,7 +83,7 @@ def routes(studio: Studio) -> APIRouter:
     desk, facts = studio.desk, studio.facts
     makes = tells(*MAKES, model=OpenAIError)
 
-    @router.post("/v1/images/generations", response_model=ImagesAnswer, responses=makes)
+    @router.post(GENERATIONS, response_model=ImagesAnswer, responses=makes)
     async def generations(
         body: GenerationsRequest, request: Request, key: IdempotencyKey = None
     ) -> Response:
@@ -97,18 +99,21 @@ def routes(studio: Studio) -> APIRouter:
     )
     async def edits(request: Request, key: IdempotencyKey = None) -> Response:
         """Pictures from pictures and a prompt."""
+        _check_charset(request.headers["content-type"])
         async with request.form(max_files=_FILES, max_fields=_FIELDS) as form:
             body = _read_fields(form)
             _check(body, facts)
-            files = [await file.read() for file in _files_of(form)]
+            files = _files_of(form)
+            read = [await file.read() for file in files[: body.n or 1]]
+        await desk.admit(request.state.caller)
         wanted = body.wanted_size and facts.sizes.scaled(*body.wanted_size)
-        images = [
-            await studio.aside(read_image, file, i, facts.sizes, wanted)
-            for i, file in enumerate(files)
-        ]
+        images = await studio.read(read, wanted)
         order = _order_edit(body, images, facts)
-        sent = body.model_dump_json() + "".join(image.digest for image in images)
-        return await answered(body, order, await desk.fulfil(order, asking(request, key, sent)))
+        if len(files) > len(read):
+            told = f"only the first of {len(files)} pictures count: there is one for each of n"
+            order = replace(order, warnings=(*order.warnings, told))
+        asked = asking(request, key, body, images)
+        return await answered(body, order, await desk.fulfil(order, asked))
 
     @router.get("/v1/models", responses=tells(401, 403, model=OpenAIError))
     async def models() -> Models:
@@ -122,7 +127,7 @@ def routes(studio: Studio) -> APIRouter:
         return _model(name, facts)
 
     async def answered(body: Wanted, order: Order, result: Result) -> Response:
-        text = await studio.aside(_answer_body, body, order, result)
+        text = await studio.write(_answer_body, body, order, result)
         return Response(text, media_type="application/json")
 
     return router
@@ -135,13 +140,13 @@ def _order_generation(body: GenerationsRequest, facts: ServiceFacts) -> Order:
         native["width"], native["height"] = facts.sizes.scaled(*body.wanted_size)
     request = GenerateRequest.model_validate(native)
     order = order_generate(request, _facts_for(body, facts), draw_seed())
-    return _warned(order, body)
+    return _told_so(order, body, GENERATIONS)
 
 
 def _order_edit(body: EditsRequest, images: Sequence[BaseImage], facts: ServiceFacts) -> Order:
     request = RefineRequest.model_validate(body.native() | {"strength": body.strength})
     order = order_refine(request, images, _facts_for(body, facts), draw_seed())
-    return _warned(order, body)
+    return _told_so(order, body, EDITS)
 
 
 def _facts_for(body: Wanted, facts: ServiceFacts) -> ServiceFacts:
@@ -149,15 +154,32 @@ def _facts_for(body: Wanted, facts: ServiceFacts) -> ServiceFacts:
     return replace(facts, prompt_chars=PROMPT_CHARS, image_count=body.n or 1)
 
 
-def _warned(order: Order, body: Wanted) -> Order:
-    """The order with a word on everything that was passed over or bent."""
+def _told_so(order: Order, body: Wanted, route: str) -> Order:
+    """The order as one of this API, with a word on everything that was passed over or bent."""
     warnings = list(order.warnings)
     unknown = sorted(set(body.model_extra or {}) - HARMLESS)[:_MOST_WARNINGS]
     warnings += [f"{name[:40]} is not known here and makes no difference" for name in unknown]
     spec = order.pieces[0].spec
     if body.wanted_size and body.wanted_size != (spec.width, spec.height):
         warnings.append(f"size {body.size} was fitted to {spec.width}x{spec.height}")
-    return replace(order, warnings=tuple(warnings))
+    return replace(order, route=route, request_of=_request_of, warnings=tuple(warnings))
+
+
+def _request_of(order: Order, piece: Piece) -> dict[str, Any]:
+    """The fields of this API that make one image of the order again."""
+    spec = piece.spec
+    request = {
+        "model": order.model,
+        "prompt": piece.prompt,
+        "n": 1,
+        "size": f"{spec.width}x{spec.height}",
+        "seed": spec.seed,
+        "negative_prompt": spec.negative_prompt,
+        "num_inference_steps": spec.steps,
+        "guidance_scale": spec.guidance,
+        "strength": spec.strength,
+    }
+    return {name: value for name, value in request.items() if value is not None}
 
 
 def _check(body: Wanted, facts: ServiceFacts) -> None:
@@ -174,6 +196,14 @@ def _check_model(name: str, facts: ServiceFacts) -> None:
     names = (facts.model, *ALIASES)
     if name not in names:
         raise ModelNotFound(f"model names none of this service; there is {', '.join(names)}")
+
+
+def _check_charset(content_type: str) -> None:
+    """Returns when the fields of a form are UTF-8; raises `InvalidRequest` if they say they are in
+    some other coding, of which Python knows a hundred and not all of them text."""
+    _, options = parse_options_header(content_type)
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise InvalidRequest("charset", "must be utf-8")
 
 
 def _read_fields(form: FormData) -> EditsRequest:

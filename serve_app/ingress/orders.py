@@ -3,10 +3,11 @@
 Knows no routes and no conductor; what the checkpoint allows comes in as `ServiceFacts`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serve_app.core.cost import megapixel_steps
 from serve_app.core.errors import InvalidRequest, ModelNotFound
 from serve_app.core.facts import ServiceFacts
 from serve_app.core.spec import SEED, ImageSpec, Stage
@@ -34,10 +35,12 @@ class Order:
     route: str
     pieces: tuple[Piece, ...]
     seed: int  # of the first image; image i has the i-th after it
+    model: str  # the one asked for
     models: Mapping[str, str]  # by stage
     refined: bool
     warnings: tuple[str, ...]
-    timeout: float | None = None  # seconds
+    timeout: float | None  # seconds
+    request_of: Callable[["Order", Piece], dict[str, Any]]  # what makes one image again
 
     def seeded(self, seed: int) -> "Order":
         """The same order with another seed."""
@@ -49,26 +52,14 @@ class Order:
 
     def record(self, piece: Piece, profiles: Mapping[str, str]) -> Record:
         """How one of its images can be made again."""
-        spec = piece.spec
-        request: dict[str, Any] = {
-            "seed": spec.seed,
-            "steps": spec.steps,
-            "guidanceScale": spec.guidance,
-            "sampler": spec.sampler.value,
-            "imageCount": 1,
-            "model": self.models[Stage.BASE],
-        }
-        if spec.negative_prompt is not None:
-            request["negativePrompt"] = spec.negative_prompt
-        if self.refined:
-            request["handoff"] = spec.handoff
-        if piece.base is None:
-            size = {"width": spec.width, "height": spec.height}
-            request = {"prompt": piece.prompt, **size, "refine": self.refined, **request}
-        else:
-            request = {"refinePrompt": piece.prompt, "strength": spec.strength, **request}
         base = piece.base.digest if piece.base else None
-        return Record(self.route, request, spec.prompt, base, self.models, profiles)
+        request = self.request_of(self, piece)
+        return Record(self.route, request, piece.spec.prompt, base, self.models, profiles)
+
+    @property
+    def cost(self) -> float:
+        """What it counts against its caller's allowance, in megapixel-steps."""
+        return sum(megapixel_steps(piece.spec) for piece in self.pieces)
 
 
 def order_generate(request: GenerateRequest, facts: ServiceFacts, drawn_seed: int) -> Order:
@@ -120,17 +111,14 @@ def order_refine(
     A picture of our own remembers its prompt, and the refine prompt adds to it.
     Raises `InvalidRequest` or `ModelNotFound`.
     """
-    config = request.config
-    name, prompt = request.words
-    _check_common(request, facts)
-    _check_model("config.modelPath", config.model_path if config else None, facts)
-    check_prompt(name, prompt, facts.prompt_chars)
-    steps = _one_of("steps", request.steps, config.steps if config else None)
-    guidance = _one_of(
-        "guidanceScale", request.guidance_scale, config.guidance_scale if config else None
-    )
-    steps = facts.default_steps if steps is None else steps
-    guidance = guidance_of(DEFAULT_TEMPERATURE) if guidance is None else guidance
+    steps, guidance = check_refine(request, facts)
+    _, prompt = request.words
+    named = request.config and request.config.model_path
+    handoff = request.handoff
+    if facts.refiner is None:
+        handoff = 1.0
+    elif named == facts.refiner:
+        handoff = 0.0
     warnings = [*facts.notices, *_ignored(request, guidance)]
     if int(steps * request.strength) == 0:
         warnings.append("strength is too small for a step: one step is taken all the same")
@@ -148,11 +136,32 @@ def order_refine(
             guidance=guidance,
             sampler=request.sampler,
             strength=request.strength,
-            handoff=request.handoff if facts.refiner else 1.0,
+            handoff=handoff,
         )
         pieces.append(Piece(spec, prompt, image))
     seed = drawn_seed if request.seed is None else request.seed
-    return _order("/refine", pieces, seed, facts, warnings, request.timeout_seconds)
+    order = _order("/refine", pieces, seed, facts, warnings, request.timeout_seconds)
+    return replace(order, model=named or facts.model)
+
+
+def check_refine(request: RefineRequest, facts: ServiceFacts) -> tuple[int, float]:
+    """Steps and guidance of a /refine that is right but for its images, which are dear to read.
+
+    Raises `InvalidRequest` or `ModelNotFound`.
+    """
+    config = request.config
+    name, prompt = request.words
+    _check_common(request, facts)
+    _check_model("config.modelPath", config.model_path if config else None, facts)
+    check_prompt(name, prompt, facts.prompt_chars)
+    steps = _one_of("steps", request.steps, config.steps if config else None)
+    guidance = _one_of(
+        "guidanceScale", request.guidance_scale, config.guidance_scale if config else None
+    )
+    return (
+        facts.default_steps if steps is None else steps,
+        guidance_of(DEFAULT_TEMPERATURE) if guidance is None else guidance,
+    )
 
 
 def guidance_of(temperature: float) -> float:
@@ -178,8 +187,37 @@ def _order(
     models = {str(Stage.BASE): facts.model}
     if refined and facts.refiner:
         models[str(Stage.REFINER)] = facts.refiner
-    order = Order(route, tuple(pieces), seed, models, refined, tuple(warnings), timeout)
+    order = Order(
+        route=route,
+        pieces=tuple(pieces),
+        seed=seed,
+        model=facts.model,
+        models=models,
+        refined=refined,
+        warnings=tuple(warnings),
+        timeout=timeout,
+        request_of=_request_of,
+    )
     return order.seeded(seed)
+
+
+def _request_of(order: Order, piece: Piece) -> dict[str, Any]:
+    spec = piece.spec
+    request: dict[str, Any] = {
+        "seed": spec.seed,
+        "steps": spec.steps,
+        "guidanceScale": spec.guidance,
+        "sampler": spec.sampler.value,
+        "imageCount": 1,
+        "model": order.models[Stage.BASE],
+        "handoff": spec.handoff,
+    }
+    if spec.negative_prompt is not None:
+        request["negativePrompt"] = spec.negative_prompt
+    if piece.base is not None:
+        return {"refinePrompt": piece.prompt, "strength": spec.strength, **request}
+    size = {"width": spec.width, "height": spec.height}
+    return {"prompt": piece.prompt, **size, "refine": order.refined, **request}
 
 
 def _added(made_of: str | None, refining: str) -> str:

@@ -5,11 +5,11 @@ Knows no Ray and no torch. Requests come in as schemas, become orders, and the d
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel
@@ -22,8 +22,9 @@ from serve_app.ingress.answers import answer_body, prefers_picture
 from serve_app.ingress.body import StrictRoute
 from serve_app.ingress.errors import retry_after
 from serve_app.ingress.images import BaseImage, read_base64, read_image
-from serve_app.ingress.jobs import Asking, Conductor, Desk
-from serve_app.ingress.orders import order_generate, order_refine
+from serve_app.ingress.jobs import Asking, Desk
+from serve_app.ingress.orders import check_refine, order_generate, order_refine
+from serve_app.ingress.ports import Conductor
 from serve_app.ingress.schemas import (
     Acceptance,
     Answer,
@@ -35,8 +36,7 @@ from serve_app.ingress.schemas import (
     RefineRequest,
 )
 
-T = TypeVar("T")
-_PICTURE_THREADS = 2  # pictures are decoded and encoded in these: bounds memory, and spares cores
+_PICTURE_THREADS = 2  # of each kind: bounds memory, and leaves the event loop a core
 _TELLS = {
     400: "Not JSON, or a field that is missing, unknown or out of range",
     401: "No key, or a wrong one",
@@ -81,19 +81,27 @@ class Studio:
     def __init__(self, desk: Desk, facts: ServiceFacts) -> None:
         self.desk = desk
         self.facts = facts
-        self._threads = ThreadPoolExecutor(_PICTURE_THREADS, thread_name_prefix="pictures")
+        self._readers = ThreadPoolExecutor(_PICTURE_THREADS, thread_name_prefix="read")
+        self._writers = ThreadPoolExecutor(_PICTURE_THREADS, thread_name_prefix="answer")
 
-    async def aside(self, work: Callable[..., T], *args: Any) -> T:
-        """What `work` gives, done in a thread of its own."""
+    async def write(self, work: Callable[..., bytes], *args: Any) -> bytes:
+        """The body that `work` gives, in a thread that waits for no picture to be read."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(work, *args))
+        return await loop.run_in_executor(self._writers, partial(work, *args))
 
-    async def read_all(self, texts: list[str]) -> list[BaseImage]:
-        """The base images of a /refine. Raises `InvalidImage`."""
-        sizes = self.facts.sizes
+    async def read(
+        self, files: Sequence[str | bytes], wanted: tuple[int, int] | None = None
+    ) -> list[BaseImage]:
+        """The pictures in files, or in their base64, one after the other. Raises `InvalidImage`."""
+        loop, sizes = asyncio.get_running_loop(), self.facts.sizes
+
+        def read_one(file: str | bytes, i: int) -> BaseImage:
+            file = read_base64(file, i) if isinstance(file, str) else file
+            return read_image(file, i, sizes, wanted)
+
         return [
-            await self.aside(lambda t=text, i=i: read_image(read_base64(t, i), i, sizes))
-            for i, text in enumerate(texts)
+            await loop.run_in_executor(self._readers, read_one, file, i)
+            for i, file in enumerate(files)
         ]
 
 
@@ -102,15 +110,16 @@ def draw_seed() -> int:
     return secrets.randbelow(SEED[1] + 1)
 
 
-def asking(request: Request, key: str | None, body: BaseModel | str) -> Asking:
-    """Who asks, and under which key."""
-    text = body if isinstance(body, str) else body.model_dump_json()
-    return Asking(
-        caller=request.state.caller,
-        route=request.url.path,
-        key=key,
-        fingerprint=sha256(text.encode()).hexdigest() if key else "",
-    )
+def asking(
+    request: Request, key: str | None, body: BaseModel, images: Sequence[BaseImage] = ()
+) -> Asking:
+    """Who asks, and under which key. `images` are those that are no part of the body's text."""
+    caller, route = request.state.caller, request.state.path
+    if key is None:
+        return Asking(caller, route)
+    text = body.model_dump_json(exclude=set(body.model_extra or ()))
+    text += "".join(image.digest for image in images)
+    return Asking(caller, route, key, sha256(text.encode()).hexdigest())
 
 
 def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
@@ -133,9 +142,10 @@ def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
     )
     async def refine(body: RefineRequest, request: Request, key: IdempotencyKey = None) -> Response:
         """Pictures from pictures and a prompt."""
-        body.words  # noqa: B018  what is cheap to refuse is refused before a picture is read
         _, texts = body.pictures
-        order = order_refine(body, await studio.read_all(texts), facts, draw_seed())
+        check_refine(body, facts)
+        await desk.admit(request.state.caller)
+        order = order_refine(body, await studio.read(texts), facts, draw_seed())
         return await answered(await desk.fulfil(order, asking(request, key, body)), request)
 
     @router.get("/jobs/{id}", response_model=JobAnswer, responses=tells(401, 403, 404, 503))
@@ -206,11 +216,11 @@ def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
     async def answered(result: Result, request: Request) -> Response:
         if len(result.pngs) == 1 and prefers_picture(request.headers.get("accept", "*/*")):
             return Response(result.pngs[0], status_code=201, media_type="image/png")
-        body = await studio.aside(answer_body, result)
+        body = await studio.write(answer_body, result)
         return Response(body, status_code=201, media_type="application/json")
 
     async def told(job: Job) -> Response:
-        answer = await studio.aside(answer_body, job.result) if job.result else b"null"
+        answer = await studio.write(answer_body, job.result) if job.result else b"null"
         card = JSONResponse(
             {
                 "id": job.id,

@@ -117,7 +117,7 @@ class Asked(Wire):
     image_count: Count | None = None
     handoff: Fraction = 0.8
     model: str | None = None
-    loras: list[Lora] = []
+    loras: Annotated[list[Lora], Field(max_length=8)] = []
     timeout_seconds: Timeout | None = None
 
 
@@ -281,5 +281,7 @@ def _one_of(first: tuple[str, T | None], second: tuple[str, T | None]) -> tuple[
 def near_field(model: type[BaseModel], unknown: str) -> str | None:
     """The field of a request that an unknown name was probably meant to be."""
     names = [to_camel(name) for name in model.model_fields]
+    if len(unknown) > 2 * max(map(len, names)):
+        return None
     near = difflib.get_close_matches(unknown, names, n=1, cutoff=0.7)
     return near[0] if near else None

@@ -10,7 +10,6 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
@@ -18,6 +17,7 @@ from serve_app.core.errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 
 OPEN = frozenset({("GET", "/livez"), ("GET", "/health"), ("GET", "/licenses")})
 PROBES = frozenset({"/livez", "/health"})  # asked by address, so exempt from the host list
+_PROXIED = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 BODY_LIMIT = 32 * 2**20  # bytes
 
@@ -47,7 +47,7 @@ class Policy:
         """Returns when no browser page asks, or one that may; raises `ForbiddenOrigin` if not."""
         if origin is None or origin in self.origins:
             return
-        if self._is_ours(host) and urlsplit(origin).netloc == host:
+        if self._is_ours(host) and origin in (f"http://{host}", f"https://{host}"):
             return  # a page of ours
         raise ForbiddenOrigin(
             "pages of this origin may not ask; the service's operator can add it to ALLOWED_ORIGINS"
@@ -63,8 +63,7 @@ class Policy:
             if name is None and (method, path) not in OPEN:
                 raise Unauthorized("send a key of this service: Authorization: Bearer <key>")
             return name or address_name(peer)
-        forwarded = "x-forwarded-for" in headers or "forwarded" in headers
-        local = _is_loopback(peer) and not forwarded
+        local = _is_loopback(peer) and not any(map(_tells_of_a_proxy, headers))
         if not (local or self.anonymous or (method, path) in OPEN):
             raise Unauthorized(
                 "no key is configured, so only the service's own machine may ask; its operator can "
@@ -105,6 +104,10 @@ def address_name(peer: str | None) -> str:
     if isinstance(address, ipaddress.IPv6Address):
         return f"address:{ipaddress.ip_network((address, 64), strict=False).network_address}"
     return f"address:{address}"
+
+
+def _tells_of_a_proxy(header: str) -> bool:
+    return header in _PROXIED or header.startswith("x-forwarded-")
 
 
 def _is_loopback(peer: str | None) -> bool:

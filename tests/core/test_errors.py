@@ -18,8 +18,14 @@ def test_every_error_survives_the_journey_between_processes(kind: type[AuraError
     made: dict[type[AuraError], AuraError] = {
         InvalidRequest: InvalidRequest("steps", "bad"),
         errors.RateLimited: errors.RateLimited(1.5),
+        errors.JobFailed: errors.JobFailed("OUT_OF_MEMORY", "no room"),
     }
     error = made.get(kind) or kind("a sentence")
     back = pickle.loads(pickle.dumps(error))
     assert type(back) is kind
     assert str(back) == str(error)
+
+
+def test_a_failed_job_repeats_what_it_was_told() -> None:
+    failed = errors.JobFailed("OUT_OF_MEMORY", "no room")
+    assert (failed.code, str(failed)) == ("OUT_OF_MEMORY", "no room")

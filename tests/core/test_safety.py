@@ -16,6 +16,11 @@ LIST = WordList(["gore", "Straße", "blood   bath", "c++", "", "  "])
         "a STRASSE",
         "a blood\nbath",
         "in C++ style",
+        "gore_scene, 8k",
+        "gore2",
+        "g\u200bore",
+        "go\u00adre",
+        "blood_bath",
     ],
 )
 def test_a_listed_word_is_refused_however_it_is_written(prompt: str) -> None:

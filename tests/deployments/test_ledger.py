@@ -42,7 +42,7 @@ def reopened(tmp_path: Path, clock: Clock) -> Callable[[], Ledger]:
 
 
 async def succeed(ledger: Ledger, id: str = JOB.id) -> None:
-    await ledger.end(id, JobState.SUCCEEDED, None, RESULT)
+    await ledger.end(id, JOB.owner, JobState.SUCCEEDED, None, RESULT)
 
 
 async def test_a_job_is_remembered_with_its_answer(ledger: Ledger) -> None:
@@ -55,14 +55,14 @@ async def test_a_job_is_remembered_with_its_answer(ledger: Ledger) -> None:
 
 async def test_a_job_that_failed_is_remembered_with_its_reason(ledger: Ledger) -> None:
     await ledger.open(JOB, None)
-    await ledger.end(JOB.id, JobState.FAILED, ("OUT_OF_MEMORY", "no room"), None)
+    await ledger.end(JOB.id, JOB.owner, JobState.FAILED, ("OUT_OF_MEMORY", "no room"), None)
     job = await ledger.look(JOB.id, 0)
     assert job == replace(JOB, state=JobState.FAILED, error=("OUT_OF_MEMORY", "no room"))
 
 
 async def test_an_end_is_final(ledger: Ledger) -> None:
     await ledger.open(JOB, None)
-    await ledger.end(JOB.id, JobState.CANCELLED, None, None)
+    await ledger.end(JOB.id, JOB.owner, JobState.CANCELLED, None, None)
     await succeed(ledger)
     job = await ledger.look(JOB.id, 0)
     assert job is not None
@@ -111,7 +111,7 @@ async def test_a_claim_on_what_did_not_succeed_is_free_again(
     ledger: Ledger, state: JobState
 ) -> None:
     await ledger.open(JOB, CLAIM)
-    await ledger.end(JOB.id, state, None, None)
+    await ledger.end(JOB.id, JOB.owner, state, None, None)
     again = await ledger.open(replace(JOB, id="job-2"), replace(CLAIM, fingerprint="another"))
     assert (again.job, again.yours) == ("job-2", True)
 
@@ -136,6 +136,20 @@ async def test_a_job_whose_owner_is_silent_is_lost_and_may_be_made_by_another(
     now = await ledger.look(JOB.id, 0)
     assert now is not None
     assert (now.state, now.owner) == (JobState.RUNNING, "owner-2")
+
+
+async def test_an_owner_that_was_given_up_can_not_end_what_another_took_over(
+    ledger: Ledger, clock: Clock
+) -> None:
+    await ledger.open(JOB, CLAIM)
+    clock.now += LEASE + 1
+    other = Job("job-2", JOB.caller, "owner-2", clock.now)
+    await ledger.open(other, CLAIM)
+    await ledger.end(JOB.id, JOB.owner, JobState.FAILED, ("OUT_OF_MEMORY", "no room"), None)
+    job = await ledger.look(JOB.id, 0)
+    assert job is not None
+    assert job.state is JobState.RUNNING
+    assert not (await ledger.open(replace(other, id="job-3"), CLAIM)).yours
 
 
 async def test_a_restarted_ledger_knows_what_it_was_told(

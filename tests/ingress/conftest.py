@@ -7,7 +7,8 @@ from starlette.types import ASGIApp
 
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.api import build_api
-from serve_app.ingress.jobs import Conductor, Desk
+from serve_app.ingress.jobs import Desk
+from serve_app.ingress.ports import Conductor
 from serve_app.ingress.security import Policy
 from tests.ingress.conducting import FACTS, Painter
 

@@ -241,7 +241,7 @@ def _lying() -> Image.Exif:
 
 
 def bad_bodies(route: str) -> dict[str, tuple[bytes, str]]:
-    """Bodies of a route that would be right but for one thing, and the code each is refused with."""
+    """Bodies that would be right but for one thing, and the code each is refused with."""
     fine: dict[str, Any] = {"prompt": "a"}
     if route == "/refine":
         fine["images"] = ["aGVsbG8="]
@@ -278,21 +278,22 @@ def bad_bodies(route: str) -> dict[str, tuple[bytes, str]]:
         "10k deep lists": (put(b'"seed": ' + b"[" * 10_000 + b"]" * 10_000), json_),
         "10k deep objects": (put(b'"seed": ' + b'{"a":' * 10_000 + b"1" + b"}" * 10_000), json_),
         "100k deep": (b"[" * 100_000, json_),
-        "a lone surrogate": (put(b'"seed": "\\ud800"'), invalid),
-        "a lone surrogate for a prompt": (b'{"prompt": "\\udfff a"}', invalid),
+        "a lone surrogate": (put(b'"seed": "\\ud800"'), json_),
+        "a lone surrogate for a prompt": (b'{"prompt": "\\udfff a"}', json_),
+        "a lone surrogate for a name": (put(b'"\\ud800": 1'), json_),
+        "a lone surrogate where any text goes": (put(b'"negativePrompt": "\\ud800"'), json_),
         "bool as int": (put(number + b"true"), invalid),
         "bool as seed": (put(seed + b"false"), invalid),
         "text as int": (put(number + b'"20"'), invalid),
         "fraction as int": (put(number + b"20.0"), invalid),
         "a prompt of 10 MB": (b'{"prompt": "' + b"a" * 10_000_000 + b'"}', invalid),
         "a name of 10 MB": (put(b'"' + b"a" * 10_000_000 + b'": ]'), json_),
-        "a model of 10 MB": (
-            put(b'"model": "' + b"a" * 10_000_000 + b'"'),
-            "INVALID_IMAGE" if route == "/refine" else "MODEL_NOT_FOUND",
-        ),
-        "a million entries": (
-            put(b'"prompt2": [' + b"1," * 10**6 + b"1], " + number + b"0"),
-            invalid,
+        "a model of 10 MB": (put(b'"model": "' + b"a" * 10_000_000 + b'"'), "MODEL_NOT_FOUND"),
+        "a million entries": (put(b'"prompt2": [' + b"1," * 10**6 + b"1]"), json_),
+        "a million objects": (put(b'"loras": [' + b"{}," * 10**6 + b"{}]"), json_),
+        "a million names": (
+            b"{" + b",".join(b'"x%d":1' % i for i in range(10**6)) + b"}",
+            json_,
         ),
         "one name twice": (put(b'"prompt": "b"'), json_),
         "one name twice, inside": (put(b'"config": {"steps": 1, "steps": 2}'), json_),

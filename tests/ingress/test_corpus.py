@@ -5,6 +5,7 @@ import base64
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -122,23 +123,27 @@ def test_memory_stays_within_64_mb_of_the_largest_legal_picture() -> None:
             return held("VmHWM") - before
 
         refine(caller, largest["colour"])  # what is loaded at first use is loaded
-        floor = held("VmRSS")
         bases = {kind: rise(partial(refine, caller, largest[kind])) for kind in ("colour", "WebP")}
-        rises = {}
-        for name, file in ({name: file for name, (file, _) in BAD.items()} | largest).items():
-            kind = "WebP" if name == "animated WebP" else "colour"
-            rises[name] = rise(partial(refine, caller, file)) - bases[kind]
-        for route in ROUTES:
-            for name, (body, _) in corpus.bad_bodies(route).items():
-                send = partial(caller.post, route, content=body, headers=JSON)
-                rises[f"{route}: {name}"] = rise(send) - bases["colour"]
-        kept = held("VmRSS") - floor
+        pictures = {name: file for name, (file, _) in BAD.items()} | largest
+        rises: Counter[str] = Counter()
+        floors = []
+        for _ in range(2):
+            for name, file in pictures.items():
+                base = bases["WebP" if name == "animated WebP" else "colour"]
+                rises[name] = max(rises[name], rise(partial(refine, caller, file)) - base)
+            for route in ROUTES:
+                for name, (body, _) in corpus.bad_bodies(route).items():
+                    more = rise(partial(caller.post, route, content=body, headers=JSON))
+                    label = f"{route}: {name}"
+                    rises[label] = max(rises[label], more - bases["colour"])
+            floors.append(held("VmRSS"))
+        kept = floors[1] - floors[0]
     del rises["WebP"]
-    worst = sorted(rises.items(), key=lambda item: -item[1])
+    worst = rises.most_common(6)
     print({name: f"{size / 2**20:.0f} MiB" for name, size in bases.items()})
-    print([f"{name} {more / 2**20:+.0f}" for name, more in worst[:6]], f"kept {kept / 2**20:.0f}")
-    assert worst[0][1] <= ROOM, worst[:5]
-    assert kept <= ROOM
+    print([f"{name} {more / 2**20:+.0f}" for name, more in worst], f"kept {kept / 2**20:.0f}")
+    assert worst[0][1] <= ROOM, worst
+    assert kept <= ROOM / 4  # once everything was sent, nothing more stays
 
 
 @contextmanager

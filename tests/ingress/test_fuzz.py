@@ -48,7 +48,9 @@ def served() -> Any:
             '{"model":"m","durationMs":1,"seeds":[1],"width":8,"height":8,"steps":1,'
             '"guidanceScale":1,"sampler":"euler","refined":false,"jobId":"known","warnings":[]}'
         )
-        await ledger.end(JOB.id, JobState.SUCCEEDED, None, Result((b"png",), meta, JOB.created))
+        await ledger.end(
+            JOB.id, JOB.owner, JobState.SUCCEEDED, None, Result((b"png",), meta, JOB.created)
+        )
 
     asyncio.run(fill())
     return api_over(Instant(), ledger, replace(FACTS, native=64), POLICY)
@@ -77,14 +79,44 @@ def map_body(context: Any, body: Any) -> Any:
         return body
     if isinstance(body.get("model"), str):
         body["model"] = FACTS.model
-    for name, other in (("baseImages", "images"), ("refinePrompt", "prompt")):
-        if body.get(name) is not None:
-            body.pop(other, None)
-    for name in ("images", "baseImages"):
-        texts = body.get(name)
-        if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
-            body[name] = [IMAGES[len(text) % 3] for text in texts]
+    if context.operation.path == "/refine":
+        refined(body)
     return body
+
+
+def refined(body: dict[str, Any]) -> None:
+    """One list of images and one prompt; what is wrong stays wrong, since it must be refused."""
+    for name, other, legal in (
+        ("baseImages", "images", is_list_of_texts),
+        ("refinePrompt", "prompt", is_prompt),
+    ):
+        if legal(body.get(other)):
+            given = body.pop(other)
+            body[name] = given if body.get(name) is None else body[name]
+        elif body.get(other) is None and body.get(name) is None:
+            body[name] = IMAGES if name == "baseImages" else "warmer"
+    texts = body.get("baseImages")
+    if is_list_of_texts(texts):
+        body["baseImages"] = [IMAGES[len(text) % 3] for text in texts]
+    config = body.get("config")
+    if isinstance(config, dict):
+        if isinstance(config.get("modelPath"), str):
+            config["modelPath"] = FACTS.model
+        for name in ("steps", "guidanceScale"):
+            if name in config and isinstance(body.get(name), int | float):
+                config[name] = body[name]
+
+
+def is_list_of_texts(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and 1 <= len(value) <= 8
+        and all(isinstance(text, str) for text in value)
+    )
+
+
+def is_prompt(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and len(value) <= FACTS.prompt_chars
 
 
 @SCHEMA.hook

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +10,18 @@ import httpx
 import pytest
 
 from serve_app.core.allowance import Allowance
-from serve_app.core.errors import LedgerAway, OutOfMemory
+from serve_app.core.errors import DeadlineExceeded, LedgerAway, OutOfMemory
 from serve_app.core.events import Made
 from serve_app.core.safety import WordList
+from serve_app.core.sample import Leg, Sample
+from serve_app.core.schedule import NoiseConfig
 from serve_app.core.spec import ImageSpec
+from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
+from serve_app.ingress.jobs import Asking, Desk
+from serve_app.ingress.orders import order_generate
+from serve_app.ingress.schemas import GenerateRequest
+from tests.deployments.stages import CountingStage
 from tests.ingress.conducting import FACTS, PROFILES, Failing, Painter
 from tests.ingress.conftest import Client
 
@@ -225,6 +233,57 @@ async def test_a_caller_may_use_so_many_megapixel_steps(client: Client) -> None:
     assert 14 <= int(refused.headers["retry-after"]) <= 15
     cheap = await limited.post("/generate", json=spec | {"steps": 1})
     assert cheap.status_code == 201
+
+
+async def test_what_failed_by_our_fault_costs_nothing(client: Client) -> None:
+    spec = {"prompt": "a", "imageCount": 1, "steps": 10, "width": 1000, "height": 1000}
+    limited = client(Failing(OutOfMemory("no room"), at=0), allowance=Allowance(rate=1, size=15))
+    for _ in range(3):
+        assert (await limited.post("/generate", json=spec)).status_code == 503
+
+
+async def test_who_joined_a_job_hears_why_it_failed_and_nobody_makes_it_again(
+    client: Client,
+) -> None:
+    class Late(Slow):
+        async def make(self, *asked: Any) -> Made:
+            self.asked.append(asked)
+            await super().make(*asked)
+            raise DeadlineExceeded("too late")
+
+    late = Late()
+    asked = [asyncio.ensure_future(post(client(late), **KEY)) for _ in range(5)]
+    await late.begun.wait()
+    await asyncio.sleep(0.01)
+    late.asked.clear()
+    late.go.set()
+    answers = await asyncio.gather(*asked)
+    assert [answer.status_code for answer in answers] == [504] * 5
+    assert {answer.json()["error"]["code"] for answer in answers} == {"DEADLINE_EXCEEDED"}
+    assert {answer.headers["x-should-retry"] for answer in answers} == {"false"}
+    assert len(late.asked) == 1
+
+
+async def test_after_a_drain_the_ledger_knows_of_everything(ledger: Ledger) -> None:
+    class Waiting(CountingStage):
+        async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+            begun.set()
+            await go.wait()
+            async for event in super().advance(sample, leg):
+                yield event
+
+    begun, go = asyncio.Event(), asyncio.Event()
+    conductor = Conductor(Waiting(), None, NoiseConfig.from_scheduler_config({}))
+    desk = Desk(conductor, ledger, replace(FACTS, refiner=None))
+    order = order_generate(GenerateRequest(prompt="a"), desk.facts, 1)
+    running = asyncio.ensure_future(desk.fulfil(order, Asking("me", "/generate")))
+    await begun.wait()
+    go.set()
+    await conductor.drain()
+    await desk.settle()
+    states = ledger._books.execute("SELECT state FROM jobs").fetchall()
+    assert states == [("succeeded",)]
+    await running
 
 
 async def test_a_refused_prompt_is_never_made(client: Client, painter: Painter) -> None:

@@ -1,5 +1,6 @@
 import base64
 import json
+from hashlib import sha256
 from io import BytesIO
 from typing import Any
 from xml.etree import ElementTree
@@ -92,7 +93,7 @@ def test_the_text_tells_what_differs() -> None:
         '{"prompt": ""}',
         '{"prompt": "\\ud800"}',
         json.dumps({"prompt": "a" * 8001}),
-        json.dumps({"prompt": "a", "pad": "b" * 64_000}),
+        json.dumps({"prompt": "a", "pad": "b" * 400_000}),
         "[" * 60_000,
     ],
     ids=lambda said: str(said)[:20],
@@ -153,6 +154,45 @@ async def test_a_refined_picture_can_be_made_again_from_the_same_base(client: Cl
     record = record_in(refined[0])
     again, _ = await made(client, record["route"], baseImages=bases, **record["request"])
     assert again == refined
+
+
+async def test_a_picture_that_base_alone_refined_is_made_again_by_base_alone(
+    client: Client, painter: Painter
+) -> None:
+    bases, _ = await made(client, "/generate", prompt="a", imageCount=1)
+    refined, _ = await made(client, "/refine", images=bases, prompt="b", handoff=1, imageCount=1)
+    record = record_in(refined[0])
+    again, _ = await made(client, record["route"], baseImages=bases, **record["request"])
+    assert again == refined
+    assert painter.specs[-1].handoff == 1
+
+
+async def test_a_picture_of_the_openai_routes_is_made_again_by_them(
+    client: Client, painter: Painter
+) -> None:
+    asked = {"prompt": "a" * 3000, "size": "1536x1024", "negative_prompt": "b", "seed": 4}
+    answer = (await client().post("/v1/images/generations", json=asked)).json()
+    record = record_in(answer["data"][0]["b64_json"])
+    again = (await client().post(record["route"], json=record["request"])).json()
+    assert again["data"] == answer["data"]
+
+    base = base64.b64decode(answer["data"][0]["b64_json"])
+    files = {"image": ("a.png", base), "prompt": (None, "warmer"), "size": (None, "1024x1024")}
+    edited = (await client().post("/v1/images/edits", files=files)).json()
+    record = record_in(edited["data"][0]["b64_json"])
+    assert record["baseImage"]["sha256"] == sha256(base).hexdigest()
+    files = {name: (None, str(value)) for name, value in record["request"].items()}
+    again = (await client().post(record["route"], files={"image": ("a", base), **files})).json()
+    assert again["data"] == edited["data"]
+    assert (painter.specs[-1].width, painter.specs[-1].strength) == (1024, 0.6)
+
+
+async def test_a_long_prompt_in_any_script_is_remembered() -> None:
+    prompt = "山" * 8000
+    told = Record(
+        "/refine", {"refinePrompt": prompt, "negativePrompt": prompt}, prompt, None, {}, {}
+    )
+    assert remembered_prompt(opened(inscribe(plain(), "a", told)).info) == prompt
 
 
 async def test_the_limit_holds_for_the_field_and_not_for_the_sum(

@@ -1,10 +1,16 @@
+import asyncio
 import logging
+from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 
+from serve_app.deployments.ledger import Ledger
+from serve_app.ingress.security import Policy, digests
 from tests.ingress.conducting import Painter
-from tests.ingress.conftest import Client
+from tests.ingress.conftest import Client, api_over
 
 ORIGIN = {"Origin": "http://localhost:5173"}
 JSON = {"Content-Type": "application/json"}
@@ -59,6 +65,46 @@ async def test_even_when_telling_of_a_fault_fails_the_caller_gets_the_one_shape(
     assert error["requestId"] == answer.headers["x-request-id"]
     assert answer.headers["access-control-allow-origin"] == ORIGIN["Origin"]
     assert "secret" not in answer.text
+
+
+async def test_under_a_prefix_every_address_is_what_it_is_without(painter: Painter) -> None:
+    """As Serve has it with `route_prefix: /aura`: the path keeps it, root_path names it."""
+    policy = Policy(keys=digests(["key"]))
+    api = api_over(painter, Ledger(None), policy=policy)
+    transport = httpx.ASGITransport(app=api, root_path="/aura", client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.7") as client:
+        assert (await client.get("/aura/health")).status_code == 200
+        host = await client.get("/aura/v1/models", headers={"Authorization": "Bearer key"})
+        assert set(host.json()["error"]) == {"message", "type", "param", "code"}
+        assert host.status_code == 403
+
+
+async def test_all_bodies_together_take_a_bounded_room(painter: Painter) -> None:
+    """Twenty callers send all but the last byte of a body at the limit, and then the rest."""
+    limit, callers = 2**20, 20
+    policy = Policy(body_limit=limit)
+    go = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"prompt": "' + b"a" * (limit - 100)
+        await go.wait()
+        yield b'"}'
+
+    transport = httpx.ASGITransport(
+        app=api_over(painter, Ledger(None), policy=policy), client=("127.0.0.1", 1)
+    )
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        asked = [
+            asyncio.ensure_future(client.post("/generate", content=body(), headers=JSON))
+            for _ in range(callers)
+        ]
+        await asyncio.sleep(0.05)
+        go.set()
+        answers = await asyncio.gather(*asked)
+        codes = Counter(answer.json()["error"]["code"] for answer in answers)
+        assert codes == {"VALIDATION_ERROR": 16, "OVERLOADED": 4}
+        assert all("retry-after" in a.headers for a in answers if a.status_code == 503)
+        assert (await client.post("/generate", json={"prompt": "a"})).status_code == 201
 
 
 async def test_a_length_that_is_no_sensible_number_is_over_the_limit(client: Client) -> None:

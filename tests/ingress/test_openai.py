@@ -15,7 +15,7 @@ from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.openai import ALIASES
 from serve_app.ingress.security import Policy, digests
 from tests.ingress.conducting import FACTS, Failing, Painter
-from tests.ingress.conftest import Client, api_over
+from tests.ingress.conftest import ORIGIN, Client, api_over
 from tests.ingress.serving import serving
 
 KEY = "a-key-of-ours"
@@ -177,6 +177,15 @@ def test_one_file_or_several_are_edited(sdk: openai.OpenAI, painter: Painter) ->
     assert [source[:3] for source in sources] == [b"\xff\xa5\x00", b"\x00\x00\x80"]
 
 
+def test_an_edit_gives_as_many_pictures_as_were_asked_for(
+    sdk: openai.OpenAI, painter: Painter
+) -> None:
+    answer = sdk.images.edit(image=[file(), file(), file()], prompt="a")
+    assert len(answer.data or ()) == len(painter.asked) == 1
+    assert "only the first of 3 pictures count" in str(answer.model_extra)
+    assert len(sdk.images.edit(image=[file(), file()], prompt="a", n=3).data or ()) == 3
+
+
 def test_an_edit_fills_the_size_it_is_asked_for(sdk: openai.OpenAI, painter: Painter) -> None:
     sdk.images.edit(image=file(), prompt="a", size="1024x1024")
     assert (painter.specs[0].width, painter.specs[0].height) == (1024, 1024)
@@ -245,7 +254,7 @@ def test_what_can_not_be_edited_is_told_in_openais_shape(
 
 def test_a_file_that_is_no_picture_is_told_by_number(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="image 1 is no readable PNG") as refused:
-        sdk.images.edit(image=[file(), b"no picture"], prompt="a")
+        sdk.images.edit(image=[file(), b"no picture"], prompt="a", n=2)
     assert refused.value.code == "invalid_image"
 
 
@@ -311,6 +320,39 @@ async def test_an_edit_is_a_form(client: Client, content: bytes, kind: str, stat
     )
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "unicode_escape", "utf-16"])
+async def test_a_form_is_in_utf_8(client: Client, charset: str) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\na\r\n--x--\r\n'
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    headers = {"Content-Type": kind}
+    answer = await client().post("/v1/images/edits", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "charset")
+
+
+@pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "once"}])
+async def test_what_makes_no_difference_may_be_anything(client: Client, key: Any) -> None:
+    deep: Any = 1
+    for _ in range(300):
+        deep = [deep]
+    asked = {"prompt": "a", "user": deep, "metadata": {"a": [1]}}
+    answer = await client().post("/v1/images/generations", json=asked, headers=key)
+    assert answer.status_code == 200, answer.text
+
+
+async def test_a_page_with_openais_javascript_client_may_ask(client: Client) -> None:
+    sent = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-os," + (
+        "x-stainless-package-version,x-stainless-retry-count,x-stainless-runtime,"
+        "x-stainless-runtime-version,x-stainless-timeout"
+    )
+    headers = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": sent,
+    }
+    answer = await client().options("/v1/images/generations", headers=headers)
+    assert answer.status_code == 200
 
 
 async def test_a_field_of_a_form_is_said_once_and_a_file_is_a_file(client: Client) -> None:

@@ -122,7 +122,7 @@ async def test_both_forms_of_refine_are_taken(
     asked = {
         images: ["data:image/png;base64," + picture(1024, 768), picture(640, 640)],
         prompt: "warmer",
-        "config": {"steps": 14, "guidanceScale": 5.5, "modelPath": "sdxl-refiner-1.0"},
+        "config": {"steps": 14, "guidanceScale": 5.5, "modelPath": "sdxl-base-1.0"},
         "seed": 3,
     }
     answer = await client().post("/refine", json=asked)
@@ -132,6 +132,19 @@ async def test_both_forms_of_refine_are_taken(
     assert (spec.strength, spec.handoff, spec.steps, spec.guidance) == (0.6, 0.8, 14, 5.5)
     assert (spec.seed, other.seed, spec.prompt) == (3, 4, "warmer")
     assert len(painter.asked[0][2] or b"") == 1024 * 768 * 3
+
+
+async def test_naming_the_refiner_asks_for_the_refiner_alone(
+    client: Client, painter: Painter
+) -> None:
+    asked = {
+        "images": [picture(512, 512)],
+        "prompt": "warmer",
+        "config": {"modelPath": "sdxl-refiner-1.0"},
+    }
+    meta = (await client().post("/refine", json=asked)).json()["meta"]
+    assert (meta["model"], meta["refined"]) == ("sdxl-refiner-1.0", True)
+    assert {spec.handoff for spec in painter.specs} == {0.0}
 
 
 async def test_pictures_go_round_the_base_images_and_each_gets_one(

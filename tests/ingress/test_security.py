@@ -108,7 +108,9 @@ async def test_a_forged_host_is_turned_away(
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-@pytest.mark.parametrize("origin", ["null", "http://evil.example", "https://localhost:5173", "x"])
+@pytest.mark.parametrize(
+    "origin", ["null", "http://evil.example", "https://localhost:5173", "x", "http://["]
+)
 async def test_a_page_of_another_origin_is_turned_away(
     client: Client, method: str, path: str, origin: str
 ) -> None:
@@ -166,6 +168,10 @@ async def test_a_browser_may_ask_first_and_then_with_its_key(client: Client, pat
         ("2001:db8::1", {}, False),
         ("127.0.0.1", {"X-Forwarded-For": "203.0.113.7"}, False),
         ("127.0.0.1", {"Forwarded": "for=127.0.0.1"}, False),
+        ("127.0.0.1", {"X-Forwarded-Proto": "https"}, False),
+        ("127.0.0.1", {"X-Real-IP": "203.0.113.7"}, False),
+        ("127.0.0.1", {"Via": "1.1 proxy"}, False),
+        ("127.0.0.1", {"CF-Connecting-IP": "203.0.113.7"}, False),
         ("not an address", {}, False),
     ],
 )
@@ -272,7 +278,7 @@ async def test_no_log_at_info_and_no_error_repeats_a_prompt_a_picture_or_a_key(
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "..\\x", "/etc/passwd", "%2e%2e/x", "a\0b", "\\\\host\\x", "con", "x" * 4096]
+    "name", ["../x", "..\\x", "/etc/passwd", "%2e%2e/x", "a\0b", "\\\\host\\x", "nul", "x" * 4096]
 )
 @pytest.mark.parametrize("field", ["model", "config", "loras"])
 async def test_a_name_is_looked_up_and_never_a_path(

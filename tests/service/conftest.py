@@ -13,7 +13,8 @@ import pytest
 import ray
 from ray import serve
 
-from serve_app.app import AppArgs, build
+from serve_app.app import build
+from serve_app.args import AppArgs
 from serve_app.core.events import ReplicaFacts
 
 APP = "aura"

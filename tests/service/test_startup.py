@@ -14,7 +14,8 @@ import pytest
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.app import AppArgs, Scale, choose_device
+from serve_app.app import choose_device
+from serve_app.args import AppArgs, Scale
 from serve_app.core.errors import SettingsError
 from serve_app.runtime.standin import ensure_standin
 from tests.service.conftest import free_port, until
