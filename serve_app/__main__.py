@@ -45,5 +45,23 @@ def bench_engine(
     compare(runs=runs, steps=steps, threads=threads)
 
 
+@bench.command("http")
+def bench_http(
+    runs: Annotated[int, typer.Option(min=20, help="Requests of each kind.")] = 100,
+) -> None:
+    """A request outside the engine, part by part, through Ray and HTTP."""
+    from serve_app.bench.http import compare
+
+    compare(runs=runs)
+
+
+@bench.command("png")
+def bench_png(runs: Annotated[int, typer.Option(min=3, help="Runs of each setting.")] = 9) -> None:
+    """PNG encoder settings: milliseconds and size."""
+    from serve_app.bench.png import compare
+
+    compare(runs=runs)
+
+
 if __name__ == "__main__":
     commands(prog_name="python -m serve_app")

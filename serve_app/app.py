@@ -8,6 +8,7 @@ import os
 import platform
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -151,15 +152,7 @@ def build(args: AppArgs) -> Application:
             safety=settings.safety_checker_dir,
         )
         gpus = scale.num_gpus if scale.num_gpus is not None else float(device == "cuda")
-        deployment = cast(Deployment, serve.deployment(StageReplica)).options(
-            name=name,
-            max_ongoing_requests=_ADMITTED,
-            graceful_shutdown_timeout_s=_GOODBYE,
-            ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus},
-            request_router_config={"request_router_class": _ROUTER},
-            **_replicas(scale, images),
-        )
-        return deployment.bind(config)
+        return deploy_stage(StageReplica, name, scale, images=images, gpus=gpus).bind(config)
 
     config = IngressConfig(
         facts=_facts(settings, base, refiner, device),
@@ -174,6 +167,35 @@ def build(args: AppArgs) -> Application:
         words=settings.words(),
         allowance=settings.allowance,
     )
+    return bind_graph(
+        config,
+        settings.ledger,
+        bind_stage(base, "BaseGenerator", args.base),
+        bind_stage(refiner, "Refiner", args.refiner) if refiner else None,
+        args.ingress,
+    )
+
+
+def deploy_stage(kind: type, name: str, scale: Scale, *, images: int, gpus: float) -> Deployment:
+    """A stage as a deployment, not yet bound; `images` step together on each replica."""
+    return cast(Deployment, serve.deployment(kind)).options(
+        name=name,
+        max_ongoing_requests=_ADMITTED,
+        graceful_shutdown_timeout_s=_GOODBYE,
+        ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus},
+        request_router_config={"request_router_class": _ROUTER},
+        **_replicas(scale, images),
+    )
+
+
+def bind_graph(
+    config: IngressConfig,
+    ledger_file: Path,
+    base: Application,
+    refiner: Application | None,
+    scale: Scale,
+) -> Application:
+    """The ingress over its ledger and its stages."""
     ledger = cast(Deployment, serve.deployment(Ledger)).options(
         name="Ledger",
         num_replicas=1,
@@ -188,15 +210,10 @@ def build(args: AppArgs) -> Application:
             name="Ingress",
             max_ongoing_requests=_CALLERS,
             graceful_shutdown_timeout_s=_GOODBYE,
-            ray_actor_options={"num_cpus": args.ingress.num_cpus, "num_gpus": 0},
-            **_replicas(args.ingress, _CALLERS),
+            ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
+            **_replicas(scale, _CALLERS),
         )
-        .bind(
-            config,
-            ledger.bind(settings.ledger),
-            bind_stage(base, "BaseGenerator", args.base),
-            bind_stage(refiner, "Refiner", args.refiner) if refiner else None,
-        )
+        .bind(config, ledger.bind(ledger_file), base, refiner)
     )
 
 

@@ -10,7 +10,10 @@ PACKAGE = Path(__file__).parent.parent / "serve_app"
 MAY_IMPORT = {  # room: what of ours, and which heavy libraries
     "core": ({"core"}, set()),
     "runtime": ({"core", "runtime"}, {"torch", "diffusers", "transformers", "xformers"}),
-    "bench": ({"core", "runtime", "bench"}, {"torch", "diffusers"}),
+    "bench": (
+        {"core", "runtime", "deployments", "ingress", "args", "app", "bench"},
+        {"torch", "diffusers", "ray", "starlette"},
+    ),
     "deployments": ({"core", "runtime", "deployments"}, {"ray"}),
     "ingress": ({"core", "ingress"}, {"fastapi", "starlette"}),
     "settings": ({"core"}, set()),

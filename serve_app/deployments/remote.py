@@ -48,9 +48,11 @@ class RemoteStage:
         response = cast(
             "DeploymentResponseGenerator[Any]", self._streaming.advance.remote(sample, leg)
         )
+        ended = False
         try:
             async for event in response:
                 yield event
+            ended = True
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, AuraError):
@@ -61,7 +63,8 @@ class RemoteStage:
         except DeploymentUnavailableError as error:
             raise Loading(f"the {self._stage} stage is not ready") from error
         finally:
-            response.cancel()
+            if not ended:
+                response.cancel()
 
     async def facts(self) -> list[ReplicaFacts]:
         """The facts of every replica that answers in time; none while the stage is loading.

@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,9 @@ class StageReplica:
                     png = None
                     if event.picture is not None:
                         png = await loop.run_in_executor(self._pngs, encode_png, event.picture)
-                    yield Arrived(event.sample, png, event.tflops)
+                    # a picture that is done needs its latents no more
+                    sample = replace(event.sample, latents=None) if png else event.sample
+                    yield Arrived(sample, png, event.tflops)
                     return
                 yield Snapshot(event.sample)
         finally:

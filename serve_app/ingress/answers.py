@@ -4,10 +4,10 @@ Knows no routes. Megabytes of base64 are joined, not escaped again: base64 needs
 takes long must not run on the event loop.
 """
 
-import base64
 from collections.abc import Sequence
 from io import BytesIO
 
+import pybase64
 from PIL import Image
 
 from serve_app.core.job import Result
@@ -19,8 +19,10 @@ _EXIF_IFD = 0x8769
 
 def answer_body(result: Result) -> bytes:
     """The pictures in base64, and what they were made with: the answer of /generate and /refine."""
-    pictures = b",".join(b'"' + base64.b64encode(png) + b'"' for png in result.pngs)
-    return b'{"images":[' + pictures + b'],"meta":' + result.meta.encode() + b"}"
+    parts = [b'{"images":["']
+    for png in result.pngs:
+        parts += pybase64.b64encode(png), b'","'
+    return b"".join([*parts[:-1], b'"],"meta":', result.meta.encode(), b"}"])
 
 
 def converted(png: bytes, format: str, quality: int) -> bytes:

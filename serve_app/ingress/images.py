@@ -4,7 +4,6 @@ Knows no routes. The header is checked before anything is decoded; must not run 
 A large picture is brought to its size plane by plane, so that it never stands in memory twice.
 """
 
-import base64
 import binascii
 import hashlib
 import re
@@ -13,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 
+import pybase64
 from PIL import Image, ImageChops, ImageOps
 
 from serve_app.core.errors import InvalidImage
@@ -66,7 +66,7 @@ def read_base64(text: str, number: int) -> bytes:
     prefix = _PREFIX.match(text)
     bare = "".join(text[prefix.end() if prefix else 0 :].split())
     try:
-        return base64.b64decode(bare, validate=True)
+        return pybase64.b64decode(bare, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidImage(
             f"image {number} is neither base64 nor a data URI of a PNG, JPEG or WebP"

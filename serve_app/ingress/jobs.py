@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 from uuid import uuid4
@@ -38,6 +39,7 @@ from serve_app.ingress.ports import Conductor, Ledger
 
 logger = logging.getLogger("aura.jobs")
 
+HEADSTART = 0.05  # seconds that pictures and answers are ahead of what the ledger hears of them
 RENEWAL = 3.0  # seconds between two signs of life to the ledger
 _LOOK = 20.0  # seconds that one question for a job's end may stand open
 _UNWANTED = 2.0  # seconds that a cancelled job may take to end
@@ -65,6 +67,7 @@ class Desk:
         words: SafetyFilter | None = None,
         allowance: Allowance | None = None,
         halt: Callable[[str], Awaitable[Any]] | None = None,
+        headstart: float = HEADSTART,
     ) -> None:
         self._conductor = conductor
         self._ledger = ledger
@@ -72,6 +75,7 @@ class Desk:
         self._words = words
         self._allowance = allowance
         self._halt = halt or self._halt_here  # tells every ingress process to cancel a job
+        self._headstart = headstart
         self._owner = uuid4().hex
         self._running: dict[str, asyncio.Task[Result]] = {}
         self._writes: dict[str, asyncio.Task[None]] = {}
@@ -113,6 +117,9 @@ class Desk:
         if write := self._writes.get(id):
             await asyncio.wait([write], timeout=_UNWANTED)
         job = await self._ledger.look(id, 0)
+        if job is None:  # or its process has not told of it yet
+            await asyncio.sleep(2 * self._headstart)
+            job = await self._ledger.look(id, 0)
         if job is None or job.caller != caller:
             raise JobNotFound("you have no job with this id; answers are kept for ten minutes")
         return job
@@ -184,7 +191,8 @@ class Desk:
 
     async def _run(self, job: Job, order: Order, *, opened: bool = False) -> Result:
         """The order's result; the ledger is told of the job in the background, in order."""
-        begun = None if opened else asyncio.create_task(self._told(self._ledger.open(job, None)))
+        opening = partial(self._ledger.open, job, None)
+        begun = None if opened else asyncio.create_task(self._told(None, opening))
         state, error, result = JobState.CANCELLED, None, None
         try:
             await self._charge(job.caller, order.cost)
@@ -201,8 +209,8 @@ class Desk:
             raise
         finally:
             self._running.pop(job.id, None)
-            end = self._ledger.end(job.id, self._owner, state, error, result)
-            self._writes[job.id] = write = asyncio.create_task(self._after(begun, end))
+            ending = partial(self._ledger.end, job.id, self._owner, state, error, result)
+            self._writes[job.id] = write = asyncio.create_task(self._told(begun, ending))
             write.add_done_callback(lambda _: self._writes.pop(job.id, None))
 
     async def _make(self, job: Job, order: Order) -> Result:
@@ -256,14 +264,15 @@ class Desk:
             if wait > 0:
                 raise RateLimited(wait)
 
-    async def _after(self, first: asyncio.Task[None] | None, write: Awaitable[Any]) -> None:
+    async def _told(
+        self, first: asyncio.Task[None] | None, tell: Callable[[], Awaitable[Any]]
+    ) -> None:
+        """The ledger has been told, after what it was told first, and after a moment."""
+        await asyncio.sleep(self._headstart)
         if first is not None:
             await first
-        await self._told(write)
-
-    async def _told(self, write: Awaitable[Any]) -> None:
         try:
-            await write
+            await tell()
         except LedgerAway:
             logger.warning("the ledger was away too long and missed a job")
 

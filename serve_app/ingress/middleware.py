@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.core.errors import CallerError, PayloadTooLarge
 from serve_app.ingress.errors import answer_error
 from serve_app.ingress.security import Policy
+from serve_app.ingress.timing import Stopwatch
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HEADERS = ("Content-Type", "Authorization", "Idempotency-Key", "X-Request-Id")
@@ -43,7 +44,7 @@ def surround(app: ASGIApp, policy: Policy, *, proxy_names: bool) -> ASGIApp:
         allow_origins=list(policy.origins),
         allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
         allow_headers=[*_HEADERS, *_OPENAI_HEADERS],
-        expose_headers=["X-Request-Id", "Retry-After", "x-should-retry"],
+        expose_headers=["X-Request-Id", "Retry-After", "Server-Timing", "x-should-retry"],
         max_age=600,
     )
     return _Envelope(_Origins(cors, policy), policy.body_limit, proxy_names)
@@ -70,7 +71,7 @@ class _Envelope:
         usable = _REQUEST_ID.fullmatch(asked) is not None
         request_id = asked if usable else uuid4().hex
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"  # without a prefix
-        scope.setdefault("state", {}).update(request_id=request_id, path=path)
+        scope.setdefault("state", {}).update(request_id=request_id, path=path, watch=Stopwatch())
         unread = "transfer-encoding" in told or _announced(told) > 0
 
         async def receive_noted() -> Message:

@@ -4,12 +4,12 @@ Knows no Ray and no torch. What that API has and this service does not is refuse
 what makes no difference is passed over with a warning in the answer.
 """
 
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pybase64
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -23,6 +23,7 @@ from serve_app.core.job import Result
 from serve_app.ingress.answers import converted
 from serve_app.ingress.body import StrictRoute
 from serve_app.ingress.images import BaseImage
+from serve_app.ingress.jobs import Asking
 from serve_app.ingress.openai_schemas import (
     HARMLESS,
     IMAGES,
@@ -36,7 +37,15 @@ from serve_app.ingress.openai_schemas import (
     Wanted,
 )
 from serve_app.ingress.orders import Order, Piece, order_generate, order_refine
-from serve_app.ingress.routes import MAKES, IdempotencyKey, Studio, asking, draw_seed, tells
+from serve_app.ingress.routes import (
+    MAKES,
+    IdempotencyKey,
+    Studio,
+    asking,
+    draw_seed,
+    tells,
+    timed,
+)
 from serve_app.ingress.schemas import GenerateRequest, RefineRequest
 
 GENERATIONS = "/v1/images/generations"
@@ -89,7 +98,7 @@ def routes(studio: Studio) -> APIRouter:
     ) -> Response:
         """Pictures from a prompt."""
         order = _order_generation(body, facts)
-        return await answered(body, order, await desk.fulfil(order, asking(request, key, body)))
+        return await answered(body, order, asking(request, key, body), request)
 
     @router.post(
         EDITS,
@@ -112,8 +121,7 @@ def routes(studio: Studio) -> APIRouter:
         if len(files) > len(read):
             told = f"only the first of {len(files)} pictures count: there is one for each of n"
             order = replace(order, warnings=(*order.warnings, told))
-        asked = asking(request, key, body, images)
-        return await answered(body, order, await desk.fulfil(order, asked))
+        return await answered(body, order, asking(request, key, body, images), request)
 
     @router.get("/v1/models", responses=tells(401, 403, model=OpenAIError))
     async def models() -> Models:
@@ -126,9 +134,10 @@ def routes(studio: Studio) -> APIRouter:
         _check_model(name, facts)
         return _model(name, facts)
 
-    async def answered(body: Wanted, order: Order, result: Result) -> Response:
+    async def answered(body: Wanted, order: Order, asking: Asking, request: Request) -> Response:
+        result = await studio.make(order, asking, request)
         text = await studio.write(_answer_body, body, order, result)
-        return Response(text, media_type="application/json")
+        return Response(text, 200, timed(request), "application/json")
 
     return router
 
@@ -260,7 +269,7 @@ def _answer_body(body: Wanted, order: Order, result: Result) -> bytes:
     }
     seeds = json.loads(result.meta)["seeds"]
     data = b",".join(
-        b'{"b64_json":"%b","seed":%d}' % (base64.b64encode(file), seed)
+        b'{"b64_json":"%b","seed":%d}' % (pybase64.b64encode(file), seed)
         for file, seed in zip(files, seeds, strict=True)
     )
     return b'{"data":[' + data + b"]," + bytes(JSONResponse(rest).body)[1:]

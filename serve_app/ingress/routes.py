@@ -23,7 +23,7 @@ from serve_app.ingress.body import StrictRoute
 from serve_app.ingress.errors import retry_after
 from serve_app.ingress.images import BaseImage, read_base64, read_image
 from serve_app.ingress.jobs import Asking, Desk
-from serve_app.ingress.orders import check_refine, order_generate, order_refine
+from serve_app.ingress.orders import Order, check_refine, order_generate, order_refine
 from serve_app.ingress.ports import Conductor
 from serve_app.ingress.schemas import (
     Acceptance,
@@ -84,6 +84,13 @@ class Studio:
         self._readers = ThreadPoolExecutor(_PICTURE_THREADS, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(_PICTURE_THREADS, thread_name_prefix="answer")
 
+    async def make(self, order: Order, asking: Asking, request: Request) -> Result:
+        """What the order gives. Raises the named errors of the domain."""
+        request.state.watch.lap("validate")
+        result = await self.desk.fulfil(order, asking)
+        request.state.watch.lap("make")
+        return result
+
     async def write(self, work: Callable[..., bytes], *args: Any) -> bytes:
         """The body that `work` gives, in a thread that waits for no picture to be read."""
         loop = asyncio.get_running_loop()
@@ -122,6 +129,12 @@ def asking(
     return Asking(caller, route, key, sha256(text.encode()).hexdigest())
 
 
+def timed(request: Request) -> dict[str, str]:
+    """The headers that tell where the time went, once the answer is written."""
+    request.state.watch.lap("write")
+    return {"Server-Timing": request.state.watch.header}
+
+
 def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
     """The routes, ready to be included."""
     router = APIRouter(route_class=StrictRoute, tags=["pictures"])
@@ -135,7 +148,7 @@ def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
     ) -> Response:
         """Pictures from a prompt."""
         order = order_generate(body, facts, draw_seed())
-        return await answered(await desk.fulfil(order, asking(request, key, body)), request)
+        return await answered(order, asking(request, key, body), request)
 
     @router.post(
         "/refine", status_code=201, response_model=Answer, responses=_PICTURE | tells(*MAKES)
@@ -146,7 +159,7 @@ def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
         check_refine(body, facts)
         await desk.admit(request.state.caller)
         order = order_refine(body, await studio.read(texts), facts, draw_seed())
-        return await answered(await desk.fulfil(order, asking(request, key, body)), request)
+        return await answered(order, asking(request, key, body), request)
 
     @router.get("/jobs/{id}", response_model=JobAnswer, responses=tells(401, 403, 404, 503))
     async def look(id: str, request: Request) -> Response:
@@ -213,11 +226,12 @@ def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
         """That the process answers."""
         return {"status": "alive"}
 
-    async def answered(result: Result, request: Request) -> Response:
-        if len(result.pngs) == 1 and prefers_picture(request.headers.get("accept", "*/*")):
-            return Response(result.pngs[0], status_code=201, media_type="image/png")
-        body = await studio.write(answer_body, result)
-        return Response(body, status_code=201, media_type="application/json")
+    async def answered(order: Order, asking: Asking, request: Request) -> Response:
+        result = await studio.make(order, asking, request)
+        body, kind = result.pngs[0], "image/png"
+        if len(result.pngs) > 1 or not prefers_picture(request.headers.get("accept", "*/*")):
+            body, kind = await studio.write(answer_body, result), "application/json"
+        return Response(body, 201, timed(request), kind)
 
     async def told(job: Job) -> Response:
         answer = await studio.write(answer_body, job.result) if job.result else b"null"

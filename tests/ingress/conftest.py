@@ -37,7 +37,7 @@ def api_over(
     **wishes: Any,
 ) -> ASGIApp:
     """The whole API on a desk of its own; `wishes` are the desk's."""
-    desk = Desk(conductor, ledger, facts, **wishes)
+    desk = Desk(conductor, ledger, facts, **({"headstart": 0} | wishes))
     return build_api(desk, conductor, facts, policy, version="9.9.9", proxy_names=proxy_names)
 
 
