@@ -18,7 +18,7 @@ _REPOSITORIES = {
     "refiner": "stable-diffusion-xl-refiner-1.0",
 }
 _LONGEST = 100_000  # characters of a licence that are passed on
-_TAG = re.compile(r"^license(?:_name)?:\s*[\"']?([\w.+-]+)", re.MULTILINE)
+_TAGS = re.compile(r"^(license|license_name):\s*[\"']?([\w.+-]+)", re.MULTILINE)
 RESTRICTIONS = (  # what Attachment A of the licence forbids, in our words; its text binds
     "breaking any law or regulation that applies",
     "exploiting or harming minors, or trying to",
@@ -39,9 +39,9 @@ def license_of(checkpoint: Checkpoint) -> License:
     if checkpoint.name in (BASE, REFINER):
         return License(checkpoint.name, "none: random weights", "", (), "")
     text = _first(checkpoint.folder, "LICENSE*")
-    tag = _TAG.search(_first(checkpoint.folder, "README*"))
-    said = tag.group(1).lower() if tag else ""
-    if "rail" in text.lower() or "rail" in said or not (text or said):
+    tags: dict[str, str] = dict(_TAGS.findall(_first(checkpoint.folder, "README*")))
+    said = (tags.get("license_name") or tags.get("license") or "").lower()
+    if "open rail" in text.lower() or "openrail" in said or not (text or said):
         assumed = "" if text or said else " (assumed: its folder does not say)"
         url = _RAIL_URL.format(_REPOSITORIES[checkpoint.stage])
         return License(checkpoint.name, RAIL + assumed, url, RESTRICTIONS, text)
