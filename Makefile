@@ -21,8 +21,10 @@ check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check serve_app tests
 	$(BIN)/mypy
 
-bench: $(VENV)/.runtime  ## the engine against the bare stock pipeline
+bench: $(VENV)/.runtime  ## the engine, a request outside it, the PNG encoders
 	$(BIN)/python -m serve_app bench engine
+	$(BIN)/python -m serve_app bench http
+	$(BIN)/python -m serve_app bench png
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage
