@@ -20,6 +20,7 @@ from serve_app.core.errors import SettingsError
 
 ENV_FILES = (".env", ".env.local")  # the later one wins
 FOREIGN = frozenset({"GEMINI_API_KEY", "API_KEY"})  # the frontend's own, in the same file
+_PORTS = {"http": 80, "https": 443}  # which browsers leave out
 _NEAR = 0.86  # likeness from which a name is taken for a slip of ours
 _DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -40,10 +41,17 @@ def _origin(text: str) -> str:
     """Scheme, name and port of an address, as browsers send them. Raises `ValueError`."""
     if text == "*":
         raise ValueError("must name the origins that may call: with * every page could")
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
-        raise ValueError("must be addresses like https://app.example.org")
-    return f"{parts.scheme}://{parts.netloc.lower()}"
+    problem = ValueError("must be addresses like https://app.example.org")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+        name = host and (f"[{host}]" if ":" in host else host.encode("idna").decode())
+    except ValueError:
+        raise problem from None
+    if parts.scheme not in _PORTS or not name or "@" in parts.netloc:
+        raise problem
+    told = "" if port in (None, _PORTS[parts.scheme]) else f":{port}"
+    return f"{parts.scheme}://{name}{told}"
 
 
 def _origins(texts: tuple[str, ...]) -> tuple[str, ...]:

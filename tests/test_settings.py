@@ -104,21 +104,24 @@ def test_origins_are_the_list_our_own_address_and_local_development(tmp_path: Pa
 
 def test_an_origin_is_reduced_to_what_browsers_send(tmp_path: Path) -> None:
     told = {
-        "ALLOWED_ORIGINS": "https://A.example/,http://b.example:81/page",
+        "ALLOWED_ORIGINS": "https://A.example:443/,http://b.example:81/page,https://münchen.de",
         "IMAGE_SERVICE_BASE_URL": "http://[fd00::1]:4000/images/",
         "ALLOWED_HOSTS": "pictures.example",
     }
     settings = Settings.read(told, tmp_path)
-    assert settings.origins[:3] == (
+    assert settings.origins[:4] == (
         "https://a.example",
         "http://b.example:81",
+        "https://xn--mnchen-3ya.de",
         "http://[fd00::1]:4000",
     )
     assert settings.hosts == ("pictures.example", "[fd00::1]")
     assert settings.image_service_base_url == "http://[fd00::1]:4000/images"
 
 
-@pytest.mark.parametrize("origin", ["*", "a.example", "ftp://a.example", "https://", "https://a@b"])
+@pytest.mark.parametrize(
+    "origin", ["*", "a.example", "ftp://a.example", "https://", "https://a@b", "https://a:9x"]
+)
 def test_what_is_no_origin_is_told(tmp_path: Path, origin: str) -> None:
     for name in ("ALLOWED_ORIGINS", "IMAGE_SERVICE_BASE_URL"):
         with pytest.raises(SettingsError, match=f"{name}=.*must"):

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+_FILLERS = "\u115f\u1160\u3164\uffa0"  # letters by their category, and blank
 _LETTER = r"[^\W\d_]"
 
 
@@ -53,5 +54,8 @@ class WordList:
 
 def _folded(text: str) -> str:
     apart = unicodedata.normalize("NFKD", text)
-    seen = (c for c in apart if not unicodedata.combining(c) and unicodedata.category(c) != "Cf")
-    return "".join(seen).casefold()
+    return "".join(c for c in apart if not _is_unseen(c)).casefold()
+
+
+def _is_unseen(character: str) -> bool:
+    return unicodedata.category(character) in ("Mn", "Me", "Cf") or character in _FILLERS

@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 );
 CREATE INDEX IF NOT EXISTS jobs_by_end ON jobs (ended);
 CREATE TABLE IF NOT EXISTS claims (
-    scope TEXT PRIMARY KEY, fingerprint TEXT, seed INTEGER, job TEXT, created REAL
+    scope TEXT PRIMARY KEY, fingerprint TEXT, seed INTEGER, job TEXT, created REAL, taker TEXT
 );
 CREATE TABLE IF NOT EXISTS terms (caller TEXT PRIMARY KEY, terms TEXT, accepted REAL);
 """
@@ -73,17 +73,17 @@ class Ledger:
             self._insert(job)
             return Claimed(job.id, 0, yours=True)
         row = self._books.execute(
-            "SELECT fingerprint, seed, job FROM claims WHERE scope = ?", (claim.scope,)
+            "SELECT fingerprint, seed, job, taker FROM claims WHERE scope = ?", (claim.scope,)
         ).fetchone()
         if row is None:
             self._insert(job)
             self._books.execute(
-                "INSERT INTO claims VALUES (?, ?, ?, ?, ?)",
-                (claim.scope, claim.fingerprint, claim.seed, job.id, self._clock()),
+                "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?)",
+                (claim.scope, claim.fingerprint, claim.seed, job.id, self._clock(), job.id),
             )
             return Claimed(job.id, claim.seed, yours=True)
-        fingerprint, seed, id = row
-        if id == job.id:
+        fingerprint, seed, id, taker = row
+        if taker == job.id:
             return Claimed(id, seed, yours=True)  # asked again, since our answer was lost
         if fingerprint != claim.fingerprint:
             return Claimed(None, 0, yours=False)
@@ -92,6 +92,7 @@ class Ledger:
             return Claimed(id, seed, yours=False)
         self._books.execute("DELETE FROM jobs WHERE id = ?", (id,))
         self._insert(Job(id, job.caller, job.owner, job.created))
+        self._books.execute("UPDATE claims SET taker = ? WHERE scope = ?", (job.id, claim.scope))
         return Claimed(id, seed, yours=True)
 
     async def end(

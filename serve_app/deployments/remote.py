@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.core.allowance import Allowance
 from serve_app.core.errors import AuraError, EngineFault, LedgerAway, Loading, ReplicaLost
-from serve_app.core.events import ReplicaFacts
+from serve_app.core.events import Arrived, ReplicaFacts
 from serve_app.core.job import Claim, Claimed, Job, JobState, Result
 from serve_app.core.sample import Leg, Sample
 from serve_app.core.spec import Stage
@@ -51,8 +51,8 @@ class RemoteStage:
         ended = False
         try:
             async for event in response:
+                ended = isinstance(event, Arrived)
                 yield event
-            ended = True
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, AuraError):

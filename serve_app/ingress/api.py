@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -28,6 +29,7 @@ _UNROUTED = {
     400: ("VALIDATION_ERROR", "the body could not be read"),
     404: ("NOT_FOUND", "there is no such address here; see /docs"),
     405: ("METHOD_NOT_ALLOWED", "this address does not take that method"),
+    408: ("REQUEST_TIMEOUT", "the body did not arrive in time"),
 }
 
 
@@ -53,6 +55,7 @@ def routed(
         title="Aura Serve",
         version=version,
         redoc_url=None,
+        redirect_slashes=False,
         generate_unique_id_function=lambda route: str(route.name),
     )
     studio = Studio(desk, facts)
@@ -77,6 +80,10 @@ def routed(
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return told(refusal_of_problems(error.errors(), request.state.path), request)
+
+    @api.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return told(Refusal(400, *_UNROUTED[400]), request)
 
     @api.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:

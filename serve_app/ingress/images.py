@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 
+import numpy as np
 import pybase64
 from PIL import Image, ImageChops, ImageOps
 
@@ -120,9 +121,14 @@ def _sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         return ImageOps.fit(plane, size, Image.Resampling.LANCZOS)
 
     if image.mode.startswith("I;16"):  # 16 bits of grey, low byte first: the upper eight count
-        grey = Image.frombytes("L", image.size, image.tobytes("raw", "I;16")[1::2])
-        return fill(grey).convert("RGB")
-    if "transparency" in image.info:
+        shades = np.frombuffer(image.tobytes("raw", "I;16"), "<u2")
+        upper = shades.view(np.uint8)[1::2].copy()
+        upper[shades == image.info.get("transparency", -1)] = 255
+        return fill(Image.fromarray(upper.reshape(image.size[::-1]))).convert("RGB")
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:  # 16 bits of colour, which Pillow reads as 8
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    if key is not None:
         keyed, image = image, image.convert("RGBA")
         keyed.close()
     if image.mode in ("RGBA", "LA"):

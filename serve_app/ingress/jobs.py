@@ -183,7 +183,7 @@ class Desk:
         while job := await self._ledger.look(id, _LOOK):
             if job.state is JobState.CANCELLED:
                 raise JobCancelled("the job was cancelled")
-            if job.error and job.error != LOST:
+            if job.error and job.error != LOST and job.error[0] != "RATE_LIMITED":
                 raise JobFailed(*job.error)
             if job.state is not JobState.RUNNING:
                 return job.result
@@ -194,8 +194,9 @@ class Desk:
         opening = partial(self._ledger.open, job, None)
         begun = None if opened else asyncio.create_task(self._told(None, opening))
         state, error, result = JobState.CANCELLED, None, None
+        charged = refund = 0.0
         try:
-            await self._charge(job.caller, order.cost)
+            charged = await self._charge(job.caller, order.cost)
             result = await self._make(job, order)
             state = JobState.SUCCEEDED
             return result
@@ -205,11 +206,11 @@ class Desk:
             refusal = refusal_of(failure, 0)
             state, error = JobState.FAILED, (refusal.code, refusal.message)
             if isinstance(failure, ServiceError):
-                await self._charge(job.caller, -order.cost)  # our fault: it is given back
+                refund = charged
             raise
         finally:
             self._running.pop(job.id, None)
-            ending = partial(self._ledger.end, job.id, self._owner, state, error, result)
+            ending = partial(self._end, job, refund, state, error, result)
             self._writes[job.id] = write = asyncio.create_task(self._told(begun, ending))
             write.add_done_callback(lambda _: self._writes.pop(job.id, None))
 
@@ -252,17 +253,26 @@ class Desk:
         }
         return Result(tuple(pngs), json.dumps(meta), job.created)
 
-    async def _charge(self, caller: str, cost: float) -> None:
-        """The cost was taken from the caller's allowance. Raises `RateLimited`.
+    async def _end(self, job: Job, refund: float, *ending: Any) -> None:
+        """The ledger knows how the job ended, and has given back what our own fault has cost."""
+        if refund and self._allowance:
+            await self._ledger.draw(job.caller, -refund, self._allowance)
+        await self._ledger.end(job.id, self._owner, *ending)
+
+    async def _charge(self, caller: str, cost: float) -> float:
+        """The cost, taken from the caller's allowance, or 0. Raises `RateLimited`.
 
         While the ledger is away nobody is charged: that is better than no pictures.
         """
         if self._allowance is None:
-            return
-        with suppress(LedgerAway):
+            return 0.0
+        try:
             wait = await self._ledger.draw(caller, cost, self._allowance)
-            if wait > 0:
-                raise RateLimited(wait)
+        except LedgerAway:
+            return 0.0
+        if wait > 0:
+            raise RateLimited(wait)
+        return cost
 
     async def _told(
         self, first: asyncio.Task[None] | None, tell: Callable[[], Awaitable[Any]]

@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.core.errors import CallerError, PayloadTooLarge
-from serve_app.ingress.errors import answer_error
+from serve_app.ingress.errors import Refusal, answer, answer_error
 from serve_app.ingress.security import Policy
 from serve_app.ingress.timing import Stopwatch
 
@@ -29,6 +29,7 @@ _OPENAI_HEADERS = (  # what OpenAI's JavaScript client sends from a page
     *(f"X-Stainless-{name}" for name in ("Runtime", "Runtime-Version", "Timeout")),
 )
 _HELD = 16  # times the body limit that all requests together may hold
+_SMALL = 2**18  # bytes of a body that always finds room
 _DRAINED = 2  # times the body limit that is read of a refused body, so that the answer arrives
 _DRAIN_SECONDS = 5.0
 _LONGEST_NUMBER = 18  # digits of a length that is worth reading
@@ -39,7 +40,7 @@ def surround(app: ASGIApp, policy: Policy, *, proxy_names: bool) -> ASGIApp:
 
     `proxy_names` says that whoever is in front puts X-Request-Id on the answers, as Serve does.
     """
-    cors = CORSMiddleware(
+    cors = _Cors(
         _Door(app, policy),
         allow_origins=list(policy.origins),
         allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
@@ -100,6 +101,24 @@ class _Envelope:
         await self._app(scope, receive_noted, send_named)
 
 
+class _Cors(CORSMiddleware):
+    """Starlette's, but a preflight that asks for too much is refused in the shape of all errors."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        asks = scope.get("method") == "OPTIONS" and "access-control-request-method" in headers
+        if not asks or "origin" not in headers:
+            await super().__call__(scope, receive, send)
+            return
+        told = self.preflight_response(request_headers=headers)
+        if told.status_code != 200:
+            kept = {n: v for n, v in told.headers.items() if not n.startswith("content-")}
+            sentence = bytes(told.body).decode()
+            refusal = Refusal(400, "VALIDATION_ERROR", sentence, headers=kept)
+            told = answer(refusal, scope["state"]["path"], scope["state"]["request_id"])
+        await told(scope, receive, send)
+
+
 class _Origins:
     """Pages of other origins get 403, preflights too."""
 
@@ -132,6 +151,7 @@ class _Door:
             return
         limit, received = self._policy.body_limit, 0
         begun = ended = False
+        reading = True
 
         async def send_noted(message: Message) -> None:
             nonlocal begun, ended
@@ -140,11 +160,13 @@ class _Door:
             await send(message)
 
         async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, reading
+            message = await self._next(receive) if reading else await receive()
             received += len(message.get("body", b""))
             self._held += len(message.get("body", b""))
-            if received > limit or self._held > _HELD * limit:
+            reading = message["type"] == "http.request" and message.get("more_body", False)
+            crowded = received > _SMALL and self._held > _HELD * limit
+            if received > limit or crowded:
                 status = 413 if received > limit else 503
                 self._held -= received
                 received = 0
@@ -165,6 +187,13 @@ class _Door:
                 raise
         finally:
             self._held -= received
+
+    async def _next(self, receive: Receive) -> Message:
+        try:
+            async with asyncio.timeout(self._policy.body_patience):
+                return await receive()
+        except TimeoutError:
+            raise HTTPException(408) from None
 
     def _admit(self, scope: Scope) -> str:
         """The caller's name. Raises the named error of the first check that fails."""

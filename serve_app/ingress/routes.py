@@ -229,7 +229,8 @@ def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
     async def answered(order: Order, asking: Asking, request: Request) -> Response:
         result = await studio.make(order, asking, request)
         body, kind = result.pngs[0], "image/png"
-        if len(result.pngs) > 1 or not prefers_picture(request.headers.get("accept", "*/*")):
+        accepted = ",".join(request.headers.getlist("accept")) or "*/*"
+        if len(result.pngs) > 1 or not prefers_picture(accepted):
             body, kind = await studio.write(answer_body, result), "application/json"
         return Response(body, 201, timed(request), kind)
 

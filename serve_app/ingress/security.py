@@ -31,6 +31,7 @@ class Policy:
     hosts: tuple[str, ...] = ()  # besides the local ones; "*.example.org" and "*" are understood
     origins: tuple[str, ...] = ()
     body_limit: int = BODY_LIMIT  # bytes
+    body_patience: float = 60.0  # seconds that the next piece of a body may take
 
     def check_host(self, path: str, host: str) -> None:
         """Returns when the Host header names us; raises `ForbiddenHost` if it does not.

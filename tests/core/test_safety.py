@@ -20,6 +20,10 @@ LIST = WordList(["gore", "Straße", "blood   bath", "c++", "", "  "])
         "gore2",
         "g\u200bore",
         "go\u00adre",
+        "go\ufe0fre",
+        "go\u034fre",
+        "go\U000e0100re",
+        "go\u3164re",
         "blood_bath",
     ],
 )

@@ -138,6 +138,18 @@ async def test_a_job_whose_owner_is_silent_is_lost_and_may_be_made_by_another(
     assert (now.state, now.owner) == (JobState.RUNNING, "owner-2")
 
 
+async def test_who_took_a_job_over_and_asks_again_is_told_the_same(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """The answer to the first question was lost on its way."""
+    await ledger.open(JOB, CLAIM)
+    clock.now += LEASE + 1
+    other = Job("job-2", JOB.caller, "owner-2", clock.now)
+    first = await ledger.open(other, CLAIM)
+    assert first.yours
+    assert await ledger.open(other, CLAIM) == first
+
+
 async def test_an_owner_that_was_given_up_can_not_end_what_another_took_over(
     ledger: Ledger, clock: Clock
 ) -> None:

@@ -46,13 +46,15 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *more: by
     return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
 
 
-def _deep(channels: Callable[[tuple[int, int, int]], tuple[int, ...]], colour: int) -> bytes:
+def _deep(
+    channels: Callable[[tuple[int, int, int]], tuple[int, ...]], colour: int, *more: bytes
+) -> bytes:
     """The quarters with 16 bits a channel, the lower eight of them noise."""
     rows = b"".join(
         bytes(byte for value in channels(shade) for byte in (value, 0x5A))
         for shade in quarters().get_flattened_data()
     )
-    return png(WIDTH, HEIGHT, 16, colour, rows)
+    return png(WIDTH, HEIGHT, 16, colour, rows, *more)
 
 
 def turned(orientation: int, kind: str = "JPEG") -> bytes:
@@ -104,6 +106,14 @@ def grey(colour: tuple[int, int, int]) -> int:
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
+def _grey_key(colour: tuple[int, int, int]) -> bytes:
+    return chunk(b"tRNS", bytes((grey(colour), 0x5A)))
+
+
+def _colour_key(colour: tuple[int, int, int]) -> bytes:
+    return chunk(b"tRNS", bytes(byte for value in colour for byte in (value, 0x5A)))
+
+
 WHITE = (255, 255, 255)
 _ON_WHITE = (*COLOURS[:3], WHITE)
 _GREY = tuple((grey(c),) * 3 for c in COLOURS)
@@ -129,6 +139,14 @@ PICTURES: dict[str, tuple[bytes, tuple[tuple[int, int, int], ...]]] = {  # file,
     "16 bits of colour": (_deep(lambda c: c, 2), COLOURS),
     "16 bits of colour, alpha": (
         _deep(lambda c: (*c, 0 if c == COLOURS[3] else 255), 6),
+        _ON_WHITE,
+    ),
+    "16 bits of grey, one transparent": (
+        _deep(lambda c: (grey(c),), 0, _grey_key(COLOURS[3])),
+        (*_GREY[:3], WHITE),
+    ),
+    "16 bits of colour, one transparent": (
+        _deep(lambda c: c, 2, _colour_key(COLOURS[3])),
         _ON_WHITE,
     ),
     "palette": (_palette(alpha=False), COLOURS),

@@ -252,6 +252,19 @@ async def test_what_failed_by_our_fault_costs_nothing(client: Client) -> None:
         assert (await limited.post("/generate", json=spec)).status_code == 503
 
 
+async def test_everybody_who_has_no_allowance_left_is_told_when_there_is_more(
+    client: Client,
+) -> None:
+    spec = {"prompt": "a", "imageCount": 1, "steps": 10, "width": 1000, "height": 1000}
+    limited = [client(allowance=Allowance(rate=1, size=15), headstart=0.05) for _ in range(2)]
+    assert (await limited[0].post("/generate", json=spec)).status_code == 201
+    answers = await asyncio.gather(
+        *(one.post("/generate", json=spec, headers=KEY) for one in limited)
+    )
+    assert [answer.status_code for answer in answers] == [429, 429]
+    assert all("retry-after" in answer.headers for answer in answers)
+
+
 async def test_who_joined_a_job_hears_why_it_failed_and_nobody_makes_it_again(
     client: Client,
 ) -> None:

@@ -99,12 +99,81 @@ async def test_all_bodies_together_take_a_bounded_room(painter: Painter) -> None
             for _ in range(callers)
         ]
         await asyncio.sleep(0.05)
+        small = await client.post("/generate", json={"prompt": "a"})
+        assert small.status_code == 201  # there is always room for one
         go.set()
         answers = await asyncio.gather(*asked)
         codes = Counter(answer.json()["error"]["code"] for answer in answers)
         assert codes == {"VALIDATION_ERROR": 16, "OVERLOADED": 4}
         assert all("retry-after" in a.headers for a in answers if a.status_code == 503)
         assert (await client.post("/generate", json={"prompt": "a"})).status_code == 201
+
+
+async def test_a_body_that_stops_coming_is_given_up(painter: Painter) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"prompt": '
+        await asyncio.sleep(60)
+
+    api = api_over(painter, Ledger(None), policy=Policy(body_patience=0.05))
+    transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answering = client.post("/generate", content=body(), headers=JSON)
+        answer = await asyncio.wait_for(answering, 10)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "REQUEST_TIMEOUT")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/v1/images/edits", "multipart/form-data; boundary=x")]
+)
+async def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(
+    painter: Painter, path: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages: Any = iter(
+        [
+            {"type": "http.request", "body": b"--x\r\n", "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+    )
+    sent: list[Any] = []
+    headers = {"host": "localhost", "content-type": kind, "content-length": "99"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(n.encode(), v.encode()) for n, v in headers.items()],
+        "client": ("127.0.0.1", 1),
+    }
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await api_over(painter, Ledger(None))(scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert not caplog.records
+
+
+async def test_a_preflight_that_asks_for_too_much_is_refused_in_the_one_shape(
+    client: Client,
+) -> None:
+    asked = ORIGIN | {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "x-odd",
+    }
+    answer = await client().options("/generate", headers=asked)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "VALIDATION_ERROR")
+    assert answer.json()["error"]["requestId"] == answer.headers["x-request-id"]
+
+
+async def test_an_address_with_a_slash_too_many_is_not_there_rather_than_elsewhere(
+    client: Client,
+) -> None:
+    for path in ("/generate/", "/v1/images/generations/"):
+        assert (await client().post(path, json={"prompt": "a"})).status_code == 404
 
 
 async def test_a_length_that_is_no_sensible_number_is_over_the_limit(client: Client) -> None:

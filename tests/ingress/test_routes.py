@@ -178,6 +178,13 @@ async def test_one_picture_may_be_asked_for_bare(client: Client, accept: str) ->
     assert Image.open(BytesIO(answer.content)).size == (1024, 1024)
 
 
+async def test_several_lines_of_accept_are_one(client: Client) -> None:
+    lines = [("Accept", "application/json;q=0.1"), ("Accept", "image/png")]
+    asked = {"prompt": "a", "imageCount": 1}
+    answer = await client().post("/generate", json=asked, headers=lines)
+    assert answer.headers["content-type"] == "image/png"
+
+
 @pytest.mark.parametrize(
     ("accept", "count"), [("image/png", 2), ("*/*", 1), ("application/json, image/png", 1)]
 )
