@@ -97,7 +97,7 @@ def routed(
             return told_error(Overloaded("too many large bodies are being read"), request)
         return told(Refusal(status, code, sentence, headers=dict(error.headers or {})), request)
 
-    describe = api.openapi
+    describe = api.openapi  # replaced as FastAPI has it: "Extending OpenAPI"
     api.openapi = lambda: described(describe(), facts, policy)  # type: ignore[method-assign]
     return api
 

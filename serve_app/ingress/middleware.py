@@ -1,13 +1,13 @@
 """What surrounds every route: a request id, the checks of `security.py`, a body limit, CORS.
 
 Pure ASGI, so that cancelling a request cancels what it waits for. Knows no schemas.
-From outside in: the envelope names the request and reads what is left of a body before the answer;
-origins are checked; CORS headers are put on whatever comes out of the door, errors too.
+From outside in: the envelope names the request; origins are checked; CORS headers are put on
+whatever comes out of the door, errors too. What is left of a refused body is the server's to read:
+uvicorn, Serve's too, takes it off the line, so that the client hears the answer and no reset.
 """
 
 import asyncio
 import re
-from contextlib import suppress
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,8 +30,6 @@ _OPENAI_HEADERS = (  # what OpenAI's JavaScript client sends from a page
 )
 _HELD = 16  # times the body limit that all requests together may hold
 _SMALL = 2**18  # bytes of a body that always finds room
-_DRAINED = 2  # times the body limit that is read of a refused body, so that the answer arrives
-_DRAIN_SECONDS = 5.0
 _LONGEST_NUMBER = 18  # digits of a length that is worth reading
 
 
@@ -48,49 +46,28 @@ def surround(app: ASGIApp, policy: Policy, *, proxy_names: bool) -> ASGIApp:
         expose_headers=["X-Request-Id", "Retry-After", "Server-Timing", "x-should-retry"],
         max_age=600,
     )
-    return _Envelope(_Origins(cors, policy), policy.body_limit, proxy_names)
+    return _Envelope(_Origins(cors, policy), proxy_names)
 
 
 class _Envelope:
-    """Request id in and out; what a client sends that could harm a log or a header is not taken.
+    """Request id in and out; what a client sends that could harm a log or a header is not taken."""
 
-    No answer begins before the body was read, within bounds: a client that is still sending when
-    the connection closes would see a reset and no answer.
-    """
-
-    def __init__(self, app: ASGIApp, body_limit: int, proxy_names: bool) -> None:
+    def __init__(self, app: ASGIApp, proxy_names: bool) -> None:
         self._app = app
-        self._body_limit = body_limit
         self._proxy_names = proxy_names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        told = Headers(scope=scope)
-        asked = told.get("x-request-id", "")
+        asked = Headers(scope=scope).get("x-request-id", "")
         usable = _REQUEST_ID.fullmatch(asked) is not None
         request_id = asked if usable else uuid4().hex
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"  # without a prefix
         scope.setdefault("state", {}).update(request_id=request_id, path=path, watch=Stopwatch())
-        unread = "transfer-encoding" in told or _announced(told) > 0
-
-        async def receive_noted() -> Message:
-            nonlocal unread
-            message = await receive()
-            unread = message["type"] == "http.request" and message.get("more_body", False)
-            return message
-
-        async def drain() -> None:
-            left = _DRAINED * self._body_limit
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_DRAIN_SECONDS):
-                    while unread and left > 0:
-                        left -= len((await receive_noted()).get("body", b""))
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                await drain()
                 headers = MutableHeaders(scope=message)
                 if not (self._proxy_names and usable):
                     headers["X-Request-Id"] = request_id
@@ -98,7 +75,7 @@ class _Envelope:
                 headers.setdefault("X-Content-Type-Options", "nosniff")
             await send(message)
 
-        await self._app(scope, receive_noted, send_named)
+        await self._app(scope, receive, send_named)
 
 
 class _Cors(CORSMiddleware):

@@ -10,9 +10,11 @@ from starlette.types import ASGIApp
 
 
 @contextmanager
-def serving(api: ASGIApp) -> Iterator[str]:
-    """The address of the API while the block runs."""
-    config = uvicorn.Config(api, host="127.0.0.1", port=0, log_config=None, lifespan="off")
+def serving(api: ASGIApp, parser: str = "auto") -> Iterator[str]:
+    """The address of the API while the block runs; `parser` is uvicorn's: httptools or h11."""
+    config = uvicorn.Config(
+        api, host="127.0.0.1", port=0, log_config=None, lifespan="off", http=parser
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -18,6 +18,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
 from schemathesis.specs.openapi import checks
+from starlette.datastructures import Headers
 
 from serve_app.core.job import Job, JobState, Result
 from serve_app.deployments.ledger import Ledger
@@ -28,7 +29,7 @@ from tests.ingress.conftest import api_over
 
 KEY = {"Authorization": "Bearer a-key"}
 POLICY = Policy(keys=digests(["a-key"]), hosts=("*",))
-CALLER = POLICY.caller("POST", "/generate", httpx.Headers(KEY), None)  # type: ignore[arg-type]
+CALLER = POLICY.caller("POST", "/generate", Headers(KEY), None)
 JOB = Job("known", CALLER, "owner", time.time())
 
 

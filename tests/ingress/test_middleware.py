@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +12,7 @@ from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.security import Policy, digests
 from tests.ingress.conducting import Painter
 from tests.ingress.conftest import Client, api_over
+from tests.ingress.serving import serving
 
 ORIGIN = {"Origin": "http://localhost:5173"}
 JSON = {"Content-Type": "application/json"}
@@ -107,6 +109,31 @@ async def test_all_bodies_together_take_a_bounded_room(painter: Painter) -> None
         assert codes == {"VALIDATION_ERROR": 16, "OVERLOADED": 4}
         assert all("retry-after" in a.headers for a in answers if a.status_code == 503)
         assert (await client.post("/generate", json={"prompt": "a"})).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("path", "host", "status"),
+    [
+        ("/generate", "localhost", b"413"),
+        ("/generate", "evil.example", b"403"),
+        ("/nothing", "localhost", b"404"),
+    ],
+)
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+def test_who_sends_a_large_body_to_its_end_gets_the_answer_and_no_reset(
+    painter: Painter, parser: str, path: str, host: str, status: bytes
+) -> None:
+    """Well over what the kernel holds for both sides, so that it must really be read."""
+    limit = 2**24
+    length = limit + 2**23 if status == b"413" else limit
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n"
+    head += "Content-Type: application/json\r\n\r\n"
+    api = api_over(painter, Ledger(None), policy=Policy(body_limit=limit))
+    with serving(api, parser) as address:
+        where = ("127.0.0.1", int(address.rpartition(":")[2]))
+        with socket.create_connection(where, timeout=20) as connection:
+            connection.sendall(head.encode() + b" " * length)
+            assert status in connection.recv(100)
 
 
 async def test_a_body_that_stops_coming_is_given_up(painter: Painter) -> None:

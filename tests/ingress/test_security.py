@@ -126,6 +126,16 @@ async def test_a_rebound_page_is_turned_away_though_its_origin_is_its_host(clien
     assert (await client().get("/licenses", headers=headers)).status_code == 403
 
 
+@pytest.mark.parametrize(
+    "origin", ["http://evil-localhost:4000", "http://localhost:4000.evil.example", "localhost:4000"]
+)
+async def test_an_origin_that_only_looks_like_ours_is_turned_away(
+    client: Client, origin: str
+) -> None:
+    headers = {"Host": "localhost:4000", "Origin": origin}
+    assert (await client().get("/licenses", headers=headers)).status_code == 403
+
+
 async def test_a_page_of_our_own_may_ask(client: Client) -> None:
     headers = {"Host": "localhost:4000", "Origin": "http://localhost:4000"}
     assert (await client().get("/licenses", headers=headers)).status_code == 200

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -94,6 +95,15 @@ def is_alive(service: Service) -> bool:
         return httpx.get(f"{service.address}/livez", timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def test_who_is_refused_in_the_middle_of_a_large_body_hears_the_answer(service: Service) -> None:
+    length = 2**25
+    head = f"POST /generate HTTP/1.1\r\nHost: evil.example\r\nContent-Length: {length}\r\n\r\n"
+    where = ("127.0.0.1", int(service.address.rpartition(":")[2]))
+    with socket.create_connection(where, timeout=30) as connection:
+        connection.sendall(head.encode() + b" " * length)
+        assert b"403" in connection.recv(100)
 
 
 @pytest.mark.parametrize("sent", [None, "mine-1"])
