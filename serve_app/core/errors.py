@@ -90,10 +90,6 @@ class RateLimited(CallerError):
         return f"your allowance is used up for now: ask again in {ceil(self.seconds)} s"
 
 
-class InvalidJson(CallerError):
-    """The body is no JSON that can be read in only one way."""
-
-
 class PayloadTooLarge(CallerError):
     """The body is longer than the service takes."""
 

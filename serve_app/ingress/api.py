@@ -97,7 +97,8 @@ def routed(
             return told_error(Overloaded("too many large bodies are being read"), request)
         return told(Refusal(status, code, sentence, headers=dict(error.headers or {})), request)
 
-    describe = api.openapi  # replaced as FastAPI has it: "Extending OpenAPI"
+    describe = api.openapi
+    # a method is replaced because FastAPI has no other way to extend its description
     api.openapi = lambda: described(describe(), facts, policy)  # type: ignore[method-assign]
     return api
 

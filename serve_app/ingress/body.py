@@ -22,7 +22,10 @@ _MOST_PARTS = 20_000  # two prompts of 8000 characters may be commas all over
 
 
 class BadJson(HTTPException):
-    """The body is no JSON that can be read in only one way; the detail says why."""
+    """The body is no JSON that can be read in only one way; the detail says why.
+
+    No named error of the domain: while it reads a body, FastAPI lets only its own kind through.
+    """
 
     def __init__(self, why: str) -> None:
         super().__init__(400, why)

@@ -20,7 +20,6 @@ logger = logging.getLogger("aura.ingress")
 
 OPENAI = "/v1/"  # below this prefix errors have OpenAI's shape
 TABLE: dict[type[e.AuraError], tuple[int, str]] = {
-    e.InvalidJson: (400, "INVALID_JSON"),
     e.InvalidRequest: (400, "VALIDATION_ERROR"),
     e.InvalidImage: (400, "INVALID_IMAGE"),
     e.Unauthorized: (401, "UNAUTHORIZED"),
