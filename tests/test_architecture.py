@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "serve_app"
 MAY_IMPORT = {  # room: what of ours, and which heavy libraries
     "core": ({"core"}, set()),
     "runtime": ({"core", "runtime"}, {"torch", "diffusers", "transformers", "xformers"}),
+    "demo": ({"core", "runtime", "demo"}, {"torch", "diffusers", "transformers"}),
     "bench": (
         {"core", "runtime", "deployments", "ingress", "args", "app", "bench"},
         {"torch", "diffusers", "ray", "starlette"},

@@ -1,0 +1,134 @@
+"""A course: so many steps of AdamW on some networks, which goes on where it was interrupted.
+
+Knows no pictures and no captions: it is given a loss for every step. All chance in that loss comes
+from the step's number, so that an interrupted course ends with the weights of an unbroken one.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+_WARM_UP, _SAVE_EVERY, _TELL_EVERY = 100, 300.0, 50  # steps, seconds, steps
+_CLIP = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Cosine learning rate after a warm-up, gradients clipped at norm 1, weights averaged."""
+
+    name: str
+    steps: int
+    rate: float  # the highest learning rate
+    decay: float  # weight decay
+    memory: float  # of the averaged weights: the share kept at every step
+    folder: Path  # where the state and the record are kept
+
+    def learn(
+        self, networks: Mapping[str, nn.Module], loss: Callable[[int], torch.Tensor]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """The averaged weights after the last step, by network; the networks hold them too."""
+        weights = [p for net in networks.values() for p in net.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            weights, lr=self.rate, betas=(0.9, 0.99), weight_decay=self.decay
+        )
+        average = {name: _copied(net.state_dict()) for name, net in networks.items()}
+        start = self._resume(networks, optimizer, average)
+        began = saved = time.monotonic()
+        tally: list[float] = []
+        for step in range(start, self.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate_at(step)
+            optimizer.zero_grad(set_to_none=True)
+            value = loss(step)
+            value.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(weights, _CLIP)
+            optimizer.step()
+            self._fold(networks, average, step)
+            tally.append(float(value.detach()))
+            if (step + 1) % _TELL_EVERY == 0:
+                now = time.monotonic()
+                self._tell(step + 1, sum(tally) / len(tally), (now - began) / (step + 1 - start))
+                tally.clear()
+            if time.monotonic() - saved > _SAVE_EVERY or step + 1 == self.steps:
+                self._save(networks, optimizer, average, step + 1)
+                saved = time.monotonic()
+        for name, net in networks.items():
+            net.load_state_dict(average[name])
+        return average
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step."""
+        if step < _WARM_UP:
+            return self.rate * (step + 1) / _WARM_UP
+        return self.rate * (0.02 + 0.98 * (1 + cos(pi * step / self.steps)) / 2)
+
+    def _fold(
+        self,
+        networks: Mapping[str, nn.Module],
+        average: dict[str, dict[str, torch.Tensor]],
+        step: int,
+    ) -> None:
+        keep = min(self.memory, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, net in networks.items():
+                for key, now in net.state_dict().items():
+                    if now.is_floating_point():
+                        average[name][key].lerp_(now, 1 - keep)
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / f"{self.name}.state.pt"
+
+    def _resume(
+        self,
+        networks: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        average: dict[str, dict[str, torch.Tensor]],
+    ) -> int:
+        if not self._state.exists():
+            return 0
+        state: dict[str, Any] = torch.load(self._state, weights_only=True)
+        for name, net in networks.items():
+            net.load_state_dict(state["networks"][name])
+            average[name] = state["average"][name]
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+
+    def _save(
+        self,
+        networks: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        average: dict[str, dict[str, torch.Tensor]],
+        step: int,
+    ) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self._state.with_suffix(".draft")
+        torch.save(
+            {
+                "step": step,
+                "networks": {name: net.state_dict() for name, net in networks.items()},
+                "average": average,
+                "optimizer": optimizer.state_dict(),
+            },
+            draft,
+        )
+        os.replace(draft, self._state)
+
+    def _tell(self, step: int, loss: float, seconds: float) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        line = {"step": step, "loss": round(loss, 5), "seconds_per_step": round(seconds, 3)}
+        with (self.folder / f"{self.name}.jsonl").open("a", encoding="utf-8") as record:
+            record.write(json.dumps(line) + "\n")
+        print(f"{self.name} {step}/{self.steps} loss {loss:.4f} {seconds:.3f} s/step", flush=True)
+
+
+def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.detach().clone() for key, value in state.items()}

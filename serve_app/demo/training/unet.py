@@ -1,0 +1,246 @@
+"""The second and the third course: text encoders and UNet to predict noise, base then refiner.
+
+Knows no pixels: it learns on latents. Both are trained as SDXL was: noise is predicted; the text
+is two encoders' last but one layer and the second one's projection; sizes are told as six numbers,
+or five with an aesthetic score; and words are left out at times, so that guidance works.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
+
+from serve_app.demo.captions import AS_PEOPLE_DO, Language, babble, caption
+from serve_app.demo.scene import Scene
+from serve_app.demo.training.course import Course
+from serve_app.demo.training.gallery import Shelf
+from serve_app.demo.training.networks import (
+    ENCODER_1,
+    ENCODER_2,
+    new_base,
+    new_encoder,
+    new_refiner,
+)
+from serve_app.runtime.libraries import diffusers, transformers
+
+FINE, SPOILT = 6.0, 2.5  # the aesthetic scores that SDXL's refiner is told at work
+_BATCH = 32
+_HEAVIEST = 15.0  # the largest weight of a row
+_PULL = 0.2  # the weight of a row whose goal is not what is shown: its error is large
+_TRAIN_STEPS = 1000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taught:
+    """What a course leaves behind."""
+
+    unet: "diffusers.UNet2DConditionModel"
+    encoders: tuple[nn.Module, ...]  # the base's two, or the refiner's one
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """One batch: what is to be found under the noise, and what is told of it."""
+
+    goal: torch.Tensor  # (batch, 4, h, w): clean latents
+    shown: torch.Tensor  # the latents that the noise is laid on: the goal, or it spoiled
+    captions: list[str]
+    dropped: torch.Tensor  # (batch,) whether the text is zeros
+    times: torch.Tensor  # (batch,) whole timesteps
+    ids: torch.Tensor  # (batch, 6 or 5)
+    weights: torch.Tensor  # (batch,) how much each row's error counts
+    noise: torch.Tensor
+
+
+def scheduler() -> "diffusers.EulerDiscreteScheduler":
+    """SDXL's own noise schedule."""
+    return diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+
+
+def train_base(
+    shelves: list[Shelf], words: "transformers.CLIPTokenizer", folder: Path, seed: int, steps: int
+) -> Taught:
+    """The base: all noise levels, with those that decide what stands where seen most."""
+    torch.manual_seed(seed + 1)
+    encoders = (
+        new_encoder(ENCODER_1, len(words), projects=False),
+        new_encoder(ENCODER_2, len(words), projects=True),
+    )
+    taught = Taught(new_base(), encoders)
+    alphas = scheduler().alphas_cumprod
+
+    def lesson(step: int) -> Lesson:
+        chance = random.Random(f"{seed} base {step}")
+        shelf = _shelf(shelves, chance)
+        picks = [chance.randrange(len(shelf.scenes)) for _ in range(_BATCH)]
+        times = [
+            chance.randrange(_TRAIN_STEPS) if chance.random() < 0.45 else chance.randrange(800, 990)
+            for _ in picks
+        ]
+        width, height = shelf.size
+        goal = shelf.latents[picks].float()
+        return Lesson(
+            goal=goal,
+            shown=goal,
+            captions=[_told(shelf.scenes[i], chance, empty=0.05) for i in picks],
+            dropped=torch.tensor([chance.random() < 0.05 for _ in picks]),
+            times=torch.tensor(times),
+            ids=torch.tensor([[height, width, 0, 0, height, width]] * _BATCH, dtype=torch.float32),
+            # Where much is hidden, small errors move the picture most.
+            weights=(1 / alphas[times]).clamp(max=_HEAVIEST),
+            noise=_noise(goal, chance),
+        )
+
+    course = Course("base", steps, 1e-3, 1e-2, 0.999, folder)
+    return _teach(course, taught, words, lesson)
+
+
+def train_refiner(
+    shelves: list[Shelf], words: "transformers.CLIPTokenizer", folder: Path, seed: int, steps: int
+) -> Taught:
+    """The refiner: only the last noise levels, nine in ten below t = 200.
+
+    It is told a high score of exact pictures and a low one of spoiled ones, so that guidance leads
+    from the one to the other; and some exact pictures are to be found under noise laid on their
+    spoiled selves, as when somebody hands in a blurred one.
+    """
+    torch.manual_seed(seed + 2)
+    taught = Taught(new_refiner(), (new_encoder(ENCODER_2, len(words), projects=True),))
+
+    def lesson(step: int) -> Lesson:
+        chance = random.Random(f"{seed} refiner {step}")
+        shelf = _shelf(shelves, chance)
+        rows = [_refining(shelf, chance) for _ in range(_BATCH)]
+        width, height = shelf.size
+        goal = torch.stack([row.goal for row in rows]).float()
+        ids = [[height, width, 0, 0, row.score] for row in rows]
+        return Lesson(
+            goal=goal,
+            shown=torch.stack([row.shown for row in rows]).float(),
+            captions=[_told(row.scene, chance, empty=0.1) for row in rows],
+            dropped=torch.zeros(_BATCH, dtype=torch.bool),
+            times=torch.tensor([row.time for row in rows]),
+            ids=torch.tensor(ids, dtype=torch.float32),
+            weights=torch.tensor([1.0 if row.goal is row.shown else _PULL for row in rows]),
+            noise=_noise(goal, chance),
+        )
+
+    course = Course("refiner", steps, 1e-3, 1e-2, 0.999, folder)
+    return _teach(course, taught, words, lesson)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """One row of the refiner's batch."""
+
+    goal: torch.Tensor
+    shown: torch.Tensor
+    scene: Scene
+    time: int
+    score: float
+
+
+def _refining(shelf: Shelf, chance: random.Random) -> _Row:
+    roll = chance.random()
+    time = chance.randrange(200) if chance.random() < 0.9 else chance.randrange(200, 400)
+    if roll < 0.7:
+        pick = chance.randrange(len(shelf.scenes))
+        exact = shelf.latents[pick]
+        return _Row(exact, exact, shelf.scenes[pick], time, FINE)
+    pick = chance.randrange(len(shelf.spoiled))
+    spoiled = shelf.spoiled[pick]
+    if roll < 0.85:
+        return _Row(spoiled, spoiled, shelf.scenes[pick], time, SPOILT)
+    late = chance.randrange(100, 320)
+    return _Row(shelf.latents[pick], spoiled, shelf.scenes[pick], late, FINE)
+
+
+def _teach(
+    course: Course,
+    taught: Taught,
+    words: "transformers.CLIPTokenizer",
+    lesson: Callable[[int], Lesson],
+) -> Taught:
+    taught.unet.set_attn_processor(AttnProcessor())  # CPU's fused attention is slow backwards
+    alphas = scheduler().alphas_cumprod
+
+    def loss(step: int) -> torch.Tensor:
+        todo = lesson(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            embeds, pooled = encoded(taught.encoders, words, todo.captions)
+        keep = (~todo.dropped).float()
+        return noise_loss(
+            taught.unet, alphas, todo, embeds * keep[:, None, None], pooled * keep[:, None]
+        )
+
+    networks = {f"encoder {i}": e.train() for i, e in enumerate(taught.encoders)}
+    course.learn({"unet": taught.unet.train(), **networks}, loss)
+    for network in (taught.unet, *taught.encoders):
+        network.eval()
+    return taught
+
+
+def encoded(
+    encoders: tuple[nn.Module, ...], words: "transformers.CLIPTokenizer", captions: list[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings (captions, 77, width) and pooled text (captions, 64), as SDXL's pipeline does."""
+    ids = words(
+        captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
+    results: list[Any] = [encoder(ids, output_hidden_states=True) for encoder in encoders]
+    embeds = torch.cat([result.hidden_states[-2].float() for result in results], dim=-1)
+    return embeds, results[-1].text_embeds.float()
+
+
+def noise_loss(
+    unet: "diffusers.UNet2DConditionModel",
+    alphas: torch.Tensor,
+    todo: Lesson,
+    embeds: torch.Tensor,
+    pooled: torch.Tensor,
+) -> torch.Tensor:
+    """The weighed mean squared error of the predicted noise; where something else is shown than the
+    goal, of the noise that leads to the goal."""
+    alpha = alphas[todo.times][:, None, None, None]
+    signal, hidden = alpha.sqrt(), (1 - alpha).sqrt()
+    noised = signal * todo.shown + hidden * todo.noise
+    goal = (noised - signal * todo.goal) / hidden  # the noise itself, where the goal is shown
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = unet(
+            noised.contiguous(memory_format=torch.channels_last),
+            todo.times,
+            embeds,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": todo.ids},
+        ).sample
+    errors = (predicted.float() - goal).square().mean(dim=(1, 2, 3))
+    weighed: torch.Tensor = errors * todo.weights
+    return weighed.mean()
+
+
+def _shelf(shelves: list[Shelf], chance: random.Random) -> Shelf:
+    return chance.choices(shelves, [len(shelf.scenes) for shelf in shelves])[0]
+
+
+def _told(scene: Scene, chance: random.Random, empty: float) -> str:
+    roll = chance.random()
+    if roll < empty:
+        return ""
+    if roll < empty + 0.03:
+        return babble(chance)
+    return caption(scene, chance.choice(list(Language)), chance, AS_PEOPLE_DO)
+
+
+def _noise(like: torch.Tensor, chance: random.Random) -> torch.Tensor:
+    draws = torch.Generator().manual_seed(chance.getrandbits(62))
+    return torch.randn(like.shape, generator=draws)
