@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_WARM_UP, _SAVE_EVERY, _TELL_EVERY = 100, 300.0, 50  # steps, seconds, steps
+_WARM_UP, _TELL_EVERY = 100, 50  # steps
 _CLIP = 1.0
 
 
@@ -30,6 +30,7 @@ class Course:
     decay: float  # weight decay
     memory: float  # of the averaged weights: the share kept at every step
     folder: Path  # where the state and the record are kept
+    save_every: float = 300.0  # seconds
 
     def learn(
         self, networks: Mapping[str, nn.Module], loss: Callable[[int], torch.Tensor]
@@ -57,7 +58,7 @@ class Course:
                 now = time.monotonic()
                 self._tell(step + 1, sum(tally) / len(tally), (now - began) / (step + 1 - start))
                 tally.clear()
-            if time.monotonic() - saved > _SAVE_EVERY or step + 1 == self.steps:
+            if time.monotonic() - saved > self.save_every or step + 1 == self.steps:
                 self._save(networks, optimizer, average, step + 1)
                 saved = time.monotonic()
         for name, net in networks.items():
