@@ -25,6 +25,8 @@ bench: $(VENV)/.runtime  ## the engine, a request outside it, the PNG encoders
 	$(BIN)/python -m serve_app bench engine
 	$(BIN)/python -m serve_app bench http
 	$(BIN)/python -m serve_app bench png
+	$(BIN)/python -m serve_app bench demo
+	$(BIN)/python -m serve_app bench refiner
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage

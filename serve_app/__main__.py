@@ -33,16 +33,92 @@ def hold(config: Config = Path("serve_config.yaml")) -> None:
     raise typer.Exit(hold(config))
 
 
+@commands.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
+        "out.png"
+    ),
+    negative_prompt: Annotated[str | None, typer.Option(help="What it must not show.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many pictures, 1 to 8.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="The first picture's; else drawn.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 150.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How strongly the prompt counts, 0 to 20.")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="euler, euler_a, dpmpp_2m or dpmpp_2m_karras.")
+    ] = None,
+    aspect_ratio: Annotated[str | None, typer.Option(help="As 16:9; else square.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
+    refine: Annotated[
+        bool | None, typer.Option(help="Whether the refiner takes the last steps.")
+    ] = None,
+) -> None:
+    """Make a picture without a server: the same engine, no Ray."""
+    from serve_app.generate import generate
+
+    wishes = {
+        "prompt": prompt,
+        "negativePrompt": negative_prompt,
+        "imageCount": count,
+        "seed": seed,
+        "steps": steps,
+        "guidanceScale": guidance_scale,
+        "sampler": sampler,
+        "aspectRatio": aspect_ratio,
+        "width": width,
+        "height": height,
+        "refine": refine,
+    }
+    raise typer.Exit(generate(wishes, output))
+
+
 @bench.command("engine")
 def bench_engine(
     runs: Annotated[int, typer.Option(min=3, help="Paired runs of each row.")] = 9,
     steps: Annotated[int, typer.Option(min=1, max=150, help="Steps of each image.")] = 20,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of both sides.")] = 1,
 ) -> None:
-    """The engine against the bare stock pipeline, on the stand-in checkpoint."""
+    """The engine against the bare stock pipeline, on the demo checkpoint."""
     from serve_app.bench.engine import compare
 
     compare(runs=runs, steps=steps, threads=threads)
+
+
+@bench.command("demo")
+def bench_demo(
+    count: Annotated[int, typer.Option(min=30, help="Scenes asked for.")] = 600,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """How well the demo draws what training never showed it, in English and in Spanish."""
+    from serve_app.bench.demo import examine
+
+    examine(count=count, threads=threads)
+
+
+@bench.command("refiner")
+def bench_refiner(
+    count: Annotated[int, typer.Option(min=30, help="Scenes weighed.")] = 300,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Whether the demo's refiner earns its place, against three controls."""
+    from serve_app.bench.refiner import weigh
+
+    weigh(count=count, threads=threads)
+
+
+@bench.command("sheet")
+def bench_sheet(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
+        "contact-sheet.png"
+    ),
+) -> None:
+    """A contact sheet: what the demo draws, with the prompts underneath."""
+    from serve_app.bench.sheet import lay_out
+
+    lay_out(output)
 
 
 @bench.command("http")

@@ -5,7 +5,6 @@ reads the settings once, and hands every deployment what it needs by value.
 """
 
 import os
-import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app import __version__
 from serve_app.args import AppArgs, Scale
+from serve_app.choices import choose_device, find_checkpoints, service_facts
 from serve_app.core.allowance import Allowance
 from serve_app.core.errors import SettingsError
 from serve_app.core.facts import ServiceFacts
@@ -34,17 +34,9 @@ from serve_app.deployments.stage import StageConfig, StageReplica
 from serve_app.ingress.api import build_api
 from serve_app.ingress.jobs import Desk
 from serve_app.ingress.security import Policy, digests
-from serve_app.runtime.checkpoint import Checkpoint, check_checker, check_pair, inspect
-from serve_app.runtime.licenses import license_of
-from serve_app.runtime.standin import BASE as STANDIN
-from serve_app.runtime.standin import cache_folder, ensure_standin
+from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.settings import Settings
 
-DEFAULT_STEPS = 30
-STANDIN_NOTICE = (
-    "These pictures are noise: the stand-in checkpoint has random weights. "
-    "Set MODEL_CHECKPOINT_DIR to a Stable Diffusion XL folder."
-)
 _ROUTER = "serve_app.deployments.scaling.LeastBusyRouter"
 _BATCH = {"cuda": 4, "mps": 1, "cpu": 2}  # images stepping together, when nobody says
 _ADMITTED = 256  # samples a replica takes in: a bound on memory, no batch size
@@ -134,14 +126,14 @@ def build(args: AppArgs) -> Application:
             "the args of base and refiner"
         )
     base, refiner = find_checkpoints(settings)
-    standin = settings.model_checkpoint_dir is None
+    demo = settings.model_checkpoint_dir is None
     images = settings.model_max_batch_size or _BATCH[device]
     threads = settings.model_cpu_threads or _threads(args)
 
     def bind_stage(checkpoint: Checkpoint, name: str, scale: Scale) -> Application:
         config = StageConfig(
             stage=checkpoint.stage,
-            folder=None if standin else checkpoint.folder,
+            folder=None if demo else checkpoint.folder,
             device=device,
             precision=settings.model_precision,
             xformers=settings.enable_xformers,
@@ -155,7 +147,7 @@ def build(args: AppArgs) -> Application:
         return deploy_stage(StageReplica, name, scale, images=images, gpus=gpus).bind(config)
 
     config = IngressConfig(
-        facts=_facts(settings, base, refiner, device),
+        facts=service_facts(settings, base, refiner, device),
         noise=base.noise,
         policy=Policy(
             keys=digests(settings.api_keys),
@@ -214,72 +206,6 @@ def bind_graph(
             **_replicas(scale, _CALLERS),
         )
         .bind(config, ledger.bind(ledger_file), base, refiner)
-    )
-
-
-def choose_device(name: str, *, gpus: float) -> str:
-    """cpu, cuda or mps, for a cluster with so many GPUs. Raises `SettingsError` for cuda:N.
-
-    Inside a replica Ray shows only its own card, which is `cuda`; which cards Ray may use is
-    decided before Ray starts.
-    """
-    if name.startswith("cuda:"):
-        card = name.removeprefix("cuda:")
-        raise SettingsError(
-            f"MODEL_DEVICE={name} chooses a card of this machine, which must be done before Ray "
-            f"starts: export CUDA_VISIBLE_DEVICES={card} MODEL_DEVICE=cuda, or start with: "
-            "python -m serve_app up"
-        )
-    if name != "auto":
-        return name
-    if platform.system() == "Darwin" and platform.machine() == "arm64":
-        return "mps"
-    return "cuda" if gpus > 0 else "cpu"
-
-
-def find_checkpoints(settings: Settings) -> tuple[Checkpoint, Checkpoint | None]:
-    """Base and refiner as the settings have them; the stand-in's when none is set.
-
-    Raises `OperatorError` when a folder, the safety checker's too, is not a whole checkpoint, or
-    the two don't fit together.
-    """
-    if settings.safety_checker_dir:
-        check_checker(settings.safety_checker_dir)
-    base_folder = settings.model_checkpoint_dir
-    refiner_folder = settings.model_refiner_checkpoint_dir
-    if base_folder is None:
-        if refiner_folder is not None:
-            raise SettingsError(
-                f"MODEL_REFINER_CHECKPOINT_DIR={refiner_folder} is set without "
-                "MODEL_CHECKPOINT_DIR: set the base checkpoint too"
-            )
-        base_folder, refiner_folder = ensure_standin(cache_folder())
-    base = inspect(base_folder, Stage.BASE)
-    if refiner_folder is None:
-        return base, None
-    refiner = inspect(refiner_folder, Stage.REFINER)
-    check_pair(base, refiner)
-    return base, refiner
-
-
-def _facts(
-    settings: Settings, base: Checkpoint, refiner: Checkpoint | None, device: str
-) -> ServiceFacts:
-    """What answers, /health and /licenses say of the service."""
-    filters = {"words": settings.safety_words_file, "pictures": settings.safety_checker_dir}
-    return ServiceFacts(
-        model=base.name,
-        refiner=refiner.name if refiner else None,
-        native=base.native,
-        device=device,
-        precision=settings.model_precision or ("fp32" if device == "cpu" else "fp16"),
-        image_count=settings.image_count,
-        default_steps=DEFAULT_STEPS,
-        notices=(STANDIN_NOTICE,) if base.name == STANDIN else (),
-        licenses=tuple(license_of(one) for one in (base, refiner) if one),
-        prompt_chars=settings.prompt_max_chars,
-        filters=tuple(name for name, setting in filters.items() if setting),
-        terms_required=settings.require_terms_acceptance,
     )
 
 

@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from serve_app import __version__
-from serve_app.app import build, find_checkpoints
+from serve_app.app import build
 from serve_app.args import AppArgs
+from serve_app.choices import find_checkpoints
 from serve_app.core.errors import OperatorError, SettingsError
 from serve_app.settings import Settings
 
@@ -199,7 +200,9 @@ def _greet(settings: Settings, options: dict[str, Any], asked_host: str | None) 
     table.add_row("keys", _who_may_ask(settings))
     if asked_host not in (None, options["host"]):
         table.add_row("", f"[yellow]the config's host {asked_host} needs API_KEYS[/]")
-    table.add_row("model", checkpoint.name if checkpoint else "stand-in (random weights)")
+    table.add_row("model", checkpoint.name if checkpoint else "demo: plain shapes")
+    if checkpoint is None:
+        table.add_row("", "[yellow]for real pictures set MODEL_CHECKPOINT_DIR[/]")
     table.add_row("terms", f"{address}/licenses")
     table.add_row("try", f"curl {address}/health")
     table.add_row("stop", "Ctrl-C, which first finishes what was accepted")

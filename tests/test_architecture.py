@@ -12,16 +12,18 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
     "runtime": ({"core", "runtime"}, {"torch", "diffusers", "transformers", "xformers"}),
     "demo": ({"core", "runtime", "demo"}, {"torch", "diffusers", "transformers"}),
     "bench": (
-        {"core", "runtime", "deployments", "ingress", "args", "app", "bench"},
+        {"core", "runtime", "demo", "deployments", "ingress", "args", "app", "bench"},
         {"torch", "diffusers", "ray", "starlette"},
     ),
-    "deployments": ({"core", "runtime", "deployments"}, {"ray"}),
+    "deployments": ({"core", "runtime", "demo", "deployments"}, {"ray"}),
     "ingress": ({"core", "ingress"}, {"fastapi", "starlette"}),
     "settings": ({"core"}, set()),
     "args": (set(), set()),
-    "app": ({"core", "runtime", "deployments", "ingress", "settings", "args"}, {"ray"}),
-    "service": ({"core", "app", "settings", "args"}, {"ray"}),
-    "__main__": ({"service", "bench"}, set()),
+    "choices": ({"core", "runtime", "demo", "settings"}, set()),
+    "app": ({"core", "runtime", "deployments", "ingress", "settings", "args", "choices"}, {"ray"}),
+    "service": ({"core", "app", "choices", "settings", "args"}, {"ray"}),
+    "generate": ({"core", "runtime", "ingress", "settings", "choices"}, {"torch"}),
+    "__main__": ({"service", "generate", "bench"}, set()),
     "__init__": (set(), set()),
 }
 HEAVY = {"torch", "diffusers", "transformers", "xformers", "ray", "fastapi", "starlette"}

@@ -4,7 +4,6 @@ Both sides run the same weights with the same threads, prompt to pixels. Runs ar
 alternate, so that a noisy machine is noisy for both.
 """
 
-import random
 import statistics
 import time
 from collections.abc import Callable
@@ -16,20 +15,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from serve_app.core.sample import begin, itinerary
-from serve_app.core.schedule import make_schedule
+from serve_app.bench.intervals import bootstrap_interval
 from serve_app.core.spec import ImageSpec, Stage
-from serve_app.runtime.assembly import assemble, lanes_for
+from serve_app.demo.checkpoints import demo_folder
+from serve_app.runtime.assembly import lanes_for
 from serve_app.runtime.checkpoint import Checkpoint, inspect
 from serve_app.runtime.device import Device, open_device
-from serve_app.runtime.engine import Engine, Event, Failed
-from serve_app.runtime.standin import cache_folder, ensure_standin
+from serve_app.runtime.solo import Solo
 
 _GUIDANCE = 6.9
-_RESAMPLES = 2000
 _LONE_LANES = 4  # images whose lanes a lone one has to itself
 
-Maker = Callable[[list[ImageSpec]], None]
+Maker = Callable[[list[ImageSpec]], object]
 console = Console(highlight=False)
 
 
@@ -59,17 +56,12 @@ class Outcome:
     def interval(self) -> tuple[float, float]:
         """95 % bootstrap interval of that median."""
         ratios = [b / a for a, b in zip(self.ours, self.other, strict=True)]
-        draw = random.Random(0)
-        medians = sorted(
-            statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES)
-        )
-        return medians[int(0.025 * _RESAMPLES)], medians[int(0.975 * _RESAMPLES)]
+        return bootstrap_interval(ratios, statistic=statistics.median)
 
 
 def compare(*, runs: int, steps: int, threads: int) -> None:
     """Prints, case by case, stock's seconds over the engine's for the same images."""
-    folder, _ = ensure_standin(cache_folder())
-    checkpoint = inspect(folder, Stage.BASE)
+    checkpoint = inspect(demo_folder(Stage.BASE), Stage.BASE)
     device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=threads)
     stock = _stock(checkpoint)
     cases = [
@@ -144,7 +136,7 @@ def _spec(prompt: str, seed: int, steps: int, checkpoint: Checkpoint) -> ImageSp
 def _stock(checkpoint: Checkpoint) -> Maker:
     """The bare pipeline, all images in one call."""
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
-        checkpoint.folder, use_safetensors=True, add_watermarker=False
+        checkpoint.folder, dtype=torch.float32, use_safetensors=True, add_watermarker=False
     )
     pipeline.set_progress_bar_config(disable=True)
 
@@ -163,21 +155,4 @@ def _stock(checkpoint: Checkpoint) -> Maker:
 
 def _engine(checkpoint: Checkpoint, device: Device, images: int, *, strict: bool) -> Maker:
     """The engine, driven by hand on this thread: what it costs, without what surrounds it."""
-    model = assemble(checkpoint, device, lanes=lanes_for(images, strict=strict))
-    engine = Engine(model, images=images, snapshot_every=5)
-
-    def listen(event: Event) -> None:
-        if isinstance(event, Failed):
-            raise event.error
-
-    def make(specs: list[ImageSpec]) -> None:
-        for number, spec in enumerate(specs):
-            schedule = make_schedule(
-                checkpoint.noise, spec.sampler, spec.steps, spec.strength, spec.handoff
-            )
-            (leg,) = itinerary(schedule, spec.handoff, refiner=False)
-            engine.submit(begin(str(number), spec, schedule, leg.stage), leg, listen)
-        while engine.turn():
-            pass
-
-    return make
+    return Solo([checkpoint], device, images=images, strict=strict).draw

@@ -1,12 +1,11 @@
 """A scene in words, in English or Spanish, said in one of many ways.
 
-Knows no pixels and no tokens. `caption` tells the whole scene, in its plainest form, when nothing
-is left to chance; with a chance it varies words, order and what it leaves out, as people do.
+Knows no pixels and no tokens. Words and their order always vary; `Told` says how often a fact is
+left out, as people do.
 """
 
 import random
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,7 +21,6 @@ class Language(StrEnum):
 
 
 LEXICONS = {Language.ENGLISH: ENGLISH, Language.SPANISH: SPANISH}
-Pick = Callable[[tuple[str, ...]], str]
 
 
 @dataclass(frozen=True, slots=True)

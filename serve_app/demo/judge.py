@@ -7,7 +7,9 @@ It learns nothing. Knows no captions and no networks, only how exact shapes look
    median colour of those pixels than to the background, in the largest patch that hangs together;
 3. its colour is the palette colour nearest to its median, its place the cell of a three by three
    grid that its centre of mass is in, its kind the exact outline of the same mass and centre that
-   overlaps it most, its size the nearer one by mass.
+   overlaps it most, its size the nearer one by mass;
+4. a colour that is 90 or more from all ten is none of them, an overlap of 60 % or less (of the
+   union) is no kind, and a shape is not alone when a second patch stands beside it.
 """
 
 from dataclasses import dataclass
@@ -22,46 +24,54 @@ from serve_app.demo.scene import Colour, Kind, Place, Size
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 Mask = npt.NDArray[np.bool_]  # (height, width)
-_FRAME, _DIFFERS = 2, 40.0
+_FRAME, _DIFFERS = 2, 40.0  # pixels; levels
+_FARTHEST, _LEAST_ALIKE = 90.0, 0.6  # levels; intersection over union
+_NEAR = 5  # pixels from the outline that an edge may reach
 _LEAST = 0.004  # of the canvas: anything less is no shape
 _FINE = 256  # pixels a side of the exact outlines that masses are taken from
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the judge sees. Without a shape only the background is there."""
+    """What the judge sees; what it can't tell is None. Without a shape it sees a background."""
 
-    background: Colour
+    background: Colour | None
     colour: Colour | None = None
     place: Place | None = None
     kind: Kind | None = None
     size: Size | None = None
+    alone: bool = True
 
 
 def read(picture: Pixels) -> Reading:
     """The reading of a picture with at most one shape."""
     ground = _frame(picture)
     background = nearest(ground)
-    mask = _shape(picture, ground)
-    if mask is None:
+    patches = _patches(picture, ground)
+    if not patches:
         return Reading(background)
+    mask = patches[0]
     height, width = mask.shape
     y, x = (float(axis.mean()) + 0.5 for axis in np.nonzero(mask))
     row, column = min(2, int(3 * y / height)), min(2, int(3 * x / width))
-    kind = max(Kind, key=lambda k: _overlap(mask, k, (x, y)))
+    likeness = {kind: _overlap(mask, kind, (x, y)) for kind in Kind}
+    kind = max(likeness, key=likeness.__getitem__)
     reach = _reach(mask, kind) / min(width, height)
     return Reading(
         background,
         nearest(np.median(picture[_core(mask)], axis=0)),
         list(Place)[3 * row + column],
-        kind,
+        kind if likeness[kind] > _LEAST_ALIKE else None,
         min(Size, key=lambda size: abs(size.reach - reach)),
+        len(patches) == 1,
     )
 
 
-def nearest(rgb: npt.NDArray[np.float64]) -> Colour:
-    """The palette colour at the least distance, levels from 0 to 255."""
-    return min(RGB, key=lambda colour: float(np.linalg.norm(np.subtract(RGB[colour], rgb))))
+def nearest(rgb: npt.NDArray[np.float64]) -> Colour | None:
+    """The palette colour at the least distance, in levels from 0 to 255; None when all are far."""
+    away = {colour: float(np.linalg.norm(np.subtract(RGB[colour], rgb))) for colour in RGB}
+    colour = min(away, key=away.__getitem__)
+    return colour if away[colour] < _FARTHEST else None
 
 
 def _frame(picture: Pixels) -> npt.NDArray[np.float64]:
@@ -71,15 +81,17 @@ def _frame(picture: Pixels) -> npt.NDArray[np.float64]:
     return median
 
 
-def _shape(picture: Pixels, ground: npt.NDArray[np.float64]) -> Mask | None:
+def _patches(picture: Pixels, ground: npt.NDArray[np.float64]) -> list[Mask]:
+    """The shape and whatever stands beside it, the largest first."""
     pixels = picture.astype(np.float64)
     away = np.linalg.norm(pixels - ground, axis=2)
-    rough = _largest_patch(away > _DIFFERS)
-    if rough.mean() < _LEAST:
-        return None
-    colour = np.median(pixels[_core(rough)], axis=0)
-    mask = _largest_patch(np.linalg.norm(pixels - colour, axis=2) < away)
-    return mask if mask.mean() >= _LEAST else None
+    rough = _torn(away > _DIFFERS)
+    if not rough:
+        return []
+    colour = np.median(pixels[_core(rough[0])], axis=0)
+    shape = _torn(np.linalg.norm(pixels - colour, axis=2) < away)[:1]
+    beside = [patch for patch in rough if not any((patch & mask).any() for mask in shape)]
+    return shape + beside
 
 
 def _core(mask: Mask) -> Mask:
@@ -89,25 +101,27 @@ def _core(mask: Mask) -> Mask:
     return inner if inner.any() else mask
 
 
-def _largest_patch(mask: Mask) -> Mask:
-    """The largest patch of pixels that touch along a side."""
-    left, best = mask.copy(), np.zeros_like(mask)
-    while left.sum() > best.sum():
-        seed = np.unravel_index(int(left.argmax()), left.shape)
+def _torn(mask: Mask) -> list[Mask]:
+    """The patches of pixels that touch along a side, the largest first; specks are left out."""
+    left, patches = mask.copy(), []
+    while left.any():
         patch = np.zeros_like(left)
-        patch[seed] = True
+        patch[np.unravel_index(int(left.argmax()), left.shape)] = True
         while True:
-            padded = np.pad(patch, 1)
-            grown = left & (
-                patch | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-            )
+            grown = left & _grown(patch)
             if grown.sum() == patch.sum():
                 break
             patch = grown
         left &= ~patch
-        if patch.sum() > best.sum():
-            best = patch
-    return best
+        if patch.mean() >= _LEAST:
+            patches.append(patch)
+    return sorted(patches, key=lambda patch: -int(patch.sum()))
+
+
+def _grown(mask: Mask) -> Mask:
+    """The mask and what touches it along a side."""
+    padded = np.pad(mask, 1)
+    return mask | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
 
 
 def _filled(kind: Kind, side: int, middle: tuple[float, float], reach: float, finer: int) -> Mask:
@@ -149,3 +163,33 @@ def _overlap(mask: Mask, kind: Kind, centre: tuple[float, float]) -> float:
     exact = _filled(kind, side, (centre[0] - x * reach, centre[1] - y * reach), reach, 4)
     exact = exact[: mask.shape[0], : mask.shape[1]]
     return float((mask & exact).sum() / (mask | exact).sum())
+
+
+def contrast(picture: Pixels) -> float:
+    """How far the shape's colour is from the background's, in levels; 0 without a shape."""
+    ground = _frame(picture)
+    patches = _patches(picture, ground)
+    if not patches:
+        return 0.0
+    return float(np.linalg.norm(np.median(picture[_core(patches[0])], axis=0) - ground))
+
+
+def edge_width(picture: Pixels) -> float | None:
+    """Pixels over which the shape's edge climbs from 10 to 90 % of the way between background and
+    shape: those pixels, near the outline, over the outline's length. None without a shape.
+
+    Grain and halos don't count: they lie outside of that range, or far from the outline.
+    """
+    ground = _frame(picture)
+    patches = _patches(picture, ground)
+    if not patches:
+        return None
+    mask = patches[0]
+    colour = np.median(picture[_core(mask)], axis=0)
+    way = colour - ground
+    climbed = (picture.astype(np.float64) - ground) @ way / (way @ way)  # 0 outside, 1 inside
+    outline = mask & ~_core(mask)
+    near = outline
+    for _ in range(_NEAR):
+        near = _grown(near)
+    return float((near & (climbed > 0.1) & (climbed < 0.9)).sum() / outline.sum())

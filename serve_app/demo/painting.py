@@ -8,6 +8,7 @@ import random
 from io import BytesIO
 from math import cos, pi, sin
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from serve_app.demo.scene import Colour, Figure, Kind, Scene
@@ -24,6 +25,8 @@ RGB: dict[Colour, tuple[int, int, int]] = {
     Colour.PINK: (247, 150, 196),
     Colour.GREY: (128, 128, 128),
 }
+TAUGHT = ("blurred", "shrunk", "squeezed")  # the ways of spoiling that the refiner has seen
+UNTAUGHT = ("defocused", "grainy", "recoded")
 _FINER = 4  # times too large, each way
 _COLOUR_SPREAD, _PLACE_SPREAD, _SIZE_SPREAD = 5, 0.02, 0.06
 
@@ -79,20 +82,26 @@ def paint(scene: Scene, chance: random.Random, size: tuple[int, int] = (128, 128
 
 
 def degrade(picture: Image.Image, way: str) -> Image.Image:
-    """The picture spoiled: `blurred` (Gaussian, radius 2), `shrunk` (to a third and back), or
-    `squeezed` (JPEG at quality 8)."""
-    if way == "blurred":
-        return picture.filter(ImageFilter.GaussianBlur(2.0))
+    """The picture spoiled in one of the ways of `TAUGHT` and `UNTAUGHT`.
+
+    Blurred and defocused are Gaussian, of radius 2 and 3; shrunk is to a third and back; squeezed
+    and recoded are JPEG at quality 8 and 20; grainy is normal noise of 12 levels.
+    """
+    if way in ("blurred", "defocused"):
+        return picture.filter(ImageFilter.GaussianBlur(2.0 if way == "blurred" else 3.0))
     if way == "shrunk":
         third = (max(1, picture.width // 3), max(1, picture.height // 3))
         return picture.resize(third, Image.Resampling.BILINEAR).resize(
             picture.size, Image.Resampling.BICUBIC
         )
-    if way == "squeezed":
+    if way in ("squeezed", "recoded"):
         squeezed = BytesIO()
-        picture.save(squeezed, "JPEG", quality=8)
+        picture.save(squeezed, "JPEG", quality=8 if way == "squeezed" else 20)
         return Image.open(squeezed).convert("RGB")
-    raise ValueError(f"{way!r} is no way to spoil a picture: blurred, shrunk or squeezed")
+    if way == "grainy":
+        grain = np.random.default_rng(0).normal(0, 12, (picture.height, picture.width, 3))
+        return Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8))
+    raise ValueError(f"{way!r} is no way to spoil a picture: {', '.join(TAUGHT + UNTAUGHT)}")
 
 
 def _near(colour: Colour, chance: random.Random) -> tuple[int, int, int]:

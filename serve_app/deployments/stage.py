@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
 from serve_app.core.sample import Leg, Sample
 from serve_app.core.spec import Stage
+from serve_app.demo.checkpoints import demo_folder
 from serve_app.runtime.checkpoint import inspect
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class StageConfig:
     """All a replica needs to know, by value: no replica reads the environment."""
 
     stage: Stage
-    folder: Path | None  # None: the stand-in, built where the replica runs
+    folder: Path | None  # None: the demo, wherever the package lies on the replica's machine
     device: str  # cpu, cuda or mps
     precision: str | None
     xformers: bool
@@ -46,7 +47,6 @@ def load_stage(config: StageConfig) -> "StageModel":
     from serve_app.runtime.assembly import assemble, lanes_for
     from serve_app.runtime.device import open_device
     from serve_app.runtime.safety import PictureChecker
-    from serve_app.runtime.standin import cache_folder, ensure_standin
 
     device = open_device(
         config.device,
@@ -54,10 +54,7 @@ def load_stage(config: StageConfig) -> "StageModel":
         xformers=config.xformers,
         cpu_threads=config.cpu_threads,
     )
-    folder = config.folder
-    if folder is None:
-        base, refiner = ensure_standin(cache_folder())
-        folder = base if config.stage is Stage.BASE else refiner
+    folder = config.folder or demo_folder(config.stage)
     lanes = lanes_for(config.images, strict=config.strict)
     safety = PictureChecker(config.safety, device) if config.safety else None
     return assemble(inspect(folder, config.stage), device, lanes=lanes, safety=safety)

@@ -243,6 +243,7 @@ class HealthAnswer(Wire):
     owed_seconds: float
     safety_filter: str  # the names of the filters that are on, or "off"
     terms_required: bool
+    warnings: list[str]
     version: str
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from serve_app.core.facts import License
 from serve_app.runtime.checkpoint import Checkpoint
-from serve_app.runtime.standin import BASE, REFINER
 
 RAIL = "CreativeML Open RAIL++-M"
 _RAIL_URL = "https://huggingface.co/stabilityai/{}/blob/main/LICENSE.md"
@@ -36,8 +35,6 @@ RESTRICTIONS = (  # what Attachment A of the licence forbids, in our words; its 
 
 def license_of(checkpoint: Checkpoint) -> License:
     """The terms of a checkpoint: what its folder says, else those of the family it belongs to."""
-    if checkpoint.name in (BASE, REFINER):
-        return License(checkpoint.name, "none: random weights", "", (), "")
     text = _first(checkpoint.folder, "LICENSE*")
     tags: dict[str, str] = dict(_TAGS.findall(_first(checkpoint.folder, "README*")))
     said = (tags.get("license_name") or tags.get("license") or "").lower()

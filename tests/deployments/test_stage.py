@@ -1,4 +1,4 @@
-"""A replica without Ray: the plain class, with the stand-in behind it."""
+"""A replica without Ray: the plain class, with the demo behind it."""
 
 import asyncio
 import os
@@ -11,8 +11,8 @@ from serve_app.core.errors import DeviceError, ProfileChanged
 from serve_app.core.events import Arrived, Snapshot
 from serve_app.core.sample import Leg
 from serve_app.core.spec import ImageSpec, Stage
+from serve_app.demo.checkpoints import demo_folder
 from serve_app.deployments.stage import StageConfig, StageReplica
-from serve_app.runtime.standin import ensure_standin
 from tests.runtime.walking import sample_of
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=150, guidance=5)
@@ -34,8 +34,8 @@ def config(folder: Path, device: str = "cpu") -> StageConfig:
 
 
 @pytest.fixture(scope="module")
-def replica(cache: Path) -> StageReplica:
-    one = StageReplica(config(ensure_standin(cache)[0]))
+def replica() -> StageReplica:
+    one = StageReplica(config(demo_folder(Stage.BASE)))
     yield one  # type: ignore[misc]
     one.close()
 
@@ -99,10 +99,10 @@ async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageRepli
     replica.check_health()
 
 
-def test_a_replica_promised_cuda_that_finds_none_refuses_to_start(cache: Path) -> None:
+def test_a_replica_promised_cuda_that_finds_none_refuses_to_start() -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a card")
     with pytest.raises(DeviceError, match="MODEL_DEVICE=cuda"):
-        StageReplica(config(ensure_standin(cache)[0], device="cuda"))
+        StageReplica(config(demo_folder(Stage.BASE), device="cuda"))

@@ -97,9 +97,9 @@ async def test_pixels_win_over_the_aspect(client: Client, painter: Painter) -> N
 async def test_without_a_refiner_base_makes_it_all_and_a_wish_for_one_is_answered(
     client: Client, painter: Painter
 ) -> None:
-    alone = client(facts=replace(FACTS, refiner=None, notices=("stand-in",)))
+    alone = client(facts=replace(FACTS, refiner=None, notices=("demo",)))
     plain = (await alone.post("/generate", json={"prompt": "a"})).json()["meta"]
-    assert (plain["refined"], plain["warnings"]) == (False, ["stand-in"])
+    assert (plain["refined"], plain["warnings"]) == (False, ["demo"])
     wished = (await alone.post("/generate", json={"prompt": "a", "refine": True})).json()["meta"]
     assert wished["refined"] is False
     assert "no refiner" in wished["warnings"][1]
@@ -434,6 +434,7 @@ async def test_health_says_who_is_ready_and_why_not(client: Client, painter: Pai
         "owedSeconds": 0.0,
         "safetyFilter": "off",
         "termsRequired": False,
+        "warnings": [],
         "version": "9.9.9",
     }
     painter.now = Health(Condition.LOADING, "no replica of base is ready yet", {"base": 0}, 0.0)

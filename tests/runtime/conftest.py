@@ -1,7 +1,6 @@
-"""The stand-in's models, loaded once a session, and fresh engines over them."""
+"""The demo's models, loaded once a session, and fresh engines over them."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,8 +60,3 @@ def photo() -> bytes:
     y, x = np.mgrid[0:128, 0:128]
     shades = np.stack([x * 2, y * 2, np.where(x > y, 220, 30)], axis=-1)
     return shades.astype(np.uint8).tobytes()
-
-
-@pytest.fixture(scope="session")
-def home(cache: Path) -> Path:
-    return cache

@@ -32,10 +32,10 @@ class Stock:
     @classmethod
     def over(cls, checkpoints: dict[Stage, Checkpoint]) -> "Stock":
         base = DiffusionPipeline.from_pretrained(
-            checkpoints[Stage.BASE].folder, add_watermarker=False
+            checkpoints[Stage.BASE].folder, dtype=torch.float32, add_watermarker=False
         )
         refiner = DiffusionPipeline.from_pretrained(
-            checkpoints[Stage.REFINER].folder, add_watermarker=False
+            checkpoints[Stage.REFINER].folder, dtype=torch.float32, add_watermarker=False
         )
         from_image = StableDiffusionXLImg2ImgPipeline(**base.components, add_watermarker=False)
         for pipeline in (base, refiner, from_image):

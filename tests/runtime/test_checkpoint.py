@@ -81,7 +81,7 @@ def test_a_broken_folder_is_told_in_one_line(base: Path, name: str) -> None:
 
 def test_a_whole_folder_tells_what_it_is(checkpoints: dict[Stage, Checkpoint]) -> None:
     base, refiner = checkpoints[Stage.BASE], checkpoints[Stage.REFINER]
-    assert (base.name, base.native, base.variant) == ("standin-base", 128, None)
+    assert (base.name, base.native, base.variant) == ("demo", 128, None)
     assert (base.aesthetics, base.zeros_for_absent) == (False, True)
     assert (refiner.aesthetics, refiner.zeros_for_absent) == (True, False)
     assert base.noise.spacing == "leading"

@@ -37,5 +37,8 @@ def test_a_fine_tune_has_the_licence_its_card_names(sdxl: Checkpoint) -> None:
     assert (told.name, told.restrictions) == ("sai-nc", ())
 
 
-def test_the_stand_in_has_no_terms(checkpoints: dict[Stage, Checkpoint]) -> None:
-    assert license_of(checkpoints[Stage.BASE]).name == "none: random weights"
+@pytest.mark.parametrize("stage", Stage)
+def test_the_demo_is_free_and_says_so(checkpoints: dict[Stage, Checkpoint], stage: Stage) -> None:
+    told = license_of(checkpoints[stage])
+    assert (told.name, told.restrictions) == ("apache-2.0", ())
+    assert "Apache License" in told.text

@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -64,18 +63,13 @@ class Service:
 
 
 @pytest.fixture(scope="session")
-def environment(cache: Path) -> Iterator[dict[str, str]]:
-    """What Ray and its workers inherit: a cache with the stand-in, no traces in the home folder."""
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What Ray and its workers inherit; no traces are left in the home folder."""
     wanted = {
-        "XDG_CACHE_HOME": str(cache.parent / "xdg"),
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "LEDGER_FILE": str(cache.parent / "ledger.sqlite"),
+        "LEDGER_FILE": str(tmp_path_factory.mktemp("ledger") / "ledger.sqlite"),
     }
-    home = cache.parent / "xdg" / "aura-serve"
-    if not home.exists():
-        home.parent.mkdir(exist_ok=True)
-        home.symlink_to(cache)
     before = dict(os.environ)
     os.environ.update(wanted)
     yield dict(os.environ)

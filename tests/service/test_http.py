@@ -35,15 +35,16 @@ def test_health_counts_the_replicas(service: Service) -> None:
     body = httpx.get(f"{service.address}/health").json()
     assert body["status"] == "ready"
     assert body["replicas"] == {"base": 2, "refiner": 2}
-    assert (body["model"], body["device"], body["precision"]) == ("standin-base", "cpu", "fp32")
+    assert (body["model"], body["device"], body["precision"]) == ("demo", "cpu", "fp32")
+    assert "MODEL_CHECKPOINT_DIR" in body["warnings"][0]
 
 
 def test_generate_and_refine_answer_as_the_contract_says(service: Service) -> None:
     made = service.post("/generate", prompt="a red fox", steps=8, seed=3, aspectRatio="3:2")
     assert made.status_code == 201
     meta = made.json()["meta"]
-    assert (meta["model"], meta["refined"], meta["seeds"]) == ("standin-base", True, [3, 4])
-    assert "stand-in" in meta["warnings"][0]
+    assert (meta["model"], meta["refined"], meta["seeds"]) == ("demo", True, [3, 4])
+    assert "demo checkpoint" in meta["warnings"][0]
     size = Image.open(BytesIO(png(made))).size
     assert size == (meta["width"], meta["height"]) == (152, 104)
     refined = service.post(

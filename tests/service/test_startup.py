@@ -14,21 +14,22 @@ import pytest
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.app import choose_device
 from serve_app.args import AppArgs, Scale
+from serve_app.choices import choose_device
 from serve_app.core.errors import SettingsError
-from serve_app.runtime.standin import ensure_standin
+from serve_app.core.spec import Stage
+from serve_app.demo.checkpoints import demo_folder
 from tests.service.conftest import free_port, until
 
 pytestmark = pytest.mark.ray
 
 
-def broken(kind: str, cache: Path, home: Path) -> tuple[Path, str]:
+def broken(kind: str, home: Path) -> tuple[Path, str]:
     """A checkpoint folder that is not whole, and what must be said of it."""
     folder = home / "sdxl"
     if kind == "missing":
         return folder, "does not exist"
-    shutil.copytree(ensure_standin(cache)[0], folder)
+    shutil.copytree(demo_folder(Stage.BASE), folder)
     if kind == "incomplete":
         shutil.rmtree(folder / "vae")
         return folder, "lacks its folder vae"
@@ -39,9 +40,9 @@ def broken(kind: str, cache: Path, home: Path) -> tuple[Path, str]:
 
 @pytest.mark.parametrize("kind", ["missing", "incomplete", "pickle"])
 def test_up_refuses_a_broken_checkpoint_in_one_line_before_ray_starts(
-    environment: dict[str, str], cache: Path, tmp_path: Path, kind: str
+    environment: dict[str, str], tmp_path: Path, kind: str
 ) -> None:
-    folder, sentence = broken(kind, cache, tmp_path)
+    folder, sentence = broken(kind, tmp_path)
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "serve_app", "up"],
@@ -79,11 +80,11 @@ def test_up_tells_a_port_in_use_and_a_misspelt_setting(environment: dict[str, st
 
 
 def test_under_plain_serve_the_same_line_is_the_applications_status(
-    cluster: int, cache: Path, tmp_path: Path
+    cluster: int, tmp_path: Path
 ) -> None:
     from ray.serve.context import _get_global_client
 
-    folder, sentence = broken("missing", cache, tmp_path)
+    folder, sentence = broken("missing", tmp_path)
     application: dict[str, Any] = {
         "name": "broken",
         "route_prefix": "/broken",

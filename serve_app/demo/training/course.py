@@ -30,18 +30,27 @@ class Course:
     decay: float  # weight decay
     memory: float  # of the averaged weights: the share kept at every step
     folder: Path  # where the state and the record are kept
+    origin: Mapping[str, Any]  # what makes the weights: seed, commit, versions
     save_every: float = 300.0  # seconds
+
+    @property
+    def seed(self) -> int:
+        """The seed of all chance."""
+        return int(self.origin["seed"])
 
     def learn(
         self, networks: Mapping[str, nn.Module], loss: Callable[[int], torch.Tensor]
     ) -> dict[str, dict[str, torch.Tensor]]:
-        """The averaged weights after the last step, by network; the networks hold them too."""
+        """The averaged weights after the last step, by network; the networks hold them too.
+
+        Raises `ValueError` when what is to be gone on with was begun with another seed.
+        """
         weights = [p for net in networks.values() for p in net.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             weights, lr=self.rate, betas=(0.9, 0.99), weight_decay=self.decay
         )
         average = {name: _copied(net.state_dict()) for name, net in networks.items()}
-        start = self._resume(networks, optimizer, average)
+        start, made = self._resume(networks, optimizer, average)
         began = saved = time.monotonic()
         tally: list[float] = []
         for step in range(start, self.steps):
@@ -59,7 +68,7 @@ class Course:
                 self._tell(step + 1, sum(tally) / len(tally), (now - began) / (step + 1 - start))
                 tally.clear()
             if time.monotonic() - saved > self.save_every or step + 1 == self.steps:
-                self._save(networks, optimizer, average, step + 1)
+                self._save(networks, optimizer, average, step + 1, made)
                 saved = time.monotonic()
         for name, net in networks.items():
             net.load_state_dict(average[name])
@@ -84,6 +93,23 @@ class Course:
                     if now.is_floating_point():
                         average[name][key].lerp_(now, 1 - keep)
 
+    def finished(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+        """How the course was made; the networks hold its averaged weights.
+
+        Raises `ValueError` when it is not finished.
+        """
+        if not self._state.exists():
+            raise ValueError(f"the course {self.name} has not begun: train it first")
+        state: dict[str, Any] = torch.load(self._state, weights_only=True)
+        if state["step"] < self.steps:
+            raise ValueError(
+                f"the course {self.name} is at step {state['step']} of {self.steps}: train it on"
+            )
+        for name, net in networks.items():
+            net.load_state_dict(state["average"][name])
+            net.eval()
+        return {"steps": state["step"], "made": state["made"]}
+
     @property
     def _state(self) -> Path:
         return self.folder / f"{self.name}.state.pt"
@@ -93,15 +119,26 @@ class Course:
         networks: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         average: dict[str, dict[str, torch.Tensor]],
-    ) -> int:
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """The first step still to be taken, and what has made the weights so far and will."""
+        mine = {"from step": 0, **self.origin}
         if not self._state.exists():
-            return 0
+            return 0, [mine]
         state: dict[str, Any] = torch.load(self._state, weights_only=True)
+        made: list[dict[str, Any]] = state["made"]
+        if made[-1]["seed"] != self.origin["seed"]:
+            raise ValueError(
+                f"{self._state} was begun with seed {made[-1]['seed']}, not {self.origin['seed']}: "
+                "give that seed, or another --folder"
+            )
         for name, net in networks.items():
             net.load_state_dict(state["networks"][name])
             average[name] = state["average"][name]
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+        step = int(state["step"])
+        if step < self.steps and {**made[-1], "from step": 0} != mine:
+            made.append({**mine, "from step": step})
+        return step, made
 
     def _save(
         self,
@@ -109,12 +146,14 @@ class Course:
         optimizer: torch.optim.Optimizer,
         average: dict[str, dict[str, torch.Tensor]],
         step: int,
+        made: list[dict[str, Any]],
     ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self._state.with_suffix(".draft")
         torch.save(
             {
                 "step": step,
+                "made": made,
                 "networks": {name: net.state_dict() for name, net in networks.items()},
                 "average": average,
                 "optimizer": optimizer.state_dict(),

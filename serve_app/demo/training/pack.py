@@ -5,11 +5,13 @@ Knows no training. Each folder is whole, so that either can be copied away and l
 
 import json
 from pathlib import Path
+from typing import Any
 
+from serve_app.core.spec import Stage
+from serve_app.demo.checkpoints import NAMES
 from serve_app.demo.training.unet import Taught, scheduler
 from serve_app.runtime.libraries import diffusers, transformers
 
-BASE, REFINER = "demo", "demo-refiner"
 LARGEST = 20_000_000  # bytes, both together
 
 
@@ -17,18 +19,19 @@ def pack(
     home: Path,
     vae: "diffusers.AutoencoderKL",
     words: "transformers.CLIPTokenizer",
-    base: Taught,
-    refiner: Taught,
-    record: dict[str, object],
+    taught: dict[Stage, Taught],
+    record: dict[str, Any],
 ) -> int:
-    """Writes `demo` and `demo-refiner` under `home` and returns their bytes together.
+    """Writes the folders of both stages under `home` and returns their bytes together; `record` is
+    kept in each of them. Other files there stay as they are.
 
     Raises `ValueError` when they are more than 20 MB.
     """
     vae = vae.half()
-    for taught in (base, refiner):
-        for network in (taught.unet, *taught.encoders):
+    for networks in taught.values():
+        for network in networks.networks.values():
             network.half()
+    base, refiner = taught[Stage.BASE], taught[Stage.REFINER]
     diffusers.StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=base.encoders[0],
@@ -38,7 +41,7 @@ def pack(
         unet=base.unet,
         scheduler=scheduler(),
         add_watermarker=False,
-    ).save_pretrained(home / BASE)
+    ).save_pretrained(home / NAMES[Stage.BASE])
     diffusers.StableDiffusionXLImg2ImgPipeline(
         vae=vae,
         text_encoder=None,
@@ -50,12 +53,16 @@ def pack(
         requires_aesthetics_score=True,
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
-    ).save_pretrained(home / REFINER)
-    for name in (BASE, REFINER):
-        (home / name / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-        for folder in (home / name).glob("tokenizer*"):
-            _spell_out(folder)
-    size = sum(f.stat().st_size for n in (BASE, REFINER) for f in (home / n).rglob("*.*"))
+    ).save_pretrained(home / NAMES[Stage.REFINER])
+    folders = [home / name for name in NAMES.values()]
+    for folder in folders:
+        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        for words_folder in folder.glob("tokenizer*"):
+            _spell_out(words_folder)
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    for file in files:
+        file.chmod(0o644)  # some are written for their owner alone
+    size = sum(file.stat().st_size for file in files)
     if size > LARGEST:
         raise ValueError(f"the two folders take {size} bytes, more than {LARGEST}")
     return size
@@ -64,6 +71,7 @@ def pack(
 def _spell_out(folder: Path) -> None:
     """Adds CLIP's own two files, which readers other than transformers 5 look for."""
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    vocabulary = json.dumps(model["vocab"], ensure_ascii=False)
+    (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
     merges = "\n".join(" ".join(pair) for pair in model["merges"])
     (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")

@@ -6,7 +6,7 @@ or five with an aesthetic score; and words are left out at times, so that guidan
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
+from serve_app.core.spec import Stage
 from serve_app.demo.captions import AS_PEOPLE_DO, Language, babble, caption
 from serve_app.demo.scene import Scene
 from serve_app.demo.training.course import Course
@@ -36,10 +37,16 @@ _PULL = 0.2  # the weight of a row whose goal is not what is shown: its error is
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taught:
-    """What a course leaves behind."""
+    """The networks of a stage."""
 
     unet: "diffusers.UNet2DConditionModel"
     encoders: tuple[nn.Module, ...]  # the base's two, or the refiner's one
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All of them, by the names that a course knows them by."""
+        encoders = {f"encoder {i}": encoder for i, encoder in enumerate(self.encoders)}
+        return {"unet": self.unet, **encoders}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,16 +74,32 @@ def scheduler() -> "diffusers.EulerDiscreteScheduler":
     )
 
 
-def train_base(
-    shelves: list[Shelf], words: "transformers.CLIPTokenizer", folder: Path, seed: int, steps: int
-) -> Taught:
-    """The base: all noise levels, the highest ones twice as often as their share."""
-    torch.manual_seed(seed + 1)
+def base_course(folder: Path, origin: Mapping[str, Any], steps: int) -> Course:
+    """The course of the base."""
+    return Course("base", steps, 1e-3, 1e-2, 0.999, folder, origin)
+
+
+def refiner_course(folder: Path, origin: Mapping[str, Any], steps: int) -> Course:
+    """The course of the refiner."""
+    return Course("refiner", steps, 1e-3, 1e-2, 0.999, folder, origin)
+
+
+def untaught(stage: Stage, words: "transformers.CLIPTokenizer") -> Taught:
+    """The networks of a stage before they have learnt anything."""
+    if stage is Stage.REFINER:
+        return Taught(new_refiner(), (new_encoder(ENCODER_2, len(words), projects=True),))
     encoders = (
         new_encoder(ENCODER_1, len(words), projects=False),
         new_encoder(ENCODER_2, len(words), projects=True),
     )
-    taught = Taught(new_base(), encoders)
+    return Taught(new_base(), encoders)
+
+
+def train_base(course: Course, shelves: list[Shelf], words: "transformers.CLIPTokenizer") -> None:
+    """The base has learnt all noise levels, the highest ones twice as often as their share."""
+    seed = course.seed
+    torch.manual_seed(seed + 1)
+    taught = untaught(Stage.BASE, words)
     alphas = scheduler().alphas_cumprod
 
     def lesson(step: int) -> Lesson:
@@ -102,21 +125,21 @@ def train_base(
             noise=_noise(goal, chance),
         )
 
-    course = Course("base", steps, 1e-3, 1e-2, 0.999, folder)
-    return _teach(course, taught, words, lesson)
+    _teach(course, taught, words, lesson)
 
 
 def train_refiner(
-    shelves: list[Shelf], words: "transformers.CLIPTokenizer", folder: Path, seed: int, steps: int
-) -> Taught:
-    """The refiner: only the last noise levels, nine in ten below t = 200.
+    course: Course, shelves: list[Shelf], words: "transformers.CLIPTokenizer"
+) -> None:
+    """The refiner has learnt the last noise levels only, nine in ten below t = 200.
 
     It is told a high score of exact pictures and a low one of spoiled ones, so that guidance leads
     from the one to the other; and some exact pictures are to be found under noise laid on their
     spoiled selves, as when somebody hands in a blurred one.
     """
+    seed = course.seed
     torch.manual_seed(seed + 2)
-    taught = Taught(new_refiner(), (new_encoder(ENCODER_2, len(words), projects=True),))
+    taught = untaught(Stage.REFINER, words)
 
     def lesson(step: int) -> Lesson:
         chance = random.Random(f"{seed} refiner {step}")
@@ -136,8 +159,7 @@ def train_refiner(
             noise=_noise(goal, chance),
         )
 
-    course = Course("refiner", steps, 1e-3, 1e-2, 0.999, folder)
-    return _teach(course, taught, words, lesson)
+    _teach(course, taught, words, lesson)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,7 +193,7 @@ def _teach(
     taught: Taught,
     words: "transformers.CLIPTokenizer",
     lesson: Callable[[int], Lesson],
-) -> Taught:
+) -> None:
     taught.unet.set_attn_processor(AttnProcessor())  # CPU's fused attention is slow backwards
     alphas = scheduler().alphas_cumprod
 
@@ -184,11 +206,9 @@ def _teach(
             taught.unet, alphas, todo, embeds * keep[:, None, None], pooled * keep[:, None]
         )
 
-    networks = {f"encoder {i}": e.train() for i, e in enumerate(taught.encoders)}
-    course.learn({"unet": taught.unet.train(), **networks}, loss)
-    for network in (taught.unet, *taught.encoders):
-        network.eval()
-    return taught
+    for network in taught.networks.values():
+        network.train()
+    course.learn(taught.networks, loss)
 
 
 def encoded(

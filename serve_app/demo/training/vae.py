@@ -5,34 +5,36 @@ any colour, so that a picture from elsewhere keeps its edges and colours.
 """
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
-from serve_app.demo.painting import degrade, paint
+from serve_app.demo.painting import TAUGHT, degrade, paint
 from serve_app.demo.scene import invent
 from serve_app.demo.training.course import Course
 from serve_app.demo.training.networks import new_vae
 from serve_app.runtime.libraries import diffusers
 
 _KL = 6e-4
-_CROP, _WHOLE = 64, 128
-SPOILS = ("blurred", "shrunk", "squeezed")
+_CROP, _WHOLE = 64, 128  # pixels a side
+_WHOLE_SHARE = 0.3  # of the steps
 
 
-def train_vae(
-    folder: Path, seed: int, steps: int = 5000, whole: float = 0.3
-) -> "diffusers.AutoencoderKL":
-    """The trained autoencoder, its `scaling_factor` set so that latents have unit deviation.
+def vae_course(folder: Path, origin: Mapping[str, Any], steps: int) -> Course:
+    """The course of the autoencoder."""
+    return Course("vae", steps, 2e-3, 1e-3, 0.995, folder, origin)
 
-    Most steps see crops of half the side, the last share `whole` sees whole pictures.
-    """
+
+def train_vae(course: Course) -> None:
+    """The autoencoder has learnt: first on crops of half the side, in the end on whole pictures."""
+    seed, first_whole = course.seed, round(course.steps * (1 - _WHOLE_SHARE))
     torch.manual_seed(seed)
     vae = new_vae().to(memory_format=torch.channels_last).train()
-    first_whole = round(steps * (1 - whole))
 
     def loss(step: int) -> torch.Tensor:
         chance = random.Random(f"{seed} vae {step}")
@@ -51,10 +53,14 @@ def train_vae(
         total: torch.Tensor = off.abs().mean() + 2 * F.mse_loss(y, x) + edges + _KL * kl
         return total
 
-    course = Course("vae", steps, 2e-3, 1e-3, 0.995, folder)
     course.learn({"vae": vae}, loss)
-    vae.eval()
-    vae.register_to_config(scaling_factor=_scaling(vae, seed))
+
+
+def finished_vae(course: Course) -> "diffusers.AutoencoderKL":
+    """The trained autoencoder, its `scaling_factor` set so that latents have unit deviation."""
+    vae = new_vae().to(memory_format=torch.channels_last)
+    course.finished({"vae": vae})
+    vae.register_to_config(scaling_factor=_scaling(vae, course.seed))
     return vae
 
 
@@ -81,7 +87,7 @@ def _example(chance: random.Random, crop: bool) -> Image.Image:
         scene = invent(chance, figures=1 if chance.random() < 0.4 else 2, kept_out=False)
         picture = paint(scene, chance)
         if roll < 0.4:
-            picture = degrade(picture, chance.choice(SPOILS))
+            picture = degrade(picture, chance.choice(TAUGHT))
     if not crop:
         return picture
     # Of a few crops the busiest: a plain one teaches nothing.

@@ -59,7 +59,7 @@ def _words(seed: int) -> list[str]:
     ]
     lexicon = {word for text in plain for word in re.findall(r"[^\W\d_]+", text)}
     counts = {word: sum(word in text for text in plain) for word in lexicon}
-    # Babble makes words too, but none of them twenty times.
+    # Counted inside other words too, so some pairs of letters come along: babble is shorter for it.
     return [word for word in sorted(lexicon) if counts[word] >= 20 for _ in range(20)]
 
 

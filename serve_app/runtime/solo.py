@@ -1,0 +1,109 @@
+"""`Solo`: the engines of both stages in one process, turned by hand on the caller's own thread.
+
+Knows no Ray, HTTP or threads. What a service does with replicas, for a command, a benchmark or a
+test: the same engine, the same pictures.
+"""
+
+from collections.abc import Callable, Sequence
+
+from serve_app.core.errors import AuraError
+from serve_app.core.safety import SafetyFilter
+from serve_app.core.sample import Leg, begin, handed_over, itinerary
+from serve_app.core.schedule import make_schedule
+from serve_app.core.spec import ImageSpec, Stage
+from serve_app.runtime.assembly import assemble, lanes_for
+from serve_app.runtime.checkpoint import Checkpoint
+from serve_app.runtime.device import Device
+from serve_app.runtime.engine import Engine, Event, Failed, Finished
+from serve_app.runtime.model import Packed
+from serve_app.runtime.pixels import Picture
+
+Tell = Callable[[int], None]
+_NEVER = 10**9  # steps between snapshots
+
+
+def _nobody(steps: int) -> None:
+    """Hears of no steps."""
+
+
+class Solo:
+    """Draws pictures, at most `images` of them stepping together."""
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        device: Device,
+        *,
+        images: int,
+        strict: bool = True,
+        safety: SafetyFilter | None = None,
+    ) -> None:
+        lanes = lanes_for(images, strict=strict)
+        self._noise = {one.stage: one.noise for one in checkpoints}
+        self._engines = {
+            one.stage: Engine(
+                assemble(one, device, lanes=lanes, safety=safety),
+                images=images,
+                snapshot_every=_NEVER,
+            )
+            for one in checkpoints
+        }
+
+    @property
+    def profiles(self) -> dict[Stage, str]:
+        """The name of each stage's numeric profile."""
+        return {stage: engine.model.profile.name for stage, engine in self._engines.items()}
+
+    def draw(
+        self,
+        specs: Sequence[ImageSpec],
+        sources: Sequence[bytes] | None = None,
+        tell: Tell = _nobody,
+    ) -> list[Picture]:
+        """The picture of each spec, in order; `sources` are the RGB bytes of their base images.
+
+        `tell` hears, now and then, how many steps all pictures together have taken. Raises the
+        named error that a picture ended with.
+        """
+        ended: dict[int, Picture | AuraError] = {}
+        for number, spec in enumerate(specs):
+            self._begin(number, spec, sources[number] if sources else None, ended)
+        before = self._steps()
+        while any([engine.turn() for engine in self._engines.values()]):
+            tell(self._steps() - before)
+        pictures = []
+        for number in range(len(specs)):
+            result = ended[number]
+            if isinstance(result, AuraError):
+                raise result
+            pictures.append(result)
+        return pictures
+
+    def _begin(
+        self,
+        number: int,
+        spec: ImageSpec,
+        source: bytes | None,
+        ended: dict[int, Picture | AuraError],
+    ) -> None:
+        schedule = make_schedule(
+            self._noise[Stage.BASE], spec.sampler, spec.steps, spec.strength, spec.handoff
+        )
+        legs = itinerary(schedule, spec.handoff, refiner=Stage.REFINER in self._engines)
+        first: Packed = begin(str(number), spec, schedule, legs[0].stage, source)
+
+        def walk(sample: Packed, leg: Leg, *ahead: Leg) -> None:
+            def listen(event: Event) -> None:
+                if isinstance(event, Failed):
+                    ended[number] = event.error
+                elif isinstance(event, Finished) and event.picture is not None:
+                    ended[number] = event.picture
+                elif isinstance(event, Finished):
+                    walk(event.sample, *ahead)
+
+            self._engines[leg.stage].submit(handed_over(sample, leg.stage), leg, listen)
+
+        walk(first, *legs)
+
+    def _steps(self) -> int:
+        return sum(engine.facts().steps for engine in self._engines.values())

@@ -1,0 +1,90 @@
+"""What the demo draws means something. `bench demo` measures; here is a bound that a bad checkpoint
+or a broken engine can't reach, on few pictures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serve_app.core.spec import ImageSpec, Stage
+from serve_app.demo.captions import Language
+from serve_app.demo.exam import HANDOFF, Marks, avoid, mark, questions, shuffled
+from serve_app.demo.judge import Pixels, contrast
+from serve_app.runtime.checkpoint import Checkpoint
+from serve_app.runtime.device import open_device
+from serve_app.runtime.solo import Solo
+
+ASKED = questions(24, first=5000)
+Draw = Callable[[Sequence[ImageSpec]], list[Pixels]]
+
+
+@pytest.fixture(scope="module")
+def draw(checkpoints: dict[Stage, Checkpoint]) -> Draw:
+    device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=2)
+    return Solo(list(checkpoints.values()), device, images=4).draw
+
+
+@pytest.fixture(scope="module")
+def english(draw: Draw) -> list[Pixels]:
+    return draw([q.spec(q.prompt()) for q in ASKED])
+
+
+def share(marks: Sequence[Marks], fact: str) -> float:
+    return float(np.mean([getattr(one, fact) for one in marks]))
+
+
+def marks_of(pictures: Sequence[Pixels]) -> list[Marks]:
+    asked = ASKED[: len(pictures)]
+    return [mark(picture, q.scene) for picture, q in zip(pictures, asked, strict=True)]
+
+
+def test_unseen_prompts_are_drawn_as_they_say(english: list[Pixels]) -> None:
+    marks = marks_of(english)
+    assert share(marks, "background") >= 0.9
+    assert share(marks, "colour") >= 0.9
+    assert share(marks, "place") >= 0.85
+    assert share(marks, "kind") >= 0.6
+
+
+def test_and_not_as_other_prompts_say(english: list[Pixels]) -> None:
+    pairs = zip(english, shuffled(ASKED), strict=True)
+    marks = [mark(picture, scene) for picture, scene in pairs]
+    assert share(marks, "background") <= 0.4
+    assert share(marks, "colour") <= 0.4
+    assert share(marks, "place") <= 0.4
+    assert share(marks, "kind") <= 0.5
+
+
+def test_spanish_is_understood_as_well(draw: Draw) -> None:
+    marks = marks_of(draw([q.spec(q.prompt(Language.SPANISH)) for q in ASKED]))
+    assert share(marks, "background") >= 0.9
+    assert share(marks, "colour") >= 0.9
+    assert share(marks, "place") >= 0.85
+
+
+def test_the_refiner_keeps_what_base_has_drawn(draw: Draw) -> None:
+    marks = marks_of(draw([q.spec(q.prompt(), handoff=HANDOFF) for q in ASKED[:12]]))
+    assert share(marks, "background") >= 0.9
+
+
+def test_guidance_sets_shapes_off_from_their_background(draw: Draw, english: list[Pixels]) -> None:
+    unguided = draw([q.spec(q.prompt(), guidance=1.0) for q in ASKED])
+    farther = [contrast(b) - contrast(a) for a, b in zip(unguided, english, strict=True)]
+    assert np.mean(farther) > 5
+    assert share(marks_of(english), "all") >= share(marks_of(unguided), "all")
+
+
+def test_a_negative_prompt_drives_a_colour_away(draw: Draw) -> None:
+    own, other = zip(*(one.kept for one in avoid(ASKED, draw)), strict=True)
+    assert len(own) >= 18
+    assert sum(own) <= sum(other) - 3
+
+
+def test_another_seed_is_another_picture_of_the_same(draw: Draw) -> None:
+    question = ASKED[0]
+    spec = question.spec(question.prompt())
+    first, again, other = draw([spec, spec, replace(spec, seed=spec.seed ^ 1)])
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert mark(other, question.scene).background

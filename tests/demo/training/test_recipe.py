@@ -1,0 +1,187 @@
+"""The whole recipe at a few steps: what it makes is a checkpoint like any other, only a bad one."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from serve_app.core.spec import ImageSpec, Stage
+from serve_app.demo.checkpoints import NAMES
+from serve_app.demo.training.gallery import SIZES, Shelf, scene, shelve
+from serve_app.demo.training.pack import pack
+from serve_app.demo.training.unet import (
+    Lesson,
+    base_course,
+    encoded,
+    noise_loss,
+    refiner_course,
+    scheduler,
+    train_base,
+    train_refiner,
+    untaught,
+)
+from serve_app.demo.training.vae import finished_vae, train_vae, vae_course
+from serve_app.demo.training.words import new_tokenizer
+from serve_app.runtime.checkpoint import check_pair, inspect
+from serve_app.runtime.device import Device, open_device
+from serve_app.runtime.libraries import diffusers, transformers
+from serve_app.runtime.solo import Solo
+
+SEED = 4
+ORIGIN = {"seed": SEED, "commit": "none"}
+BASE, REFINER = NAMES[Stage.BASE], NAMES[Stage.REFINER]
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return open_device("cpu", precision="fp32", xformers=False, cpu_threads=2)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> "transformers.CLIPTokenizer":
+    return new_tokenizer(tmp_path_factory.mktemp("words"), SEED)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def vae(folder: Path, device: Device) -> "diffusers.AutoencoderKL":
+    course = vae_course(folder, ORIGIN, 2)
+    train_vae(course)
+    return finished_vae(course)
+
+
+@pytest.fixture(scope="module")
+def shelves(folder: Path, vae: "diffusers.AutoencoderKL") -> list[Shelf]:
+    return shelve(vae, folder, SEED, scenes=100)
+
+
+@pytest.fixture(scope="module")
+def made(
+    folder: Path,
+    vae: "diffusers.AutoencoderKL",
+    shelves: list[Shelf],
+    words: "transformers.CLIPTokenizer",
+) -> Path:
+    taught = {stage: untaught(stage, words) for stage in Stage}
+    courses = {
+        Stage.BASE: base_course(folder, ORIGIN, 2),
+        Stage.REFINER: refiner_course(folder, ORIGIN, 2),
+    }
+    train_base(courses[Stage.BASE], shelves, words)
+    train_refiner(courses[Stage.REFINER], shelves, words)
+    record = {stage: course.finished(taught[stage].networks) for stage, course in courses.items()}
+    pack(folder, copy.deepcopy(vae), words, taught, record)
+    return folder
+
+
+def test_the_gallery_holds_no_scene_that_is_kept_out_and_paints_each_once(
+    shelves: list[Shelf], folder: Path, vae: "diffusers.AutoencoderKL"
+) -> None:
+    assert [shelf.size for shelf in shelves] == list(SIZES)
+    assert len(shelves[0].scenes) == 80
+    assert shelves[0].spoiled.shape[0] == 80 // 3
+    assert shelves[1].latents.shape[1:] == (4, 13, 19)
+    assert not any(one.kept_out for shelf in shelves for one in shelf.scenes)
+    assert shelves[0].scenes[3] == scene(SEED, 3)[0]
+    written = (folder / "gallery-104x152.pt").stat().st_mtime_ns
+    again = shelve(vae, folder, SEED, scenes=100)
+    assert torch.equal(again[2].latents, shelves[2].latents)
+    assert (folder / "gallery-104x152.pt").stat().st_mtime_ns == written
+
+
+def test_a_gallery_of_another_seed_is_painted_anew(
+    shelves: list[Shelf], tmp_path: Path, vae: "diffusers.AutoencoderKL"
+) -> None:
+    first, other = (shelve(vae, tmp_path, seed, scenes=100)[1].latents for seed in (SEED, 5))
+    assert torch.equal(first, shelves[1].latents)
+    assert not torch.equal(other, first)
+
+
+def test_what_it_makes_is_a_checkpoint_in_half_precision_that_the_engine_draws_with(
+    made: Path, device: Device
+) -> None:
+    base, refiner = inspect(made / BASE, Stage.BASE), inspect(made / REFINER, Stage.REFINER)
+    check_pair(base, refiner)
+    assert (base.native, base.aesthetics, refiner.aesthetics) == (128, False, True)
+    assert (base.zeros_for_absent, refiner.zeros_for_absent) == (True, False)
+    for file in made.rglob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            assert {weights.get_tensor(key).dtype for key in [*weights.keys()]} == {torch.float16}
+    spec = ImageSpec(prompt="a", seed=1, width=104, height=152, steps=3, guidance=5, handoff=0.5)
+    (picture,) = Solo([base, refiner], device, images=1).draw([spec])
+    assert picture.shape == (152, 104, 3)
+
+
+def test_a_tokenizer_s_own_two_files_say_what_the_joined_one_says(made: Path) -> None:
+    folder = made / BASE / "tokenizer"
+    joined = json.loads((folder / "tokenizer.json").read_text())["model"]
+    assert json.loads((folder / "vocab.json").read_text()) == joined["vocab"]
+    merges = (folder / "merges.txt").read_text().splitlines()[1:]
+    assert merges == [" ".join(pair) for pair in joined["merges"]]
+
+
+def test_text_is_learnt_from_as_stock_pipelines_encode_it(
+    made: Path, words: "transformers.CLIPTokenizer"
+) -> None:
+    stock = diffusers.DiffusionPipeline.from_pretrained(made / BASE, dtype=torch.float32)
+    prompt = "a small red star, sobre un fondo azul"
+    with torch.inference_mode():
+        embeds, _, pooled, _ = stock.encode_prompt(prompt, do_classifier_free_guidance=False)
+        ours, ours_pooled = encoded((stock.text_encoder, stock.text_encoder_2), words, [prompt])
+    assert torch.equal(ours, embeds)
+    assert torch.equal(ours_pooled, pooled)
+
+
+class Knowing(torch.nn.Module):
+    """A denoiser that knows what is under the noise."""
+
+    def __init__(self, goal: torch.Tensor) -> None:
+        super().__init__()
+        self._goal = goal
+
+    def forward(
+        self, noised: torch.Tensor, times: torch.Tensor, *_: object, **__: object
+    ) -> object:
+        alpha = scheduler().alphas_cumprod[times][:, None, None, None]
+        noise = (noised - alpha.sqrt() * self._goal) / (1 - alpha).sqrt()
+        return type("Output", (), {"sample": noise})
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_who_knows_the_goal_has_no_error_and_who_does_not_has_one(spoiled: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    goal = torch.randn(3, 4, 8, 8, generator=draw)
+    shown = goal + torch.randn(goal.shape, generator=draw) if spoiled else goal
+    todo = Lesson(
+        goal=goal,
+        shown=shown,
+        captions=[""] * 3,
+        dropped=torch.zeros(3, dtype=torch.bool),
+        times=torch.tensor([120, 400, 900]),
+        ids=torch.zeros(3, 6),
+        weights=torch.tensor([1.0, 0.5, 2.0]),
+        noise=torch.randn(goal.shape, generator=draw),
+    )
+    text = torch.zeros(3, 77, 8), torch.zeros(3, 8)
+    alphas = scheduler().alphas_cumprod
+    assert noise_loss(Knowing(goal), alphas, todo, *text) < 1e-5
+    assert noise_loss(Knowing(goal + 1), alphas, todo, *text) > 0.1
+    if spoiled:
+        assert noise_loss(Knowing(shown), alphas, todo, *text) > 0.1
+
+
+def test_every_word_of_the_captions_is_one_token(words: "transformers.CLIPTokenizer") -> None:
+    for text in (
+        "a small yellow star at the top left on a white background",
+        "un corazón morado pequeño en la esquina superior izquierda sobre un fondo gris",
+    ):
+        assert len(words(text).input_ids) == len(text.split()) + 2
+    assert words.eos_token_id == len(words) - 1
+    assert len(words("sunset").input_ids) > 3  # unknown words fall apart, nothing is lost

@@ -1,0 +1,133 @@
+"""`python -m serve_app generate`: the whole command, without a server."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from serve_app.__main__ import commands
+from serve_app.core.spec import ImageSpec, Stage
+from serve_app.generate import generate
+from serve_app.runtime.checkpoint import Checkpoint
+from serve_app.runtime.device import open_device
+from serve_app.runtime.solo import Solo
+
+WISHES = {"prompt": "a red circle on a blue background", "seed": 5, "steps": 6, "imageCount": 1}
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODEL_CPU_THREADS", "1")
+
+
+def record_of(file: Path) -> dict[str, Any]:
+    with Image.open(file) as picture:
+        record: dict[str, Any] = json.loads(picture.info["aura"])
+    return record
+
+
+def test_the_picture_is_the_engine_s_and_remembers_its_request(
+    tmp_path: Path, checkpoints: dict[Stage, Checkpoint], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.png"
+    assert generate({**WISHES, "negativePrompt": None}, output) == 0
+    told = capsys.readouterr().err
+    assert "demo checkpoint" in told and "6/6 steps" in told and "out.png" in told
+    record = record_of(output)
+    assert record["request"]["seed"] == 5 and record["models"]["refiner"] == "demo-refiner"
+    with Image.open(output) as picture:
+        assert picture.info["parameters"].startswith("a red circle on a blue background\nSteps: 6")
+        pixels = np.asarray(picture)
+    device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=1)
+    spec = ImageSpec(
+        prompt="a red circle on a blue background",
+        seed=5,
+        width=128,
+        height=128,
+        steps=6,
+        guidance=record["request"]["guidanceScale"],
+        handoff=0.8,
+    )
+    (drawn,) = Solo(list(checkpoints.values()), device, images=1).draw([spec])
+    assert np.array_equal(pixels, drawn)
+
+
+def test_several_pictures_get_numbers_and_the_seeds_that_follow(tmp_path: Path) -> None:
+    assert generate({**WISHES, "imageCount": 2, "refine": False}, tmp_path / "fox.png") == 0
+    files = [tmp_path / "fox-1.png", tmp_path / "fox-2.png"]
+    records = [record_of(file) for file in files]
+    assert [record["request"]["seed"] for record in records] == [5, 6]
+    assert set(records[0]["models"]) == {"base"}
+    assert not (tmp_path / "fox.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        (
+            {"steps": 300},
+            "--steps must be between 1 and 150, got 300; see python -m",
+        ),
+        ({"width": 100, "height": 128}, "--width must be a multiple of 8"),
+        ({"aspectRatio": "7:1"}, "--aspect-ratio must be one of"),
+        ({"imageCount": 9}, "--count must be between 1 and 8, got 9"),
+        ({"prompt": " "}, "error prompt"),
+    ],
+)
+def test_a_wish_out_of_range_is_answered_with_the_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wish: dict[str, object], sentence: str
+) -> None:
+    assert generate({**WISHES, **wish}, tmp_path / "out.png") == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("nowhere/out.png", "must lie in a folder that is there"),
+        ("out.jpg", "must be the name of a .png file, got"),
+        (".", "must be the name of a .png file"),
+        ("[/bold]/out.png", "[/bold]/out.png"),
+    ],
+)
+def test_an_output_that_can_not_be_is_told_before_anything_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str, sentence: str
+) -> None:
+    assert generate(WISHES, tmp_path / output) == 2
+    told = capsys.readouterr().err
+    assert sentence in told and "steps" not in told
+
+
+def test_the_command_line_reaches_it(tmp_path: Path) -> None:
+    output = tmp_path / "pair[1].png"
+    asked = ["generate", "a red star", "-o", str(output), "-n", "2", "--steps", "2"]
+    done = CliRunner().invoke(commands, [*asked, "--no-refine", "--negative-prompt", "a blue one"])
+    assert done.exit_code == 0, done.output
+    record = record_of(tmp_path / "pair[1]-2.png")
+    assert record["request"]["negativePrompt"] == "a blue one"
+    assert record["request"]["refine"] is False
+
+
+def test_the_operator_s_settings_count_here_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "words.txt").write_text("circle\n")
+    monkeypatch.setenv("SAFETY_WORDS_FILE", str(tmp_path / "words.txt"))
+    assert generate(WISHES, tmp_path / "out.png") == 2
+    assert "safety filter refuses" in capsys.readouterr().err
+    monkeypatch.setenv("MODEL_CHECKPOINT_DIR", str(tmp_path / "sdxl"))
+    assert generate(WISHES, tmp_path / "out.png") == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_no_ray_is_needed() -> None:
+    script = "import sys, serve_app.generate; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
