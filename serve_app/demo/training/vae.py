@@ -1,6 +1,6 @@
 """The first course: pictures to latents and back.
 
-Knows no words. Trained on scenes, on spoiled scenes (a refiner must see those) and on collages in
+Knows no words. Trained on scenes, on spoiled scenes (a refiner is handed those) and on collages in
 any colour, so that a picture from elsewhere keeps its edges and colours.
 """
 
