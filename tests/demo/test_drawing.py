@@ -68,6 +68,7 @@ def test_the_refiner_keeps_what_base_has_drawn(draw: Draw) -> None:
     assert share(marks, "background") >= 0.9
 
 
+@pytest.mark.long
 def test_guidance_sets_shapes_off_from_their_background(draw: Draw, english: list[Pixels]) -> None:
     unguided = draw([q.spec(q.prompt(), guidance=1.0) for q in ASKED])
     farther = [contrast(b) - contrast(a) for a, b in zip(unguided, english, strict=True)]
@@ -75,6 +76,7 @@ def test_guidance_sets_shapes_off_from_their_background(draw: Draw, english: lis
     assert share(marks_of(english), "all") >= share(marks_of(unguided), "all")
 
 
+@pytest.mark.long
 def test_a_negative_prompt_drives_a_colour_away(draw: Draw) -> None:
     own, other = zip(*(one.kept for one in avoid(ASKED, draw)), strict=True)
     assert len(own) >= 18

@@ -136,7 +136,7 @@ def test_pictures_of_other_sizes_are_stocks(engines: Engines, stock: Stock) -> N
         {"negative_prompt": "ugly"},
         {"negative_prompt": ""},
         {"seed": 8},
-        {"steps": 21},
+        {"steps": 7},
         {"guidance": 7.9},
         {"sampler": Sampler.EULER_A},
         {"sampler": Sampler.DPMPP_2M},
@@ -146,9 +146,10 @@ def test_pictures_of_other_sizes_are_stocks(engines: Engines, stock: Stock) -> N
 def test_the_comparison_would_notice(
     engines: Engines, stock: Stock, change: dict[str, object]
 ) -> None:
-    """The control: each thing asked for moves the picture by far more than the tolerance."""
-    (picture,) = walk(engines(), [(spec(**change), None)])
-    assert distance(picture, stock.picture(spec())) > 5 * LEVELS
+    """The control: each thing asked for moves the picture by far more than the tolerance. At six
+    steps, since a trained network draws nearly the same in twenty and in twenty-one."""
+    (picture,) = walk(engines(), [(spec(**{"steps": 6, **change}), None)])
+    assert distance(picture, stock.picture(spec(steps=6))) > 5 * LEVELS
 
 
 def test_the_handoff_shows_in_the_picture(engines: Engines, stock: Stock) -> None:

@@ -1,0 +1,78 @@
+"""Both stages in one process: the same pictures as stock, handed over and told of."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serve_app.core.errors import SafetyBlock
+from serve_app.core.spec import ImageSpec, Stage
+from serve_app.runtime.checkpoint import Checkpoint
+from serve_app.runtime.device import Device
+from serve_app.runtime.pixels import Picture
+from serve_app.runtime.solo import Solo
+from tests.runtime.stock import Stock
+
+LEVELS = 2  # of 255
+SPEC = ImageSpec(
+    prompt="a red star on the left on a white background",
+    seed=7,
+    width=128,
+    height=128,
+    steps=10,
+    guidance=6.9,
+    handoff=0.8,
+)
+
+
+class Refusing:
+    """A filter that refuses every picture."""
+
+    name = "pictures"
+
+    def refuses_prompt(self, prompt: str) -> bool:
+        return False
+
+    def refuses_picture(self, picture: Picture) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def solo(checkpoints: dict[Stage, Checkpoint], cpu: Device) -> Solo:
+    return Solo(list(checkpoints.values()), cpu, images=2)
+
+
+def test_base_hands_over_to_the_refiner_as_stock_pipelines_do(solo: Solo, stock: Stock) -> None:
+    (picture,) = solo.draw([SPEC])
+    refined = stock.picture(SPEC, refine=True)
+    alone = stock.picture(replace(SPEC, handoff=1.0))
+    assert np.abs(picture.astype(np.int16) - refined).max() <= LEVELS
+    assert np.abs(picture.astype(np.int16) - alone).max() > 5 * LEVELS
+
+
+def test_a_base_image_is_gone_on_from_as_stock_does(solo: Solo, stock: Stock, photo: bytes) -> None:
+    spec = replace(SPEC, strength=0.5, handoff=1.0)
+    (picture,) = solo.draw([spec], [photo])
+    assert np.abs(picture.astype(np.int16) - stock.picture(spec, photo)).max() <= LEVELS
+
+
+def test_pictures_come_in_the_order_they_were_asked_for(solo: Solo) -> None:
+    specs = [replace(SPEC, seed=seed, steps=steps) for seed, steps in ((1, 9), (2, 3), (3, 6))]
+    together = solo.draw(specs)
+    for spec, picture in zip(specs, together, strict=True):
+        assert np.array_equal(picture, solo.draw([spec])[0])
+
+
+def test_every_step_of_both_stages_is_told_of(solo: Solo) -> None:
+    told: list[int] = []
+    solo.draw([SPEC, replace(SPEC, steps=5)], tell=told.append)
+    assert told == sorted(told)
+    assert told[-1] == 15
+
+
+def test_a_picture_that_may_not_be_handed_out_is_an_error_by_its_name(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device
+) -> None:
+    solo = Solo([checkpoints[Stage.BASE]], cpu, images=1, safety=Refusing())
+    with pytest.raises(SafetyBlock, match="refuses the picture"):
+        solo.draw([replace(SPEC, handoff=1.0, steps=2)])
