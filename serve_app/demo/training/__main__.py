@@ -61,7 +61,7 @@ def train(
         return
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
-    origin = _origin(seed)
+    origin = origin_of(seed)
     courses = {
         Part.VAE: vae_course(folder, origin, vae_steps),
         Part.BASE: base_course(folder, origin, base_steps),
@@ -104,7 +104,7 @@ def _everything(threads: int) -> None:
             raise typer.Exit(1)
 
 
-def _origin(seed: int) -> dict[str, Any]:
+def origin_of(seed: int) -> dict[str, Any]:
     """What weights that are made now are made with."""
 
     def git(*words: str) -> str:
@@ -115,7 +115,7 @@ def _origin(seed: int) -> dict[str, Any]:
         "seed": seed,
         "commit": git("rev-parse", "HEAD"),
         "changed since": bool(git("status", "--porcelain", "--", "serve_app/demo")),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a plain string, which torch.load trusts
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
     }

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from serve_app.demo.training.__main__ import origin_of
 from serve_app.demo.training.course import Course
 
 GOAL = torch.tensor([[1.0, -2.0, 0.5]])
@@ -91,3 +92,11 @@ def test_only_a_finished_course_is_packed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at step 20 of 60"):
         course(tmp_path).finished({"line": net})
     assert course(tmp_path, 20).finished({"line": network()})["steps"] == 20
+
+
+def test_what_the_command_notes_of_itself_can_be_read_again(tmp_path: Path) -> None:
+    net, origin = network(), origin_of(1)
+    noted = Course("line", 3, 0.05, 0.0, 0.9, tmp_path, origin, save_every=0.0)
+    noted.learn({"line": net}, lambda step: lesson(net, step))
+    assert noted.finished({})["made"] == [{"from step": 0, **origin}]
+    assert origin["torch"] == torch.__version__
