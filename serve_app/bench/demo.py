@@ -12,6 +12,7 @@ from statistics import fmean, median
 
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -155,7 +156,7 @@ def _otherwise(hand: Hand, few: Sequence[Question]) -> dict[str, list[Marks]]:
     return {
         f"{_USUAL_STEPS} steps": drawn("steps", lambda _, s: replace(s, steps=_USUAL_STEPS)),
         ", ".join(names): drawn("other shapes", shaped),
-        **{str(s): drawn(s, sampled(s)) for s in Sampler if s is not Sampler.EULER},
+        **{s.replace("_", " "): drawn(s, sampled(s)) for s in Sampler if s is not Sampler.EULER},
     }
 
 
@@ -165,12 +166,14 @@ def _table(title: str, marks: Mapping[str, Sequence[Marks]], asked: Sequence[Que
         caption="per cent as asked for, 95 % interval (Wilson, or the bootstrap over kinds of a "
         "colour at a place where that is wider). Chance: background and place 1 in 9 or 10, "
         "colour 1 in 9, kind 1 in 6",
+        box=box.SIMPLE_HEAD,
     )
-    table.add_column("", max_width=26)
+    table.add_column("")
+    for label in marks:
+        table.add_column(label, justify="right")
     for fact in FACTS:
-        table.add_column(fact, justify="right")
-    for label, rows in marks.items():
-        table.add_row(label, *(share(*right(rows, fact, asked)) for fact in FACTS))
+        shares = (share(*right(rows, fact, asked)) for rows in marks.values())
+        table.add_row(fact, *(told.replace(" ", "\n", 1) for told in shares))
     return table
 
 

@@ -35,13 +35,18 @@ PROMPTS = (
     "una estrella blanca a la izquierda de un corazón rojo sobre un fondo negro",
     "a plain orange background",
 )
-_COLUMNS, _GAP, _TEXT = 6, 16, 44  # pictures; pixels; pixels under each for its prompt
-_PAPER, _INK, _FONT = (250, 250, 248), (60, 60, 66), 10.5
+_COLUMNS, _GAP, _TEXT = 6, 16, 58  # pictures; pixels; pixels under each for its prompt
+_PAPER, _INK = (250, 250, 248), (60, 60, 66)
+_FONT = "DejaVuSans.ttf"  # Pillow's own has no accents
 console = Console(highlight=False)
 
 
 def lay_out(output: Path) -> None:
-    """The sheet is written."""
+    """The sheet is written; exits when its font is not installed."""
+    try:
+        font = ImageFont.truetype(_FONT, 10)
+    except OSError:
+        raise SystemExit(f"the sheet needs {_FONT}: install Debian's fonts-dejavu-core") from None
     checkpoints = [inspect(demo_folder(stage), stage) for stage in Stage]
     specs = [
         ImageSpec(
@@ -59,13 +64,13 @@ def lay_out(output: Path) -> None:
     rows = -(-len(PROMPTS) // _COLUMNS)
     across, down = SIDE + _GAP, SIDE + _TEXT
     sheet = Image.new("RGB", (_COLUMNS * across + _GAP, rows * down + _GAP), _PAPER)
-    pencil, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
+    pencil = ImageDraw.Draw(sheet)
     for place, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True)):
         x, y = _GAP + place % _COLUMNS * across, _GAP + place // _COLUMNS * down
         sheet.paste(Image.fromarray(picture), (x, y))
         pencil.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline=(226, 226, 222))
         pencil.multiline_text(
-            (x, y + SIDE + 4), textwrap.fill(prompt, 26), fill=_INK, font=font, spacing=1
+            (x, y + SIDE + 4), textwrap.fill(prompt, 23), fill=_INK, font=font, spacing=2
         )
     sheet.save(output, optimize=True)
     console.print(f"{output}: {len(PROMPTS)} pictures of {STEPS} steps")

@@ -57,7 +57,7 @@ def test_and_not_as_other_prompts_say(english: list[Pixels]) -> None:
 
 
 def test_spanish_is_understood_as_well(draw: Draw) -> None:
-    marks = marks_of(draw([q.spec(q.prompt(Language.SPANISH)) for q in ASKED]))
+    marks = marks_of(draw([q.spec(q.prompt(Language.SPANISH)) for q in ASKED[:12]]))
     assert share(marks, "background") >= 0.9
     assert share(marks, "colour") >= 0.9
     assert share(marks, "place") >= 0.85

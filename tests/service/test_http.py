@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,11 +19,12 @@ import pytest
 from PIL import Image
 
 from serve_app.core.events import ReplicaFacts
+from serve_app.generate import generate
 from tests.service.conftest import Service, until
 
 pytestmark = pytest.mark.ray
 
-LONG = {"prompt": "a red fox", "seed": 5, "steps": 150, "imageCount": 1}
+LONG = {"prompt": "a red fox", "seed": 5, "steps": 100, "imageCount": 1}
 SNAPSHOT_EVERY = 5
 
 
@@ -53,6 +55,19 @@ def test_generate_and_refine_answer_as_the_contract_says(service: Service) -> No
     assert Image.open(BytesIO(png(refined))).size == size
     assert len(refined.json()["images"]) == 2
     assert png(refined) != png(made)
+
+
+def test_the_command_without_a_server_writes_the_service_s_files(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_CPU_THREADS", "1")  # as the replicas have it
+    monkeypatch.setenv("MODEL_MAX_BATCH_SIZE", "4")
+    wishes = {"prompt": "a red heart", "seed": 8, "steps": 6, "imageCount": 4}
+    answer = service.post("/generate", **wishes)
+    assert answer.status_code == 201
+    assert generate(wishes, tmp_path / "heart.png") == 0
+    files = [(tmp_path / f"heart-{n}.png").read_bytes() for n in (1, 2, 3, 4)]
+    assert files == [base64.b64decode(image) for image in answer.json()["images"]]
 
 
 def test_eight_callers_with_mixed_steps_are_all_served(service: Service) -> None:
@@ -131,7 +146,7 @@ def test_a_client_that_goes_away_frees_the_engine_within_a_step(service: Service
 
 
 @pytest.mark.parametrize(
-    ("stage", "handoff", "far"), [("base", 0.8, 60), ("refiner", 0.2, 90)], ids=["base", "refiner"]
+    ("stage", "handoff", "far"), [("base", 0.8, 40), ("refiner", 0.2, 60)], ids=["base", "refiner"]
 )
 def test_an_image_whose_replica_is_killed_goes_on_to_the_same_bytes(
     service: Service, stage: str, handoff: float, far: int
@@ -159,7 +174,7 @@ def test_an_image_whose_replica_is_killed_goes_on_to_the_same_bytes(
 
 
 def _leg_steps(service: Service, stage: str, handoff: float) -> int:
-    """Steps of the stage's leg of 150: Euler's timesteps are evenly spaced by 6."""
+    """Steps of the stage's leg of 100: Euler's timesteps are evenly spaced by 10."""
     cutoff = round(1000 - handoff * 1000)
-    base = sum(6 * i + 1 >= cutoff for i in range(150))
-    return base if stage == "base" else 150 - base
+    base = sum(10 * i + 1 >= cutoff for i in range(100))
+    return base if stage == "base" else 100 - base

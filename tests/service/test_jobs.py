@@ -16,7 +16,7 @@ from tests.service.conftest import APP, Service, until
 pytestmark = pytest.mark.ray
 
 ASKED = {"prompt": "a red fox", "steps": 4, "imageCount": 1}
-LONG = {"prompt": "a red fox", "seed": 5, "steps": 150, "imageCount": 1}
+LONG = {"prompt": "a red fox", "seed": 5, "steps": 100, "imageCount": 1}
 
 
 def pids(deployment: str) -> list[int]:

@@ -22,8 +22,8 @@ def new_tokenizer(folder: Path, seed: int) -> "transformers.CLIPTokenizer":
 
     It is written to `folder` and read back, so that it is the very one that will be shipped.
     """
-    letters = list(pre_tokenizers.ByteLevel.alphabet())
-    letters.sort()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    last_letters = [f"{letter}</w>" for letter in letters]
     learning = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learning.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     learning.train_from_iterator(
@@ -31,12 +31,15 @@ def new_tokenizer(folder: Path, seed: int) -> "transformers.CLIPTokenizer":
         trainers.BpeTrainer(
             vocab_size=5000,
             initial_alphabet=letters,
+            # Else the trainer meets them in its hash table's order, which differs from run to run,
+            # and equal counts are merged in the order of their halves' ids.
+            special_tokens=last_letters,
             end_of_word_suffix="</w>",
             show_progress=False,
         ),
     )
     merges: list[str] = [" ".join(pair) for pair in _merges(learning)]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens = [*letters, *last_letters]
     tokens += [merge.replace(" ", "") for merge in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     unique = list(dict.fromkeys(tokens))

@@ -59,7 +59,7 @@ def vae(folder: Path, device: Device) -> "diffusers.AutoencoderKL":
 
 @pytest.fixture(scope="module")
 def shelves(folder: Path, vae: "diffusers.AutoencoderKL") -> list[Shelf]:
-    return shelve(vae, folder, SEED, scenes=100)
+    return shelve(vae, folder, SEED, scenes=90)
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +85,13 @@ def test_the_gallery_holds_no_scene_that_is_kept_out_and_paints_each_once(
     shelves: list[Shelf], folder: Path, vae: "diffusers.AutoencoderKL"
 ) -> None:
     assert [shelf.size for shelf in shelves] == list(SIZES)
-    assert len(shelves[0].scenes) == 80
-    assert shelves[0].spoiled.shape[0] == 80 // 3
+    assert len(shelves[0].scenes) == 72
+    assert shelves[0].spoiled.shape[0] == 72 // 3
     assert shelves[1].latents.shape[1:] == (4, 13, 19)
     assert not any(one.kept_out for shelf in shelves for one in shelf.scenes)
     assert shelves[0].scenes[3] == scene(SEED, 3)[0]
     written = (folder / "gallery-104x152.pt").stat().st_mtime_ns
-    again = shelve(vae, folder, SEED, scenes=100)
+    again = shelve(vae, folder, SEED, scenes=90)
     assert torch.equal(again[2].latents, shelves[2].latents)
     assert (folder / "gallery-104x152.pt").stat().st_mtime_ns == written
 
@@ -99,7 +99,7 @@ def test_the_gallery_holds_no_scene_that_is_kept_out_and_paints_each_once(
 def test_a_gallery_of_another_seed_is_painted_anew(
     shelves: list[Shelf], tmp_path: Path, vae: "diffusers.AutoencoderKL"
 ) -> None:
-    first, other = (shelve(vae, tmp_path, seed, scenes=100)[1].latents for seed in (SEED, 5))
+    first, other = (shelve(vae, tmp_path, seed, scenes=90)[1].latents for seed in (SEED, 5))
     assert torch.equal(first, shelves[1].latents)
     assert not torch.equal(other, first)
 
