@@ -98,7 +98,7 @@ class Course:
 
         Raises `ValueError` when it is not finished.
         """
-        if not self._state.exists():
+        if not self.begun:
             raise ValueError(f"the course {self.name} has not begun: train it first")
         state: dict[str, Any] = torch.load(self._state, weights_only=True)
         if state["step"] < self.steps:
@@ -109,6 +109,11 @@ class Course:
             net.load_state_dict(state["average"][name])
             net.eval()
         return {"steps": state["step"], "made": state["made"]}
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to go on with."""
+        return self._state.exists()
 
     @property
     def _state(self) -> Path:
@@ -122,7 +127,7 @@ class Course:
     ) -> tuple[int, list[dict[str, Any]]]:
         """The first step still to be taken, and what has made the weights so far and will."""
         mine = {"from step": 0, **self.origin}
-        if not self._state.exists():
+        if not self.begun:
             return 0, [mine]
         state: dict[str, Any] = torch.load(self._state, weights_only=True)
         made: list[dict[str, Any]] = state["made"]

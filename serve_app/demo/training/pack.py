@@ -22,41 +22,22 @@ def pack(
     taught: dict[Stage, Taught],
     record: dict[str, Any],
 ) -> int:
-    """Writes the folders of both stages under `home` and returns their bytes together; `record` is
-    kept in each of them. Other files there stay as they are.
+    """Writes the folders of the taught stages under `home` and returns the bytes of both together;
+    `record` is kept in both, beside what stood there of other parts. Other files stay as they are.
 
     Raises `ValueError` when they are more than 20 MB.
     """
     vae = vae.half()
-    for networks in taught.values():
+    for stage, networks in taught.items():
         for network in networks.networks.values():
             network.half()
-    base, refiner = taught[Stage.BASE], taught[Stage.REFINER]
-    diffusers.StableDiffusionXLPipeline(
-        vae=vae,
-        text_encoder=base.encoders[0],
-        text_encoder_2=base.encoders[1],
-        tokenizer=words,
-        tokenizer_2=words,
-        unet=base.unet,
-        scheduler=scheduler(),
-        add_watermarker=False,
-    ).save_pretrained(home / NAMES[Stage.BASE])
-    diffusers.StableDiffusionXLImg2ImgPipeline(
-        vae=vae,
-        text_encoder=None,
-        text_encoder_2=refiner.encoders[0],
-        tokenizer=None,
-        tokenizer_2=words,
-        unet=refiner.unet,
-        scheduler=scheduler(),
-        requires_aesthetics_score=True,
-        force_zeros_for_empty_prompt=False,
-        add_watermarker=False,
-    ).save_pretrained(home / NAMES[Stage.REFINER])
+        pipeline = _pipeline(stage, vae, words, networks)
+        pipeline.save_pretrained(home / NAMES[stage])
     folders = [home / name for name in NAMES.values()]
     for folder in folders:
-        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        note = folder / "training.json"
+        before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+        note.write_text(json.dumps(before | record, indent=2) + "\n", encoding="utf-8")
         for words_folder in folder.glob("tokenizer*"):
             _spell_out(words_folder)
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
@@ -66,6 +47,37 @@ def pack(
     if size > LARGEST:
         raise ValueError(f"the two folders take {size} bytes, more than {LARGEST}")
     return size
+
+
+def _pipeline(
+    stage: Stage,
+    vae: "diffusers.AutoencoderKL",
+    words: "transformers.CLIPTokenizer",
+    taught: Taught,
+) -> "diffusers.DiffusionPipeline":
+    if stage is Stage.REFINER:
+        return diffusers.StableDiffusionXLImg2ImgPipeline(
+            vae=vae,
+            text_encoder=None,
+            text_encoder_2=taught.encoders[0],
+            tokenizer=None,
+            tokenizer_2=words,
+            unet=taught.unet,
+            scheduler=scheduler(),
+            requires_aesthetics_score=True,
+            force_zeros_for_empty_prompt=False,
+            add_watermarker=False,
+        )
+    return diffusers.StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=taught.encoders[0],
+        text_encoder_2=taught.encoders[1],
+        tokenizer=words,
+        tokenizer_2=words,
+        unet=taught.unet,
+        scheduler=scheduler(),
+        add_watermarker=False,
+    )
 
 
 def _spell_out(folder: Path) -> None:

@@ -31,6 +31,7 @@ from serve_app.runtime.libraries import diffusers, transformers
 
 FINE, LOW = 6.0, 2.5  # the aesthetic scores that SDXL's refiner is told at work
 _BATCH = 32
+_FIRMEST = 8.0  # the highest guidance that the refiner learns to be right at
 _HEAVIEST = 15.0  # the largest weight of a row
 _PULL = 0.2  # the weight of a row whose goal is not what is shown: its error is large
 
@@ -61,6 +62,9 @@ class Lesson:
     ids: torch.Tensor  # (batch, 6 or 5)
     weights: torch.Tensor  # (batch,) how much each row's error counts
     noise: torch.Tensor
+    # (batch / 2,) where each row of the second half is a row of the first with the words of a
+    # negative prompt, and both are to be right as guidance joins them; else each is on its own.
+    guidance: torch.Tensor | None = None
 
 
 def scheduler() -> "diffusers.EulerDiscreteScheduler":
@@ -134,8 +138,9 @@ def train_refiner(
     """The refiner has learnt the last noise levels, 17 in 20 below t = 200.
 
     One exact picture in five is to be found under noise laid on its spoiled self, as when somebody
-    hands in a blurred one. The score says nothing: told of spoiled pictures, a low one made
-    guidance exaggerate, and what was handed in came out farther from its original.
+    hands in a blurred one. It is taught what a service makes of it, the guided prediction: words
+    add little that can still be decided at so little noise, so that the difference of its two
+    predictions is mostly the error of both, and guidance would lay several times that on a picture.
     """
     seed = course.seed
     torch.manual_seed(seed + 2)
@@ -144,19 +149,23 @@ def train_refiner(
     def lesson(step: int) -> Lesson:
         chance = random.Random(f"{seed} refiner {step}")
         shelf = _shelf(shelves, chance)
-        rows = [_refining(shelf, chance) for _ in range(_BATCH)]
+        rows = [_refining(shelf, chance) for _ in range(_BATCH // 2)]
         width, height = shelf.size
         goal = torch.stack([row.goal for row in rows]).float()
-        ids = [[height, width, 0, 0, row.score] for row in rows]
+        ids = [[height, width, 0, 0, score] for score in (FINE, LOW) for _ in rows]
+        told = [_told(row.scene, chance, empty=0) for row in rows]
+        unwanted = [_told(chance.choice(shelf.scenes), chance, empty=0.8) for _ in rows]
+        weights = torch.tensor([1.0 if row.goal is row.shown else _PULL for row in rows])
         return Lesson(
-            goal=goal,
-            shown=torch.stack([row.shown for row in rows]).float(),
-            captions=[_told(row.scene, chance, empty=0.1) for row in rows],
+            goal=goal.repeat(2, 1, 1, 1),
+            shown=torch.stack([row.shown for row in rows]).float().repeat(2, 1, 1, 1),
+            captions=told + unwanted,
             dropped=torch.zeros(_BATCH, dtype=torch.bool),
-            times=torch.tensor([row.time for row in rows]),
+            times=torch.tensor([row.time for row in rows]).repeat(2),
             ids=torch.tensor(ids, dtype=torch.float32),
-            weights=torch.tensor([1.0 if row.goal is row.shown else _PULL for row in rows]),
-            noise=_noise(goal, chance),
+            weights=weights,
+            noise=_noise(goal, chance).repeat(2, 1, 1, 1),
+            guidance=torch.tensor([chance.uniform(1, _FIRMEST) for _ in rows]),
         )
 
     _teach(course, taught, words, lesson)
@@ -170,19 +179,17 @@ class _Row:
     shown: torch.Tensor
     scene: Scene
     time: int
-    score: float
 
 
 def _refining(shelf: Shelf, chance: random.Random) -> _Row:
-    score = FINE if chance.random() < 0.7 else LOW
     if chance.random() < 0.2:
         pick = chance.randrange(len(shelf.spoiled))
         time = chance.randrange(100, 320)
-        return _Row(shelf.latents[pick], shelf.spoiled[pick], shelf.scenes[pick], time, score)
+        return _Row(shelf.latents[pick], shelf.spoiled[pick], shelf.scenes[pick], time)
     low, high = chance.choices(((0, 200), (200, 400), (400, 990)), (17, 2, 1))[0]
     pick = chance.randrange(len(shelf.scenes))
     exact = shelf.latents[pick]
-    return _Row(exact, exact, shelf.scenes[pick], chance.randrange(low, high), score)
+    return _Row(exact, exact, shelf.scenes[pick], chance.randrange(low, high))
 
 
 def _teach(
@@ -228,7 +235,7 @@ def noise_loss(
     pooled: torch.Tensor,
 ) -> torch.Tensor:
     """The weighed mean squared error of the predicted noise; where something else is shown than the
-    goal, of the noise that leads to the goal."""
+    goal, of the noise that leads to the goal; guided where the lesson says how much."""
     alpha = alphas[todo.times][:, None, None, None]
     signal, hidden = alpha.sqrt(), (1 - alpha).sqrt()
     noised = signal * todo.shown + hidden * todo.noise
@@ -240,7 +247,12 @@ def noise_loss(
             embeds,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": todo.ids},
         ).sample
-    errors = (predicted.float() - goal).square().mean(dim=(1, 2, 3))
+    predicted = predicted.float()
+    if todo.guidance is not None:
+        told, untold = predicted.chunk(2)
+        predicted = untold + todo.guidance[:, None, None, None] * (told - untold)
+        goal = goal[: len(predicted)]
+    errors = (predicted - goal).square().mean(dim=(1, 2, 3))
     weighed: torch.Tensor = errors * todo.weights
     return weighed.mean()
 

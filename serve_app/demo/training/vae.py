@@ -56,10 +56,17 @@ def train_vae(course: Course) -> None:
     course.learn({"vae": vae}, loss)
 
 
-def finished_vae(course: Course) -> "diffusers.AutoencoderKL":
-    """The trained autoencoder, its `scaling_factor` set so that latents have unit deviation."""
-    vae = new_vae().to(memory_format=torch.channels_last)
+def finished_vae(course: Course, packed: Path) -> "diffusers.AutoencoderKL":
+    """The trained autoencoder as it ships, its weights rounded to half precision, its
+    `scaling_factor` set so that latents have unit deviation. Where the course has not begun, the
+    one in the folder `packed`.
+    """
+    if not course.begun:
+        vae = diffusers.AutoencoderKL.from_pretrained(packed, dtype=torch.float32)
+        return vae.to(memory_format=torch.channels_last).eval()
+    vae = new_vae()
     course.finished({"vae": vae})
+    vae = vae.half().float().to(memory_format=torch.channels_last)
     vae.register_to_config(scaling_factor=_scaling(vae, course.seed))
     return vae
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vae(folder: Path, device: Device) -> "diffusers.AutoencoderKL":
     course = vae_course(folder, ORIGIN, 2)
     train_vae(course)
-    return finished_vae(course)
+    return finished_vae(course, folder)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,31 @@ def test_a_tokenizer_s_own_two_files_say_what_the_joined_one_says(made: Path) ->
     assert merges == [" ".join(pair) for pair in joined["merges"]]
 
 
+def test_a_stage_made_anew_leaves_the_other_and_the_autoencoder_as_they_are(
+    made: Path,
+    vae: "diffusers.AutoencoderKL",
+    shelves: list[Shelf],
+    words: "transformers.CLIPTokenizer",
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(made, home)
+    before = {file: file.read_bytes() for file in home.rglob("*.safetensors")}
+    packed = finished_vae(vae_course(tmp_path, ORIGIN, 2), made / BASE / "vae")
+    assert all(map(torch.equal, packed.state_dict().values(), vae.state_dict().values()))
+    assert packed.config.scaling_factor == vae.config.scaling_factor
+    course = refiner_course(tmp_path, ORIGIN, 3)
+    train_refiner(course, shelves, words)
+    taught = untaught(Stage.REFINER, words)
+    record = {"refiner": course.finished(taught.networks)}
+    pack(home, packed, words, {Stage.REFINER: taught}, record)
+    changed = {file.parent for file, was in before.items() if file.read_bytes() != was}
+    assert changed == {home / REFINER / "unet", home / REFINER / "text_encoder_2"}
+    notes = [json.loads((home / name / "training.json").read_text()) for name in NAMES.values()]
+    assert notes[0] == notes[1]
+    assert (notes[0]["base"]["steps"], notes[0]["refiner"]["steps"]) == (2, 3)
+
+
 def test_text_is_learnt_from_as_stock_pipelines_encode_it(
     made: Path, words: "transformers.CLIPTokenizer"
 ) -> None:
@@ -175,6 +201,45 @@ def test_who_knows_the_goal_has_no_error_and_who_does_not_has_one(spoiled: bool)
     assert noise_loss(Knowing(goal + 1), alphas, todo, *text) > 0.1
     if spoiled:
         assert noise_loss(Knowing(shown), alphas, todo, *text) > 0.1
+
+
+class Unsure(torch.nn.Module):
+    """A denoiser that is off by so much, with its words and without."""
+
+    def __init__(self, goal: torch.Tensor, told: float, untold: float) -> None:
+        super().__init__()
+        self._knowing = Knowing(goal)
+        self._off = torch.tensor([told, untold]).repeat_interleave(len(goal) // 2)
+
+    def forward(self, *given: torch.Tensor, **more: object) -> object:
+        found = self._knowing(*given, **more).sample
+        return type("Output", (), {"sample": found + self._off[:, None, None, None]})
+
+
+def test_a_guided_lesson_asks_for_what_guidance_makes_of_both_predictions() -> None:
+    draw = torch.Generator().manual_seed(0)
+    goal = torch.randn(2, 4, 8, 8, generator=draw).repeat(2, 1, 1, 1)
+    todo = Lesson(
+        goal=goal,
+        shown=goal,
+        captions=[""] * 4,
+        dropped=torch.zeros(4, dtype=torch.bool),
+        times=torch.tensor([50, 120]).repeat(2),
+        ids=torch.zeros(4, 5),
+        weights=torch.ones(2),
+        noise=torch.randn(2, 4, 8, 8, generator=draw).repeat(2, 1, 1, 1),
+        guidance=torch.tensor([7.0, 7.0]),
+    )
+
+    def error(told: float, untold: float) -> float:
+        text = torch.zeros(4, 77, 8), torch.zeros(4, 8)
+        alphas = scheduler().alphas_cumprod
+        return float(noise_loss(Unsure(goal, told, untold), alphas, todo, *text))
+
+    assert error(0.0, 0.0) < 1e-5
+    assert error(0.1, 0.1) == pytest.approx(0.1**2, rel=1e-3)
+    assert error(0.1, 0.0) == pytest.approx(0.7**2, rel=1e-3)
+    assert error(0.0, 0.1) == pytest.approx(0.6**2, rel=1e-3)
 
 
 def test_every_word_of_the_captions_is_one_token(words: "transformers.CLIPTokenizer") -> None:
