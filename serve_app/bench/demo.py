@@ -46,7 +46,7 @@ from serve_app.runtime.solo import Solo
 
 TOGETHER = 8  # pictures that step together
 _ALONE = 9  # pictures timed one by one
-_USUAL_STEPS = 30  # what the service takes when nobody says
+USUAL_STEPS = 30  # what the service takes when nobody says
 Rights = tuple[list[bool], list[Hashable]]
 FACTS = ("background", "colour", "place", "kind", "large kind", "size", "alone", "all")
 console = Console(highlight=False)
@@ -154,7 +154,7 @@ def _otherwise(hand: Hand, few: Sequence[Question]) -> dict[str, list[Marks]]:
         return lambda _, spec: replace(spec, sampler=sampler)
 
     return {
-        f"{_USUAL_STEPS} steps": drawn("steps", lambda _, s: replace(s, steps=_USUAL_STEPS)),
+        f"{USUAL_STEPS} steps": drawn("steps", lambda _, s: replace(s, steps=USUAL_STEPS)),
         ", ".join(names): drawn("other shapes", shaped),
         **{s.replace("_", " "): drawn(s, sampled(s)) for s in Sampler if s is not Sampler.EULER},
     }
@@ -236,8 +236,8 @@ def _tell_seconds(
     """Prompt to pixels of one picture alone; the first one warms up."""
     ways = {
         f"base alone, {STEPS} steps": (Hand(checkpoints, threads, images=1), STEPS, 1.0),
-        f"as the service does when nobody says: refined, {_USUAL_STEPS} steps, strict, in lanes "
-        "for two": (Hand(checkpoints, threads, images=2, strict=True), _USUAL_STEPS, HANDOFF),
+        f"as the service does when nobody says: refined, {USUAL_STEPS} steps, strict, in lanes "
+        "for two": (Hand(checkpoints, threads, images=2, strict=True), USUAL_STEPS, HANDOFF),
     }
     for label, (hand, steps, handoff) in ways.items():
         seconds = []

@@ -6,21 +6,23 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from serve_app.bench.demo import TOGETHER, Hand, exact, through_vae
+from serve_app.bench.demo import TOGETHER, USUAL_STEPS, Hand, exact, through_vae
 from serve_app.bench.intervals import bootstrap_interval
 from serve_app.core.spec import ImageSpec, Stage
 from serve_app.demo.checkpoints import demo_folder
-from serve_app.demo.exam import GUIDANCE, HANDOFF, SIDE, Question, questions
+from serve_app.demo.exam import GUIDANCE, HANDOFF, SIDE, STEPS, Question, questions
 from serve_app.demo.judge import Pixels, edge_width
 from serve_app.demo.painting import TAUGHT, UNTAUGHT, degrade
 from serve_app.runtime.checkpoint import inspect
@@ -28,6 +30,8 @@ from serve_app.runtime.libraries import diffusers
 
 _TIMES = (10, 40, 80, 120, 160, 199)
 _STRENGTHS = (0.2, 0.3, 0.6)  # the refiner's own stretch, a little more, what /refine takes
+# What the service does when nobody says; fewer steps, of which the refiner has four; no guidance.
+_WAYS = ((USUAL_STEPS, GUIDANCE), (STEPS, GUIDANCE), (USUAL_STEPS, 1.0))
 Numbers = npt.NDArray[np.float64]
 console = Console(highlight=False)
 
@@ -95,11 +99,14 @@ def _weigh_sharpness(hand: Hand, asked: Sequence[Question]) -> None:
         "in which both have a shape",
         ("against", "without", "refined", "refined less without"),
     )
-    for guidance in (GUIDANCE, 1.0):
+    for steps, guidance in _WAYS:
         base, refined = (
             hand.draw(
-                [q.spec(q.prompt(), handoff=handoff, guidance=guidance) for q in asked],
-                label=f"guidance {guidance:g}, hand-off {handoff:g}",
+                [
+                    replace(q.spec(q.prompt(), handoff=handoff, guidance=guidance), steps=steps)
+                    for q in asked
+                ],
+                label=f"{steps} steps, guidance {guidance:g}, hand-off {handoff:g}",
             )
             for handoff in (1.0, HANDOFF)
         )
@@ -107,7 +114,7 @@ def _weigh_sharpness(hand: Hand, asked: Sequence[Question]) -> None:
             widths = zip(map(edge_width, others), map(edge_width, refined), asked, strict=True)
             both = [(a, b, q) for a, b, q in widths if a is not None and b is not None]
             before, after = (np.array([row[side] for row in both]) for side in (0, 1))
-            name = f"{label}, guidance {guidance:g} ({len(both)})"
+            name = f"{label} ({len(both)})\n{steps} steps, guidance {guidance:g}"
             _add(table, name, before, after, ".2f", [q for *_, q in both])
     console.print(table)
 
@@ -146,7 +153,7 @@ def _refining(question: Question, strength: float, handoff: float) -> ImageSpec:
         seed=question.seed,
         width=SIDE,
         height=SIDE,
-        steps=20,
+        steps=STEPS,
         guidance=GUIDANCE,
         strength=strength,
         handoff=handoff,
@@ -160,7 +167,11 @@ def psnr(picture: Pixels, original: Pixels) -> float:
 
 
 def _table(title: str, caption: str, headings: Sequence[str]) -> Table:
-    table = Table(title=title, caption=f"{caption}; paired, 95 % bootstrap interval")
+    table = Table(
+        title=title,
+        caption=f"{caption}; paired, 95 % bootstrap interval",
+        box=box.SIMPLE_HEAD,
+    )
     for heading in headings:
         table.add_column(heading, justify="right")
     return table
