@@ -75,6 +75,25 @@ def generate(
     raise typer.Exit(generate(wishes, output))
 
 
+@commands.command()
+def download(
+    what: Annotated[
+        str, typer.Argument(help="sdxl, sdxl-refiner, all, or the OWNER/NAME of a repository.")
+    ] = "all",
+    folder: Annotated[Path, typer.Option(help="Where the models' folders lie.")] = Path("models"),
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit; else the one here, else main.")
+    ] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the licence that is shown.")
+    ] = False,
+) -> None:
+    """Fetch real weights, verified, and set .env.local; run again, it goes on where it stopped."""
+    from serve_app.download import Wish, download
+
+    raise typer.Exit(download(Wish(what, folder, revision, accept_license)))
+
+
 @bench.command("engine")
 def bench_engine(
     runs: Annotated[int, typer.Option(min=3, help="Paired runs of each row.")] = 9,

@@ -17,16 +17,21 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
     ),
     "deployments": ({"core", "runtime", "demo", "deployments"}, {"ray"}),
     "ingress": ({"core", "ingress"}, {"fastapi", "starlette"}),
+    "hub": ({"core", "runtime", "hub"}, {"huggingface_hub", "httpx2"}),
     "settings": ({"core"}, set()),
     "args": (set(), set()),
     "choices": ({"core", "runtime", "demo", "settings"}, set()),
     "app": ({"core", "runtime", "deployments", "ingress", "settings", "args", "choices"}, {"ray"}),
     "service": ({"core", "app", "choices", "settings", "args"}, {"ray"}),
     "generate": ({"core", "runtime", "ingress", "settings", "choices"}, {"torch"}),
-    "__main__": ({"service", "generate", "bench"}, set()),
+    "download": ({"core", "runtime", "hub", "settings"}, set()),
+    "__main__": ({"service", "generate", "download", "bench"}, set()),
     "__init__": (set(), set()),
 }
-HEAVY = {"torch", "diffusers", "transformers", "xformers", "ray", "fastapi", "starlette"}
+HEAVY = {"torch", "diffusers", "transformers", "xformers", "ray", "fastapi", "starlette"} | {
+    "huggingface_hub",
+    "httpx2",
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

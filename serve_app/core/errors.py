@@ -154,5 +154,9 @@ class CheckpointError(OperatorError):
     """A checkpoint folder is missing, incomplete, or not safetensors."""
 
 
+class DownloadError(OperatorError):
+    """Weights can't be fetched, or are not what their repository promises."""
+
+
 class DeviceError(OperatorError):
     """The device that was promised is not there."""

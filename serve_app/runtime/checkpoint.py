@@ -6,6 +6,8 @@ its name.
 """
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,15 @@ from serve_app.core.spec import PIXELS_PER_LATENT, Stage
 
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 _LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
-_NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-_REPOSITORY = {
+_HALF = re.compile(r"\.fp16[.-]")
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+REPOSITORY = {
     Stage.BASE: "stabilityai/stable-diffusion-xl-base-1.0",
     Stage.REFINER: "stabilityai/stable-diffusion-xl-refiner-1.0",
+}
+DOWNLOAD = {
+    Stage.BASE: "python -m serve_app download sdxl",
+    Stage.REFINER: "python -m serve_app download sdxl-refiner",
 }
 VARIABLE = {
     Stage.BASE: "MODEL_CHECKPOINT_DIR",
@@ -50,9 +57,7 @@ def inspect(folder: Path, stage: Stage) -> Checkpoint:
         return _read(folder, stage)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{VARIABLE[stage]}={folder} {error}. Get it whole with: "
-            f"hf download {_REPOSITORY[stage]} --include '*.safetensors' '*.json' '*.txt' '*.md' "
-            f"--local-dir {folder}"
+            f"{VARIABLE[stage]}={folder} {error}. Get it whole with: {DOWNLOAD[stage]}"
         ) from None
 
 
@@ -66,24 +71,41 @@ def check_pair(base: Checkpoint, refiner: Checkpoint) -> None:
         )
 
 
-def _read(folder: Path, stage: Stage) -> Checkpoint:
-    if not folder.is_dir():
-        raise CheckpointError("is not a folder" if folder.exists() else "does not exist")
-    index = _json(folder, "model_index.json")
+def components(index: Mapping[str, Any], stage: Stage) -> frozenset[str]:
+    """The parts that a model_index.json names, each a folder; all that the stage needs are there.
+
+    Raises `CheckpointError` for the first one that is not.
+    """
     present = {
         name
         for name, made_of in index.items()
         if isinstance(made_of, list) and made_of and made_of[0] is not None
     }
-    needed = {"unet", "vae", "scheduler", "text_encoder_2", "tokenizer_2"}
-    if stage is Stage.BASE:
-        needed |= {"text_encoder", "tokenizer"}
-    for name in sorted(needed - present):
+    for name in sorted(_needed(stage) - present):
         raise CheckpointError(f"lacks {name} in model_index.json")
+    return frozenset(present)
+
+
+def is_half(name: str) -> bool:
+    """Whether a weight file is of the fp16 variant, which is loaded only where it is alone."""
+    return _HALF.search(name) is not None
+
+
+def _needed(stage: Stage) -> set[str]:
+    needed = {"unet", "vae", "scheduler", "text_encoder_2", "tokenizer_2"}
+    return needed | {"text_encoder", "tokenizer"} if stage is Stage.BASE else needed
+
+
+def _read(folder: Path, stage: Stage) -> Checkpoint:
+    if not folder.is_dir():
+        raise CheckpointError("is not a folder" if folder.exists() else "does not exist")
+    index = _json(folder, "model_index.json")
+    components(index, stage)
+    needed = _needed(stage)
     for name in sorted(needed):
         if not (folder / name).is_dir():
             raise CheckpointError(f"lacks its folder {name}")
-    variants = {_weights(folder / name, name) for name in _NETWORKS if name in needed}
+    variants = {_weights(folder / name, name) for name in NETWORKS if name in needed}
     unet, vae = _json(folder, "unet/config.json"), _json(folder, "vae/config.json")
     pixels_per_latent = 2 ** (len(vae.get("block_out_channels", ())) - 1)
     if unet.get("in_channels", 4) != 4 or pixels_per_latent != PIXELS_PER_LATENT:
@@ -131,7 +153,7 @@ def _weights(folder: Path, name: str) -> str | None:
         if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
             raise CheckpointError(f"holds a pickle in {name}, where only safetensors are loaded")
         raise CheckpointError(f"lacks the weights of {name} (*.safetensors)")
-    plain = [f for f in files if ".fp16." not in f.name]
+    plain = [f for f in files if not is_half(f.name)]
     for file in plain or files:
         _check_header(file)
     return None if plain else "fp16"

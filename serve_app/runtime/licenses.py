@@ -1,4 +1,4 @@
-"""Under what terms a checkpoint's pictures are made, read from its folder.
+"""Under what terms a checkpoint's pictures are made: read from its folder, or from its card.
 
 Knows no torch and no HTTP. The operator's own copy of the licence is passed on as it lies there;
 the restrictions are a summary of ours, and say so.
@@ -8,14 +8,10 @@ import re
 from pathlib import Path
 
 from serve_app.core.facts import License
-from serve_app.runtime.checkpoint import Checkpoint
+from serve_app.runtime.checkpoint import REPOSITORY, Checkpoint
 
 RAIL = "CreativeML Open RAIL++-M"
-_RAIL_URL = "https://huggingface.co/stabilityai/{}/blob/main/LICENSE.md"
-_REPOSITORIES = {
-    "base": "stable-diffusion-xl-base-1.0",
-    "refiner": "stable-diffusion-xl-refiner-1.0",
-}
+_RAIL_URL = "https://huggingface.co/{}/blob/main/LICENSE.md"
 _LONGEST = 100_000  # characters of a licence that are passed on
 _TAGS = re.compile(r"^(license|license_name):\s*[\"']?([\w.+-]+)", re.MULTILINE)
 RESTRICTIONS = (  # what Attachment A of the licence forbids, in our words; its text binds
@@ -40,9 +36,21 @@ def license_of(checkpoint: Checkpoint) -> License:
     said = (tags.get("license_name") or tags.get("license") or "").lower()
     if "open rail" in text.lower() or "openrail" in said or not (text or said):
         assumed = "" if text or said else " (assumed: its folder does not say)"
-        url = _RAIL_URL.format(_REPOSITORIES[checkpoint.stage])
+        url = _RAIL_URL.format(REPOSITORY[checkpoint.stage])
         return License(checkpoint.name, RAIL + assumed, url, RESTRICTIONS, text)
     return License(checkpoint.name, said or "see text", "", (), text)
+
+
+def license_on_card(repository: str, said: str, url: str) -> License:
+    """The terms of a repository whose files are not here yet: what its card says, at `url`.
+
+    Those of SDXL itself are known, whatever a mirror's card says.
+    """
+    if repository in REPOSITORY.values():
+        return License(repository, RAIL, _RAIL_URL.format(repository), RESTRICTIONS, "")
+    restrictions = RESTRICTIONS if "openrail" in said.lower() else ()
+    name = RAIL if said.lower() == "openrail++" else said or "none named on its card"
+    return License(repository, name, url, restrictions, "")
 
 
 def _first(folder: Path, pattern: str) -> str:

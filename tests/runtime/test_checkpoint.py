@@ -75,7 +75,7 @@ def test_a_broken_folder_is_told_in_one_line(base: Path, name: str) -> None:
     line = str(refused.value)
     assert line.startswith(f"MODEL_CHECKPOINT_DIR={base} ")
     assert sentence in line
-    assert "hf download stabilityai/stable-diffusion-xl-base-1.0" in line
+    assert line.endswith("Get it whole with: python -m serve_app download sdxl")
     assert "\n" not in line
 
 
@@ -91,6 +91,9 @@ def test_a_whole_folder_tells_what_it_is(checkpoints: dict[Stage, Checkpoint]) -
 def test_half_precision_files_are_a_variant(base: Path) -> None:
     for weights in base.rglob("*.safetensors"):
         weights.rename(weights.with_suffix(".fp16.safetensors"))
+    assert inspect(base, Stage.BASE).variant == "fp16"
+    for weights in (base / "unet").glob("*.safetensors"):
+        weights.rename(weights.with_name("diffusion_pytorch_model.fp16-00001-of-00001.safetensors"))
     assert inspect(base, Stage.BASE).variant == "fp16"
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from serve_app.core.spec import Stage
-from serve_app.runtime.checkpoint import Checkpoint
-from serve_app.runtime.licenses import RAIL, RESTRICTIONS, license_of
+from serve_app.runtime.checkpoint import REPOSITORY, Checkpoint
+from serve_app.runtime.licenses import RAIL, RESTRICTIONS, license_of, license_on_card
 
 
 @pytest.fixture
@@ -42,3 +42,10 @@ def test_the_demo_is_free_and_says_so(checkpoints: dict[Stage, Checkpoint], stag
     told = license_of(checkpoints[stage])
     assert (told.name, told.restrictions) == ("apache-2.0", ())
     assert "Apache License" in told.text
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_sdxl_s_own_licence_is_known_whatever_a_mirror_s_card_says(stage: Stage) -> None:
+    told = license_on_card(REPOSITORY[stage], "mit", "https://mirror.example")
+    assert (told.name, told.restrictions) == (RAIL, RESTRICTIONS)
+    assert told.url == f"https://huggingface.co/{REPOSITORY[stage]}/blob/main/LICENSE.md"

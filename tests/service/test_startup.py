@@ -55,7 +55,7 @@ def test_up_refuses_a_broken_checkpoint_in_one_line_before_ray_starts(
     assert done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
     assert f"MODEL_CHECKPOINT_DIR={folder} {sentence}" in line
-    assert "hf download stabilityai/stable-diffusion-xl-base-1.0" in line
+    assert "Get it whole with: python -m serve_app download sdxl" in line
 
 
 def test_up_tells_a_port_in_use_and_a_misspelt_setting(environment: dict[str, str]) -> None:
@@ -100,7 +100,7 @@ def test_under_plain_serve_the_same_line_is_the_applications_status(
 
     message = until(failed)
     assert f"MODEL_CHECKPOINT_DIR={folder} {sentence}" in message
-    assert "hf download" in message
+    assert "python -m serve_app download sdxl" in message
     serve.delete("broken")
 
 
