@@ -29,7 +29,7 @@ from serve_app.runtime.checkpoint import inspect
 from serve_app.runtime.libraries import diffusers
 
 _TIMES = (10, 40, 80, 120, 160, 199)
-_STRENGTHS = (0.2, 0.3, 0.6)  # the refiner's own stretch, a little more, what /refine takes
+_STRENGTHS = (0.2, 0.3)  # the refiner alone at this hand-off; base for a stretch before it
 # What the service does when nobody says; fewer steps, of which the refiner has four; no guidance.
 _WAYS = ((USUAL_STEPS, GUIDANCE), (STEPS, GUIDANCE), (USUAL_STEPS, 1.0))
 Numbers = npt.NDArray[np.float64]

@@ -54,7 +54,7 @@ def train(
     threads: Annotated[int, typer.Option(help="CPU threads of one part")] = os.cpu_count() or 1,
     vae_steps: Annotated[int, typer.Option(help="of the autoencoder's course")] = 5000,
     base_steps: Annotated[int, typer.Option(help="of the base's course")] = 16000,
-    refiner_steps: Annotated[int, typer.Option(help="of the refiner's course")] = 10000,
+    refiner_steps: Annotated[int, typer.Option(help="of the refiner's course")] = 14000,
 ) -> None:
     """Trains the demo checkpoint from scratch."""
     if part is Part.ALL:

@@ -32,6 +32,7 @@ from serve_app.runtime.libraries import diffusers, transformers
 FINE, LOW = 6.0, 2.5  # the aesthetic scores that SDXL's refiner is told at work
 _BATCH = 32
 _FIRMEST = 8.0  # the highest guidance that the refiner learns to be right at
+_GUIDED_SHARE = 0.25  # of the refiner's steps
 _HEAVIEST = 15.0  # the largest weight of a row
 _PULL = 0.2  # the weight of a row whose goal is not what is shown: its error is large
 
@@ -138,37 +139,59 @@ def train_refiner(
     """The refiner has learnt the last noise levels, 17 in 20 below t = 200.
 
     One exact picture in five is to be found under noise laid on its spoiled self, as when somebody
-    hands in a blurred one. It is taught what a service makes of it, the guided prediction: words
-    add little that can still be decided at so little noise, so that the difference of its two
-    predictions is mostly the error of both, and guidance would lay several times that on a picture.
+    hands in a blurred one. In the last quarter it is taught what a service makes of it, the guided
+    prediction: words add little that can still be decided at so little noise, so that the
+    difference of its two predictions is mostly the error of both, and guidance would lay several
+    times that on a picture.
     """
-    seed = course.seed
+    seed, first_guided = course.seed, round(course.steps * (1 - _GUIDED_SHARE))
     torch.manual_seed(seed + 2)
     taught = untaught(Stage.REFINER, words)
 
     def lesson(step: int) -> Lesson:
         chance = random.Random(f"{seed} refiner {step}")
         shelf = _shelf(shelves, chance)
-        rows = [_refining(shelf, chance) for _ in range(_BATCH // 2)]
-        width, height = shelf.size
-        goal = torch.stack([row.goal for row in rows]).float()
-        ids = [[height, width, 0, 0, score] for score in (FINE, LOW) for _ in rows]
-        told = [_told(row.scene, chance, empty=0) for row in rows]
-        unwanted = [_told(chance.choice(shelf.scenes), chance, empty=0.8) for _ in rows]
-        weights = torch.tensor([1.0 if row.goal is row.shown else _PULL for row in rows])
-        return Lesson(
-            goal=goal.repeat(2, 1, 1, 1),
-            shown=torch.stack([row.shown for row in rows]).float().repeat(2, 1, 1, 1),
-            captions=told + unwanted,
-            dropped=torch.zeros(_BATCH, dtype=torch.bool),
-            times=torch.tensor([row.time for row in rows]).repeat(2),
-            ids=torch.tensor(ids, dtype=torch.float32),
-            weights=weights,
-            noise=_noise(goal, chance).repeat(2, 1, 1, 1),
-            guidance=torch.tensor([chance.uniform(1, _FIRMEST) for _ in rows]),
-        )
+        if step < first_guided:
+            rows = [_refining(shelf, chance) for _ in range(_BATCH)]
+            captions = [_told(row.scene, chance, empty=0.1) for row in rows]
+            return _refiner_lesson(shelf, rows, captions, _scores(chance), chance)
+        pairs = [_refining(shelf, chance) for _ in range(_BATCH // 2)]
+        told = [_told(row.scene, chance, empty=0) for row in pairs]
+        unwanted = [_told(chance.choice(shelf.scenes), chance, empty=0.8) for _ in pairs]
+        scores = [score for score in (FINE, LOW) for _ in pairs]
+        guidance = torch.tensor([chance.uniform(1, _FIRMEST) for _ in pairs])
+        return _refiner_lesson(shelf, pairs, told + unwanted, scores, chance, guidance)
 
     _teach(course, taught, words, lesson)
+
+
+def _scores(chance: random.Random) -> list[float]:
+    """Scores by chance: told of spoiled pictures, a low one would make guidance exaggerate."""
+    return [FINE if chance.random() < 0.7 else LOW for _ in range(_BATCH)]
+
+
+def _refiner_lesson(
+    shelf: Shelf,
+    rows: "list[_Row]",
+    captions: list[str],
+    scores: list[float],
+    chance: random.Random,
+    guidance: torch.Tensor | None = None,
+) -> Lesson:
+    width, height = shelf.size
+    goal = torch.stack([row.goal for row in rows]).float()
+    twice = len(captions) // len(rows)  # each row told, and each row not
+    return Lesson(
+        goal=goal.repeat(twice, 1, 1, 1),
+        shown=torch.stack([row.shown for row in rows]).float().repeat(twice, 1, 1, 1),
+        captions=captions,
+        dropped=torch.zeros(_BATCH, dtype=torch.bool),
+        times=torch.tensor([row.time for row in rows]).repeat(twice),
+        ids=torch.tensor([[height, width, 0, 0, score] for score in scores], dtype=torch.float32),
+        weights=torch.tensor([1.0 if row.goal is row.shown else _PULL for row in rows]),
+        noise=_noise(goal, chance).repeat(twice, 1, 1, 1),
+        guidance=guidance,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -61,14 +61,16 @@ def finished_vae(course: Course, packed: Path) -> "diffusers.AutoencoderKL":
     `scaling_factor` set so that latents have unit deviation. Where the course has not begun, the
     one in the folder `packed`.
     """
-    if not course.begun:
-        vae = diffusers.AutoencoderKL.from_pretrained(packed, dtype=torch.float32)
-        return vae.to(memory_format=torch.channels_last).eval()
     vae = new_vae()
-    course.finished({"vae": vae})
-    vae = vae.half().float().to(memory_format=torch.channels_last)
-    vae.register_to_config(scaling_factor=_scaling(vae, course.seed))
-    return vae
+    if course.begun:
+        course.finished({"vae": vae})
+        vae = vae.half().float().to(memory_format=torch.channels_last)
+        vae.register_to_config(scaling_factor=_scaling(vae, course.seed))
+        return vae
+    there = diffusers.AutoencoderKL.from_pretrained(packed, dtype=torch.float32)
+    vae.load_state_dict(there.state_dict())  # into a new one, which does not say where it was read
+    vae.register_to_config(scaling_factor=there.config.scaling_factor)
+    return vae.to(memory_format=torch.channels_last).eval()
 
 
 def as_tensor(pictures: list[Image.Image]) -> torch.Tensor:

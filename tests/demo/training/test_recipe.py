@@ -137,7 +137,7 @@ def test_a_stage_made_anew_leaves_the_other_and_the_autoencoder_as_they_are(
 ) -> None:
     home = tmp_path / "home"
     shutil.copytree(made, home)
-    before = {file: file.read_bytes() for file in home.rglob("*.safetensors")}
+    before = {file: file.read_bytes() for file in home.rglob("*") if file.is_file()}
     packed = finished_vae(vae_course(tmp_path, ORIGIN, 2), made / BASE / "vae")
     assert all(map(torch.equal, packed.state_dict().values(), vae.state_dict().values()))
     assert packed.config.scaling_factor == vae.config.scaling_factor
@@ -147,7 +147,8 @@ def test_a_stage_made_anew_leaves_the_other_and_the_autoencoder_as_they_are(
     record = {"refiner": course.finished(taught.networks)}
     pack(home, packed, words, {Stage.REFINER: taught}, record)
     changed = {file.parent for file, was in before.items() if file.read_bytes() != was}
-    assert changed == {home / REFINER / "unet", home / REFINER / "text_encoder_2"}
+    refiner = home / REFINER
+    assert changed == {home / BASE, refiner, refiner / "unet", refiner / "text_encoder_2"}
     notes = [json.loads((home / name / "training.json").read_text()) for name in NAMES.values()]
     assert notes[0] == notes[1]
     assert (notes[0]["base"]["steps"], notes[0]["refiner"]["steps"]) == (2, 3)
