@@ -47,7 +47,7 @@ def generate(
         float | None, typer.Option(help="How strongly the prompt counts, 0 to 20.")
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="euler, euler_a, dpmpp_2m or dpmpp_2m_karras.")
+        str | None, typer.Option(help="As euler, euler_a, dpmpp_2m_karras, unipc, heun or lcm.")
     ] = None,
     aspect_ratio: Annotated[str | None, typer.Option(help="As 16:9; else square.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,

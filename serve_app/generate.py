@@ -100,7 +100,7 @@ def _write(order: Order, solo: Solo, output: Path) -> list[Path]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=sum(spec.steps for spec in specs))
+        task = progress.add_task("", total=sum(spec.calls for spec in specs))
         pictures = solo.draw(specs, tell=lambda steps: progress.update(task, completed=steps))
     profiles = {str(stage): name for stage, name in solo.profiles.items()}
     paths = []

@@ -68,7 +68,7 @@ class Hand:
         label: str = "drawing",
     ) -> list[Pixels]:
         """The pictures of the specs."""
-        steps = sum(max(1, int(spec.steps * (spec.strength or 1))) for spec in specs)
+        steps = sum(spec.calls for spec in specs)
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task(label, total=steps)
             return self._solo.draw(specs, sources, lambda n: progress.update(task, completed=n))

@@ -20,9 +20,10 @@ UNKNOWN_RATE = 1.0  # TFLOP/s: what a slow machine does, until the first turn is
 
 
 def megapixel_steps(spec: ImageSpec) -> float:
-    """What an image counts against its caller's allowance: steps times megapixels."""
+    """What an image counts against its caller's allowance: steps times megapixels, each of Heun's
+    twice."""
     steps = spec.steps if spec.strength is None else max(1.0, spec.steps * spec.strength)
-    return steps * spec.width * spec.height / 1e6
+    return steps * spec.sampler.calls * spec.width * spec.height / 1e6
 
 
 def step_tflop(stage: Stage, width: int, height: int, rows: int) -> float:

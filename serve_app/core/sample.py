@@ -30,7 +30,7 @@ class Sample(Generic[L]):
     stage: Stage
     index: int
     latents: L | None = None  # (4, h/8, w/8)
-    memory: L | None = None  # the previous denoised, same shape; multistep samplers only
+    memory: tuple[L, ...] = ()  # what the solver remembers of earlier steps, each of that shape
     draws: int = 0
     source: bytes | None = None  # height * width * 3 bytes, RGB
     profile: str | None = None
@@ -76,7 +76,7 @@ def entered(sample: Sample[L], latents: L, draws: int) -> Sample[L]:
     return replace(sample, latents=latents, draws=draws, source=None)
 
 
-def advanced(sample: Sample[L], latents: L, memory: L | None, draws: int) -> Sample[L]:
+def advanced(sample: Sample[L], latents: L, memory: tuple[L, ...], draws: int) -> Sample[L]:
     """The same sample one step on."""
     return replace(sample, index=sample.index + 1, latents=latents, memory=memory, draws=draws)
 
@@ -95,7 +95,7 @@ def carried(sample: Sample[L], carry: Callable[[L], M]) -> Sample[M]:
         stage=sample.stage,
         index=sample.index,
         latents=None if sample.latents is None else carry(sample.latents),
-        memory=None if sample.memory is None else carry(sample.memory),
+        memory=tuple(map(carry, sample.memory)),
         draws=sample.draws,
         source=sample.source,
         profile=sample.profile,
@@ -104,4 +104,4 @@ def carried(sample: Sample[L], carry: Callable[[L], M]) -> Sample[M]:
 
 def handed_over(sample: Sample[L], stage: Stage) -> Sample[L]:
     """The sample at the door of another stage, whose solver starts without memory."""
-    return replace(sample, stage=stage, memory=None, profile=None)
+    return replace(sample, stage=stage, memory=(), profile=None)

@@ -2,23 +2,27 @@
 
 Knows no tensors and no checkpoint files: the caller passes `scheduler_config.json` as a mapping.
 Spacings: Lin et al. 2023, table 2. Karras levels: Karras et al. 2022, equation 5 (rho 7).
-Every schedule equals the one of the diffusers class that `Sampler` names.
+Every schedule equals the one of the diffusers class that `Solver` names, whose families differ in
+where they count from, what they take levels between, and how they round.
 """
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from math import ceil, cos, log, pi, sqrt
+from math import ceil, cos, exp, log, pi, sqrt
 from operator import mul
 from struct import pack, unpack
 from typing import Any
 
 from serve_app.core.errors import CheckpointError
-from serve_app.core.spec import Sampler
+from serve_app.core.spec import LCM_STEPS, Levels, Sampler, Solver
 
 KARRAS_RHO = 7.0
+# Families of diffusers' classes: how they count and round.
+_VARIANCE_EXPLODING = frozenset({Solver.EULER, Solver.EULER_A, Solver.HEUN})
+_ONE_MORE = frozenset({Solver.DPMPP_2M, Solver.DPMPP_2M_SDE, Solver.DPMPP_SDE, Solver.UNIPC})
 _LEGAL = {  # settings that bend the schedule, and the values of them that are understood
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "prediction_type": ("epsilon", "v_prediction"),
@@ -79,12 +83,15 @@ class NoiseConfig:
 class Schedule:
     """One image's way from noise to picture.
 
-    Step `i` goes from `sigmas[i]` to `sigmas[i + 1]` at `timesteps[i]`; the last sigma is 0.
-    Steps before `start` are skipped (image-to-image); base ends at `handoff_index`.
+    Step `i` goes from `sigmas[i]` to `lands[i]` at `timesteps[i]`, and what stands there is read as
+    being at `sigmas[i + 1]`, the last of which is 0: the same level, but for DDIM's. Steps before
+    `start` are skipped (image-to-image); base ends at `handoff_index`. Every step is one call of
+    the network: Heun's come in pairs from `sigmas[2 k]` to `sigmas[2 k + 2]`, but for the last.
     """
 
     sigmas: tuple[float, ...]  # len(timesteps) + 1
     timesteps: tuple[float, ...]
+    lands: tuple[float, ...]  # len(timesteps)
     start: int
     handoff_index: int
     initial_scale: float  # standard deviation of the noise a text-to-image begins with
@@ -104,13 +111,13 @@ def make_schedule(
     """The schedule that stock diffusers would set for these four numbers.
 
     `strength` too small for one step takes one step all the same, where diffusers fails.
-    The hand-off is diffusers' cut in timesteps: base keeps `t >= round(T - handoff * T)`.
+    The hand-off is diffusers' cut in timesteps: base keeps `t >= round(T - handoff * T)`; a pair of
+    Heun's belongs to whom its first call belongs, where diffusers goes over one step twice.
     """
-    if sampler is Sampler.DPMPP_2M_KARRAS:
-        timesteps, sigmas = _karras(config, steps)
-    else:
-        timesteps = _spaced(config, steps, multistep=sampler is Sampler.DPMPP_2M)
-        sigmas = [_interpolate(training_sigmas(config), t) for t in timesteps]
+    solver = sampler.solver
+    if sampler.levels is Levels.TRAILING:
+        config = replace(config, spacing="trailing")
+    timesteps, sigmas = _grid(config, solver, sampler.levels, steps)
     start = 0 if strength is None else steps - max(1, min(int(steps * strength), steps))
     if handoff >= 1:
         handoff_index = steps
@@ -119,16 +126,28 @@ def make_schedule(
     else:
         cutoff = round(config.train_steps - handoff * config.train_steps)
         handoff_index = sum(t >= cutoff for t in timesteps)
-    variance_exploding = sampler in (Sampler.EULER, Sampler.EULER_A)
-    bare = variance_exploding and config.spacing != "leading"
+    bare = solver in _VARIANCE_EXPLODING and config.spacing != "leading"
     highest = max(sigmas[0], sigmas[-1])
+    if solver is Solver.HEUN:
+        timesteps, sigmas = _paired(timesteps), _paired(sigmas)
+        start, handoff_index = 2 * start, min(2 * handoff_index, len(timesteps))
+    lands = [*sigmas[1:], 0.0]
+    if solver is Solver.DDIM:  # always so many timesteps on, even where the next one is elsewhere
+        ahead = config.train_steps // steps
+        lands = [_interpolate(training_sigmas(config), max(0, t - ahead)) for t in timesteps]
     return Schedule(
         sigmas=(*sigmas, 0.0),
         timesteps=tuple(timesteps),
+        lands=tuple(lands),
         start=start,
         handoff_index=max(start, handoff_index),
         initial_scale=highest if bare else sqrt(highest**2 + 1),
     )
+
+
+def _paired(values: list[float]) -> list[float]:
+    """Each but the first one twice: Heun's second call looks from where the next step begins."""
+    return values[:1] + [value for value in values[1:] for _ in range(2)]
 
 
 @lru_cache(maxsize=8)
@@ -169,31 +188,62 @@ def _without_last_signal(kept: list[float]) -> list[float]:
     return [_single(1 - a) for a in left]
 
 
-def _spaced(config: NoiseConfig, steps: int, *, multistep: bool) -> list[float]:
-    """Falling timesteps. DPM++ counts one more interval than Euler, and keeps whole numbers."""
-    total, intervals = config.train_steps, steps + multistep
+def _grid(
+    config: NoiseConfig, solver: Solver, levels: Levels, steps: int
+) -> tuple[list[float], list[float]]:
+    """Falling timesteps and their sigmas, one for each step."""
+    train = training_sigmas(config)
+    if solver is Solver.DPMPP_SDE:
+        config = replace(config, spacing="linspace")  # the class knows no other
+    timesteps = _lcm(config, steps) if solver is Solver.LCM else _spaced(config, solver, steps)
+    sigmas = [_interpolate(train, t) for t in timesteps]
+    if levels not in (Levels.KARRAS, Levels.EXPONENTIAL):
+        return timesteps, sigmas
+    between = (sigmas[0], sigmas[-1]) if solver in _VARIANCE_EXPLODING else (train[-1], train[0])
+    fall = _karras if levels is Levels.KARRAS else _exponential
+    sigmas = [fall(*between, i / max(1, steps - 1)) for i in range(steps)]
+    logs = [_single(log(level)) for level in train]
+    timesteps = [_timestep_of(sigma, logs) for sigma in sigmas]
+    if solver in _VARIANCE_EXPLODING:
+        return timesteps, sigmas
+    multistep = solver in (Solver.DPMPP_2M, Solver.DPMPP_2M_SDE)
+    cosine = multistep and config.beta_schedule == "squaredcos_cap_v2"
+    if levels is Levels.EXPONENTIAL or cosine:
+        return [float(int(t)) for t in timesteps], sigmas  # cut, not rounded: 998.99... is 998
+    return [float(round(t)) for t in timesteps], sigmas
+
+
+def _spaced(config: NoiseConfig, solver: Solver, steps: int) -> list[float]:
+    """Falling timesteps. The DPM solvers count one more interval than the others."""
+    total = config.train_steps
+    intervals = steps + (solver in _ONE_MORE)
     if config.spacing == "leading":
         ratio = total // intervals
         rising = [i * ratio + config.offset for i in range(intervals)]
         return [float(t) for t in reversed(rising)][:steps]
     if config.spacing == "linspace":
         gap = (total - 1) / max(1, intervals - 1)
-        rising_f = [i * gap for i in range(intervals)]
-        falling = list(reversed(rising_f))[:steps]
-        return [float(round(t)) for t in falling] if multistep else falling
+        falling = list(reversed([i * gap for i in range(intervals)]))[:steps]
+        whole = solver not in _VARIANCE_EXPLODING
+        return [float(round(t)) for t in falling] if whole else falling
     ratio_f = total / steps
     return [float(round(total - i * ratio_f) - 1) for i in range(ceil(total / ratio_f))][:steps]
 
 
-def _karras(config: NoiseConfig, steps: int) -> tuple[list[float], list[float]]:
-    levels = training_sigmas(config)
-    low, high = levels[0] ** (1 / KARRAS_RHO), levels[-1] ** (1 / KARRAS_RHO)
-    sigmas = [(high + i / max(1, steps - 1) * (low - high)) ** KARRAS_RHO for i in range(steps)]
-    logs = [log(level) for level in levels]
-    timesteps = [_timestep_of(sigma, logs) for sigma in sigmas]
-    if config.beta_schedule == "squaredcos_cap_v2":
-        return [float(int(t + 1e-6)) for t in timesteps], sigmas  # cut, not rounded
-    return [float(round(t)) for t in timesteps], sigmas
+def _lcm(config: NoiseConfig, steps: int) -> list[float]:
+    """So many of the timesteps that it was distilled at, evenly chosen."""
+    ratio = config.train_steps // LCM_STEPS
+    return [float((LCM_STEPS - i * LCM_STEPS // steps) * ratio - 1) for i in range(steps)]
+
+
+def _karras(highest: float, lowest: float, way: float) -> float:
+    """The sigma at a share of the way down."""
+    high, low = highest ** (1 / KARRAS_RHO), lowest ** (1 / KARRAS_RHO)
+    return float((high + way * (low - high)) ** KARRAS_RHO)
+
+
+def _exponential(highest: float, lowest: float, way: float) -> float:
+    return exp(log(highest) + way * (log(lowest) - log(highest)))
 
 
 def _timestep_of(sigma: float, logs: list[float]) -> float:

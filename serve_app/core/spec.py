@@ -12,16 +12,79 @@ from serve_app.core.errors import InvalidRequest
 STEPS = (1, 150)
 GUIDANCE = (0.0, 20.0)
 SEED = (0, 2**32 - 1)
+LCM_STEPS = 50  # an LCM was distilled from so many, and takes some of them
 PIXELS_PER_LATENT = 8
 
 
-class Sampler(StrEnum):
-    """The samplers, by the names the field gives them, and the diffusers class each equals."""
+class Solver(StrEnum):
+    """How one step is taken, and the diffusers class each equals; `Sampler` has the options."""
 
     EULER = "euler"  # EulerDiscreteScheduler
     EULER_A = "euler_a"  # EulerAncestralDiscreteScheduler
+    HEUN = "heun"  # HeunDiscreteScheduler
+    DDIM = "ddim"  # DDIMScheduler
     DPMPP_2M = "dpmpp_2m"  # DPMSolverMultistepScheduler
-    DPMPP_2M_KARRAS = "dpmpp_2m_karras"  # DPMSolverMultistepScheduler(use_karras_sigmas=True)
+    DPMPP_2M_SDE = "dpmpp_2m_sde"  # the same, algorithm_type="sde-dpmsolver++"
+    DPMPP_SDE = "dpmpp_sde"  # DPMSolverSinglestepScheduler, algorithm_type="sde-dpmsolver++"
+    UNIPC = "unipc"  # UniPCMultistepScheduler
+    LCM = "lcm"  # LCMScheduler
+
+
+class Levels(StrEnum):
+    """Which noise levels are walked, and the option of the diffusers class."""
+
+    CHECKPOINT = ""  # its own timestep_spacing
+    KARRAS = "karras"  # use_karras_sigmas=True
+    EXPONENTIAL = "exponential"  # use_exponential_sigmas=True
+    TRAILING = "trailing"  # timestep_spacing="trailing"; ComfyUI's "simple" but for rounding
+
+
+class Sampler(StrEnum):
+    """A solver and its levels, by the names the field gives them; all that diffusers has."""
+
+    EULER = "euler"
+    EULER_KARRAS = "euler_karras"
+    EULER_EXPONENTIAL = "euler_exponential"
+    EULER_TRAILING = "euler_trailing"
+    EULER_A = "euler_a"
+    EULER_A_TRAILING = "euler_a_trailing"
+    HEUN = "heun"
+    HEUN_KARRAS = "heun_karras"
+    HEUN_EXPONENTIAL = "heun_exponential"
+    HEUN_TRAILING = "heun_trailing"
+    DDIM = "ddim"
+    DDIM_TRAILING = "ddim_trailing"
+    DPMPP_2M = "dpmpp_2m"
+    DPMPP_2M_KARRAS = "dpmpp_2m_karras"
+    DPMPP_2M_EXPONENTIAL = "dpmpp_2m_exponential"
+    DPMPP_2M_TRAILING = "dpmpp_2m_trailing"
+    DPMPP_2M_SDE = "dpmpp_2m_sde"
+    DPMPP_2M_SDE_KARRAS = "dpmpp_2m_sde_karras"
+    DPMPP_2M_SDE_EXPONENTIAL = "dpmpp_2m_sde_exponential"
+    DPMPP_2M_SDE_TRAILING = "dpmpp_2m_sde_trailing"
+    DPMPP_SDE = "dpmpp_sde"
+    DPMPP_SDE_KARRAS = "dpmpp_sde_karras"
+    DPMPP_SDE_EXPONENTIAL = "dpmpp_sde_exponential"
+    UNIPC = "unipc"
+    UNIPC_KARRAS = "unipc_karras"
+    UNIPC_EXPONENTIAL = "unipc_exponential"
+    UNIPC_TRAILING = "unipc_trailing"
+    LCM = "lcm"
+
+    @property
+    def levels(self) -> Levels:
+        """The end of the name; without one, the checkpoint's own."""
+        return next((levels for levels in Levels if levels and self.endswith(levels)), Levels(""))
+
+    @property
+    def solver(self) -> Solver:
+        """The name without its levels."""
+        return Solver(self.removesuffix(f"_{self.levels}"))
+
+    @property
+    def calls(self) -> int:
+        """Calls of the network that one step takes."""
+        return 2 if self.solver is Solver.HEUN else 1
 
 
 class Stage(StrEnum):
@@ -57,6 +120,8 @@ class ImageSpec:
             raise InvalidRequest("prompt", "must not be empty")
         _within("seed", self.seed, *SEED)
         _within("steps", self.steps, *STEPS)
+        if self.sampler is Sampler.LCM:
+            _within("steps", self.steps, STEPS[0], LCM_STEPS)
         _within("guidanceScale", self.guidance, *GUIDANCE)
         _within("handoff", self.handoff, 0, 1)
         if self.strength is not None:
@@ -76,6 +141,12 @@ class ImageSpec:
     def rows(self) -> int:
         """UNet rows one step of this image takes: two when guided, else one."""
         return 2 if self.guided else 1
+
+    @property
+    def calls(self) -> int:
+        """Calls of the network from where it enters the schedule to its end, about."""
+        entered = self.steps if self.strength is None else max(1, int(self.steps * self.strength))
+        return entered * self.sampler.calls
 
     @property
     def latent_shape(self) -> tuple[int, int]:

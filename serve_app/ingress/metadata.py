@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.core.spec import ImageSpec, Sampler
+from serve_app.core.spec import ImageSpec, Levels, Solver
 
 RECORD = "aura"
 INFOTEXT = "parameters"
@@ -32,11 +32,22 @@ _XMP = (
     "</rdf:RDF></x:xmpmeta>"
     '<?xpacket end="r"?>'
 )
-_SAMPLERS = {  # the names and schedule types that other tools give our samplers
-    Sampler.EULER: ("Euler", "Automatic"),
-    Sampler.EULER_A: ("Euler a", "Automatic"),
-    Sampler.DPMPP_2M: ("DPM++ 2M", "Automatic"),
-    Sampler.DPMPP_2M_KARRAS: ("DPM++ 2M", "Karras"),
+_SAMPLERS = {  # the names that other tools give our solvers
+    Solver.EULER: "Euler",
+    Solver.EULER_A: "Euler a",
+    Solver.HEUN: "Heun",
+    Solver.DDIM: "DDIM",
+    Solver.DPMPP_2M: "DPM++ 2M",
+    Solver.DPMPP_2M_SDE: "DPM++ 2M SDE",
+    Solver.DPMPP_SDE: "DPM++ SDE",
+    Solver.UNIPC: "UniPC",
+    Solver.LCM: "LCM",
+}
+_SCHEDULES = {  # and their schedule types
+    Levels.CHECKPOINT: "Automatic",
+    Levels.KARRAS: "Karras",
+    Levels.EXPONENTIAL: "Exponential",
+    Levels.TRAILING: "Simple",
 }
 
 
@@ -70,11 +81,10 @@ class Record:
 
 def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
     """What tools of the field show under a picture, and fill their forms from."""
-    sampler, schedule = _SAMPLERS[spec.sampler]
     settings: dict[str, object] = {
         "Steps": spec.steps,
-        "Sampler": sampler,
-        "Schedule type": schedule,
+        "Sampler": _SAMPLERS[spec.sampler.solver],
+        "Schedule type": _SCHEDULES[spec.sampler.levels],
         "CFG scale": f"{spec.guidance:g}",
         "Seed": spec.seed,
         "Size": f"{spec.width}x{spec.height}",

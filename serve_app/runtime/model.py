@@ -15,7 +15,7 @@ from serve_app.core.errors import OperatorError, SafetyBlock
 from serve_app.core.profile import NumericProfile
 from serve_app.core.safety import SafetyFilter
 from serve_app.core.sample import Sample, advanced, carried, entered, under
-from serve_app.core.solver import MULTISTEP, STOCHASTIC, apply, update
+from serve_app.core.solver import STOCHASTIC, update, weighed
 from serve_app.core.spec import ImageSpec
 from serve_app.runtime.conditioning import Conditioner, Guide
 from serve_app.runtime.denoiser import Denoiser, Point
@@ -156,17 +156,17 @@ class StageModel:
         return Point(sample.schedule.sigmas[at], sample.schedule.timesteps[at], guide)
 
     def _settled(self, sample: Live, denoised: torch.Tensor) -> Live:
-        sampler = sample.spec.sampler
-        weights = update(
-            sampler, sample.schedule.sigmas, sample.index, remembers=sample.memory is not None
-        )
+        solver, memory = sample.spec.sampler.solver, sample.memory
+        weights = update(solver, sample.schedule, sample.index, len(memory))
         fresh, draws = None, sample.draws
-        if sampler in STOCHASTIC:
+        if solver in STOCHASTIC:
             fresh = self._beside[sample.id].noise.draw(draws, self.device.torch_device)
             draws += 1
-        moved: torch.Tensor = apply(weights, _latents(sample), denoised, sample.memory, fresh)
+        moved: torch.Tensor = weighed(weights.moved, _latents(sample), denoised, memory, fresh)
         # A view would keep the whole batch alive: the memory is cloned out of it.
-        memory = denoised.clone() if sampler in MULTISTEP else None
+        memory = tuple(
+            weighed(mix, _latents(sample), denoised, memory, None).clone() for mix in weights.memory
+        )
         return advanced(sample, moved, memory, draws)
 
 

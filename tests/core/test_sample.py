@@ -50,17 +50,17 @@ def test_a_refiner_without_steps_still_decodes() -> None:
 
 def test_a_sample_grows_by_new_values_only() -> None:
     start: Sample[float] = begin("a", SPEC, SCHEDULE, Stage.BASE)
-    stepped = advanced(entered(under(start, "p"), 1.0, 1), 0.5, 0.25, 2)
+    stepped = advanced(entered(under(start, "p"), 1.0, 1), 0.5, (0.25,), 2)
     assert (start.index, start.latents, start.draws, start.profile) == (0, None, 0, None)
-    assert (stepped.index, stepped.latents, stepped.memory, stepped.draws) == (1, 0.5, 0.25, 2)
+    assert (stepped.index, stepped.latents, stepped.memory, stepped.draws) == (1, 0.5, (0.25,), 2)
 
 
 def test_the_solver_forgets_and_the_profile_is_dropped_at_the_door_of_a_stage() -> None:
     sample: Sample[float] = advanced(
-        entered(under(begin("a", SPEC, SCHEDULE, Stage.BASE), "p"), 1.0, 1), 0.5, 0.25, 1
+        entered(under(begin("a", SPEC, SCHEDULE, Stage.BASE), "p"), 1.0, 1), 0.5, (0.25,), 1
     )
     crossed = handed_over(sample, Stage.REFINER)
-    assert (crossed.stage, crossed.memory, crossed.profile) == (Stage.REFINER, None, None)
+    assert (crossed.stage, crossed.memory, crossed.profile) == (Stage.REFINER, (), None)
     assert (crossed.latents, crossed.index, crossed.draws) == (0.5, 1, 1)
 
 
@@ -83,10 +83,10 @@ def test_a_base_image_and_its_strength_come_together(
 
 def test_a_carried_sample_differs_in_the_form_of_its_latents_alone() -> None:
     sample: Sample[float] = advanced(
-        entered(begin("a", SPEC, SCHEDULE, Stage.BASE), 1.0, 1), 0.5, 0.25, 1
+        entered(begin("a", SPEC, SCHEDULE, Stage.BASE), 1.0, 1), 0.5, (0.25,), 1
     )
     there = carried(sample, str)
-    assert (there.latents, there.memory) == ("0.5", "0.25")
+    assert (there.latents, there.memory) == ("0.5", ("0.25",))
     assert carried(there, float) == sample
     bare: Sample[float] = begin("a", SPEC, SCHEDULE, Stage.BASE)
     assert carried(bare, str) == bare

@@ -1,9 +1,10 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from serve_app.core.errors import InvalidRequest
-from serve_app.core.spec import ImageSpec
+from serve_app.core.spec import ImageSpec, Levels, Sampler, Solver
 
 PLAIN = ImageSpec(prompt="a fox", seed=0, width=1024, height=768, steps=30, guidance=6.9)
 
@@ -39,6 +40,31 @@ def test_the_edges_of_every_range_are_legal() -> None:
 @pytest.mark.parametrize(("guidance", "rows"), [(0, 1), (1, 1), (1.01, 2), (9, 2)])
 def test_guidance_above_one_takes_two_rows(guidance: float, rows: int) -> None:
     assert replace(PLAIN, guidance=guidance).rows == rows
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_a_sampler_is_named_by_its_solver_and_its_levels(sampler: Sampler) -> None:
+    assert "_".join(filter(None, (sampler.solver, sampler.levels))) == sampler
+
+
+def test_all_that_diffusers_has_can_be_asked_for() -> None:
+    assert len({s.solver for s in Sampler}) == len(Solver)
+    assert Sampler("dpmpp_sde_karras").solver is Solver.DPMPP_SDE
+    assert Sampler("euler_a").levels is Levels.CHECKPOINT
+
+
+def test_an_lcm_takes_no_more_steps_than_it_was_distilled_from() -> None:
+    replace(PLAIN, sampler=Sampler.LCM, steps=50)
+    with pytest.raises(InvalidRequest, match="steps must be between 1 and 50, got 51"):
+        replace(PLAIN, sampler=Sampler.LCM, steps=51)
+
+
+@pytest.mark.parametrize(
+    ("asked", "calls"),
+    [({}, 30), ({"sampler": Sampler.HEUN}, 60), ({"strength": 0.5}, 15), ({"strength": 0.01}, 1)],
+)
+def test_calls_of_the_network_are_known_beforehand(asked: dict[str, Any], calls: int) -> None:
+    assert replace(PLAIN, **asked).calls == calls
 
 
 def test_latents_are_an_eighth_of_the_picture() -> None:

@@ -214,7 +214,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "timeoutSeconds",
         "must be above 0 and at most 3600, got 0",
     ),
-    ("/generate", {"sampler": "ddim"}, "sampler", "must be one of euler, euler_a, dpmpp_2m"),
+    ("/generate", {"sampler": "plms"}, "sampler", "must be one of euler, euler_karras, "),
     ("/generate", {"aspectRatio": "7:5"}, "aspectRatio", "must be one of Auto, 1:1"),
     ("/generate", {"stepz": 20}, "stepz", "is no field of this request; did you mean steps?"),
     ("/generate", {"colour": 1}, "colour", "is no field of this request"),

@@ -5,17 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    StableDiffusionXLImg2ImgPipeline,
-)
+from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline
 from PIL import Image
 
 from serve_app.core.spec import ImageSpec, Sampler, Stage
 from serve_app.runtime.checkpoint import Checkpoint
+from tests.stock_schedulers import stock_scheduler
 
 Pixels = np.ndarray[Any, np.dtype[np.int16]]
 
@@ -43,12 +38,7 @@ class Stock:
         return cls(base, from_image, refiner, dict(base.scheduler.config))
 
     def scheduler(self, sampler: Sampler) -> Any:
-        if sampler is Sampler.EULER:
-            return EulerDiscreteScheduler.from_config(self.noise)
-        if sampler is Sampler.EULER_A:
-            return EulerAncestralDiscreteScheduler.from_config(self.noise)
-        karras = sampler is Sampler.DPMPP_2M_KARRAS
-        return DPMSolverMultistepScheduler.from_config(self.noise, use_karras_sigmas=karras)
+        return stock_scheduler(sampler, self.noise)
 
     def picture(
         self, spec: ImageSpec, source: bytes | None = None, *, refine: bool = False

@@ -15,10 +15,10 @@ from serve_app.core.errors import (
     ReplicaLost,
 )
 from serve_app.core.sample import Leg
-from serve_app.core.spec import ImageSpec, Sampler, Stage
+from serve_app.core.spec import ImageSpec, Sampler, Solver, Stage
 from serve_app.runtime.engine import Engine
 from tests.runtime.analytic import ConstantDenoiser, analytic_model
-from tests.runtime.walking import Heard, drain, sample_of
+from tests.runtime.walking import Heard, drain, sample_of, whole
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance=5)
 END = Leg(Stage.BASE, 10, last=True)
@@ -32,9 +32,12 @@ def engine_over(denoiser: ConstantDenoiser, **options: object) -> Engine:
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_every_sampler_lands_on_the_known_answer(sampler: Sampler) -> None:
     engine, heard = engine_over(ConstantDenoiser(0.25)), Heard()
-    engine.submit(sample_of(replace(SPEC, sampler=sampler)), END, heard)
+    sample = sample_of(replace(SPEC, sampler=sampler))
+    engine.submit(sample, whole(sample), heard)
     drain(engine)
-    assert heard.finished.sample.latents == pytest.approx(0.25, abs=1e-6)
+    # DDIM leaves the noise of the first trained level, and LCM a trace of where it leapt from.
+    near = {Solver.DDIM: 0.1, Solver.LCM: 1e-3}.get(sampler.solver, 1e-6)
+    assert heard.finished.sample.latents == pytest.approx(0.25, abs=near)
     assert heard.picture.shape == (64, 64, 3)
 
 
@@ -100,11 +103,12 @@ def test_a_snapshot_owns_its_memory() -> None:
     engine = engine_over(ConstantDenoiser(), clock=lambda: next(clock))
     heard = Heard()
     for number in range(4):
-        spec = replace(SPEC, sampler=Sampler.DPMPP_2M)
+        spec = replace(SPEC, sampler=Sampler.UNIPC)
         engine.submit(sample_of(spec, str(number)), END, heard)
     drain(engine)
+    assert [len(s.memory) for s in heard.snapshots] == [3] * len(heard.snapshots)
     for snapshot in heard.snapshots:
-        for latents in (snapshot.latents, snapshot.memory):
+        for latents in (snapshot.latents, *snapshot.memory):
             assert latents is not None
             assert latents.base is None
             assert latents.shape == (4, 8, 8)

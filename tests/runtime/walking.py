@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serve_app.core.sample import begin, handed_over, itinerary
+from serve_app.core.sample import Leg, begin, handed_over, itinerary
 from serve_app.core.schedule import NoiseConfig, make_schedule
 from serve_app.core.spec import ImageSpec, Stage
 from serve_app.runtime.engine import Engine, Event, Failed, Finished, Snapshot
@@ -52,6 +52,11 @@ class Heard:
     def picture(self) -> Picture:
         assert self.finished.picture is not None
         return self.finished.picture
+
+
+def whole(sample: Packed) -> Leg:
+    """All of its way, by base alone."""
+    return Leg(Stage.BASE, len(sample.schedule), last=True)
 
 
 def sample_of(
