@@ -202,7 +202,7 @@ def _greet(settings: Settings, options: dict[str, Any], asked_host: str | None) 
         table.add_row("", f"[yellow]the config's host {asked_host} needs API_KEYS[/]")
     table.add_row("model", checkpoint.name if checkpoint else "demo: plain shapes")
     if checkpoint is None:
-        table.add_row("", "[yellow]for real pictures set MODEL_CHECKPOINT_DIR[/]")
+        table.add_row("", "[yellow]for real pictures: python -m serve_app download[/]")
     table.add_row("terms", f"{address}/licenses")
     table.add_row("try", f"curl {address}/health")
     table.add_row("stop", "Ctrl-C, which first finishes what was accepted")

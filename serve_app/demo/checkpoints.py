@@ -11,7 +11,8 @@ HOME = Path(__file__).parent / "weights"
 NAMES = {Stage.BASE: "demo", Stage.REFINER: "demo-refiner"}
 NOTICE = (
     "This is the demo checkpoint: it draws plain shapes, in pictures of 128 pixels a side. For "
-    "real ones set MODEL_CHECKPOINT_DIR to a Stable Diffusion XL folder and start again."
+    "real ones get Stable Diffusion XL with: python -m serve_app download, or set "
+    "MODEL_CHECKPOINT_DIR to a folder of it; then start again."
 )
 
 

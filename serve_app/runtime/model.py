@@ -163,9 +163,9 @@ class StageModel:
             fresh = self._beside[sample.id].noise.draw(draws, self.device.torch_device)
             draws += 1
         moved: torch.Tensor = weighed(weights.moved, _latents(sample), denoised, memory, fresh)
-        # A view would keep the whole batch alive: the memory is cloned out of it.
+        # Sums are tensors of their own: a view of a row would keep the whole batch alive.
         memory = tuple(
-            weighed(mix, _latents(sample), denoised, memory, None).clone() for mix in weights.memory
+            weighed(mix, _latents(sample), denoised, memory, None) for mix in weights.memory
         )
         return advanced(sample, moved, memory, draws)
 

@@ -11,7 +11,7 @@ from serve_app.core.cost import (
     work_ahead,
 )
 from serve_app.core.sample import Leg
-from serve_app.core.spec import ImageSpec, Stage
+from serve_app.core.spec import ImageSpec, Sampler, Stage
 
 SPEC = ImageSpec(prompt="a fox", seed=0, width=1024, height=1024, steps=30, guidance=5)
 
@@ -66,3 +66,8 @@ def test_an_allowance_counts_steps_and_megapixels_and_only_the_steps_that_are_ta
     assert megapixel_steps(spec) == 60
     assert megapixel_steps(replace(spec, strength=0.5)) == 30
     assert megapixel_steps(replace(spec, strength=0.01)) == 2
+
+
+def test_a_step_of_heun_counts_twice_against_the_allowance() -> None:
+    heun = replace(SPEC, sampler=Sampler.HEUN)
+    assert megapixel_steps(heun) == 2 * megapixel_steps(SPEC)

@@ -31,7 +31,7 @@ from serve_app.runtime.libraries import diffusers, transformers
 
 FINE, LOW = 6.0, 2.5  # the aesthetic scores that SDXL's refiner is told at work
 _BATCH = 32
-_FIRMEST = 8.0  # the highest guidance that the refiner learns to be right at
+FIRMEST = 8.0  # the highest guidance that the refiner learns to be right at
 _GUIDED_SHARE = 0.25  # of the refiner's steps
 _HEAVIEST = 15.0  # the largest weight of a row
 _PULL = 0.2  # the weight of a row whose goal is not what is shown: its error is large
@@ -144,25 +144,35 @@ def train_refiner(
     difference of its two predictions is mostly the error of both, and guidance would lay several
     times that on a picture.
     """
-    seed, first_guided = course.seed, round(course.steps * (1 - _GUIDED_SHARE))
+    seed = course.seed
     torch.manual_seed(seed + 2)
     taught = untaught(Stage.REFINER, words)
 
     def lesson(step: int) -> Lesson:
-        chance = random.Random(f"{seed} refiner {step}")
-        shelf = _shelf(shelves, chance)
-        if step < first_guided:
-            rows = [_refining(shelf, chance) for _ in range(_BATCH)]
-            captions = [_told(row.scene, chance, empty=0.1) for row in rows]
-            return _refiner_lesson(shelf, rows, captions, _scores(chance), chance)
-        pairs = [_refining(shelf, chance) for _ in range(_BATCH // 2)]
-        told = [_told(row.scene, chance, empty=0) for row in pairs]
-        unwanted = [_told(chance.choice(shelf.scenes), chance, empty=0.8) for _ in pairs]
-        scores = [score for score in (FINE, LOW) for _ in pairs]
-        guidance = torch.tensor([chance.uniform(1, _FIRMEST) for _ in pairs])
-        return _refiner_lesson(shelf, pairs, told + unwanted, scores, chance, guidance)
+        return refiner_lesson(shelves, seed, step, guided=is_guided(step, course.steps))
 
     _teach(course, taught, words, lesson)
+
+
+def is_guided(step: int, steps: int) -> bool:
+    """Whether a step of the refiner's course is in its last quarter."""
+    return step >= round(steps * (1 - _GUIDED_SHARE))
+
+
+def refiner_lesson(shelves: list[Shelf], seed: int, step: int, *, guided: bool) -> Lesson:
+    """The refiner's batch of a step: rows on their own, or pairs that guidance joins."""
+    chance = random.Random(f"{seed} refiner {step}")
+    shelf = _shelf(shelves, chance)
+    if not guided:
+        rows = [_refining(shelf, chance) for _ in range(_BATCH)]
+        captions = [_told(row.scene, chance, empty=0.1) for row in rows]
+        return _lesson_of(shelf, rows, captions, _scores(chance), chance)
+    pairs = [_refining(shelf, chance) for _ in range(_BATCH // 2)]
+    told = [_told(row.scene, chance, empty=0) for row in pairs]
+    unwanted = [_told(chance.choice(shelf.scenes), chance, empty=0.8) for _ in pairs]
+    scores = [score for score in (FINE, LOW) for _ in pairs]
+    guidance = torch.tensor([chance.uniform(1, FIRMEST) for _ in pairs])
+    return _lesson_of(shelf, pairs, told + unwanted, scores, chance, guidance)
 
 
 def _scores(chance: random.Random) -> list[float]:
@@ -170,7 +180,7 @@ def _scores(chance: random.Random) -> list[float]:
     return [FINE if chance.random() < 0.7 else LOW for _ in range(_BATCH)]
 
 
-def _refiner_lesson(
+def _lesson_of(
     shelf: Shelf,
     rows: "list[_Row]",
     captions: list[str],

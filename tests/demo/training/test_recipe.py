@@ -14,11 +14,16 @@ from serve_app.demo.checkpoints import NAMES
 from serve_app.demo.training.gallery import SIZES, Shelf, scene, shelve
 from serve_app.demo.training.pack import pack
 from serve_app.demo.training.unet import (
+    FINE,
+    FIRMEST,
+    LOW,
     Lesson,
     base_course,
     encoded,
+    is_guided,
     noise_loss,
     refiner_course,
+    refiner_lesson,
     scheduler,
     train_base,
     train_refiner,
@@ -202,6 +207,25 @@ def test_who_knows_the_goal_has_no_error_and_who_does_not_has_one(spoiled: bool)
     assert noise_loss(Knowing(goal + 1), alphas, todo, *text) > 0.1
     if spoiled:
         assert noise_loss(Knowing(shown), alphas, todo, *text) > 0.1
+
+
+def test_a_guided_lesson_is_pairs_alike_but_for_what_is_told(shelves: list[Shelf]) -> None:
+    plain = refiner_lesson(shelves, SEED, 7, guided=False)
+    assert plain.guidance is None
+    assert len({tuple(row) for row in plain.noise.flatten(1).tolist()}) == len(plain.captions)
+    paired = refiner_lesson(shelves, SEED, 7, guided=True)
+    half = len(paired.captions) // 2
+    for both in (paired.goal, paired.shown, paired.noise, paired.times):
+        assert torch.equal(both[:half], both[half:])
+    assert paired.ids[:, -1].tolist() == [FINE] * half + [LOW] * half
+    assert all(paired.captions[:half])
+    assert paired.captions[half:].count("") > half / 2
+    assert paired.guidance is not None and len(paired.guidance) == len(paired.weights) == half
+    assert 1 <= paired.guidance.min() < paired.guidance.max() <= FIRMEST
+
+
+def test_the_last_quarter_of_the_refiner_s_course_is_guided() -> None:
+    assert [is_guided(step, 8) for step in range(8)] == [False] * 6 + [True] * 2
 
 
 class Unsure(torch.nn.Module):
