@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from serve_app.core.prompt import plain
+
 _FILLERS = "\u115f\u1160\u3164\uffa0"  # letters by their category, and blank
 _LETTER = r"[^\W\d_]"
 
@@ -31,7 +33,8 @@ class WordList:
     """Refuses prompts that hold a listed word or phrase as whole words.
 
     Case, accents, look-alike forms of a letter (full-width, ligatures) and characters that can't be
-    seen make no difference; digits and underscores end a word, as tags have them.
+    seen make no difference; digits and underscores end a word, as tags have them. Brackets and
+    weights in a word hide nothing: what they leave to be drawn is looked at too.
     """
 
     name = "words"
@@ -45,7 +48,10 @@ class WordList:
 
     def refuses_prompt(self, prompt: str) -> bool:
         """See `SafetyFilter`."""
-        return self._pattern is not None and self._pattern.search(_folded(prompt)) is not None
+        if self._pattern is None:
+            return False
+        texts = (_folded(prompt), _folded(plain(prompt)))
+        return any(self._pattern.search(text) is not None for text in texts)
 
     def refuses_picture(self, picture: Any) -> bool:
         """Never: a list of words knows nothing of pixels."""

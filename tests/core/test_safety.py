@@ -25,6 +25,9 @@ LIST = WordList(["gore", "Straße", "blood   bath", "c++", "", "  "])
         "go\U000e0100re",
         "go\u3164re",
         "blood_bath",
+        "go(re:1.0)",
+        "[g]((ore))",
+        "blood BREAK bath",
     ],
 )
 def test_a_listed_word_is_refused_however_it_is_written(prompt: str) -> None:
