@@ -77,7 +77,7 @@ def _draw(wishes: Mapping[str, Any], output: Path) -> list[Path]:
     if any(filtered.refuses_prompt(piece.spec.prompt) for piece in order.pieces):
         raise SafetyBlock("the safety filter refuses this prompt")
     for warning in order.warnings:
-        console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
+        _warn(warning)
     with console.status("loading the models"):
         checker = settings.safety_checker_dir
         solo = Solo(
@@ -101,7 +101,9 @@ def _write(order: Order, solo: Solo, output: Path) -> list[Path]:
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=sum(spec.calls for spec in specs))
-        pictures = solo.draw(specs, tell=lambda steps: progress.update(task, completed=steps))
+        pictures = solo.draw(
+            specs, tell=lambda steps: progress.update(task, completed=steps), warn=_warn
+        )
     profiles = {str(stage): name for stage, name in solo.profiles.items()}
     paths = []
     for number, (piece, picture) in enumerate(zip(order.pieces, pictures, strict=True), 1):
@@ -112,6 +114,10 @@ def _write(order: Order, solo: Solo, output: Path) -> list[Path]:
         path.write_bytes(inscribe(encode_png(picture), text, order.record(piece, profiles)))
         paths.append(path)
     return paths
+
+
+def _warn(warning: str) -> None:
+    console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
 
 
 def _request(wishes: Mapping[str, Any]) -> GenerateRequest:

@@ -68,6 +68,19 @@ def test_several_pictures_get_numbers_and_the_seeds_that_follow(tmp_path: Path) 
     assert not (tmp_path / "fox.png").exists()
 
 
+def test_what_was_cut_from_a_prompt_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "a (red:1.2) circle" + " BREAK on white" * 32
+    assert generate({**WISHES, "prompt": prompt, "steps": 2}, tmp_path / "out.png") == 0
+    assert capsys.readouterr().err.count("the prompt was cut after 32 chunks") == 1
+    assert record_of(tmp_path / "out.png")["request"]["prompt"] == prompt
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.info["parameters"].startswith(prompt + "\n")
+    assert generate({**WISHES, "steps": 2}, tmp_path / "out.png") == 0
+    assert "was cut" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("wish", "sentence"),
     [

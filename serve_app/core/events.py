@@ -29,10 +29,11 @@ class Arrived(Generic[L]):
 @dataclass(frozen=True, slots=True)
 class Made:
     """An image at the end of its journey, and the numeric profile of every stage it went through:
-    under equal profiles an equal spec gives equal bytes."""
+    under equal profiles an equal spec gives equal bytes. `warnings` are for its asker."""
 
     png: bytes
     profiles: tuple[tuple[Stage, str], ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ class Candidate:
     """
 
     id: str
-    shape: tuple[int, int]  # latent height and width
+    shape: tuple[int, ...]  # Sample.shape
     rows: int
     due: int
 

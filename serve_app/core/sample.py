@@ -21,7 +21,8 @@ class Sample(Generic[L]):
 
     `source` holds a base image's RGB bytes until it has become latents. `draws` counts the latent
     shaped draws taken from the seed's generator, so that a resumed sample draws what comes next.
-    `profile` names the numeric profile its stage began it under; None before that.
+    `profile` names the numeric profile its stage began it under; None before that. `chunks` is how
+    long its prompts are to the stage that conditioned it last. `warnings` are for its asker.
     """
 
     id: str
@@ -34,6 +35,13 @@ class Sample(Generic[L]):
     draws: int = 0
     source: bytes | None = None  # height * width * 3 bytes, RGB
     profile: str | None = None
+    chunks: int = 1
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Latent height and width, and chunks: what is alike in samples that step together."""
+        return *self.spec.latent_shape, self.chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,12 @@ def under(sample: Sample[L], profile: str) -> Sample[L]:
     return replace(sample, profile=profile)
 
 
+def told(sample: Sample[L], chunks: int, warnings: tuple[str, ...]) -> Sample[L]:
+    """The sample, conditioned by so many chunks; every warning is carried once."""
+    known = dict.fromkeys((*sample.warnings, *warnings))
+    return replace(sample, chunks=chunks, warnings=tuple(known))
+
+
 def carried(sample: Sample[L], carry: Callable[[L], M]) -> Sample[M]:
     """The same sample with its latents in another form, made by `carry`: onto the wire and back."""
     return Sample(
@@ -99,6 +113,8 @@ def carried(sample: Sample[L], carry: Callable[[L], M]) -> Sample[M]:
         draws=sample.draws,
         source=sample.source,
         profile=sample.profile,
+        chunks=sample.chunks,
+        warnings=sample.warnings,
     )
 
 

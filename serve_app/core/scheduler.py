@@ -66,7 +66,7 @@ class StepScheduler(Generic[L]):
         counts = {work: 0 for work in Work}
         for entry in self._entries.values():
             counts[entry.work] += 1
-        shapes = len({e.sample.spec.latent_shape for e in self._entries.values()})
+        shapes = len({e.sample.shape for e in self._entries.values()})
         waiting = counts[Work.CONDITION] + counts[Work.ENCODE]
         return (
             f"<StepScheduler {waiting} waiting | {counts[Work.STEP]} stepping | "
@@ -133,10 +133,7 @@ class StepScheduler(Generic[L]):
     def _plan_step(self, stepping: list[_Entry[L]]) -> Plan[L]:
         room = self.lanes or 2 * self.images
         ids = choose_batch(
-            (
-                Candidate(e.sample.id, e.sample.spec.latent_shape, e.sample.spec.rows, e.due)
-                for e in stepping
-            ),
+            (Candidate(e.sample.id, e.sample.shape, e.sample.spec.rows, e.due) for e in stepping),
             images=self.images,
             rows=room,
         )

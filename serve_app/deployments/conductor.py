@@ -147,7 +147,7 @@ class Conductor:
                 continue
             if png is None:
                 raise EngineFault("the last stage gave no picture")
-            return Made(png, tuple(profiles))
+            return Made(png, tuple(profiles), sample.warnings)
         raise ReplicaLost("the replicas' numeric profile changed again and again")
 
     async def _walk(

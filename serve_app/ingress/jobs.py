@@ -232,9 +232,10 @@ class Desk:
                 ]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        pngs = []
+        pngs, warnings = [], dict.fromkeys(order.warnings)
         for piece, task in zip(order.pieces, tasks, strict=True):
             made = task.result()
+            warnings |= dict.fromkeys(made.warnings)
             record = order.record(piece, {str(stage): name for stage, name in made.profiles})
             pngs.append(inscribe(made.png, infotext(piece.spec, order.models), record))
         first = order.pieces[0].spec
@@ -249,7 +250,7 @@ class Desk:
             "sampler": first.sampler,
             "refined": order.refined,
             "jobId": job.id,
-            "warnings": order.warnings,
+            "warnings": list(warnings),
         }
         return Result(tuple(pngs), json.dumps(meta), job.created)
 

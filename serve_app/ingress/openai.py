@@ -258,18 +258,17 @@ def _answer_body(body: Wanted, order: Order, result: Result) -> bytes:
     if body.format != "png":
         quality = _COMPRESSION if body.output_compression is None else body.output_compression
         files = [converted(png, body.format, quality) for png in files]
-    spec = order.pieces[0].spec
+    spec, meta = order.pieces[0].spec, json.loads(result.meta)
     rest: dict[str, Any] = {
         "created": int(result.created),
         "size": f"{spec.width}x{spec.height}",
         "quality": body.quality or "auto",
         "output_format": body.format,
         "background": "opaque",
-        "warnings": list(order.warnings),
+        "warnings": meta["warnings"],
     }
-    seeds = json.loads(result.meta)["seeds"]
     data = b",".join(
         b'{"b64_json":"%b","seed":%d}' % (pybase64.b64encode(file), seed)
-        for file, seed in zip(files, seeds, strict=True)
+        for file, seed in zip(files, meta["seeds"], strict=True)
     )
     return b'{"data":[' + data + b"]," + bytes(JSONResponse(rest).body)[1:]

@@ -36,7 +36,7 @@ def assemble(
     model = StageModel(
         profile=device.profile(checkpoint.stage, lanes),
         device=device,
-        conditioner=Conditioner(modules.encode_text, checkpoint, device.torch_device),
+        conditioner=Conditioner(modules.prompts, checkpoint, device.torch_device),
         denoiser=UNetDenoiser(modules.unet, checkpoint.noise.prediction_type, device.dtype),
         pixels=VaePixels(modules.vae, device.torch_device),
         safety=safety,

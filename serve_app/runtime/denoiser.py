@@ -81,7 +81,7 @@ class UNetDenoiser:
 class _Told:
     """The conditions of a batch, and which row is whose. An unguided sample's `away` is itself."""
 
-    embeds: torch.Tensor  # (lanes, 77, width)
+    embeds: torch.Tensor  # (lanes, 77 * chunks, width)
     pooled: torch.Tensor  # (lanes, projection)
     ids: torch.Tensor  # (lanes, 5 or 6)
     owner: torch.Tensor  # (rows,) sample of each row

@@ -3,17 +3,13 @@
 Knows no samples and no steps.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device
 from serve_app.runtime.libraries import diffusers
-
-EncodeText = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+from serve_app.runtime.prompts import ClipPrompts, Prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +18,11 @@ class Modules:
 
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL
-    encode_text: EncodeText  # one prompt to (1, 77, width) and pooled (1, projection)
+    prompts: Prompts
 
 
 def load(checkpoint: Checkpoint, device: Device) -> Modules:
-    """The modules of a checkpoint, ready to run. Only safetensors, only local files.
-
-    Text is encoded by the pipeline's own `encode_prompt`, so it is stock to the bit.
-    """
+    """The modules of a checkpoint, ready to run. Only safetensors, only local files."""
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
         checkpoint.folder,
         dtype={"default": device.dtype, "vae": device.vae_dtype},
@@ -42,14 +35,11 @@ def load(checkpoint: Checkpoint, device: Device) -> Modules:
         pipeline.unet.enable_xformers_memory_efficient_attention()
     for network in (pipeline.unet, pipeline.vae):
         network.eval().requires_grad_(False)
-
-    def encode_text(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
-        embeds, _, pooled, _ = pipeline.encode_prompt(
-            prompt,
-            device=device.torch_device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-        )
-        return embeds, pooled
-
-    return Modules(pipeline.unet, pipeline.vae, encode_text)
+    first, second = (
+        (pipeline.tokenizer, pipeline.text_encoder),
+        (pipeline.tokenizer_2, pipeline.text_encoder_2),
+    )
+    encoders = (
+        [first, second] if pipeline.text_encoder is not None else [second]
+    )  # the refiner has one
+    return Modules(pipeline.unet, pipeline.vae, ClipPrompts(encoders, device.torch_device))

@@ -14,7 +14,7 @@ import torch
 from serve_app.core.errors import OperatorError, SafetyBlock
 from serve_app.core.profile import NumericProfile
 from serve_app.core.safety import SafetyFilter
-from serve_app.core.sample import Sample, advanced, carried, entered, under
+from serve_app.core.sample import Sample, advanced, carried, entered, told, under
 from serve_app.core.solver import STOCHASTIC, update, weighed
 from serve_app.core.spec import ImageSpec
 from serve_app.runtime.conditioning import Conditioner, Guide
@@ -60,12 +60,12 @@ class StageModel:
     def condition(self, sample: Live) -> Live:
         """The sample with its guide made and, for an image from noise, its first latents."""
         beside = self._kept(sample)
-        beside.guide = self._conditioner.guide(sample.spec)
+        beside.guide = guide = self._conditioner.guide(sample.spec)
+        sample = told(under(sample, self.profile.name), guide.chunks, guide.warnings)
         if sample.latents is not None or sample.source is not None:
-            return under(sample, self.profile.name)
+            return sample
         noise = beside.noise.draw(0, self.device.torch_device)
-        fresh = entered(sample, noise * sample.schedule.initial_scale, draws=1)
-        return under(fresh, self.profile.name)
+        return entered(sample, noise * sample.schedule.initial_scale, draws=1)
 
     @torch.inference_mode()
     def encode(self, sample: Live) -> Live:
@@ -128,10 +128,10 @@ class StageModel:
         if not self.profile.strict:
             return
         draw, lanes = torch.Generator().manual_seed(0), self.profile.lanes
-        for shape in ((16, 16), (13, 19)):
+        for shape, more in (((16, 16), ""), ((13, 19), ""), ((16, 16), "BREAK")):
             x = torch.randn(lanes, 4, *shape, generator=draw).to(self.device.torch_device)
             points = [
-                Point(1.0 + i, 900.0 - i, self._conditioner.guide(_plain_spec(f"proof {i}")))
+                Point(1.0 + i, 900.0 - i, self._conditioner.guide(_plain_spec(f"{more} proof {i}")))
                 for i in range(lanes)
             ]
             straight = self._denoiser(x, points, lanes)

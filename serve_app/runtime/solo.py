@@ -19,11 +19,13 @@ from serve_app.runtime.model import Packed
 from serve_app.runtime.pixels import Picture
 
 Tell = Callable[[int], None]
+Warn = Callable[[str], None]
+_Ended = dict[int, tuple[Picture, tuple[str, ...]] | AuraError]
 _NEVER = 10**9  # steps between snapshots
 
 
-def _nobody(steps: int) -> None:
-    """Hears of no steps."""
+def _nobody(said: object) -> None:
+    """Hears nothing of it."""
 
 
 class Solo:
@@ -59,33 +61,31 @@ class Solo:
         specs: Sequence[ImageSpec],
         sources: Sequence[bytes] | None = None,
         tell: Tell = _nobody,
+        warn: Warn = _nobody,
     ) -> list[Picture]:
         """The picture of each spec, in order; `sources` are the RGB bytes of their base images.
 
-        `tell` hears, now and then, how many steps all pictures together have taken. Raises the
-        named error that a picture ended with.
+        `tell` hears, now and then, how many steps all pictures together have taken; `warn` each
+        warning once, at the end. Raises the named error that a picture ended with.
         """
-        ended: dict[int, Picture | AuraError] = {}
+        ended: _Ended = {}
         for number, spec in enumerate(specs):
             self._begin(number, spec, sources[number] if sources else None, ended)
         before = self._steps()
         while any([engine.turn() for engine in self._engines.values()]):
             tell(self._steps() - before)
-        pictures = []
+        pictures, warnings = [], dict[str, None]()
         for number in range(len(specs)):
             result = ended[number]
             if isinstance(result, AuraError):
                 raise result
-            pictures.append(result)
+            pictures.append(result[0])
+            warnings |= dict.fromkeys(result[1])
+        for warning in warnings:
+            warn(warning)
         return pictures
 
-    def _begin(
-        self,
-        number: int,
-        spec: ImageSpec,
-        source: bytes | None,
-        ended: dict[int, Picture | AuraError],
-    ) -> None:
+    def _begin(self, number: int, spec: ImageSpec, source: bytes | None, ended: _Ended) -> None:
         schedule = make_schedule(
             self._noise[Stage.BASE], spec.sampler, spec.steps, spec.strength, spec.handoff
         )
@@ -97,7 +97,7 @@ class Solo:
                 if isinstance(event, Failed):
                     ended[number] = event.error
                 elif isinstance(event, Finished) and event.picture is not None:
-                    ended[number] = event.picture
+                    ended[number] = event.picture, event.sample.warnings
                 elif isinstance(event, Finished):
                     walk(event.sample, *ahead)
 

@@ -14,7 +14,7 @@ SAMPLE: Sample[float] = begin(
 
 def test_what_travels_between_processes_arrives_equal() -> None:
     facts = ReplicaFacts(1, "p", "<idle>", 0, 0, 0, 0, 0.0, {"a": 3})
-    made = Made(b"png", ((Stage.BASE, "p"),))
+    made = Made(b"png", ((Stage.BASE, "p"),), ("cut",))
     result = Result((b"png",), "{}", 1.0)
     job = Job("a", "key:1", "o", 1.0, JobState.SUCCEEDED, None, result)
     claim, claimed = Claim("s", "f", 7), Claimed("a", 7, yours=True)

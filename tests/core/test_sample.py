@@ -11,6 +11,7 @@ from serve_app.core.sample import (
     entered,
     handed_over,
     itinerary,
+    told,
     under,
 )
 from serve_app.core.schedule import NoiseConfig, make_schedule
@@ -83,10 +84,22 @@ def test_a_base_image_and_its_strength_come_together(
 
 def test_a_carried_sample_differs_in_the_form_of_its_latents_alone() -> None:
     sample: Sample[float] = advanced(
-        entered(begin("a", SPEC, SCHEDULE, Stage.BASE), 1.0, 1), 0.5, (0.25,), 1
+        entered(told(begin("a", SPEC, SCHEDULE, Stage.BASE), 3, ("cut",)), 1.0, 1), 0.5, (0.25,), 1
     )
     there = carried(sample, str)
     assert (there.latents, there.memory) == ("0.5", ("0.25",))
     assert carried(there, float) == sample
     bare: Sample[float] = begin("a", SPEC, SCHEDULE, Stage.BASE)
     assert carried(bare, str) == bare
+
+
+def test_a_sample_takes_its_warnings_along_and_says_each_once() -> None:
+    base: Sample[float] = told(begin("a", SPEC, SCHEDULE, Stage.BASE), 3, ("cut", "weighed"))
+    crossed = told(handed_over(base, Stage.REFINER), 2, ("cut", "more"))
+    assert crossed.warnings == ("cut", "weighed", "more")
+
+
+def test_the_length_of_its_prompts_is_part_of_its_shape() -> None:
+    bare: Sample[float] = begin("a", SPEC, SCHEDULE, Stage.BASE)
+    assert bare.shape == (8, 8, 1)
+    assert told(bare, 3, ()).shape == (8, 8, 3)

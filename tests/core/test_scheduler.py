@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.core.sample import Leg, Sample, advanced, begin, entered, itinerary
+from serve_app.core.sample import Leg, Sample, advanced, begin, entered, itinerary, told
 from serve_app.core.schedule import NoiseConfig, make_schedule
 from serve_app.core.scheduler import Plan, StepScheduler, Work
 from serve_app.core.spec import ImageSpec, Sampler, Stage
@@ -137,6 +137,19 @@ def test_shapes_never_share_a_batch_and_both_end() -> None:
         assert len({s.spec.latent_shape for s in plan.samples}) == 1
         done += ended
     assert sorted(done) == ["a", "b", "c"]
+
+
+def test_prompts_of_other_lengths_never_share_a_batch_and_all_end() -> None:
+    lengths = {"a": 1, "b": 3, "c": 1, "d": 3}
+    scheduler = filled(*(told(sample(id, 6), count, ()) for id, count in lengths.items()))
+    done, batches = [], []
+    for plan, ended in turns(scheduler):
+        if plan.work is Work.STEP:
+            batches.append({lengths[s.id] for s in plan.samples})
+        done += ended
+    assert all(len(batch) == 1 for batch in batches)
+    assert len(batches) == 12
+    assert sorted(done) == ["a", "b", "c", "d"]
 
 
 def test_decoding_and_stepping_take_turns() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from serve_app.core.errors import ReplicaLost
 from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
-from serve_app.core.sample import Leg, Sample
+from serve_app.core.sample import Leg, Sample, told
 
 Trouble = Callable[[int, Sample[Any]], Exception | None]
 
@@ -17,10 +17,18 @@ class CountingStage:
     `trouble(call, sample)` is asked before every step and may end the stream with an error.
     """
 
-    def __init__(self, *, every: int = 5, trouble: Trouble | None = None, ready: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        every: int = 5,
+        trouble: Trouble | None = None,
+        ready: int = 1,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
         self.every = every
         self.trouble = trouble or (lambda call, sample: None)
         self.ready = ready
+        self.warnings = warnings
         self.calls: list[tuple[int, Leg]] = []  # index at which each call began
         self.steps = 0
         self.closed = 0
@@ -28,6 +36,7 @@ class CountingStage:
     async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
         call = len(self.calls)
         self.calls.append((sample.index, leg))
+        sample = told(sample, 1, self.warnings)
         try:
             while sample.index < leg.stop:
                 if error := self.trouble(call, sample):

@@ -37,6 +37,14 @@ async def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -
     assert refiner.calls == [(16, Leg(Stage.REFINER, 20, last=True))]
 
 
+async def test_what_either_stage_warns_of_comes_with_the_image_once() -> None:
+    base = CountingStage(warnings=("cut", "weighed"), trouble=dies_at((0, 13)))
+    refiner = CountingStage(warnings=("cut", "more"))
+    made = await conductor(base, refiner).make("a", SPEC, None, None)
+    assert made.warnings == ("cut", "weighed", "more")
+    assert (await conductor(CountingStage()).make("a", SPEC, None, None)).warnings == ()
+
+
 async def test_without_a_refiner_base_makes_the_whole_image() -> None:
     base = CountingStage()
     assert (await conductor(base).make("a", SPEC, None, None)).png == b"png 20"

@@ -54,6 +54,14 @@ async def test_a_sample_is_walked_with_snapshots_on_the_way_and_a_picture_at_the
     assert end.tflops > 0
 
 
+async def test_what_was_cut_from_a_prompt_comes_with_the_picture(replica: StageReplica) -> None:
+    leg, prompt = Leg(Stage.BASE, 1, last=True), "a fox" + " BREAK and" * 31
+    for asked, cut in ((prompt, False), (f"{prompt} BREAK a red star", True)):
+        spec = ImageSpec(prompt=asked, seed=1, width=128, height=128, steps=1, guidance=5)
+        *_, end = [event async for event in replica.advance(sample_of(spec, "long"), leg)]
+        assert [warning.endswith('"a red star"') for warning in end.sample.warnings] == [True] * cut
+
+
 async def test_a_caller_that_goes_away_frees_the_engine_within_a_step(
     replica: StageReplica,
 ) -> None:

@@ -34,6 +34,7 @@ class Painter:
         self.asked: list[tuple[str, ImageSpec, bytes | None, float | None]] = []
         self.now = Health(Condition.READY, "", {"base": 1, "refiner": 1}, 0.0)
         self.owed = 12.3  # seconds
+        self.warnings: tuple[str, ...] = ()  # of every image
 
     async def make(
         self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
@@ -41,7 +42,7 @@ class Painter:
         self.asked.append((id, spec, source, timeout))
         file = BytesIO()
         Image.new("RGB", (spec.width, spec.height), "teal").save(file, "PNG")
-        return Made(file.getvalue(), PROFILES)
+        return Made(file.getvalue(), PROFILES, self.warnings)
 
     async def health(self) -> Health:
         return self.now

@@ -161,6 +161,17 @@ def test_names_that_openai_may_add_make_no_difference_but_a_warning(sdk: openai.
     }
 
 
+def test_what_the_images_warn_of_is_told(sdk: openai.OpenAI, painter: Painter) -> None:
+    painter.warnings = ("the prompt was cut",)
+    answer = sdk.images.generate(prompt="a", extra_body={"frame_count": 4})
+    assert answer.model_extra == {
+        "warnings": [
+            "frame_count is not known here and makes no difference",
+            "the prompt was cut",
+        ]
+    }
+
+
 def test_one_file_or_several_are_edited(sdk: openai.OpenAI, painter: Painter) -> None:
     answer = sdk.images.edit(
         image=file(), prompt="warmer", extra_body={"strength": 0.4, "num_inference_steps": 9}

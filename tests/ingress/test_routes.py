@@ -168,6 +168,18 @@ async def test_what_is_ignored_or_bent_is_told(client: Client) -> None:
     assert "one step is taken" in meta["warnings"][0]
 
 
+async def test_what_the_images_warn_of_is_told_once_after_what_the_order_does(
+    client: Client, painter: Painter
+) -> None:
+    painter.warnings = ("the prompt was cut", "demo")
+    asked = {"prompt": "a", "imageCount": 3}
+    demo = client(facts=replace(FACTS, notices=("demo",)))
+    meta = (await demo.post("/generate", json=asked)).json()["meta"]
+    assert meta["warnings"] == ["demo", "the prompt was cut"]
+    job = (await demo.get(f"/jobs/{meta['jobId']}")).json()
+    assert job["answer"]["meta"]["warnings"] == meta["warnings"]
+
+
 @pytest.mark.parametrize("accept", ["image/png", "Image/PNG;q=1", "image/png, */*;q=0.5"])
 async def test_one_picture_may_be_asked_for_bare(client: Client, accept: str) -> None:
     answer = await client().post(

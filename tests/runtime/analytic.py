@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from serve_app.core.profile import NumericProfile
+from serve_app.core.prompt import parse
 from serve_app.core.spec import Stage
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.conditioning import Conditioner
@@ -15,6 +16,7 @@ from serve_app.runtime.denoiser import Point
 from serve_app.runtime.device import Device
 from serve_app.runtime.model import StageModel
 from serve_app.runtime.pixels import Picture
+from serve_app.runtime.prompts import Reading
 from tests.runtime.walking import NOISE
 
 CPU = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
@@ -53,8 +55,15 @@ class MeanPixels:
         return torch.full_like(posterior_noise, float(picture.mean()) / 255)
 
 
-def encode_text(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(1, 77, 8), torch.zeros(1, 4)
+class BlankPrompts:
+    """Every prompt is zeros, a chunk for each of its sections; a shouted one is warned of."""
+
+    def read(self, prompt: str, name: str) -> Reading:
+        warnings = (f"the {name} shouts",) if "!" in prompt else ()
+        return Reading(tuple(((),) for _ in parse(prompt)), warnings)
+
+    def encode(self, reading: Reading, chunks: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(77 * chunks, 8), torch.zeros(4)
 
 
 def analytic_model(
@@ -64,7 +73,7 @@ def analytic_model(
     return StageModel(
         profile=profile,
         device=CPU,
-        conditioner=Conditioner(encode_text, CHECKPOINT, CPU.torch_device),
+        conditioner=Conditioner(BlankPrompts(), CHECKPOINT, CPU.torch_device),
         denoiser=denoiser,
         pixels=MeanPixels(),
     )

@@ -27,6 +27,7 @@ SPECS = {
     "heun": replace(SPEC, sampler=Sampler.HEUN),
     "dpmpp_sde_karras": replace(SPEC, sampler=Sampler.DPMPP_SDE_KARRAS),
     "odd size": replace(SPEC, width=152, height=104, sampler=Sampler.DPMPP_2M),
+    "three chunks": replace(SPEC, prompt="a red fox BREAK in the (deep:1.4) snow BREAK at night"),
 }
 asked = pytest.mark.parametrize("spec", list(SPECS.values()), ids=list(SPECS))
 
@@ -44,10 +45,12 @@ def alone(models: dict[str, dict[Stage, StageModel]]) -> Callable[[ImageSpec], b
 
 
 def stranger(draw: random.Random, like: ImageSpec) -> ImageSpec:
-    """Anybody who may share a batch: another prompt, seed, sampler, guidance and length."""
+    """Anybody who may share a batch: another prompt of as many chunks, another seed, sampler,
+    guidance and number of steps."""
+    more = " BREAK and more" * like.prompt.count("BREAK")
     return replace(
         like,
-        prompt=f"stranger {draw.random()}",
+        prompt=f"stranger {draw.random()}{more}",
         seed=draw.randrange(2**32),
         steps=draw.randrange(1, 40),
         guidance=draw.choice([1.0, 1.5, 5.0, 9.0]),
@@ -86,6 +89,8 @@ def test_the_bytes_are_the_same_when_strangers_come_and_go(
         if draw.random() < 0.4:
             number += 1
             guest = stranger(draw, spec)
+            if draw.random() < 0.3:  # one who can't share its batch
+                guest = replace(guest, prompt=f"{guest.prompt} BREAK again")
             sample = sample_of(guest, f"guest {number}")
             engine.submit(sample, whole(sample), nobody)
         if draw.random() < 0.2:
@@ -115,13 +120,26 @@ def test_the_bytes_are_the_same_continued_from_a_snapshot_at_every_step(
         assert elsewhere.facts().steps == leg.stop - snapshot.index
 
 
-def test_the_bytes_are_the_same_through_base_and_refiner_in_company(engines: Engines) -> None:
-    spec = replace(SPEC, handoff=0.6, sampler=Sampler.EULER_A)
+@pytest.mark.parametrize("more", ["", " BREAK on a (hill:1.2) BREAK at night"])
+def test_the_bytes_are_the_same_through_base_and_refiner_in_company(
+    engines: Engines, more: str
+) -> None:
+    spec = replace(SPEC, prompt=SPEC.prompt + more, handoff=0.6, sampler=Sampler.EULER_A)
     draw = random.Random(5)
     company = [spec, *(replace(stranger(draw, spec), handoff=0.6) for _ in range(5))]
     together = walk(engines(refiner=True), [(one, None) for one in company])
     alone = walk(engines(refiner=True), [(spec, None)])
     assert encode_png(together[0]) == encode_png(alone[0])
+
+
+def test_the_bytes_are_the_same_beside_prompts_of_other_lengths(
+    engines: Engines, alone: Callable[[ImageSpec], bytes]
+) -> None:
+    long = SPECS["three chunks"]
+    company = [SPEC, long, replace(SPECS["euler_a"], negative_prompt="blur BREAK grey"), SPEC, long]
+    pictures = walk(engines(), [(one, None) for one in company])
+    assert [encode_png(picture) for picture in pictures] == [alone(one) for one in company]
+    assert alone(SPEC) != alone(long)
 
 
 def test_the_bytes_are_the_same_from_an_image_in_company(engines: Engines, photo: bytes) -> None:

@@ -50,6 +50,17 @@ def test_samples_of_one_shape_step_together_in_fixed_lanes() -> None:
     assert denoiser.batches == [(3, 8)] * 10
 
 
+def test_samples_whose_prompts_differ_in_length_step_apart() -> None:
+    denoiser, heard = ConstantDenoiser(), Heard()
+    engine = engine_over(denoiser)
+    for number, more in enumerate(("", " BREAK at night", "", "! BREAK at night")):
+        spec = replace(SPEC, prompt=SPEC.prompt + more)
+        engine.submit(sample_of(spec, str(number)), END, heard if "!" in more else Heard())
+    drain(engine)
+    assert denoiser.batches == [(2, 8)] * 20
+    assert heard.finished.sample.warnings == ("the prompt shouts",)
+
+
 def test_a_cancelled_sample_costs_no_further_step_and_is_told_nothing() -> None:
     denoiser = ConstantDenoiser()
     engine, heard = engine_over(denoiser), Heard()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,18 @@ def test_an_image_from_noise_begins_with_its_first_draw() -> None:
     scale = begun.schedule.initial_scale
     assert torch.equal(begun.latents, Noise(9, (8, 8)).draw(0, CPU.torch_device) * scale)
     assert (begun.draws, begun.profile) == (1, model.profile.name)
+
+
+def test_a_conditioned_sample_says_how_long_its_prompts_are_and_what_to_warn_of() -> None:
+    model = analytic_model(ConstantDenoiser())
+    spec = replace(SPEC, prompt="a fox! BREAK in the snow", negative_prompt="a BREAK b BREAK c")
+    begun = model.condition(model.unpack(sample_of(spec)))
+    assert begun.shape == (8, 8, 3)
+    assert begun.warnings == ("the prompt shouts",)
+    again = model.condition(model.unpack(model.pack(begun)))
+    assert (again.chunks, again.warnings) == (begun.chunks, begun.warnings)
+    unguided = model.condition(model.unpack(sample_of(replace(spec, guidance=1.0), "unguided")))
+    assert unguided.chunks == 2
 
 
 def test_an_image_from_an_image_uses_the_second_draw_after_the_posteriors() -> None:
@@ -68,6 +82,15 @@ def test_a_sample_without_latents_or_guide_is_a_mistake_that_is_named() -> None:
         model.encode(fresh)
 
 
+class LongSlotDenoiser(ConstantDenoiser):
+    """Breaks the promise for prompts of more than one chunk."""
+
+    def __call__(self, x: torch.Tensor, points: list[Point], lanes: int) -> torch.Tensor:  # type: ignore[override]
+        if points[0].guide.chunks == 1:
+            return x
+        return x * torch.arange(1.0, len(points) + 1).view(-1, 1, 1, 1)
+
+
 class SlotDenoiser(ConstantDenoiser):
     """Breaks the promise: what comes out depends on the slot."""
 
@@ -79,6 +102,8 @@ def test_a_machine_that_breaks_the_promise_is_found_out() -> None:
     analytic_model(ConstantDenoiser()).prove_lanes()
     with pytest.raises(OperatorError, match="MODEL_DETERMINISM=strict can't be kept"):
         analytic_model(SlotDenoiser()).prove_lanes()
+    with pytest.raises(OperatorError, match="MODEL_DETERMINISM=strict can't be kept"):
+        analytic_model(LongSlotDenoiser()).prove_lanes()
     analytic_model(SlotDenoiser(), lanes=0).prove_lanes()
 
 

@@ -70,6 +70,16 @@ def test_every_step_of_both_stages_is_told_of(solo: Solo) -> None:
     assert told[-1] == 15
 
 
+def test_a_prompt_that_both_stages_cut_is_warned_of_once(solo: Solo) -> None:
+    heard: list[str] = []
+    long = replace(SPEC, prompt=" BREAK ".join(["a red star"] * 34), steps=5)
+    solo.draw([long, replace(long, seed=8)], warn=heard.append)
+    (warning,) = heard
+    assert warning.startswith("the prompt was cut after 32 chunks of 75 tokens: 6 tokens")
+    solo.draw([replace(SPEC, steps=2)], warn=heard.append)
+    assert len(heard) == 1
+
+
 def test_a_picture_that_may_not_be_handed_out_is_an_error_by_its_name(
     checkpoints: dict[Stage, Checkpoint], cpu: Device
 ) -> None:
