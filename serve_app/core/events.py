@@ -49,3 +49,4 @@ class ReplicaFacts:
     cancelled: int
     owed_seconds: float
     positions: dict[str, int]  # step index of each sample in flight
+    shortfall: str = ""  # what its device had no room for

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
+from serve_app.core.fitting import shortfall
 from serve_app.core.sample import Leg, Sample
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
@@ -36,7 +37,7 @@ class StageConfig:
     precision: str | None
     xformers: bool
     cpu_threads: int
-    images: int  # how many step together
+    images: int  # how many step together, where the device has room
     strict: bool
     snapshot_every: int
     safety: Path | None = None  # folder of the picture filter, where one is on
@@ -44,7 +45,7 @@ class StageConfig:
 
 def load_stage(config: StageConfig) -> "StageModel":
     """The model of a stage on its device. Raises `OperatorError` naming what is wrong."""
-    from serve_app.runtime.assembly import assemble, lanes_for
+    from serve_app.runtime.assembly import assemble
     from serve_app.runtime.device import open_device
     from serve_app.runtime.safety import PictureChecker
 
@@ -55,9 +56,14 @@ def load_stage(config: StageConfig) -> "StageModel":
         cpu_threads=config.cpu_threads,
     )
     folder = config.folder or demo_folder(config.stage)
-    lanes = lanes_for(config.images, strict=config.strict)
     safety = PictureChecker(config.safety, device) if config.safety else None
-    return assemble(inspect(folder, config.stage), device, lanes=lanes, safety=safety)
+    return assemble(
+        inspect(folder, config.stage),
+        device,
+        images=config.images,
+        strict=config.strict,
+        safety=safety,
+    )
 
 
 class StageReplica:
@@ -68,8 +74,9 @@ class StageReplica:
 
         model = load_stage(config)
         self._profile = model.profile.name
+        self._shortfall = shortfall(config.images, model.fit)
         self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
-        self._engine = Engine(model, images=config.images, snapshot_every=config.snapshot_every)
+        self._engine = Engine(model, images=model.fit.images, snapshot_every=config.snapshot_every)
         self._engine.start()
 
     async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
@@ -111,6 +118,7 @@ class StageReplica:
         return ReplicaFacts(
             pid=os.getpid(),
             profile=self._profile,
+            shortfall=self._shortfall,
             state=engine.state,
             turns=engine.turns,
             steps=engine.steps,

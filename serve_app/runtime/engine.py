@@ -28,6 +28,7 @@ from serve_app.core.errors import (
 from serve_app.core.events import Snapshot
 from serve_app.core.sample import Leg
 from serve_app.core.scheduler import Plan, StepScheduler, Work
+from serve_app.runtime.device import is_out_of_memory
 from serve_app.runtime.model import Live, Packed, StageModel
 from serve_app.runtime.pixels import Picture
 
@@ -244,7 +245,7 @@ class Engine:
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
         named = _named(error)
         if isinstance(named, OutOfMemory):
-            torch.cuda.empty_cache()
+            self.model.device.free()
             if len(plan.samples) == 1:
                 waiter = self._waiters[plan.samples[0].id]
                 if not waiter.squeezed:
@@ -297,7 +298,7 @@ def _tell(listener: Listener, event: Event) -> None:
 
 def _named(error: Exception) -> AuraError:
     """The error by a name of ours; the sentence says nothing of the inside."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return OutOfMemory("the device has no room for this image now")
     if isinstance(error, AuraError):
         return error

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from serve_app.core.errors import OperatorError, SafetyBlock
+from serve_app.core.fitting import Fit
 from serve_app.core.profile import NumericProfile
 from serve_app.core.safety import SafetyFilter
 from serve_app.core.sample import Sample, advanced, carried, entered, told, under
@@ -35,6 +36,15 @@ class _Beside:
     guide: Guide | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a stage's model is made of."""
+
+    conditioner: Conditioner
+    denoiser: Denoiser
+    pixels: Pixels
+
+
 class StageModel:
     """The networks of a stage behind four verbs: condition, encode, step, decode."""
 
@@ -42,17 +52,17 @@ class StageModel:
         self,
         *,
         profile: NumericProfile,
+        fit: Fit,
         device: Device,
-        conditioner: Conditioner,
-        denoiser: Denoiser,
-        pixels: Pixels,
+        parts: Parts,
         safety: SafetyFilter | None = None,
     ) -> None:
         self.profile = profile
+        self.fit = fit
         self.device = device
-        self._conditioner = conditioner
-        self._denoiser = denoiser
-        self._pixels = pixels
+        self._conditioner = parts.conditioner
+        self._denoiser = parts.denoiser
+        self._pixels = parts.pixels
         self._safety = safety
         self._beside: dict[str, _Beside] = {}
 

@@ -11,7 +11,7 @@ from serve_app.core.safety import SafetyFilter
 from serve_app.core.sample import Leg, begin, handed_over, itinerary
 from serve_app.core.schedule import make_schedule
 from serve_app.core.spec import ImageSpec, Stage
-from serve_app.runtime.assembly import assemble, lanes_for
+from serve_app.runtime.assembly import assemble
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device
 from serve_app.runtime.engine import Engine, Event, Failed, Finished
@@ -40,15 +40,14 @@ class Solo:
         strict: bool = True,
         safety: SafetyFilter | None = None,
     ) -> None:
-        lanes = lanes_for(images, strict=strict)
+        models = [
+            assemble(one, device, images=images, strict=strict, safety=safety)
+            for one in checkpoints
+        ]
         self._noise = {one.stage: one.noise for one in checkpoints}
         self._engines = {
-            one.stage: Engine(
-                assemble(one, device, lanes=lanes, safety=safety),
-                images=images,
-                snapshot_every=_NEVER,
-            )
-            for one in checkpoints
+            model.profile.stage: Engine(model, images=model.fit.images, snapshot_every=_NEVER)
+            for model in models
         }
 
     @property

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serve_app.core.spec import Stage
-from serve_app.runtime.assembly import assemble, lanes_for
+from serve_app.runtime.assembly import assemble
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device, open_device
 from serve_app.runtime.engine import Engine
@@ -27,7 +27,7 @@ def models(checkpoints: dict[Stage, Checkpoint], cpu: Device) -> dict[str, dict[
     """Base and refiner, in strict and in fast mode."""
     return {
         mode: {
-            stage: assemble(checkpoint, cpu, lanes=lanes_for(IMAGES, strict=mode == "strict"))
+            stage: assemble(checkpoint, cpu, images=IMAGES, strict=mode == "strict")
             for stage, checkpoint in checkpoints.items()
         }
         for mode in ("strict", "fast")
