@@ -14,6 +14,7 @@ from serve_app.runtime.licenses import license_of
 from serve_app.settings import Settings
 
 DEFAULT_STEPS = 30
+BATCH = {"cuda": 4, "mps": 1, "cpu": 2}  # images stepping together, when nobody says
 
 
 def choose_device(name: str, *, gpus: float) -> str:

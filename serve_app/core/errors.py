@@ -147,7 +147,12 @@ class OperatorError(AuraError):
 
 
 class SettingsError(OperatorError):
-    """A setting is unknown, misspelt or illegal."""
+    """A setting is unknown, misspelt or illegal; `variable` is its name as it stands there."""
+
+    def __init__(self, sentence: str, variable: str = "", meant: str = "") -> None:
+        super().__init__(sentence)
+        self.variable = variable
+        self.meant = meant  # the right name of a misspelt one
 
 
 class CheckpointError(OperatorError):

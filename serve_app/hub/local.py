@@ -4,7 +4,6 @@ Knows no network. A file that is still coming lies among the parts, called by th
 have: a part is never continued with another content, and a name in the folder is always whole.
 """
 
-import fcntl
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from rich.filesize import decimal
 from serve_app.core.errors import DownloadError
 from serve_app.hub.repository import Entry
 
-_PARTS = ".parts"
+_PARTS, _LOCK = ".parts", "lock"
 _CHUNK = 1 << 20
 _SPARE = 500_000_000  # bytes that stay free: a full disk stops more than a download
 
@@ -85,9 +84,11 @@ def check_room(needed: int, free: int, folder: Path, again: str) -> None:
 @contextmanager
 def alone(folder: Path, again: str) -> Iterator[None]:
     """Nobody else fetches into the folder meanwhile. Raises `DownloadError` when somebody does."""
+    import fcntl  # not on Windows, where `doctor` alone gets as far as this file
+
     parts = folder / _PARTS
     parts.mkdir(parents=True, exist_ok=True)
-    with (parts / "lock").open("w") as lock:
+    with (parts / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -95,6 +96,15 @@ def alone(folder: Path, again: str) -> Iterator[None]:
                 f"another download into {folder} is running: wait for its end, then: {again}"
             ) from None
         yield
+
+
+def unfinished(folder: Path) -> int:
+    """The bytes of files that began to come into the folder and did not end, by our own download
+    or by huggingface_hub's.
+    """
+    parts = [file for file in (folder / _PARTS).glob("*") if file.name != _LOCK]
+    foreign = (folder / ".cache" / "huggingface" / "download").rglob("*.incomplete")
+    return sum(size_there(file) for file in (*parts, *foreign))
 
 
 def tidy(folder: Path) -> None:

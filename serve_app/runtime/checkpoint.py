@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def inspect(folder: Path, stage: Stage) -> Checkpoint:
     Raises `CheckpointError` with one line that names the variable, the path and the next command.
     """
     try:
-        return _read(folder, stage)
+        return read_folder(folder, stage)
     except CheckpointError as error:
         raise CheckpointError(
             f"{VARIABLE[stage]}={folder} {error}. Get it whole with: {DOWNLOAD[stage]}"
@@ -96,7 +97,8 @@ def _needed(stage: Stage) -> set[str]:
     return needed | {"text_encoder", "tokenizer"} if stage is Stage.BASE else needed
 
 
-def _read(folder: Path, stage: Stage) -> Checkpoint:
+def read_folder(folder: Path, stage: Stage) -> Checkpoint:
+    """As `inspect`, but what `CheckpointError` says is the bare problem, as "does not exist"."""
     if not folder.is_dir():
         raise CheckpointError("is not a folder" if folder.exists() else "does not exist")
     index = _json(folder, "model_index.json")
@@ -120,6 +122,16 @@ def _read(folder: Path, stage: Stage) -> Checkpoint:
         aesthetics=bool(index.get("requires_aesthetics_score", False)),
         zeros_for_absent=bool(index.get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def parameters(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many numbers the weights of each network have, by the headers of their files."""
+    counts: dict[str, int] = {}
+    for name in NETWORKS:
+        for file in _weight_files(checkpoint.folder / name):
+            shapes = (entry["shape"] for entry in _header(file)[0].values() if "shape" in entry)
+            counts[name] = counts.get(name, 0) + sum(map(prod, shapes))
+    return counts
 
 
 def check_checker(folder: Path) -> None:
@@ -148,31 +160,41 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 
 def _weights(folder: Path, name: str) -> str | None:
     """The variant of a network's weight files, after a look at every header."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = _weight_files(folder)
     if not files:
         if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
             raise CheckpointError(f"holds a pickle in {name}, where only safetensors are loaded")
         raise CheckpointError(f"lacks the weights of {name} (*.safetensors)")
-    plain = [f for f in files if not is_half(f.name)]
-    for file in plain or files:
+    for file in files:
         _check_header(file)
-    return None if plain else "fp16"
+    return "fp16" if is_half(files[0].name) else None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that are loaded: the full ones where there are any, else the halves."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if not is_half(file.name)] or files
 
 
 def _check_header(file: Path) -> None:
     """Eight bytes of length, a JSON header, and as many bytes of data as the header promises."""
     try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            size = file.stat().st_size
-            if not 0 < length <= min(size, _LONGEST_HEADER):
-                raise ValueError
-            header: dict[str, Any] = json.loads(stream.read(length))
+        header, length = _header(file)
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        whole = size == 8 + length + max(ends, default=0)
+        whole = file.stat().st_size == 8 + length + max(ends, default=0)
     except (OSError, ValueError, AttributeError, TypeError, KeyError, IndexError):
         raise CheckpointError(
             f"holds {file.parent.name}/{file.name}, which is no safetensors file inside"
         ) from None
     if not whole:
         raise CheckpointError(f"holds a truncated {file.parent.name}/{file.name}")
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header of a safetensors file, and its length in bytes."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= min(file.stat().st_size, _LONGEST_HEADER):
+            raise ValueError
+        header: dict[str, Any] = json.loads(stream.read(length))
+    return header, length

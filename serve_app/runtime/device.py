@@ -142,25 +142,23 @@ def _vae_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if fast_bf16 else torch.float32
 
 
-def _xformers_runs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether xFormers attention really computes here: importing it proves nothing."""
+def xformers_trouble(device: torch.device, dtype: torch.dtype) -> str:
+    """Why xFormers attention does not compute here, "" when it does: an import proves nothing."""
     if find_spec("xformers") is None:
-        logger.warning(
-            "ENABLE_XFORMERS=1, but xFormers is not installed; PyTorch SDPA is used. "
-            "Install it with: pip install 'aura-serve[xformers]'"
-        )
-        return False
+        return "xFormers is not installed (pip install 'aura-serve[xformers]')"
     try:
         from xformers.ops import memory_efficient_attention
 
         x = torch.ones(1, 16, 1, 64, device=device, dtype=dtype)  # (batch, tokens, heads, width)
         memory_efficient_attention(x, x, x)
     except Exception as error:  # a foreign build fails in many ways, all of them mean no
-        logger.warning(
-            "ENABLE_XFORMERS=1, but xFormers does not run on %s with %s (%s); PyTorch SDPA is used",
-            device,
-            dtype,
-            str(error).strip().split("\n")[0],
-        )
-        return False
-    return True
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        return f"xFormers does not run on {device} with {dtype} ({reason})"
+    return ""
+
+
+def _xformers_runs(device: torch.device, dtype: torch.dtype) -> bool:
+    trouble = xformers_trouble(device, dtype)
+    if trouble:
+        logger.warning("ENABLE_XFORMERS=1, but %s; PyTorch SDPA is used", trouble)
+    return not trouble
