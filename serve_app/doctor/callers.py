@@ -52,7 +52,7 @@ def check_keys(settings: Settings, host: str | None) -> Finding:
             "keys",
             f"{len(short)} of {len(settings.api_keys)} API_KEYS can be guessed: shorter than "
             f"{_SHORT} characters",
-            NEW_KEY,
+            f"unset API_KEYS; {NEW_KEY}",
         )
     if settings.api_keys:
         return fine("keys", f"{len(settings.api_keys)}, of which every caller needs one")

@@ -22,7 +22,7 @@ _DRIVER, _DRIVER_IN_WINDOWS = (
     "sudo ubuntu-drivers install",
     "explorer.exe https://www.nvidia.com/drivers",
 )
-_SMALLER = 'python -m serve_app generate "a fox" --steps 12 --width 640 --height 640'
+_SMALLER = 'python -m serve_app generate "a fox" --steps 12'
 
 
 @dataclass(frozen=True, slots=True)

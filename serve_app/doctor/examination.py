@@ -123,7 +123,7 @@ def _models(settings: Settings, args: AppArgs, facts: Facts, config: str) -> Ite
     yield from findings
     downloads = models.check_downloads(settings, found)
     yield downloads
-    yield models.check_token([*findings, downloads])
+    yield models.check_token(findings, downloads)
     if found.whole:
         yield models.check_licenses(found)
     yield models.check_filters(settings)

@@ -102,11 +102,12 @@ def check_downloads(settings: Settings, models: Models) -> Finding:
     return fine("download", "none is unfinished")
 
 
-def check_token(found: list[Finding]) -> Finding:
+def check_token(found: list[Finding], download: Finding) -> Finding:
     """Whether a gated repository could be fetched, where something is still to be fetched."""
     if is_logged_in():
         return fine("hub", "a Hugging Face token is here")
-    if all(one.verdict is Verdict.OK for one in found):
+    lacking = any(one.verdict is Verdict.FAIL for one in found)
+    if not lacking and download.verdict is Verdict.OK:
         return fine("hub", "no Hugging Face token is here, and nothing here needs one")
     return warn(
         "hub",

@@ -45,8 +45,11 @@ def check_room(places: list[Place]) -> Finding:
             return warn("disk", f"{said}: Ray writes no more to a disk that is 95 % full", mend)
         if place.free < _LITTLE:
             return warn("disk", f"{said}: under {gib(_LITTLE)} it gets tight", mend)
-    told = {place.free: f"{gib(place.free)} for {place.what}" for place in reversed(places)}
-    return fine("disk", f"free: {', '.join(reversed(told.values()))}")
+    disks: dict[tuple[int, int], list[str]] = {}
+    for place in places:
+        disks.setdefault((place.free, place.total), []).append(place.what)
+    told = [f"{gib(free)} for {', '.join(held)}" for (free, _), held in disks.items()]
+    return fine("disk", f"free: {'; '.join(told)}")
 
 
 def check_ledger(file: Path) -> Finding:

@@ -24,9 +24,8 @@ _LOOK = {
     Verdict.FAIL: ("bold red", "✗"),
     Verdict.SKIP: ("dim", "·"),
 }
-_VERDICT, _CHECK = 8, 11  # columns
-_INDENT = _VERDICT + _CHECK
-_WIDEST = 110  # columns: longer lines are hard to read
+_CHECK = 11  # columns of a check's name
+_NARROWEST, _WIDEST = 30, 110  # columns: of a sentence at least, of all at most
 
 
 def doctor(config: Path, *, as_json: bool, console: Console | None = None) -> int:
@@ -50,7 +49,7 @@ def tell(sections: Sequence[tuple[str, Sequence[Finding]]], console: Console) ->
         lines += [Text(), Text(title, style="bold" if rich else "")]
         for finding in findings:
             lines += _lines(finding, wide, rich=rich)
-    lines += [Text(), _summary([one for _, group in sections for one in group])]
+    lines += [Text(), *_summary([one for _, group in sections for one in group])]
     for line in lines:
         shown = line if rich else Text(_ascii(line.plain))
         console.print(shown, soft_wrap=True)
@@ -79,33 +78,28 @@ def _content(findings: Sequence[Finding], *, ok: bool) -> dict[str, object]:
 def _lines(finding: Finding, wide: int, *, rich: bool) -> Iterator[Text]:
     """A finding: its verdict and its sentence, then its command on a line that can be copied."""
     style, sign = _LOOK[finding.verdict]
-    room = max(wide - _INDENT, 30) if wide else 0
-    said = (
-        textwrap.wrap(finding.said, room, break_long_words=False, break_on_hyphens=False)
-        if (room)
-        else [finding.said]
-    )
-    verdict = f"  {sign} {finding.verdict}" if rich else f"  {finding.verdict}"
-    yield Text.assemble(
-        (verdict.ljust(_VERDICT + 1 if rich else _VERDICT), style),
-        (finding.check.ljust(_CHECK), ""),
-        said[0],
-    )
-    indent = " " * (_INDENT + 1 if rich else _INDENT)
+    verdict = f"  {sign} {finding.verdict:<6}" if rich else f"  {finding.verdict:<6}"
+    indent = " " * (len(verdict) + _CHECK)
+    said = [finding.said]
+    if wide:
+        room = max(wide - len(indent), _NARROWEST)
+        said = textwrap.wrap(finding.said, room, break_long_words=False, break_on_hyphens=False)
+    yield Text.assemble((verdict, style), f"{finding.check:<{_CHECK}}", said[0])
     for more in said[1:]:
         yield Text(indent + more)
     if finding.mend:
         where = ".env.local: " if finding.is_for_env_file else "$ "
-        yield Text.assemble(indent, (where, "dim"), (finding.mend, "cyan" if rich else ""))
+        yield Text.assemble(indent, (where, "dim"), (finding.mend, "cyan"))
 
 
-def _summary(findings: Sequence[Finding]) -> Text:
+def _summary(findings: Sequence[Finding]) -> Iterator[Text]:
     counts = Counter(one.verdict for one in findings)
     told = ", ".join(f"{counts[one]} {one}" for one in Verdict if counts[one])
-    text = Text(f"{len(findings)} checks: {told}.", style="bold")
+    yield Text(f"{len(findings)} checks: {told}", style="bold")
     if counts[Verdict.FAIL]:
-        return text.append(" Mend what fails, then again: python -m serve_app doctor")
-    return text.append(" Start it with: make serve, or python -m serve_app up")
+        yield Text("Mend what fails, then again: python -m serve_app doctor")
+    else:
+        yield Text("Start it with: make serve, or python -m serve_app up")
 
 
 def _ascii(text: str) -> str:

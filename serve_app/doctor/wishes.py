@@ -58,7 +58,7 @@ def _mend(error: SettingsError) -> str:
         return f'export {meant}="${name}"; unset {name}'
     for file in map(Path, reversed(ENV_FILES)):
         if file.is_file() and name in file.read_text(encoding="utf-8"):
-            return f"sed -i.bak 's/{name}\\b/{meant}/' {file}"
+            return f"sed -i.bak 's/{name}=/{meant}=/' {file}"
     return '"${EDITOR:-vi}" serve_config.yaml'  # the name stands under args: settings:
 
 

@@ -145,7 +145,7 @@ def _vae_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 def xformers_trouble(device: torch.device, dtype: torch.dtype) -> str:
     """Why xFormers attention does not compute here, "" when it does: an import proves nothing."""
     if find_spec("xformers") is None:
-        return "xFormers is not installed (pip install 'aura-serve[xformers]')"
+        return "xFormers is not installed"
     try:
         from xformers.ops import memory_efficient_attention
 
@@ -160,5 +160,8 @@ def xformers_trouble(device: torch.device, dtype: torch.dtype) -> str:
 def _xformers_runs(device: torch.device, dtype: torch.dtype) -> bool:
     trouble = xformers_trouble(device, dtype)
     if trouble:
-        logger.warning("ENABLE_XFORMERS=1, but %s; PyTorch SDPA is used", trouble)
+        logger.warning(
+            "ENABLE_XFORMERS=1, but %s; PyTorch SDPA is used. See: python -m serve_app doctor",
+            trouble,
+        )
     return not trouble

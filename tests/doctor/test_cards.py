@@ -193,7 +193,7 @@ def test_kernels_run_on_their_own_major_version_and_ptx_on_whatever_is_newer(
                 "device",
                 "the CPU, since no GPU is seen: SDXL pictures will be slow; smaller ones with "
                 "fewer steps are quicker, a GPU of 12 GB or more is the cure",
-                'python -m serve_app generate "a fox" --steps 12 --width 640 --height 640',
+                'python -m serve_app generate "a fox" --steps 12',
             ),
         ),
         (
@@ -244,8 +244,7 @@ def test_xformers_are_judged_by_a_probe_that_really_ran() -> None:
     if find_spec("xformers") is None:
         assert finding == warn(
             "xformers",
-            "ENABLE_XFORMERS=1, but xFormers is not installed (pip install "
-            "'aura-serve[xformers]'), so attention is PyTorch's own",
+            "ENABLE_XFORMERS=1, but xFormers is not installed, so attention is PyTorch's own",
             "python -m pip install -e '.[xformers]'",
         )
     else:

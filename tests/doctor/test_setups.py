@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,9 +19,9 @@ from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
 from serve_app.doctor import cluster
 from serve_app.doctor.examination import Grounds, examine
-from serve_app.doctor.finding import Verdict
+from serve_app.doctor.finding import Finding, Verdict
 from serve_app.hub.acceptance import Acceptance, record
-from tests.doctor.conftest import wrong
+from tests.doctor.conftest import OURS, wrong
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 Found = tuple[str, str, str, str]
@@ -28,7 +30,7 @@ SLOW: Found = (
     "WARN",
     "the CPU, since no GPU is seen: SDXL pictures will be slow; smaller ones with fewer steps are "
     "quicker, a GPU of 12 GB or more is the cure",
-    'python -m serve_app generate "a fox" --steps 12 --width 640 --height 640',
+    'python -m serve_app generate "a fox" --steps 12',
 )
 NO_TOKEN: Found = (
     "hub",
@@ -67,6 +69,24 @@ class SetUp:
             **{"MODEL_CHECKPOINT_DIR" if base else "MODEL_REFINER_CHECKPOINT_DIR": f"./{name}"}
         )
         return folder
+
+    def paste(self, mend: str) -> None:
+        """A mend is put into .env.local, or into the shell, as a person would."""
+        if Finding("", Verdict.FAIL, "", mend).is_for_env_file:
+            return self.set(**dict([mend.split("=", 1)]))
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", f"{mend}\nenv -0"],
+            env=os.environ | {"PATH": path},
+            capture_output=True,
+            check=True,
+        )
+        after = dict(line.split("=", 1) for line in done.stdout.decode().split("\0") if line)
+        for name in (set(os.environ) | set(after)) & {*OURS, "MODEL_DEVISE"}:
+            if name in after:
+                self.monkeypatch.setenv(name, after[name])
+            else:
+                self.monkeypatch.delenv(name)
 
     def edit_config(self, old: str, new: str) -> None:
         """The serve config says something else."""
@@ -172,7 +192,7 @@ def unset(setup: SetUp) -> list[Found]:
         "MODEL_CHECKPOINT_DIR is not set, so the demo draws plain shapes, whatever else stands in "
         ".env.local"
     )
-    return [("base", "WARN", said, "python -m serve_app download"), NO_TOKEN]
+    return [("base", "WARN", said, "python -m serve_app download")]
 
 
 def unset_beside_weights(setup: SetUp) -> list[Found]:
@@ -182,7 +202,7 @@ def unset_beside_weights(setup: SetUp) -> list[Found]:
         "MODEL_CHECKPOINT_DIR is not set, so the demo draws plain shapes, though a whole SDXL "
         "lies here"
     )
-    return [("base", "WARN", said, "MODEL_CHECKPOINT_DIR=./models/sdxl-base"), NO_TOKEN]
+    return [("base", "WARN", said, "MODEL_CHECKPOINT_DIR=./models/sdxl-base")]
 
 
 def half_downloaded(setup: SetUp) -> list[Found]:
@@ -226,7 +246,7 @@ def misspelt(setup: SetUp) -> list[Found]:
     setup.set(MODEL_PRECISON="fp16")
     said = "MODEL_PRECISON is no setting of this service; did you mean MODEL_PRECISION?"
     return [
-        ("settings", "FAIL", said, r"sed -i.bak 's/MODEL_PRECISON\b/MODEL_PRECISION/' .env.local")
+        ("settings", "FAIL", said, "sed -i.bak 's/MODEL_PRECISON=/MODEL_PRECISION=/' .env.local")
     ]
 
 
@@ -357,7 +377,6 @@ def cuda_without_a_card(setup: SetUp) -> list[Found]:
     said = "MODEL_DEVICE=cuda, but no CUDA device is seen"
     return [
         ("base", "WARN", base, "python -m serve_app download"),
-        NO_TOKEN,
         ("device", "FAIL", said, "MODEL_DEVICE=auto"),
     ]
 
@@ -367,13 +386,18 @@ def open_to_all_without_a_key(setup: SetUp) -> list[Found]:
     said = (
         "the config's host is 0.0.0.0, but without API_KEYS the service listens on 127.0.0.1 alone"
     )
-    mend = (
-        "python -c \"import secrets; print('\\nAPI_KEYS=' + secrets.token_urlsafe(24))\" "
-        ">> .env.local"
-    )
-    return [("keys", "WARN", said, mend)]
+    return [("keys", "WARN", said, NEW_KEY)]
 
 
+def short_keys(setup: SetUp) -> list[Found]:
+    setup.export(API_KEYS="secret")
+    said = "1 of 1 API_KEYS can be guessed: shorter than 16 characters"
+    return [("keys", "WARN", said, f"unset API_KEYS; {NEW_KEY}")]
+
+
+NEW_KEY = (
+    "python -c \"import secrets; print('\\nAPI_KEYS=' + secrets.token_urlsafe(24))\" >> .env.local"
+)
 BROKEN: list[Break] = [
     wrong_path,
     wrong_path_beside_the_right_one,
@@ -409,6 +433,7 @@ BROKEN: list[Break] = [
     half_precision_on_the_cpu,
     cuda_without_a_card,
     open_to_all_without_a_key,
+    short_keys,
 ]
 
 
@@ -418,6 +443,41 @@ def test_a_broken_set_up_is_found_and_nothing_else_is(
 ) -> None:
     expected = broken(setup)
     assert wrong(grounds) == expected
+
+
+MENDED_AT_ONCE: list[Break] = [
+    wrong_path_beside_the_right_one,
+    unset_beside_weights,
+    refiner_of_another_noise,
+    misspelt,
+    misspelt_and_exported,
+    illegal_value,
+    every_origin,
+    settings_in_utf_16,
+    another_address,
+    vite_on_our_port,
+    no_ray_at_its_address,
+    ray_without_tokens,
+    ledger_is_a_folder,
+    ledger_is_something_else,
+    no_word_list,
+    half_precision_on_the_cpu,
+    cuda_without_a_card,
+    open_to_all_without_a_key,
+    short_keys,
+]
+
+
+@pytest.mark.parametrize("broken", MENDED_AT_ONCE, ids=lambda b: b.__name__.replace("_", " "))
+def test_what_is_told_to_mend_it_does(setup: SetUp, grounds: Grounds, broken: Break) -> None:
+    broken(setup)
+    mended = set()
+    for check, _, _, mend in wrong(grounds):
+        if "serve_app " not in mend and "hf " not in mend:  # which fetch, or draw
+            setup.paste(mend)
+            mended.add(check)
+    assert mended
+    assert not mended & {check for check, *_ in wrong(grounds)}
 
 
 def test_a_sound_set_up_is_found_sound(setup: SetUp, grounds: Grounds) -> None:
