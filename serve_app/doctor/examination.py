@@ -15,10 +15,20 @@ from typing import Any
 from serve_app.args import AppArgs
 from serve_app.choices import BATCH
 from serve_app.config import host_of, port_of
-from serve_app.doctor import callers, cards, cluster, listeners, machine, models, places, room
-from serve_app.doctor.cards import Graphics
+from serve_app.doctor import (
+    callers,
+    cards,
+    cluster,
+    graphics,
+    listeners,
+    machine,
+    models,
+    places,
+    room,
+)
 from serve_app.doctor.cluster import Cluster
 from serve_app.doctor.finding import Finding, Verdict, fail, skip
+from serve_app.doctor.graphics import Graphics
 from serve_app.doctor.machine import Machine
 from serve_app.doctor.models import Models
 from serve_app.doctor.wishes import read_serve_config, read_settings
@@ -38,7 +48,7 @@ class Grounds:
 
     config: Path = Path("serve_config.yaml")
     machine: Callable[[], Machine] = machine.look
-    graphics: Callable[[], Graphics] = cards.look
+    graphics: Callable[[], Graphics] = graphics.look
     cluster: Callable[[], Cluster] = cluster.look
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from serve_app.core.errors import AuraError, CheckpointError
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
-from serve_app.doctor.cards import gib
 from serve_app.doctor.finding import Finding, Verdict, fail, fine, warn
+from serve_app.doctor.graphics import gib
 from serve_app.hub import acceptance
 from serve_app.hub.env_file import as_value
 from serve_app.hub.local import unfinished

@@ -9,8 +9,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.doctor.cards import gib
 from serve_app.doctor.finding import Finding, fail, fine, warn
+from serve_app.doctor.graphics import gib
 
 _LEAST, _LITTLE = 1 << 30, 5 << 30  # bytes: the ledger alone keeps half a GiB of answers
 _MAGIC = b"SQLite format 3\0"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from serve_app.args import AppArgs
 from serve_app.core.spec import Stage
-from serve_app.doctor.cards import Card, gib
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
+from serve_app.doctor.graphics import Card, gib
 from serve_app.doctor.memory import Replica, placed
 from serve_app.runtime.checkpoint import VARIABLE
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from serve_app.doctor import cluster
-from serve_app.doctor.cards import Graphics, Torch
 from serve_app.doctor.examination import Grounds, examine
+from serve_app.doctor.graphics import Graphics, Torch
 from serve_app.doctor.machine import Machine
-from serve_app.settings import Settings
+from tests.doctor.setting_up import OURS, SetUp
 
 ROOT = Path(__file__).parent.parent.parent
 GIB = 2**30
@@ -34,10 +34,6 @@ WITHOUT_CARD = Graphics(
     driver=None,
     nvidia=False,
     visible=None,
-)
-OURS = (
-    *(field.upper() for field in Settings.model_fields),
-    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_ADDRESS", "RAY_AUTH_MODE", "NO_COLOR"),
 )
 
 
@@ -72,6 +68,11 @@ def grounds() -> Grounds:
     return Grounds(
         machine=lambda: SOUND, graphics=lambda: WITHOUT_CARD, cluster=lambda: cluster.look({})
     )
+
+
+@pytest.fixture
+def setup(folder: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> SetUp:
+    return SetUp(folder, port, monkeypatch)
 
 
 def machine(**changes: object) -> Machine:

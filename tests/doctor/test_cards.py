@@ -6,8 +6,8 @@ from importlib.util import find_spec
 import pytest
 
 from serve_app.doctor import cards
-from serve_app.doctor.cards import Card, Graphics, Torch
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
+from serve_app.doctor.graphics import Card, Graphics, Torch, look
 from serve_app.settings import Settings
 from tests.doctor.conftest import GIB, SOUND, WITHOUT_CARD, machine
 
@@ -266,6 +266,6 @@ def test_xformers_that_do_not_run_are_turned_off_and_those_that_run_are_left() -
 
 
 def test_this_machine_s_torch_is_asked() -> None:
-    graphics = cards.look()
+    graphics = look()
     assert graphics.torch is not None and graphics.trouble == ""
     assert graphics.torch.version.startswith("2.13")

@@ -9,8 +9,8 @@ import pytest
 from serve_app.args import AppArgs
 from serve_app.config import read_config
 from serve_app.core.spec import Stage
-from serve_app.doctor.cards import Card
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
+from serve_app.doctor.graphics import Card
 from serve_app.doctor.memory import Replica
 from serve_app.doctor.room import Load, check_gpus, check_ram, check_vram, replicas_of
 from tests.doctor.conftest import GIB
