@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from serve_app.core.errors import DownloadError
 from serve_app.hub.repository import Entry
 
-_PARTS, _LOCK = ".parts", "lock"
+_PARTS = ".parts"
 _CHUNK = 1 << 20
 _SPARE = 500_000_000  # bytes that stay free: a full disk stops more than a download
 
@@ -88,7 +88,7 @@ def alone(folder: Path, again: str) -> Iterator[None]:
 
     parts = folder / _PARTS
     parts.mkdir(parents=True, exist_ok=True)
-    with (parts / _LOCK).open("w") as lock:
+    with (parts / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -102,9 +102,9 @@ def unfinished(folder: Path) -> int:
     """The bytes of files that began to come into the folder and did not end, by our own download
     or by huggingface_hub's.
     """
-    parts = [file for file in (folder / _PARTS).glob("*") if file.name != _LOCK]
+    ours = (folder / _PARTS).glob("*")  # the lock among them has no bytes
     foreign = (folder / ".cache" / "huggingface" / "download").rglob("*.incomplete")
-    return sum(size_there(file) for file in (*parts, *foreign))
+    return sum(size_there(file) for file in (*ours, *foreign))
 
 
 def tidy(folder: Path) -> None:

@@ -101,6 +101,16 @@ SHARED = (base(0.5), refiner(0.5))
             ),
         ),
         (
+            load(*SHARED),
+            [card(8)],
+            fail(
+                "memory",
+                "base and refiner need 20.1 GiB (fp16, 4 images together), and the NVIDIA RTX has "
+                "8.0 GiB: CUDA would run out of memory",
+                "MODEL_DEVICE=cpu",
+            ),
+        ),
+        (
             load(base()),
             [card(24, 10)],
             warn(

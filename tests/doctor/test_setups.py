@@ -39,6 +39,15 @@ def test_a_sound_set_up_is_found_sound(setup: SetUp, grounds: Grounds) -> None:
     assert not (setup.folder.parent / "state").exists()  # it leaves nothing behind
 
 
+def test_what_a_download_left_in_a_whole_folder_is_no_trouble(
+    setup: SetUp, grounds: Grounds
+) -> None:
+    parts = setup.weights() / ".cache/huggingface/download"
+    parts.mkdir(parents=True)
+    (parts / "x.83e012a8.incomplete").write_bytes(bytes(2**20))
+    assert [check for check, *_ in wrong(grounds)] == ["device"]
+
+
 def test_what_depends_on_unreadable_settings_is_not_examined_and_the_rest_is(
     setup: SetUp, grounds: Grounds
 ) -> None:
