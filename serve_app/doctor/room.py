@@ -103,8 +103,11 @@ def _judge(load: Load, held: Sequence[Replica], card: Card) -> Finding:
     if len(set(replica.stage for replica in held)) == 1:
         said = said.replace(" need ", " needs ", 1)
     if need > card.total:
-        return fail(
-            "memory", f"{said}: CUDA would run out of memory", _remedy(load, held, card.total)
+        least = "MODEL_MAX_BATCH_SIZE=1" if load.images > 1 else "ENABLE_XFORMERS=1"
+        return warn(
+            "memory",
+            f"{said}: to have room, fewer images would be made at a time, or all more slowly",
+            _remedy(load, held, card.total, otherwise=least),
         )
     if need > card.free:
         return warn(
@@ -120,7 +123,7 @@ def _remedy(
     held: Sequence[Replica],
     room: int,
     *,
-    otherwise: str = "MODEL_DEVICE=cpu",
+    otherwise: str = "MODEL_CHECKPOINT_DIR=",
     gpu: bool = True,
 ) -> str:
     """The first of the guide's measures that helps, the one that costs least first."""
@@ -136,4 +139,4 @@ def _remedy(
     alone = load.need(base, images=1, precision=half)
     if 0 < len(base) < len(held) and alone <= room:
         return _NO_REFINER
-    return otherwise if gpu else "MODEL_CHECKPOINT_DIR="
+    return otherwise

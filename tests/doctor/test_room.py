@@ -44,40 +44,40 @@ SHARED = (base(0.5), refiner(0.5))
         (
             load(base(), precision="fp32"),
             [card(16)],
-            fail(
+            warn(
                 "memory",
                 "base needs 19.9 GiB (fp32, 4 images together), and the NVIDIA RTX has 16.0 GiB: "
-                "CUDA would run out of memory",
+                "to have room, fewer images would be made at a time, or all more slowly",
                 "MODEL_PRECISION=fp16",
             ),
         ),
         (
             load(base(), images=16),
             [card(12)],
-            fail(
+            warn(
                 "memory",
                 "base needs 14.9 GiB (fp16, 16 images together), and the NVIDIA RTX has 12.0 GiB: "
-                "CUDA would run out of memory",
+                "to have room, fewer images would be made at a time, or all more slowly",
                 "MODEL_MAX_BATCH_SIZE=8",
             ),
         ),
         (
             load(base(), images=1),
             [card(8)],
-            fail(
+            warn(
                 "memory",
                 "base needs 9.3 GiB (fp16, one image at a time), and the NVIDIA RTX has 8.0 GiB: "
-                "CUDA would run out of memory",
-                "MODEL_DEVICE=cpu",
+                "to have room, fewer images would be made at a time, or all more slowly",
+                "ENABLE_XFORMERS=1",
             ),
         ),
         (
             load(base(), precision="fp32"),
             [card(10)],
-            fail(
+            warn(
                 "memory",
                 "base needs 19.9 GiB (fp32, 4 images together), and the NVIDIA RTX has 10.0 GiB: "
-                "CUDA would run out of memory",
+                "to have room, fewer images would be made at a time, or all more slowly",
                 "MODEL_PRECISION=fp16",
             ),
         ),
@@ -93,21 +93,21 @@ SHARED = (base(0.5), refiner(0.5))
         (
             load(*SHARED),
             [card(12)],
-            fail(
+            warn(
                 "memory",
                 "base and refiner need 20.1 GiB (fp16, 4 images together), and the NVIDIA RTX has "
-                "12.0 GiB: CUDA would run out of memory",
+                "12.0 GiB: to have room, fewer images would be made at a time, or all more slowly",
                 "MODEL_REFINER_CHECKPOINT_DIR=",
             ),
         ),
         (
             load(*SHARED),
             [card(8)],
-            fail(
+            warn(
                 "memory",
                 "base and refiner need 20.1 GiB (fp16, 4 images together), and the NVIDIA RTX has "
-                "8.0 GiB: CUDA would run out of memory",
-                "MODEL_DEVICE=cpu",
+                "8.0 GiB: to have room, fewer images would be made at a time, or all more slowly",
+                "MODEL_MAX_BATCH_SIZE=1",
             ),
         ),
         (
@@ -133,11 +133,11 @@ SHARED = (base(0.5), refiner(0.5))
         (
             load(base(), refiner()),
             [card(24), card(8, name="NVIDIA RTX 3070")],
-            fail(
+            warn(
                 "memory",
                 "refiner needs 9.6 GiB (fp16, 4 images together), and the NVIDIA RTX 3070 has 8.0 "
-                "GiB: CUDA would run out of memory",
-                "MODEL_DEVICE=cpu",
+                "GiB: to have room, fewer images would be made at a time, or all more slowly",
+                "MODEL_MAX_BATCH_SIZE=1",
             ),
         ),
         (
