@@ -127,6 +127,7 @@ def build(args: AppArgs) -> Application:
     base, refiner = find_checkpoints(settings)
     demo = settings.model_checkpoint_dir is None
     images = settings.model_max_batch_size or BATCH[device]
+    share = args.gpu_share(gpus_there, refiner=refiner is not None)
     threads = settings.model_cpu_threads or _threads(args)
 
     def bind_stage(checkpoint: Checkpoint, name: str, scale: Scale) -> Application:
@@ -142,7 +143,7 @@ def build(args: AppArgs) -> Application:
             snapshot_every=settings.snapshot_every,
             safety=settings.safety_checker_dir,
         )
-        gpus = scale.gpus_on(device)
+        gpus = scale.gpus_on(device, share)
         return deploy_stage(StageReplica, name, scale, images=images, gpus=gpus).bind(config)
 
     config = IngressConfig(

@@ -3,6 +3,8 @@
 Knows no Ray: Serve validates them before it calls the builder, `up` before it starts Ray.
 """
 
+from math import ceil
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
@@ -14,7 +16,9 @@ class Scale(BaseModel):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(0, ge=0, description="0: as many as min_replicas")
     num_cpus: float = Field(0.1, ge=0)
-    num_gpus: float | None = Field(None, ge=0, description="None: 1 on CUDA, else 0")
+    num_gpus: float | None = Field(
+        None, ge=0, description="None: 1 on CUDA, or a share where GPUs are few"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "Scale":
@@ -27,9 +31,12 @@ class Scale(BaseModel):
         """The greatest number of replicas."""
         return self.max_replicas or self.min_replicas
 
-    def gpus_on(self, device: str) -> float:
-        """How many GPUs each replica asks of Ray where stages run on cuda, mps or cpu."""
-        return float(device == "cuda") if self.num_gpus is None else self.num_gpus
+    def gpus_on(self, device: str, share: float) -> float:
+        """How many GPUs each replica asks of Ray where stages run on cuda, mps or cpu; `share` is
+        for those that don't say."""
+        if self.num_gpus is not None:
+            return self.num_gpus
+        return share if device == "cuda" else 0
 
 
 class AppArgs(BaseModel):
@@ -43,3 +50,12 @@ class AppArgs(BaseModel):
     settings: dict[str, str] = Field(
         default_factory=dict, description="Settings of this situation; the environment wins"
     )
+
+    def gpu_share(self, gpus: float, *, refiner: bool) -> float:
+        """What part of a GPU a replica gets that doesn't say: all of one, or less where there are
+        fewer GPUs than replicas at the start, or the last of them would wait for ever."""
+        stages = (self.base, self.refiner) if refiner else (self.base,)
+        asking = sum(stage.min_replicas for stage in stages if stage.num_gpus is None)
+        taken = sum(stage.min_replicas * (stage.num_gpus or 0) for stage in stages)
+        there = int(gpus - taken)
+        return 1 if there < 1 or asking <= there else 1 / ceil(asking / there)

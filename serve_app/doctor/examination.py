@@ -154,7 +154,7 @@ def _room(
     there = cards.chosen(settings, facts.graphics)
     stages = {one.stage: (parameters(one), one.native) for one in found.whole}
     load = room.Load(
-        room.replicas_of(args, stages, device),
+        room.replicas_of(args, stages, device, len(there)),
         images=settings.model_max_batch_size or BATCH[device],
         precision=cards.precision_of(settings, device),
         vae_half=device == "cuda" and all(card.bf16 for card in there),

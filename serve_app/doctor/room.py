@@ -14,7 +14,6 @@ from serve_app.doctor.memory import Replica, placed
 from serve_app.runtime.checkpoint import VARIABLE
 
 _NO_REFINER = f"{VARIABLE[Stage.REFINER]}="
-_HALVES = r"sed -i.bak -E '/^ *(base|refiner): \{/ s/ *\}/, num_gpus: 0.5 }/' "
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +50,13 @@ class Load:
 
 
 def replicas_of(
-    args: AppArgs, stages: dict[Stage, tuple[dict[str, int], int]], device: str
+    args: AppArgs, stages: dict[Stage, tuple[dict[str, int], int]], device: str, gpus: int
 ) -> tuple[Replica, ...]:
     """The replicas that a config starts with; each stage's weights and native side are given."""
+    share = args.gpu_share(gpus, refiner=Stage.REFINER in stages)
     scales = {Stage.BASE: args.base, Stage.REFINER: args.refiner}
     return tuple(
-        Replica(stage, parameters, side, scales[stage].gpus_on(device))
+        Replica(stage, parameters, side, scales[stage].gpus_on(device, share))
         for stage, (parameters, side) in stages.items()
         for _ in range(scales[stage].min_replicas)
     )
@@ -69,10 +69,6 @@ def check_gpus(load: Load, cards: Sequence[Card], config: str) -> Finding:
     if placed(load.replicas, len(cards)) is not None:
         return fine("gpus", f"{said}, of {len(cards)}")
     said += f", and there are {len(cards)}: the rest would wait for ever"
-    if len(cards) == 1 and len(load.replicas) == 2 and all(r.share == 1 for r in load.replicas):
-        if load.need(load.replicas) <= cards[0].total:
-            return fail("gpus", f"{said}; both stages fit on one card", _HALVES + config)
-        return fail("gpus", f"{said}; this card is too small for both stages", _NO_REFINER)
     return fail("gpus", said, f'"${{EDITOR:-vi}}" {config}')
 
 
