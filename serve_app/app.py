@@ -133,7 +133,8 @@ def build(args: AppArgs) -> Application:
     def bind_stage(checkpoint: Checkpoint, name: str, scale: Scale) -> Application:
         config = StageConfig(
             stage=checkpoint.stage,
-            folder=None if demo else checkpoint.folder,
+            path=None if demo else checkpoint.path,
+            configs=checkpoint.folder if checkpoint.file else None,
             device=device,
             precision=settings.model_precision,
             xformers=settings.enable_xformers,

@@ -53,7 +53,7 @@ def find_checkpoints(settings: Settings) -> tuple[Checkpoint, Checkpoint | None]
                 "MODEL_CHECKPOINT_DIR: set the base checkpoint too"
             )
         base_folder, refiner_folder = demo_folder(Stage.BASE), demo_folder(Stage.REFINER)
-    base = inspect(base_folder, Stage.BASE)
+    base = inspect(base_folder, Stage.BASE, configs=settings.model_config_dir)
     if refiner_folder is None:
         return base, None
     refiner = inspect(refiner_folder, Stage.REFINER)

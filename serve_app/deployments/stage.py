@@ -31,7 +31,7 @@ class StageConfig:
     """All a replica needs to know, by value: no replica reads the environment."""
 
     stage: Stage
-    folder: Path | None  # None: the demo, wherever the package lies on the replica's machine
+    path: Path | None  # None: the demo, wherever the package lies on the replica's machine
     device: str  # cpu, cuda or mps
     precision: str | None
     xformers: bool
@@ -40,6 +40,7 @@ class StageConfig:
     strict: bool
     snapshot_every: int
     safety: Path | None = None  # folder of the picture filter, where one is on
+    configs: Path | None = None  # folder of what a single file lacks
 
 
 def load_stage(config: StageConfig) -> "StageModel":
@@ -54,10 +55,12 @@ def load_stage(config: StageConfig) -> "StageModel":
         xformers=config.xformers,
         cpu_threads=config.cpu_threads,
     )
-    folder = config.folder or demo_folder(config.stage)
+    path = config.path or demo_folder(config.stage)
     lanes = lanes_for(config.images, strict=config.strict)
     safety = PictureChecker(config.safety, device) if config.safety else None
-    return assemble(inspect(folder, config.stage), device, lanes=lanes, safety=safety)
+    return assemble(
+        inspect(path, config.stage, configs=config.configs), device, lanes=lanes, safety=safety
+    )
 
 
 class StageReplica:

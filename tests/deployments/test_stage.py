@@ -22,7 +22,7 @@ END = Leg(Stage.BASE, 150, last=True)
 def config(folder: Path, device: str = "cpu") -> StageConfig:
     return StageConfig(
         stage=Stage.BASE,
-        folder=folder,
+        path=folder,
         device=device,
         precision=None,
         xformers=False,
