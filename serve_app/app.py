@@ -25,7 +25,6 @@ from serve_app.core.allowance import Allowance
 from serve_app.core.errors import SettingsError
 from serve_app.core.facts import ServiceFacts
 from serve_app.core.safety import WordList
-from serve_app.core.schedule import NoiseConfig
 from serve_app.core.spec import Stage
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
@@ -50,7 +49,6 @@ class IngressConfig:
     """All an ingress replica needs to know, by value; of keys it has the digests alone."""
 
     facts: ServiceFacts
-    noise: NoiseConfig
     policy: Policy
     words: tuple[str, ...]
     allowance: Allowance | None
@@ -70,7 +68,7 @@ class Ingress:
         self._conductor = Conductor(
             RemoteStage(Stage.BASE, base),
             RemoteStage(Stage.REFINER, refiner) if refiner else None,
-            config.noise,
+            config.facts.model.noise,
         )
         here = serve.get_replica_context()
         self._all = serve.get_deployment_handle(here.deployment, here.app_name)
@@ -149,7 +147,6 @@ def build(args: AppArgs) -> Application:
 
     config = IngressConfig(
         facts=service_facts(settings, base, refiner, device),
-        noise=base.noise,
         policy=Policy(
             keys=digests(settings.api_keys),
             anonymous=settings.allow_anonymous,

@@ -6,14 +6,12 @@ Knows no Ray, torch or HTTP, so that the builder and the command line may ask.
 import platform
 
 from serve_app.core.errors import SettingsError
-from serve_app.core.facts import ServiceFacts
+from serve_app.core.facts import ModelFacts, ServiceFacts
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import NOTICE, demo_folder
 from serve_app.runtime.checkpoint import Checkpoint, check_checker, check_pair, inspect
 from serve_app.runtime.licenses import license_of
 from serve_app.settings import Settings
-
-DEFAULT_STEPS = 30
 
 
 def choose_device(name: str, *, gpus: float) -> str:
@@ -67,13 +65,11 @@ def service_facts(
     """What answers, /health and /licenses say of the service."""
     filters = {"words": settings.safety_words_file, "pictures": settings.safety_checker_dir}
     return ServiceFacts(
-        model=base.name,
+        models=(ModelFacts(base.name, base.native, base.noise, base.defaults),),
         refiner=refiner.name if refiner else None,
-        native=base.native,
         device=device,
         precision=settings.model_precision or ("fp32" if device == "cpu" else "fp16"),
         image_count=settings.image_count,
-        default_steps=DEFAULT_STEPS,
         notices=() if settings.model_checkpoint_dir else (NOTICE,),
         licenses=tuple(license_of(one) for one in (base, refiner) if one),
         prompt_chars=settings.prompt_max_chars,

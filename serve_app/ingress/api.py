@@ -128,7 +128,7 @@ def described(document: dict[str, Any], facts: ServiceFacts, policy: Policy) -> 
             _text(schemas[name]["properties"][field])["maxLength"] = facts.prompt_chars
     for side in ("width", "height"):
         _number(schemas["GenerateRequest"]["properties"][side]).update(
-            minimum=facts.sizes.shortest, maximum=facts.sizes.longest, multipleOf=8
+            minimum=facts.model.sizes.shortest, maximum=facts.model.sizes.longest, multipleOf=8
         )
     return document
 

@@ -115,7 +115,7 @@ def routes(studio: Studio) -> APIRouter:
             files = _files_of(form)
             read = [await file.read() for file in files[: body.n or 1]]
         await desk.admit(request.state.caller)
-        wanted = body.wanted_size and facts.sizes.scaled(*body.wanted_size)
+        wanted = body.wanted_size and facts.model.sizes.scaled(*body.wanted_size)
         images = await studio.read(read, wanted)
         order = _order_edit(body, images, facts)
         if len(files) > len(read):
@@ -126,7 +126,7 @@ def routes(studio: Studio) -> APIRouter:
     @router.get("/v1/models", responses=tells(401, 403, model=OpenAIError))
     async def models() -> Models:
         """The models there are."""
-        return Models(object="list", data=[_model(facts.model, facts)])
+        return Models(object="list", data=[_model(facts.model.name, facts)])
 
     @router.get("/v1/models/{name}", responses=tells(401, 403, 404, model=OpenAIError))
     async def model(name: str) -> Model:
@@ -144,16 +144,18 @@ def routes(studio: Studio) -> APIRouter:
 
 def _order_generation(body: GenerationsRequest, facts: ServiceFacts) -> Order:
     _check(body, facts)
-    native = body.native()
+    native = body.native(facts.model.defaults)
     if body.wanted_size:
-        native["width"], native["height"] = facts.sizes.scaled(*body.wanted_size)
+        native["width"], native["height"] = facts.model.sizes.scaled(*body.wanted_size)
     request = GenerateRequest.model_validate(native)
     order = order_generate(request, _facts_for(body, facts), draw_seed())
     return _told_so(order, body, GENERATIONS)
 
 
 def _order_edit(body: EditsRequest, images: Sequence[BaseImage], facts: ServiceFacts) -> Order:
-    request = RefineRequest.model_validate(body.native() | {"strength": body.strength})
+    request = RefineRequest.model_validate(
+        body.native(facts.model.defaults) | {"strength": body.strength}
+    )
     order = order_refine(request, images, _facts_for(body, facts), draw_seed())
     return _told_so(order, body, EDITS)
 
@@ -202,7 +204,7 @@ def _check(body: Wanted, facts: ServiceFacts) -> None:
 
 
 def _check_model(name: str, facts: ServiceFacts) -> None:
-    names = (facts.model, *ALIASES)
+    names = (facts.model.name, *ALIASES)
     if name not in names:
         raise ModelNotFound(f"model names none of this service; there is {', '.join(names)}")
 
@@ -248,7 +250,7 @@ def _files_of(form: FormData) -> list[UploadFile]:
 
 
 def _model(name: str, facts: ServiceFacts) -> Model:
-    terms = next((one.name for one in facts.licenses if one.model == facts.model), "unknown")
+    terms = next((one.name for one in facts.licenses if one.model == facts.model.name), "unknown")
     return Model(id=name, object="model", created=0, owned_by="aura-serve", license=terms)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from serve_app.core.cost import megapixel_steps
 from serve_app.core.errors import InvalidRequest, ModelNotFound
-from serve_app.core.facts import ServiceFacts
+from serve_app.core.facts import ModelFacts, ServiceFacts
 from serve_app.core.spec import SEED, ImageSpec, Stage
 from serve_app.ingress.images import BaseImage
 from serve_app.ingress.metadata import LONGEST_PROMPT, Record
@@ -69,22 +69,24 @@ def order_generate(request: GenerateRequest, facts: ServiceFacts, drawn_seed: in
     """
     _check_common(request, facts)
     check_prompt("prompt", request.prompt, facts.prompt_chars)
-    warnings = list(facts.notices)
+    warnings, model = list(facts.notices), facts.model
     if (request.width is None) != (request.height is None):
         lacking = "width" if request.width is None else "height"
         raise InvalidRequest(lacking, "is required when the other side is given")
     if request.width is None or request.height is None:
-        width, height = facts.sizes.for_aspect(request.aspect_ratio)
+        width, height = model.sizes.for_aspect(request.aspect_ratio)
     else:
         width, height = request.width, request.height
-        facts.sizes.check(width, height)
+        model.sizes.check(width, height)
     wanted = facts.refiner is not None if request.refine is None else request.refine
     if wanted and facts.refiner is None:
         warnings.append("no refiner is configured: base made the whole image")
-    guidance = request.guidance_scale
-    if guidance is None:
-        guidance = guidance_of(request.temperature)
+    guidance = _guidance(request.guidance_scale, model, request.temperature)
     warnings += _ignored(request, guidance)
+    if guidance == model.defaults.guidance and request.temperature != DEFAULT_TEMPERATURE:
+        warnings.append(
+            f"temperature is ignored: {model.name} is made for guidanceScale {guidance:g}"
+        )
     handoff = request.handoff if wanted and facts.refiner else 1.0
     spec = ImageSpec(
         prompt=request.prompt,
@@ -92,9 +94,9 @@ def order_generate(request: GenerateRequest, facts: ServiceFacts, drawn_seed: in
         seed=0,
         width=width,
         height=height,
-        steps=request.steps or facts.default_steps,
+        steps=request.steps or model.defaults.steps,
         guidance=guidance,
-        sampler=request.sampler,
+        sampler=request.sampler or model.defaults.sampler,
         handoff=handoff,
     )
     count = request.image_count or facts.image_count
@@ -134,14 +136,14 @@ def order_refine(
             height=image.height,
             steps=steps,
             guidance=guidance,
-            sampler=request.sampler,
+            sampler=request.sampler or facts.model.defaults.sampler,
             strength=request.strength,
             handoff=handoff,
         )
         pieces.append(Piece(spec, prompt, image))
     seed = drawn_seed if request.seed is None else request.seed
     order = _order("/refine", pieces, seed, facts, warnings, request.timeout_seconds)
-    return replace(order, model=named or facts.model)
+    return replace(order, model=named or facts.model.name)
 
 
 def check_refine(request: RefineRequest, facts: ServiceFacts) -> tuple[int, float]:
@@ -159,14 +161,22 @@ def check_refine(request: RefineRequest, facts: ServiceFacts) -> tuple[int, floa
         "guidanceScale", request.guidance_scale, config.guidance_scale if config else None
     )
     return (
-        facts.default_steps if steps is None else steps,
-        guidance_of(DEFAULT_TEMPERATURE) if guidance is None else guidance,
+        facts.model.defaults.steps if steps is None else steps,
+        _guidance(guidance, facts.model, DEFAULT_TEMPERATURE),
     )
 
 
 def guidance_of(temperature: float) -> float:
     """How strongly the prompt is followed: 0 is the most literal."""
     return round(LITERAL_GUIDANCE - 3 * temperature, 6)
+
+
+def _guidance(asked: float | None, model: ModelFacts, temperature: float) -> float:
+    """What is asked for, else what the model is made for, else what the temperature says."""
+    if asked is not None:
+        return asked
+    made_for = model.defaults.guidance
+    return guidance_of(temperature) if made_for is None else made_for
 
 
 def check_prompt(path: str, prompt: str | None, most: int) -> None:
@@ -184,14 +194,14 @@ def _order(
     timeout: float | None,
 ) -> Order:
     refined = facts.refiner is not None and pieces[0].spec.handoff < 1
-    models = {str(Stage.BASE): facts.model}
+    models = {str(Stage.BASE): facts.model.name}
     if refined and facts.refiner:
         models[str(Stage.REFINER)] = facts.refiner
     order = Order(
         route=route,
         pieces=tuple(pieces),
         seed=seed,
-        model=facts.model,
+        model=facts.model.name,
         models=models,
         refined=refined,
         warnings=tuple(warnings),
@@ -248,7 +258,7 @@ def _check_common(request: Asked, facts: ServiceFacts) -> None:
 
 
 def _check_model(path: str, name: str | None, facts: ServiceFacts) -> None:
-    names = [n for n in (facts.model, facts.refiner) if n]
+    names = [n for n in (facts.model.name, facts.refiner) if n]
     legal = names if path == "config.modelPath" else names[:1]
     if name is not None and name not in legal:
         raise ModelNotFound(f"{path} names no model of this service; there is {', '.join(legal)}")

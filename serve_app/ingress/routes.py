@@ -100,7 +100,7 @@ class Studio:
         self, files: Sequence[str | bytes], wanted: tuple[int, int] | None = None
     ) -> list[BaseImage]:
         """The pictures in files, or in their base64, one after the other. Raises `InvalidImage`."""
-        loop, sizes = asyncio.get_running_loop(), self.facts.sizes
+        loop, sizes = asyncio.get_running_loop(), self.facts.model.sizes
 
         def read_one(file: str | bytes, i: int) -> BaseImage:
             file = read_base64(file, i) if isinstance(file, str) else file
@@ -206,7 +206,7 @@ def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
         body = HealthAnswer.model_construct(
             status=now.condition,
             reason=now.reason,
-            model=facts.model,
+            model=facts.model.name,
             refiner=facts.refiner,
             device=facts.device,
             precision=facts.precision,

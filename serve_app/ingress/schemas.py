@@ -113,7 +113,7 @@ class Asked(Wire):
     seed: Seed | None = None
     steps: Steps | None = None
     guidance_scale: Guidance | None = None
-    sampler: SamplerName = Sampler.EULER
+    sampler: SamplerName | None = None
     image_count: Count | None = None
     handoff: Fraction = 0.8
     model: str | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from serve_app.core.defaults import PLAIN, Defaults, defaults_of
 from serve_app.core.errors import CheckpointError
 from serve_app.core.schedule import NoiseConfig
 from serve_app.core.spec import PIXELS_PER_LATENT, Stage
@@ -49,6 +50,7 @@ class Checkpoint:
     aesthetics: bool  # five size ids, the last an aesthetic score, as the refiner was trained
     zeros_for_absent: bool  # an absent negative prompt is zeros, not the encoding of ""
     file: SingleFile | None = None  # where the weights are, if not in the folder
+    defaults: Defaults = PLAIN
 
     @property
     def path(self) -> Path:
@@ -140,7 +142,8 @@ def _read_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
         noise = replace(noise, prediction_type=file.prediction_type)
     if file.zero_terminal_snr:  # which only trailing timesteps reach: Lin et al. 2023, section 3.3
         noise = replace(noise, zero_terminal_snr=True, spacing="trailing")
-    return replace(folder, name=path.stem, noise=noise, file=file)
+    defaults = defaults_of([path.stem, file.title])
+    return replace(folder, name=path.stem, noise=noise, file=file, defaults=defaults)
 
 
 def _read(folder: Path, stage: Stage, elsewhere: frozenset[str] = frozenset()) -> Checkpoint:
@@ -165,15 +168,20 @@ def _read(folder: Path, stage: Stage, elsewhere: frozenset[str] = frozenset()) -
         raise CheckpointError(
             "is told its guidance as a number (time_cond_proj_dim): not known here"
         )
+    name = folder.resolve().name
+    scheduler = _json(folder, "scheduler/scheduler_config.json")
     return Checkpoint(
         stage=stage,
         folder=folder,
-        name=folder.resolve().name,
-        noise=NoiseConfig.from_scheduler_config(_json(folder, "scheduler/scheduler_config.json")),
+        name=name,
+        noise=NoiseConfig.from_scheduler_config(scheduler),
         native=int(unet.get("sample_size") or 128) * PIXELS_PER_LATENT,
         variant="fp16" if "fp16" in variants else None,
         aesthetics=bool(index.get("requires_aesthetics_score", False)),
         zeros_for_absent=bool(index.get("force_zeros_for_empty_prompt", True)),
+        defaults=defaults_of(
+            [name, str(index.get("_name_or_path", ""))], str(scheduler.get("_class_name", ""))
+        ),
     )
 
 

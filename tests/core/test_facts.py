@@ -1,11 +1,13 @@
 from dataclasses import replace
 
-from serve_app.core.facts import Condition, Health, License, ServiceFacts
+from serve_app.core.facts import Condition, Health, License, ModelFacts, ServiceFacts
+from serve_app.core.schedule import NoiseConfig
+
+SDXL = ModelFacts("sdxl", 512, NoiseConfig())
 
 
-def test_facts_know_the_legal_sizes() -> None:
-    facts = ServiceFacts("sdxl", None, 512, "cpu", "fp32", 2, 30)
-    assert facts.sizes.for_aspect("1:1") == (512, 512)
+def test_models_know_their_legal_sizes() -> None:
+    assert SDXL.sizes.for_aspect("1:1") == (512, 512)
 
 
 def test_health_is_a_value() -> None:
@@ -15,7 +17,7 @@ def test_health_is_a_value() -> None:
 
 
 def test_other_licences_are_other_terms() -> None:
-    facts = ServiceFacts("sdxl", None, 512, "cpu", "fp32", 2, 30)
+    facts = ServiceFacts((SDXL,), None, "cpu", "fp32", 2)
     license = License("sdxl", "RAIL", "", (), "text")
     one = replace(facts, licenses=(license,))
     other = replace(facts, licenses=(replace(license, text="another"),))

@@ -9,8 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
+from serve_app.core.defaults import Defaults
 from serve_app.core.errors import CheckpointError
-from serve_app.core.spec import ImageSpec, Stage
+from serve_app.core.spec import ImageSpec, Sampler, Stage
 from serve_app.runtime.checkpoint import Checkpoint, inspect
 from serve_app.runtime.device import Device
 from serve_app.runtime.licenses import RAIL, license_of
@@ -96,6 +97,18 @@ def test_a_file_says_how_it_predicts_and_where_its_noise_ends(
     noise = inspect(noted, Stage.BASE, configs=folder).noise
     assert (noise.prediction_type, noise.zero_terminal_snr) == ("v_prediction", False)
     assert noise.spacing == "leading"
+
+
+def test_a_distilled_file_is_known_by_its_name_or_its_title(
+    checkpoints: dict[Stage, Checkpoint], tmp_path: Path
+) -> None:
+    folder, without = checkpoints[Stage.BASE].folder, ("vae", *TEXT)
+    named = to_single_file(folder, tmp_path / "fox_lightning_8step.safetensors", without=without)
+    few = Defaults(8, 1.0, Sampler.EULER_TRAILING)
+    assert inspect(named, Stage.BASE, configs=folder).defaults == few
+    notes = {"modelspec.title": "Fox LCM"}
+    titled = to_single_file(folder, tmp_path / "a.safetensors", without=without, notes=notes)
+    assert inspect(titled, Stage.BASE, configs=folder).defaults == Defaults(4, 1.0, Sampler.LCM)
 
 
 FOREIGN: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
