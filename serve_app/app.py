@@ -29,7 +29,7 @@ from serve_app.core.spec import Stage
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.remote import RemoteLedger, RemoteStage
-from serve_app.deployments.stage import StageConfig, StageReplica
+from serve_app.deployments.stage import Source, StageConfig, StageReplica
 from serve_app.ingress.api import build_api
 from serve_app.ingress.jobs import Desk
 from serve_app.ingress.security import Policy, digests
@@ -131,8 +131,13 @@ def build(args: AppArgs) -> Application:
     def bind_stage(checkpoint: Checkpoint, name: str, scale: Scale) -> Application:
         config = StageConfig(
             stage=checkpoint.stage,
-            path=None if demo else checkpoint.path,
-            configs=checkpoint.folder if checkpoint.file else None,
+            models=(
+                Source(
+                    checkpoint.name,
+                    None if demo else checkpoint.path,
+                    checkpoint.folder if checkpoint.file else None,
+                ),
+            ),
             device=device,
             precision=settings.model_precision,
             xformers=settings.enable_xformers,

@@ -118,6 +118,10 @@ class OutOfMemory(ServiceError):
     """The device had no room for a step of this image."""
 
 
+class ModelUnavailable(ServiceError):
+    """A model that is in the registry can't be loaded where it is wanted; the log says why."""
+
+
 class EngineFault(ServiceError):
     """A turn of the engine failed; the stack is in the replica's log."""
 

@@ -49,3 +49,4 @@ class ReplicaFacts:
     cancelled: int
     owed_seconds: float
     positions: dict[str, int]  # step index of each sample in flight
+    models: tuple[str, ...] = ()  # those in memory

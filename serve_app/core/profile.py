@@ -1,4 +1,4 @@
-"""`NumericProfile`: all that decides the bits of a picture besides its spec and the weights.
+"""`NumericProfile`: all that decides the bits of a picture besides its spec.
 
 Knows no devices: the runtime looks them up and says what it found.
 """
@@ -21,6 +21,7 @@ class NumericProfile:
     lanes: int  # rows of every UNet call; 0 in fast mode, where company decides the last bits
     cpu_threads: int
     torch: str
+    model: str  # the checkpoint's name: a snapshot of one is nothing to another
 
     @property
     def strict(self) -> bool:

@@ -7,9 +7,10 @@ the ingress import this module too, and never need it.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,18 @@ from serve_app.runtime.checkpoint import inspect
 if TYPE_CHECKING:
     from serve_app.runtime.engine import Event
     from serve_app.runtime.model import StageModel
+    from serve_app.runtime.shelf import Shelf
 
 _PNG_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from, on the replica's machine."""
+
+    name: str
+    path: Path | None  # None: the demo, wherever the package lies there
+    configs: Path | None = None  # folder of what a single file lacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +42,7 @@ class StageConfig:
     """All a replica needs to know, by value: no replica reads the environment."""
 
     stage: Stage
-    path: Path | None  # None: the demo, wherever the package lies on the replica's machine
+    models: tuple[Source, ...]  # the default one first; the refiner's only one
     device: str  # cpu, cuda or mps
     precision: str | None
     xformers: bool
@@ -40,14 +51,18 @@ class StageConfig:
     strict: bool
     snapshot_every: int
     safety: Path | None = None  # folder of the picture filter, where one is on
-    configs: Path | None = None  # folder of what a single file lacks
+    room: int = 1  # how many models are in memory at a time
 
 
-def load_stage(config: StageConfig) -> "StageModel":
-    """The model of a stage on its device. Raises `OperatorError` naming what is wrong."""
+def load_shelf(config: StageConfig) -> "Shelf":
+    """The models of a stage, each seen to be whole, the first one on its device.
+
+    Raises `OperatorError` naming what is wrong.
+    """
     from serve_app.runtime.assembly import assemble, lanes_for
     from serve_app.runtime.device import open_device
     from serve_app.runtime.safety import PictureChecker
+    from serve_app.runtime.shelf import Shelf
 
     device = open_device(
         config.device,
@@ -55,12 +70,16 @@ def load_stage(config: StageConfig) -> "StageModel":
         xformers=config.xformers,
         cpu_threads=config.cpu_threads,
     )
-    path = config.path or demo_folder(config.stage)
     lanes = lanes_for(config.images, strict=config.strict)
     safety = PictureChecker(config.safety, device) if config.safety else None
-    return assemble(
-        inspect(path, config.stage, configs=config.configs), device, lanes=lanes, safety=safety
-    )
+    makers: dict[str, Callable[[], StageModel]] = {}
+    for source in config.models:
+        path = source.path or demo_folder(config.stage)
+        found = inspect(path, config.stage, configs=source.configs, where=source.name)
+        checkpoint = replace(found, name=source.name)
+        name = source.name if config.stage is Stage.BASE else ""
+        makers[name] = partial(assemble, checkpoint, device, lanes=lanes, safety=safety)
+    return Shelf(makers, room=config.room)
 
 
 class StageReplica:
@@ -69,10 +88,10 @@ class StageReplica:
     def __init__(self, config: StageConfig) -> None:
         from serve_app.runtime.engine import Engine
 
-        model = load_stage(config)
-        self._profile = model.profile.name
+        shelf = load_shelf(config)
+        self._profile = shelf.profile.name
         self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
-        self._engine = Engine(model, images=config.images, snapshot_every=config.snapshot_every)
+        self._engine = Engine(shelf, images=config.images, snapshot_every=config.snapshot_every)
         self._engine.start()
 
     async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
@@ -121,6 +140,7 @@ class StageReplica:
             cancelled=engine.cancelled,
             owed_seconds=engine.owed_seconds,
             positions=engine.positions,
+            models=engine.models,
         )
 
     def check_health(self) -> None:

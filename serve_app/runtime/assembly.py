@@ -34,7 +34,7 @@ def assemble(
     """
     modules = load(checkpoint, device)
     model = StageModel(
-        profile=device.profile(checkpoint.stage, lanes),
+        profile=device.profile(checkpoint.stage, lanes, checkpoint.name),
         device=device,
         conditioner=Conditioner(modules.prompts, checkpoint, device.torch_device),
         denoiser=UNetDenoiser(modules.unet, checkpoint.noise.prediction_type, device.dtype),

@@ -29,8 +29,8 @@ class Device:
     attention: str  # "sdpa" or "xformers"
     cpu_threads: int
 
-    def profile(self, stage: Stage, lanes: int) -> NumericProfile:
-        """The numeric profile of a stage that runs here with so many lanes."""
+    def profile(self, stage: Stage, lanes: int, model: str) -> NumericProfile:
+        """The numeric profile of a stage's model that runs here with so many lanes."""
         return NumericProfile(
             stage=stage,
             device=self.kind,
@@ -40,6 +40,7 @@ class Device:
             lanes=lanes,
             cpu_threads=self.cpu_threads,
             torch=torch.__version__,
+            model=model,
         )
 
     def claim_thread(self) -> None:

@@ -108,15 +108,6 @@ class StageModel:
         """Nothing is kept beside this sample any more."""
         self._beside.pop(id, None)
 
-    def pack(self, sample: Live) -> Packed:
-        """The sample on the CPU, owning its memory: a snapshot."""
-        return carried(sample, lambda latents: latents.cpu().numpy().copy())
-
-    def unpack(self, sample: Packed) -> Live:
-        """The sample on this device."""
-        device = self.device.torch_device
-        return carried(sample, lambda latents: torch.tensor(latents, device=device))
-
     @torch.inference_mode()
     def prove_lanes(self) -> None:
         """Returns when a row's bits do not depend on its slot or its neighbours; raises
@@ -168,6 +159,16 @@ class StageModel:
             weighed(mix, _latents(sample), denoised, memory, None) for mix in weights.memory
         )
         return advanced(sample, moved, memory, draws)
+
+
+def packed(sample: Live) -> Packed:
+    """The sample on the CPU, owning its memory: a snapshot."""
+    return carried(sample, lambda latents: latents.cpu().numpy().copy())
+
+
+def unpacked(sample: Packed, device: torch.device) -> Live:
+    """The sample on a device."""
+    return carried(sample, lambda latents: torch.tensor(latents, device=device))
 
 
 def _plain_spec(prompt: str) -> ImageSpec:

@@ -5,6 +5,7 @@ test: the same engine, the same pictures.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from serve_app.core.errors import AuraError
 from serve_app.core.safety import SafetyFilter
@@ -15,8 +16,9 @@ from serve_app.runtime.assembly import assemble, lanes_for
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device
 from serve_app.runtime.engine import Engine, Event, Failed, Finished
-from serve_app.runtime.model import Packed
+from serve_app.runtime.model import Packed, StageModel
 from serve_app.runtime.pixels import Picture
+from serve_app.runtime.shelf import Shelf
 
 Tell = Callable[[int], None]
 Warn = Callable[[str], None]
@@ -42,9 +44,13 @@ class Solo:
     ) -> None:
         lanes = lanes_for(images, strict=strict)
         self._noise = {one.stage: one.noise for one in checkpoints}
+
+        def make(one: Checkpoint) -> StageModel:
+            return assemble(one, device, lanes=lanes, safety=safety)
+
         self._engines = {
             one.stage: Engine(
-                assemble(one, device, lanes=lanes, safety=safety),
+                Shelf({one.name if one.stage is Stage.BASE else "": partial(make, one)}),
                 images=images,
                 snapshot_every=_NEVER,
             )
@@ -54,7 +60,7 @@ class Solo:
     @property
     def profiles(self) -> dict[Stage, str]:
         """The name of each stage's numeric profile."""
-        return {stage: engine.model.profile.name for stage, engine in self._engines.items()}
+        return {stage: engine.shelf.profile.name for stage, engine in self._engines.items()}
 
     def draw(
         self,

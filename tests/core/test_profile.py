@@ -12,6 +12,7 @@ PROFILE = NumericProfile(
     lanes=8,
     cpu_threads=2,
     torch="2.13.0",
+    model="sdxl",
 )
 
 

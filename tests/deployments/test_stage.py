@@ -12,7 +12,7 @@ from serve_app.core.events import Arrived, Snapshot
 from serve_app.core.sample import Leg
 from serve_app.core.spec import ImageSpec, Stage
 from serve_app.demo.checkpoints import demo_folder
-from serve_app.deployments.stage import StageConfig, StageReplica
+from serve_app.deployments.stage import Source, StageConfig, StageReplica
 from tests.runtime.walking import sample_of
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=150, guidance=5)
@@ -22,7 +22,7 @@ END = Leg(Stage.BASE, 150, last=True)
 def config(folder: Path, device: str = "cpu") -> StageConfig:
     return StageConfig(
         stage=Stage.BASE,
-        path=folder,
+        models=(Source("demo", folder),),
         device=device,
         precision=None,
         xformers=False,

@@ -67,9 +67,15 @@ class BlankPrompts:
 
 
 def analytic_model(
-    denoiser: ConstantDenoiser, *, lanes: int = 8, stage: Stage = Stage.BASE
+    denoiser: ConstantDenoiser,
+    *,
+    lanes: int = 8,
+    stage: Stage = Stage.BASE,
+    model: str = "analytic",
 ) -> StageModel:
-    profile = NumericProfile(stage, "cpu", "float32", "float32", "none", lanes, 1, "analytic")
+    profile = NumericProfile(
+        stage, "cpu", "float32", "float32", "none", lanes, 1, "analytic", model
+    )
     return StageModel(
         profile=profile,
         device=CPU,

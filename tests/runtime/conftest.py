@@ -11,6 +11,7 @@ from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device, open_device
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.model import StageModel
+from serve_app.runtime.shelf import Shelf
 from tests.runtime.stock import Stock
 
 IMAGES = 4
@@ -43,7 +44,8 @@ def engines(models: dict[str, dict[Stage, StageModel]]) -> Engines:
     ) -> dict[Stage, Engine]:
         stages = (Stage.BASE, Stage.REFINER) if refiner else (Stage.BASE,)
         return {
-            stage: Engine(models[mode][stage], images=images, snapshot_every=1) for stage in stages
+            stage: Engine(Shelf.of(models[mode][stage]), images=images, snapshot_every=1)
+            for stage in stages
         }
 
     return make

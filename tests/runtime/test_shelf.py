@@ -1,0 +1,193 @@
+"""Several checkpoints on one replica: each picture is its own model's, to the byte, and what is
+dropped leaves nothing behind."""
+
+import gc
+import tracemalloc
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import psutil
+import pytest
+import torch
+
+from serve_app.core.errors import ModelNotFound, ModelUnavailable, ProfileChanged
+from serve_app.core.spec import ImageSpec, Sampler, Stage
+from serve_app.demo.checkpoints import demo_folder
+from serve_app.runtime.assembly import assemble, lanes_for
+from serve_app.runtime.checkpoint import Checkpoint, inspect
+from serve_app.runtime.device import Device
+from serve_app.runtime.engine import Engine
+from serve_app.runtime.model import StageModel
+from serve_app.runtime.shelf import Shelf
+from tests.runtime.analytic import ConstantDenoiser, analytic_model
+from tests.runtime.conftest import IMAGES
+from tests.runtime.tunes import perturbed
+from tests.runtime.walking import Heard, drain, sample_of, whole
+
+SPEC = ImageSpec(prompt="a red circle", seed=3, width=128, height=128, steps=5, guidance=5)
+ROUNDS = 100
+
+
+@pytest.fixture(scope="module")
+def both(
+    checkpoints: dict[Stage, Checkpoint], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Checkpoint]:
+    """The demo, and the demo with other weights."""
+    folder = perturbed(demo_folder(Stage.BASE), tmp_path_factory.mktemp("models") / "tune")
+    return {"demo": checkpoints[Stage.BASE], "tune": inspect(folder, Stage.BASE)}
+
+
+Makers = dict[str, Callable[[], StageModel]]
+
+
+def makers(both: dict[str, Checkpoint], cpu: Device, images: int = IMAGES) -> Makers:
+    lanes = lanes_for(images, strict=True)
+    return {name: partial(assemble, one, cpu, lanes=lanes) for name, one in both.items()}
+
+
+def painted(engine: Engine, *specs: ImageSpec) -> list[bytes]:
+    heard = [Heard() for _ in specs]
+    for number, (spec, listener) in enumerate(zip(specs, heard, strict=True)):
+        sample = sample_of(spec, f"image {number}")
+        engine.submit(sample, whole(sample), listener)
+    drain(engine)
+    return [listener.picture.tobytes() for listener in heard]
+
+
+def crowd() -> list[ImageSpec]:
+    """Both models at once, with all that may differ beside them."""
+    return [
+        replace(SPEC, model="demo"),
+        replace(SPEC, model="tune"),
+        replace(SPEC, model="tune", seed=8, guidance=1.0, sampler=Sampler.EULER_A),
+        replace(SPEC, model="demo", seed=9, steps=9, negative_prompt="blur"),
+        replace(SPEC, model="tune", seed=7, steps=3),
+    ]
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_two_models_asked_for_at_once_paint_what_each_paints_alone(
+    both: dict[str, Checkpoint], cpu: Device, room: int
+) -> None:
+    alone = []
+    for spec in crowd():
+        one = {spec.model: both[spec.model]}
+        alone += painted(Engine(Shelf(makers(one, cpu)), images=IMAGES, snapshot_every=1), spec)
+    together = Engine(Shelf(makers(both, cpu), room=room), images=IMAGES, snapshot_every=1)
+    assert painted(together, *crowd()) == alone
+    assert len(set(alone)) == len(alone)
+    assert len(together.shelf.here) == room
+
+
+def test_batches_never_mix_models() -> None:
+    """Each model has its own shade, so that a row in the wrong batch would show."""
+    shades = {"light": 0.75, "dark": 0.25}
+    denoisers = {name: ConstantDenoiser(shade) for name, shade in shades.items()}
+    shelf = Shelf(
+        {name: partial(analytic_model, d, model=name) for name, d in denoisers.items()}, room=2
+    )
+    engine = Engine(shelf, images=4, snapshot_every=5)
+    heard = [Heard() for _ in range(6)]
+    for number, listener in enumerate(heard):
+        name = ("light", "dark")[number % 2]
+        sample = sample_of(replace(SPEC, width=64, height=64, model=name), str(number))
+        engine.submit(sample, whole(sample), listener)
+    drain(engine)
+    for number, listener in enumerate(heard):
+        shade = shades[("light", "dark")[number % 2]]
+        assert listener.finished.sample.latents == pytest.approx(shade, abs=1e-6)
+    assert [d.batches for d in denoisers.values()] == [[(3, 8)] * 5] * 2
+
+
+def test_a_snapshot_of_one_model_is_nothing_to_another() -> None:
+    denoiser = ConstantDenoiser()
+    names = ("one", "two")
+    shelf = Shelf({n: partial(analytic_model, denoiser, model=n) for n in names}, room=2)
+    engine, heard = Engine(shelf, images=4, snapshot_every=1), Heard()
+    sample = sample_of(replace(SPEC, width=64, height=64, model="one"))
+    engine.submit(sample, whole(sample), heard)
+    drain(engine)
+    left = heard.finished.sample
+    assert left.profile == shelf.profile_of("one").name != shelf.profile_of("two").name
+    other, again = Heard(), Heard()
+    moved = replace(left, id="moved", spec=replace(left.spec, model="two"))
+    engine.submit(moved, whole(sample), other)
+    engine.submit(replace(left, id="again", index=0, latents=None), whole(sample), again)
+    drain(engine)
+    assert isinstance(other.failed.error, ProfileChanged)
+    assert again.finished
+
+
+def test_a_model_that_is_not_known_or_can_not_be_loaded_ends_its_own_samples_alone() -> None:
+    def broken() -> StageModel:
+        raise OSError("/secret/place is gone")
+
+    def too_large() -> StageModel:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    first = partial(analytic_model, ConstantDenoiser(), model="first")
+    shelf = Shelf({"first": first, "broken": broken, "large": too_large})
+    engine = Engine(shelf, images=4, snapshot_every=5)
+    heard = {name: Heard() for name in ("first", "broken", "large", "other")}
+    for _ in range(2):
+        for name, listener in heard.items():
+            listener.events.clear()
+            sample = sample_of(replace(SPEC, width=64, height=64, model=name), name)
+            engine.submit(sample, whole(sample), listener)
+        drain(engine)
+        assert heard["first"].finished
+        assert isinstance(heard["other"].failed.error, ModelNotFound)
+        for name, told in (("broken", "log says why"), ("large", "MODELS_IN_MEMORY")):
+            error = heard[name].failed.error
+            assert isinstance(error, ModelUnavailable)
+            assert told in str(error)
+            assert "secret" not in str(error)
+    engine.check()
+
+
+@pytest.mark.parametrize("rounds", [12, pytest.param(100, marks=pytest.mark.long)])
+def test_switching_leaves_nothing_behind(
+    both: dict[str, Checkpoint], cpu: Device, rounds: int
+) -> None:
+    """Of modules none; of memory less than one model, where each one kept would be one more.
+
+    Of Python's own objects 64 KB a switch are allowed: safetensors' reader leaves some 65 bytes a
+    tensor behind, 21 KB for the demo's UNet, when nothing of ours is there at all.
+    """
+    seen: list[weakref.ref[StageModel]] = []
+
+    def watched(make: Callable[[], StageModel]) -> StageModel:
+        model = make()
+        seen.append(weakref.ref(model))
+        return model
+
+    made = {name: partial(assemble, one, cpu, lanes=0) for name, one in both.items()}
+    shelf = Shelf({name: partial(watched, make) for name, make in made.items()})
+    engine, process = Engine(shelf, images=1, snapshot_every=1), psutil.Process()
+    pictures: dict[str, set[bytes]] = {name: set() for name in both}
+
+    def switch(times: int) -> None:
+        for number in range(times):
+            name = ("tune", "demo")[number % 2]
+            spec = replace(SPEC, model=name, steps=1, guidance=1.0)
+            pictures[name] |= set(painted(engine, spec))
+        gc.collect()
+
+    switch(rounds // 3 // 2 * 2)  # until caches and pools are filled
+    tracemalloc.start()
+    switch(2)  # what is in memory at the end is traced at the beginning too
+    resident, (traced, _) = process.memory_info().rss, tracemalloc.get_traced_memory()
+    switch(rest := rounds - len(seen) + 1)
+    grown, left = process.memory_info().rss - resident, tracemalloc.get_traced_memory()[0] - traced
+    tracemalloc.stop()
+    print(f"{rest} rounds: resident {grown / 2**20:+.1f} MB, Python's own {left / 2**10:+.0f} KB")
+    assert len(seen) == rounds + 1
+    assert [one for one in seen if one() is not None] == seen[-1:]
+    assert shelf.here == ("demo",)
+    assert {name: len(kinds) for name, kinds in pictures.items()} == {"demo": 1, "tune": 1}
+    assert pictures["demo"] != pictures["tune"]
+    weights = sum(f.stat().st_size for f in both["demo"].folder.rglob("*.safetensors"))
+    assert grown < 2 * weights  # which are half precision in the files
+    assert left < 64_000 * rest
