@@ -26,6 +26,7 @@ from serve_app.core.errors import SettingsError
 from serve_app.core.facts import ServiceFacts
 from serve_app.core.safety import WordList
 from serve_app.core.spec import Stage
+from serve_app.demo.checkpoints import demo_folder
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.remote import RemoteLedger, RemoteStage
@@ -68,7 +69,7 @@ class Ingress:
         self._conductor = Conductor(
             RemoteStage(Stage.BASE, base),
             RemoteStage(Stage.REFINER, refiner) if refiner else None,
-            config.facts.model.noise,
+            config.facts.models,
         )
         here = serve.get_replica_context()
         self._all = serve.get_deployment_handle(here.deployment, here.app_name)
@@ -123,21 +124,14 @@ def build(args: AppArgs) -> Application:
             "nvidia-smi, or set MODEL_DEVICE=cpu. Where GPU nodes come later, say num_gpus: 1 in "
             "the args of base and refiner"
         )
-    base, refiner = find_checkpoints(settings)
-    demo = settings.model_checkpoint_dir is None
+    lineup = find_checkpoints(settings)
     images = settings.model_max_batch_size or _BATCH[device]
     threads = settings.model_cpu_threads or _threads(args)
 
-    def bind_stage(checkpoint: Checkpoint, name: str, scale: Scale) -> Application:
+    def bind_stage(name: str, scale: Scale, *checkpoints: Checkpoint) -> Application:
         config = StageConfig(
-            stage=checkpoint.stage,
-            models=(
-                Source(
-                    checkpoint.name,
-                    None if demo else checkpoint.path,
-                    checkpoint.folder if checkpoint.file else None,
-                ),
-            ),
+            stage=checkpoints[0].stage,
+            models=tuple(map(_source, checkpoints)),
             device=device,
             precision=settings.model_precision,
             xformers=settings.enable_xformers,
@@ -146,12 +140,13 @@ def build(args: AppArgs) -> Application:
             strict=settings.model_determinism == "strict",
             snapshot_every=settings.snapshot_every,
             safety=settings.safety_checker_dir,
+            room=settings.models_in_memory,
         )
         gpus = scale.num_gpus if scale.num_gpus is not None else float(device == "cuda")
         return deploy_stage(StageReplica, name, scale, images=images, gpus=gpus).bind(config)
 
     config = IngressConfig(
-        facts=service_facts(settings, base, refiner, device),
+        facts=service_facts(settings, lineup, device),
         policy=Policy(
             keys=digests(settings.api_keys),
             anonymous=settings.allow_anonymous,
@@ -165,8 +160,8 @@ def build(args: AppArgs) -> Application:
     return bind_graph(
         config,
         settings.ledger,
-        bind_stage(base, "BaseGenerator", args.base),
-        bind_stage(refiner, "Refiner", args.refiner) if refiner else None,
+        bind_stage("BaseGenerator", args.base, *(model.checkpoint for model in lineup.models)),
+        bind_stage("Refiner", args.refiner, lineup.refiner) if lineup.refiner else None,
         args.ingress,
     )
 
@@ -210,6 +205,13 @@ def bind_graph(
         )
         .bind(config, ledger.bind(ledger_file), base, refiner)
     )
+
+
+def _source(checkpoint: Checkpoint) -> Source:
+    """Where a replica finds a checkpoint: the demo lies in the package, wherever that is there."""
+    own = checkpoint.path == demo_folder(checkpoint.stage)
+    configs = checkpoint.folder if checkpoint.file else None
+    return Source(checkpoint.name, None if own else checkpoint.path, configs)
 
 
 def _replicas(scale: Scale, target: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class ModelFacts:
     native: int  # native side of a picture, pixels
     noise: NoiseConfig
     defaults: Defaults = PLAIN
+    refined: bool = True  # whether the refiner, where there is one, may continue its pictures
 
     @property
     def sizes(self) -> SizeRules:
@@ -57,6 +58,19 @@ class ServiceFacts:
     def model(self) -> ModelFacts:
         """The model that is taken when nobody names one."""
         return self.models[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all models, the default one first."""
+        return tuple(model.name for model in self.models)
+
+    def named(self, name: str) -> ModelFacts | None:
+        """The model of that name."""
+        return next((model for model in self.models if model.name == name), None)
+
+    def refines(self, model: ModelFacts) -> bool:
+        """Whether there is a refiner that may continue a model's pictures."""
+        return self.refiner is not None and model.refined
 
     @property
     def terms(self) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from serve_app.core.defaults import Defaults
+from serve_app.core.facts import ModelFacts
 from serve_app.ingress.schemas import Guidance, Prompt, Seed, Steps, Strength
 
 PROMPT_CHARS = 4000
@@ -59,12 +59,13 @@ class Wanted(BaseModel):
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
 
-    def native(self, defaults: Defaults) -> dict[str, Any]:
+    def native(self, model: ModelFacts) -> dict[str, Any]:
         """The same wishes by the names of our own routes. Quality means steps, but not to a model
         that is made for a few."""
-        distilled = defaults.guidance is not None
+        distilled = model.defaults.guidance is not None
         steps = None if distilled else _STEPS.get(self.quality or "auto")
         return {
+            "model": model.name,
             "prompt": self.prompt,
             "negativePrompt": self.negative_prompt,
             "seed": self.seed,

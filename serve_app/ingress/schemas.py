@@ -235,7 +235,8 @@ class HealthAnswer(Wire):
 
     status: str
     reason: str
-    model: str
+    model: str  # the one that is taken when nobody names any
+    models: list[str]
     refiner: str | None
     device: str
     precision: str

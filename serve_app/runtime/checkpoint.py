@@ -68,7 +68,7 @@ def inspect(
     command; `where` is the stage's own variable unless told.
     """
     where = where or VARIABLE[stage]
-    if path.suffix == SUFFIX and path.is_file():
+    if path.suffix == SUFFIX and not path.is_dir():
         try:
             return _read_file(path, stage, configs)
         except CheckpointError as error:
@@ -81,9 +81,14 @@ def inspect(
         ) from None
 
 
+def fit(base: Checkpoint, refiner: Checkpoint) -> bool:
+    """Whether the refiner can continue what base began."""
+    return base.noise.same_noise(refiner.noise) and base.native == refiner.native
+
+
 def check_pair(base: Checkpoint, refiner: Checkpoint) -> None:
     """Returns when the refiner can continue what base began; raises `CheckpointError` if not."""
-    if not base.noise.same_noise(refiner.noise) or base.native != refiner.native:
+    if not fit(base, refiner):
         raise CheckpointError(
             f"{VARIABLE[Stage.REFINER]}={refiner.path} can't continue pictures of "
             f"{VARIABLE[Stage.BASE]}={base.path}: they differ in noise schedule or native size. "
@@ -117,6 +122,8 @@ def _needed(stage: Stage) -> set[str]:
 
 
 def _read_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
+    if not path.exists():
+        raise CheckpointError("does not exist")
     file = read_single_file(path)
     if file.stage not in (stage, None):
         raise CheckpointError(f"is an SDXL {file.stage}, where a {stage} is wanted")

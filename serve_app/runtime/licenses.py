@@ -29,11 +29,14 @@ RESTRICTIONS = (  # what Attachment A of the licence forbids, in our words; its 
 )
 
 
-def license_of(checkpoint: Checkpoint) -> License:
-    """The terms of a checkpoint: what its folder or its file says, else those of the family it
-    belongs to. The folder that lends a single file its configs says nothing of the file's terms."""
-    if checkpoint.file:
-        return _license_of_file(checkpoint, checkpoint.file.license)
+def license_of(checkpoint: Checkpoint, said: str | None = None) -> License:
+    """The terms of a checkpoint: what the operator has `said`, else its folder or its file, else
+    those of the family it belongs to. The folder that lends a single file its configs says nothing
+    of the file's terms."""
+    if said or checkpoint.file:
+        return _license_said(
+            checkpoint, said or (checkpoint.file and checkpoint.file.license) or ""
+        )
     text = _first(checkpoint.folder, "LICENSE*")
     tags: dict[str, str] = dict(_TAGS.findall(_first(checkpoint.folder, "README*")))
     said = (tags.get("license_name") or tags.get("license") or "").lower()
@@ -44,7 +47,7 @@ def license_of(checkpoint: Checkpoint) -> License:
     return License(checkpoint.name, said or "see text", "", (), text)
 
 
-def _license_of_file(checkpoint: Checkpoint, said: str) -> License:
+def _license_said(checkpoint: Checkpoint, said: str) -> License:
     if said and "openrail" not in said.lower().replace(" ", ""):
         return License(checkpoint.name, said, "", (), "")
     assumed = "" if said else " (assumed: the file does not say)"

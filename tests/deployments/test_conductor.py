@@ -15,7 +15,7 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaLost,
 )
-from serve_app.core.facts import Condition
+from serve_app.core.facts import Condition, ModelFacts
 from serve_app.core.sample import Leg, Sample
 from serve_app.core.spec import ImageSpec, Stage
 from serve_app.deployments.conductor import Conductor
@@ -26,7 +26,7 @@ SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=20, guidance
 
 
 def conductor(base: Any, refiner: Any = None) -> Conductor:
-    return Conductor(base, refiner, NOISE)
+    return Conductor(base, refiner, [ModelFacts("demo", 64, NOISE)])
 
 
 async def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -> None:
