@@ -159,6 +159,7 @@ def test_switching_leaves_nothing_behind(
     seen: list[weakref.ref[StageModel]] = []
 
     def watched(make: Callable[[], StageModel]) -> StageModel:
+        assert not any(one() for one in seen), "one is made before the last has left"
         model = make()
         seen.append(weakref.ref(model))
         return model
