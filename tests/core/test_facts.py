@@ -23,3 +23,13 @@ def test_other_licences_are_other_terms() -> None:
     other = replace(facts, licenses=(replace(license, text="another"),))
     assert len({facts.terms, one.terms, other.terms}) == 3
     assert one.terms == replace(one, device="cuda").terms
+
+
+def test_models_are_found_by_name_and_the_first_is_the_default() -> None:
+    few = replace(SDXL, name="few", refined=False)
+    facts = ServiceFacts((SDXL, few), "sdxl-refiner", "cpu", "fp32", 2)
+    assert (facts.model, facts.names) == (SDXL, ("sdxl", "few"))
+    assert facts.named("few") == few
+    assert facts.named("none") is None
+    assert [facts.refines(model) for model in facts.models] == [True, False]
+    assert not replace(facts, refiner=None).refines(SDXL)
