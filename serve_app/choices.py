@@ -45,6 +45,12 @@ class Model:
     refined: bool  # whether the refiner, where there is one, may continue its pictures
     license: str | None = None
 
+    @property
+    def facts(self) -> ModelFacts:
+        """What a request must know of it."""
+        one = self.checkpoint
+        return ModelFacts(one.name, one.native, one.noise, one.defaults, self.refined)
+
 
 @dataclass(frozen=True, slots=True)
 class Lineup:
@@ -114,18 +120,16 @@ def service_facts(settings: Settings, lineup: Lineup, device: str) -> ServiceFac
     filters = {"words": settings.safety_words_file, "pictures": settings.safety_checker_dir}
     refiner = lineup.refiner
     licenses = [license_of(model.checkpoint, model.license) for model in lineup.models]
+    if refiner:
+        licenses.append(license_of(refiner))
     return ServiceFacts(
-        models=tuple(
-            ModelFacts(one.name, one.native, one.noise, one.defaults, model.refined)
-            for model in lineup.models
-            for one in (model.checkpoint,)
-        ),
+        models=tuple(model.facts for model in lineup.models),
         refiner=refiner.name if refiner else None,
         device=device,
         precision=settings.model_precision or ("fp32" if device == "cpu" else "fp16"),
         image_count=settings.image_count,
         notices=() if settings.model_checkpoint_dir else (NOTICE,),
-        licenses=(*licenses, *([license_of(refiner)] if refiner else [])),
+        licenses=tuple(licenses),
         prompt_chars=settings.prompt_max_chars,
         filters=tuple(name for name, setting in filters.items() if setting),
         terms_required=settings.require_terms_acceptance,
