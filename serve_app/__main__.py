@@ -98,6 +98,17 @@ def download(
     raise typer.Exit(download(Wish(what, folder, revision, accept_license)))
 
 
+@commands.command()
+def doctor(
+    config: Config = Path("serve_config.yaml"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, and no more.")] = False,
+) -> None:
+    """Find what is wrong before the service starts, each with what mends it."""
+    from serve_app.doctor.report import doctor
+
+    raise typer.Exit(doctor(config, as_json=as_json))
+
+
 @bench.command("engine")
 def bench_engine(
     runs: Annotated[int, typer.Option(min=3, help="Paired runs of each row.")] = 9,

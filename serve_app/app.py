@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app import __version__
 from serve_app.args import AppArgs, Scale
-from serve_app.choices import choose_device, find_checkpoints, service_facts
+from serve_app.choices import BATCH, choose_device, find_checkpoints, service_facts
 from serve_app.core.allowance import Allowance
 from serve_app.core.errors import SettingsError
 from serve_app.core.facts import ServiceFacts
@@ -38,7 +38,6 @@ from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.settings import Settings
 
 _ROUTER = "serve_app.deployments.scaling.LeastBusyRouter"
-_BATCH = {"cuda": 4, "mps": 1, "cpu": 2}  # images stepping together, when nobody says
 _ADMITTED = 256  # samples a replica takes in: a bound on memory, no batch size
 _CALLERS = 1000  # requests an ingress replica holds open
 _HALTED = 5.0  # seconds in which every ingress replica should have heard of a cancelled job
@@ -125,7 +124,7 @@ def build(args: AppArgs) -> Application:
             "the args of base and refiner"
         )
     lineup = find_checkpoints(settings)
-    images = settings.model_max_batch_size or _BATCH[device]
+    images = settings.model_max_batch_size or BATCH[device]
     threads = settings.model_cpu_threads or _threads(args)
 
     def bind_stage(name: str, scale: Scale, *checkpoints: Checkpoint) -> Application:
@@ -142,7 +141,7 @@ def build(args: AppArgs) -> Application:
             safety=settings.safety_checker_dir,
             room=settings.models_in_memory,
         )
-        gpus = scale.num_gpus if scale.num_gpus is not None else float(device == "cuda")
+        gpus = scale.gpus_on(device)
         return deploy_stage(StageReplica, name, scale, images=images, gpus=gpus).bind(config)
 
     config = IngressConfig(

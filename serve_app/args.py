@@ -27,6 +27,10 @@ class Scale(BaseModel):
         """The greatest number of replicas."""
         return self.max_replicas or self.min_replicas
 
+    def gpus_on(self, device: str) -> float:
+        """How many GPUs each replica asks of Ray where stages run on cuda, mps or cpu."""
+        return float(device == "cuda") if self.num_gpus is None else self.num_gpus
+
 
 class AppArgs(BaseModel):
     """The `args:` of the application in a serve config."""

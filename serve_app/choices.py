@@ -12,9 +12,17 @@ from serve_app.core.facts import ModelFacts, ServiceFacts
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import NOTICE, demo_folder
 from serve_app.registry import Entry, read_registry
-from serve_app.runtime.checkpoint import Checkpoint, check_checker, check_pair, fit, inspect
+from serve_app.runtime.checkpoint import (
+    Checkpoint,
+    check_checker,
+    check_pair,
+    inspect,
+    is_pair,
+)
 from serve_app.runtime.licenses import license_of
 from serve_app.settings import Settings
+
+BATCH = {"cuda": 4, "mps": 1, "cpu": 2}  # images stepping together, when nobody says
 
 
 def choose_device(name: str, *, gpus: float) -> str:
@@ -82,14 +90,23 @@ def find_checkpoints(settings: Settings) -> Lineup:
     if refiner_folder is not None:
         refiner = inspect(refiner_folder, Stage.REFINER)
         check_pair(base, refiner)
+    return Lineup((Model(base, refined=True), *find_more(settings, base, refiner)), refiner)
+
+
+def find_more(
+    settings: Settings, base: Checkpoint | None, refiner: Checkpoint | None
+) -> tuple[Model, ...]:
+    """The models of MODELS_FILE beside base and refiner, where those can be used.
+
+    Raises `OperatorError` that names the file and the key.
+    """
     registered = read_registry(settings.models_file)
-    for name in {base.name, refiner.name if refiner else ""} & set(registered):
+    for name in {one.name for one in (base, refiner) if one} & set(registered):
         raise SettingsError(
             f"MODELS_FILE={settings.models_file}: models.{name}: is the name of the checkpoint of "
             "MODEL_CHECKPOINT_DIR or of its refiner: choose another"
         )
-    more = [_registered(name, entry, settings, refiner) for name, entry in registered.items()]
-    return Lineup((Model(base, refined=True), *more), refiner)
+    return tuple(_registered(name, entry, settings, refiner) for name, entry in registered.items())
 
 
 def _registered(name: str, entry: Entry, settings: Settings, refiner: Checkpoint | None) -> Model:
@@ -104,7 +121,7 @@ def _registered(name: str, entry: Entry, settings: Settings, refiner: Checkpoint
         guidance=told.guidance if entry.guidance is None else entry.guidance,
         sampler=entry.sampler or told.sampler,
     )
-    fits = refiner is None or fit(found, refiner)
+    fits = refiner is None or is_pair(found, refiner)
     if entry.refiner and not fits:
         raise SettingsError(
             f"{where}.refiner: is true, but the refiner can't continue its pictures: they differ "

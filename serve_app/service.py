@@ -7,7 +7,6 @@ session of its own, or Ctrl-C would kill Ray before the drain.
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,8 +15,6 @@ from types import FrameType
 from typing import Any
 
 import ray
-import yaml
-from pydantic import ValidationError
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 from rich.console import Console
@@ -25,33 +22,14 @@ from rich.table import Table
 
 from serve_app import __version__
 from serve_app.app import build
-from serve_app.args import AppArgs
 from serve_app.choices import find_checkpoints
-from serve_app.core.errors import OperatorError, SettingsError
+from serve_app.config import check_port, host_of, port_of, read_config
+from serve_app.core.errors import OperatorError
 from serve_app.settings import Settings
 
-LOOPBACK = "127.0.0.1"
 _DRAIN = 600.0  # seconds that images under way may take
 
 console = Console(stderr=True, highlight=False)
-
-
-def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], AppArgs]:
-    """The http options, the application entry and its args, from a serve config.
-
-    Raises `SettingsError` naming the file and the key.
-    """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        application = config["applications"][0]
-        args = AppArgs.model_validate(application.get("args") or {})
-    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
-        raise SettingsError(f"{path} is no serve config: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"{path}: args.{where}: {first['msg']}") from None
-    return dict(config.get("http_options") or {}), application, args
 
 
 def up(config: Path) -> int:
@@ -61,8 +39,8 @@ def up(config: Path) -> int:
         settings = Settings.read(args.settings)
         find_checkpoints(settings)
         settings.words()
-        port = _port(settings, http)
-        _check_port(_host(settings, http), port)
+        port = port_of(settings, http)
+        check_port(host_of(settings, http), port)
     except OperatorError as error:
         console.print(f"[bold red]error[/] {error}", soft_wrap=True)
         return 2
@@ -101,7 +79,7 @@ def hold(config: Path) -> int:
     threading.Thread(target=_tell_when_orphaned, daemon=True).start()
     http, application, args = read_config(config)
     settings = Settings.read(args.settings)
-    options = dict(http, port=_port(settings, http), host=_host(settings, http))
+    options = dict(http, port=port_of(settings, http), host=host_of(settings, http))
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, tell)  # after Ray, which installs a handler of its own
@@ -126,31 +104,6 @@ def hold(config: Path) -> int:
     _stop()
     console.print("stopped")
     return 0
-
-
-def _port(settings: Settings, http: dict[str, Any]) -> int:
-    """BACKEND_PORT where somebody set it, else the config's, else the default."""
-    if "backend_port" in settings.model_fields_set:
-        return settings.backend_port
-    return int(http.get("port", settings.backend_port))
-
-
-def _host(settings: Settings, http: dict[str, Any]) -> str:
-    """The config's address, but this machine alone while nobody needs a key."""
-    host = str(http.get("host", LOOPBACK))
-    return host if settings.is_open else LOOPBACK
-
-
-def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise SettingsError(
-                f"BACKEND_PORT={port} can't be used on {host} ({error.strerror}). Choose another: "
-                f"BACKEND_PORT={port + 1} python -m serve_app up"
-            ) from None
 
 
 def _tell_when_orphaned() -> None:

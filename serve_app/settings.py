@@ -138,7 +138,7 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             name = str(first["loc"][0]).upper()
             said = first["msg"].removeprefix("Value error, ")
-            raise SettingsError(f"{name}={first['input']}: {said}") from None
+            raise SettingsError(f"{name}={first['input']}: {said}", name) from None
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -179,13 +179,15 @@ class Settings(BaseSettings):
             lines = self.safety_words_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(
-                f"SAFETY_WORDS_FILE={self.safety_words_file} can't be read: {error}"
+                f"SAFETY_WORDS_FILE={self.safety_words_file} can't be read: {error}",
+                "SAFETY_WORDS_FILE",
             ) from None
         words = tuple(w for w in (line.partition("#")[0].strip() for line in lines) if w)
         if not words:
             raise SettingsError(
                 f"SAFETY_WORDS_FILE={self.safety_words_file} has no words in it: one a line. "
-                "Empty the setting to have no filter"
+                "Empty the setting to have no filter",
+                "SAFETY_WORDS_FILE",
             )
         return words
 
@@ -201,4 +203,6 @@ def _refuse_near_misses(named: set[str]) -> None:
     for name in sorted(named - ours - FOREIGN):
         near = difflib.get_close_matches(name.upper(), ours, n=1, cutoff=_NEAR)
         if near:
-            raise SettingsError(f"{name} is no setting of this service; did you mean {near[0]}?")
+            raise SettingsError(
+                f"{name} is no setting of this service; did you mean {near[0]}?", name, near[0]
+            )

@@ -26,10 +26,15 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
         {"core", "runtime", "demo", "deployments", "ingress", "settings", "args", "choices"},
         {"ray"},
     ),
-    "service": ({"core", "app", "choices", "settings", "args"}, {"ray"}),
+    "config": ({"core", "settings", "args"}, set()),
+    "service": ({"core", "app", "choices", "settings", "config"}, {"ray"}),
     "generate": ({"core", "runtime", "ingress", "settings", "choices"}, {"torch"}),
     "download": ({"core", "runtime", "hub", "settings"}, set()),
-    "__main__": ({"service", "generate", "download", "bench"}, set()),
+    "doctor": (
+        {"core", "runtime", "demo", "hub", "settings", "args", "choices", "config", "doctor"},
+        {"torch"},
+    ),
+    "__main__": ({"service", "generate", "download", "doctor", "bench"}, set()),
     "__init__": (set(), set()),
 }
 HEAVY = {"torch", "diffusers", "transformers", "xformers", "ray", "fastapi", "starlette"} | {

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+from serve_app.config import read_config
 from serve_app.core.errors import SettingsError
 from serve_app.ingress.schemas import GenerateRequest
-from serve_app.service import read_config
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]

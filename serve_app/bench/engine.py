@@ -18,9 +18,9 @@ from rich.table import Table
 from serve_app.bench.intervals import bootstrap_interval
 from serve_app.core.spec import ImageSpec, Stage
 from serve_app.demo.checkpoints import demo_folder
-from serve_app.runtime.assembly import lanes_for
 from serve_app.runtime.checkpoint import Checkpoint, inspect
 from serve_app.runtime.device import Device, open_device
+from serve_app.runtime.memory import lanes_for
 from serve_app.runtime.solo import Solo
 
 _GUIDANCE = 6.9

@@ -151,11 +151,20 @@ class OperatorError(AuraError):
 
 
 class SettingsError(OperatorError):
-    """A setting is unknown, misspelt or illegal."""
+    """A setting is unknown, misspelt or illegal; `variable` is its name as it stands there."""
+
+    def __init__(self, sentence: str, variable: str = "", meant: str = "") -> None:
+        super().__init__(sentence)
+        self.variable = variable
+        self.meant = meant  # the right name of a misspelt one
 
 
 class CheckpointError(OperatorError):
     """A checkpoint folder is missing, incomplete, or not safetensors."""
+
+
+class ConfigsError(CheckpointError):
+    """A single file has no whole folder that lends it configs and tokenizers."""
 
 
 class DownloadError(OperatorError):
@@ -164,3 +173,7 @@ class DownloadError(OperatorError):
 
 class DeviceError(OperatorError):
     """The device that was promised is not there."""
+
+
+class DeviceFull(OperatorError):
+    """The device has no room for one image, whatever is given up."""

@@ -94,3 +94,4 @@ class Health:
     reason: str  # "" when ready, else one sentence
     replicas: dict[str, int]  # by stage
     owed_seconds: float
+    shortfalls: tuple[str, ...] = ()  # what replicas' devices had no room for

@@ -6,6 +6,7 @@ Knows no devices: the runtime looks them up and says what it found.
 from dataclasses import astuple, dataclass
 from hashlib import sha256
 
+from serve_app.core.fitting import Rung
 from serve_app.core.spec import Stage
 
 
@@ -19,6 +20,7 @@ class NumericProfile:
     vae_dtype: str
     attention: str
     lanes: int  # rows of every UNet call; 0 in fast mode, where company decides the last bits
+    rungs: tuple[Rung, ...]  # what was given up for room
     cpu_threads: int
     torch: str
     model: str  # the checkpoint's name: a snapshot of one is nothing to another

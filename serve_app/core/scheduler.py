@@ -5,7 +5,7 @@ Knows no tensors, threads or clock. Three verbs a turn: `plan` says what to do, 
 the one thread that owns it, so a plan is never half true.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic
@@ -22,6 +22,26 @@ class Work(StrEnum):
     ENCODE = "encode"  # base image to noised latents
     STEP = "step"
     DECODE = "decode"  # latents to pixels
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """How many samples of a model step together, and in how many rows.
+
+    `lanes` is the fixed number of rows of every UNet call, or 0 for as many rows as there are.
+    """
+
+    images: int
+    lanes: int
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or (self.lanes and self.lanes < 2):
+            raise ValueError("at least one image, and room for its two rows")
+
+    @property
+    def rows(self) -> int:
+        """The most rows of one UNet call."""
+        return self.lanes or 2 * self.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +66,14 @@ class _Entry(Generic[L]):
 class StepScheduler(Generic[L]):
     """The samples of one replica and what each needs next.
 
-    `images` is how many may step together; `lanes` is the fixed number of rows of every UNet call,
-    or 0 for as many rows as there are. `here` are the models in memory, of which there is `room`
-    for so many.
+    `here` are the models in memory with their batches, of which there is `room` for so many.
     """
 
-    def __init__(
-        self, *, images: int, lanes: int, here: Sequence[str] = ("",), room: int = 1
-    ) -> None:
-        if images < 1 or (lanes and lanes < 2) or room < 1:
-            raise ValueError("at least one image, room for its two rows, and for a model")
-        self.images = images
-        self.lanes = lanes
+    def __init__(self, here: Mapping[str, BatchSize], *, room: int = 1) -> None:
+        if room < 1:
+            raise ValueError("room for at least one model")
         self._entries: dict[str, _Entry[L]] = {}  # in order of arrival
-        self._here = list(here)  # the one longest without a newcomer first
+        self._here = dict(here)  # the one longest without a newcomer first
         self._room = room
         self._turn = 0  # step turns planned so far
         self._stepped_last = False
@@ -98,10 +112,10 @@ class StepScheduler(Generic[L]):
         """The sample is gone from here and handed back as it stands. Raises `KeyError`."""
         return self._entries.pop(id).sample
 
-    def hold(self, here: Sequence[str]) -> None:
+    def hold(self, here: Mapping[str, BatchSize]) -> None:
         """These are the models in memory now; what was known of their order is kept."""
-        stayed = [name for name in self._here if name in here]
-        self._here = [*stayed, *(name for name in here if name not in stayed)]
+        stayed = {name: here[name] for name in self._here if name in here}
+        self._here = {**stayed, **here}
 
     def samples(self) -> tuple[Sample[L], ...]:
         """Everything in flight, in order of arrival."""
@@ -156,28 +170,28 @@ class StepScheduler(Generic[L]):
         entries = self._entries.values()
         seating = seat(
             [(e.sample.id, e.sample.model) for e in entries if e.work is Work.LOAD],
-            self._here,
+            tuple(self._here),
             {e.sample.model for e in entries if e.work is not Work.LOAD},
             self._room,
         )
         for id in seating.begin:
             entry = self._entries[id]
             entry.work = _first_work(entry.sample, entry.leg)
-            self._here.remove(entry.sample.model)
-            self._here.append(entry.sample.model)
+            self._here[entry.sample.model] = self._here.pop(entry.sample.model)
         return seating
 
     def _plan_step(self, stepping: list[_Entry[L]]) -> Plan[L]:
-        room = self.lanes or 2 * self.images
+        urgent = min(stepping, key=lambda e: e.due)  # whom `choose_batch` begins with
+        size = self._here[urgent.sample.model]
         ids = choose_batch(
             (Candidate(e.sample.id, e.sample.shape, e.sample.spec.rows, e.due) for e in stepping),
-            images=self.images,
-            rows=room,
+            images=size.images,
+            rows=size.rows,
         )
         samples = tuple(self._entries[id].sample for id in ids)
         self._turn += 1
         self._stepped_last = True
-        return Plan(Work.STEP, samples, self.lanes or sum(s.spec.rows for s in samples))
+        return Plan(Work.STEP, samples, size.lanes or sum(s.spec.rows for s in samples))
 
 
 def _first_work(sample: Sample[L], leg: Leg) -> Work:

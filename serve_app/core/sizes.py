@@ -47,6 +47,12 @@ class SizeRules:
         """The greatest area: 2.4 megapixels at SDXL's native side."""
         return int(2_400_000 * (self.native / SDXL_SIDE) ** 2)
 
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Width and height of a picture that takes the most room."""
+        height = self.most_pixels // self.longest // PIXELS_PER_LATENT * PIXELS_PER_LATENT
+        return self.longest, height
+
     def for_aspect(self, aspect: str) -> tuple[int, int]:
         """Width and height for a named aspect ratio. Raises `InvalidRequest` for an unknown one."""
         if aspect not in ASPECTS:

@@ -96,13 +96,19 @@ class Conductor:
         answers = await asyncio.gather(*(self._stages[name].facts() for name in names))
         replicas = {str(name): len(facts) for name, facts in zip(names, answers, strict=True)}
         owed = sum(replica.owed_seconds for facts in answers for replica in facts)
+        short = dict.fromkeys(
+            f"{name}: {replica.shortfall}"
+            for name, facts in zip(names, answers, strict=True)
+            for replica in facts
+            if replica.shortfall
+        )
         missing = [name for name, count in replicas.items() if not count]
         if self._draining:
             return Health(Condition.DRAINING, "the service is shutting down", replicas, owed)
         if missing:
             reason = f"no replica of {' and '.join(missing)} is ready yet"
             return Health(Condition.LOADING, reason, replicas, owed)
-        return Health(Condition.READY, "", replicas, owed)
+        return Health(Condition.READY, "", replicas, owed, tuple(short))
 
     def owed_seconds(self) -> float:
         """Predicted seconds of work that the images under way here still need."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
+from serve_app.core.fitting import shortfalls
 from serve_app.core.sample import Leg, Sample
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
@@ -47,7 +48,7 @@ class StageConfig:
     precision: str | None
     xformers: bool
     cpu_threads: int
-    images: int  # how many step together
+    images: int  # how many step together, where the device has room
     strict: bool
     snapshot_every: int
     safety: Path | None = None  # folder of the picture filter, where one is on
@@ -59,7 +60,7 @@ def load_shelf(config: StageConfig) -> "Shelf":
 
     Raises `OperatorError` naming what is wrong.
     """
-    from serve_app.runtime.assembly import assemble, lanes_for
+    from serve_app.runtime.assembly import assemble
     from serve_app.runtime.device import open_device
     from serve_app.runtime.safety import PictureChecker
     from serve_app.runtime.shelf import Shelf
@@ -70,7 +71,6 @@ def load_shelf(config: StageConfig) -> "Shelf":
         xformers=config.xformers,
         cpu_threads=config.cpu_threads,
     )
-    lanes = lanes_for(config.images, strict=config.strict)
     safety = PictureChecker(config.safety, device) if config.safety else None
     makers: dict[str, Callable[[], StageModel]] = {}
     for source in config.models:
@@ -78,7 +78,14 @@ def load_shelf(config: StageConfig) -> "Shelf":
         found = inspect(path, config.stage, configs=source.configs, where=source.name)
         checkpoint = replace(found, name=source.name)
         name = source.name if config.stage is Stage.BASE else ""
-        makers[name] = partial(assemble, checkpoint, device, lanes=lanes, safety=safety)
+        makers[name] = partial(
+            assemble,
+            checkpoint,
+            device,
+            images=config.images,
+            strict=config.strict,
+            safety=safety,
+        )
     return Shelf(makers, room=config.room)
 
 
@@ -90,8 +97,9 @@ class StageReplica:
 
         shelf = load_shelf(config)
         self._profile = shelf.profile.name
+        self._images = config.images
         self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
-        self._engine = Engine(shelf, images=config.images, snapshot_every=config.snapshot_every)
+        self._engine = Engine(shelf, snapshot_every=config.snapshot_every)
         self._engine.start()
 
     async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
@@ -140,7 +148,8 @@ class StageReplica:
             cancelled=engine.cancelled,
             owed_seconds=engine.owed_seconds,
             positions=engine.positions,
-            models=engine.models,
+            models=tuple(engine.models),
+            shortfall=shortfalls(self._images, engine.models),
         )
 
     def check_health(self) -> None:

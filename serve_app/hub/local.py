@@ -4,7 +4,6 @@ Knows no network. A file that is still coming lies among the parts, called by th
 have: a part is never continued with another content, and a name in the folder is always whole.
 """
 
-import fcntl
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -85,6 +84,8 @@ def check_room(needed: int, free: int, folder: Path, again: str) -> None:
 @contextmanager
 def alone(folder: Path, again: str) -> Iterator[None]:
     """Nobody else fetches into the folder meanwhile. Raises `DownloadError` when somebody does."""
+    import fcntl  # not on Windows, where `doctor` alone gets as far as this file
+
     parts = folder / _PARTS
     parts.mkdir(parents=True, exist_ok=True)
     with (parts / "lock").open("w") as lock:
@@ -95,6 +96,15 @@ def alone(folder: Path, again: str) -> Iterator[None]:
                 f"another download into {folder} is running: wait for its end, then: {again}"
             ) from None
         yield
+
+
+def unfinished(folder: Path) -> int:
+    """The bytes of files that began to come into the folder and did not end, by our own download
+    or by huggingface_hub's.
+    """
+    ours = (folder / _PARTS).glob("*")  # the lock among them has no bytes
+    foreign = (folder / ".cache" / "huggingface" / "download").rglob("*.incomplete")
+    return sum(size_there(file) for file in (*ours, *foreign))
 
 
 def tidy(folder: Path) -> None:

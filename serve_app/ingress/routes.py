@@ -220,7 +220,7 @@ def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
             owed_seconds=round(now.owed_seconds, 3),
             safety_filter=", ".join(facts.filters) or "off",
             terms_required=facts.terms_required,
-            warnings=list(facts.notices),
+            warnings=[*facts.notices, *now.shortfalls],
             version=version,
         ).model_dump(by_alias=True)
         if now.condition is Condition.READY:

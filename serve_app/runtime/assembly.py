@@ -5,40 +5,54 @@ Knows no settings files and no Ray: used by a replica, a test and a benchmark al
 
 import logging
 
+from serve_app.core.fitting import Fit
 from serve_app.core.safety import SafetyFilter
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.conditioning import Conditioner
 from serve_app.runtime.denoiser import UNetDenoiser
 from serve_app.runtime.device import Device
 from serve_app.runtime.loading import load
-from serve_app.runtime.model import StageModel
+from serve_app.runtime.memory import LADDERS, Placement, Trial, fitted, lanes_for
+from serve_app.runtime.model import Parts, StageModel
 from serve_app.runtime.pixels import VaePixels
 
 logger = logging.getLogger("aura.runtime")
 
 
-def lanes_for(images: int, *, strict: bool) -> int:
-    """The fixed number of UNet rows for so many guided images: 0 in fast mode.
-
-    A power of two: kernels split such a batch evenly over threads, so that no slot is special.
-    """
-    return 1 << (2 * images - 1).bit_length() if strict else 0
-
-
 def assemble(
-    checkpoint: Checkpoint, device: Device, *, lanes: int, safety: SafetyFilter | None = None
+    checkpoint: Checkpoint,
+    device: Device,
+    *,
+    images: int,
+    strict: bool,
+    safety: SafetyFilter | None = None,
 ) -> StageModel:
-    """The stage's model, loaded and, in strict mode, proved to keep its promise here.
+    """The stage's model, loaded, and fitted to the device's memory where that has an end.
 
-    Raises `OperatorError` when it can't be kept.
+    At most `images` guided images step together. In strict mode it has been proved to keep its
+    promise here. Raises `OperatorError` when that can't be kept, `DeviceFull` when not even one
+    image has room.
     """
     modules = load(checkpoint, device)
+    placement = Placement(modules, device)
+    parts = Parts(
+        Conditioner(modules.prompts, checkpoint, device.torch_device),
+        UNetDenoiser(modules.unet, checkpoint.noise.prediction_type, device.dtype),
+        VaePixels(modules.vae, device.torch_device),
+    )
+    ladder = LADDERS.get(device.torch_device.type)
+    if ladder is None:  # a CPU pages, and a step of the largest picture would take it minutes
+        found = Fit(images)
+        placement.take(())
+    else:
+        trial = Trial(parts, placement, device, native=checkpoint.native, strict=strict)
+        found = fitted(images, ladder, trial)
+    lanes = lanes_for(found.images, strict=strict)
     model = StageModel(
-        profile=device.profile(checkpoint.stage, lanes, checkpoint.name),
+        profile=device.profile(checkpoint.stage, lanes, checkpoint.name, found.rungs),
+        fit=found,
         device=device,
-        conditioner=Conditioner(modules.prompts, checkpoint, device.torch_device),
-        denoiser=UNetDenoiser(modules.unet, checkpoint.noise.prediction_type, device.dtype),
-        pixels=VaePixels(modules.vae, device.torch_device),
+        parts=parts,
         safety=safety,
     )
     model.prove_lanes()

@@ -10,11 +10,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from serve_app.core.defaults import PLAIN, Defaults, defaults_of
-from serve_app.core.errors import CheckpointError
+from serve_app.core.errors import CheckpointError, ConfigsError
 from serve_app.core.schedule import NoiseConfig
 from serve_app.core.spec import PIXELS_PER_LATENT, Stage
 from serve_app.runtime.header import read_header
@@ -68,27 +69,21 @@ def inspect(
     command; `where` is the stage's own variable unless told.
     """
     where = where or VARIABLE[stage]
-    if path.suffix == SUFFIX and not path.is_dir():
-        try:
-            return _read_file(path, stage, configs)
-        except CheckpointError as error:
-            raise CheckpointError(f"{where}={path} {error}") from None
     try:
-        return _read(path, stage)
+        return read_checkpoint(path, stage, configs)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{where}={path} {error}. Get it whole with: {DOWNLOAD[stage]}"
-        ) from None
+        more = "" if is_file(path) else f". Get it whole with: {DOWNLOAD[stage]}"
+        raise type(error)(f"{where}={path} {error}{more}") from None
 
 
-def fit(base: Checkpoint, refiner: Checkpoint) -> bool:
+def is_pair(base: Checkpoint, refiner: Checkpoint) -> bool:
     """Whether the refiner can continue what base began."""
     return base.noise.same_noise(refiner.noise) and base.native == refiner.native
 
 
 def check_pair(base: Checkpoint, refiner: Checkpoint) -> None:
     """Returns when the refiner can continue what base began; raises `CheckpointError` if not."""
-    if not fit(base, refiner):
+    if not is_pair(base, refiner):
         raise CheckpointError(
             f"{VARIABLE[Stage.REFINER]}={refiner.path} can't continue pictures of "
             f"{VARIABLE[Stage.BASE]}={base.path}: they differ in noise schedule or native size. "
@@ -121,6 +116,18 @@ def _needed(stage: Stage) -> set[str]:
     return needed | {"text_encoder", "tokenizer"} if stage is Stage.BASE else needed
 
 
+def read_checkpoint(path: Path, stage: Stage, configs: Path | None = None) -> Checkpoint:
+    """As `inspect`, but what `CheckpointError` says is the bare problem, as "does not exist"."""
+    if is_file(path):
+        return _read_file(path, stage, configs)
+    return _read_folder(path, stage)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is, or is to be, that of a single file."""
+    return path.suffix == SUFFIX and not path.is_dir()
+
+
 def _read_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
     if not path.exists():
         raise CheckpointError("does not exist")
@@ -129,19 +136,19 @@ def _read_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
         raise CheckpointError(f"is an SDXL {file.stage}, where a {stage} is wanted")
     if configs is None:
         name_it = "name it in MODEL_CONFIG_DIR" if stage is Stage.BASE else "name it here instead"
-        raise CheckpointError(
+        raise ConfigsError(
             "is a single file, which lacks configs and tokenizers. Get a folder that has them, and "
             f"{name_it}: {DOWNLOAD[stage]}"
         )
     try:
-        folder = _read(configs, stage, elsewhere=file.inside)
+        folder = _read_folder(configs, stage, elsewhere=file.inside)
     except CheckpointError as error:
-        raise CheckpointError(
+        raise ConfigsError(
             f"takes its configs from {configs}, which {error}. Get one with: {DOWNLOAD[stage]}"
         ) from None
     names = ("unet", "text_encoder_2")
     try:
-        file.check_fit({name: _json(configs, f"{name}/config.json") for name in names})
+        file.check_configs({name: _json(configs, f"{name}/config.json") for name in names})
     except CheckpointError as error:
         raise CheckpointError(f"{error}; they are in {configs}") from None
     noise = folder.noise
@@ -153,7 +160,7 @@ def _read_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
     return replace(folder, name=path.stem, noise=noise, file=file, defaults=defaults)
 
 
-def _read(folder: Path, stage: Stage, elsewhere: frozenset[str] = frozenset()) -> Checkpoint:
+def _read_folder(folder: Path, stage: Stage, elsewhere: frozenset[str] = frozenset()) -> Checkpoint:
     if not folder.is_dir():
         problem = (
             "is not a folder, nor a .safetensors file" if folder.exists() else "does not exist"
@@ -192,6 +199,16 @@ def _read(folder: Path, stage: Stage, elsewhere: frozenset[str] = frozenset()) -
     )
 
 
+def parameters(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many numbers the weights of each network have, by the headers of their files."""
+    counts = checkpoint.file.parameters() if checkpoint.file else {}
+    for name in _needed(checkpoint.stage) & set(NETWORKS) - counts.keys():
+        files = _weight_files(checkpoint.folder / name)
+        headers = (read_header(file, _called(file)) for file in files)
+        counts[name] = sum(prod(shape) for header in headers for shape in header.shapes.values())
+    return counts
+
+
 def check_checker(folder: Path) -> None:
     """Returns when a folder holds a safety checker; raises `CheckpointError` if not."""
     try:
@@ -218,12 +235,21 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 
 def _weights(folder: Path, name: str) -> str | None:
     """The variant of a network's weight files, after a look at every header."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = _weight_files(folder)
     if not files:
         if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
             raise CheckpointError(f"holds a pickle in {name}, where only safetensors are loaded")
         raise CheckpointError(f"lacks the weights of {name} (*.safetensors)")
-    plain = [f for f in files if not is_half(f.name)]
-    for file in plain or files:
-        read_header(file, f"{file.parent.name}/{file.name}")
-    return None if plain else "fp16"
+    for file in files:
+        read_header(file, _called(file))
+    return "fp16" if is_half(files[0].name) else None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that are loaded: the full ones where there are any, else the halves."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if not is_half(file.name)] or files
+
+
+def _called(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"

@@ -3,6 +3,7 @@
 Knows no settings files and no checkpoints: names and wishes are handed in.
 """
 
+import gc
 import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,12 +11,21 @@ from importlib.util import find_spec
 import torch
 
 from serve_app.core.errors import DeviceError
+from serve_app.core.fitting import Rung
 from serve_app.core.profile import NumericProfile
 from serve_app.core.spec import Stage
 
 logger = logging.getLogger("aura.runtime")
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What was used of the device's memory, in bytes."""
+
+    peak: int
+    all: int  # that this process could have had
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +39,10 @@ class Device:
     attention: str  # "sdpa" or "xformers"
     cpu_threads: int
 
-    def profile(self, stage: Stage, lanes: int, model: str) -> NumericProfile:
-        """The numeric profile of a stage's model that runs here with so many lanes."""
+    def profile(
+        self, stage: Stage, lanes: int, model: str, rungs: tuple[Rung, ...] = ()
+    ) -> NumericProfile:
+        """The numeric profile of a stage's model here, with so many lanes and what it gave up."""
         return NumericProfile(
             stage=stage,
             device=self.kind,
@@ -38,6 +50,7 @@ class Device:
             vae_dtype=str(self.vae_dtype).removeprefix("torch."),
             attention=self.attention,
             lanes=lanes,
+            rungs=rungs,
             cpu_threads=self.cpu_threads,
             torch=torch.__version__,
             model=model,
@@ -57,6 +70,35 @@ class Device:
             torch.cuda.synchronize(self.torch_device)
         elif self.torch_device.type == "mps":
             torch.mps.synchronize()
+
+    def free(self) -> None:
+        """Nothing is kept on the device that nobody uses, and the peak is counted from here."""
+        gc.collect()  # what failed lies in a traceback, in a circle
+        if self.torch_device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.torch_device)
+        elif self.torch_device.type == "mps":
+            torch.mps.empty_cache()
+
+    def use(self) -> Use | None:
+        """The most that was used since `free`, where somebody counts it: not on a CPU."""
+        if self.torch_device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.torch_device)
+            reserved = torch.cuda.memory_reserved(self.torch_device)
+            return Use(torch.cuda.max_memory_allocated(self.torch_device), free + reserved)
+        if self.torch_device.type == "mps":  # which keeps what it once took
+            return Use(torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory())
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device said that it has no room: only CUDA does so by a type of its own."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in said or "can't allocate memory" in said
+    )
 
 
 def open_device(name: str, *, precision: str | None, xformers: bool, cpu_threads: int) -> Device:
@@ -103,25 +145,26 @@ def _vae_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if fast_bf16 else torch.float32
 
 
-def _xformers_runs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether xFormers attention really computes here: importing it proves nothing."""
+def xformers_trouble(device: torch.device, dtype: torch.dtype) -> str:
+    """Why xFormers attention does not compute here, "" when it does: an import proves nothing."""
     if find_spec("xformers") is None:
-        logger.warning(
-            "ENABLE_XFORMERS=1, but xFormers is not installed; PyTorch SDPA is used. "
-            "Install it with: pip install 'aura-serve[xformers]'"
-        )
-        return False
+        return "xFormers is not installed"
     try:
         from xformers.ops import memory_efficient_attention
 
         x = torch.ones(1, 16, 1, 64, device=device, dtype=dtype)  # (batch, tokens, heads, width)
         memory_efficient_attention(x, x, x)
     except Exception as error:  # a foreign build fails in many ways, all of them mean no
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        return f"xFormers does not run on {device} with {dtype} ({reason})"
+    return ""
+
+
+def _xformers_runs(device: torch.device, dtype: torch.dtype) -> bool:
+    trouble = xformers_trouble(device, dtype)
+    if trouble:
         logger.warning(
-            "ENABLE_XFORMERS=1, but xFormers does not run on %s with %s (%s); PyTorch SDPA is used",
-            device,
-            dtype,
-            str(error).strip().split("\n")[0],
+            "ENABLE_XFORMERS=1, but %s; PyTorch SDPA is used. See: python -m serve_app doctor",
+            trouble,
         )
-        return False
-    return True
+    return not trouble

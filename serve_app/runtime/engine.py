@@ -23,11 +23,14 @@ from serve_app.core.errors import (
     ImageTooLarge,
     ModelUnavailable,
     OutOfMemory,
+    ProfileChanged,
     ReplicaLost,
 )
 from serve_app.core.events import Snapshot
+from serve_app.core.fitting import Fit
 from serve_app.core.sample import Leg
 from serve_app.core.scheduler import Plan, StepScheduler, Work
+from serve_app.runtime.device import is_out_of_memory
 from serve_app.runtime.model import Live, Packed, packed, unpacked
 from serve_app.runtime.pixels import Picture
 from serve_app.runtime.shelf import Shelf
@@ -69,7 +72,7 @@ class EngineFacts:
     cancelled: int
     owed_seconds: float
     positions: dict[str, int]  # index of each sample in flight
-    models: tuple[str, ...] = ()  # those in memory
+    models: dict[str, Fit]  # those in memory, and what was given up for each
 
 
 @dataclass(slots=True)
@@ -89,22 +92,20 @@ class Engine:
         self,
         shelf: Shelf,
         *,
-        images: int,
         snapshot_every: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.shelf = shelf
-        self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(
-            images=images, lanes=shelf.profile.lanes, here=shelf.here, room=shelf.room
-        )
+        self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(shelf.here, room=shelf.room)
         self._snapshot_every = snapshot_every
         self._clock = clock
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._waiters: dict[str, _Waiter] = {}
         self._rate = Rate()
-        self._counts = EngineFacts("", 0, 0, 0, 0, 0.0, {})
+        self._counts = EngineFacts("", 0, 0, 0, 0, 0.0, {}, {})
         self._faults = 0
         self._closing = False
+        self._count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -257,7 +258,7 @@ class Engine:
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
         named = _named(error)
         if isinstance(named, OutOfMemory):
-            torch.cuda.empty_cache()
+            self.shelf.device.free()
             if len(plan.samples) == 1:
                 waiter = self._waiters[plan.samples[0].id]
                 if not waiter.squeezed:
@@ -267,7 +268,7 @@ class Engine:
                     "this image alone does not fit on the device: ask for a smaller one; the "
                     "service's operator can lower MODEL_MAX_BATCH_SIZE or use MODEL_PRECISION=fp16"
                 )
-        if not isinstance(named, CallerError):
+        if not isinstance(named, CallerError | ProfileChanged):
             logger.error("a turn failed: %s", plan.work, exc_info=error)
             self._faults += not isinstance(named, ModelUnavailable)
         for sample in plan.samples:
@@ -279,9 +280,9 @@ class Engine:
         return self._waiters.pop(id).listener
 
     def _learn(self, plan: Plan[torch.Tensor], seconds: float) -> None:
-        spec = plan.samples[0].spec
+        spec, stage = plan.samples[0].spec, plan.samples[0].stage
         rows = sum(s.spec.rows for s in plan.samples)  # padding is no work that anybody asked for
-        work = step_tflop(self.shelf.profile.stage, spec.width, spec.height, rows)
+        work = step_tflop(stage, spec.width, spec.height, rows)
         self._rate = self._rate.seen(work, seconds)
         self._counts = replace(
             self._counts,
@@ -297,7 +298,7 @@ class Engine:
             state=repr(self._scheduler),
             owed_seconds=self._rate.seconds(owed) if self._rate.known else 0.0,
             positions={s.id: s.index for s in self._scheduler.samples()},
-            models=self.shelf.here,
+            models=self.shelf.fits,
         )
 
 
@@ -311,7 +312,7 @@ def _tell(listener: Listener, event: Event) -> None:
 
 def _named(error: Exception) -> AuraError:
     """The error by a name of ours; the sentence says nothing of the inside."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return OutOfMemory("the device has no room for this image now")
     if isinstance(error, AuraError):
         return error

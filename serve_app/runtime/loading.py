@@ -1,6 +1,6 @@
-"""The only `from_pretrained`: a checkpoint, folder or single file, to modules on a device.
+"""The only `from_pretrained`: a checkpoint, folder or single file, to modules in the CPU's memory.
 
-Knows no samples and no steps.
+Knows no samples and no steps, and not how much of it the device can hold: see `memory`.
 """
 
 from dataclasses import dataclass
@@ -11,22 +11,25 @@ from serve_app.core.spec import Stage
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device
 from serve_app.runtime.libraries import diffusers
-from serve_app.runtime.prompts import ClipPrompts, Prompts
+from serve_app.runtime.prompts import ClipPrompts
 
 
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """The networks of one stage, on their device, in evaluation mode."""
+    """The networks of one stage, in evaluation mode."""
 
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL
-    prompts: Prompts
+    prompts: ClipPrompts
 
 
 def load(checkpoint: Checkpoint, device: Device) -> Modules:
-    """The modules of a checkpoint, ready to run. Only safetensors, only local files."""
+    """The modules of a checkpoint as the device wants them, not on it yet.
+
+    Only safetensors, only local files.
+    """
     make = _from_file if checkpoint.file else _from_folder
-    pipeline = make(checkpoint, device).to(device.torch_device)
+    pipeline = make(checkpoint, device)
     if device.attention == "xformers":
         pipeline.unet.enable_xformers_memory_efficient_attention()
     for network in (pipeline.unet, pipeline.vae):

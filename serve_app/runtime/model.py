@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from serve_app.core.errors import OperatorError, SafetyBlock
+from serve_app.core.errors import OperatorError, ProfileChanged, SafetyBlock
+from serve_app.core.fitting import Fit
 from serve_app.core.profile import NumericProfile
 from serve_app.core.safety import SafetyFilter
 from serve_app.core.sample import Sample, advanced, carried, entered, told, under
+from serve_app.core.scheduler import BatchSize
 from serve_app.core.solver import STOCHASTIC, update, weighed
 from serve_app.core.spec import ImageSpec
 from serve_app.runtime.conditioning import Conditioner, Guide
@@ -35,6 +37,15 @@ class _Beside:
     guide: Guide | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a stage's model is made of."""
+
+    conditioner: Conditioner
+    denoiser: Denoiser
+    pixels: Pixels
+
+
 class StageModel:
     """The networks of a stage behind four verbs: condition, encode, step, decode."""
 
@@ -42,23 +53,32 @@ class StageModel:
         self,
         *,
         profile: NumericProfile,
+        fit: Fit,
         device: Device,
-        conditioner: Conditioner,
-        denoiser: Denoiser,
-        pixels: Pixels,
+        parts: Parts,
         safety: SafetyFilter | None = None,
     ) -> None:
         self.profile = profile
+        self.fit = fit
         self.device = device
-        self._conditioner = conditioner
-        self._denoiser = denoiser
-        self._pixels = pixels
+        self._conditioner = parts.conditioner
+        self._denoiser = parts.denoiser
+        self._pixels = parts.pixels
         self._safety = safety
         self._beside: dict[str, _Beside] = {}
 
+    @property
+    def batch(self) -> BatchSize:
+        """How many samples step together here, and in how many rows."""
+        return BatchSize(self.fit.images, self.profile.lanes)
+
     @torch.inference_mode()
     def condition(self, sample: Live) -> Live:
-        """The sample with its guide made and, for an image from noise, its first latents."""
+        """The sample with its guide made and, for an image from noise, its first latents.
+
+        Raises `ProfileChanged` when other numbers, or another model, began it.
+        """
+        self._check(sample)
         beside = self._kept(sample)
         beside.guide = guide = self._conditioner.guide(sample.spec)
         sample = told(under(sample, self.profile.name), guide.chunks, guide.warnings)
@@ -97,8 +117,9 @@ class StageModel:
     def decode(self, sample: Live) -> Picture:
         """The picture of a sample that has taken its last step.
 
-        Raises `SafetyBlock` when the filter refuses it.
+        Raises `SafetyBlock` when the filter refuses it, and `ProfileChanged` as `condition` does.
         """
+        self._check(sample)
         picture = self._pixels.decode(_latents(sample))
         if self._safety and self._safety.refuses_picture(picture):
             raise SafetyBlock("the safety filter refuses the picture that came of this request")
@@ -134,6 +155,12 @@ class StageModel:
                     "would depend on its neighbours. Set MODEL_CPU_THREADS to a power of two, or "
                     "MODEL_DETERMINISM=fast"
                 )
+
+    def _check(self, sample: Live) -> None:
+        if sample.profile not in (None, self.profile.name):
+            raise ProfileChanged(
+                f"made under {sample.profile}, this replica runs {self.profile.name}"
+            )
 
     def _kept(self, sample: Live) -> _Beside:
         spec = sample.spec

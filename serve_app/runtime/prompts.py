@@ -57,8 +57,15 @@ class ClipPrompts:
     def __init__(self, encoders: Sequence[tuple[Any, Any]], device: torch.device) -> None:
         self._encoders = tuple(encoders)  # CLIPTokenizer and CLIPTextModel; two, or one
         self._device = device
+        self._stays = True
         self._empty: Chunk = ((),) * len(self._encoders)
         self._known: OrderedDict[Chunk, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+
+    def stay(self, *, on_device: bool) -> None:
+        """The encoders are on the device from now on; if not, they visit it while they work."""
+        self._stays = on_device
+        for _, encoder in self._encoders:
+            encoder.to(self._device if on_device else "cpu")
 
     def read(self, prompt: str, name: str) -> Reading:
         """See `Prompts`. What is over `MOST_CHUNKS` is left out, and warned of."""
@@ -103,10 +110,19 @@ class ClipPrompts:
             padding = [tokenizer.pad_token_id] * (CHUNK - len(tokens))
             inside = [id for id, _ in tokens]
             ids = [tokenizer.bos_token_id, *inside, tokenizer.eos_token_id, *padding]
-            told = encoder(torch.tensor([ids], device=self._device), output_hidden_states=True)
+            told = self._told(encoder, torch.tensor([ids], device=self._device))
             parts.append(weighed(told.hidden_states[-2][0], [weight for _, weight in tokens]))
         embeds = torch.cat(parts, dim=-1).to(dtype=encoder.dtype)
         return embeds, told[0][0]
+
+    def _told(self, encoder: Any, ids: torch.Tensor) -> Any:
+        if self._stays:
+            return encoder(ids, output_hidden_states=True)
+        encoder.to(self._device)
+        try:
+            return encoder(ids, output_hidden_states=True)
+        finally:
+            encoder.to("cpu")
 
 
 def weighed(hidden: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:

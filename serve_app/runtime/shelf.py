@@ -1,20 +1,20 @@
 """`Shelf`: the models of one replica by name, of which a few are in memory at a time.
 
 Knows no samples' insides and decides nothing: which model is to come, and which must go for it, the
-scheduler says. Only the engine's thread loads; what is asked of it else never changes.
+scheduler says. Only the engine's thread loads; what is asked of it else never changes. Each model
+is fitted to the device as it is loaded, so each has a batch and a numeric profile of its own.
 """
 
-import gc
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from traceback import clear_frames
 
-import torch
-
-from serve_app.core.errors import ModelNotFound, ModelUnavailable, ProfileChanged
-from serve_app.core.profile import NumericProfile
+from serve_app.core.errors import DeviceFull, ModelNotFound, ModelUnavailable
+from serve_app.core.fitting import Fit
 from serve_app.core.sample import of_model
+from serve_app.core.scheduler import BatchSize
 from serve_app.core.spec import Stage
+from serve_app.runtime.device import is_out_of_memory
 from serve_app.runtime.model import Packed, StageModel
 
 logger = logging.getLogger("aura.runtime")
@@ -31,7 +31,7 @@ class Shelf:
         self.room = room
         first = self._makers[self.default]()
         self.device = first.device
-        self.profile = first.profile
+        self.profile = first.profile  # of the default one, as it was when it came first
         self._here = {self.default: first}
 
     @classmethod
@@ -40,45 +40,43 @@ class Shelf:
         return cls({"": lambda: model})
 
     @property
-    def here(self) -> tuple[str, ...]:
-        """The names of those in memory."""
-        return tuple(self._here)
+    def here(self) -> dict[str, BatchSize]:
+        """Those in memory, by name, and how many samples of each step together."""
+        return {name: model.batch for name, model in self._here.items()}
+
+    @property
+    def fits(self) -> dict[str, Fit]:
+        """Those in memory, by name, and what was given up for each."""
+        return {name: model.fit for name, model in self._here.items()}
 
     def __getitem__(self, name: str) -> StageModel:
         """A model that is in memory. Raises `KeyError`."""
         return self._here[name]
 
     def admit(self, sample: Packed) -> Packed:
-        """The sample, bound to the model that will step it.
-
-        Raises `ModelNotFound`, or `ProfileChanged` when other numbers, or another model, began it.
-        """
+        """The sample, bound to the model that will step it. Raises `ModelNotFound`."""
         if sample.stage is Stage.BASE and not sample.model:
             sample = of_model(sample, self.default)
         if sample.model not in self._makers:
             there = ", ".join(self._makers)
             raise ModelNotFound(f"there is no such model on this replica; there is {there}")
-        mine = self.profile_of(sample.model).name
-        if sample.profile is not None and sample.profile != mine:
-            raise ProfileChanged(f"made under {sample.profile}, this replica runs {mine}")
         return sample
-
-    def profile_of(self, name: str) -> NumericProfile:
-        """The numeric profile of a known model, loaded or not: all run alike on one device."""
-        return self.profile if name == self.default else replace(self.profile, model=name)
 
     def load(self, name: str, drop: str | None) -> None:
         """The model is in memory, and the one to `drop` is not, nor is anything of it.
 
+        What is dropped has left the device before the new one is tried, which counts what is there.
         Raises `ModelUnavailable`; nothing of the failed one stays.
         """
         if drop is not None:
             logger.info("%s makes room for %s", drop, name)
             del self._here[drop]
-            self._sweep()
+        self.device.free()  # modules refer to each other in rings, those of a failed one too
         try:
             self._here[name] = self._makers[name]()
         except Exception as error:
+            clear_frames(error.__traceback__)  # which hold what was made of it
+            self.device.free()
             raise _unavailable(name, error) from error
 
     def forget(self, id: str) -> None:
@@ -86,15 +84,9 @@ class Shelf:
         for model in self._here.values():
             model.forget(id)
 
-    def _sweep(self) -> None:
-        """Memory that nothing refers to any more is free: modules refer to each other in rings."""
-        gc.collect()
-        if self.device.torch_device.type == "cuda":
-            torch.cuda.empty_cache()
-
 
 def _unavailable(name: str, error: Exception) -> ModelUnavailable:
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, DeviceFull) or is_out_of_memory(error):
         return ModelUnavailable(
             f"the device has no room for the model {name}: the service's operator can lower "
             "MODELS_IN_MEMORY or use MODEL_PRECISION=fp16"

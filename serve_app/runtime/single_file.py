@@ -6,6 +6,7 @@ generative-models (LDM): `model.diffusion_model`, `first_stage_model`, `conditio
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,22 @@ class SingleFile:
     license: str  # what its notes say of terms, "" when they don't
     header: Header
 
-    def check_fit(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    def parameters(self) -> dict[str, int]:
+        """How many numbers the weights of each network inside have."""
+        open_clip = _OPEN_CLIP[self.stage or Stage.BASE]
+        begin = {
+            "unet": (_UNET,),
+            "vae": _VAES,
+            "text_encoder": (_CLIP,),
+            "text_encoder_2": (open_clip,),
+        }
+        shapes = self.header.shapes
+        return {
+            name: sum(prod(shape) for key, shape in shapes.items() if key.startswith(begin[name]))
+            for name in self.inside
+        }
+
+    def check_configs(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
         """Returns when the configs of networks describe this file; raises `CheckpointError`."""
         unet = configs["unet"]
         wanted = {

@@ -12,7 +12,7 @@ from serve_app.core.safety import SafetyFilter
 from serve_app.core.sample import Leg, begin, handed_over, itinerary
 from serve_app.core.schedule import make_schedule
 from serve_app.core.spec import ImageSpec, Stage
-from serve_app.runtime.assembly import assemble, lanes_for
+from serve_app.runtime.assembly import assemble
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device
 from serve_app.runtime.engine import Engine, Event, Failed, Finished
@@ -42,16 +42,14 @@ class Solo:
         strict: bool = True,
         safety: SafetyFilter | None = None,
     ) -> None:
-        lanes = lanes_for(images, strict=strict)
         self._noise = {one.stage: one.noise for one in checkpoints}
 
         def make(one: Checkpoint) -> StageModel:
-            return assemble(one, device, lanes=lanes, safety=safety)
+            return assemble(one, device, images=images, strict=strict, safety=safety)
 
         self._engines = {
             one.stage: Engine(
                 Shelf({one.name if one.stage is Stage.BASE else "": partial(make, one)}),
-                images=images,
                 snapshot_every=_NEVER,
             )
             for one in checkpoints

@@ -10,6 +10,7 @@ PROFILE = NumericProfile(
     vae_dtype="float32",
     attention="sdpa",
     lanes=8,
+    rungs=(),
     cpu_threads=2,
     torch="2.13.0",
     model="sdxl",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serve_app.core.policy import Seating, seat
 from serve_app.core.sample import Sample, of_model
-from serve_app.core.scheduler import Plan, StepScheduler, Work
+from serve_app.core.scheduler import BatchSize, Plan, StepScheduler, Work
 from tests.core.test_scheduler import run, sample, whole
 
 Turn = tuple[Plan[float], tuple[str, ...]]
@@ -22,12 +22,19 @@ def of(model: str, id: str, steps: int = 4) -> Sample[float]:
 class Replica:
     """A scheduler and a pretended memory for so many models, and what was ever seen of both."""
 
-    def __init__(self, room: int, *, images: int = 2, broken: str = "") -> None:
+    def __init__(
+        self,
+        room: int,
+        *,
+        images: int = 2,
+        broken: str = "",
+        sizes: dict[str, BatchSize] | None = None,
+    ) -> None:
         self.room, self.broken = room, broken
         self.here = ["a"]
-        self.scheduler: StepScheduler[float] = StepScheduler(
-            images=images, lanes=2 * images, here=self.here, room=room
-        )
+        self.sizes = sizes or {}  # of models that are not as the others
+        self._usual = BatchSize(images, 2 * images)
+        self.scheduler: StepScheduler[float] = StepScheduler(self._batches(), room=room)
         self.loads: list[str] = []
 
     def add(self, one: Sample[float]) -> None:
@@ -58,7 +65,10 @@ class Replica:
             self.here.append(model)
         assert len(self.here) <= self.room
         self.loads.append(model)
-        self.scheduler.hold(self.here)
+        self.scheduler.hold(self._batches())
+
+    def _batches(self) -> dict[str, BatchSize]:
+        return {name: self.sizes.get(name, self._usual) for name in self.here}
 
     @staticmethod
     def _ids(done: tuple[Sample[float], ...]) -> tuple[str, ...]:
@@ -143,7 +153,7 @@ def test_who_waits_may_leave_and_the_others_then_need_not_make_room() -> None:
 
 def test_there_must_be_room_for_a_model() -> None:
     with pytest.raises(ValueError, match="room"):
-        StepScheduler(images=1, lanes=2, room=0)
+        StepScheduler({"": BatchSize(1, 2)}, room=0)
 
 
 ARRIVALS = st.lists(
@@ -183,3 +193,32 @@ def test_a_step_is_of_one_model_however_many_may_step_together() -> None:
         {s.model for s in plan.samples} for plan, _ in replica.turns() if plan.work is Work.STEP
     ]
     assert {"a"} in batches and {"b"} in batches
+
+
+def test_each_model_steps_as_many_in_as_many_lanes_as_it_was_fitted_for() -> None:
+    replica = Replica(3, images=4, sizes={"b": BatchSize(1, 2), "c": BatchSize(2, 0)})
+    for number in range(3):
+        for model in "abc":
+            replica.add(of(model, f"{model}{number}"))
+    steps = [plan for plan, _ in replica.turns() if plan.work is Work.STEP]
+    seen = {model: set[tuple[int, int]]() for model in "abc"}
+    for plan in steps:
+        seen[plan.samples[0].model].add((len(plan.samples), plan.lanes))
+    assert max(seen["a"]) == (3, 8)
+    assert seen["b"] == {(1, 2)}
+    assert max(seen["c"]) == (2, 4)
+    assert {lanes for _, lanes in seen["a"]} == {8}
+
+
+def test_a_model_that_comes_again_with_less_room_steps_fewer() -> None:
+    replica = Replica(1, images=4)
+    for number in range(4):
+        replica.add(of("a", str(number)))
+    assert max(len(p.samples) for p, _ in replica.turns() if p.work is Work.STEP) == 4
+    replica.add(of("b", "other"))
+    list(replica.turns())
+    replica.sizes["a"] = BatchSize(2, 4)
+    for number in range(4):
+        replica.add(of("a", str(number)))
+    again = [plan for plan, _ in replica.turns() if plan.work is Work.STEP]
+    assert {(len(plan.samples), plan.lanes) for plan in again} == {(2, 4)}

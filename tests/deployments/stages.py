@@ -24,11 +24,13 @@ class CountingStage:
         trouble: Trouble | None = None,
         ready: int = 1,
         warnings: tuple[str, ...] = (),
+        shortfall: str = "",
     ) -> None:
         self.every = every
         self.trouble = trouble or (lambda call, sample: None)
         self.ready = ready
         self.warnings = warnings
+        self.shortfall = shortfall
         self.calls: list[tuple[int, Leg]] = []  # index at which each call began
         self.steps = 0
         self.closed = 0
@@ -51,7 +53,9 @@ class CountingStage:
             self.closed += 1
 
     async def facts(self) -> list[ReplicaFacts]:
-        return [ReplicaFacts(1, "p", "", 0, 0, 0, 0, 1.5, {})] * self.ready
+        return [
+            ReplicaFacts(1, "p", "", 0, 0, 0, 0, 1.5, {}, shortfall=self.shortfall)
+        ] * self.ready
 
 
 def dies_at(*deaths: tuple[int, int]) -> Trouble:

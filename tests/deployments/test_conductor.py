@@ -184,6 +184,12 @@ async def test_health_names_the_stage_that_is_not_ready() -> None:
     assert (one.condition, one.reason) == (Condition.LOADING, "no replica of refiner is ready yet")
 
 
+async def test_health_says_once_what_a_stage_s_devices_had_no_room_for() -> None:
+    base = CountingStage(ready=3, shortfall="too little memory")
+    health = await conductor(base, CountingStage()).health()
+    assert health.shortfalls == ("base: too little memory",)
+
+
 async def test_draining_finishes_what_was_accepted_and_takes_nothing_new() -> None:
     base = Sleeping()
     one = conductor(base)

@@ -450,6 +450,8 @@ async def test_health_says_who_is_ready_and_why_not(client: Client, painter: Pai
         "warnings": [],
         "version": "9.9.9",
     }
+    painter.now = replace(painter.now, shortfalls=("base: too little memory",))
+    assert (await client().get("/health")).json()["warnings"] == ["base: too little memory"]
     painter.now = Health(Condition.LOADING, "no replica of base is ready yet", {"base": 0}, 0.0)
     loading = await client().get("/health")
     assert loading.status_code == 503

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from serve_app.core.fitting import Fit
 from serve_app.core.profile import NumericProfile
 from serve_app.core.prompt import parse
 from serve_app.core.spec import Stage
@@ -14,7 +15,7 @@ from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.conditioning import Conditioner
 from serve_app.runtime.denoiser import Point
 from serve_app.runtime.device import Device
-from serve_app.runtime.model import StageModel
+from serve_app.runtime.model import Parts, StageModel
 from serve_app.runtime.pixels import Picture
 from serve_app.runtime.prompts import Reading
 from tests.runtime.walking import NOISE
@@ -72,14 +73,16 @@ def analytic_model(
     lanes: int = 8,
     stage: Stage = Stage.BASE,
     model: str = "analytic",
+    images: int = 4,
 ) -> StageModel:
     profile = NumericProfile(
-        stage, "cpu", "float32", "float32", "none", lanes, 1, "analytic", model
+        stage, "cpu", "float32", "float32", "none", lanes, (), 1, "analytic", model
     )
     return StageModel(
         profile=profile,
+        fit=Fit(images),
         device=CPU,
-        conditioner=Conditioner(BlankPrompts(), CHECKPOINT, CPU.torch_device),
-        denoiser=denoiser,
-        pixels=MeanPixels(),
+        parts=Parts(
+            Conditioner(BlankPrompts(), CHECKPOINT, CPU.torch_device), denoiser, MeanPixels()
+        ),
     )

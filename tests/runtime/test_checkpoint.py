@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from serve_app.core.defaults import Defaults
 from serve_app.core.errors import CheckpointError
 from serve_app.core.schedule import NoiseConfig
 from serve_app.core.spec import Sampler, Stage
-from serve_app.runtime.checkpoint import Checkpoint, check_pair, inspect
+from serve_app.runtime.checkpoint import Checkpoint, check_pair, inspect, parameters
 
 Break = Callable[[Path], object]
 
@@ -111,6 +112,18 @@ def test_half_precision_files_are_a_variant(base: Path) -> None:
     for weights in (base / "unet").glob("*.safetensors"):
         weights.rename(weights.with_name("diffusion_pytorch_model.fp16-00001-of-00001.safetensors"))
     assert inspect(base, Stage.BASE).variant == "fp16"
+
+
+def test_the_headers_tell_how_many_parameters_would_be_loaded(base: Path) -> None:
+    counted = parameters(inspect(base, Stage.BASE))
+    for name, count in counted.items():
+        (file,) = (base / name).glob("*.safetensors")
+        assert count == sum(tensor.numel() for tensor in load_file(file).values())
+    assert set(counted) == {"unet", "vae", "text_encoder", "text_encoder_2"}
+    unet = base / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(unet, unet.with_suffix(".fp16.safetensors"))
+    both = inspect(base, Stage.BASE)
+    assert both.variant is None and parameters(both) == counted  # the full files are loaded
 
 
 def test_a_refiner_of_another_noise_is_refused(checkpoints: dict[Stage, Checkpoint]) -> None:

@@ -39,7 +39,7 @@ def alone(models: dict[str, dict[Stage, StageModel]]) -> Callable[[ImageSpec], b
 
     @cache
     def drawn(spec: ImageSpec) -> bytes:
-        engine = Engine(Shelf.of(models["strict"][Stage.BASE]), images=IMAGES, snapshot_every=1)
+        engine = Engine(Shelf.of(models["strict"][Stage.BASE]), snapshot_every=1)
         return encode_png(walk({Stage.BASE: engine}, [(spec, None)])[0])
 
     return drawn
@@ -108,7 +108,7 @@ def test_the_bytes_are_the_same_continued_from_a_snapshot_at_every_step(
 ) -> None:
     clock = iter(range(10**6))  # a second a look: every step is old enough for a snapshot
     template = engines()[Stage.BASE]
-    first = Engine(template.shelf, images=IMAGES, snapshot_every=1, clock=lambda: next(clock))
+    first = Engine(template.shelf, snapshot_every=1, clock=lambda: next(clock))
     heard, leg = Heard(), whole(sample_of(spec))
     first.submit(sample_of(spec), leg, heard)
     drain(first)

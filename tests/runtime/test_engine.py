@@ -26,7 +26,7 @@ END = Leg(Stage.BASE, 10, last=True)
 
 
 def engine_over(denoiser: ConstantDenoiser, **options: object) -> Engine:
-    chosen = {"images": 4, "snapshot_every": 5} | options
+    chosen = {"snapshot_every": 5} | options
     return Engine(Shelf.of(analytic_model(denoiser)), **chosen)  # type: ignore[arg-type]
 
 

@@ -6,8 +6,8 @@ import torch
 
 from serve_app.core.errors import OperatorError
 from serve_app.core.spec import ImageSpec, Sampler
-from serve_app.runtime.assembly import lanes_for
 from serve_app.runtime.denoiser import Point
+from serve_app.runtime.memory import lanes_for
 from serve_app.runtime.model import Live, Packed, packed, unpacked
 from serve_app.runtime.noise import Noise
 from tests.runtime.analytic import CPU, ConstantDenoiser, analytic_model

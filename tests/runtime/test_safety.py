@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil
 from serve_app.core.errors import CheckpointError, SafetyBlock
 from serve_app.core.sample import itinerary
 from serve_app.core.spec import ImageSpec, Stage
-from serve_app.runtime.assembly import assemble, lanes_for
+from serve_app.runtime.assembly import assemble
 from serve_app.runtime.checkpoint import Checkpoint, check_checker
 from serve_app.runtime.device import Device
 from serve_app.runtime.engine import Engine
@@ -85,9 +85,8 @@ def test_a_refused_picture_ends_in_a_named_error_and_no_other_does(
     tmp_path: Path, cpu: Device, checkpoints: dict[Stage, Checkpoint]
 ) -> None:
     def engine(safety: PictureChecker | None) -> Engine:
-        lanes = lanes_for(1, strict=True)
-        model = assemble(checkpoints[Stage.BASE], cpu, lanes=lanes, safety=safety)
-        return Engine(Shelf.of(model), images=1, snapshot_every=1)
+        model = assemble(checkpoints[Stage.BASE], cpu, images=1, strict=True, safety=safety)
+        return Engine(Shelf.of(model), snapshot_every=1)
 
     (made,) = walk({Stage.BASE: engine(None)}, [(SPEC, None)])
     careful = engine(PictureChecker(checker_of(tmp_path / "checker", made), cpu))

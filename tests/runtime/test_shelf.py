@@ -12,10 +12,11 @@ import psutil
 import pytest
 import torch
 
-from serve_app.core.errors import ModelNotFound, ModelUnavailable, ProfileChanged
+from serve_app.core.errors import DeviceFull, ModelNotFound, ModelUnavailable, ProfileChanged
+from serve_app.core.fitting import Fit
 from serve_app.core.spec import ImageSpec, Sampler, Stage
 from serve_app.demo.checkpoints import demo_folder
-from serve_app.runtime.assembly import assemble, lanes_for
+from serve_app.runtime.assembly import assemble
 from serve_app.runtime.checkpoint import Checkpoint, inspect
 from serve_app.runtime.device import Device
 from serve_app.runtime.engine import Engine
@@ -43,8 +44,9 @@ Makers = dict[str, Callable[[], StageModel]]
 
 
 def makers(both: dict[str, Checkpoint], cpu: Device, images: int = IMAGES) -> Makers:
-    lanes = lanes_for(images, strict=True)
-    return {name: partial(assemble, one, cpu, lanes=lanes) for name, one in both.items()}
+    return {
+        name: partial(assemble, one, cpu, images=images, strict=True) for name, one in both.items()
+    }
 
 
 def painted(engine: Engine, *specs: ImageSpec) -> list[bytes]:
@@ -74,8 +76,8 @@ def test_two_models_asked_for_at_once_paint_what_each_paints_alone(
     alone = []
     for spec in crowd():
         one = {spec.model: both[spec.model]}
-        alone += painted(Engine(Shelf(makers(one, cpu)), images=IMAGES, snapshot_every=1), spec)
-    together = Engine(Shelf(makers(both, cpu), room=room), images=IMAGES, snapshot_every=1)
+        alone += painted(Engine(Shelf(makers(one, cpu)), snapshot_every=1), spec)
+    together = Engine(Shelf(makers(both, cpu), room=room), snapshot_every=1)
     assert painted(together, *crowd()) == alone
     assert len(set(alone)) == len(alone)
     assert len(together.shelf.here) == room
@@ -88,7 +90,7 @@ def test_batches_never_mix_models() -> None:
     shelf = Shelf(
         {name: partial(analytic_model, d, model=name) for name, d in denoisers.items()}, room=2
     )
-    engine = Engine(shelf, images=4, snapshot_every=5)
+    engine = Engine(shelf, snapshot_every=5)
     heard = [Heard() for _ in range(6)]
     for number, listener in enumerate(heard):
         name = ("light", "dark")[number % 2]
@@ -101,16 +103,79 @@ def test_batches_never_mix_models() -> None:
     assert [d.batches for d in denoisers.values()] == [[(3, 8)] * 5] * 2
 
 
+def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
+    """A larger model found room for one image only, beside one that steps four."""
+    small, large = ConstantDenoiser(0.75), ConstantDenoiser(0.25)
+    shelf = Shelf(
+        {
+            "small": partial(analytic_model, small, model="small"),
+            "large": partial(analytic_model, large, model="large", lanes=2, images=1),
+        },
+        room=2,
+    )
+    engine = Engine(shelf, snapshot_every=5)
+    assert engine.facts().models == {"small": Fit(4)}
+    heard = {name: [Heard() for _ in range(3)] for name in ("small", "large")}
+    for name, listeners in heard.items():
+        for number, listener in enumerate(listeners):
+            sample = sample_of(replace(SPEC, width=64, height=64, model=name), f"{name} {number}")
+            engine.submit(sample, whole(sample), listener)
+    drain(engine)
+    assert set(large.batches) == {(1, 2)}
+    assert max(small.batches) == (3, 8)
+    assert engine.facts().models == {"small": Fit(4), "large": Fit(1)}
+    profiles = {name: {one.finished.sample.profile for one in heard[name]} for name in heard}
+    assert profiles == {name: {shelf[name].profile.name} for name in heard}
+
+
+def test_a_model_that_comes_again_with_another_fit_does_not_continue_its_old_snapshots() -> None:
+    fits = iter([(8, 4), (2, 1)])
+
+    def refitted() -> StageModel:
+        lanes, images = next(fits)
+        return analytic_model(ConstantDenoiser(), model="one", lanes=lanes, images=images)
+
+    shelf = Shelf({"one": refitted, "two": partial(analytic_model, ConstantDenoiser())})
+    engine = Engine(shelf, snapshot_every=5)
+    spec = replace(SPEC, width=64, height=64)
+    ends = []
+    for name, id in (("one", "first"), ("two", "between"), ("one", "again")):
+        sample, heard = sample_of(replace(spec, model=name), id), Heard()
+        if ends and name == "one":
+            sample = replace(ends[0], id=id)
+        engine.submit(sample, whole(sample), heard)
+        drain(engine)
+        ends.append(heard.finished.sample if id != "again" else heard.failed.error)
+    assert isinstance(ends[-1], ProfileChanged)
+    engine.check()
+
+
+def test_nothing_of_a_model_that_could_not_be_made_stays_though_its_failure_is_kept() -> None:
+    made: list[weakref.ref[ConstantDenoiser]] = []
+
+    def half_made() -> StageModel:
+        part = ConstantDenoiser()
+        made.append(weakref.ref(part))
+        raise DeviceFull("the device has no room for one image")
+
+    shelf = Shelf({"first": partial(analytic_model, ConstantDenoiser()), "half": half_made})
+    with pytest.raises(ModelUnavailable, match="no room for the model half") as failed:
+        shelf.load("half", "first")
+    assert isinstance(failed.value.__cause__, DeviceFull)
+    assert made[0]() is None
+    assert shelf.here == {}
+
+
 def test_a_snapshot_of_one_model_is_nothing_to_another() -> None:
     denoiser = ConstantDenoiser()
     names = ("one", "two")
     shelf = Shelf({n: partial(analytic_model, denoiser, model=n) for n in names}, room=2)
-    engine, heard = Engine(shelf, images=4, snapshot_every=1), Heard()
+    engine, heard = Engine(shelf, snapshot_every=1), Heard()
     sample = sample_of(replace(SPEC, width=64, height=64, model="one"))
     engine.submit(sample, whole(sample), heard)
     drain(engine)
     left = heard.finished.sample
-    assert left.profile == shelf.profile_of("one").name != shelf.profile_of("two").name
+    assert left.profile == shelf["one"].profile.name
     other, again = Heard(), Heard()
     moved = replace(left, id="moved", spec=replace(left.spec, model="two"))
     engine.submit(moved, whole(sample), other)
@@ -129,7 +194,7 @@ def test_a_model_that_is_not_known_or_can_not_be_loaded_ends_its_own_samples_alo
 
     first = partial(analytic_model, ConstantDenoiser(), model="first")
     shelf = Shelf({"first": first, "broken": broken, "large": too_large})
-    engine = Engine(shelf, images=4, snapshot_every=5)
+    engine = Engine(shelf, snapshot_every=5)
     heard = {name: Heard() for name in ("first", "broken", "large", "other")}
     for _ in range(2):
         for name, listener in heard.items():
@@ -164,9 +229,9 @@ def test_switching_leaves_nothing_behind(
         seen.append(weakref.ref(model))
         return model
 
-    made = {name: partial(assemble, one, cpu, lanes=0) for name, one in both.items()}
+    made = {name: partial(assemble, one, cpu, images=1, strict=False) for name, one in both.items()}
     shelf = Shelf({name: partial(watched, make) for name, make in made.items()})
-    engine, process = Engine(shelf, images=1, snapshot_every=1), psutil.Process()
+    engine, process = Engine(shelf, snapshot_every=1), psutil.Process()
     pictures: dict[str, set[bytes]] = {name: set() for name in both}
 
     def switch(times: int) -> None:
@@ -186,7 +251,7 @@ def test_switching_leaves_nothing_behind(
     print(f"{rest} rounds: resident {grown / 2**20:+.1f} MB, Python's own {left / 2**10:+.0f} KB")
     assert len(seen) == rounds + 1
     assert [one for one in seen if one() is not None] == seen[-1:]
-    assert shelf.here == ("demo",)
+    assert tuple(shelf.here) == ("demo",)
     assert {name: len(kinds) for name, kinds in pictures.items()} == {"demo": 1, "tune": 1}
     assert pictures["demo"] != pictures["tune"]
     weights = sum(f.stat().st_size for f in both["demo"].folder.rglob("*.safetensors"))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from serve_app.core.defaults import Defaults
 from serve_app.core.errors import CheckpointError
 from serve_app.core.spec import ImageSpec, Sampler, Stage
-from serve_app.runtime.checkpoint import Checkpoint, inspect
+from serve_app.runtime.checkpoint import Checkpoint, inspect, parameters
 from serve_app.runtime.device import Device
 from serve_app.runtime.licenses import RAIL, license_of
 from serve_app.runtime.loading import load
@@ -58,6 +58,20 @@ def test_a_file_loads_to_the_folder_s_own_bits_whatever_it_lacks(
     assert not told.file.inside & set(without)
     assert (told.name, told.native, told.noise) == ("tune", folder.native, folder.noise)
     same_tensors(folder, told, cpu)
+
+
+@pytest.mark.parametrize("without", [(), ("vae", *TEXT)], ids="+".join)
+@pytest.mark.parametrize("stage", Stage)
+def test_a_file_and_what_it_takes_from_its_folder_have_as_many_parameters(
+    checkpoints: dict[Stage, Checkpoint], tmp_path: Path, stage: Stage, without: tuple[str, ...]
+) -> None:
+    folder = checkpoints[stage]
+    file = to_single_file(folder.folder, tmp_path / "tune.safetensors", without=without)
+    counted, known = parameters(inspect(file, stage, configs=folder.folder)), parameters(folder)
+    if not without:  # a file has more that nobody loads: a scale of likeness, numbered places
+        known["text_encoder_2"] += 1
+        known.update({"text_encoder": known["text_encoder"] + 77} if stage is Stage.BASE else {})
+    assert counted == known
 
 
 def test_a_file_paints_the_folder_s_own_picture(

@@ -1,0 +1,153 @@
+"""Room on the device: modules put there, tried at their largest, and what is given up for it.
+
+Knows no samples and no schedule. Order and arithmetic of giving up are `core.fitting`'s.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from serve_app.core.errors import DeviceFull
+from serve_app.core.fitting import Fit, Rung, fit, shortfall
+from serve_app.core.sizes import SizeRules
+from serve_app.core.spec import ImageSpec
+from serve_app.runtime.denoiser import Point
+from serve_app.runtime.device import Device, is_out_of_memory
+from serve_app.runtime.loading import Modules
+from serve_app.runtime.model import Parts
+
+logger = logging.getLogger("aura.memory")
+
+LADDERS: dict[str, tuple[Rung, ...]] = {
+    # Sliced attention would cost memory here: CUDA's own attention never writes the scores down.
+    "cuda": (Rung.VAE_TILES, Rung.TEXT_ON_CPU, Rung.UNET_ON_CPU),
+    # The CPU has the same memory, so nothing is gained by staying there.
+    "mps": (Rung.VAE_TILES, Rung.SLICED_ATTENTION),
+}
+_TILE = 512  # pixels: at SDXL's own 1024 a usual picture would be one tile
+_SPARE = 0.05  # of the memory: fragments, and others on the card
+
+
+class Placement:
+    """The modules of a stage on their device, with the rungs that were taken. They only add up."""
+
+    def __init__(self, modules: Modules, device: Device) -> None:
+        self._modules = modules
+        self._device = device.torch_device
+        self.taken: tuple[Rung, ...] = ()
+
+    def take(self, rungs: tuple[Rung, ...]) -> None:
+        """The rungs are taken, and every module is where it should be.
+
+        Raises what the device raises when there is no room for the modules themselves.
+        """
+        modules = self._modules
+        for rung in rungs[len(self.taken) :]:
+            _TAKE[rung](modules, self._device)
+            self.taken = (*self.taken, rung)
+        modules.vae.to(self._device)
+        modules.prompts.stay(on_device=Rung.TEXT_ON_CPU not in self.taken)
+        if Rung.UNET_ON_CPU not in self.taken:
+            modules.unet.to(self._device)
+
+
+class Trial:
+    """Whether a set-up holds, tried: the largest picture that may be asked for, all its works."""
+
+    def __init__(
+        self, parts: Parts, placement: Placement, device: Device, *, native: int, strict: bool
+    ) -> None:
+        self._parts = parts
+        self._placement = placement
+        self._device = device
+        self._size = SizeRules(native).largest
+        self._strict = strict
+
+    def __call__(self, attempt: Fit) -> bool:
+        """Whether it held and left a little to spare. Set-ups must come in climbing order."""
+        self._device.free()
+        try:
+            self._placement.take(attempt.rungs)
+            self._rehearse(attempt)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.info("%s: no room", attempt)
+            return False
+        use = self._device.use()
+        if use is None:
+            return True
+        logger.info("%s: %.1f of %.1f GB", attempt, use.peak / 1e9, use.all / 1e9)
+        return use.peak <= (1 - _SPARE) * use.all
+
+    @torch.inference_mode()
+    def _rehearse(self, attempt: Fit) -> None:
+        """A prompt that nobody has encoded yet, a step, a picture decoded and encoded."""
+        parts, (width, height) = self._parts, self._size
+        rows = lanes_for(attempt.images, strict=self._strict) or 2 * attempt.images
+        spec = ImageSpec(
+            prompt=str(attempt), seed=0, width=width, height=height, steps=1, guidance=2.0
+        )
+        guide = parts.conditioner.guide(spec)
+        x = torch.zeros(1, 4, *spec.latent_shape, device=self._device.torch_device)
+        (denoised,) = parts.denoiser(x, [Point(1.0, 900.0, guide)], rows)
+        parts.pixels.encode(parts.pixels.decode(denoised), x[0])
+
+
+def fitted(images: int, ladder: Sequence[Rung], trial: Trial) -> Fit:
+    """The set-up that holds, with so many images at most; what it cost is in the log.
+
+    Raises `DeviceFull` when not even one image has room.
+    """
+    found = fit(images, ladder, trial)
+    if found is None:
+        raise DeviceFull(
+            "the device has no room for one image, though all was given up that can be. Free its "
+            "memory (nvidia-smi shows who has it), or set MODEL_PRECISION=fp16, or MODEL_DEVICE=cpu"
+        )
+    if said := shortfall(images, found):
+        logger.warning(said)
+    return found
+
+
+def lanes_for(images: int, *, strict: bool) -> int:
+    """The fixed number of UNet rows for so many guided images: 0 in fast mode.
+
+    A power of two: kernels split such a batch evenly over threads, so that no slot is special.
+    """
+    return 1 << (2 * images - 1).bit_length() if strict else 0
+
+
+def _tile_vae(modules: Modules, device: torch.device) -> None:
+    vae = modules.vae
+    vae.enable_tiling()
+    side = min(_TILE, vae.tile_sample_min_size)
+    vae.tile_latent_min_size = vae.tile_latent_min_size * side // vae.tile_sample_min_size
+    vae.tile_sample_min_size = side
+
+
+def _slice_attention(modules: Modules, device: torch.device) -> None:
+    modules.unet.set_attention_slice("max")
+
+
+def _keep_text_on_cpu(modules: Modules, device: torch.device) -> None:
+    modules.prompts.stay(on_device=False)
+
+
+def _keep_unet_on_cpu(modules: Modules, device: torch.device) -> None:
+    modules.unet.to("cpu").enable_group_offload(
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+        use_stream=device.type == "cuda",  # the next layer comes while this one works
+    )
+
+
+_TAKE: dict[Rung, Callable[[Modules, torch.device], Any]] = {
+    Rung.VAE_TILES: _tile_vae,
+    Rung.SLICED_ATTENTION: _slice_attention,
+    Rung.TEXT_ON_CPU: _keep_text_on_cpu,
+    Rung.UNET_ON_CPU: _keep_unet_on_cpu,
+}
