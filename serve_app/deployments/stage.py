@@ -7,7 +7,7 @@ the ingress import this module too, and never need it.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,6 @@ from serve_app.runtime.checkpoint import inspect
 
 if TYPE_CHECKING:
     from serve_app.runtime.engine import Event
-    from serve_app.runtime.model import StageModel
     from serve_app.runtime.shelf import Shelf
 
 _PNG_THREADS = 2
@@ -63,7 +62,7 @@ def load_shelf(config: StageConfig) -> "Shelf":
     from serve_app.runtime.assembly import assemble
     from serve_app.runtime.device import open_device
     from serve_app.runtime.safety import PictureChecker
-    from serve_app.runtime.shelf import Shelf
+    from serve_app.runtime.shelf import Maker, Shelf
 
     device = open_device(
         config.device,
@@ -72,7 +71,7 @@ def load_shelf(config: StageConfig) -> "Shelf":
         cpu_threads=config.cpu_threads,
     )
     safety = PictureChecker(config.safety, device) if config.safety else None
-    makers: dict[str, Callable[[], StageModel]] = {}
+    makers: dict[str, Maker] = {}
     for source in config.models:
         path = source.path or demo_folder(config.stage)
         found = inspect(path, config.stage, configs=source.configs, where=source.name)

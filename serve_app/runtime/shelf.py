@@ -19,7 +19,7 @@ from serve_app.runtime.model import Packed, StageModel
 
 logger = logging.getLogger("aura.runtime")
 
-Maker = Callable[[], StageModel]
+Maker = Callable[[int], StageModel]  # is told how many models are to come beside this one
 
 
 class Shelf:
@@ -28,8 +28,8 @@ class Shelf:
     def __init__(self, makers: Mapping[str, Maker], *, room: int = 1) -> None:
         self._makers = dict(makers)
         self.default = next(iter(self._makers))  # for samples that name no model
-        self.room = room
-        first = self._makers[self.default]()
+        self.room = min(room, len(self._makers))
+        first = self._makers[self.default](self.room - 1)
         self.device = first.device
         self.profile = first.profile  # of the default one, as it was when it came first
         self._here = {self.default: first}
@@ -37,7 +37,7 @@ class Shelf:
     @classmethod
     def of(cls, model: StageModel) -> "Shelf":
         """A shelf for one model that is loaded already."""
-        return cls({"": lambda: model})
+        return cls({"": lambda to_come: model})
 
     @property
     def here(self) -> dict[str, BatchSize]:
@@ -71,9 +71,9 @@ class Shelf:
         if drop is not None:
             logger.info("%s makes room for %s", drop, name)
             del self._here[drop]
-        self.device.free()  # modules refer to each other in rings, those of a failed one too
+        self.device.free()  # what a ring of references, or torch, would keep of it
         try:
-            self._here[name] = self._makers[name]()
+            self._here[name] = self._makers[name](self.room - len(self._here) - 1)
         except Exception as error:
             clear_frames(error.__traceback__)  # which hold what was made of it
             self.device.free()

@@ -16,7 +16,7 @@ from serve_app.runtime.assembly import assemble
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device
 from serve_app.runtime.engine import Engine, Event, Failed, Finished
-from serve_app.runtime.model import Packed, StageModel
+from serve_app.runtime.model import Packed
 from serve_app.runtime.pixels import Picture
 from serve_app.runtime.shelf import Shelf
 
@@ -43,17 +43,11 @@ class Solo:
         safety: SafetyFilter | None = None,
     ) -> None:
         self._noise = {one.stage: one.noise for one in checkpoints}
-
-        def make(one: Checkpoint) -> StageModel:
-            return assemble(one, device, images=images, strict=strict, safety=safety)
-
-        self._engines = {
-            one.stage: Engine(
-                Shelf({one.name if one.stage is Stage.BASE else "": partial(make, one)}),
-                snapshot_every=_NEVER,
-            )
-            for one in checkpoints
-        }
+        self._engines = {}
+        for one in checkpoints:
+            name = one.name if one.stage is Stage.BASE else ""
+            make = partial(assemble, one, device, images=images, strict=strict, safety=safety)
+            self._engines[one.stage] = Engine(Shelf({name: make}), snapshot_every=_NEVER)
 
     @property
     def profiles(self) -> dict[Stage, str]:

@@ -4,9 +4,10 @@ dropped leaves nothing behind."""
 import gc
 import tracemalloc
 import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +22,7 @@ from serve_app.runtime.checkpoint import Checkpoint, inspect
 from serve_app.runtime.device import Device
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.model import StageModel
-from serve_app.runtime.shelf import Shelf
+from serve_app.runtime.shelf import Maker, Shelf
 from tests.runtime.analytic import ConstantDenoiser, analytic_model
 from tests.runtime.conftest import IMAGES
 from tests.runtime.tunes import perturbed
@@ -40,7 +41,12 @@ def both(
     return {"demo": checkpoints[Stage.BASE], "tune": inspect(folder, Stage.BASE)}
 
 
-Makers = dict[str, Callable[[], StageModel]]
+Makers = dict[str, Maker]
+
+
+def maker(denoiser: ConstantDenoiser, **options: Any) -> Maker:
+    """Makes an analytic model, whatever is to come beside it."""
+    return lambda to_come: analytic_model(denoiser, **options)
 
 
 def makers(both: dict[str, Checkpoint], cpu: Device, images: int = IMAGES) -> Makers:
@@ -87,9 +93,7 @@ def test_batches_never_mix_models() -> None:
     """Each model has its own shade, so that a row in the wrong batch would show."""
     shades = {"light": 0.75, "dark": 0.25}
     denoisers = {name: ConstantDenoiser(shade) for name, shade in shades.items()}
-    shelf = Shelf(
-        {name: partial(analytic_model, d, model=name) for name, d in denoisers.items()}, room=2
-    )
+    shelf = Shelf({name: maker(d, model=name) for name, d in denoisers.items()}, room=2)
     engine = Engine(shelf, snapshot_every=5)
     heard = [Heard() for _ in range(6)]
     for number, listener in enumerate(heard):
@@ -108,8 +112,8 @@ def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
     small, large = ConstantDenoiser(0.75), ConstantDenoiser(0.25)
     shelf = Shelf(
         {
-            "small": partial(analytic_model, small, model="small"),
-            "large": partial(analytic_model, large, model="large", lanes=2, images=1),
+            "small": maker(small, model="small"),
+            "large": maker(large, model="large", lanes=2, images=1),
         },
         room=2,
     )
@@ -131,11 +135,11 @@ def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
 def test_a_model_that_comes_again_with_another_fit_does_not_continue_its_old_snapshots() -> None:
     fits = iter([(8, 4), (2, 1)])
 
-    def refitted() -> StageModel:
+    def refitted(to_come: int) -> StageModel:
         lanes, images = next(fits)
         return analytic_model(ConstantDenoiser(), model="one", lanes=lanes, images=images)
 
-    shelf = Shelf({"one": refitted, "two": partial(analytic_model, ConstantDenoiser())})
+    shelf = Shelf({"one": refitted, "two": maker(ConstantDenoiser())})
     engine = Engine(shelf, snapshot_every=5)
     spec = replace(SPEC, width=64, height=64)
     ends = []
@@ -150,15 +154,61 @@ def test_a_model_that_comes_again_with_another_fit_does_not_continue_its_old_sna
     engine.check()
 
 
+class Ring(ConstantDenoiser):
+    """Refers to itself, as networks do: it is not gone when nobody else refers to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.me = self
+
+
+@pytest.fixture
+def no_sweeper() -> Iterator[None]:
+    """Python looks for rings when it is asked to, and not by chance before."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_sweeper")
+def test_a_model_has_left_memory_when_the_next_one_is_made() -> None:
+    seen: list[weakref.ref[Ring]] = []
+
+    def watched(name: str, to_come: int) -> StageModel:
+        assert not any(one() for one in seen), "one is made before the last has left"
+        seen.append(weakref.ref(ring := Ring()))
+        return analytic_model(ring, model=name)
+
+    engine = Engine(Shelf({name: partial(watched, name) for name in "ab"}), snapshot_every=5)
+    for number in range(4):
+        spec = replace(SPEC, width=64, height=64, model="ab"[number % 2])
+        painted(engine, replace(spec, seed=number))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(("room", "told"), [(1, [0, 0, 0]), (2, [1, 0, 0]), (9, [2, 1, 0])])
+def test_each_model_is_told_how_many_are_to_come_beside_it(room: int, told: list[int]) -> None:
+    heard: list[int] = []
+
+    def listening(to_come: int) -> StageModel:
+        heard.append(to_come)
+        return analytic_model(ConstantDenoiser())
+
+    engine = Engine(Shelf(dict.fromkeys("abc", listening), room=room), snapshot_every=5)
+    for name in "bc":
+        painted(engine, replace(SPEC, width=64, height=64, model=name))
+    assert heard == told
+
+
 def test_nothing_of_a_model_that_could_not_be_made_stays_though_its_failure_is_kept() -> None:
     made: list[weakref.ref[ConstantDenoiser]] = []
 
-    def half_made() -> StageModel:
+    def half_made(to_come: int) -> StageModel:
         part = ConstantDenoiser()
         made.append(weakref.ref(part))
         raise DeviceFull("the device has no room for one image")
 
-    shelf = Shelf({"first": partial(analytic_model, ConstantDenoiser()), "half": half_made})
+    shelf = Shelf({"first": maker(ConstantDenoiser()), "half": half_made})
     with pytest.raises(ModelUnavailable, match="no room for the model half") as failed:
         shelf.load("half", "first")
     assert isinstance(failed.value.__cause__, DeviceFull)
@@ -169,7 +219,7 @@ def test_nothing_of_a_model_that_could_not_be_made_stays_though_its_failure_is_k
 def test_a_snapshot_of_one_model_is_nothing_to_another() -> None:
     denoiser = ConstantDenoiser()
     names = ("one", "two")
-    shelf = Shelf({n: partial(analytic_model, denoiser, model=n) for n in names}, room=2)
+    shelf = Shelf({n: maker(denoiser, model=n) for n in names}, room=2)
     engine, heard = Engine(shelf, snapshot_every=1), Heard()
     sample = sample_of(replace(SPEC, width=64, height=64, model="one"))
     engine.submit(sample, whole(sample), heard)
@@ -186,13 +236,13 @@ def test_a_snapshot_of_one_model_is_nothing_to_another() -> None:
 
 
 def test_a_model_that_is_not_known_or_can_not_be_loaded_ends_its_own_samples_alone() -> None:
-    def broken() -> StageModel:
+    def broken(to_come: int) -> StageModel:
         raise OSError("/secret/place is gone")
 
-    def too_large() -> StageModel:
+    def too_large(to_come: int) -> StageModel:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    first = partial(analytic_model, ConstantDenoiser(), model="first")
+    first = maker(ConstantDenoiser(), model="first")
     shelf = Shelf({"first": first, "broken": broken, "large": too_large})
     engine = Engine(shelf, snapshot_every=5)
     heard = {name: Heard() for name in ("first", "broken", "large", "other")}
@@ -223,9 +273,9 @@ def test_switching_leaves_nothing_behind(
     """
     seen: list[weakref.ref[StageModel]] = []
 
-    def watched(make: Callable[[], StageModel]) -> StageModel:
+    def watched(make: Maker, to_come: int) -> StageModel:
         assert not any(one() for one in seen), "one is made before the last has left"
-        model = make()
+        model = make(to_come)
         seen.append(weakref.ref(model))
         return model
 
