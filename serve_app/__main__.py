@@ -52,6 +52,9 @@ def generate(
     aspect_ratio: Annotated[str | None, typer.Option(help="As 16:9; else square.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A name of MODELS_FILE; else the default.")
+    ] = None,
     refine: Annotated[
         bool | None, typer.Option(help="Whether the refiner takes the last steps.")
     ] = None,
@@ -70,6 +73,7 @@ def generate(
         "aspectRatio": aspect_ratio,
         "width": width,
         "height": height,
+        "model": model,
         "refine": refine,
     }
     raise typer.Exit(generate(wishes, output))

@@ -25,12 +25,12 @@ from serve_app.core.allowance import Allowance
 from serve_app.core.errors import SettingsError
 from serve_app.core.facts import ServiceFacts
 from serve_app.core.safety import WordList
-from serve_app.core.schedule import NoiseConfig
 from serve_app.core.spec import Stage
+from serve_app.demo.checkpoints import demo_folder
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.remote import RemoteLedger, RemoteStage
-from serve_app.deployments.stage import StageConfig, StageReplica
+from serve_app.deployments.stage import Source, StageConfig, StageReplica
 from serve_app.ingress.api import build_api
 from serve_app.ingress.jobs import Desk
 from serve_app.ingress.security import Policy, digests
@@ -49,7 +49,6 @@ class IngressConfig:
     """All an ingress replica needs to know, by value; of keys it has the digests alone."""
 
     facts: ServiceFacts
-    noise: NoiseConfig
     policy: Policy
     words: tuple[str, ...]
     allowance: Allowance | None
@@ -69,7 +68,7 @@ class Ingress:
         self._conductor = Conductor(
             RemoteStage(Stage.BASE, base),
             RemoteStage(Stage.REFINER, refiner) if refiner else None,
-            config.noise,
+            config.facts.models,
         )
         here = serve.get_replica_context()
         self._all = serve.get_deployment_handle(here.deployment, here.app_name)
@@ -124,16 +123,15 @@ def build(args: AppArgs) -> Application:
             "nvidia-smi, or set MODEL_DEVICE=cpu. Where GPU nodes come later, say num_gpus: 1 in "
             "the args of base and refiner"
         )
-    base, refiner = find_checkpoints(settings)
-    demo = settings.model_checkpoint_dir is None
+    lineup = find_checkpoints(settings)
     images = settings.model_max_batch_size or BATCH[device]
-    share = args.gpu_share(gpus_there, refiner=refiner is not None)
+    share = args.gpu_share(gpus_there, refiner=lineup.refiner is not None)
     threads = settings.model_cpu_threads or _threads(args)
 
-    def bind_stage(checkpoint: Checkpoint, name: str, scale: Scale) -> Application:
+    def bind_stage(name: str, scale: Scale, *checkpoints: Checkpoint) -> Application:
         config = StageConfig(
-            stage=checkpoint.stage,
-            folder=None if demo else checkpoint.folder,
+            stage=checkpoints[0].stage,
+            models=tuple(map(_source, checkpoints)),
             device=device,
             precision=settings.model_precision,
             xformers=settings.enable_xformers,
@@ -142,13 +140,13 @@ def build(args: AppArgs) -> Application:
             strict=settings.model_determinism == "strict",
             snapshot_every=settings.snapshot_every,
             safety=settings.safety_checker_dir,
+            room=settings.models_in_memory,
         )
         gpus = scale.gpus_on(device, share)
         return deploy_stage(StageReplica, name, scale, images=images, gpus=gpus).bind(config)
 
     config = IngressConfig(
-        facts=service_facts(settings, base, refiner, device),
-        noise=base.noise,
+        facts=service_facts(settings, lineup, device),
         policy=Policy(
             keys=digests(settings.api_keys),
             anonymous=settings.allow_anonymous,
@@ -162,8 +160,8 @@ def build(args: AppArgs) -> Application:
     return bind_graph(
         config,
         settings.ledger,
-        bind_stage(base, "BaseGenerator", args.base),
-        bind_stage(refiner, "Refiner", args.refiner) if refiner else None,
+        bind_stage("BaseGenerator", args.base, *(model.checkpoint for model in lineup.models)),
+        bind_stage("Refiner", args.refiner, lineup.refiner) if lineup.refiner else None,
         args.ingress,
     )
 
@@ -207,6 +205,13 @@ def bind_graph(
         )
         .bind(config, ledger.bind(ledger_file), base, refiner)
     )
+
+
+def _source(checkpoint: Checkpoint) -> Source:
+    """Where a replica finds a checkpoint: the demo lies in the package, wherever that is there."""
+    own = checkpoint.path == demo_folder(checkpoint.stage)
+    configs = checkpoint.folder if checkpoint.file else None
+    return Source(checkpoint.name, None if own else checkpoint.path, configs)
 
 
 def _replicas(scale: Scale, target: int) -> dict[str, Any]:

@@ -4,16 +4,24 @@ Knows no Ray, torch or HTTP, so that the builder and the command line may ask.
 """
 
 import platform
+from dataclasses import dataclass, replace
 
+from serve_app.core.defaults import Defaults
 from serve_app.core.errors import SettingsError
-from serve_app.core.facts import ServiceFacts
+from serve_app.core.facts import ModelFacts, ServiceFacts
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import NOTICE, demo_folder
-from serve_app.runtime.checkpoint import Checkpoint, check_checker, check_pair, inspect
+from serve_app.registry import Entry, read_registry
+from serve_app.runtime.checkpoint import (
+    Checkpoint,
+    check_checker,
+    check_pair,
+    inspect,
+    is_pair,
+)
 from serve_app.runtime.licenses import license_of
 from serve_app.settings import Settings
 
-DEFAULT_STEPS = 30
 BATCH = {"cuda": 4, "mps": 1, "cpu": 2}  # images stepping together, when nobody says
 
 
@@ -37,46 +45,108 @@ def choose_device(name: str, *, gpus: float) -> str:
     return "cuda" if gpus > 0 else "cpu"
 
 
-def find_checkpoints(settings: Settings) -> tuple[Checkpoint, Checkpoint | None]:
-    """Base and refiner as the settings have them; the demo's when none is set.
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A base checkpoint under the name it is asked for by, and what the operator says of it."""
 
-    Raises `OperatorError` when a folder, the safety checker's too, is not a whole checkpoint, or
-    the two don't fit together.
+    checkpoint: Checkpoint
+    refined: bool  # whether the refiner, where there is one, may continue its pictures
+    license: str | None = None
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What a request must know of it."""
+        one = self.checkpoint
+        return ModelFacts(one.name, one.native, one.noise, one.defaults, self.refined)
+
+
+@dataclass(frozen=True, slots=True)
+class Lineup:
+    """All checkpoints of the service; of the base models the default one is the first."""
+
+    models: tuple[Model, ...]
+    refiner: Checkpoint | None
+
+
+def find_checkpoints(settings: Settings) -> Lineup:
+    """Base models and refiner as the settings have them; the demo's when none is set.
+
+    Raises `OperatorError` when a path, the safety checker's too, holds no whole checkpoint, or two
+    don't fit together.
     """
     if settings.safety_checker_dir:
         check_checker(settings.safety_checker_dir)
-    base_folder = settings.model_checkpoint_dir
+    base_path = settings.model_checkpoint_dir
     refiner_folder = settings.model_refiner_checkpoint_dir
-    if base_folder is None:
+    if base_path is None:
         if refiner_folder is not None:
             raise SettingsError(
                 f"MODEL_REFINER_CHECKPOINT_DIR={refiner_folder} is set without "
                 "MODEL_CHECKPOINT_DIR: set the base checkpoint too"
             )
-        base_folder, refiner_folder = demo_folder(Stage.BASE), demo_folder(Stage.REFINER)
-    base = inspect(base_folder, Stage.BASE)
-    if refiner_folder is None:
-        return base, None
-    refiner = inspect(refiner_folder, Stage.REFINER)
-    check_pair(base, refiner)
-    return base, refiner
+        base_path, refiner_folder = demo_folder(Stage.BASE), demo_folder(Stage.REFINER)
+    base = inspect(base_path, Stage.BASE, configs=settings.model_config_dir)
+    refiner = None
+    if refiner_folder is not None:
+        refiner = inspect(refiner_folder, Stage.REFINER)
+        check_pair(base, refiner)
+    return Lineup((Model(base, refined=True), *find_more(settings, base, refiner)), refiner)
 
 
-def service_facts(
-    settings: Settings, base: Checkpoint, refiner: Checkpoint | None, device: str
-) -> ServiceFacts:
+def find_more(
+    settings: Settings, base: Checkpoint | None, refiner: Checkpoint | None
+) -> tuple[Model, ...]:
+    """The models of MODELS_FILE beside base and refiner, where those can be used.
+
+    Raises `OperatorError` that names the file and the key.
+    """
+    registered = read_registry(settings.models_file)
+    for name in {one.name for one in (base, refiner) if one} & set(registered):
+        raise SettingsError(
+            f"MODELS_FILE={settings.models_file}: models.{name}: is the name of the checkpoint of "
+            "MODEL_CHECKPOINT_DIR or of its refiner: choose another"
+        )
+    return tuple(_registered(name, entry, settings, refiner) for name, entry in registered.items())
+
+
+def _registered(name: str, entry: Entry, settings: Settings, refiner: Checkpoint | None) -> Model:
+    """A model of MODELS_FILE: what its entry leaves out is as the checkpoint says."""
+    where, own = f"MODELS_FILE={settings.models_file}: models.{name}", settings.model_checkpoint_dir
+    folder = own if own and own.is_dir() else None
+    configs = entry.config or settings.model_config_dir or folder
+    found = inspect(entry.path, Stage.BASE, configs=configs, where=f"{where}.path")
+    told = found.defaults
+    defaults = Defaults(
+        steps=entry.steps or told.steps,
+        guidance=told.guidance if entry.guidance is None else entry.guidance,
+        sampler=entry.sampler or told.sampler,
+    )
+    fits = refiner is None or is_pair(found, refiner)
+    if entry.refiner and not fits:
+        raise SettingsError(
+            f"{where}.refiner: is true, but the refiner can't continue its pictures: they differ "
+            "in noise schedule or native size"
+        )
+    wanted = told.guidance is None if entry.refiner is None else entry.refiner  # if not distilled
+    checkpoint = replace(found, name=name, defaults=defaults)
+    return Model(checkpoint, refined=wanted and fits, license=entry.license)
+
+
+def service_facts(settings: Settings, lineup: Lineup, device: str) -> ServiceFacts:
     """What answers, /health and /licenses say of the service."""
     filters = {"words": settings.safety_words_file, "pictures": settings.safety_checker_dir}
+    refiner = lineup.refiner
+    licenses = [license_of(model.checkpoint, model.license) for model in lineup.models]
+    if refiner:
+        licenses.append(license_of(refiner))
     return ServiceFacts(
-        model=base.name,
+        models=tuple(model.facts for model in lineup.models),
         refiner=refiner.name if refiner else None,
-        native=base.native,
         device=device,
         precision=settings.model_precision or ("fp32" if device == "cpu" else "fp16"),
         image_count=settings.image_count,
-        default_steps=DEFAULT_STEPS,
         notices=() if settings.model_checkpoint_dir else (NOTICE,),
-        licenses=tuple(license_of(one) for one in (base, refiner) if one),
+        licenses=tuple(licenses),
         prompt_chars=settings.prompt_max_chars,
         filters=tuple(name for name, setting in filters.items() if setting),
         terms_required=settings.require_terms_acceptance,

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from serve_app.choices import choose_device, find_checkpoints, service_facts
 from serve_app.core.errors import AuraError, InvalidRequest, SafetyBlock
 from serve_app.core.safety import WordList
-from serve_app.core.spec import SEED
+from serve_app.core.spec import SEED, Stage
 from serve_app.ingress.metadata import infotext, inscribe
 from serve_app.ingress.orders import Order, order_generate
 from serve_app.ingress.schemas import GenerateRequest
@@ -70,14 +70,16 @@ def _draw(wishes: Mapping[str, Any], output: Path) -> list[Path]:
         raise InvalidRequest("--output", f"must lie in a folder that is there, got {output}")
     settings = Settings.read()
     device = _device(settings)
-    base, refiner = find_checkpoints(settings)
-    facts = service_facts(settings, base, refiner, device.torch_device.type)
+    lineup = find_checkpoints(settings)
+    facts = service_facts(settings, lineup, device.torch_device.type)
     order = order_generate(_request(wishes), facts, secrets.randbelow(SEED[1] + 1))
     filtered = WordList(settings.words())
     if any(filtered.refuses_prompt(piece.spec.prompt) for piece in order.pieces):
         raise SafetyBlock("the safety filter refuses this prompt")
     for warning in order.warnings:
         _warn(warning)
+    bases = {model.checkpoint.name: model.checkpoint for model in lineup.models}
+    base, refiner = bases[order.models[Stage.BASE]], lineup.refiner
     with console.status("loading the models"):
         checker = settings.safety_checker_dir
         solo = Solo(

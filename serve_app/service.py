@@ -154,6 +154,8 @@ def _greet(settings: Settings, options: dict[str, Any], asked_host: str | None) 
     if asked_host not in (None, options["host"]):
         table.add_row("", f"[yellow]the config's host {asked_host} needs API_KEYS[/]")
     table.add_row("model", checkpoint.name if checkpoint else "demo: plain shapes")
+    if settings.models_file:
+        table.add_row("", f"and those of {settings.models_file}")
     if checkpoint is None:
         table.add_row("", "[yellow]for real pictures: python -m serve_app download[/]")
     table.add_row("terms", f"{address}/licenses")

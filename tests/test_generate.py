@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 
 from serve_app.__main__ import commands
 from serve_app.core.spec import ImageSpec, Stage
+from serve_app.demo.checkpoints import demo_folder
 from serve_app.generate import generate
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import open_device
 from serve_app.runtime.solo import Solo
+from tests.runtime.tunes import perturbed
 
 WISHES = {"prompt": "a red circle on a blue background", "seed": 5, "steps": 6, "imageCount": 1}
 
@@ -57,6 +59,23 @@ def test_the_picture_is_the_engine_s_and_remembers_its_request(
     )
     (drawn,) = Solo(list(checkpoints.values()), device, images=1).draw([spec])
     assert np.array_equal(pixels, drawn)
+
+
+def test_a_model_of_the_registry_draws_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = perturbed(demo_folder(Stage.BASE), tmp_path / "tune")
+    (tmp_path / "models.yaml").write_text(f"models: {{tune: {{path: {folder.name}, steps: 3}}}}")
+    monkeypatch.setenv("MODELS_FILE", str(tmp_path / "models.yaml"))
+    wishes = {name: wish for name, wish in WISHES.items() if name != "steps"} | {"model": "tune"}
+    assert generate(wishes, tmp_path / "tuned.png") == 0
+    record = record_of(tmp_path / "tuned.png")
+    assert record["models"] == {"base": "tune", "refiner": "demo-refiner"}
+    assert (record["request"]["model"], record["request"]["steps"]) == ("tune", 3)
+    assert generate({**wishes, "model": "demo", "steps": 3}, tmp_path / "plain.png") == 0
+    pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("tuned", "plain")]
+    assert not np.array_equal(*pictures)
+    assert generate({**wishes, "model": "none"}, tmp_path / "none.png") == 2
 
 
 def test_several_pictures_get_numbers_and_the_seeds_that_follow(tmp_path: Path) -> None:

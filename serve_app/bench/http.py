@@ -34,7 +34,7 @@ from serve_app.app import IngressConfig, bind_graph, deploy_stage
 from serve_app.args import Scale
 from serve_app.bench.pictures import draw
 from serve_app.core.events import Arrived, ReplicaFacts
-from serve_app.core.facts import ServiceFacts
+from serve_app.core.facts import ModelFacts, ServiceFacts
 from serve_app.core.sample import Leg, Sample, begin
 from serve_app.core.schedule import NoiseConfig, make_schedule
 from serve_app.core.spec import ImageSpec, Stage
@@ -133,17 +133,14 @@ def compare(*, runs: int) -> None:
 def _graph(png: bytes, ledger: Path) -> Any:
     scale = Scale()
     facts = ServiceFacts(
-        model="none",
+        models=(ModelFacts("none", _SIDE, NoiseConfig.from_scheduler_config({})),),
         refiner="none",
-        native=_SIDE,
         device="none",
         precision="none",
         image_count=1,
-        default_steps=30,
     )
-    noise = NoiseConfig.from_scheduler_config({})
     base, refiner = _stages(png)
-    config = IngressConfig(facts=facts, noise=noise, policy=Policy(), words=(), allowance=None)
+    config = IngressConfig(facts=facts, policy=Policy(), words=(), allowance=None)
     return bind_graph(config, ledger, base, refiner, scale)
 
 

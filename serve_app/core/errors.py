@@ -118,6 +118,10 @@ class OutOfMemory(ServiceError):
     """The device had no room for a step of this image."""
 
 
+class ModelUnavailable(ServiceError):
+    """A model that is in the registry can't be loaded where it is wanted; the log says why."""
+
+
 class EngineFault(ServiceError):
     """A turn of the engine failed; the stack is in the replica's log."""
 
@@ -159,9 +163,17 @@ class CheckpointError(OperatorError):
     """A checkpoint folder is missing, incomplete, or not safetensors."""
 
 
+class ConfigsError(CheckpointError):
+    """A single file has no whole folder that lends it configs and tokenizers."""
+
+
 class DownloadError(OperatorError):
     """Weights can't be fetched, or are not what their repository promises."""
 
 
 class DeviceError(OperatorError):
     """The device that was promised is not there."""
+
+
+class DeviceFull(OperatorError):
+    """The device has no room for one image, whatever is given up."""

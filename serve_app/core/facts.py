@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 
+from serve_app.core.defaults import PLAIN, Defaults
+from serve_app.core.schedule import NoiseConfig
 from serve_app.core.sizes import SizeRules
 
 
@@ -22,16 +24,30 @@ class License:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a request must know of the base checkpoint that is to make its pictures."""
+
+    name: str  # never a path
+    native: int  # native side of a picture, pixels
+    noise: NoiseConfig
+    defaults: Defaults = PLAIN
+    refined: bool = True  # whether the refiner, where there is one, may continue its pictures
+
+    @property
+    def sizes(self) -> SizeRules:
+        """The picture sizes that are legal with it."""
+        return SizeRules(self.native)
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceFacts:
     """What does not change while the service runs."""
 
-    model: str  # the checkpoint's name: never a path
+    models: tuple[ModelFacts, ...]  # the one that is taken when nobody names any, first
     refiner: str | None  # the refiner's name, None without one
-    native: int  # native side of a picture, pixels
     device: str
     precision: str
     image_count: int  # images per request when the caller does not say
-    default_steps: int
     notices: tuple[str, ...] = ()  # warnings that every answer carries
     licenses: tuple[License, ...] = ()  # one per model
     prompt_chars: int = 500  # the longest prompt on our own routes
@@ -39,14 +55,27 @@ class ServiceFacts:
     terms_required: bool = False  # whether callers must accept the licences first
 
     @property
+    def model(self) -> ModelFacts:
+        """The model that is taken when nobody names one."""
+        return self.models[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all models, the default one first."""
+        return tuple(model.name for model in self.models)
+
+    def named(self, name: str) -> ModelFacts | None:
+        """The model of that name."""
+        return next((model for model in self.models if model.name == name), None)
+
+    def refines(self, model: ModelFacts) -> bool:
+        """Whether there is a refiner that may continue a model's pictures."""
+        return self.refiner is not None and model.refined
+
+    @property
     def terms(self) -> str:
         """A digest of all the licences: who accepted them accepted this."""
         return sha256(repr(self.licenses).encode()).hexdigest()[:16]
-
-    @property
-    def sizes(self) -> SizeRules:
-        """The picture sizes that are legal here."""
-        return SizeRules(self.native)
 
 
 class Condition(StrEnum):

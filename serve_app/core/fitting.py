@@ -3,7 +3,7 @@
 Knows no device and no networks: whether a set-up holds is tried by whoever is handed in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -49,6 +49,12 @@ def shortfall(asked: int, found: Fit) -> str:
     """One sentence of what the device had no room for; "" when it had room for what was asked."""
     wish = Fit(asked)
     return "" if found == wish else f"too little memory for {wish}: now {found}"
+
+
+def shortfalls(asked: int, found: Mapping[str, Fit]) -> str:
+    """The shortfalls of models in one line, each after the model's name where it has one."""
+    said = {name: shortfall(asked, fit) for name, fit in found.items()}
+    return "; ".join(f"{name}: {one}" if name else one for name, one in said.items() if one)
 
 
 def fewer(images: int) -> tuple[int, ...]:

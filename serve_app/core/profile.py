@@ -1,4 +1,4 @@
-"""`NumericProfile`: all that decides the bits of a picture besides its spec and the weights.
+"""`NumericProfile`: all that decides the bits of a picture besides its spec.
 
 Knows no devices: the runtime looks them up and says what it found.
 """
@@ -23,6 +23,7 @@ class NumericProfile:
     rungs: tuple[Rung, ...]  # what was given up for room
     cpu_threads: int
     torch: str
+    model: str  # the checkpoint's name: a snapshot of one is nothing to another
 
     @property
     def strict(self) -> bool:

@@ -39,9 +39,15 @@ class Sample(Generic[L]):
     warnings: tuple[str, ...] = ()
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Latent height and width, and chunks: what is alike in samples that step together."""
-        return *self.spec.latent_shape, self.chunks
+    def model(self) -> str:
+        """The checkpoint that steps it; "" at the refiner, which is one for all."""
+        return self.spec.model if self.stage is Stage.BASE else ""
+
+    @property
+    def shape(self) -> tuple[int | str, ...]:
+        """What is alike in samples that step together, and the only thing that must be: latent
+        height and width, chunks, and the model."""
+        return *self.spec.latent_shape, self.chunks, self.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,11 @@ def advanced(sample: Sample[L], latents: L, memory: tuple[L, ...], draws: int) -
 def under(sample: Sample[L], profile: str) -> Sample[L]:
     """The sample, bound to the numeric profile that makes its bits."""
     return replace(sample, profile=profile)
+
+
+def of_model(sample: Sample[L], model: str) -> Sample[L]:
+    """The sample, bound to a checkpoint."""
+    return replace(sample, spec=replace(sample.spec, model=model))
 
 
 def told(sample: Sample[L], chunks: int, warnings: tuple[str, ...]) -> Sample[L]:

@@ -5,18 +5,19 @@ Knows no tensors, threads or clock. Three verbs a turn: `plan` says what to do, 
 the one thread that owns it, so a plan is never half true.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic
 
-from serve_app.core.policy import Candidate, choose_batch
+from serve_app.core.policy import Candidate, Seating, choose_batch, seat
 from serve_app.core.sample import L, Leg, Sample
 
 
 class Work(StrEnum):
-    """The kinds of turn. All but STEP take one sample at a time."""
+    """The kinds of turn. CONDITION, ENCODE and DECODE take one sample at a time."""
 
+    LOAD = "load"  # a model into memory, for all that wait for it
     CONDITION = "condition"  # prompt to embeddings; starting noise
     ENCODE = "encode"  # base image to noised latents
     STEP = "step"
@@ -24,12 +25,34 @@ class Work(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class BatchSize:
+    """How many samples of a model step together, and in how many rows.
+
+    `lanes` is the fixed number of rows of every UNet call, or 0 for as many rows as there are.
+    """
+
+    images: int
+    lanes: int
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or (self.lanes and self.lanes < 2):
+            raise ValueError("at least one image, and room for its two rows")
+
+    @property
+    def rows(self) -> int:
+        """The most rows of one UNet call."""
+        return self.lanes or 2 * self.images
+
+
+@dataclass(frozen=True, slots=True)
 class Plan(Generic[L]):
-    """One turn of GPU work. `lanes` is how many rows the UNet call has, padding included."""
+    """One turn of GPU work, for samples of one model. `lanes` is how many rows the UNet call has,
+    padding included; `drop` is the model that makes room for one to be loaded."""
 
     work: Work
     samples: tuple[Sample[L], ...]
     lanes: int = 0
+    drop: str | None = None
 
 
 @dataclass(slots=True)
@@ -43,16 +66,15 @@ class _Entry(Generic[L]):
 class StepScheduler(Generic[L]):
     """The samples of one replica and what each needs next.
 
-    `images` is how many may step together; `lanes` is the fixed number of rows of every UNet call,
-    or 0 for as many rows as there are.
+    `here` are the models in memory with their batches, of which there is `room` for so many.
     """
 
-    def __init__(self, *, images: int, lanes: int) -> None:
-        if images < 1 or (lanes and lanes < 2):
-            raise ValueError("at least one image, and room for its two rows")
-        self.images = images
-        self.lanes = lanes
+    def __init__(self, here: Mapping[str, BatchSize], *, room: int = 1) -> None:
+        if room < 1:
+            raise ValueError("room for at least one model")
         self._entries: dict[str, _Entry[L]] = {}  # in order of arrival
+        self._here = dict(here)  # the one longest without a newcomer first
+        self._room = room
         self._turn = 0  # step turns planned so far
         self._stepped_last = False
 
@@ -67,7 +89,7 @@ class StepScheduler(Generic[L]):
         for entry in self._entries.values():
             counts[entry.work] += 1
         shapes = len({e.sample.shape for e in self._entries.values()})
-        waiting = counts[Work.CONDITION] + counts[Work.ENCODE]
+        waiting = counts[Work.LOAD] + counts[Work.CONDITION] + counts[Work.ENCODE]
         return (
             f"<StepScheduler {waiting} waiting | {counts[Work.STEP]} stepping | "
             f"{counts[Work.DECODE]} decoding | {shapes} shapes>"
@@ -80,7 +102,7 @@ class StepScheduler(Generic[L]):
         if sample.index >= leg.stop and not leg.last:
             raise ValueError(f"sample {sample.id} has no step to take before {leg.stop}")
         due = self._turn + max(0, leg.stop - sample.index)
-        self._entries[sample.id] = _Entry(sample, leg, _first_work(sample, leg), due)
+        self._entries[sample.id] = _Entry(sample, leg, Work.LOAD, due)
 
     def cancel(self, id: str) -> bool:
         """The sample is gone from every queue; whether it was there."""
@@ -89,6 +111,11 @@ class StepScheduler(Generic[L]):
     def evict(self, id: str) -> Sample[L]:
         """The sample is gone from here and handed back as it stands. Raises `KeyError`."""
         return self._entries.pop(id).sample
+
+    def hold(self, here: Mapping[str, BatchSize]) -> None:
+        """These are the models in memory now; what was known of their order is kept."""
+        stayed = {name: here[name] for name in self._here if name in here}
+        self._here = {**stayed, **here}
 
     def samples(self) -> tuple[Sample[L], ...]:
         """Everything in flight, in order of arrival."""
@@ -103,18 +130,24 @@ class StepScheduler(Generic[L]):
 
         Prompts first: they are small, and a newcomer joins the next step. Image work and steps
         take turns, so that neither a crowd of finished images nor a long batch holds up the other.
+        A model to be loaded goes before image work: each one lets others begin.
         """
+        seating = self._seated()
         queues: dict[Work, list[_Entry[L]]] = {work: [] for work in Work}
         for entry in self._entries.values():
             queues[entry.work].append(entry)
         if queues[Work.CONDITION]:
             return Plan(Work.CONDITION, (queues[Work.CONDITION][0].sample,))
         stepping, pixels = queues[Work.STEP], queues[Work.DECODE] or queues[Work.ENCODE]
-        if stepping and not (pixels and self._stepped_last):
+        aside = seating.load is not None or pixels
+        if stepping and not (aside and self._stepped_last):
             return self._plan_step(stepping)
-        if not pixels:
+        if not aside:
             return None
         self._stepped_last = False
+        if seating.load is not None:
+            waiting = [e.sample for e in queues[Work.LOAD] if e.sample.model == seating.load]
+            return Plan(Work.LOAD, tuple(waiting), drop=seating.drop)
         return Plan(pixels[0].work, (pixels[0].sample,))
 
     def settle(self, plan: Plan[L], results: Sequence[Sample[L]]) -> tuple[Sample[L], ...]:
@@ -123,24 +156,42 @@ class StepScheduler(Generic[L]):
         for sample in results:
             entry = self._entries[sample.id]
             entry.sample = sample
-            following = _next_work(plan.work, sample, entry.leg)
+            following: Work | None = _first_work(sample, entry.leg)
+            if plan.work is not Work.LOAD:
+                following = _next_work(plan.work, sample, entry.leg)
             if following is None:
                 done.append(self._entries.pop(sample.id).sample)
             else:
                 entry.work = following
         return tuple(done)
 
+    def _seated(self) -> Seating:
+        """Whoever's model is in memory, and need not leave it, waits no more."""
+        entries = self._entries.values()
+        seating = seat(
+            [(e.sample.id, e.sample.model) for e in entries if e.work is Work.LOAD],
+            tuple(self._here),
+            {e.sample.model for e in entries if e.work is not Work.LOAD},
+            self._room,
+        )
+        for id in seating.begin:
+            entry = self._entries[id]
+            entry.work = _first_work(entry.sample, entry.leg)
+            self._here[entry.sample.model] = self._here.pop(entry.sample.model)
+        return seating
+
     def _plan_step(self, stepping: list[_Entry[L]]) -> Plan[L]:
-        room = self.lanes or 2 * self.images
+        urgent = min(stepping, key=lambda e: e.due)  # whom `choose_batch` begins with
+        size = self._here[urgent.sample.model]
         ids = choose_batch(
             (Candidate(e.sample.id, e.sample.shape, e.sample.spec.rows, e.due) for e in stepping),
-            images=self.images,
-            rows=room,
+            images=size.images,
+            rows=size.rows,
         )
         samples = tuple(self._entries[id].sample for id in ids)
         self._turn += 1
         self._stepped_last = True
-        return Plan(Work.STEP, samples, self.lanes or sum(s.spec.rows for s in samples))
+        return Plan(Work.STEP, samples, size.lanes or sum(s.spec.rows for s in samples))
 
 
 def _first_work(sample: Sample[L], leg: Leg) -> Work:

@@ -114,6 +114,7 @@ class ImageSpec:
     sampler: Sampler = Sampler.EULER
     strength: float | None = None
     handoff: float = 1.0
+    model: str = ""  # name of its base checkpoint; "" takes the one that is the default
 
     def __post_init__(self) -> None:
         if not self.prompt:

@@ -6,8 +6,9 @@ It has an image's last snapshot, its deadline and its retries; nobody else needs
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from serve_app.core.cost import Rate, work_ahead
@@ -15,14 +16,15 @@ from serve_app.core.errors import (
     DeadlineExceeded,
     Draining,
     EngineFault,
+    ModelNotFound,
     Overloaded,
     ProfileChanged,
     ReplicaLost,
 )
 from serve_app.core.events import Made, ReplicaFacts, Snapshot
-from serve_app.core.facts import Condition, Health
+from serve_app.core.facts import Condition, Health, ModelFacts
 from serve_app.core.sample import Leg, Sample, begin, handed_over, itinerary
-from serve_app.core.schedule import NoiseConfig, make_schedule
+from serve_app.core.schedule import make_schedule
 from serve_app.core.spec import ImageSpec, Stage
 
 logger = logging.getLogger("aura.conductor")
@@ -45,9 +47,11 @@ class StageClient(Protocol):
 class Conductor:
     """The images of one ingress process, each walked by a call of `make`."""
 
-    def __init__(self, base: StageClient, refiner: StageClient | None, noise: NoiseConfig) -> None:
+    def __init__(
+        self, base: StageClient, refiner: StageClient | None, models: Sequence[ModelFacts]
+    ) -> None:
         self._stages = {Stage.BASE: base} | ({Stage.REFINER: refiner} if refiner else {})
-        self._noise = noise
+        self._models = {"": models[0]} | {model.name: model for model in models}
         self._rates = {stage: Rate() for stage in Stage}
         self._flying: dict[str, tuple[Sample[Any], tuple[Leg, ...]]] = {}
         self._draining = False
@@ -64,7 +68,11 @@ class Conductor:
         """
         if self._draining:
             raise Draining("the service is shutting down and takes nothing new")
-        schedule = make_schedule(self._noise, spec.sampler, spec.steps, spec.strength, spec.handoff)
+        model = self._models.get(spec.model)
+        if model is None:
+            raise ModelNotFound(f"there is {', '.join(name for name in self._models if name)}")
+        spec = replace(spec, model=model.name)
+        schedule = make_schedule(model.noise, spec.sampler, spec.steps, spec.strength, spec.handoff)
         legs = itinerary(schedule, spec.handoff, refiner=Stage.REFINER in self._stages)
         sample: Sample[Any] = begin(id, spec, schedule, legs[0].stage, source)
         self._flying[id] = (sample, legs)

@@ -10,11 +10,12 @@ import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
-from serve_app.core.fitting import shortfall
+from serve_app.core.fitting import shortfalls
 from serve_app.core.sample import Leg, Sample
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
@@ -22,9 +23,18 @@ from serve_app.runtime.checkpoint import inspect
 
 if TYPE_CHECKING:
     from serve_app.runtime.engine import Event
-    from serve_app.runtime.model import StageModel
+    from serve_app.runtime.shelf import Shelf
 
 _PNG_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from, on the replica's machine."""
+
+    name: str
+    path: Path | None  # None: the demo, wherever the package lies there
+    configs: Path | None = None  # folder of what a single file lacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +42,7 @@ class StageConfig:
     """All a replica needs to know, by value: no replica reads the environment."""
 
     stage: Stage
-    folder: Path | None  # None: the demo, wherever the package lies on the replica's machine
+    models: tuple[Source, ...]  # the default one first; the refiner's only one
     device: str  # cpu, cuda or mps
     precision: str | None
     xformers: bool
@@ -41,13 +51,18 @@ class StageConfig:
     strict: bool
     snapshot_every: int
     safety: Path | None = None  # folder of the picture filter, where one is on
+    room: int = 1  # how many models are in memory at a time
 
 
-def load_stage(config: StageConfig) -> "StageModel":
-    """The model of a stage on its device. Raises `OperatorError` naming what is wrong."""
+def load_shelf(config: StageConfig) -> "Shelf":
+    """The models of a stage, each seen to be whole, the first one on its device.
+
+    Raises `OperatorError` naming what is wrong.
+    """
     from serve_app.runtime.assembly import assemble
     from serve_app.runtime.device import open_device
     from serve_app.runtime.safety import PictureChecker
+    from serve_app.runtime.shelf import Maker, Shelf
 
     device = open_device(
         config.device,
@@ -55,15 +70,22 @@ def load_stage(config: StageConfig) -> "StageModel":
         xformers=config.xformers,
         cpu_threads=config.cpu_threads,
     )
-    folder = config.folder or demo_folder(config.stage)
     safety = PictureChecker(config.safety, device) if config.safety else None
-    return assemble(
-        inspect(folder, config.stage),
-        device,
-        images=config.images,
-        strict=config.strict,
-        safety=safety,
-    )
+    makers: dict[str, Maker] = {}
+    for source in config.models:
+        path = source.path or demo_folder(config.stage)
+        found = inspect(path, config.stage, configs=source.configs, where=source.name)
+        checkpoint = replace(found, name=source.name)
+        name = source.name if config.stage is Stage.BASE else ""
+        makers[name] = partial(
+            assemble,
+            checkpoint,
+            device,
+            images=config.images,
+            strict=config.strict,
+            safety=safety,
+        )
+    return Shelf(makers, room=config.room)
 
 
 class StageReplica:
@@ -72,11 +94,11 @@ class StageReplica:
     def __init__(self, config: StageConfig) -> None:
         from serve_app.runtime.engine import Engine
 
-        model = load_stage(config)
-        self._profile = model.profile.name
-        self._shortfall = shortfall(config.images, model.fit)
+        shelf = load_shelf(config)
+        self._profile = shelf.profile.name
+        self._images = config.images
         self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
-        self._engine = Engine(model, images=model.fit.images, snapshot_every=config.snapshot_every)
+        self._engine = Engine(shelf, snapshot_every=config.snapshot_every)
         self._engine.start()
 
     async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
@@ -118,7 +140,6 @@ class StageReplica:
         return ReplicaFacts(
             pid=os.getpid(),
             profile=self._profile,
-            shortfall=self._shortfall,
             state=engine.state,
             turns=engine.turns,
             steps=engine.steps,
@@ -126,6 +147,8 @@ class StageReplica:
             cancelled=engine.cancelled,
             owed_seconds=engine.owed_seconds,
             positions=engine.positions,
+            models=tuple(engine.models),
+            shortfall=shortfalls(self._images, engine.models),
         )
 
     def check_health(self) -> None:

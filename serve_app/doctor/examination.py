@@ -15,6 +15,7 @@ from typing import Any
 from serve_app.args import AppArgs
 from serve_app.choices import BATCH
 from serve_app.config import host_of, port_of
+from serve_app.core.spec import Stage
 from serve_app.doctor import (
     callers,
     cards,
@@ -30,13 +31,14 @@ from serve_app.doctor.cluster import Cluster
 from serve_app.doctor.finding import Finding, Verdict, fail, skip
 from serve_app.doctor.graphics import Graphics
 from serve_app.doctor.machine import Machine
+from serve_app.doctor.memory import Weights
 from serve_app.doctor.models import Models
 from serve_app.doctor.wishes import read_serve_config, read_settings
 from serve_app.runtime.checkpoint import parameters
 from serve_app.settings import Settings
 
 _NEEDS_SETTINGS = {
-    "models": ("base", "device", "precision", "memory"),
+    "models": ("base", "models file", "device", "precision", "memory"),
     "callers": ("port", "address", "keys", "origins"),
     "disk": ("ledger", "disk"),
 }
@@ -131,11 +133,13 @@ def _machine(facts: Facts) -> Iterator[Finding]:
 def _models(settings: Settings, args: AppArgs, facts: Facts, config: str) -> Iterator[Finding]:
     found, findings = models.find(settings)
     yield from findings
+    found, of_file = models.find_listed(settings, found)
+    yield of_file
     downloads = models.check_downloads(settings, found)
     yield downloads
     yield models.check_token(findings, downloads)
     if found.whole:
-        yield models.check_licenses(found)
+        yield models.check_licenses(settings, found)
     yield models.check_filters(settings)
     of_device = cards.check_device(settings, facts.graphics, demo=found.demo)
     yield of_device
@@ -152,7 +156,12 @@ def _room(
 ) -> Iterator[Finding]:
     device = cards.device_of(settings, facts.graphics)
     there = cards.chosen(settings, facts.graphics)
-    stages = {one.stage: (parameters(one), one.native) for one in found.whole}
+    bases = [(parameters(one), one.native) for one in found.whole if one.stage is Stage.BASE]
+    # Of several models the largest counts, as often as may be in memory: no choice takes more.
+    largest, side = max(bases, key=lambda one: sum(one[0].values()))
+    stages = {Stage.BASE: Weights(largest, side, min(settings.models_in_memory, len(bases)))}
+    if found.refiner:
+        stages[Stage.REFINER] = Weights(parameters(found.refiner), found.refiner.native)
     load = room.Load(
         room.replicas_of(args, stages, device, len(there)),
         images=settings.model_max_batch_size or BATCH[device],

@@ -4,9 +4,11 @@ Knows no checks and no terminal.
 """
 
 import re
+import shlex
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 
 _SETTING = re.compile(r"([A-Z][A-Z0-9_]*)=(\S*)")
 
@@ -66,3 +68,8 @@ def fail(check: str, said: str, mend: str) -> Finding:
 def skip(check: str, said: str) -> Finding:
     """It was not examined."""
     return Finding(check, Verdict.SKIP, said)
+
+
+def editing(file: Path) -> str:
+    """The mend of what only its operator can write: the command that opens the file."""
+    return f'"${{EDITOR:-vi}}" {shlex.quote(str(file))}'

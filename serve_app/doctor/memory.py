@@ -8,7 +8,7 @@ process (without a GPU 0.4 GiB were measured).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serve_app.core.spec import Stage
 
@@ -20,23 +20,37 @@ _ROWS = 2  # of a guided image
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """What a stage holds: the same model so many times, as far as memory goes."""
+
+    parameters: Mapping[str, int]  # numbers in the weights of each network
+    side: int  # native side of a picture, pixels
+    models: int = 1  # in memory at a time
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
     """A stage's process, as far as its memory goes."""
 
     stage: Stage
-    parameters: Mapping[str, int]  # numbers in the weights of each network
-    side: int  # native side of a picture, pixels
+    weights: Weights
     share: float  # of a GPU
+
+    @property
+    def alone(self) -> "Replica":
+        """The same with one model in memory."""
+        return replace(self, weights=replace(self.weights, models=1))
 
     def need(self, images: int, precision: str, *, vae_half: bool) -> int:
         """Bytes that it takes while so many native images step together."""
         size = _BYTES[precision]
         vae_size = 2 if vae_half and size == 2 else 4  # the VAE never runs in fp16
-        weights = sum(
-            count * (vae_size if name == "vae" else size) for name, count in self.parameters.items()
+        held = self.weights
+        model = sum(
+            count * (vae_size if name == "vae" else size) for name, count in held.parameters.items()
         )
-        work = self.side**2 * (ROW * _ROWS * images * size + PICTURE * vae_size)
-        return weights + work + OVERHEAD
+        work = held.side**2 * (ROW * _ROWS * images * size + PICTURE * vae_size)
+        return held.models * model + work + OVERHEAD
 
 
 def placed(replicas: Sequence[Replica], cards: int) -> tuple[tuple[Replica, ...], ...] | None:

@@ -1,16 +1,17 @@
-"""The models' folders: whole, of one family, fetched to the end, and with their licence accepted.
+"""The models' folders and files: whole, of one family, fetched to the end, their licence accepted.
 
 Knows no torch and asks no hub: what can be told of a download is told by what it left behind.
 """
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serve_app.core.errors import AuraError, CheckpointError
+from serve_app.choices import Lineup, Model, find_more
+from serve_app.core.errors import AuraError, CheckpointError, ConfigsError, OperatorError
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
-from serve_app.doctor.finding import Finding, Verdict, fail, fine, warn
+from serve_app.doctor.finding import Finding, Verdict, editing, fail, fine, warn
 from serve_app.doctor.graphics import gib
 from serve_app.hub import acceptance
 from serve_app.hub.env_file import as_value
@@ -25,7 +26,7 @@ from serve_app.runtime.checkpoint import (
     check_checker,
     check_pair,
     parameters,
-    read_folder,
+    read_checkpoint,
 )
 from serve_app.runtime.licenses import license_of
 from serve_app.settings import ENV_FILES, Settings
@@ -38,23 +39,32 @@ _DOWNLOAD = "python -m serve_app download"
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The checkpoints that can be loaded, and whether they are the demo's."""
+    """The checkpoints that can be loaded, and whether base and refiner are the demo's."""
 
     base: Checkpoint | None
     refiner: Checkpoint | None
     demo: bool
+    listed: tuple[Model, ...] = ()  # in MODELS_FILE
+
+    @property
+    def lineup(self) -> Lineup:
+        """Those there are, as the service would have them."""
+        base = [Model(self.base, refined=True)] if self.base else []
+        return Lineup((*base, *self.listed), self.refiner)
 
     @property
     def whole(self) -> tuple[Checkpoint, ...]:
-        """Those there are."""
-        return tuple(one for one in (self.base, self.refiner) if one)
+        """All of them, the refiner last."""
+        lineup = self.lineup
+        refiner = [lineup.refiner] if lineup.refiner else []
+        return *(model.checkpoint for model in lineup.models), *refiner
 
 
 def find(settings: Settings) -> tuple[Models, list[Finding]]:
-    """The models of the settings, and what is wrong with them."""
+    """Base and refiner, and what is wrong with them."""
     if settings.model_checkpoint_dir is None:
         return _find_demo(settings)
-    base, of_base = _look(settings.model_checkpoint_dir, Stage.BASE)
+    base, of_base = _look(settings.model_checkpoint_dir, Stage.BASE, settings.model_config_dir)
     folder = settings.model_refiner_checkpoint_dir
     if folder is None:
         alone = fine("refiner", "none: the base makes the whole picture")
@@ -68,20 +78,48 @@ def find(settings: Settings) -> tuple[Models, list[Finding]]:
     return Models(base, refiner, demo=False), [of_base, of_refiner]
 
 
-def check_licenses(models: Models) -> Finding:
-    """Whether somebody accepted the terms of the weights, and that stands beside them."""
-    if models.demo:
-        return fine("licence", "the demo's weights are this project's own: Apache 2.0")
+def find_listed(settings: Settings, found: Models) -> tuple[Models, Finding]:
+    """The same with the models of MODELS_FILE, and what is wrong with it, or with one of them."""
+    file = settings.models_file
+    if file is None:
+        return found, fine("models file", "none: there is one model for all requests")
+    try:
+        listed = find_more(settings, found.base, found.refiner)
+    except ConfigsError as error:
+        return found, fail("models file", _bare(error), _lending(DOWNLOAD[Stage.BASE]))
+    except OperatorError as error:
+        mend = editing(file) if file.exists() else "MODELS_FILE="
+        return found, fail("models file", _bare(error), mend)
+    names = ", ".join(model.checkpoint.name for model in listed)
+    return replace(found, listed=listed), fine("models file", f"{file} adds {names or 'none'}")
+
+
+def check_licenses(settings: Settings, models: Models) -> Finding:
+    """Whether somebody accepted the terms of the weights, and that stands beside them.
+
+    Nothing is recorded of single files, nor needed where the operator wrote the licence down.
+    """
+    said, accepted = {one.checkpoint.name: one.license for one in models.listed}, []
+    told = ["the demo's weights are this project's own: Apache 2.0"] * models.demo
     for one in models.whole:
-        if acceptance.recorded(one.folder) is None:
-            terms = license_of(one)
-            return warn(
-                "licence",
-                f"{one.name} is under {terms.name}, and no acceptance of it lies beside its "
-                f"weights ({acceptance.FILE}): read it, accept it",
-                fetching(one.folder, one.stage),
-            )
-    return fine("licence", f"accepted for {' and '.join(one.name for one in models.whole)}")
+        terms = license_of(one, said.get(one.name)).name
+        if one.folder == demo_folder(one.stage) and not one.file:
+            continue
+        if one.file or said.get(one.name):
+            told.append(f"{one.name} is under {terms}")
+        elif acceptance.recorded(one.folder) is not None:
+            accepted.append(one.name)
+        else:
+            here = f"{one.name} is under {terms}, and no acceptance of it lies beside its weights"
+            here += f" ({acceptance.FILE}): read it, "
+            if settings.models_file and one.name in said:
+                return warn(
+                    "licence", f"{here}name it as its license", editing(settings.models_file)
+                )
+            return warn("licence", f"{here}accept it", fetching(one.folder, one.stage))
+    if accepted:
+        told.append(f"accepted for {' and '.join(accepted)}")
+    return fine("licence", "; ".join(told))
 
 
 def check_downloads(settings: Settings, models: Models) -> Finding:
@@ -145,7 +183,7 @@ def fetching(folder: Path, stage: Stage) -> str:
 
 
 def _find_demo(settings: Settings) -> tuple[Models, list[Finding]]:
-    base, refiner = (read_folder(demo_folder(stage), stage) for stage in Stage)
+    base, refiner = (read_checkpoint(demo_folder(stage), stage) for stage in Stage)
     models = Models(base, refiner, demo=True)
     if settings.model_refiner_checkpoint_dir:
         said = (
@@ -162,24 +200,35 @@ def _find_demo(settings: Settings) -> tuple[Models, list[Finding]]:
     return models, [fine("base", f"{said}; for real pictures: {_DOWNLOAD}")]
 
 
-def _look(folder: Path, stage: Stage) -> tuple[Checkpoint | None, Finding]:
-    variable = VARIABLE[stage]
+def _look(
+    path: Path, stage: Stage, configs: Path | None = None
+) -> tuple[Checkpoint | None, Finding]:
     try:
-        checkpoint = read_folder(folder, stage)
+        checkpoint = read_checkpoint(path, stage, configs)
     except CheckpointError as error:
-        near = "" if folder.exists() else _nearby(stage)
-        said = f"{variable}={folder} {error}{_disguise(folder)}"
-        return None, fail(stage.value, said, near or fetching(folder, stage))
+        mend = ("" if path.exists() else _nearby(stage)) or fetching(path, stage)
+        if isinstance(error, ConfigsError) and stage is Stage.BASE:
+            mend = _lending(mend)
+        said = f"{VARIABLE[stage]}={path} {_bare(error)}{_disguise(path)}"
+        return None, fail(stage.value, said, mend)
     billions = sum(parameters(checkpoint).values()) / 1e9
-    said = (
-        f"{folder} is whole: {billions:.2f} billion parameters, {checkpoint.native} pixels a side"
-    )
+    said = f"{path} is whole: {billions:.2f} billion parameters, {checkpoint.native} pixels a side"
     return checkpoint, fine(stage.value, said)
 
 
-def _disguise(folder: Path) -> str:
+def _bare(error: AuraError) -> str:
+    """What is wrong, without the command that mends it, which a finding tells apart."""
+    return str(error).partition(". Get ")[0]
+
+
+def _lending(fetch: str) -> str:
+    """The line that names a folder with configs for single files, or what fetches one."""
+    return _nearby(Stage.BASE, "MODEL_CONFIG_DIR") or fetch
+
+
+def _disguise(path: Path) -> str:
     """What a weight file is in truth, where it is one of the usual others."""
-    for file in sorted(folder.rglob("*.safetensors")):
+    for file in [path] if path.is_file() else sorted(path.rglob("*.safetensors")):
         try:
             with file.open("rb") as stream:
                 begin = stream.read(64).lstrip().lower()
@@ -192,15 +241,16 @@ def _disguise(folder: Path) -> str:
     return ""
 
 
-def _nearby(stage: Stage) -> str:
-    """The line that sets the folder where `download` puts a stage, when a whole one is there."""
+def _nearby(stage: Stage, variable: str = "") -> str:
+    """The line that sets the folder where `download` puts a stage, when a whole one is there: as
+    the stage's own variable, or as another."""
     for source in SOURCES.values():
         if _stage(source.name) is stage:
             try:
-                read_folder(_MODELS / source.folder, stage)
+                read_checkpoint(_MODELS / source.folder, stage)
             except CheckpointError:
                 continue
-            return f"{VARIABLE[stage]}={as_value(_MODELS / source.folder)}"
+            return f"{variable or VARIABLE[stage]}={as_value(_MODELS / source.folder)}"
     return ""
 
 

@@ -24,7 +24,7 @@ _LOOK = {
     Verdict.FAIL: ("bold red", "✗"),
     Verdict.SKIP: ("dim", "·"),
 }
-_CHECK = 11  # columns of a check's name
+_CHECK = 13  # columns of a check's name
 _NARROWEST, _WIDEST = 30, 110  # columns: of a sentence at least, of all at most
 
 

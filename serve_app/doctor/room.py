@@ -3,14 +3,14 @@
 Knows no files: what the weights come to, and what the cards have, is handed in.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from serve_app.args import AppArgs
 from serve_app.core.spec import Stage
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
 from serve_app.doctor.graphics import Card, gib
-from serve_app.doctor.memory import Replica, placed
+from serve_app.doctor.memory import Replica, Weights, placed
 from serve_app.runtime.checkpoint import VARIABLE
 
 _NO_REFINER = f"{VARIABLE[Stage.REFINER]}="
@@ -46,18 +46,20 @@ class Load:
     def label(self) -> str:
         """How it is set up, in words."""
         together = f"{self.images} images together" if self.images > 1 else "one image at a time"
-        return f"{self.precision}, {together}"
+        models = max(replica.weights.models for replica in self.replicas)
+        kept = f", {models} models in memory" if models > 1 else ""
+        return f"{self.precision}, {together}{kept}"
 
 
 def replicas_of(
-    args: AppArgs, stages: dict[Stage, tuple[dict[str, int], int]], device: str, gpus: int
+    args: AppArgs, stages: Mapping[Stage, Weights], device: str, gpus: int
 ) -> tuple[Replica, ...]:
-    """The replicas that a config starts with; each stage's weights and native side are given."""
+    """The replicas that a config starts with; each stage's weights are given."""
     share = args.gpu_share(gpus, refiner=Stage.REFINER in stages)
     scales = {Stage.BASE: args.base, Stage.REFINER: args.refiner}
     return tuple(
-        Replica(stage, parameters, side, scales[stage].gpus_on(device, share))
-        for stage, (parameters, side) in stages.items()
+        Replica(stage, weights, scales[stage].gpus_on(device, share))
+        for stage, weights in stages.items()
         for _ in range(scales[stage].min_replicas)
     )
 
@@ -123,6 +125,9 @@ def _remedy(
     gpu: bool = True,
 ) -> str:
     """The first of the guide's measures that helps, the one that costs least first."""
+    alone = [replica.alone for replica in held]
+    if alone != list(held) and load.need(alone) <= room:
+        return "MODELS_IN_MEMORY=1"
     half = "fp16" if gpu else load.precision  # a CPU gains nothing by it
     if half != load.precision and load.need(held, precision=half) <= room:
         return f"MODEL_PRECISION={half}"
@@ -132,7 +137,7 @@ def _remedy(
     if half != load.precision and load.need(held, images=1, precision=half) <= room:
         return f"MODEL_PRECISION={half}"  # then the next examination asks for fewer images
     base = [replica for replica in held if replica.stage is Stage.BASE]
-    alone = load.need(base, images=1, precision=half)
-    if 0 < len(base) < len(held) and alone <= room:
+    least = load.need(base, images=1, precision=half)
+    if 0 < len(base) < len(held) and least <= room:
         return _NO_REFINER
     return otherwise

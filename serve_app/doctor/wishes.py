@@ -4,14 +4,13 @@ What is wrong with either is a finding here; what depends on them is then not ex
 """
 
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
 from serve_app.args import AppArgs
 from serve_app.config import read_config
 from serve_app.core.errors import SettingsError
-from serve_app.doctor.finding import Finding, fail, fine
+from serve_app.doctor.finding import Finding, editing, fail, fine
 from serve_app.settings import ENV_FILES, Settings
 
 
@@ -21,7 +20,7 @@ def read_serve_config(path: Path) -> tuple[dict[str, Any] | None, AppArgs, Findi
         http, _, args = read_config(path)
     except SettingsError as error:
         said = " ".join(str(error).split())
-        mend = f'"${{EDITOR:-vi}}" {shlex.quote(str(path))}'
+        mend = editing(path)
         if not path.exists():
             said = f"{path} is not there: run this where it is, or name another"
             mend = "python -m serve_app doctor --config PATH"

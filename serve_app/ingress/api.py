@@ -126,9 +126,12 @@ def described(document: dict[str, Any], facts: ServiceFacts, policy: Policy) -> 
     }.items():
         for field in fields:
             _text(schemas[name]["properties"][field])["maxLength"] = facts.prompt_chars
+    sizes = [model.sizes for model in facts.models]
     for side in ("width", "height"):
         _number(schemas["GenerateRequest"]["properties"][side]).update(
-            minimum=facts.sizes.shortest, maximum=facts.sizes.longest, multipleOf=8
+            minimum=min(rules.shortest for rules in sizes),
+            maximum=max(rules.longest for rules in sizes),
+            multipleOf=8,
         )
     return document
 

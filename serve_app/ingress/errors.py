@@ -41,6 +41,7 @@ TABLE: dict[type[e.AuraError], tuple[int, str]] = {
     e.LedgerAway: (503, "LOADING"),
     e.Draining: (503, "DRAINING"),
     e.OutOfMemory: (503, "OUT_OF_MEMORY"),
+    e.ModelUnavailable: (503, "MODEL_UNAVAILABLE"),
     e.ReplicaLost: (503, "REPLICA_LOST"),
     e.ProfileChanged: (503, "REPLICA_LOST"),
     e.DeadlineExceeded: (504, "DEADLINE_EXCEEDED"),

@@ -17,13 +17,14 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response
 
-from serve_app.core.errors import InvalidRequest, ModelNotFound
-from serve_app.core.facts import ServiceFacts
+from serve_app.core.errors import InvalidRequest
+from serve_app.core.facts import ModelFacts, ServiceFacts
 from serve_app.core.job import Result
 from serve_app.ingress.answers import converted
 from serve_app.ingress.body import StrictRoute
 from serve_app.ingress.images import BaseImage
 from serve_app.ingress.jobs import Asking
+from serve_app.ingress.models import not_found
 from serve_app.ingress.openai_schemas import (
     HARMLESS,
     IMAGES,
@@ -51,7 +52,7 @@ from serve_app.ingress.schemas import GenerateRequest, RefineRequest
 GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
 FORM = "multipart/form-data"
-ALIASES = (  # what clients have hard-coded; all of them are our one model
+ALIASES = (  # what clients have hard-coded; all of them are our default model
     "gpt-image-1",
     "gpt-image-1-mini",
     "gpt-image-1.5",
@@ -111,12 +112,12 @@ def routes(studio: Studio) -> APIRouter:
         _check_charset(request.headers["content-type"])
         async with request.form(max_files=_FILES, max_fields=_FIELDS) as form:
             body = _read_fields(form)
-            _check(body, facts)
+            model = _check(body, facts)
             files = _files_of(form)
             read = [await file.read() for file in files[: body.n or 1]]
         await desk.admit(request.state.caller)
-        wanted = body.wanted_size and facts.sizes.scaled(*body.wanted_size)
-        images = await studio.read(read, wanted)
+        wanted = body.wanted_size and model.sizes.scaled(*body.wanted_size)
+        images = await studio.read(read, model.sizes, wanted)
         order = _order_edit(body, images, facts)
         if len(files) > len(read):
             told = f"only the first of {len(files)} pictures count: there is one for each of n"
@@ -126,12 +127,12 @@ def routes(studio: Studio) -> APIRouter:
     @router.get("/v1/models", responses=tells(401, 403, model=OpenAIError))
     async def models() -> Models:
         """The models there are."""
-        return Models(object="list", data=[_model(facts.model, facts)])
+        return Models(object="list", data=[_model(name, facts) for name in facts.names])
 
     @router.get("/v1/models/{name}", responses=tells(401, 403, 404, model=OpenAIError))
     async def model(name: str) -> Model:
         """One model, also by a name that clients have hard-coded."""
-        _check_model(name, facts)
+        _model_of(name, facts)
         return _model(name, facts)
 
     async def answered(body: Wanted, order: Order, asking: Asking, request: Request) -> Response:
@@ -143,17 +144,19 @@ def routes(studio: Studio) -> APIRouter:
 
 
 def _order_generation(body: GenerationsRequest, facts: ServiceFacts) -> Order:
-    _check(body, facts)
-    native = body.native()
+    model = _check(body, facts)
+    native = body.native(model)
     if body.wanted_size:
-        native["width"], native["height"] = facts.sizes.scaled(*body.wanted_size)
+        native["width"], native["height"] = model.sizes.scaled(*body.wanted_size)
     request = GenerateRequest.model_validate(native)
     order = order_generate(request, _facts_for(body, facts), draw_seed())
     return _told_so(order, body, GENERATIONS)
 
 
 def _order_edit(body: EditsRequest, images: Sequence[BaseImage], facts: ServiceFacts) -> Order:
-    request = RefineRequest.model_validate(body.native() | {"strength": body.strength})
+    request = RefineRequest.model_validate(
+        body.native(_check(body, facts)) | {"strength": body.strength}
+    )
     order = order_refine(request, images, _facts_for(body, facts), draw_seed())
     return _told_so(order, body, EDITS)
 
@@ -191,20 +194,22 @@ def _request_of(order: Order, piece: Piece) -> dict[str, Any]:
     return {name: value for name, value in request.items() if value is not None}
 
 
-def _check(body: Wanted, facts: ServiceFacts) -> None:
-    """Returns when the service can do what is asked; raises a named error if not."""
-    if body.model is not None:
-        _check_model(body.model, facts)
+def _check(body: Wanted, facts: ServiceFacts) -> ModelFacts:
+    """The model, when the service can do what is asked; raises a named error if not."""
+    model = _model_of(body.model, facts)
     if body.stream:
         raise InvalidRequest(
             "stream", "can't be true: pictures come when they are done; leave it out"
         )
+    return model
 
 
-def _check_model(name: str, facts: ServiceFacts) -> None:
-    names = (facts.model, *ALIASES)
-    if name not in names:
-        raise ModelNotFound(f"model names none of this service; there is {', '.join(names)}")
+def _model_of(name: str | None, facts: ServiceFacts) -> ModelFacts:
+    """A model of ours by its name; by no name, or one that clients have hard-coded, the default."""
+    model = facts.model if name is None else facts.named(name)
+    if model is None and name not in ALIASES:
+        raise not_found("model", (*facts.names, *ALIASES))
+    return model or facts.model
 
 
 def _check_charset(content_type: str) -> None:
@@ -248,7 +253,8 @@ def _files_of(form: FormData) -> list[UploadFile]:
 
 
 def _model(name: str, facts: ServiceFacts) -> Model:
-    terms = next((one.name for one in facts.licenses if one.model == facts.model), "unknown")
+    ours = _model_of(name, facts).name
+    terms = next((one.name for one in facts.licenses if one.model == ours), "unknown")
     return Model(id=name, object="model", created=0, owned_by="aura-serve", license=terms)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from serve_app.core.facts import ModelFacts
 from serve_app.ingress.schemas import Guidance, Prompt, Seed, Steps, Strength
 
 PROMPT_CHARS = 4000
@@ -58,13 +59,17 @@ class Wanted(BaseModel):
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
 
-    def native(self) -> dict[str, Any]:
-        """The same wishes by the names of our own routes."""
+    def native(self, model: ModelFacts) -> dict[str, Any]:
+        """The same wishes by the names of our own routes. Quality means steps, but not to a model
+        that is made for a few."""
+        distilled = model.defaults.guidance is not None
+        steps = None if distilled else _STEPS.get(self.quality or "auto")
         return {
+            "model": model.name,
             "prompt": self.prompt,
             "negativePrompt": self.negative_prompt,
             "seed": self.seed,
-            "steps": self.num_inference_steps or _STEPS.get(self.quality or "auto"),
+            "steps": self.num_inference_steps or steps,
             "guidanceScale": self.guidance_scale,
         }
 

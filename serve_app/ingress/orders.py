@@ -9,10 +9,11 @@ from typing import Any
 
 from serve_app.core.cost import megapixel_steps
 from serve_app.core.errors import InvalidRequest, ModelNotFound
-from serve_app.core.facts import ServiceFacts
+from serve_app.core.facts import ModelFacts, ServiceFacts
 from serve_app.core.spec import SEED, ImageSpec, Stage
 from serve_app.ingress.images import BaseImage
 from serve_app.ingress.metadata import LONGEST_PROMPT, Record
+from serve_app.ingress.models import model_of
 from serve_app.ingress.schemas import Asked, GenerateRequest, Lora, N, RefineRequest
 
 LITERAL_GUIDANCE = 9.3  # at temperature 0
@@ -69,33 +70,38 @@ def order_generate(request: GenerateRequest, facts: ServiceFacts, drawn_seed: in
     """
     _check_common(request, facts)
     check_prompt("prompt", request.prompt, facts.prompt_chars)
-    warnings = list(facts.notices)
+    warnings, model = list(facts.notices), model_of(facts, request.model)
     if (request.width is None) != (request.height is None):
         lacking = "width" if request.width is None else "height"
         raise InvalidRequest(lacking, "is required when the other side is given")
     if request.width is None or request.height is None:
-        width, height = facts.sizes.for_aspect(request.aspect_ratio)
+        width, height = model.sizes.for_aspect(request.aspect_ratio)
     else:
         width, height = request.width, request.height
-        facts.sizes.check(width, height)
-    wanted = facts.refiner is not None if request.refine is None else request.refine
-    if wanted and facts.refiner is None:
-        warnings.append("no refiner is configured: base made the whole image")
-    guidance = request.guidance_scale
-    if guidance is None:
-        guidance = guidance_of(request.temperature)
+        model.sizes.check(width, height)
+    refines = facts.refines(model)
+    if request.refine and not refines:
+        whose = f"the refiner does not continue pictures of {model.name}"
+        why = whose if facts.refiner else "no refiner is configured"
+        warnings.append(f"{why}: base made the whole image")
+    guidance = _guidance(request.guidance_scale, model, request.temperature)
     warnings += _ignored(request, guidance)
-    handoff = request.handoff if wanted and facts.refiner else 1.0
+    if guidance == model.defaults.guidance and request.temperature != DEFAULT_TEMPERATURE:
+        warnings.append(
+            f"temperature is ignored: {model.name} is made for guidanceScale {guidance:g}"
+        )
+    handoff = request.handoff if refines and request.refine is not False else 1.0
     spec = ImageSpec(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         seed=0,
         width=width,
         height=height,
-        steps=request.steps or facts.default_steps,
+        steps=request.steps or model.defaults.steps,
         guidance=guidance,
-        sampler=request.sampler,
+        sampler=request.sampler or model.defaults.sampler,
         handoff=handoff,
+        model=model.name,
     )
     count = request.image_count or facts.image_count
     pieces = (Piece(spec, request.prompt),) * count
@@ -111,11 +117,11 @@ def order_refine(
     A picture of our own remembers its prompt, and the refine prompt adds to it.
     Raises `InvalidRequest` or `ModelNotFound`.
     """
-    steps, guidance = check_refine(request, facts)
+    model, steps, guidance = check_refine(request, facts)
     _, prompt = request.words
     named = request.config and request.config.model_path
     handoff = request.handoff
-    if facts.refiner is None:
+    if not facts.refines(model):
         handoff = 1.0
     elif named == facts.refiner:
         handoff = 0.0
@@ -134,39 +140,54 @@ def order_refine(
             height=image.height,
             steps=steps,
             guidance=guidance,
-            sampler=request.sampler,
+            sampler=request.sampler or model.defaults.sampler,
             strength=request.strength,
             handoff=handoff,
+            model=model.name,
         )
         pieces.append(Piece(spec, prompt, image))
     seed = drawn_seed if request.seed is None else request.seed
     order = _order("/refine", pieces, seed, facts, warnings, request.timeout_seconds)
-    return replace(order, model=named or facts.model)
+    return replace(order, model=named or model.name)
 
 
-def check_refine(request: RefineRequest, facts: ServiceFacts) -> tuple[int, float]:
-    """Steps and guidance of a /refine that is right but for its images, which are dear to read.
+def check_refine(request: RefineRequest, facts: ServiceFacts) -> tuple[ModelFacts, int, float]:
+    """Model, steps and guidance of a /refine that is right but for its images: those are dear.
 
     Raises `InvalidRequest` or `ModelNotFound`.
     """
     config = request.config
     name, prompt = request.words
     _check_common(request, facts)
-    _check_model("config.modelPath", config.model_path if config else None, facts)
+    named = config.model_path if config else None
+    model = model_of(facts, request.model, named)
+    if named is not None and named == facts.refiner and not model.refined:
+        raise InvalidRequest(
+            "config.modelPath", f"is the refiner, which does not continue pictures of {model.name}"
+        )
     check_prompt(name, prompt, facts.prompt_chars)
     steps = _one_of("steps", request.steps, config.steps if config else None)
     guidance = _one_of(
         "guidanceScale", request.guidance_scale, config.guidance_scale if config else None
     )
     return (
-        facts.default_steps if steps is None else steps,
-        guidance_of(DEFAULT_TEMPERATURE) if guidance is None else guidance,
+        model,
+        model.defaults.steps if steps is None else steps,
+        _guidance(guidance, model, DEFAULT_TEMPERATURE),
     )
 
 
 def guidance_of(temperature: float) -> float:
     """How strongly the prompt is followed: 0 is the most literal."""
     return round(LITERAL_GUIDANCE - 3 * temperature, 6)
+
+
+def _guidance(asked: float | None, model: ModelFacts, temperature: float) -> float:
+    """What is asked for, else what the model is made for, else what the temperature says."""
+    if asked is not None:
+        return asked
+    made_for = model.defaults.guidance
+    return guidance_of(temperature) if made_for is None else made_for
 
 
 def check_prompt(path: str, prompt: str | None, most: int) -> None:
@@ -183,15 +204,16 @@ def _order(
     warnings: Sequence[str],
     timeout: float | None,
 ) -> Order:
+    model = pieces[0].spec.model
     refined = facts.refiner is not None and pieces[0].spec.handoff < 1
-    models = {str(Stage.BASE): facts.model}
+    models = {str(Stage.BASE): model}
     if refined and facts.refiner:
         models[str(Stage.REFINER)] = facts.refiner
     order = Order(
         route=route,
         pieces=tuple(pieces),
         seed=seed,
-        model=facts.model,
+        model=model,
         models=models,
         refined=refined,
         warnings=tuple(warnings),
@@ -243,15 +265,7 @@ def _one_of(name: str, top: N | None, nested: N | None) -> N | None:
 
 def _check_common(request: Asked, facts: ServiceFacts) -> None:
     check_prompt("negativePrompt", request.negative_prompt, facts.prompt_chars)
-    _check_model("model", request.model, facts)
     _check_loras(request.loras)
-
-
-def _check_model(path: str, name: str | None, facts: ServiceFacts) -> None:
-    names = [n for n in (facts.model, facts.refiner) if n]
-    legal = names if path == "config.modelPath" else names[:1]
-    if name is not None and name not in legal:
-        raise ModelNotFound(f"{path} names no model of this service; there is {', '.join(legal)}")
 
 
 def _check_loras(loras: Sequence[Lora]) -> None:

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve_app.core.facts import Condition, ServiceFacts
 from serve_app.core.job import Job, Result
+from serve_app.core.sizes import SizeRules
 from serve_app.core.spec import SEED
 from serve_app.ingress.answers import answer_body, prefers_picture
 from serve_app.ingress.body import StrictRoute
@@ -97,10 +98,13 @@ class Studio:
         return await loop.run_in_executor(self._writers, partial(work, *args))
 
     async def read(
-        self, files: Sequence[str | bytes], wanted: tuple[int, int] | None = None
+        self,
+        files: Sequence[str | bytes],
+        sizes: SizeRules,
+        wanted: tuple[int, int] | None = None,
     ) -> list[BaseImage]:
         """The pictures in files, or in their base64, one after the other. Raises `InvalidImage`."""
-        loop, sizes = asyncio.get_running_loop(), self.facts.sizes
+        loop = asyncio.get_running_loop()
 
         def read_one(file: str | bytes, i: int) -> BaseImage:
             file = read_base64(file, i) if isinstance(file, str) else file
@@ -156,9 +160,10 @@ def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
     async def refine(body: RefineRequest, request: Request, key: IdempotencyKey = None) -> Response:
         """Pictures from pictures and a prompt."""
         _, texts = body.pictures
-        check_refine(body, facts)
+        model, *_ = check_refine(body, facts)
         await desk.admit(request.state.caller)
-        order = order_refine(body, await studio.read(texts), facts, draw_seed())
+        images = await studio.read(texts, model.sizes)
+        order = order_refine(body, images, facts, draw_seed())
         return await answered(order, asking(request, key, body), request)
 
     @router.get("/jobs/{id}", response_model=JobAnswer, responses=tells(401, 403, 404, 503))
@@ -206,7 +211,8 @@ def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
         body = HealthAnswer.model_construct(
             status=now.condition,
             reason=now.reason,
-            model=facts.model,
+            model=facts.model.name,
+            models=list(facts.names),
             refiner=facts.refiner,
             device=facts.device,
             precision=facts.precision,

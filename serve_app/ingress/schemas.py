@@ -113,7 +113,7 @@ class Asked(Wire):
     seed: Seed | None = None
     steps: Steps | None = None
     guidance_scale: Guidance | None = None
-    sampler: SamplerName = Sampler.EULER
+    sampler: SamplerName | None = None
     image_count: Count | None = None
     handoff: Fraction = 0.8
     model: str | None = None
@@ -235,7 +235,8 @@ class HealthAnswer(Wire):
 
     status: str
     reason: str
-    model: str
+    model: str  # the one that is taken when nobody names any
+    models: list[str]
     refiner: str | None
     device: str
     precision: str

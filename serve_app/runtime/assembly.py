@@ -22,6 +22,7 @@ logger = logging.getLogger("aura.runtime")
 def assemble(
     checkpoint: Checkpoint,
     device: Device,
+    to_come: int = 0,
     *,
     images: int,
     strict: bool,
@@ -29,9 +30,10 @@ def assemble(
 ) -> StageModel:
     """The stage's model, loaded, and fitted to the device's memory where that has an end.
 
-    At most `images` guided images step together. In strict mode it has been proved to keep its
-    promise here. Raises `OperatorError` when that can't be kept, or when not even one image has
-    room.
+    At most `images` guided images step together, with room left for as many models like this one
+    as are `to_come`. In strict mode it has been proved to keep its
+    promise here. Raises `OperatorError` when that can't be kept, `DeviceFull` when not even one
+    image has room.
     """
     modules = load(checkpoint, device)
     placement = Placement(modules, device)
@@ -45,11 +47,13 @@ def assemble(
         found = Fit(images)
         placement.take(())
     else:
-        trial = Trial(parts, placement, device, native=checkpoint.native, strict=strict)
+        trial = Trial(
+            parts, placement, device, native=checkpoint.native, strict=strict, to_come=to_come
+        )
         found = fitted(images, ladder, trial)
     lanes = lanes_for(found.images, strict=strict)
     model = StageModel(
-        profile=device.profile(checkpoint.stage, lanes, found.rungs),
+        profile=device.profile(checkpoint.stage, lanes, checkpoint.name, found.rungs),
         fit=found,
         device=device,
         parts=parts,

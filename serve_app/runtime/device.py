@@ -39,8 +39,10 @@ class Device:
     attention: str  # "sdpa" or "xformers"
     cpu_threads: int
 
-    def profile(self, stage: Stage, lanes: int, rungs: tuple[Rung, ...] = ()) -> NumericProfile:
-        """The numeric profile of a stage that runs here with so many lanes, and what it gave up."""
+    def profile(
+        self, stage: Stage, lanes: int, model: str, rungs: tuple[Rung, ...] = ()
+    ) -> NumericProfile:
+        """The numeric profile of a stage's model here, with so many lanes and what it gave up."""
         return NumericProfile(
             stage=stage,
             device=self.kind,
@@ -51,6 +53,7 @@ class Device:
             rungs=rungs,
             cpu_threads=self.cpu_threads,
             torch=torch.__version__,
+            model=model,
         )
 
     def claim_thread(self) -> None:

@@ -21,16 +21,19 @@ from serve_app.core.errors import (
     CallerError,
     EngineFault,
     ImageTooLarge,
+    ModelUnavailable,
     OutOfMemory,
     ProfileChanged,
     ReplicaLost,
 )
 from serve_app.core.events import Snapshot
+from serve_app.core.fitting import Fit
 from serve_app.core.sample import Leg
 from serve_app.core.scheduler import Plan, StepScheduler, Work
 from serve_app.runtime.device import is_out_of_memory
-from serve_app.runtime.model import Live, Packed, StageModel
+from serve_app.runtime.model import Live, Packed, packed, unpacked
 from serve_app.runtime.pixels import Picture
+from serve_app.runtime.shelf import Shelf
 
 logger = logging.getLogger("aura.engine")
 
@@ -69,6 +72,7 @@ class EngineFacts:
     cancelled: int
     owed_seconds: float
     positions: dict[str, int]  # index of each sample in flight
+    models: dict[str, Fit]  # those in memory, and what was given up for each
 
 
 @dataclass(slots=True)
@@ -86,24 +90,22 @@ class Engine:
 
     def __init__(
         self,
-        model: StageModel,
+        shelf: Shelf,
         *,
-        images: int,
         snapshot_every: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.model = model
-        self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(
-            images=images, lanes=model.profile.lanes
-        )
+        self.shelf = shelf
+        self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(shelf.here, room=shelf.room)
         self._snapshot_every = snapshot_every
         self._clock = clock
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._waiters: dict[str, _Waiter] = {}
         self._rate = Rate()
-        self._counts = EngineFacts("", 0, 0, 0, 0, 0.0, {})
+        self._counts = EngineFacts("", 0, 0, 0, 0, 0.0, {}, {})
         self._faults = 0
         self._closing = False
+        self._count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -163,7 +165,7 @@ class Engine:
         return plan is not None
 
     def _run(self) -> None:
-        self.model.device.claim_thread()
+        self.shelf.device.claim_thread()
         while not self._closing:
             self.turn(wait=True)
 
@@ -176,16 +178,16 @@ class Engine:
             pass
 
     def _add(self, sample: Packed, leg: Leg, listener: Listener) -> None:
-        mine = self.model.profile.name
-        if sample.profile is not None and sample.profile != mine:
-            change = ProfileChanged(f"made under {sample.profile}, this replica runs {mine}")
-            _tell(listener, Failed(change))
+        try:
+            sample = self.shelf.admit(sample)
+        except AuraError as error:
+            _tell(listener, Failed(error))
             return
         if sample.id in self._scheduler:
             self._scheduler.cancel(sample.id)
             self._forget(sample.id)
         try:
-            self._scheduler.add(self.model.unpack(sample), leg)
+            self._scheduler.add(unpacked(sample, self.shelf.device.torch_device), leg)
         except Exception as error:  # a bad sample must not end the thread
             logger.exception("sample %s was not taken", sample.id)
             _tell(listener, Failed(_named(error)))
@@ -204,29 +206,40 @@ class Engine:
             left = self._scheduler.evict(sample.id)
             listener = self._forget(sample.id)
             if left.index > left.schedule.start:
-                _tell(listener, Snapshot(self.model.pack(left)))
+                _tell(listener, Snapshot(packed(left)))
             _tell(listener, Failed(ReplicaLost("the replica is closing")))
         self._closing = True
 
     def _run_plan(self, plan: Plan[torch.Tensor]) -> None:
+        if plan.work is Work.LOAD:
+            self._load(plan)
+            return
+        model = self.shelf[plan.samples[0].model]
         if plan.work is Work.STEP:
-            self._settle(plan, self.model.step(plan.samples, plan.lanes), None)
+            self._settle(plan, model.step(plan.samples, plan.lanes), None)
             return
         (sample,) = plan.samples
         if plan.work is Work.CONDITION:
-            self._settle(plan, [self.model.condition(sample)], None)
+            self._settle(plan, [model.condition(sample)], None)
         elif plan.work is Work.ENCODE:
-            self._settle(plan, [self.model.encode(sample)], None)
+            self._settle(plan, [model.encode(sample)], None)
         else:
-            self._settle(plan, [sample], self.model.decode(sample))
+            self._settle(plan, [sample], model.decode(sample))
+
+    def _load(self, plan: Plan[torch.Tensor]) -> None:
+        try:
+            self.shelf.load(plan.samples[0].model, plan.drop)
+        finally:
+            self._scheduler.hold(self.shelf.here)
+        self._settle(plan, list(plan.samples), None)
 
     def _settle(
         self, plan: Plan[torch.Tensor], results: list[Live], picture: Picture | None
     ) -> None:
         for sample in self._scheduler.settle(plan, results):
-            packed = self.model.pack(sample)
+            last = packed(sample)
             self._counts = replace(self._counts, finished=self._counts.finished + 1)
-            _tell(self._forget(sample.id), Finished(packed, picture, self._rate.tflops))
+            _tell(self._forget(sample.id), Finished(last, picture, self._rate.tflops))
         if plan.work is Work.STEP:
             self._send_snapshots(results)
 
@@ -240,12 +253,12 @@ class Engine:
                 and now - waiter.at >= SNAPSHOT_GAP
             ):
                 waiter.index, waiter.at = sample.index, now
-                _tell(waiter.listener, Snapshot(self.model.pack(sample)))
+                _tell(waiter.listener, Snapshot(packed(sample)))
 
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
         named = _named(error)
         if isinstance(named, OutOfMemory):
-            self.model.device.free()
+            self.shelf.device.free()
             if len(plan.samples) == 1:
                 waiter = self._waiters[plan.samples[0].id]
                 if not waiter.squeezed:
@@ -255,21 +268,21 @@ class Engine:
                     "this image alone does not fit on the device: ask for a smaller one; the "
                     "service's operator can lower MODEL_MAX_BATCH_SIZE or use MODEL_PRECISION=fp16"
                 )
-        if not isinstance(named, CallerError):
+        if not isinstance(named, CallerError | ProfileChanged):
             logger.error("a turn failed: %s", plan.work, exc_info=error)
-            self._faults += 1
+            self._faults += not isinstance(named, ModelUnavailable)
         for sample in plan.samples:
             if self._scheduler.cancel(sample.id):
                 _tell(self._forget(sample.id), Failed(named))
 
     def _forget(self, id: str) -> Listener:
-        self.model.forget(id)
+        self.shelf.forget(id)
         return self._waiters.pop(id).listener
 
     def _learn(self, plan: Plan[torch.Tensor], seconds: float) -> None:
-        spec = plan.samples[0].spec
+        spec, stage = plan.samples[0].spec, plan.samples[0].stage
         rows = sum(s.spec.rows for s in plan.samples)  # padding is no work that anybody asked for
-        work = step_tflop(self.model.profile.stage, spec.width, spec.height, rows)
+        work = step_tflop(stage, spec.width, spec.height, rows)
         self._rate = self._rate.seen(work, seconds)
         self._counts = replace(
             self._counts,
@@ -285,6 +298,7 @@ class Engine:
             state=repr(self._scheduler),
             owed_seconds=self._rate.seconds(owed) if self._rate.known else 0.0,
             positions={s.id: s.index for s in self._scheduler.samples()},
+            models=self.shelf.fits,
         )
 
 

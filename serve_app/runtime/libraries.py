@@ -1,6 +1,7 @@
 """diffusers and transformers, told to be quiet before anything of theirs is loaded.
 
-They warn of image processors that are never used here, and draw progress bars over the log.
+They warn of image processors that are never used here, and of casts that they make themselves
+while they read a single file, and draw progress bars over the log.
 Knows nothing of ours.
 """
 
@@ -9,6 +10,7 @@ import transformers
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 
 __all__ = ["diffusers", "transformers"]

@@ -29,8 +29,14 @@ RESTRICTIONS = (  # what Attachment A of the licence forbids, in our words; its 
 )
 
 
-def license_of(checkpoint: Checkpoint) -> License:
-    """The terms of a checkpoint: what its folder says, else those of the family it belongs to."""
+def license_of(checkpoint: Checkpoint, said: str | None = None) -> License:
+    """The terms of a checkpoint: what the operator has `said`, else its folder or its file, else
+    those of the family it belongs to. The folder that lends a single file its configs says nothing
+    of the file's terms."""
+    if said or checkpoint.file:
+        return _license_said(
+            checkpoint, said or (checkpoint.file and checkpoint.file.license) or ""
+        )
     text = _first(checkpoint.folder, "LICENSE*")
     tags: dict[str, str] = dict(_TAGS.findall(_first(checkpoint.folder, "README*")))
     said = (tags.get("license_name") or tags.get("license") or "").lower()
@@ -39,6 +45,14 @@ def license_of(checkpoint: Checkpoint) -> License:
         url = _RAIL_URL.format(REPOSITORY[checkpoint.stage])
         return License(checkpoint.name, RAIL + assumed, url, RESTRICTIONS, text)
     return License(checkpoint.name, said or "see text", "", (), text)
+
+
+def _license_said(checkpoint: Checkpoint, said: str) -> License:
+    if said and "openrail" not in said.lower().replace(" ", ""):
+        return License(checkpoint.name, said, "", (), "")
+    assumed = "" if said else " (assumed: the file does not say)"
+    url = _RAIL_URL.format(REPOSITORY[checkpoint.stage])
+    return License(checkpoint.name, RAIL + assumed, url, RESTRICTIONS, "")
 
 
 def license_on_card(repository: str, said: str, url: str) -> License:

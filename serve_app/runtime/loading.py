@@ -1,4 +1,4 @@
-"""The only `from_pretrained`: a checkpoint folder to modules, in the CPU's memory as yet.
+"""The only `from_pretrained`: a checkpoint, folder or single file, to modules in the CPU's memory.
 
 Knows no samples and no steps, and not how much of it the device can hold: see `memory`.
 """
@@ -6,6 +6,8 @@ Knows no samples and no steps, and not how much of it the device can hold: see `
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app.core.errors import CheckpointError
+from serve_app.core.spec import Stage
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device
 from serve_app.runtime.libraries import diffusers
@@ -26,14 +28,8 @@ def load(checkpoint: Checkpoint, device: Device) -> Modules:
 
     Only safetensors, only local files.
     """
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(
-        checkpoint.folder,
-        dtype={"default": device.dtype, "vae": device.vae_dtype},
-        variant=checkpoint.variant,
-        use_safetensors=True,
-        local_files_only=True,
-        add_watermarker=False,  # where installed it would alter every picture
-    )
+    make = _from_file if checkpoint.file else _from_folder
+    pipeline = make(checkpoint, device)
     if device.attention == "xformers":
         pipeline.unet.enable_xformers_memory_efficient_attention()
     for network in (pipeline.unet, pipeline.vae):
@@ -46,3 +42,48 @@ def load(checkpoint: Checkpoint, device: Device) -> Modules:
         [first, second] if pipeline.text_encoder is not None else [second]
     )  # the refiner has one
     return Modules(pipeline.unet, pipeline.vae, ClipPrompts(encoders, device.torch_device))
+
+
+def _from_folder(checkpoint: Checkpoint, device: Device, **parts: Any) -> Any:
+    """The pipeline of a folder; `parts` are not loaded from it, but given, or None."""
+    return diffusers.DiffusionPipeline.from_pretrained(
+        checkpoint.folder,
+        dtype={"default": device.dtype, "vae": device.vae_dtype},
+        variant=checkpoint.variant,
+        use_safetensors=True,
+        local_files_only=True,
+        add_watermarker=False,  # where installed it would alter every picture
+        **parts,
+    )
+
+
+def _from_file(checkpoint: Checkpoint, device: Device) -> Any:
+    """The pipeline of a single file, with what it lacks from its folder.
+
+    Raises `CheckpointError` when the file lacks tensors that the folder's configs promise.
+    """
+    file = checkpoint.file
+    assert file is not None
+    network = {"config": str(checkpoint.folder), "local_files_only": True}
+    absent = dict.fromkeys(file.inside)
+    parts = _from_folder(checkpoint, device, **absent).components
+    given = {name: part for name, part in parts.items() if name not in absent}
+    kind = {
+        Stage.BASE: diffusers.StableDiffusionXLPipeline,
+        Stage.REFINER: diffusers.StableDiffusionXLImg2ImgPipeline,
+    }[checkpoint.stage]
+    try:
+        if "vae" in file.inside:
+            given["vae"] = diffusers.AutoencoderKL.from_single_file(
+                str(file.path), subfolder="vae", torch_dtype=device.vae_dtype, **network
+            )
+        return kind.from_single_file(
+            str(file.path), torch_dtype=device.dtype, add_watermarker=False, **given, **network
+        )
+    except (NotImplementedError, ValueError) as error:  # a tensor that never came, or another shape
+        problem = str(error).partition(". If you want")[0]
+        if isinstance(error, NotImplementedError):
+            problem = "it lacks tensors that they promise"
+        raise CheckpointError(
+            f"{file.path} is no file for the configs in {checkpoint.folder}: {problem}"
+        ) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from serve_app.core.errors import OperatorError
+from serve_app.core.errors import DeviceFull
 from serve_app.core.fitting import Fit, Rung, fit, shortfall
 from serve_app.core.sizes import SizeRules
 from serve_app.core.spec import ImageSpec
@@ -52,18 +52,38 @@ class Placement:
         if Rung.UNET_ON_CPU not in self.taken:
             modules.unet.to(self._device)
 
+    @property
+    def held(self) -> int:
+        """Bytes of the device that the modules take while nothing works."""
+        modules = self._modules
+        networks = (modules.unet, modules.vae, *modules.prompts.networks)
+        tensors = (tensor for network in networks for tensor in network.parameters())
+        return sum(one.nbytes for one in tensors if one.device.type == self._device.type)
+
 
 class Trial:
-    """Whether a set-up holds, tried: the largest picture that may be asked for, all its works."""
+    """Whether a set-up holds, tried: the largest picture that may be asked for, all its works.
+
+    So many models as are `to_come` must find room beside it, taken to be as large: else the next
+    one would leave this one too little for its batch.
+    """
 
     def __init__(
-        self, parts: Parts, placement: Placement, device: Device, *, native: int, strict: bool
+        self,
+        parts: Parts,
+        placement: Placement,
+        device: Device,
+        *,
+        native: int,
+        strict: bool,
+        to_come: int,
     ) -> None:
         self._parts = parts
         self._placement = placement
         self._device = device
         self._size = SizeRules(native).largest
         self._strict = strict
+        self._to_come = to_come
 
     def __call__(self, attempt: Fit) -> bool:
         """Whether it held and left a little to spare. Set-ups must come in climbing order."""
@@ -80,7 +100,8 @@ class Trial:
         if use is None:
             return True
         logger.info("%s: %.1f of %.1f GB", attempt, use.peak / 1e9, use.all / 1e9)
-        return use.peak <= (1 - _SPARE) * use.all
+        kept = self._to_come * self._placement.held
+        return use.peak + kept <= (1 - _SPARE) * use.all
 
     @torch.inference_mode()
     def _rehearse(self, attempt: Fit) -> None:
@@ -99,13 +120,14 @@ class Trial:
 def fitted(images: int, ladder: Sequence[Rung], trial: Trial) -> Fit:
     """The set-up that holds, with so many images at most; what it cost is in the log.
 
-    Raises `OperatorError` when not even one image has room.
+    Raises `DeviceFull` when not even one image has room.
     """
     found = fit(images, ladder, trial)
     if found is None:
-        raise OperatorError(
+        raise DeviceFull(
             "the device has no room for one image, though all was given up that can be. Free its "
-            "memory (nvidia-smi shows who has it), or set MODEL_PRECISION=fp16, or MODEL_DEVICE=cpu"
+            "memory (nvidia-smi shows who has it), or set MODEL_PRECISION=fp16, MODELS_IN_MEMORY=1 "
+            "or MODEL_DEVICE=cpu"
         )
     if said := shortfall(images, found):
         logger.warning(said)

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from serve_app.core.errors import OperatorError, SafetyBlock
+from serve_app.core.errors import OperatorError, ProfileChanged, SafetyBlock
 from serve_app.core.fitting import Fit
 from serve_app.core.profile import NumericProfile
 from serve_app.core.safety import SafetyFilter
 from serve_app.core.sample import Sample, advanced, carried, entered, told, under
+from serve_app.core.scheduler import BatchSize
 from serve_app.core.solver import STOCHASTIC, update, weighed
 from serve_app.core.spec import ImageSpec
 from serve_app.runtime.conditioning import Conditioner, Guide
@@ -66,9 +67,18 @@ class StageModel:
         self._safety = safety
         self._beside: dict[str, _Beside] = {}
 
+    @property
+    def batch(self) -> BatchSize:
+        """How many samples step together here, and in how many rows."""
+        return BatchSize(self.fit.images, self.profile.lanes)
+
     @torch.inference_mode()
     def condition(self, sample: Live) -> Live:
-        """The sample with its guide made and, for an image from noise, its first latents."""
+        """The sample with its guide made and, for an image from noise, its first latents.
+
+        Raises `ProfileChanged` when other numbers, or another model, began it.
+        """
+        self._check(sample)
         beside = self._kept(sample)
         beside.guide = guide = self._conditioner.guide(sample.spec)
         sample = told(under(sample, self.profile.name), guide.chunks, guide.warnings)
@@ -107,8 +117,9 @@ class StageModel:
     def decode(self, sample: Live) -> Picture:
         """The picture of a sample that has taken its last step.
 
-        Raises `SafetyBlock` when the filter refuses it.
+        Raises `SafetyBlock` when the filter refuses it, and `ProfileChanged` as `condition` does.
         """
+        self._check(sample)
         picture = self._pixels.decode(_latents(sample))
         if self._safety and self._safety.refuses_picture(picture):
             raise SafetyBlock("the safety filter refuses the picture that came of this request")
@@ -117,15 +128,6 @@ class StageModel:
     def forget(self, id: str) -> None:
         """Nothing is kept beside this sample any more."""
         self._beside.pop(id, None)
-
-    def pack(self, sample: Live) -> Packed:
-        """The sample on the CPU, owning its memory: a snapshot."""
-        return carried(sample, lambda latents: latents.cpu().numpy().copy())
-
-    def unpack(self, sample: Packed) -> Live:
-        """The sample on this device."""
-        device = self.device.torch_device
-        return carried(sample, lambda latents: torch.tensor(latents, device=device))
 
     @torch.inference_mode()
     def prove_lanes(self) -> None:
@@ -154,6 +156,12 @@ class StageModel:
                     "MODEL_DETERMINISM=fast"
                 )
 
+    def _check(self, sample: Live) -> None:
+        if sample.profile not in (None, self.profile.name):
+            raise ProfileChanged(
+                f"made under {sample.profile}, this replica runs {self.profile.name}"
+            )
+
     def _kept(self, sample: Live) -> _Beside:
         spec = sample.spec
         return self._beside.setdefault(sample.id, _Beside(Noise(spec.seed, spec.latent_shape)))
@@ -178,6 +186,16 @@ class StageModel:
             weighed(mix, _latents(sample), denoised, memory, None) for mix in weights.memory
         )
         return advanced(sample, moved, memory, draws)
+
+
+def packed(sample: Live) -> Packed:
+    """The sample on the CPU, owning its memory: a snapshot."""
+    return carried(sample, lambda latents: latents.cpu().numpy().copy())
+
+
+def unpacked(sample: Packed, device: torch.device) -> Live:
+    """The sample on a device."""
+    return carried(sample, lambda latents: torch.tensor(latents, device=device))
 
 
 def _plain_spec(prompt: str) -> ImageSpec:

@@ -61,6 +61,11 @@ class ClipPrompts:
         self._empty: Chunk = ((),) * len(self._encoders)
         self._known: OrderedDict[Chunk, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
+    @property
+    def networks(self) -> tuple[Any, ...]:
+        """The text encoders."""
+        return tuple(encoder for _, encoder in self._encoders)
+
     def stay(self, *, on_device: bool) -> None:
         """The encoders are on the device from now on; if not, they visit it while they work."""
         self._stays = on_device

@@ -5,6 +5,7 @@ test: the same engine, the same pictures.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from serve_app.core.errors import AuraError
 from serve_app.core.safety import SafetyFilter
@@ -17,6 +18,7 @@ from serve_app.runtime.device import Device
 from serve_app.runtime.engine import Engine, Event, Failed, Finished
 from serve_app.runtime.model import Packed
 from serve_app.runtime.pixels import Picture
+from serve_app.runtime.shelf import Shelf
 
 Tell = Callable[[int], None]
 Warn = Callable[[str], None]
@@ -40,20 +42,17 @@ class Solo:
         strict: bool = True,
         safety: SafetyFilter | None = None,
     ) -> None:
-        models = [
-            assemble(one, device, images=images, strict=strict, safety=safety)
-            for one in checkpoints
-        ]
         self._noise = {one.stage: one.noise for one in checkpoints}
-        self._engines = {
-            model.profile.stage: Engine(model, images=model.fit.images, snapshot_every=_NEVER)
-            for model in models
-        }
+        self._engines = {}
+        for one in checkpoints:
+            name = one.name if one.stage is Stage.BASE else ""
+            make = partial(assemble, one, device, images=images, strict=strict, safety=safety)
+            self._engines[one.stage] = Engine(Shelf({name: make}), snapshot_every=_NEVER)
 
     @property
     def profiles(self) -> dict[Stage, str]:
         """The name of each stage's numeric profile."""
-        return {stage: engine.model.profile.name for stage, engine in self._engines.items()}
+        return {stage: engine.shelf.profile.name for stage, engine in self._engines.items()}
 
     def draw(
         self,

@@ -1,11 +1,13 @@
 from dataclasses import replace
 
-from serve_app.core.facts import Condition, Health, License, ServiceFacts
+from serve_app.core.facts import Condition, Health, License, ModelFacts, ServiceFacts
+from serve_app.core.schedule import NoiseConfig
+
+SDXL = ModelFacts("sdxl", 512, NoiseConfig())
 
 
-def test_facts_know_the_legal_sizes() -> None:
-    facts = ServiceFacts("sdxl", None, 512, "cpu", "fp32", 2, 30)
-    assert facts.sizes.for_aspect("1:1") == (512, 512)
+def test_models_know_their_legal_sizes() -> None:
+    assert SDXL.sizes.for_aspect("1:1") == (512, 512)
 
 
 def test_health_is_a_value() -> None:
@@ -15,9 +17,19 @@ def test_health_is_a_value() -> None:
 
 
 def test_other_licences_are_other_terms() -> None:
-    facts = ServiceFacts("sdxl", None, 512, "cpu", "fp32", 2, 30)
+    facts = ServiceFacts((SDXL,), None, "cpu", "fp32", 2)
     license = License("sdxl", "RAIL", "", (), "text")
     one = replace(facts, licenses=(license,))
     other = replace(facts, licenses=(replace(license, text="another"),))
     assert len({facts.terms, one.terms, other.terms}) == 3
     assert one.terms == replace(one, device="cuda").terms
+
+
+def test_models_are_found_by_name_and_the_first_is_the_default() -> None:
+    few = replace(SDXL, name="few", refined=False)
+    facts = ServiceFacts((SDXL, few), "sdxl-refiner", "cpu", "fp32", 2)
+    assert (facts.model, facts.names) == (SDXL, ("sdxl", "few"))
+    assert facts.named("few") == few
+    assert facts.named("none") is None
+    assert [facts.refines(model) for model in facts.models] == [True, False]
+    assert not replace(facts, refiner=None).refines(SDXL)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.core.fitting import Fit, Rung, fewer, fit, shortfall
+from serve_app.core.fitting import Fit, Rung, fewer, fit, shortfall, shortfalls
 
 LADDER = tuple(Rung)
 
@@ -62,3 +62,11 @@ def test_what_there_was_no_room_for_is_said_in_one_sentence() -> None:
     assert shortfall(1, Fit(1, (Rung.VAE_TILES, Rung.TEXT_ON_CPU))) == (
         "too little memory for 1 image at a time: now 1 image at a time, vae-tiles, text-on-cpu"
     )
+
+
+def test_the_shortfalls_of_several_models_are_told_by_their_names() -> None:
+    said = "too little memory for 4 images at a time: now 2 images at a time"
+    assert shortfalls(4, {"": Fit(2)}) == said
+    assert shortfalls(4, {"fox": Fit(4), "ink": Fit(2)}) == f"ink: {said}"
+    assert shortfalls(4, {"fox": Fit(2), "ink": Fit(2)}) == f"fox: {said}; ink: {said}"
+    assert shortfalls(4, {"fox": Fit(4)}) == shortfalls(4, {}) == ""

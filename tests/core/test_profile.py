@@ -13,6 +13,7 @@ PROFILE = NumericProfile(
     rungs=(),
     cpu_threads=2,
     torch="2.13.0",
+    model="sdxl",
 )
 
 

@@ -11,6 +11,7 @@ from serve_app.core.sample import (
     entered,
     handed_over,
     itinerary,
+    of_model,
     told,
     under,
 )
@@ -101,5 +102,13 @@ def test_a_sample_takes_its_warnings_along_and_says_each_once() -> None:
 
 def test_the_length_of_its_prompts_is_part_of_its_shape() -> None:
     bare: Sample[float] = begin("a", SPEC, SCHEDULE, Stage.BASE)
-    assert bare.shape == (8, 8, 1)
-    assert told(bare, 3, ()).shape == (8, 8, 3)
+    assert bare.shape == (8, 8, 1, "")
+    assert told(bare, 3, ()).shape == (8, 8, 3, "")
+
+
+def test_its_model_is_part_of_its_shape_but_not_at_the_refiner_which_is_one_for_all() -> None:
+    bare: Sample[float] = begin("a", SPEC, SCHEDULE, Stage.BASE)
+    fox = of_model(bare, "fox")
+    assert (fox.model, fox.shape) == ("fox", (8, 8, 1, "fox"))
+    assert (fox.spec.model, bare.spec.model) == ("fox", "")
+    assert handed_over(fox, Stage.REFINER).shape == handed_over(bare, Stage.REFINER).shape

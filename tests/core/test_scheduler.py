@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serve_app.core.sample import Leg, Sample, advanced, begin, entered, itinerary, told
 from serve_app.core.schedule import NoiseConfig, make_schedule
-from serve_app.core.scheduler import Plan, StepScheduler, Work
+from serve_app.core.scheduler import BatchSize, Plan, StepScheduler, Work
 from serve_app.core.spec import ImageSpec, Sampler, Stage
 
 NOISE = NoiseConfig(spacing="leading", offset=1)
@@ -57,7 +57,7 @@ def turns(scheduler: StepScheduler[float]) -> Iterator[tuple[Plan[float], tuple[
 
 
 def filled(*samples: Sample[float], images: int = 4, lanes: int = 8) -> StepScheduler[float]:
-    scheduler: StepScheduler[float] = StepScheduler(images=images, lanes=lanes)
+    scheduler: StepScheduler[float] = StepScheduler({"": BatchSize(images, lanes)})
     for one in samples:
         scheduler.add(one, whole(one))
     return scheduler
@@ -189,7 +189,7 @@ def test_an_evicted_sample_is_handed_back_as_it_stands_and_continues_elsewhere()
 
 
 def test_a_leg_that_is_not_the_last_ends_without_a_decode() -> None:
-    scheduler: StepScheduler[float] = StepScheduler(images=4, lanes=8)
+    scheduler: StepScheduler[float] = StepScheduler({"": BatchSize(4, 8)})
     scheduler.add(sample("a", 10), Leg(Stage.BASE, 3, last=False))
     works = [plan.work for plan, _ in turns(scheduler)]
     assert works == [Work.CONDITION, Work.STEP, Work.STEP, Work.STEP]
@@ -210,9 +210,9 @@ def test_a_sample_is_taken_once_and_never_without_a_step_to_take() -> None:
 
 
 @pytest.mark.parametrize(("images", "lanes"), [(0, 8), (1, 1)])
-def test_a_scheduler_without_room_for_one_image_cannot_be_built(images: int, lanes: int) -> None:
+def test_a_batch_without_room_for_one_image_cannot_be(images: int, lanes: int) -> None:
     with pytest.raises(ValueError, match="at least one image"):
-        StepScheduler(images=images, lanes=lanes)
+        BatchSize(images, lanes)
 
 
 def test_its_state_can_be_read() -> None:
@@ -243,7 +243,7 @@ def test_everything_accepted_ends_once_with_all_its_steps(
     asked: list[tuple[int, float, int, bool]], images: int, strict: bool
 ) -> None:
     lanes = 2 * images if strict else 0
-    scheduler: StepScheduler[float] = StepScheduler(images=images, lanes=lanes)
+    scheduler: StepScheduler[float] = StepScheduler({"": BatchSize(images, lanes)})
     for number, (steps, guidance, side, from_image) in enumerate(asked):
         one = sample(
             str(number),

@@ -73,3 +73,12 @@ def test_a_size_meant_for_sdxl_is_scaled_for_a_smaller_checkpoint() -> None:
     assert small.scaled(96, 128) == (96, 128)
     assert SizeRules(1024).scaled(1536, 1024) == (1536, 1024)
     assert SizeRules(1024).scaled(1, 99_999) == (256, 2048)
+
+
+@pytest.mark.parametrize("native", [64, 128, 512, 1024])
+def test_the_largest_picture_is_legal_and_one_row_more_is_not(native: int) -> None:
+    rules = SizeRules(native)
+    width, height = rules.largest
+    rules.check(width, height)
+    assert width == rules.longest
+    assert width * (height + 8) > rules.most_pixels

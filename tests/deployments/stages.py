@@ -53,7 +53,9 @@ class CountingStage:
             self.closed += 1
 
     async def facts(self) -> list[ReplicaFacts]:
-        return [ReplicaFacts(1, "p", "", 0, 0, 0, 0, 1.5, {}, self.shortfall)] * self.ready
+        return [
+            ReplicaFacts(1, "p", "", 0, 0, 0, 0, 1.5, {}, shortfall=self.shortfall)
+        ] * self.ready
 
 
 def dies_at(*deaths: tuple[int, int]) -> Trouble:

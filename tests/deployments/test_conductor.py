@@ -11,12 +11,14 @@ from serve_app.core.errors import (
     DeadlineExceeded,
     Draining,
     EngineFault,
+    ModelNotFound,
     OutOfMemory,
     ProfileChanged,
     ReplicaLost,
 )
-from serve_app.core.facts import Condition
+from serve_app.core.facts import Condition, ModelFacts
 from serve_app.core.sample import Leg, Sample
+from serve_app.core.schedule import make_schedule
 from serve_app.core.spec import ImageSpec, Stage
 from serve_app.deployments.conductor import Conductor
 from tests.deployments.stages import CountingStage, dies_at
@@ -26,7 +28,7 @@ SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=20, guidance
 
 
 def conductor(base: Any, refiner: Any = None) -> Conductor:
-    return Conductor(base, refiner, NOISE)
+    return Conductor(base, refiner, [ModelFacts("demo", 64, NOISE)])
 
 
 async def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -> None:
@@ -35,6 +37,33 @@ async def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -
     assert png == b"png 20"
     assert base.calls == [(0, Leg(Stage.BASE, 16, last=False))]
     assert refiner.calls == [(16, Leg(Stage.REFINER, 20, last=True))]
+
+
+class Noting(CountingStage):
+    """Notes the samples it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples: list[Sample[Any]] = []
+
+    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+        self.samples.append(sample)
+        async for event in super().advance(sample, leg):
+            yield event
+
+
+async def test_each_model_has_a_schedule_of_its_own_noise() -> None:
+    stage, other = Noting(), replace(NOISE, spacing="trailing")
+    models = [ModelFacts("demo", 64, NOISE), ModelFacts("other", 64, other)]
+    working = Conductor(stage, None, models)
+    for model in ("", "demo", "other"):
+        await working.make(model, replace(SPEC, model=model), None, None)
+    assert [one.model for one in stage.samples] == ["demo", "demo", "other"]
+    schedules = [one.schedule for one in stage.samples]
+    assert schedules[0] == schedules[1] == make_schedule(NOISE, SPEC.sampler, 20, None, 0.8)
+    assert schedules[2] == make_schedule(other, SPEC.sampler, 20, None, 0.8)
+    with pytest.raises(ModelNotFound, match="there is demo, other"):
+        await working.make("none", replace(SPEC, model="none"), None, None)
 
 
 async def test_what_either_stage_warns_of_comes_with_the_image_once() -> None:

@@ -12,7 +12,7 @@ from serve_app.core.events import Arrived, Snapshot
 from serve_app.core.sample import Leg
 from serve_app.core.spec import ImageSpec, Stage
 from serve_app.demo.checkpoints import demo_folder
-from serve_app.deployments.stage import StageConfig, StageReplica
+from serve_app.deployments.stage import Source, StageConfig, StageReplica
 from tests.runtime.walking import sample_of
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=150, guidance=5)
@@ -22,7 +22,7 @@ END = Leg(Stage.BASE, 150, last=True)
 def config(folder: Path, device: str = "cpu") -> StageConfig:
     return StageConfig(
         stage=Stage.BASE,
-        folder=folder,
+        models=(Source("demo", folder),),
         device=device,
         precision=None,
         xformers=False,
@@ -103,7 +103,9 @@ async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageRepli
         gaps.append(loop.time() - began)
     task.cancel()
     assert sorted(gaps)[10] < 0.05
-    assert (await replica.facts()).pid == os.getpid()
+    facts = await replica.facts()
+    assert facts.pid == os.getpid()
+    assert (facts.models, facts.shortfall) == (("demo",), "")
     replica.check_health()
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serve_app.core.spec import Stage
+from serve_app.demo.checkpoints import demo_folder
 from tests.doctor.setting_up import SetUp
+from tests.runtime.ldm import to_single_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 Found = tuple[str, str, str, str]
@@ -166,6 +168,72 @@ def terms_not_accepted(setup: SetUp) -> list[Found]:
         "acceptance of it lies beside its weights (acceptance.json): read it, accept it"
     )
     return [("licence", "WARN", said, "python -m serve_app download sdxl"), SLOW]
+
+
+def single_file_without_configs(setup: SetUp) -> list[Found]:
+    file = to_single_file(demo_folder(Stage.BASE), setup.folder / "fox.safetensors")
+    setup.set(MODEL_CHECKPOINT_DIR="./fox.safetensors")
+    said = f"MODEL_CHECKPOINT_DIR={file} is a single file, which lacks configs and tokenizers"
+    return [("base", "FAIL", said, "python -m serve_app download sdxl"), NO_TOKEN, SLOW]
+
+
+def single_file_beside_a_folder_with_configs(setup: SetUp) -> list[Found]:
+    setup.weights()
+    (_, verdict, said, _), *others = single_file_without_configs(setup)
+    return [("base", verdict, said, "MODEL_CONFIG_DIR=./models/sdxl-base"), *others]
+
+
+def file_that_is_no_checkpoint(setup: SetUp) -> list[Found]:
+    (setup.folder / "fox.safetensors").write_text("<!DOCTYPE html><title>Sign in</title>")
+    setup.set(MODEL_CHECKPOINT_DIR="./fox.safetensors")
+    said = (
+        f"MODEL_CHECKPOINT_DIR={setup.folder}/fox.safetensors holds fox.safetensors, which is no "
+        "safetensors file inside: it is a web page, as a site sends it with a 403 to who may not "
+        "have the file"
+    )
+    return [("base", "FAIL", said, "python -m serve_app download sdxl"), NO_TOKEN, SLOW]
+
+
+def unknown_key_of_a_model(setup: SetUp) -> list[Found]:
+    file = setup.listing("{fox: {path: fox, stepz: 4}}")
+    said = f"MODELS_FILE={file}: models.fox.stepz: Extra inputs are not permitted"
+    return [("models file", "FAIL", said, f'"${{EDITOR:-vi}}" {file}')]
+
+
+def model_that_is_not_there(setup: SetUp) -> list[Found]:
+    file = setup.listing("{fox: {path: tunes/fox}}")
+    said = f"MODELS_FILE={file}: models.fox.path={setup.folder}/tunes/fox does not exist"
+    return [("models file", "FAIL", said, f'"${{EDITOR:-vi}}" {file}')]
+
+
+def listed_file_without_configs(setup: SetUp) -> list[Found]:
+    fox = to_single_file(demo_folder(Stage.BASE), setup.folder / "fox.safetensors")
+    file = setup.listing("{fox: {path: fox.safetensors}}")
+    said = (
+        f"MODELS_FILE={file}: models.fox.path={fox} is a single file, which lacks configs and "
+        "tokenizers"
+    )
+    return [("models file", "FAIL", said, "python -m serve_app download sdxl")]
+
+
+def no_models_file(setup: SetUp) -> list[Found]:
+    file = setup.folder / "models.yaml"
+    setup.export(MODELS_FILE=file)
+    said = f"MODELS_FILE={file} can't be read: [Errno 2] No such file or directory: '{file}'"
+    return [("models file", "FAIL", said, "unset MODELS_FILE")]
+
+
+def terms_of_a_listed_model_not_accepted(setup: SetUp) -> list[Found]:
+    shutil.copytree(demo_folder(Stage.BASE), setup.folder / "fox")
+    for name in ("LICENSE", "README.md"):
+        (setup.folder / "fox" / name).unlink()
+    file = setup.listing("{fox: {path: fox}}")
+    said = (
+        "fox is under CreativeML Open RAIL++-M (assumed: its folder does not say), and no "
+        "acceptance of it lies beside its weights (acceptance.json): read it, name it as its "
+        "license"
+    )
+    return [("licence", "WARN", said, f'"${{EDITOR:-vi}}" {file}')]
 
 
 def misspelt(setup: SetUp) -> list[Found]:
@@ -340,6 +408,14 @@ BROKEN: list[Break] = [
     half_downloaded,
     half_downloaded_by_the_hub_s_own_tool,
     terms_not_accepted,
+    single_file_without_configs,
+    single_file_beside_a_folder_with_configs,
+    file_that_is_no_checkpoint,
+    unknown_key_of_a_model,
+    model_that_is_not_there,
+    listed_file_without_configs,
+    no_models_file,
+    terms_of_a_listed_model_not_accepted,
     misspelt,
     misspelt_and_exported,
     illegal_value,
@@ -365,6 +441,8 @@ MENDED_AT_ONCE: list[Break] = [
     wrong_path_beside_the_right_one,
     unset_beside_weights,
     refiner_of_another_noise,
+    single_file_beside_a_folder_with_configs,
+    no_models_file,
     misspelt,
     misspelt_and_exported,
     illegal_value,

@@ -50,6 +50,13 @@ class SetUp:
         )
         return folder
 
+    def listing(self, models: str) -> Path:
+        """MODELS_FILE, exported, says so."""
+        file = self.folder / "models.yaml"
+        file.write_text(f"models: {models}\n")
+        self.export(MODELS_FILE=file)
+        return file
+
     def paste(self, mend: str) -> None:
         """A mend is put into .env.local, or into the shell, as a person would."""
         if Finding("", Verdict.FAIL, "", mend).is_for_env_file:

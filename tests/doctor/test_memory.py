@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from serve_app.core.spec import Stage
-from serve_app.doctor.memory import OVERHEAD, PICTURE, ROW, Replica, placed
+from serve_app.doctor.memory import OVERHEAD, PICTURE, ROW, Replica, Weights, placed
 from tests.doctor.conftest import GIB
 
 BASE = {
@@ -23,12 +23,12 @@ BASE = {
 REFINER = {"unet": 2_259_526_660, "vae": 83_653_863, "text_encoder_2": 694_659_840}
 
 
-def base(share: float = 1) -> Replica:
-    return Replica(Stage.BASE, BASE, 1024, share)
+def base(share: float = 1, models: int = 1) -> Replica:
+    return Replica(Stage.BASE, Weights(BASE, 1024, models), share)
 
 
 def refiner(share: float = 1) -> Replica:
-    return Replica(Stage.REFINER, REFINER, 1024, share)
+    return Replica(Stage.REFINER, Weights(REFINER, 1024), share)
 
 
 def test_weights_and_work_follow_precision_and_images() -> None:
@@ -39,6 +39,7 @@ def test_weights_and_work_follow_precision_and_images() -> None:
     assert base().need(2, "fp16", vae_half=True) - one == pixels * 2 * ROW * 2
     assert base().need(1, "fp32", vae_half=True) - OVERHEAD == 2 * (one - OVERHEAD)
     assert base().need(1, "bf16", vae_half=True) == one
+    assert base(models=3).need(1, "fp16", vae_half=True) - one == 2 * 2 * weights
 
 
 def test_a_vae_that_can_t_run_in_bf16_runs_in_fp32_never_in_fp16() -> None:

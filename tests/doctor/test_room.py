@@ -10,7 +10,7 @@ from serve_app.config import read_config
 from serve_app.core.spec import Stage
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
 from serve_app.doctor.graphics import Card
-from serve_app.doctor.memory import Replica
+from serve_app.doctor.memory import Replica, Weights
 from serve_app.doctor.room import Load, check_gpus, check_ram, check_vram, replicas_of
 from tests.doctor.conftest import GIB
 from tests.doctor.test_memory import BASE, REFINER, base, refiner
@@ -47,6 +47,28 @@ SHARED = (base(0.5), refiner(0.5))
                 "memory",
                 "base needs 19.9 GiB (fp32, 4 images together), and the NVIDIA RTX has 16.0 GiB: "
                 "to have room, fewer images would be made at a time, or all more slowly",
+                "MODEL_PRECISION=fp16",
+            ),
+        ),
+        (
+            load(base(models=2)),
+            [card(16)],
+            warn(
+                "memory",
+                "base needs 16.9 GiB (fp16, 4 images together, 2 models in memory), and the NVIDIA "
+                "RTX has 16.0 GiB: to have room, fewer images would be made at a time, or all more "
+                "slowly",
+                "MODELS_IN_MEMORY=1",
+            ),
+        ),
+        (
+            load(base(models=2), precision="fp32"),
+            [card(19)],
+            warn(
+                "memory",
+                "base needs 32.8 GiB (fp32, 4 images together, 2 models in memory), and the NVIDIA "
+                "RTX has 19.0 GiB: to have room, fewer images would be made at a time, or all more "
+                "slowly",
                 "MODEL_PRECISION=fp16",
             ),
         ),
@@ -231,13 +253,13 @@ def test_a_config_says_how_many_replicas_start_and_what_each_asks_for() -> None:
     args = AppArgs.model_validate(
         {"base": {"min_replicas": 2, "max_replicas": 5}, "refiner": {"num_gpus": 0.25}}
     )
-    stages = {Stage.BASE: (BASE, 1024), Stage.REFINER: (REFINER, 1024)}
+    stages = {Stage.BASE: Weights(BASE, 1024), Stage.REFINER: Weights(REFINER, 1024)}
     assert replicas_of(args, stages, "cuda", 3) == (base(), base(), refiner(0.25))
-    assert replicas_of(args, {Stage.BASE: (BASE, 1024)}, "cpu", 0) == (base(0), base(0))
+    assert replicas_of(args, {Stage.BASE: Weights(BASE, 1024)}, "cpu", 0) == (base(0), base(0))
 
 
 def test_one_card_is_shared_by_the_stages_of_the_shipped_config() -> None:
     _, _, args = read_config(Path(__file__).parents[2] / "serve_config.yaml")
-    stages = {Stage.BASE: (BASE, 1024), Stage.REFINER: (REFINER, 1024)}
+    stages = {Stage.BASE: Weights(BASE, 1024), Stage.REFINER: Weights(REFINER, 1024)}
     assert replicas_of(args, stages, "cuda", 1) == SHARED
     assert replicas_of(args, stages, "cuda", 2) == (base(), refiner())

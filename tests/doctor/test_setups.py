@@ -1,5 +1,6 @@
 """Set-ups that are really broken are found so, word for word, and mended by what is told."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from serve_app.doctor.finding import Verdict
 from tests.doctor.broken import BROKEN, MENDED_AT_ONCE, Break
 from tests.doctor.conftest import wrong
 from tests.doctor.setting_up import SetUp
+from tests.runtime.ldm import to_single_file
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda b: b.__name__.replace("_", " "))
@@ -48,6 +50,28 @@ def test_what_a_download_left_in_a_whole_folder_is_no_trouble(
     assert [check for check, *_ in wrong(grounds)] == ["device"]
 
 
+def test_single_files_and_a_list_of_models_are_found_sound_and_counted(
+    setup: SetUp, grounds: Grounds
+) -> None:
+    configs = setup.weights()
+    shutil.copytree(configs, setup.folder / "ink")
+    to_single_file(configs, setup.folder / "fox.safetensors")
+    setup.listing("{ink: {path: ink}, owl: {path: fox.safetensors, license: Owl Licence}}")
+    setup.set(
+        MODEL_CHECKPOINT_DIR="./fox.safetensors", MODEL_CONFIG_DIR=configs, MODELS_IN_MEMORY=2
+    )
+    assert [check for check, *_ in wrong(grounds)] == ["device"]
+    findings = {one.check: one.said for section in examine(grounds) for one in section.findings}
+    whole = "fox.safetensors is whole: 0.01 billion parameters, 128 pixels a side"
+    assert findings["base"] == f"{setup.folder}/{whole}"
+    assert findings["models file"] == f"{setup.folder}/models.yaml adds ink, owl"
+    assert findings["licence"] == (
+        "fox is under CreativeML Open RAIL++-M (assumed: the file does not say); "
+        "owl is under Owl Licence; accepted for ink"
+    )
+    assert "(fp32, 2 images together, 2 models in memory)" in findings["memory"]
+
+
 def test_what_depends_on_unreadable_settings_is_not_examined_and_the_rest_is(
     setup: SetUp, grounds: Grounds
 ) -> None:
@@ -55,8 +79,8 @@ def test_what_depends_on_unreadable_settings_is_not_examined_and_the_rest_is(
     findings = {one.check: one for section in examine(grounds) for one in section.findings}
     skipped = {name for name, one in findings.items() if one.verdict is Verdict.SKIP}
     assert skipped == {
-        *("base", "device", "precision", "memory", "port", "address", "keys", "origins"),
-        *("ledger", "disk"),
+        *("base", "models file", "device", "precision", "memory"),
+        *("port", "address", "keys", "origins", "ledger", "disk"),
     }
     assert findings["base"].said == "not examined, because the settings can't be read"
     assert findings["ray"].verdict is findings["clock"].verdict is Verdict.OK

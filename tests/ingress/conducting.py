@@ -6,23 +6,23 @@ from io import BytesIO
 from PIL import Image
 
 from serve_app.core.events import Made
-from serve_app.core.facts import Condition, Health, License, ServiceFacts
+from serve_app.core.facts import Condition, Health, License, ModelFacts, ServiceFacts
+from serve_app.core.schedule import NoiseConfig
 from serve_app.core.spec import ImageSpec, Stage
 
 PROFILES = ((Stage.BASE, "base-float32-4-0123abcd"), (Stage.REFINER, "refiner-float32-4-0123abcd"))
+NOISE = NoiseConfig.from_scheduler_config({})
 LICENSES = tuple(
     License(model, "CreativeML Open RAIL++-M", "https://example.org/license", ("harm",), "the text")
     for model in ("sdxl-base-1.0", "sdxl-refiner-1.0")
 )
 
 FACTS = ServiceFacts(
-    model="sdxl-base-1.0",
+    models=(ModelFacts("sdxl-base-1.0", 1024, NOISE),),
     refiner="sdxl-refiner-1.0",
-    native=1024,
     device="cpu",
     precision="fp32",
     image_count=2,
-    default_steps=30,
     licenses=LICENSES,
 )
 

@@ -39,7 +39,7 @@ def painter() -> Painter:
 @pytest.fixture(scope="module")
 def caller(painter: Painter) -> Iterator[httpx.Client]:
     """A client of the service on a port, for a checkpoint of small pictures."""
-    facts = replace(FACTS, native=64, image_count=1)
+    facts = replace(FACTS, models=(replace(FACTS.model, native=64),), image_count=1)
     with (
         serving(api_over(painter, Ledger(None), facts)) as address,
         httpx.Client(base_url=address, timeout=60) as client,

@@ -54,7 +54,9 @@ def served() -> Any:
         )
 
     asyncio.run(fill())
-    return api_over(Instant(), ledger, replace(FACTS, native=64), POLICY)
+    return api_over(
+        Instant(), ledger, replace(FACTS, models=(replace(FACTS.model, native=64),)), POLICY
+    )
 
 
 API = served()
@@ -79,7 +81,7 @@ def map_body(context: Any, body: Any) -> Any:
     if not isinstance(body, dict) or len(str(body)) % 4 == 0:
         return body
     if isinstance(body.get("model"), str):
-        body["model"] = FACTS.model
+        body["model"] = FACTS.model.name
     if context.operation.path == "/refine":
         refined(body)
     return body
@@ -101,7 +103,7 @@ def refined(body: dict[str, Any]) -> None:
         body["baseImages"] = [IMAGES[len(text) % 3] for text in texts]
     config = body.get("config")
     if isinstance(config, dict) and isinstance(config.get("modelPath"), str):
-        config["modelPath"] = FACTS.model
+        config["modelPath"] = FACTS.model.name
 
 
 def is_list_of_texts(value: Any) -> bool:
@@ -119,7 +121,7 @@ def is_prompt(value: Any) -> bool:
 @SCHEMA.hook
 def map_path_parameters(context: Any, path_parameters: Any) -> Any:
     """Every other job or model that is asked for is known."""
-    for name, known in (("id", JOB.id), ("name", FACTS.model)):
+    for name, known in (("id", JOB.id), ("name", FACTS.model.name)):
         if path_parameters and len(str(path_parameters.get(name, "odd"))) % 2 == 0:
             path_parameters[name] = known
     return path_parameters

@@ -14,7 +14,6 @@ from serve_app.core.errors import DeadlineExceeded, LedgerAway, OutOfMemory
 from serve_app.core.events import Made
 from serve_app.core.safety import WordList
 from serve_app.core.sample import Leg, Sample
-from serve_app.core.schedule import NoiseConfig
 from serve_app.core.spec import ImageSpec
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
@@ -296,7 +295,7 @@ async def test_after_a_drain_the_ledger_knows_of_everything(ledger: Ledger) -> N
                 yield event
 
     begun, go = asyncio.Event(), asyncio.Event()
-    conductor = Conductor(Waiting(), None, NoiseConfig.from_scheduler_config({}))
+    conductor = Conductor(Waiting(), None, FACTS.models)
     desk = Desk(conductor, ledger, replace(FACTS, refiner=None))
     order = order_generate(GenerateRequest(prompt="a"), desk.facts, 1)
     running = asyncio.ensure_future(desk.fulfil(order, Asking("me", "/generate")))

@@ -439,6 +439,7 @@ async def test_health_says_who_is_ready_and_why_not(client: Client, painter: Pai
         "status": "ready",
         "reason": "",
         "model": "sdxl-base-1.0",
+        "models": ["sdxl-base-1.0"],
         "refiner": "sdxl-refiner-1.0",
         "device": "cpu",
         "precision": "fp32",

@@ -68,12 +68,19 @@ class BlankPrompts:
 
 
 def analytic_model(
-    denoiser: ConstantDenoiser, *, lanes: int = 8, stage: Stage = Stage.BASE
+    denoiser: ConstantDenoiser,
+    *,
+    lanes: int = 8,
+    stage: Stage = Stage.BASE,
+    model: str = "analytic",
+    images: int = 4,
 ) -> StageModel:
-    profile = NumericProfile(stage, "cpu", "float32", "float32", "none", lanes, (), 1, "analytic")
+    profile = NumericProfile(
+        stage, "cpu", "float32", "float32", "none", lanes, (), 1, "analytic", model
+    )
     return StageModel(
         profile=profile,
-        fit=Fit(4),
+        fit=Fit(images),
         device=CPU,
         parts=Parts(
             Conditioner(BlankPrompts(), CHECKPOINT, CPU.torch_device), denoiser, MeanPixels()

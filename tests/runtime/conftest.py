@@ -11,9 +11,11 @@ from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device, open_device
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.model import StageModel
+from serve_app.runtime.shelf import Shelf
 from tests.runtime.stock import Stock
 
 IMAGES = 4
+_CROWD = 16  # images that step together in fast mode
 Engines = Callable[..., dict[Stage, Engine]]
 
 
@@ -27,10 +29,10 @@ def models(checkpoints: dict[Stage, Checkpoint], cpu: Device) -> dict[str, dict[
     """Base and refiner, in strict and in fast mode."""
     return {
         mode: {
-            stage: assemble(checkpoint, cpu, images=IMAGES, strict=mode == "strict")
+            stage: assemble(checkpoint, cpu, images=images, strict=mode == "strict")
             for stage, checkpoint in checkpoints.items()
         }
-        for mode in ("strict", "fast")
+        for mode, images in (("strict", IMAGES), ("fast", _CROWD))
     }
 
 
@@ -38,13 +40,9 @@ def models(checkpoints: dict[Stage, Checkpoint], cpu: Device) -> dict[str, dict[
 def engines(models: dict[str, dict[Stage, StageModel]]) -> Engines:
     """Makes engines that nobody has used; `refiner=False` leaves base alone."""
 
-    def make(
-        mode: str = "strict", *, refiner: bool = False, images: int = IMAGES
-    ) -> dict[Stage, Engine]:
+    def make(mode: str = "strict", *, refiner: bool = False) -> dict[Stage, Engine]:
         stages = (Stage.BASE, Stage.REFINER) if refiner else (Stage.BASE,)
-        return {
-            stage: Engine(models[mode][stage], images=images, snapshot_every=1) for stage in stages
-        }
+        return {stage: Engine(Shelf.of(models[mode][stage]), snapshot_every=1) for stage in stages}
 
     return make
 

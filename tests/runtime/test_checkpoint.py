@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from serve_app.core.defaults import Defaults
 from serve_app.core.errors import CheckpointError
 from serve_app.core.schedule import NoiseConfig
-from serve_app.core.spec import Stage
+from serve_app.core.spec import Sampler, Stage
 from serve_app.runtime.checkpoint import Checkpoint, check_pair, inspect, parameters
 
 Break = Callable[[Path], object]
@@ -60,6 +61,10 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "a disguise": (pickle_in_disguise, "which is no safetensors file inside"),
     "truncated": (truncate, "truncated unet/diffusion_pytorch_model.safetensors"),
     "inpainting": (edit("unet/config.json", in_channels=9), "is not SDXL"),
+    "an LCM that is told its guidance": (
+        edit("unet/config.json", time_cond_proj_dim=256),
+        "is told its guidance as a number (time_cond_proj_dim)",
+    ),
     "odd scheduler": (
         edit("scheduler/scheduler_config.json", beta_schedule="sigmoid"),
         "beta_schedule='sigmoid'",
@@ -87,6 +92,17 @@ def test_a_whole_folder_tells_what_it_is(checkpoints: dict[Stage, Checkpoint]) -
     assert (refiner.aesthetics, refiner.zeros_for_absent) == (True, False)
     assert base.noise.spacing == "leading"
     check_pair(base, refiner)
+
+
+def test_a_distilled_folder_is_known_by_its_name_its_origin_or_its_scheduler(base: Path) -> None:
+    assert inspect(base, Stage.BASE).defaults == Defaults()
+    edit("model_index.json", _name_or_path="stabilityai/sdxl-turbo")(base)
+    assert inspect(base, Stage.BASE).defaults.sampler is Sampler.EULER_A_TRAILING
+    edit("model_index.json", _name_or_path="")(base)
+    edit("scheduler/scheduler_config.json", _class_name="LCMScheduler")(base)
+    assert inspect(base, Stage.BASE).defaults.sampler is Sampler.LCM
+    moved = base.rename(base.with_name("sdxl-lightning-4step"))
+    assert inspect(moved, Stage.BASE).defaults.sampler is Sampler.EULER_TRAILING
 
 
 def test_half_precision_files_are_a_variant(base: Path) -> None:

@@ -12,6 +12,7 @@ from serve_app.core.spec import ImageSpec, Sampler, Stage
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.model import StageModel
 from serve_app.runtime.pixels import encode_png
+from serve_app.runtime.shelf import Shelf
 from tests.runtime.conftest import IMAGES, Engines
 from tests.runtime.walking import Heard, drain, sample_of, walk, whole
 
@@ -38,7 +39,7 @@ def alone(models: dict[str, dict[Stage, StageModel]]) -> Callable[[ImageSpec], b
 
     @cache
     def drawn(spec: ImageSpec) -> bytes:
-        engine = Engine(models["strict"][Stage.BASE], images=IMAGES, snapshot_every=1)
+        engine = Engine(Shelf.of(models["strict"][Stage.BASE]), snapshot_every=1)
         return encode_png(walk({Stage.BASE: engine}, [(spec, None)])[0])
 
     return drawn
@@ -107,7 +108,7 @@ def test_the_bytes_are_the_same_continued_from_a_snapshot_at_every_step(
 ) -> None:
     clock = iter(range(10**6))  # a second a look: every step is old enough for a snapshot
     template = engines()[Stage.BASE]
-    first = Engine(template.model, images=IMAGES, snapshot_every=1, clock=lambda: next(clock))
+    first = Engine(template.shelf, snapshot_every=1, clock=lambda: next(clock))
     heard, leg = Heard(), whole(sample_of(spec))
     first.submit(sample_of(spec), leg, heard)
     drain(first)

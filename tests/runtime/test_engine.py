@@ -17,6 +17,7 @@ from serve_app.core.errors import (
 from serve_app.core.sample import Leg
 from serve_app.core.spec import ImageSpec, Sampler, Solver, Stage
 from serve_app.runtime.engine import Engine
+from serve_app.runtime.shelf import Shelf
 from tests.runtime.analytic import ConstantDenoiser, analytic_model
 from tests.runtime.walking import Heard, drain, sample_of, whole
 
@@ -25,8 +26,8 @@ END = Leg(Stage.BASE, 10, last=True)
 
 
 def engine_over(denoiser: ConstantDenoiser, **options: object) -> Engine:
-    chosen = {"images": 4, "snapshot_every": 5} | options
-    return Engine(analytic_model(denoiser), **chosen)  # type: ignore[arg-type]
+    chosen = {"snapshot_every": 5} | options
+    return Engine(Shelf.of(analytic_model(denoiser)), **chosen)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sampler", list(Sampler))

@@ -55,7 +55,7 @@ def test_a_mixed_batch_gives_what_stock_gives_for_each_alone(
     engines: Engines, stock: Stock, mode: str
 ) -> None:
     pictures = walk(
-        engines(mode, images=len(MIXED)) if mode == "fast" else engines(mode),
+        engines(mode),
         [(s, None) for s in MIXED],
     )
     distances = [distance(p, stock.picture(s)) for p, s in zip(pictures, MIXED, strict=True)]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.core.errors import OperatorError
+from serve_app.core.errors import DeviceFull
 from serve_app.core.fitting import Fit, Rung
 from serve_app.core.spec import ImageSpec, Stage
-from serve_app.runtime.checkpoint import Checkpoint
+from serve_app.runtime.checkpoint import Checkpoint, parameters
 from serve_app.runtime.conditioning import Conditioner
 from serve_app.runtime.denoiser import Denoiser, Point, UNetDenoiser
 from serve_app.runtime.device import Device, Use, is_out_of_memory
@@ -20,6 +20,7 @@ from serve_app.runtime.loading import load
 from serve_app.runtime.memory import LADDERS, Placement, Trial, fitted, lanes_for
 from serve_app.runtime.model import Parts, StageModel
 from serve_app.runtime.pixels import Picture, VaePixels
+from serve_app.runtime.shelf import Shelf
 from tests.runtime.analytic import MeanPixels
 from tests.runtime.walking import walk
 
@@ -56,17 +57,23 @@ class Built:
     small: Small
     parts: Parts
 
-    def trial(self, *, strict: bool = True) -> Trial:
+    def trial(self, *, strict: bool = True, to_come: int = 0) -> Trial:
         return Trial(
-            self.parts, self.placement, self.device, native=self.checkpoint.native, strict=strict
+            self.parts,
+            self.placement,
+            self.device,
+            native=self.checkpoint.native,
+            strict=strict,
+            to_come=to_come,
         )
 
     def draw(self, spec: ImageSpec, images: int) -> Picture:
         self.small.rows = 99
         lanes = lanes_for(images, strict=True)
-        profile = self.device.profile(Stage.BASE, lanes, self.placement.taken)
+        profile = self.device.profile(Stage.BASE, lanes, self.checkpoint.name, self.placement.taken)
         model = StageModel(profile=profile, fit=Fit(images), device=self.device, parts=self.parts)
-        return walk({Stage.BASE: Engine(model, images=images, snapshot_every=9)}, [(spec, None)])[0]
+        engine = Engine(Shelf.of(model), snapshot_every=9)
+        return walk({Stage.BASE: engine}, [(spec, None)])[0]
 
 
 def built(checkpoint: Checkpoint, device: Device, *, rows: int, rungs: int = 99) -> Built:
@@ -84,12 +91,13 @@ def built(checkpoint: Checkpoint, device: Device, *, rows: int, rungs: int = 99)
 
 @dataclass(frozen=True, slots=True)
 class Counting(Device):
-    """A device that counts: so many bytes of a hundred at each try, in order."""
+    """A device that counts: so many bytes of a hundred, or of `all`, at each try, in order."""
 
     peaks: list[int] = field(default_factory=list)
+    all: int = 100
 
     def use(self) -> Use:
-        return Use(self.peaks.pop(0), 100)
+        return Use(self.peaks.pop(0), self.all)
 
 
 @pytest.fixture
@@ -138,8 +146,24 @@ def test_what_holds_must_leave_a_twentieth_to_spare(base: Checkpoint) -> None:
     assert counting.peaks == []
 
 
+@pytest.mark.parametrize(("to_come", "images"), [(0, 4), (1, 4), (2, 2)])
+def test_room_is_left_for_models_that_are_to_come(
+    base: Checkpoint, cpu: Device, to_come: int, images: int
+) -> None:
+    """Three times the weights have room, and work of 500 bytes, as two images take it."""
+    weights = built(base, cpu, rows=99).placement.held
+    assert weights == 4 * sum(parameters(base).values())
+    counting = Counting(
+        *(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1),
+        peaks=[weights + work for work in (900, 500, 100)],
+        all=int((3 * weights + 500) / 0.95) + 1,
+    )
+    there = built(base, counting, rows=99)
+    assert fitted(4, (), there.trial(to_come=to_come)) == Fit(images)
+
+
 def test_a_device_on_which_nothing_holds_says_what_to_do(base: Checkpoint, cpu: Device) -> None:
-    with pytest.raises(OperatorError, match=r"no room for one image.*nvidia-smi.*MODEL_PRECISION"):
+    with pytest.raises(DeviceFull, match=r"no room for one image.*nvidia-smi.*MODEL_PRECISION"):
         fitted(2, ALL, built(base, cpu, rows=0).trial())
 
 
@@ -186,8 +210,8 @@ def test_tiles_are_seen_in_large_pictures_alone(base: Checkpoint, cpu: Device) -
 
 
 def test_what_was_given_up_is_in_the_numeric_profile(cpu: Device) -> None:
-    plain = cpu.profile(Stage.BASE, 2)
-    assert plain.name != cpu.profile(Stage.BASE, 2, (Rung.VAE_TILES,)).name
+    plain = cpu.profile(Stage.BASE, 2, "sdxl")
+    assert plain.name != cpu.profile(Stage.BASE, 2, "sdxl", (Rung.VAE_TILES,)).name
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,16 @@ from serve_app.core.errors import OperatorError
 from serve_app.core.spec import ImageSpec, Sampler
 from serve_app.runtime.denoiser import Point
 from serve_app.runtime.memory import lanes_for
+from serve_app.runtime.model import Live, Packed, packed, unpacked
 from serve_app.runtime.noise import Noise
 from tests.runtime.analytic import CPU, ConstantDenoiser, analytic_model
 from tests.runtime.walking import sample_of
 
 SPEC = ImageSpec(prompt="a fox", seed=9, width=64, height=64, steps=10, guidance=5)
+
+
+def live(sample: Packed) -> Live:
+    return unpacked(sample, CPU.torch_device)
 
 
 def test_noise_is_the_same_in_and_out_of_order() -> None:
@@ -25,7 +30,7 @@ def test_noise_is_the_same_in_and_out_of_order() -> None:
 
 def test_an_image_from_noise_begins_with_its_first_draw() -> None:
     model = analytic_model(ConstantDenoiser())
-    begun = model.condition(model.unpack(sample_of(SPEC)))
+    begun = model.condition(live(sample_of(SPEC)))
     assert begun.latents is not None
     scale = begun.schedule.initial_scale
     assert torch.equal(begun.latents, Noise(9, (8, 8)).draw(0, CPU.torch_device) * scale)
@@ -35,12 +40,12 @@ def test_an_image_from_noise_begins_with_its_first_draw() -> None:
 def test_a_conditioned_sample_says_how_long_its_prompts_are_and_what_to_warn_of() -> None:
     model = analytic_model(ConstantDenoiser())
     spec = replace(SPEC, prompt="a fox! BREAK in the snow", negative_prompt="a BREAK b BREAK c")
-    begun = model.condition(model.unpack(sample_of(spec)))
-    assert begun.shape == (8, 8, 3)
+    begun = model.condition(live(sample_of(spec)))
+    assert begun.shape == (8, 8, 3, "")
     assert begun.warnings == ("the prompt shouts",)
-    again = model.condition(model.unpack(model.pack(begun)))
+    again = model.condition(live(packed(begun)))
     assert (again.chunks, again.warnings) == (begun.chunks, begun.warnings)
-    unguided = model.condition(model.unpack(sample_of(replace(spec, guidance=1.0), "unguided")))
+    unguided = model.condition(live(sample_of(replace(spec, guidance=1.0), "unguided")))
     assert unguided.chunks == 2
 
 
@@ -50,7 +55,7 @@ def test_an_image_from_an_image_uses_the_second_draw_after_the_posteriors() -> N
         prompt="a fox", seed=9, width=64, height=64, steps=10, guidance=5, strength=0.5
     )
     grey = np.full(64 * 64 * 3, 51, np.uint8).tobytes()
-    begun = model.encode(model.condition(model.unpack(sample_of(spec, source=grey))))
+    begun = model.encode(model.condition(live(sample_of(spec, source=grey))))
     noise = Noise(9, (8, 8)).draw(1, CPU.torch_device)
     assert begun.latents is not None
     expected = 0.2 + begun.schedule.sigmas[5] * noise
@@ -64,10 +69,10 @@ def test_an_ancestral_image_draws_on_and_a_resumed_one_draws_what_comes_next() -
         prompt="a fox", seed=9, width=64, height=64, steps=10, guidance=5, sampler=Sampler.EULER_A
     )
     first, second = analytic_model(ConstantDenoiser()), analytic_model(ConstantDenoiser())
-    (walked,) = first.step([first.condition(first.unpack(sample_of(spec)))], 8)
+    (walked,) = first.step([first.condition(live(sample_of(spec)))], 8)
     assert walked.draws == 2
     (there,) = first.step([walked], 8)
-    (resumed,) = second.step([second.condition(second.unpack(first.pack(walked)))], 8)
+    (resumed,) = second.step([second.condition(live(packed(walked)))], 8)
     assert there.latents is not None
     assert resumed.latents is not None
     assert torch.equal(there.latents, resumed.latents)
@@ -75,7 +80,7 @@ def test_an_ancestral_image_draws_on_and_a_resumed_one_draws_what_comes_next() -
 
 def test_a_sample_without_latents_or_guide_is_a_mistake_that_is_named() -> None:
     model = analytic_model(ConstantDenoiser())
-    fresh = model.unpack(sample_of(SPEC))
+    fresh = live(sample_of(SPEC))
     with pytest.raises(ValueError, match="no latents yet"):
         model.step([fresh], 8)
     with pytest.raises(ValueError, match="no base image"):

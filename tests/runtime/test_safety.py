@@ -18,6 +18,7 @@ from serve_app.runtime.engine import Engine
 from serve_app.runtime.libraries import diffusers
 from serve_app.runtime.pixels import Picture
 from serve_app.runtime.safety import PictureChecker
+from serve_app.runtime.shelf import Shelf
 from tests.runtime.walking import Heard, drain, sample_of, walk
 
 SIDE = 32
@@ -85,7 +86,7 @@ def test_a_refused_picture_ends_in_a_named_error_and_no_other_does(
 ) -> None:
     def engine(safety: PictureChecker | None) -> Engine:
         model = assemble(checkpoints[Stage.BASE], cpu, images=1, strict=True, safety=safety)
-        return Engine(model, images=1, snapshot_every=1)
+        return Engine(Shelf.of(model), snapshot_every=1)
 
     (made,) = walk({Stage.BASE: engine(None)}, [(SPEC, None)])
     careful = engine(PictureChecker(checker_of(tmp_path / "checker", made), cpu))

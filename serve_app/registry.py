@@ -1,0 +1,65 @@
+"""MODELS_FILE: further checkpoints by name, as the operator wrote them down.
+
+Knows no checkpoints and no torch: what a path holds is looked at in `choices`.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from serve_app.core.errors import SettingsError
+from serve_app.core.spec import GUIDANCE, LCM_STEPS, STEPS, Sampler
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Entry(BaseModel):
+    """One model. What is left out is as the checkpoint itself says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path  # a diffusers folder, or a .safetensors file
+    config: Path | None = None  # the folder of what a single file lacks
+    refiner: bool | None = None  # whether the configured refiner may continue its pictures
+    steps: int | None = Field(None, ge=STEPS[0], le=STEPS[1])
+    guidance: float | None = Field(None, ge=GUIDANCE[0], le=GUIDANCE[1])
+    sampler: Sampler | None = None
+    license: str | None = Field(None, min_length=1, max_length=200)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: dict[Name, Entry]
+
+
+def read_registry(file: Path | None) -> dict[str, Entry]:
+    """The entries by name, in the file's order, paths taken from where the file lies; none without
+    a file. Raises `SettingsError` with one line that names the file and the key.
+    """
+    if file is None:
+        return {}
+    try:
+        entries = _File.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))).models
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())
+        raise SettingsError(f"MODELS_FILE={file} can't be read: {told}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        raise SettingsError(f"MODELS_FILE={file}: {where or 'models'}: {first['msg']}") from None
+    for name, entry in entries.items():
+        if entry.sampler is Sampler.LCM and (entry.steps or 0) > LCM_STEPS:
+            raise SettingsError(
+                f"MODELS_FILE={file}: models.{name}.steps: must be at most {LCM_STEPS} with the "
+                f"sampler lcm, got {entry.steps}"
+            )
+    return {name: _placed(entry, file.parent) for name, entry in entries.items()}
+
+
+def _placed(entry: Entry, folder: Path) -> Entry:
+    """The entry with absolute paths: replicas run elsewhere."""
+    config = entry.config and folder / entry.config.expanduser()
+    return entry.model_copy(update={"path": folder / entry.path.expanduser(), "config": config})

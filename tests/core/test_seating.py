@@ -1,0 +1,224 @@
+"""Models that come and go: who waits for one, what is loaded next, and what must leave for it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve_app.core.policy import Seating, seat
+from serve_app.core.sample import Sample, of_model
+from serve_app.core.scheduler import BatchSize, Plan, StepScheduler, Work
+from tests.core.test_scheduler import run, sample, whole
+
+Turn = tuple[Plan[float], tuple[str, ...]]
+
+
+def of(model: str, id: str, steps: int = 4) -> Sample[float]:
+    return of_model(sample(id, steps), model)
+
+
+class Replica:
+    """A scheduler and a pretended memory for so many models, and what was ever seen of both."""
+
+    def __init__(
+        self,
+        room: int,
+        *,
+        images: int = 2,
+        broken: str = "",
+        sizes: dict[str, BatchSize] | None = None,
+    ) -> None:
+        self.room, self.broken = room, broken
+        self.here = ["a"]
+        self.sizes = sizes or {}  # of models that are not as the others
+        self._usual = BatchSize(images, 2 * images)
+        self.scheduler: StepScheduler[float] = StepScheduler(self._batches(), room=room)
+        self.loads: list[str] = []
+
+    def add(self, one: Sample[float]) -> None:
+        self.scheduler.add(one, whole(one))
+
+    def turns(self) -> Iterator[Turn]:
+        while (plan := self.scheduler.plan()) is not None:
+            models = {one.model for one in plan.samples}
+            assert len(models) == 1, "a batch mixes models"
+            if plan.work is Work.LOAD:
+                self._load(plan, *models)
+                if models == {self.broken}:
+                    for one in plan.samples:
+                        self.scheduler.cancel(one.id)
+                    yield plan, ()
+                    continue
+                yield plan, self._ids(self.scheduler.settle(plan, plan.samples))
+            else:
+                assert models <= set(self.here), "a model that is not here works"
+                yield plan, self._ids(self.scheduler.settle(plan, run(plan)))
+
+    def _load(self, plan: Plan[float], model: str) -> None:
+        if plan.drop is not None:
+            under_way = {one.model for one in self.scheduler.samples() if one.latents is not None}
+            assert plan.drop not in under_way, "a model goes whose samples are under way"
+            self.here.remove(plan.drop)
+        if model != self.broken:
+            self.here.append(model)
+        assert len(self.here) <= self.room
+        self.loads.append(model)
+        self.scheduler.hold(self._batches())
+
+    def _batches(self) -> dict[str, BatchSize]:
+        return {name: self.sizes.get(name, self._usual) for name in self.here}
+
+    @staticmethod
+    def _ids(done: tuple[Sample[float], ...]) -> tuple[str, ...]:
+        return tuple(one.id for one in done)
+
+
+def test_a_model_is_loaded_once_for_all_that_wait_for_it() -> None:
+    replica = Replica(2)
+    for one in (of("a", "1"), of("b", "2"), of("b", "3")):
+        replica.add(one)
+    turns = list(replica.turns())
+    loads = [plan for plan, _ in turns if plan.work is Work.LOAD]
+    assert [(plan.drop, {s.id for s in plan.samples}) for plan in loads] == [(None, {"2", "3"})]
+    steps = [{s.id for s in plan.samples} for plan, _ in turns if plan.work is Work.STEP]
+    assert {"2", "3"} in steps
+    assert (
+        repr(replica.scheduler) == "<StepScheduler 0 waiting | 0 stepping | 0 decoding | 0 shapes>"
+    )
+
+
+def test_a_step_of_others_goes_between_a_prompt_and_a_load() -> None:
+    replica = Replica(2)
+    replica.add(of("a", "1"))
+    running = replica.turns()
+    seen = [next(running)[0].work for _ in range(2)]
+    replica.add(of("b", "2"))
+    seen += [next(running)[0].work for _ in range(4)]
+    assert seen == [Work.CONDITION, Work.STEP, Work.LOAD, Work.CONDITION, Work.STEP, Work.STEP]
+
+
+def test_the_model_longest_without_a_newcomer_goes_and_never_one_at_work() -> None:
+    replica = Replica(2)
+    for one in (of("a", "1"), of("b", "2")):
+        replica.add(one)
+    list(replica.turns())
+    for one in (of("b", "3", 20), of("c", "4", 20)):
+        replica.add(one)
+    drops = [plan.drop for plan, _ in replica.turns() if plan.work is Work.LOAD]
+    assert (drops, set(replica.here)) == (["a"], {"b", "c"})
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_a_crowd_for_the_models_that_are_here_does_not_keep_another_away(room: int) -> None:
+    replica = Replica(room)
+    crowd = ["a", "b"][:room]
+    for number, model in enumerate(crowd):
+        replica.add(of(model, f"first {number}", 12))
+    replica.add(of("c", "rare", 4))
+    steps = 0
+    for plan, done in replica.turns():
+        if "rare" in done:
+            break
+        if plan.work is Work.STEP:  # more than there is room for: twelve steps for each one taken
+            steps += 1
+            assert steps < 100, "the rare one starves"
+            for model in crowd:
+                replica.add(of(model, f"{steps} {model}", 12))
+
+
+def test_a_model_that_can_not_be_loaded_ends_only_those_that_wanted_it() -> None:
+    replica = Replica(1, broken="c")
+    for one in (of("a", "1"), of("c", "2"), of("c", "3"), of("b", "4"), of("a", "5")):
+        replica.add(one)
+    ended = [id for _, done in replica.turns() for id in done]
+    assert sorted(ended) == ["1", "4", "5"]
+    assert len(replica.scheduler) == 0
+
+
+def test_who_waits_may_leave_and_the_others_then_need_not_make_room() -> None:
+    replica = Replica(1)
+    replica.add(of("a", "1", 20))
+    running = replica.turns()
+    for _ in range(4):
+        next(running)
+    replica.add(of("b", "2"))
+    replica.add(of("a", "3"))
+    assert {s.id for s in next(running)[0].samples} == {"1"}  # the newcomer of a stands behind b
+    assert replica.scheduler.cancel("2")
+    works = [plan.work for plan, _ in running]
+    assert Work.LOAD not in works
+
+
+def test_there_must_be_room_for_a_model() -> None:
+    with pytest.raises(ValueError, match="room"):
+        StepScheduler({"": BatchSize(1, 2)}, room=0)
+
+
+ARRIVALS = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.integers(1, 6), st.integers(0, 5)), max_size=25
+)
+
+
+@settings(deadline=None)
+@given(room=st.integers(1, 3), arrivals=ARRIVALS)
+def test_whoever_comes_for_whichever_model_is_served(
+    room: int, arrivals: list[tuple[str, int, int]]
+) -> None:
+    replica, done = Replica(room), []
+    for number, (model, steps, pause) in enumerate(arrivals):
+        replica.add(of(model, str(number), steps))
+        for _, (_, ended) in zip(range(pause), replica.turns(), strict=False):
+            done += ended
+    for _, ended in replica.turns():
+        done += ended
+    assert sorted(done, key=int) == [str(number) for number in range(len(arrivals))]
+    assert len(replica.loads) <= len(arrivals)
+
+
+def test_seats_are_given_in_order_of_arrival() -> None:
+    waiting = [("1", "a"), ("2", "c"), ("3", "a"), ("4", "b"), ("5", "d")]
+    assert seat(waiting, ["a", "b"], {"a", "b"}, 2) == Seating(("1", "4"))
+    assert seat(waiting, ["a", "b"], set(), 2) == Seating(("1", "3"), "c", "b")
+    assert seat(waiting, ["a", "b"], {"b"}, 3) == Seating(("1", "3", "4"), "c", None)
+    assert seat([], ["a"], set(), 1) == Seating(())
+
+
+def test_a_step_is_of_one_model_however_many_may_step_together() -> None:
+    replica = Replica(2, images=4)
+    for one in (of("a", "1"), of("b", "2"), of("a", "3"), of("b", "4")):
+        replica.add(replace(one, chunks=1))
+    batches = [
+        {s.model for s in plan.samples} for plan, _ in replica.turns() if plan.work is Work.STEP
+    ]
+    assert {"a"} in batches and {"b"} in batches
+
+
+def test_each_model_steps_as_many_in_as_many_lanes_as_it_was_fitted_for() -> None:
+    replica = Replica(3, images=4, sizes={"b": BatchSize(1, 2), "c": BatchSize(2, 0)})
+    for number in range(3):
+        for model in "abc":
+            replica.add(of(model, f"{model}{number}"))
+    steps = [plan for plan, _ in replica.turns() if plan.work is Work.STEP]
+    seen = {model: set[tuple[int, int]]() for model in "abc"}
+    for plan in steps:
+        seen[plan.samples[0].model].add((len(plan.samples), plan.lanes))
+    assert max(seen["a"]) == (3, 8)
+    assert seen["b"] == {(1, 2)}
+    assert max(seen["c"]) == (2, 4)
+    assert {lanes for _, lanes in seen["a"]} == {8}
+
+
+def test_a_model_that_comes_again_with_less_room_steps_fewer() -> None:
+    replica = Replica(1, images=4)
+    for number in range(4):
+        replica.add(of("a", str(number)))
+    assert max(len(p.samples) for p, _ in replica.turns() if p.work is Work.STEP) == 4
+    replica.add(of("b", "other"))
+    list(replica.turns())
+    replica.sizes["a"] = BatchSize(2, 4)
+    for number in range(4):
+        replica.add(of("a", str(number)))
+    again = [plan for plan, _ in replica.turns() if plan.work is Work.STEP]
+    assert {(len(plan.samples), plan.lanes) for plan in again} == {(2, 4)}

@@ -1,0 +1,143 @@
+"""MODELS_FILE: what an operator may write, and what becomes of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from serve_app.choices import Lineup, find_checkpoints, service_facts
+from serve_app.core.defaults import Defaults
+from serve_app.core.errors import CheckpointError, OperatorError, SettingsError
+from serve_app.core.spec import Sampler, Stage
+from serve_app.demo.checkpoints import demo_folder
+from serve_app.registry import read_registry
+from serve_app.settings import Settings
+from tests.runtime.ldm import to_single_file
+
+DEMO = demo_folder(Stage.BASE)
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "models.yaml"
+    file.write_text(text)
+    return file
+
+
+def lineup(folder: Path, text: str, **more: str) -> Lineup:
+    settings = {"MODELS_FILE": str(written(folder, text))} | more
+    return find_checkpoints(Settings.read(settings, folder))
+
+
+def test_entries_come_in_order_with_paths_from_where_the_file_lies(tmp_path: Path) -> None:
+    text = """
+    models:
+      lightning: {path: tunes/x_lightning_4step.safetensors, config: /sdxl, steps: 6}
+      plain: {path: /tunes/plain, sampler: dpmpp_2m_karras, guidance: 4, refiner: false}
+    """
+    entries = read_registry(written(tmp_path, text))
+    assert list(entries) == ["lightning", "plain"]
+    assert entries["lightning"].path == tmp_path / "tunes/x_lightning_4step.safetensors"
+    assert entries["lightning"].config == Path("/sdxl")
+    assert entries["plain"].sampler is Sampler.DPMPP_2M_KARRAS
+    assert read_registry(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("models: {a: {}}", "models.a.path: Field required"),
+        ("models: {a: {path: /a, stepps: 4}}", "models.a.stepps: Extra inputs are not permitted"),
+        ("models: {a: {path: /a, steps: 0}}", "models.a.steps: Input should be greater than"),
+        ("models: {a: {path: /a, sampler: plms}}", "models.a.sampler: Input should be 'euler'"),
+        ("models: {a/b: {path: /a}}", "models.a/b: String should match pattern"),
+        ("models: {a: {path: /a, sampler: lcm, steps: 60}}", "models.a.steps: must be at most 50"),
+        ("modells: {}", "models: Field required"),
+        ("", "models: Input should be"),
+        ("{", "can't be read"),
+    ],
+)
+def test_a_slip_is_told_by_file_and_key(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        read_registry(written(tmp_path, text))
+    line = str(refused.value)
+    assert line.startswith(f"MODELS_FILE={tmp_path / 'models.yaml'}")
+    assert sentence in line
+    assert "\n" not in line
+
+
+def test_a_registry_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"MODELS_FILE=.*can't be read"):
+        read_registry(tmp_path / "models.yaml")
+
+
+def test_the_checkpoint_of_the_settings_is_the_default_and_the_others_follow(
+    tmp_path: Path,
+) -> None:
+    few = shutil.copytree(DEMO, tmp_path / "fox-lightning-8step")
+    text = f"""
+    models:
+      few: {{path: {few.name}}}
+      slow:
+        {{path: {few.name}, steps: 20, guidance: 3, sampler: heun, refiner: true, license: Mine}}
+    """
+    found = lineup(tmp_path, text)
+    facts = service_facts(Settings.read({}, tmp_path), found, "cpu")
+    assert facts.names == ("demo", "few", "slow")
+    default, one, other = facts.models
+    assert default.defaults == Defaults()
+    assert one.defaults == Defaults(8, 1.0, Sampler.EULER_TRAILING)
+    assert other.defaults == Defaults(20, 3.0, Sampler.HEUN)
+    assert [model.refined for model in facts.models] == [True, False, True]
+    assert [one.model for one in facts.licenses] == ["demo", "few", "slow", "demo-refiner"]
+    assert [one.name for one in facts.licenses][1:3] == ["apache-2.0", "Mine"]
+
+
+def other_noise(folder: Path) -> Path:
+    copy = shutil.copytree(DEMO, folder / "other")
+    file = copy / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"beta_end": 0.02}))
+    return copy
+
+
+def test_a_model_of_another_noise_goes_without_the_refiner(tmp_path: Path) -> None:
+    other_noise(tmp_path)
+    assert not lineup(tmp_path, "models: {other: {path: other}}").models[1].refined
+    with pytest.raises(SettingsError, match=r"models\.other\.refiner: is true, but the refiner"):
+        lineup(tmp_path, "models: {other: {path: other, refiner: true}}")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "sentence"),
+    [
+        ("models: {demo: {path: /a}}", SettingsError, "models.demo: is the name of the checkpoint"),
+        ("models: {demo-refiner: {path: /a}}", SettingsError, "models.demo-refiner: is the name"),
+        ("models: {a: {path: /nowhere}}", CheckpointError, "models.a.path=/nowhere does not exist"),
+        ("models: {a: {path: /b.safetensors}}", CheckpointError, "/b.safetensors does not exist"),
+    ],
+)
+def test_an_entry_that_can_not_be_is_told(
+    tmp_path: Path, text: str, error: type[OperatorError], sentence: str
+) -> None:
+    with pytest.raises(error) as refused:
+        lineup(tmp_path, text)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_single_file_takes_its_configs_from_its_entry_the_setting_or_the_default_s_folder(
+    tmp_path: Path,
+) -> None:
+    to_single_file(DEMO, tmp_path / "tune.safetensors")
+    bare = "models: {tune: {path: tune.safetensors}}"
+    with pytest.raises(CheckpointError, match="name it in MODEL_CONFIG_DIR"):
+        lineup(tmp_path, bare)
+    own = f"models: {{tune: {{path: tune.safetensors, config: {DEMO}}}}}"
+    mine = shutil.copytree(DEMO, tmp_path / "mine")
+    for text, settings in (
+        (own, {}),
+        (bare, {"MODEL_CONFIG_DIR": str(DEMO)}),
+        (bare, {"MODEL_CHECKPOINT_DIR": str(mine)}),
+    ):
+        tune = lineup(tmp_path, text, **settings).models[1].checkpoint
+        assert (tune.name, tune.path) == ("tune", tmp_path / "tune.safetensors")
