@@ -129,6 +129,7 @@ def build(args: AppArgs) -> Application:
     threads = settings.model_cpu_threads or _threads(args)
 
     def bind_stage(name: str, scale: Scale, *checkpoints: Checkpoint) -> Application:
+        gpus = scale.gpus_on(device, share)
         config = StageConfig(
             stage=checkpoints[0].stage,
             models=tuple(map(_source, checkpoints)),
@@ -141,8 +142,8 @@ def build(args: AppArgs) -> Application:
             snapshot_every=settings.snapshot_every,
             safety=settings.safety_checker_dir,
             room=settings.models_in_memory,
+            share=min(gpus or 1.0, 1.0),
         )
-        gpus = scale.gpus_on(device, share)
         return deploy_stage(StageReplica, name, scale, images=images, gpus=gpus).bind(config)
 
     config = IngressConfig(

@@ -3,7 +3,7 @@
 Knows no Ray: Serve validates them before it calls the builder, `up` before it starts Ray.
 """
 
-from math import ceil
+from math import ceil, floor
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -57,5 +57,9 @@ class AppArgs(BaseModel):
         stages = (self.base, self.refiner) if refiner else (self.base,)
         asking = sum(stage.min_replicas for stage in stages if stage.num_gpus is None)
         taken = sum(stage.min_replicas * (stage.num_gpus or 0) for stage in stages)
-        there = int(gpus - taken)
-        return 1 if there < 1 or asking <= there else 1 / ceil(asking / there)
+        there = gpus - taken
+        if asking == 0 or there <= 0 or asking <= there:
+            return 1
+        if there < 1:  # a part of one card, in hundredths: sums of thirds would miss it
+            return floor(100 * there / asking) / 100
+        return 1 / ceil(asking / int(there))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from serve_app.core.defaults import Defaults
 from serve_app.core.errors import SettingsError
 from serve_app.core.facts import ModelFacts, ServiceFacts
-from serve_app.core.spec import Stage
+from serve_app.core.spec import LCM_STEPS, Sampler, Stage
 from serve_app.demo.checkpoints import NOTICE, demo_folder
 from serve_app.registry import Entry, read_registry
 from serve_app.runtime.checkpoint import (
@@ -121,6 +121,10 @@ def _registered(name: str, entry: Entry, settings: Settings, refiner: Checkpoint
         guidance=told.guidance if entry.guidance is None else entry.guidance,
         sampler=entry.sampler or told.sampler,
     )
+    if defaults.sampler is Sampler.LCM and (defaults.steps or 0) > LCM_STEPS:
+        raise SettingsError(
+            f"{where}.steps: must be at most {LCM_STEPS} with the sampler lcm, got {defaults.steps}"
+        )
     fits = refiner is None or is_pair(found, refiner)
     if entry.refiner and not fits:
         raise SettingsError(

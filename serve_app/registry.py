@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from serve_app.core.errors import SettingsError
-from serve_app.core.spec import GUIDANCE, LCM_STEPS, STEPS, Sampler
+from serve_app.core.spec import GUIDANCE, STEPS, Sampler
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -50,12 +50,6 @@ def read_registry(file: Path | None) -> dict[str, Entry]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
         raise SettingsError(f"MODELS_FILE={file}: {where or 'models'}: {first['msg']}") from None
-    for name, entry in entries.items():
-        if entry.sampler is Sampler.LCM and (entry.steps or 0) > LCM_STEPS:
-            raise SettingsError(
-                f"MODELS_FILE={file}: models.{name}.steps: must be at most {LCM_STEPS} with the "
-                f"sampler lcm, got {entry.steps}"
-            )
     return {name: _placed(entry, file.parent) for name, entry in entries.items()}
 
 

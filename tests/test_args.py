@@ -6,6 +6,7 @@ from serve_app.args import AppArgs, Scale
 
 ONE = AppArgs()
 MANY = AppArgs(base=Scale(min_replicas=2, max_replicas=8))
+PART = AppArgs(base=Scale(num_gpus=0.25), refiner=Scale(min_replicas=2))
 TOLD = AppArgs(base=Scale(num_gpus=1), refiner=Scale(min_replicas=2))
 
 
@@ -21,6 +22,8 @@ TOLD = AppArgs(base=Scale(num_gpus=1), refiner=Scale(min_replicas=2))
         (MANY, 3, True, 1),
         (TOLD, 2, True, 1 / 2),  # one card is taken already
         (TOLD, 1, True, 1),
+        (PART, 1, True, 0.37),  # of what base leaves of the card
+        (PART, 1, False, 1),  # nobody is left to ask
     ],
 )
 def test_a_gpu_is_shared_where_there_are_fewer_than_replicas(

@@ -29,20 +29,21 @@ class Fit:
         return ", ".join([f"{images} at a time", *self.rungs])
 
 
-def fit(asked: int, ladder: Sequence[Rung], holds: Callable[[Fit], bool]) -> Fit | None:
+def fit(
+    asked: int, ladder: Sequence[Rung], holds: Callable[[Fit], bool], before: Fit | None = None
+) -> Fit | None:
     """The first set-up that holds: `asked` images, then fewer, then one with rung after rung.
 
     Fewer images come before any rung: a rung costs every image its time, and a smaller batch on a
     small device costs little. Numbers go down by powers of two, as lanes do. None when nothing
-    holds. Rungs add up: each set-up has those of the one before.
+    holds. Rungs add up: each set-up has those of the one before. What was fitted `before` begins
+    there: other company must not give a model another numeric profile.
     """
-    for images in fewer(asked):
-        if holds(Fit(images)):
-            return Fit(images)
-    for taken in range(1, len(ladder) + 1):
-        if holds(Fit(1, tuple(ladder[:taken]))):
-            return Fit(1, tuple(ladder[:taken]))
-    return None
+    down = [Fit(images) for images in fewer(asked)]
+    up = [Fit(1, tuple(ladder[: taken + 1])) for taken in range(len(ladder))]
+    setups = [*down, *up]
+    begin = setups.index(before) if before in setups else 0
+    return next((setup for setup in setups[begin:] if holds(setup)), None)
 
 
 def shortfall(asked: int, found: Fit) -> str:

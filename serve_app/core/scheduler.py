@@ -77,6 +77,7 @@ class StepScheduler(Generic[L]):
         self._room = room
         self._turn = 0  # step turns planned so far
         self._stepped_last = False
+        self._decoded_last = False  # of the turns aside
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -130,7 +131,7 @@ class StepScheduler(Generic[L]):
 
         Prompts first: they are small, and a newcomer joins the next step. Image work and steps
         take turns, so that neither a crowd of finished images nor a long batch holds up the other.
-        A model to be loaded goes before image work: each one lets others begin.
+        So do finished pictures and loads, which hold up whoever waits for a picture.
         """
         seating = self._seated()
         queues: dict[Work, list[_Entry[L]]] = {work: [] for work in Work}
@@ -145,9 +146,11 @@ class StepScheduler(Generic[L]):
         if not aside:
             return None
         self._stepped_last = False
-        if seating.load is not None:
+        if seating.load is not None and (self._decoded_last or not queues[Work.DECODE]):
+            self._decoded_last = False
             waiting = [e.sample for e in queues[Work.LOAD] if e.sample.model == seating.load]
             return Plan(Work.LOAD, tuple(waiting), drop=seating.drop)
+        self._decoded_last = pixels[0].work is Work.DECODE
         return Plan(pixels[0].work, (pixels[0].sample,))
 
     def settle(self, plan: Plan[L], results: Sequence[Sample[L]]) -> tuple[Sample[L], ...]:

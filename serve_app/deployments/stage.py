@@ -52,6 +52,7 @@ class StageConfig:
     snapshot_every: int
     safety: Path | None = None  # folder of the picture filter, where one is on
     room: int = 1  # how many models are in memory at a time
+    share: float = 1.0  # of its card's memory
 
 
 def load_shelf(config: StageConfig) -> "Shelf":
@@ -69,6 +70,7 @@ def load_shelf(config: StageConfig) -> "Shelf":
         precision=config.precision,
         xformers=config.xformers,
         cpu_threads=config.cpu_threads,
+        share=config.share,
     )
     safety = PictureChecker(config.safety, device) if config.safety else None
     makers: dict[str, Maker] = {}

@@ -62,7 +62,7 @@ class Wanted(BaseModel):
     def native(self, model: ModelFacts) -> dict[str, Any]:
         """The same wishes by the names of our own routes. Quality means steps, but not to a model
         that is made for a few."""
-        distilled = model.defaults.guidance is not None
+        distilled = model.defaults.guidance is not None and model.defaults.guidance <= 1
         steps = None if distilled else _STEPS.get(self.quality or "auto")
         return {
             "model": model.name,

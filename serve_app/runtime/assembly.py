@@ -23,6 +23,7 @@ def assemble(
     checkpoint: Checkpoint,
     device: Device,
     to_come: int = 0,
+    before: Fit | None = None,
     *,
     images: int,
     strict: bool,
@@ -31,9 +32,9 @@ def assemble(
     """The stage's model, loaded, and fitted to the device's memory where that has an end.
 
     At most `images` guided images step together, with room left for as many models like this one
-    as are `to_come`. In strict mode it has been proved to keep its
-    promise here. Raises `OperatorError` when that can't be kept, `DeviceFull` when not even one
-    image has room.
+    as are `to_come`; one that was here `before` is fitted as it was then, if that still holds. In
+    strict mode it has been proved to keep its promise here. Raises `OperatorError` when that can't
+    be kept, `DeviceFull` when not even one image has room.
     """
     modules = load(checkpoint, device)
     placement = Placement(modules, device)
@@ -50,7 +51,7 @@ def assemble(
         trial = Trial(
             parts, placement, device, native=checkpoint.native, strict=strict, to_come=to_come
         )
-        found = fitted(images, ladder, trial)
+        found = fitted(images, ladder, trial, before)
     lanes = lanes_for(found.images, strict=strict)
     model = StageModel(
         profile=device.profile(checkpoint.stage, lanes, checkpoint.name, found.rungs),

@@ -38,6 +38,7 @@ class Device:
     vae_dtype: torch.dtype  # never fp16: SDXL's VAE overflows there
     attention: str  # "sdpa" or "xformers"
     cpu_threads: int
+    share: float = 1.0  # of the card's memory: others may be meant to have the rest
 
     def profile(
         self, stage: Stage, lanes: int, model: str, rungs: tuple[Rung, ...] = ()
@@ -83,9 +84,10 @@ class Device:
     def use(self) -> Use | None:
         """The most that was used since `free`, where somebody counts it: not on a CPU."""
         if self.torch_device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.torch_device)
+            free, total = torch.cuda.mem_get_info(self.torch_device)
             reserved = torch.cuda.memory_reserved(self.torch_device)
-            return Use(torch.cuda.max_memory_allocated(self.torch_device), free + reserved)
+            allowed = min(free + reserved, int(self.share * total))
+            return Use(torch.cuda.max_memory_allocated(self.torch_device), allowed)
         if self.torch_device.type == "mps":  # which keeps what it once took
             return Use(torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory())
         return None
@@ -97,12 +99,17 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error)
     return isinstance(error, RuntimeError) and (
-        "out of memory" in said or "can't allocate memory" in said
+        "out of memory" in said
+        or "can't allocate memory" in said
+        or "CUBLAS_STATUS_ALLOC_FAILED" in said
     )
 
 
-def open_device(name: str, *, precision: str | None, xformers: bool, cpu_threads: int) -> Device:
-    """The device, ready. `name` is `cpu`, `cuda` or `mps`; `precision` None takes its default.
+def open_device(
+    name: str, *, precision: str | None, xformers: bool, cpu_threads: int, share: float = 1.0
+) -> Device:
+    """The device, ready. `name` is `cpu`, `cuda` or `mps`; `precision` None takes its default. On
+    CUDA no more than a `share` of the card's memory is taken.
 
     Raises `DeviceError` when the device is not there: a replica promised CUDA must not run on CPU.
     """
@@ -119,6 +126,7 @@ def open_device(name: str, *, precision: str | None, xformers: bool, cpu_threads
     if name == "cuda":
         torch.backends.cudnn.benchmark = False  # a kernel chosen by a race decides bits by luck
         torch.backends.cudnn.deterministic = True
+        torch.cuda.set_per_process_memory_fraction(share)
     torch.set_num_threads(cpu_threads)
     return Device(
         torch_device=device,
@@ -127,6 +135,7 @@ def open_device(name: str, *, precision: str | None, xformers: bool, cpu_threads
         vae_dtype=_vae_dtype(device, dtype),
         attention="xformers" if xformers and _xformers_runs(device, dtype) else "sdpa",
         cpu_threads=cpu_threads,
+        share=share,
     )
 
 

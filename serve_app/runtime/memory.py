@@ -90,6 +90,7 @@ class Trial:
         self._device.free()
         try:
             self._placement.take(attempt.rungs)
+            self._device.free()  # what has just left the device counts no more
             self._rehearse(attempt)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -117,12 +118,13 @@ class Trial:
         parts.pixels.encode(parts.pixels.decode(denoised), x[0])
 
 
-def fitted(images: int, ladder: Sequence[Rung], trial: Trial) -> Fit:
-    """The set-up that holds, with so many images at most; what it cost is in the log.
+def fitted(images: int, ladder: Sequence[Rung], trial: Trial, before: Fit | None = None) -> Fit:
+    """The set-up that holds, with so many images at most; what it cost is in the log. What was
+    fitted `before` gets no more than then.
 
     Raises `DeviceFull` when not even one image has room.
     """
-    found = fit(images, ladder, trial)
+    found = fit(images, ladder, trial, before)
     if found is None:
         raise DeviceFull(
             "the device has no room for one image, though all was given up that can be. Free its "

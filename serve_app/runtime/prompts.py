@@ -9,7 +9,8 @@ any weight: so there, and in ComfyUI.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Protocol
@@ -69,8 +70,7 @@ class ClipPrompts:
     def stay(self, *, on_device: bool) -> None:
         """The encoders are on the device from now on; if not, they visit it while they work."""
         self._stays = on_device
-        for _, encoder in self._encoders:
-            encoder.to(self._device if on_device else "cpu")
+        self._move(self._device if on_device else torch.device("cpu"))
 
     def read(self, prompt: str, name: str) -> Reading:
         """See `Prompts`. What is over `MOST_CHUNKS` is left out, and warned of."""
@@ -93,7 +93,8 @@ class ClipPrompts:
     def encode(self, reading: Reading, chunks: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Prompts`."""
         filled = (*reading.chunks, *[self._empty] * (chunks - len(reading.chunks)))
-        encoded = [self._encoded(chunk) for chunk in filled]
+        with nullcontext() if set(filled) <= set(self._known) else self._visiting():
+            encoded = [self._encoded(chunk) for chunk in filled]
         embeds, pooled = encoded[0]
         if len(encoded) > 1:
             embeds = torch.cat([one for one, _ in encoded])
@@ -115,19 +116,25 @@ class ClipPrompts:
             padding = [tokenizer.pad_token_id] * (CHUNK - len(tokens))
             inside = [id for id, _ in tokens]
             ids = [tokenizer.bos_token_id, *inside, tokenizer.eos_token_id, *padding]
-            told = self._told(encoder, torch.tensor([ids], device=self._device))
+            told = encoder(torch.tensor([ids], device=self._device), output_hidden_states=True)
             parts.append(weighed(told.hidden_states[-2][0], [weight for _, weight in tokens]))
         embeds = torch.cat(parts, dim=-1).to(dtype=encoder.dtype)
         return embeds, told[0][0]
 
-    def _told(self, encoder: Any, ids: torch.Tensor) -> Any:
-        if self._stays:
-            return encoder(ids, output_hidden_states=True)
-        encoder.to(self._device)
+    @contextmanager
+    def _visiting(self) -> Iterator[None]:
+        """The encoders are on the device, and those that only visit it leave again."""
         try:
-            return encoder(ids, output_hidden_states=True)
+            if not self._stays:
+                self._move(self._device)
+            yield
         finally:
-            encoder.to("cpu")
+            if not self._stays:
+                self._move(torch.device("cpu"))
+
+    def _move(self, device: torch.device) -> None:
+        for _, encoder in self._encoders:
+            encoder.to(device)
 
 
 def weighed(hidden: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:

@@ -70,3 +70,17 @@ def test_the_shortfalls_of_several_models_are_told_by_their_names() -> None:
     assert shortfalls(4, {"fox": Fit(4), "ink": Fit(2)}) == f"ink: {said}"
     assert shortfalls(4, {"fox": Fit(2), "ink": Fit(2)}) == f"fox: {said}; ink: {said}"
     assert shortfalls(4, {"fox": Fit(4)}) == shortfalls(4, {}) == ""
+
+
+def test_what_was_fitted_before_begins_there_and_gets_no_more_than_then() -> None:
+    tries: list[Fit] = []
+
+    def holds(attempt: Fit) -> bool:
+        tries.append(attempt)
+        return len(tries) == 2
+
+    before = Fit(1, LADDER[:1])
+    assert fit(4, LADDER, lambda attempt: True, Fit(2)) == Fit(2)
+    assert fit(4, LADDER, holds, before) == Fit(1, LADDER[:2])
+    assert tries == [before, Fit(1, LADDER[:2])]
+    assert fit(4, LADDER, lambda attempt: True, Fit(3)) == Fit(4)  # asked for anew

@@ -222,3 +222,24 @@ def test_a_model_that_comes_again_with_less_room_steps_fewer() -> None:
         replica.add(of("a", str(number)))
     again = [plan for plan, _ in replica.turns() if plan.work is Work.STEP]
     assert {(len(plan.samples), plan.lanes) for plan in again} == {(2, 4)}
+
+
+def test_a_picture_that_is_done_is_handed_out_before_a_model_is_loaded() -> None:
+    replica = Replica(2)
+    replica.add(of("a", "done", steps=1))
+    works = []
+    for plan, _ in replica.turns():
+        works.append(plan.work)
+        if plan.work is Work.STEP and "other" not in replica.scheduler and len(works) < 4:
+            replica.add(of("b", "other", steps=1))
+    assert works[:4] == [Work.CONDITION, Work.STEP, Work.DECODE, Work.LOAD]
+
+
+def test_a_crowd_of_finished_pictures_does_not_keep_a_model_from_being_loaded() -> None:
+    replica = Replica(2, images=4)
+    for number in range(8):
+        replica.add(of("a", f"done {number}", steps=1))
+    replica.add(of("b", "other", steps=1))
+    works = [plan.work for plan, _ in replica.turns() if plan.work in (Work.DECODE, Work.LOAD)]
+    assert works.index(Work.LOAD) == 1
+    assert works.count(Work.DECODE) == 9

@@ -100,6 +100,47 @@ class Counting(Device):
         return Use(self.peaks.pop(0), self.all)
 
 
+UNET, VAE, TEXT = 51, 2, 16  # in bytes of the card below
+
+
+@dataclass(frozen=True, slots=True)
+class Card(Device):
+    """A card of so many bytes, which counts those that `Moved` puts on it."""
+
+    size: int = 0
+    count: dict[str, int] = field(default_factory=lambda: {"now": 0, "peak": 0})
+
+    def put(self, bytes: int) -> None:
+        self.count["now"] = min(bytes, self.size)  # modules move one by one, until it is full
+        self.count["peak"] = max(self.count["peak"], self.count["now"])
+        if bytes > self.size:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def free(self) -> None:
+        self.count["peak"] = self.count["now"]
+
+    def use(self) -> Use:
+        return Use(self.count["peak"], self.size)
+
+
+class Moved(Placement):
+    """Modules of stated sizes on such a card."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        self.taken = ()
+
+    def take(self, rungs: tuple[Rung, ...]) -> None:
+        self.taken = rungs
+        text = 0 if Rung.TEXT_ON_CPU in rungs else TEXT
+        unet = 0 if Rung.UNET_ON_CPU in rungs else UNET
+        self._card.put(VAE + text + unet)
+
+    @property
+    def held(self) -> int:
+        return self._card.count["now"]
+
+
 @pytest.fixture
 def base(checkpoints: dict[Stage, Checkpoint]) -> Checkpoint:
     return checkpoints[Stage.BASE]
@@ -140,7 +181,7 @@ def test_one_image_that_has_no_room_takes_rung_after_rung(
 
 def test_what_holds_must_leave_a_twentieth_to_spare(base: Checkpoint) -> None:
     counting = Counting(
-        torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1, [100, 96, 95]
+        torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1, 1.0, [100, 96, 95]
     )
     assert fitted(8, ALL, built(base, counting, rows=99).trial()) == Fit(2)
     assert counting.peaks == []
@@ -160,6 +201,16 @@ def test_room_is_left_for_models_that_are_to_come(
     )
     there = built(base, counting, rows=99)
     assert fitted(4, (), there.trial(to_come=to_come)) == Fit(images)
+
+
+@pytest.mark.parametrize(("size", "rungs"), [(80, 0), (60, 2), (50, 3)])
+def test_what_has_left_the_card_counts_no_more(
+    base: Checkpoint, cpu: Device, size: int, rungs: int
+) -> None:
+    card = Card(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1, size=size)
+    parts, ladder = built(base, cpu, rows=99).parts, LADDERS["cuda"]
+    trial = Trial(parts, Moved(card), card, native=base.native, strict=True, to_come=0)
+    assert fitted(1, ladder, trial) == Fit(1, ladder[:rungs])
 
 
 def test_a_device_on_which_nothing_holds_says_what_to_do(base: Checkpoint, cpu: Device) -> None:

@@ -46,7 +46,7 @@ Makers = dict[str, Maker]
 
 def maker(denoiser: ConstantDenoiser, **options: Any) -> Maker:
     """Makes an analytic model, whatever is to come beside it."""
-    return lambda to_come: analytic_model(denoiser, **options)
+    return lambda to_come, before: analytic_model(denoiser, **options)
 
 
 def makers(both: dict[str, Checkpoint], cpu: Device, images: int = IMAGES) -> Makers:
@@ -135,7 +135,7 @@ def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
 def test_a_model_that_comes_again_with_another_fit_does_not_continue_its_old_snapshots() -> None:
     fits = iter([(8, 4), (2, 1)])
 
-    def refitted(to_come: int) -> StageModel:
+    def refitted(to_come: int, before: Fit | None) -> StageModel:
         lanes, images = next(fits)
         return analytic_model(ConstantDenoiser(), model="one", lanes=lanes, images=images)
 
@@ -174,7 +174,7 @@ def no_sweeper() -> Iterator[None]:
 def test_a_model_has_left_memory_when_the_next_one_is_made() -> None:
     seen: list[weakref.ref[Ring]] = []
 
-    def watched(name: str, to_come: int) -> StageModel:
+    def watched(name: str, to_come: int, before: Fit | None) -> StageModel:
         assert not any(one() for one in seen), "one is made before the last has left"
         seen.append(weakref.ref(ring := Ring()))
         return analytic_model(ring, model=name)
@@ -186,11 +186,45 @@ def test_a_model_has_left_memory_when_the_next_one_is_made() -> None:
     assert len(seen) == 4
 
 
+def test_a_model_that_comes_again_is_told_how_it_was_fitted() -> None:
+    heard: list[Fit | None] = []
+
+    def listening(to_come: int, before: Fit | None) -> StageModel:
+        heard.append(before)
+        return analytic_model(ConstantDenoiser(), model="one", lanes=2, images=1)
+
+    shelf = Shelf({"one": listening, "two": maker(ConstantDenoiser(), model="two")})
+    shelf.load("two", "one")
+    shelf.load("one", "two")
+    assert heard == [None, Fit(1)]
+
+
+def test_a_model_that_could_not_be_loaded_puts_no_other_out_for_a_minute() -> None:
+    now, tries = [0.0], []
+
+    def broken(to_come: int, before: Fit | None) -> StageModel:
+        tries.append(now[0])
+        raise OSError("no such file")
+
+    shelf = Shelf(
+        {"one": maker(ConstantDenoiser(), model="one"), "bad": broken}, clock=lambda: now[0]
+    )
+    sample = sample_of(replace(SPEC, model="bad"), "x")
+    with pytest.raises(ModelUnavailable):
+        shelf.load("bad", None)
+    for now[0] in (0.0, 59.0):
+        with pytest.raises(ModelUnavailable, match="the model bad can't be loaded"):
+            shelf.admit(sample)
+    now[0] = 60.0
+    assert shelf.admit(sample) == sample
+    assert tries == [0.0]
+
+
 @pytest.mark.parametrize(("room", "told"), [(1, [0, 0, 0]), (2, [1, 0, 0]), (9, [2, 1, 0])])
 def test_each_model_is_told_how_many_are_to_come_beside_it(room: int, told: list[int]) -> None:
     heard: list[int] = []
 
-    def listening(to_come: int) -> StageModel:
+    def listening(to_come: int, before: Fit | None) -> StageModel:
         heard.append(to_come)
         return analytic_model(ConstantDenoiser())
 
@@ -203,7 +237,7 @@ def test_each_model_is_told_how_many_are_to_come_beside_it(room: int, told: list
 def test_nothing_of_a_model_that_could_not_be_made_stays_though_its_failure_is_kept() -> None:
     made: list[weakref.ref[ConstantDenoiser]] = []
 
-    def half_made(to_come: int) -> StageModel:
+    def half_made(to_come: int, before: Fit | None) -> StageModel:
         part = ConstantDenoiser()
         made.append(weakref.ref(part))
         raise DeviceFull("the device has no room for one image")
@@ -236,10 +270,10 @@ def test_a_snapshot_of_one_model_is_nothing_to_another() -> None:
 
 
 def test_a_model_that_is_not_known_or_can_not_be_loaded_ends_its_own_samples_alone() -> None:
-    def broken(to_come: int) -> StageModel:
+    def broken(to_come: int, before: Fit | None) -> StageModel:
         raise OSError("/secret/place is gone")
 
-    def too_large(to_come: int) -> StageModel:
+    def too_large(to_come: int, before: Fit | None) -> StageModel:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     first = maker(ConstantDenoiser(), model="first")
@@ -273,9 +307,9 @@ def test_switching_leaves_nothing_behind(
     """
     seen: list[weakref.ref[StageModel]] = []
 
-    def watched(make: Maker, to_come: int) -> StageModel:
+    def watched(make: Maker, to_come: int, before: Fit | None) -> StageModel:
         assert not any(one() for one in seen), "one is made before the last has left"
-        model = make(to_come)
+        model = make(to_come, before)
         seen.append(weakref.ref(model))
         return model
 
