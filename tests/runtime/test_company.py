@@ -17,7 +17,7 @@ from tests.runtime.conftest import IMAGES, Engines
 from tests.runtime.walking import Heard, drain, sample_of, walk, whole
 
 SPEC = ImageSpec(
-    prompt="a red fox in the snow", seed=7, width=128, height=128, steps=12, guidance=6.9
+    prompt="a red fox in the snow", seed=7, width=128, height=128, steps=8, guidance=6.9
 )
 SPECS = {
     "euler": SPEC,
