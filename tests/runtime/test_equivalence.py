@@ -72,7 +72,9 @@ def test_every_sampler_draws_what_stock_draws(
 
 
 @pytest.mark.parametrize("sampler", SOLVERS)
-@pytest.mark.parametrize("strength", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "strength", [0.5, *(pytest.param(more, marks=pytest.mark.long) for more in (0.2, 0.9))]
+)
 def test_an_image_from_an_image_is_stocks(
     engines: Engines, stock: Stock, photo: bytes, strength: float, sampler: Sampler
 ) -> None:
@@ -82,7 +84,7 @@ def test_an_image_from_an_image_is_stocks(
 
 
 @pytest.mark.parametrize("sampler", CONTINUED)
-@pytest.mark.parametrize("handoff", [0.6, 0.8])
+@pytest.mark.parametrize("handoff", [0.8, pytest.param(0.6, marks=pytest.mark.long)])
 def test_base_and_refiner_together_are_stocks_ensemble(
     engines: Engines, stock: Stock, handoff: float, sampler: Sampler
 ) -> None:
@@ -96,7 +98,7 @@ def test_base_and_refiner_together_are_stocks_ensemble(
 
 
 @pytest.mark.parametrize("sampler", CONTINUED)
-@pytest.mark.parametrize("handoff", [0.6, 0.8])
+@pytest.mark.parametrize("handoff", [0.8, pytest.param(0.6, marks=pytest.mark.long)])
 def test_the_two_stage_refine_is_stocks(
     engines: Engines, stock: Stock, photo: bytes, handoff: float, sampler: Sampler
 ) -> None:
