@@ -4,6 +4,7 @@ import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,9 +76,9 @@ def setup(folder: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> SetUp:
     return SetUp(folder, port, monkeypatch)
 
 
-def machine(**changes: object) -> Machine:
+def machine(**changes: Any) -> Machine:
     """The sound machine, but for this."""
-    return replace(SOUND, **changes)  # type: ignore[arg-type]
+    return replace(SOUND, **changes)
 
 
 def wrong(grounds: Grounds) -> list[tuple[str, str, str, str]]:

@@ -8,6 +8,7 @@ import pytest
 from serve_app.doctor import cards
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
 from serve_app.doctor.graphics import Card, Graphics, Torch, look
+from serve_app.doctor.machine import Machine
 from serve_app.settings import Settings
 from tests.doctor.conftest import GIB, SOUND, WITHOUT_CARD, machine
 
@@ -117,8 +118,8 @@ CPU_BUILD = replace(UNSEEN, torch=Torch("2.13.0+cpu", None, (), mps=False, cards
         ),
     ],
 )
-def test_torch(graphics: Graphics, here: object, finding: Finding) -> None:
-    assert cards.check_torch(graphics, here) == finding  # type: ignore[arg-type]
+def test_torch(graphics: Graphics, here: Machine, finding: Finding) -> None:
+    assert cards.check_torch(graphics, here) == finding
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from serve_app import __version__
 from serve_app.__main__ import commands
+from serve_app.doctor.examination import Section
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
 from serve_app.doctor.report import doctor, tell
 
@@ -46,10 +47,10 @@ Mend what fails, then again: python -m serve_app doctor
 """
 
 
-def told(width: int, *, terminal: bool, sections: object = SECTIONS) -> str:
+def told(width: int, *, terminal: bool, sections: tuple[Section, ...] = SECTIONS) -> str:
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=terminal, highlight=False)
-    tell(sections, console)  # type: ignore[arg-type]
+    tell(sections, console)
     return file.getvalue()
 
 

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -74,7 +75,7 @@ def to_single_file(
     return file
 
 
-def unet(weights: Tensors, config: Mapping[str, object]) -> Iterator[tuple[str, torch.Tensor]]:
+def unet(weights: Tensors, config: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     layers = int(str(config["layers_per_block"]))
     for key, tensor in weights.items():
         plain = next((n for n in _UNET if key.startswith(f"{n}.")), None)
@@ -107,8 +108,8 @@ def _inner(kind: str, rest: str) -> str:
     return f"{_RESNET[name]}.{end}"
 
 
-def vae(weights: Tensors, config: Mapping[str, object]) -> Iterator[tuple[str, torch.Tensor]]:
-    blocks = len(config["block_out_channels"])  # type: ignore[arg-type]
+def vae(weights: Tensors, config: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    blocks = len(config["block_out_channels"])
     for key, tensor in weights.items():
         new = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
         new = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", new)
@@ -125,13 +126,13 @@ def vae(weights: Tensors, config: Mapping[str, object]) -> Iterator[tuple[str, t
         yield new, tensor
 
 
-def clip(weights: Tensors, config: Mapping[str, object]) -> Iterator[tuple[str, torch.Tensor]]:
+def clip(weights: Tensors, config: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     yield "text_model.embeddings.position_ids", torch.arange(77)[None]  # of old transformers
     for key, tensor in weights.items():
         yield f"text_model.{key.removeprefix('text_model.')}", tensor
 
 
-def open_clip(weights: Tensors, config: Mapping[str, object]) -> Iterator[tuple[str, torch.Tensor]]:
+def open_clip(weights: Tensors, config: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     yield "logit_scale", torch.ones(())
     yield "text_projection", weights["text_projection.weight"].T
     inner = {k.removeprefix("text_model."): t for k, t in weights.items()}

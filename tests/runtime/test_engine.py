@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +26,9 @@ SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance
 END = Leg(Stage.BASE, 10, last=True)
 
 
-def engine_over(denoiser: ConstantDenoiser, **options: object) -> Engine:
-    chosen = {"snapshot_every": 5} | options
-    return Engine(Shelf.of(analytic_model(denoiser)), **chosen)  # type: ignore[arg-type]
+def engine_over(denoiser: ConstantDenoiser, **options: Any) -> Engine:
+    chosen: dict[str, Any] = {"snapshot_every": 5} | options
+    return Engine(Shelf.of(analytic_model(denoiser)), **chosen)
 
 
 @pytest.mark.parametrize("sampler", list(Sampler))

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_a_sample_without_latents_or_guide_is_a_mistake_that_is_named() -> None:
 class LongSlotDenoiser(ConstantDenoiser):
     """Breaks the promise for prompts of more than one chunk."""
 
-    def __call__(self, x: torch.Tensor, points: list[Point], lanes: int) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
         if points[0].guide.chunks == 1:
             return x
         return x * torch.arange(1.0, len(points) + 1).view(-1, 1, 1, 1)
@@ -99,7 +100,7 @@ class LongSlotDenoiser(ConstantDenoiser):
 class SlotDenoiser(ConstantDenoiser):
     """Breaks the promise: what comes out depends on the slot."""
 
-    def __call__(self, x: torch.Tensor, points: list[Point], lanes: int) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
         return x * torch.arange(1.0, len(points) + 1).view(-1, 1, 1, 1)
 
 
