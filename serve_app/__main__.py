@@ -55,6 +55,10 @@ def generate(
     model: Annotated[
         str | None, typer.Option(help="A name of MODELS_FILE; else the default.")
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="A name of MODELS_FILE, or name:weight; once for each."),
+    ] = None,
     refine: Annotated[
         bool | None, typer.Option(help="Whether the refiner takes the last steps.")
     ] = None,
@@ -74,6 +78,7 @@ def generate(
         "width": width,
         "height": height,
         "model": model,
+        "loras": lora,
         "refine": refine,
     }
     raise typer.Exit(generate(wishes, output))

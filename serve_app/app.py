@@ -30,7 +30,7 @@ from serve_app.demo.checkpoints import demo_folder
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.remote import RemoteLedger, RemoteStage
-from serve_app.deployments.stage import Source, StageConfig, StageReplica
+from serve_app.deployments.stage import LoraSource, Source, StageConfig, StageReplica
 from serve_app.ingress.api import build_api
 from serve_app.ingress.jobs import Desk
 from serve_app.ingress.security import Policy, digests
@@ -127,6 +127,9 @@ def build(args: AppArgs) -> Application:
     images = settings.model_max_batch_size or BATCH[device]
     share = args.gpu_share(gpus_there, refiner=lineup.refiner is not None)
     threads = settings.model_cpu_threads or _threads(args)
+    loras = tuple(
+        LoraSource(one.facts.name, one.file.path, one.facts.models) for one in lineup.loras
+    )
 
     def bind_stage(name: str, scale: Scale, *checkpoints: Checkpoint) -> Application:
         gpus = scale.gpus_on(device, share)
@@ -142,6 +145,8 @@ def build(args: AppArgs) -> Application:
             snapshot_every=settings.snapshot_every,
             safety=settings.safety_checker_dir,
             room=settings.models_in_memory,
+            loras=loras if checkpoints[0].stage is Stage.BASE else (),
+            lora_room=settings.loras_in_memory,
             share=min(gpus or 1.0, 1.0),
         )
         return deploy_stage(StageReplica, name, scale, images=images, gpus=gpus).bind(config)

@@ -4,11 +4,12 @@ Knows no Ray, torch or HTTP, so that the builder and the command line may ask.
 """
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serve_app.core.defaults import Defaults
-from serve_app.core.errors import SettingsError
-from serve_app.core.facts import ModelFacts, ServiceFacts
+from serve_app.core.errors import CheckpointError, SettingsError
+from serve_app.core.facts import LoraFacts, ModelFacts, ServiceFacts
 from serve_app.core.spec import LCM_STEPS, Sampler, Stage
 from serve_app.demo.checkpoints import NOTICE, demo_folder
 from serve_app.registry import Entry, read_registry
@@ -19,7 +20,8 @@ from serve_app.runtime.checkpoint import (
     inspect,
     is_pair,
 )
-from serve_app.runtime.licenses import license_of
+from serve_app.runtime.licenses import license_of, license_of_lora
+from serve_app.runtime.lora import LoraFile, inspect_lora
 from serve_app.settings import Settings
 
 BATCH = {"cuda": 4, "mps": 1, "cpu": 2}  # images stepping together, when nobody says
@@ -61,11 +63,21 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraModel:
+    """A LoRA under the name it is asked for by, the models it fits, and what the operator says."""
+
+    file: LoraFile
+    facts: LoraFacts
+    license: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Lineup:
     """All checkpoints of the service; of the base models the default one is the first."""
 
     models: tuple[Model, ...]
     refiner: Checkpoint | None
+    loras: tuple[LoraModel, ...] = ()
 
 
 def find_checkpoints(settings: Settings) -> Lineup:
@@ -90,7 +102,8 @@ def find_checkpoints(settings: Settings) -> Lineup:
     if refiner_folder is not None:
         refiner = inspect(refiner_folder, Stage.REFINER)
         check_pair(base, refiner)
-    return Lineup((Model(base, refined=True), *find_more(settings, base, refiner)), refiner)
+    models = (Model(base, refined=True), *find_more(settings, base, refiner))
+    return Lineup(models, refiner, find_loras(settings, models))
 
 
 def find_more(
@@ -100,13 +113,34 @@ def find_more(
 
     Raises `OperatorError` that names the file and the key.
     """
-    registered = read_registry(settings.models_file)
+    registered = read_registry(settings.models_file).models
     for name in {one.name for one in (base, refiner) if one} & set(registered):
         raise SettingsError(
             f"MODELS_FILE={settings.models_file}: models.{name}: is the name of the checkpoint of "
             "MODEL_CHECKPOINT_DIR or of its refiner: choose another"
         )
     return tuple(_registered(name, entry, settings, refiner) for name, entry in registered.items())
+
+
+def find_loras(settings: Settings, models: Sequence[Model]) -> tuple[LoraModel, ...]:
+    """The LoRAs of MODELS_FILE, each with the models that it fits.
+
+    Raises `OperatorError` that names the file and the key, also for one that fits none of them.
+    """
+    found = []
+    for name, entry in read_registry(settings.models_file).loras.items():
+        where = f"MODELS_FILE={settings.models_file}: loras.{name}.path"
+        file = inspect_lora(entry.path, where)
+        widths = {model.checkpoint.name: model.checkpoint.text_width for model in models}
+        fits = tuple(one for one, width in widths.items() if file.text_width in (None, width))
+        if models and not fits:
+            told = ", ".join(f"{one} in {width}" for one, width in widths.items())
+            raise CheckpointError(
+                f"{where}={entry.path} fits none of the models: its layers are told texts in "
+                f"{file.text_width} numbers, {told}"
+            )
+        found.append(LoraModel(file, LoraFacts(name, fits, entry.weight), entry.license))
+    return tuple(found)
 
 
 def _registered(name: str, entry: Entry, settings: Settings, refiner: Checkpoint | None) -> Model:
@@ -143,6 +177,7 @@ def service_facts(settings: Settings, lineup: Lineup, device: str) -> ServiceFac
     licenses = [license_of(model.checkpoint, model.license) for model in lineup.models]
     if refiner:
         licenses.append(license_of(refiner))
+    licenses += [license_of_lora(one.facts.name, one.file, one.license) for one in lineup.loras]
     return ServiceFacts(
         models=tuple(model.facts for model in lineup.models),
         refiner=refiner.name if refiner else None,
@@ -154,4 +189,5 @@ def service_facts(settings: Settings, lineup: Lineup, device: str) -> ServiceFac
         prompt_chars=settings.prompt_max_chars,
         filters=tuple(name for name, setting in filters.items() if setting),
         terms_required=settings.require_terms_acceptance,
+        loras=tuple(lora.facts for lora in lineup.loras),
     )

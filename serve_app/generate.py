@@ -38,7 +38,8 @@ console = Console(stderr=True, highlight=False)
 def generate(wishes: Mapping[str, Any], output: Path) -> int:
     """The pictures are written, and told of; the exit status.
 
-    `wishes` are fields of a request to /generate; None means not wished. Several pictures get
+    `wishes` are fields of a request to /generate, `loras` as "name" or "name:weight"; None means
+    not wished. Several pictures get
     their number before the file's suffix.
     """
     try:
@@ -60,6 +61,8 @@ def _option(field: str) -> str:
     """How the command line calls a field of the request."""
     if field in ("prompt", "--output"):
         return field
+    if field.startswith("loras"):
+        return "--lora"
     return "--count" if field == "imageCount" else "--" + re.sub("([A-Z])", r"-\1", field).lower()
 
 
@@ -80,6 +83,7 @@ def _draw(wishes: Mapping[str, Any], output: Path) -> list[Path]:
         _warn(warning)
     bases = {model.checkpoint.name: model.checkpoint for model in lineup.models}
     base, refiner = bases[order.models[Stage.BASE]], lineup.refiner
+    worn = {lora.name for piece in order.pieces for lora in piece.spec.loras}
     with console.status("loading the models"):
         checker = settings.safety_checker_dir
         solo = Solo(
@@ -88,6 +92,7 @@ def _draw(wishes: Mapping[str, Any], output: Path) -> list[Path]:
             images=min(len(order.pieces), settings.model_max_batch_size or 2),
             strict=settings.model_determinism == "strict",
             safety=PictureChecker(checker, device) if checker else None,
+            loras={one.facts.name: one.file for one in lineup.loras if one.facts.name in worn},
         )
     return _write(order, solo, output)
 
@@ -123,12 +128,21 @@ def _warn(warning: str) -> None:
 
 
 def _request(wishes: Mapping[str, Any]) -> GenerateRequest:
+    loras = [_lora(text) for text in wishes.get("loras", ())]
     try:
-        return GenerateRequest.model_validate(wishes)
+        return GenerateRequest.model_validate({**wishes, "loras": loras})
     except ValidationError as error:
         first = error.errors()[0]
         told = first["msg"].removeprefix("Value error, ")
         raise InvalidRequest(".".join(map(str, first["loc"])), told) from None
+
+
+def _lora(text: str) -> dict[str, Any]:
+    name, _, weight = text.partition(":")
+    try:
+        return {"name": name, "weight": float(weight) if weight else None}
+    except ValueError:
+        raise InvalidRequest("loras", f"must be name or name:weight, got {text}") from None
 
 
 def _device(settings: Settings) -> Device:

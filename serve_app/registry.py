@@ -1,4 +1,4 @@
-"""MODELS_FILE: further checkpoints by name, as the operator wrote them down.
+"""MODELS_FILE: further checkpoints, and LoRAs, by name, as the operator wrote them down.
 
 Knows no checkpoints and no torch: what a path holds is looked at in `choices`.
 """
@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from serve_app.core.errors import SettingsError
-from serve_app.core.spec import GUIDANCE, STEPS, Sampler
+from serve_app.core.spec import GUIDANCE, LORA_WEIGHT, STEPS, Sampler
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -29,20 +29,33 @@ class Entry(BaseModel):
     license: str | None = Field(None, min_length=1, max_length=200)
 
 
-class _File(BaseModel):
+class LoraEntry(BaseModel):
+    """One LoRA."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    models: dict[Name, Entry]
+    path: Path  # a .safetensors file
+    weight: float = Field(1.0, ge=LORA_WEIGHT[0], le=LORA_WEIGHT[1])  # when a request says none
+    license: str | None = Field(None, min_length=1, max_length=200)
 
 
-def read_registry(file: Path | None) -> dict[str, Entry]:
+class Registry(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: dict[Name, Entry] = {}
+    loras: dict[Name, LoraEntry] = {}
+
+
+def read_registry(file: Path | None) -> Registry:
     """The entries by name, in the file's order, paths taken from where the file lies; none without
     a file. Raises `SettingsError` with one line that names the file and the key.
     """
     if file is None:
-        return {}
+        return Registry()
     try:
-        entries = _File.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))).models
+        read = Registry.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
         raise SettingsError(f"MODELS_FILE={file} can't be read: {told}") from None
@@ -50,7 +63,13 @@ def read_registry(file: Path | None) -> dict[str, Entry]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
         raise SettingsError(f"MODELS_FILE={file}: {where or 'models'}: {first['msg']}") from None
-    return {name: _placed(entry, file.parent) for name, entry in entries.items()}
+    return Registry(
+        models={name: _placed(entry, file.parent) for name, entry in read.models.items()},
+        loras={
+            name: entry.model_copy(update={"path": file.parent / entry.path.expanduser()})
+            for name, entry in read.loras.items()
+        },
+    )
 
 
 def _placed(entry: Entry, folder: Path) -> Entry:

@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     model_config_dir: Folder | None = None
     models_file: Folder | None = None
     models_in_memory: int = Field(1, ge=1, le=64)
+    loras_in_memory: int = Field(8, ge=1, le=64)
     model_device: Annotated[str, AfterValidator(_device)] = "auto"
     model_precision: Literal["fp32", "fp16", "bf16"] | None = None
     enable_xformers: bool = False

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "serve_app"
 MAY_IMPORT = {  # room: what of ours, and which heavy libraries
     "core": ({"core"}, set()),
-    "runtime": ({"core", "runtime"}, {"torch", "diffusers", "transformers", "xformers"}),
+    "runtime": ({"core", "runtime"}, {"torch", "diffusers", "transformers", "xformers", "peft"}),
     "demo": ({"core", "runtime", "demo"}, {"torch", "diffusers", "transformers"}),
     "bench": (
         {"core", "runtime", "demo", "deployments", "ingress", "args", "app", "bench"},
@@ -40,6 +40,7 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
 HEAVY = {"torch", "diffusers", "transformers", "xformers", "ray", "fastapi", "starlette"} | {
     "huggingface_hub",
     "httpx2",
+    "peft",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -12,12 +12,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from serve_app.__main__ import commands
-from serve_app.core.spec import ImageSpec, Stage
+from serve_app.core.spec import ImageSpec, Lora, Stage
 from serve_app.demo.checkpoints import demo_folder
 from serve_app.generate import generate
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import open_device
+from serve_app.runtime.lora import inspect_lora
 from serve_app.runtime.solo import Solo
+from tests.runtime.tailor import lora_file
 from tests.runtime.tunes import perturbed
 
 WISHES = {"prompt": "a red circle on a blue background", "seed": 5, "steps": 6, "imageCount": 1}
@@ -76,6 +78,46 @@ def test_a_model_of_the_registry_draws_by_its_name(
     pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("tuned", "plain")]
     assert not np.array_equal(*pictures)
     assert generate({**wishes, "model": "none"}, tmp_path / "none.png") == 2
+
+
+def test_it_wears_the_loras_of_the_list(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoints: dict[Stage, Checkpoint],
+) -> None:
+    file = lora_file(demo_folder(Stage.BASE), tmp_path / "ink.safetensors")
+    (tmp_path / "models.yaml").write_text("loras: {ink: {path: ink.safetensors, weight: 0.5}}")
+    monkeypatch.setenv("MODELS_FILE", str(tmp_path / "models.yaml"))
+    wishes = {**WISHES, "refine": False}
+    assert generate({**wishes, "loras": ["ink:0.8"]}, tmp_path / "more.png") == 0
+    assert generate({**wishes, "loras": ["ink"]}, tmp_path / "less.png") == 0
+    assert record_of(tmp_path / "less.png")["request"]["loras"] == [{"name": "ink", "weight": 0.5}]
+    record = record_of(tmp_path / "more.png")
+    with Image.open(tmp_path / "more.png") as picture:
+        assert picture.info["parameters"].startswith(f"{WISHES['prompt']} <lora:ink:0.8>\nSteps: 6")
+        pixels = np.asarray(picture)
+    device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=1)
+    spec = ImageSpec(
+        prompt=str(WISHES["prompt"]),
+        seed=5,
+        width=128,
+        height=128,
+        steps=6,
+        guidance=record["request"]["guidanceScale"],
+        loras=(Lora("ink", 0.8),),
+    )
+    base, loras = checkpoints[Stage.BASE], {"ink": inspect_lora(file, "ink")}
+    (drawn,) = Solo([base], device, images=1, loras=loras).draw([spec])
+    assert np.array_equal(pixels, drawn)
+    assert not np.array_equal(pixels, np.asarray(Image.open(tmp_path / "less.png")))
+    for lora, sentence in (
+        ("ink:much", "--lora must be name or name:weight, got ink:much"),
+        ("ink:3", "--lora must be between -2 and 2, got 3"),
+        ("x", "there is ink"),
+    ):
+        assert generate({**wishes, "loras": [lora]}, tmp_path / "none.png") == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_several_pictures_get_numbers_and_the_seeds_that_follow(tmp_path: Path) -> None:

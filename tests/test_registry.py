@@ -5,15 +5,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from serve_app.choices import Lineup, find_checkpoints, service_facts
 from serve_app.core.defaults import Defaults
 from serve_app.core.errors import CheckpointError, OperatorError, SettingsError
+from serve_app.core.facts import LoraFacts
 from serve_app.core.spec import Sampler, Stage
 from serve_app.demo.checkpoints import demo_folder
-from serve_app.registry import read_registry
+from serve_app.registry import Registry, read_registry
 from serve_app.settings import Settings
 from tests.runtime.ldm import to_single_file
+from tests.runtime.tailor import lora_file
 
 DEMO = demo_folder(Stage.BASE)
 
@@ -35,12 +39,12 @@ def test_entries_come_in_order_with_paths_from_where_the_file_lies(tmp_path: Pat
       lightning: {path: tunes/x_lightning_4step.safetensors, config: /sdxl, steps: 6}
       plain: {path: /tunes/plain, sampler: dpmpp_2m_karras, guidance: 4, refiner: false}
     """
-    entries = read_registry(written(tmp_path, text))
+    entries = read_registry(written(tmp_path, text)).models
     assert list(entries) == ["lightning", "plain"]
     assert entries["lightning"].path == tmp_path / "tunes/x_lightning_4step.safetensors"
     assert entries["lightning"].config == Path("/sdxl")
     assert entries["plain"].sampler is Sampler.DPMPP_2M_KARRAS
-    assert read_registry(None) == {}
+    assert read_registry(None) == Registry()
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,10 @@ def test_entries_come_in_order_with_paths_from_where_the_file_lies(tmp_path: Pat
         ("models: {a: {path: /a, steps: 0}}", "models.a.steps: Input should be greater than"),
         ("models: {a: {path: /a, sampler: plms}}", "models.a.sampler: Input should be 'euler'"),
         ("models: {a/b: {path: /a}}", "models.a/b: String should match pattern"),
-        ("modells: {}", "models: Field required"),
+        ("modells: {}", "modells: Extra inputs are not permitted"),
+        ("loras: {a: {path: /a, weight: 3}}", "loras.a.weight: Input should be less than"),
+        ("loras: {a: {path: /a, config: /b}}", "loras.a.config: Extra inputs are not permitted"),
+        ("loras: {a b: {path: /a}}", "loras.a b: String should match pattern"),
         ("", "models: Input should be"),
         ("{", "can't be read"),
     ],
@@ -122,6 +129,7 @@ def test_lcm_takes_few_steps_whoever_says_that_it_is_lcm(tmp_path: Path, told: s
         ("models: {demo-refiner: {path: /a}}", SettingsError, "models.demo-refiner: is the name"),
         ("models: {a: {path: /nowhere}}", CheckpointError, "models.a.path=/nowhere does not exist"),
         ("models: {a: {path: /b.safetensors}}", CheckpointError, "/b.safetensors does not exist"),
+        ("loras: {a: {path: b.safetensors}}", CheckpointError, "b.safetensors does not exist"),
     ],
 )
 def test_an_entry_that_can_not_be_is_told(
@@ -149,3 +157,45 @@ def test_a_single_file_takes_its_configs_from_its_entry_the_setting_or_the_defau
     ):
         tune = lineup(tmp_path, text, **settings).models[1].checkpoint
         assert (tune.name, tune.path) == ("tune", tmp_path / "tune.safetensors")
+
+
+def test_loras_come_with_their_weight_their_terms_and_the_models_they_fit(tmp_path: Path) -> None:
+    lora_file(DEMO, tmp_path / "ink.safetensors", networks=["unet"])
+    notes = {"modelspec.license": "CC-BY-4.0"}
+    lora_file(DEMO, tmp_path / "told.safetensors", networks=["text_encoder"], notes=notes)
+    text = """
+    loras:
+      ink: {path: ink.safetensors, weight: 0.8, license: OpenRAIL++}
+      told: {path: told.safetensors}
+      bare: {path: ink.safetensors}
+    """
+    found = lineup(tmp_path, text)
+    facts = service_facts(Settings.read({}, tmp_path), found, "cpu")
+    assert facts.loras == (
+        LoraFacts("ink", ("demo",), 0.8),
+        LoraFacts("told", ("demo",)),
+        LoraFacts("bare", ("demo",)),
+    )
+    assert [one.file.path.name for one in found.loras] == [
+        "ink.safetensors",
+        "told.safetensors",
+        "ink.safetensors",
+    ]
+    terms = {one.model: one for one in facts.licenses}
+    assert [terms[name].name for name in ("ink", "told", "bare")] == [
+        "OpenRAIL++",
+        "CC-BY-4.0",
+        "not known",
+    ]
+    assert terms["ink"].restrictions and not terms["told"].restrictions
+
+
+def test_a_lora_that_fits_no_model_is_told_with_the_widths(tmp_path: Path) -> None:
+    file = tmp_path / "sd1.safetensors"
+    save_file({"lora_unet_x_attn2_to_k.lora_down.weight": torch.zeros(4, 768)}, file)
+    with pytest.raises(CheckpointError) as refused:
+        lineup(tmp_path, "loras: {old: {path: sd1.safetensors}}")
+    assert str(refused.value) == (
+        f"MODELS_FILE={tmp_path / 'models.yaml'}: loras.old.path={file} fits none of the models: "
+        "its layers are told texts in 768 numbers, demo in 160"
+    )

@@ -40,6 +40,15 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraFacts:
+    """What a request must know of a LoRA that its pictures are to wear."""
+
+    name: str  # never a path
+    models: tuple[str, ...]  # the base models that it fits
+    weight: float = 1.0  # when the request says none
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceFacts:
     """What does not change while the service runs."""
 
@@ -49,10 +58,11 @@ class ServiceFacts:
     precision: str
     image_count: int  # images per request when the caller does not say
     notices: tuple[str, ...] = ()  # warnings that every answer carries
-    licenses: tuple[License, ...] = ()  # one per model
+    licenses: tuple[License, ...] = ()  # one per model and LoRA
     prompt_chars: int = 500  # the longest prompt on our own routes
     filters: tuple[str, ...] = ()  # the safety filters that are on
     terms_required: bool = False  # whether callers must accept the licences first
+    loras: tuple[LoraFacts, ...] = ()
 
     @property
     def model(self) -> ModelFacts:
@@ -67,6 +77,10 @@ class ServiceFacts:
     def named(self, name: str) -> ModelFacts | None:
         """The model of that name."""
         return next((model for model in self.models if model.name == name), None)
+
+    def lora(self, name: str) -> LoraFacts | None:
+        """The LoRA of that name."""
+        return next((lora for lora in self.loras if lora.name == name), None)
 
     def refines(self, model: ModelFacts) -> bool:
         """Whether there is a refiner that may continue a model's pictures."""

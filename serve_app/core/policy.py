@@ -39,39 +39,42 @@ def choose_batch(candidates: Iterable[Candidate], *, images: int, rows: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class Seating:
-    """Of those that wait for a model: whose is in memory, and what is to be loaded for the rest."""
+    """Of those that wait for things in memory: who has all, and what is to come for the others."""
 
     begin: tuple[str, ...]  # ids
-    load: str | None = None  # a model
-    drop: str | None = None  # the model that makes room for it
+    load: str | None = None
+    drop: tuple[str, ...] = ()  # what makes room for it
 
 
 def seat(
-    waiting: Iterable[tuple[str, str]],
+    waiting: Iterable[tuple[str, Sequence[str]]],
     here: Sequence[str],
     busy: Collection[str],
     room: int,
 ) -> Seating:
-    """What becomes of samples that wait for their models, in order of arrival: ids and models.
+    """What becomes of samples that wait for models or LoRAs, in order of arrival: their ids, and
+    what each needs.
 
-    `here` are the models in memory, the one longest without a newcomer first; those of samples
-    under way are `busy` and stay. For the first who finds its model absent and the room full, an
-    idle model goes; where all are busy the first of `here` takes no newcomers from then on, so
-    that it ends. So a crowd that asks for one model can't keep another away.
+    `here` is what is in memory, the one longest without a newcomer first; what samples under way
+    need is `busy` and stays. For the first who finds something absent and the room full, an idle
+    one goes; where all are busy the first of `here` takes no newcomers from then on, so that it
+    ends. So a crowd that asks for one can't keep another away. Who needs more than there is room
+    for gets it all the same.
     """
-    begin, load, leaving = [], None, None
+    begin, load, leaving = [], None, list[str]()
     kept = set(busy)
-    for id, model in waiting:
-        if model in here and model != leaving:
+    for id, needs in waiting:
+        missing = [one for one in needs if one not in here]
+        if not missing and not set(leaving) & set(needs):
             begin.append(id)
-            kept.add(model)
-        elif load is None and model not in here:
-            load = model
-            if len(here) >= room:
-                leaving = next((one for one in here if one not in kept), here[0])
-    if leaving in kept:
+            kept.update(needs)
+        elif load is None and missing:
+            load = missing[0]
+            others = sorted(set(here) - set(needs), key=lambda one: (one in kept, here.index(one)))
+            leaving = others[: max(0, len(here) + 1 - room)]
+    if set(leaving) & kept:
         return Seating(tuple(begin))
-    return Seating(tuple(begin), load, leaving)
+    return Seating(tuple(begin), load, tuple(leaving))
 
 
 def rank_replicas(

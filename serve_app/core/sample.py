@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from serve_app.core.schedule import Schedule
-from serve_app.core.spec import ImageSpec, Stage
+from serve_app.core.spec import ImageSpec, Lora, Stage
 
 M = TypeVar("M")
 L = TypeVar("L")  # latents: torch on a device, numpy on the wire, floats in a proof
@@ -44,10 +44,18 @@ class Sample(Generic[L]):
         return self.spec.model if self.stage is Stage.BASE else ""
 
     @property
-    def shape(self) -> tuple[int | str, ...]:
+    def loras(self) -> tuple[Lora, ...]:
+        """What its model wears for it, in an order of their own: sums of floats know their order.
+        The refiner wears nothing: a LoRA was trained on base."""
+        if self.stage is not Stage.BASE:
+            return ()
+        return tuple(sorted(lora for lora in self.spec.loras if lora.weight))
+
+    @property
+    def shape(self) -> tuple[int | str | Lora, ...]:
         """What is alike in samples that step together, and the only thing that must be: latent
-        height and width, chunks, and the model."""
-        return *self.spec.latent_shape, self.chunks, self.model
+        height and width, chunks, the model, and what it wears."""
+        return *self.spec.latent_shape, self.chunks, self.model, *self.loras
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,21 @@ Knows no tensors, threads or clock. Three verbs a turn: `plan` says what to do, 
 the one thread that owns it, so a plan is never half true.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic
 
-from serve_app.core.policy import Candidate, Seating, choose_batch, seat
+from serve_app.core.policy import Candidate, choose_batch
 from serve_app.core.sample import L, Leg, Sample
+from serve_app.core.seats import Seats
 
 
 class Work(StrEnum):
     """The kinds of turn. CONDITION, ENCODE and DECODE take one sample at a time."""
 
     LOAD = "load"  # a model into memory, for all that wait for it
+    ATTACH = "attach"  # a LoRA to a model, likewise
     CONDITION = "condition"  # prompt to embeddings; starting noise
     ENCODE = "encode"  # base image to noised latents
     STEP = "step"
@@ -47,12 +49,14 @@ class BatchSize:
 @dataclass(frozen=True, slots=True)
 class Plan(Generic[L]):
     """One turn of GPU work, for samples of one model. `lanes` is how many rows the UNet call has,
-    padding included; `drop` is the model that makes room for one to be loaded."""
+    padding included; `load` is the model, or the LoRA, that is to come, and `drop` those that make
+    room for it."""
 
     work: Work
     samples: tuple[Sample[L], ...]
     lanes: int = 0
-    drop: str | None = None
+    load: str = ""
+    drop: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -66,15 +70,16 @@ class _Entry(Generic[L]):
 class StepScheduler(Generic[L]):
     """The samples of one replica and what each needs next.
 
-    `here` are the models in memory with their batches, of which there is `room` for so many.
+    `here` are the models in memory with their batches, of which there is `room` for so many, each
+    with room for so many LoRAs.
     """
 
-    def __init__(self, here: Mapping[str, BatchSize], *, room: int = 1) -> None:
-        if room < 1:
-            raise ValueError("room for at least one model")
+    def __init__(self, here: Mapping[str, BatchSize], *, room: int = 1, lora_room: int = 1) -> None:
         self._entries: dict[str, _Entry[L]] = {}  # in order of arrival
-        self._here = dict(here)  # the one longest without a newcomer first
-        self._room = room
+        self._sizes = dict(here)
+        self._models = Seats(here, room)
+        self._lora_room = lora_room
+        self._loras = {model: Seats((), lora_room) for model in here}
         self._turn = 0  # step turns planned so far
         self._stepped_last = False
         self._decoded_last = False  # of the turns aside
@@ -90,7 +95,8 @@ class StepScheduler(Generic[L]):
         for entry in self._entries.values():
             counts[entry.work] += 1
         shapes = len({e.sample.shape for e in self._entries.values()})
-        waiting = counts[Work.LOAD] + counts[Work.CONDITION] + counts[Work.ENCODE]
+        early = (Work.LOAD, Work.ATTACH, Work.CONDITION, Work.ENCODE)
+        waiting = sum(counts[work] for work in early)
         return (
             f"<StepScheduler {waiting} waiting | {counts[Work.STEP]} stepping | "
             f"{counts[Work.DECODE]} decoding | {shapes} shapes>"
@@ -113,10 +119,18 @@ class StepScheduler(Generic[L]):
         """The sample is gone from here and handed back as it stands. Raises `KeyError`."""
         return self._entries.pop(id).sample
 
-    def hold(self, here: Mapping[str, BatchSize]) -> None:
-        """These are the models in memory now; what was known of their order is kept."""
-        stayed = {name: here[name] for name in self._here if name in here}
-        self._here = {**stayed, **here}
+    def hold(
+        self, here: Mapping[str, BatchSize], loras: Mapping[str, Collection[str]] | None = None
+    ) -> None:
+        """These are the models in memory now, and the LoRAs attached to each; what was known of
+        their order is kept."""
+        self._sizes = dict(here)
+        self._models.hold(here)
+        self._loras = {
+            model: self._loras.get(model) or Seats((), self._lora_room) for model in here
+        }
+        for model, seats in self._loras.items():
+            seats.hold((loras or {}).get(model, ()))
 
     def samples(self) -> tuple[Sample[L], ...]:
         """Everything in flight, in order of arrival."""
@@ -133,23 +147,22 @@ class StepScheduler(Generic[L]):
         take turns, so that neither a crowd of finished images nor a long batch holds up the other.
         So do finished pictures and loads, which hold up whoever waits for a picture.
         """
-        seating = self._seated()
+        to_load = self._to_load()
         queues: dict[Work, list[_Entry[L]]] = {work: [] for work in Work}
         for entry in self._entries.values():
             queues[entry.work].append(entry)
         if queues[Work.CONDITION]:
             return Plan(Work.CONDITION, (queues[Work.CONDITION][0].sample,))
         stepping, pixels = queues[Work.STEP], queues[Work.DECODE] or queues[Work.ENCODE]
-        aside = seating.load is not None or pixels
+        aside = to_load or pixels
         if stepping and not (aside and self._stepped_last):
             return self._plan_step(stepping)
         if not aside:
             return None
         self._stepped_last = False
-        if seating.load is not None and (self._decoded_last or not queues[Work.DECODE]):
+        if to_load is not None and (self._decoded_last or not queues[Work.DECODE]):
             self._decoded_last = False
-            waiting = [e.sample for e in queues[Work.LOAD] if e.sample.model == seating.load]
-            return Plan(Work.LOAD, tuple(waiting), drop=seating.drop)
+            return to_load
         self._decoded_last = pixels[0].work is Work.DECODE
         return Plan(pixels[0].work, (pixels[0].sample,))
 
@@ -159,33 +172,45 @@ class StepScheduler(Generic[L]):
         for sample in results:
             entry = self._entries[sample.id]
             entry.sample = sample
-            following: Work | None = _first_work(sample, entry.leg)
-            if plan.work is not Work.LOAD:
-                following = _next_work(plan.work, sample, entry.leg)
+            if plan.work in (Work.LOAD, Work.ATTACH):
+                continue  # the next plan sees who has all that it needs
+            following = _next_work(plan.work, sample, entry.leg)
             if following is None:
                 done.append(self._entries.pop(sample.id).sample)
             else:
                 entry.work = following
         return tuple(done)
 
-    def _seated(self) -> Seating:
-        """Whoever's model is in memory, and need not leave it, waits no more."""
-        entries = self._entries.values()
-        seating = seat(
-            [(e.sample.id, e.sample.model) for e in entries if e.work is Work.LOAD],
-            tuple(self._here),
-            {e.sample.model for e in entries if e.work is not Work.LOAD},
-            self._room,
+    def _to_load(self) -> Plan[L] | None:
+        """Whoever's model and LoRAs are in memory, and need not leave it, waits no more; of the
+        others, the turn that the first one needs."""
+        entries = list(self._entries.values())
+        plans = [self._bring(Work.LOAD, self._models, entries)]
+        for model in {e.sample.model for e in entries if e.work is Work.ATTACH}:
+            of_it = [e for e in entries if e.sample.model == model and e.work is not Work.LOAD]
+            plans.append(self._bring(Work.ATTACH, self._loras[model], of_it))
+        order = {id: number for number, id in enumerate(self._entries)}
+        wanted = [plan for plan in plans if plan is not None]
+        return min(wanted, key=lambda plan: order[plan.samples[0].id], default=None)
+
+    def _bring(self, work: Work, seats: Seats, entries: list[_Entry[L]]) -> Plan[L] | None:
+        """LOAD or ATTACH, among the entries that it is for."""
+        waiting = [e for e in entries if e.work is work]
+        seating = seats.seated(
+            [(e.sample.id, _needs(work, e)) for e in waiting],
+            {name for e in entries if e.work is not work for name in _needs(work, e)},
         )
         for id in seating.begin:
             entry = self._entries[id]
-            entry.work = _first_work(entry.sample, entry.leg)
-            self._here[entry.sample.model] = self._here.pop(entry.sample.model)
-        return seating
+            entry.work = _first_work(entry.sample, entry.leg, dressed=work is Work.ATTACH)
+        if seating.load is None:
+            return None
+        samples = tuple(e.sample for e in waiting if seating.load in _needs(work, e))
+        return Plan(work, samples, load=seating.load, drop=seating.drop)
 
     def _plan_step(self, stepping: list[_Entry[L]]) -> Plan[L]:
         urgent = min(stepping, key=lambda e: e.due)  # whom `choose_batch` begins with
-        size = self._here[urgent.sample.model]
+        size = self._sizes[urgent.sample.model]
         ids = choose_batch(
             (Candidate(e.sample.id, e.sample.shape, e.sample.spec.rows, e.due) for e in stepping),
             images=size.images,
@@ -197,10 +222,18 @@ class StepScheduler(Generic[L]):
         return Plan(Work.STEP, samples, size.lanes or sum(s.spec.rows for s in samples))
 
 
-def _first_work(sample: Sample[L], leg: Leg) -> Work:
+def _needs(work: Work, entry: _Entry[L]) -> tuple[str, ...]:
+    """What must be in memory for an entry: its model (LOAD), or its LoRAs (ATTACH), which the VAE
+    knows nothing of."""
+    if work is Work.LOAD:
+        return (entry.sample.model,)
+    return () if entry.work is Work.DECODE else tuple(lora.name for lora in entry.sample.loras)
+
+
+def _first_work(sample: Sample[L], leg: Leg, *, dressed: bool) -> Work:
     if sample.index >= leg.stop and sample.latents is not None:
         return Work.DECODE  # a last leg without steps: nothing to condition
-    return Work.CONDITION
+    return Work.ATTACH if sample.loras and not dressed else Work.CONDITION
 
 
 def _next_work(work: Work, sample: Sample[L], leg: Leg) -> Work | None:

@@ -12,6 +12,7 @@ from serve_app.core.errors import InvalidRequest
 STEPS = (1, 150)
 GUIDANCE = (0.0, 20.0)
 SEED = (0, 2**32 - 1)
+LORA_WEIGHT = (-2.0, 2.0)
 LCM_STEPS = 50  # an LCM was distilled from so many, and takes some of them
 PIXELS_PER_LATENT = 8
 
@@ -94,6 +95,14 @@ class Stage(StrEnum):
     REFINER = "refiner"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Lora:
+    """A LoRA by its name in the registry, and how strongly it counts."""
+
+    name: str
+    weight: float = 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpec:
     """One image asked for.
@@ -115,6 +124,7 @@ class ImageSpec:
     strength: float | None = None
     handoff: float = 1.0
     model: str = ""  # name of its base checkpoint; "" takes the one that is the default
+    loras: tuple[Lora, ...] = ()  # that base wears
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -129,6 +139,12 @@ class ImageSpec:
             _within("strength", self.strength, 0, 1)
             if self.strength == 0:
                 raise InvalidRequest("strength", "must be above 0, got 0")
+        for lora in self.loras:
+            _within("loras", lora.weight, *LORA_WEIGHT)
+        names = [lora.name for lora in self.loras]
+        for name in names:
+            if names.count(name) > 1:
+                raise InvalidRequest("loras", f"names {name} more than once")
         for name, side in (("width", self.width), ("height", self.height)):
             if side < PIXELS_PER_LATENT or side % PIXELS_PER_LATENT:
                 raise InvalidRequest(name, f"must be a multiple of {PIXELS_PER_LATENT}, got {side}")

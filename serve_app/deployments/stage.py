@@ -20,6 +20,7 @@ from serve_app.core.sample import Leg, Sample
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
 from serve_app.runtime.checkpoint import inspect
+from serve_app.runtime.lora import inspect_lora
 
 if TYPE_CHECKING:
     from serve_app.runtime.engine import Event
@@ -38,6 +39,15 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraSource:
+    """Where a LoRA comes from, on the replica's machine, and the models that it fits."""
+
+    name: str
+    path: Path
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StageConfig:
     """All a replica needs to know, by value: no replica reads the environment."""
 
@@ -52,6 +62,8 @@ class StageConfig:
     snapshot_every: int
     safety: Path | None = None  # folder of the picture filter, where one is on
     room: int = 1  # how many models are in memory at a time
+    loras: tuple[LoraSource, ...] = ()
+    lora_room: int = 1  # how many of them each model has attached at a time
     share: float = 1.0  # of its card's memory
 
 
@@ -73,6 +85,7 @@ def load_shelf(config: StageConfig) -> "Shelf":
         share=config.share,
     )
     safety = PictureChecker(config.safety, device) if config.safety else None
+    files = {lora.name: inspect_lora(lora.path, lora.name) for lora in config.loras}
     makers: dict[str, Maker] = {}
     for source in config.models:
         path = source.path or demo_folder(config.stage)
@@ -86,8 +99,10 @@ def load_shelf(config: StageConfig) -> "Shelf":
             images=config.images,
             strict=config.strict,
             safety=safety,
+            loras={one.name: files[one.name] for one in config.loras if source.name in one.models},
+            lora_room=config.lora_room,
         )
-    return Shelf(makers, room=config.room)
+    return Shelf(makers, room=config.room, lora_room=config.lora_room)
 
 
 class StageReplica:

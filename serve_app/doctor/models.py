@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serve_app.choices import Lineup, Model, find_more
+from serve_app.choices import Lineup, LoraModel, Model, find_loras, find_more
 from serve_app.core.errors import AuraError, CheckpointError, ConfigsError, OperatorError
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
@@ -28,7 +28,7 @@ from serve_app.runtime.checkpoint import (
     parameters,
     read_checkpoint,
 )
-from serve_app.runtime.licenses import license_of
+from serve_app.runtime.licenses import license_of, license_of_lora
 from serve_app.settings import ENV_FILES, Settings
 
 _POINTER = b"version https://git-lfs"
@@ -45,12 +45,13 @@ class Models:
     refiner: Checkpoint | None
     demo: bool
     listed: tuple[Model, ...] = ()  # in MODELS_FILE
+    loras: tuple[LoraModel, ...] = ()  # there too
 
     @property
     def lineup(self) -> Lineup:
         """Those there are, as the service would have them."""
         base = [Model(self.base, refined=True)] if self.base else []
-        return Lineup((*base, *self.listed), self.refiner)
+        return Lineup((*base, *self.listed), self.refiner, self.loras)
 
     @property
     def whole(self) -> tuple[Checkpoint, ...]:
@@ -79,19 +80,21 @@ def find(settings: Settings) -> tuple[Models, list[Finding]]:
 
 
 def find_listed(settings: Settings, found: Models) -> tuple[Models, Finding]:
-    """The same with the models of MODELS_FILE, and what is wrong with it, or with one of them."""
+    """The same with models and LoRAs of MODELS_FILE, and what is wrong with it, or one of them."""
     file = settings.models_file
     if file is None:
         return found, fine("models file", "none: there is one model for all requests")
     try:
-        listed = find_more(settings, found.base, found.refiner)
+        found = replace(found, listed=find_more(settings, found.base, found.refiner))
+        found = replace(found, loras=find_loras(settings, found.lineup.models))
     except ConfigsError as error:
         return found, fail("models file", _bare(error), _lending(DOWNLOAD[Stage.BASE]))
     except OperatorError as error:
         mend = editing(file) if file.exists() else "MODELS_FILE="
         return found, fail("models file", _bare(error), mend)
-    names = ", ".join(model.checkpoint.name for model in listed)
-    return replace(found, listed=listed), fine("models file", f"{file} adds {names or 'none'}")
+    names = [model.checkpoint.name for model in found.listed]
+    names += [f"the LoRA {lora.facts.name}" for lora in found.loras]
+    return found, fine("models file", f"{file} adds {', '.join(names) or 'none'}")
 
 
 def check_licenses(settings: Settings, models: Models) -> Finding:
@@ -117,6 +120,13 @@ def check_licenses(settings: Settings, models: Models) -> Finding:
                     "licence", f"{here}name it as its license", editing(settings.models_file)
                 )
             return warn("licence", f"{here}accept it", fetching(one.folder, one.stage))
+    for lora in models.loras:
+        terms = license_of_lora(lora.facts.name, lora.file, lora.license).name
+        if not (lora.license or lora.file.license) and settings.models_file:
+            here = f"the terms of the LoRA {lora.facts.name} are not known: see where it came "
+            here += "from, and name them as its license"
+            return warn("licence", here, editing(settings.models_file))
+        told.append(f"{lora.facts.name} is under {terms}")
     if accepted:
         told.append(f"accepted for {' and '.join(accepted)}")
     return fine("licence", "; ".join(told))

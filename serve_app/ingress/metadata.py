@@ -95,7 +95,8 @@ def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
     if "refiner" in models and spec.handoff < 1:
         settings["Refiner"] = models["refiner"]
         settings["Refiner switch at"] = f"{spec.handoff:g}"
-    lines = [spec.prompt]
+    tags = [f"<lora:{lora.name}:{lora.weight:g}>" for lora in spec.loras]  # as A1111's prompts do
+    lines = [" ".join([spec.prompt, *tags])]
     if spec.negative_prompt:
         lines.append(f"Negative prompt: {spec.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items()))

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.core.cost import megapixel_steps
-from serve_app.core.errors import InvalidRequest, ModelNotFound
+from serve_app.core.errors import InvalidRequest
 from serve_app.core.facts import ModelFacts, ServiceFacts
 from serve_app.core.spec import SEED, ImageSpec, Stage
 from serve_app.ingress.images import BaseImage
+from serve_app.ingress.loras import lora_warnings, loras_of
 from serve_app.ingress.metadata import LONGEST_PROMPT, Record
 from serve_app.ingress.models import model_of
-from serve_app.ingress.schemas import Asked, GenerateRequest, Lora, N, RefineRequest
+from serve_app.ingress.schemas import Asked, GenerateRequest, N, RefineRequest
 
 LITERAL_GUIDANCE = 9.3  # at temperature 0
 DEFAULT_TEMPERATURE = 0.8
@@ -102,6 +103,7 @@ def order_generate(request: GenerateRequest, facts: ServiceFacts, drawn_seed: in
         sampler=request.sampler or model.defaults.sampler,
         handoff=handoff,
         model=model.name,
+        loras=loras_of(request.loras, model, facts),
     )
     count = request.image_count or facts.image_count
     pieces = (Piece(spec, request.prompt),) * count
@@ -118,6 +120,7 @@ def order_refine(
     Raises `InvalidRequest` or `ModelNotFound`.
     """
     model, steps, guidance = check_refine(request, facts)
+    loras = loras_of(request.loras, model, facts)
     _, prompt = request.words
     named = request.config and request.config.model_path
     handoff = request.handoff
@@ -144,6 +147,7 @@ def order_refine(
             strength=request.strength,
             handoff=handoff,
             model=model.name,
+            loras=loras,
         )
         pieces.append(Piece(spec, prompt, image))
     seed = drawn_seed if request.seed is None else request.seed
@@ -166,6 +170,7 @@ def check_refine(request: RefineRequest, facts: ServiceFacts) -> tuple[ModelFact
             "config.modelPath", f"is the refiner, which does not continue pictures of {model.name}"
         )
     check_prompt(name, prompt, facts.prompt_chars)
+    loras_of(request.loras, model, facts)
     steps = _one_of("steps", request.steps, config.steps if config else None)
     guidance = _one_of(
         "guidanceScale", request.guidance_scale, config.guidance_scale if config else None
@@ -209,6 +214,7 @@ def _order(
     models = {str(Stage.BASE): model}
     if refined and facts.refiner:
         models[str(Stage.REFINER)] = facts.refiner
+    warnings = [*warnings, *lora_warnings(pieces[0].prompt, pieces[0].spec, facts)]
     order = Order(
         route=route,
         pieces=tuple(pieces),
@@ -234,6 +240,8 @@ def _request_of(order: Order, piece: Piece) -> dict[str, Any]:
         "model": order.models[Stage.BASE],
         "handoff": spec.handoff,
     }
+    if spec.loras:
+        request["loras"] = [{"name": lora.name, "weight": lora.weight} for lora in spec.loras]
     if spec.negative_prompt is not None:
         request["negativePrompt"] = spec.negative_prompt
     if piece.base is not None:
@@ -265,9 +273,3 @@ def _one_of(name: str, top: N | None, nested: N | None) -> N | None:
 
 def _check_common(request: Asked, facts: ServiceFacts) -> None:
     check_prompt("negativePrompt", request.negative_prompt, facts.prompt_chars)
-    _check_loras(request.loras)
-
-
-def _check_loras(loras: Sequence[Lora]) -> None:
-    if loras:
-        raise ModelNotFound("loras names no LoRA of this service; there is none")

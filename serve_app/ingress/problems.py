@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from serve_app.ingress.errors import MOST_DETAILS, Refusal, shown
 from serve_app.ingress.schemas import (
     GenerateRequest,
-    Lora,
+    LoraField,
     RefineConfig,
     RefineRequest,
     near_field,
@@ -21,7 +21,7 @@ _MODELS: dict[str, type[BaseModel]] = {
     "/generate": GenerateRequest,
     "/refine": RefineRequest,
 }
-_INSIDE: dict[str, type[BaseModel]] = {"config": RefineConfig, "loras": Lora}
+_INSIDE: dict[str, type[BaseModel]] = {"config": RefineConfig, "loras": LoraField}
 _NOTHING = "body"  # the path of what is wrong with the body as a whole
 
 

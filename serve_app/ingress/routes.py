@@ -214,6 +214,7 @@ def routes(studio: Studio, conductor: Conductor, version: str) -> APIRouter:
             model=facts.model.name,
             models=list(facts.names),
             refiner=facts.refiner,
+            loras=[lora.name for lora in facts.loras],
             device=facts.device,
             precision=facts.precision,
             replicas=now.replicas,

@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.job import JobState
 from serve_app.core.sizes import ASPECTS
-from serve_app.core.spec import GUIDANCE, SEED, STEPS, Sampler
+from serve_app.core.spec import GUIDANCE, LORA_WEIGHT, SEED, STEPS, Sampler
 
 IMAGES = (1, 8)
 N = TypeVar("N", int, float)
@@ -82,6 +82,9 @@ Timeout = Annotated[
     Field(json_schema_extra={"exclusiveMinimum": 0, "maximum": 3600}),
 ]
 SamplerName = Annotated[Sampler, BeforeValidator(_sampler)]
+LoraWeight = Annotated[
+    float, _between(*LORA_WEIGHT), Field(json_schema_extra={"minimum": -2, "maximum": 2})
+]
 
 
 class Wire(BaseModel):
@@ -97,13 +100,11 @@ class Wire(BaseModel):
     )
 
 
-class Lora(Wire):
+class LoraField(Wire):
     """A LoRA by its name in the registry, and how strongly it counts."""
 
     name: str
-    weight: Annotated[
-        float, _between(-2, 2), Field(json_schema_extra={"minimum": -2, "maximum": 2})
-    ] = 1.0
+    weight: Annotated[LoraWeight | None, Field(description="as the operator set it, else 1")] = None
 
 
 class Asked(Wire):
@@ -117,7 +118,7 @@ class Asked(Wire):
     image_count: Count | None = None
     handoff: Fraction = 0.8
     model: str | None = None
-    loras: Annotated[list[Lora], Field(max_length=8)] = []
+    loras: Annotated[list[LoraField], Field(max_length=8)] = []
     timeout_seconds: Timeout | None = None
 
 
@@ -238,6 +239,7 @@ class HealthAnswer(Wire):
     model: str  # the one that is taken when nobody names any
     models: list[str]
     refiner: str | None
+    loras: list[str]
     device: str
     precision: str
     replicas: dict[str, int]

@@ -4,14 +4,17 @@ Knows no settings files and no Ray: used by a replica, a test and a benchmark al
 """
 
 import logging
+from collections.abc import Mapping
 
 from serve_app.core.fitting import Fit
 from serve_app.core.safety import SafetyFilter
+from serve_app.runtime.adapters import PeftAdapters
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.conditioning import Conditioner
 from serve_app.runtime.denoiser import UNetDenoiser
 from serve_app.runtime.device import Device
 from serve_app.runtime.loading import load
+from serve_app.runtime.lora import LoraFile
 from serve_app.runtime.memory import LADDERS, Placement, Trial, fitted, lanes_for
 from serve_app.runtime.model import Parts, StageModel
 from serve_app.runtime.pixels import VaePixels
@@ -28,13 +31,16 @@ def assemble(
     images: int,
     strict: bool,
     safety: SafetyFilter | None = None,
+    loras: Mapping[str, LoraFile] | None = None,
+    lora_room: int = 1,
 ) -> StageModel:
     """The stage's model, loaded, and fitted to the device's memory where that has an end.
 
     At most `images` guided images step together, with room left for as many models like this one
-    as are `to_come`; one that was here `before` is fitted as it was then, if that still holds. In
-    strict mode it has been proved to keep its promise here. Raises `OperatorError` when that can't
-    be kept, `DeviceFull` when not even one image has room.
+    as are `to_come`, and for the largest `lora_room` of its `loras`; one that was here `before` is
+    fitted as it was then, if that still holds. In strict mode it has been proved to keep its
+    promise here. Raises `OperatorError` when that can't be kept, `DeviceFull` when not even one
+    image has room.
     """
     modules = load(checkpoint, device)
     placement = Placement(modules, device)
@@ -42,14 +48,22 @@ def assemble(
         Conditioner(modules.prompts, checkpoint, device.torch_device),
         UNetDenoiser(modules.unet, checkpoint.noise.prediction_type, device.dtype),
         VaePixels(modules.vae, device.torch_device),
+        PeftAdapters(modules, loras) if loras else None,
     )
     ladder = LADDERS.get(device.torch_device.type)
     if ladder is None:  # a CPU pages, and a step of the largest picture would take it minutes
         found = Fit(images)
         placement.take(())
     else:
+        numbers = sorted(file.numbers for file in (loras or {}).values())
         trial = Trial(
-            parts, placement, device, native=checkpoint.native, strict=strict, to_come=to_come
+            parts,
+            placement,
+            device,
+            native=checkpoint.native,
+            strict=strict,
+            to_come=to_come,
+            loras=sum(numbers[-lora_room:]) * device.dtype.itemsize,
         )
         found = fitted(images, ladder, trial, before)
     lanes = lanes_for(found.images, strict=strict)

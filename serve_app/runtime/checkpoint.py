@@ -52,6 +52,7 @@ class Checkpoint:
     zeros_for_absent: bool  # an absent negative prompt is zeros, not the encoding of ""
     file: SingleFile | None = None  # where the weights are, if not in the folder
     defaults: Defaults = PLAIN
+    text_width: int | None = None  # of the text that its UNet attends to
 
     @property
     def path(self) -> Path:
@@ -191,6 +192,7 @@ def _read_folder(folder: Path, stage: Stage, elsewhere: frozenset[str] = frozens
         noise=NoiseConfig.from_scheduler_config(scheduler),
         native=int(unet.get("sample_size") or 128) * PIXELS_PER_LATENT,
         variant="fp16" if "fp16" in variants else None,
+        text_width=unet.get("cross_attention_dim"),
         aesthetics=bool(index.get("requires_aesthetics_score", False)),
         zeros_for_absent=bool(index.get("force_zeros_for_empty_prompt", True)),
         defaults=defaults_of(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from serve_app.core.spec import ImageSpec
+from serve_app.core.spec import ImageSpec, Lora
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.prompts import Prompts, Reading
 
@@ -42,8 +42,9 @@ class Conditioner:
         self._checkpoint = checkpoint
         self._device = device
 
-    def guide(self, spec: ImageSpec) -> Guide:
-        """The guide of a spec. A negative prompt that is absent is not the same as an empty one.
+    def guide(self, spec: ImageSpec, loras: tuple[Lora, ...] = ()) -> Guide:
+        """The guide of a spec by text encoders that wear `loras`. A negative prompt that is absent
+        is not the same as an empty one.
 
         The shorter of two prompts is filled up with chunks of "": pad_cond_uncond, as
         AUTOMATIC1111 calls it.
@@ -54,7 +55,7 @@ class Conditioner:
             readings.append(self._prompts.read(spec.negative_prompt or "", "negative prompt"))
         chunks = max(len(reading.chunks) for reading in readings)
         warnings = tuple(warning for reading in readings for warning in reading.warnings)
-        towards = self._condition(spec, readings[0], chunks, AESTHETIC_SCORE)
+        towards = self._condition(spec, readings[0], chunks, AESTHETIC_SCORE, loras)
         if not spec.guided:
             return Guide(towards, None, 1.0, chunks, warnings)
         if absent:
@@ -64,11 +65,18 @@ class Conditioner:
                 self._ids(spec, NEGATIVE_AESTHETIC_SCORE, towards.embeds.dtype),
             )
         else:
-            away = self._condition(spec, readings[1], chunks, NEGATIVE_AESTHETIC_SCORE)
+            away = self._condition(spec, readings[1], chunks, NEGATIVE_AESTHETIC_SCORE, loras)
         return Guide(towards, away, spec.guidance, chunks, warnings)
 
-    def _condition(self, spec: ImageSpec, reading: Reading, chunks: int, score: float) -> Condition:
-        embeds, pooled = self._prompts.encode(reading, chunks)
+    def _condition(
+        self,
+        spec: ImageSpec,
+        reading: Reading,
+        chunks: int,
+        score: float,
+        loras: tuple[Lora, ...],
+    ) -> Condition:
+        embeds, pooled = self._prompts.encode(reading, chunks, loras)
         return Condition(embeds, pooled, self._ids(spec, score, embeds.dtype))
 
     def _ids(self, spec: ImageSpec, score: float, dtype: torch.dtype) -> torch.Tensor:

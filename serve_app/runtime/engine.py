@@ -96,7 +96,8 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.shelf = shelf
-        self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(shelf.here, room=shelf.room)
+        rooms = {"room": shelf.room, "lora_room": shelf.lora_room}
+        self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(shelf.here, **rooms)
         self._snapshot_every = snapshot_every
         self._clock = clock
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -146,9 +147,8 @@ class Engine:
             raise EngineFault(f"{self._faults} turns in a row have failed")
 
     def turn(self, *, wait: bool = False) -> bool:
-        """Commands taken, one plan made, run and settled; whether there was anything to do.
-
-        With `wait` and nothing to do, blocks until a command comes.
+        """Commands taken, one plan made, run and settled; whether there was anything to do. With
+        `wait` and nothing to do, blocks until a command comes.
         """
         self._take_commands(wait=wait and not len(self._scheduler))
         plan = self._scheduler.plan()
@@ -211,13 +211,11 @@ class Engine:
         self._closing = True
 
     def _run_plan(self, plan: Plan[torch.Tensor]) -> None:
-        if plan.work is Work.LOAD:
-            self._load(plan)
-            return
+        if plan.work in (Work.LOAD, Work.ATTACH):
+            return self._bring(plan)
         model = self.shelf[plan.samples[0].model]
         if plan.work is Work.STEP:
-            self._settle(plan, model.step(plan.samples, plan.lanes), None)
-            return
+            return self._settle(plan, model.step(plan.samples, plan.lanes), None)
         (sample,) = plan.samples
         if plan.work is Work.CONDITION:
             self._settle(plan, [model.condition(sample)], None)
@@ -226,11 +224,14 @@ class Engine:
         else:
             self._settle(plan, [sample], model.decode(sample))
 
-    def _load(self, plan: Plan[torch.Tensor]) -> None:
+    def _bring(self, plan: Plan[torch.Tensor]) -> None:
         try:
-            self.shelf.load(plan.samples[0].model, plan.drop)
+            if plan.work is Work.LOAD:
+                self.shelf.load(plan.load, plan.drop)
+            else:
+                self.shelf.attach(plan.samples[0].model, plan.load, plan.drop)
         finally:
-            self._scheduler.hold(self.shelf.here)
+            self._scheduler.hold(self.shelf.here, self.shelf.loras)
         self._settle(plan, list(plan.samples), None)
 
     def _settle(

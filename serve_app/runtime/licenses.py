@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serve_app.core.facts import License
 from serve_app.runtime.checkpoint import REPOSITORY, Checkpoint
+from serve_app.runtime.lora import LoraFile
 
 RAIL = "CreativeML Open RAIL++-M"
 _RAIL_URL = "https://huggingface.co/{}/blob/main/LICENSE.md"
@@ -53,6 +54,14 @@ def _license_said(checkpoint: Checkpoint, said: str) -> License:
     assumed = "" if said else " (assumed: the file does not say)"
     url = _RAIL_URL.format(REPOSITORY[checkpoint.stage])
     return License(checkpoint.name, RAIL + assumed, url, RESTRICTIONS, "")
+
+
+def license_of_lora(name: str, file: LoraFile, said: str | None = None) -> License:
+    """The terms of a LoRA: what the operator has `said`, else its file's own notes. Nothing is
+    taken for granted: people train LoRAs under terms of all kinds."""
+    named = said or file.license or "not known"
+    restrictions = RESTRICTIONS if "openrail" in named.lower().replace(" ", "") else ()
+    return License(name, named, "", restrictions, "")
 
 
 def license_on_card(repository: str, said: str, url: str) -> License:

@@ -21,6 +21,7 @@ class Modules:
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL
     prompts: ClipPrompts
+    pipeline: Any  # StableDiffusionXLPipeline, or Img2Img: the same networks, for what loads LoRAs
 
 
 def load(checkpoint: Checkpoint, device: Device) -> Modules:
@@ -41,7 +42,8 @@ def load(checkpoint: Checkpoint, device: Device) -> Modules:
     encoders = (
         [first, second] if pipeline.text_encoder is not None else [second]
     )  # the refiner has one
-    return Modules(pipeline.unet, pipeline.vae, ClipPrompts(encoders, device.torch_device))
+    prompts = ClipPrompts(encoders, device.torch_device)
+    return Modules(pipeline.unet, pipeline.vae, prompts, pipeline)
 
 
 def _from_folder(checkpoint: Checkpoint, device: Device, **parts: Any) -> Any:

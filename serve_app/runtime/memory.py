@@ -65,7 +65,7 @@ class Trial:
     """Whether a set-up holds, tried: the largest picture that may be asked for, all its works.
 
     So many models as are `to_come` must find room beside it, taken to be as large: else the next
-    one would leave this one too little for its batch.
+    one would leave this one too little for its batch. So must `loras` bytes of adapters.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Trial:
         native: int,
         strict: bool,
         to_come: int,
+        loras: int = 0,
     ) -> None:
         self._parts = parts
         self._placement = placement
@@ -84,6 +85,7 @@ class Trial:
         self._size = SizeRules(native).largest
         self._strict = strict
         self._to_come = to_come
+        self._loras = loras
 
     def __call__(self, attempt: Fit) -> bool:
         """Whether it held and left a little to spare. Set-ups must come in climbing order."""
@@ -101,7 +103,7 @@ class Trial:
         if use is None:
             return True
         logger.info("%s: %.1f of %.1f GB", attempt, use.peak / 1e9, use.all / 1e9)
-        kept = self._to_come * self._placement.held
+        kept = self._to_come * (self._placement.held + self._loras) + self._loras
         return use.peak + kept <= (1 - _SPARE) * use.all
 
     @torch.inference_mode()

@@ -18,7 +18,8 @@ from serve_app.core.safety import SafetyFilter
 from serve_app.core.sample import Sample, advanced, carried, entered, told, under
 from serve_app.core.scheduler import BatchSize
 from serve_app.core.solver import STOCHASTIC, update, weighed
-from serve_app.core.spec import ImageSpec
+from serve_app.core.spec import ImageSpec, Lora
+from serve_app.runtime.adapters import Adapters
 from serve_app.runtime.conditioning import Conditioner, Guide
 from serve_app.runtime.denoiser import Denoiser, Point
 from serve_app.runtime.device import Device
@@ -44,6 +45,7 @@ class Parts:
     conditioner: Conditioner
     denoiser: Denoiser
     pixels: Pixels
+    adapters: Adapters | None = None  # None: it wears no LoRAs
 
 
 class StageModel:
@@ -64,6 +66,7 @@ class StageModel:
         self._conditioner = parts.conditioner
         self._denoiser = parts.denoiser
         self._pixels = parts.pixels
+        self._adapters = parts.adapters
         self._safety = safety
         self._beside: dict[str, _Beside] = {}
 
@@ -71,6 +74,26 @@ class StageModel:
     def batch(self) -> BatchSize:
         """How many samples step together here, and in how many rows."""
         return BatchSize(self.fit.images, self.profile.lanes)
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """The LoRAs that samples may wear here now."""
+        return self._adapters.attached if self._adapters else ()
+
+    def attach(self, name: str, drop: Sequence[str]) -> None:
+        """Samples may wear the LoRA; nothing of those to `drop` is in memory any more.
+
+        Raises `OperatorError` when it does not fit, or breaks the promise of `prove_lanes`.
+        """
+        assert self._adapters is not None
+        for gone in drop:
+            self._adapters.detach(gone)
+        self._adapters.attach(name)
+        try:
+            self.prove_lanes((Lora(name),))
+        except OperatorError:
+            self._adapters.detach(name)
+            raise
 
     @torch.inference_mode()
     def condition(self, sample: Live) -> Live:
@@ -80,7 +103,8 @@ class StageModel:
         """
         self._check(sample)
         beside = self._kept(sample)
-        beside.guide = guide = self._conditioner.guide(sample.spec)
+        self._wear(sample.loras)
+        beside.guide = guide = self._conditioner.guide(sample.spec, sample.loras)
         sample = told(under(sample, self.profile.name), guide.chunks, guide.warnings)
         if sample.latents is not None or sample.source is not None:
             return sample
@@ -107,6 +131,7 @@ class StageModel:
     def step(self, samples: Sequence[Live], lanes: int) -> list[Live]:
         """The samples, each one step on. One network call with `lanes` rows; bits that owe nothing
         to the others in it, since every row has its own weights and its own noise."""
+        self._wear(samples[0].loras)
         x = torch.stack([_latents(s) for s in samples])  # (samples, 4, h/8, w/8)
         denoised = self._denoiser(x, [self._point(s) for s in samples], lanes)
         results = [self._settled(s, d) for s, d in zip(samples, denoised, strict=True)]
@@ -130,21 +155,22 @@ class StageModel:
         self._beside.pop(id, None)
 
     @torch.inference_mode()
-    def prove_lanes(self) -> None:
-        """Returns when a row's bits do not depend on its slot or its neighbours; raises
-        `OperatorError` when this machine breaks that promise.
+    def prove_lanes(self, loras: tuple[Lora, ...] = ()) -> None:
+        """Returns when a row's bits do not depend on its slot or its neighbours, while `loras` are
+        worn; raises `OperatorError` when this machine breaks that promise.
 
         Kernels split work over threads, and a split that is not even treats slots differently:
         seen on CPU with 5 or 6 lanes on 2 threads, and with 7 threads at any number of lanes.
         """
         if not self.profile.strict:
             return
+        self._wear(loras)
         draw, lanes = torch.Generator().manual_seed(0), self.profile.lanes
         for shape, more in (((16, 16), ""), ((13, 19), ""), ((16, 16), "BREAK")):
             x = torch.randn(lanes, 4, *shape, generator=draw).to(self.device.torch_device)
             points = [
-                Point(1.0 + i, 900.0 - i, self._conditioner.guide(_plain_spec(f"{more} proof {i}")))
-                for i in range(lanes)
+                Point(1.0 + i, 900.0 - i, self._conditioner.guide(spec, loras))
+                for i, spec in enumerate(_plain_spec(f"{more} proof {i}") for i in range(lanes))
             ]
             straight = self._denoiser(x, points, lanes)
             turned = self._denoiser(x.roll(1, 0), points[-1:] + points[:-1], lanes)
@@ -155,6 +181,10 @@ class StageModel:
                     "would depend on its neighbours. Set MODEL_CPU_THREADS to a power of two, or "
                     "MODEL_DETERMINISM=fast"
                 )
+
+    def _wear(self, loras: tuple[Lora, ...]) -> None:
+        if self._adapters is not None:
+            self._adapters.wear(loras)
 
     def _check(self, sample: Live) -> None:
         if sample.profile not in (None, self.profile.name):

@@ -27,11 +27,13 @@ from serve_app.core.prompt import (
     in_chunks,
     parse,
 )
+from serve_app.core.spec import Lora
 
 _REMEMBERED = 128  # chunks; about 0.3 MB each for SDXL in fp16
 _QUOTED = 200  # characters of what was left out, in a warning
 
 Chunk = tuple[tuple[Token, ...], ...]  # one encoder's tokens beside the other's
+_Worded = tuple[Chunk, tuple[Lora, ...]]  # and what the encoders wear
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,11 @@ class Prompts(Protocol):
     def read(self, prompt: str, name: str) -> Reading:
         """The prompt in tokens; `name` is what warnings call it."""
 
-    def encode(self, reading: Reading, chunks: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (77 * chunks, width) and pooled (projection,); chunks of "" fill it up."""
+    def encode(
+        self, reading: Reading, chunks: int, loras: tuple[Lora, ...] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (77 * chunks, width) and pooled (projection,); chunks of "" fill it up.
+        `loras` are those that the text encoders wear."""
 
 
 class ClipPrompts:
@@ -60,7 +65,7 @@ class ClipPrompts:
         self._device = device
         self._stays = True
         self._empty: Chunk = ((),) * len(self._encoders)
-        self._known: OrderedDict[Chunk, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._known: OrderedDict[_Worded, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
     @property
     def networks(self) -> tuple[Any, ...]:
@@ -90,24 +95,27 @@ class ClipPrompts:
             )
         return Reading(chunks[:MOST_CHUNKS], tuple(warnings))
 
-    def encode(self, reading: Reading, chunks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, reading: Reading, chunks: int, loras: tuple[Lora, ...] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Prompts`."""
-        filled = (*reading.chunks, *[self._empty] * (chunks - len(reading.chunks)))
+        empty = [self._empty] * (chunks - len(reading.chunks))
+        filled = [(chunk, loras) for chunk in (*reading.chunks, *empty)]
         with nullcontext() if set(filled) <= set(self._known) else self._visiting():
-            encoded = [self._encoded(chunk) for chunk in filled]
+            encoded = [self._encoded(worded) for worded in filled]
         embeds, pooled = encoded[0]
         if len(encoded) > 1:
             embeds = torch.cat([one for one, _ in encoded])
         return embeds, pooled
 
-    def _encoded(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
-        if chunk in self._known:
-            self._known.move_to_end(chunk)
+    def _encoded(self, worded: _Worded) -> tuple[torch.Tensor, torch.Tensor]:
+        if worded in self._known:
+            self._known.move_to_end(worded)
         else:
-            self._known[chunk] = self._encode(chunk)
+            self._known[worded] = self._encode(worded[0])
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
-        return self._known[chunk]
+        return self._known[worded]
 
     def _encode(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
         """(77, width) and (projection,): the last layer but one of every encoder, side by side."""

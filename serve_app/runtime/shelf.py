@@ -7,7 +7,7 @@ is fitted to the device as it is loaded, so each has a batch and a numeric profi
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from traceback import clear_frames
 
 from serve_app.core.errors import DeviceFull, ModelNotFound, ModelUnavailable
@@ -33,13 +33,15 @@ class Shelf:
         makers: Mapping[str, Maker],
         *,
         room: int = 1,
+        lora_room: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._makers = dict(makers)
         self._clock = clock
-        self._failed: dict[str, tuple[float, ModelUnavailable]] = {}  # when, and how
+        self._failed: dict[tuple[str, ...], tuple[float, ModelUnavailable]] = {}  # when, and how
         self.default = next(iter(self._makers))  # for samples that name no model
         self.room = min(room, len(self._makers))
+        self.lora_room = lora_room  # of each model
         first = self._makers[self.default](self.room - 1, None)
         self.device = first.device
         self.profile = first.profile  # of the default one, as it was when it came first
@@ -57,6 +59,11 @@ class Shelf:
         return {name: model.batch for name, model in self._here.items()}
 
     @property
+    def loras(self) -> dict[str, tuple[str, ...]]:
+        """The LoRAs attached to each of those in memory."""
+        return {name: model.loras for name, model in self._here.items()}
+
+    @property
     def fits(self) -> dict[str, Fit]:
         """Those in memory, by name, and what was given up for each."""
         return {name: model.fit for name, model in self._here.items()}
@@ -68,28 +75,29 @@ class Shelf:
     def admit(self, sample: Packed) -> Packed:
         """The sample, bound to the model that will step it.
 
-        Raises `ModelNotFound`, or `ModelUnavailable` where loading it has just failed: trying again
-        would put another model out, as often as anybody asks.
+        Raises `ModelNotFound`, or `ModelUnavailable` where loading it or one of its LoRAs has just
+        failed: trying again would put another out, as often as anybody asks.
         """
         if sample.stage is Stage.BASE and not sample.model:
             sample = of_model(sample, self.default)
         if sample.model not in self._makers:
             there = ", ".join(self._makers)
             raise ModelNotFound(f"there is no such model on this replica; there is {there}")
-        failed = self._failed.get(sample.model)
-        if failed and self._clock() - failed[0] < _FAILURE:
-            raise failed[1]
+        for what in ((sample.model,), *((sample.model, lora.name) for lora in sample.loras)):
+            failed = self._failed.get(what)
+            if failed and self._clock() - failed[0] < _FAILURE:
+                raise failed[1]
         return sample
 
-    def load(self, name: str, drop: str | None) -> None:
-        """The model is in memory, and the one to `drop` is not, nor is anything of it.
+    def load(self, name: str, drop: Sequence[str]) -> None:
+        """The model is in memory, and those to `drop` are not, nor is anything of them.
 
         What is dropped has left the device before the new one is tried, which counts what is there.
         Raises `ModelUnavailable`; nothing of the failed one stays.
         """
-        if drop is not None:
-            logger.info("%s makes room for %s", drop, name)
-            del self._here[drop]
+        for gone in drop:
+            logger.info("%s makes room for %s", gone, name)
+            del self._here[gone]
         self.device.free()  # what a ring of references, or torch, would keep of it
         try:
             to_come = self.room - len(self._here) - 1
@@ -97,10 +105,26 @@ class Shelf:
         except Exception as error:
             clear_frames(error.__traceback__)  # which hold what was made of it
             self.device.free()
-            unavailable = _unavailable(name, error)
-            self._failed[name] = self._clock(), unavailable
-            raise unavailable from error
+            raise self._remembered((name,), _unavailable(f"the model {name}", error)) from error
         self._fits[name] = self._here[name].fit
+
+    def attach(self, model: str, lora: str, drop: Sequence[str]) -> None:
+        """Samples may wear the LoRA on a model in memory; nothing of those to `drop` is there.
+
+        Raises `ModelUnavailable`; nothing of the failed one stays.
+        """
+        try:
+            self._here[model].attach(lora, drop)
+        except Exception as error:
+            clear_frames(error.__traceback__)
+            self.device.free()
+            raise self._remembered(
+                (model, lora), _unavailable(f"the LoRA {lora}", error)
+            ) from error
+
+    def _remembered(self, what: tuple[str, ...], failure: ModelUnavailable) -> ModelUnavailable:
+        self._failed[what] = self._clock(), failure
+        return failure
 
     def forget(self, id: str) -> None:
         """Nothing is kept beside this sample any more."""
@@ -108,10 +132,10 @@ class Shelf:
             model.forget(id)
 
 
-def _unavailable(name: str, error: Exception) -> ModelUnavailable:
+def _unavailable(what: str, error: Exception) -> ModelUnavailable:
     if isinstance(error, DeviceFull) or is_out_of_memory(error):
         return ModelUnavailable(
-            f"the device has no room for the model {name}: the service's operator can lower "
-            "MODELS_IN_MEMORY or use MODEL_PRECISION=fp16"
+            f"the device has no room for {what}: the service's operator can lower "
+            "MODELS_IN_MEMORY or LORAS_IN_MEMORY, or use MODEL_PRECISION=fp16"
         )
-    return ModelUnavailable(f"the model {name} can't be loaded; the service's log says why")
+    return ModelUnavailable(f"{what} can't be loaded; the service's log says why")

@@ -4,7 +4,7 @@ Knows no Ray, HTTP or threads. What a service does with replicas, for a command,
 test: the same engine, the same pictures.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from serve_app.core.errors import AuraError
@@ -16,6 +16,7 @@ from serve_app.runtime.assembly import assemble
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device
 from serve_app.runtime.engine import Engine, Event, Failed, Finished
+from serve_app.runtime.lora import LoraFile
 from serve_app.runtime.model import Packed
 from serve_app.runtime.pixels import Picture
 from serve_app.runtime.shelf import Shelf
@@ -41,13 +42,26 @@ class Solo:
         images: int,
         strict: bool = True,
         safety: SafetyFilter | None = None,
+        loras: Mapping[str, LoraFile] | None = None,
     ) -> None:
         self._noise = {one.stage: one.noise for one in checkpoints}
         self._engines = {}
         for one in checkpoints:
             name = one.name if one.stage is Stage.BASE else ""
-            make = partial(assemble, one, device, images=images, strict=strict, safety=safety)
-            self._engines[one.stage] = Engine(Shelf({name: make}), snapshot_every=_NEVER)
+            worn = loras if one.stage is Stage.BASE else None
+            room = len(worn) if worn else 1
+            make = partial(
+                assemble,
+                one,
+                device,
+                images=images,
+                strict=strict,
+                safety=safety,
+                loras=worn,
+                lora_room=room,
+            )
+            shelf = Shelf({name: make}, lora_room=room)
+            self._engines[one.stage] = Engine(shelf, snapshot_every=_NEVER)
 
     @property
     def profiles(self) -> dict[Stage, str]:

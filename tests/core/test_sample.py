@@ -16,7 +16,7 @@ from serve_app.core.sample import (
     under,
 )
 from serve_app.core.schedule import NoiseConfig, make_schedule
-from serve_app.core.spec import ImageSpec, Sampler, Stage
+from serve_app.core.spec import ImageSpec, Lora, Sampler, Stage
 
 SPEC = ImageSpec(prompt="a fox", seed=0, width=64, height=64, steps=20, guidance=5, handoff=0.8)
 NOISE = NoiseConfig(spacing="leading", offset=1)
@@ -112,3 +112,17 @@ def test_its_model_is_part_of_its_shape_but_not_at_the_refiner_which_is_one_for_
     assert (fox.model, fox.shape) == ("fox", (8, 8, 1, "fox"))
     assert (fox.spec.model, bare.spec.model) == ("fox", "")
     assert handed_over(fox, Stage.REFINER).shape == handed_over(bare, Stage.REFINER).shape
+
+
+def test_loras_are_worn_in_base_alone_in_one_order_and_part_what_steps_together() -> None:
+    x, y, nothing = Lora("x", 0.5), Lora("y"), Lora("z", 0.0)
+
+    def sample(*loras: Lora) -> Sample[float]:
+        return begin("a", replace(SPEC, loras=loras), SCHEDULE, Stage.BASE)
+
+    assert sample(y, nothing, x).loras == (x, y)
+    assert sample(y, x).shape == sample(x, y, nothing).shape
+    shapes = {sample(*loras).shape for loras in ((), (x,), (y,), (x, y), (Lora("x", 0.6),))}
+    assert len(shapes) == 5
+    assert handed_over(sample(x), Stage.REFINER).loras == ()
+    assert handed_over(sample(x), Stage.REFINER).shape == handed_over(sample(), Stage.REFINER).shape

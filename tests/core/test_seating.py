@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from serve_app.core.policy import Seating, seat
 from serve_app.core.sample import Sample, of_model
 from serve_app.core.scheduler import BatchSize, Plan, StepScheduler, Work
+from serve_app.core.spec import Lora
 from tests.core.test_scheduler import run, sample, whole
 
 Turn = tuple[Plan[float], tuple[str, ...]]
 
 
-def of(model: str, id: str, steps: int = 4) -> Sample[float]:
-    return of_model(sample(id, steps), model)
+def of(model: str, id: str, steps: int = 4, loras: str = "") -> Sample[float]:
+    """A sample of a model with LoRAs of one letter."""
+    one = of_model(sample(id, steps), model)
+    return replace(one, spec=replace(one.spec, loras=tuple(map(Lora, loras))))
 
 
 class Replica:
@@ -29,13 +32,17 @@ class Replica:
         images: int = 2,
         broken: str = "",
         sizes: dict[str, BatchSize] | None = None,
+        lora_room: int = 2,
     ) -> None:
-        self.room, self.broken = room, broken
+        self.room, self.lora_room, self.broken = room, lora_room, broken
         self.here = ["a"]
+        self.worn: dict[str, list[str]] = {"a": []}  # LoRAs attached to each model
         self.sizes = sizes or {}  # of models that are not as the others
         self._usual = BatchSize(images, 2 * images)
-        self.scheduler: StepScheduler[float] = StepScheduler(self._batches(), room=room)
-        self.loads: list[str] = []
+        self.scheduler: StepScheduler[float] = StepScheduler(
+            self._batches(), room=room, lora_room=lora_room
+        )
+        self.loads: list[str] = []  # models, and LoRAs as "model+lora"
 
     def add(self, one: Sample[float]) -> None:
         self.scheduler.add(one, whole(one))
@@ -44,9 +51,9 @@ class Replica:
         while (plan := self.scheduler.plan()) is not None:
             models = {one.model for one in plan.samples}
             assert len(models) == 1, "a batch mixes models"
-            if plan.work is Work.LOAD:
-                self._load(plan, *models)
-                if models == {self.broken}:
+            if plan.work in (Work.LOAD, Work.ATTACH):
+                (self._load if plan.work is Work.LOAD else self._attach)(plan, *models)
+                if plan.load == self.broken:
                     for one in plan.samples:
                         self.scheduler.cancel(one.id)
                     yield plan, ()
@@ -54,18 +61,37 @@ class Replica:
                 yield plan, self._ids(self.scheduler.settle(plan, plan.samples))
             else:
                 assert models <= set(self.here), "a model that is not here works"
+                sets = {one.loras for one in plan.samples}
+                assert len(sets) == 1, "a batch mixes LoRAs"
+                if plan.work is not Work.DECODE:
+                    worn = self.worn[plan.samples[0].model]
+                    assert {lora.name for lora in sets.pop()} <= set(worn), "a LoRA is not there"
                 yield plan, self._ids(self.scheduler.settle(plan, run(plan)))
 
+    def _attach(self, plan: Plan[float], model: str) -> None:
+        worn = self.worn[model]
+        for gone in plan.drop:
+            worn.remove(gone)
+        if plan.load != self.broken:
+            worn.append(plan.load)
+        most = max(len(one.loras) for one in self.scheduler.samples())
+        assert len(worn) <= max(self.lora_room, most)
+        self.loads.append(f"{model}+{plan.load}")
+        self.scheduler.hold(self._batches(), self.worn)
+
     def _load(self, plan: Plan[float], model: str) -> None:
-        if plan.drop is not None:
+        assert plan.load == model
+        for gone in plan.drop:
             under_way = {one.model for one in self.scheduler.samples() if one.latents is not None}
-            assert plan.drop not in under_way, "a model goes whose samples are under way"
-            self.here.remove(plan.drop)
+            assert gone not in under_way, "a model goes whose samples are under way"
+            self.here.remove(gone)
+            del self.worn[gone]
         if model != self.broken:
             self.here.append(model)
+            self.worn[model] = []
         assert len(self.here) <= self.room
         self.loads.append(model)
-        self.scheduler.hold(self._batches())
+        self.scheduler.hold(self._batches(), self.worn)
 
     def _batches(self) -> dict[str, BatchSize]:
         return {name: self.sizes.get(name, self._usual) for name in self.here}
@@ -81,7 +107,7 @@ def test_a_model_is_loaded_once_for_all_that_wait_for_it() -> None:
         replica.add(one)
     turns = list(replica.turns())
     loads = [plan for plan, _ in turns if plan.work is Work.LOAD]
-    assert [(plan.drop, {s.id for s in plan.samples}) for plan in loads] == [(None, {"2", "3"})]
+    assert [(plan.drop, {s.id for s in plan.samples}) for plan in loads] == [((), {"2", "3"})]
     steps = [{s.id for s in plan.samples} for plan, _ in turns if plan.work is Work.STEP]
     assert {"2", "3"} in steps
     assert (
@@ -107,7 +133,7 @@ def test_the_model_longest_without_a_newcomer_goes_and_never_one_at_work() -> No
     for one in (of("b", "3", 20), of("c", "4", 20)):
         replica.add(one)
     drops = [plan.drop for plan, _ in replica.turns() if plan.work is Work.LOAD]
-    assert (drops, set(replica.here)) == (["a"], {"b", "c"})
+    assert (drops, set(replica.here)) == ([("a",)], {"b", "c"})
 
 
 @pytest.mark.parametrize("room", [1, 2])
@@ -156,33 +182,102 @@ def test_there_must_be_room_for_a_model() -> None:
         StepScheduler({"": BatchSize(1, 2)}, room=0)
 
 
+def test_a_lora_is_attached_once_for_all_that_wait_for_it_and_batches_never_mix() -> None:
+    replica = Replica(1, images=4)
+    for number, loras in enumerate(["", "x", "y", "x", "", "xy", "y", "yx"]):
+        replica.add(of("a", str(number), loras=loras))
+    turns = [plan for plan, _ in replica.turns()]
+    attached = [(p.load, p.drop, {s.id for s in p.samples}) for p in turns if p.work is Work.ATTACH]
+    assert attached == [("x", (), {"1", "3", "5", "7"}), ("y", (), {"2", "6", "5", "7"})]
+    batches = {frozenset(s.id for s in p.samples) for p in turns if p.work is Work.STEP}
+    assert batches >= {frozenset(pair) for pair in ("04", "13", "26", "57")}
+
+
+def test_the_lora_longest_without_a_newcomer_goes_and_never_one_that_is_worn() -> None:
+    replica = Replica(1, lora_room=2)
+    for id, loras in (("1", "x"), ("2", "y")):
+        replica.add(of("a", id, loras=loras))
+    list(replica.turns())
+    for id, loras in (("3", "y"), ("4", "z")):
+        replica.add(of("a", id, 20, loras))
+    drops = [plan.drop for plan, _ in replica.turns() if plan.work is Work.ATTACH]
+    assert (drops, replica.worn) == ([("x",)], {"a": ["y", "z"]})
+
+
+def test_a_model_that_leaves_takes_its_loras_along() -> None:
+    replica = Replica(1)
+    for id, model in (("1", "a"), ("2", "b"), ("3", "a")):
+        replica.add(of(model, id, loras="x"))
+    list(replica.turns())
+    assert replica.loads == ["a+x", "b", "b+x", "a", "a+x"]
+
+
+def test_a_crowd_for_the_loras_that_are_there_does_not_keep_another_away() -> None:
+    replica = Replica(1, lora_room=1)
+    replica.add(of("a", "first", 12, "x"))
+    replica.add(of("a", "rare", 4, "y"))
+    steps = 0
+    for plan, done in replica.turns():
+        if "rare" in done:
+            break
+        if plan.work is Work.STEP:
+            steps += 1
+            assert steps < 100, "the rare one starves"
+            replica.add(of("a", str(steps), 12, "x"))
+
+
+def test_a_lora_that_can_not_be_attached_ends_only_those_that_wanted_it() -> None:
+    replica = Replica(1, broken="z")
+    for number, loras in enumerate(["z", "x", "", "xz", "y"]):
+        replica.add(of("a", str(number), loras=loras))
+    ended = [id for _, done in replica.turns() for id in done]
+    assert sorted(ended) == ["1", "2", "4"]
+
+
+def test_a_picture_that_only_waits_for_its_decoding_waits_for_no_lora() -> None:
+    replica = Replica(1)
+    done = replace(of("a", "done", loras="x"), latents=0.0)
+    replica.scheduler.add(replace(done, index=len(done.schedule)), whole(done))
+    assert [plan.work for plan, _ in replica.turns()] == [Work.DECODE]
+
+
+LORAS = st.sampled_from(["", "", "x", "y", "z", "xy", "zx"])
 ARRIVALS = st.lists(
-    st.tuples(st.sampled_from("abcd"), st.integers(1, 6), st.integers(0, 5)), max_size=25
+    st.tuples(st.sampled_from("abcd"), st.integers(1, 6), LORAS, st.integers(0, 5)), max_size=25
 )
 
 
 @settings(deadline=None)
-@given(room=st.integers(1, 3), arrivals=ARRIVALS)
-def test_whoever_comes_for_whichever_model_is_served(
-    room: int, arrivals: list[tuple[str, int, int]]
+@given(room=st.integers(1, 3), lora_room=st.integers(1, 3), arrivals=ARRIVALS)
+def test_whoever_comes_for_whichever_model_and_loras_is_served(
+    room: int, lora_room: int, arrivals: list[tuple[str, int, str, int]]
 ) -> None:
-    replica, done = Replica(room), []
-    for number, (model, steps, pause) in enumerate(arrivals):
-        replica.add(of(model, str(number), steps))
+    replica, done = Replica(room, lora_room=lora_room), []
+    for number, (model, steps, loras, pause) in enumerate(arrivals):
+        replica.add(of(model, str(number), steps, loras))
         for _, (_, ended) in zip(range(pause), replica.turns(), strict=False):
             done += ended
     for _, ended in replica.turns():
         done += ended
     assert sorted(done, key=int) == [str(number) for number in range(len(arrivals))]
-    assert len(replica.loads) <= len(arrivals)
+    assert len(replica.loads) <= sum(1 + len(loras) for _, _, loras, _ in arrivals)
 
 
 def test_seats_are_given_in_order_of_arrival() -> None:
-    waiting = [("1", "a"), ("2", "c"), ("3", "a"), ("4", "b"), ("5", "d")]
+    waiting = [("1", ["a"]), ("2", ["c"]), ("3", ["a"]), ("4", ["b"]), ("5", ["d"])]
     assert seat(waiting, ["a", "b"], {"a", "b"}, 2) == Seating(("1", "4"))
-    assert seat(waiting, ["a", "b"], set(), 2) == Seating(("1", "3"), "c", "b")
-    assert seat(waiting, ["a", "b"], {"b"}, 3) == Seating(("1", "3", "4"), "c", None)
+    assert seat(waiting, ["a", "b"], set(), 2) == Seating(("1", "3"), "c", ("b",))
+    assert seat(waiting, ["a", "b"], {"b"}, 3) == Seating(("1", "3", "4"), "c")
     assert seat([], ["a"], set(), 1) == Seating(())
+
+
+def test_who_needs_several_gets_one_after_another_and_keeps_what_is_there() -> None:
+    waiting = [("1", ["a", "c"]), ("2", ["b"]), ("3", ["a"])]
+    assert seat(waiting, ["a", "b"], {"b"}, 2) == Seating(("3",))  # b is to end
+    assert seat(waiting, ["a", "b"], set(), 2) == Seating(("3",), "c", ("b",))
+    assert seat(waiting, ["a", "b"], set(), 3) == Seating(("2", "3"), "c")
+    assert seat([("1", "abc")], ["a", "b"], {"a"}, 2) == Seating((), "c")  # more than the room
+    assert seat([("1", "d")], ["a", "b", "c"], {"b"}, 2) == Seating((), "d", ("a", "c"))
 
 
 def test_a_step_is_of_one_model_however_many_may_step_together() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from serve_app.core.errors import InvalidRequest
-from serve_app.core.spec import ImageSpec, Levels, Sampler, Solver
+from serve_app.core.spec import ImageSpec, Levels, Lora, Sampler, Solver
 
 PLAIN = ImageSpec(prompt="a fox", seed=0, width=1024, height=768, steps=30, guidance=6.9)
 
@@ -69,3 +69,15 @@ def test_calls_of_the_network_are_known_beforehand(asked: dict[str, Any], calls:
 
 def test_latents_are_an_eighth_of_the_picture() -> None:
     assert PLAIN.latent_shape == (96, 128)
+
+
+@pytest.mark.parametrize("weight", [-2.1, 2.01, float("nan")])
+def test_a_lora_weighs_between_minus_two_and_two(weight: float) -> None:
+    replace(PLAIN, loras=(Lora("x", -2), Lora("y", 2)))
+    with pytest.raises(InvalidRequest, match=f"loras must be between -2 and 2, got {weight}"):
+        replace(PLAIN, loras=(Lora("x", weight),))
+
+
+def test_a_lora_is_worn_once() -> None:
+    with pytest.raises(InvalidRequest, match="loras names x more than once"):
+        replace(PLAIN, loras=(Lora("x"), Lora("y"), Lora("x", 0.5)))

@@ -6,10 +6,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
 from tests.doctor.setting_up import SetUp
 from tests.runtime.ldm import to_single_file
+from tests.runtime.tailor import lora_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 Found = tuple[str, str, str, str]
@@ -216,6 +220,27 @@ def listed_file_without_configs(setup: SetUp) -> list[Found]:
     return [("models file", "FAIL", said, "python -m serve_app download sdxl")]
 
 
+def lora_for_another_model(setup: SetUp) -> list[Found]:
+    ink = setup.folder / "ink.safetensors"
+    save_file({"transformer.x.lora_A.weight": torch.zeros(4, 8)}, ink)
+    file = setup.listing(loras="{ink: {path: ink.safetensors}}")
+    said = (
+        f"MODELS_FILE={file}: loras.ink.path={ink} is a LoRA for another kind of model; only "
+        "SDXL's fit here"
+    )
+    return [("models file", "FAIL", said, f'"${{EDITOR:-vi}}" {file}')]
+
+
+def terms_of_a_lora_not_known(setup: SetUp) -> list[Found]:
+    lora_file(demo_folder(Stage.BASE), setup.folder / "ink.safetensors", networks=["unet"])
+    file = setup.listing(loras="{ink: {path: ink.safetensors}}")
+    said = (
+        "the terms of the LoRA ink are not known: see where it came from, and name them as its "
+        "license"
+    )
+    return [("licence", "WARN", said, f'"${{EDITOR:-vi}}" {file}')]
+
+
 def no_models_file(setup: SetUp) -> list[Found]:
     file = setup.folder / "models.yaml"
     setup.export(MODELS_FILE=file)
@@ -415,7 +440,9 @@ BROKEN: list[Break] = [
     model_that_is_not_there,
     listed_file_without_configs,
     no_models_file,
+    lora_for_another_model,
     terms_of_a_listed_model_not_accepted,
+    terms_of_a_lora_not_known,
     misspelt,
     misspelt_and_exported,
     illegal_value,

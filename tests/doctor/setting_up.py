@@ -50,10 +50,10 @@ class SetUp:
         )
         return folder
 
-    def listing(self, models: str) -> Path:
+    def listing(self, models: str = "{}", loras: str = "{}") -> Path:
         """MODELS_FILE, exported, says so."""
         file = self.folder / "models.yaml"
-        file.write_text(f"models: {models}\n")
+        file.write_text(f"models: {models}\nloras: {loras}\n")
         self.export(MODELS_FILE=file)
         return file
 

@@ -74,9 +74,9 @@ async def test_every_request_is_a_job_that_any_process_can_tell_of(client: Clien
 async def test_a_picture_is_ahead_of_what_the_ledger_hears_and_a_look_waits_for_it(
     client: Client, ledger: Ledger
 ) -> None:
-    answer = (await client(headstart=0.05).post("/generate", json=ASKED)).json()
+    answer = (await client(headstart=0.5).post("/generate", json=ASKED)).json()
     assert not ledger._books.execute("SELECT id FROM jobs").fetchall()
-    other = client(headstart=0.05)
+    other = client(headstart=0.5)
     assert (await other.get(f"/jobs/{answer['meta']['jobId']}")).status_code == 200
     assert (await other.get("/jobs/none")).status_code == 404
 

@@ -441,6 +441,7 @@ async def test_health_says_who_is_ready_and_why_not(client: Client, painter: Pai
         "model": "sdxl-base-1.0",
         "models": ["sdxl-base-1.0"],
         "refiner": "sdxl-refiner-1.0",
+        "loras": [],
         "device": "cpu",
         "precision": "fp32",
         "replicas": {"base": 1, "refiner": 1},

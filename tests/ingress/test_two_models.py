@@ -1,4 +1,5 @@
-"""Two checkpoints asked for at once, through the whole API and a real replica without Ray."""
+"""Two checkpoints and two LoRAs asked for at once, through the whole API and a real replica
+without Ray."""
 
 import asyncio
 import base64
@@ -14,16 +15,17 @@ import pytest
 from PIL import Image
 
 from serve_app.core.events import ReplicaFacts
-from serve_app.core.facts import ModelFacts, ServiceFacts
+from serve_app.core.facts import LoraFacts, ModelFacts, ServiceFacts
 from serve_app.core.sample import Leg, Sample
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
-from serve_app.deployments.stage import Source, StageConfig, StageReplica
+from serve_app.deployments.stage import LoraSource, Source, StageConfig, StageReplica
 from serve_app.runtime.checkpoint import inspect
 from tests.ingress.conftest import api_over
 from tests.runtime.ldm import to_single_file
+from tests.runtime.tailor import lora_file
 from tests.runtime.tunes import perturbed
 
 
@@ -52,12 +54,27 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     return {"demo": Source("demo", demo), "tune": Source("tune", file, demo)}
 
 
+@pytest.fixture(scope="module")
+def loras(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoraSource, ...]:
+    """Two LoRAs of all networks, which fit both models, and one that fits the demo alone."""
+    folder, demo = tmp_path_factory.mktemp("loras"), demo_folder(Stage.BASE)
+    both = ("demo", "tune")
+    return (
+        LoraSource("ink", lora_file(demo, folder / "ink.safetensors", seed=1), both),
+        LoraSource("oil", lora_file(demo, folder / "oil.safetensors", seed=2, rank=2), both),
+        LoraSource("own", lora_file(demo, folder / "own.safetensors", seed=3), ("demo",)),
+    )
+
+
 @pytest.fixture
-def serving(sources: dict[str, Source]) -> Iterator[Serving]:
-    """Makes a service with some of the models, of which `room` are in memory at a time."""
+def serving(sources: dict[str, Source], loras: tuple[LoraSource, ...]) -> Iterator[Serving]:
+    """Makes a service with some of the models, of which `room` are in memory at a time, and of the
+    LoRAs `lora_room` on each."""
     replicas: list[StageReplica] = []
 
-    def serve(*names: str, room: int = 1, **more: Source) -> tuple[httpx.AsyncClient, StageReplica]:
+    def serve(
+        *names: str, room: int = 1, lora_room: int = 2, **more: Source
+    ) -> tuple[httpx.AsyncClient, StageReplica]:
         there = sources | more
         config = StageConfig(
             stage=Stage.BASE,
@@ -70,12 +87,18 @@ def serving(sources: dict[str, Source]) -> Iterator[Serving]:
             strict=True,
             snapshot_every=5,
             room=room,
+            loras=loras,
+            lora_room=lora_room,
         )
         replica = StageReplica(config)
         replicas.append(replica)
         noise = inspect(demo_folder(Stage.BASE), Stage.BASE).noise
         models = tuple(ModelFacts(name, 128, noise) for name in names)
-        facts = ServiceFacts(models, None, "cpu", "fp32", image_count=1)
+        worn = tuple(
+            LoraFacts(one.name, one.models, weight=0.9 if one.name == "oil" else 1.0)
+            for one in loras
+        )
+        facts = ServiceFacts(models, None, "cpu", "fp32", image_count=1, loras=worn)
         api = api_over(Conductor(Here(replica), None, models), Ledger(None), facts)
         transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
         return httpx.AsyncClient(transport=transport, base_url="http://localhost"), replica
@@ -158,3 +181,83 @@ async def test_a_model_whose_files_are_gone_ends_its_own_requests_alone(
     assert "fading" in error["message"] and str(tmp_path) not in answers[1].text
     replica.check_health()
     assert await painted(client, asked("demo", 6)) == answers[0].json()["images"][0]
+
+
+def worn(*names: str) -> dict[str, Any]:
+    return {"loras": [{"name": name, "weight": 1.2} for name in names]}
+
+
+DRESSED = [
+    asked(model, seed, **worn(*names), **more)
+    for seed, names, more in (
+        (1, (), {}),
+        (1, ("ink",), {}),
+        (1, ("oil",), {"steps": 9}),
+        (1, ("ink", "oil"), {}),
+        (2, ("ink",), {"guidanceScale": 1, "sampler": "euler_a"}),
+    )
+    for model in ("demo", "tune")
+]
+
+
+@pytest.mark.parametrize(("room", "lora_room"), [(1, 2), (2, 1)])
+async def test_two_models_and_two_loras_asked_for_at_once_each_give_their_own_bytes(
+    serving: Serving, room: int, lora_room: int
+) -> None:
+    alone = {}
+    for name in ("demo", "tune"):
+        client, _ = serving(name)
+        for body in DRESSED:
+            if body["model"] == name:
+                alone[json.dumps(body)] = await painted(client, body)
+    client, _ = serving("demo", "tune", room=room, lora_room=lora_room)
+    together = await asyncio.gather(*(painted(client, body) for body in DRESSED))
+    assert together == [alone[json.dumps(body)] for body in DRESSED]
+    assert len(set(together)) == len(DRESSED)
+
+
+async def test_a_picture_asks_again_for_what_it_wore(serving: Serving) -> None:
+    client, _ = serving("demo")
+    first = await painted(client, asked("demo", 4) | {"loras": [{"name": "oil"}, {"name": "own"}]})
+    with Image.open(BytesIO(base64.b64decode(first))) as picture:
+        record = json.loads(picture.info["aura"])
+        assert "a red circle <lora:oil:0.9> <lora:own:1>\n" in picture.info["parameters"]
+    assert record["request"]["loras"] == [
+        {"name": "oil", "weight": 0.9},
+        {"name": "own", "weight": 1.0},
+    ]
+    assert await painted(client, record["request"], record["route"]) == first
+    refining = {"images": [first], "prompt": "a red circle", "seed": 5, "steps": 6}
+    plain = await painted(client, refining, "/refine")
+    assert await painted(client, refining | worn("own"), "/refine") != plain
+
+
+@pytest.mark.parametrize(
+    ("named", "status", "message"),
+    [
+        (
+            [{"name": "ink"}, {"name": "/etc/passwd"}],
+            404,
+            "loras.1.name names no LoRA of this service; there is ink, oil, own",
+        ),
+        (
+            [{"name": "own"}],
+            400,
+            "loras.0.name is own, which is not made for the model tune; it fits demo",
+        ),
+        ([{"name": "ink"}, {"name": "ink"}], 400, "loras.1.name is ink a second time"),
+        (
+            [{"name": "ink", "weight": 2.5}],
+            400,
+            "loras.0.weight must be between -2 and 2, got 2.5",
+        ),
+    ],
+)
+async def test_a_lora_that_can_not_be_worn_is_told(
+    serving: Serving, named: list[dict[str, Any]], status: int, message: str
+) -> None:
+    client, _ = serving("tune")
+    for route, more in (("/generate", {}), ("/refine", {"images": ["x"]})):
+        body = {"prompt": "a red circle", "model": "tune", "loras": named} | more
+        answer = await client.post(route, json=body)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (status, message)

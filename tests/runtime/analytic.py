@@ -10,7 +10,7 @@ import torch
 from serve_app.core.fitting import Fit
 from serve_app.core.profile import NumericProfile
 from serve_app.core.prompt import parse
-from serve_app.core.spec import Stage
+from serve_app.core.spec import Lora, Stage
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.conditioning import Conditioner
 from serve_app.runtime.denoiser import Point
@@ -63,7 +63,9 @@ class BlankPrompts:
         warnings = (f"the {name} shouts",) if "!" in prompt else ()
         return Reading(tuple(((),) for _ in parse(prompt)), warnings)
 
-    def encode(self, reading: Reading, chunks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, reading: Reading, chunks: int, loras: tuple[Lora, ...] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(77 * chunks, 8), torch.zeros(4)
 
 

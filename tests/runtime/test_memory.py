@@ -57,7 +57,7 @@ class Built:
     small: Small
     parts: Parts
 
-    def trial(self, *, strict: bool = True, to_come: int = 0) -> Trial:
+    def trial(self, *, strict: bool = True, to_come: int = 0, loras: int = 0) -> Trial:
         return Trial(
             self.parts,
             self.placement,
@@ -65,6 +65,7 @@ class Built:
             native=self.checkpoint.native,
             strict=strict,
             to_come=to_come,
+            loras=loras,
         )
 
     def draw(self, spec: ImageSpec, images: int) -> Picture:
@@ -201,6 +202,20 @@ def test_room_is_left_for_models_that_are_to_come(
     )
     there = built(base, counting, rows=99)
     assert fitted(4, (), there.trial(to_come=to_come)) == Fit(images)
+
+
+@pytest.mark.parametrize(("to_come", "loras", "images"), [(0, 400, 4), (0, 401, 2), (1, 401, 1)])
+def test_room_is_left_for_loras_of_this_model_and_of_those_to_come(
+    base: Checkpoint, cpu: Device, to_come: int, loras: int, images: int
+) -> None:
+    weights = built(base, cpu, rows=99).placement.held
+    counting = Counting(
+        *(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1),
+        peaks=[weights + work for work in (900, 500, 100)],
+        all=int(((1 + to_come) * weights + 1300) / 0.95) + 1,
+    )
+    there = built(base, counting, rows=99)
+    assert fitted(4, (), there.trial(to_come=to_come, loras=loras)) == Fit(images)
 
 
 @pytest.mark.parametrize(("size", "rungs"), [(80, 0), (60, 2), (50, 3)])

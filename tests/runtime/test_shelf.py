@@ -194,8 +194,8 @@ def test_a_model_that_comes_again_is_told_how_it_was_fitted() -> None:
         return analytic_model(ConstantDenoiser(), model="one", lanes=2, images=1)
 
     shelf = Shelf({"one": listening, "two": maker(ConstantDenoiser(), model="two")})
-    shelf.load("two", "one")
-    shelf.load("one", "two")
+    shelf.load("two", ["one"])
+    shelf.load("one", ["two"])
     assert heard == [None, Fit(1)]
 
 
@@ -211,7 +211,7 @@ def test_a_model_that_could_not_be_loaded_puts_no_other_out_for_a_minute() -> No
     )
     sample = sample_of(replace(SPEC, model="bad"), "x")
     with pytest.raises(ModelUnavailable):
-        shelf.load("bad", None)
+        shelf.load("bad", [])
     for now[0] in (0.0, 59.0):
         with pytest.raises(ModelUnavailable, match="the model bad can't be loaded"):
             shelf.admit(sample)
@@ -244,7 +244,7 @@ def test_nothing_of_a_model_that_could_not_be_made_stays_though_its_failure_is_k
 
     shelf = Shelf({"first": maker(ConstantDenoiser()), "half": half_made})
     with pytest.raises(ModelUnavailable, match="no room for the model half") as failed:
-        shelf.load("half", "first")
+        shelf.load("half", ["first"])
     assert isinstance(failed.value.__cause__, DeviceFull)
     assert made[0]() is None
     assert shelf.here == {}

@@ -12,6 +12,7 @@ from serve_app.args import AppArgs
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
 from tests.runtime.ldm import to_single_file
+from tests.runtime.tailor import lora_file
 from tests.runtime.tunes import perturbed
 from tests.service.conftest import until
 
@@ -24,8 +25,11 @@ def address(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder, demo = tmp_path_factory.mktemp("models"), demo_folder(Stage.BASE)
     to_single_file(perturbed(demo, folder / "tuned"), folder / "tune.safetensors")
     (folder / "models.yaml").write_text(
-        f"models: {{tune: {{path: tune.safetensors, config: {demo}, steps: 5, license: Mine}}}}"
+        f"models: {{tune: {{path: tune.safetensors, config: {demo}, steps: 5, license: Mine}}}}\n"
+        "loras: {ink: {path: ink.safetensors, license: Ours}, oil: {path: oil.safetensors}}"
     )
+    for seed, name in enumerate(("ink", "oil")):
+        lora_file(demo, folder / f"{name}.safetensors", seed=seed)
     few = {"num_gpus": 0, "num_cpus": 0.1}
     args = AppArgs.model_validate(
         {
@@ -47,26 +51,29 @@ def address(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_each_request_gets_its_model_and_the_answer_says_so(address: str) -> None:
     health = httpx.get(f"{address}/health", timeout=10).json()
-    assert health["models"] == ["demo", "tune"]
+    assert (health["models"], health["loras"]) == (["demo", "tune"], ["ink", "oil"])
     terms = httpx.get(f"{address}/licenses", timeout=10).json()["licenses"]
-    assert {one["model"]: one["name"] for one in terms}["tune"] == "Mine"
+    named = {one["model"]: one["name"] for one in terms}
+    assert (named["tune"], named["ink"], named["oil"]) == ("Mine", "Ours", "not known")
 
-    def ask(model: str) -> dict[str, Any]:
-        body = {"prompt": "a red circle", "seed": 1, "imageCount": 1, "model": model}
+    def ask(wish: tuple[str, ...]) -> dict[str, Any]:
+        model, *loras = wish
+        body: dict[str, Any] = {"prompt": "a red circle", "seed": 1, "imageCount": 1}
+        body |= {"model": model, "loras": [{"name": name} for name in loras]}
         if model == "demo":
             body["steps"] = 5
         answer = httpx.post(f"{address}/generate", json=body, timeout=180)
         assert answer.status_code == 201, answer.text
         return dict(answer.json())
 
-    alone = {model: ask(model) for model in ("demo", "tune")}
-    with ThreadPoolExecutor(6) as callers:
-        together = list(callers.map(ask, ("demo", "tune") * 3))
-    for one in together:
-        assert one["images"] == alone[one["meta"]["model"]]["images"]
-        assert one["meta"]["steps"] == 5
-    assert alone["demo"]["images"] != alone["tune"]["images"]
-    assert [one["meta"]["model"] for one in together] == ["demo", "tune"] * 3
+    wishes = [("demo",), ("tune",), ("demo", "ink"), ("tune", "ink"), ("demo", "oil")]
+    alone = [ask(wish) for wish in wishes]
+    with ThreadPoolExecutor(10) as callers:
+        together = list(callers.map(ask, wishes * 2))
+    assert [one["images"] for one in together] == [one["images"] for one in alone] * 2
+    assert len({one["images"][0] for one in alone}) == len(wishes)
+    assert [one["meta"]["model"] for one in together] == [wish[0] for wish in wishes] * 2
+    assert {one["meta"]["steps"] for one in together} == {5}
 
 
 def test_an_unknown_model_is_a_404_that_lists_the_names(address: str) -> None:

@@ -1,0 +1,56 @@
+"""Which LoRAs of the service a request's pictures are to wear.
+
+Knows no routes and no files. What was asked for is never repeated: it may be a path.
+"""
+
+from collections.abc import Sequence
+
+from serve_app.core.errors import InvalidRequest, ModelNotFound
+from serve_app.core.facts import ModelFacts, ServiceFacts
+from serve_app.core.schedule import make_schedule
+from serve_app.core.spec import ImageSpec, Lora
+from serve_app.ingress.schemas import LoraField
+
+_TAG = "<lora:"  # how AUTOMATIC1111's prompts name one
+
+
+def loras_of(
+    asked: Sequence[LoraField], model: ModelFacts, facts: ServiceFacts
+) -> tuple[Lora, ...]:
+    """The LoRAs that `loras` names, in its order, for pictures of a model.
+
+    Raises `ModelNotFound` with the names there are, `InvalidRequest` for one that does not fit.
+    """
+    worn: list[Lora] = []
+    for number, field in enumerate(asked):
+        found = facts.lora(field.name)
+        if found is None:
+            there = ", ".join(lora.name for lora in facts.loras) or "none"
+            raise ModelNotFound(
+                f"loras.{number}.name names no LoRA of this service; there is {there}"
+            )
+        if model.name not in found.models:
+            fits = ", ".join(found.models)
+            raise InvalidRequest(
+                f"loras.{number}.name",
+                f"is {found.name}, which is not made for the model {model.name}; it fits {fits}",
+            )
+        if any(lora.name == found.name for lora in worn):
+            raise InvalidRequest(f"loras.{number}.name", f"is {found.name} a second time")
+        worn.append(Lora(found.name, found.weight if field.weight is None else field.weight))
+    return tuple(worn)
+
+
+def lora_warnings(prompt: str, spec: ImageSpec, facts: ServiceFacts) -> tuple[str, ...]:
+    """What an asker should know of the LoRAs that the prompt, as it was sent, or the spec names."""
+    said = []
+    if _TAG in prompt:
+        said.append(f"{_TAG}…> in the prompt is read as words: name LoRAs in the field loras")
+    model = facts.named(spec.model)
+    if spec.loras and model and spec.handoff < 1:
+        schedule = make_schedule(model.noise, spec.sampler, spec.steps, spec.strength, spec.handoff)
+        if schedule.handoff_index <= schedule.start:
+            said.append("loras are ignored: the refiner works alone, and wears none")
+        else:
+            said.append("loras count in base alone: the refiner goes on without them")
+    return tuple(said)

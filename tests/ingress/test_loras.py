@@ -1,0 +1,71 @@
+"""What an asker is told of LoRAs beside a refiner, which wears none."""
+
+from dataclasses import replace
+
+import pytest
+
+from serve_app.core.facts import LoraFacts, ModelFacts, ServiceFacts
+from serve_app.ingress.images import BaseImage
+from serve_app.ingress.orders import order_generate, order_refine
+from serve_app.ingress.schemas import GenerateRequest, RefineRequest
+from tests.runtime.walking import NOISE
+
+FACTS = ServiceFacts(
+    (ModelFacts("sdxl", 1024, NOISE),),
+    "refiner",
+    "cpu",
+    "fp32",
+    image_count=1,
+    loras=(LoraFacts("ink", ("sdxl",)),),
+)
+IMAGE = BaseImage(1024, 1024, bytes(3 * 1024 * 1024), None, "digest")
+IGNORED = "loras are ignored: the refiner works alone, and wears none"
+PARTLY = "loras count in base alone: the refiner goes on without them"
+WORN = {"loras": [{"name": "ink"}]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "warnings"),
+    [
+        ({}, ()),
+        (WORN, (PARTLY,)),
+        (WORN | {"refine": False}, ()),
+        (WORN | {"handoff": 0}, (IGNORED,)),
+        (WORN | {"handoff": 1}, ()),
+    ],
+)
+def test_a_picture_s_loras_end_at_the_hand_off(
+    asked: dict[str, object], warnings: tuple[str, ...]
+) -> None:
+    request = GenerateRequest.model_validate({"prompt": "a fox"} | asked)
+    assert order_generate(request, FACTS, 1).warnings == warnings
+
+
+@pytest.mark.parametrize(
+    ("asked", "warnings"),
+    [
+        ({"strength": 0.6}, (PARTLY,)),
+        ({"strength": 0.1}, (IGNORED,)),
+        ({"config": {"modelPath": "refiner"}}, (IGNORED,)),
+        ({"handoff": 1}, ()),
+    ],
+)
+def test_a_refined_picture_that_enters_late_wears_none(
+    asked: dict[str, object], warnings: tuple[str, ...]
+) -> None:
+    body = {"prompt": "a fox", "images": ["x"]} | WORN | asked
+    order = order_refine(RefineRequest.model_validate(body), [IMAGE], FACTS, 1)
+    assert order.warnings == warnings
+
+
+def test_where_there_is_no_refiner_nothing_is_told() -> None:
+    body = {"prompt": "a fox", "images": ["x"], "strength": 0.1} | WORN
+    request = RefineRequest.model_validate(body)
+    assert order_refine(request, [IMAGE], replace(FACTS, refiner=None), 1).warnings == ()
+
+
+def test_a_lora_in_the_prompt_is_told_for_words() -> None:
+    request = GenerateRequest.model_validate({"prompt": "a fox <lora:ink:0.8>"})
+    assert order_generate(request, FACTS, 1).warnings == (
+        "<lora:…> in the prompt is read as words: name LoRAs in the field loras",
+    )

@@ -1,0 +1,76 @@
+"""A LoRA's file: what its header says, and what is told of files that are none for SDXL."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serve_app.core.errors import CheckpointError
+from serve_app.core.spec import Stage
+from serve_app.demo.checkpoints import demo_folder
+from serve_app.runtime.lora import LoraFile, inspect_lora
+from tests.runtime.tailor import NETWORKS, lora_file
+
+DEMO = demo_folder(Stage.BASE)
+OK = "lora_unet_x_attn2_to_k"
+
+
+@pytest.mark.parametrize("style", ["kohya", "peft", "diffusers"])
+def test_a_file_says_what_it_changes_whichever_way_it_is_written(
+    tmp_path: Path, style: str
+) -> None:
+    path = lora_file(DEMO, tmp_path / "a.safetensors", style=style, alpha=2)
+    assert inspect_lora(path, "here") == LoraFile(path, frozenset(NETWORKS), 174464, 160, "")
+    notes = {"modelspec.license": "MIT"}
+    some = lora_file(DEMO, path, style=style, networks=["text_encoder_2"], notes=notes)
+    found = inspect_lora(some, "here")
+    assert (found.networks, found.text_width) == ({"text_encoder_2"}, None)
+    assert found.license == "MIT"
+
+
+FOREIGN: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
+    "LoHa": ({f"{OK}.hada_w1_a": (4, 8)}, "is a LoHa"),
+    "LoKr": ({f"{OK}.lokr_w1": (4, 8)}, "is a LoKr"),
+    "DoRA": ({f"{OK}.lora_down.weight": (4, 8), f"{OK}.dora_scale": (8,)}, "is a DoRA"),
+    "DoRA, peft": ({"unet.x.lora_magnitude_vector": (8,)}, "is a DoRA"),
+    "three parts": ({f"{OK}.lora_mid.weight": (4, 4, 3, 3)}, "is a LoCon with three parts"),
+    "OFT": ({f"{OK}.oft_blocks": (4, 8, 8)}, "is an OFT"),
+    "SD 1": ({"lora_te_x.lora_down.weight": (4, 8)}, "is a LoRA for Stable Diffusion 1 or 2"),
+    "Flux": ({"transformer.x.lora_A.weight": (4, 8)}, "is a LoRA for another kind of model"),
+    "Flux, bare": ({"diffusion_model.x.lora_A.weight": (4, 8)}, "is a LoRA for another kind"),
+    "no prefix": ({"x.lora_A.weight": (4, 8)}, "is no LoRA for SDXL: x.lora_A.weight is no part"),
+    "another part": (
+        {f"{OK}.lora_down.weight": (4, 8), f"{OK}.bias": (8,)},
+        f"is no LoRA for SDXL: {OK}.bias is no part of one",
+    ),
+    "alphas alone": ({f"{OK}.alpha": ()}, "is no LoRA for SDXL: it changes no layer"),
+    "nothing": ({}, "is no LoRA for SDXL: it changes no layer"),
+    "two widths": (
+        {f"{OK}.lora_down.weight": (4, 8), "lora_unet_y_attn2_to_v.lora_down.weight": (4, 9)},
+        "is no LoRA for SDXL: its layers attend to texts of several widths",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_is_no_lora_for_sdxl_is_told_for_what_it_is(tmp_path: Path, kind: str) -> None:
+    shapes, sentence = FOREIGN[kind]
+    path = tmp_path / "a.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    with pytest.raises(CheckpointError) as refused:
+        inspect_lora(path, "loras.a.path")
+    assert str(refused.value).startswith(f"loras.a.path={path} {sentence}")
+
+
+def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
+    pickle, torn = tmp_path / "a.pt", tmp_path / "b.safetensors"
+    for path in (pickle, torn):
+        path.write_bytes(lora_file(DEMO, tmp_path / "c.safetensors").read_bytes()[:-9])
+    for path, sentence in (
+        (tmp_path / "nowhere.safetensors", "does not exist"),
+        (pickle, r"is no \.safetensors file: a pickle can run code"),
+        (torn, r"holds a truncated b\.safetensors"),
+    ):
+        with pytest.raises(CheckpointError, match=sentence):
+            inspect_lora(path, "here")
