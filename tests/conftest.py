@@ -2,6 +2,8 @@
 
 import gc
 import os
+from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -27,3 +29,11 @@ def pytest_collection_finish() -> None:
     that tests ask for, by `Device.free` above all, would look through it for half a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: Sequence[str]) -> None:
+    """Of several tests with one name, tests in several processes would run one and not say so."""
+    twice = [id for id, times in Counter(ids).items() if times > 1]
+    if twice:
+        raise pytest.UsageError(f"-n would run but one test of each name: {', '.join(twice)}")
