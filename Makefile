@@ -8,13 +8,20 @@ BIN    := $(VENV)/bin
 serve: $(VENV)/.runtime  ## start the service on http://localhost:4000 (or BACKEND_PORT)
 	$(BIN)/python -m serve_app up
 
+# Two processes share the rooms, each file in one of them. Not Ray, whose tests take time and want
+# the machine to themselves; and not what bears one name for many tests, of which they would run one.
+ALONE := tests/ingress/test_fuzz.py tests/service
+ROOMS := tests --ignore=tests/core $(ALONE:%=--ignore=%) -n 2 --dist loadfile
+
 test: $(VENV)/.dev  ## core with full branch coverage, then the other rooms, then Ray over HTTP
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term:skip-covered -q
-	$(BIN)/python -m pytest tests -q --ignore=tests/core -m "not long"
+	$(BIN)/python -m pytest $(ROOMS) -q -m "not long"
+	$(BIN)/python -m pytest $(ALONE) -q -m "not long"
 
 test-all: $(VENV)/.dev  ## the long forms too
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term:skip-covered -q
-	$(BIN)/python -m pytest tests -q --ignore=tests/core
+	$(BIN)/python -m pytest $(ROOMS) -q
+	$(BIN)/python -m pytest $(ALONE) -q
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check serve_app tests

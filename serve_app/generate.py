@@ -111,12 +111,12 @@ def _write(order: Order, solo: Solo, output: Path) -> list[Path]:
         pictures = solo.draw(
             specs, tell=lambda steps: progress.update(task, completed=steps), warn=_warn
         )
-    profiles = {str(stage): name for stage, name in solo.profiles.items()}
     paths = []
     for number, (piece, picture) in enumerate(zip(order.pieces, pictures, strict=True), 1):
         path = output
         if len(pictures) > 1:
             path = output.with_stem(f"{output.stem}-{number}")
+        profiles = {str(stage): name for stage, name in solo.profiles(piece.spec).items()}
         text = infotext(piece.spec, order.models)
         path.write_bytes(inscribe(encode_png(picture), text, order.record(piece, profiles)))
         paths.append(path)

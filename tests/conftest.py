@@ -1,6 +1,9 @@
 """What every room's tests may stand on: the demo checkpoint, which ships with the package."""
 
+import gc
 import os
+from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,9 +13,27 @@ from serve_app.runtime.checkpoint import Checkpoint, inspect
 
 # huggingface_hub reads these at import: no test speaks to the real hub, or with anybody's token.
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN_PATH": os.devnull}
+# OpenMP reads this, in replicas too: a thread that waits sleeps. One that spins beside a busy core
+# keeps it from whomever it waits for: a network on two threads was 30 times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
 def checkpoints() -> dict[Stage, Checkpoint]:
     """The demo, inspected."""
     return {stage: inspect(demo_folder(stage), stage) for stage in Stage}
+
+
+def pytest_collection_finish() -> None:
+    """What collecting the tests has imported stays to the end: each of the many searches for rings
+    that tests ask for, by `Device.free` above all, would look through it for half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: Sequence[str]) -> None:
+    """Of several tests with one name, tests in several processes would run one and not say so."""
+    twice = [id for id, times in Counter(ids).items() if times > 1]
+    if twice:
+        raise pytest.UsageError(f"-n would run but one test of each name: {', '.join(twice)}")

@@ -63,6 +63,24 @@ def test_the_picture_is_the_engine_s_and_remembers_its_request(
     assert np.array_equal(pixels, drawn)
 
 
+@pytest.mark.parametrize(
+    ("wish", "stages"),
+    [
+        ({"handoff": 0}, {"refiner"}),
+        ({"handoff": 1}, {"base"}),
+        # A hand-off behind the last step: the refiner only decodes.
+        ({"handoff": 0.8, "steps": 4, "sampler": "dpmpp_2m"}, {"base", "refiner"}),
+    ],
+)
+def test_the_record_names_the_profiles_that_the_picture_was_made_under(
+    tmp_path: Path, wish: dict[str, object], stages: set[str]
+) -> None:
+    assert generate({**WISHES, "steps": 2, **wish}, tmp_path / "out.png") == 0
+    profiles = record_of(tmp_path / "out.png")["profiles"]
+    assert set(profiles) == stages
+    assert all(profiles.values())
+
+
 def test_a_model_of_the_registry_draws_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

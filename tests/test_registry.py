@@ -61,6 +61,13 @@ def test_entries_come_in_order_with_paths_from_where_the_file_lies(tmp_path: Pat
         ("loras: {a b: {path: /a}}", "loras.a b: String should match pattern"),
         ("", "models: Input should be"),
         ("{", "can't be read"),
+        ("models: !!map [a]", "can't be read: expected a mapping node"),
+        (
+            "models:\n  a: {path: /a}\n  b: {path: /b}\n  a: {path: /c}",
+            "can't be read: a in line 4 stands in line 2 already",
+        ),
+        ("models: {a: {path: /a, path: /b}}", "path in line 1 stands in line 1 already"),
+        ("models: {a: {path: /a}}\nmodels: {}", "models in line 2 stands in line 1 already"),
     ],
 )
 def test_a_slip_is_told_by_file_and_key(tmp_path: Path, text: str, sentence: str) -> None:

@@ -31,6 +31,7 @@ logger = logging.getLogger("aura.conductor")
 
 _PATIENCE = 4.0  # an image that takes so many times its predicted seconds is given up
 _GRACE = 60.0  # seconds, on top
+_LOADING = 120.0  # seconds, for a model to be read from a slow disk and tried on its card
 _LOSSES = 3  # replicas lost at the same step: then it is the image that kills them
 
 
@@ -62,9 +63,9 @@ class Conductor:
     ) -> Made:
         """One image.
 
-        `timeout` is in seconds; None allows four times the predicted time and a minute. A replica
-        that dies costs the steps since the last snapshot. Cancelling the call cancels the image.
-        Raises the named errors of `core.errors`.
+        `timeout` is in seconds; None allows `patience`. A replica that dies costs the steps since
+        the last snapshot. Cancelling the call cancels the image. Raises the named errors of
+        `core.errors`.
         """
         if self._draining:
             raise Draining("the service is shutting down and takes nothing new")
@@ -78,7 +79,7 @@ class Conductor:
         self._flying[id] = (sample, legs)
         try:
             if timeout is None:
-                timeout = _PATIENCE * self.owed_seconds() + _GRACE
+                timeout = self.patience()
             else:
                 await self._admit(id, timeout)
             async with asyncio.timeout(timeout):
@@ -113,6 +114,19 @@ class Conductor:
     def owed_seconds(self) -> float:
         """Predicted seconds of work that the images under way here still need."""
         return sum(self._seconds(id) for id in self._flying)
+
+    def patience(self) -> float:
+        """Seconds that an image may take whose caller sets no time: four times what is predicted of
+        the work under way, a minute, and two for each model that it may have to wait for.
+
+        Of several models each may have to be loaded before this image's turn comes, its own too.
+        Who is in memory now is not asked: it may have to leave before then.
+        """
+        loads = 0
+        if len(set(self._models.values())) > 1:
+            ways = self._flying.values()
+            loads = len({s.spec.model for s, legs in ways if legs[0].stage is Stage.BASE})
+        return _PATIENCE * self.owed_seconds() + _GRACE + _LOADING * loads
 
     async def drain(self) -> None:
         """Nothing new is taken, and everything that was accepted has ended."""

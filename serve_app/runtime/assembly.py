@@ -45,7 +45,7 @@ def assemble(
     modules = load(checkpoint, device)
     placement = Placement(modules, device)
     parts = Parts(
-        Conditioner(modules.prompts, checkpoint, device.torch_device),
+        Conditioner(modules.prompts, checkpoint),
         UNetDenoiser(modules.unet, checkpoint.noise.prediction_type, device.dtype),
         VaePixels(modules.vae, device.torch_device),
         PeftAdapters(modules, loras) if loras else None,

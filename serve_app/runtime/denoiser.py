@@ -43,7 +43,7 @@ class UNetDenoiser:
 
     def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
         """See `Denoiser`."""
-        told = self._tell(tuple(p.guide for p in points), lanes)
+        told = self._tell(tuple(p.guide for p in points), lanes, x.device)
         sigma = x.new_tensor([p.sigma for p in points]).view(-1, 1, 1, 1)
         times = x.new_tensor([p.timestep for p in points])
         scaled = x * (1 / (sigma**2 + 1).sqrt())
@@ -65,14 +65,18 @@ class UNetDenoiser:
             denoised = guided * (-sigma / (sigma**2 + 1).sqrt()) + x / (sigma**2 + 1)
         return denoised
 
-    def _tell(self, guides: tuple[Guide, ...], lanes: int) -> "_Told":
-        """The conditions of a batch side by side; kept while the same samples step together."""
+    def _tell(self, guides: tuple[Guide, ...], lanes: int, device: torch.device) -> "_Told":
+        """The conditions of a batch side by side; kept while the same samples step together.
+
+        They are all that lies on the device of anybody's guide.
+        """
         if self._told is not None:
             known, told = self._told
             same = len(known) == len(guides) and all(map(lambda a, b: a is b, known, guides))
             if same and told.embeds.shape[0] == lanes:
                 return told
-        told = _side_by_side(guides, lanes)
+        self._told = None  # has left the device before the next come
+        told = _side_by_side(guides, lanes, device)
         self._told = (guides, told)
         return told
 
@@ -90,7 +94,7 @@ class _Told:
     scale: torch.Tensor  # (samples, 1, 1, 1)
 
 
-def _side_by_side(guides: Sequence[Guide], lanes: int) -> _Told:
+def _side_by_side(guides: Sequence[Guide], lanes: int, device: torch.device) -> _Told:
     conditions: list[Condition] = []
     owner, towards, away = [], [], []
     for number, guide in enumerate(guides):
@@ -103,10 +107,9 @@ def _side_by_side(guides: Sequence[Guide], lanes: int) -> _Told:
         owner.append(number)
     if len(conditions) > lanes:
         raise ValueError(f"{len(conditions)} rows do not fit in {lanes} lanes")
-    device = conditions[0].embeds.device
 
     def padded(parts: list[torch.Tensor]) -> torch.Tensor:
-        stacked = torch.stack(parts)
+        stacked = torch.stack([part.to(device) for part in parts])
         side = stacked.new_zeros(lanes, *stacked.shape[1:])
         side[: len(parts)] = stacked
         return side

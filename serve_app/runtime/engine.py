@@ -28,7 +28,7 @@ from serve_app.core.errors import (
 )
 from serve_app.core.events import Snapshot
 from serve_app.core.fitting import Fit
-from serve_app.core.sample import Leg
+from serve_app.core.sample import Leg, under
 from serve_app.core.scheduler import Plan, StepScheduler, Work
 from serve_app.runtime.device import is_out_of_memory
 from serve_app.runtime.model import Live, Packed, packed, unpacked
@@ -222,7 +222,7 @@ class Engine:
         elif plan.work is Work.ENCODE:
             self._settle(plan, [model.encode(sample)], None)
         else:
-            self._settle(plan, [sample], model.decode(sample))
+            self._settle(plan, [under(sample, model.profile.name)], model.decode(sample))
 
     def _bring(self, plan: Plan[torch.Tensor]) -> None:
         try:

@@ -10,7 +10,7 @@ from functools import partial
 from serve_app.core.errors import AuraError
 from serve_app.core.safety import SafetyFilter
 from serve_app.core.sample import Leg, begin, handed_over, itinerary
-from serve_app.core.schedule import make_schedule
+from serve_app.core.schedule import Schedule, make_schedule
 from serve_app.core.spec import ImageSpec, Stage
 from serve_app.runtime.assembly import assemble
 from serve_app.runtime.checkpoint import Checkpoint
@@ -63,10 +63,10 @@ class Solo:
             shelf = Shelf({name: make}, lora_room=room)
             self._engines[one.stage] = Engine(shelf, snapshot_every=_NEVER)
 
-    @property
-    def profiles(self) -> dict[Stage, str]:
-        """The name of each stage's numeric profile."""
-        return {stage: engine.shelf.profile.name for stage, engine in self._engines.items()}
+    def profiles(self, spec: ImageSpec) -> dict[Stage, str]:
+        """The name of the numeric profile of each stage that the spec's picture goes through."""
+        _, legs = self._way(spec)
+        return {leg.stage: self._engines[leg.stage].shelf.profile.name for leg in legs}
 
     def draw(
         self,
@@ -98,10 +98,7 @@ class Solo:
         return pictures
 
     def _begin(self, number: int, spec: ImageSpec, source: bytes | None, ended: _Ended) -> None:
-        schedule = make_schedule(
-            self._noise[Stage.BASE], spec.sampler, spec.steps, spec.strength, spec.handoff
-        )
-        legs = itinerary(schedule, spec.handoff, refiner=Stage.REFINER in self._engines)
+        schedule, legs = self._way(spec)
         first: Packed = begin(str(number), spec, schedule, legs[0].stage, source)
 
         def walk(sample: Packed, leg: Leg, *ahead: Leg) -> None:
@@ -116,6 +113,12 @@ class Solo:
             self._engines[leg.stage].submit(handed_over(sample, leg.stage), leg, listen)
 
         walk(first, *legs)
+
+    def _way(self, spec: ImageSpec) -> tuple[Schedule, tuple[Leg, ...]]:
+        schedule = make_schedule(
+            self._noise[Stage.BASE], spec.sampler, spec.steps, spec.strength, spec.handoff
+        )
+        return schedule, itinerary(schedule, spec.handoff, refiner=Stage.REFINER in self._engines)
 
     def _steps(self) -> int:
         return sum(engine.facts().steps for engine in self._engines.values())

@@ -162,6 +162,63 @@ async def test_cancelling_the_call_closes_the_stream_and_restores_the_books() ->
     assert one.owed_seconds() == 0
 
 
+async def test_patience_grows_with_the_models_that_may_have_to_be_loaded_first() -> None:
+    async def patience(names: tuple[str, ...], *specs: ImageSpec) -> float:
+        """Beside images under way, without what their own steps are predicted to take."""
+        models = [ModelFacts(name, 64, NOISE) for name in names]
+        one = Conductor(Sleeping(), Sleeping(), models)
+        tasks = [
+            asyncio.create_task(one.make(str(number), spec, None, None))
+            for number, spec in enumerate(specs)
+        ]
+        await asyncio.sleep(0.01)
+        allowed = one.patience() - 4 * one.owed_seconds()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return round(allowed, 6)
+
+    fox, owl = replace(SPEC, model="fox"), replace(SPEC, model="owl")
+    assert await patience(("fox",), fox, SPEC) == 60  # it is in memory before anybody is taken
+    assert await patience(("fox", "owl"), fox) == 180  # it may have left for the other one
+    assert await patience(("fox", "owl", "ink"), fox, owl, SPEC) == 300
+    assert (
+        await patience(("fox", "owl"), fox, replace(owl, handoff=0)) == 180
+    )  # the refiner's alone
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """A loop whose time can be put forward."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+class Loading(CountingStage):
+    """Takes a hundred seconds before the first step, on such a clock."""
+
+    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Clock)
+        loop.ahead += 100
+        await asyncio.sleep(0.001)
+        async for event in super().advance(sample, leg):
+            yield event
+
+
+def test_the_deadline_of_nobody_s_choosing_leaves_time_to_load_a_model() -> None:
+    def make(*names: str) -> bytes:
+        one = Conductor(Loading(), None, [ModelFacts(name, 64, NOISE) for name in names])
+        with asyncio.Runner(loop_factory=Clock) as runner:
+            return runner.run(one.make("a", SPEC, None, None)).png
+
+    assert make("fox", "owl") == b"png 20"
+    with pytest.raises(DeadlineExceeded, match=r"within 6\d s"):
+        make("fox")
+
+
 class Silent(CountingStage):
     """Ends without a result."""
 

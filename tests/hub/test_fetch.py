@@ -81,7 +81,14 @@ def test_ctrl_c_keeps_what_came_and_the_same_command_goes_on(
 ) -> None:
     hub.shelves[BASE].cuts[BIG] = [Cut(21_000_000, "stall")]
     line, environment = command(hub, "sdxl", "--accept-license")
-    process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        line,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As a terminal has it: whoever runs this test in the background may have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     until(lambda: part(hub, BIG).exists() and part(hub, BIG).stat().st_size >= 20_000_000)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=20)

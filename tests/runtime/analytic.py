@@ -84,7 +84,5 @@ def analytic_model(
         profile=profile,
         fit=Fit(images),
         device=CPU,
-        parts=Parts(
-            Conditioner(BlankPrompts(), CHECKPOINT, CPU.torch_device), denoiser, MeanPixels()
-        ),
+        parts=Parts(Conditioner(BlankPrompts(), CHECKPOINT), denoiser, MeanPixels()),
     )

@@ -36,7 +36,7 @@ def models(checkpoints: dict[Stage, Checkpoint], cpu: Device) -> dict[str, dict[
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def engines(models: dict[str, dict[Stage, StageModel]]) -> Engines:
     """Makes engines that nobody has used; `refiner=False` leaves base alone."""
 

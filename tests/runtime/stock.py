@@ -1,6 +1,6 @@
 """The oracle: bare stock diffusers, one image at a time, as its documentation says to use it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ class Stock:
     base_from_image: Any
     refiner: Any
     noise: dict[str, Any]  # scheduler_config.json as it was, before any sampler put its flags in
+    drawn: dict[tuple[ImageSpec, bytes | None, bool], Pixels] = field(default_factory=dict)
 
     @classmethod
     def over(cls, checkpoints: dict[Stage, Checkpoint]) -> "Stock":
@@ -43,7 +44,16 @@ class Stock:
     def picture(
         self, spec: ImageSpec, source: bytes | None = None, *, refine: bool = False
     ) -> Pixels:
-        """The picture of a spec: base alone, or base and refiner, from noise or from an image."""
+        """The picture of a spec: base alone, or base and refiner, from noise or from an image.
+
+        Drawn once, however many tests hold theirs against it.
+        """
+        asked = spec, source, refine
+        if asked not in self.drawn:
+            self.drawn[asked] = self._draw(spec, source, refine)
+        return self.drawn[asked]
+
+    def _draw(self, spec: ImageSpec, source: bytes | None, refine: bool) -> Pixels:
         generator = torch.Generator("cpu").manual_seed(spec.seed)
         asked: dict[str, Any] = {
             "prompt": spec.prompt,

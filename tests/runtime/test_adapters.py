@@ -194,7 +194,7 @@ def test_layers_and_encoders_that_only_visit_the_device_wear_them_too(
         fit=Fit(2),
         device=cpu,
         parts=Parts(
-            Conditioner(modules.prompts, base, cpu.torch_device),
+            Conditioner(modules.prompts, base),
             UNetDenoiser(modules.unet, base.noise.prediction_type, cpu.dtype),
             VaePixels(modules.vae, cpu.torch_device),
             PeftAdapters(modules, files),

@@ -67,3 +67,10 @@ def test_conditions_are_laid_side_by_side_anew_when_the_company_changes() -> Non
     again = denoiser(X, POINTS, 8)
     assert torch.equal(together, again)
     assert torch.equal(alone[0], together[1])
+
+
+def test_what_a_batch_is_told_comes_to_where_its_latents_are() -> None:
+    """The meta device has shapes and no numbers; nothing else would meet there what is on it."""
+    denoised = UNetDenoiser(Echo(), "epsilon", torch.float32)(X.to("meta"), POINTS, 8)
+    assert denoised.device.type == "meta"
+    assert {point.guide.towards.embeds.device.type for point in POINTS} == {"cpu"}

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -190,6 +191,15 @@ def test_a_snapshot_of_another_profile_is_not_continued() -> None:
     engine.submit(replace(sample_of(SPEC), profile="base-float32-4-00000000"), END, heard)
     drain(engine)
     assert isinstance(heard.failed.error, ProfileChanged)
+
+
+def test_a_leg_that_only_decodes_is_bound_to_the_profile_that_decoded_it() -> None:
+    engine, heard = engine_over(ConstantDenoiser()), Heard()
+    there = replace(sample_of(SPEC), index=10, latents=np.zeros((4, 8, 8), np.float32))
+    engine.submit(there, END, heard)
+    drain(engine)
+    assert heard.picture.shape == (64, 64, 3)
+    assert heard.finished.sample.profile == engine.shelf.profile.name
 
 
 def test_a_sample_sent_again_replaces_the_first_and_late_cancels_do_not_touch_it() -> None:

@@ -83,7 +83,7 @@ def built(checkpoint: Checkpoint, device: Device, *, rows: int, rungs: int = 99)
     unet = UNetDenoiser(modules.unet, checkpoint.noise.prediction_type, device.dtype)
     small = Small(unet, placement, rows, rungs)
     parts = Parts(
-        Conditioner(modules.prompts, checkpoint, device.torch_device),
+        Conditioner(modules.prompts, checkpoint),
         small,
         VaePixels(modules.vae, device.torch_device),
     )

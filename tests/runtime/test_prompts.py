@@ -146,7 +146,7 @@ def test_the_shorter_prompt_is_filled_with_empty_chunks(
     prompt: str,
     negative: str,
 ) -> None:
-    conditioner = Conditioner(prompts[stage], checkpoints[stage], torch.device("cpu"))
+    conditioner = Conditioner(prompts[stage], checkpoints[stage])
     guide = conditioner.guide(replace(SPEC, prompt=prompt, negative_prompt=negative))
     texts, against = prompt.split("BREAK"), negative.split("BREAK")
     texts, against = ([*side, *[""] * (guide.chunks - len(side))] for side in (texts, against))
@@ -163,7 +163,7 @@ def test_an_absent_negative_prompt_is_as_long_as_the_prompt(
     stock: Stock,
     stage: Stage,
 ) -> None:
-    conditioner = Conditioner(prompts[stage], checkpoints[stage], torch.device("cpu"))
+    conditioner = Conditioner(prompts[stage], checkpoints[stage])
     away = conditioner.guide(replace(SPEC, prompt="a BREAK b")).away
     assert away is not None
     embeds, pooled = side_by_side(stock, stage, ["", ""])

@@ -20,11 +20,10 @@ from PIL import Image
 
 from serve_app.core.events import ReplicaFacts
 from serve_app.generate import generate
-from tests.service.conftest import Service, until
+from tests.service.conftest import LONG, Service, until
 
 pytestmark = pytest.mark.ray
 
-LONG = {"prompt": "a red fox", "seed": 5, "steps": 100, "imageCount": 1}
 SNAPSHOT_EVERY = 5
 
 
@@ -153,7 +152,7 @@ def test_an_image_whose_replica_is_killed_goes_on_to_the_same_bytes(
 ) -> None:
     service.wait_ready()
     asked = LONG | {"handoff": handoff}
-    undisturbed = png(service.post("/generate", **asked))
+    undisturbed = base64.b64decode(service.undisturbed(handoff))
     before = {f.pid: f.steps for f in service.facts(stage)}
     with ThreadPoolExecutor(1) as caller:
         answer = caller.submit(lambda: service.post("/generate", **asked))

@@ -11,12 +11,11 @@ import httpx
 import psutil
 import pytest
 
-from tests.service.conftest import APP, Service, until
+from tests.service.conftest import APP, LONG, Service, until
 
 pytestmark = pytest.mark.ray
 
 ASKED = {"prompt": "a red fox", "steps": 4, "imageCount": 1}
-LONG = {"prompt": "a red fox", "seed": 5, "steps": 100, "imageCount": 1}
 
 
 def pids(deployment: str) -> list[int]:
@@ -77,7 +76,7 @@ def test_pictures_are_made_while_the_ledger_is_dead_and_it_comes_back_knowing(
 def test_a_job_whose_ingress_dies_is_made_by_who_asks_again_under_its_key(
     service: Service,
 ) -> None:
-    undisturbed = service.post("/generate", **LONG).json()["images"]
+    undisturbed = service.undisturbed(0.8)  # the default
     with ThreadPoolExecutor(1) as caller:
         lost = caller.submit(asked_with, service, "ingress", **LONG)
         until(lambda: any(f.positions for f in service.facts("base")))
@@ -87,7 +86,7 @@ def test_a_job_whose_ingress_dies_is_made_by_who_asks_again_under_its_key(
     until(lambda: is_alive(service))
     again = asked_with(service, "ingress", **LONG)
     assert again.status_code == 201, again.text
-    assert again.json()["images"] == undisturbed
+    assert again.json()["images"] == [undisturbed]
 
 
 def is_alive(service: Service) -> bool:
