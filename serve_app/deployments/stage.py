@@ -1,4 +1,5 @@
-"""`StageReplica`: an engine behind a streaming method. Base and refiner are the same class.
+"""`StageReplica`: an engine behind a streaming method. Base and refiner are the same class, and one
+replica may run both.
 
 Knows no HTTP and no other replica. The device's work happens on the engine's own thread; the event
 loop only passes messages. Torch is imported when a replica is made, not before: the builder and
@@ -35,14 +36,19 @@ class Source:
     name: str
     path: Path | None  # None: the demo, wherever the package lies there
     configs: Path | None = None  # folder of what a single file lacks
+    stage: Stage = Stage.BASE
+
+    @property
+    def key(self) -> str:
+        """What samples call it: see `Sample.model`."""
+        return self.name if self.stage is Stage.BASE else ""
 
 
 @dataclass(frozen=True, slots=True)
 class StageConfig:
     """All a replica needs to know, by value: no replica reads the environment."""
 
-    stage: Stage
-    models: tuple[Source, ...]  # the default one first; the refiner's only one
+    models: tuple[Source, ...]  # base models, the default one first, and the refiner: any or both
     device: str  # cpu, cuda or mps
     precision: str | None
     xformers: bool
@@ -54,11 +60,18 @@ class StageConfig:
     room: int = 1  # how many models are in memory at a time
     share: float = 1.0  # of its card's memory
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What it runs, base first."""
+        return tuple(dict.fromkeys(source.stage for source in self.models))
+
 
 def load_shelf(config: StageConfig) -> "Shelf":
-    """The models of a stage, each seen to be whole, the first one on its device.
+    """The models of a replica, each seen to be whole, the first one on its device.
 
-    Raises `OperatorError` naming what is wrong.
+    Where it runs both stages the refiner has been there too. It never goes back to disk, and one
+    model more than are in memory at a time stays on the host: so neither does the base whose
+    pictures it refines. Raises `OperatorError` naming what is wrong.
     """
     from serve_app.runtime.assembly import assemble
     from serve_app.runtime.device import open_device
@@ -75,11 +88,10 @@ def load_shelf(config: StageConfig) -> "Shelf":
     safety = PictureChecker(config.safety, device) if config.safety else None
     makers: dict[str, Maker] = {}
     for source in config.models:
-        path = source.path or demo_folder(config.stage)
-        found = inspect(path, config.stage, configs=source.configs, where=source.name)
+        path = source.path or demo_folder(source.stage)
+        found = inspect(path, source.stage, configs=source.configs, where=source.name)
         checkpoint = replace(found, name=source.name)
-        name = source.name if config.stage is Stage.BASE else ""
-        makers[name] = partial(
+        makers[source.key] = partial(
             assemble,
             checkpoint,
             device,
@@ -87,7 +99,8 @@ def load_shelf(config: StageConfig) -> "Shelf":
             strict=config.strict,
             safety=safety,
         )
-    return Shelf(makers, room=config.room)
+    always = [source.key for source in config.models if source.stage is not config.stages[0]]
+    return Shelf(makers, room=config.room, parked=len(always), always=always)
 
 
 class StageReplica:
@@ -99,6 +112,8 @@ class StageReplica:
         shelf = load_shelf(config)
         self._profile = shelf.profile.name
         self._images = config.images
+        refiner = str(Stage.REFINER) if len(config.stages) > 1 else ""  # alone it needs no name
+        self._called = {one.key: one.key or refiner for one in config.models}
         self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
         self._engine = Engine(shelf, snapshot_every=config.snapshot_every)
         self._engine.start()
@@ -139,6 +154,8 @@ class StageReplica:
     async def facts(self) -> ReplicaFacts:
         """What this replica is and has done, as of its last turn."""
         engine = self._engine.facts()
+        there = engine.models
+        fits = {called: there[key] for key, called in self._called.items() if key in there}
         return ReplicaFacts(
             pid=os.getpid(),
             profile=self._profile,
@@ -149,8 +166,8 @@ class StageReplica:
             cancelled=engine.cancelled,
             owed_seconds=engine.owed_seconds,
             positions=engine.positions,
-            models=tuple(engine.models),
-            shortfall=shortfalls(self._images, engine.models),
+            models=tuple(self._called[key] for key in there),
+            shortfall=shortfalls(self._images, fits),
         )
 
     def check_health(self) -> None:

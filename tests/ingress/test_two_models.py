@@ -60,7 +60,6 @@ def serving(sources: dict[str, Source]) -> Iterator[Serving]:
     def serve(*names: str, room: int = 1, **more: Source) -> tuple[httpx.AsyncClient, StageReplica]:
         there = sources | more
         config = StageConfig(
-            stage=Stage.BASE,
             models=tuple(there[name] for name in names),
             device="cpu",
             precision=None,
