@@ -47,6 +47,7 @@ def test_both_takes_the_place_of_base_and_refiner(section: str) -> None:
 
 SHIPPED = AppArgs.model_validate({"base": {"min_replicas": 1}, "refiner": {"min_replicas": 1}})
 TOGETHER = AppArgs(both=Scale())
+HALF = Scale(num_gpus=0.5)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +60,10 @@ TOGETHER = AppArgs(both=Scale())
         (SHIPPED, "cuda", 0, True, SHIPPED),  # GPU nodes may come later
         (SHIPPED, "cpu", 1, True, SHIPPED),
         (SHIPPED, "mps", 0, True, SHIPPED),
+        (AppArgs(both=HALF), "cuda", 1, True, AppArgs(both=HALF)),
         (MANY, "cuda", 1, True, MANY),
         (PART, "cuda", 1, True, PART),
-        (AppArgs(both=Scale(num_gpus=1)), "cpu", 4, True, AppArgs(both=Scale(num_gpus=1))),
+        (AppArgs(both=HALF), "cpu", 4, True, AppArgs(both=HALF)),
     ],
 )
 def test_stages_take_turns_on_the_only_card_unless_their_sections_say_how_else(
