@@ -5,6 +5,7 @@ reads the settings once, and hands every deployment what it needs by value.
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +66,7 @@ class Ingress:
         refiner: "DeploymentHandle[Any] | None",
     ) -> None:
         self._config = config
-        self._conductor = Conductor(
-            RemoteStage(Stage.BASE, base),
-            RemoteStage(Stage.REFINER, refiner) if refiner else None,
-            config.facts.models,
-        )
+        self._conductor = Conductor(*_clients(base, refiner), config.facts.models)
         here = serve.get_replica_context()
         self._all = serve.get_deployment_handle(here.deployment, here.app_name)
         self._desk = Desk(
@@ -117,16 +114,19 @@ def build(args: AppArgs) -> Application:
     settings = Settings.read(args.settings)
     gpus_there = ray.cluster_resources().get("GPU", 0)
     device = choose_device(settings.model_device, gpus=gpus_there)
-    if device == "cuda" and gpus_there < 1 and args.base.num_gpus is None:
+    lineup = find_checkpoints(settings)
+    refiner = lineup.refiner
+    args = args.settled(device, gpus_there, refiner=refiner is not None)
+    scales = args.scales(refiner=refiner is not None)
+    if device == "cuda" and gpus_there < 1 and scales[0].num_gpus is None:
         raise SettingsError(
             "MODEL_DEVICE=cuda, but Ray sees no GPU, so replicas would wait for ever. Check "
-            "nvidia-smi, or set MODEL_DEVICE=cpu. Where GPU nodes come later, say num_gpus: 1 in "
-            "the args of base and refiner"
+            "nvidia-smi, or set MODEL_DEVICE=cpu. Where GPU nodes come later, say num_gpus: 1 for "
+            "each stage in the args"
         )
-    lineup = find_checkpoints(settings)
     images = settings.model_max_batch_size or BATCH[device]
-    share = args.gpu_share(gpus_there, refiner=lineup.refiner is not None)
-    threads = settings.model_cpu_threads or _threads(args)
+    share = args.gpu_share(gpus_there, refiner=refiner is not None)
+    threads = settings.model_cpu_threads or _threads(scales)
     loras = tuple(
         LoraSource(one.facts.name, one.file.path, one.facts.models) for one in lineup.loras
     )
@@ -134,7 +134,6 @@ def build(args: AppArgs) -> Application:
     def bind_stage(name: str, scale: Scale, *checkpoints: Checkpoint) -> Application:
         gpus = scale.gpus_on(device, share)
         config = StageConfig(
-            stage=checkpoints[0].stage,
             models=tuple(map(_source, checkpoints)),
             device=device,
             precision=settings.model_precision,
@@ -163,13 +162,14 @@ def build(args: AppArgs) -> Application:
         words=settings.words(),
         allowance=settings.allowance,
     )
-    return bind_graph(
-        config,
-        settings.ledger,
-        bind_stage("BaseGenerator", args.base, *(model.checkpoint for model in lineup.models)),
-        bind_stage("Refiner", args.refiner, lineup.refiner) if lineup.refiner else None,
-        args.ingress,
-    )
+    bases = [model.checkpoint for model in lineup.models]
+    second: Application | None
+    if refiner and args.both:
+        first = second = bind_stage("BaseAndRefiner", args.both, *bases, refiner)
+    else:
+        first = bind_stage("BaseGenerator", scales[0], *bases)
+        second = bind_stage("Refiner", args.refiner, refiner) if refiner else None
+    return bind_graph(config, settings.ledger, first, second, args.ingress)
 
 
 def deploy_stage(kind: type, name: str, scale: Scale, *, images: int, gpus: float) -> Deployment:
@@ -191,7 +191,7 @@ def bind_graph(
     refiner: Application | None,
     scale: Scale,
 ) -> Application:
-    """The ingress over its ledger and its stages."""
+    """The ingress over its ledger and its stages, which may be the same one."""
     ledger = cast(Deployment, serve.deployment(Ledger)).options(
         name="Ledger",
         num_replicas=1,
@@ -213,11 +213,24 @@ def bind_graph(
     )
 
 
+def _clients(
+    base: "DeploymentHandle[Any]", refiner: "DeploymentHandle[Any] | None"
+) -> tuple[RemoteStage, RemoteStage | None]:
+    """The stages behind handles: one client where one deployment runs both, for it counts what each
+    of its replicas has to do."""
+    if refiner is None:
+        return RemoteStage("base", base), None
+    if refiner.deployment_id == base.deployment_id:
+        both = RemoteStage("base and refiner", base)
+        return both, both
+    return RemoteStage("base", base), RemoteStage("refiner", refiner)
+
+
 def _source(checkpoint: Checkpoint) -> Source:
     """Where a replica finds a checkpoint: the demo lies in the package, wherever that is there."""
     own = checkpoint.path == demo_folder(checkpoint.stage)
     configs = checkpoint.folder if checkpoint.file else None
-    return Source(checkpoint.name, None if own else checkpoint.path, configs)
+    return Source(checkpoint.name, None if own else checkpoint.path, configs, checkpoint.stage)
 
 
 def _replicas(scale: Scale, target: int) -> dict[str, Any]:
@@ -235,13 +248,14 @@ def _replicas(scale: Scale, target: int) -> dict[str, Any]:
     }
 
 
-def _threads(args: AppArgs) -> int:
+def _threads(scales: Sequence[Scale]) -> int:
     """CPU threads of each stage replica: a fair share of the smallest machine, as a power of two.
 
-    The number decides bits, so it depends on the machines and the args alone. A power of two,
-    because kernels split uneven shares unevenly, and then a row's slot shows in its last bits.
+    The number decides bits, so it depends on the machines and on how many replicas the args may
+    come to. A power of two, because kernels split uneven shares unevenly, and then a row's slot
+    shows in its last bits.
     """
     machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     least = min([os.cpu_count() or 1, *(int(cpus) for cpus in machines if cpus)])
-    share = max(1, least // (args.base.most + args.refiner.most))
+    share = max(1, least // sum(scale.most for scale in scales))
     return 1 << (share.bit_length() - 1)

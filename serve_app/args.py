@@ -47,14 +47,43 @@ class AppArgs(BaseModel):
     ingress: Scale = Scale()
     base: Scale = Scale()
     refiner: Scale = Scale()
+    both: Scale | None = Field(
+        None, description="One deployment for both stages, instead of base and refiner"
+    )
     settings: dict[str, str] = Field(
         default_factory=dict, description="Settings of this situation; the environment wins"
     )
 
+    @model_validator(mode="after")
+    def _one_way(self) -> "AppArgs":
+        if self.both is not None and self.model_fields_set & {"base", "refiner"}:
+            raise ValueError(
+                "both runs base and refiner on the same replicas, so it takes the place of the "
+                "sections base and refiner: remove those, or both"
+            )
+        return self
+
+    def settled(self, device: str, gpus: float, *, refiner: bool) -> "AppArgs":
+        """The args with all chosen that they leave open.
+
+        Base and refiner take turns on the only card, each with all of it, unless either section
+        says how else.
+        """
+        silent = self.base == self.refiner == Scale()
+        if self.both is None and silent and refiner and device == "cuda" and gpus == 1:
+            return AppArgs(ingress=self.ingress, both=Scale(), settings=self.settings)
+        return self
+
+    def scales(self, *, refiner: bool) -> tuple[Scale, ...]:
+        """Those of the deployments that run the stages there are."""
+        if self.both is not None:
+            return (self.both,)
+        return (self.base, self.refiner) if refiner else (self.base,)
+
     def gpu_share(self, gpus: float, *, refiner: bool) -> float:
         """What part of a GPU a replica gets that doesn't say: all of one, or less where there are
         fewer GPUs than replicas at the start, or the last of them would wait for ever."""
-        stages = (self.base, self.refiner) if refiner else (self.base,)
+        stages = self.scales(refiner=refiner)
         asking = sum(stage.min_replicas for stage in stages if stage.num_gpus is None)
         taken = sum(stage.min_replicas * (stage.num_gpus or 0) for stage in stages)
         there = gpus - taken

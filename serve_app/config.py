@@ -30,8 +30,9 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], AppArgs]:
         raise SettingsError(f"{path} is no serve config: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"{path}: args.{where}: {first['msg']}") from None
+        where = ".".join(("args", *map(str, first["loc"])))
+        said = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{path}: {where}: {said}") from None
     return dict(config.get("http_options") or {}), application, args
 
 

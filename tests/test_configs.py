@@ -36,6 +36,7 @@ def test_every_key_of_a_config_is_one_that_serve_or_we_know(path: Path) -> None:
         ("applications: []", "is no serve config"),
         ("{", "is no serve config"),
         ("applications: [{args: {base: {min_replica: 2}}}]", "args.base.min_replica"),
+        ("applications: [{args: {both: {}, base: {}}}]", "args: both runs base and refiner"),
     ],
 )
 def test_a_config_that_is_none_is_told_by_file_and_key(

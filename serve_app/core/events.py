@@ -49,5 +49,5 @@ class ReplicaFacts:
     cancelled: int
     owed_seconds: float
     positions: dict[str, int]  # step index of each sample in flight
-    models: tuple[str, ...] = ()  # those in memory
+    models: tuple[str, ...] = ()  # those in memory, then those parked on the host
     shortfall: str = ""  # what its device had no room for

@@ -46,7 +46,10 @@ class StageClient(Protocol):
 
 
 class Conductor:
-    """The images of one ingress process, each walked by a call of `make`."""
+    """The images of one ingress process, each walked by a call of `make`.
+
+    Base and refiner are the same client where one replica runs both.
+    """
 
     def __init__(
         self, base: StageClient, refiner: StageClient | None, models: Sequence[ModelFacts]
@@ -93,13 +96,16 @@ class Conductor:
 
     async def health(self) -> Health:
         """Whether an image could be made now, and by how many replicas."""
-        names = list(self._stages)
-        answers = await asyncio.gather(*(self._stages[name].facts() for name in names))
-        replicas = {str(name): len(facts) for name, facts in zip(names, answers, strict=True)}
-        owed = sum(replica.owed_seconds for facts in answers for replica in facts)
+        names: dict[StageClient, list[str]] = {}  # one client may be both stages
+        for stage, client in self._stages.items():
+            names.setdefault(client, []).append(str(stage))
+        answers = await asyncio.gather(*(client.facts() for client in names))
+        told = [(called, facts) for called, facts in zip(names.values(), answers, strict=True)]
+        replicas = {name: len(facts) for called, facts in told for name in called}
+        owed = sum(replica.owed_seconds for _, facts in told for replica in facts)
         short = dict.fromkeys(
-            f"{name}: {replica.shortfall}"
-            for name, facts in zip(names, answers, strict=True)
+            f"{' and '.join(called)}: {replica.shortfall}"
+            for called, facts in told
             for replica in facts
             if replica.shortfall
         )

@@ -18,7 +18,6 @@ from serve_app.core.errors import AuraError, EngineFault, LedgerAway, Loading, R
 from serve_app.core.events import Arrived, ReplicaFacts
 from serve_app.core.job import Claim, Claimed, Job, JobState, Result
 from serve_app.core.sample import Leg, Sample
-from serve_app.core.spec import Stage
 
 logger = logging.getLogger("aura.remote")
 
@@ -30,10 +29,10 @@ _PAUSE = 0.2  # seconds between two tries
 
 
 class RemoteStage:
-    """Whichever replica of a deployment takes the sample."""
+    """Whichever replica of a deployment takes the sample; of which stages is in its name."""
 
-    def __init__(self, stage: Stage, handle: "DeploymentHandle[Any]") -> None:
-        self._stage = stage
+    def __init__(self, name: str, handle: "DeploymentHandle[Any]") -> None:
+        self._name = name
         self._handle = handle
         self._streaming = handle.options(stream=True)
         self._asked: asyncio.Task[list[ReplicaFacts]] | None = None
@@ -57,11 +56,11 @@ class RemoteStage:
             cause = error.cause
             if isinstance(cause, AuraError):
                 raise cause from None
-            raise EngineFault(f"the {self._stage} replica failed") from error
+            raise EngineFault(f"the {self._name} replica failed") from error
         except RayError as error:  # the process, its node, or what it had stored there is gone
-            raise ReplicaLost(f"a {self._stage} replica is gone") from error
+            raise ReplicaLost(f"a {self._name} replica is gone") from error
         except DeploymentUnavailableError as error:
-            raise Loading(f"the {self._stage} stage is not ready") from error
+            raise Loading(f"the {self._name} stage is not ready") from error
         finally:
             if not ended:
                 response.cancel()

@@ -1,4 +1,5 @@
-"""`StageReplica`: an engine behind a streaming method. Base and refiner are the same class.
+"""`StageReplica`: an engine behind a streaming method. Base and refiner are the same class, and one
+replica may run both.
 
 Knows no HTTP and no other replica. The device's work happens on the engine's own thread; the event
 loop only passes messages. Torch is imported when a replica is made, not before: the builder and
@@ -36,6 +37,12 @@ class Source:
     name: str
     path: Path | None  # None: the demo, wherever the package lies there
     configs: Path | None = None  # folder of what a single file lacks
+    stage: Stage = Stage.BASE
+
+    @property
+    def key(self) -> str:
+        """What samples call it: see `Sample.model`."""
+        return self.name if self.stage is Stage.BASE else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,7 @@ class LoraSource:
 class StageConfig:
     """All a replica needs to know, by value: no replica reads the environment."""
 
-    stage: Stage
-    models: tuple[Source, ...]  # the default one first; the refiner's only one
+    models: tuple[Source, ...]  # base models, the default one first, and the refiner: any or both
     device: str  # cpu, cuda or mps
     precision: str | None
     xformers: bool
@@ -66,11 +72,18 @@ class StageConfig:
     lora_room: int = 1  # how many of them each model has attached at a time
     share: float = 1.0  # of its card's memory
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What it runs, base first."""
+        return tuple(dict.fromkeys(source.stage for source in self.models))
+
 
 def load_shelf(config: StageConfig) -> "Shelf":
-    """The models of a stage, each seen to be whole, the first one on its device.
+    """The models of a replica, each seen to be whole, the first one on its device.
 
-    Raises `OperatorError` naming what is wrong.
+    Where it runs both stages the refiner has been there too. It never goes back to disk, and one
+    model more than are in memory at a time stays on the host: so neither does the base whose
+    pictures it refines. Raises `OperatorError` naming what is wrong.
     """
     from serve_app.runtime.assembly import assemble
     from serve_app.runtime.device import open_device
@@ -88,11 +101,10 @@ def load_shelf(config: StageConfig) -> "Shelf":
     files = {lora.name: inspect_lora(lora.path, lora.name) for lora in config.loras}
     makers: dict[str, Maker] = {}
     for source in config.models:
-        path = source.path or demo_folder(config.stage)
-        found = inspect(path, config.stage, configs=source.configs, where=source.name)
+        path = source.path or demo_folder(source.stage)
+        found = inspect(path, source.stage, configs=source.configs, where=source.name)
         checkpoint = replace(found, name=source.name)
-        name = source.name if config.stage is Stage.BASE else ""
-        makers[name] = partial(
+        makers[source.key] = partial(
             assemble,
             checkpoint,
             device,
@@ -102,7 +114,14 @@ def load_shelf(config: StageConfig) -> "Shelf":
             loras={one.name: files[one.name] for one in config.loras if source.name in one.models},
             lora_room=config.lora_room,
         )
-    return Shelf(makers, room=config.room, lora_room=config.lora_room)
+    always = [source.key for source in config.models if source.stage is not config.stages[0]]
+    return Shelf(
+        makers,
+        room=config.room,
+        parked=len(always),
+        always=always,
+        lora_room=config.lora_room,
+    )
 
 
 class StageReplica:
@@ -114,6 +133,8 @@ class StageReplica:
         shelf = load_shelf(config)
         self._profile = shelf.profile.name
         self._images = config.images
+        refiner = str(Stage.REFINER) if len(config.stages) > 1 else ""  # alone it needs no name
+        self._called = {one.key: one.key or refiner for one in config.models}
         self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
         self._engine = Engine(shelf, snapshot_every=config.snapshot_every)
         self._engine.start()
@@ -154,6 +175,8 @@ class StageReplica:
     async def facts(self) -> ReplicaFacts:
         """What this replica is and has done, as of its last turn."""
         engine = self._engine.facts()
+        there = engine.models
+        fits = {called: there[key] for key, called in self._called.items() if key in there}
         return ReplicaFacts(
             pid=os.getpid(),
             profile=self._profile,
@@ -164,8 +187,8 @@ class StageReplica:
             cancelled=engine.cancelled,
             owed_seconds=engine.owed_seconds,
             positions=engine.positions,
-            models=tuple(engine.models),
-            shortfall=shortfalls(self._images, engine.models),
+            models=tuple(self._called[key] for key in there),
+            shortfall=shortfalls(self._images, fits),
         )
 
     def check_health(self) -> None:

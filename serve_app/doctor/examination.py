@@ -156,14 +156,12 @@ def _room(
 ) -> Iterator[Finding]:
     device = cards.device_of(settings, facts.graphics)
     there = cards.chosen(settings, facts.graphics)
-    bases = [(parameters(one), one.native) for one in found.whole if one.stage is Stage.BASE]
-    # Of several models the largest counts, as often as may be in memory: no choice takes more.
-    largest, side = max(bases, key=lambda one: sum(one[0].values()))
-    stages = {Stage.BASE: Weights(largest, side, min(settings.models_in_memory, len(bases)))}
-    if found.refiner:
-        stages[Stage.REFINER] = Weights(parameters(found.refiner), found.refiner.native)
+    models = [Weights(one.stage, parameters(one), one.native) for one in found.whole]
+    bases = [one for one in models if one.stage is Stage.BASE]
+    refiner = next((one for one in models if one.stage is Stage.REFINER), None)
+    in_memory = settings.models_in_memory
     load = room.Load(
-        room.replicas_of(args, stages, device, len(there)),
+        room.replicas_of(args, bases, refiner, device, len(there), in_memory),
         images=settings.model_max_batch_size or BATCH[device],
         precision=cards.precision_of(settings, device),
         vae_half=device == "cuda" and all(card.bf16 for card in there),
@@ -176,6 +174,7 @@ def _room(
         return
     yield room.check_gpus(load, there, config)
     yield room.check_vram(load, there)
+    yield from room.check_copies(load, there, facts.here.memory)
 
 
 def _callers(settings: Settings, http: dict[str, Any] | None) -> Iterator[Finding]:

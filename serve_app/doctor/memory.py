@@ -20,37 +20,81 @@ _ROWS = 2  # of a guided image
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """What a stage holds: the same model so many times, as far as memory goes."""
+class Numbers:
+    """How many bytes a number takes."""
 
+    size: int
+    vae_size: int
+
+    @classmethod
+    def of(cls, precision: str, *, vae_half: bool) -> "Numbers":
+        """At a precision: the VAE never runs in fp16, but may in bf16."""
+        size = _BYTES[precision]
+        return cls(size, 2 if vae_half and size == 2 else 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One model, as far as memory goes."""
+
+    stage: Stage
     parameters: Mapping[str, int]  # numbers in the weights of each network
     side: int  # native side of a picture, pixels
-    models: int = 1  # in memory at a time
+
+    def held(self, numbers: Numbers) -> int:
+        """Bytes of its networks."""
+        return sum(
+            count * (numbers.vae_size if name == "vae" else numbers.size)
+            for name, count in self.parameters.items()
+        )
+
+    def work(self, images: int, numbers: Numbers) -> int:
+        """Bytes alive while so many native images step together, and one is decoded."""
+        values = ROW * _ROWS * images * numbers.size + PICTURE * numbers.vae_size
+        return self.side**2 * values
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A stage's process, as far as its memory goes."""
+    """A process of one stage, or of both, as far as its memory goes."""
 
-    stage: Stage
-    weights: Weights
+    models: tuple[Weights, ...]  # that may be asked for
     share: float  # of a GPU
+    room: int = 1  # so many of them are in memory at a time
+    parked: int = 0  # and so many more on the host
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What it runs, base first."""
+        return tuple(dict.fromkeys(model.stage for model in self.models))
 
     @property
     def alone(self) -> "Replica":
         """The same with one model in memory."""
-        return replace(self, weights=replace(self.weights, models=1))
+        return replace(self, room=1)
 
-    def need(self, images: int, precision: str, *, vae_half: bool) -> int:
+    @property
+    def unrefined(self) -> "Replica":
+        """The same without the refiner."""
+        bases = tuple(model for model in self.models if model.stage is Stage.BASE)
+        return replace(self, models=bases)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether base and refiner leave the device for one another."""
+        return len(self.stages) > 1 and self.room < len(self.models)
+
+    def held(self, numbers: Numbers, *, on_host: bool = False) -> int:
+        """Bytes of the models in memory, and on the host of those parked there too. The largest
+        count: no choice takes more."""
+        sizes = sorted((model.held(numbers) for model in self.models), reverse=True)
+        return sum(sizes[: self.room + self.parked * on_host])
+
+    def need(self, images: int, precision: str, *, vae_half: bool, on_host: bool = False) -> int:
         """Bytes that it takes while so many native images step together."""
-        size = _BYTES[precision]
-        vae_size = 2 if vae_half and size == 2 else 4  # the VAE never runs in fp16
-        held = self.weights
-        model = sum(
-            count * (vae_size if name == "vae" else size) for name, count in held.parameters.items()
-        )
-        work = held.side**2 * (ROW * _ROWS * images * size + PICTURE * vae_size)
-        return held.models * model + work + OVERHEAD
+        numbers = Numbers.of(precision, vae_half=vae_half)
+        work = max(model.work(images, numbers) for model in self.models)
+        return self.held(numbers, on_host=on_host) + work + OVERHEAD
 
 
 def placed(replicas: Sequence[Replica], cards: int) -> tuple[tuple[Replica, ...], ...] | None:

@@ -73,6 +73,7 @@ def assemble(
         device=device,
         parts=parts,
         safety=safety,
+        parking=placement,
     )
     model.prove_lanes()
     logger.info("%s is ready as %s: %s", checkpoint.name, checkpoint.stage, model.profile)

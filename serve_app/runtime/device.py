@@ -65,6 +65,23 @@ class Device:
         """
         torch.set_num_threads(self.cpu_threads)
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether its memory is another than the host's, so that a copy there saves time."""
+        return self.torch_device.type == "cuda"
+
+    def pinned(self, bytes: int) -> torch.Tensor:
+        """So many bytes of the host's memory, (bytes,) of uint8, that stay where they are: the
+        device fetches from there by itself.
+
+        Raises `RuntimeError` where the system gives no more of such memory.
+        """
+        return torch.empty(bytes, dtype=torch.uint8, pin_memory=True)
+
+    def fetch(self, copy: torch.Tensor) -> torch.Tensor:
+        """A tensor of the host's memory, on the device by the time that anything there uses it."""
+        return copy.to(self.torch_device, non_blocking=True)
+
     def finish(self) -> None:
         """All work queued on the device is done."""
         if self.torch_device.type == "cuda":

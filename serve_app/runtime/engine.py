@@ -72,7 +72,7 @@ class EngineFacts:
     cancelled: int
     owed_seconds: float
     positions: dict[str, int]  # index of each sample in flight
-    models: dict[str, Fit]  # those in memory, and what was given up for each
+    models: dict[str, Fit]  # those in memory, then those parked; and what was given up for each
 
 
 @dataclass(slots=True)

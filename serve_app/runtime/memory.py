@@ -4,7 +4,7 @@ Knows no samples and no schedule. Order and arithmetic of giving up are `core.fi
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from serve_app.core.errors import DeviceFull
 from serve_app.core.fitting import Fit, Rung, fit, shortfall
 from serve_app.core.sizes import SizeRules
 from serve_app.core.spec import ImageSpec
+from serve_app.runtime.copies import HostCopies
 from serve_app.runtime.denoiser import Point
 from serve_app.runtime.device import Device, is_out_of_memory
 from serve_app.runtime.loading import Modules
@@ -31,11 +32,18 @@ _SPARE = 0.05  # of the memory: fragments, and others on the card
 
 
 class Placement:
-    """The modules of a stage on their device, with the rungs that were taken. They only add up."""
+    """The modules of a stage on their device, with the rungs that were taken. They only add up.
+
+    Parked, they lie in the host's memory alone, and come back as they were.
+    """
 
     def __init__(self, modules: Modules, device: Device) -> None:
         self._modules = modules
-        self._device = device.torch_device
+        self._device = device
+        self._copies: HostCopies | None = None
+        networks = (modules.unet, modules.vae, *modules.prompts.networks)
+        # LoRAs come and go later: a copy of one would keep it for ever.
+        self._own = {id(one) for network in networks for one in network.parameters()}
         self.taken: tuple[Rung, ...] = ()
 
     def take(self, rungs: tuple[Rung, ...]) -> None:
@@ -45,12 +53,54 @@ class Placement:
         """
         modules = self._modules
         for rung in rungs[len(self.taken) :]:
-            _TAKE[rung](modules, self._device)
+            _TAKE[rung](modules, self._device.torch_device)
             self.taken = (*self.taken, rung)
-        modules.vae.to(self._device)
+        modules.vae.to(self._device.torch_device)
         modules.prompts.stay(on_device=Rung.TEXT_ON_CPU not in self.taken)
         if Rung.UNET_ON_CPU not in self.taken:
-            modules.unet.to(self._device)
+            modules.unet.to(self._device.torch_device)
+
+    def park(self) -> None:
+        """Nothing of the modules is on the device. On a CPU nothing moves.
+
+        The first time it makes the copies where the device fetches them from.
+        """
+        networks = self._staying()
+        if self._copies is None and self._device.is_apart:
+            self._copies = HostCopies(self._came_with(networks), self._device)
+        if self._copies is not None:
+            self._copies.park()
+        for network in networks:
+            network.to("cpu")  # what has no copy, or where there are none
+
+    def unpark(self) -> None:
+        """Every module is where it was before `park`, at the cost of one copy.
+
+        Raises what the device raises when there is no room; then all is parked as before.
+        """
+        try:
+            if self._copies is not None:
+                self._copies.fetch()
+            for network in self._staying():
+                network.to(self._device.torch_device)
+        except Exception:
+            self.park()
+            raise
+
+    def _came_with(self, networks: Iterable[Any]) -> list[torch.Tensor]:
+        """What is in the networks but LoRAs, which are left to `Module.to`."""
+        tensors: list[torch.Tensor] = []
+        for network in networks:
+            tensors += (one for one in network.parameters() if id(one) in self._own)
+            tensors += network.buffers()
+        return tensors
+
+    def _staying(self) -> tuple[Any, ...]:
+        """The networks that are on the device while nothing works: by a rung, some only visit."""
+        modules = self._modules
+        text = () if Rung.TEXT_ON_CPU in self.taken else modules.prompts.networks
+        unet = () if Rung.UNET_ON_CPU in self.taken else (modules.unet,)
+        return (modules.vae, *text, *unet)
 
     @property
     def held(self) -> int:
@@ -58,7 +108,8 @@ class Placement:
         modules = self._modules
         networks = (modules.unet, modules.vae, *modules.prompts.networks)
         tensors = (tensor for network in networks for tensor in network.parameters())
-        return sum(one.nbytes for one in tensors if one.device.type == self._device.type)
+        kind = self._device.torch_device.type
+        return sum(one.nbytes for one in tensors if one.device.type == kind)
 
 
 class Trial:

@@ -6,6 +6,7 @@ again (guides, noise generators) is kept beside them by id until `forget`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,16 @@ class Parts:
     adapters: Adapters | None = None  # None: it wears no LoRAs
 
 
+class Parking(Protocol):
+    """Where a model's networks are."""
+
+    def park(self) -> None:
+        """Nothing of them is on the device."""
+
+    def unpark(self) -> None:
+        """They are back as they were; raises what the device raises when there is no room."""
+
+
 class StageModel:
     """The networks of a stage behind four verbs: condition, encode, step, decode."""
 
@@ -59,6 +70,7 @@ class StageModel:
         device: Device,
         parts: Parts,
         safety: SafetyFilter | None = None,
+        parking: Parking | None = None,
     ) -> None:
         self.profile = profile
         self.fit = fit
@@ -68,6 +80,7 @@ class StageModel:
         self._pixels = parts.pixels
         self._adapters = parts.adapters
         self._safety = safety
+        self._parking = parking
         self._beside: dict[str, _Beside] = {}
 
     @property
@@ -149,6 +162,18 @@ class StageModel:
         if self._safety and self._safety.refuses_picture(picture):
             raise SafetyBlock("the safety filter refuses the picture that came of this request")
         return picture
+
+    def park(self) -> None:
+        """Its networks have left the device; it can do nothing until `unpark`, and stays as it was
+        fitted and proved."""
+        if self._parking is not None:
+            self._parking.park()
+
+    def unpark(self) -> None:
+        """Its networks are back, to the same bytes. Raises what the device raises when there is no
+        room; then it is parked as before."""
+        if self._parking is not None:
+            self._parking.unpark()
 
     def forget(self, id: str) -> None:
         """Nothing is kept beside this sample any more."""

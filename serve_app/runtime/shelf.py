@@ -2,12 +2,13 @@
 
 Knows no samples' insides and decides nothing: which model is to come, and which must go for it, the
 scheduler says. Only the engine's thread loads; what is asked of it else never changes. Each model
-is fitted to the device as it is loaded, so each has a batch and a numeric profile of its own.
+is fitted to the device as it is loaded, so each has a batch and a numeric profile of its own. One
+that goes may be parked on the host: it comes back as it was, and nothing is tried anew.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from traceback import clear_frames
 
 from serve_app.core.errors import DeviceFull, ModelNotFound, ModelUnavailable
@@ -22,17 +23,25 @@ logger = logging.getLogger("aura.runtime")
 
 # Is told how many models are to come beside this one, and how it was fitted when it was here last.
 Maker = Callable[[int, Fit | None], StageModel]
+_REFINER = "the refiner"  # which has no name: it is one for all
 _FAILURE = 60.0  # seconds for which a model that could not be loaded is not tried again
 
 
 class Shelf:
-    """At most `room` models; the first of the `makers` is loaded at once."""
+    """At most `room` models in memory, and with those on the host `parked` more.
+
+    The first of the `makers` is loaded at once, and so are those of `always`, which never go for
+    good: of the others the one parked longest does. Then the first one is in memory. Raises what a
+    maker raises.
+    """
 
     def __init__(
         self,
         makers: Mapping[str, Maker],
         *,
         room: int = 1,
+        parked: int = 0,
+        always: Collection[str] = (),
         lora_room: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -47,6 +56,15 @@ class Shelf:
         self.profile = first.profile  # of the default one, as it was when it came first
         self._here = {self.default: first}
         self._fits = {self.default: first.fit}  # of all that ever were here
+        self._parked: dict[str, StageModel] = {}  # the one that left longest ago first
+        self._parks = parked > 0
+        self._kept = self.room + parked  # models in all
+        self._always = always
+        for name in (*always, self.default):
+            if name not in self._here:
+                full = len(self._here) == self.room
+                self._make_way(name, list(self._here)[:full])
+                self._come(name)
 
     @classmethod
     def of(cls, model: StageModel) -> "Shelf":
@@ -65,8 +83,8 @@ class Shelf:
 
     @property
     def fits(self) -> dict[str, Fit]:
-        """Those in memory, by name, and what was given up for each."""
-        return {name: model.fit for name, model in self._here.items()}
+        """Those in memory and then those parked, by name, and what was given up for each."""
+        return {name: one.fit for name, one in (*self._here.items(), *self._parked.items())}
 
     def __getitem__(self, name: str) -> StageModel:
         """A model that is in memory. Raises `KeyError`."""
@@ -81,7 +99,7 @@ class Shelf:
         if sample.stage is Stage.BASE and not sample.model:
             sample = of_model(sample, self.default)
         if sample.model not in self._makers:
-            there = ", ".join(self._makers)
+            there = ", ".join(name for name in self._makers if name)
             raise ModelNotFound(f"there is no such model on this replica; there is {there}")
         for what in ((sample.model,), *((sample.model, lora.name) for lora in sample.loras)):
             failed = self._failed.get(what)
@@ -90,22 +108,41 @@ class Shelf:
         return sample
 
     def load(self, name: str, drop: Sequence[str]) -> None:
-        """The model is in memory, and those to `drop` are not, nor is anything of them.
+        """The model is in memory, and those to `drop` are not: they are parked, or nothing of them
+        is anywhere.
 
         What is dropped has left the device before the new one is tried, which counts what is there.
-        Raises `ModelUnavailable`; nothing of the failed one stays.
+        Raises `ModelUnavailable`; of the failed one nothing stays but what was parked.
         """
-        for gone in drop:
-            logger.info("%s makes room for %s", gone, name)
-            del self._here[gone]
-        self.device.free()  # what a ring of references, or torch, would keep of it
+        self._make_way(name, drop)
         try:
-            to_come = self.room - len(self._here) - 1
-            self._here[name] = self._makers[name](to_come, self._fits.get(name))
+            self._come(name)
         except Exception as error:
             clear_frames(error.__traceback__)  # which hold what was made of it
             self.device.free()
-            raise self._remembered((name,), _unavailable(f"the model {name}", error)) from error
+            called = f"the model {name}" if name else _REFINER
+            raise self._remembered((name,), _unavailable(called, error)) from error
+
+    def _make_way(self, coming: str, drop: Sequence[str]) -> None:
+        for gone in drop:
+            logger.info("%s makes room for %s", gone or _REFINER, coming or _REFINER)
+            model = self._here.pop(gone)
+            if self._parks:
+                model.park()
+                self._parked[gone] = model
+        over = len({coming, *self._here, *self._parked}) - self._kept
+        may_go = [one for one in self._parked if one != coming and one not in self._always]
+        for one in may_go[: max(0, over)]:
+            del self._parked[one]
+
+    def _come(self, name: str) -> None:
+        if name in self._parked:
+            self._parked[name].unpark()
+            self._here[name] = self._parked.pop(name)
+            return
+        self.device.free()  # what a ring of references, or torch, would keep of one that left
+        to_come = self.room - len(self._here) - 1
+        self._here[name] = self._makers[name](to_come, self._fits.get(name))
         self._fits[name] = self._here[name].fit
 
     def attach(self, model: str, lora: str, drop: Sequence[str]) -> None:

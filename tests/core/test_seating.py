@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.core.policy import Seating, seat
-from serve_app.core.sample import Sample, of_model
+from serve_app.core.sample import Leg, Sample, handed_over, of_model
 from serve_app.core.scheduler import BatchSize, Plan, StepScheduler, Work
-from serve_app.core.spec import Lora
+from serve_app.core.spec import Lora, Stage
 from tests.core.test_scheduler import run, sample, whole
 
 Turn = tuple[Plan[float], tuple[str, ...]]
@@ -338,3 +338,36 @@ def test_a_crowd_of_finished_pictures_does_not_keep_a_model_from_being_loaded() 
     works = [plan.work for plan, _ in replica.turns() if plan.work in (Work.DECODE, Work.LOAD)]
     assert works.index(Work.LOAD) == 1
     assert works.count(Work.DECODE) == 9
+
+
+@pytest.mark.parametrize("pause", [1, 2, 4])
+def test_base_and_refiner_in_turn_serve_whoever_waits_however_many_come(pause: int) -> None:
+    """A newcomer every `pause` steps, whom the refiner continues. With room for one model, whoever
+    waits for the other is served at the next change, all at once, and the waits do not grow."""
+    replica, born, took = Replica(1, images=4, broken="none"), list[int](), list[int]()
+    steps = 0
+
+    def come() -> None:
+        replica.scheduler.add(of("a", str(len(born))), Leg(Stage.BASE, 3, last=False))
+        born.append(steps)
+
+    come()
+    for plan, done in replica.turns():
+        (here,) = replica.here
+        for id in done:
+            if here == "a":
+                base = replace(of("a", id), index=3, latents=1.0)
+                leg = Leg(Stage.REFINER, 4, last=True)
+                replica.scheduler.add(handed_over(base, Stage.REFINER), leg)
+            else:
+                took.append(steps - born[int(id)])
+        if plan.work is Work.LOAD:
+            waiting = {one.id for one in replica.scheduler.samples() if one.model == here}
+            assert {one.id for one in plan.samples} == waiting, "a change leaves somebody behind"
+        if plan.work is Work.STEP:
+            steps += 1
+            if steps % pause == 0 and len(born) < 200:
+                come()
+    assert len(took) == len(born) == 200
+    assert replica.loads == (["", "a"] * len(replica.loads))[: len(replica.loads)]
+    assert max(took) <= 12

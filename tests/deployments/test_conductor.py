@@ -247,6 +247,21 @@ async def test_health_says_once_what_a_stage_s_devices_had_no_room_for() -> None
     assert health.shortfalls == ("base: too little memory",)
 
 
+async def test_a_client_that_is_both_stages_is_counted_once_and_told_for_both() -> None:
+    stage = CountingStage(ready=2, shortfall="too little memory")
+    one = conductor(stage, stage)
+    health = await one.health()
+    assert health.replicas == {"base": 2, "refiner": 2}
+    assert health.owed_seconds == 3.0
+    assert health.shortfalls == ("base and refiner: too little memory",)
+    assert (await one.make("a", SPEC, None, None)).png == b"png 20"
+    assert [leg.stage for _, leg in stage.calls] == [Stage.BASE, Stage.REFINER]
+    gone = CountingStage(ready=0)
+    assert (await conductor(gone, gone).health()).reason == (
+        "no replica of base and refiner is ready yet"
+    )
+
+
 async def test_draining_finishes_what_was_accepted_and_takes_nothing_new() -> None:
     base = Sleeping()
     one = conductor(base)

@@ -48,7 +48,7 @@ async def test_what_is_left_before_its_end_is_cancelled_and_nothing_else(
     heard: int, cancelled: int
 ) -> None:
     handle: Any = Handle()
-    stage: Any = RemoteStage(Stage.BASE, handle)
+    stage: Any = RemoteStage("base", handle)
     async with aclosing(stage.advance(SAMPLE, LEG)) as events:
         for _ in range(heard):
             await anext(events)

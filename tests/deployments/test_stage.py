@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.core.errors import DeviceError, ProfileChanged
+from serve_app.core.errors import CheckpointError, DeviceError, ProfileChanged
 from serve_app.core.events import Arrived, Snapshot
-from serve_app.core.sample import Leg
+from serve_app.core.sample import Leg, handed_over
 from serve_app.core.spec import ImageSpec, Stage
 from serve_app.demo.checkpoints import demo_folder
 from serve_app.deployments.stage import Source, StageConfig, StageReplica
@@ -21,7 +21,6 @@ END = Leg(Stage.BASE, 150, last=True)
 
 def config(folder: Path, device: str = "cpu") -> StageConfig:
     return StageConfig(
-        stage=Stage.BASE,
         models=(Source("demo", folder),),
         device=device,
         precision=None,
@@ -65,6 +64,8 @@ async def test_what_was_cut_from_a_prompt_comes_with_the_picture(replica: StageR
 async def test_a_caller_that_goes_away_frees_the_engine_within_a_step(
     replica: StageReplica,
 ) -> None:
+    while (await replica.facts()).positions:  # of the one before
+        await asyncio.sleep(0.005)
     before = await replica.facts()
     task = asyncio.create_task(_first_event(replica))
     while not (await replica.facts()).positions:
@@ -107,6 +108,30 @@ async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageRepli
     assert facts.pid == os.getpid()
     assert (facts.models, facts.shortfall) == (("demo",), "")
     replica.check_health()
+
+
+@pytest.mark.parametrize("room", [1, 2])
+async def test_one_replica_runs_base_and_refiner_and_has_tried_both_when_it_is_ready(
+    room: int,
+) -> None:
+    two = (Source("demo", None), Source("polish", None, stage=Stage.REFINER))
+    one = StageReplica(replace(config(demo_folder(Stage.BASE)), models=two, room=room))
+    assert (await one.facts()).models == ("demo", "refiner")
+    spec = replace(SPEC, steps=3)
+    legs = Leg(Stage.BASE, 2, last=False), Leg(Stage.REFINER, 3, last=True)
+    (*_, begun) = [event async for event in one.advance(sample_of(spec), legs[0])]
+    at_the_door = handed_over(begun.sample, Stage.REFINER)
+    (*_, end) = [event async for event in one.advance(at_the_door, legs[1])]
+    one.close()
+    assert begun.png is None
+    assert end.png.startswith(b"\x89PNG")
+    assert (await one.facts()).models == (("refiner", "demo") if room == 1 else ("demo", "refiner"))
+
+
+def test_a_refiner_that_is_not_whole_keeps_a_replica_of_both_from_starting(tmp_path: Path) -> None:
+    two = (Source("demo", None), Source("polish", tmp_path, stage=Stage.REFINER))
+    with pytest.raises(CheckpointError, match=r"polish.* lacks model_index\.json"):
+        StageReplica(replace(config(demo_folder(Stage.BASE)), models=two))
 
 
 def test_a_replica_promised_cuda_that_finds_none_refuses_to_start() -> None:

@@ -23,12 +23,20 @@ BASE = {
 REFINER = {"unet": 2_259_526_660, "vae": 83_653_863, "text_encoder_2": 694_659_840}
 
 
+ONE = Weights(Stage.BASE, BASE, 1024)
+POLISH = Weights(Stage.REFINER, REFINER, 1024)
+
+
 def base(share: float = 1, models: int = 1) -> Replica:
-    return Replica(Stage.BASE, Weights(BASE, 1024, models), share)
+    return Replica((ONE,) * models, share, room=models)
 
 
 def refiner(share: float = 1) -> Replica:
-    return Replica(Stage.REFINER, Weights(REFINER, 1024), share)
+    return Replica((POLISH,), share)
+
+
+def both(room: int = 1, bases: int = 1) -> Replica:
+    return Replica((*(ONE,) * bases, POLISH), 1, room, parked=1)
 
 
 def test_weights_and_work_follow_precision_and_images() -> None:
@@ -56,12 +64,29 @@ def test_a_vae_that_can_t_run_in_bf16_runs_in_fp32_never_in_fp16() -> None:
         (16, [refiner()], 4, True),
         (24, [base(), refiner()], 4, True),
         (16, [base(), refiner()], 1, False),
+        (12, [both()], 2, True),  # in turn
+        (8, [both()], 1, False),
         (8, [base()], 1, False),
     ],
 )
 def test_the_guide_s_cards(card: int, replicas: list[Replica], images: int, fits: bool) -> None:
     need = sum(one.need(images, "fp16", vae_half=True) for one in replicas)
     assert (need <= card * GIB) is fits
+
+
+def test_of_two_that_take_turns_the_larger_counts_and_on_the_host_both_do() -> None:
+    half = {"vae_half": True}
+    assert both().need(2, "fp16", **half) == base().need(2, "fp16", **half)
+    together = both(room=2).need(2, "fp16", **half)
+    assert together - both().need(2, "fp16", **half) == 2 * sum(REFINER.values())
+    assert both().need(2, "fp16", on_host=True, **half) == together
+    assert both(room=2).need(2, "fp16", on_host=True, **half) == together
+    assert [one.takes_turns for one in (both(), both(2), both(2, bases=2), base(models=2))] == [
+        *(True, False),
+        *(True, False),
+    ]
+    of_three = both(bases=2).need(2, "fp16", on_host=True, **half)
+    assert of_three == base(models=2).need(2, "fp16", **half)
 
 
 def test_replicas_go_where_a_card_has_room() -> None:

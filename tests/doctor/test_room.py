@@ -7,13 +7,19 @@ import pytest
 
 from serve_app.args import AppArgs
 from serve_app.config import read_config
-from serve_app.core.spec import Stage
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
 from serve_app.doctor.graphics import Card
-from serve_app.doctor.memory import Replica, Weights
-from serve_app.doctor.room import Load, check_gpus, check_ram, check_vram, replicas_of
+from serve_app.doctor.memory import Replica
+from serve_app.doctor.room import (
+    Load,
+    check_copies,
+    check_gpus,
+    check_ram,
+    check_vram,
+    replicas_of,
+)
 from tests.doctor.conftest import GIB
-from tests.doctor.test_memory import BASE, REFINER, base, refiner
+from tests.doctor.test_memory import ONE, POLISH, base, both, refiner
 
 
 def card(total: float, free: float | None = None, *, name: str = "NVIDIA RTX") -> Card:
@@ -26,6 +32,10 @@ def load(*replicas: Replica, images: int = 4, precision: str = "fp16") -> Load:
 
 
 SHARED = (base(0.5), refiner(0.5))
+COPIES = (
+    "copies of the models that take turns on the card need {} GiB of the machine's own memory, "
+    "which can't be swapped out, and "
+)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +129,47 @@ SHARED = (base(0.5), refiner(0.5))
                 "base and refiner need 20.1 GiB (fp16, 4 images together), and the NVIDIA RTX has "
                 "12.0 GiB: to have room, fewer images would be made at a time, or all more slowly",
                 "MODEL_REFINER_CHECKPOINT_DIR=",
+            ),
+        ),
+        (
+            load(both()),
+            [card(12)],
+            fine(
+                "memory",
+                "base and refiner in turn need 10.4 GiB (fp16, 4 images together), and the NVIDIA "
+                "RTX has 12.0 GiB, 12.0 GiB of it free",
+            ),
+        ),
+        (
+            load(both()),
+            [card(24)],
+            fine(
+                "memory",
+                "base and refiner in turn need 10.4 GiB (fp16, 4 images together), and the NVIDIA "
+                "RTX has 24.0 GiB, 24.0 GiB of it free: enough for both at once, by "
+                "MODELS_IN_MEMORY=2",
+            ),
+        ),
+        (
+            load(both(room=2)),
+            [card(12)],
+            warn(
+                "memory",
+                "base and refiner need 16.1 GiB (fp16, 4 images together, 2 models in memory), and "
+                "the NVIDIA RTX has 12.0 GiB: to have room, fewer images would be made at a time, "
+                "or all more slowly",
+                "MODELS_IN_MEMORY=1",
+            ),
+        ),
+        (
+            load(both(), images=8),
+            [card(10)],
+            warn(
+                "memory",
+                "base and refiner in turn need 11.9 GiB (fp16, 8 images together), and the NVIDIA "
+                "RTX has 10.0 GiB: to have room, fewer images would be made at a time, or all more "
+                "slowly",
+                "MODEL_MAX_BATCH_SIZE=2",
             ),
         ),
         (
@@ -239,6 +290,16 @@ def test_gpus(asked: Load, cards: int, finding: Finding) -> None:
             ),
         ),
         (
+            load(both(), images=1, precision="fp32"),
+            20,
+            fail(
+                "memory",
+                "the models need 29.0 GiB of memory (fp32, one image at a time), and 20.0 GiB can "
+                "be taken",
+                "MODEL_REFINER_CHECKPOINT_DIR=",
+            ),
+        ),
+        (
             load(base()),
             0,
             skip("memory", "how much memory is free can't be told on this system"),
@@ -253,13 +314,78 @@ def test_a_config_says_how_many_replicas_start_and_what_each_asks_for() -> None:
     args = AppArgs.model_validate(
         {"base": {"min_replicas": 2, "max_replicas": 5}, "refiner": {"num_gpus": 0.25}}
     )
-    stages = {Stage.BASE: Weights(BASE, 1024), Stage.REFINER: Weights(REFINER, 1024)}
-    assert replicas_of(args, stages, "cuda", 3) == (base(), base(), refiner(0.25))
-    assert replicas_of(args, {Stage.BASE: Weights(BASE, 1024)}, "cpu", 0) == (base(0), base(0))
+    assert replicas_of(args, [ONE], POLISH, "cuda", 3, 1) == (base(), base(), refiner(0.25))
+    assert replicas_of(args, [ONE], None, "cpu", 0, 1) == (base(0), base(0))
 
 
-def test_one_card_is_shared_by_the_stages_of_the_shipped_config() -> None:
+@pytest.mark.parametrize("config", ["serve_config.yaml", "configs/one-gpu-12gb.yaml"])
+def test_on_one_card_the_stages_of_the_shipped_configs_take_turns(config: str) -> None:
+    _, _, args = read_config(Path(__file__).parents[2] / config)
+    assert replicas_of(args, [ONE], POLISH, "cuda", 1, 1) == (both(),)
+    assert replicas_of(args, [ONE], POLISH, "cuda", 1, 2) == (both(room=2),)
+    assert replicas_of(args, [ONE], None, "cuda", 1, 1) == (base(),)
+
+
+def test_with_a_card_for_each_the_stages_of_the_shipped_config_have_one_each() -> None:
     _, _, args = read_config(Path(__file__).parents[2] / "serve_config.yaml")
-    stages = {Stage.BASE: Weights(BASE, 1024), Stage.REFINER: Weights(REFINER, 1024)}
-    assert replicas_of(args, stages, "cuda", 1) == SHARED
-    assert replicas_of(args, stages, "cuda", 2) == (base(), refiner())
+    assert replicas_of(args, [ONE], POLISH, "cuda", 2, 1) == (base(), refiner())
+    assert replicas_of(args, [ONE], POLISH, "cpu", 1, 1) == (base(0), refiner(0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "free", "findings"),
+    [
+        (
+            load(both()),
+            card(12),
+            16,
+            [fine("host memory", f"{COPIES.format('12.1')}16.0 GiB can be taken")],
+        ),
+        (
+            load(both()),
+            card(12),
+            8,
+            [
+                fail(
+                    "host memory",
+                    f"{COPIES.format('12.1')}8.0 GiB can be taken",
+                    "MODEL_REFINER_CHECKPOINT_DIR=",
+                )
+            ],
+        ),
+        (
+            load(both()),
+            card(24),
+            8,
+            [
+                fail(
+                    "host memory",
+                    f"{COPIES.format('12.1')}8.0 GiB can be taken",
+                    "MODELS_IN_MEMORY=2",
+                )
+            ],
+        ),
+        (
+            load(both(), precision="fp32"),
+            card(24),
+            16,
+            [
+                fail(
+                    "host memory",
+                    f"{COPIES.format('24.2')}16.0 GiB can be taken",
+                    "MODEL_PRECISION=fp16",
+                )
+            ],
+        ),
+        (
+            load(both()),
+            card(12),
+            0,
+            [skip("host memory", "how much memory is free can't be told on this system")],
+        ),
+        (load(both(room=2)), card(24), 1, []),
+        (load(base(), refiner()), card(24), 1, []),
+    ],
+)
+def test_copies_on_the_host(asked: Load, there: Card, free: int, findings: list[Finding]) -> None:
+    assert list(check_copies(asked, [there], free * GIB)) == findings

@@ -11,6 +11,7 @@ from serve_app.doctor.finding import Verdict
 from tests.doctor.broken import BROKEN, MENDED_AT_ONCE, Break
 from tests.doctor.conftest import wrong
 from tests.doctor.setting_up import SetUp
+from tests.doctor.test_cards import ADA, with_cards
 from tests.runtime.ldm import to_single_file
 
 
@@ -70,6 +71,21 @@ def test_single_files_and_a_list_of_models_are_found_sound_and_counted(
         "owl is under Owl Licence; accepted for ink"
     )
     assert "(fp32, 2 images together, 2 models in memory)" in findings["memory"]
+
+
+def test_on_one_card_base_and_refiner_are_counted_in_turn_and_so_are_their_copies(
+    setup: SetUp, grounds: Grounds
+) -> None:
+    setup.export(MODEL_MAX_BATCH_SIZE=2)
+    one = replace(grounds, graphics=lambda: with_cards(ADA))
+    findings = {f.check: f for section in examine(one) for f in section.findings}
+    assert findings["gpus"].said == "1 replicas ask Ray for 1 GPUs, of 1"
+    assert findings["memory"].said.startswith("base and refiner in turn need 1.0 GiB (fp16, 2")
+    assert findings["host memory"].said.startswith("copies of the models that take turns")
+    setup.export(MODELS_IN_MEMORY=2)
+    findings = {f.check: f for section in examine(one) for f in section.findings}
+    assert findings["memory"].said.startswith("base and refiner need 1.1 GiB (fp16, 2")
+    assert "host memory" not in findings
 
 
 def test_what_depends_on_unreadable_settings_is_not_examined_and_the_rest_is(

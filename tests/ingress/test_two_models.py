@@ -77,7 +77,6 @@ def serving(sources: dict[str, Source], loras: tuple[LoraSource, ...]) -> Iterat
     ) -> tuple[httpx.AsyncClient, StageReplica]:
         there = sources | more
         config = StageConfig(
-            stage=Stage.BASE,
             models=tuple(there[name] for name in names),
             device="cpu",
             precision=None,

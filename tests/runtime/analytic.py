@@ -15,7 +15,7 @@ from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.conditioning import Conditioner
 from serve_app.runtime.denoiser import Point
 from serve_app.runtime.device import Device
-from serve_app.runtime.model import Parts, StageModel
+from serve_app.runtime.model import Parking, Parts, StageModel
 from serve_app.runtime.pixels import Picture
 from serve_app.runtime.prompts import Reading
 from tests.runtime.walking import NOISE
@@ -76,6 +76,7 @@ def analytic_model(
     stage: Stage = Stage.BASE,
     model: str = "analytic",
     images: int = 4,
+    parking: Parking | None = None,
 ) -> StageModel:
     profile = NumericProfile(
         stage, "cpu", "float32", "float32", "none", lanes, (), 1, "analytic", model
@@ -85,4 +86,5 @@ def analytic_model(
         fit=Fit(images),
         device=CPU,
         parts=Parts(Conditioner(BlankPrompts(), CHECKPOINT), denoiser, MeanPixels()),
+        parking=parking,
     )

@@ -1,6 +1,9 @@
-"""Several checkpoints through Ray and HTTP: MODELS_FILE as an operator writes it."""
+"""Several checkpoints through Ray and HTTP: MODELS_FILE as an operator writes it, and base and
+refiner in turn on one replica, as the config for one card has it."""
 
+import base64
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,20 +11,25 @@ import pytest
 from ray import serve
 
 from serve_app.app import build
-from serve_app.args import AppArgs
+from serve_app.config import read_config
+from serve_app.core.events import ReplicaFacts
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
+from serve_app.generate import generate
 from tests.runtime.ldm import to_single_file
 from tests.runtime.tailor import lora_file
 from tests.runtime.tunes import perturbed
 from tests.service.conftest import until
 
 APP = "several"
+CONFIG = Path(__file__).parents[2] / "configs" / "one-gpu-12gb.yaml"
+THREADS = "1"
 
 
 @pytest.fixture(scope="module")
 def address(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A service of its own beside the demo's: the demo, and a single file tuned from it."""
+    """A service of its own beside the demo's, on a card that is not there: the demo, a single file
+    tuned from it, and the demo's refiner."""
     folder, demo = tmp_path_factory.mktemp("models"), demo_folder(Stage.BASE)
     to_single_file(perturbed(demo, folder / "tuned"), folder / "tune.safetensors")
     (folder / "models.yaml").write_text(
@@ -30,23 +38,46 @@ def address(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     for seed, name in enumerate(("ink", "oil")):
         lora_file(demo, folder / f"{name}.safetensors", seed=seed)
-    few = {"num_gpus": 0, "num_cpus": 0.1}
-    args = AppArgs.model_validate(
-        {
-            "base": few,
-            "refiner": few,
-            "settings": {
-                "MODEL_DEVICE": "cpu",
-                "MODEL_CPU_THREADS": "1",
-                "MODELS_FILE": str(folder / "models.yaml"),
-            },
-        }
-    )
+    _, _, args = read_config(CONFIG)
+    here = {
+        "MODEL_DEVICE": "cpu",
+        "MODEL_CPU_THREADS": THREADS,
+        "MODELS_FILE": str(folder / "models.yaml"),
+    }
+    args = args.model_copy(update={"settings": args.settings | here})
     serve.run(build(args), name=APP, route_prefix="/several")
     at = f"http://127.0.0.1:{cluster}/several"
     until(lambda: httpx.get(f"{at}/health", timeout=10).status_code == 200)
     yield at
     serve.delete(APP)
+
+
+def facts() -> ReplicaFacts:
+    handle = serve.get_deployment_handle("BaseAndRefiner", APP)
+    (one,) = handle.broadcast("facts").results(timeout_s=10)
+    return one
+
+
+def images(answer: httpx.Response) -> list[bytes]:
+    assert answer.status_code == 201, answer.text
+    return [base64.b64decode(image) for image in answer.json()["images"]]
+
+
+def test_a_picture_refined_on_one_replica_is_what_two_engines_make_to_the_byte(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    health = httpx.get(f"{address}/health", timeout=10).json()
+    assert (health["status"], health["replicas"]) == ("ready", {"base": 1, "refiner": 1})
+    assert facts().models == ("demo", "refiner")
+    _, _, args = read_config(CONFIG)
+    monkeypatch.setenv("MODEL_CPU_THREADS", THREADS)
+    monkeypatch.setenv("MODEL_MAX_BATCH_SIZE", args.settings["MODEL_MAX_BATCH_SIZE"])
+    wishes = {"prompt": "a red heart", "seed": 8, "steps": 6, "imageCount": 2}
+    answer = httpx.post(f"{address}/generate", json=wishes, timeout=180)
+    assert answer.json()["meta"]["refined"]
+    assert facts().models == ("refiner", "demo")
+    assert generate(wishes, tmp_path / "heart.png") == 0
+    assert images(answer) == [(tmp_path / f"heart-{n}.png").read_bytes() for n in (1, 2)]
 
 
 def test_each_request_gets_its_model_and_the_answer_says_so(address: str) -> None:
