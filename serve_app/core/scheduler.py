@@ -172,9 +172,13 @@ class StepScheduler(Generic[L]):
         for sample in results:
             entry = self._entries[sample.id]
             entry.sample = sample
-            if plan.work in (Work.LOAD, Work.ATTACH):
-                continue  # the next plan sees who has all that it needs
-            following = _next_work(plan.work, sample, entry.leg)
+            following: Work | None
+            if plan.work in (Work.LOAD, Work.ATTACH):  # who has all begins, before it may go again
+                seats = self._models if plan.work is Work.LOAD else self._loras[sample.model]
+                ready = seats.hold_all(_needs(plan.work, entry))
+                following = _after(plan.work, sample, entry.leg) if ready else plan.work
+            else:
+                following = _next_work(plan.work, sample, entry.leg)
             if following is None:
                 done.append(self._entries.pop(sample.id).sample)
             else:
@@ -202,7 +206,7 @@ class StepScheduler(Generic[L]):
         )
         for id in seating.begin:
             entry = self._entries[id]
-            entry.work = _first_work(entry.sample, entry.leg, dressed=work is Work.ATTACH)
+            entry.work = _after(work, entry.sample, entry.leg)
         if seating.load is None:
             return None
         samples = tuple(e.sample for e in waiting if seating.load in _needs(work, e))
@@ -230,10 +234,11 @@ def _needs(work: Work, entry: _Entry[L]) -> tuple[str, ...]:
     return () if entry.work is Work.DECODE else tuple(lora.name for lora in entry.sample.loras)
 
 
-def _first_work(sample: Sample[L], leg: Leg, *, dressed: bool) -> Work:
+def _after(work: Work, sample: Sample[L], leg: Leg) -> Work:
+    """What comes when a sample has its model (LOAD), or its LoRAs too (ATTACH)."""
     if sample.index >= leg.stop and sample.latents is not None:
         return Work.DECODE  # a last leg without steps: nothing to condition
-    return Work.ATTACH if sample.loras and not dressed else Work.CONDITION
+    return Work.ATTACH if sample.loras and work is Work.LOAD else Work.CONDITION
 
 
 def _next_work(work: Work, sample: Sample[L], leg: Leg) -> Work | None:

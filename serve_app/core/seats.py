@@ -22,6 +22,10 @@ class Seats:
         stayed = [name for name in self._here if name in here]
         self._here = dict.fromkeys((*stayed, *here))
 
+    def hold_all(self, names: Iterable[str]) -> bool:
+        """Whether all of these are in memory."""
+        return all(name in self._here for name in names)
+
     def seated(
         self, waiting: Sequence[tuple[str, Sequence[str]]], busy: Collection[str]
     ) -> Seating:

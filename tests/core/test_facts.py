@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from serve_app.core.facts import Condition, Health, License, ModelFacts, ServiceFacts
+from serve_app.core.facts import Condition, Health, License, LoraFacts, ModelFacts, ServiceFacts
 from serve_app.core.schedule import NoiseConfig
 
 SDXL = ModelFacts("sdxl", 512, NoiseConfig())
@@ -33,3 +33,10 @@ def test_models_are_found_by_name_and_the_first_is_the_default() -> None:
     assert facts.named("none") is None
     assert [facts.refines(model) for model in facts.models] == [True, False]
     assert not replace(facts, refiner=None).refines(SDXL)
+
+
+def test_loras_are_found_by_name() -> None:
+    ink = LoraFacts("ink", ("sdxl",), 0.8)
+    facts = ServiceFacts((SDXL,), None, "cpu", "fp32", 2, loras=(ink,))
+    assert facts.lora("ink") == ink
+    assert facts.lora("sdxl") is None
