@@ -1,4 +1,4 @@
-"""`Solo`: the engines of both stages in one process, turned by hand on the caller's own thread.
+"""`Solo`: the engine of both stages in one process, turned by hand on the caller's own thread.
 
 Knows no Ray, HTTP or threads. What a service does with replicas, for a command, a benchmark or a
 test: the same engine, the same pictures.
@@ -19,7 +19,7 @@ from serve_app.runtime.engine import Engine, Event, Failed, Finished
 from serve_app.runtime.lora import LoraFile
 from serve_app.runtime.model import Packed
 from serve_app.runtime.pixels import Picture
-from serve_app.runtime.shelf import Shelf
+from serve_app.runtime.shelf import Maker, Shelf
 
 Tell = Callable[[int], None]
 Warn = Callable[[str], None]
@@ -32,7 +32,8 @@ def _nobody(said: object) -> None:
 
 
 class Solo:
-    """Draws pictures, at most `images` of them stepping together."""
+    """Draws pictures, at most `images` of them stepping together. Base and refiner are on a card in
+    turn, and both in the memory of a machine that has no other."""
 
     def __init__(
         self,
@@ -45,28 +46,35 @@ class Solo:
         loras: Mapping[str, LoraFile] | None = None,
     ) -> None:
         self._noise = {one.stage: one.noise for one in checkpoints}
-        self._engines = {}
+        self._profiles: dict[Stage, str] = {}
+        room = len(loras) if loras else 1
+        makers: dict[str, Maker] = {}
         for one in checkpoints:
-            name = one.name if one.stage is Stage.BASE else ""
-            worn = loras if one.stage is Stage.BASE else None
-            room = len(worn) if worn else 1
-            make = partial(
+            makers[one.name if one.stage is Stage.BASE else ""] = partial(
                 assemble,
                 one,
                 device,
                 images=images,
                 strict=strict,
                 safety=safety,
-                loras=worn,
+                loras=loras if one.stage is Stage.BASE else None,
                 lora_room=room,
             )
-            shelf = Shelf({name: make}, lora_room=room)
-            self._engines[one.stage] = Engine(shelf, snapshot_every=_NEVER)
+        later = [name for name in makers if not name]
+        shelf = Shelf(
+            makers,
+            room=1 if device.is_apart else len(makers),
+            parked=len(later) if device.is_apart else 0,
+            always=later,
+            lora_room=room,
+        )
+        self._engine = Engine(shelf, snapshot_every=_NEVER)
 
     def profiles(self, spec: ImageSpec) -> dict[Stage, str]:
-        """The name of the numeric profile of each stage that the spec's picture goes through."""
+        """The name of the numeric profile of each stage that the spec's picture, which must have
+        been drawn, went through."""
         _, legs = self._way(spec)
-        return {leg.stage: self._engines[leg.stage].shelf.profile.name for leg in legs}
+        return {leg.stage: self._profiles[leg.stage] for leg in legs}
 
     def draw(
         self,
@@ -84,7 +92,7 @@ class Solo:
         for number, spec in enumerate(specs):
             self._begin(number, spec, sources[number] if sources else None, ended)
         before = self._steps()
-        while any([engine.turn() for engine in self._engines.values()]):
+        while self._engine.turn():
             tell(self._steps() - before)
         pictures, warnings = [], dict[str, None]()
         for number in range(len(specs)):
@@ -105,12 +113,14 @@ class Solo:
             def listen(event: Event) -> None:
                 if isinstance(event, Failed):
                     ended[number] = event.error
-                elif isinstance(event, Finished) and event.picture is not None:
-                    ended[number] = event.picture, event.sample.warnings
                 elif isinstance(event, Finished):
-                    walk(event.sample, *ahead)
+                    self._profiles[leg.stage] = event.sample.profile or ""
+                    if event.picture is None:
+                        walk(event.sample, *ahead)
+                    else:
+                        ended[number] = event.picture, event.sample.warnings
 
-            self._engines[leg.stage].submit(handed_over(sample, leg.stage), leg, listen)
+            self._engine.submit(handed_over(sample, leg.stage), leg, listen)
 
         walk(first, *legs)
 
@@ -118,7 +128,7 @@ class Solo:
         schedule = make_schedule(
             self._noise[Stage.BASE], spec.sampler, spec.steps, spec.strength, spec.handoff
         )
-        return schedule, itinerary(schedule, spec.handoff, refiner=Stage.REFINER in self._engines)
+        return schedule, itinerary(schedule, spec.handoff, refiner=Stage.REFINER in self._noise)
 
     def _steps(self) -> int:
-        return sum(engine.facts().steps for engine in self._engines.values())
+        return self._engine.facts().steps

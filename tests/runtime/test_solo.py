@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from serve_app.core.errors import SafetyBlock
 from serve_app.core.spec import ImageSpec, Stage
-from serve_app.runtime.checkpoint import Checkpoint
+from serve_app.runtime.checkpoint import Checkpoint, parameters
 from serve_app.runtime.device import Device
 from serve_app.runtime.pixels import Picture
 from serve_app.runtime.solo import Solo
 from tests.runtime.stock import Stock
+from tests.runtime.test_parking import Card
 
 LEVELS = 2  # of 255
 SPEC = ImageSpec(
@@ -86,3 +88,15 @@ def test_a_picture_that_may_not_be_handed_out_is_an_error_by_its_name(
     solo = Solo([checkpoints[Stage.BASE]], cpu, images=1, safety=Refusing())
     with pytest.raises(SafetyBlock, match="refuses the picture"):
         solo.draw([replace(SPEC, handoff=1.0, steps=2)])
+
+
+def test_on_a_card_base_and_refiner_take_turns_and_the_picture_is_the_same(
+    solo: Solo, checkpoints: dict[Stage, Checkpoint]
+) -> None:
+    card = Card(torch.device("cpu"), "cpu AVX512", torch.float32, torch.float32, "sdpa", 2)
+    turns = Solo(list(checkpoints.values()), card, images=2)
+    assert np.array_equal(turns.draw([SPEC])[0], solo.draw([SPEC])[0])
+    sizes = [4 * sum(parameters(one).values()) for one in checkpoints.values()]
+    assert max(sizes) < card.bytes["peak"] < 1.01 * max(sizes) < sum(sizes)
+    assert set(turns.profiles(SPEC)) == {Stage.BASE, Stage.REFINER}
+    assert set(turns.profiles(replace(SPEC, handoff=1.0))) == {Stage.BASE}
