@@ -190,4 +190,5 @@ def service_facts(settings: Settings, lineup: Lineup, device: str) -> ServiceFac
         filters=tuple(name for name, setting in filters.items() if setting),
         terms_required=settings.require_terms_acceptance,
         loras=tuple(lora.facts for lora in lineup.loras),
+        loras_at_once=settings.loras_in_memory,
     )

@@ -39,8 +39,7 @@ def generate(wishes: Mapping[str, Any], output: Path) -> int:
     """The pictures are written, and told of; the exit status.
 
     `wishes` are fields of a request to /generate, `loras` as "name" or "name:weight"; None means
-    not wished. Several pictures get
-    their number before the file's suffix.
+    not wished. Several pictures get their number before the file's suffix.
     """
     try:
         for path in _draw({k: v for k, v in wishes.items() if v is not None}, output):

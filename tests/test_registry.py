@@ -199,7 +199,7 @@ def test_loras_come_with_their_weight_their_terms_and_the_models_they_fit(tmp_pa
 
 def test_a_lora_that_fits_no_model_is_told_with_the_widths(tmp_path: Path) -> None:
     file = tmp_path / "sd1.safetensors"
-    save_file({"lora_unet_x_attn2_to_k.lora_down.weight": torch.zeros(4, 768)}, file)
+    save_file({"lora_unet_mid_block_attn2_to_k.lora_down.weight": torch.zeros(4, 768)}, file)
     with pytest.raises(CheckpointError) as refused:
         lineup(tmp_path, "loras: {old: {path: sd1.safetensors}}")
     assert str(refused.value) == (

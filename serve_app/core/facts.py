@@ -63,6 +63,7 @@ class ServiceFacts:
     filters: tuple[str, ...] = ()  # the safety filters that are on
     terms_required: bool = False  # whether callers must accept the licences first
     loras: tuple[LoraFacts, ...] = ()
+    loras_at_once: int = 8  # that one picture may wear
 
     @property
     def model(self) -> ModelFacts:

@@ -38,6 +38,8 @@ def loras_of(
         if any(lora.name == found.name for lora in worn):
             raise InvalidRequest(f"loras.{number}.name", f"is {found.name} a second time")
         worn.append(Lora(found.name, found.weight if field.weight is None else field.weight))
+    if sum(bool(lora.weight) for lora in worn) > facts.loras_at_once:
+        raise InvalidRequest("loras", f"may be {facts.loras_at_once} at once, got {len(worn)}")
     return tuple(worn)
 
 

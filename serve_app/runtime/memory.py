@@ -29,6 +29,9 @@ LADDERS: dict[str, tuple[Rung, ...]] = {
 }
 _TILE = 512  # pixels: at SDXL's own 1024 a usual picture would be one tile
 _SPARE = 0.05  # of the memory: fragments, and others on the card
+# Numbers that a worn LoRA adds to a UNet call at its peak, for each row and pixel of the picture:
+# counted with SDXL's own UNet, as the 79 of a plain call are; several add no more than one.
+_LORA_WORK = 20
 
 
 class Placement:
@@ -140,11 +143,12 @@ class Trial:
 
     def __call__(self, attempt: Fit) -> bool:
         """Whether it held and left a little to spare. Set-ups must come in climbing order."""
+        rows = lanes_for(attempt.images, strict=self._strict) or 2 * attempt.images
         self._device.free()
         try:
             self._placement.take(attempt.rungs)
             self._device.free()  # what has just left the device counts no more
-            self._rehearse(attempt)
+            self._rehearse(attempt, rows)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -155,13 +159,15 @@ class Trial:
             return True
         logger.info("%s: %.1f of %.1f GB", attempt, use.peak / 1e9, use.all / 1e9)
         kept = self._to_come * (self._placement.held + self._loras) + self._loras
+        if self._loras:
+            width, height = self._size
+            kept += _LORA_WORK * rows * width * height * self._device.dtype.itemsize
         return use.peak + kept <= (1 - _SPARE) * use.all
 
     @torch.inference_mode()
-    def _rehearse(self, attempt: Fit) -> None:
+    def _rehearse(self, attempt: Fit, rows: int) -> None:
         """A prompt that nobody has encoded yet, a step, a picture decoded and encoded."""
         parts, (width, height) = self._parts, self._size
-        rows = lanes_for(attempt.images, strict=self._strict) or 2 * attempt.images
         spec = ImageSpec(
             prompt=str(attempt), seed=0, width=width, height=height, steps=1, guidance=2.0
         )

@@ -104,7 +104,7 @@ class StageModel:
         self._adapters.attach(name)
         try:
             self.prove_lanes((Lora(name),))
-        except OperatorError:
+        except Exception:  # out of memory too: what was not proved is not worn
             self._adapters.detach(name)
             raise
 

@@ -47,7 +47,7 @@ class Shelf:
     ) -> None:
         self._makers = dict(makers)
         self._clock = clock
-        self._failed: dict[tuple[str, ...], tuple[float, ModelUnavailable]] = {}  # when, and how
+        self._failed: dict[tuple[str, ...], tuple[float, str]] = {}  # when, and the sentence
         self.default = next(iter(self._makers))  # for samples that name no model
         self.room = min(room, len(self._makers))
         self.lora_room = lora_room  # of each model
@@ -104,7 +104,7 @@ class Shelf:
         for what in ((sample.model,), *((sample.model, lora.name) for lora in sample.loras)):
             failed = self._failed.get(what)
             if failed and self._clock() - failed[0] < _FAILURE:
-                raise failed[1]
+                raise ModelUnavailable(failed[1])
         return sample
 
     def load(self, name: str, drop: Sequence[str]) -> None:
@@ -121,7 +121,7 @@ class Shelf:
             clear_frames(error.__traceback__)  # which hold what was made of it
             self.device.free()
             called = f"the model {name}" if name else _REFINER
-            raise self._remembered((name,), _unavailable(called, error)) from error
+            raise self._remembered((name,), called, error) from error
 
     def _make_way(self, coming: str, drop: Sequence[str]) -> None:
         for gone in drop:
@@ -155,13 +155,14 @@ class Shelf:
         except Exception as error:
             clear_frames(error.__traceback__)
             self.device.free()
-            raise self._remembered(
-                (model, lora), _unavailable(f"the LoRA {lora}", error)
-            ) from error
+            raise self._remembered((model, lora), f"the LoRA {lora}", error) from error
 
-    def _remembered(self, what: tuple[str, ...], failure: ModelUnavailable) -> ModelUnavailable:
-        self._failed[what] = self._clock(), failure
-        return failure
+    def _remembered(self, what: tuple[str, ...], called: str, error: Exception) -> ModelUnavailable:
+        """The error to be raised; its sentence alone is kept, for an error that is raised again and
+        again holds on to whatever saw it."""
+        sentence = _sentence(called, error)
+        self._failed[what] = self._clock(), sentence
+        return ModelUnavailable(sentence)
 
     def forget(self, id: str) -> None:
         """Nothing is kept beside this sample any more."""
@@ -169,10 +170,10 @@ class Shelf:
             model.forget(id)
 
 
-def _unavailable(what: str, error: Exception) -> ModelUnavailable:
+def _sentence(what: str, error: Exception) -> str:
     if isinstance(error, DeviceFull) or is_out_of_memory(error):
-        return ModelUnavailable(
+        return (
             f"the device has no room for {what}: the service's operator can lower "
             "MODELS_IN_MEMORY or LORAS_IN_MEMORY, or use MODEL_PRECISION=fp16"
         )
-    return ModelUnavailable(f"{what} can't be loaded; the service's log says why")
+    return f"{what} can't be loaded; the service's log says why"

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.core.errors import InvalidRequest
 from serve_app.core.facts import LoraFacts, ModelFacts, ServiceFacts
 from serve_app.ingress.images import BaseImage
 from serve_app.ingress.orders import order_generate, order_refine
@@ -69,3 +70,15 @@ def test_a_lora_in_the_prompt_is_told_for_words() -> None:
     assert order_generate(request, FACTS, 1).warnings == (
         "<lora:…> in the prompt is read as words: name LoRAs in the field loras",
     )
+
+
+def test_no_more_are_worn_at_once_than_are_kept_in_memory() -> None:
+    loras = tuple(LoraFacts(name, ("sdxl",)) for name in ("a", "b", "c"))
+    facts = replace(FACTS, loras=loras, loras_at_once=2)
+    worn: list[dict[str, object]] = [{"name": "a"}, {"name": "b", "weight": 0}, {"name": "c"}]
+    request = GenerateRequest.model_validate({"prompt": "a fox", "loras": worn})
+    assert len(order_generate(request, facts, 1).pieces) == 1
+    worn[1]["weight"] = 0.1
+    request = GenerateRequest.model_validate({"prompt": "a fox", "loras": worn})
+    with pytest.raises(InvalidRequest, match="loras may be 2 at once, got 3"):
+        order_generate(request, facts, 1)

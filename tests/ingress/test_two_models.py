@@ -61,7 +61,7 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoraSource, ...]:
     both = ("demo", "tune")
     return (
         LoraSource("ink", lora_file(demo, folder / "ink.safetensors", seed=1), both),
-        LoraSource("oil", lora_file(demo, folder / "oil.safetensors", seed=2, rank=2), both),
+        LoraSource("oil", lora_file(demo, folder / "oil.safetensors", seed=2, ranks=[2]), both),
         LoraSource("own", lora_file(demo, folder / "own.safetensors", seed=3), ("demo",)),
     )
 
@@ -97,7 +97,9 @@ def serving(sources: dict[str, Source], loras: tuple[LoraSource, ...]) -> Iterat
             LoraFacts(one.name, one.models, weight=0.9 if one.name == "oil" else 1.0)
             for one in loras
         )
-        facts = ServiceFacts(models, None, "cpu", "fp32", image_count=1, loras=worn)
+        facts = ServiceFacts(
+            models, None, "cpu", "fp32", image_count=1, loras=worn, loras_at_once=2
+        )
         api = api_over(Conductor(Here(replica), None, models), Ledger(None), facts)
         transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
         return httpx.AsyncClient(transport=transport, base_url="http://localhost"), replica

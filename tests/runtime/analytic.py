@@ -11,6 +11,7 @@ from serve_app.core.fitting import Fit
 from serve_app.core.profile import NumericProfile
 from serve_app.core.prompt import parse
 from serve_app.core.spec import Lora, Stage
+from serve_app.runtime.adapters import Adapters
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.conditioning import Conditioner
 from serve_app.runtime.denoiser import Point
@@ -76,6 +77,7 @@ def analytic_model(
     stage: Stage = Stage.BASE,
     model: str = "analytic",
     images: int = 4,
+    adapters: Adapters | None = None,
     parking: Parking | None = None,
 ) -> StageModel:
     profile = NumericProfile(
@@ -85,6 +87,6 @@ def analytic_model(
         profile=profile,
         fit=Fit(images),
         device=CPU,
-        parts=Parts(Conditioner(BlankPrompts(), CHECKPOINT), denoiser, MeanPixels()),
+        parts=Parts(Conditioner(BlankPrompts(), CHECKPOINT), denoiser, MeanPixels(), adapters),
         parking=parking,
     )

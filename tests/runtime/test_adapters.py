@@ -2,6 +2,7 @@
 what has left leaves nothing behind."""
 
 import gc
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from serve_app.core.spec import ImageSpec, Lora, Sampler, Stage
 from serve_app.demo.checkpoints import demo_folder
 from serve_app.runtime.adapters import PeftAdapters
 from serve_app.runtime.assembly import assemble
-from serve_app.runtime.checkpoint import Checkpoint
+from serve_app.runtime.checkpoint import Checkpoint, inspect
 from serve_app.runtime.conditioning import Conditioner
 from serve_app.runtime.denoiser import UNetDenoiser
 from serve_app.runtime.device import Device, open_device
@@ -32,7 +33,7 @@ from serve_app.runtime.model import Parts, StageModel
 from serve_app.runtime.pixels import VaePixels
 from serve_app.runtime.shelf import Shelf
 from tests.runtime.stock import Stock
-from tests.runtime.tailor import lora_file
+from tests.runtime.tailor import lora_file, merged
 from tests.runtime.walking import Heard, drain, sample_of, walk, whole
 
 SPEC = ImageSpec(prompt="a red circle", seed=3, width=128, height=128, steps=5, guidance=5)
@@ -48,9 +49,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         "kohya": lora_file(demo, folder / "kohya.safetensors"),
         "peft": lora_file(demo, folder / "peft.safetensors", style="peft"),
         "diffusers": lora_file(demo, folder / "diffusers.safetensors", style="diffusers"),
+        "first": lora_file(
+            demo,
+            folder / "first.safetensors",
+            style="processors",
+            layers=ATTENTION[:4],
+            networks=["unet"],
+        ),
+        "likewise": lora_file(
+            demo, folder / "likewise.safetensors", layers=ATTENTION[:4], networks=["unet"]
+        ),
         "some": lora_file(demo, folder / "some.safetensors", layers=ATTENTION),
         "sgm": lora_file(demo, folder / "sgm.safetensors", layers=ATTENTION, style="sgm"),
-        "soft.v1": lora_file(demo, folder / "soft.safetensors", seed=1, rank=3, alpha=1.5),
+        "soft.v1": lora_file(demo, folder / "soft.safetensors", seed=1, ranks=[3], alphas=[1.5]),
         "unet": lora_file(
             demo, folder / "unet.safetensors", seed=2, networks=["unet"], layers=["to_q", "to_v"]
         ),
@@ -123,10 +134,54 @@ def test_a_picture_with_loras_is_stock_diffusers_own(
 
 
 def test_the_way_it_is_written_changes_no_byte(engine: Engine) -> None:
-    specs = [wearing((name, 1.0)) for name in ("kohya", "peft", "diffusers", "some", "sgm")]
-    one, two, three, some, sgm = painted(engine, *specs)
+    names = ("kohya", "peft", "diffusers", "some", "sgm", "first", "likewise")
+    one, two, three, some, sgm, first, likewise = painted(
+        engine, *(wearing((name, 1.0)) for name in names)
+    )
     assert one == two == three
     assert some == sgm != one
+    assert first == likewise != some
+
+
+@pytest.mark.parametrize("style", ["kohya", "peft"])
+def test_layers_with_ranks_and_alphas_of_their_own_count_as_their_file_says(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, tmp_path: Path, style: str
+) -> None:
+    """Stock diffusers gives most layers the commonest alpha, so the formula is the measure."""
+    demo, path = demo_folder(Stage.BASE), tmp_path / "a.safetensors"
+    lora_file(demo, path, style=style, ranks=[2, 4, 8], alphas=[1, 4, 4, 6, 2], by=0.2)
+    file = {"a": inspect_lora(path, "a")}
+    (worn,) = walk(
+        {Stage.BASE: engine_over(checkpoints[Stage.BASE], cpu, file)}, [(wearing(("a", 0.8)), None)]
+    )
+    folder = merged(demo, tmp_path / "merged", path, style, weight=0.8)
+    other = replace(inspect(folder, Stage.BASE), name="demo")
+    (said,) = walk({Stage.BASE: engine_over(other, cpu, {})}, [(SPEC, None)])
+    assert abs(worn.astype(int) - said).max() <= 2
+    (bare,) = walk({Stage.BASE: engine_over(checkpoints[Stage.BASE], cpu, {})}, [(SPEC, None)])
+    assert abs(bare.astype(int) - said).max() > 20
+
+
+def test_a_file_that_was_trained_with_dropout_drops_nothing_here(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, tmp_path: Path
+) -> None:
+    path, layers = tmp_path / "a.safetensors", ["to_q", "to_v"]
+    trained = {"r": 4, "lora_alpha": 4, "target_modules": layers, "lora_dropout": 0.5}
+    told = json.dumps({f"unet.{name}": value for name, value in trained.items()})
+    pictures = []
+    for notes in ({}, {"lora_adapter_metadata": told}):
+        lora_file(
+            demo_folder(Stage.BASE),
+            path,
+            style="peft",
+            networks=["unet"],
+            layers=layers,
+            notes={"format": "pt"} | notes,
+        )
+        file = {"a": inspect_lora(path, "a")}
+        wearer = engine_over(checkpoints[Stage.BASE], cpu, file)
+        pictures += [painted(wearer, wearing(("a", 1.0)))[0] for _ in range(2)]
+    assert len(set(pictures)) == 1
 
 
 def crowd() -> list[ImageSpec]:
@@ -217,6 +272,9 @@ def test_a_lora_that_has_no_place_in_the_model_is_refused_whole(
     modules = load(checkpoints[Stage.BASE], cpu)
     before = [(name, tensor.clone()) for name, tensor in modules.unet.state_dict().items()]
     bad = {path.stem: inspect_lora(path, path.stem) for path in (other, wide)}
+    changed = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "new.safetensors"), "new")
+    lora_file(demo_folder(Stage.BASE), changed.path, seed=9)
+    bad["new"] = changed
     adapters = PeftAdapters(modules, bad | files)
     adapters.attach("unet")
     for name in bad:

@@ -13,14 +13,14 @@ from serve_app.runtime.lora import LoraFile, inspect_lora
 from tests.runtime.tailor import NETWORKS, lora_file
 
 DEMO = demo_folder(Stage.BASE)
-OK = "lora_unet_x_attn2_to_k"
+OK = "lora_unet_mid_block_attn2_to_k"
 
 
 @pytest.mark.parametrize("style", ["kohya", "peft", "diffusers"])
 def test_a_file_says_what_it_changes_whichever_way_it_is_written(
     tmp_path: Path, style: str
 ) -> None:
-    path = lora_file(DEMO, tmp_path / "a.safetensors", style=style, alpha=2)
+    path = lora_file(DEMO, tmp_path / "a.safetensors", style=style, alphas=[2])
     assert inspect_lora(path, "here") == LoraFile(path, frozenset(NETWORKS), 174464, 160, "")
     notes = {"modelspec.license": "MIT"}
     some = lora_file(DEMO, path, style=style, networks=["text_encoder_2"], notes=notes)
@@ -37,17 +37,37 @@ FOREIGN: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "three parts": ({f"{OK}.lora_mid.weight": (4, 4, 3, 3)}, "is a LoCon with three parts"),
     "OFT": ({f"{OK}.oft_blocks": (4, 8, 8)}, "is an OFT"),
     "SD 1": ({"lora_te_x.lora_down.weight": (4, 8)}, "is a LoRA for Stable Diffusion 1 or 2"),
+    "embeddings": ({"bundle_emb.fox.clip_g": (2, 8)}, "brings embeddings of new words"),
+    "kohya's Flux": (
+        {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 8)},
+        "is a LoRA for another kind of model",
+    ),
+    "kohya's SD 3": (
+        {"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": (4, 8)},
+        "is a LoRA for another kind of model",
+    ),
+    "Flux, some": (
+        {"lora_unet_single_blocks_0_linear1.lora_down.weight": (4, 8)},
+        "is a LoRA for another kind of model",
+    ),
+    "mixed names": ({"unet.x.lora_down.weight": (4, 8)}, "is no LoRA for SDXL, or has names"),
     "Flux": ({"transformer.x.lora_A.weight": (4, 8)}, "is a LoRA for another kind of model"),
-    "Flux, bare": ({"diffusion_model.x.lora_A.weight": (4, 8)}, "is a LoRA for another kind"),
-    "no prefix": ({"x.lora_A.weight": (4, 8)}, "is no LoRA for SDXL: x.lora_A.weight is no part"),
+    "ComfyUI's": (
+        {"diffusion_model.input_blocks.x.lora_A.weight": (4, 8)},
+        "is no LoRA for SDXL, or has names that are not read here: diffusion_model.input",
+    ),
+    "no prefix": ({"x.lora_A.weight": (4, 8)}, "is no LoRA for SDXL, or has names that are not"),
     "another part": (
         {f"{OK}.lora_down.weight": (4, 8), f"{OK}.bias": (8,)},
-        f"is no LoRA for SDXL: {OK}.bias is no part of one",
+        f"is no LoRA for SDXL, or has names that are not read here: {OK}.bias",
     ),
     "alphas alone": ({f"{OK}.alpha": ()}, "is no LoRA for SDXL: it changes no layer"),
     "nothing": ({}, "is no LoRA for SDXL: it changes no layer"),
     "two widths": (
-        {f"{OK}.lora_down.weight": (4, 8), "lora_unet_y_attn2_to_v.lora_down.weight": (4, 9)},
+        {
+            f"{OK}.lora_down.weight": (4, 8),
+            "lora_unet_mid_block_attn2_to_v.lora_down.weight": (4, 9),
+        },
         "is no LoRA for SDXL: its layers attend to texts of several widths",
     ),
 }

@@ -2,6 +2,7 @@
 dropped leaves nothing behind."""
 
 import gc
+import traceback
 import tracemalloc
 import weakref
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import torch
 
 from serve_app.core.errors import DeviceFull, ModelNotFound, ModelUnavailable, ProfileChanged
 from serve_app.core.fitting import Fit
-from serve_app.core.spec import ImageSpec, Sampler, Stage
+from serve_app.core.spec import ImageSpec, Lora, Sampler, Stage
 from serve_app.demo.checkpoints import demo_folder
 from serve_app.runtime.assembly import assemble
 from serve_app.runtime.checkpoint import Checkpoint, inspect
@@ -341,3 +342,53 @@ def test_switching_leaves_nothing_behind(
     weights = sum(f.stat().st_size for f in both["demo"].folder.rglob("*.safetensors"))
     assert grown < 2 * weights  # which are half precision in the files
     assert left < 64_000 * rest
+
+
+def test_a_failure_that_is_told_again_and_again_keeps_hold_of_nobody() -> None:
+    def broken(to_come: int, before: Fit | None) -> StageModel:
+        raise OSError("gone")
+
+    shelf = Shelf({"first": maker(ConstantDenoiser()), "broken": broken})
+    with pytest.raises(ModelUnavailable):
+        shelf.load("broken", [])
+    told = []
+    for _ in range(3):
+        with pytest.raises(ModelUnavailable) as refused:
+            shelf.admit(sample_of(replace(SPEC, model="broken")))
+        told.append(refused.value)
+    assert len({str(error) for error in told}) == 1
+    assert len({id(error) for error in told}) == 3
+    assert len({len(traceback.extract_tb(error.__traceback__)) for error in told}) == 1
+
+
+class Wardrobe:
+    """The contract of adapters, with nothing to wear."""
+
+    def __init__(self) -> None:
+        self.attached: tuple[str, ...] = ()
+        self.worn: tuple[Lora, ...] = ()
+
+    def attach(self, name: str) -> None:
+        self.attached = (*self.attached, name)
+
+    def detach(self, name: str) -> None:
+        self.wear(())
+        self.attached = tuple(one for one in self.attached if one != name)
+
+    def wear(self, loras: tuple[Lora, ...]) -> None:
+        assert {lora.name for lora in loras} <= set(self.attached)
+        self.worn = loras
+
+
+def test_a_lora_that_was_not_proved_is_not_worn() -> None:
+    denoiser, wardrobe = ConstantDenoiser(), Wardrobe()
+    model = analytic_model(denoiser, adapters=wardrobe)
+    shelf = Shelf.of(model)
+    denoiser.failures.append(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(ModelUnavailable, match=r"no room for the LoRA ink: .* LORAS_IN_MEMORY"):
+        shelf.attach("", "ink", [])
+    assert (shelf.loras, wardrobe.worn) == ({"": ()}, ())
+    shelf.attach("", "ink", [])
+    assert shelf.loras == {"": ("ink",)}
+    shelf.attach("", "oil", ["ink"])
+    assert shelf.loras == {"": ("oil",)}
