@@ -1,22 +1,31 @@
-"""What work costs: TFLOP of a step, an image or a queue, and the seconds a learned rate makes.
+"""What work costs: TFLOP of a turn by model and size, and the seconds that turns really take.
 
 Knows no clock: seconds are measured elsewhere and passed in.
 The weights are fitted to the matmul and convolution counts of SDXL's published block structure:
 convolutions grow with the area, attention with its square (12 % of base and 16 % of the refiner
-at 1024 x 1024). A checkpoint of another size only changes the rate.
+at 1024 x 1024). They only say how a turn that was never seen compares with those that were.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, median_low
+from typing import Any
 
-from serve_app.core.sample import Leg
+from serve_app.core.sample import Sample
+from serve_app.core.scheduler import BatchSize, Work
 from serve_app.core.spec import ImageSpec, Stage
 
 _MEGAPIXEL = 1024 * 1024
 _UNET_TFLOP = {Stage.BASE: (5.95, 0.81), Stage.REFINER: (6.12, 1.17)}  # per area, per area squared
 _DECODE_TFLOP = 10.47  # per area
-_LEARNING = 0.2  # weight of the newest observation
-UNKNOWN_RATE = 1.0  # TFLOP/s: what a slow machine does, until the first turn is measured
+_PROMPT_TFLOP = 0.11  # both text encoders
+_TFLOPS = 1.0  # TFLOP a second: what a slow machine does, until the first turn is measured
+_REMEMBERED = 24  # seconds of each kind of turn
+_KINDS = 64  # of turn; those not seen for longest are forgotten
+_MOST = 1.5  # times the median that one turn may count for
+_ONE_BY_ONE = BatchSize(1, 0)  # where nobody said how many step together
 
 
 def megapixel_steps(spec: ImageSpec) -> float:
@@ -38,38 +47,131 @@ def decode_tflop(width: int, height: int) -> float:
     return _DECODE_TFLOP * width * height / _MEGAPIXEL
 
 
-def leg_tflop(spec: ImageSpec, leg: Leg, index: int) -> float:
-    """Work still owed on a leg to a sample that stands at `index`, its own rows only."""
-    steps = max(0, leg.stop - index)
-    work = steps * step_tflop(leg.stage, spec.width, spec.height, spec.rows)
-    return work + (decode_tflop(spec.width, spec.height) if leg.last else 0.0)
+def shares(rows: Sequence[int], seconds: float) -> list[float]:
+    """The GPU time of each image in a turn: the turn's seconds, shared by the images' rows.
 
-
-def work_ahead(spec: ImageSpec, legs: Iterable[Leg], index: int) -> list[tuple[Stage, float]]:
-    """Work still owed to an image that stands at `index`, leg by leg."""
-    ahead = []
-    for leg in legs:
-        ahead.append((leg.stage, leg_tflop(spec, leg, index)))
-        index = max(index, leg.stop)
-    return ahead
+    This is what GPU time means here, measured or predicted. Padding is nobody's, so those who are
+    there pay for it; and what all images pay is what the device was busy.
+    """
+    return [seconds * own / sum(rows) for own in rows]
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """How fast work is done, in TFLOP a second: a mean that leans to what was seen last."""
+class Turn:
+    """A kind of turn: those alike in all of this take one device equally long."""
 
-    tflops: float = UNKNOWN_RATE
-    known: bool = False
+    work: Work
+    stage: Stage
+    name: str  # of the model, or of what is loaded
+    width: int = 0  # pixels
+    height: int = 0  # pixels
+    rows: int = 0  # of the UNet call, padding included; or prompts
+    loras: int = 0  # worn: they slow a step
 
-    def seconds(self, tflop: float) -> float:
-        """Predicted seconds for some work."""
-        return tflop / self.tflops
+    @property
+    def tflop(self) -> float:
+        """Its work; a load has none that is counted so."""
+        match self.work:
+            case Work.STEP:
+                return step_tflop(self.stage, self.width, self.height, self.rows)
+            case Work.ENCODE | Work.DECODE:
+                return decode_tflop(self.width, self.height)
+            case Work.CONDITION:
+                return _PROMPT_TFLOP * self.rows
+            case _:
+                return 0.0
 
-    def seen(self, tflop: float, seconds: float) -> "Rate":
-        """The rate after one more observation; an instant or empty one teaches nothing."""
-        if tflop <= 0 or seconds <= 0:
-            return self
-        newest = tflop / seconds
-        if not self.known:
-            return Rate(newest, known=True)
-        return replace(self, tflops=self.tflops + _LEARNING * (newest - self.tflops))
+
+def turn_of(work: Work, sample: Sample[Any], *, lanes: int = 0, load: str = "") -> Turn:
+    """The kind of a turn that the sample takes part in; `lanes` and `load` as a plan has them."""
+    spec = sample.spec
+    match work:
+        case Work.LOAD | Work.ATTACH:
+            return Turn(work, sample.stage, load)
+        case Work.CONDITION:
+            return Turn(work, sample.stage, sample.model, rows=spec.rows)
+        case Work.STEP:
+            worn = len(sample.loras)
+            return Turn(
+                work, sample.stage, sample.model, spec.width, spec.height, lanes, loras=worn
+            )
+        case _:
+            return Turn(work, sample.stage, sample.model, spec.width, spec.height)
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Seconds that each kind of turn takes on a device, of those that were seen lately; and how
+    many samples of each model step together there. A value that travels."""
+
+    known: Mapping[Turn, float] = field(default_factory=dict)
+    sizes: Mapping[str, BatchSize] = field(default_factory=dict)
+
+    @property
+    def warm(self) -> bool:
+        """Whether a step was ever seen."""
+        return any(turn.work is Work.STEP for turn in self.known)
+
+    def size(self, model: str) -> BatchSize:
+        """The batch of a model; of one that was never there, what another has."""
+        return self.sizes.get(model) or next(iter(self.sizes.values()), _ONE_BY_ONE)
+
+    def seconds(self, turn: Turn) -> float:
+        """Predicted seconds of one turn.
+
+        What was not seen is set in proportion, by its TFLOP, to its likes: turns of the same work
+        and stage, else of the same work, else steps. A load is none of those, and free until seen.
+        """
+        if turn in self.known:
+            return self.known[turn]
+        likes = [one for one in self.known if one.work is turn.work]
+        likes = [one for one in likes if one.stage is turn.stage] or likes
+        if not likes and turn.tflop:
+            likes = [one for one in self.known if one.work is Work.STEP]
+        seen: dict[float, list[float]] = {}
+        for like in likes:
+            seen.setdefault(like.tflop, []).append(self.known[like])
+        points = sorted((tflop, fmean(seconds)) for tflop, seconds in seen.items())
+        return _along(points, turn.tflop) if points else turn.tflop / _TFLOPS
+
+
+class Meter:
+    """Learns prices from the turns of one device. Whoever measures them is the only writer."""
+
+    def __init__(self) -> None:
+        self.prices = Prices()  # replaced whole: whoever reads it needs no lock
+        self._seen: dict[Turn, deque[float]] = {}
+
+    def hold(self, sizes: Mapping[str, BatchSize]) -> None:
+        """So many samples of these models step together."""
+        self.prices = replace(self.prices, sizes={**self.prices.sizes, **sizes})
+
+    def saw(self, turn: Turn, seconds: float) -> None:
+        """One more turn of this kind counts."""
+        known = dict(self.prices.known)
+        known.pop(turn, None)  # to come last again
+        if len(known) == _KINDS:
+            oldest = next(iter(known))
+            del known[oldest], self._seen[oldest]
+        seen = self._seen.setdefault(turn, deque(maxlen=_REMEMBERED))
+        seen.append(seconds)
+        known[turn] = usual(seen)
+        self.prices = replace(self.prices, known=known)
+
+
+def usual(seen: Iterable[float]) -> float:
+    """The mean of what was seen, of which nothing counts for more than half as much again as the
+    median: a first call, or one that the machine held up, can't spoil it."""
+    seen = list(seen)
+    most = _MOST * median_low(seen)
+    return fmean(min(one, most) for one in seen)
+
+
+def _along(points: Sequence[tuple[float, float]], at: float) -> float:
+    """On the line between the two points beside `at`; beyond the last one, in proportion to it."""
+    above = bisect_left(points, at, key=lambda point: point[0])
+    if 0 < above < len(points):
+        (low, before), (high, after) = points[above - 1 : above + 1]
+        return before + (after - before) * (at - low) / (high - low)
+    work, seconds = points[min(above, len(points) - 1)]
+    return seconds * at / work if work else seconds

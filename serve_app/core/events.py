@@ -6,6 +6,7 @@ Knows no tensors and no Ray; latents inside are whatever form the wire has.
 from dataclasses import dataclass
 from typing import Generic
 
+from serve_app.core.cost import Prices
 from serve_app.core.sample import L, Sample
 from serve_app.core.spec import Stage
 
@@ -19,11 +20,13 @@ class Snapshot(Generic[L]):
 
 @dataclass(frozen=True, slots=True)
 class Arrived(Generic[L]):
-    """The leg is done. `png` is the picture if it was the last leg; `tflops` how fast work goes."""
+    """The leg is done. `png` is the picture if it was the last leg; `seconds` the GPU time that it
+    took there, and `prices` what turns take there."""
 
     sample: Sample[L]
     png: bytes | None
-    tflops: float
+    seconds: float
+    prices: Prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,10 @@ class ReplicaFacts:
     steps: int  # steps of samples: a turn of four samples counts four
     finished: int
     cancelled: int
-    owed_seconds: float
+    busy_seconds: float  # of GPU time, since it began
+    wasted_seconds: float  # of those, what images spent that were cancelled or failed
+    owed_seconds: float  # of GPU time, until all that it has is done and nothing comes
+    prices: Prices  # what its turns take, to predict others by
     positions: dict[str, int]  # step index of each sample in flight
     models: tuple[str, ...] = ()  # those in memory, then those parked on the host
     shortfall: str = ""  # what its device had no room for

@@ -59,6 +59,21 @@ class Plan(Generic[L]):
     drop: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Owed(Generic[L]):
+    """What is left of a sample here: its leg, and the work that it waits for next."""
+
+    sample: Sample[L]
+    leg: Leg
+    work: Work
+    due: int  # see Candidate
+
+    @property
+    def steps(self) -> int:
+        """Those it still takes."""
+        return max(0, self.leg.stop - self.sample.index)
+
+
 @dataclass(slots=True)
 class _Entry(Generic[L]):
     sample: Sample[L]
@@ -136,9 +151,9 @@ class StepScheduler(Generic[L]):
         """Everything in flight, in order of arrival."""
         return tuple(entry.sample for entry in self._entries.values())
 
-    def owed(self) -> tuple[tuple[Sample[L], Leg], ...]:
-        """Everything in flight with the leg it is on: what the cost model adds up."""
-        return tuple((entry.sample, entry.leg) for entry in self._entries.values())
+    def owed(self) -> tuple[Owed[L], ...]:
+        """What is left of everything in flight: what a forecast adds up."""
+        return tuple(Owed(e.sample, e.leg, e.work, e.due) for e in self._entries.values())
 
     def plan(self) -> Plan[L] | None:
         """The next turn, or None when nothing is here.

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
-from serve_app.core.cost import Rate, work_ahead
+from serve_app.core.cost import Prices
 from serve_app.core.errors import (
     DeadlineExceeded,
     Draining,
@@ -23,6 +23,7 @@ from serve_app.core.errors import (
 )
 from serve_app.core.events import Made, ReplicaFacts, Snapshot
 from serve_app.core.facts import Condition, Health, ModelFacts
+from serve_app.core.forecast import forecast, owed_by
 from serve_app.core.sample import Leg, Sample, begin, handed_over, itinerary
 from serve_app.core.schedule import make_schedule
 from serve_app.core.spec import ImageSpec, Stage
@@ -56,7 +57,7 @@ class Conductor:
     ) -> None:
         self._stages = {Stage.BASE: base} | ({Stage.REFINER: refiner} if refiner else {})
         self._models = {"": models[0]} | {model.name: model for model in models}
-        self._rates = {stage: Rate() for stage in Stage}
+        self._prices = {stage: Prices() for stage in Stage}
         self._flying: dict[str, tuple[Sample[Any], tuple[Leg, ...]]] = {}
         self._draining = False
         self._landed = asyncio.Event()
@@ -119,7 +120,7 @@ class Conductor:
 
     def owed_seconds(self) -> float:
         """Predicted seconds of work that the images under way here still need."""
-        return sum(self._seconds(id) for id in self._flying)
+        return self._seconds(*self._flying)
 
     def patience(self) -> float:
         """Seconds that an image may take whose caller sets no time: four times what is predicted of
@@ -146,10 +147,10 @@ class Conductor:
 
         Ahead of it go the images under way here that have fewer steps left: the engines' order.
         """
-        if not all(self._rates[stage].known for stage in self._stages):
+        if not all(self._prices[stage].warm for stage in self._stages):
             return
         mine = self._left(id)
-        ahead = sum(self._seconds(other) for other in self._flying if self._left(other) < mine)
+        ahead = self._seconds(*(other for other in self._flying if self._left(other) < mine))
         if ahead + self._seconds(id) <= timeout:
             return
         replicas = (await self.health()).replicas
@@ -163,10 +164,13 @@ class Conductor:
         sample, _ = self._flying[id]
         return len(sample.schedule) - sample.index
 
-    def _seconds(self, id: str) -> float:
-        sample, legs = self._flying[id]
-        ahead = work_ahead(sample.spec, legs, sample.index)
-        return sum(self._rates[stage].seconds(work) for stage, work in ahead)
+    def _seconds(self, *ids: str) -> float:
+        """GPU seconds that these images still need, together where they can."""
+        owed = [one for id in ids for one in owed_by(*self._flying[id])]
+        return sum(
+            forecast([one for one in owed if one.leg.stage is stage], prices).seconds
+            for stage, prices in self._prices.items()
+        )
 
     async def _journey(self, first: Sample[Any], legs: tuple[Leg, ...]) -> Made:
         for _ in range(_LOSSES):
@@ -199,7 +203,7 @@ class Conductor:
                             sample, losses = event.sample, 0
                             self._flying[sample.id] = (sample, legs)
                         else:
-                            self._rates[leg.stage] = Rate(event.tflops, known=True)
+                            self._prices[leg.stage] = event.prices
                             return event.sample, event.png
                 raise EngineFault(f"the {leg.stage} stage ended without a result")
             except ReplicaLost as loss:

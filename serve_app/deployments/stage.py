@@ -24,7 +24,7 @@ from serve_app.runtime.checkpoint import inspect
 from serve_app.runtime.lora import inspect_lora
 
 if TYPE_CHECKING:
-    from serve_app.runtime.engine import Event
+    from serve_app.runtime.outcome import Event
     from serve_app.runtime.shelf import Shelf
 
 _PNG_THREADS = 2
@@ -145,7 +145,7 @@ class StageReplica:
         Raises the named error the leg ended with. However the wait ends, the sample has left the
         engine at the next step boundary.
         """
-        from serve_app.runtime.engine import Failed, Finished
+        from serve_app.runtime.outcome import Failed, Finished
         from serve_app.runtime.pixels import encode_png
 
         loop = asyncio.get_running_loop()
@@ -166,7 +166,7 @@ class StageReplica:
                         png = await loop.run_in_executor(self._pngs, encode_png, event.picture)
                     # a picture that is done needs its latents no more
                     sample = replace(event.sample, latents=None) if png else event.sample
-                    yield Arrived(sample, png, event.tflops)
+                    yield Arrived(sample, png, event.seconds, event.prices)
                     return
                 yield Snapshot(event.sample)
         finally:
@@ -185,7 +185,10 @@ class StageReplica:
             steps=engine.steps,
             finished=engine.finished,
             cancelled=engine.cancelled,
-            owed_seconds=engine.owed_seconds,
+            busy_seconds=engine.busy_seconds,
+            wasted_seconds=engine.wasted_seconds,
+            owed_seconds=self._engine.forecast().seconds,
+            prices=engine.prices,
             positions=engine.positions,
             models=tuple(self._called[key] for key in there),
             shortfall=shortfalls(self._images, fits),

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from serve_app.core.cost import Rate, leg_tflop, step_tflop
+from serve_app.core.account import Account
+from serve_app.core.cost import Prices
 from serve_app.core.errors import (
     AuraError,
     CallerError,
@@ -28,10 +27,12 @@ from serve_app.core.errors import (
 )
 from serve_app.core.events import Snapshot
 from serve_app.core.fitting import Fit
+from serve_app.core.forecast import Forecast, forecast
 from serve_app.core.sample import Leg, under
-from serve_app.core.scheduler import Plan, StepScheduler, Work
+from serve_app.core.scheduler import Owed, Plan, StepScheduler, Work
 from serve_app.runtime.device import is_out_of_memory
 from serve_app.runtime.model import Live, Packed, packed, unpacked
+from serve_app.runtime.outcome import Failed, Finished, Listener, tell
 from serve_app.runtime.pixels import Picture
 from serve_app.runtime.shelf import Shelf
 
@@ -42,35 +43,17 @@ _FAULTS_TO_ILLNESS = 3  # turns in a row that failed
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """The leg is done; with a picture if it was the last one."""
-
-    sample: Packed
-    picture: Picture | None
-    tflops: float  # how fast useful work went lately
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The leg ended badly."""
-
-    error: AuraError
-
-
-Event = Snapshot[npt.NDArray[np.float32]] | Finished | Failed
-Listener = Callable[[Event], None]
-
-
-@dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What an engine has done and still owes; a value that may travel."""
+    """What an engine has done; a value that may travel."""
 
     state: str  # the scheduler's own words
     turns: int  # UNet calls
     steps: int  # steps of samples: one turn of a batch of four counts four
     finished: int
     cancelled: int
-    owed_seconds: float
+    busy_seconds: float  # of GPU time; all images' seconds together
+    wasted_seconds: float  # of those, what cancelled and failed images had spent
+    prices: Prices
     positions: dict[str, int]  # index of each sample in flight
     models: dict[str, Fit]  # those in memory, then those parked; and what was given up for each
 
@@ -102,8 +85,11 @@ class Engine:
         self._clock = clock
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._waiters: dict[str, _Waiter] = {}
-        self._rate = Rate()
-        self._counts = EngineFacts("", 0, 0, 0, 0, 0.0, {}, {})
+        self._account = Account()
+        self._account.hold(shelf.here)
+        self._counts = EngineFacts("", 0, 0, 0, 0, 0.0, 0.0, self._account.prices, {}, {})
+        self._owed: tuple[Owed[torch.Tensor], ...] = ()
+        self._free_at = 0.0  # when the turn before ended, or its wait
         self._faults = 0
         self._closing = False
         self._count()
@@ -139,6 +125,10 @@ class Engine:
         """What the engine has done, as of its last turn."""
         return self._counts
 
+    def forecast(self) -> Forecast:
+        """GPU seconds that are owed as of its last turn, in all and to each image."""
+        return forecast(self._owed, self._counts.prices)
+
     def check(self) -> None:
         """Returns when the engine is well; raises `EngineFault` when it can't work any more."""
         if self._thread.ident is not None and not self._thread.is_alive():
@@ -150,17 +140,23 @@ class Engine:
         """Commands taken, one plan made, run and settled; whether there was anything to do. With
         `wait` and nothing to do, blocks until a command comes.
         """
-        self._take_commands(wait=wait and not len(self._scheduler))
+        idle = not len(self._scheduler)
+        self._take_commands(wait=wait and idle)
+        if idle:
+            self._free_at = self._clock()
         plan = self._scheduler.plan()
         if plan is not None:
-            began = self._clock()
             try:
-                self._run_plan(plan)
+                results, picture = self._run_plan(plan)
+                self._charge(plan, whole=True)
+                self._settle(plan, results, picture)
                 self._faults = 0 if plan.work is Work.STEP else self._faults
             except Exception as error:  # whatever a turn dies of, only its own samples may suffer
+                self._charge(plan, whole=False)
                 self._fail(plan, error)
             if plan.work is Work.STEP:
-                self._learn(plan, self._clock() - began)
+                turns, steps = self._counts.turns + 1, self._counts.steps + len(plan.samples)
+                self._counts = replace(self._counts, turns=turns, steps=steps)
         self._count()
         return plan is not None
 
@@ -181,16 +177,16 @@ class Engine:
         try:
             sample = self.shelf.admit(sample)
         except AuraError as error:
-            _tell(listener, Failed(error))
+            tell(listener, Failed(error))
             return
         if sample.id in self._scheduler:
             self._scheduler.cancel(sample.id)
-            self._forget(sample.id)
+            self._forget(sample.id, wasted=True)
         try:
             self._scheduler.add(unpacked(sample, self.shelf.device.torch_device), leg)
         except Exception as error:  # a bad sample must not end the thread
             logger.exception("sample %s was not taken", sample.id)
-            _tell(listener, Failed(_named(error)))
+            tell(listener, Failed(_named(error)))
             return
         self._waiters[sample.id] = _Waiter(listener, sample.index, self._clock())
 
@@ -198,33 +194,32 @@ class Engine:
         waiter = self._waiters.get(id)
         if waiter is not None and waiter.listener is listener:
             self._scheduler.cancel(id)
-            self._forget(id)
+            self._forget(id, wasted=True)
             self._counts = replace(self._counts, cancelled=self._counts.cancelled + 1)
 
     def _evict_all(self) -> None:
         for sample in self._scheduler.samples():
             left = self._scheduler.evict(sample.id)
-            listener = self._forget(sample.id)
+            listener, _ = self._forget(sample.id, wasted=False)  # its snapshot goes on elsewhere
             if left.index > left.schedule.start:
-                _tell(listener, Snapshot(packed(left)))
-            _tell(listener, Failed(ReplicaLost("the replica is closing")))
+                tell(listener, Snapshot(packed(left)))
+            tell(listener, Failed(ReplicaLost("the replica is closing")))
         self._closing = True
 
-    def _run_plan(self, plan: Plan[torch.Tensor]) -> None:
+    def _run_plan(self, plan: Plan[torch.Tensor]) -> tuple[list[Live], Picture | None]:
         if plan.work in (Work.LOAD, Work.ATTACH):
-            return self._bring(plan)
+            return self._bring(plan), None
         model = self.shelf[plan.samples[0].model]
         if plan.work is Work.STEP:
-            return self._settle(plan, model.step(plan.samples, plan.lanes), None)
+            return model.step(plan.samples, plan.lanes), None
         (sample,) = plan.samples
         if plan.work is Work.CONDITION:
-            self._settle(plan, [model.condition(sample)], None)
-        elif plan.work is Work.ENCODE:
-            self._settle(plan, [model.encode(sample)], None)
-        else:
-            self._settle(plan, [under(sample, model.profile.name)], model.decode(sample))
+            return [model.condition(sample)], None
+        if plan.work is Work.ENCODE:
+            return [model.encode(sample)], None
+        return [under(sample, model.profile.name)], model.decode(sample)
 
-    def _bring(self, plan: Plan[torch.Tensor]) -> None:
+    def _bring(self, plan: Plan[torch.Tensor]) -> list[Live]:
         try:
             if plan.work is Work.LOAD:
                 self.shelf.load(plan.load, plan.drop)
@@ -232,7 +227,14 @@ class Engine:
                 self.shelf.attach(plan.samples[0].model, plan.load, plan.drop)
         finally:
             self._scheduler.hold(self.shelf.here, self.shelf.loras)
-        self._settle(plan, list(plan.samples), None)
+            self._account.hold(self.shelf.here)
+        return list(plan.samples)
+
+    def _charge(self, plan: Plan[torch.Tensor], *, whole: bool) -> None:
+        """The turn's samples pay for all since the one before, the time between turns too."""
+        now = self._clock()
+        self._account.charge(plan, now - self._free_at, whole=whole)
+        self._free_at = now
 
     def _settle(
         self, plan: Plan[torch.Tensor], results: list[Live], picture: Picture | None
@@ -240,7 +242,8 @@ class Engine:
         for sample in self._scheduler.settle(plan, results):
             last = packed(sample)
             self._counts = replace(self._counts, finished=self._counts.finished + 1)
-            _tell(self._forget(sample.id), Finished(last, picture, self._rate.tflops))
+            listener, seconds = self._forget(sample.id, wasted=False)
+            tell(listener, Finished(last, picture, seconds, self._account.prices))
         if plan.work is Work.STEP:
             self._send_snapshots(results)
 
@@ -254,7 +257,7 @@ class Engine:
                 and now - waiter.at >= SNAPSHOT_GAP
             ):
                 waiter.index, waiter.at = sample.index, now
-                _tell(waiter.listener, Snapshot(packed(sample)))
+                tell(waiter.listener, Snapshot(packed(sample)))
 
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
         named = _named(error)
@@ -274,41 +277,26 @@ class Engine:
             self._faults += not isinstance(named, ModelUnavailable)
         for sample in plan.samples:
             if self._scheduler.cancel(sample.id):
-                _tell(self._forget(sample.id), Failed(named))
+                listener, _ = self._forget(sample.id, wasted=True)
+                tell(listener, Failed(named))
 
-    def _forget(self, id: str) -> Listener:
+    def _forget(self, id: str, *, wasted: bool) -> tuple[Listener, float]:
+        """Whom to tell, and the seconds that the sample took."""
         self.shelf.forget(id)
-        return self._waiters.pop(id).listener
-
-    def _learn(self, plan: Plan[torch.Tensor], seconds: float) -> None:
-        spec, stage = plan.samples[0].spec, plan.samples[0].stage
-        rows = sum(s.spec.rows for s in plan.samples)  # padding is no work that anybody asked for
-        work = step_tflop(stage, spec.width, spec.height, rows)
-        self._rate = self._rate.seen(work, seconds)
-        self._counts = replace(
-            self._counts,
-            turns=self._counts.turns + 1,
-            steps=self._counts.steps + len(plan.samples),
-        )
+        return self._waiters.pop(id).listener, self._account.leave(id, wasted=wasted)
 
     def _count(self) -> None:
-        """Puts what others may read into one value, replaced whole: they need no lock."""
-        owed = sum(leg_tflop(s.spec, leg, s.index) for s, leg in self._scheduler.owed())
+        """Puts what others may read into values, replaced whole: they need no lock."""
+        self._owed = self._scheduler.owed()
         self._counts = replace(
             self._counts,
             state=repr(self._scheduler),
-            owed_seconds=self._rate.seconds(owed) if self._rate.known else 0.0,
+            busy_seconds=self._account.busy,
+            wasted_seconds=self._account.wasted,
+            prices=self._account.prices,
             positions={s.id: s.index for s in self._scheduler.samples()},
             models=self.shelf.fits,
         )
-
-
-def _tell(listener: Listener, event: Event) -> None:
-    """The listener was told, if it still could be: one that fails hurts nobody else's sample."""
-    try:
-        listener(event)
-    except Exception:
-        logger.exception("a listener failed")
 
 
 def _named(error: Exception) -> AuraError:

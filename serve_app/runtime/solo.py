@@ -15,9 +15,10 @@ from serve_app.core.spec import ImageSpec, Stage
 from serve_app.runtime.assembly import assemble
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.runtime.device import Device
-from serve_app.runtime.engine import Engine, Event, Failed, Finished
+from serve_app.runtime.engine import Engine
 from serve_app.runtime.lora import LoraFile
 from serve_app.runtime.model import Packed
+from serve_app.runtime.outcome import Event, Failed, Finished
 from serve_app.runtime.pixels import Picture
 from serve_app.runtime.shelf import Maker, Shelf
 

@@ -223,7 +223,7 @@ def test_its_state_can_be_read() -> None:
         next(running)
     assert repr(scheduler) == ("<StepScheduler 1 waiting | 1 stepping | 1 decoding | 2 shapes>")
     assert [s.id for s in scheduler.samples()] == ["a", "b", "c"]
-    assert [leg.stop for _, leg in scheduler.owed()] == [1, 9, 4]
+    assert [owed.leg.stop for owed in scheduler.owed()] == [1, 9, 4]
 
 
 @given(

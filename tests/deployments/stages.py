@@ -4,9 +4,16 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
+from serve_app.core.cost import Prices, Turn
 from serve_app.core.errors import ReplicaLost
 from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
 from serve_app.core.sample import Leg, Sample, told
+from serve_app.core.scheduler import Work
+from serve_app.core.spec import Stage
+
+# 100 TFLOP a second
+_STEPS = [Turn(Work.STEP, stage, "demo", 1024, 1024, 2) for stage in Stage]
+PRICES = Prices({turn: turn.tflop / 100 for turn in _STEPS})
 
 Trouble = Callable[[int, Sample[Any]], Exception | None]
 
@@ -48,13 +55,15 @@ class CountingStage:
                 sample = replace(sample, index=sample.index + 1, latents=taken, profile="p")
                 if sample.index % self.every == 0:
                     yield Snapshot(sample)
-            yield Arrived(sample, b"png %d" % sample.latents if leg.last else None, 100.0)
+            yield Arrived(sample, b"png %d" % sample.latents if leg.last else None, 0.5, PRICES)
         finally:
             self.closed += 1
 
     async def facts(self) -> list[ReplicaFacts]:
         return [
-            ReplicaFacts(1, "p", "", 0, 0, 0, 0, 1.5, {}, shortfall=self.shortfall)
+            ReplicaFacts(
+                1, "p", "", 0, 0, 0, 0, 0.0, 0.0, 1.5, PRICES, {}, shortfall=self.shortfall
+            )
         ] * self.ready
 
 

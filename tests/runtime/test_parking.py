@@ -26,11 +26,12 @@ from serve_app.runtime.conditioning import Conditioner
 from serve_app.runtime.copies import HostCopies
 from serve_app.runtime.denoiser import UNetDenoiser
 from serve_app.runtime.device import Device
-from serve_app.runtime.engine import Engine, Event, Failed, Finished
+from serve_app.runtime.engine import Engine
 from serve_app.runtime.loading import Modules, load
 from serve_app.runtime.lora import inspect_lora
 from serve_app.runtime.memory import Placement
 from serve_app.runtime.model import Packed, Parts, StageModel
+from serve_app.runtime.outcome import Event, Failed, Finished
 from serve_app.runtime.pixels import VaePixels
 from serve_app.runtime.shelf import Maker, Shelf
 from tests.runtime.analytic import ConstantDenoiser, analytic_model

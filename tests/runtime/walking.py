@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from serve_app.core.events import Snapshot
 from serve_app.core.sample import Leg, begin, handed_over, itinerary
 from serve_app.core.schedule import NoiseConfig, make_schedule
 from serve_app.core.spec import ImageSpec, Stage
-from serve_app.runtime.engine import Engine, Event, Failed, Finished, Snapshot
+from serve_app.runtime.engine import Engine
 from serve_app.runtime.model import Packed
+from serve_app.runtime.outcome import Event, Failed, Finished
 from serve_app.runtime.pixels import Picture
 
 NOISE = NoiseConfig.from_scheduler_config(

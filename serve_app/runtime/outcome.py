@@ -1,0 +1,48 @@
+"""What an engine tells of a sample: a snapshot on the way, and how its leg ended.
+
+Knows no engine and no event loop.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.core.cost import Prices
+from serve_app.core.errors import AuraError
+from serve_app.core.events import Snapshot
+from serve_app.runtime.model import Packed
+from serve_app.runtime.pixels import Picture
+
+logger = logging.getLogger("aura.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The leg is done; with a picture if it was the last one."""
+
+    sample: Packed
+    picture: Picture | None
+    seconds: float  # the GPU time that the leg took: see `cost.shares`
+    prices: Prices
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The leg ended badly."""
+
+    error: AuraError
+
+
+Event = Snapshot[npt.NDArray[np.float32]] | Finished | Failed
+Listener = Callable[[Event], None]
+
+
+def tell(listener: Listener, event: Event) -> None:
+    """The listener was told, if it still could be: one that fails hurts nobody else's sample."""
+    try:
+        listener(event)
+    except Exception:
+        logger.exception("a listener failed")
