@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
 from serve_app.core.fitting import shortfalls
+from serve_app.core.forecast import forecast
 from serve_app.core.sample import Leg, Sample
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
@@ -187,7 +188,7 @@ class StageReplica:
             cancelled=engine.cancelled,
             busy_seconds=engine.busy_seconds,
             wasted_seconds=engine.wasted_seconds,
-            owed_seconds=self._engine.forecast().seconds,
+            owed_seconds=forecast(self._engine.owed(), engine.prices).seconds,
             prices=engine.prices,
             positions=engine.positions,
             models=tuple(self._called[key] for key in there),

@@ -27,7 +27,6 @@ from serve_app.core.errors import (
 )
 from serve_app.core.events import Snapshot
 from serve_app.core.fitting import Fit
-from serve_app.core.forecast import Forecast, forecast
 from serve_app.core.sample import Leg, under
 from serve_app.core.scheduler import Owed, Plan, StepScheduler, Work
 from serve_app.runtime.device import is_out_of_memory
@@ -125,9 +124,9 @@ class Engine:
         """What the engine has done, as of its last turn."""
         return self._counts
 
-    def forecast(self) -> Forecast:
-        """GPU seconds that are owed as of its last turn, in all and to each image."""
-        return forecast(self._owed, self._counts.prices)
+    def owed(self) -> tuple[Owed[torch.Tensor], ...]:
+        """What is left of all that is here, as of its last turn: see `core.forecast`."""
+        return self._owed
 
     def check(self) -> None:
         """Returns when the engine is well; raises `EngineFault` when it can't work any more."""

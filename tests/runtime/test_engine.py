@@ -279,8 +279,8 @@ def test_facts_tell_where_everybody_stands_and_what_is_owed() -> None:
     facts = engine.facts()
     assert facts.positions == {"one": 3}
     assert (facts.turns, facts.steps, facts.finished) == (3, 3, 0)
-    assert engine.forecast().seconds > 0
+    assert [one.steps for one in engine.owed()] == [7]
     assert facts.state == "<StepScheduler 0 waiting | 1 stepping | 0 decoding | 1 shapes>"
     drain(engine)
-    assert engine.forecast().seconds == 0
+    assert engine.owed() == ()
     assert engine.facts().finished == 1
