@@ -59,6 +59,7 @@ class Image:
         self.legs = legs  # the one that it is on, and those after it
         self.predicted = 0.0
         self.measured = 0.0
+        self.foretold = 0.0
         self.failure: Exception | None = None
 
     @property
@@ -83,7 +84,8 @@ class Image:
         if isinstance(event, Failed):
             self.failure, self.legs = event.error, ()
         elif isinstance(event, Finished):
-            self.measured += event.seconds
+            self.measured += event.spent.seconds
+            self.foretold += event.spent.foretold
             self.sample, self.legs = event.sample, self.legs[1:]
             if self.legs:
                 self.walk()

@@ -33,6 +33,7 @@ from starlette.routing import Route
 from serve_app.app import IngressConfig, bind_graph, deploy_stage
 from serve_app.args import Scale
 from serve_app.bench.pictures import draw
+from serve_app.core.account import Spent
 from serve_app.core.cost import Prices
 from serve_app.core.events import Arrived, ReplicaFacts
 from serve_app.core.facts import ModelFacts, ServiceFacts
@@ -67,7 +68,7 @@ class InstantStage:
         """The sample at the end of its leg, with latents as large as real ones."""
         latents = None if leg.last else self._latents
         done = replace(sample, index=leg.stop, latents=latents, source=None, profile="none")
-        yield Arrived(done, self._png if leg.last else None, 0.0, Prices())
+        yield Arrived(done, self._png if leg.last else None, Spent(), Prices())
 
     async def facts(self) -> ReplicaFacts:
         """Nothing was done."""

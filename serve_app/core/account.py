@@ -4,10 +4,20 @@ Knows no clock and no engine, whose turn is the only writer.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from serve_app.core.cost import Meter, Prices, shares, turn_of
 from serve_app.core.scheduler import BatchSize, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """GPU time of an image in seconds, as measured; and as the prices of when it came would have
+    foretold it for the company that it then had."""
+
+    seconds: float = 0.0
+    foretold: float = 0.0
 
 
 class Account:
@@ -16,7 +26,8 @@ class Account:
     def __init__(self) -> None:
         self.busy = 0.0
         self.wasted = 0.0  # by images that were cancelled, or that failed
-        self._spent: dict[str, float] = {}  # by those that are here
+        self._spent: dict[str, Spent] = {}  # by those that are here
+        self._came: dict[str, Prices] = {}  # what prices were then
         self._meter = Meter()
 
     @property
@@ -31,22 +42,22 @@ class Account:
     def charge(self, plan: Plan[Any], seconds: float, *, whole: bool) -> None:
         """The samples of a plan have spent these seconds. A turn that was not made `whole` tells
         nothing of the next."""
+        first = plan.samples[0]
+        kind = turn_of(plan.work, first, lanes=plan.lanes, load=plan.load)
         self.busy += seconds
         rows = [sample.spec.rows for sample in plan.samples]
-        for sample, share in zip(plan.samples, shares(rows, seconds), strict=True):
-            self._spent[sample.id] = self._spent.get(sample.id, 0.0) + share
+        for sample, share in zip(plan.samples, shares(rows, 1.0), strict=True):
+            before = self._spent.get(sample.id, Spent())
+            then = self._came.setdefault(sample.id, self.prices)
+            self._spent[sample.id] = Spent(
+                before.seconds + share * seconds, before.foretold + share * then.seconds(kind)
+            )
         if whole:
-            first = plan.samples[0]
-            kind = turn_of(plan.work, first, lanes=plan.lanes, load=plan.load)
             self._meter.saw(kind, seconds)
 
-    def spent(self, id: str) -> float:
-        """Seconds of an image that is here."""
-        return self._spent.get(id, 0.0)
-
-    def leave(self, id: str, *, wasted: bool) -> float:
-        """The image is gone, and these were its seconds; `wasted` when nobody has anything of
-        them."""
-        spent = self._spent.pop(id, 0.0)
-        self.wasted += spent * wasted
+    def leave(self, id: str, *, wasted: bool) -> Spent:
+        """The image is gone, and this was its time; `wasted` when nobody has anything of it."""
+        self._came.pop(id, None)
+        spent = self._spent.pop(id, Spent())
+        self.wasted += spent.seconds * wasted
         return spent

@@ -6,6 +6,7 @@ Knows no tensors and no Ray; latents inside are whatever form the wire has.
 from dataclasses import dataclass
 from typing import Generic
 
+from serve_app.core.account import Spent
 from serve_app.core.cost import Prices
 from serve_app.core.sample import L, Sample
 from serve_app.core.spec import Stage
@@ -20,12 +21,12 @@ class Snapshot(Generic[L]):
 
 @dataclass(frozen=True, slots=True)
 class Arrived(Generic[L]):
-    """The leg is done. `png` is the picture if it was the last leg; `seconds` the GPU time that it
+    """The leg is done. `png` is the picture if it was the last leg; `spent` the GPU time that it
     took there, and `prices` what turns take there."""
 
     sample: Sample[L]
     png: bytes | None
-    seconds: float
+    spent: Spent
     prices: Prices
 
 

@@ -167,7 +167,7 @@ class StageReplica:
                         png = await loop.run_in_executor(self._pngs, encode_png, event.picture)
                     # a picture that is done needs its latents no more
                     sample = replace(event.sample, latents=None) if png else event.sample
-                    yield Arrived(sample, png, event.seconds, event.prices)
+                    yield Arrived(sample, png, event.spent, event.prices)
                     return
                 yield Snapshot(event.sample)
         finally:

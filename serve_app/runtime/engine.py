@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from serve_app.core.account import Account
+from serve_app.core.account import Account, Spent
 from serve_app.core.cost import Prices
 from serve_app.core.errors import (
     AuraError,
@@ -241,8 +241,8 @@ class Engine:
         for sample in self._scheduler.settle(plan, results):
             last = packed(sample)
             self._counts = replace(self._counts, finished=self._counts.finished + 1)
-            listener, seconds = self._forget(sample.id, wasted=False)
-            tell(listener, Finished(last, picture, seconds, self._account.prices))
+            listener, spent = self._forget(sample.id, wasted=False)
+            tell(listener, Finished(last, picture, spent, self._account.prices))
         if plan.work is Work.STEP:
             self._send_snapshots(results)
 
@@ -279,8 +279,8 @@ class Engine:
                 listener, _ = self._forget(sample.id, wasted=True)
                 tell(listener, Failed(named))
 
-    def _forget(self, id: str, *, wasted: bool) -> tuple[Listener, float]:
-        """Whom to tell, and the seconds that the sample took."""
+    def _forget(self, id: str, *, wasted: bool) -> tuple[Listener, Spent]:
+        """Whom to tell, and the GPU time that the sample took."""
         self.shelf.forget(id)
         return self._waiters.pop(id).listener, self._account.leave(id, wasted=wasted)
 

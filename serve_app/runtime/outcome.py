@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.core.account import Spent
 from serve_app.core.cost import Prices
 from serve_app.core.errors import AuraError
 from serve_app.core.events import Snapshot
@@ -25,7 +26,7 @@ class Finished:
 
     sample: Packed
     picture: Picture | None
-    seconds: float  # the GPU time that the leg took: see `cost.shares`
+    spent: Spent  # the GPU time that the leg took
     prices: Prices
 
 

@@ -1,5 +1,6 @@
 import pickle
 
+from serve_app.core.account import Spent
 from serve_app.core.cost import Prices, Turn
 from serve_app.core.events import Arrived, Made, ReplicaFacts, Snapshot
 from serve_app.core.job import Claim, Claimed, Job, JobState, Result
@@ -21,6 +22,6 @@ def test_what_travels_between_processes_arrives_equal() -> None:
     result = Result((b"png",), "{}", 1.0)
     job = Job("a", "key:1", "o", 1.0, JobState.SUCCEEDED, None, result)
     claim, claimed = Claim("s", "f", 7), Claimed("a", 7, yours=True)
-    arrived = Arrived(SAMPLE, b"png", 2.0, prices)
+    arrived = Arrived(SAMPLE, b"png", Spent(2.0), prices)
     for value in (SAMPLE, Snapshot(SAMPLE), arrived, facts, made, job, claim, claimed):
         assert pickle.loads(pickle.dumps(value)) == value

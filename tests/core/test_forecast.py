@@ -122,7 +122,7 @@ def drained(scheduler: StepScheduler[float], prices: Prices) -> tuple[float, dic
             kind = DECODE
         account.charge(plan, prices.seconds(kind), whole=True)
         for one in scheduler.settle(plan, run(plan)):
-            spent[one.id] = account.leave(one.id, wasted=False)
+            spent[one.id] = account.leave(one.id, wasted=False).seconds
     return account.busy, spent
 
 

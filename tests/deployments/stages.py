@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
+from serve_app.core.account import Spent
 from serve_app.core.cost import Prices, Turn
 from serve_app.core.errors import ReplicaLost
 from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
@@ -55,7 +56,9 @@ class CountingStage:
                 sample = replace(sample, index=sample.index + 1, latents=taken, profile="p")
                 if sample.index % self.every == 0:
                     yield Snapshot(sample)
-            yield Arrived(sample, b"png %d" % sample.latents if leg.last else None, 0.5, PRICES)
+            yield Arrived(
+                sample, b"png %d" % sample.latents if leg.last else None, Spent(0.5), PRICES
+            )
         finally:
             self.closed += 1
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.core.account import Spent
 from serve_app.core.cost import Prices
 from serve_app.core.events import Arrived, Snapshot
 from serve_app.core.sample import Leg, begin
@@ -17,7 +18,7 @@ from tests.runtime.walking import NOISE
 SPEC = ImageSpec(prompt="a", seed=1, width=64, height=64, steps=2, guidance=1)
 SAMPLE: Any = begin("one", SPEC, make_schedule(NOISE, SPEC.sampler, 2, None, 1.0), Stage.BASE)
 LEG = Leg(Stage.BASE, 2, last=True)
-EVENTS = [Snapshot(SAMPLE), Snapshot(SAMPLE), Arrived(SAMPLE, b"png", 1.0, Prices())]
+EVENTS = [Snapshot(SAMPLE), Snapshot(SAMPLE), Arrived(SAMPLE, b"png", Spent(1.0), Prices())]
 
 
 class Handle:

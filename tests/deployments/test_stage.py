@@ -50,7 +50,7 @@ async def test_a_sample_is_walked_with_snapshots_on_the_way_and_a_picture_at_the
     assert isinstance(end, Arrived)
     assert end.png is not None
     assert end.png.startswith(b"\x89PNG")
-    assert 0 < end.seconds <= (await replica.facts()).busy_seconds
+    assert 0 < end.spent.seconds <= (await replica.facts()).busy_seconds
     assert end.prices.warm
 
 
