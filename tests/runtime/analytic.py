@@ -17,7 +17,7 @@ from serve_app.runtime.conditioning import Conditioner
 from serve_app.runtime.denoiser import Point
 from serve_app.runtime.device import Device
 from serve_app.runtime.model import Parking, Parts, StageModel
-from serve_app.runtime.pixels import Picture
+from serve_app.runtime.pixels import Picture, Pixels
 from serve_app.runtime.prompts import Reading
 from tests.runtime.walking import NOISE
 
@@ -79,6 +79,7 @@ def analytic_model(
     images: int = 4,
     adapters: Adapters | None = None,
     parking: Parking | None = None,
+    pixels: Pixels | None = None,
 ) -> StageModel:
     profile = NumericProfile(
         stage, "cpu", "float32", "float32", "none", lanes, (), 1, "analytic", model
@@ -87,6 +88,8 @@ def analytic_model(
         profile=profile,
         fit=Fit(images),
         device=CPU,
-        parts=Parts(Conditioner(BlankPrompts(), CHECKPOINT), denoiser, MeanPixels(), adapters),
+        parts=Parts(
+            Conditioner(BlankPrompts(), CHECKPOINT), denoiser, pixels or MeanPixels(), adapters
+        ),
         parking=parking,
     )
