@@ -30,6 +30,7 @@ check: $(VENV)/.dev  ## style and types
 
 bench: $(VENV)/.runtime  ## the engine, a request outside it, the PNG encoders
 	$(BIN)/python -m serve_app bench engine
+	$(BIN)/python -m serve_app bench cost
 	$(BIN)/python -m serve_app bench http
 	$(BIN)/python -m serve_app bench png
 	$(BIN)/python -m serve_app bench demo

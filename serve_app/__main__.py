@@ -126,6 +126,18 @@ def bench_engine(
     compare(runs=runs, steps=steps, threads=threads)
 
 
+@bench.command("cost")
+def bench_cost(
+    runs: Annotated[int, typer.Option(min=2, help="Runs that are counted.")] = 5,
+    images: Annotated[int, typer.Option(min=4, help="Images of each mixture.")] = 12,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """What images and queues are predicted to take, against what they take."""
+    from serve_app.bench.cost import compare
+
+    compare(runs=runs, images=images, threads=threads)
+
+
 @bench.command("demo")
 def bench_demo(
     count: Annotated[int, typer.Option(min=30, help="Scenes asked for.")] = 600,

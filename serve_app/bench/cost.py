@@ -1,22 +1,28 @@
-"""What images are predicted to take of a device against what they take, by the demo's engine.
+"""What images are predicted to take of a device against what they then take, on the demo.
 
-An engine of base and refiner is given a mixture: sizes, steps, guidance, samplers, strengths and
-hand-offs. Each image is predicted when it comes, leg by leg, from the company that is there. Once
-all come together; and once one after another, where nobody can know who is to join.
+An engine of base and refiner is given mixtures of sizes, steps, guidance, samplers, strengths and
+hand-offs: all at once, and one after another, so that batches are full or not. Time is the wall's,
+which others on this machine disturb, and the CPU's, which they hardly can: what a GPU of one's own
+would be.
 """
 
+import math
 import random
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
+from serve_app.bench.intervals import bootstrap_interval
+from serve_app.core.account import Spent
 from serve_app.core.forecast import forecast, owed_by
 from serve_app.core.sample import Leg, begin, handed_over, itinerary
 from serve_app.core.schedule import make_schedule
@@ -32,22 +38,19 @@ from serve_app.runtime.outcome import Event, Failed, Finished
 from serve_app.runtime.shelf import Maker, Shelf
 
 _IMAGES = 4  # that step together
-_WARM = 3  # runs before any is counted
+_WARM = 2  # runs before any is counted
+_GAP = 12  # turns between two that come one after another, on the mean
+_NEVER = 10**9
 _SIZES = ((128, 128), (128, 128), (160, 96), (96, 160))
 _SAMPLERS = (Sampler.EULER, Sampler.DPMPP_2M, Sampler.HEUN, Sampler.UNIPC)
-_NEVER = 10**9  # steps between snapshots
-_GAP = 12  # turns between two that come, on the mean: short batches and full ones
-
-Clock = Callable[[], float]
+_CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "CPU": time.thread_time}
+_FORETOLD = "GPU time of an image, in the company it had"
+_ARRIVAL = "as predicted when it came: all at once"
+_APART = "as predicted when it came: one after another"
+_OWED = "owed seconds, against the time to drain"
 console = Console(highlight=False)
 
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Runs of one kind."""
-
-    runs: list[list[float]] = field(default_factory=list)  # the errors of each
-    drains: list[float] = field(default_factory=list)
+Errors = dict[str, list[list[float]]]  # by what was predicted: of each run, each one's error
 
 
 class Image:
@@ -58,17 +61,18 @@ class Image:
         self.sample = sample
         self.legs = legs  # the one that it is on, and those after it
         self.predicted = 0.0
-        self.measured = 0.0
-        self.foretold = 0.0
+        self.spent: list[Spent] = []  # of each leg
         self.failure: Exception | None = None
 
     @property
-    def error(self) -> float:
-        """How far off the prediction was, as a part of what was measured. Raises what the image
-        ended with."""
+    def errors(self) -> tuple[float, float]:
+        """How far off what was predicted when it came, and what was foretold for its company, as
+        parts of what was measured. Raises what the image ended with."""
         if self.failure:
             raise self.failure
-        return abs(self.predicted / self.measured - 1)
+        measured = sum(spent.seconds for spent in self.spent)
+        foretold = sum(spent.foretold for spent in self.spent)
+        return self.predicted / measured - 1, foretold / measured - 1
 
     @property
     def later(self) -> list[Owed[Any]]:
@@ -84,8 +88,7 @@ class Image:
         if isinstance(event, Failed):
             self.failure, self.legs = event.error, ()
         elif isinstance(event, Finished):
-            self.measured += event.spent.seconds
-            self.foretold += event.spent.foretold
+            self.spent.append(event.spent)
             self.sample, self.legs = event.sample, self.legs[1:]
             if self.legs:
                 self.walk()
@@ -94,7 +97,7 @@ class Image:
 class Queue:
     """An engine of the demo's two stages, driven by hand."""
 
-    def __init__(self, clock: Clock, device: Device) -> None:
+    def __init__(self, clock: Callable[[], float], device: Device) -> None:
         found = [inspect(demo_folder(stage), stage) for stage in Stage]
         makers: dict[str, Maker] = {
             one.name if one.stage is Stage.BASE else "": partial(
@@ -109,24 +112,23 @@ class Queue:
         self._images: list[Image] = []
         self._ids = count()
 
-    def together(self, specs: Sequence[ImageSpec]) -> tuple[list[float], float]:
-        """All come at once: the error of each, and how far off the owed seconds were from those
-        that it took until nothing was left."""
+    def together(self, specs: Sequence[ImageSpec]) -> tuple[list[Image], float]:
+        """The images, which all came at once and have ended; and how far off the owed seconds were
+        from those that it took."""
         self._images = []
         owed = self._add(specs)
         began = self._clock()
         self._turn(_NEVER)
-        took = self._clock() - began
-        return [image.error for image in self._images], owed / took - 1
+        return self._images, owed / (self._clock() - began) - 1
 
-    def one_by_one(self, specs: Sequence[ImageSpec], draw: random.Random) -> list[float]:
-        """One comes after another, at random: the error of each."""
+    def one_by_one(self, specs: Sequence[ImageSpec], draw: random.Random) -> list[Image]:
+        """The images, which came one after another, at random, and have ended."""
         self._images = []
         for spec in specs:
             self._add([spec])
             self._turn(round(draw.expovariate(1 / _GAP)))
         self._turn(_NEVER)
-        return [image.error for image in self._images]
+        return self._images
 
     def _turn(self, most: int) -> None:
         while most > 0 and self._engine.turn():
@@ -155,19 +157,28 @@ class Queue:
 
 
 def compare(*, runs: int, images: int, threads: int) -> None:
-    """Prints the errors of both kinds of run, and of the owed seconds."""
+    """Prints how far off predictions were, by both clocks."""
     device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=threads)
-    queue = Queue(time.perf_counter, device)
-    draw = random.Random(0)
-    together, one_by_one = Outcome(), Outcome()
+    queues = {name: Queue(clock, device) for name, clock in _CLOCKS.items()}
+    errors: dict[str, Errors] = {name: defaultdict(list) for name in queues}
     for run in track(range(-_WARM, runs), "runs", console=console, transient=True):
-        errors, off = queue.together(_mixture(images, draw))
-        apart = queue.one_by_one(_mixture(images, draw), draw)
-        if run >= 0:
-            together.runs.append(errors)
-            together.drains.append(abs(off))
-            one_by_one.runs.append(apart)
-    _print(together, one_by_one)
+        for name, queue in queues.items():
+            found = _run(queue, images, random.Random(run + _WARM))
+            for what, off in found.items():
+                errors[name][what] += [off] * (run >= 0)
+    _print(errors, runs, images, threads)
+
+
+def _run(queue: Queue, images: int, draw: random.Random) -> dict[str, list[float]]:
+    """The errors of a mixture that came at once, and of one that came bit by bit."""
+    crowd, off = queue.together(_mixture(images, draw))
+    apart = queue.one_by_one(_mixture(images, draw), draw)
+    return {
+        _FORETOLD: [image.errors[1] for image in (*crowd, *apart)],
+        _ARRIVAL: [image.errors[0] for image in crowd],
+        _APART: [image.errors[0] for image in apart],
+        _OWED: [off],
+    }
 
 
 def _mixture(images: int, draw: random.Random) -> list[ImageSpec]:
@@ -190,20 +201,35 @@ def _mixture(images: int, draw: random.Random) -> list[ImageSpec]:
     return specs
 
 
-def _print(together: Outcome, one_by_one: Outcome) -> None:
-    for label, o in (("together", together), ("one by one", one_by_one)):
-        pooled = sorted(e for run in o.runs for e in run)
-        p90 = [statistics.quantiles(run, n=10)[-1] for run in o.runs]
-        print(
-            label,
-            "median",
-            statistics.median(pooled),
-            "p90",
-            statistics.quantiles(pooled, n=10)[-1],
-            "runs' p90",
-            min(p90),
-            max(p90),
-            "max",
-            pooled[-1],
-        )
-    print("drain", statistics.median(together.drains), max(together.drains))
+def _print(errors: dict[str, Errors], runs: int, images: int, threads: int) -> None:
+    table = Table(
+        title=f"Predicted against measured, {runs} runs of twice {images} images, {threads} CPU "
+        "thread(s)",
+        caption="Errors without their sign, in brackets the least and the most of any run; and the "
+        "mean with its sign, with its 95 % bootstrap interval. What comes when all are at once is "
+        "known, what comes later is not: then the prediction counts on less company",
+    )
+    for heading in ("", "clock", "median error", "90th percentile", "mean, signed"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for what in (_FORETOLD, _ARRIVAL, _APART, _OWED):
+        for name, found in errors.items():
+            table.add_row(what, name, *_figures(found[what]))
+    console.print(table)
+
+
+def _figures(found: list[list[float]]) -> list[str]:
+    flat = [off for run in found for off in run]
+    groups = [number for number, run in enumerate(found) for _ in run]
+    low, high = bootstrap_interval(flat, groups)
+    figures = []
+    for part in (0.5, 0.9):
+        of_runs = [_quantile(run, part) for run in found]
+        least, most = min(of_runs), max(of_runs)
+        figures.append(f"{_quantile(flat, part):.1%} \\[{least:.1%}, {most:.1%}]")
+    return [*figures, f"{statistics.fmean(flat):+.1%} \\[{low:+.1%}, {high:+.1%}]"]
+
+
+def _quantile(off: Sequence[float], part: float) -> float:
+    """The least error, without its sign, that so large a part of them does not exceed."""
+    sizes = sorted(map(abs, off))
+    return sizes[math.ceil(part * len(sizes)) - 1]

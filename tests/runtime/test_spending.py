@@ -131,7 +131,7 @@ def send(engine: Engine, gap: int) -> list[Walking]:
     return images
 
 
-@pytest.mark.parametrize(("lanes", "off"), [(8, EXACT), (0, 1e-3)])
+@pytest.mark.parametrize(("lanes", "off"), [(8, EXACT), (0, 0.01)])
 def test_once_every_turn_was_seen_an_image_s_time_is_foretold_exactly(
     lanes: int, off: float
 ) -> None:
