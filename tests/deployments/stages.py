@@ -33,12 +33,14 @@ class CountingStage:
         ready: int = 1,
         warnings: tuple[str, ...] = (),
         shortfall: str = "",
+        prices: Prices = PRICES,
     ) -> None:
         self.every = every
         self.trouble = trouble or (lambda call, sample: None)
         self.ready = ready
         self.warnings = warnings
         self.shortfall = shortfall
+        self.prices = prices
         self.calls: list[tuple[int, Leg]] = []  # index at which each call began
         self.steps = 0
         self.closed = 0
@@ -57,7 +59,7 @@ class CountingStage:
                 if sample.index % self.every == 0:
                     yield Snapshot(sample)
             yield Arrived(
-                sample, b"png %d" % sample.latents if leg.last else None, Spent(0.5), PRICES
+                sample, b"png %d" % sample.latents if leg.last else None, Spent(0.5), self.prices
             )
         finally:
             self.closed += 1
@@ -65,7 +67,7 @@ class CountingStage:
     async def facts(self) -> list[ReplicaFacts]:
         return [
             ReplicaFacts(
-                1, "p", "", 0, 0, 0, 0, 0.0, 0.0, 1.5, PRICES, {}, shortfall=self.shortfall
+                1, "p", "", 0, 0, 0, 0, 0.0, 0.0, 1.5, self.prices, {}, shortfall=self.shortfall
             )
         ] * self.ready
 

@@ -7,18 +7,21 @@ from typing import Any
 
 import pytest
 
+from serve_app.core.cost import Prices, Turn
 from serve_app.core.errors import (
     DeadlineExceeded,
     Draining,
     EngineFault,
     ModelNotFound,
     OutOfMemory,
+    Overloaded,
     ProfileChanged,
     ReplicaLost,
 )
 from serve_app.core.facts import Condition, ModelFacts
 from serve_app.core.sample import Leg, Sample
 from serve_app.core.schedule import make_schedule
+from serve_app.core.scheduler import BatchSize, Work
 from serve_app.core.spec import ImageSpec, Stage
 from serve_app.deployments.conductor import Conductor
 from tests.deployments.stages import CountingStage, dies_at
@@ -160,6 +163,38 @@ async def test_cancelling_the_call_closes_the_stream_and_restores_the_books() ->
         await task
     assert base.closed == 1
     assert one.owed_seconds() == 0
+
+
+class Soon(CountingStage):
+    """Makes its first image at once, and takes the others without ever coming back."""
+
+    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+        if self.calls:
+            await asyncio.sleep(60)
+        async for event in super().advance(sample, leg):
+            yield event
+
+
+async def test_an_image_that_comes_too_late_is_refused_and_those_ahead_count_by_batches() -> None:
+    step = Turn(Work.STEP, Stage.BASE, "demo", 64, 64, 4)
+    prompt = Turn(Work.CONDITION, Stage.BASE, "demo", rows=2)
+    known = {step: 1.0, replace(step, work=Work.DECODE, rows=0): 0.0, prompt: 0.0}
+    one = conductor(Soon(prices=Prices(known, {"demo": BatchSize(2, 4)})))
+    await one.make("warm", SPEC, None, None)
+    with pytest.raises(Overloaded, match=r"about 20 s, and 19 s"):
+        await one.make("a", SPEC, None, 19)
+    shorter = replace(SPEC, steps=10)
+    tasks = [asyncio.create_task(one.make(str(n), shorter, None, 60)) for n in range(4)]
+    await asyncio.sleep(0.01)
+    assert one.owed_seconds() == 20  # two batches of ten steps
+    with pytest.raises(Overloaded, match=r"about 40 s, and 39 s"):
+        await one.make("a", SPEC, None, 39)
+    tasks.append(asyncio.create_task(one.make("a", SPEC, None, 41)))
+    await asyncio.sleep(0.01)
+    assert not any(task.done() for task in tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_patience_grows_with_the_models_that_may_have_to_be_loaded_first() -> None:
