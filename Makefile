@@ -28,7 +28,7 @@ check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check serve_app tests
 	$(BIN)/mypy
 
-bench: $(VENV)/.runtime  ## the engine, a request outside it, the PNG encoders
+bench: $(VENV)/.runtime  ## the engine, its predictions, a request outside it, the PNG encoders
 	$(BIN)/python -m serve_app bench engine
 	$(BIN)/python -m serve_app bench cost
 	$(BIN)/python -m serve_app bench http

@@ -129,11 +129,12 @@ def test_a_meter_forgets_the_kinds_that_it_has_not_seen_for_longest() -> None:
     meter = Meter()
     for side in range(1, 65):
         meter.saw(step(8 * side), 1.0)
-    meter.saw(step(8), 1.0)
+    meter.saw(step(16), 1.0)
     meter.saw(step(8 * 65), 1.0)
-    assert len(meter.prices.known) == 64
-    assert step(8) in meter.prices.known
-    assert step(16) not in meter.prices.known
+    meter.saw(step(8 * 66), 1.0)
+    known = meter.prices.known
+    assert len(known) == 64
+    assert [step(side) in known for side in (8, 16, 24, 32)] == [False, True, False, True]
 
 
 def test_a_meter_remembers_the_batches_of_models_that_have_left() -> None:
