@@ -280,7 +280,7 @@ def test_facts_tell_where_everybody_stands_and_what_is_owed() -> None:
     assert facts.positions == {"one": 3}
     assert (facts.turns, facts.steps, facts.finished) == (3, 3, 0)
     assert facts.owed_seconds > 0
-    assert facts.state == "<StepScheduler 0 waiting | 1 stepping | 0 decoding | 1 shapes>"
+    assert facts.state == "<StepScheduler 0 waiting | 1 stepping in 1 shapes | 0 decoding>"
     drain(engine)
     assert engine.facts().owed_seconds == 0
     assert engine.facts().finished == 1
