@@ -66,27 +66,6 @@ def seat(
     return Seating(tuple(begin), load, tuple(leaving))
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
-    """A replica as somebody sees it who looks for a home for an image."""
-
-    id: str
-    owed: float  # seconds of GPU work that it still owes
-    joins: bool  # whether the image would fill a free place beside others of its shape
-    chosen: int  # when it was last chosen, as a growing number
-
-
-def rank_homes(homes: Iterable[Home], seconds: float) -> list[str]:
-    """The replicas' ids, the best home for an image of so many GPU seconds first: where it would be
-    done soonest, then the one longest not chosen. Beside others of its shape, where a batch has a
-    free place, an image costs next to nothing: lanes that are padded cost as much as used ones.
-    """
-    ranked = sorted(
-        homes, key=lambda home: (home.owed + (0.0 if home.joins else seconds), home.chosen, home.id)
-    )
-    return [home.id for home in ranked]
-
-
 def rank_replicas(
     replicas: Sequence[str], load: Mapping[str, int], last_chosen: Mapping[str, int]
 ) -> list[str]:
