@@ -18,6 +18,7 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
     "deployments": ({"core", "runtime", "demo", "deployments"}, {"ray"}),
     "ingress": ({"core", "ingress"}, {"fastapi", "starlette"}),
     "hub": ({"core", "runtime", "hub"}, {"huggingface_hub", "httpx2"}),
+    "sim": ({"core", "sim"}, set()),
     "settings": ({"core"}, set()),
     "args": (set(), set()),
     "registry": ({"core"}, set()),
@@ -34,7 +35,7 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
         {"core", "runtime", "demo", "hub", "settings", "args", "choices", "config", "doctor"},
         {"torch"},
     ),
-    "__main__": ({"service", "generate", "download", "doctor", "bench"}, set()),
+    "__main__": ({"service", "generate", "download", "doctor", "bench", "sim"}, set()),
     "__init__": (set(), set()),
 }
 HEAVY = {"torch", "diffusers", "transformers", "xformers", "ray", "fastapi", "starlette"} | {

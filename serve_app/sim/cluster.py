@@ -83,13 +83,14 @@ class Cluster:
     route: Router
     scale: Scaler | None
     start: Mapping[Stage, int]
+    depth: int = 3  # batches that a replica may have, the one that steps among them
     loading: float = 40.0  # seconds until a new replica is ready
     look: float = 5.0  # seconds between two looks of the scaler
     _now: float = 0.0
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: "count[int]" = field(default_factory=count)
     _pools: dict[Stage, list[SimReplica]] = field(default_factory=dict)
-    _waiting: dict[Stage, list[tuple[Simple, Leg]]] = field(default_factory=dict)
+    _waiting: dict[Stage, list[tuple[float, int, Simple, Leg]]] = field(default_factory=dict)
     _journeys: dict[str, _Journey] = field(default_factory=dict)
     _arrived: dict[Stage, float] = field(default_factory=dict)
     _done: list[Done] = field(default_factory=list)
@@ -123,17 +124,8 @@ class Cluster:
         heapq.heappush(self._events, (time, next(self._numbers), act))
 
     def _come(self, id: str, arrival: Arrival) -> None:
-        spec = ImageSpec(
-            prompt="a",
-            seed=0,
-            width=arrival.width,
-            height=arrival.height,
-            steps=arrival.steps,
-            guidance=arrival.guidance,
-            handoff=arrival.handoff,
-        )
-        schedule = _schedule(arrival.steps, arrival.handoff)
-        legs = itinerary(schedule, arrival.handoff, refiner=self.start.get(Stage.REFINER, 0) > 0)
+        refiner = self.start.get(Stage.REFINER, 0) > 0
+        spec, schedule, legs = journey_of(arrival, refiner=refiner)
         alone = self.costs.alone(spec, legs, schedule.start, self.size)
         self._journeys[id] = _Journey(arrival, legs, alone)
         self._send(begin(id, spec, schedule, legs[0].stage))
@@ -147,9 +139,14 @@ class Cluster:
         self._place(sample, leg)
 
     def _place(self, sample: Simple, leg: Leg) -> None:
-        pool = [one for one in self._pools[leg.stage] if one.ready and not one.leaving]
+        """The sample is on a replica that has a place for it, or waits for one: who is bound to a
+        replica too early stays behind its queue, however many others come."""
+        most = self.depth * self.size.images
+        pool = [one for one in self._pools[leg.stage] if one.takes(most)]
         if not pool:
-            self._waiting[leg.stage].append((sample, leg))
+            journey = self._journeys[sample.id]
+            due = journey.arrival.at + journey.alone
+            heapq.heappush(self._waiting[leg.stage], (due, next(self._numbers), sample, leg))
             return
         spec, steps = sample.spec, max(0, leg.stop - sample.index)
         turn = self.costs.step(leg.stage, spec.width, spec.height, self.size.rows)
@@ -175,6 +172,15 @@ class Cluster:
                 asked = self._journeys.pop(sample.id)
                 self._done.append(Done(asked.arrival, self._now - asked.arrival.at, asked.alone))
         self._work(replica)
+        self._call(replica.stage)
+
+    def _call(self, stage: Stage) -> None:
+        """Those that wait have the places that there are."""
+        most = self.depth * self.size.images
+        waiting = self._waiting[stage]
+        while waiting and any(one.takes(most) for one in self._pools[stage]):
+            *_, sample, leg = heapq.heappop(waiting)
+            self._place(sample, leg)
 
     def _look(self) -> None:
         looks = {stage: self._seen(stage) for stage in self._pools}
@@ -190,7 +196,7 @@ class Cluster:
     def _seen(self, stage: Stage) -> Look:
         pool, waiting = self._pools[stage], self._waiting[stage]
         owed = sum(one.owed for one in pool)
-        owed += sum(self.costs.share(sample, leg, self.size) for sample, leg in waiting)
+        owed += sum(self.costs.share(sample, leg, self.size) for *_, sample, leg in waiting)
         images = sum(one.images for one in pool) + len(waiting)
         staying = sum(not one.leaving for one in pool)
         return Look(staying, images, owed, self._arrived[stage])
@@ -199,8 +205,8 @@ class Cluster:
         staying = [one for one in self._pools[stage] if not one.leaving]
         for _ in range(target - len(staying)):
             self._grow(stage, ready=False)
-        spare = sorted(staying, key=lambda one: (one.ready, one.owed))[: len(staying) - target]
-        for replica in spare:
+        spare = max(0, len(staying) - target)
+        for replica in sorted(staying, key=lambda one: (one.ready, one.owed))[:spare]:
             replica.leaving = True
             if not replica.working:
                 self._work(replica)
@@ -217,15 +223,28 @@ class Cluster:
         if replica.leaving:
             return
         replica.ready = True
-        waiting, self._waiting[replica.stage] = self._waiting[replica.stage], []
-        for sample, leg in waiting:
-            self._place(sample, leg)
+        self._call(replica.stage)
 
     def _remove(self, replica: SimReplica) -> None:
         if replica in self._pools[replica.stage]:
             self._pools[replica.stage].remove(replica)
             self._gone.append(replica)
             self._gpu_seconds += self._now - self._since[replica.id]
+
+
+def journey_of(arrival: Arrival, *, refiner: bool) -> tuple[ImageSpec, Schedule, tuple[Leg, ...]]:
+    """What an image is, and its way through the stages."""
+    spec = ImageSpec(
+        prompt="a",
+        seed=0,
+        width=arrival.width,
+        height=arrival.height,
+        steps=arrival.steps,
+        guidance=arrival.guidance,
+        handoff=arrival.handoff,
+    )
+    schedule = _schedule(arrival.steps, arrival.handoff)
+    return spec, schedule, itinerary(schedule, arrival.handoff, refiner=refiner)
 
 
 @lru_cache(maxsize=4096)

@@ -31,6 +31,10 @@ class SimReplica:
         self._owed: dict[str, float] = {}
         self._plan: Plan[float] | None = None
 
+    def takes(self, most: int) -> bool:
+        """Whether one more image may come, of so many at most."""
+        return self.ready and not self.leaving and self.images < most
+
     @property
     def home(self) -> Home:
         """How a router sees it."""

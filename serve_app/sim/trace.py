@@ -49,29 +49,46 @@ class Mix:
         return [one] * (8 if draw.random() < self.heavy else 1)
 
 
-Shape = Callable[[float], float]  # how much is asked for at a time, 1 being the mean
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """How much is asked for at a time, 1 being the mean, and what."""
 
-SHAPES: dict[str, Shape] = {
-    "steady": lambda at: 1.0,
-    "bursts": lambda at: 2.5 if at % 240 < 60 else 0.5,  # a minute in four
-    "day": lambda at: 1 + 0.8 * sin(2 * pi * at / 600),  # a day in ten minutes
+    rate: Callable[[float], float]
+    mix: Callable[[float], Mix]
+
+
+MIX = Mix()
+DRAFTS, FINALS = Mix(steps=(4, 4, 8)), Mix(steps=(30, 50, 150))
+_BURST, _APART = 60, 240  # seconds
+
+
+def _bursts(at: float) -> Mix:
+    """Bursts are of drafts and of finals in turn: as many images, and not the same work."""
+    if at % _APART >= _BURST:
+        return MIX
+    return DRAFTS if at // _APART % 2 else FINALS
+
+
+WAVES: dict[str, Wave] = {
+    "steady": Wave(lambda at: 1.0, lambda at: MIX),
+    "bursts": Wave(lambda at: 2.5 if at % _APART < _BURST else 0.5, _bursts),
+    "day": Wave(lambda at: 1 + 0.8 * sin(2 * pi * at / 600), lambda at: MIX),  # in ten minutes
 }
 
 
-def drawn_trace(
-    shape: Shape, *, rate: float, seconds: float, mix: Mix, draw: Random
-) -> list[Arrival]:
+def drawn_trace(wave: Wave, *, rate: float, seconds: float, draw: Random) -> list[Arrival]:
     """Requests that come independently (Poisson), `rate` images a second on the mean, as often as
-    the shape says at each time."""
-    requests = rate / (1 + 7 * mix.heavy)
-    most = max(shape(at * seconds / 1000) for at in range(1000))
+    the wave says at each time."""
+    most = max(wave.rate(at * seconds / 1000) for at in range(1000))
     arrivals: list[Arrival] = []
-    at = draw.expovariate(requests * most)
-    while at < seconds:
-        if draw.random() * most < shape(at):  # thinning: Lewis and Shedler 1979
-            arrivals += mix.drawn(at, draw)
-        at += draw.expovariate(requests * most)
-    return arrivals
+    at = 0.0
+    while True:
+        mix = wave.mix(at)
+        at += draw.expovariate(rate * most / (1 + 7 * mix.heavy))
+        if at >= seconds:
+            return arrivals
+        if draw.random() * most < wave.rate(at):  # thinning: Lewis and Shedler 1979
+            arrivals += wave.mix(at).drawn(at, draw)
 
 
 def read_trace(file: Path) -> list[Arrival]:

@@ -29,12 +29,18 @@ def test_a_free_place_beside_its_like_costs_nothing() -> None:
     assert home("a", square=(30, 30)).more(WIDE, 30, 0.2) == pytest.approx(6.0)
 
 
-def test_an_image_goes_beside_its_like_unless_that_takes_too_long() -> None:
-    idle, beside = home("idle"), home("beside", square=(30, 30))
-    assert rank_homes([idle, beside], {}, SQUARE, 30, 0.1) == ["beside", "idle"]
+def test_an_image_goes_where_it_is_done_soonest_while_somebody_is_idle() -> None:
+    idle, beside = home("idle"), home("beside", square=(50, 30))
+    assert rank_homes([idle, beside], {}, SQUARE, 30, 0.1) == ["beside", "idle"]  # both in 3 s
     assert rank_homes([idle, beside], {}, WIDE, 30, 0.1) == ["idle", "beside"]
-    full = home("beside", square=(400, 50))
+    full = home("beside", square=(120, 30))
     assert rank_homes([idle, full], {}, SQUARE, 30, 0.1) == ["idle", "beside"]
+
+
+def test_where_nobody_is_idle_a_free_place_is_worth_a_longer_way() -> None:
+    short, like = home("short", wide=(20, 20)), home("like", square=(60, 60))
+    assert rank_homes([short, like], {}, SQUARE, 30, 0.1) == ["like", "short"]
+    assert rank_homes([short, like, home("none")], {}, SQUARE, 30, 0.1)[0] == "none"
 
 
 def test_of_equals_the_one_longest_not_chosen() -> None:
