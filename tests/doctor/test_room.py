@@ -320,14 +320,14 @@ def test_a_config_says_how_many_replicas_start_and_what_each_asks_for() -> None:
 
 @pytest.mark.parametrize("config", ["serve_config.yaml", "configs/one-gpu-12gb.yaml"])
 def test_on_one_card_the_stages_of_the_shipped_configs_take_turns(config: str) -> None:
-    _, _, args = read_config(Path(__file__).parents[2] / config)
+    args = read_config(Path(__file__).parents[2] / config).args
     assert replicas_of(args, [ONE], POLISH, "cuda", 1, 1) == (both(),)
     assert replicas_of(args, [ONE], POLISH, "cuda", 1, 2) == (both(room=2),)
     assert replicas_of(args, [ONE], None, "cuda", 1, 1) == (base(),)
 
 
 def test_with_a_card_for_each_the_stages_of_the_shipped_config_have_one_each() -> None:
-    _, _, args = read_config(Path(__file__).parents[2] / "serve_config.yaml")
+    args = read_config(Path(__file__).parents[2] / "serve_config.yaml").args
     assert replicas_of(args, [ONE], POLISH, "cuda", 2, 1) == (base(), refiner())
     assert replicas_of(args, [ONE], POLISH, "cpu", 1, 1) == (base(0), refiner(0))
 
