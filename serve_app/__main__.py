@@ -135,6 +135,16 @@ def simulate(
     raise typer.Exit(simulate(Wish(gpus, trace, load, seconds, seed, output)))
 
 
+@commands.command()
+def check_config(
+    files: Annotated[list[Path], typer.Argument(help="Serve configs, or RayService manifests.")],
+) -> None:
+    """Find misspelt keys, which Serve passes over in silence. Looks at the files alone."""
+    from serve_app.doctor.configs import check_configs
+
+    raise typer.Exit(check_configs(files))
+
+
 @bench.command("engine")
 def bench_engine(
     runs: Annotated[int, typer.Option(min=3, help="Paired runs of each row.")] = 9,

@@ -27,7 +27,7 @@ from serve_app.config import check_port, host_of, port_of, read_config
 from serve_app.core.errors import OperatorError
 from serve_app.settings import Settings
 
-_DRAIN = 600.0  # seconds that images under way may take
+_DRAIN = 600.0  # seconds that images under way may take, unless the args allow more
 
 console = Console(stderr=True, highlight=False)
 
@@ -35,12 +35,13 @@ console = Console(stderr=True, highlight=False)
 def up(config: Path) -> int:
     """The service has run and ended; the exit status. What is wrong is said before Ray starts."""
     try:
-        http, _, args = read_config(config)
-        settings = Settings.read(args.settings)
+        read = read_config(config)
+        read.check_applied()
+        settings = Settings.read(read.args.settings)
         find_checkpoints(settings)
         settings.words()
-        port = port_of(settings, http)
-        check_port(host_of(settings, http), port)
+        port = port_of(settings, read.http)
+        check_port(host_of(settings, read.http), port)
     except OperatorError as error:
         console.print(f"[bold red]error[/] {error}", soft_wrap=True)
         return 2
@@ -77,17 +78,18 @@ def hold(config: Path) -> int:
         (forced if told.is_set() else told).set()
 
     threading.Thread(target=_tell_when_orphaned, daemon=True).start()
-    http, application, args = read_config(config)
+    read = read_config(config)
+    http, application, args = read.http, read.application, read.args
     settings = Settings.read(args.settings)
     options = dict(http, port=port_of(settings, http), host=host_of(settings, http))
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, tell)  # after Ray, which installs a handler of its own
-    name = application.get("name", "default")
+    name = application.name
     try:
-        serve.start(proxy_location="HeadOnly", http_options=options)
+        serve.start(proxy_location=read.file.proxy_location, http_options=options)
         with console.status("loading the models"):
-            serve.run(build(args), name=name, route_prefix=application.get("route_prefix", "/"))
+            serve.run(build(args), name=name, route_prefix=application.route_prefix)
         ready.set()
         _greet(settings, options, asked_host=http.get("host"))
         told.wait()
@@ -100,7 +102,7 @@ def hold(config: Path) -> int:
     application_now = serve.status().applications.get(name)
     if application_now is not None and application_now.status == ApplicationStatus.RUNNING:
         console.print("draining: images under way are finished, nothing new is taken")
-        _drain(name, forced)
+        _drain(name, forced, max(_DRAIN, args.drain_seconds))
     _stop()
     console.print("stopped")
     return 0
@@ -111,14 +113,14 @@ def _tell_when_orphaned() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _drain(name: str, forced: threading.Event) -> None:
+def _drain(name: str, forced: threading.Event, seconds: float) -> None:
     """Every ingress replica has finished what it accepted, or was given up."""
     calls = serve.get_app_handle(name).broadcast("drain")
     done = threading.Event()
 
     def wait() -> None:
         try:
-            calls.results(timeout_s=_DRAIN)
+            calls.results(timeout_s=seconds)
         except Exception as error:  # an ingress that is gone has nothing left to finish
             console.print(f"draining was cut short: {_one_line(error)}")
         finally:

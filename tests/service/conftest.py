@@ -1,4 +1,4 @@
-"""A real Ray on this machine with five make-believe GPUs, and the service on it."""
+"""A real Ray on this machine with nine make-believe GPUs, and the service on it."""
 
 import os
 import socket
@@ -89,11 +89,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 @pytest.fixture(scope="session")
 def cluster(environment: dict[str, str]) -> Iterator[int]:
-    """Ray with five GPUs that are not there, and Serve's proxy; gives the port."""
+    """Ray with nine GPUs that are not there, four for `service` and four for a config of many, and
+    Serve's proxy; gives the port."""
     port = free_port()
     ray.init(
         num_cpus=2,
-        num_gpus=5,
+        num_gpus=9,
         include_dashboard=False,
         object_store_memory=150 * 2**20,
         log_to_driver=False,
