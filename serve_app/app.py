@@ -30,6 +30,7 @@ from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
+from serve_app.deployments.metrics import RayMeter
 from serve_app.deployments.remote import RemoteLedger, RemoteStage
 from serve_app.deployments.stage import LoraSource, Source, StageConfig, StageReplica
 from serve_app.ingress.api import build_api
@@ -66,7 +67,8 @@ class Ingress:
         refiner: "DeploymentHandle[Any] | None",
     ) -> None:
         self._config = config
-        self._conductor = Conductor(*_clients(base, refiner), config.facts.models)
+        self._meter = RayMeter()
+        self._conductor = Conductor(*_clients(base, refiner), config.facts.models, self._meter)
         here = serve.get_replica_context()
         self._all = serve.get_deployment_handle(here.deployment, here.app_name)
         self._desk = Desk(
@@ -88,6 +90,7 @@ class Ingress:
             config.policy,
             version=__version__,
             proxy_names=True,
+            meter=self._meter,
         )
 
     async def halt(self, job: str) -> None:
@@ -148,7 +151,9 @@ def build(args: AppArgs) -> Application:
             lora_room=settings.loras_in_memory,
             share=min(gpus or 1.0, 1.0),
         )
-        return deploy_stage(StageReplica, name, scale, images=images, gpus=gpus).bind(config)
+        return deploy_stage(StageReplica, name, scale, images=images, gpus=gpus).bind(
+            config, RayMeter
+        )
 
     config = IngressConfig(
         facts=service_facts(settings, lineup, device),
