@@ -201,12 +201,11 @@ class StageReplica:
         )
 
     async def _tell(self) -> None:
-        """The meter hears of the engine once a second, and once more when nothing is here."""
-        was_busy = True
-        while was_busy or self._log.busy:
-            was_busy = self._log.busy
+        """The meter hears of the engine once a second, until nothing is here any more."""
+        more = True
+        while more:
             await asyncio.sleep(_TOLD_EVERY)
-            self._log.tell(await self.facts())
+            more = self._log.tell(await self.facts())
 
     def check_health(self) -> None:
         """Serve's health check: raises when the engine can't work, so that Serve replaces it."""

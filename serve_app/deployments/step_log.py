@@ -37,11 +37,6 @@ class StepLog:
         self._here = 0  # samples that came and have not left
         self._told = dict.fromkeys(_TOTALS, 0.0)
 
-    @property
-    def busy(self) -> bool:
-        """Whether any sample is here."""
-        return self._here > 0
-
     def note(self, turn: Turn) -> None:
         """The turn will be told of. May be called from any thread."""
         self._turns.append(turn)
@@ -59,14 +54,17 @@ class StepLog:
         self._here -= 1
         self._left.append((id, since))
 
-    def tell(self, facts: ReplicaFacts) -> None:
-        """The meter has heard of all turns, and of what the replica has come to."""
+    def tell(self, facts: ReplicaFacts) -> bool:
+        """The meter has heard of all turns, and of what the replica has come to. Whether more is to
+        come of those who are here: a sample that left may be in the engine until its turn ends.
+        """
         self._tell_turns()
         self._meter.record(OWED_SECONDS, facts.owed_seconds)
         for metric, total_of in _TOTALS.items():
             total = total_of(facts)
             self._meter.record(metric, total - self._told[metric])
             self._told[metric] = total
+        return self._here > 0 or bool(facts.positions)
 
     def _tell_turns(self) -> None:
         left, self._left = self._left, []

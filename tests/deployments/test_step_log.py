@@ -43,8 +43,10 @@ def log(tally: Tally, clock: Clock) -> StepLog:
     return StepLog(tally, clock)
 
 
-def facts(*, cancelled: int = 0, owed: float = 0.0) -> ReplicaFacts:
-    return ReplicaFacts(1, "p", "", 0, 0, 0, cancelled, owed, {})
+def facts(
+    *, cancelled: int = 0, owed: float = 0.0, positions: dict[str, int] | None = None
+) -> ReplicaFacts:
+    return ReplicaFacts(1, "p", "", 0, 0, 0, cancelled, owed, positions or {})
 
 
 def turn(began: float, *ids: str, stage: Stage = BASE) -> Turn:
@@ -109,11 +111,7 @@ def test_each_leg_on_one_replica_has_a_wait_of_its_own(
 def test_who_leaves_before_a_first_step_has_waited_for_nothing_and_is_forgotten(
     log: StepLog, tally: Tally
 ) -> None:
-    assert not log.busy
-    since = log.came("a")
-    assert log.busy
-    log.left("a", since)
-    assert not log.busy
+    log.left("a", log.came("a"))
     log.tell(facts())
     log.note(turn(105, "a"))
     log.tell(facts())
@@ -130,3 +128,14 @@ def test_turns_may_be_noted_by_the_engine_s_thread_while_others_are_told(
     engine.join()
     log.tell(facts())
     assert tally.times(STEP_SECONDS, stage=BASE) == 5000
+
+
+def test_more_is_to_come_until_samples_have_left_the_replica_and_its_engine(log: StepLog) -> None:
+    assert not log.tell(facts())
+    first, second = log.came("a"), log.came("b")
+    assert log.tell(facts())
+    log.left("a", first)
+    assert log.tell(facts())
+    log.left("b", second)
+    assert log.tell(facts(positions={"b": 3}))
+    assert not log.tell(facts())
