@@ -30,6 +30,7 @@ from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
+from serve_app.deployments.metrics import RayMeter
 from serve_app.deployments.remote import RemoteLedger, RemoteStage
 from serve_app.deployments.stage import LoraSource, Source, StageConfig, StageReplica
 from serve_app.ingress.api import build_api
@@ -66,7 +67,8 @@ class Ingress:
         refiner: "DeploymentHandle[Any] | None",
     ) -> None:
         self._config = config
-        self._conductor = Conductor(*_clients(base, refiner), config.facts.models)
+        self._meter = RayMeter()
+        self._conductor = Conductor(*_clients(base, refiner), config.facts.models, self._meter)
         here = serve.get_replica_context()
         self._all = serve.get_deployment_handle(here.deployment, here.app_name)
         self._desk = Desk(
@@ -88,6 +90,7 @@ class Ingress:
             config.policy,
             version=__version__,
             proxy_names=True,
+            meter=self._meter,
         )
 
     async def halt(self, job: str) -> None:
@@ -156,7 +159,7 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
         )
         return deploy_stage(
             StageReplica, name, scale, images=images, gpus=gpus, drain=args.drain_seconds
-        ).bind(config)
+        ).bind(config, RayMeter)
 
     config = IngressConfig(
         facts=service_facts(settings, lineup, device),

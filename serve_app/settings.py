@@ -93,6 +93,7 @@ class Settings(BaseSettings):
     snapshot_every: int = Field(5, ge=1, le=150)
     image_count: int = Field(2, ge=1, le=8)
     backend_port: int = Field(4000, ge=1, le=65535)
+    metrics_port: int | None = Field(None, ge=1, le=65535)
     image_service_base_url: Annotated[str, AfterValidator(_address)] | None = None
     allowed_origins: Annotated[Listed, AfterValidator(_origins)] = ()
     vite_port: int = Field(5173, ge=1, le=65535)

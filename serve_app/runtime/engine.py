@@ -34,6 +34,7 @@ from serve_app.runtime.device import is_out_of_memory
 from serve_app.runtime.model import Live, Packed, packed, unpacked
 from serve_app.runtime.pixels import Picture
 from serve_app.runtime.shelf import Shelf
+from serve_app.runtime.turns import Turn
 
 logger = logging.getLogger("aura.engine")
 
@@ -94,12 +95,13 @@ class Engine:
         *,
         snapshot_every: int,
         clock: Callable[[], float] = time.monotonic,
+        note: Callable[[Turn], None] = lambda turn: None,  # of each step; must not block
     ) -> None:
         self.shelf = shelf
         rooms = {"room": shelf.room, "lora_room": shelf.lora_room}
         self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(shelf.here, **rooms)
         self._snapshot_every = snapshot_every
-        self._clock = clock
+        self._clock, self._note = clock, note
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._waiters: dict[str, _Waiter] = {}
         self._rate = Rate()
@@ -160,7 +162,7 @@ class Engine:
             except Exception as error:  # whatever a turn dies of, only its own samples may suffer
                 self._fail(plan, error)
             if plan.work is Work.STEP:
-                self._learn(plan, self._clock() - began)
+                self._learn(plan, Turn.of(plan, began, self._clock() - began))
         self._count()
         return plan is not None
 
@@ -280,16 +282,12 @@ class Engine:
         self.shelf.forget(id)
         return self._waiters.pop(id).listener
 
-    def _learn(self, plan: Plan[torch.Tensor], seconds: float) -> None:
-        spec, stage = plan.samples[0].spec, plan.samples[0].stage
-        rows = sum(s.spec.rows for s in plan.samples)  # padding is no work that anybody asked for
-        work = step_tflop(stage, spec.width, spec.height, rows)
-        self._rate = self._rate.seen(work, seconds)
-        self._counts = replace(
-            self._counts,
-            turns=self._counts.turns + 1,
-            steps=self._counts.steps + len(plan.samples),
-        )
+    def _learn(self, plan: Plan[torch.Tensor], turn: Turn) -> None:
+        self._note(turn)
+        spec, done = plan.samples[0].spec, self._counts
+        work = step_tflop(turn.stage, spec.width, spec.height, turn.rows)
+        self._rate = self._rate.seen(work, turn.seconds)
+        self._counts = replace(done, turns=done.turns + 1, steps=done.steps + len(turn.ids))
 
     def _count(self) -> None:
         """Puts what others may read into one value, replaced whole: they need no lock."""

@@ -78,6 +78,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     wanted = {
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_metrics_report_interval_ms": "1000",
         "LEDGER_FILE": str(tmp_path_factory.mktemp("ledger") / "ledger.sqlite"),
     }
     before = dict(os.environ)
