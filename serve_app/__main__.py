@@ -114,6 +114,37 @@ def doctor(
     raise typer.Exit(doctor(config, as_json=as_json))
 
 
+@commands.command()
+def simulate(
+    gpus: Annotated[int, typer.Option(min=2, help="GPUs of the cluster.")] = 256,
+    trace: Annotated[
+        str, typer.Option(help="steady, bursts, day, or a CSV file with at, steps and more.")
+    ] = "steady",
+    load: Annotated[
+        float, typer.Option(min=0.01, help="Share of what full batches could do, on the mean.")
+    ] = 0.85,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of the trace.")] = 90,
+    seed: Annotated[int, typer.Option(help="Of the trace that is drawn.")] = 1,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
+        "simulation.png"
+    ),
+) -> None:
+    """A cluster of any size on a virtual clock: the real scheduling, by several policies."""
+    from serve_app.sim.command import Wish, simulate
+
+    raise typer.Exit(simulate(Wish(gpus, trace, load, seconds, seed, output)))
+
+
+@commands.command()
+def check_config(
+    files: Annotated[list[Path], typer.Argument(help="Serve configs, or RayService manifests.")],
+) -> None:
+    """Find misspelt keys, which Serve passes over in silence. Looks at the files alone."""
+    from serve_app.doctor.configs import check_configs
+
+    raise typer.Exit(check_configs(files))
+
+
 @bench.command("engine")
 def bench_engine(
     runs: Annotated[int, typer.Option(min=3, help="Paired runs of each row.")] = 9,

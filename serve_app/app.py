@@ -30,6 +30,7 @@ from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
+from serve_app.deployments.metrics import RayMeter
 from serve_app.deployments.remote import RemoteLedger, RemoteStage
 from serve_app.deployments.stage import LoraSource, Source, StageConfig, StageReplica
 from serve_app.ingress.api import build_api
@@ -42,7 +43,7 @@ _ROUTER = "serve_app.deployments.scaling.LeastBusyRouter"
 _ADMITTED = 256  # samples a replica takes in: a bound on memory, no batch size
 _CALLERS = 1000  # requests an ingress replica holds open
 _HALTED = 5.0  # seconds in which every ingress replica should have heard of a cancelled job
-_GOODBYE = 60.0  # seconds a retiring replica may finish in; then its images go on elsewhere
+_HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head node alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class Ingress:
         refiner: "DeploymentHandle[Any] | None",
     ) -> None:
         self._config = config
-        self._conductor = Conductor(*_clients(base, refiner), config.facts.models)
+        self._meter = RayMeter()
+        self._conductor = Conductor(*_clients(base, refiner), config.facts.models, self._meter)
         here = serve.get_replica_context()
         self._all = serve.get_deployment_handle(here.deployment, here.app_name)
         self._desk = Desk(
@@ -88,6 +90,7 @@ class Ingress:
             config.policy,
             version=__version__,
             proxy_names=True,
+            meter=self._meter,
         )
 
     async def halt(self, job: str) -> None:
@@ -111,8 +114,14 @@ class Ingress:
 
 def build(args: AppArgs) -> Application:
     """The application, bound. Raises `OperatorError` with one line that says what to do."""
+    machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    cpus = min([os.cpu_count() or 1, *(int(cpus) for cpus in machines if cpus)])
+    return bind_service(args, ray.cluster_resources().get("GPU", 0), cpus)
+
+
+def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
+    """The application for a cluster with so many GPUs, whose smallest machine has so many CPUs."""
     settings = Settings.read(args.settings)
-    gpus_there = ray.cluster_resources().get("GPU", 0)
     device = choose_device(settings.model_device, gpus=gpus_there)
     lineup = find_checkpoints(settings)
     refiner = lineup.refiner
@@ -126,7 +135,7 @@ def build(args: AppArgs) -> Application:
         )
     images = settings.model_max_batch_size or BATCH[device]
     share = args.gpu_share(gpus_there, refiner=refiner is not None)
-    threads = settings.model_cpu_threads or _threads(scales)
+    threads = settings.model_cpu_threads or _threads(scales, cpus)
     loras = tuple(
         LoraSource(one.facts.name, one.file.path, one.facts.models) for one in lineup.loras
     )
@@ -148,7 +157,9 @@ def build(args: AppArgs) -> Application:
             lora_room=settings.loras_in_memory,
             share=min(gpus or 1.0, 1.0),
         )
-        return deploy_stage(StageReplica, name, scale, images=images, gpus=gpus).bind(config)
+        return deploy_stage(
+            StageReplica, name, scale, images=images, gpus=gpus, drain=args.drain_seconds
+        ).bind(config, RayMeter)
 
     config = IngressConfig(
         facts=service_facts(settings, lineup, device),
@@ -169,15 +180,18 @@ def build(args: AppArgs) -> Application:
     else:
         first = bind_stage("BaseGenerator", scales[0], *bases)
         second = bind_stage("Refiner", args.refiner, refiner) if refiner else None
-    return bind_graph(config, settings.ledger, first, second, args.ingress)
+    return bind_graph(config, settings.ledger, first, second, args.ingress, args.drain_seconds)
 
 
-def deploy_stage(kind: type, name: str, scale: Scale, *, images: int, gpus: float) -> Deployment:
-    """A stage as a deployment, not yet bound; `images` step together on each replica."""
+def deploy_stage(
+    kind: type, name: str, scale: Scale, *, images: int, gpus: float, drain: float
+) -> Deployment:
+    """A stage as a deployment, not yet bound; `images` step together on each replica, and one that
+    retires may finish for `drain` seconds: then its images go on elsewhere."""
     return cast(Deployment, serve.deployment(kind)).options(
         name=name,
         max_ongoing_requests=_ADMITTED,
-        graceful_shutdown_timeout_s=_GOODBYE,
+        graceful_shutdown_timeout_s=drain,
         ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus},
         request_router_config={"request_router_class": _ROUTER},
         **_replicas(scale, images),
@@ -190,22 +204,27 @@ def bind_graph(
     base: Application,
     refiner: Application | None,
     scale: Scale,
+    drain: float,
 ) -> Application:
-    """The ingress over its ledger and its stages, which may be the same one."""
+    """The ingress over its ledger and its stages, which may be the same one.
+
+    The ledger is on the head node, with its file: whatever node it were restarted on would have
+    another one.
+    """
     ledger = cast(Deployment, serve.deployment(Ledger)).options(
         name="Ledger",
         num_replicas=1,
         max_ongoing_requests=_CALLERS,
         health_check_period_s=1,
         graceful_shutdown_timeout_s=1,
-        ray_actor_options={"num_cpus": 0, "num_gpus": 0},
+        ray_actor_options={"num_cpus": 0, "num_gpus": 0, "resources": _HEAD},
     )
     return (
         cast(Deployment, serve.deployment(serve.ingress()(Ingress)))
         .options(
             name="Ingress",
             max_ongoing_requests=_CALLERS,
-            graceful_shutdown_timeout_s=_GOODBYE,
+            graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
             **_replicas(scale, _CALLERS),
         )
@@ -248,14 +267,12 @@ def _replicas(scale: Scale, target: int) -> dict[str, Any]:
     }
 
 
-def _threads(scales: Sequence[Scale]) -> int:
+def _threads(scales: Sequence[Scale], cpus: int) -> int:
     """CPU threads of each stage replica: a fair share of the smallest machine, as a power of two.
 
     The number decides bits, so it depends on the machines and on how many replicas the args may
     come to. A power of two, because kernels split uneven shares unevenly, and then a row's slot
     shows in its last bits.
     """
-    machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    least = min([os.cpu_count() or 1, *(int(cpus) for cpus in machines if cpus)])
-    share = max(1, least // sum(scale.most for scale in scales))
+    share = max(1, cpus // sum(scale.most for scale in scales))
     return 1 << (share.bit_length() - 1)

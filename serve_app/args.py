@@ -15,15 +15,20 @@ class Scale(BaseModel):
 
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(0, ge=0, description="0: as many as min_replicas")
-    num_cpus: float = Field(0.1, ge=0)
+    num_cpus: float = Field(0.1, ge=0, allow_inf_nan=False)
     num_gpus: float | None = Field(
-        None, ge=0, description="None: 1 on CUDA, or a share where GPUs are few"
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="None: 1 on CUDA, or a share where GPUs are few",
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> "Scale":
         if self.max_replicas and self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must not be below min_replicas")
+        if self.num_gpus and self.num_gpus > 1 and self.num_gpus % 1:
+            raise ValueError("num_gpus must be whole above 1: a replica can't have parts of two")
         return self
 
     @property
@@ -42,13 +47,16 @@ class Scale(BaseModel):
 class AppArgs(BaseModel):
     """The `args:` of the application in a serve config."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
     ingress: Scale = Scale()
     base: Scale = Scale()
     refiner: Scale = Scale()
     both: Scale | None = Field(
         None, description="One deployment for both stages, instead of base and refiner"
+    )
+    drain_seconds: float = Field(
+        60, gt=0, le=86400, description="How long a replica that retires may finish its images"
     )
     settings: dict[str, str] = Field(
         default_factory=dict, description="Settings of this situation; the environment wins"
@@ -71,7 +79,7 @@ class AppArgs(BaseModel):
         """
         silent = self.base == self.refiner == Scale()
         if self.both is None and silent and refiner and device == "cuda" and gpus == 1:
-            return AppArgs(ingress=self.ingress, both=Scale(), settings=self.settings)
+            return self.model_copy(update={"both": Scale()})
         return self
 
     def scales(self, *, refiner: bool) -> tuple[Scale, ...]:

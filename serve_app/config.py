@@ -1,39 +1,101 @@
-"""The serve config as far as this package reads it: its http options, our args, where to listen.
+"""The serve config: what it says, every slip in it, and where to listen.
 
 Knows no Ray, so that what is wrong with it can be told before Ray starts, and where Ray is broken.
 """
 
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from serve_app.args import AppArgs
 from serve_app.core.errors import SettingsError
+from serve_app.loader import Loader
+from serve_app.serve_file import ServedApplication, ServeFile
 from serve_app.settings import Settings
+from serve_app.slips import BUILDER, slips
 
 LOOPBACK = "127.0.0.1"
+_BY_UP = (
+    {"proxy_location", "http_options", "applications"},
+    {  # which `up` applies
+        "name",
+        "route_prefix",
+        "import_path",
+        "args",
+    },
+)
 
 
-def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], AppArgs]:
-    """The http options, the application entry and its args, from a serve config.
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """A serve config in which every key has a meaning."""
 
-    Raises `SettingsError` naming the file and the key.
+    path: Path
+    file: ServeFile
+    application: ServedApplication
+    args: AppArgs
+
+    @property
+    def http(self) -> dict[str, Any]:
+        """The http options that it names."""
+        return self.file.http_options.model_dump(exclude_unset=True)
+
+    def check_applied(self) -> None:
+        """Returns where `up` applies all of it. Raises `SettingsError`."""
+        of_file, of_application = _BY_UP
+        left_out = [
+            *sorted(self.file.model_fields_set - of_file),
+            *sorted(self.application.model_fields_set - of_application),
+        ]
+        if len(self.file.applications) > 1:
+            left_out.append("more than one application")
+        if left_out:
+            raise SettingsError(
+                f"{self.path}: up does not apply {', '.join(left_out)}: remove that, or start with "
+                f"serve run {self.path}"
+            )
+
+
+def read_config(path: Path) -> ServeConfig:
+    """The config of this service in a serve config, or in the manifest of a RayService.
+
+    Raises `SettingsError` naming the file and its first slip.
     """
+    config = _load(path)
+    found = list(slips(config))
+    if found:
+        more = f" ({len(found) - 1} more: python -m serve_app check-config {path})"
+        raise SettingsError(f"{path}: {found[0]}{more if len(found) > 1 else ''}")
+    file = ServeFile.model_validate(config)
+    application = next(one for one in file.applications if one.import_path == BUILDER)
+    return ServeConfig(path, file, application, AppArgs.model_validate(application.args))
+
+
+def slips_in(path: Path) -> tuple[str, ...]:
+    """All that is wrong with a config, each in a sentence that names the key; nothing where
+    `read_config` would take it. Raises `SettingsError` where it is none at all."""
+    return tuple(slips(_load(path)))
+
+
+def _load(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        application = config["applications"][0]
-        args = AppArgs.model_validate(application.get("args") or {})
-    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
-        raise SettingsError(f"{path} is no serve config: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(("args", *map(str, first["loc"])))
-        said = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{path}: {where}: {said}") from None
-    return dict(config.get("http_options") or {}), application, args
+        found = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader))
+        manifests = [one for one in found if _is_manifest(one)]
+        if manifests:
+            found = list(yaml.load_all(str(manifests[0]["spec"]["serveConfigV2"]), Loader))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        told = " ".join(str(error).split())
+        raise SettingsError(f"{path} is no serve config: {told}") from None
+    if len(found) != 1 or not isinstance(found[0], dict):
+        raise SettingsError(f"{path} is no serve config: it must hold keys, as applications")
+    return found[0]
+
+
+def _is_manifest(document: Any) -> bool:
+    return isinstance(document, dict) and document.get("kind") == "RayService"
 
 
 def port_of(settings: Settings, http: dict[str, Any]) -> int:

@@ -4,13 +4,14 @@ Knows no checkpoints and no torch: what a path holds is looked at in `choices`.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from serve_app.core.errors import SettingsError
 from serve_app.core.spec import GUIDANCE, LORA_WEIGHT, STEPS, Sampler
+from serve_app.loader import Loader
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -48,24 +49,6 @@ class Registry(BaseModel):
     loras: dict[Name, LoraEntry] = {}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once: PyYAML takes the last of two without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML does, but raises `YAMLError` for a key that stood above already."""
-        if isinstance(node, yaml.MappingNode):  # what else is tagged as a map, PyYAML refuses
-            lines: dict[str, int] = {}
-            for key in (one for one, _ in node.value if isinstance(one, yaml.ScalarNode)):
-                line = key.start_mark.line + 1
-                if key.value in lines:
-                    above = lines[key.value]
-                    raise yaml.YAMLError(
-                        f"{key.value} in line {line} stands in line {above} already"
-                    )
-                lines[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
 def read_registry(file: Path | None) -> Registry:
     """The entries by name, in the file's order, paths taken from where the file lies; none without
     a file. Raises `SettingsError` with one line that names the file and the key.
@@ -73,7 +56,7 @@ def read_registry(file: Path | None) -> Registry:
     if file is None:
         return Registry()
     try:
-        read = Registry.model_validate(yaml.load(file.read_text(encoding="utf-8"), _Loader))
+        read = Registry.model_validate(yaml.load(file.read_text(encoding="utf-8"), Loader))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
         raise SettingsError(f"MODELS_FILE={file} can't be read: {told}") from None

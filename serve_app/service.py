@@ -7,6 +7,7 @@ session of its own, or Ctrl-C would kill Ray before the drain.
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,11 +24,11 @@ from rich.table import Table
 from serve_app import __version__
 from serve_app.app import build
 from serve_app.choices import find_checkpoints
-from serve_app.config import check_port, host_of, port_of, read_config
-from serve_app.core.errors import OperatorError
+from serve_app.config import LOOPBACK, check_port, host_of, port_of, read_config
+from serve_app.core.errors import OperatorError, SettingsError
 from serve_app.settings import Settings
 
-_DRAIN = 600.0  # seconds that images under way may take
+_DRAIN = 600.0  # seconds that images under way may take, unless the args allow more
 
 console = Console(stderr=True, highlight=False)
 
@@ -35,16 +36,18 @@ console = Console(stderr=True, highlight=False)
 def up(config: Path) -> int:
     """The service has run and ended; the exit status. What is wrong is said before Ray starts."""
     try:
-        http, _, args = read_config(config)
-        settings = Settings.read(args.settings)
+        read = read_config(config)
+        read.check_applied()
+        settings = Settings.read(read.args.settings)
         find_checkpoints(settings)
         settings.words()
-        port = port_of(settings, http)
-        check_port(host_of(settings, http), port)
+        port = port_of(settings, read.http)
+        check_port(host_of(settings, read.http), port)
+        _check_metrics_port(settings.metrics_port, port)
     except OperatorError as error:
         console.print(f"[bold red]error[/] {error}", soft_wrap=True)
         return 2
-    environment = dict(os.environ)
+    environment = {**_metrics_environment(settings.metrics_port), **os.environ}
     if settings.model_device.startswith("cuda:"):
         environment["CUDA_VISIBLE_DEVICES"] = settings.model_device.removeprefix("cuda:")
         environment["MODEL_DEVICE"] = "cuda"
@@ -77,17 +80,22 @@ def hold(config: Path) -> int:
         (forced if told.is_set() else told).set()
 
     threading.Thread(target=_tell_when_orphaned, daemon=True).start()
-    http, application, args = read_config(config)
+    read = read_config(config)
+    http, application, args = read.http, read.application, read.args
     settings = Settings.read(args.settings)
     options = dict(http, port=port_of(settings, http), host=host_of(settings, http))
-    ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    ray.init(
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        _metrics_export_port=settings.metrics_port,
+    )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, tell)  # after Ray, which installs a handler of its own
-    name = application.get("name", "default")
+    name = application.name
     try:
-        serve.start(proxy_location="HeadOnly", http_options=options)
+        serve.start(proxy_location=read.file.proxy_location, http_options=options)
         with console.status("loading the models"):
-            serve.run(build(args), name=name, route_prefix=application.get("route_prefix", "/"))
+            serve.run(build(args), name=name, route_prefix=application.route_prefix)
         ready.set()
         _greet(settings, options, asked_host=http.get("host"))
         told.wait()
@@ -100,10 +108,41 @@ def hold(config: Path) -> int:
     application_now = serve.status().applications.get(name)
     if application_now is not None and application_now.status == ApplicationStatus.RUNNING:
         console.print("draining: images under way are finished, nothing new is taken")
-        _drain(name, forced)
+        _drain(name, forced, max(_DRAIN, args.drain_seconds))
     _stop()
     console.print("stopped")
     return 0
+
+
+def _check_metrics_port(metrics: int | None, service: int) -> None:
+    """Returns when METRICS_PORT is free, and not the service's own. Raises `SettingsError`."""
+    if metrics is None:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, metrics))
+            problem = "it is the service's own" if metrics == service else None
+        except OSError as error:
+            problem = error.strerror
+    if problem:
+        raise SettingsError(
+            f"METRICS_PORT={metrics} can't be used ({problem}). Choose another: "
+            f"METRICS_PORT={max(metrics, service) + 1} python -m serve_app up",
+            "METRICS_PORT",
+        )
+
+
+def _metrics_environment(port: int | None) -> dict[str, str]:
+    """What keeps Ray's metrics to this machine, where `up` starts a Ray of its own.
+
+    Ray's agent listens on every interface, unless its node goes by a loopback address: that is what
+    a Ray does that is told not to be a cluster, by a name from the systems where none can be.
+    Without a port it would choose one.
+    """
+    if port is None:
+        return {"RAY_enable_metrics_collection": "0"}
+    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def _tell_when_orphaned() -> None:
@@ -111,14 +150,14 @@ def _tell_when_orphaned() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _drain(name: str, forced: threading.Event) -> None:
+def _drain(name: str, forced: threading.Event, seconds: float) -> None:
     """Every ingress replica has finished what it accepted, or was given up."""
     calls = serve.get_app_handle(name).broadcast("drain")
     done = threading.Event()
 
     def wait() -> None:
         try:
-            calls.results(timeout_s=_DRAIN)
+            calls.results(timeout_s=seconds)
         except Exception as error:  # an ingress that is gone has nothing left to finish
             console.print(f"draining was cut short: {_one_line(error)}")
         finally:
@@ -160,6 +199,8 @@ def _greet(settings: Settings, options: dict[str, Any], asked_host: str | None) 
         table.add_row("", "[yellow]for real pictures: python -m serve_app download[/]")
     table.add_row("terms", f"{address}/licenses")
     table.add_row("try", f"curl {address}/health")
+    if settings.metrics_port:
+        table.add_row("metrics", f"curl http://localhost:{settings.metrics_port}/metrics")
     table.add_row("stop", "Ctrl-C, which first finishes what was accepted")
     console.print(table)
 

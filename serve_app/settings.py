@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from serve_app.core.allowance import Allowance
@@ -93,6 +93,7 @@ class Settings(BaseSettings):
     snapshot_every: int = Field(5, ge=1, le=150)
     image_count: int = Field(2, ge=1, le=8)
     backend_port: int = Field(4000, ge=1, le=65535)
+    metrics_port: int | None = Field(None, ge=1, le=65535)
     image_service_base_url: Annotated[str, AfterValidator(_address)] | None = None
     allowed_origins: Annotated[Listed, AfterValidator(_origins)] = ()
     vite_port: int = Field(5173, ge=1, le=65535)
@@ -128,18 +129,16 @@ class Settings(BaseSettings):
         """
         files = [folder / name for name in ENV_FILES]
         defaults = dict(defaults or {})
-        named = set(os.environ) | set(defaults)
+        check_given(defaults)
+        named = set(os.environ)
         for file in files:
             named |= set(dotenv_values(file)) if file.is_file() else set()
         _refuse_near_misses(named)
-        lowered = {name.lower(): value for name, value in defaults.items()}
+        lowered = {name.lower(): value for name, value in defaults.items() if value}
         try:
             return cls(_env_file=files, **lowered)  # type: ignore[arg-type]  # from text
         except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0]).upper()
-            said = first["msg"].removeprefix("Value error, ")
-            raise SettingsError(f"{name}={first['input']}: {said}", name) from None
+            raise _illegal(str(error.errors()[0]["loc"][0]).upper(), error) from None
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -197,6 +196,33 @@ class Settings(BaseSettings):
         """The file of the ledger."""
         home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         return self.ledger_file or home / "aura-serve" / f"ledger-{self.backend_port}.sqlite"
+
+
+def check_given(given: Mapping[str, str]) -> None:
+    """Returns where each is a setting with a legal value, as those of a config must be: nobody else
+    reads them there.
+
+    Raises `SettingsError` with what it may be.
+    """
+    ours = {field.upper(): about for field, about in Settings.model_fields.items()}
+    for name, value in given.items():
+        about = ours.get(name.upper())
+        if about is None:
+            near = difflib.get_close_matches(name.upper(), ours, n=1)
+            told = f"; did you mean {near[0]}?" if near else ": see .env.example"
+            raise SettingsError(f"{name} is no setting of this service{told}", name, *near)
+        kind: Any = Annotated[about.annotation, name, *about.metadata]  # metadata may be none
+        try:
+            if value:
+                TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            raise _illegal(name, error) from None
+
+
+def _illegal(name: str, error: ValidationError) -> SettingsError:
+    first = error.errors()[0]
+    said = first["msg"].removeprefix("Value error, ")
+    return SettingsError(f"{name}={first['input']}: {said}", name)
 
 
 def _refuse_near_misses(named: set[str]) -> None:

@@ -46,6 +46,7 @@ from serve_app.runtime.pixels import encode_png
 _SIDE = 1024
 _WARM = 10
 _ASKED = "/generate"
+_DRAIN = 1.0  # seconds a replica may finish in
 _FLOOR = "Ray alone"  # the same hops and bytes, and nothing of ours
 _PAUSE = 0.15  # seconds between requests: what the ledger hears of the last one is over
 _PARTS = ("validate", "make", "write", "HTTP")
@@ -143,12 +144,12 @@ def _graph(png: bytes, ledger: Path) -> Any:
     )
     base, refiner = _stages(png)
     config = IngressConfig(facts=facts, policy=Policy(), words=(), allowance=None)
-    return bind_graph(config, ledger, base, refiner, scale)
+    return bind_graph(config, ledger, base, refiner, scale, _DRAIN)
 
 
 def _stages(png: bytes) -> list[Any]:
     return [
-        deploy_stage(InstantStage, name, Scale(), images=4, gpus=0).bind(png)
+        deploy_stage(InstantStage, name, Scale(), images=4, gpus=0, drain=_DRAIN).bind(png)
         for name in ("BaseGenerator", "Refiner")
     ]
 

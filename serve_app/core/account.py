@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.core.cost import Meter, Prices, shares, turn_of
+from serve_app.core.cost import PriceBook, Prices, shares, turn_of
 from serve_app.core.scheduler import BatchSize, Plan
 
 
@@ -28,16 +28,16 @@ class Account:
         self.wasted = 0.0  # by images that were cancelled, or that failed
         self._spent: dict[str, Spent] = {}  # by those that are here
         self._came: dict[str, Prices] = {}  # what prices were then
-        self._meter = Meter()
+        self._book = PriceBook()
 
     @property
     def prices(self) -> Prices:
         """What each kind of turn takes: a value, replaced whole."""
-        return self._meter.prices
+        return self._book.prices
 
     def hold(self, sizes: Mapping[str, BatchSize]) -> None:
         """So many samples of these models step together."""
-        self._meter.hold(sizes)
+        self._book.hold(sizes)
 
     def charge(self, plan: Plan[Any], seconds: float, *, whole: bool) -> None:
         """The samples of a plan have spent these seconds. A turn that was not made `whole` tells
@@ -53,7 +53,7 @@ class Account:
                 before.seconds + share * seconds, before.foretold + share * then.seconds(kind)
             )
         if whole:
-            self._meter.saw(kind, seconds)
+            self._book.saw(kind, seconds)
 
     def leave(self, id: str, *, wasted: bool) -> Spent:
         """The image is gone, and this was its time; `wasted` when nobody has anything of it."""

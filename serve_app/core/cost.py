@@ -135,7 +135,7 @@ class Prices:
         return _along(points, turn.tflop) if points else turn.tflop / _TFLOPS
 
 
-class Meter:
+class PriceBook:
     """Learns prices from the turns of one device. Whoever measures them is the only writer."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.core.cost import Prices, Turn, shares, turn_of
-from serve_app.core.policy import Candidate, choose_batch
+from serve_app.core.policy import choose_batch
 from serve_app.core.sample import Leg, Sample, handed_over
 from serve_app.core.scheduler import BatchSize, Owed, Work
 
@@ -97,14 +97,8 @@ def _stretches(
     while urgent:
         # those behind so many would find no row free
         first = {one.sample.id: one for one in urgent[: size.rows]}
-        ids = choose_batch(
-            (
-                Candidate(id, one.sample.shape, one.sample.spec.rows, one.due)
-                for id, one in first.items()
-            ),
-            images=size.images,
-            rows=size.rows,
-        )
+        ranked = ((id, one.sample.spec.rows) for id, one in first.items())
+        ids = choose_batch(ranked, images=size.images, rows=size.rows)
         times = min(left[id] for id in ids)
         yield times, [first[id] for id in ids]
         for id in ids:

@@ -4,36 +4,25 @@ both call.
 Knows no samples, replicas or clocks, only the few numbers each decision needs.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A sample that could step now.
+def choose_batch(ranked: Iterable[tuple[str, int]], *, images: int, rows: int) -> tuple[str, ...]:
+    """The ids that step together, of those of the most urgent one's shape, with their UNet rows:
+    at most `images`, with at most `rows` rows in all, the most urgent first, as they come in.
 
-    `due` is the turn at which it would have ended had it run alone from its arrival: the shorter
-    job of two that arrive together goes first, and whoever waits is overtaken less and less, since
-    the due turns of newcomers keep growing. So nobody starves.
+    Urgent is who is due: the turn at which a sample would have ended had it run alone from its
+    arrival. So the shorter job of two that arrive together goes first, and whoever waits is
+    overtaken less and less, since the due turns of newcomers keep growing: nobody starves.
     """
-
-    id: str
-    shape: tuple[Hashable, ...]  # Sample.shape
-    rows: int
-    due: int
-
-
-def choose_batch(candidates: Iterable[Candidate], *, images: int, rows: int) -> tuple[str, ...]:
-    """The ids that step together: the most urgent one, and the most urgent of its shape beside it.
-
-    At most `images` of them, with at most `rows` UNet rows in all; in order of urgency.
-    """
-    ranked = sorted(candidates, key=lambda c: c.due)
     chosen: list[str] = []
-    for candidate in ranked:
-        if len(chosen) < images and candidate.shape == ranked[0].shape and candidate.rows <= rows:
-            chosen.append(candidate.id)
-            rows -= candidate.rows
+    for id, needed in ranked:
+        if needed <= rows:
+            chosen.append(id)
+            rows -= needed
+        if len(chosen) == images or not rows:
+            break
     return tuple(chosen)
 
 

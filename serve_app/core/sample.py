@@ -12,6 +12,7 @@ from serve_app.core.schedule import Schedule
 from serve_app.core.spec import ImageSpec, Lora, Stage
 
 M = TypeVar("M")
+Shape = tuple[int | str | Lora, ...]
 L = TypeVar("L")  # latents: torch on a device, numpy on the wire, floats in a proof
 
 
@@ -52,7 +53,7 @@ class Sample(Generic[L]):
         return tuple(sorted(lora for lora in self.spec.loras if lora.weight))
 
     @property
-    def shape(self) -> tuple[int | str | Lora, ...]:
+    def shape(self) -> Shape:
         """What is alike in samples that step together, and the only thing that must be: latent
         height and width, chunks, the model, and what it wears."""
         return *self.spec.latent_shape, self.chunks, self.model, *self.loras

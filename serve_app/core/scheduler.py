@@ -5,13 +5,15 @@ Knows no tensors, threads or clock. Three verbs a turn: `plan` says what to do, 
 the one thread that owns it, so a plan is never half true.
 """
 
+from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic
 
-from serve_app.core.policy import Candidate, choose_batch
-from serve_app.core.sample import L, Leg, Sample
+from serve_app.core.policy import choose_batch
+from serve_app.core.sample import L, Leg, Sample, Shape
 from serve_app.core.seats import Seats
 
 
@@ -66,7 +68,7 @@ class Owed(Generic[L]):
     sample: Sample[L]
     leg: Leg
     work: Work
-    due: int  # see Candidate
+    due: int  # see `policy.choose_batch`
 
     @property
     def steps(self) -> int:
@@ -78,8 +80,14 @@ class Owed(Generic[L]):
 class _Entry(Generic[L]):
     sample: Sample[L]
     leg: Leg
-    work: Work
-    due: int  # see Candidate
+    due: int  # see `policy.choose_batch`
+    number: int  # of arrival
+    work: Work = Work.LOAD
+
+    @property
+    def rank(self) -> tuple[int, int, str]:
+        """The lower, the more urgent."""
+        return self.due, self.number, self.sample.id
 
 
 class StepScheduler(Generic[L]):
@@ -91,6 +99,10 @@ class StepScheduler(Generic[L]):
 
     def __init__(self, here: Mapping[str, BatchSize], *, room: int = 1, lora_room: int = 1) -> None:
         self._entries: dict[str, _Entry[L]] = {}  # in order of arrival
+        self._queues: dict[Work, dict[str, _Entry[L]]] = {work: {} for work in Work}
+        self._ranked: dict[Shape, list[tuple[int, int, str]]] = {}  # those that step
+        self._served = Counter[str]()  # by model: all that wait for it no more
+        self._arrived = 0
         self._sizes = dict(here)
         self._models = Seats(here, room)
         self._lora_room = lora_room
@@ -106,15 +118,11 @@ class StepScheduler(Generic[L]):
         return id in self._entries
 
     def __repr__(self) -> str:
-        counts = {work: 0 for work in Work}
-        for entry in self._entries.values():
-            counts[entry.work] += 1
-        shapes = len({e.sample.shape for e in self._entries.values()})
-        early = (Work.LOAD, Work.ATTACH, Work.CONDITION, Work.ENCODE)
-        waiting = sum(counts[work] for work in early)
+        counts = {work: len(queue) for work, queue in self._queues.items()}
+        waiting = sum(counts.values()) - counts[Work.STEP] - counts[Work.DECODE]
         return (
-            f"<StepScheduler {waiting} waiting | {counts[Work.STEP]} stepping | "
-            f"{counts[Work.DECODE]} decoding | {shapes} shapes>"
+            f"<StepScheduler {waiting} waiting | {counts[Work.STEP]} stepping in "
+            f"{len(self._ranked)} shapes | {counts[Work.DECODE]} decoding>"
         )
 
     def add(self, sample: Sample[L], leg: Leg) -> None:
@@ -124,15 +132,22 @@ class StepScheduler(Generic[L]):
         if sample.index >= leg.stop and not leg.last:
             raise ValueError(f"sample {sample.id} has no step to take before {leg.stop}")
         due = self._turn + max(0, leg.stop - sample.index)
-        self._entries[sample.id] = _Entry(sample, leg, Work.LOAD, due)
+        self._entries[sample.id] = entry = _Entry(sample, leg, due, self._arrived)
+        self._queues[Work.LOAD][sample.id] = entry
+        self._arrived += 1
 
     def cancel(self, id: str) -> bool:
         """The sample is gone from every queue; whether it was there."""
-        return self._entries.pop(id, None) is not None
+        if id not in self._entries:
+            return False
+        self.evict(id)
+        return True
 
     def evict(self, id: str) -> Sample[L]:
         """The sample is gone from here and handed back as it stands. Raises `KeyError`."""
-        return self._entries.pop(id).sample
+        entry = self._entries.pop(id)
+        self._leave(entry)
+        return entry.sample
 
     def hold(
         self, here: Mapping[str, BatchSize], loras: Mapping[str, Collection[str]] | None = None
@@ -163,90 +178,113 @@ class StepScheduler(Generic[L]):
         So do finished pictures and loads, which hold up whoever waits for a picture.
         """
         to_load = self._to_load()
-        queues: dict[Work, list[_Entry[L]]] = {work: [] for work in Work}
-        for entry in self._entries.values():
-            queues[entry.work].append(entry)
-        if queues[Work.CONDITION]:
-            return Plan(Work.CONDITION, (queues[Work.CONDITION][0].sample,))
-        stepping, pixels = queues[Work.STEP], queues[Work.DECODE] or queues[Work.ENCODE]
+        for entry in self._queues[Work.CONDITION].values():
+            return Plan(Work.CONDITION, (entry.sample,))
+        decoding = self._queues[Work.DECODE]
+        pixels = next(iter((decoding or self._queues[Work.ENCODE]).values()), None)
         aside = to_load or pixels
-        if stepping and not (aside and self._stepped_last):
-            return self._plan_step(stepping)
-        if not aside:
-            return None
+        if self._ranked and not (aside and self._stepped_last):
+            return self._plan_step()
         self._stepped_last = False
-        if to_load is not None and (self._decoded_last or not queues[Work.DECODE]):
+        if to_load is not None and (self._decoded_last or not decoding):
             self._decoded_last = False
             return to_load
-        self._decoded_last = pixels[0].work is Work.DECODE
-        return Plan(pixels[0].work, (pixels[0].sample,))
+        if pixels is None:
+            return None
+        self._decoded_last = pixels.work is Work.DECODE
+        return Plan(pixels.work, (pixels.sample,))
 
     def settle(self, plan: Plan[L], results: Sequence[Sample[L]]) -> tuple[Sample[L], ...]:
         """Takes what became of a plan's samples; returns those whose leg is done and now left."""
         done = []
         for sample in results:
             entry = self._entries[sample.id]
-            entry.sample = sample
             following: Work | None
             if plan.work in (Work.LOAD, Work.ATTACH):  # who has all begins, before it may go again
                 seats = self._models if plan.work is Work.LOAD else self._loras[sample.model]
-                ready = seats.hold_all(_needs(plan.work, entry))
+                ready = seats.hold_all(_needs(plan.work, sample))
                 following = _after(plan.work, sample, entry.leg) if ready else plan.work
             else:
                 following = _next_work(plan.work, sample, entry.leg)
             if following is None:
-                done.append(self._entries.pop(sample.id).sample)
+                self.evict(sample.id)
+                done.append(sample)
+            elif following is entry.work:
+                entry.sample = sample
             else:
-                entry.work = following
+                self._move(entry, sample, following)
         return tuple(done)
+
+    def _move(self, entry: _Entry[L], sample: Sample[L], work: Work) -> None:
+        """The entry, as it is now, waits for another kind of turn."""
+        self._leave(entry)
+        entry.sample, entry.work = sample, work
+        self._queues[work][sample.id] = entry
+        self._served[sample.model] += 1
+        if work is Work.STEP:
+            insort(self._ranked.setdefault(sample.shape, []), entry.rank)
+
+    def _leave(self, entry: _Entry[L]) -> None:
+        """The entry waits for nothing; what was counted of it is put right."""
+        sample = entry.sample
+        del self._queues[entry.work][sample.id]
+        if entry.work is not Work.LOAD:
+            self._served[sample.model] -= 1
+        if entry.work is Work.STEP:
+            ranks = self._ranked[sample.shape]
+            del ranks[bisect_left(ranks, entry.rank)]
+            if not ranks:
+                del self._ranked[sample.shape]
 
     def _to_load(self) -> Plan[L] | None:
         """Whoever's model and LoRAs are in memory, and need not leave it, waits no more; of the
         others, the turn that the first one needs."""
-        entries = list(self._entries.values())
-        plans = [self._bring(Work.LOAD, self._models, entries)]
-        for model in {e.sample.model for e in entries if e.work is Work.ATTACH}:
-            of_it = [e for e in entries if e.sample.model == model and e.work is not Work.LOAD]
-            plans.append(self._bring(Work.ATTACH, self._loras[model], of_it))
-        order = {id: number for number, id in enumerate(self._entries)}
-        wanted = [plan for plan in plans if plan is not None]
-        return min(wanted, key=lambda plan: order[plan.samples[0].id], default=None)
+        wanted = []
+        if self._queues[Work.LOAD]:
+            busy = {model for model, entries in self._served.items() if entries}
+            wanted.append(self._bring(Work.LOAD, self._models, self._queues[Work.LOAD], busy))
+        if attaching := self._queues[Work.ATTACH]:
+            for model in {e.sample.model for e in attaching.values()}:
+                waiting = {id: e for id, e in attaching.items() if e.sample.model == model}
+                wanted.append(
+                    self._bring(Work.ATTACH, self._loras[model], waiting, self._worn(model))
+                )
+        plans = [plan for plan in wanted if plan is not None]
+        return min(plans, key=lambda p: self._entries[p.samples[0].id].number, default=None)
 
-    def _bring(self, work: Work, seats: Seats, entries: list[_Entry[L]]) -> Plan[L] | None:
-        """LOAD or ATTACH, among the entries that it is for."""
-        waiting = [e for e in entries if e.work is work]
-        seating = seats.seated(
-            [(e.sample.id, _needs(work, e)) for e in waiting],
-            {name for e in entries if e.work is not work for name in _needs(work, e)},
-        )
-        for id in seating.begin:
-            entry = self._entries[id]
-            entry.work = _after(work, entry.sample, entry.leg)
+    def _bring(
+        self, work: Work, seats: Seats, waiting: Mapping[str, _Entry[L]], busy: Collection[str]
+    ) -> Plan[L] | None:
+        """LOAD or ATTACH, among those that wait for it."""
+        seating = seats.seated([(id, _needs(work, e.sample)) for id, e in waiting.items()], busy)
+        for entry in [waiting[id] for id in seating.begin]:
+            self._move(entry, entry.sample, _after(work, entry.sample, entry.leg))
         if seating.load is None:
             return None
-        samples = tuple(e.sample for e in waiting if seating.load in _needs(work, e))
-        return Plan(work, samples, load=seating.load, drop=seating.drop)
+        samples = [e.sample for e in waiting.values() if seating.load in _needs(work, e.sample)]
+        return Plan(work, tuple(samples), load=seating.load, drop=seating.drop)
 
-    def _plan_step(self, stepping: list[_Entry[L]]) -> Plan[L]:
-        urgent = min(stepping, key=lambda e: e.due)  # whom `choose_batch` begins with
-        size = self._sizes[urgent.sample.model]
-        ids = choose_batch(
-            (Candidate(e.sample.id, e.sample.shape, e.sample.spec.rows, e.due) for e in stepping),
-            images=size.images,
-            rows=size.rows,
-        )
+    def _worn(self, model: str) -> set[str]:
+        """The LoRAs that samples of a model wear, or will at their next turn."""
+        queues = (self._queues[work] for work in (Work.CONDITION, Work.ENCODE, Work.STEP))
+        entries = (entry for queue in queues for entry in queue.values())
+        return {lora.name for e in entries if e.sample.model == model for lora in e.sample.loras}
+
+    def _plan_step(self) -> Plan[L]:
+        ranks = min(self._ranked.values())  # those of the most urgent one's shape
+        first = self._entries[ranks[0][-1]].sample
+        size = self._sizes[first.model]
+        in_order = ((id, self._entries[id].sample.spec.rows) for *_, id in ranks)
+        ids = choose_batch(in_order, images=size.images, rows=size.rows)
         samples = tuple(self._entries[id].sample for id in ids)
         self._turn += 1
         self._stepped_last = True
         return Plan(Work.STEP, samples, size.lanes or sum(s.spec.rows for s in samples))
 
 
-def _needs(work: Work, entry: _Entry[L]) -> tuple[str, ...]:
-    """What must be in memory for an entry: its model (LOAD), or its LoRAs (ATTACH), which the VAE
-    knows nothing of."""
-    if work is Work.LOAD:
-        return (entry.sample.model,)
-    return () if entry.work is Work.DECODE else tuple(lora.name for lora in entry.sample.loras)
+def _needs(work: Work, sample: Sample[L]) -> tuple[str, ...]:
+    """What must be in memory for a sample: its model (LOAD), or its LoRAs (ATTACH)."""
+    return (sample.model,) if work is Work.LOAD else tuple(lora.name for lora in sample.loras)
 
 
 def _after(work: Work, sample: Sample[L], leg: Leg) -> Work:

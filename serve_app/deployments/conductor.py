@@ -24,9 +24,11 @@ from serve_app.core.errors import (
 from serve_app.core.events import Made, ReplicaFacts, Snapshot
 from serve_app.core.facts import Condition, Health, ModelFacts
 from serve_app.core.forecast import forecast, owed_by
+from serve_app.core.metrics import RESUMES, STAGE_SECONDS, Meter, Resumed, Tally
 from serve_app.core.sample import Leg, Sample, begin, handed_over, itinerary
 from serve_app.core.schedule import make_schedule
 from serve_app.core.spec import ImageSpec, Stage
+from serve_app.deployments.outcomes import counted
 
 logger = logging.getLogger("aura.conductor")
 
@@ -53,12 +55,17 @@ class Conductor:
     """
 
     def __init__(
-        self, base: StageClient, refiner: StageClient | None, models: Sequence[ModelFacts]
+        self,
+        base: StageClient,
+        refiner: StageClient | None,
+        models: Sequence[ModelFacts],
+        meter: Meter | None = None,
     ) -> None:
         self._stages = {Stage.BASE: base} | ({Stage.REFINER: refiner} if refiner else {})
         self._models = {"": models[0]} | {model.name: model for model in models}
         self._prices = {stage: Prices() for stage in Stage}
         self._flying: dict[str, tuple[Sample[Any], tuple[Leg, ...]]] = {}
+        self._meter = meter or Tally()
         self._draining = False
         self._landed = asyncio.Event()
 
@@ -71,6 +78,12 @@ class Conductor:
         the last snapshot. Cancelling the call cancels the image. Raises the named errors of
         `core.errors`.
         """
+        with counted(self._meter):
+            return await self._make(id, spec, source, timeout)
+
+    async def _make(
+        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
+    ) -> Made:
         if self._draining:
             raise Draining("the service is shutting down and takes nothing new")
         model = self._models.get(spec.model)
@@ -173,12 +186,17 @@ class Conductor:
         )
 
     async def _journey(self, first: Sample[Any], legs: tuple[Leg, ...]) -> Made:
-        for _ in range(_LOSSES):
+        clock = asyncio.get_running_loop().time
+        for before in range(_LOSSES):
+            if before:
+                self._meter.record(RESUMES, reason=Resumed.PROFILE)
             sample, png = first, None
             profiles = []
             try:
                 for leg in legs:
+                    began = clock()
                     sample, png = await self._walk(handed_over(sample, leg.stage), leg, legs)
+                    self._meter.record(STAGE_SECONDS, clock() - began, stage=leg.stage)
                     profiles.append((leg.stage, sample.profile or ""))
             except ProfileChanged as change:
                 logger.warning("%s starts again: %s", first.id, change)
@@ -210,6 +228,7 @@ class Conductor:
                 losses += 1
                 if losses >= _LOSSES:
                     raise
+                self._meter.record(RESUMES, reason=Resumed.LOST)
                 logger.warning(
                     "%s: %s; continuing at step %d of %d",
                     sample.id,

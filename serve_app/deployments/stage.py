@@ -8,7 +8,7 @@ the ingress import this module too, and never need it.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
 from serve_app.core.fitting import shortfalls
 from serve_app.core.forecast import forecast
+from serve_app.core.metrics import Meter, Tally
 from serve_app.core.sample import Leg, Sample
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from serve_app.runtime.shelf import Shelf
 
 _PNG_THREADS = 2
+_TOLD_EVERY = 1.0  # seconds between two accounts to the meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def load_shelf(config: StageConfig) -> "Shelf":
 class StageReplica:
     """One replica of a stage: takes samples, gives back snapshots and, at the end, the sample."""
 
-    def __init__(self, config: StageConfig) -> None:
+    def __init__(self, config: StageConfig, meter: Callable[[], Meter] = Tally) -> None:
+        from serve_app.deployments.step_log import StepLog
         from serve_app.runtime.engine import Engine
 
         shelf = load_shelf(config)
@@ -137,7 +140,9 @@ class StageReplica:
         refiner = str(Stage.REFINER) if len(config.stages) > 1 else ""  # alone it needs no name
         self._called = {one.key: one.key or refiner for one in config.models}
         self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
-        self._engine = Engine(shelf, snapshot_every=config.snapshot_every)
+        self._log = StepLog(meter())
+        self._telling: asyncio.Task[None] | None = None
+        self._engine = Engine(shelf, snapshot_every=config.snapshot_every, note=self._log.note)
         self._engine.start()
 
     async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
@@ -155,6 +160,9 @@ class StageReplica:
         def listen(event: "Event") -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell())
+        since = self._log.came(sample.id)
         self._engine.submit(sample, leg, listen)
         try:
             while True:
@@ -172,6 +180,7 @@ class StageReplica:
                 yield Snapshot(event.sample)
         finally:
             self._engine.cancel(sample.id, listen)
+            self._log.left(sample.id, since)
 
     async def facts(self) -> ReplicaFacts:
         """What this replica is and has done, as of its last turn."""
@@ -194,6 +203,13 @@ class StageReplica:
             models=tuple(self._called[key] for key in there),
             shortfall=shortfalls(self._images, fits),
         )
+
+    async def _tell(self) -> None:
+        """The meter hears of the engine once a second, until nothing is here any more."""
+        more = True
+        while more:
+            await asyncio.sleep(_TOLD_EVERY)
+            more = self._log.tell(await self.facts())
 
     def check_health(self) -> None:
         """Serve's health check: raises when the engine can't work, so that Serve replaces it."""

@@ -17,7 +17,7 @@ from serve_app.settings import ENV_FILES, Settings
 def read_serve_config(path: Path) -> tuple[dict[str, Any] | None, AppArgs, Finding]:
     """The http options and args of a config, or None and the defaults where it is none."""
     try:
-        http, _, args = read_config(path)
+        config = read_config(path)
     except SettingsError as error:
         said = " ".join(str(error).split())
         mend = editing(path)
@@ -25,7 +25,7 @@ def read_serve_config(path: Path) -> tuple[dict[str, Any] | None, AppArgs, Findi
             said = f"{path} is not there: run this where it is, or name another"
             mend = "python -m serve_app doctor --config PATH"
         return None, AppArgs(), fail("config", said, mend)
-    return http, args, fine("config", f"{path} is a serve config of this service")
+    return config.http, config.args, fine("config", f"{path} is a serve config of this service")
 
 
 def read_settings(args: AppArgs) -> tuple[Settings | None, Finding]:
@@ -55,10 +55,9 @@ def _mend(error: SettingsError) -> str:
         return f"{name.upper()}="
     if name in os.environ:
         return f'export {meant}="${name}"; unset {name}'
-    for file in map(Path, reversed(ENV_FILES)):
-        if file.is_file() and name in file.read_text(encoding="utf-8"):
-            return f"sed -i.bak 's/{name}=/{meant}=/' {file}"
-    return '"${EDITOR:-vi}" serve_config.yaml'  # the name stands under args: settings:
+    files = [file for file in map(Path, reversed(ENV_FILES)) if file.is_file()]
+    file = next(one for one in files if name in one.read_text(encoding="utf-8"))
+    return f"sed -i.bak 's/{name}=/{meant}=/' {file}"
 
 
 def _is_text(file: Path) -> bool:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from serve_app.core.errors import AuraError, Overloaded
 from serve_app.core.facts import ServiceFacts
+from serve_app.core.metrics import Meter, Tally
 from serve_app.ingress import openai
 from serve_app.ingress.body import BadJson
 from serve_app.ingress.errors import Refusal, answer, answer_error
@@ -41,10 +42,14 @@ def build_api(
     *,
     version: str,
     proxy_names: bool = False,
+    meter: Meter | None = None,
 ) -> ASGIApp:
-    """The service as an ASGI app. `proxy_names`: who is in front puts X-Request-Id on answers."""
+    """The service as an ASGI app. `proxy_names`: who is in front puts X-Request-Id on answers.
+
+    `meter` hears of refusals.
+    """
     api = routed(desk, conductor, facts, policy, version=version)
-    return surround(api, policy, proxy_names=proxy_names)
+    return surround(api, policy, proxy_names=proxy_names, meter=meter or Tally())
 
 
 def routed(
@@ -63,11 +68,11 @@ def routed(
     api.include_router(openai.routes(studio))
 
     def told(refusal: Refusal, request: Request) -> Response:
-        return answer(refusal, request.state.path, request.state.request_id)
+        return answer(refusal, request.scope["state"])
 
     def told_error(error: Exception, request: Request) -> Response:
         owed = conductor.owed_seconds()
-        return answer_error(error, request.state.path, request.state.request_id, owed)
+        return answer_error(error, request.scope["state"], owed)
 
     @api.exception_handler(AuraError)
     async def named(request: Request, error: AuraError) -> Response:

@@ -8,7 +8,7 @@ and its stack goes to the log alone.
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,16 +93,20 @@ def refusal_of(error: Exception, owed_seconds: float) -> Refusal:
     return Refusal(status, code, str(error), details, headers)
 
 
-def answer(refusal: Refusal, path: str, request_id: str) -> JSONResponse:
-    """The answer to a request of `path`, in the shape its clients expect."""
+def answer(refusal: Refusal, state: MutableMapping[str, Any]) -> JSONResponse:
+    """The answer to a request with this ASGI state, in the shape its path's clients expect.
+
+    The code is left in the state, as `refused`, for whoever counts.
+    """
+    state["refused"] = refusal.code
     told = [(shown(where), shown(what)) for where, what in refusal.details[:MOST_DETAILS]]
     body: dict[str, Any] = {
         "code": refusal.code,
         "message": shown(refusal.message),
         "details": [{"path": where, "message": what} for where, what in told],
-        "requestId": request_id,
+        "requestId": state["request_id"],
     }
-    if path.startswith(OPENAI):
+    if state["path"].startswith(OPENAI):
         general = "invalid_request_error" if refusal.status < 500 else "server_error"
         body = {
             "message": shown(refusal.message),
@@ -113,12 +117,14 @@ def answer(refusal: Refusal, path: str, request_id: str) -> JSONResponse:
     return JSONResponse({"error": body}, status_code=refusal.status, headers=dict(refusal.headers))
 
 
-def answer_error(error: Exception, path: str, request_id: str, owed_seconds: float) -> JSONResponse:
+def answer_error(
+    error: Exception, state: MutableMapping[str, Any], owed_seconds: float
+) -> JSONResponse:
     """The answer to an error; the stack of one without a name of ours is in the log."""
     refusal = refusal_of(error, owed_seconds)
     if refusal.status == 500:
-        logger.error("request %s failed", request_id, exc_info=error)
-    return answer(refusal, path, request_id)
+        logger.error("request %s failed", state["request_id"], exc_info=error)
+    return answer(refusal, state)
 
 
 def retry_after(owed_seconds: float) -> int:

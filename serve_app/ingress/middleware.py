@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.core.errors import CallerError, PayloadTooLarge
+from serve_app.core.metrics import REFUSALS, Meter
 from serve_app.ingress.errors import Refusal, answer, answer_error
 from serve_app.ingress.security import Policy
 from serve_app.ingress.timing import Stopwatch
@@ -33,10 +34,11 @@ _SMALL = 2**18  # bytes of a body that always finds room
 _LONGEST_NUMBER = 18  # digits of a length that is worth reading
 
 
-def surround(app: ASGIApp, policy: Policy, *, proxy_names: bool) -> ASGIApp:
+def surround(app: ASGIApp, policy: Policy, *, proxy_names: bool, meter: Meter) -> ASGIApp:
     """The app with everything around it.
 
     `proxy_names` says that whoever is in front puts X-Request-Id on the answers, as Serve does.
+    `meter` hears of every request that is refused.
     """
     cors = _Cors(
         _Door(app, policy),
@@ -46,15 +48,16 @@ def surround(app: ASGIApp, policy: Policy, *, proxy_names: bool) -> ASGIApp:
         expose_headers=["X-Request-Id", "Retry-After", "Server-Timing", "x-should-retry"],
         max_age=600,
     )
-    return _Envelope(_Origins(cors, policy), proxy_names)
+    return _Envelope(_Origins(cors, policy), proxy_names, meter)
 
 
 class _Envelope:
     """Request id in and out; what a client sends that could harm a log or a header is not taken."""
 
-    def __init__(self, app: ASGIApp, proxy_names: bool) -> None:
+    def __init__(self, app: ASGIApp, proxy_names: bool, meter: Meter) -> None:
         self._app = app
         self._proxy_names = proxy_names
+        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,6 +79,8 @@ class _Envelope:
             await send(message)
 
         await self._app(scope, receive, send_named)
+        if code := scope["state"].get("refused"):
+            self._meter.record(REFUSALS, code=code)
 
 
 class _Cors(CORSMiddleware):
@@ -92,7 +97,7 @@ class _Cors(CORSMiddleware):
             kept = {n: v for n, v in told.headers.items() if not n.startswith("content-")}
             sentence = bytes(told.body).decode()
             refusal = Refusal(400, "VALIDATION_ERROR", sentence, headers=kept)
-            told = answer(refusal, scope["state"]["path"], scope["state"]["request_id"])
+            told = answer(refusal, scope["state"])
         await told(scope, receive, send)
 
 
@@ -189,8 +194,7 @@ def too_large(limit: int) -> str:
 
 
 async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    refusal = answer_error(error, scope["state"]["path"], scope["state"]["request_id"], 0)
-    await refusal(scope, receive, send)
+    await answer_error(error, scope["state"], 0)(scope, receive, send)
 
 
 def _announced(headers: Headers) -> int:

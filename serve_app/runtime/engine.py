@@ -34,6 +34,7 @@ from serve_app.runtime.model import Live, Packed, packed, unpacked
 from serve_app.runtime.outcome import Failed, Finished, Listener, tell
 from serve_app.runtime.pixels import Picture
 from serve_app.runtime.shelf import Shelf
+from serve_app.runtime.stepped import Stepped
 
 logger = logging.getLogger("aura.engine")
 
@@ -76,12 +77,13 @@ class Engine:
         *,
         snapshot_every: int,
         clock: Callable[[], float] = time.monotonic,
+        note: Callable[[Stepped], None] = lambda stepped: None,  # of each step; must not block
     ) -> None:
         self.shelf = shelf
         rooms = {"room": shelf.room, "lora_room": shelf.lora_room}
         self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(shelf.here, **rooms)
         self._snapshot_every = snapshot_every
-        self._clock = clock
+        self._clock, self._note = clock, note
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._waiters: dict[str, _Waiter] = {}
         self._account = Account()
@@ -143,7 +145,7 @@ class Engine:
         self._take_commands(wait=wait and idle)
         if idle:
             self._free_at = self._clock()
-        plan = self._scheduler.plan()
+        plan, began = self._scheduler.plan(), self._free_at
         if plan is not None:
             try:
                 results, picture = self._run_plan(plan)
@@ -154,6 +156,7 @@ class Engine:
                 self._charge(plan, whole=False)
                 self._fail(plan, error)
             if plan.work is Work.STEP:
+                self._note(Stepped.of(plan, began, self._free_at - began))
                 turns, steps = self._counts.turns + 1, self._counts.steps + len(plan.samples)
                 self._counts = replace(self._counts, turns=turns, steps=steps)
         self._count()

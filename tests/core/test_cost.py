@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.cost import (
-    Meter,
+    PriceBook,
     Prices,
     Turn,
     megapixel_steps,
@@ -119,29 +119,29 @@ def test_the_usual_is_never_above_half_as_much_again_as_the_median(seen: list[fl
 
 
 def test_a_meter_follows_a_machine_that_becomes_slower() -> None:
-    meter = Meter()
+    book = PriceBook()
     for seconds in [1.0] * 50 + [2.0] * 24:
-        meter.saw(step(64), seconds)
-    assert meter.prices.seconds(step(64)) == 2
+        book.saw(step(64), seconds)
+    assert book.prices.seconds(step(64)) == 2
 
 
 def test_a_meter_forgets_the_kinds_that_it_has_not_seen_for_longest() -> None:
-    meter = Meter()
+    book = PriceBook()
     for side in range(1, 65):
-        meter.saw(step(8 * side), 1.0)
-    meter.saw(step(16), 1.0)
-    meter.saw(step(8 * 65), 1.0)
-    meter.saw(step(8 * 66), 1.0)
-    known = meter.prices.known
+        book.saw(step(8 * side), 1.0)
+    book.saw(step(16), 1.0)
+    book.saw(step(8 * 65), 1.0)
+    book.saw(step(8 * 66), 1.0)
+    known = book.prices.known
     assert len(known) == 64
     assert [step(side) in known for side in (8, 16, 24, 32)] == [False, True, False, True]
 
 
 def test_a_meter_remembers_the_batches_of_models_that_have_left() -> None:
-    meter = Meter()
-    meter.hold({"fox": BatchSize(4, 8)})
-    meter.hold({"owl": BatchSize(2, 4)})
-    assert meter.prices.size("fox") == BatchSize(4, 8)
+    book = PriceBook()
+    book.hold({"fox": BatchSize(4, 8)})
+    book.hold({"owl": BatchSize(2, 4)})
+    assert book.prices.size("fox") == BatchSize(4, 8)
 
 
 @pytest.mark.parametrize(

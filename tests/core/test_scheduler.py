@@ -217,11 +217,11 @@ def test_a_batch_without_room_for_one_image_cannot_be(images: int, lanes: int) -
 
 def test_its_state_can_be_read() -> None:
     scheduler = filled(sample("a", 1), sample("b", 9, side=128), sample("c", strength=0.5))
-    assert repr(scheduler) == ("<StepScheduler 3 waiting | 0 stepping | 0 decoding | 2 shapes>")
+    assert repr(scheduler) == ("<StepScheduler 3 waiting | 0 stepping in 0 shapes | 0 decoding>")
     running = turns(scheduler)
     for _ in range(4):
         next(running)
-    assert repr(scheduler) == ("<StepScheduler 1 waiting | 1 stepping | 1 decoding | 2 shapes>")
+    assert repr(scheduler) == ("<StepScheduler 1 waiting | 1 stepping in 1 shapes | 1 decoding>")
     assert [s.id for s in scheduler.samples()] == ["a", "b", "c"]
     assert [owed.leg.stop for owed in scheduler.owed()] == [1, 9, 4]
 

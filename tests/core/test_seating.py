@@ -111,7 +111,7 @@ def test_a_model_is_loaded_once_for_all_that_wait_for_it() -> None:
     steps = [{s.id for s in plan.samples} for plan, _ in turns if plan.work is Work.STEP]
     assert {"2", "3"} in steps
     assert (
-        repr(replica.scheduler) == "<StepScheduler 0 waiting | 0 stepping | 0 decoding | 0 shapes>"
+        repr(replica.scheduler) == "<StepScheduler 0 waiting | 0 stepping in 0 shapes | 0 decoding>"
     )
 
 

@@ -9,6 +9,15 @@ import pytest
 
 from serve_app.core.errors import CheckpointError, DeviceError, ProfileChanged
 from serve_app.core.events import Arrived, Snapshot
+from serve_app.core.metrics import (
+    CANCELS,
+    OWED_SECONDS,
+    QUEUE_SECONDS,
+    STEP_LANES,
+    STEP_ROWS,
+    STEP_SECONDS,
+    Tally,
+)
 from serve_app.core.sample import Leg, handed_over
 from serve_app.core.spec import ImageSpec, Stage
 from serve_app.demo.checkpoints import demo_folder
@@ -113,6 +122,37 @@ async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageRepli
     assert facts.pid == os.getpid()
     assert (facts.models, facts.shortfall) == (("demo",), "")
     replica.check_health()
+
+
+async def test_the_meter_hears_what_the_engine_did_and_then_that_nothing_is_owed() -> None:
+    tally = Tally()
+    one = StageReplica(config(demo_folder(Stage.BASE)), lambda: tally)
+    for walk in range(2):  # between them it has stopped telling
+        spec = replace(SPEC, steps=6, guidance=5 if walk else 1)
+        leg = Leg(Stage.BASE, 6, last=True)
+        _ = [event async for event in one.advance(sample_of(spec, "walk"), leg)]
+        while told := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(told)
+    left = asyncio.create_task(_first_event(one))
+    while "left" not in (await one.facts()).positions:
+        await asyncio.sleep(0.005)
+    left.cancel()
+    await asyncio.wait([left])
+    while (await one.facts()).positions:
+        await asyncio.sleep(0.005)
+    while not tally.value(CANCELS):
+        await asyncio.sleep(0.05)
+    facts = await one.facts()
+    one.close()
+    assert tally.value(CANCELS) == facts.cancelled == 1
+    assert tally.times(STEP_SECONDS, stage=Stage.BASE) == facts.turns >= 12
+    assert tally.value(STEP_SECONDS, stage=Stage.BASE) > 0
+    rows = tally.value(STEP_ROWS, stage=Stage.BASE)
+    assert rows == 6 * 1 + 6 * 2 + (facts.turns - 12) * 2
+    assert tally.value(STEP_LANES, stage=Stage.BASE) == facts.turns * 4
+    assert tally.times(QUEUE_SECONDS, stage=Stage.BASE) in (2, 3)  # it may have left before a step
+    assert tally.times(OWED_SECONDS) >= 2
+    assert tally.value(OWED_SECONDS) == facts.owed_seconds == 0
 
 
 @pytest.mark.parametrize("room", [1, 2])

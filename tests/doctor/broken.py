@@ -296,7 +296,10 @@ def settings_in_utf_16(setup: SetUp) -> list[Found]:
 
 def slip_in_the_config(setup: SetUp) -> list[Found]:
     setup.edit_config("base: { min_replicas", "base: { min_replica")
-    said = "serve_config.yaml: args.base.min_replica: Extra inputs are not permitted"
+    said = (
+        "serve_config.yaml: applications[0].args.base.min_replica is unknown; did you mean "
+        "min_replicas?"
+    )
     return [("config", "FAIL", said, '"${EDITOR:-vi}" serve_config.yaml')]
 
 

@@ -320,16 +320,48 @@ def test_a_config_says_how_many_replicas_start_and_what_each_asks_for() -> None:
 
 @pytest.mark.parametrize("config", ["serve_config.yaml", "configs/one-gpu-12gb.yaml"])
 def test_on_one_card_the_stages_of_the_shipped_configs_take_turns(config: str) -> None:
-    _, _, args = read_config(Path(__file__).parents[2] / config)
+    args = read_config(Path(__file__).parents[2] / config).args
     assert replicas_of(args, [ONE], POLISH, "cuda", 1, 1) == (both(),)
     assert replicas_of(args, [ONE], POLISH, "cuda", 1, 2) == (both(room=2),)
     assert replicas_of(args, [ONE], None, "cuda", 1, 1) == (base(),)
 
 
 def test_with_a_card_for_each_the_stages_of_the_shipped_config_have_one_each() -> None:
-    _, _, args = read_config(Path(__file__).parents[2] / "serve_config.yaml")
+    args = read_config(Path(__file__).parents[2] / "serve_config.yaml").args
     assert replicas_of(args, [ONE], POLISH, "cuda", 2, 1) == (base(), refiner())
     assert replicas_of(args, [ONE], POLISH, "cpu", 1, 1) == (base(0), refiner(0))
+
+
+@pytest.mark.parametrize(
+    ("config", "cards", "size", "there"),
+    [
+        ("one-gpu-12gb.yaml", 1, 12, 16),
+        ("one-gpu-24gb.yaml", 1, 24, 1),
+        ("workstation-4gpu.yaml", 4, 12, 1),
+        ("cpu.yaml", 0, 0, 32),
+        ("apple-mps.yaml", 0, 0, 18),
+    ],
+)
+def test_sdxl_has_room_where_a_config_is_for(
+    config: str, cards: int, size: int, there: int
+) -> None:
+    """On so many cards of so many GiB, beside so many of the machine's own memory."""
+    args = read_config(Path(__file__).parents[2] / "configs" / config).args
+    said = args.settings
+    device = said.get("MODEL_DEVICE", "cuda")
+    room = int(said.get("MODELS_IN_MEMORY", "1"))
+    replicas = replicas_of(args, [ONE], POLISH, device, cards, room)
+    images = int(said["MODEL_MAX_BATCH_SIZE"])
+    asked = Load(replicas, images, said["MODEL_PRECISION"], vae_half=device == "cuda")
+    if device != "cuda":
+        return verify([check_ram(asked, there * GIB)])
+    held = [card(size)] * cards
+    copies = check_copies(asked, held, there * GIB)
+    verify([check_gpus(asked, held, config), check_vram(asked, held), *copies])
+
+
+def verify(findings: list[Finding]) -> None:
+    assert [one.said for one in findings if one.mend] == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
+from serve_app.core.metrics import Meter
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.api import build_api
 from serve_app.ingress.jobs import Desk
@@ -34,11 +35,14 @@ def api_over(
     policy: Policy = POLICY,
     *,
     proxy_names: bool = False,
+    meter: Meter | None = None,
     **wishes: Any,
 ) -> ASGIApp:
     """The whole API on a desk of its own; `wishes` are the desk's."""
     desk = Desk(conductor, ledger, facts, **({"headstart": 0} | wishes))
-    return build_api(desk, conductor, facts, policy, version="9.9.9", proxy_names=proxy_names)
+    return build_api(
+        desk, conductor, facts, policy, version="9.9.9", proxy_names=proxy_names, meter=meter
+    )
 
 
 @pytest.fixture

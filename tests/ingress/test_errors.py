@@ -14,6 +14,8 @@ from serve_app.ingress.errors import (
     shown,
 )
 
+STATE = {"path": "/generate", "request_id": "id-7"}
+
 
 class NotYetNamed(errors.OutOfMemory):
     """An error that came after the table."""
@@ -30,8 +32,10 @@ class NotYetNamed(errors.OutOfMemory):
 def test_an_error_that_is_not_in_the_table_is_told_as_its_nearest_kin(
     error: Exception, status: int, code: str
 ) -> None:
-    told = answer_error(error, "/generate", "id", 0)
+    state = dict(STATE)
+    told = answer_error(error, state, 0)
     assert (told.status_code, json.loads(told.body)["error"]["code"]) == (status, code)
+    assert state["refused"] == code
 
 
 def test_every_named_error_has_a_place_but_the_operators() -> None:
@@ -43,7 +47,7 @@ def test_every_named_error_has_a_place_but_the_operators() -> None:
 
 def test_the_stack_of_a_fault_is_in_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "aura.ingress"):
-        told = answer_error(KeyError("/models/secret"), "/generate", "id-7", 0)
+        told = answer_error(KeyError("/models/secret"), dict(STATE), 0)
     assert b"secret" not in told.body
     assert "KeyError" not in told.body.decode()
     assert "id-7" in caplog.text
@@ -68,5 +72,5 @@ def test_what_a_caller_sent_is_told_back_at_40_characters_a_word_at_most() -> No
 
 def test_an_answer_has_a_bounded_number_of_details() -> None:
     refusal = Refusal(400, "VALIDATION_ERROR", "m", [("a", "b")] * 10_000)
-    told = answer(refusal, "/generate", "id")
+    told = answer(refusal, dict(STATE))
     assert len(json.loads(told.body)["error"]["details"]) == MOST_DETAILS

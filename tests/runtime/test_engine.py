@@ -20,6 +20,7 @@ from serve_app.core.sample import Leg
 from serve_app.core.spec import ImageSpec, Sampler, Solver, Stage
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.shelf import Shelf
+from serve_app.runtime.stepped import Stepped
 from tests.runtime.analytic import ConstantDenoiser, analytic_model
 from tests.runtime.walking import Heard, drain, sample_of, whole
 
@@ -280,7 +281,23 @@ def test_facts_tell_where_everybody_stands_and_what_is_owed() -> None:
     assert facts.positions == {"one": 3}
     assert (facts.turns, facts.steps, facts.finished) == (3, 3, 0)
     assert [one.steps for one in engine.owed()] == [7]
-    assert facts.state == "<StepScheduler 0 waiting | 1 stepping | 0 decoding | 1 shapes>"
+    assert facts.state == "<StepScheduler 0 waiting | 1 stepping in 1 shapes | 0 decoding>"
     drain(engine)
     assert engine.owed() == ()
     assert engine.facts().finished == 1
+
+
+def test_every_step_is_noted_with_its_samples_rows_and_seconds() -> None:
+    turns: list[Stepped] = []
+    ticks = iter(range(10**6))
+    engine = engine_over(ConstantDenoiser(), clock=lambda: float(next(ticks)), note=turns.append)
+    for name, guidance in (("plain", 1), ("guided", 5)):
+        engine.submit(sample_of(replace(SPEC, guidance=guidance), name), END, Heard())
+    drain(engine)
+    assert len(turns) == engine.facts().turns == 10
+    for turn in turns:
+        assert turn.stage is Stage.BASE
+        assert sorted(turn.ids) == ["guided", "plain"]
+        assert (turn.rows, turn.lanes) == (3, 8)
+        assert turn.seconds > 0
+    assert [turn.began for turn in turns] == sorted({turn.began for turn in turns})

@@ -1,4 +1,4 @@
-"""A real Ray on this machine with five make-believe GPUs, and the service on it."""
+"""A real Ray on this machine with nine make-believe GPUs, and the service on it."""
 
 import os
 import socket
@@ -78,6 +78,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     wanted = {
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_metrics_report_interval_ms": "1000",
         "LEDGER_FILE": str(tmp_path_factory.mktemp("ledger") / "ledger.sqlite"),
     }
     before = dict(os.environ)
@@ -89,11 +90,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 @pytest.fixture(scope="session")
 def cluster(environment: dict[str, str]) -> Iterator[int]:
-    """Ray with five GPUs that are not there, and Serve's proxy; gives the port."""
+    """Ray with nine GPUs that are not there, four for `service` and four for a config of many, and
+    Serve's proxy; gives the port."""
     port = free_port()
     ray.init(
         num_cpus=2,
-        num_gpus=5,
+        num_gpus=9,
         include_dashboard=False,
         object_store_memory=150 * 2**20,
         log_to_driver=False,

@@ -38,7 +38,7 @@ def address(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     for seed, name in enumerate(("ink", "oil")):
         lora_file(demo, folder / f"{name}.safetensors", seed=seed)
-    _, _, args = read_config(CONFIG)
+    args = read_config(CONFIG).args
     here = {
         "MODEL_DEVICE": "cpu",
         "MODEL_CPU_THREADS": THREADS,
@@ -69,7 +69,7 @@ def test_a_picture_refined_on_one_replica_is_what_two_engines_make_to_the_byte(
     health = httpx.get(f"{address}/health", timeout=10).json()
     assert (health["status"], health["replicas"]) == ("ready", {"base": 1, "refiner": 1})
     assert facts().models == ("demo", "refiner")
-    _, _, args = read_config(CONFIG)
+    args = read_config(CONFIG).args
     monkeypatch.setenv("MODEL_CPU_THREADS", THREADS)
     monkeypatch.setenv("MODEL_MAX_BATCH_SIZE", args.settings["MODEL_MAX_BATCH_SIZE"])
     wishes = {"prompt": "a red heart", "seed": 8, "steps": 6, "imageCount": 2}

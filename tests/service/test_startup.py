@@ -19,6 +19,7 @@ from serve_app.choices import choose_device
 from serve_app.core.errors import SettingsError
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
+from serve_app.doctor.listeners import listeners
 from tests.service.conftest import free_port, until
 
 pytestmark = pytest.mark.ray
@@ -64,9 +65,14 @@ def test_up_tells_a_port_in_use_and_a_misspelt_setting(environment: dict[str, st
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
+        port, free = str(taken.getsockname()[1]), {"BACKEND_PORT": str(free_port())}
         for extra, sentence in (
             ({"BACKEND_PORT": port}, f"BACKEND_PORT={port} can't be used"),
+            (free | {"METRICS_PORT": port}, f"METRICS_PORT={port} can't be used (Address already"),
+            (
+                free | {"METRICS_PORT": free["BACKEND_PORT"]},
+                f"METRICS_PORT={free['BACKEND_PORT']} can't be used (it is the service's own)",
+            ),
             ({"MODEL_DEVISE": "cpu"}, "did you mean MODEL_DEVICE?"),
         ):
             done = subprocess.run(
@@ -122,11 +128,16 @@ def test_up_tells_that_a_promised_card_is_not_there(environment: dict[str, str])
 def test_up_serves_on_its_port_and_drains_on_sigterm(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    port = free_port()
+    port, metrics_port = free_port(), free_port()
     address = f"http://127.0.0.1:{port}"
     running = subprocess.Popen(
         [sys.executable, "-m", "serve_app", "up"],
-        env=environment | {"BACKEND_PORT": str(port), "MODEL_CPU_THREADS": "1"},
+        env=environment
+        | {
+            "BACKEND_PORT": str(port),
+            "METRICS_PORT": str(metrics_port),
+            "MODEL_CPU_THREADS": "1",
+        },
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -141,6 +152,10 @@ def test_up_serves_on_its_port_and_drains_on_sigterm(
                 return False
 
         until(ready, 120)
+        metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10)
+        assert "ray_" in metrics.text
+        heard = {one.address for one in listeners() or () if one.port in (port, metrics_port)}
+        assert heard <= {"127.0.0.1"}  # empty where the system does not tell
 
         def call() -> None:
             body = {"prompt": "the last one", "steps": 150, "imageCount": 1}

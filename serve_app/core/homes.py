@@ -1,0 +1,71 @@
+"""Where an image goes: the replica that does it soonest, and costs the others least.
+
+A replica steps one shape at a time, a batch of so many images, and lanes that are padded cost as
+much as used ones: so what it has to do is not the sum of its images. Pure functions, for the
+service's router and the simulator's. Knows no samples and no replicas, only their numbers.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+PACKING = 2.0  # what a second of a replica's time counts, to one of the image's own waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """The images of one shape on a replica."""
+
+    steps: int  # that they have still to take, all together
+    longest: int  # the most that one of them has
+    turn: float  # seconds of a step there, however many take it
+
+    def seconds(self, images: int) -> float:
+        """Until they are done, `images` of them in a batch: never before the longest is."""
+        return max(self.steps / images, self.longest) * self.turn
+
+
+@dataclass(frozen=True)
+class Home:
+    """A replica as somebody sees it who looks for a home for an image."""
+
+    id: str
+    images: int  # that step together
+    crowds: Mapping[Hashable, Crowd]  # by shape
+
+    @cached_property
+    def seconds(self) -> float:
+        """Until it has done all that is there."""
+        return sum(crowd.seconds(self.images) for crowd in self.crowds.values())
+
+    def more(self, shape: Hashable, steps: int, turn: float) -> float:
+        """The seconds that one more image adds: few where a batch of its shape has a place free."""
+        crowd = self.crowds.get(shape)
+        if crowd is None:
+            return steps * turn
+        with_it = Crowd(crowd.steps + steps, max(crowd.longest, steps), crowd.turn)
+        return with_it.seconds(self.images) - crowd.seconds(self.images)
+
+
+def rank_homes(
+    homes: Iterable[Home],
+    chosen: Mapping[str, int],
+    shape: Hashable,
+    steps: int,
+    turn: float,
+) -> list[str]:
+    """The replicas' ids, the best home first for an image of so many steps of `turn` seconds where
+    nobody steps its shape yet. Of equals the one longest not `chosen`, as a growing number.
+
+    What is there already delays the image; what it adds delays it and whoever comes after it, so
+    that it counts twice. In the simulator, with 256 GPUs at 85 % load, twice makes the batches as
+    full as three times and the waits shorter; once leaves them half empty. While a replica is idle
+    nobody comes after: time is not scarce, and it counts once.
+    """
+    homes = list(homes)
+    scarce = PACKING if all(home.crowds for home in homes) else 1.0
+    ranked = sorted(
+        (home.seconds + scarce * home.more(shape, steps, turn), chosen.get(home.id, 0), home.id)
+        for home in homes
+    )
+    return [id for *_, id in ranked]

@@ -1,0 +1,94 @@
+"""How many replicas each stage should have, by the work it owes: decisions that the service and the
+simulator both take. Work is GPU-seconds, so an image of 150 steps counts for what it is.
+
+Knows no replicas, only their numbers; time is an argument.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+
+from serve_app.core.spec import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A stage's replicas, and what they have to do."""
+
+    replicas: int  # those there are, or are coming
+    least: int
+    most: int
+    owed: float  # GPU-seconds still needed by what was accepted
+    arriving: float  # GPU-seconds of work that come in a second, lately
+
+
+@dataclass(frozen=True, slots=True)
+class Aims:
+    """What scaling is for."""
+
+    wait: float = 10.0  # seconds in which what is owed now should be done
+    busy: float = 0.85  # how much of its time a replica should work, so that few wait
+    patience: float = 60.0  # seconds that fewer must have been enough before any goes
+
+
+def replicas_wanted(pool: Pool, aims: Aims) -> int:
+    """Enough to do what is owed within the wait, and what arrives without falling behind."""
+    for_queue, for_flow = pool.owed / aims.wait, pool.arriving / aims.busy
+    return min(pool.most, max(pool.least, ceil(max(for_queue, for_flow) - 1e-9)))
+
+
+def share_out(
+    wanted: Mapping[Stage, int], least: Mapping[Stage, int], gpus: int
+) -> dict[Stage, int]:
+    """What each stage gets of a fixed number of GPUs: what it wants where that is enough for all,
+    else its least, and of the rest a share by what it wants. Always the whole number of GPUs is
+    used up before anybody goes short."""
+    if sum(wanted.values()) <= gpus:
+        return dict(wanted)
+    shares = dict(least)
+    for _ in range(gpus - sum(least.values())):
+        short = [stage for stage in wanted if shares[stage] < wanted[stage]]
+        shares[min(short, key=lambda stage: (shares[stage] / wanted[stage], stage))] += 1
+    return shares
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How many replicas a stage has been told to have, and what was enough lately."""
+
+    target: int
+    enough: int = 0  # the most that was wanted since `since`
+    since: float | None = None  # when fewer than the target began to be enough
+
+    def steered(self, wanted: int, now: float, aims: Aims) -> "Course":
+        """The course after another look: up at once, down when fewer were enough for a while, and
+        then to the most that was wanted in it."""
+        if wanted >= self.target:
+            return Course(wanted)
+        if self.since is None:
+            return replace(self, enough=wanted, since=now)
+        enough = max(self.enough, wanted)
+        if now - self.since < aims.patience:
+            return replace(self, enough=enough)
+        return Course(enough)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Work that arrives in a second: a mean over some time that leans to what came last."""
+
+    per_second: float = 0.0
+    at: float | None = None
+    span: float = 30.0  # seconds
+
+    def seen(self, work: float, now: float) -> "Flow":
+        """The flow after so much work since it was last seen."""
+        if self.at is None:
+            return replace(self, at=now)
+        gone = now - self.at
+        if gone <= 0:
+            return self
+        weight = min(1.0, gone / self.span)
+        return replace(
+            self, per_second=self.per_second + weight * (work / gone - self.per_second), at=now
+        )

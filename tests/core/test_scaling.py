@@ -1,0 +1,73 @@
+"""How many replicas, by owed work: enough, no more, and not to and fro."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.core.scaling import Aims, Course, Flow, Pool, replicas_wanted, share_out
+from serve_app.core.spec import Stage
+
+AIMS = Aims(wait=10, busy=0.8, patience=60)
+IDLE = Pool(replicas=2, least=1, most=8, owed=0, arriving=0)
+
+
+@pytest.mark.parametrize(
+    ("owed", "arriving", "wanted"),
+    [(0, 0, 1), (30, 0, 3), (31, 0, 4), (0, 2.4, 3), (30, 2.5, 4), (1000, 0, 8)],
+)
+def test_as_many_as_owed_and_arriving_work_need(owed: float, arriving: float, wanted: int) -> None:
+    assert replicas_wanted(replace(IDLE, owed=owed, arriving=arriving), AIMS) == wanted
+
+
+def test_a_stage_may_go_to_none() -> None:
+    assert replicas_wanted(replace(IDLE, least=0), AIMS) == 0
+    assert replicas_wanted(replace(IDLE, least=0, owed=0.1), AIMS) == 1
+
+
+WANTED = st.fixed_dictionaries({stage: st.integers(1, 50) for stage in Stage})
+
+
+@given(WANTED, st.integers(2, 60))
+def test_few_gpus_are_shared_by_what_each_stage_wants(wanted: dict[Stage, int], gpus: int) -> None:
+    shares = share_out(wanted, dict.fromkeys(Stage, 1), gpus)
+    assert sum(shares.values()) == min(gpus, sum(wanted.values()))
+    assert all(1 <= shares[stage] <= wanted[stage] for stage in Stage)
+    if sum(wanted.values()) > gpus:
+        for stage in Stage:
+            fair = gpus * wanted[stage] / sum(wanted.values())
+            assert shares[stage] > fair - 2
+
+
+def test_a_stage_gives_gpus_to_the_other_when_work_moves() -> None:
+    base, refiner = Stage.BASE, Stage.REFINER
+    least = dict.fromkeys(Stage, 1)
+    assert share_out({base: 6, refiner: 2}, least, 4) == {base: 3, refiner: 1}
+    assert share_out({base: 2, refiner: 6}, least, 4) == {base: 1, refiner: 3}
+
+
+def test_up_at_once_and_down_when_fewer_were_enough_for_a_while() -> None:
+    course = Course(2)
+    seen = []
+    for now, wanted in [(0, 5), (10, 3), (40, 4), (69, 1), (70, 1), (71, 1), (131, 1), (132, 1)]:
+        course = course.steered(wanted, now, AIMS)
+        seen.append(course.target)
+    assert seen == [5, 5, 5, 5, 4, 4, 1, 1]
+
+
+def test_a_gap_shorter_than_the_patience_changes_nothing() -> None:
+    course = Course(4)
+    for now in range(0, 600, 10):
+        course = course.steered(4 if now % 50 == 0 else 1, now, AIMS)
+    assert course.target == 4
+
+
+def test_flow_is_what_came_lately() -> None:
+    flow = Flow().seen(99, 0.0)
+    assert flow.per_second == 0
+    for now in range(1, 200):
+        flow = flow.seen(3, float(now))
+    assert flow.per_second == pytest.approx(3, rel=0.01)
+    assert flow.seen(5, 199.0) == flow
+    assert flow.seen(0, 300.0).per_second == 0
