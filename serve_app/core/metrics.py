@@ -85,6 +85,10 @@ RESUMES = _counter(
 )
 REFUSALS = _counter("aura_refusals_total", "Requests answered with an error, by its code", "code")
 CANCELS = _counter("aura_cancels_total", "Images dropped by a replica since nobody waited any more")
+BUSY_SECONDS = _counter("aura_busy_gpu_seconds_total", "GPU time of all turns of a replica")
+WASTED_SECONDS = _counter(
+    "aura_wasted_gpu_seconds_total", "Of it, what images had taken that were cancelled or failed"
+)
 OWED_SECONDS = Metric(
     "aura_owed_seconds", Kind.GAUGE, "Predicted seconds of what a replica has taken"
 )
@@ -94,7 +98,7 @@ STEP_LANES = _counter("aura_step_lanes_total", "UNet rows with padding, over all
 
 METRICS = (
     *(IMAGES, IMAGE_SECONDS, ACCEPTED, IN_TIME, STAGE_SECONDS, QUEUE_SECONDS, RESUMES, REFUSALS),
-    *(CANCELS, OWED_SECONDS, STEP_SECONDS, STEP_ROWS, STEP_LANES),
+    *(CANCELS, BUSY_SECONDS, WASTED_SECONDS, OWED_SECONDS, STEP_SECONDS, STEP_ROWS, STEP_LANES),
 )
 
 

@@ -11,18 +11,24 @@ from operator import attrgetter
 
 from serve_app.core.events import ReplicaFacts
 from serve_app.core.metrics import (
+    BUSY_SECONDS,
     CANCELS,
     OWED_SECONDS,
     QUEUE_SECONDS,
     STEP_LANES,
     STEP_ROWS,
     STEP_SECONDS,
+    WASTED_SECONDS,
     Meter,
 )
 from serve_app.runtime.stepped import Stepped
 
 _KEPT = 10_000  # turns, while the event loop is held up
-_TOTALS = {CANCELS: attrgetter("cancelled")}  # of the replica's facts
+_TOTALS = {  # of the replica's facts
+    CANCELS: attrgetter("cancelled"),
+    BUSY_SECONDS: attrgetter("busy_seconds"),
+    WASTED_SECONDS: attrgetter("wasted_seconds"),
+}
 
 
 class StepLog:

@@ -7,12 +7,14 @@ import pytest
 from serve_app.core.cost import Prices
 from serve_app.core.events import ReplicaFacts
 from serve_app.core.metrics import (
+    BUSY_SECONDS,
     CANCELS,
     OWED_SECONDS,
     QUEUE_SECONDS,
     STEP_LANES,
     STEP_ROWS,
     STEP_SECONDS,
+    WASTED_SECONDS,
     Tally,
 )
 from serve_app.core.spec import Stage
@@ -47,7 +49,10 @@ def log(tally: Tally, clock: Clock) -> StepLog:
 def facts(
     *, cancelled: int = 0, owed: float = 0.0, positions: dict[str, int] | None = None
 ) -> ReplicaFacts:
-    return ReplicaFacts(1, "p", "", 0, 0, 0, cancelled, 0.0, 0.0, owed, Prices(), positions or {})
+    """A replica that was busy for ten seconds an image cancelled, and wasted three of them."""
+    busy, wasted = 10.0 * cancelled, 3.0 * cancelled
+    counts = (0, 0, 0, cancelled, busy, wasted, owed)
+    return ReplicaFacts(1, "p", "", *counts, Prices(), positions or {})
 
 
 def turn(began: float, *ids: str, stage: Stage = BASE) -> Stepped:
@@ -73,6 +78,8 @@ def test_totals_grow_by_what_is_new_and_owed_work_is_what_it_is_now(
     for cancelled, owed in ((2, 3.5), (2, 7.0), (5, 0.0)):
         log.tell(facts(cancelled=cancelled, owed=owed))
         assert tally.value(CANCELS) == cancelled
+        assert tally.value(BUSY_SECONDS) == 10 * cancelled
+        assert tally.value(WASTED_SECONDS) == 3 * cancelled
         assert tally.value(OWED_SECONDS) == owed
 
 
