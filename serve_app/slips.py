@@ -77,6 +77,8 @@ def _slips_of_ours(application: Mapping[str, Any], at: Where) -> Iterator[str]:
 def _slips_of_override(override: Mapping[str, Any], at: Where) -> Iterator[str]:
     """What stands there wins over the builder, which then can't fit a replica to the machine."""
     name = override.get("name")
+    if not isinstance(name, str):
+        return  # which has been told
     if name not in SECTIONS:
         yield f"{_path((*at, 'name'))} is no deployment of this service{_meant(name, SECTIONS)}"
         return

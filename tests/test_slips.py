@@ -213,6 +213,12 @@ def test_other_applications_may_be_beside_ours_with_args_of_their_own() -> None:
     assert told.startswith("applications[1].args.bsae is unknown")
 
 
+@pytest.mark.parametrize("name", [None, 4, [], {}])
+def test_a_deployment_with_no_name_at_all_is_told(name: Any) -> None:
+    (told,) = slips(overriding(name))
+    assert told.startswith("applications[0].deployments[0].name: Input should be a valid string")
+
+
 def test_of_several_slips_each_is_told() -> None:
     wrong = config(args={"bsae": {}, "settings": {"MODEL_DEVISE": "x"}}, http_options={"prot": 1})
     assert len(list(slips(wrong))) == 3

@@ -352,7 +352,7 @@ def test_sdxl_has_room_where_a_config_is_for(
     room = int(said.get("MODELS_IN_MEMORY", "1"))
     replicas = replicas_of(args, [ONE], POLISH, device, cards, room)
     images = int(said["MODEL_MAX_BATCH_SIZE"])
-    asked = Load(replicas, images, said["MODEL_PRECISION"], vae_half=device == "cuda")
+    asked = Load(replicas, images, said.get("MODEL_PRECISION", "fp16"), vae_half=device == "cuda")
     if device != "cuda":
         return verify([check_ram(asked, there * GIB)])
     held = [card(size)] * cards
