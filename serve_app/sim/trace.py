@@ -4,7 +4,7 @@ Knows no replicas. Times are seconds from the start.
 """
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from math import pi, sin
 from pathlib import Path
@@ -114,8 +114,3 @@ def read_trace(file: Path) -> list[Arrival]:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file} can't be read: {error}") from None
     return sorted(arrivals, key=lambda one: one.at)
-
-
-def heads(arrivals: Iterable[Arrival], seconds: float) -> list[Arrival]:
-    """Those that come within so many seconds."""
-    return [one for one in arrivals if one.at < seconds]
