@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from itertools import count
 
 from serve_app.core.sample import Leg, begin, handed_over, itinerary
+from serve_app.core.scaling import Look
 from serve_app.core.schedule import NoiseConfig, Schedule, make_schedule
 from serve_app.core.scheduler import BatchSize
 from serve_app.core.spec import ImageSpec, Sampler, Stage
@@ -24,16 +25,14 @@ Router = Callable[
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What a scaler sees of a stage."""
+class Seen:
+    """What a scaler may see of a stage: the service's look, and Serve's count."""
 
-    replicas: int
-    images: int  # that are there
-    owed: float  # seconds
-    arrived: float  # seconds of work that came since the last look
+    look: Look
+    requests: int  # that are there: on replicas, or waiting for one
 
 
-Scaler = Callable[[float, Mapping[Stage, Look]], Mapping[Stage, int]]
+Scaler = Callable[[float, Mapping[Stage, Seen]], Mapping[Stage, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +82,8 @@ class Cluster:
     route: Router
     scale: Scaler | None
     start: Mapping[Stage, int]
+    least: Mapping[Stage, int] = field(default_factory=dict)  # replicas of each stage; else none
+    gpus: int = 0
     depth: int = 3  # batches that a replica may have, the one that steps among them
     loading: float = 40.0  # seconds until a new replica is ready
     look: float = 5.0  # seconds between two looks of the scaler
@@ -92,7 +93,9 @@ class Cluster:
     _pools: dict[Stage, list[SimReplica]] = field(default_factory=dict)
     _waiting: dict[Stage, list[tuple[float, int, Simple, Leg]]] = field(default_factory=dict)
     _journeys: dict[str, _Journey] = field(default_factory=dict)
-    _arrived: dict[Stage, float] = field(default_factory=dict)
+    _arrived: dict[Stage, float] = field(default_factory=dict)  # seconds, from the start
+    _coming: dict[Stage, float] = field(default_factory=dict)  # seconds, of images elsewhere yet
+    _expected: dict[Stage, int] = field(default_factory=dict)  # those images
     _done: list[Done] = field(default_factory=list)
     _moments: list[Moment] = field(default_factory=list)
     _gpu_seconds: float = 0.0
@@ -102,7 +105,8 @@ class Cluster:
     def run(self, trace: Sequence[Arrival]) -> Run:
         """The trace is over, and everything that was asked for is made."""
         for stage in Stage:
-            self._pools[stage], self._waiting[stage], self._arrived[stage] = [], [], 0.0
+            self._pools[stage], self._waiting[stage] = [], []
+            self._arrived[stage], self._coming[stage], self._expected[stage] = 0.0, 0.0, 0
             for _ in range(self.start.get(stage, 0)):
                 self._grow(stage, ready=True)
         for number, arrival in enumerate(trace):
@@ -128,14 +132,20 @@ class Cluster:
         spec, schedule, legs = journey_of(arrival, refiner=refiner)
         alone = self.costs.alone(spec, legs, schedule.start, self.size)
         self._journeys[id] = _Journey(arrival, legs, alone)
-        self._send(begin(id, spec, schedule, legs[0].stage))
+        sample: Simple = begin(id, spec, schedule, legs[0].stage)
+        for leg, share in zip(legs, self.costs.shares(sample, legs, self.size), strict=True):
+            self._arrived[leg.stage] += share
+            self._coming[leg.stage] += share
+            self._expected[leg.stage] += 1
+        self._send(sample)
 
     def _send(self, sample: Simple) -> None:
         journey = self._journeys[sample.id]
         leg = journey.legs[journey.next]
         journey.next += 1
         sample = handed_over(sample, leg.stage)
-        self._arrived[leg.stage] += self.costs.share(sample, leg, self.size)
+        self._coming[leg.stage] -= self.costs.share(sample, leg, self.size)
+        self._expected[leg.stage] -= 1
         self._place(sample, leg)
 
     def _place(self, sample: Simple, leg: Leg) -> None:
@@ -183,23 +193,24 @@ class Cluster:
             self._place(sample, leg)
 
     def _look(self) -> None:
-        looks = {stage: self._seen(stage) for stage in self._pools}
-        replicas = {stage: look.replicas for stage, look in looks.items()}
-        owed = {stage: look.owed for stage, look in looks.items()}
+        seen = {stage: self._seen(stage) for stage in self._pools}
+        replicas = {stage: one.look.replicas for stage, one in seen.items()}
+        owed = {stage: one.look.owed for stage, one in seen.items()}
         self._moments.append(Moment(self._now, replicas, owed, len(self._journeys)))
-        self._arrived = dict.fromkeys(self._pools, 0.0)
         if self.scale is not None:
-            for stage, target in self.scale(self._now, looks).items():
+            for stage, target in self.scale(self._now, seen).items():
                 self._steer(stage, target)
         self._at(self._now + self.look, self._look)
 
-    def _seen(self, stage: Stage) -> Look:
+    def _seen(self, stage: Stage) -> Seen:
         pool, waiting = self._pools[stage], self._waiting[stage]
-        owed = sum(one.owed for one in pool)
+        owed = self._coming[stage] + sum(one.owed for one in pool)
         owed += sum(self.costs.share(sample, leg, self.size) for *_, sample, leg in waiting)
-        images = sum(one.images for one in pool) + len(waiting)
+        here = sum(one.images for one in pool) + len(waiting)
         staying = sum(not one.leaving for one in pool)
-        return Look(staying, images, owed, self._arrived[stage])
+        least = self.least.get(stage, 0)
+        images = here + self._expected[stage]
+        return Seen(Look(staying, least, self.gpus, images, owed, self._arrived[stage]), here)
 
     def _steer(self, stage: Stage, target: int) -> None:
         staying = [one for one in self._pools[stage] if not one.leaving]

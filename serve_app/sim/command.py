@@ -126,9 +126,8 @@ def _work(trace: Sequence[Arrival], costs: Costs) -> dict[Stage, float]:
     for arrival in trace:
         spec, schedule, legs = journey_of(arrival, refiner=True)
         sample: Simple = begin("", spec, schedule, legs[0].stage)
-        for leg in legs:
-            work[leg.stage] += costs.share(sample, leg, SIZE)
-            sample = replace(sample, index=leg.stop)
+        for leg, share in zip(legs, costs.shares(sample, legs, SIZE), strict=True):
+            work[leg.stage] += share
     return work
 
 
@@ -136,8 +135,9 @@ def _clusters(wish: Wish, costs: Costs, work: Mapping[Stage, float]) -> dict[str
     """One for each policy. Where the trace has waves replicas are scaled, else they are fixed."""
 
     def cluster(route: Router, scale: Scaler | None, start: Mapping[Stage, int]) -> Cluster:
-        return Cluster(SIZE, costs, route, scale, start, loading=_LOADING)
+        return Cluster(SIZE, costs, route, scale, start, floor, wish.gpus, loading=_LOADING)
 
+    floor = {stage: max(1, wish.gpus // 16) for stage in Stage}
     least = dict.fromkeys(Stage, 1)
     whole = {stage: max(1, round(1000 * part)) for stage, part in work.items()}
     fixed = share_out(whole, least, wish.gpus)
@@ -147,10 +147,8 @@ def _clusters(wish: Wish, costs: Costs, work: Mapping[Stage, float]) -> dict[str
             "two choices": cluster(route_by_requests(Random(wish.seed)), None, fixed),
         }
     few = share_out(whole, least, max(2, wish.gpus // 3))
-    least = {stage: max(1, wish.gpus // 16) for stage in Stage}
-    scalers = {"by owed work": scale_by_owed_work(wish.gpus, least, AIMS)} | {
-        f"by requests, {each} each": scale_by_requests(wish.gpus, least, AIMS, each)
-        for each in (4, 3, 2)
+    scalers = {"by owed work": scale_by_owed_work(wish.gpus, AIMS)} | {
+        f"by requests, {each} each": scale_by_requests(wish.gpus, AIMS, each) for each in (4, 3, 2)
     }
     clusters = {name: cluster(route_by_owed_work(), scale, few) for name, scale in scalers.items()}
     return clusters | {"all the time": cluster(route_by_owed_work(), None, fixed)}

@@ -5,7 +5,7 @@ a table of measured seconds may say otherwise for turns that it knows.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve_app.core.cost import decode_tflop, step_tflop
@@ -51,6 +51,16 @@ class Costs:
         whole = self.step(leg.stage, spec.width, spec.height, size.rows)
         rest = self.prompt + (self.decode(spec.width, spec.height) if leg.last else 0.0)
         return steps * whole / size.images + rest
+
+    def shares(
+        self, sample: Sample[Any], legs: tuple[Leg, ...], size: BatchSize
+    ) -> tuple[float, ...]:
+        """The share of each leg of an image that begins with the first."""
+        shares = []
+        for leg in legs:
+            shares.append(self.share(sample, leg, size))
+            sample = replace(sample, index=max(sample.index, leg.stop))
+        return tuple(shares)
 
     def alone(self, spec: ImageSpec, legs: tuple[Leg, ...], start: int, size: BatchSize) -> float:
         """Seconds that an image takes on replicas that do nothing else."""

@@ -4,15 +4,15 @@ Knows no clock but the time it is told. The service's are `core`'s own; Serve's 
 its power-of-two-choices router and its autoscaling by requests under way (2.60).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from math import ceil
 from random import Random
 
 from serve_app.core.homes import rank_homes
-from serve_app.core.scaling import Aims, Course, Flow, Pool, replicas_wanted, share_out
+from serve_app.core.scaling import Aims, Course, Helm, share_out
 from serve_app.core.spec import Stage
-from serve_app.sim.cluster import Look, Router, Scaler
+from serve_app.sim.cluster import Router, Scaler, Seen
 from serve_app.sim.replica import Simple, SimReplica
 
 
@@ -39,37 +39,29 @@ def route_by_requests(draw: Random) -> Router:
     return route
 
 
-Wanted = Callable[[Stage, Look, float], int]
+def scale_by_owed_work(gpus: int, aims: Aims) -> Scaler:
+    """As many replicas as the work that is owed and arrives needs: the service's own helm."""
+    helm = Helm()
+
+    def scale(now: float, seen: Mapping[Stage, Seen]) -> Mapping[Stage, int]:
+        nonlocal helm
+        helm = helm.looked({stage: one.look for stage, one in seen.items()}, now, aims, gpus)
+        return helm.targets
+
+    return scale
 
 
-def scale_by_owed_work(gpus: int, least: Mapping[Stage, int], aims: Aims) -> Scaler:
-    """As many replicas as the work that is owed and arrives needs."""
-    flows = {stage: Flow() for stage in Stage}
+def scale_by_requests(gpus: int, aims: Aims, each: float) -> Scaler:
+    """A replica for every so many images that are there; with the same patience."""
+    courses = dict[Stage, Course]()
 
-    def wanted(stage: Stage, look: Look, now: float) -> int:
-        flows[stage] = flows[stage].seen(look.arrived, now)
-        pool = Pool(look.replicas, least[stage], gpus, look.owed, flows[stage].per_second)
-        return replicas_wanted(pool, aims)
-
-    return _steered(gpus, least, aims, wanted)
-
-
-def scale_by_requests(gpus: int, least: Mapping[Stage, int], aims: Aims, each: float) -> Scaler:
-    """A replica for every so many images under way."""
-
-    def wanted(stage: Stage, look: Look, now: float) -> int:
-        return min(gpus, max(least[stage], ceil(look.images / each)))
-
-    return _steered(gpus, least, aims, wanted)
-
-
-def _steered(gpus: int, least: Mapping[Stage, int], aims: Aims, wanted: Wanted) -> Scaler:
-    """The same patience for both, and the same number of GPUs."""
-    courses = {stage: Course(least[stage]) for stage in Stage}
-
-    def scale(now: float, looks: Mapping[Stage, Look]) -> Mapping[Stage, int]:
-        for stage, look in looks.items():
-            courses[stage] = courses[stage].steered(wanted(stage, look, now), now, aims)
-        return share_out({stage: courses[stage].target for stage in Stage}, least, gpus)
+    def scale(now: float, seen: Mapping[Stage, Seen]) -> Mapping[Stage, int]:
+        for stage, one in seen.items():
+            look = one.look
+            wanted = min(look.most, max(look.least, ceil(one.requests / each)))
+            course = courses.get(stage, Course(look.replicas))
+            courses[stage] = course.steered(wanted, now, aims)
+        targets = {stage: course.target for stage, course in courses.items()}
+        return share_out(targets, {stage: one.look.least for stage, one in seen.items()}, gpus)
 
     return scale

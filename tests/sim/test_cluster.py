@@ -9,7 +9,7 @@ import pytest
 from serve_app.core.scaling import Aims
 from serve_app.core.scheduler import BatchSize
 from serve_app.core.spec import Stage
-from serve_app.sim.cluster import Cluster, Look, Run
+from serve_app.sim.cluster import Cluster, Run, Seen
 from serve_app.sim.costs import Costs
 from serve_app.sim.outcome import outcome_of, percentile
 from serve_app.sim.policies import (
@@ -68,7 +68,7 @@ def test_an_image_waits_for_a_place_and_the_more_urgent_goes_first() -> None:
 
 
 def test_a_new_replica_takes_those_that_wait() -> None:
-    def grow(now: float, looks: Mapping[Stage, Look]) -> Mapping[Stage, int]:
+    def grow(now: float, looks: Mapping[Stage, Seen]) -> Mapping[Stage, int]:
         return {Stage.BASE: 4, Stage.REFINER: 0}
 
     crowd = [Arrival(0.0, steps=100)] * 48
@@ -80,7 +80,7 @@ def test_a_new_replica_takes_those_that_wait() -> None:
 
 
 def test_a_replica_that_leaves_ends_what_it_has() -> None:
-    def shrink(now: float, looks: Mapping[Stage, Look]) -> Mapping[Stage, int]:
+    def shrink(now: float, looks: Mapping[Stage, Seen]) -> Mapping[Stage, int]:
         return {Stage.BASE: 1 if now else 2, Stage.REFINER: 0}
 
     run = ran(*[Arrival(0.0, steps=100)] * 8, scale=shrink, start={Stage.BASE: 2}, look=1.0)
@@ -89,7 +89,7 @@ def test_a_replica_that_leaves_ends_what_it_has() -> None:
 
 
 def test_nobody_leaves_while_more_come() -> None:
-    def grow(now: float, looks: Mapping[Stage, Look]) -> Mapping[Stage, int]:
+    def grow(now: float, looks: Mapping[Stage, Seen]) -> Mapping[Stage, int]:
         return {Stage.BASE: 4 + int(now), Stage.REFINER: 0}
 
     run = ran(*[Arrival(0.0, steps=100)] * 8, scale=grow, start={Stage.BASE: 4}, look=1.0)
@@ -113,8 +113,9 @@ def test_owed_work_beats_two_choices_on_a_mixed_load() -> None:
 def test_scaling_follows_the_work_and_goes_back() -> None:
     trace = drawn_trace(WAVES["bursts"], rate=3.0, seconds=480, draw=Random(3))
     least = dict.fromkeys(Stage, 1)
-    scale = scale_by_owed_work(16, least, Aims(wait=5, busy=0.7))
-    run = Cluster(SIZE, Costs(), route_by_owed_work(), scale, least, loading=10).run(trace)
+    scale = scale_by_owed_work(16, Aims(wait=5, busy=0.7))
+    cluster = Cluster(SIZE, Costs(), route_by_owed_work(), scale, least, least, 16, loading=10)
+    run = cluster.run(trace)
     replicas = [sum(one.replicas.values()) for one in run.moments]
     assert len(run.done) == len(trace)
     assert max(replicas) >= 8 and min(replicas[60:]) <= 5
