@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 DEPTH = 3  # batches that a replica may have images for, the one that steps among them
+_IDLE = 0.9  # of its seconds, what an idle replica counts: measured prices differ by chance
 PACKING = 2.0  # what a second of a replica's time counts, to one of the image's own waiting
 
 
@@ -62,12 +63,15 @@ def rank_homes(
     What is there already delays the image; what it adds delays it and whoever comes after it, so
     that it counts twice. In the simulator, with 256 GPUs at 85 % load, twice makes the batches as
     full as three times and the waits shorter; once leaves them half empty. While a replica is idle
-    nobody comes after: time is not scarce, and it counts once.
+    nobody comes after: time is not scarce, it counts once, and the idle one is taken unless another
+    is clearly sooner.
     """
     homes = list(homes)
     scarce = PACKING if all(home.seconds for home in homes) else 1.0
-    ranked = sorted(
-        (round(home.seconds + scarce * home.more(shape, steps), 6), chosen.get(home.id, 0), home.id)
-        for home in homes
-    )
+
+    def counted(home: Home) -> float:
+        seconds = home.seconds + scarce * home.more(shape, steps)
+        return round(seconds if home.seconds else _IDLE * seconds, 6)
+
+    ranked = sorted((counted(home), chosen.get(home.id, 0), home.id) for home in homes)
     return [id for *_, id in ranked]

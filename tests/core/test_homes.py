@@ -39,7 +39,11 @@ def test_a_free_place_beside_its_like_costs_nothing() -> None:
 
 def test_an_image_goes_where_it_is_done_soonest_while_somebody_is_idle() -> None:
     idle, beside = home("idle"), home("beside", square=(50, 30))
-    assert ranked([idle, beside], SQUARE, 30) == ["beside", "idle"]  # both in 3 s
+    assert ranked([idle, beside], SQUARE, 30) == ["idle", "beside"]  # both in 3 s
+    slower = home("idle").open_to(SQUARE, 0.105)
+    assert rank_homes([slower, beside], {}, SQUARE, 30) == ["idle", "beside"]
+    slower = home("idle").open_to(SQUARE, 0.2)
+    assert rank_homes([slower, beside], {}, SQUARE, 30) == ["beside", "idle"]
     assert ranked([idle, beside], WIDE, 30) == ["idle", "beside"]
     full = home("beside", square=(120, 30))
     assert ranked([idle, full], SQUARE, 30) == ["idle", "beside"]
