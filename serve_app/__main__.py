@@ -116,20 +116,28 @@ def doctor(
 
 @commands.command()
 def simulate(
-    gpus: Annotated[int, typer.Option(min=2, help="GPUs of the cluster.")] = 256,
+    gpus: Annotated[
+        int | None, typer.Option(min=2, help="GPUs of the cluster: 256 where steady, else 32.")
+    ] = None,
     trace: Annotated[
         str, typer.Option(help="steady, bursts, day, or a CSV file with at, steps and more.")
     ] = "steady",
     load: Annotated[
-        float, typer.Option(min=0.01, help="Share of what full batches could do, on the mean.")
-    ] = 0.85,
-    seconds: Annotated[float, typer.Option(min=1, help="Length of the trace.")] = 90,
-    seed: Annotated[int, typer.Option(help="Of the trace that is drawn.")] = 1,
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="Share of what full batches could do, on the mean: 0.85 where steady, else 0.25.",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="Length of a trace: 90 where steady, else 960.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the first trace that is drawn.")] = 1,
     output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
         "simulation.png"
     ),
 ) -> None:
-    """A cluster of any size on a virtual clock: the real scheduling, by several policies."""
+    """A cluster of any size on a virtual clock: a steady trace compares routing, others scaling."""
     from serve_app.sim.command import Wish, simulate
 
     raise typer.Exit(simulate(Wish(gpus, trace, load, seconds, seed, output)))

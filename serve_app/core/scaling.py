@@ -12,14 +12,16 @@ from serve_app.core.spec import Stage
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """A stage's replicas, and what they have to do."""
+class Look:
+    """What is seen of a stage at one time."""
 
     replicas: int  # those there are, or are coming
     least: int
     most: int
-    owed: float  # GPU-seconds still needed by what was accepted
-    arriving: float  # GPU-seconds of work that come in a second, lately
+    images: int  # under way that are here, or are still to come here
+    owed: float  # GPU-seconds that they still need here, in full batches
+    arrived: float  # GPU-seconds of all that was ever accepted: it only grows
+    coming: float = 0.0  # of what is owed, that of images which are on another stage yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,20 @@ class Aims:
 
     wait: float = 10.0  # seconds in which what is owed now should be done
     busy: float = 0.85  # how much of its time a replica should work, so that few wait
-    patience: float = 60.0  # seconds that fewer must have been enough before any goes
+    patience: float = 10.0  # seconds that fewer must have been enough before any goes
 
 
-def replicas_wanted(pool: Pool, aims: Aims) -> int:
-    """Enough to do what is owed within the wait, and what arrives without falling behind."""
-    for_queue, for_flow = pool.owed / aims.wait, pool.arriving / aims.busy
-    return min(pool.most, max(pool.least, ceil(max(for_queue, for_flow) - 1e-9)))
+def replicas_wanted(look: Look, arriving: float, aims: Aims) -> int:
+    """Enough to do what is owed within the wait, and what arrives, in GPU-seconds a second, without
+    falling behind; and one at least where there are images, even if nobody knows yet what they
+    take.
+
+    What is coming from another stage can't be begun, so no replica is idle for it: it counts where
+    it arrives, which is when the image is accepted, so that the replica is there when it comes.
+    """
+    for_queue, for_flow = (look.owed - look.coming) / aims.wait, arriving / aims.busy
+    wanted = max(ceil(max(for_queue, for_flow) - 1e-9), min(1, look.images))
+    return min(look.most, max(look.least, wanted))
 
 
 def share_out(
@@ -95,18 +104,6 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What is seen of a stage at one time."""
-
-    replicas: int  # those there are, or are coming
-    least: int
-    most: int
-    images: int  # under way that are here, or are still to come here
-    owed: float  # GPU-seconds that they still need here
-    arrived: float  # GPU-seconds of all that was ever accepted: it only grows
-
-
-@dataclass(frozen=True, slots=True)
 class Helm:
     """How the stages are steered, from one look to the next: a value."""
 
@@ -117,16 +114,12 @@ class Helm:
     def looked(
         self, looks: Mapping[Stage, Look], now: float, aims: Aims, gpus: int | None = None
     ) -> "Helm":
-        """The helm after another look at all stages; of a fixed number of `gpus`, if any.
-
-        A stage with images has a replica at least, even where nobody knows yet what they take.
-        """
+        """The helm after another look at all stages; of a fixed number of `gpus`, if any."""
         courses, flows = {}, {}
         for stage, look in looks.items():
             came = max(0.0, look.arrived - self.arrived.get(stage, look.arrived))
             flows[stage] = flow = self.flows.get(stage, Flow()).seen(came, now)
-            pool = Pool(look.replicas, look.least, look.most, look.owed, flow.per_second)
-            wanted = max(replicas_wanted(pool, aims), min(look.most, 1, look.images))
+            wanted = replicas_wanted(look, flow.per_second, aims)
             course = self.courses.get(stage, Course(look.replicas))
             courses[stage] = course.steered(wanted, now, aims)
         if gpus is not None:

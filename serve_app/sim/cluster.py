@@ -84,10 +84,10 @@ class Cluster:
     scale: Scaler | None
     start: Mapping[Stage, int]
     least: Mapping[Stage, int] = field(default_factory=dict)  # replicas of each stage; else none
-    gpus: int = 0
+    gpus: int = 256  # who is to start waits for one that is free
     depth: int = DEPTH  # batches that a replica may have, the one that steps among them
     loading: float = 40.0  # seconds until a new replica is ready
-    look: float = 5.0  # seconds between two looks of the scaler
+    look: float = 1.0  # seconds between two looks of the scaler
     _now: float = 0.0
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: "count[int]" = field(default_factory=count)
@@ -211,14 +211,17 @@ class Cluster:
         staying = sum(not one.leaving for one in pool)
         least = self.least.get(stage, 0)
         images = here + self._expected[stage]
-        return Seen(Look(staying, least, self.gpus, images, owed, self._arrived[stage]), here)
+        arrived, coming = self._arrived[stage], self._coming[stage]
+        return Seen(Look(staying, least, self.gpus, images, owed, arrived, coming), here)
 
     def _steer(self, stage: Stage, target: int) -> None:
+        """Serve chooses who leaves: those that load, else the newest, whatever they have to do."""
         staying = [one for one in self._pools[stage] if not one.leaving]
-        for _ in range(target - len(staying)):
+        free = self.gpus - sum(len(pool) for pool in self._pools.values())
+        for _ in range(min(free, target - len(staying))):
             self._grow(stage, ready=False)
         spare = max(0, len(staying) - target)
-        for replica in sorted(staying, key=lambda one: (one.ready, one.owed))[:spare]:
+        for replica in sorted(reversed(staying), key=lambda one: one.ready)[:spare]:
             replica.leaving = True
             if not replica.working:
                 self._work(replica)

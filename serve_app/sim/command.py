@@ -1,7 +1,8 @@
 """`simulate`: a trace through a cluster under each policy, printed and plotted.
 
 Knows no Ray and no torch. The capacity that `load` is a share of is that of full batches: what a
-cluster that wasted nothing could do.
+cluster that wasted nothing could do. A steady trace compares routing, on all GPUs; any other one
+compares scaling, on several traces of its kind.
 """
 
 import time
@@ -9,31 +10,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
 from serve_app.core.errors import OperatorError
 from serve_app.core.sample import Leg, begin, entered
-from serve_app.core.scaling import Aims, share_out
-from serve_app.core.scheduler import BatchSize, StepScheduler, Work
+from serve_app.core.scheduler import StepScheduler, Work
 from serve_app.core.spec import Stage
-from serve_app.sim.cluster import Cluster, Router, Scaler, journey_of
+from serve_app.sim.cluster import Cluster, Run, journey_of
+from serve_app.sim.comparison import (
+    ALL,
+    CHOSEN,
+    DEFAULT,
+    LOADING,
+    PROMPT,
+    SIZE,
+    TUNED,
+    Comparison,
+    compare,
+    shared_by_work,
+    work_of,
+)
 from serve_app.sim.costs import Costs
 from serve_app.sim.outcome import GRACE, SLO, Outcome, outcome_of
-from serve_app.sim.plot import plot
-from serve_app.sim.policies import (
-    route_by_owed_work,
-    route_by_requests,
-    scale_by_owed_work,
-    scale_by_requests,
-)
+from serve_app.sim.plot import plot_routing, plot_scaling
+from serve_app.sim.policies import route_by_owed_work, route_by_requests
 from serve_app.sim.replica import Simple
 from serve_app.sim.trace import WAVES, Arrival, drawn_trace, read_trace
 
-SIZE = BatchSize(4, 8)
-AIMS = Aims(wait=5.0, busy=0.7)
-_LOADING = 20.0  # seconds until a new replica is ready
+TRACES = 5  # with waves: by as many seeds, from the one asked for
+_STEADY = "steady"
 _IN_FLIGHT = 1000  # samples, where planning is measured
 _PLANS = 500
 
@@ -42,47 +50,57 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be simulated."""
+    """What is to be simulated; what is None is chosen by the trace."""
 
-    gpus: int
+    gpus: int | None
     trace: str  # a wave's name, or a CSV file
-    load: float
-    seconds: float
+    load: float | None
+    seconds: float | None
     seed: int
     output: Path
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A wish in full."""
+
+    gpus: int
+    load: float
+    seconds: float
+
+
 def simulate(wish: Wish) -> int:
     """The outcome is printed and the PNG written; the exit status."""
-    costs = Costs()
+    steady = wish.trace == _STEADY
+    usual = _Plan(256, 0.85, 90.0) if steady else _Plan(32, 0.25, 960.0)
+    plan = _Plan(wish.gpus or usual.gpus, wish.load or usual.load, wish.seconds or usual.seconds)
     try:
-        trace = _trace(wish, costs)
+        traces = _traces(wish, plan)
     except OperatorError as error:
         console.print(f"[bold red]error[/] {error}", soft_wrap=True)
         return 2
-    seconds = max(wish.seconds, max(one.at for one in trace))
-    work = _work(trace, costs)
-    asked = sum(work.values()) / seconds / wish.gpus
+    plan = replace(plan, seconds=max(plan.seconds, max(one.at for one in traces[0])))
+    asked = median(_load(trace, plan) for trace in traces)
+    several = "" if len(traces) == 1 else f" of {len(traces)} traces, by medians"
     console.print(
-        f"{len(trace):,} images in {seconds:.0f} s on {wish.gpus} GPUs, {asked:.0%} of what full "
-        f"batches could do; in time is within {SLO:g} times alone and {GRACE:g} s"
+        f"{median(len(trace) for trace in traces):,.0f} images in {plan.seconds:.0f} s on "
+        f"{plan.gpus} GPUs, {asked:.0%} of what full batches could do{several}; in time is within "
+        f"{SLO:g} times alone and {GRACE:g} s",
+        soft_wrap=True,
     )
-    runs, outcomes = {}, {}
-    for name, cluster in _clusters(wish, costs, work).items():
-        began = time.perf_counter()
-        with console.status(f"simulating {name}"):
-            runs[name] = cluster.run(trace)
-        outcomes[name] = outcome_of(runs[name], seconds)
-        console.print(f"[dim]{name}: simulated in {time.perf_counter() - began:.1f} s[/]")
-    console.print(_table(outcomes))
-    console.print(
-        "[dim]a step: the 95th percentile of seconds per step asked for; full: the places of "
-        "batches that images took[/]"
-    )
+    began = time.perf_counter()
+    if steady:
+        _compare_routing(traces[0], plan, wish)
+    else:
+        compared = compare(traces, plan.gpus, plan.seconds)
+        console.print(_scaling_table(compared))
+        for line in _savings(compared):
+            console.print(line, soft_wrap=True)
+        plot_scaling(compared, traces[0], wish.output)
+    console.print(f"[dim]simulated in {time.perf_counter() - began:.0f} s[/]")
     console.print(
         f"planning one step with {_IN_FLIGHT:,} samples in flight: {planning() * 1e6:.0f} µs"
     )
-    plot(runs, trace, wish.output)
     console.print(f"[bold]{wish.output}[/]", soft_wrap=True)
     return 0
 
@@ -109,56 +127,58 @@ def planning() -> float:
     return sorted(seconds)[_PLANS // 2]
 
 
-def _trace(wish: Wish, costs: Costs) -> list[Arrival]:
+def _traces(wish: Wish, plan: _Plan) -> list[list[Arrival]]:
+    """One of a steady wave, or of a file; several of other waves."""
     wave = WAVES.get(wish.trace)
     if wave is None:
-        return read_trace(Path(wish.trace))
-    rate, trace = float(wish.gpus), list[Arrival]()
-    for _ in range(3):  # what is drawn comes to another load than was meant: meant is what comes
-        trace = drawn_trace(wave, rate=rate, seconds=wish.seconds, draw=Random(wish.seed))
-        rate *= wish.load * wish.gpus * wish.seconds / sum(_work(trace, costs).values())
-    return trace
+        return [read_trace(Path(wish.trace))]
+    traces = []
+    for seed in range(wish.seed, wish.seed + (1 if wish.trace == _STEADY else TRACES)):
+        rate, trace = float(plan.gpus), list[Arrival]()
+        for _ in range(3):  # what is drawn comes to another load than was meant
+            trace = drawn_trace(wave, rate=rate, seconds=plan.seconds, draw=Random(seed))
+            rate *= plan.load / _load(trace, plan)
+        traces.append(trace)
+    return traces
 
 
-def _work(trace: Sequence[Arrival], costs: Costs) -> dict[Stage, float]:
-    """GPU-seconds of a trace by stage, where all batches are full."""
-    work = dict.fromkeys(Stage, 0.0)
-    for arrival in trace:
-        spec, schedule, legs = journey_of(arrival, refiner=True)
-        sample: Simple = begin("", spec, schedule, legs[0].stage)
-        for leg, share in zip(legs, costs.shares(sample, legs, SIZE), strict=True):
-            work[leg.stage] += share
-    return work
+def _load(trace: Sequence[Arrival], plan: _Plan) -> float:
+    """What is asked for, of what full batches could do."""
+    return sum(work_of(trace, Costs()).values()) / plan.seconds / plan.gpus
 
 
-def _clusters(wish: Wish, costs: Costs, work: Mapping[Stage, float]) -> dict[str, Cluster]:
-    """One for each policy. Where the trace has waves replicas are scaled, else they are fixed."""
-
-    def cluster(route: Router, scale: Scaler | None, start: Mapping[Stage, int]) -> Cluster:
-        return Cluster(SIZE, costs, route, scale, start, floor, wish.gpus, loading=_LOADING)
-
-    floor = {stage: max(1, wish.gpus // 16) for stage in Stage}
-    least = dict.fromkeys(Stage, 1)
-    whole = {stage: max(1, round(1000 * part)) for stage, part in work.items()}
-    fixed = share_out(whole, least, wish.gpus)
-    if wish.trace == "steady":
-        return {
-            "owed work": cluster(route_by_owed_work(), None, fixed),
-            "two choices": cluster(route_by_requests(Random(wish.seed)), None, fixed),
-        }
-    few = share_out(whole, least, max(2, wish.gpus // 3))
-    scalers = {"by owed work": scale_by_owed_work(wish.gpus, AIMS)} | {
-        f"by requests, {each} each": scale_by_requests(wish.gpus, AIMS, each) for each in (4, 3, 2)
+def _compare_routing(trace: Sequence[Arrival], plan: _Plan, wish: Wish) -> None:
+    """All GPUs are there, shared out by the work of each stage."""
+    start = shared_by_work(work_of(trace, Costs()), plan.gpus)
+    routers = {
+        "owed work": route_by_owed_work(),
+        "two choices": route_by_requests(Random(wish.seed)),
     }
-    clusters = {name: cluster(route_by_owed_work(), scale, few) for name, scale in scalers.items()}
-    return clusters | {"all the time": cluster(route_by_owed_work(), None, fixed)}
+    runs: dict[str, Run] = {}
+    for name, route in routers.items():
+        with console.status(f"simulating {name}"):
+            runs[name] = Cluster(SIZE, Costs(), route, None, start, loading=LOADING).run(trace)
+    outcomes = {name: outcome_of(run, plan.seconds) for name, run in runs.items()}
+    console.print(_routing_table(outcomes))
+    console.print(
+        "[dim]a step: the 95th percentile of seconds per step asked for; full: the places of "
+        "batches that images took[/]"
+    )
+    plot_routing(runs, trace, wish.output)
 
 
-def _table(outcomes: Mapping[str, Outcome]) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("replicas" if len(outcomes) > 2 else "routed by", no_wrap=True)
-    for head in ("in time", "goodput", "p50", "p95", "p99", "a step", "GPU h", "full"):
-        table.add_column(head, justify="right")
+def _table(first: str, *heads: str) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _routing_table(outcomes: Mapping[str, Outcome]) -> Table:
+    table = _table(
+        "routed by", "in time", "goodput", "p50", "p95", "p99", "a step", "GPU h", "full"
+    )
     for name, one in outcomes.items():
         table.add_row(
             name,
@@ -172,3 +192,34 @@ def _table(outcomes: Mapping[str, Outcome]) -> Table:
             f"{one.occupancy:.0%}",
         )
     return table
+
+
+def _scaling_table(compared: Comparison) -> Table:
+    """Medians, and from the least to the most of all traces."""
+    table = _table("replicas by", "", "in time", "from-to", "GPU h", "from-to", "p95", "full")
+    for setting, outcomes in compared.outcomes.items():
+        attained = sorted(one.attained for one in outcomes)
+        hours = sorted(one.gpu_hours for one in outcomes)
+        table.add_row(
+            setting.family,
+            setting.name,
+            f"{median(attained):.1%}",
+            f"{100 * attained[0]:.1f}-{100 * attained[-1]:.1f}",
+            f"{median(hours):.2f}",
+            f"{hours[0]:.2f}-{hours[-1]:.2f}",
+            f"{median(one.p95 for one in outcomes):.0f} s",
+            f"{median(one.occupancy for one in outcomes):.0%}",
+            style="bold" if setting is CHOSEN else "",
+        )
+    return table
+
+
+def _savings(compared: Comparison) -> list[str]:
+    lines = [f"with as many images in time, {CHOSEN.family}, {CHOSEN.name}, takes"]
+    for family in (TUNED, PROMPT, DEFAULT, ALL):
+        saved = sorted(compared.saved(family))
+        lines.append(
+            f"  [bold]{median(saved):.0%}[/] ({saved[0]:.0%} to {saved[-1]:.0%}) fewer GPU-hours "
+            f"than {family}"
+        )
+    return lines

@@ -1,16 +1,15 @@
-"""The policies that are held against each other: the service's, and what Ray Serve does by itself.
+"""The policies that are held against each other: the service's, and Ray Serve's way to route.
 
-Knows no clock but the time it is told. The service's are `core`'s own; Serve's are written after
-its power-of-two-choices router and its autoscaling by requests under way (2.60).
+Knows no clock but the time it is told. The service's are `core`'s own; Serve's is written after
+its power-of-two-choices router (2.60).
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import count
-from math import ceil
 from random import Random
 
 from serve_app.core.homes import rank_homes
-from serve_app.core.scaling import Aims, Course, Helm, share_out
+from serve_app.core.scaling import Aims, Helm
 from serve_app.core.spec import Stage
 from serve_app.sim.cluster import Router, Scaler, Seen
 from serve_app.sim.replica import Simple, SimReplica
@@ -48,21 +47,5 @@ def scale_by_owed_work(gpus: int, aims: Aims) -> Scaler:
         nonlocal helm
         helm = helm.looked({stage: one.look for stage, one in seen.items()}, now, aims, gpus)
         return helm.targets
-
-    return scale
-
-
-def scale_by_requests(gpus: int, aims: Aims, each: float) -> Scaler:
-    """A replica for every so many images that are there; with the same patience."""
-    courses = dict[Stage, Course]()
-
-    def scale(now: float, seen: Mapping[Stage, Seen]) -> Mapping[Stage, int]:
-        for stage, one in seen.items():
-            look = one.look
-            wanted = min(look.most, max(look.least, ceil(one.requests / each)))
-            course = courses.get(stage, Course(look.replicas))
-            courses[stage] = course.steered(wanted, now, aims)
-        targets = {stage: course.target for stage, course in courses.items()}
-        return share_out(targets, {stage: one.look.least for stage, one in seen.items()}, gpus)
 
     return scale

@@ -12,14 +12,13 @@ from serve_app.core.scaling import (
     Flow,
     Helm,
     Look,
-    Pool,
     replicas_wanted,
     share_out,
 )
 from serve_app.core.spec import Stage
 
 AIMS = Aims(wait=10, busy=0.8, patience=60)
-IDLE = Pool(replicas=2, least=1, most=8, owed=0, arriving=0)
+IDLE = Look(replicas=2, least=1, most=8, images=0, owed=0, arrived=0)
 
 
 @pytest.mark.parametrize(
@@ -27,12 +26,18 @@ IDLE = Pool(replicas=2, least=1, most=8, owed=0, arriving=0)
     [(0, 0, 1), (30, 0, 3), (31, 0, 4), (0, 2.4, 3), (30, 2.5, 4), (1000, 0, 8)],
 )
 def test_as_many_as_owed_and_arriving_work_need(owed: float, arriving: float, wanted: int) -> None:
-    assert replicas_wanted(replace(IDLE, owed=owed, arriving=arriving), AIMS) == wanted
+    assert replicas_wanted(replace(IDLE, owed=owed), arriving, AIMS) == wanted
 
 
 def test_a_stage_may_go_to_none() -> None:
-    assert replicas_wanted(replace(IDLE, least=0), AIMS) == 0
-    assert replicas_wanted(replace(IDLE, least=0, owed=0.1), AIMS) == 1
+    assert replicas_wanted(replace(IDLE, least=0), 0, AIMS) == 0
+    assert replicas_wanted(replace(IDLE, least=0, owed=0.1), 0, AIMS) == 1
+
+
+def test_no_replica_waits_for_what_another_stage_has_yet_but_it_counts_as_arriving() -> None:
+    seen = replace(IDLE, owed=70, coming=40)
+    assert replicas_wanted(seen, 0, AIMS) == 3
+    assert replicas_wanted(seen, 4, AIMS) == 5
 
 
 WANTED = st.fixed_dictionaries({stage: st.integers(1, 50) for stage in Stage})

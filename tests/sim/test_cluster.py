@@ -1,6 +1,6 @@
 """The cluster against what can be worked out by hand, and the policies against each other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -17,6 +17,7 @@ from serve_app.sim.policies import (
     route_by_requests,
     scale_by_owed_work,
 )
+from serve_app.sim.replica import SimReplica
 from serve_app.sim.trace import WAVES, Arrival, drawn_trace
 
 SIZE = BatchSize(4, 8)
@@ -96,6 +97,27 @@ def test_nobody_leaves_while_more_come() -> None:
 
     run = ran(*[Arrival(0.0, steps=100)] * 8, scale=grow, start={Stage.BASE: 4}, look=1.0)
     assert [one.replicas[Stage.BASE] for one in run.moments][:5] == [4, 4, 5, 6, 7]
+
+
+def test_who_is_to_start_waits_for_a_gpu_that_is_free() -> None:
+    def move(now: float, seen: Mapping[Stage, Seen]) -> Mapping[Stage, int]:
+        return {Stage.BASE: 1, Stage.REFINER: 1} if now else {Stage.BASE: 2, Stage.REFINER: 0}
+
+    crowd = [*[Arrival(0.0, steps=100)] * 8, Arrival(5.0, steps=100)]
+    run = ran(*crowd, scale=move, start={Stage.BASE: 2}, gpus=2, loading=1)
+    refiners = [one.replicas[Stage.REFINER] for one in run.moments]
+    assert refiners.index(1) == 12  # a look after the one that left was done with what it had
+
+
+def test_the_newest_leaves_whatever_it_has_to_do() -> None:
+    def shrink(now: float, seen: Mapping[Stage, Seen]) -> Mapping[Stage, int]:
+        return {Stage.BASE: 2 if now < 2 else 1, Stage.REFINER: 0}
+
+    def last(pool: Sequence[SimReplica], *_: object) -> SimReplica:
+        return pool[-1]
+
+    run = ran(Arrival(1.5, steps=100), route=last, scale=shrink, loading=1)
+    assert run.gpu_seconds == pytest.approx(2 * 11.5)
 
 
 def test_owed_work_beats_two_choices_on_a_mixed_load() -> None:

@@ -1,0 +1,163 @@
+"""Scaling by owed work against scaling by requests: each by several settings, on several traces.
+
+Knows neither terminals nor pictures. All have the same router, places, GPUs and traces: only the
+number of replicas differs. The settings were chosen on traces of other seeds.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
+
+from serve_app.core.sample import begin
+from serve_app.core.scaling import Aims, share_out
+from serve_app.core.scheduler import BatchSize
+from serve_app.core.spec import Stage
+from serve_app.sim.cluster import Cluster, Moment, journey_of
+from serve_app.sim.costs import Costs
+from serve_app.sim.outcome import Outcome, outcome_of
+from serve_app.sim.policies import route_by_owed_work, scale_by_owed_work
+from serve_app.sim.replica import Simple
+from serve_app.sim.serve import Autoscaling, scale_by_requests
+from serve_app.sim.trace import Arrival
+
+SIZE = BatchSize(4, 8)
+LOADING = 20.0  # seconds until a new replica is ready
+_FLOOR = 16  # of so many GPUs, one is of each stage at least
+_START = 3  # of so many GPUs, one has a replica when the trace begins
+OWED = "owed work"
+TUNED = "requests, tuned"
+PROMPT = "requests, told at once"  # each second
+DEFAULT = "requests, Serve's own"  # delays
+ALL = "all GPUs"
+_TUNED = Autoscaling(upscale_delay=0.0, downscale_delay=15.0)
+_PROMPT = replace(_TUNED, look_back=10.0, push=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A way to scale."""
+
+    family: str
+    name: str
+    way: Aims | Autoscaling | None  # None: all GPUs, all the time
+
+
+SETTINGS = (
+    *(Setting(OWED, f"wait {wait:g} s", Aims(wait=wait)) for wait in (5.0, 10.0, 20.0)),
+    *(
+        Setting(family, f"{each:g} each", replace(way, target_ongoing_requests=each))
+        for family, way, targets in (
+            (TUNED, _TUNED, (1.5, 2.0, 3.0, 4.0)),
+            (PROMPT, _PROMPT, (2.0, 3.0, 4.0)),
+            (DEFAULT, Autoscaling(), (2.0,)),
+        )
+        for each in targets
+    ),
+    Setting(ALL, "", None),
+)
+CHOSEN = SETTINGS[1]  # by the aims that the service has
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One trace under one setting."""
+
+    setting: Setting
+    gpus: int
+    seconds: float
+    trace: tuple[Arrival, ...]
+
+    def run(self) -> tuple[Outcome, tuple[Moment, ...]]:
+        """What became of it, and how things stood meanwhile."""
+        ran = self._cluster().run(self.trace)
+        return outcome_of(ran, self.seconds), ran.moments
+
+    def _cluster(self) -> Cluster:
+        gpus, way = self.gpus, self.setting.way
+        scale = None
+        if isinstance(way, Aims):
+            scale = scale_by_owed_work(gpus, way)
+        elif way is not None:
+            scale = scale_by_requests(gpus, way)
+        few = gpus if scale is None else max(2, gpus // _START)
+        start = shared_by_work(work_of(self.trace, Costs()), few)
+        least = {stage: max(1, gpus // _FLOOR) for stage in Stage}
+        route = route_by_owed_work()
+        return Cluster(SIZE, Costs(), route, scale, start, least, gpus, loading=LOADING)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What became of every setting, by trace; and how things stood in the first trace."""
+
+    outcomes: Mapping[Setting, Sequence[Outcome]]
+    moments: Mapping[Setting, Sequence[Moment]]
+
+    def points(self, family: str, trace: int | None = None) -> list[tuple[float, float]]:
+        """The share of images in time and GPU-hours of each setting: in one trace, or medians."""
+        return [
+            (
+                median(one.attained for one in chosen),
+                median(one.gpu_hours for one in chosen),
+            )
+            for setting, outcomes in self.outcomes.items()
+            if setting.family == family
+            for chosen in [outcomes if trace is None else outcomes[trace : trace + 1]]
+        ]
+
+    def saved(self, family: str) -> list[float]:
+        """Of the GPU-hours that a family takes to have as many images in time as the chosen
+        setting, the share that the chosen one does without: by trace."""
+        return [
+            1 - one.gpu_hours / hours_for(one.attained, self.points(family, trace))
+            for trace, one in enumerate(self.outcomes[CHOSEN])
+        ]
+
+
+def compare(traces: Sequence[Sequence[Arrival]], gpus: int, seconds: float) -> Comparison:
+    """Every setting on every trace, on all the CPUs there are."""
+    tasks = [Task(setting, gpus, seconds, tuple(trace)) for setting in SETTINGS for trace in traces]
+    with ProcessPoolExecutor() as pool:
+        results = list(pool.map(Task.run, tasks))
+    count = len(traces)
+    by_setting = {
+        setting: results[number * count : (number + 1) * count]
+        for number, setting in enumerate(SETTINGS)
+    }
+    return Comparison(
+        {setting: [outcome for outcome, _ in ran] for setting, ran in by_setting.items()},
+        {setting: ran[0][1] for setting, ran in by_setting.items()},
+    )
+
+
+def hours_for(attained: float, points: Iterable[tuple[float, float]]) -> float:
+    """GPU-hours for a share of images in time, on the lines between the best of some settings,
+    which no other beats in both; of the nearest of them where none has so many, or so few."""
+    best: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda point: (-point[0], point[1])):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    best.reverse()
+    for (low, before), (high, after) in pairwise(best):
+        if low <= attained < high:
+            return before + (after - before) * (attained - low) / (high - low)
+    return best[0][1] if attained < best[0][0] else best[-1][1]
+
+
+def work_of(trace: Iterable[Arrival], costs: Costs) -> dict[Stage, float]:
+    """GPU-seconds of a trace by stage, where all batches are full."""
+    work = dict.fromkeys(Stage, 0.0)
+    for arrival in trace:
+        spec, schedule, legs = journey_of(arrival, refiner=True)
+        sample: Simple = begin("", spec, schedule, legs[0].stage)
+        for leg, share in zip(legs, costs.shares(sample, legs, SIZE), strict=True):
+            work[leg.stage] += share
+    return work
+
+
+def shared_by_work(work: Mapping[Stage, float], gpus: int) -> dict[Stage, int]:
+    """A number of GPUs, shared out to the stages by the work of each: one each at least."""
+    whole = {stage: max(1, round(1000 * part)) for stage, part in work.items()}
+    return share_out(whole, dict.fromkeys(Stage, 1), gpus)
