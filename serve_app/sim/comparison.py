@@ -6,7 +6,7 @@ number of replicas differs. The settings were chosen on traces of other seeds.
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
@@ -31,8 +31,7 @@ TUNED = "requests, tuned"
 PROMPT = "requests, told at once"  # each second
 DEFAULT = "requests, Serve's own"  # delays
 ALL = "all GPUs"
-_TUNED = Autoscaling(upscale_delay=0.0, downscale_delay=15.0)
-_PROMPT = replace(_TUNED, look_back=10.0, push=1.0)
+_TUNED = ((3.0, 15.0), (3.0, 30.0), (2.0, 5.0), (2.0, 30.0))  # targets and downscale delays
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +46,11 @@ class Setting:
 SETTINGS = (
     *(Setting(OWED, f"wait {wait:g} s", Aims(wait=wait)) for wait in (5.0, 10.0, 20.0)),
     *(
-        Setting(family, f"{each:g} each", replace(way, target_ongoing_requests=each))
-        for family, way, targets in (
-            (TUNED, _TUNED, (1.5, 2.0, 3.0, 4.0)),
-            (PROMPT, _PROMPT, (2.0, 3.0, 4.0)),
-            (DEFAULT, Autoscaling(), (2.0,)),
-        )
-        for each in targets
+        Setting(family, f"{each:g} each, {down:g} s", Autoscaling(each, 0.0, down, *told))
+        for family, told in ((TUNED, ()), (PROMPT, (10.0, 1.0)))
+        for each, down in _TUNED
     ),
+    Setting(DEFAULT, "2 each", Autoscaling()),
     Setting(ALL, "", None),
 )
 CHOSEN = SETTINGS[1]  # by the aims that the service has

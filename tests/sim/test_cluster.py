@@ -63,6 +63,24 @@ def test_base_hands_over_to_the_refiner() -> None:
     assert run.done[0].alone == pytest.approx(2.0)
 
 
+def test_a_stage_sees_what_is_coming_from_the_other() -> None:
+    seen_at: list[tuple[int, int, float, float, float]] = []
+
+    def watch(now: float, seen: Mapping[Stage, Seen]) -> Mapping[Stage, int]:
+        one = seen[Stage.REFINER]
+        look = one.look
+        seen_at.append((look.images, one.requests, look.owed, look.coming, look.arrived))
+        return {Stage.BASE: 1, Stage.REFINER: 1}
+
+    both = {Stage.BASE: 1, Stage.REFINER: 1}
+    ran(Arrival(0.55, 40, handoff=0.5), Arrival(5.0, 10), start=both, scale=watch)
+    half = pytest.approx(0.5)  # twenty steps, of batches of four
+    assert seen_at[0] == (0, 0, 0, 0, 0)
+    assert seen_at[1] == seen_at[2] == (1, 0, half, half, half)
+    assert seen_at[3] == (1, 1, pytest.approx(0.4), pytest.approx(0, abs=1e-6), half)
+    assert seen_at[-1][:2] == (0, 0)
+
+
 def test_an_image_waits_for_a_place_and_the_more_urgent_goes_first() -> None:
     crowd = [Arrival(0.0, steps=50)] * 12
     run = ran(*crowd, Arrival(0.1, steps=100), Arrival(0.2, steps=4))

@@ -43,6 +43,16 @@ def test_what_was_not_pushed_yet_is_not_known() -> None:
     assert told == [1] * 10 + [4] * 5
 
 
+def test_what_is_between_two_counts_is_not_known() -> None:
+    told = targets(replace(AT_ONCE, look_back=50), [0] * 3 + [100] * 3 + [0] * 20)
+    assert set(told) == {1}
+
+
+def test_a_single_count_is_the_mean() -> None:
+    told = targets(replace(AT_ONCE, look_back=0.5), [2, 4, 6, 8])
+    assert told == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("delay", [5, 20])
 def test_more_and_fewer_must_be_wanted_for_their_delays(delay: int) -> None:
     up = targets(replace(AT_ONCE, upscale_delay=delay), [8] * 60)
@@ -55,3 +65,5 @@ def test_more_and_fewer_must_be_wanted_for_their_delays(delay: int) -> None:
 def test_a_wish_that_passes_before_its_delay_changes_nothing() -> None:
     settings = replace(AT_ONCE, look_back=1, upscale_delay=6, downscale_delay=6)
     assert set(targets(settings, ([8] * 5 + [2] * 5) * 5)) == {1}
+    settings = replace(settings, look_back=0.5)
+    assert set(targets(settings, [8] * 10 + ([10] * 4 + [6] * 4) * 5)[10:]) == {4}
