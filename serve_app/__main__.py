@@ -117,7 +117,7 @@ def doctor(
 @commands.command()
 def simulate(
     gpus: Annotated[
-        int | None, typer.Option(min=2, help="GPUs of the cluster: 256 where steady, else 32.")
+        int | None, typer.Option(min=2, help="GPUs of the cluster: 256 where steady, else 16.")
     ] = None,
     trace: Annotated[
         str, typer.Option(help="steady, bursts, day, or a CSV file with at, steps and more.")

@@ -28,9 +28,9 @@ class Look:
 class Aims:
     """What scaling is for."""
 
-    wait: float = 10.0  # seconds in which what is owed now should be done
+    wait: float = 5.0  # seconds in which what is owed now should be done
     busy: float = 0.85  # how much of its time a replica should work, so that few wait
-    patience: float = 10.0  # seconds that fewer must have been enough before any goes
+    patience: float = 5.0  # seconds that fewer must have been enough before any goes
 
 
 def replicas_wanted(look: Look, arriving: float, aims: Aims) -> int:

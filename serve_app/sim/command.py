@@ -72,7 +72,7 @@ class _Plan:
 def simulate(wish: Wish) -> int:
     """The outcome is printed and the PNG written; the exit status."""
     steady = wish.trace == _STEADY
-    usual = _Plan(256, 0.85, 90.0) if steady else _Plan(32, 0.25, 960.0)
+    usual = _Plan(256, 0.85, 90.0) if steady else _Plan(16, 0.25, 960.0)
     plan = _Plan(wish.gpus or usual.gpus, wish.load or usual.load, wish.seconds or usual.seconds)
     try:
         traces = _traces(wish, plan)

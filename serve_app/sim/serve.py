@@ -1,15 +1,14 @@
 """How Ray Serve scales a deployment by itself: by the requests under way, looked back upon.
 
 Written after `autoscaling_policy.py`, `_private/autoscaling_state.py` and `_private/router.py` of
-Ray 2.60. Knows no work. Two things are kinder than Serve is: every request is counted, those that
-wait for a place too; and few GPUs are shared out, where in Serve the first to ask has them.
+Ray 2.60. Knows no work. It is kinder than Serve in one thing: every request is counted, also those
+that wait for a place.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
 
-from serve_app.core.scaling import share_out
 from serve_app.core.spec import Stage
 from serve_app.sim.cluster import Scaler, Seen
 
@@ -72,16 +71,16 @@ class _Deployment:
             self.target, self.since = wanted, None
 
 
-def scale_by_requests(gpus: int, settings: Autoscaling) -> Scaler:
-    """A replica for every so many requests under way, each stage by itself."""
+def scale_by_requests(most: Mapping[Stage, int], settings: Autoscaling) -> Scaler:
+    """A replica for every so many requests under way, each stage by itself and up to its most:
+    where more are wanted than there are GPUs, who asks first has them."""
     deployments = dict[Stage, _Deployment]()
 
     def scale(now: float, seen: Mapping[Stage, Seen]) -> Mapping[Stage, int]:
         for stage, one in seen.items():
             kept = deployments.setdefault(stage, _Deployment(settings, one.look.replicas))
             kept.count(one.requests, now)
-            kept.steer(one.look.least, one.look.most, now)
-        targets = {stage: kept.target for stage, kept in deployments.items()}
-        return share_out(targets, {stage: one.look.least for stage, one in seen.items()}, gpus)
+            kept.steer(one.look.least, most[stage], now)
+        return {stage: kept.target for stage, kept in deployments.items()}
 
     return scale

@@ -12,11 +12,11 @@ from serve_app.sim.serve import Autoscaling, scale_by_requests
 AT_ONCE = Autoscaling(upscale_delay=0, downscale_delay=0, look_back=10, push=1)
 
 
-def targets(settings: Autoscaling, requests: list[int], gpus: int = 16) -> list[int]:
+def targets(settings: Autoscaling, requests: list[int], most: int = 16) -> list[int]:
     """Of one stage that had so many requests in each second."""
-    scale, replicas, seen = scale_by_requests(gpus, settings), 1, []
+    scale, replicas, seen = scale_by_requests({Stage.BASE: most}, settings), 1, []
     for now, count in enumerate(requests):
-        look = Look(replicas, least=1, most=16, images=count, owed=0, arrived=0)
+        look = Look(replicas, least=1, most=99, images=count, owed=0, arrived=0)
         replicas = scale(float(now), {Stage.BASE: Seen(look, count)})[Stage.BASE]
         seen.append(replicas)
     return seen
@@ -27,7 +27,7 @@ def test_a_replica_for_every_so_many_requests() -> None:
     assert targets(replace(AT_ONCE, target_ongoing_requests=3), [8] * 30)[-1] == 3
     assert targets(AT_ONCE, [0] * 30)[-1] == 1
     assert targets(AT_ONCE, [80] * 30)[-1] == 16
-    assert targets(AT_ONCE, [80] * 30, gpus=5)[-1] == 5
+    assert targets(AT_ONCE, [80] * 30, most=5)[-1] == 5
 
 
 def test_requests_count_by_their_mean_over_the_time_looked_back_upon() -> None:
