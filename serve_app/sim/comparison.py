@@ -98,22 +98,24 @@ class Comparison:
 
     def points(self, family: str, trace: int | None = None) -> list[tuple[float, float]]:
         """The share of images in time and GPU-hours of each setting: in one trace, or medians."""
-        return [
-            (
-                median(one.attained for one in chosen),
-                median(one.gpu_hours for one in chosen),
-            )
-            for setting, outcomes in self.outcomes.items()
-            if setting.family == family
-            for chosen in [outcomes if trace is None else outcomes[trace : trace + 1]]
-        ]
+        return self._points([one for one in self.outcomes if one.family == family], trace)
 
-    def saved(self, family: str) -> list[float]:
+    def saved(self, family: str, trace: int | None = None) -> float:
         """Of the GPU-hours that a family takes to have as many images in time as the chosen
-        setting, the share that the chosen one does without: by trace."""
+        setting, the share that the chosen one does without. By medians each setting is one for all
+        traces; in one trace the family has the settings that were best for that very one."""
+        ((attained, hours),) = self._points([CHOSEN], trace)
+        return 1 - hours / hours_for(attained, self.points(family, trace))
+
+    def _points(
+        self, settings: Iterable[Setting], trace: int | None = None
+    ) -> list[tuple[float, float]]:
+        chosen = [self.outcomes[one] for one in settings]
+        if trace is not None:
+            chosen = [[outcomes[trace]] for outcomes in chosen]
         return [
-            1 - one.gpu_hours / hours_for(one.attained, self.points(family, trace))
-            for trace, one in enumerate(self.outcomes[CHOSEN])
+            (median(one.attained for one in outcomes), median(one.gpu_hours for one in outcomes))
+            for outcomes in chosen
         ]
 
 

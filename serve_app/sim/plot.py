@@ -60,9 +60,11 @@ def plot_scaling(compared: Comparison, trace: Sequence[Arrival], output: Path) -
             label=f"{setting.family}, {setting.name}",
         )
     _over_time(replicas, "replicas", "base and refiner", end)
+    replicas.yaxis.get_major_locator().set_params(integer=True)
     replicas.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     for family, colour in _COLOURS.items():
         settings = [one for one in compared.outcomes if one.family == family]
+        left = family == PROMPT  # its labels, so that they keep clear of those beside it
         for setting in settings:
             outcomes = compared.outcomes[setting]
             hours = [one.gpu_hours for one in outcomes]
@@ -70,7 +72,12 @@ def plot_scaling(compared: Comparison, trace: Sequence[Arrival], output: Path) -
             reached.scatter(hours, attained, s=14, color=colour, alpha=0.25, linewidths=0)
             at = (median(hours), median(attained))
             reached.annotate(
-                setting.name, at, xytext=(6, -11), textcoords="offset points", fontsize=8
+                setting.name,
+                at,
+                xytext=(-6, 6) if left else (6, -11),
+                ha="right" if left else "left",
+                textcoords="offset points",
+                fontsize=8,
             )
         points = sorted((hours, 100 * share) for share, hours in compared.points(family))
         reached.plot(*zip(*points, strict=True), "o-", color=colour, label=family)

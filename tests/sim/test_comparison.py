@@ -46,7 +46,9 @@ def test_what_is_saved_is_of_equal_attainment_in_each_trace() -> None:
         },
         moments={},
     )
-    assert compared.saved(TUNED) == pytest.approx([0.5, 0.2])
+    assert [compared.saved(TUNED, trace) for trace in (0, 1)] == pytest.approx([0.5, 0.2])
+    by_medians = 4.5 + 3.5 * (0.925 - 0.90) / (0.975 - 0.90)
+    assert compared.saved(TUNED) == pytest.approx(1 - 3.5 / by_medians)
     assert compared.points(OWED) == [pytest.approx((0.925, 3.5))]
     assert compared.points(OWED, 1) == [(0.90, 4.0)]
 
