@@ -28,7 +28,7 @@ class Report:
 
     number: int  # grows with each
     profile: str  # its numeric one: what is alike in replicas that should be equally fast
-    left: Mapping[str, Left]  # by image
+    left: Mapping[str, Left]  # by `key_of` an image
     models: tuple[str, ...]  # in memory, here or on the host
     prices: Prices
 
@@ -42,7 +42,7 @@ class Report:
         prices: Prices,
     ) -> "Report":
         """The report of a replica that owes this."""
-        left = {one.sample.id: _left(one.sample, one.leg, prices) for one in owed}
+        left = {key_of(one.sample): _left(one.sample, one.leg, prices) for one in owed}
         return cls(number, profile, left, tuple(models), prices)
 
     def packed(self) -> dict[str, Any]:
@@ -80,13 +80,13 @@ class Report:
 @dataclass(slots=True)
 class _Replica:
     report: Report
-    sent: dict[str, Left] = field(default_factory=dict)  # by image
+    sent: dict[str, Left] = field(default_factory=dict)
     missed: Counter[str] = field(default_factory=Counter)  # reports without what was sent
     gone: Counter[str] = field(default_factory=Counter)  # reports since an image went
 
     @property
     def left(self) -> dict[str, Left]:
-        """By image, of whoever sent it."""
+        """All that is there, whoever sent it."""
         known = {id: one for id, one in self.report.left.items() if id not in self.gone}
         return self.sent | known
 
@@ -131,19 +131,21 @@ class Fleet:
                 del replica.gone[image]
 
     def send(self, id: str, sample: Sample[Any], leg: Leg) -> None:
-        """The sample is on its way to the replica, and nowhere else."""
-        self.end(sample.id)
-        replica = self._replicas[id]
-        replica.sent[sample.id] = _left(sample, leg, self._known(replica))
-        del replica.gone[sample.id]
-        self._chosen[id] = max(self._chosen.values(), default=0) + 1
+        """The sample is on its way to the replica, if that is still there, and to no other."""
+        key = key_of(sample)
+        for other in self._replicas:
+            self.end(other, key)
+        if replica := self._replicas.get(id):
+            replica.sent[key] = _left(sample, leg, self._known(replica))
+            del replica.gone[key]
+            self._chosen[id] = max(self._chosen.values(), default=0) + 1
 
-    def end(self, image: str) -> None:
-        """The image is nowhere any more."""
-        for replica in self._replicas.values():
-            if replica.sent.pop(image, None):
-                del replica.missed[image]
-                replica.gone[image] = 0
+    def end(self, id: str, key: str) -> None:
+        """The image is at that replica no more."""
+        replica = self._replicas.get(id)
+        if replica and replica.sent.pop(key, None):
+            del replica.missed[key]
+            replica.gone[key] = 0
 
     def alone(self, sample: Sample[Any], leg: Leg) -> float:
         """Seconds of the sample's steps, if nobody else is there."""
@@ -173,6 +175,11 @@ class Fleet:
 
     def _known(self, replica: _Replica) -> Prices:
         return self._prices[replica.report.profile]
+
+
+def key_of(sample: Sample[Any]) -> str:
+    """The image on its leg: one replica may have both of them."""
+    return f"{sample.id} {sample.stage}"
 
 
 def shape_of(sample: Sample[Any]) -> str:
