@@ -83,6 +83,14 @@ class _Replica:
     sent: dict[str, Left] = field(default_factory=dict)
     missed: Counter[str] = field(default_factory=Counter)  # reports without what was sent
     gone: Counter[str] = field(default_factory=Counter)  # reports since an image went
+    crowds: dict[Hashable, Crowd] | None = None  # until something changes
+
+    @property
+    def images(self) -> int:
+        """How many are there, whoever sent them."""
+        return len(self.sent) + sum(
+            id not in self.gone and id not in self.sent for id in self.report.left
+        )
 
     @property
     def left(self) -> dict[str, Left]:
@@ -114,7 +122,8 @@ class Fleet:
         replica = self._replicas[id]
         if packed["number"] == replica.report.number:
             return
-        replica.report = report = Report.unpacked(packed)
+        report = Report.unpacked(packed)
+        replica.report, replica.crowds = report, None
         for profile in (report.profile, ""):
             before = self._prices.get(profile, Prices())
             self._prices[profile] = Prices(
@@ -137,6 +146,7 @@ class Fleet:
             self.end(other, key)
         if replica := self._replicas.get(id):
             replica.sent[key] = _left(sample, leg, self._known(replica))
+            replica.crowds = None
             del replica.gone[key]
             self._chosen[id] = max(self._chosen.values(), default=0) + 1
 
@@ -146,6 +156,7 @@ class Fleet:
         if replica and replica.sent.pop(key, None):
             del replica.missed[key]
             replica.gone[key] = 0
+            replica.crowds = None
 
     def alone(self, sample: Sample[Any], leg: Leg) -> float:
         """Seconds of the sample's steps, if nobody else is there."""
@@ -159,19 +170,20 @@ class Fleet:
         Each has `most` places, and no more than `DEPTH` of its batches have: who is bound to a
         replica too early stays behind its queue, however many others come.
         """
-        homes = []
+        homes, shape = [], shape_of(sample)
         for id, replica in self._replicas.items():
-            prices, left = self._known(replica), replica.left
-            images = prices.size(sample.model).images
-            if len(left) >= min(most, DEPTH * images):
+            prices = self._known(replica)
+            size = prices.size(sample.model)
+            if replica.images >= min(most, DEPTH * size.images):
                 continue
             load = 0.0
             if replica.report.number and sample.model not in replica.report.models:
                 load = prices.seconds(turn_of(Work.LOAD, sample, load=sample.model)) or _UNSEEN
-            shape, _, turn = _left(sample, leg, prices)
-            home = Home(id, images, _crowds(left.values(), prices), load)
-            homes.append(home.open_to(shape, prices.seconds(turn)))
-        return rank_homes(homes, self._chosen, shape_of(sample), max(0, leg.stop - sample.index))
+            if replica.crowds is None:
+                replica.crowds = _crowds(replica.left.values(), prices)
+            turn = prices.seconds(turn_of(Work.STEP, sample, lanes=size.rows))
+            homes.append(Home(id, size.images, replica.crowds, load).open_to(shape, turn))
+        return rank_homes(homes, self._chosen, shape, max(0, leg.stop - sample.index))
 
     def _known(self, replica: _Replica) -> Prices:
         return self._prices[replica.report.profile]

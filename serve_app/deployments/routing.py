@@ -34,7 +34,8 @@ class OwedWorkRouter(RequestRouter):
     def initialize_state(self, **_: Any) -> None:
         """Nobody has anything."""
         self._fleet = Fleet()
-        self._change = asyncio.Event()
+        self._change, self._looking = asyncio.Event(), asyncio.Lock()
+        self._dues: WeakKeyDictionary[asyncio.Future[Any], float] = WeakKeyDictionary()
         self._sent = 0
         # What was sent when each of Serve's tasks chose: it asks the replica, and others choose.
         self._then: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
@@ -48,13 +49,14 @@ class OwedWorkRouter(RequestRouter):
         as soon as there is one."""
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # where those chosen refuse
-        while not (ranked := self._ranked(candidate_replicas, pending_request)):
-            self._change.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._change.wait(), _LOOK)
-            candidate_replicas = list(self.curr_replicas.values())
-            if pending_request is not None and pending_request.future.done():
-                return []
+        async with self._looking:  # one of Serve's tasks at a time: all look for the same place
+            while not (ranked := self._ranked(candidate_replicas, pending_request)):
+                self._change.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._change.wait(), _LOOK)
+                candidate_replicas = list(self.curr_replicas.values())
+                if pending_request is not None and pending_request.future.done():
+                    return []
         if task := asyncio.current_task():
             self._then[task] = self._sent
         return [[replica] for replica in ranked[:_RANKED]]
@@ -118,8 +120,11 @@ class OwedWorkRouter(RequestRouter):
         return min(waiting, key=self._due, default=None)
 
     def _due(self, pending: PendingRequest) -> float:
-        alone = self._fleet.alone(*pending.args) if _is_image(pending) else 0.0
-        return pending.created_at + alone
+        due = self._dues.get(pending.future)
+        if due is None:
+            alone = self._fleet.alone(*pending.args) if _is_image(pending) else 0.0
+            due = self._dues[pending.future] = pending.created_at + alone
+        return due
 
 
 def _is_image(pending: PendingRequest) -> bool:
