@@ -5,7 +5,7 @@ Knows no replicas, only their numbers; time is an argument.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from serve_app.core.spec import Stage
@@ -92,3 +92,50 @@ class Flow:
         return replace(
             self, per_second=self.per_second + weight * (work / gone - self.per_second), at=now
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is seen of a stage at one time."""
+
+    replicas: int  # those there are, or are coming
+    least: int
+    most: int
+    images: int  # under way that are here, or are still to come here
+    owed: float  # GPU-seconds that they still need here
+    arrived: float  # GPU-seconds of all that was ever accepted: it only grows
+
+
+@dataclass(frozen=True, slots=True)
+class Helm:
+    """How the stages are steered, from one look to the next: a value."""
+
+    courses: Mapping[Stage, Course] = field(default_factory=dict)
+    flows: Mapping[Stage, Flow] = field(default_factory=dict)
+    arrived: Mapping[Stage, float] = field(default_factory=dict)  # as seen last
+
+    def looked(
+        self, looks: Mapping[Stage, Look], now: float, aims: Aims, gpus: int | None = None
+    ) -> "Helm":
+        """The helm after another look at all stages; of a fixed number of `gpus`, if any.
+
+        A stage with images has a replica at least, even where nobody knows yet what they take.
+        """
+        courses, flows = {}, {}
+        for stage, look in looks.items():
+            came = max(0.0, look.arrived - self.arrived.get(stage, look.arrived))
+            flows[stage] = flow = self.flows.get(stage, Flow()).seen(came, now)
+            pool = Pool(look.replicas, look.least, look.most, look.owed, flow.per_second)
+            wanted = max(replicas_wanted(pool, aims), min(look.most, 1, look.images))
+            course = self.courses.get(stage, Course(look.replicas))
+            courses[stage] = course.steered(wanted, now, aims)
+        if gpus is not None:
+            least = {stage: look.least for stage, look in looks.items()}
+            shares = share_out({s: c.target for s, c in courses.items()}, least, gpus)
+            courses = {s: replace(c, target=shares[s]) for s, c in courses.items()}
+        return Helm(courses, flows, {stage: look.arrived for stage, look in looks.items()})
+
+    @property
+    def targets(self) -> dict[Stage, int]:
+        """How many replicas each stage should have."""
+        return {stage: course.target for stage, course in self.courses.items()}

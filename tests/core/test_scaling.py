@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.core.scaling import Aims, Course, Flow, Pool, replicas_wanted, share_out
+from serve_app.core.scaling import (
+    Aims,
+    Course,
+    Flow,
+    Helm,
+    Look,
+    Pool,
+    replicas_wanted,
+    share_out,
+)
 from serve_app.core.spec import Stage
 
 AIMS = Aims(wait=10, busy=0.8, patience=60)
@@ -71,3 +80,41 @@ def test_flow_is_what_came_lately() -> None:
     assert flow.per_second == pytest.approx(3, rel=0.01)
     assert flow.seen(5, 199.0) == flow
     assert flow.seen(0, 300.0).per_second == 0
+
+
+def look(**seen: float) -> Look:
+    return replace(Look(1, 1, 8, 0, 0.0, 0.0), **seen)  # type: ignore[arg-type]
+
+
+def test_a_helm_follows_what_is_owed_and_what_arrives() -> None:
+    helm = Helm().looked({Stage.BASE: look(owed=50)}, 0.0, AIMS)
+    assert helm.targets == {Stage.BASE: 5}
+    for now in range(1, 200):
+        helm = helm.looked({Stage.BASE: look(arrived=2.3 * now)}, float(now), AIMS)
+    assert helm.targets == {Stage.BASE: 3}
+
+
+def test_an_image_is_never_without_a_replica_whatever_is_known_of_it() -> None:
+    empty = look(replicas=0, least=0)
+    helm = Helm().looked({Stage.REFINER: empty}, 0.0, AIMS)
+    assert helm.targets == {Stage.REFINER: 0}
+    helm = helm.looked({Stage.REFINER: replace(empty, images=3)}, 1.0, AIMS)
+    assert helm.targets == {Stage.REFINER: 1}
+    none = replace(empty, images=3, most=0)
+    assert Helm().looked({Stage.REFINER: none}, 0.0, AIMS).targets == {Stage.REFINER: 0}
+
+
+def test_a_helm_shares_few_gpus_out_and_moves_them_with_the_work() -> None:
+    seen = {Stage.BASE: look(owed=60), Stage.REFINER: look(owed=20)}
+    helm = Helm().looked(seen, 0.0, AIMS, gpus=4)
+    assert helm.targets == {Stage.BASE: 3, Stage.REFINER: 1}
+    seen = {Stage.BASE: look(owed=20), Stage.REFINER: look(owed=60)}
+    for now in (1.0, 62.0):
+        helm = helm.looked(seen, now, AIMS, gpus=4)
+    assert helm.targets == {Stage.BASE: 1, Stage.REFINER: 3}
+
+
+def test_a_restarted_count_of_what_arrived_is_no_flow() -> None:
+    helm = Helm().looked({Stage.BASE: look(arrived=1e6)}, 0.0, AIMS)
+    helm = helm.looked({Stage.BASE: look(arrived=5.0)}, 10.0, AIMS)
+    assert helm.flows[Stage.BASE].per_second == 0
