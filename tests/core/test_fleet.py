@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from serve_app.core.cost import Prices, Turn
-from serve_app.core.fleet import Fleet, Report, shape_of
+from serve_app.core.fleet import Fleet, Report, key_of, shape_of
 from serve_app.core.homes import DEPTH
 from serve_app.core.sample import Leg, Sample, begin
 from serve_app.core.schedule import NoiseConfig, make_schedule
@@ -31,9 +31,15 @@ def leg(sample: Sample[Any]) -> Leg:
     return Leg(Stage.BASE, len(sample.schedule), last=True)
 
 
-def report(number: int, *samples: Sample[Any], models: tuple[str, ...] = ("sdxl",)) -> Any:
+def report(
+    number: int,
+    *samples: Sample[Any],
+    models: tuple[str, ...] = ("sdxl",),
+    prices: Prices = PRICES,
+    profile: str = "h200",
+) -> Any:
     owed = [Owed(one, leg(one), Work.STEP, due=0) for one in samples]
-    return Report.of(number, owed, models, PRICES).packed()
+    return Report.of(number, profile, owed, models, prices).packed()
 
 
 def fleet(*ids: str) -> Fleet:
@@ -57,7 +63,7 @@ def test_a_report_travels_in_plain_values() -> None:
     packed = report(3, image("a"), image("b", steps=50, width=832))
     told = Report.unpacked(json.loads(json.dumps(packed)))
     assert told == Report.unpacked(packed)
-    assert told.left["a"] == (shape_of(image("a")), 20, pytest.approx(0.1))
+    assert told.left[key_of(image("a"))] == (shape_of(image("a")), 20, STEP)
     assert told.prices == PRICES
 
 
@@ -80,7 +86,7 @@ def test_a_short_image_goes_past_the_replica_with_a_long_one() -> None:
 def test_what_ended_is_not_there_though_a_late_report_still_has_it() -> None:
     there, gone = fleet("r1", "r2"), image("gone", steps=150)
     send(there, "r1", gone)
-    there.end("gone")
+    there.end("r1", key_of(gone))
     there.hear("r1", report(2, gone))
     assert ranked(there, image("new"))[0] == "r2"  # r1 was chosen last: nothing else speaks for r2
     send(there, "r2", image("busy"))
@@ -133,7 +139,7 @@ def test_a_replica_takes_no_more_than_a_few_batches() -> None:
         assert ranked(there, image("new")) == ["r1"]
         send(there, "r1", image(str(number)))
     assert ranked(there, image("new")) == []
-    there.end("0")
+    there.end("r1", key_of(image("0")))
     assert ranked(there, image("new")) == ["r1"]
     assert ranked(there, image("new"), most=5) == []
 
@@ -161,3 +167,29 @@ def test_a_newcomer_that_said_nothing_yet_is_as_the_others() -> None:
 def test_who_would_be_done_first_alone_is_known() -> None:
     there = fleet("r1")
     assert there.alone(image("a", steps=50), leg(image("a", steps=50))) == pytest.approx(5.0)
+
+
+def test_replicas_of_a_kind_count_as_equally_fast_and_those_of_two_kinds_do_not() -> None:
+    slow = Prices({STEP: 0.3}, PRICES.sizes)
+    there = fleet("r1", "r2")
+    send(there, "r1", image("a"))
+    there.hear("r2", report(2, prices=slow))  # it was held up
+    assert ranked(there, image("new"))[0] == "r2"
+    there.hear("r2", report(3, prices=slow, profile="old card"))
+    there.hear("r1", report(2, image("a")))
+    assert ranked(there, image("new"))[0] == "r1"
+
+
+def test_an_end_that_is_told_late_does_not_take_what_was_sent_elsewhere_meanwhile() -> None:
+    there, sample = fleet("r1", "r2"), image("a", steps=150)
+    send(there, "r1", sample)
+    send(there, "r2", sample)  # r1 is lost
+    there.end("r1", key_of(sample))
+    assert ranked(there, image("new", width=832))[0] == "r1"
+
+
+def test_a_replica_that_has_gone_takes_nothing_and_ends_nothing() -> None:
+    there = fleet("r1")
+    send(there, "r2", image("a"))
+    there.end("r2", key_of(image("a")))
+    assert ranked(there, image("new")) == ["r1"]
