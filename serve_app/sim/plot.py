@@ -64,7 +64,7 @@ def plot_scaling(compared: Comparison, trace: Sequence[Arrival], output: Path) -
     replicas.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     for family, colour in _COLOURS.items():
         settings = [one for one in compared.outcomes if one.family == family]
-        left = family == PROMPT  # its labels, so that they keep clear of those beside it
+        left = family in (OWED, PROMPT)  # their labels, clear of those beside them
         for setting in settings:
             outcomes = compared.outcomes[setting]
             hours = [one.gpu_hours for one in outcomes]
