@@ -219,7 +219,8 @@ def _savings(compared: Comparison) -> list[str]:
     for family in (TUNED, PROMPT, DEFAULT, ALL):
         each = [compared.saved(family, trace) for trace in range(len(compared.outcomes[CHOSEN]))]
         lines.append(
-            f"  [bold]{compared.saved(family):.0%}[/] fewer GPU-hours than {family} "
-            f"({min(each):.0%} to {max(each):.0%} than what was best for each trace)"
+            f"  [bold]{compared.saved(family):.0%}[/] fewer GPU-hours than {family}, by medians; "
+            f"{median(each):.0%} ({min(each):.0%} to {max(each):.0%}) trace by trace, than what "
+            "was best for each"
         )
     return lines
