@@ -23,11 +23,13 @@ from serve_app import __version__
 from serve_app.args import AppArgs, Scale
 from serve_app.choices import BATCH, choose_device, find_checkpoints, service_facts
 from serve_app.core.allowance import Allowance
+from serve_app.core.demand import as_numbers
 from serve_app.core.errors import SettingsError
 from serve_app.core.facts import ServiceFacts
 from serve_app.core.safety import WordList
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
+from serve_app.deployments.autoscaling import POOL
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.metrics import RayMeter
@@ -42,6 +44,7 @@ from serve_app.settings import Settings
 _ROUTER = "serve_app.deployments.scaling.LeastBusyRouter"
 _ADMITTED = 256  # samples a replica takes in: a bound on memory, no batch size
 _CALLERS = 1000  # requests an ingress replica holds open
+_TOLD_EVERY = 1.0  # seconds between two accounts of what is owed to whoever scales
 _HALTED = 5.0  # seconds in which every ingress replica should have heard of a cancelled job
 _HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head node alone
 
@@ -54,6 +57,8 @@ class IngressConfig:
     policy: Policy
     words: tuple[str, ...]
     allowance: Allowance | None
+    pool: int | None = None  # replicas of the stages that scale, all together; None: no limit
+    resting: tuple[Stage, ...] = ()  # which may have none
 
 
 class Ingress:
@@ -68,7 +73,8 @@ class Ingress:
     ) -> None:
         self._config = config
         self._meter = RayMeter()
-        self._conductor = Conductor(*_clients(base, refiner), config.facts.models, self._meter)
+        clients = _clients(base, refiner)
+        self._conductor = Conductor(*clients, config.facts.models, self._meter, config.resting)
         here = serve.get_replica_context()
         self._all = serve.get_deployment_handle(here.deployment, here.app_name)
         self._desk = Desk(
@@ -92,6 +98,11 @@ class Ingress:
             proxy_names=True,
             meter=self._meter,
         )
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What is wanted of the stages by what was accepted here: Serve tells it to the policy."""
+        numbers = as_numbers(self._conductor.demands())
+        return numbers if self._config.pool is None else numbers | {POOL: self._config.pool}
 
     async def halt(self, job: str) -> None:
         """The job is cancelled, if it is worked at here."""
@@ -125,7 +136,8 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
     device = choose_device(settings.model_device, gpus=gpus_there)
     lineup = find_checkpoints(settings)
     refiner = lineup.refiner
-    args = args.settled(device, gpus_there, refiner=refiner is not None)
+    gpus = min(gpus_there, settings.total_gpus or gpus_there)
+    args = args.settled(device, gpus, refiner=refiner is not None)
     scales = args.scales(refiner=refiner is not None)
     if device == "cuda" and gpus_there < 1 and scales[0].num_gpus is None:
         raise SettingsError(
@@ -134,7 +146,8 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
             "each stage in the args"
         )
     images = settings.model_max_batch_size or BATCH[device]
-    share = args.gpu_share(gpus_there, refiner=refiner is not None)
+    share = args.gpu_share(gpus, refiner=refiner is not None)
+    pool = args.pool(settings.total_gpus, device, share, refiner=refiner is not None)
     threads = settings.model_cpu_threads or _threads(scales, cpus)
     loras = tuple(
         LoraSource(one.facts.name, one.file.path, one.facts.models) for one in lineup.loras
@@ -172,6 +185,8 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
         ),
         words=settings.words(),
         allowance=settings.allowance,
+        pool=pool,
+        resting=() if all(scale.min_replicas for scale in scales) else (Stage.REFINER,),
     )
     bases = [model.checkpoint for model in lineup.models]
     second: Application | None
@@ -226,7 +241,7 @@ def bind_graph(
             max_ongoing_requests=_CALLERS,
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
-            **_replicas(scale, _CALLERS),
+            autoscaling_config=_autoscaling(scale, _CALLERS, up=10, down=300),
         )
         .bind(config, ledger.bind(ledger_file), base, refiner)
     )
@@ -253,18 +268,28 @@ def _source(checkpoint: Checkpoint) -> Source:
 
 
 def _replicas(scale: Scale, target: int) -> dict[str, Any]:
-    """Serve's options for a number of replicas, fixed or between bounds."""
-    if scale.most == scale.min_replicas:
+    """Serve's options for a number of replicas of a stage, fixed or between bounds.
+
+    It waits for nothing: the policy knows when, see `deployments.autoscaling`.
+    """
+    if not scale.varies:
         return {"num_replicas": scale.min_replicas}
-    return {
-        "autoscaling_config": AutoscalingConfig(
-            min_replicas=scale.min_replicas,
-            max_replicas=scale.most,
-            target_ongoing_requests=target,
-            upscale_delay_s=10,
-            downscale_delay_s=300,
-        )
-    }
+    return {"autoscaling_config": _autoscaling(scale, target, up=0, down=0)}
+
+
+def _autoscaling(scale: Scale, target: int, *, up: float, down: float) -> AutoscalingConfig:
+    """Where the policy is asked for a number of replicas, and, fixed or not, where it is told what
+    the ingress knows: Serve asks only those that have such a config."""
+    config = AutoscalingConfig(
+        min_replicas=scale.min_replicas,
+        max_replicas=scale.most,
+        target_ongoing_requests=target,
+        upscale_delay_s=up,
+        downscale_delay_s=down,
+    )
+    # Its other name, in the environment of every process, can't be set under `serve run`; as an
+    # argument it would warn of that name.
+    return config.model_copy(update={"metrics_interval_s": _TOLD_EVERY})
 
 
 def _threads(scales: Sequence[Scale], cpus: int) -> int:

@@ -20,7 +20,7 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
     "hub": ({"core", "runtime", "hub"}, {"huggingface_hub", "httpx2"}),
     "sim": ({"core", "sim"}, set()),
     "settings": ({"core"}, set()),
-    "args": (set(), set()),
+    "args": ({"core"}, set()),
     "loader": (set(), set()),
     "serve_file": (set(), set()),
     "slips": ({"core", "args", "settings", "serve_file"}, set()),
@@ -31,7 +31,7 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
         {"ray"},
     ),
     "config": ({"core", "settings", "args", "loader", "serve_file", "slips"}, set()),
-    "service": ({"core", "app", "choices", "settings", "config"}, {"ray"}),
+    "service": ({"core", "choices", "settings", "config", "serve_file"}, {"ray"}),
     "generate": ({"core", "runtime", "ingress", "settings", "choices"}, {"torch"}),
     "download": ({"core", "runtime", "hub", "settings"}, set()),
     "doctor": (
