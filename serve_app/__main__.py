@@ -203,6 +203,18 @@ def bench_sheet(
     lay_out(output)
 
 
+@bench.command("routing")
+def bench_routing(
+    rounds: Annotated[int, typer.Option(min=1, help="Traces, each under both.")] = 3,
+    seconds: Annotated[float, typer.Option(min=10, help="Of each trace.")] = 90,
+    seed: Annotated[int, typer.Option(help="Of the first trace.")] = 1,
+) -> None:
+    """Routing by owed work against Ray Serve's own, and the simulator against both."""
+    from serve_app.bench.routing import compare
+
+    compare(rounds=rounds, seconds=seconds, seed=seed)
+
+
 @bench.command("http")
 def bench_http(
     runs: Annotated[int, typer.Option(min=20, help="Requests of each kind.")] = 100,

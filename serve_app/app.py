@@ -15,7 +15,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application, Deployment
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -26,6 +26,7 @@ from serve_app.core.allowance import Allowance
 from serve_app.core.demand import as_numbers
 from serve_app.core.errors import SettingsError
 from serve_app.core.facts import ServiceFacts
+from serve_app.core.homes import DEPTH
 from serve_app.core.safety import WordList
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
@@ -34,6 +35,7 @@ from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.metrics import RayMeter
 from serve_app.deployments.remote import RemoteLedger, RemoteStage
+from serve_app.deployments.routing import REPORTS_EVERY
 from serve_app.deployments.stage import LoraSource, Source, StageConfig, StageReplica
 from serve_app.ingress.api import build_api
 from serve_app.ingress.jobs import Desk
@@ -41,8 +43,7 @@ from serve_app.ingress.security import Policy, digests
 from serve_app.runtime.checkpoint import Checkpoint
 from serve_app.settings import Settings
 
-_ROUTER = "serve_app.deployments.scaling.LeastBusyRouter"
-_ADMITTED = 256  # samples a replica takes in: a bound on memory, no batch size
+ROUTER = "serve_app.deployments.routing.OwedWorkRouter"
 _CALLERS = 1000  # requests an ingress replica holds open
 _TOLD_EVERY = 1.0  # seconds between two accounts of what is owed to whoever scales
 _HALTED = 5.0  # seconds in which every ingress replica should have heard of a cancelled job
@@ -199,16 +200,31 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
 
 
 def deploy_stage(
-    kind: type, name: str, scale: Scale, *, images: int, gpus: float, drain: float
+    kind: type,
+    name: str,
+    scale: Scale,
+    *,
+    images: int,
+    gpus: float,
+    drain: float,
+    router: str = ROUTER,
 ) -> Deployment:
     """A stage as a deployment, not yet bound; `images` step together on each replica, and one that
     retires may finish for `drain` seconds: then its images go on elsewhere."""
     return cast(Deployment, serve.deployment(kind)).options(
         name=name,
-        max_ongoing_requests=_ADMITTED,
+        max_ongoing_requests=(DEPTH + 1) * images,  # one more: several ingresses know late
         graceful_shutdown_timeout_s=drain,
         ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus},
-        request_router_config={"request_router_class": _ROUTER},
+        request_router_config=RequestRouterConfig.model_validate(
+            {
+                "request_router_class": router,
+                "request_routing_stats_period_s": REPORTS_EVERY,
+                "initial_backoff_s": 0.005,
+                "backoff_multiplier": 1.5,
+                "max_backoff_s": 0.1,
+            }
+        ),
         **_replicas(scale, images),
     )
 

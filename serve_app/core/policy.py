@@ -1,10 +1,9 @@
-"""Who goes next, where, and with which models: pure functions that the service and the simulator
-both call.
+"""Who goes next, and with which models: pure functions that service and simulator both call.
 
 Knows no samples, replicas or clocks, only the few numbers each decision needs.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -64,10 +63,3 @@ def seat(
     if set(leaving) & kept:
         return Seating(tuple(begin))
     return Seating(tuple(begin), load, tuple(leaving))
-
-
-def rank_replicas(
-    replicas: Sequence[str], load: Mapping[str, int], last_chosen: Mapping[str, int]
-) -> list[str]:
-    """Replica ids, the best home for a new image first: least loaded, then longest not chosen."""
-    return sorted(replicas, key=lambda r: (load.get(r, 0), last_chosen.get(r, -1)))

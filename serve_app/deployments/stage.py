@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve_app.core.events import Arrived, ReplicaFacts, Snapshot
 from serve_app.core.fitting import shortfalls
+from serve_app.core.fleet import Report
 from serve_app.core.forecast import forecast
 from serve_app.core.metrics import Meter, Tally
 from serve_app.core.sample import Leg, Sample
@@ -130,11 +131,16 @@ def load_shelf(config: StageConfig) -> "Shelf":
 class StageReplica:
     """One replica of a stage: takes samples, gives back snapshots and, at the end, the sample."""
 
-    def __init__(self, config: StageConfig, meter: Callable[[], Meter] = Tally) -> None:
+    def __init__(
+        self,
+        config: StageConfig,
+        meter: Callable[[], Meter] = Tally,
+        load: Callable[[StageConfig], "Shelf"] = load_shelf,
+    ) -> None:
         from serve_app.deployments.step_log import StepLog
         from serve_app.runtime.engine import Engine
 
-        shelf = load_shelf(config)
+        shelf = load(config)
         self._profile = shelf.profile.name
         self._images = config.images
         refiner = str(Stage.REFINER) if len(config.stages) > 1 else ""  # alone it needs no name
@@ -142,6 +148,7 @@ class StageReplica:
         self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
         self._log = StepLog(meter())
         self._telling: asyncio.Task[None] | None = None
+        self._reports = 0
         self._engine = Engine(shelf, snapshot_every=config.snapshot_every, note=self._log.note)
         self._engine.start()
 
@@ -203,6 +210,13 @@ class StageReplica:
             models=tuple(self._called[key] for key in there),
             shortfall=shortfalls(self._images, fits),
         )
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What routers hear of this replica, through Serve."""
+        self._reports += 1
+        engine = self._engine.facts()
+        owed = self._engine.owed()
+        return Report.of(self._reports, owed, engine.models, engine.prices).packed()
 
     async def _tell(self) -> None:
         """The meter hears of the engine once a second, until nothing is here any more."""

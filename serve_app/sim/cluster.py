@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import count
 
+from serve_app.core.homes import DEPTH
 from serve_app.core.sample import Leg, begin, handed_over, itinerary
 from serve_app.core.schedule import NoiseConfig, Schedule, make_schedule
 from serve_app.core.scheduler import BatchSize
@@ -83,7 +84,7 @@ class Cluster:
     route: Router
     scale: Scaler | None
     start: Mapping[Stage, int]
-    depth: int = 3  # batches that a replica may have, the one that steps among them
+    depth: int = DEPTH  # batches that a replica may have, the one that steps among them
     loading: float = 40.0  # seconds until a new replica is ready
     look: float = 5.0  # seconds between two looks of the scaler
     _now: float = 0.0

@@ -22,12 +22,15 @@ class Costs:
     vae_tflops: float = 400.0
     turn: float = 0.002  # seconds of every turn that are no arithmetic
     prompt: float = 0.004  # seconds to encode one
-    steps: Mapping[int, float] = field(default_factory=dict)  # seconds of a step, by its lanes
+    steps: Mapping[tuple[Stage, int, int, int], float] = field(
+        default_factory=dict  # seconds of a step, by stage, width, height and lanes
+    )
 
     def step(self, stage: Stage, width: int, height: int, lanes: int) -> float:
         """Seconds of one UNet call."""
-        if lanes in self.steps:
-            return self.steps[lanes]
+        known = self.steps.get((stage, width, height, lanes))
+        if known is not None:
+            return known
         return self.turn + step_tflop(stage, width, height, lanes) / self.tflops
 
     def decode(self, width: int, height: int) -> float:

@@ -21,8 +21,9 @@ def route_by_owed_work() -> Router:
     clock, chosen = count(1), dict[str, int]()
 
     def route(pool: Sequence[SimReplica], sample: Simple, steps: int, turn: float) -> SimReplica:
-        homes = [one.home for one in pool]
-        best = rank_homes(homes, chosen, sample.spec.latent_shape, steps, turn)[0]
+        shape = sample.spec.latent_shape
+        homes = [one.home.open_to(shape, turn) for one in pool]
+        best = rank_homes(homes, chosen, shape, steps)[0]
         chosen[best] = next(clock)
         return next(one for one in pool if one.id == best)
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.core.policy import choose_batch, rank_replicas
+from serve_app.core.policy import choose_batch
 
 ranked = st.lists(
     st.tuples(st.uuids().map(str), st.sampled_from([1, 2])), max_size=20, unique_by=lambda c: c[0]
@@ -22,12 +22,3 @@ def test_a_batch_keeps_its_bounds_and_has_the_most_urgent(
     tight = choose_batch(waiting, images=images, rows=images)
     assert sum(rows for id, rows in waiting if id in tight) <= images
     assert len(tight) <= images
-
-
-def test_the_least_loaded_replica_is_best_and_a_tie_goes_to_the_longest_unchosen() -> None:
-    assert rank_replicas(["a", "b", "c"], {"a": 2, "b": 1, "c": 1}, {"b": 7, "c": 3}) == [
-        "c",
-        "b",
-        "a",
-    ]
-    assert rank_replicas(["a", "b"], {}, {"a": 1}) == ["b", "a"]

@@ -20,7 +20,9 @@ from serve_app.sim.policies import (
 from serve_app.sim.trace import WAVES, Arrival, drawn_trace
 
 SIZE = BatchSize(4, 8)
-COSTS = Costs(steps={8: 0.1}, turn=0.0, prompt=0.0, vae_tflops=1e9)  # a step takes 0.1 s
+SIZES = [(1024, 1024), (1344, 768)]
+STEPS = {(stage, *size, 8): 0.1 for stage in Stage for size in SIZES}  # seconds
+COSTS = Costs(steps=STEPS, turn=0.0, prompt=0.0, vae_tflops=1e9)
 BASE = {Stage.BASE: 1}
 
 

@@ -1,0 +1,176 @@
+"""`Fleet`: what one process knows of a stage's replicas, and where it would send an image.
+
+It has sent some of their images itself, and each replica reports once in a while what it has, with
+those of others. Knows no Ray and no clock. A report travels in plain values, so that whoever passes
+it on need not know this package.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve_app.core.cost import Prices, Turn, turn_of
+from serve_app.core.homes import DEPTH, Crowd, Home, rank_homes
+from serve_app.core.sample import Leg, Sample
+from serve_app.core.scheduler import BatchSize, Owed, Work
+from serve_app.core.spec import Stage
+
+_UNSEEN = 20.0  # seconds to load a model, where none was loaded yet
+_LATE = 2  # reports that may have been on their way when an image came or went
+Left = tuple[str, int, float]  # of an image: shape, steps to take, seconds of each
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a replica has to do, by its own account."""
+
+    number: int  # grows with each
+    left: Mapping[str, Left]  # by image
+    models: tuple[str, ...]  # in memory, here or on the host
+    prices: Prices
+
+    @classmethod
+    def of(
+        cls, number: int, owed: Iterable[Owed[Any]], models: Iterable[str], prices: Prices
+    ) -> "Report":
+        """The report of a replica that owes this."""
+        left = {one.sample.id: _left(one.sample, one.leg, prices) for one in owed}
+        return cls(number, left, tuple(models), prices)
+
+    def packed(self) -> dict[str, Any]:
+        """The same in plain values."""
+        known = self.prices.known.items()
+        return {
+            "number": self.number,
+            "left": {id: list(one) for id, one in self.left.items()},
+            "models": list(self.models),
+            "sizes": {name: [size.images, size.lanes] for name, size in self.prices.sizes.items()},
+            "prices": [
+                [str(t.work), str(t.stage), t.name, t.width, t.height, t.rows, t.loras, seconds]
+                for t, seconds in known
+                if t.work in (Work.STEP, Work.LOAD)
+            ],
+        }
+
+    @classmethod
+    def unpacked(cls, plain: Mapping[str, Any]) -> "Report":
+        """The report that was packed."""
+        known = {
+            Turn(Work(work), Stage(stage), *rest): seconds
+            for work, stage, *rest, seconds in plain["prices"]
+        }
+        return cls(
+            number=plain["number"],
+            left={id: (shape, *rest) for id, (shape, *rest) in plain["left"].items()},
+            models=tuple(plain["models"]),
+            prices=Prices(known, {name: BatchSize(*two) for name, two in plain["sizes"].items()}),
+        )
+
+
+@dataclass(slots=True)
+class _Replica:
+    report: Report
+    sent: dict[str, Left] = field(default_factory=dict)  # by image
+    missed: Counter[str] = field(default_factory=Counter)  # reports without what was sent
+    gone: Counter[str] = field(default_factory=Counter)  # reports since an image went
+
+    @property
+    def left(self) -> dict[str, Left]:
+        """By image, of whoever sent it."""
+        known = {id: one for id, one in self.report.left.items() if id not in self.gone}
+        return self.sent | known
+
+
+class Fleet:
+    """The replicas of a stage. Whoever sends images to them is the only writer."""
+
+    def __init__(self) -> None:
+        self._replicas: dict[str, _Replica] = {}
+        self._chosen = Counter[str]()  # replica: when it was chosen last
+        self._prices = Prices()  # of whoever reported last: what is known of newcomers
+
+    def keep(self, replicas: Collection[str]) -> None:
+        """These are the replicas there are."""
+        self._replicas = {
+            id: self._replicas.get(id) or _Replica(Report(0, {}, (), Prices())) for id in replicas
+        }
+
+    def hear(self, id: str, packed: Mapping[str, Any]) -> None:
+        """The replica has what its report says, but for what came and went since."""
+        replica = self._replicas[id]
+        if packed["number"] == replica.report.number:
+            return
+        replica.report = report = Report.unpacked(packed)
+        self._prices = report.prices
+        for image in replica.sent:
+            replica.missed[image] = 0 if image in report.left else replica.missed[image] + 1
+            replica.sent[image] = report.left.get(image, replica.sent[image])
+        for image in [one for one, missed in replica.missed.items() if missed > _LATE]:
+            del replica.sent[image], replica.missed[image]
+        for image in list(replica.gone):
+            replica.gone[image] += 1
+            if replica.gone[image] > _LATE:
+                del replica.gone[image]
+
+    def send(self, id: str, sample: Sample[Any], leg: Leg) -> None:
+        """The sample is on its way to the replica, and nowhere else."""
+        self.end(sample.id)
+        replica = self._replicas[id]
+        replica.sent[sample.id] = _left(sample, leg, self._known(replica))
+        del replica.gone[sample.id]
+        self._chosen[id] = max(self._chosen.values(), default=0) + 1
+
+    def end(self, image: str) -> None:
+        """The image is nowhere any more."""
+        for replica in self._replicas.values():
+            if replica.sent.pop(image, None):
+                del replica.missed[image]
+                replica.gone[image] = 0
+
+    def alone(self, sample: Sample[Any], leg: Leg) -> float:
+        """Seconds of the sample's steps, if nobody else is there."""
+        _, steps, turn = _left(sample, leg, self._prices)
+        return steps * turn
+
+    def ranked(self, sample: Sample[Any], leg: Leg, most: int) -> list[str]:
+        """The replicas that have a place for the sample, the best home first.
+
+        Each has `most` places, and no more than `DEPTH` of its batches have: who is bound to a
+        replica too early stays behind its queue, however many others come.
+        """
+        homes = []
+        for id, replica in self._replicas.items():
+            prices, left = self._known(replica), replica.left
+            images = prices.size(sample.model).images
+            if len(left) >= min(most, DEPTH * images):
+                continue
+            load = 0.0
+            if replica.report.number and sample.model not in replica.report.models:
+                load = prices.seconds(turn_of(Work.LOAD, sample, load=sample.model)) or _UNSEEN
+            shape, _, turn = _left(sample, leg, prices)
+            homes.append(Home(id, images, _crowds(left.values()), load).open_to(shape, turn))
+        return rank_homes(homes, self._chosen, shape_of(sample), max(0, leg.stop - sample.index))
+
+    def _known(self, replica: _Replica) -> Prices:
+        return replica.report.prices if replica.report.number else self._prices
+
+
+def shape_of(sample: Sample[Any]) -> str:
+    """The shape as a name: see `Sample.shape`."""
+    return repr(sample.shape)
+
+
+def _left(sample: Sample[Any], leg: Leg, prices: Prices) -> Left:
+    """What a leg comes to; a step's seconds are those of a batch that is full."""
+    rows = prices.size(sample.model).rows
+    turn = prices.seconds(turn_of(Work.STEP, sample, lanes=rows))
+    return shape_of(sample), max(0, leg.stop - sample.index), turn
+
+
+def _crowds(left: Iterable[Left]) -> dict[Hashable, Crowd]:
+    crowds = dict[Hashable, Crowd]()
+    for shape, steps, turn in left:
+        known = crowds.get(shape) or Crowd(0, 0, turn)
+        crowds[shape] = Crowd(known.steps + steps, max(known.longest, steps), turn)
+    return crowds

@@ -1,0 +1,111 @@
+"""Core's routing decision as Serve's router.
+
+Knows no samples' insides: it hands them to the `Fleet`, with what replicas report through Serve
+(`record_routing_stats`).
+"""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from serve_app.core.fleet import Fleet
+from serve_app.core.sample import Sample
+
+REPORTS_EVERY = 1.0  # seconds
+_LOOK = (
+    0.25  # seconds after which somebody looks again for a place, though nobody said there is one
+)
+_RANKED = 3  # replicas that are asked in turn, should the best one refuse
+
+
+class OwedWorkRouter(RequestRouter):
+    """Sends an image where it is done soonest and costs the others least, by what replicas owe.
+
+    Serve's own router draws two replicas and asks which has fewer requests, of whatever length.
+    An image waits here while every replica has enough for its next batches, and of those that wait
+    the most urgent has the next place: the one that would be done first had it run alone from when
+    it came.
+    """
+
+    def initialize_state(self, **_: Any) -> None:
+        """Nobody has anything."""
+        self._fleet = Fleet()
+        self._change = asyncio.Event()
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """Those with a place for the most urgent image, each in a rank of its own, the best first;
+        as soon as there is one."""
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True  # where those chosen refuse
+        while not (ranked := self._ranked(candidate_replicas, pending_request)):
+            self._change.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._change.wait(), _LOOK)
+            candidate_replicas = list(self.curr_replicas.values())
+            if pending_request is not None and pending_request.future.done():
+                return []
+        return ranked
+
+    def _ranked(
+        self, candidates: list[RunningReplica], pending: PendingRequest | None
+    ) -> list[list[RunningReplica]]:
+        by_id = {replica.replica_id.unique_id: replica for replica in candidates}
+        self._fleet.keep(by_id)
+        for id, replica in by_id.items():
+            if replica.routing_stats:
+                self._fleet.hear(id, replica.routing_stats)
+        urgent = self._most_urgent() or pending
+        if urgent is None or not _is_image(urgent):
+            return [[replica] for replica in candidates]
+        most = min((replica.max_ongoing_requests for replica in candidates), default=0)
+        sample, leg = urgent.args
+        return [[by_id[id]] for id in self._fleet.ranked(sample, leg, most)[:_RANKED]]
+
+    def _fulfill_next_pending_request(
+        self, replica: RunningReplica, request_metadata: Any = None
+    ) -> None:
+        """The replica has the most urgent image, whichever the place was looked for.
+
+        Serve's `FIFOMixin` gives it to the oldest in the same way.
+        """
+        pending = self._most_urgent()
+        if pending is None:
+            return
+        self._pending_requests_to_fulfill.remove(pending)
+        self._cancel_routing_task_for_pending_request(pending)
+        self._record_queue_wait_time(pending)
+        if _is_image(pending):
+            self._fleet.send(replica.replica_id.unique_id, *pending.args)
+        pending.future.set_result(replica)
+        self._remove_pending_request_from_indices(pending)
+
+    def on_request_routed(
+        self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
+    ) -> None:
+        """The replica took the request; when it has ended, however, somebody else has its place."""
+        if _is_image(pending_request):
+            sample, _ = pending_request.args
+            loop = asyncio.get_running_loop()
+            result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._end, sample.id))
+
+    def _end(self, image: str) -> None:
+        self._fleet.end(image)
+        self._change.set()
+
+    def _most_urgent(self) -> PendingRequest | None:
+        waiting = (one for one in self._pending_requests_to_fulfill if not one.future.done())
+        return min(waiting, key=self._due, default=None)
+
+    def _due(self, pending: PendingRequest) -> float:
+        alone = self._fleet.alone(*pending.args) if _is_image(pending) else 0.0
+        return pending.created_at + alone
+
+
+def _is_image(pending: PendingRequest) -> bool:
+    return len(pending.args) == 2 and isinstance(pending.args[0], Sample)
