@@ -15,7 +15,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application, Deployment
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -35,6 +35,7 @@ from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.metrics import RayMeter
 from serve_app.deployments.remote import RemoteLedger, RemoteStage
+from serve_app.deployments.replicas import ingress_replicas, stage_replicas
 from serve_app.deployments.routing import REPORTS_EVERY
 from serve_app.deployments.stage import LoraSource, Source, StageConfig, StageReplica
 from serve_app.ingress.api import build_api
@@ -45,7 +46,6 @@ from serve_app.settings import Settings
 
 ROUTER = "serve_app.deployments.routing.OwedWorkRouter"
 _CALLERS = 1000  # requests an ingress replica holds open
-_TOLD_EVERY = 1.0  # seconds between two accounts of what is owed to whoever scales
 _HALTED = 5.0  # seconds in which every ingress replica should have heard of a cancelled job
 _HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head node alone
 
@@ -225,7 +225,7 @@ def deploy_stage(
                 "max_backoff_s": 0.1,
             }
         ),
-        **_replicas(scale, images),
+        **stage_replicas(scale.min_replicas, scale.most, images),
     )
 
 
@@ -257,7 +257,7 @@ def bind_graph(
             max_ongoing_requests=_CALLERS,
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
-            autoscaling_config=_autoscaling(scale, _CALLERS, up=10, down=300),
+            **ingress_replicas(scale.min_replicas, scale.most, _CALLERS),
         )
         .bind(config, ledger.bind(ledger_file), base, refiner)
     )
@@ -281,31 +281,6 @@ def _source(checkpoint: Checkpoint) -> Source:
     own = checkpoint.path == demo_folder(checkpoint.stage)
     configs = checkpoint.folder if checkpoint.file else None
     return Source(checkpoint.name, None if own else checkpoint.path, configs, checkpoint.stage)
-
-
-def _replicas(scale: Scale, target: int) -> dict[str, Any]:
-    """Serve's options for a number of replicas of a stage, fixed or between bounds.
-
-    It waits for nothing: the policy knows when, see `deployments.autoscaling`.
-    """
-    if not scale.varies:
-        return {"num_replicas": scale.min_replicas}
-    return {"autoscaling_config": _autoscaling(scale, target, up=0, down=0)}
-
-
-def _autoscaling(scale: Scale, target: int, *, up: float, down: float) -> AutoscalingConfig:
-    """Where the policy is asked for a number of replicas, and, fixed or not, where it is told what
-    the ingress knows: Serve asks only those that have such a config."""
-    config = AutoscalingConfig(
-        min_replicas=scale.min_replicas,
-        max_replicas=scale.most,
-        target_ongoing_requests=target,
-        upscale_delay_s=up,
-        downscale_delay_s=down,
-    )
-    # Its other name, in the environment of every process, can't be set under `serve run`; as an
-    # argument it would warn of that name.
-    return config.model_copy(update={"metrics_interval_s": _TOLD_EVERY})
 
 
 def _threads(scales: Sequence[Scale], cpus: int) -> int:

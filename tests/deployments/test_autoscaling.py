@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray.serve._private.autoscaling_state import _resolve_policy_callable
@@ -15,16 +15,23 @@ from ray.serve._private.common import (
 from ray.serve.autoscaling_policy import _apply_app_level_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
-from serve_app.app import _autoscaling
 from serve_app.args import Scale
 from serve_app.core.demand import Demand, as_numbers
 from serve_app.core.spec import Stage
 from serve_app.deployments.autoscaling import POOL
+from serve_app.deployments.replicas import ingress_replicas, stage_replicas
 from serve_app.slips import POLICY, SECTIONS
 
 AIMS = {"wait": 10, "busy": 0.8, "patience": 60}
 ONE = Scale()
 STAGE_SCALE = Scale(min_replicas=1, max_replicas=3)
+
+
+def config_of(scale: Scale, requests: int) -> AutoscalingConfig:
+    """A config in which Serve, whose clock nobody tells here, waits for nothing."""
+    config = ingress_replicas(scale.min_replicas, scale.most, requests)["autoscaling_config"]
+    at_once = {"upscale_delay_s": 0, "downscale_delay_s": 0}
+    return cast(AutoscalingConfig, config.model_copy(update=at_once))
 
 
 class Application:
@@ -34,9 +41,9 @@ class Application:
         policy = AutoscalingPolicy(policy_function=POLICY, policy_kwargs=AIMS)
         # the class comes out of a pickle, as in the controller
         self._policy: Any = _apply_app_level_autoscaling_config(_resolve_policy_callable(policy))
-        self._configs = {"Ingress": _autoscaling(ingress, 1000, up=0, down=0)}
-        for name, scale in stages.items():
-            self._configs[name] = _autoscaling(scale, 4, up=0, down=0)
+        self._configs = {"Ingress": config_of(ingress, 1000)} | {
+            name: config_of(scale, 4) for name, scale in stages.items()
+        }
         self.replicas = {name: config.min_replicas for name, config in self._configs.items()}
         self.running = dict(self.replicas)
         self.requests = dict.fromkeys(self._configs, 0.0)
@@ -213,14 +220,15 @@ def test_the_ingress_is_scaled_by_its_requests(requests: int, replicas: int) -> 
     assert one.replicas["Ingress"] == replicas
 
 
-def test_numbers_are_told_every_second_and_decisions_wait_for_nothing() -> None:
-    config = _autoscaling(STAGE_SCALE, 4, up=0, down=0)
-    assert (config.metrics_interval_s, config.upscale_delay_s, config.downscale_delay_s) == (
-        1,
-        0,
-        0,
-    )
-    assert config.look_back_period_s > config.metrics_interval_s
+def test_numbers_are_told_every_second_and_what_the_policy_says_is_done_at_once() -> None:
+    stage = stage_replicas(1, 3, 4)["autoscaling_config"]
+    ingress = ingress_replicas(1, 1, 1000)["autoscaling_config"]
+    for config in (stage, ingress):
+        assert config.metrics_interval_s == 1 < config.look_back_period_s
+    assert (stage.upscale_delay_s, stage.downscale_delay_s) == (0, 0)
+    assert (stage.min_replicas, stage.max_replicas) == (1, 3)
+    assert (ingress.min_replicas, ingress.max_replicas) == (1, 1)
+    assert stage_replicas(2, 2, 4) == {"num_replicas": 2}
 
 
 def test_the_controller_needs_neither_torch_nor_the_app_to_load_the_policy() -> None:
