@@ -6,8 +6,9 @@ it on need not know this package.
 """
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 from serve_app.core.cost import Prices, Turn, turn_of
@@ -18,7 +19,7 @@ from serve_app.core.spec import Stage
 
 _UNSEEN = 20.0  # seconds to load a model, where none was loaded yet
 _LATE = 2  # reports that may have been on their way when an image came or went
-Left = tuple[str, int, float]  # of an image: shape, steps to take, seconds of each
+Left = tuple[str, int, Turn]  # of an image: shape, steps to take, kind of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,43 +27,51 @@ class Report:
     """What a replica has to do, by its own account."""
 
     number: int  # grows with each
+    profile: str  # its numeric one: what is alike in replicas that should be equally fast
     left: Mapping[str, Left]  # by image
     models: tuple[str, ...]  # in memory, here or on the host
     prices: Prices
 
     @classmethod
     def of(
-        cls, number: int, owed: Iterable[Owed[Any]], models: Iterable[str], prices: Prices
+        cls,
+        number: int,
+        profile: str,
+        owed: Iterable[Owed[Any]],
+        models: Iterable[str],
+        prices: Prices,
     ) -> "Report":
         """The report of a replica that owes this."""
         left = {one.sample.id: _left(one.sample, one.leg, prices) for one in owed}
-        return cls(number, left, tuple(models), prices)
+        return cls(number, profile, left, tuple(models), prices)
 
     def packed(self) -> dict[str, Any]:
         """The same in plain values."""
         known = self.prices.known.items()
         return {
             "number": self.number,
-            "left": {id: list(one) for id, one in self.left.items()},
+            "profile": self.profile,
+            "left": {id: [*one, *_plain(turn)] for id, (*one, turn) in self.left.items()},
             "models": list(self.models),
             "sizes": {name: [size.images, size.lanes] for name, size in self.prices.sizes.items()},
             "prices": [
-                [str(t.work), str(t.stage), t.name, t.width, t.height, t.rows, t.loras, seconds]
-                for t, seconds in known
-                if t.work in (Work.STEP, Work.LOAD)
+                [seconds, *_plain(turn)]
+                for turn, seconds in known
+                if turn.work in (Work.STEP, Work.LOAD)
             ],
         }
 
     @classmethod
     def unpacked(cls, plain: Mapping[str, Any]) -> "Report":
         """The report that was packed."""
-        known = {
-            Turn(Work(work), Stage(stage), *rest): seconds
-            for work, stage, *rest, seconds in plain["prices"]
-        }
+        known = {_turn(turn): seconds for seconds, *turn in plain["prices"]}
         return cls(
             number=plain["number"],
-            left={id: (shape, *rest) for id, (shape, *rest) in plain["left"].items()},
+            profile=plain["profile"],
+            left={
+                id: (shape, steps, _turn(turn))
+                for id, (shape, steps, *turn) in plain["left"].items()
+            },
             models=tuple(plain["models"]),
             prices=Prices(known, {name: BatchSize(*two) for name, two in plain["sizes"].items()}),
         )
@@ -88,13 +97,17 @@ class Fleet:
     def __init__(self) -> None:
         self._replicas: dict[str, _Replica] = {}
         self._chosen = Counter[str]()  # replica: when it was chosen last
-        self._prices = Prices()  # of whoever reported last: what is known of newcomers
+        # As reported last, by profile, for all of it: prices measured on each would differ by
+        # chance, and chance would choose. Those of all are at "", for newcomers.
+        self._prices = {"": Prices()}
 
     def keep(self, replicas: Collection[str]) -> None:
         """These are the replicas there are."""
         self._replicas = {
-            id: self._replicas.get(id) or _Replica(Report(0, {}, (), Prices())) for id in replicas
+            id: self._replicas.get(id) or _Replica(Report(0, "", {}, (), Prices()))
+            for id in replicas
         }
+        self._chosen = Counter({id: self._chosen[id] for id in replicas})
 
     def hear(self, id: str, packed: Mapping[str, Any]) -> None:
         """The replica has what its report says, but for what came and went since."""
@@ -102,7 +115,11 @@ class Fleet:
         if packed["number"] == replica.report.number:
             return
         replica.report = report = Report.unpacked(packed)
-        self._prices = report.prices
+        for profile in (report.profile, ""):
+            before = self._prices.get(profile, Prices())
+            self._prices[profile] = Prices(
+                {**before.known, **report.prices.known}, {**before.sizes, **report.prices.sizes}
+            )
         for image in replica.sent:
             replica.missed[image] = 0 if image in report.left else replica.missed[image] + 1
             replica.sent[image] = report.left.get(image, replica.sent[image])
@@ -130,8 +147,9 @@ class Fleet:
 
     def alone(self, sample: Sample[Any], leg: Leg) -> float:
         """Seconds of the sample's steps, if nobody else is there."""
-        _, steps, turn = _left(sample, leg, self._prices)
-        return steps * turn
+        prices = self._prices[""]
+        _, steps, turn = _left(sample, leg, prices)
+        return steps * prices.seconds(turn)
 
     def ranked(self, sample: Sample[Any], leg: Leg, most: int) -> list[str]:
         """The replicas that have a place for the sample, the best home first.
@@ -149,11 +167,12 @@ class Fleet:
             if replica.report.number and sample.model not in replica.report.models:
                 load = prices.seconds(turn_of(Work.LOAD, sample, load=sample.model)) or _UNSEEN
             shape, _, turn = _left(sample, leg, prices)
-            homes.append(Home(id, images, _crowds(left.values()), load).open_to(shape, turn))
+            home = Home(id, images, _crowds(left.values(), prices), load)
+            homes.append(home.open_to(shape, prices.seconds(turn)))
         return rank_homes(homes, self._chosen, shape_of(sample), max(0, leg.stop - sample.index))
 
     def _known(self, replica: _Replica) -> Prices:
-        return replica.report.prices if replica.report.number else self._prices
+        return self._prices[replica.report.profile]
 
 
 def shape_of(sample: Sample[Any]) -> str:
@@ -162,15 +181,23 @@ def shape_of(sample: Sample[Any]) -> str:
 
 
 def _left(sample: Sample[Any], leg: Leg, prices: Prices) -> Left:
-    """What a leg comes to; a step's seconds are those of a batch that is full."""
-    rows = prices.size(sample.model).rows
-    turn = prices.seconds(turn_of(Work.STEP, sample, lanes=rows))
+    """What a leg comes to, in batches that are full."""
+    turn = turn_of(Work.STEP, sample, lanes=prices.size(sample.model).rows)
     return shape_of(sample), max(0, leg.stop - sample.index), turn
 
 
-def _crowds(left: Iterable[Left]) -> dict[Hashable, Crowd]:
+def _crowds(left: Iterable[Left], prices: Prices) -> dict[Hashable, Crowd]:
     crowds = dict[Hashable, Crowd]()
     for shape, steps, turn in left:
-        known = crowds.get(shape) or Crowd(0, 0, turn)
-        crowds[shape] = Crowd(known.steps + steps, max(known.longest, steps), turn)
+        known = crowds.get(shape) or Crowd(0, 0, prices.seconds(turn))
+        crowds[shape] = replace(known, steps=known.steps + steps, longest=max(known.longest, steps))
     return crowds
+
+
+def _plain(turn: Turn) -> list[Any]:
+    return [str(one) if isinstance(one, StrEnum) else one for one in astuple(turn)]
+
+
+def _turn(plain: Sequence[Any]) -> Turn:
+    work, stage, *rest = plain
+    return Turn(Work(work), Stage(stage), *rest)

@@ -215,8 +215,9 @@ class StageReplica:
         """What routers hear of this replica, through Serve."""
         self._reports += 1
         engine = self._engine.facts()
-        owed = self._engine.owed()
-        return Report.of(self._reports, owed, engine.models, engine.prices).packed()
+        return Report.of(
+            self._reports, self._profile, self._engine.owed(), engine.models, engine.prices
+        ).packed()
 
     async def _tell(self) -> None:
         """The meter hears of the engine once a second, until nothing is here any more."""

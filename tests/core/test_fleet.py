@@ -31,9 +31,15 @@ def leg(sample: Sample[Any]) -> Leg:
     return Leg(Stage.BASE, len(sample.schedule), last=True)
 
 
-def report(number: int, *samples: Sample[Any], models: tuple[str, ...] = ("sdxl",)) -> Any:
+def report(
+    number: int,
+    *samples: Sample[Any],
+    models: tuple[str, ...] = ("sdxl",),
+    prices: Prices = PRICES,
+    profile: str = "h200",
+) -> Any:
     owed = [Owed(one, leg(one), Work.STEP, due=0) for one in samples]
-    return Report.of(number, owed, models, PRICES).packed()
+    return Report.of(number, profile, owed, models, prices).packed()
 
 
 def fleet(*ids: str) -> Fleet:
@@ -57,7 +63,7 @@ def test_a_report_travels_in_plain_values() -> None:
     packed = report(3, image("a"), image("b", steps=50, width=832))
     told = Report.unpacked(json.loads(json.dumps(packed)))
     assert told == Report.unpacked(packed)
-    assert told.left["a"] == (shape_of(image("a")), 20, pytest.approx(0.1))
+    assert told.left["a"] == (shape_of(image("a")), 20, STEP)
     assert told.prices == PRICES
 
 
@@ -161,3 +167,14 @@ def test_a_newcomer_that_said_nothing_yet_is_as_the_others() -> None:
 def test_who_would_be_done_first_alone_is_known() -> None:
     there = fleet("r1")
     assert there.alone(image("a", steps=50), leg(image("a", steps=50))) == pytest.approx(5.0)
+
+
+def test_replicas_of_a_kind_count_as_equally_fast_and_those_of_two_kinds_do_not() -> None:
+    slow = Prices({STEP: 0.3}, PRICES.sizes)
+    there = fleet("r1", "r2")
+    send(there, "r1", image("a"))
+    there.hear("r2", report(2, prices=slow))  # it was held up
+    assert ranked(there, image("new"))[0] == "r2"
+    there.hear("r2", report(3, prices=slow, profile="old card"))
+    there.hear("r1", report(2, image("a")))
+    assert ranked(there, image("new"))[0] == "r1"
