@@ -12,7 +12,8 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
     "runtime": ({"core", "runtime"}, {"torch", "diffusers", "transformers", "xformers", "peft"}),
     "demo": ({"core", "runtime", "demo"}, {"torch", "diffusers", "transformers"}),
     "bench": (
-        {"core", "runtime", "demo", "deployments", "ingress", "sim", "args", "app", "bench"},
+        {"core", "runtime", "demo", "deployments", "ingress", "sim", "args", "app", "bench"}
+        | {"slips"},
         {"torch", "diffusers", "ray", "starlette"},
     ),
     "deployments": ({"core", "runtime", "demo", "deployments"}, {"ray"}),
