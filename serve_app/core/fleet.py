@@ -28,7 +28,7 @@ class Report:
 
     number: int  # grows with each
     profile: str  # its numeric one: what is alike in replicas that should be equally fast
-    left: Mapping[str, Left]  # by image
+    left: Mapping[str, Left]  # by `key_of` an image
     models: tuple[str, ...]  # in memory, here or on the host
     prices: Prices
 
@@ -42,7 +42,7 @@ class Report:
         prices: Prices,
     ) -> "Report":
         """The report of a replica that owes this."""
-        left = {one.sample.id: _left(one.sample, one.leg, prices) for one in owed}
+        left = {key_of(one.sample): _left(one.sample, one.leg, prices) for one in owed}
         return cls(number, profile, left, tuple(models), prices)
 
     def packed(self) -> dict[str, Any]:
@@ -80,13 +80,21 @@ class Report:
 @dataclass(slots=True)
 class _Replica:
     report: Report
-    sent: dict[str, Left] = field(default_factory=dict)  # by image
+    sent: dict[str, Left] = field(default_factory=dict)
     missed: Counter[str] = field(default_factory=Counter)  # reports without what was sent
     gone: Counter[str] = field(default_factory=Counter)  # reports since an image went
+    crowds: dict[Hashable, Crowd] | None = None  # until something changes
+
+    @property
+    def images(self) -> int:
+        """How many are there, whoever sent them."""
+        return len(self.sent) + sum(
+            id not in self.gone and id not in self.sent for id in self.report.left
+        )
 
     @property
     def left(self) -> dict[str, Left]:
-        """By image, of whoever sent it."""
+        """All that is there, whoever sent it."""
         known = {id: one for id, one in self.report.left.items() if id not in self.gone}
         return self.sent | known
 
@@ -114,7 +122,8 @@ class Fleet:
         replica = self._replicas[id]
         if packed["number"] == replica.report.number:
             return
-        replica.report = report = Report.unpacked(packed)
+        report = Report.unpacked(packed)
+        replica.report, replica.crowds = report, None
         for profile in (report.profile, ""):
             before = self._prices.get(profile, Prices())
             self._prices[profile] = Prices(
@@ -131,19 +140,23 @@ class Fleet:
                 del replica.gone[image]
 
     def send(self, id: str, sample: Sample[Any], leg: Leg) -> None:
-        """The sample is on its way to the replica, and nowhere else."""
-        self.end(sample.id)
-        replica = self._replicas[id]
-        replica.sent[sample.id] = _left(sample, leg, self._known(replica))
-        del replica.gone[sample.id]
-        self._chosen[id] = max(self._chosen.values(), default=0) + 1
+        """The sample is on its way to the replica, if that is still there, and to no other."""
+        key = key_of(sample)
+        for other in self._replicas:
+            self.end(other, key)
+        if replica := self._replicas.get(id):
+            replica.sent[key] = _left(sample, leg, self._known(replica))
+            replica.crowds = None
+            del replica.gone[key]
+            self._chosen[id] = max(self._chosen.values(), default=0) + 1
 
-    def end(self, image: str) -> None:
-        """The image is nowhere any more."""
-        for replica in self._replicas.values():
-            if replica.sent.pop(image, None):
-                del replica.missed[image]
-                replica.gone[image] = 0
+    def end(self, id: str, key: str) -> None:
+        """The image is at that replica no more."""
+        replica = self._replicas.get(id)
+        if replica and replica.sent.pop(key, None):
+            del replica.missed[key]
+            replica.gone[key] = 0
+            replica.crowds = None
 
     def alone(self, sample: Sample[Any], leg: Leg) -> float:
         """Seconds of the sample's steps, if nobody else is there."""
@@ -157,22 +170,28 @@ class Fleet:
         Each has `most` places, and no more than `DEPTH` of its batches have: who is bound to a
         replica too early stays behind its queue, however many others come.
         """
-        homes = []
+        homes, shape = [], shape_of(sample)
         for id, replica in self._replicas.items():
-            prices, left = self._known(replica), replica.left
-            images = prices.size(sample.model).images
-            if len(left) >= min(most, DEPTH * images):
+            prices = self._known(replica)
+            size = prices.size(sample.model)
+            if replica.images >= min(most, DEPTH * size.images):
                 continue
             load = 0.0
             if replica.report.number and sample.model not in replica.report.models:
                 load = prices.seconds(turn_of(Work.LOAD, sample, load=sample.model)) or _UNSEEN
-            shape, _, turn = _left(sample, leg, prices)
-            home = Home(id, images, _crowds(left.values(), prices), load)
-            homes.append(home.open_to(shape, prices.seconds(turn)))
-        return rank_homes(homes, self._chosen, shape_of(sample), max(0, leg.stop - sample.index))
+            if replica.crowds is None:
+                replica.crowds = _crowds(replica.left.values(), prices)
+            turn = prices.seconds(turn_of(Work.STEP, sample, lanes=size.rows))
+            homes.append(Home(id, size.images, replica.crowds, load).open_to(shape, turn))
+        return rank_homes(homes, self._chosen, shape, max(0, leg.stop - sample.index))
 
     def _known(self, replica: _Replica) -> Prices:
         return self._prices[replica.report.profile]
+
+
+def key_of(sample: Sample[Any]) -> str:
+    """The image on its leg: one replica may have both of them."""
+    return f"{sample.id} {sample.stage}"
 
 
 def shape_of(sample: Sample[Any]) -> str:

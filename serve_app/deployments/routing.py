@@ -6,11 +6,13 @@ Knows no samples' insides: it hands them to the `Fleet`, with what replicas repo
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from serve_app.core.fleet import Fleet
+from serve_app.core.fleet import Fleet, key_of
 from serve_app.core.sample import Sample
 
 REPORTS_EVERY = 1.0  # seconds
@@ -32,7 +34,11 @@ class OwedWorkRouter(RequestRouter):
     def initialize_state(self, **_: Any) -> None:
         """Nobody has anything."""
         self._fleet = Fleet()
-        self._change = asyncio.Event()
+        self._change, self._looking = asyncio.Event(), asyncio.Lock()
+        self._dues: WeakKeyDictionary[asyncio.Future[Any], float] = WeakKeyDictionary()
+        self._sent = 0
+        # What was sent when each of Serve's tasks chose: it asks the replica, and others choose.
+        self._then: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
 
     async def choose_replicas(
         self,
@@ -43,18 +49,21 @@ class OwedWorkRouter(RequestRouter):
         as soon as there is one."""
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # where those chosen refuse
-        while not (ranked := self._ranked(candidate_replicas, pending_request)):
-            self._change.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._change.wait(), _LOOK)
-            candidate_replicas = list(self.curr_replicas.values())
-            if pending_request is not None and pending_request.future.done():
-                return []
-        return ranked
+        async with self._looking:  # one of Serve's tasks at a time: all look for the same place
+            while not (ranked := self._ranked(candidate_replicas, pending_request)):
+                self._change.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._change.wait(), _LOOK)
+                candidate_replicas = list(self.curr_replicas.values())
+                if pending_request is not None and pending_request.future.done():
+                    return []
+        if task := asyncio.current_task():
+            self._then[task] = self._sent
+        return [[replica] for replica in ranked[:_RANKED]]
 
     def _ranked(
         self, candidates: list[RunningReplica], pending: PendingRequest | None
-    ) -> list[list[RunningReplica]]:
+    ) -> list[RunningReplica]:
         by_id = {replica.replica_id.unique_id: replica for replica in candidates}
         self._fleet.keep(by_id)
         for id, replica in by_id.items():
@@ -62,21 +71,28 @@ class OwedWorkRouter(RequestRouter):
                 self._fleet.hear(id, replica.routing_stats)
         urgent = self._most_urgent() or pending
         if urgent is None or not _is_image(urgent):
-            return [[replica] for replica in candidates]
-        most = min((replica.max_ongoing_requests for replica in candidates), default=0)
+            return candidates
         sample, leg = urgent.args
-        return [[by_id[id]] for id in self._fleet.ranked(sample, leg, most)[:_RANKED]]
+        most = min((replica.max_ongoing_requests for replica in candidates), default=0)
+        return [by_id[id] for id in self._fleet.ranked(sample, leg, most)]
 
     def _fulfill_next_pending_request(
         self, replica: RunningReplica, request_metadata: Any = None
     ) -> None:
-        """The replica has the most urgent image, whichever the place was looked for.
+        """The replica has the most urgent image, whichever the place was looked for; or another
+        one has it, where the place is taken by now.
 
         Serve's `FIFOMixin` gives it to the oldest in the same way.
         """
-        pending = self._most_urgent()
+        pending, task = self._most_urgent(), asyncio.current_task()
         if pending is None:
             return
+        if task and self._then.get(task) != self._sent:
+            ranked = self._ranked(list(self.curr_replicas.values()), pending)
+            if not ranked:
+                return
+            replica = ranked[0]
+        self._sent += 1
         self._pending_requests_to_fulfill.remove(pending)
         self._cancel_routing_task_for_pending_request(pending)
         self._record_queue_wait_time(pending)
@@ -91,11 +107,12 @@ class OwedWorkRouter(RequestRouter):
         """The replica took the request; when it has ended, however, somebody else has its place."""
         if _is_image(pending_request):
             sample, _ = pending_request.args
+            end = partial(self._end, replica_id.unique_id, key_of(sample))
             loop = asyncio.get_running_loop()
-            result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._end, sample.id))
+            result.add_done_callback(lambda _: loop.call_soon_threadsafe(end))
 
-    def _end(self, image: str) -> None:
-        self._fleet.end(image)
+    def _end(self, replica: str, key: str) -> None:
+        self._fleet.end(replica, key)
         self._change.set()
 
     def _most_urgent(self) -> PendingRequest | None:
@@ -103,8 +120,11 @@ class OwedWorkRouter(RequestRouter):
         return min(waiting, key=self._due, default=None)
 
     def _due(self, pending: PendingRequest) -> float:
-        alone = self._fleet.alone(*pending.args) if _is_image(pending) else 0.0
-        return pending.created_at + alone
+        due = self._dues.get(pending.future)
+        if due is None:
+            alone = self._fleet.alone(*pending.args) if _is_image(pending) else 0.0
+            due = self._dues[pending.future] = pending.created_at + alone
+        return due
 
 
 def _is_image(pending: PendingRequest) -> bool:

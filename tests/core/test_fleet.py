@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from serve_app.core.cost import Prices, Turn
-from serve_app.core.fleet import Fleet, Report, shape_of
+from serve_app.core.fleet import Fleet, Report, key_of, shape_of
 from serve_app.core.homes import DEPTH
 from serve_app.core.sample import Leg, Sample, begin
 from serve_app.core.schedule import NoiseConfig, make_schedule
@@ -63,7 +63,7 @@ def test_a_report_travels_in_plain_values() -> None:
     packed = report(3, image("a"), image("b", steps=50, width=832))
     told = Report.unpacked(json.loads(json.dumps(packed)))
     assert told == Report.unpacked(packed)
-    assert told.left["a"] == (shape_of(image("a")), 20, STEP)
+    assert told.left[key_of(image("a"))] == (shape_of(image("a")), 20, STEP)
     assert told.prices == PRICES
 
 
@@ -86,7 +86,7 @@ def test_a_short_image_goes_past_the_replica_with_a_long_one() -> None:
 def test_what_ended_is_not_there_though_a_late_report_still_has_it() -> None:
     there, gone = fleet("r1", "r2"), image("gone", steps=150)
     send(there, "r1", gone)
-    there.end("gone")
+    there.end("r1", key_of(gone))
     there.hear("r1", report(2, gone))
     assert ranked(there, image("new"))[0] == "r2"  # r1 was chosen last: nothing else speaks for r2
     send(there, "r2", image("busy"))
@@ -139,7 +139,7 @@ def test_a_replica_takes_no_more_than_a_few_batches() -> None:
         assert ranked(there, image("new")) == ["r1"]
         send(there, "r1", image(str(number)))
     assert ranked(there, image("new")) == []
-    there.end("0")
+    there.end("r1", key_of(image("0")))
     assert ranked(there, image("new")) == ["r1"]
     assert ranked(there, image("new"), most=5) == []
 
@@ -178,3 +178,18 @@ def test_replicas_of_a_kind_count_as_equally_fast_and_those_of_two_kinds_do_not(
     there.hear("r2", report(3, prices=slow, profile="old card"))
     there.hear("r1", report(2, image("a")))
     assert ranked(there, image("new"))[0] == "r1"
+
+
+def test_an_end_that_is_told_late_does_not_take_what_was_sent_elsewhere_meanwhile() -> None:
+    there, sample = fleet("r1", "r2"), image("a", steps=150)
+    send(there, "r1", sample)
+    send(there, "r2", sample)  # r1 is lost
+    there.end("r1", key_of(sample))
+    assert ranked(there, image("new", width=832))[0] == "r1"
+
+
+def test_a_replica_that_has_gone_takes_nothing_and_ends_nothing() -> None:
+    there = fleet("r1")
+    send(there, "r2", image("a"))
+    there.end("r2", key_of(image("a")))
+    assert ranked(there, image("new")) == ["r1"]

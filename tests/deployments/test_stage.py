@@ -9,6 +9,7 @@ import pytest
 
 from serve_app.core.errors import CheckpointError, DeviceError, ProfileChanged
 from serve_app.core.events import Arrived, Snapshot
+from serve_app.core.fleet import Report, key_of
 from serve_app.core.metrics import (
     CANCELS,
     OWED_SECONDS,
@@ -104,6 +105,21 @@ async def test_a_named_error_comes_out_by_its_name(replica: StageReplica) -> Non
     stranger = replace(sample_of(SPEC, "stranger"), profile="somebody else's")
     with pytest.raises(ProfileChanged):
         _ = [event async for event in replica.advance(stranger, END)]
+
+
+async def test_routers_hear_what_is_left_and_what_it_takes_here(replica: StageReplica) -> None:
+    task = asyncio.create_task(_first_event(replica))
+    key = key_of(sample_of(SPEC, "left"))
+    while key not in (told := Report.unpacked(await replica.record_routing_stats())).left:
+        await asyncio.sleep(0.005)
+    task.cancel()
+    shape, steps, turn = told.left[key]
+    assert shape.startswith(f"({SPEC.height // 8}, {SPEC.width // 8}, ")
+    assert 0 < steps <= SPEC.steps
+    assert turn in told.prices.known
+    assert told.models == ("demo",)
+    again = Report.unpacked(await replica.record_routing_stats())
+    assert (again.number, again.profile) == (told.number + 1, told.profile)
 
 
 async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageReplica) -> None:
