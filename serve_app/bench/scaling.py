@@ -120,7 +120,7 @@ def running() -> Iterator[int]:
         with tempfile.TemporaryDirectory() as folder, console.status("starting Ray"):
             port = _free_port()
             serve.start(http_options={"host": "127.0.0.1", "port": port})
-            deploy(_APP, folder)
+            deploy(_APP, "/", folder)
             while serve.status().applications[_APP].status != "RUNNING":
                 time.sleep(0.1)
         yield port
@@ -129,11 +129,11 @@ def running() -> Iterator[int]:
         ray.shutdown()
 
 
-def deploy(name: str, folder: str) -> None:
-    """Serve was told to run the application, scaled by the service's policy."""
+def deploy(name: str, route: str, folder: str) -> None:
+    """Serve was told to run the application under this path, scaled by the service's policy."""
     application = {
         "name": name,
-        "route_prefix": "/",
+        "route_prefix": route,
         "import_path": f"{__name__}:build",
         "args": {"ledger": f"{folder}/ledger.sqlite"},
         "autoscaling_policy": {"policy_function": POLICY, "policy_kwargs": _AIMS},

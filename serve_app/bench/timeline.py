@@ -53,7 +53,7 @@ def draw(moments: Sequence[Moment], answers: Sequence[Answered], gpus: int, outp
         at, below, held, step="post", color="#cbd5e1", lw=0, label="starting or finishing"
     )
     replicas.axhline(gpus, color=_GREY, lw=1, ls=(0, (4, 3)))
-    replicas.annotate(f"{gpus} GPUs", (at[-1], gpus), (-2, 3), textcoords="offset points")
+    replicas.text(at[-1], gpus + 0.1, f"{gpus} GPUs", ha="right", va="bottom", color=_GREY)
     under_way = [sum(one.under_way(when) for one in answers) for when in at]
     images.fill_between(at, under_way, color=_GREY, alpha=0.25, lw=0)
     images.plot(at, under_way, color=_GREY, lw=1.8)
@@ -68,7 +68,9 @@ def draw(moments: Sequence[Moment], answers: Sequence[Answered], gpus: int, outp
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    replicas.set_ylim(0, gpus + 1.5)
+        axes.set_axisbelow(True)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    replicas.set_ylim(0, max(gpus, *held) + 0.8)
     replicas.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     images.set_xlim(0, at[-1])
     images.set_xlabel("seconds", loc="right")

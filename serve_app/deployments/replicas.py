@@ -40,6 +40,6 @@ def _autoscaling(
         upscale_delay_s=up,
         downscale_delay_s=down,
     )
-    # Said as an argument it warns that an environment variable is to take its place, which nobody
-    # can set for the processes of a cluster that runs already.
+    # As an argument it would warn of environment variables that are to take its place: Ray 2.60
+    # names them, and reads them nowhere.
     return config.model_copy(update={"metrics_interval_s": _TOLD_EVERY})
