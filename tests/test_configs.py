@@ -11,10 +11,11 @@ import yaml
 from ray.serve._private.build_app import build_app
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.app import bind_service
-from serve_app.args import Scale
+from serve_app.app import IngressConfig, bind_service
+from serve_app.args import AppArgs, Scale
 from serve_app.config import read_config, slips_in
 from serve_app.core.errors import SettingsError
+from serve_app.core.spec import Stage
 from serve_app.doctor.configs import check_configs
 from serve_app.ingress.schemas import GenerateRequest
 from serve_app.settings import Settings, check_given
@@ -122,6 +123,40 @@ def test_a_shipped_config_comes_to_the_deployments_that_it_promises(path: Path) 
     assert min(most, int(args.settings.get("TOTAL_GPUS", most))) == gpus or device != "cuda"
     assert found["Ledger"]["node"] == {"node:__internal_head__": 0.001}
     assert {found["Ledger"]["cpus"], found["Ledger"]["gpus"], found["Ingress"]["gpus"]} == {0}
+
+
+def ingress_of(args: dict[str, Any], gpus: float, **settings: str) -> IngressConfig:
+    """What the ingress is told on a cluster with so many GPUs."""
+    asked = AppArgs.model_validate(args | {"settings": {"MODEL_DEVICE": "cuda"} | settings})
+    built = build_app(bind_service(asked, gpus, 8), name="aura")
+    (ingress,) = (one for one in built.deployments if one.name == "Ingress")
+    config: IngressConfig = ingress.init_args[0]
+    return config
+
+
+SCALING = {"base": {"max_replicas": 3}, "refiner": {"max_replicas": 2}}
+
+
+def test_the_ingress_is_told_how_many_replicas_total_gpus_are() -> None:
+    assert ingress_of(SCALING, 4).pool is None
+    assert ingress_of(SCALING, 4, TOTAL_GPUS="4").pool == 4
+    assert ingress_of(SCALING, 8, TOTAL_GPUS="4").pool == 4
+    assert ingress_of(SCALING, 4, TOTAL_GPUS="4", MODEL_DEVICE="cpu").pool is None
+    with pytest.raises(SettingsError, match="TOTAL_GPUS=1 has room for 1 replicas"):
+        whole = {name: one | {"num_gpus": 1} for name, one in SCALING.items()}
+        ingress_of(whole, 4, TOTAL_GPUS="1")
+
+
+def test_stages_share_the_gpus_that_they_may_use_and_not_those_that_there_are() -> None:
+    assert ingress_of(SCALING, 8, TOTAL_GPUS="1").pool == 2  # halves
+    assert ingress_of({}, 8, TOTAL_GPUS="1").pool == 0  # both on one card, and nothing scales
+
+
+def test_the_ingress_is_told_which_stage_may_rest() -> None:
+    resting = SCALING | {"refiner": {"min_replicas": 0, "max_replicas": 2}}
+    assert ingress_of(resting, 4).resting == (Stage.REFINER,)
+    assert ingress_of(SCALING, 4).resting == ()
+    assert ingress_of({"both": {"max_replicas": 2}}, 4).resting == ()
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.name)
