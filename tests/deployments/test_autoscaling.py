@@ -148,8 +148,9 @@ def test_work_that_arrives_keeps_replicas_though_nothing_is_owed_for_long() -> N
 def test_before_anybody_tells_anything_all_keep_what_they_have() -> None:
     one = two_stages()
     one.replicas |= {"BaseGenerator": 2}
-    assert one.told(0) == stages(2, 1)
-    assert one.told(1, {RUNNING_REQUESTS_KEY: 7.0}) == stages(2, 1)  # Serve's own
+    for now in (0, 50, 100, 150):
+        assert one.told(now) == stages(2, 1)
+        assert one.told(now + 1, {RUNNING_REQUESTS_KEY: 7.0}) == stages(2, 1)  # Serve's own
 
 
 def test_after_a_restart_the_policy_goes_on_from_the_replicas_that_there_are() -> None:
