@@ -49,7 +49,7 @@ _IMAGES = 4  # that step together
 _DRAIN = 60.0
 _PARTS = (  # of the load: share of its time, images a second, where base hands over
     (0.10, 0.25, 0.8),
-    (0.35, 2.3, 0.9),
+    (0.35, 2.2, 1.0),
     (0.25, 1.6, 0.2),
     (0.30, 0.25, 0.8),
 )

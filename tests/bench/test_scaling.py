@@ -15,7 +15,7 @@ def test_the_load_is_little_then_for_base_then_for_the_refiner_then_little() -> 
     trace = load(1000, seed=1)
     parts = [
         (0, 100, 0.8, 0.25),
-        (100, 450, 0.9, 2.3),
+        (100, 450, 1.0, 2.2),
         (450, 700, 0.2, 1.6),
         (700, 1000, 0.8, 0.25),
     ]
