@@ -6,7 +6,7 @@ It has an image's last snapshot, its deadline and its retries; nobody else needs
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol, cast
@@ -79,8 +79,9 @@ class Conductor:
     ) -> Made:
         """One image.
 
-        `timeout` is in seconds; None allows `patience`. A replica that dies costs the steps since
-        the last snapshot. Cancelling the call cancels the image. Raises the named errors of
+        `timeout` is in seconds; None allows `patience`, anew whenever a replica is lost: that of a
+        machine without power may be noticed after a minute. A replica that dies costs the steps
+        since the last snapshot. Cancelling the call cancels the image. Raises the named errors of
         `core.errors`.
         """
         with counted(self._meter):
@@ -99,16 +100,25 @@ class Conductor:
         legs = itinerary(schedule, spec.handoff, refiner=Stage.REFINER in self._stages)
         sample: Sample[Any] = begin(id, spec, schedule, legs[0].stage, source)
         self._flying[id] = (sample, legs)
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
-            if timeout is None:
-                timeout = self.patience()
-            else:
+            if timeout is not None:
                 await self._admit(id, timeout)
             self._expect(sample, legs)
-            async with asyncio.timeout(timeout):
-                return await self._journey(sample, legs)
+            allowed = self.patience() if timeout is None else timeout
+            async with asyncio.timeout(allowed) as limit:
+
+                def lost() -> None:
+                    """The time in which nobody saw that the replica was gone is not the image's."""
+                    nonlocal allowed
+                    if timeout is None:
+                        allowed = clock() - began + self.patience()
+                        limit.reschedule(began + allowed)
+
+                return await self._journey(sample, legs, lost)
         except TimeoutError:
-            raise DeadlineExceeded(f"the image was not ready within {timeout:.0f} s") from None
+            raise DeadlineExceeded(f"the image was not ready within {allowed:.0f} s") from None
         finally:
             del self._flying[id]
             if not self._flying:
@@ -212,7 +222,9 @@ class Conductor:
             for stage, prices in self._prices.items()
         )
 
-    async def _journey(self, first: Sample[Any], legs: tuple[Leg, ...]) -> Made:
+    async def _journey(
+        self, first: Sample[Any], legs: tuple[Leg, ...], lost: Callable[[], None]
+    ) -> Made:
         clock = asyncio.get_running_loop().time
         for before in range(_LOSSES):
             if before:
@@ -222,7 +234,7 @@ class Conductor:
             try:
                 for leg in legs:
                     began = clock()
-                    sample, png = await self._walk(handed_over(sample, leg.stage), leg, legs)
+                    sample, png = await self._walk(handed_over(sample, leg.stage), leg, legs, lost)
                     self._meter.record(STAGE_SECONDS, clock() - began, stage=leg.stage)
                     profiles.append((leg.stage, sample.profile or ""))
             except ProfileChanged as change:
@@ -234,9 +246,10 @@ class Conductor:
         raise ReplicaLost("the replicas' numeric profile changed again and again")
 
     async def _walk(
-        self, sample: Sample[Any], leg: Leg, legs: tuple[Leg, ...]
+        self, sample: Sample[Any], leg: Leg, legs: tuple[Leg, ...], lost: Callable[[], None]
     ) -> tuple[Sample[Any], bytes | None]:
-        """One leg, on as many replicas as it takes. Each loss costs the steps since a snapshot."""
+        """One leg, on as many replicas as it takes. Each loss costs the steps since a snapshot, and
+        `lost` is told."""
         client, losses = self._stages[leg.stage], 0
         while True:
             self._flying[sample.id] = (sample, legs)
@@ -255,6 +268,7 @@ class Conductor:
                 losses += 1
                 if losses >= _LOSSES:
                     raise
+                lost()
                 self._meter.record(RESUMES, reason=Resumed.LOST)
                 logger.warning(
                     "%s: %s; continuing at step %d of %d",

@@ -77,10 +77,14 @@ class RemoteStage:
 
     async def _ask_all(self) -> list[ReplicaFacts]:
         try:
-            calls = self._handle.broadcast("facts")
-            answers = await calls.results_async(timeout_s=_PATIENCE, return_exceptions=True)
+            # Serve's `results_async` would give nothing at all when one replica is silent, as those
+            # of a dead node are until Ray has noticed.
+            calls = self._handle.broadcast("facts")._fetch_replica_results_async()
+            asked = await asyncio.wait_for(calls, _PATIENCE)
         except (TimeoutError, RayError, DeploymentUnavailableError):
             return []
+        waits = (asyncio.wait_for(one.get_async(), _PATIENCE) for one in asked)
+        answers = await asyncio.gather(*waits, return_exceptions=True)
         return [answer for answer in answers if isinstance(answer, ReplicaFacts)]
 
 

@@ -310,6 +310,33 @@ def test_the_deadline_of_nobody_s_choosing_leaves_time_to_load_a_model() -> None
         make("fox")
 
 
+class Unpowered(CountingStage):
+    """Its first replica is lost in the middle, and every call takes fifty seconds on such a clock:
+    the first to see that, the second for what is left to do."""
+
+    def __init__(self) -> None:
+        super().__init__(trouble=dies_at((0, 8)))
+
+    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Clock)
+        loop.ahead += 50
+        await asyncio.sleep(0.001)
+        async for event in super().advance(sample, leg):
+            yield event
+
+
+def test_who_sets_no_time_waits_for_a_replica_whose_loss_was_noticed_late() -> None:
+    def make(timeout: float | None) -> bytes:
+        one = conductor(Unpowered())
+        with asyncio.Runner(loop_factory=Clock) as runner:
+            return runner.run(one.make("a", SPEC, None, timeout)).png
+
+    assert make(None) == b"png 20"
+    with pytest.raises(DeadlineExceeded, match="within 70 s"):
+        make(70)
+
+
 class Silent(CountingStage):
     """Ends without a result."""
 
