@@ -223,6 +223,20 @@ def bench_routing(
     compare(rounds=rounds, seconds=seconds, seed=seed)
 
 
+@bench.command("scaling")
+def bench_scaling(
+    seconds: Annotated[float, typer.Option(min=60, help="Of load.")] = 180,
+    seed: Annotated[int, typer.Option(help="Of the load.")] = 1,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
+        "scaling.png"
+    ),
+) -> None:
+    """Replicas that come and go with the work, on four GPUs that are not there, over HTTP."""
+    from serve_app.bench.scaling import watch
+
+    watch(seconds=seconds, seed=seed, output=output)
+
+
 @bench.command("http")
 def bench_http(
     runs: Annotated[int, typer.Option(min=20, help="Requests of each kind.")] = 100,

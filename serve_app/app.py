@@ -15,7 +15,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application, Deployment
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -23,16 +23,19 @@ from serve_app import __version__
 from serve_app.args import AppArgs, Scale
 from serve_app.choices import BATCH, choose_device, find_checkpoints, service_facts
 from serve_app.core.allowance import Allowance
+from serve_app.core.demand import as_numbers
 from serve_app.core.errors import SettingsError
 from serve_app.core.facts import ServiceFacts
 from serve_app.core.homes import DEPTH
 from serve_app.core.safety import WordList
 from serve_app.core.spec import Stage
 from serve_app.demo.checkpoints import demo_folder
+from serve_app.deployments.autoscaling import POOL
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.metrics import RayMeter
 from serve_app.deployments.remote import RemoteLedger, RemoteStage
+from serve_app.deployments.replicas import ingress_replicas, stage_replicas
 from serve_app.deployments.routing import REPORTS_EVERY
 from serve_app.deployments.stage import LoraSource, Source, StageConfig, StageReplica
 from serve_app.ingress.api import build_api
@@ -55,6 +58,8 @@ class IngressConfig:
     policy: Policy
     words: tuple[str, ...]
     allowance: Allowance | None
+    pool: int | None = None  # replicas of the stages that scale, all together; None: no limit
+    resting: tuple[Stage, ...] = ()  # which may have none
 
 
 class Ingress:
@@ -69,7 +74,8 @@ class Ingress:
     ) -> None:
         self._config = config
         self._meter = RayMeter()
-        self._conductor = Conductor(*_clients(base, refiner), config.facts.models, self._meter)
+        clients = _clients(base, refiner)
+        self._conductor = Conductor(*clients, config.facts.models, self._meter, config.resting)
         here = serve.get_replica_context()
         self._all = serve.get_deployment_handle(here.deployment, here.app_name)
         self._desk = Desk(
@@ -93,6 +99,11 @@ class Ingress:
             proxy_names=True,
             meter=self._meter,
         )
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What is wanted of the stages by what was accepted here: Serve tells it to the policy."""
+        numbers = as_numbers(self._conductor.demands())
+        return numbers if self._config.pool is None else numbers | {POOL: self._config.pool}
 
     async def halt(self, job: str) -> None:
         """The job is cancelled, if it is worked at here."""
@@ -126,7 +137,8 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
     device = choose_device(settings.model_device, gpus=gpus_there)
     lineup = find_checkpoints(settings)
     refiner = lineup.refiner
-    args = args.settled(device, gpus_there, refiner=refiner is not None)
+    gpus = min(gpus_there, settings.total_gpus or gpus_there)
+    args = args.settled(device, gpus, refiner=refiner is not None)
     scales = args.scales(refiner=refiner is not None)
     if device == "cuda" and gpus_there < 1 and scales[0].num_gpus is None:
         raise SettingsError(
@@ -135,7 +147,8 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
             "each stage in the args"
         )
     images = settings.model_max_batch_size or BATCH[device]
-    share = args.gpu_share(gpus_there, refiner=refiner is not None)
+    share = args.gpu_share(gpus, refiner=refiner is not None)
+    pool = args.pool(settings.total_gpus, device, share, refiner=refiner is not None)
     threads = settings.model_cpu_threads or _threads(scales, cpus)
     loras = tuple(
         LoraSource(one.facts.name, one.file.path, one.facts.models) for one in lineup.loras
@@ -173,6 +186,8 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
         ),
         words=settings.words(),
         allowance=settings.allowance,
+        pool=pool,
+        resting=() if all(scale.min_replicas for scale in scales) else (Stage.REFINER,),
     )
     bases = [model.checkpoint for model in lineup.models]
     second: Application | None
@@ -210,7 +225,7 @@ def deploy_stage(
                 "max_backoff_s": 0.1,
             }
         ),
-        **_replicas(scale, images),
+        **stage_replicas(scale.min_replicas, scale.most, images),
     )
 
 
@@ -242,7 +257,7 @@ def bind_graph(
             max_ongoing_requests=_CALLERS,
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
-            **_replicas(scale, _CALLERS),
+            **ingress_replicas(scale.min_replicas, scale.most, _CALLERS),
         )
         .bind(config, ledger.bind(ledger_file), base, refiner)
     )
@@ -266,21 +281,6 @@ def _source(checkpoint: Checkpoint) -> Source:
     own = checkpoint.path == demo_folder(checkpoint.stage)
     configs = checkpoint.folder if checkpoint.file else None
     return Source(checkpoint.name, None if own else checkpoint.path, configs, checkpoint.stage)
-
-
-def _replicas(scale: Scale, target: int) -> dict[str, Any]:
-    """Serve's options for a number of replicas, fixed or between bounds."""
-    if scale.most == scale.min_replicas:
-        return {"num_replicas": scale.min_replicas}
-    return {
-        "autoscaling_config": AutoscalingConfig(
-            min_replicas=scale.min_replicas,
-            max_replicas=scale.most,
-            target_ongoing_requests=target,
-            upscale_delay_s=10,
-            downscale_delay_s=300,
-        )
-    }
 
 
 def _threads(scales: Sequence[Scale], cpus: int) -> int:

@@ -5,7 +5,9 @@ Knows no Ray: Serve validates them before it calls the builder, `up` before it s
 
 from math import ceil, floor
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from serve_app.core.errors import SettingsError
 
 
 class Scale(BaseModel):
@@ -13,7 +15,7 @@ class Scale(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(0, ge=0, description="0: as many as min_replicas")
     num_cpus: float = Field(0.1, ge=0, allow_inf_nan=False)
     num_gpus: float | None = Field(
@@ -27,6 +29,8 @@ class Scale(BaseModel):
     def _ordered(self) -> "Scale":
         if self.max_replicas and self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must not be below min_replicas")
+        if not self.most:
+            raise ValueError("min_replicas: 0 needs a max_replicas, of 1 or more")
         if self.num_gpus and self.num_gpus > 1 and self.num_gpus % 1:
             raise ValueError("num_gpus must be whole above 1: a replica can't have parts of two")
         return self
@@ -35,6 +39,11 @@ class Scale(BaseModel):
     def most(self) -> int:
         """The greatest number of replicas."""
         return self.max_replicas or self.min_replicas
+
+    @property
+    def varies(self) -> bool:
+        """Whether replicas come and go."""
+        return self.most > self.min_replicas
 
     def gpus_on(self, device: str, share: float) -> float:
         """How many GPUs each replica asks of Ray where stages run on cuda, mps or cpu; `share` is
@@ -61,6 +70,13 @@ class AppArgs(BaseModel):
     settings: dict[str, str] = Field(
         default_factory=dict, description="Settings of this situation; the environment wins"
     )
+
+    @field_validator("ingress", "base", "both")
+    @classmethod
+    def _always_there(cls, scale: Scale | None) -> Scale | None:
+        if scale and not scale.min_replicas:
+            raise ValueError("min_replicas must be at least 1: the refiner alone may go to 0")
+        return scale
 
     @model_validator(mode="after")
     def _one_way(self) -> "AppArgs":
@@ -92,11 +108,45 @@ class AppArgs(BaseModel):
         """What part of a GPU a replica gets that doesn't say: all of one, or less where there are
         fewer GPUs than replicas at the start, or the last of them would wait for ever."""
         stages = self.scales(refiner=refiner)
-        asking = sum(stage.min_replicas for stage in stages if stage.num_gpus is None)
-        taken = sum(stage.min_replicas * (stage.num_gpus or 0) for stage in stages)
+        asking = sum(_needed(stage) for stage in stages if stage.num_gpus is None)
+        taken = sum(_needed(stage) * (stage.num_gpus or 0) for stage in stages)
         there = gpus - taken
         if asking == 0 or there <= 0 or asking <= there:
             return 1
         if there < 1:  # a part of one card, in hundredths: sums of thirds would miss it
             return floor(100 * there / asking) / 100
         return 1 / ceil(asking / int(there))
+
+    def pool(self, gpus: int | None, device: str, share: float, *, refiner: bool) -> int | None:
+        """How many replicas the stages whose replicas come and go may have, all together, where no
+        more than so many GPUs are for the stages; None where nothing limits them.
+
+        Raises `SettingsError` where they would not have room for one of each.
+        """
+        stages = self.scales(refiner=refiner)
+        asked = sorted({stage.gpus_on(device, share) for stage in stages})
+        if gpus is None or asked == [0]:
+            return None
+        if len(asked) > 1:
+            raise SettingsError(
+                f"TOTAL_GPUS={gpus} is shared out in whole replicas, so base and refiner must ask "
+                f"for the same num_gpus, not {asked[0]:g} and {asked[1]:g}: make them equal, or "
+                "empty TOTAL_GPUS",
+                "TOTAL_GPUS",
+            )
+        room = floor(gpus / asked[0] + 1e-9)
+        needed = sum(map(_needed, stages))
+        if needed > room:
+            raise SettingsError(
+                f"TOTAL_GPUS={gpus} has room for {room} replicas of {asked[0]:g} GPUs, and the "
+                f"stages need {needed}: set TOTAL_GPUS={ceil(needed * asked[0])}, or lower "
+                "min_replicas or num_gpus",
+                "TOTAL_GPUS",
+            )
+        return room - sum(stage.most for stage in stages if not stage.varies)
+
+
+def _needed(stage: Scale) -> int:
+    """The replicas that a stage must have room for: one at least, for it may be away for a while,
+    but not for ever."""
+    return max(1, stage.min_replicas)

@@ -25,6 +25,7 @@ _BY_UP = (
         "route_prefix",
         "import_path",
         "args",
+        "autoscaling_policy",
     },
 )
 

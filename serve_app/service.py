@@ -11,24 +11,28 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.schema import ApplicationStatus
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 from rich.console import Console
 from rich.table import Table
 
 from serve_app import __version__
-from serve_app.app import build
 from serve_app.choices import find_checkpoints
 from serve_app.config import LOOPBACK, check_port, host_of, port_of, read_config
 from serve_app.core.errors import OperatorError, SettingsError
+from serve_app.serve_file import ServedApplication
 from serve_app.settings import Settings
 
 _DRAIN = 600.0  # seconds that images under way may take, unless the args allow more
+_PAUSE = 0.1  # seconds between two looks at what is started
+_STARTED = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOY_FAILED)
 
 console = Console(stderr=True, highlight=False)
 
@@ -95,7 +99,7 @@ def hold(config: Path) -> int:
     try:
         serve.start(proxy_location=read.file.proxy_location, http_options=options)
         with console.status("loading the models"):
-            serve.run(build(args), name=name, route_prefix=application.route_prefix)
+            _deploy(application)
         ready.set()
         _greet(settings, options, asked_host=http.get("host"))
         told.wait()
@@ -112,6 +116,20 @@ def hold(config: Path) -> int:
     _stop()
     console.print("stopped")
     return 0
+
+
+def _deploy(application: ServedApplication) -> None:
+    """The application runs, as under `serve run`: an autoscaling policy of all its deployments is
+    not for `serve.run`. Raises `RuntimeError` with all that Serve says, where it can't."""
+    content = application.model_dump(exclude_unset=True)
+    client: Any = _get_global_client()
+    client.deploy_apps(ServeDeploySchema.model_validate({"applications": [content]}))
+    while (status := serve.status().applications[application.name]).status not in _STARTED:
+        time.sleep(_PAUSE)
+    if status.status != ApplicationStatus.RUNNING:
+        replicas = [one.message for one in status.deployments.values()]
+        raise RuntimeError("\n".join((*replicas, status.message)))
+    client.wait_for_proxies_serving()
 
 
 def _check_metrics_port(metrics: int | None, service: int) -> None:

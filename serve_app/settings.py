@@ -88,6 +88,7 @@ class Settings(BaseSettings):
     model_precision: Literal["fp32", "fp16", "bf16"] | None = None
     enable_xformers: bool = False
     model_max_batch_size: int | None = Field(None, ge=1, le=64)
+    total_gpus: int | None = Field(None, ge=1)
     model_determinism: Literal["strict", "fast"] = "strict"
     model_cpu_threads: int | None = Field(None, ge=1, le=256)
     snapshot_every: int = Field(5, ge=1, le=150)

@@ -6,16 +6,19 @@ file and no Ray.
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from serve_app.args import AppArgs
 from serve_app.core.errors import SettingsError
+from serve_app.core.scaling import Aims
 from serve_app.serve_file import ServeFile
 from serve_app.settings import Settings, check_given
 
 BUILDER = "serve_app.app:build"
+POLICY = "serve_app.deployments.autoscaling:OwedWork"
 SECTIONS = {  # of args, by the deployment that each is for
     "Ingress": "ingress",
     "Ledger": None,
@@ -61,7 +64,8 @@ def _names_builder(entry: Any) -> bool:
 def _slips_of_ours(application: Mapping[str, Any], at: Where) -> Iterator[str]:
     args = application.get("args", {})
     if isinstance(args, dict):
-        yield from _checked(AppArgs, args, (*at, "args"))
+        found = list(_checked(AppArgs, args, (*at, "args")))
+        yield from found or _slips_of_policy(application, AppArgs.model_validate(args), at)
         settings = args.get("settings", {})
         for name, value in settings.items() if isinstance(settings, dict) else ():
             try:
@@ -72,6 +76,35 @@ def _slips_of_ours(application: Mapping[str, Any], at: Where) -> Iterator[str]:
     for place, override in enumerate(overrides if isinstance(overrides, list) else []):
         if isinstance(override, dict):
             yield from _slips_of_override(override, (*at, "deployments", place))
+
+
+def _slips_of_policy(application: Mapping[str, Any], args: AppArgs, at: Where) -> Iterator[str]:
+    """Serve's own policy scales each deployment by itself, and so can't know what is to come."""
+    policy = application.get("autoscaling_policy")
+    policy = policy if isinstance(policy, dict) else {}  # what else it is has been told
+    named = policy.get("policy_function")
+    where = (*at, "autoscaling_policy")
+    if named == POLICY:
+        yield from _slips_of_aims(policy.get("policy_kwargs"), (*where, "policy_kwargs"))
+        return
+    sections = {"base": args.base, "refiner": args.refiner, "both": args.both}
+    varying = [name for name, scale in sections.items() if scale and scale.varies]
+    if varying:
+        said = f"names {named}" if named else "is missing"
+        yield (
+            f"{_path(where)} {said}, and replicas of {' and '.join(varying)} come and go: without "
+            "ours Serve counts requests, of whatever length. Say autoscaling_policy: "
+            f"{{ policy_function: {POLICY} }}"
+        )
+
+
+def _slips_of_aims(aims: Any, at: Where) -> Iterator[str]:
+    known = {aim.name: aim for aim in fields(Aims)}
+    for name, value in aims.items() if isinstance(aims, dict) else ():
+        if name not in known:
+            yield f"{_path((*at, name))} is unknown{_meant(name, known)}"
+        elif not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+            yield f"{_path((*at, name))} must be a number above 0, got {value}"
 
 
 def _slips_of_override(override: Mapping[str, Any], at: Where) -> Iterator[str]:

@@ -12,7 +12,8 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
     "runtime": ({"core", "runtime"}, {"torch", "diffusers", "transformers", "xformers", "peft"}),
     "demo": ({"core", "runtime", "demo"}, {"torch", "diffusers", "transformers"}),
     "bench": (
-        {"core", "runtime", "demo", "deployments", "ingress", "sim", "args", "app", "bench"},
+        {"core", "runtime", "demo", "deployments", "ingress", "sim", "args", "app", "bench"}
+        | {"slips"},
         {"torch", "diffusers", "ray", "starlette"},
     ),
     "deployments": ({"core", "runtime", "demo", "deployments"}, {"ray"}),
@@ -20,7 +21,7 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
     "hub": ({"core", "runtime", "hub"}, {"huggingface_hub", "httpx2"}),
     "sim": ({"core", "sim"}, set()),
     "settings": ({"core"}, set()),
-    "args": (set(), set()),
+    "args": ({"core"}, set()),
     "loader": (set(), set()),
     "serve_file": (set(), set()),
     "slips": ({"core", "args", "settings", "serve_file"}, set()),
@@ -31,7 +32,7 @@ MAY_IMPORT = {  # room: what of ours, and which heavy libraries
         {"ray"},
     ),
     "config": ({"core", "settings", "args", "loader", "serve_file", "slips"}, set()),
-    "service": ({"core", "app", "choices", "settings", "config"}, {"ray"}),
+    "service": ({"core", "choices", "settings", "config", "serve_file"}, {"ray"}),
     "generate": ({"core", "runtime", "ingress", "settings", "choices"}, {"torch"}),
     "download": ({"core", "runtime", "hub", "settings"}, set()),
     "doctor": (

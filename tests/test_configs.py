@@ -11,14 +11,15 @@ import yaml
 from ray.serve._private.build_app import build_app
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.app import bind_service
-from serve_app.args import Scale
+from serve_app.app import IngressConfig, bind_service
+from serve_app.args import AppArgs, Scale
 from serve_app.config import read_config, slips_in
 from serve_app.core.errors import SettingsError
+from serve_app.core.spec import Stage
 from serve_app.doctor.configs import check_configs
 from serve_app.ingress.schemas import GenerateRequest
 from serve_app.settings import Settings, check_given
-from serve_app.slips import SECTIONS
+from serve_app.slips import POLICY, SECTIONS
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "configs"
@@ -98,12 +99,12 @@ SHAPES: dict[str, tuple[float, str, dict[str, tuple[tuple[int, int], float]]]] =
     "cluster-autoscaling.yaml": (
         10,
         "cuda",
-        {"BaseGenerator": ((1, 8), 1), "Refiner": ((1, 2), 1)},
+        {"BaseGenerator": ((1, 8), 1), "Refiner": ((1, 4), 1)},
     ),
     "kuberay-rayservice.yaml": (
         4,
         "cuda",
-        {"BaseGenerator": ((1, 3), 1), "Refiner": ((1, 1), 1)},
+        {"BaseGenerator": ((1, 3), 1), "Refiner": ((1, 2), 1)},
     ),
 }
 
@@ -119,9 +120,43 @@ def test_a_shipped_config_comes_to_the_deployments_that_it_promises(path: Path) 
         assert found[name]["drain"] == found["Ingress"]["drain"] == args.drain_seconds
         assert found[name]["cpus"] < 1  # or small machines would have none left
     most = sum(replicas[1] * each for replicas, each in stages.values())
-    assert most == gpus or device != "cuda"
+    assert min(most, int(args.settings.get("TOTAL_GPUS", most))) == gpus or device != "cuda"
     assert found["Ledger"]["node"] == {"node:__internal_head__": 0.001}
     assert {found["Ledger"]["cpus"], found["Ledger"]["gpus"], found["Ingress"]["gpus"]} == {0}
+
+
+def ingress_of(args: dict[str, Any], gpus: float, **settings: str) -> IngressConfig:
+    """What the ingress is told on a cluster with so many GPUs."""
+    asked = AppArgs.model_validate(args | {"settings": {"MODEL_DEVICE": "cuda"} | settings})
+    built = build_app(bind_service(asked, gpus, 8), name="aura")
+    (ingress,) = (one for one in built.deployments if one.name == "Ingress")
+    config: IngressConfig = ingress.init_args[0]
+    return config
+
+
+SCALING = {"base": {"max_replicas": 3}, "refiner": {"max_replicas": 2}}
+
+
+def test_the_ingress_is_told_how_many_replicas_total_gpus_are() -> None:
+    assert ingress_of(SCALING, 4).pool is None
+    assert ingress_of(SCALING, 4, TOTAL_GPUS="4").pool == 4
+    assert ingress_of(SCALING, 8, TOTAL_GPUS="4").pool == 4
+    assert ingress_of(SCALING, 4, TOTAL_GPUS="4", MODEL_DEVICE="cpu").pool is None
+    with pytest.raises(SettingsError, match="TOTAL_GPUS=1 has room for 1 replicas"):
+        whole = {name: one | {"num_gpus": 1} for name, one in SCALING.items()}
+        ingress_of(whole, 4, TOTAL_GPUS="1")
+
+
+def test_stages_share_the_gpus_that_they_may_use_and_not_those_that_there_are() -> None:
+    assert ingress_of(SCALING, 8, TOTAL_GPUS="1").pool == 2  # halves
+    assert ingress_of({}, 8, TOTAL_GPUS="1").pool == 0  # both on one card, and nothing scales
+
+
+def test_the_ingress_is_told_which_stage_may_rest() -> None:
+    resting = SCALING | {"refiner": {"min_replicas": 0, "max_replicas": 2}}
+    assert ingress_of(resting, 4).resting == (Stage.REFINER,)
+    assert ingress_of(SCALING, 4).resting == ()
+    assert ingress_of({"both": {"max_replicas": 2}}, 4).resting == ()
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.name)
@@ -193,7 +228,8 @@ def test_replicas_of_the_manifest_are_on_gpu_pods_and_there_are_as_many_as_may_c
     ]
     scales = read_config(MANIFEST).args.scales(refiner=True)
     assert sum(one.min_replicas for one in scales) == group["minReplicas"] == group["replicas"]
-    assert sum(one.most for one in scales) == group["maxReplicas"]
+    assert int(read_config(MANIFEST).args.settings["TOTAL_GPUS"]) == group["maxReplicas"]
+    assert all(one.most < group["maxReplicas"] for one in scales)
 
 
 def test_the_paths_of_the_manifests_settings_lie_on_its_volumes() -> None:
@@ -268,6 +304,7 @@ def test_a_manifest_may_have_others_beside_it(tmp_path: Path) -> None:
         ("proxy_location: EveryNode", ""),
         ("logging_config: { log_level: DEBUG }", "logging_config"),
         ("target_capacity: 50", "target_capacity"),
+        (f"    autoscaling_policy: {{ policy_function: {POLICY} }}", ""),
         ("    runtime_env: {}", "runtime_env"),
         ("    deployments: []", "deployments"),
         ("  - { name: other, import_path: 'a:b' }", "more than one application"),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.slips import slips
+from serve_app.slips import POLICY, slips
 
 SETTINGS = "applications[0].args.settings"
 
@@ -132,9 +132,18 @@ def test_a_misspelt_key_is_told(wrong: dict[str, Any], said: str) -> None:
         ),
         (config(http_options=4000), "http_options must hold keys"),
         (
-            config(args={"base": {"min_replicas": 0}}),
-            "applications[0].args.base.min_replicas: Input should be greater than or equal to 1, "
-            "got 0",
+            config(args={"base": {"min_replicas": -1}}),
+            "applications[0].args.base.min_replicas: Input should be greater than or equal to 0, "
+            "got -1",
+        ),
+        (
+            config(args={"base": {"min_replicas": 0, "max_replicas": 2}}),
+            "applications[0].args.base: min_replicas must be at least 1: the refiner alone may go "
+            "to 0",
+        ),
+        (
+            config(args={"refiner": {"min_replicas": 0}}),
+            "applications[0].args.refiner: min_replicas: 0 needs a max_replicas, of 1 or more",
         ),
         (
             config(args={"base": {"min_replicas": 3, "max_replicas": 2}}),
@@ -188,6 +197,67 @@ def test_a_misspelt_key_is_told(wrong: dict[str, Any], said: str) -> None:
 )
 def test_a_value_that_can_never_work_is_told(wrong: dict[str, Any], said: str) -> None:
     assert list(slips(wrong)) == [said]
+
+
+VARYING = {"base": {"max_replicas": 3}, "refiner": {"min_replicas": 0, "max_replicas": 2}}
+
+
+def scaled_by(policy: Any, args: Any = VARYING) -> dict[str, Any]:
+    """A config whose replicas come and go, as its policy says."""
+    return config(args=args, application={"autoscaling_policy": policy} if policy else {})
+
+
+@pytest.mark.parametrize(
+    ("policy", "args", "said"),
+    [
+        (None, VARYING, "is missing, and replicas of base and refiner come and go"),
+        ({}, VARYING, "is missing, and replicas of base and refiner come and go"),
+        (None, {"both": {"max_replicas": 2}}, "is missing, and replicas of both come and go"),
+        ({"policy_function": "mine:policy"}, VARYING, "names mine:policy, and replicas of base"),
+        ({"policy_functon": POLICY}, {}, ".policy_functon is unknown; did you mean policy_func"),
+        (
+            {"policy_function": POLICY, "policy_kwargs": {"wiat": 5}},
+            VARYING,
+            ".policy_kwargs.wiat is unknown; did you mean wait?",
+        ),
+        (
+            {"policy_function": POLICY, "policy_kwargs": {"wait": 0}},
+            VARYING,
+            ".policy_kwargs.wait must be a number above 0, got 0",
+        ),
+        (
+            {"policy_function": POLICY, "policy_kwargs": {"wait": "long"}},
+            VARYING,
+            ".policy_kwargs.wait must be a number above 0, got long",
+        ),
+        ({"policy_function": POLICY, "policy_kwargs": 4}, VARYING, ".policy_kwargs must hold keys"),
+    ],
+)
+def test_a_config_that_is_not_scaled_by_owed_work_is_told(
+    policy: Any, args: Any, said: str
+) -> None:
+    (told,) = slips(scaled_by(policy, args))
+    assert told.startswith("applications[0].autoscaling_policy")
+    assert said in told
+    assert ("come and go" in told) == told.endswith(
+        "Say autoscaling_policy: { policy_function: serve_app.deployments.autoscaling:OwedWork }"
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "args"),
+    [
+        (None, {}),
+        (None, {"ingress": {"max_replicas": 4}}),  # whose requests are all alike
+        ({"policy_function": POLICY}, {}),
+        ({"policy_function": POLICY}, VARYING),
+        ({"policy_function": POLICY, "policy_kwargs": {"wait": 5, "patience": 0.5}}, VARYING),
+    ],
+)
+def test_a_config_that_is_scaled_by_owed_work_or_not_at_all_has_no_slip(
+    policy: Any, args: Any
+) -> None:
+    assert list(slips(scaled_by(policy, args))) == []
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,10 @@ class Answered:
     seconds: float  # from when it was to be asked for to its answer
     status: int
 
+    def under_way(self, at: float) -> bool:
+        """Whether it was asked for by then, and had no answer yet."""
+        return self.arrival.at <= at < self.arrival.at + self.seconds
+
 
 def play(trace: Sequence[Arrival], port: int) -> list[Answered]:
     """Every image of the trace was asked for in its time, and has its answer."""

@@ -111,8 +111,8 @@ def stage_config(*stages: Stage, images: int) -> StageConfig:
     )
 
 
-def ingress_config(*, refiner: bool) -> IngressConfig:
-    """What the ingress before them is told."""
+def ingress_config(*, refiner: bool, pool: int | None = None) -> IngressConfig:
+    """What the ingress before them is told; of its stages, `pool` replicas may be there."""
     facts = ServiceFacts(
         models=(ModelFacts(str(Stage.BASE), NATIVE, _NOISE),),
         refiner="sleeping" if refiner else None,
@@ -120,7 +120,7 @@ def ingress_config(*, refiner: bool) -> IngressConfig:
         precision="none",
         image_count=1,
     )
-    return IngressConfig(facts=facts, policy=Policy(), words=(), allowance=None)
+    return IngressConfig(facts=facts, policy=Policy(), words=(), allowance=None, pool=pool)
 
 
 def _shelf(costs: Costs, config: StageConfig) -> Shelf:

@@ -57,6 +57,20 @@ def forecast(owed: Iterable[Owed[Any]], prices: Prices) -> Forecast:
     return Forecast(sum(spent.values()), spent)
 
 
+def price_in_company(owed: Iterable[Owed[Any]], prices: Prices) -> float:
+    """GPU seconds that an image costs a busy device: each of its legs beside as many like it as
+    step together there. Alone it would pay for all the lanes that it leaves empty."""
+    seconds = 0.0
+    for one in owed:
+        company = prices.size(one.sample.model).images
+        alike = [
+            replace(one, sample=replace(one.sample, id=f"{one.sample.id} {number}"))
+            for number in range(company)
+        ]
+        seconds += forecast(alike, prices).seconds / company
+    return seconds
+
+
 def owed_by(sample: Sample[Any], legs: Iterable[Leg]) -> list[Owed[Any]]:
     """What is left of an image, leg by leg: of the one that it is on, from its first turn on."""
     ahead = []

@@ -6,12 +6,13 @@ It has an image's last snapshot, its deadline and its retries; nobody else needs
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from serve_app.core.cost import Prices
+from serve_app.core.demand import Demand
 from serve_app.core.errors import (
     DeadlineExceeded,
     Draining,
@@ -23,7 +24,7 @@ from serve_app.core.errors import (
 )
 from serve_app.core.events import Made, ReplicaFacts, Snapshot
 from serve_app.core.facts import Condition, Health, ModelFacts
-from serve_app.core.forecast import forecast, owed_by
+from serve_app.core.forecast import forecast, owed_by, price_in_company
 from serve_app.core.metrics import RESUMES, STAGE_SECONDS, Meter, Resumed, Tally
 from serve_app.core.sample import Leg, Sample, begin, handed_over, itinerary
 from serve_app.core.schedule import make_schedule
@@ -51,7 +52,8 @@ class StageClient(Protocol):
 class Conductor:
     """The images of one ingress process, each walked by a call of `make`.
 
-    Base and refiner are the same client where one replica runs both.
+    Base and refiner are the same client where one replica runs both. Stages that rest have no
+    replica while nobody needs one: their first image waits until it is there.
     """
 
     def __init__(
@@ -60,12 +62,15 @@ class Conductor:
         refiner: StageClient | None,
         models: Sequence[ModelFacts],
         meter: Meter | None = None,
+        resting: Collection[Stage] = (),
     ) -> None:
         self._stages = {Stage.BASE: base} | ({Stage.REFINER: refiner} if refiner else {})
         self._models = {"": models[0]} | {model.name: model for model in models}
         self._prices = {stage: Prices() for stage in Stage}
         self._flying: dict[str, tuple[Sample[Any], tuple[Leg, ...]]] = {}
+        self._arrived = dict.fromkeys(Stage, 0.0)  # GPU seconds of all that was accepted
         self._meter = meter or Tally()
+        self._resting = resting
         self._draining = False
         self._landed = asyncio.Event()
 
@@ -100,6 +105,7 @@ class Conductor:
         try:
             if timeout is not None:
                 await self._admit(id, timeout)
+            self._expect(sample, legs)
             allowed = self.patience() if timeout is None else timeout
             async with asyncio.timeout(allowed) as limit:
 
@@ -133,7 +139,7 @@ class Conductor:
             for replica in facts
             if replica.shortfall
         )
-        missing = [name for name, count in replicas.items() if not count]
+        missing = [name for name, n in replicas.items() if not n and name not in self._resting]
         if self._draining:
             return Health(Condition.DRAINING, "the service is shutting down", replicas, owed)
         if missing:
@@ -144,6 +150,19 @@ class Conductor:
     def owed_seconds(self) -> float:
         """Predicted seconds of work that the images under way here still need."""
         return self._seconds(*self._flying)
+
+    def demands(self) -> dict[Stage, Demand]:
+        """What is wanted of each stage by all that was accepted here.
+
+        Seconds are 0 while nobody knows what a step takes there: the images say that it is needed.
+        """
+        owed = [one for way in self._flying.values() for one in owed_by(*way)]
+        demands = {}
+        for stage in self._stages:
+            here, prices = [one for one in owed if one.leg.stage is stage], self._prices[stage]
+            seconds = forecast(here, prices).seconds if prices.warm else 0.0
+            demands[stage] = Demand(len(here), seconds, self._arrived[stage])
+        return demands
 
     def patience(self) -> float:
         """Seconds that an image may take whose caller sets no time: four times what is predicted of
@@ -156,6 +175,7 @@ class Conductor:
         if len(set(self._models.values())) > 1:
             ways = self._flying.values()
             loads = len({s.spec.model for s, legs in ways if legs[0].stage is Stage.BASE})
+        loads += len(self._resting)
         return _PATIENCE * self.owed_seconds() + _GRACE + _LOADING * loads
 
     async def drain(self) -> None:
@@ -182,6 +202,13 @@ class Conductor:
             raise Overloaded(
                 f"the image would take about {needed:.0f} s, and {timeout:g} s are allowed"
             )
+
+    def _expect(self, sample: Sample[Any], legs: tuple[Leg, ...]) -> None:
+        """It was accepted, and will cost each of its stages what it costs among others."""
+        for owed in owed_by(sample, legs):
+            prices = self._prices[owed.leg.stage]
+            if prices.warm:
+                self._arrived[owed.leg.stage] += price_in_company([owed], prices)
 
     def _left(self, id: str) -> int:
         sample, _ = self._flying[id]

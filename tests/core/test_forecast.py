@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serve_app.core.account import Account
 from serve_app.core.cost import Prices, Turn
-from serve_app.core.forecast import forecast, owed_by
+from serve_app.core.forecast import forecast, owed_by, price_in_company
 from serve_app.core.sample import Leg, Sample, entered, itinerary
 from serve_app.core.schedule import make_schedule
 from serve_app.core.scheduler import BatchSize, Owed, StepScheduler, Work
@@ -92,6 +92,15 @@ def test_what_several_wait_for_is_loaded_once() -> None:
     assert loading.seconds - alone == pytest.approx(8)
     attaching = forecast([owed(one, Work.ATTACH) for one in waiting], Prices(known))
     assert attaching.seconds - alone == pytest.approx(4)  # what was not seen is like its likes
+
+
+def test_an_image_costs_a_busy_device_its_share_of_full_batches() -> None:
+    one = owed(sample("a", 10))
+    assert price_in_company([one], PRICES) == 10 / 4 + 0.75
+    assert price_in_company([one, one], PRICES) == 2 * (10 / 4 + 0.75)
+    assert price_in_company([], PRICES) == 0
+    alone = replace(PRICES, sizes={"": BatchSize(1, 8)})
+    assert price_in_company([one], alone) == forecast([one], alone).seconds == 10.75
 
 
 def test_nothing_owed_takes_no_time() -> None:

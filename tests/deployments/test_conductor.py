@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from serve_app.core.cost import Prices, Turn
+from serve_app.core.demand import Demand
 from serve_app.core.errors import (
     DeadlineExceeded,
     Draining,
@@ -30,8 +31,8 @@ from tests.runtime.walking import NOISE
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=20, guidance=5, handoff=0.8)
 
 
-def conductor(base: Any, refiner: Any = None) -> Conductor:
-    return Conductor(base, refiner, [ModelFacts("demo", 64, NOISE)])
+def conductor(base: Any, refiner: Any = None, resting: tuple[Stage, ...] = ()) -> Conductor:
+    return Conductor(base, refiner, [ModelFacts("demo", 64, NOISE)], resting=resting)
 
 
 async def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -> None:
@@ -197,6 +198,61 @@ async def test_an_image_that_comes_too_late_is_refused_and_those_ahead_count_by_
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+STEPS = {stage: Turn(Work.STEP, stage, "demo", 64, 64, 4) for stage in Stage}
+PROMPTS = [Turn(Work.CONDITION, stage, "demo", rows=2) for stage in Stage]
+FREE = dict.fromkeys([*PROMPTS, replace(STEPS[Stage.REFINER], work=Work.DECODE, rows=0)], 0.0)
+SECOND = Prices({**dict.fromkeys(STEPS.values(), 1.0), **FREE}, {"demo": BatchSize(2, 4)})
+
+
+class Held(CountingStage):
+    """Holds images until they may go."""
+
+    def __init__(self) -> None:
+        super().__init__(prices=SECOND)
+        self.go = asyncio.Event()
+
+    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+        await self.go.wait()
+        async for event in super().advance(sample, leg):
+            yield event
+
+
+async def test_demands_count_what_is_in_a_stage_or_still_to_come_and_all_that_ever_came() -> None:
+    base, refiner = Held(), Held()
+    one = conductor(base, refiner)
+    assert one.demands() == dict.fromkeys(Stage, Demand())
+    first = asyncio.create_task(one.make("first", SPEC, None, None))
+    await asyncio.sleep(0.01)
+    assert one.demands() == dict.fromkeys(Stage, Demand(1))  # nobody knows yet what it takes
+    base.go.set(), refiner.go.set()
+    await first
+    base.go.clear(), refiner.go.clear()
+    assert one.demands() == dict.fromkeys(Stage, Demand())  # so it was not counted either
+    tasks = [asyncio.create_task(one.make(id, SPEC, None, None)) for id in "abc"]
+    tasks.append(asyncio.create_task(one.make("d", replace(SPEC, handoff=0), None, None)))
+    await asyncio.sleep(0.01)
+    # of twenty steps base has 16; two step together, or one with a lane that nobody has
+    assert one.demands() == {Stage.BASE: Demand(3, 32, 24), Stage.REFINER: Demand(4, 24, 16)}
+    base.go.set()
+    await asyncio.sleep(0.01)
+    assert one.demands() == {Stage.BASE: Demand(0, 0, 24), Stage.REFINER: Demand(4, 24, 16)}
+    refiner.go.set()
+    await asyncio.gather(*tasks)
+    assert one.demands() == {Stage.BASE: Demand(0, 0, 24), Stage.REFINER: Demand(0, 0, 16)}
+
+
+async def test_what_is_refused_was_never_wanted() -> None:
+    one = conductor(CountingStage(prices=SECOND), CountingStage(prices=SECOND))
+    await one.make("warm", SPEC, None, None)
+    with pytest.raises(Overloaded):
+        await one.make("a", SPEC, None, 1)
+    assert one.demands() == dict.fromkeys(Stage, Demand())
+
+
+async def test_without_a_refiner_nothing_is_wanted_of_one() -> None:
+    assert set(conductor(CountingStage()).demands()) == {Stage.BASE}
+
+
 async def test_patience_grows_with_the_models_that_may_have_to_be_loaded_first() -> None:
     async def patience(names: tuple[str, ...], *specs: ImageSpec) -> float:
         """Beside images under way, without what their own steps are predicted to take."""
@@ -301,6 +357,23 @@ async def test_health_names_the_stage_that_is_not_ready() -> None:
     assert both.owed_seconds == 4.5
     one = await conductor(CountingStage(), CountingStage(ready=0)).health()
     assert (one.condition, one.reason) == (Condition.LOADING, "no replica of refiner is ready yet")
+
+
+async def test_a_stage_that_rests_is_no_reason_to_wait_and_none_to_refuse() -> None:
+    refiner = CountingStage(ready=0)
+    one = conductor(CountingStage(), refiner, resting=(Stage.REFINER,))
+    health = await one.health()
+    assert (health.condition, health.reason) == (Condition.READY, "")
+    assert health.replicas == {"base": 1, "refiner": 0}
+    for id in "ab":  # the second one with prices known
+        assert (await one.make(id, SPEC, None, 60)).png == b"png 20"
+    away = await conductor(CountingStage(ready=0), refiner, resting=(Stage.REFINER,)).health()
+    assert (away.condition, away.reason) == (Condition.LOADING, "no replica of base is ready yet")
+
+
+async def test_patience_leaves_time_for_a_stage_that_rests_to_start() -> None:
+    assert conductor(Sleeping(), Sleeping()).patience() == 60
+    assert conductor(Sleeping(), Sleeping(), resting=(Stage.REFINER,)).patience() == 180
 
 
 async def test_health_says_once_what_a_stage_s_devices_had_no_room_for() -> None:

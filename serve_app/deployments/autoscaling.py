@@ -1,0 +1,93 @@
+"""Core's scaling decision as Serve's autoscaling policy of the whole application.
+
+Knows no samples and makes no choice: of what ingress replicas tell, it makes looks for the helm.
+Serve's controller gets this module by value, and imports what it imports: keep that light.
+"""
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+from ray.serve.config import AutoscalingContext
+
+from serve_app.core.demand import Demand, as_numbers, from_numbers, look_at
+from serve_app.core.scaling import Aims, Helm, Look
+from serve_app.core.spec import Stage
+
+POOL = "pool"  # of an ingress's numbers: the replicas that those stages may have together
+_INGRESS = "Ingress"
+_STAGES = {  # what runs where
+    "BaseGenerator": (Stage.BASE,),
+    "Refiner": (Stage.REFINER,),
+    "BaseAndRefiner": (Stage.BASE, Stage.REFINER),
+}
+_NUMBERS = {POOL, *as_numbers(dict.fromkeys(Stage, Demand()))}  # Serve may add its own
+Contexts = Mapping[Any, AutoscalingContext]  # by DeploymentID
+States = dict[Any, dict[str, Any]]
+
+
+class OwedWork:
+    """Scales the stages by the GPU time that is owed and arrives, the ingress by its requests.
+
+    `aims` are those of `core.scaling.Aims`. The helm is kept in the ingress's policy state.
+    """
+
+    def __init__(self, **aims: float) -> None:
+        self._aims = Aims(**aims)
+
+    def __call__(self, contexts: Contexts) -> tuple[dict[Any, int], States]:
+        """How many replicas each deployment should have, and what to remember of it.
+
+        While no ingress has told anything, every stage keeps what it has.
+        """
+        by_name = {context.deployment_name: context for context in contexts.values()}
+        targets = {id: context.target_num_replicas for id, context in contexts.items()}
+        ingress = by_name.get(_INGRESS)
+        if ingress is None:
+            return targets, {}
+        targets[ingress.deployment_id] = _for_callers(ingress)
+        helm = ingress.policy_state.get("helm", Helm())
+        told = _told(ingress)
+        if told:
+            scaled = {stages[0]: by_name[n] for n, stages in _STAGES.items() if n in by_name}
+            looks = {stage: _look(context, told) for stage, context in scaled.items()}
+            pools = [int(numbers[POOL]) for numbers in told if POOL in numbers]
+            pool = min(pools, default=None)  # the old and the new one, while Serve redeploys
+            helm = helm.looked(looks, ingress.current_time, self._aims, pool)
+            wanted = helm.targets
+            targets |= {one.deployment_id: wanted[stage] for stage, one in scaled.items()}
+        return targets, {ingress.deployment_id: {"helm": helm}}
+
+
+def _told(ingress: AutoscalingContext) -> list[dict[str, float]]:
+    """The latest numbers of each ingress replica that told any."""
+    latest: dict[Any, dict[str, float]] = {}
+    for name, by_replica in (ingress.raw_metrics or {}).items():
+        for replica, series in by_replica.items():
+            if series and name in _NUMBERS:
+                latest.setdefault(replica, {})[name] = series[-1].value
+    return list(latest.values())
+
+
+def _look(context: AutoscalingContext, told: list[dict[str, float]]) -> Look:
+    """A stage, by what all ingress replicas want of it.
+
+    One that is retiring tells nothing any more: its last images are those that Serve counts.
+    """
+    stages = _STAGES[context.deployment_name]
+    demand = sum((from_numbers(numbers, stages) for numbers in told), Demand())
+    if not demand.images and context.total_num_requests > 0:
+        demand += Demand(images=1)
+    return look_at(
+        demand,
+        replicas=context.target_num_replicas,
+        least=context.capacity_adjusted_min_replicas,
+        most=context.capacity_adjusted_max_replicas,
+    )
+
+
+def _for_callers(ingress: AutoscalingContext) -> int:
+    """As Serve itself does it: a replica for every so many requests."""
+    config: Any = ingress.config
+    each: float = config.get_target_ongoing_requests()
+    return max(1, ceil(ingress.total_num_requests / each))
