@@ -16,7 +16,8 @@ class Demand:
     """What is wanted of a stage."""
 
     images: float = 0.0  # under way that are there, or still to come there
-    owed: float = 0.0  # GPU-seconds that they still need there
+    owed: float = 0.0  # GPU-seconds that they still need there, in full batches
+    coming: float = 0.0  # of those, what images need that are at another stage yet
     arrived: float = 0.0  # GPU-seconds there of all that was ever accepted: they only grow
 
     def __add__(self, other: "Demand") -> "Demand":
@@ -48,4 +49,5 @@ def from_numbers(numbers: Mapping[str, float], stages: Iterable[Stage]) -> Deman
 
 def look_at(demand: Demand, *, replicas: int, least: int, most: int) -> Look:
     """A stage with so many replicas, or so many to come, as the helm sees it."""
-    return Look(replicas, least, most, int(demand.images), demand.owed, demand.arrived)
+    images, owed, coming, arrived = astuple(demand)
+    return Look(replicas, least, most, int(images), owed, arrived, coming)

@@ -58,16 +58,16 @@ def forecast(owed: Iterable[Owed[Any]], prices: Prices) -> Forecast:
 
 
 def price_in_company(owed: Iterable[Owed[Any]], prices: Prices) -> float:
-    """GPU seconds that an image costs a busy device: each of its legs beside as many like it as
-    step together there. Alone it would pay for all the lanes that it leaves empty."""
+    """GPU seconds that images cost a busy device: each beside as many like it as step together.
+    Alone it would pay for all the lanes that it leaves empty."""
     seconds = 0.0
     for one in owed:
-        company = prices.size(one.sample.model).images
-        alike = [
-            replace(one, sample=replace(one.sample, id=f"{one.sample.id} {number}"))
-            for number in range(company)
-        ]
-        seconds += forecast(alike, prices).seconds / company
+        sample = one.sample
+        size = prices.size(sample.model)
+        lanes = size.lanes or size.images * sample.spec.rows
+        step = prices.seconds(turn_of(Work.STEP, sample, lanes=lanes))
+        seconds += one.steps * step / size.images
+        seconds += sum(prices.seconds(turn_of(work, sample)) for work in _aside(one))
     return seconds
 
 

@@ -10,6 +10,8 @@ from math import ceil
 
 from serve_app.core.spec import Stage
 
+_SPARE = 0.05  # of a replica: so little that arrives is not worth one more, or the only one
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -41,7 +43,8 @@ def replicas_wanted(look: Look, arriving: float, aims: Aims) -> int:
     What is coming from another stage can't be begun, so no replica is idle for it: it counts where
     it arrives, which is when the image is accepted, so that the replica is there when it comes.
     """
-    for_queue, for_flow = (look.owed - look.coming) / aims.wait, arriving / aims.busy
+    for_queue = (look.owed - look.coming) / aims.wait
+    for_flow = arriving / aims.busy - _SPARE
     wanted = max(ceil(max(for_queue, for_flow) - 1e-9), min(1, look.images))
     return min(look.most, max(look.least, wanted))
 
@@ -114,21 +117,44 @@ class Helm:
     def looked(
         self, looks: Mapping[Stage, Look], now: float, aims: Aims, gpus: int | None = None
     ) -> "Helm":
-        """The helm after another look at all stages; of a fixed number of `gpus`, if any."""
-        courses, flows = {}, {}
+        """The helm after another look at all stages; of a fixed number of `gpus`, if any.
+
+        A model is loaded on a GPU that moves to another stage, so it moves when that was fair for a
+        while; or at once, to a stage that has none.
+        """
+        wanted, flows = {}, {}
         for stage, look in looks.items():
             came = max(0.0, look.arrived - self.arrived.get(stage, look.arrived))
             flows[stage] = flow = self.flows.get(stage, Flow()).seen(came, now)
-            wanted = replicas_wanted(look, flow.per_second, aims)
-            course = self.courses.get(stage, Course(look.replicas))
-            courses[stage] = course.steered(wanted, now, aims)
-        if gpus is not None:
-            least = {stage: look.least for stage, look in looks.items()}
-            shares = share_out({s: c.target for s, c in courses.items()}, least, gpus)
-            courses = {s: replace(c, target=shares[s]) for s, c in courses.items()}
+            wanted[stage] = replicas_wanted(look, flow.per_second, aims)
+        before = {s: self.courses.get(s, Course(look.replicas)) for s, look in looks.items()}
+        if gpus is None:
+            courses = {s: course.steered(wanted[s], now, aims) for s, course in before.items()}
+        else:
+            fair = share_out(wanted, {stage: look.least for stage, look in looks.items()}, gpus)
+            courses = _moved(before, fair, now, aims, gpus)
         return Helm(courses, flows, {stage: look.arrived for stage, look in looks.items()})
 
     @property
     def targets(self) -> dict[Stage, int]:
         """How many replicas each stage should have."""
         return {stage: course.target for stage, course in self.courses.items()}
+
+
+def _moved(
+    courses: Mapping[Stage, Course], fair: Mapping[Stage, int], now: float, aims: Aims, gpus: int
+) -> dict[Stage, Course]:
+    """The courses, led to fair shares of the GPUs."""
+    if any(fair[stage] and not course.target for stage, course in courses.items()):
+        return {stage: Course(share) for stage, share in fair.items()}
+    moved = {
+        stage: course.steered(min(course.target, fair[stage]), now, aims)
+        for stage, course in courses.items()
+    }
+    free = gpus - sum(course.target for course in moved.values())
+    for stage, course in moved.items():
+        more = max(0, min(free, fair[stage] - course.target))
+        if more:
+            moved[stage] = Course(course.target + more)
+            free -= more
+    return moved

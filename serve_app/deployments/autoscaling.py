@@ -5,6 +5,7 @@ Serve's controller gets this module by value, and imports what it imports: keep 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -76,6 +77,8 @@ def _look(context: AutoscalingContext, told: list[dict[str, float]]) -> Look:
     """
     stages = _STAGES[context.deployment_name]
     demand = sum((from_numbers(numbers, stages) for numbers in told), Demand())
+    if len(stages) > 1:
+        demand = replace(demand, coming=0.0)  # from no other replica than these
     if not demand.images and context.total_num_requests > 0:
         demand += Demand(images=1)
     return look_at(

@@ -156,12 +156,12 @@ class Conductor:
 
         Seconds are 0 while nobody knows what a step takes there: the images say that it is needed.
         """
-        owed = [one for way in self._flying.values() for one in owed_by(*way)]
-        demands = {}
-        for stage in self._stages:
-            here, prices = [one for one in owed if one.leg.stage is stage], self._prices[stage]
-            seconds = forecast(here, prices).seconds if prices.warm else 0.0
-            demands[stage] = Demand(len(here), seconds, self._arrived[stage])
+        demands = {stage: Demand(arrived=self._arrived[stage]) for stage in self._stages}
+        for way in self._flying.values():
+            for ahead, owed in enumerate(owed_by(*way)):
+                stage, prices = owed.leg.stage, self._prices[owed.leg.stage]
+                seconds = price_in_company([owed], prices) if prices.warm else 0.0
+                demands[stage] += Demand(1, seconds, seconds if ahead else 0.0)
         return demands
 
     def patience(self) -> float:

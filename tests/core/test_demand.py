@@ -4,7 +4,7 @@ from serve_app.core.demand import Demand, as_numbers, from_numbers, look_at
 from serve_app.core.scaling import Look
 from serve_app.core.spec import Stage
 
-DEMANDS = {Stage.BASE: Demand(3, 12.5, 40.0), Stage.REFINER: Demand(5, 2.5, 8.0)}
+DEMANDS = {Stage.BASE: Demand(3, 12.5, 0.5, 40.0), Stage.REFINER: Demand(5, 2.5, 2.0, 8.0)}
 
 
 def test_what_is_told_in_numbers_is_understood_by_stage() -> None:
@@ -20,7 +20,7 @@ def test_numbers_are_plain_floats_for_serve_takes_nothing_else() -> None:
 
 
 def test_stages_that_run_on_the_same_replicas_want_them_together() -> None:
-    assert from_numbers(as_numbers(DEMANDS), Stage) == Demand(8, 15.0, 48.0)
+    assert from_numbers(as_numbers(DEMANDS), Stage) == Demand(8, 15.0, 2.5, 48.0)
 
 
 def test_a_stage_that_nobody_names_is_not_wanted() -> None:
@@ -31,4 +31,4 @@ def test_a_stage_that_nobody_names_is_not_wanted() -> None:
 
 def test_a_stage_is_looked_at_with_its_replicas() -> None:
     look = look_at(DEMANDS[Stage.BASE], replicas=2, least=1, most=4)
-    assert look == Look(2, 1, 4, 3, 12.5, 40.0)
+    assert look == Look(2, 1, 4, 3, 12.5, 40.0, 0.5)

@@ -114,9 +114,42 @@ def test_a_helm_shares_few_gpus_out_and_moves_them_with_the_work() -> None:
     helm = Helm().looked(seen, 0.0, AIMS, gpus=4)
     assert helm.targets == {Stage.BASE: 3, Stage.REFINER: 1}
     seen = {Stage.BASE: look(owed=20), Stage.REFINER: look(owed=60)}
-    for now in (1.0, 62.0):
-        helm = helm.looked(seen, now, AIMS, gpus=4)
+    for now in range(1, 200):
+        helm = helm.looked(seen, float(now), AIMS, gpus=4)
+        assert sum(helm.targets.values()) == 4
     assert helm.targets == {Stage.BASE: 1, Stage.REFINER: 3}
+
+
+def test_a_moment_of_want_takes_no_gpu_from_another_stage() -> None:
+    steady = {Stage.BASE: look(replicas=3, owed=30), Stage.REFINER: look(owed=10)}
+    wants = {**steady, Stage.REFINER: look(owed=30)}
+    helm = Helm()
+    for now in range(100):
+        helm = helm.looked(wants if now % 40 == 39 else steady, float(now), AIMS, gpus=4)
+        assert helm.targets == {Stage.BASE: 3, Stage.REFINER: 1}
+    for now in range(100, 170):
+        helm = helm.looked(wants, float(now), AIMS, gpus=4)
+    assert helm.targets == {Stage.BASE: 2, Stage.REFINER: 2}
+
+
+def test_a_gpu_that_nobody_has_is_given_at_once_and_one_too_many_is_not() -> None:
+    few = {Stage.BASE: look(replicas=1, owed=90), Stage.REFINER: look(owed=30)}
+    assert Helm().looked(few, 0.0, AIMS, gpus=4).targets == {Stage.BASE: 3, Stage.REFINER: 1}
+    many = {Stage.BASE: look(replicas=5, owed=30), Stage.REFINER: look(owed=60)}
+    assert Helm().looked(many, 0.0, AIMS, gpus=4).targets == {Stage.BASE: 5, Stage.REFINER: 1}
+
+
+def test_a_stage_goes_to_none_soon_after_its_last_image() -> None:
+    resting, helm = look(replicas=1, least=0), Helm()
+    for now in range(60):
+        busy = replace(resting, images=2, owed=1.0, arrived=0.8 * now)
+        helm = helm.looked({Stage.REFINER: busy}, float(now), AIMS)
+    assert helm.targets == {Stage.REFINER: 1}
+    gone = 0
+    while helm.targets[Stage.REFINER]:
+        gone += 1
+        helm = helm.looked({Stage.REFINER: replace(resting, arrived=48.0)}, 60.0 + gone, AIMS)
+    assert gone < 90 + AIMS.patience
 
 
 def test_a_restarted_count_of_what_arrived_is_no_flow() -> None:

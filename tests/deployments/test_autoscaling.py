@@ -140,7 +140,7 @@ def test_fewer_are_kept_when_they_were_enough_for_a_while() -> None:
 def test_work_that_arrives_keeps_replicas_though_nothing_is_owed_for_long() -> None:
     one = two_stages()
     for now in range(200):
-        demand = {Stage.BASE: Demand(1, 0.5, 2.0 * now), Stage.REFINER: Demand()}
+        demand = {Stage.BASE: Demand(1, 0.5, arrived=2.0 * now), Stage.REFINER: Demand()}
         found = one.told(now, as_numbers(demand))
     assert found == stages(3, 1)  # two GPU-seconds a second, of which 0.8 are what one should do
 

@@ -231,14 +231,17 @@ async def test_demands_count_what_is_in_a_stage_or_still_to_come_and_all_that_ev
     tasks = [asyncio.create_task(one.make(id, SPEC, None, None)) for id in "abc"]
     tasks.append(asyncio.create_task(one.make("d", replace(SPEC, handoff=0), None, None)))
     await asyncio.sleep(0.01)
-    # of twenty steps base has 16; two step together, or one with a lane that nobody has
-    assert one.demands() == {Stage.BASE: Demand(3, 32, 24), Stage.REFINER: Demand(4, 24, 16)}
+    # of twenty steps base has 16, and two step together
+    wanted = {Stage.BASE: Demand(3, 24, 0, 24), Stage.REFINER: Demand(4, 16, 6, 16)}
+    assert one.demands() == wanted
     base.go.set()
     await asyncio.sleep(0.01)
-    assert one.demands() == {Stage.BASE: Demand(0, 0, 24), Stage.REFINER: Demand(4, 24, 16)}
+    wanted = {Stage.BASE: Demand(0, 0, 0, 24), Stage.REFINER: Demand(4, 16, 0, 16)}
+    assert one.demands() == wanted
     refiner.go.set()
     await asyncio.gather(*tasks)
-    assert one.demands() == {Stage.BASE: Demand(0, 0, 24), Stage.REFINER: Demand(0, 0, 16)}
+    wanted = {Stage.BASE: Demand(0, 0, 0, 24), Stage.REFINER: Demand(0, 0, 0, 16)}
+    assert one.demands() == wanted
 
 
 async def test_what_is_refused_was_never_wanted() -> None:
