@@ -102,7 +102,7 @@ class Ingress:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What is wanted of the stages by what was accepted here: Serve tells it to the policy."""
-        numbers = as_numbers(self._conductor.demands())
+        numbers = as_numbers(await self._conductor.demands())
         return numbers if self._config.pool is None else numbers | {POOL: self._config.pool}
 
     async def halt(self, job: str) -> None:
@@ -219,6 +219,7 @@ def deploy_stage(
         request_router_config=RequestRouterConfig.model_validate(
             {
                 "request_router_class": router,
+                "request_router_kwargs": {"images": images},
                 "request_routing_stats_period_s": REPORTS_EVERY,
                 "initial_backoff_s": 0.005,
                 "backoff_multiplier": 1.5,

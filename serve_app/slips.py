@@ -103,8 +103,11 @@ def _slips_of_aims(aims: Any, at: Where) -> Iterator[str]:
     for name, value in aims.items() if isinstance(aims, dict) else ():
         if name not in known:
             yield f"{_path((*at, name))} is unknown{_meant(name, known)}"
-        elif not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            yield f"{_path((*at, name))} must be a number above 0, got {value}"
+            continue
+        try:
+            Aims(**{name: value})
+        except ValueError as error:
+            yield f"{_path(at)}.{error}"
 
 
 def _slips_of_override(override: Mapping[str, Any], at: Where) -> Iterator[str]:

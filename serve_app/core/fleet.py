@@ -102,12 +102,13 @@ class _Replica:
 class Fleet:
     """The replicas of a stage. Whoever sends images to them is the only writer."""
 
-    def __init__(self) -> None:
+    def __init__(self, images: int) -> None:
+        """So many step together, until replicas say it themselves."""
         self._replicas: dict[str, _Replica] = {}
         self._chosen = Counter[str]()  # replica: when it was chosen last
         # As reported last, by profile, for all of it: prices measured on each would differ by
         # chance, and chance would choose. Those of all are at "", for newcomers.
-        self._prices = {"": Prices()}
+        self._prices = {"": Prices(sizes={"": BatchSize(images, 2 * images)})}
 
     def keep(self, replicas: Collection[str]) -> None:
         """These are the replicas there are."""

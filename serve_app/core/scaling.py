@@ -6,7 +6,7 @@ Knows no replicas, only their numbers; time is an argument.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, inf
 
 from serve_app.core.spec import Stage
 
@@ -33,6 +33,13 @@ class Aims:
     wait: float = 5.0  # seconds in which what is owed now should be done
     busy: float = 0.85  # how much of its time a replica should work, so that few wait
     patience: float = 5.0  # seconds that fewer must have been enough before any goes
+
+    def __post_init__(self) -> None:
+        for name, most in (("wait", inf), ("busy", 1.0), ("patience", inf)):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value <= most or value == inf:
+                told = "above 0" if most == inf else f"above 0 and at most {most:g}"
+                raise ValueError(f"{name} must be a number {told}, got {value}")
 
 
 def replicas_wanted(look: Look, arriving: float, aims: Aims) -> int:
@@ -90,20 +97,20 @@ class Flow:
     """Work that arrives in a second: a mean over some time that leans to what came last."""
 
     per_second: float = 0.0
-    at: float | None = None
+    began: float | None = None
+    at: float = 0.0
     span: float = 30.0  # seconds
 
     def seen(self, work: float, now: float) -> "Flow":
-        """The flow after so much work since it was last seen."""
-        if self.at is None:
-            return replace(self, at=now)
+        """The flow after so much work since it was last seen: of the first seconds a plain mean."""
+        if self.began is None:
+            return replace(self, began=now, at=now)
         gone = now - self.at
         if gone <= 0:
             return self
-        weight = min(1.0, gone / self.span)
-        return replace(
-            self, per_second=self.per_second + weight * (work / gone - self.per_second), at=now
-        )
+        weight = min(1.0, gone / min(self.span, now - self.began))
+        mean = self.per_second + weight * (work / gone - self.per_second)
+        return replace(self, per_second=mean, at=now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +127,7 @@ class Helm:
         """The helm after another look at all stages; of a fixed number of `gpus`, if any.
 
         A model is loaded on a GPU that moves to another stage, so it moves when that was fair for a
-        while; or at once, to a stage that has none.
+        while; or at once, to a stage that has none, and where there are fewer GPUs than before.
         """
         wanted, flows = {}, {}
         for stage, look in looks.items():
@@ -145,7 +152,8 @@ def _moved(
     courses: Mapping[Stage, Course], fair: Mapping[Stage, int], now: float, aims: Aims, gpus: int
 ) -> dict[Stage, Course]:
     """The courses, led to fair shares of the GPUs."""
-    if any(fair[stage] and not course.target for stage, course in courses.items()):
+    starving = any(fair[stage] and not course.target for stage, course in courses.items())
+    if starving or sum(course.target for course in courses.values()) > gpus:
         return {stage: Course(share) for stage, share in fair.items()}
     moved = {
         stage: course.steered(min(course.target, fair[stage]), now, aims)

@@ -4,7 +4,7 @@ Knows no samples and makes no choice: of what ingress replicas tell, it makes lo
 Serve's controller gets this module by value, and imports what it imports: keep that light.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import ceil
 from typing import Any
@@ -47,30 +47,33 @@ class OwedWork:
         if ingress is None:
             return targets, {}
         targets[ingress.deployment_id] = _for_callers(ingress)
-        helm = ingress.policy_state.get("helm", Helm())
+        helm, tellers = ingress.policy_state.get("helm", Helm()), set[Any]()
         told = _told(ingress)
         if told:
             scaled = {stages[0]: by_name[n] for n, stages in _STAGES.items() if n in by_name}
-            looks = {stage: _look(context, told) for stage, context in scaled.items()}
-            pools = [int(numbers[POOL]) for numbers in told if POOL in numbers]
+            looks = {stage: _look(context, told.values()) for stage, context in scaled.items()}
+            pools = [int(numbers[POOL]) for numbers in told.values() if POOL in numbers]
             pool = min(pools, default=None)  # the old and the new one, while Serve redeploys
+            tellers = set(told)
+            if tellers != ingress.policy_state.get("tellers"):
+                helm = replace(helm, arrived={})  # what others count began before they were heard
             helm = helm.looked(looks, ingress.current_time, self._aims, pool)
             wanted = helm.targets
             targets |= {one.deployment_id: wanted[stage] for stage, one in scaled.items()}
-        return targets, {ingress.deployment_id: {"helm": helm}}
+        return targets, {ingress.deployment_id: {"helm": helm, "tellers": tellers}}
 
 
-def _told(ingress: AutoscalingContext) -> list[dict[str, float]]:
+def _told(ingress: AutoscalingContext) -> dict[Any, dict[str, float]]:
     """The latest numbers of each ingress replica that told any."""
     latest: dict[Any, dict[str, float]] = {}
     for name, by_replica in (ingress.raw_metrics or {}).items():
         for replica, series in by_replica.items():
             if series and name in _NUMBERS:
                 latest.setdefault(replica, {})[name] = series[-1].value
-    return list(latest.values())
+    return latest
 
 
-def _look(context: AutoscalingContext, told: list[dict[str, float]]) -> Look:
+def _look(context: AutoscalingContext, told: Collection[Mapping[str, float]]) -> Look:
     """A stage, by what all ingress replicas want of it.
 
     One that is retiring tells nothing any more: its last images are those that Serve counts.

@@ -151,11 +151,17 @@ class Conductor:
         """Predicted seconds of work that the images under way here still need."""
         return self._seconds(*self._flying)
 
-    def demands(self) -> dict[Stage, Demand]:
+    async def demands(self) -> dict[Stage, Demand]:
         """What is wanted of each stage by all that was accepted here.
 
         Seconds are 0 while nobody knows what a step takes there: the images say that it is needed.
+        A replica may know it before an image has come back here.
         """
+        if self._flying:
+            for stage, client in self._stages.items():
+                if not self._prices[stage].warm:
+                    known = (facts.prices for facts in await client.facts())
+                    self._prices[stage] = next((one for one in known if one.warm), Prices())
         demands = {stage: Demand(arrived=self._arrived[stage]) for stage in self._stages}
         for way in self._flying.values():
             for ahead, owed in enumerate(owed_by(*way)):

@@ -5,6 +5,8 @@ Knows no samples' insides: it hands them to the `Fleet`, with what replicas repo
 """
 
 import asyncio
+import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -14,6 +16,8 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 from serve_app.core.fleet import Fleet, key_of
 from serve_app.core.sample import Sample
+
+logger = logging.getLogger("aura.routing")
 
 REPORTS_EVERY = 1.0  # seconds
 _LOOK = (
@@ -31,9 +35,10 @@ class OwedWorkRouter(RequestRouter):
     it came.
     """
 
-    def initialize_state(self, **_: Any) -> None:
-        """Nobody has anything."""
-        self._fleet = Fleet()
+    def initialize_state(self, images: int = 1, **_: Any) -> None:
+        """Nobody has anything. So many images step together, until replicas say it themselves."""
+        self._fleet = Fleet(images)
+        self._unread = set[str]()  # replicas whose reports are none
         self._change, self._looking = asyncio.Event(), asyncio.Lock()
         self._dues: WeakKeyDictionary[asyncio.Future[Any], float] = WeakKeyDictionary()
         self._sent = 0
@@ -50,30 +55,33 @@ class OwedWorkRouter(RequestRouter):
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # where those chosen refuse
         async with self._looking:  # one of Serve's tasks at a time: all look for the same place
-            while not (ranked := self._ranked(candidate_replicas, pending_request)):
+            # Who waited for its turn has old candidates.
+            while not (ranked := self._ranked(pending_request)):
                 self._change.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._change.wait(), _LOOK)
-                candidate_replicas = list(self.curr_replicas.values())
                 if pending_request is not None and pending_request.future.done():
                     return []
         if task := asyncio.current_task():
             self._then[task] = self._sent
         return [[replica] for replica in ranked[:_RANKED]]
 
-    def _ranked(
-        self, candidates: list[RunningReplica], pending: PendingRequest | None
-    ) -> list[RunningReplica]:
-        by_id = {replica.replica_id.unique_id: replica for replica in candidates}
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """These are the replicas there are; who waits looks again."""
+        super().update_replicas(replicas)
+        self._change.set()
+
+    def _ranked(self, pending: PendingRequest | None) -> list[RunningReplica]:
+        by_id = {id.unique_id: replica for id, replica in self.curr_replicas.items()}
         self._fleet.keep(by_id)
         for id, replica in by_id.items():
             if replica.routing_stats:
-                self._fleet.hear(id, replica.routing_stats)
+                self._hear(id, replica.routing_stats)
         urgent = self._most_urgent() or pending
         if urgent is None or not _is_image(urgent):
-            return candidates
+            return list(by_id.values())
         sample, leg = urgent.args
-        most = min((replica.max_ongoing_requests for replica in candidates), default=0)
+        most = min((replica.max_ongoing_requests for replica in by_id.values()), default=0)
         return [by_id[id] for id in self._fleet.ranked(sample, leg, most)]
 
     def _fulfill_next_pending_request(
@@ -88,7 +96,7 @@ class OwedWorkRouter(RequestRouter):
         if pending is None:
             return
         if task and self._then.get(task) != self._sent:
-            ranked = self._ranked(list(self.curr_replicas.values()), pending)
+            ranked = self._ranked(pending)
             if not ranked:
                 return
             replica = ranked[0]
@@ -114,6 +122,15 @@ class OwedWorkRouter(RequestRouter):
     def _end(self, replica: str, key: str) -> None:
         self._fleet.end(replica, key)
         self._change.set()
+
+    def _hear(self, id: str, report: Mapping[str, Any]) -> None:
+        """An error here would end Serve's task, and whoever it looked for would wait for ever."""
+        try:
+            self._fleet.hear(id, report)
+        except (KeyError, TypeError, ValueError) as error:  # of another version of this service
+            if id not in self._unread:
+                logger.warning("replica %s reports what can't be read: %r", id, error)
+            self._unread.add(id)
 
     def _most_urgent(self) -> PendingRequest | None:
         waiting = (one for one in self._pending_requests_to_fulfill if not one.future.done())

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from serve_app.runtime.shelf import Shelf
 
 _PNG_THREADS = 2
+_NEWS = 3  # reports of nothing that are news yet: routers believe no single one
+_STILL_HERE = 10  # of the later ones, each so manieth
 _TOLD_EVERY = 1.0  # seconds between two accounts to the meter
 
 
@@ -148,7 +150,7 @@ class StageReplica:
         self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
         self._log = StepLog(meter())
         self._telling: asyncio.Task[None] | None = None
-        self._reports = 0
+        self._reports, self._idle = 0, 0
         self._engine = Engine(shelf, snapshot_every=config.snapshot_every, note=self._log.note)
         self._engine.start()
 
@@ -212,12 +214,17 @@ class StageReplica:
         )
 
     async def record_routing_stats(self) -> dict[str, Any]:
-        """What routers hear of this replica, through Serve."""
-        self._reports += 1
-        engine = self._engine.facts()
-        return Report.of(
-            self._reports, self._profile, self._engine.owed(), engine.models, engine.prices
-        ).packed()
+        """What routers hear of this replica, through Serve.
+
+        Serve tells all routers of all replicas when one report is another than before: so that of a
+        replica that has nothing stays the same for most of the time.
+        """
+        engine, owed = self._engine.facts(), self._engine.owed()
+        self._idle = 0 if owed else self._idle + 1  # reports
+        if self._idle <= _NEWS or self._idle % _STILL_HERE == 0:
+            self._reports += 1
+        told = Report.of(self._reports, self._profile, owed, engine.models, engine.prices)
+        return told.packed()
 
     async def _tell(self) -> None:
         """The meter hears of the engine once a second, until nothing is here any more."""

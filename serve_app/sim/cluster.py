@@ -154,13 +154,12 @@ class Cluster:
         replica too early stays behind its queue, however many others come."""
         most = self.depth * self.size.images
         pool = [one for one in self._pools[leg.stage] if one.takes(most)]
-        if not pool:
-            journey = self._journeys[sample.id]
-            due = journey.arrival.at + journey.alone
-            heapq.heappush(self._waiting[leg.stage], (due, next(self._numbers), sample, leg))
-            return
         spec, steps = sample.spec, max(0, leg.stop - sample.index)
         turn = self.costs.step(leg.stage, spec.width, spec.height, self.size.rows)
+        if not pool:
+            due = self._now + steps * turn
+            heapq.heappush(self._waiting[leg.stage], (due, next(self._numbers), sample, leg))
+            return
         home = self.route(pool, sample, steps, turn)
         home.add(sample, leg)
         self._work(home)

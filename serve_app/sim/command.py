@@ -196,7 +196,7 @@ def _routing_table(outcomes: Mapping[str, Outcome]) -> Table:
 
 def _scaling_table(compared: Comparison) -> Table:
     """Medians, and from the least to the most of all traces."""
-    table = _table("replicas by", "", "in time", "from-to", "GPU h", "from-to", "p95", "full")
+    table = _table("replicas by", "", "in time", "from-to", "GPU h", "from-to", "p95")
     for setting, outcomes in compared.outcomes.items():
         attained = sorted(one.attained for one in outcomes)
         hours = sorted(one.gpu_hours for one in outcomes)
@@ -208,7 +208,6 @@ def _scaling_table(compared: Comparison) -> Table:
             f"{median(hours):.2f}",
             f"{hours[0]:.2f}-{hours[-1]:.2f}",
             f"{median(one.p95 for one in outcomes):.0f} s",
-            f"{median(one.occupancy for one in outcomes):.0%}",
             style="bold" if setting is CHOSEN else "",
         )
     return table

@@ -1,8 +1,7 @@
 """How Ray Serve scales a deployment by itself: by the requests under way, looked back upon.
 
 Written after `autoscaling_policy.py`, `_private/autoscaling_state.py` and `_private/router.py` of
-Ray 2.60. Knows no work. It is kinder than Serve in one thing: every request is counted, also those
-that wait for a place.
+Ray 2.60. Knows no work.
 """
 
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from math import ceil
 from serve_app.core.spec import Stage
 from serve_app.sim.cluster import Scaler, Seen
 
-_RECORDED = 0.2  # of the seconds looked back upon, those from one count to the next
+_RECORDED = 0.2  # of the seconds looked back upon, those from one count to the next, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Autoscaling:
     upscale_delay: float = 30.0
     downscale_delay: float = 600.0
     look_back: float = 30.0
-    push: float = 10.0  # RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S
+    push: float = 10.0  # metrics_interval_s
 
 
 @dataclass(slots=True)
@@ -41,7 +40,8 @@ class _Deployment:
     def count(self, requests: int, now: float) -> None:
         """So many are under way: counted once in a while, and known when they are pushed."""
         settings = self.settings
-        if not self.counts or now >= self.counts[-1][0] + _RECORDED * settings.look_back - 1e-9:
+        apart = min(_RECORDED * settings.look_back, settings.push)
+        if not self.counts or now >= self.counts[-1][0] + apart - 1e-9:
             self.counts.append((now, requests))
         if now >= self.pushed + settings.push - 1e-9:
             self.counts = [one for one in self.counts if one[0] >= now - settings.look_back]

@@ -43,7 +43,7 @@ def report(
 
 
 def fleet(*ids: str) -> Fleet:
-    made = Fleet()
+    made = Fleet(4)
     made.keep(ids)
     for id in ids:
         made.hear(id, report(1))
@@ -133,6 +133,15 @@ def test_an_image_sent_elsewhere_or_to_the_same_again_counts_once() -> None:
     assert ranked(there, image("new", width=832))[0] == "r1"
 
 
+def test_before_anybody_reported_a_replica_has_as_many_places_as_were_meant() -> None:
+    there = Fleet(2)
+    there.keep(["r1"])
+    for number in range(2 * DEPTH):
+        assert ranked(there, image("new")) == ["r1"]
+        send(there, "r1", image(str(number)))
+    assert ranked(there, image("new")) == []
+
+
 def test_a_replica_takes_no_more_than_a_few_batches() -> None:
     there = fleet("r1")
     for number in range(4 * DEPTH):
@@ -145,7 +154,7 @@ def test_a_replica_takes_no_more_than_a_few_batches() -> None:
 
 
 def test_a_replica_with_the_model_is_better_than_one_that_must_load_it() -> None:
-    there = Fleet()
+    there = Fleet(4)
     there.keep(["r1", "r2"])
     there.hear("r1", report(1, models=("anime",)))
     there.hear("r2", report(1, image("x", steps=60)))

@@ -132,11 +132,11 @@ def test_a_moment_of_want_takes_no_gpu_from_another_stage() -> None:
     assert helm.targets == {Stage.BASE: 2, Stage.REFINER: 2}
 
 
-def test_a_gpu_that_nobody_has_is_given_at_once_and_one_too_many_is_not() -> None:
+def test_a_gpu_that_nobody_has_is_given_at_once_and_one_too_many_taken() -> None:
     few = {Stage.BASE: look(replicas=1, owed=90), Stage.REFINER: look(owed=30)}
     assert Helm().looked(few, 0.0, AIMS, gpus=4).targets == {Stage.BASE: 3, Stage.REFINER: 1}
     many = {Stage.BASE: look(replicas=5, owed=30), Stage.REFINER: look(owed=60)}
-    assert Helm().looked(many, 0.0, AIMS, gpus=4).targets == {Stage.BASE: 5, Stage.REFINER: 1}
+    assert Helm().looked(many, 0.0, AIMS, gpus=4).targets == {Stage.BASE: 2, Stage.REFINER: 2}
 
 
 def test_a_stage_goes_to_none_soon_after_its_last_image() -> None:
@@ -150,6 +150,28 @@ def test_a_stage_goes_to_none_soon_after_its_last_image() -> None:
         gone += 1
         helm = helm.looked({Stage.REFINER: replace(resting, arrived=48.0)}, 60.0 + gone, AIMS)
     assert gone < 90 + AIMS.patience
+
+
+def test_a_helm_that_begins_under_steady_load_keeps_what_there_is() -> None:
+    helm = Helm()
+    for now in range(120):
+        there = helm.targets.get(Stage.BASE, 10)
+        seen = look(replicas=there, most=20, images=20, owed=20, arrived=1e6 + 8.5 * now)
+        helm = helm.looked({Stage.BASE: seen}, float(now), Aims())
+        assert helm.targets == {Stage.BASE: 10}
+
+
+@pytest.mark.parametrize(
+    "aims",
+    [
+        *({"wait": wait} for wait in (0, "10", float("nan"), float("inf"))),
+        *({"busy": busy} for busy in (1.01, 0)),
+        *({"patience": patience} for patience in (-1, True)),
+    ],
+)
+def test_aims_that_could_not_be_followed_are_refused(aims: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be a number above 0"):
+        Aims(**aims)
 
 
 def test_a_restarted_count_of_what_arrived_is_no_flow() -> None:

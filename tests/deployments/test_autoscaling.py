@@ -129,6 +129,17 @@ def test_what_all_ingress_replicas_owe_counts_together() -> None:
     assert two_stages().told(0, owing(9), owing(9)) == stages(2, 1)
 
 
+def test_an_ingress_that_is_heard_late_brings_no_flood_of_work() -> None:
+    one = Application(BaseGenerator=Scale(min_replicas=1, max_replicas=40))
+
+    def numbers(now: int) -> dict[str, float]:
+        return as_numbers({Stage.BASE: Demand(1, 0.5, arrived=20_000 + 0.5 * now)})
+
+    for now in range(60):
+        told = [numbers(now)] * (1 if now < 5 or 30 <= now < 35 else 2)
+        assert one.told(now, *told)["BaseGenerator"] <= 2
+
+
 def test_fewer_are_kept_when_they_were_enough_for_a_while() -> None:
     one = two_stages()
     one.told(0, owing(30))

@@ -219,29 +219,40 @@ class Held(CountingStage):
 
 async def test_demands_count_what_is_in_a_stage_or_still_to_come_and_all_that_ever_came() -> None:
     base, refiner = Held(), Held()
+    base.ready = refiner.ready = 0
     one = conductor(base, refiner)
-    assert one.demands() == dict.fromkeys(Stage, Demand())
+    assert await one.demands() == dict.fromkeys(Stage, Demand())
     first = asyncio.create_task(one.make("first", SPEC, None, None))
     await asyncio.sleep(0.01)
-    assert one.demands() == dict.fromkeys(Stage, Demand(1))  # nobody knows yet what it takes
+    assert await one.demands() == dict.fromkeys(Stage, Demand(1))  # nobody knows yet what it takes
     base.go.set(), refiner.go.set()
     await first
     base.go.clear(), refiner.go.clear()
-    assert one.demands() == dict.fromkeys(Stage, Demand())  # so it was not counted either
+    assert await one.demands() == dict.fromkeys(Stage, Demand())  # so it was not counted either
     tasks = [asyncio.create_task(one.make(id, SPEC, None, None)) for id in "abc"]
     tasks.append(asyncio.create_task(one.make("d", replace(SPEC, handoff=0), None, None)))
     await asyncio.sleep(0.01)
     # of twenty steps base has 16, and two step together
     wanted = {Stage.BASE: Demand(3, 24, 0, 24), Stage.REFINER: Demand(4, 16, 6, 16)}
-    assert one.demands() == wanted
+    assert await one.demands() == wanted
     base.go.set()
     await asyncio.sleep(0.01)
     wanted = {Stage.BASE: Demand(0, 0, 0, 24), Stage.REFINER: Demand(4, 16, 0, 16)}
-    assert one.demands() == wanted
+    assert await one.demands() == wanted
     refiner.go.set()
     await asyncio.gather(*tasks)
     wanted = {Stage.BASE: Demand(0, 0, 0, 24), Stage.REFINER: Demand(0, 0, 0, 16)}
-    assert one.demands() == wanted
+    assert await one.demands() == wanted
+
+
+async def test_a_conductor_that_is_new_asks_replicas_what_a_step_takes() -> None:
+    base, refiner = Held(), Held()
+    one = conductor(base, refiner)
+    made = asyncio.create_task(one.make("first", SPEC, None, None))
+    await asyncio.sleep(0.01)
+    assert await one.demands() == {Stage.BASE: Demand(1, 8), Stage.REFINER: Demand(1, 2, 2)}
+    base.go.set(), refiner.go.set()
+    await made
 
 
 async def test_what_is_refused_was_never_wanted() -> None:
@@ -249,11 +260,11 @@ async def test_what_is_refused_was_never_wanted() -> None:
     await one.make("warm", SPEC, None, None)
     with pytest.raises(Overloaded):
         await one.make("a", SPEC, None, 1)
-    assert one.demands() == dict.fromkeys(Stage, Demand())
+    assert await one.demands() == dict.fromkeys(Stage, Demand())
 
 
 async def test_without_a_refiner_nothing_is_wanted_of_one() -> None:
-    assert set(conductor(CountingStage()).demands()) == {Stage.BASE}
+    assert set(await conductor(CountingStage()).demands()) == {Stage.BASE}
 
 
 async def test_patience_grows_with_the_models_that_may_have_to_be_loaded_first() -> None:

@@ -120,6 +120,10 @@ async def test_routers_hear_what_is_left_and_what_it_takes_here(replica: StageRe
     assert told.models == ("demo",)
     again = Report.unpacked(await replica.record_routing_stats())
     assert (again.number, again.profile) == (told.number + 1, told.profile)
+    while (await replica.facts()).positions:
+        await asyncio.sleep(0.005)
+    numbers = [(await replica.record_routing_stats())["number"] for _ in range(30)]
+    assert 4 <= len(set(numbers)) <= 7
 
 
 async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageReplica) -> None:

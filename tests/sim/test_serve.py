@@ -44,7 +44,7 @@ def test_what_was_not_pushed_yet_is_not_known() -> None:
 
 
 def test_what_is_between_two_counts_is_not_known() -> None:
-    told = targets(replace(AT_ONCE, look_back=50), [0] * 3 + [100] * 3 + [0] * 20)
+    told = targets(replace(AT_ONCE, look_back=50, push=10), [0] * 3 + [100] * 3 + [0] * 20)
     assert set(told) == {1}
 
 
