@@ -9,7 +9,6 @@ import http.client
 import json
 import logging
 import os
-import socket
 import statistics
 import tempfile
 import time
@@ -33,6 +32,7 @@ from starlette.routing import Route
 from serve_app.app import IngressConfig, bind_graph, deploy_stage
 from serve_app.args import Scale
 from serve_app.bench.pictures import draw
+from serve_app.bench.ports import free_port
 from serve_app.core.account import Spent
 from serve_app.core.cost import Prices
 from serve_app.core.events import Arrived, ReplicaFacts
@@ -122,7 +122,7 @@ def compare(*, runs: int) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         with console.status("starting Ray"), tempfile.TemporaryDirectory() as folder:
-            port = _free_port()
+            port = free_port()
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             serve.run(_graph(png, Path(folder) / "ledger.sqlite"), name="bench")
             serve.run(_bare(png), name="bare", route_prefix="/bare")
@@ -229,9 +229,3 @@ def _print(outcomes: dict[str, dict[str, list[float]]], runs: int, size: int) ->
 def _cell(took: list[float]) -> str:
     cuts = statistics.quantiles(took, n=20)
     return f"{statistics.median(took):.1f}\n[dim]\\[{cuts[0]:.1f}, {cuts[-1]:.1f}][/]"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,7 +5,6 @@ Knows no model: four replicas with make-believe GPUs sleep for as long as a step
 """
 
 import logging
-import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from rich.table import Table
 from serve_app.app import ROUTER, bind_graph, deploy_stage
 from serve_app.args import Scale
 from serve_app.bench.playing import play
+from serve_app.bench.ports import free_port
 from serve_app.bench.sleeping import SCALE, SleepingStage, ingress_config, stage_config
 from serve_app.core.events import ReplicaFacts
 from serve_app.core.sample import Sample, begin
@@ -82,7 +82,7 @@ def compare(*, rounds: int, seconds: float, seed: int) -> None:
         include_dashboard=False,
     )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    port = _free_port()
+    port = free_port()
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         with tempfile.TemporaryDirectory() as folder:
@@ -207,9 +207,3 @@ def _cells(rows: Sequence[Sequence[float]], form: str = "{:.3f}") -> list[str]:
         f"{form.format(max(column))}][/]"
         for column in zip(*rows, strict=True)
     ]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,12 +5,12 @@ Knows no model: its replicas sleep for as long as a step would take.
 """
 
 import logging
-import socket
 import tempfile
 import threading
 import time
 from bisect import bisect
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -30,6 +30,7 @@ from rich.table import Table
 from serve_app.app import bind_graph, deploy_stage
 from serve_app.args import Scale
 from serve_app.bench.playing import Answered, play
+from serve_app.bench.ports import free_port
 from serve_app.bench.sleeping import SleepingStage, ingress_config, stage_config
 from serve_app.bench.timeline import Moment, draw
 from serve_app.core.spec import Stage
@@ -118,7 +119,7 @@ def running() -> Iterator[int]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         with tempfile.TemporaryDirectory() as folder, console.status("starting Ray"):
-            port = _free_port()
+            port = free_port()
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             deploy(_APP, "/", folder)
             while serve.status().applications[_APP].status != "RUNNING":
@@ -159,20 +160,20 @@ def look(name: str) -> Moment:
 
 @contextmanager
 def _watching() -> Iterator[list[Moment]]:
-    """A list that grows by a moment every second."""
+    """A list that grows by a moment every second. Raises at the end what looking raised."""
     moments, done = list[Moment](), threading.Event()
 
     def write_down() -> None:
         while not done.wait(1.0):
             moments.append(look(_APP))
 
-    thread = threading.Thread(target=write_down)
-    thread.start()
-    try:
-        yield moments
-    finally:
-        done.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(write_down)
+        try:
+            yield moments
+        finally:
+            done.set()
+        watching.result()
 
 
 def _print(moments: Sequence[Moment], answers: Sequence[Answered]) -> None:
@@ -206,9 +207,3 @@ def _print(moments: Sequence[Moment], answers: Sequence[Answered]) -> None:
         f"{percentile(seconds, 0.95):.1f}. Most replicas at work at once: "
         f"{max(sum(one.replicas.values()) for one in moments)} on {GPUS} GPUs"
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

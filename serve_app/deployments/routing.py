@@ -19,7 +19,7 @@ from serve_app.core.sample import Sample
 
 logger = logging.getLogger("aura.routing")
 
-REPORTS_EVERY = 1.0  # seconds
+REPORTS_EVERY = 0.5  # seconds
 _LOOK = (
     0.25  # seconds after which somebody looks again for a place, though nobody said there is one
 )

@@ -1,6 +1,7 @@
 """Serve's router with our decision in it: real, on replicas that only say how many they have."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -24,13 +25,14 @@ SOON = 5.0  # seconds, in which what must happen happens
 class Counting:
     """A replica as routers see it: how many requests it has, and what it reported."""
 
-    def __init__(self, name: str, *owed: Owed[Any], most: int = 100) -> None:
+    def __init__(self, name: str, *owed: Owed[Any], most: int = 100, requests: int = 0) -> None:
         self.replica_id = ReplicaID(name, STAGE)
         self.max_ongoing_requests = most
         self.routing_stats = Report.of(1, "p", owed, [""], PRICES).packed()
+        self.requests = requests  # of whomever
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
-        return 0
+        return self.requests
 
 
 class Ending:
@@ -136,3 +138,64 @@ async def test_an_image_waits_for_a_replica_where_there_is_none() -> None:
         assert not waiting.done()
         router.update_replicas(cast("list[RunningReplica]", [Counting("a")]))
         assert await waiting == "a"
+
+
+async def test_a_replica_that_others_have_filled_is_passed_by() -> None:
+    full, busy = Counting("full", most=4, requests=4), Counting("busy", owed("x", 150), most=4)
+    async with routing(full, busy) as router:
+        assert await routed(router, request(*wish("new", 30))) == "busy"
+        full.requests = 0
+        assert await routed(router, request(*wish("next", 30))) == "full"
+
+
+async def test_a_refused_image_finds_another_place() -> None:
+    async with routing(Counting("a"), Counting("b")) as router:
+        asked = request(*wish("image", 30))
+        first = await routed(router, asked)
+        for replica in router.curr_replicas.values():  # which is full by its own account
+            if replica.replica_id.unique_id == first:
+                router._replica_queue_len_cache.update(replica.replica_id, 100)
+                cast("Any", replica).requests = 100
+        again = await asyncio.wait_for(
+            router._choose_replica_for_request(asked, is_retry=True), SOON
+        )
+        assert again.replica_id.unique_id != first
+
+
+async def test_newcomers_take_those_that_wait_as_many_as_they_have_places_for() -> None:
+    async with routing(Counting("a", most=4)) as router:
+        asked = [request(*wish(str(number), 30)) for number in range(40)]
+        waiting = [asyncio.create_task(routed(router, one)) for one in asked]
+        await asyncio.sleep(0.1)
+        assert sum(task.done() for task in waiting) == 4
+        began = asyncio.get_running_loop().time()
+        there = [*router.curr_replicas.values(), Counting("b", most=12), Counting("c", most=12)]
+        router.update_replicas(cast("list[RunningReplica]", there))
+        while sum(task.done() for task in waiting) < 12:
+            await asyncio.sleep(0.01)
+        assert asyncio.get_running_loop().time() - began < 1.0
+        await asyncio.sleep(0.3)
+        homes = Counter(task.result() for task in waiting if task.done())
+        assert homes == {"a": 4, "b": 4, "c": 4}  # the least that anybody takes bounds all
+        for task in waiting:
+            task.cancel()
+
+
+async def test_who_waits_while_all_replicas_go_has_the_first_that_comes() -> None:
+    async with routing(Counting("a", most=1)) as router:
+        assert await routed(router, request(*wish("first", 30))) == "a"
+        waiting = asyncio.create_task(routed(router, request(*wish("next", 30))))
+        await asyncio.sleep(0.05)
+        router.update_replicas([])
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        router.update_replicas(cast("list[RunningReplica]", [Counting("b")]))
+        assert await asyncio.wait_for(waiting, SOON) == "b"
+
+
+async def test_a_report_that_nobody_understands_costs_no_request() -> None:
+    strange = Counting("strange")
+    strange.routing_stats = {"number": 5, "version": 2}
+    async with routing(strange, Counting("a", owed("x", 150))) as router:
+        assert await routed(router, request(*wish("new", 30, width=832))) == "strange"
+        assert await routed(router, request(*wish("next", 30, width=832))) in {"a", "strange"}
