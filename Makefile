@@ -35,6 +35,8 @@ bench: $(VENV)/.runtime  ## the engine, its predictions, a request outside it, t
 	$(BIN)/python -m serve_app bench png
 	$(BIN)/python -m serve_app bench demo
 	$(BIN)/python -m serve_app bench refiner
+	$(BIN)/python -m serve_app bench routing
+	$(BIN)/python -m serve_app bench scaling
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage

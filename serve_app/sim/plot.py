@@ -83,6 +83,7 @@ def plot_scaling(compared: Comparison, trace: Sequence[Arrival], output: Path) -
         reached.plot(*zip(*points, strict=True), "o-", color=colour, label=family)
     _named(reached, "what each setting came to: medians, and every trace", "% of images in time")
     reached.set_xlabel("GPU-hours", loc="right")
+    reached.margins(x=0.09)  # labels have room
     reached.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.savefig(output, dpi=130)
 
