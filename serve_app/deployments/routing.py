@@ -20,9 +20,7 @@ from serve_app.core.sample import Sample
 logger = logging.getLogger("aura.routing")
 
 REPORTS_EVERY = 0.5  # seconds
-_LOOK = (
-    0.25  # seconds after which somebody looks again for a place, though nobody said there is one
-)
+_LOOK = 0.25  # seconds after which who waits looks again for a place, told of one or not
 _RANKED = 3  # replicas that are asked in turn, should the best one refuse
 
 
