@@ -64,7 +64,7 @@ def plot_scaling(compared: Comparison, trace: Sequence[Arrival], output: Path) -
     replicas.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     for family, colour in _COLOURS.items():
         settings = [one for one in compared.outcomes if one.family == family]
-        left = family in (OWED, PROMPT)  # their labels, clear of those beside them
+        above, left = family in (OWED, PROMPT), family == OWED  # labels clear of those beside them
         for setting in settings:
             outcomes = compared.outcomes[setting]
             hours = [one.gpu_hours for one in outcomes]
@@ -74,7 +74,7 @@ def plot_scaling(compared: Comparison, trace: Sequence[Arrival], output: Path) -
             reached.annotate(
                 setting.name,
                 at,
-                xytext=(-6, 6) if left else (6, -11),
+                xytext=(-6 if left else 6, 6 if above else -11),
                 ha="right" if left else "left",
                 textcoords="offset points",
                 fontsize=8,
