@@ -129,6 +129,13 @@ def test_what_all_ingress_replicas_owe_counts_together() -> None:
     assert two_stages().told(0, owing(9), owing(9)) == stages(2, 1)
 
 
+def test_what_comes_from_another_stage_is_begun_at_once_where_both_are_on_one_replica() -> None:
+    demand = as_numbers({Stage.BASE: Demand(4, 5.0), Stage.REFINER: Demand(4, 30.0, coming=30.0)})
+    assert two_stages().told(0, demand) == stages(1, 1)
+    one = Application(BaseAndRefiner=Scale(min_replicas=1, max_replicas=9))
+    assert one.told(0, demand) == {"BaseAndRefiner": 4}
+
+
 def test_an_ingress_that_is_heard_late_brings_no_flood_of_work() -> None:
     one = Application(BaseGenerator=Scale(min_replicas=1, max_replicas=40))
 
