@@ -61,6 +61,7 @@ def busy_replicas() -> int:
     return sum(max(one.positions.values(), default=0) > 5 for one in facts)
 
 
+@pytest.mark.long
 def test_images_of_replicas_that_a_redeploy_cuts_off_go_on_elsewhere(
     address: str, tmp_path: Path
 ) -> None:
