@@ -31,8 +31,8 @@ from starlette.routing import Route
 
 from serve_app.app import IngressConfig, bind_graph, deploy_stage
 from serve_app.args import Scale
+from serve_app.bench.machine import free_port
 from serve_app.bench.pictures import draw
-from serve_app.bench.ports import free_port
 from serve_app.core.account import Spent
 from serve_app.core.cost import Prices
 from serve_app.core.events import Arrived, ReplicaFacts

@@ -4,23 +4,20 @@ simulator against both.
 Knows no model: four replicas with make-believe GPUs sleep for as long as a step would take.
 """
 
-import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import median
 
-import ray
 from ray import serve
 from rich.console import Console
 from rich.table import Table
 
 from serve_app.app import ROUTER, bind_graph, deploy_stage
 from serve_app.args import Scale
+from serve_app.bench.machine import make_believe
 from serve_app.bench.playing import play
-from serve_app.bench.ports import free_port
 from serve_app.bench.sleeping import SCALE, SleepingStage, ingress_config, stage_config
 from serve_app.core.events import ReplicaFacts
 from serve_app.core.sample import Sample, begin
@@ -63,10 +60,10 @@ class Played:
         return cls(latencies, tuple(sorted(s / one.steps for one, s in timed)), failed)
 
     @property
-    def cells(self) -> tuple[float, float, float, float]:
+    def cells(self) -> tuple[float, ...]:
         """Median and 95th percentile of both."""
         of = [self.latencies, self.per_step]
-        return tuple(percentile(one, share) for one in of for share in (0.5, 0.95))  # type: ignore[return-value]  # four
+        return tuple(percentile(one, share) for one in of for share in (0.5, 0.95))
 
 
 def compare(*, rounds: int, seconds: float, seed: int) -> None:
@@ -74,29 +71,15 @@ def compare(*, rounds: int, seconds: float, seed: int) -> None:
     routers = {"owed work": ROUTER, "two choices": _SERVES_OWN}
     said: dict[str, list[Played]] = {name: [] for name in routers}
     did: dict[str, list[Played]] = {name: [] for name in routers}
-    ray.init(
-        num_cpus=4,
-        num_gpus=_GPUS,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        include_dashboard=False,
-    )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    port = free_port()
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        with tempfile.TemporaryDirectory() as folder:
-            for number in range(rounds):
-                trace = _trace(seconds, seed + number)
-                for name, router in routers.items():
-                    with console.status(f"round {number + 1} of {rounds}: {name}"):
-                        played, costs = _play(trace, router, port, Path(folder) / "ledger.sqlite")
-                    did[name].append(played)
-                    said[name].append(_simulated(trace, name, costs, seed + number))
-                    console.print(f"[dim]round {number + 1}, {name}: {len(trace)} images[/]")
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    with make_believe(_GPUS) as (port, folder):
+        for number in range(rounds):
+            trace = _trace(seconds, seed + number)
+            for name, router in routers.items():
+                with console.status(f"round {number + 1} of {rounds}: {name}"):
+                    played, costs = _play(trace, router, port, folder / "ledger.sqlite")
+                did[name].append(played)
+                said[name].append(_simulated(trace, name, costs, seed + number))
+                console.print(f"[dim]round {number + 1}, {name}: {len(trace)} images[/]")
     _print(did, said, rounds, seconds)
 
 

@@ -4,8 +4,6 @@ HTTP, under a load that grows, changes its character and goes.
 Knows no model: its replicas sleep for as long as a step would take.
 """
 
-import logging
-import tempfile
 import threading
 import time
 from bisect import bisect
@@ -17,7 +15,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import ray
 from pydantic import BaseModel
 from ray import serve
 from ray.serve import Application
@@ -29,8 +26,8 @@ from rich.table import Table
 
 from serve_app.app import bind_graph, deploy_stage
 from serve_app.args import Scale
+from serve_app.bench.machine import make_believe
 from serve_app.bench.playing import Answered, play
-from serve_app.bench.ports import free_port
 from serve_app.bench.sleeping import SleepingStage, ingress_config, stage_config
 from serve_app.bench.timeline import Moment, draw
 from serve_app.core.spec import Stage
@@ -109,25 +106,12 @@ def load(seconds: float, seed: int) -> list[Arrival]:
 @contextmanager
 def running() -> Iterator[int]:
     """The application runs on a Ray of its own; gives its port."""
-    ray.init(
-        num_cpus=4,
-        num_gpus=GPUS,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        include_dashboard=False,
-    )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    try:
-        with tempfile.TemporaryDirectory() as folder, console.status("starting Ray"):
-            port = free_port()
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
-            deploy(_APP, "/", folder)
+    with make_believe(GPUS) as (port, folder):
+        with console.status("starting the service"):
+            deploy(_APP, "/", str(folder))
             while serve.status().applications[_APP].status != "RUNNING":
                 time.sleep(0.1)
         yield port
-    finally:
-        serve.shutdown()
-        ray.shutdown()
 
 
 def deploy(name: str, route: str, folder: str) -> None:

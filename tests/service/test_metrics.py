@@ -32,7 +32,7 @@ def numbers() -> Numbers:
             continue
         own = [told[key] for key in ("outcome", "stage", "code", "reason") if key in told]
         key = f"{name}{{{' '.join([told['deployment'], *own])}}}", told["replica"]
-        found[key] += float(value)  # type: ignore[assignment]
+        found[key] += float(value)  # type: ignore[assignment]  # a Counter of floats
     return found
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -27,9 +28,9 @@ COSTS = Costs(steps=STEPS, turn=0.0, prompt=0.0, vae_tflops=1e9)
 BASE = {Stage.BASE: 1}
 
 
-def ran(*arrivals: Arrival, start: Mapping[Stage, int] = BASE, **more: object) -> Run:
-    chosen = {"route": route_by_owed_work(), "scale": None} | more
-    return Cluster(SIZE, COSTS, start=start, **chosen).run(arrivals)  # type: ignore[arg-type]
+def ran(*arrivals: Arrival, start: Mapping[Stage, int] = BASE, **more: Any) -> Run:
+    chosen: dict[str, Any] = {"route": route_by_owed_work(), "scale": None} | more
+    return Cluster(SIZE, COSTS, start=start, **chosen).run(arrivals)
 
 
 def seconds(run: Run) -> list[float]:
