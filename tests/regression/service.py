@@ -1,0 +1,122 @@
+"""The whole service in this process, without Ray: HTTP, conductor and a replica of both stages."""
+
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from serve_app.core.facts import LoraFacts, ModelFacts, ServiceFacts
+from serve_app.core.spec import Stage
+from serve_app.demo.checkpoints import demo_folder
+from serve_app.deployments.conductor import Conductor
+from serve_app.deployments.ledger import Ledger
+from serve_app.deployments.stage import LoraSource, Source, StageConfig, StageReplica
+from serve_app.runtime.checkpoint import inspect
+from tests.ingress.conftest import api_over
+from tests.ingress.test_two_models import Here
+from tests.regression.cases import Case
+from tests.runtime.tailor import lora_file
+from tests.runtime.tunes import perturbed
+
+INPUTS = Path(__file__).parent / "inputs"
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One picture: its pixels, (height, width, 3), and its `aura` chunk without profile names."""
+
+    pixels: Pixels
+    chunk: dict[str, Any]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the pixels, and of the chunk as canonical JSON."""
+        text = json.dumps(self.chunk, sort_keys=True)
+        return {
+            "pixels": hashlib.sha256(self.pixels.tobytes()).hexdigest(),
+            "chunk": hashlib.sha256(text.encode()).hexdigest(),
+        }
+
+
+class Service:
+    """Answers the cases: a strict replica and a fast one, each with base and refiner."""
+
+    def __init__(self, folder: Path) -> None:
+        demo, refiner = demo_folder(Stage.BASE), demo_folder(Stage.REFINER)
+        tune = perturbed(demo, folder / "tune")
+        models = (
+            Source("demo", demo),
+            Source("tune", tune),
+            Source("demo-refiner", refiner, stage=Stage.REFINER),
+        )
+        names = ("demo", "tune")
+        loras = (
+            LoraSource("ink", lora_file(demo, folder / "ink.safetensors", seed=1), names),
+            LoraSource(
+                "oil", lora_file(demo, folder / "oil.safetensors", seed=2, ranks=[2]), names
+            ),
+        )
+        noise = inspect(demo, Stage.BASE).noise
+        facts = ServiceFacts(
+            tuple(ModelFacts(name, 128, noise) for name in names),
+            "demo-refiner",
+            "cpu",
+            "fp32",
+            image_count=1,
+            loras=(LoraFacts("ink", names), LoraFacts("oil", names, weight=0.9)),
+            loras_at_once=2,
+        )
+        config = StageConfig(
+            models=models,
+            device="cpu",
+            precision=None,
+            xformers=False,
+            cpu_threads=1,
+            images=2,
+            strict=True,
+            snapshot_every=10,
+            room=3,
+            loras=loras,
+            lora_room=2,
+        )
+        self.replicas = {
+            fast: StageReplica(replace(config, strict=not fast)) for fast in (False, True)
+        }
+        self._clients: dict[bool, httpx.AsyncClient] = {}
+        for fast, replica in self.replicas.items():
+            stage = Here(replica)
+            api = api_over(Conductor(stage, stage, facts.models), Ledger(None), facts)
+            transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
+            self._clients[fast] = httpx.AsyncClient(
+                transport=transport, base_url="http://localhost", timeout=300
+            )
+
+    async def run(self, case: Case) -> AsyncIterator[Result]:
+        """Yield the case's pictures in order."""
+        body = {name: value for name, value in case.body.items() if value is not None}
+        if case.inputs:
+            files = [(INPUTS / name).read_bytes() for name in case.inputs]
+            body["images"] = [base64.b64encode(file).decode() for file in files]
+        body["timeoutSeconds"] = 600  # all cases may wait for each other
+        response = await self._clients[case.fast].post(case.route, json=body)
+        assert response.status_code == 201, f"{case.name}: {response.text}"
+        for text in response.json()["images"]:
+            with Image.open(BytesIO(base64.b64decode(text))) as picture:
+                chunk = json.loads(picture.info["aura"])
+                assert set(chunk.pop("profiles")) <= {"base", "refiner"}
+                yield Result(np.asarray(picture.convert("RGB")), chunk)
+
+    def close(self) -> None:
+        """Stop both engines."""
+        for replica in self.replicas.values():
+            replica.close()
