@@ -10,7 +10,7 @@ serve: $(VENV)/.runtime  ## start the service on http://localhost:4000 (or BACKE
 
 # Two processes share the rooms, each file in one of them. Not Ray, whose tests take time and want
 # the machine to themselves; and not what bears one name for many tests, of which they would run one.
-ALONE := tests/ingress/test_fuzz.py tests/service
+ALONE := tests/ingress/test_fuzz.py tests/e2e
 ROOMS := tests --ignore=tests/core $(ALONE:%=--ignore=%) -n 2 --dist loadfile
 
 test: $(VENV)/.dev  ## core with full branch coverage, then the other rooms, then Ray over HTTP

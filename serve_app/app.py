@@ -20,31 +20,31 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import __version__
-from serve_app.args import AppArgs, Scale
-from serve_app.choices import BATCH, choose_device, find_checkpoints, service_facts
-from serve_app.core.allowance import Allowance
-from serve_app.core.demand import as_numbers
+from serve_app.config.app_args import AppArgs, Scale
+from serve_app.config.catalog import BATCH, choose_device, find_checkpoints, service_facts
+from serve_app.config.settings import Settings
+from serve_app.core.capacity.demand import as_numbers
+from serve_app.core.capacity.routing import DEPTH
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
-from serve_app.core.facts import ServiceFacts
-from serve_app.core.homes import DEPTH
-from serve_app.core.safety import WordList
-from serve_app.core.spec import Stage
-from serve_app.demo.checkpoints import demo_folder
+from serve_app.core.service.info import ServiceFacts
+from serve_app.core.service.moderation import WordList
+from serve_app.core.service.rate_limit import Allowance
 from serve_app.deployments.autoscaling import POOL
+from serve_app.deployments.clients import RemoteLedger, RemoteStage
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
-from serve_app.deployments.metrics import RayMeter
-from serve_app.deployments.remote import RemoteLedger, RemoteStage
-from serve_app.deployments.replicas import ingress_replicas, stage_replicas
-from serve_app.deployments.routing import REPORTS_EVERY
-from serve_app.deployments.stage import LoraSource, Source, StageConfig, StageReplica
-from serve_app.ingress.api import build_api
-from serve_app.ingress.jobs import Desk
-from serve_app.ingress.security import Policy, digests
-from serve_app.runtime.checkpoint import Checkpoint
-from serve_app.settings import Settings
+from serve_app.deployments.ray_metrics import RayMeter
+from serve_app.deployments.replica_counts import ingress_replicas, stage_replicas
+from serve_app.deployments.router import REPORTS_EVERY
+from serve_app.deployments.stage_replica import LoraSource, Source, StageConfig, StageReplica
+from serve_app.ingress.access import Policy, digests
+from serve_app.ingress.app import build_api
+from serve_app.ingress.job_service import Desk
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 
-ROUTER = "serve_app.deployments.routing.OwedWorkRouter"
+ROUTER = "serve_app.deployments.router.OwedWorkRouter"
 _CALLERS = 1000  # requests an ingress replica holds open
 _HALTED = 5.0  # seconds in which every ingress replica should have heard of a cancelled job
 _HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head node alone

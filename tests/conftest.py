@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from serve_app.core.spec import Stage
-from serve_app.demo.checkpoints import demo_folder
-from serve_app.runtime.checkpoint import Checkpoint, inspect
+from serve_app.core.diffusion.spec import Stage
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
 
 # huggingface_hub reads these at import: no test speaks to the real hub, or with anybody's token.
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN_PATH": os.devnull}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.core.metrics import METRICS, Kind
+from serve_app.core.service.metrics import METRICS, Kind
 
 FILE = Path(__file__).parent.parent / "configs" / "grafana-dashboard.json"
 DASHBOARD = json.loads(FILE.read_text(encoding="utf-8"))

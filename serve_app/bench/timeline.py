@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from serve_app.bench.playing import Answered
-from serve_app.core.spec import Stage
+from serve_app.bench.load_generator import Answered
+from serve_app.core.diffusion.spec import Stage
 
 _COLOURS = {Stage.BASE: "#2563eb", Stage.REFINER: "#ea580c"}
 _GREY = "#64748b"

@@ -11,9 +11,9 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from serve_app.core.demand import Demand, as_numbers, from_numbers, look_at
-from serve_app.core.scaling import Aims, Helm, Look
-from serve_app.core.spec import Stage
+from serve_app.core.capacity.autoscaler import Aims, Helm, Look
+from serve_app.core.capacity.demand import Demand, as_numbers, from_numbers, look_at
+from serve_app.core.diffusion.spec import Stage
 
 POOL = "pool"  # of an ingress's numbers: the replicas that those stages may have together
 _INGRESS = "Ingress"

@@ -11,8 +11,12 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
-from serve_app.core.cost import Prices
-from serve_app.core.demand import Demand
+from serve_app.core.capacity.cost_model import Prices
+from serve_app.core.capacity.demand import Demand
+from serve_app.core.capacity.forecast import forecast, owed_by, price_in_company
+from serve_app.core.diffusion.sample import Leg, Sample, begin, handed_over, itinerary
+from serve_app.core.diffusion.schedule import make_schedule
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import (
     DeadlineExceeded,
     Draining,
@@ -22,14 +26,10 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaLost,
 )
-from serve_app.core.events import Made, ReplicaFacts, Snapshot
-from serve_app.core.facts import Condition, Health, ModelFacts
-from serve_app.core.forecast import forecast, owed_by, price_in_company
-from serve_app.core.metrics import RESUMES, STAGE_SECONDS, Meter, Resumed, Tally
-from serve_app.core.sample import Leg, Sample, begin, handed_over, itinerary
-from serve_app.core.schedule import make_schedule
-from serve_app.core.spec import ImageSpec, Stage
-from serve_app.deployments.outcomes import counted
+from serve_app.core.service.events import Made, ReplicaFacts, Snapshot
+from serve_app.core.service.info import Condition, Health, ModelFacts
+from serve_app.core.service.metrics import RESUMES, STAGE_SECONDS, Meter, Resumed, Tally
+from serve_app.deployments.image_metrics import counted
 
 logger = logging.getLogger("aura.conductor")
 

@@ -14,8 +14,8 @@ from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from serve_app.core.allowance import Allowance, Bucket, draw, is_full
-from serve_app.core.job import LOST, Claim, Claimed, Job, JobState, Result
+from serve_app.core.service.jobs import LOST, Claim, Claimed, Job, JobState, Result
+from serve_app.core.service.rate_limit import Allowance, Bucket, draw, is_full
 
 KEPT = 600.0  # seconds that an ended job and its answer are remembered
 CLAIMED = 86_400.0  # seconds that a key keeps its seed, and so its bytes

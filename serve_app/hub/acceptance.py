@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from serve_app.core.facts import License
+from serve_app.core.service.info import License
 
 FILE = "acceptance.json"
 

@@ -5,11 +5,11 @@ Knows no routes and no files. What was asked for is never repeated: it may be a 
 
 from collections.abc import Sequence
 
+from serve_app.core.diffusion.schedule import make_schedule
+from serve_app.core.diffusion.spec import ImageSpec, Lora
 from serve_app.core.errors import InvalidRequest, ModelNotFound
-from serve_app.core.facts import ModelFacts, ServiceFacts
-from serve_app.core.schedule import make_schedule
-from serve_app.core.spec import ImageSpec, Lora
-from serve_app.ingress.schemas import LoraField
+from serve_app.core.service.info import ModelFacts, ServiceFacts
+from serve_app.ingress.native.schemas import LoraField
 
 _TAG = "<lora:"  # how AUTOMATIC1111's prompts name one
 

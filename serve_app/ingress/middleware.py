@@ -16,10 +16,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.core.errors import CallerError, PayloadTooLarge
-from serve_app.core.metrics import REFUSALS, Meter
+from serve_app.core.service.metrics import REFUSALS, Meter
+from serve_app.ingress.access import Policy
 from serve_app.ingress.errors import Refusal, answer, answer_error
-from serve_app.ingress.security import Policy
-from serve_app.ingress.timing import Stopwatch
+from serve_app.ingress.server_timing import Stopwatch
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HEADERS = ("Content-Type", "Authorization", "Idempotency-Key", "X-Request-Id")

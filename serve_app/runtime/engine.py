@@ -13,8 +13,9 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from serve_app.core.account import Account, Spent
-from serve_app.core.cost import Prices
+from serve_app.core.capacity.cost_model import Prices
+from serve_app.core.capacity.gpu_time import Account, Spent
+from serve_app.core.diffusion.sample import Leg, under
 from serve_app.core.errors import (
     AuraError,
     CallerError,
@@ -25,16 +26,15 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaLost,
 )
-from serve_app.core.events import Snapshot
-from serve_app.core.fitting import Fit
-from serve_app.core.sample import Leg, under
-from serve_app.core.scheduler import Owed, Plan, StepScheduler, Work
-from serve_app.runtime.device import is_out_of_memory
-from serve_app.runtime.model import Live, Packed, packed, unpacked
-from serve_app.runtime.outcome import Failed, Finished, Listener, tell
-from serve_app.runtime.pixels import Picture
-from serve_app.runtime.shelf import Shelf
-from serve_app.runtime.stepped import Stepped
+from serve_app.core.scheduling.memory_plan import Fit
+from serve_app.core.scheduling.step_scheduler import Owed, Plan, StepScheduler, Work
+from serve_app.core.service.events import Snapshot
+from serve_app.runtime.engine_events import Failed, Finished, Listener, tell
+from serve_app.runtime.memory.device import is_out_of_memory
+from serve_app.runtime.memory.model_cache import Shelf
+from serve_app.runtime.networks.vae import Picture
+from serve_app.runtime.stage_model import Live, Packed, packed, unpacked
+from serve_app.runtime.step_record import Stepped
 
 logger = logging.getLogger("aura.engine")
 

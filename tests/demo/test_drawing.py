@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve_app.core.spec import ImageSpec, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.demo.captions import Language
-from serve_app.demo.exam import HANDOFF, Marks, avoid, mark, questions, shuffled
-from serve_app.demo.judge import Pixels, contrast
-from serve_app.runtime.checkpoint import Checkpoint
-from serve_app.runtime.device import open_device
-from serve_app.runtime.solo import Solo
+from serve_app.demo.evaluation import HANDOFF, Marks, avoid, mark, questions, shuffled
+from serve_app.demo.shape_reader import Pixels, contrast
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from serve_app.runtime.local import Solo
+from serve_app.runtime.memory.device import open_device
 
 ASKED = questions(24, first=5000)
 Draw = Callable[[Sequence[ImageSpec]], list[Pixels]]

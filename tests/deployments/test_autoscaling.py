@@ -15,12 +15,12 @@ from ray.serve._private.common import (
 from ray.serve.autoscaling_policy import _apply_app_level_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
-from serve_app.args import Scale
-from serve_app.core.demand import Demand, as_numbers
-from serve_app.core.spec import Stage
+from serve_app.config.app_args import Scale
+from serve_app.config.lint import POLICY, SECTIONS
+from serve_app.core.capacity.demand import Demand, as_numbers
+from serve_app.core.diffusion.spec import Stage
 from serve_app.deployments.autoscaling import POOL
-from serve_app.deployments.replicas import ingress_replicas, stage_replicas
-from serve_app.slips import POLICY, SECTIONS
+from serve_app.deployments.replica_counts import ingress_replicas, stage_replicas
 
 AIMS = {"wait": 10, "busy": 0.8, "patience": 60}
 ONE = Scale()

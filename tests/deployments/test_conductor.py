@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from serve_app.core.cost import Prices, Turn
-from serve_app.core.demand import Demand
+from serve_app.core.capacity.cost_model import Prices, Turn
+from serve_app.core.capacity.demand import Demand
+from serve_app.core.diffusion.sample import Leg, Sample
+from serve_app.core.diffusion.schedule import make_schedule
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import (
     DeadlineExceeded,
     Draining,
@@ -19,14 +22,11 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaLost,
 )
-from serve_app.core.facts import Condition, ModelFacts
-from serve_app.core.sample import Leg, Sample
-from serve_app.core.schedule import make_schedule
-from serve_app.core.scheduler import BatchSize, Work
-from serve_app.core.spec import ImageSpec, Stage
+from serve_app.core.scheduling.step_scheduler import BatchSize, Work
+from serve_app.core.service.info import Condition, ModelFacts
 from serve_app.deployments.conductor import Conductor
-from tests.deployments.stages import CountingStage, dies_at
-from tests.runtime.walking import NOISE
+from tests.support.engine_runs import NOISE
+from tests.support.stage_doubles import CountingStage, dies_at
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=20, guidance=5, handoff=0.8)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.core.allowance import Allowance
-from serve_app.core.job import Claim, Job, JobState, Result
+from serve_app.core.service.jobs import Claim, Job, JobState, Result
+from serve_app.core.service.rate_limit import Allowance
 from serve_app.deployments.ledger import CLAIMED, KEPT, LEASE, LONGEST, Ledger
 
 JOB = Job("job-1", "key:a", "owner-1", created=1000.0)

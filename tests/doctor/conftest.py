@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from serve_app.doctor import cluster
-from serve_app.doctor.examination import Grounds, examine
-from serve_app.doctor.graphics import Graphics, Torch
-from serve_app.doctor.machine import Machine
-from tests.doctor.setting_up import OURS, SetUp
+from serve_app.doctor.checks import ray_cluster as cluster
+from serve_app.doctor.checks.gpu_probe import Graphics, Torch
+from serve_app.doctor.checks.machine import Machine
+from serve_app.doctor.run import Grounds, examine
+from tests.support.setups import OURS, SetUp
 
 ROOT = Path(__file__).parent.parent.parent
 GIB = 2**30

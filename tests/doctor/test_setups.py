@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from serve_app.doctor import cluster
-from serve_app.doctor.examination import Grounds, examine
+from serve_app.doctor.checks import ray_cluster as cluster
 from serve_app.doctor.finding import Verdict
-from tests.doctor.broken import BROKEN, MENDED_AT_ONCE, Break
+from serve_app.doctor.run import Grounds, examine
+from tests.doctor.checks.test_gpus import ADA, with_cards
 from tests.doctor.conftest import wrong
-from tests.doctor.setting_up import SetUp
-from tests.doctor.test_cards import ADA, with_cards
-from tests.runtime.ldm import to_single_file
+from tests.support.broken_setups import BROKEN, MENDED_AT_ONCE, Break
+from tests.support.setups import SetUp
+from tests.support.single_files import to_single_file
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda b: b.__name__.replace("_", " "))

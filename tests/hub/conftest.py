@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.core.spec import Stage
-from serve_app.demo.checkpoints import demo_folder
-from serve_app.download import Ask, Wish, download
-from serve_app.settings import Settings
-from tests.hub.serving import BASE, REFINER, Hub, Shelf, read, serving, weights
+from serve_app.cli.download import Ask, Wish, download
+from serve_app.config.settings import Settings
+from serve_app.core.diffusion.spec import Stage
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from tests.support.fake_hub import BASE, REFINER, Hub, Shelf, read, serving, weights
 
 ROOT = Path(__file__).parent.parent.parent
 Download = Callable[..., tuple[int, str]]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.core.spec import Stage
-from serve_app.demo.checkpoints import demo_folder
-from serve_app.download import Ask
-from serve_app.runtime.checkpoint import inspect
-from serve_app.runtime.licenses import RAIL
+from serve_app.cli.download import Ask
+from serve_app.core.diffusion.spec import Stage
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from serve_app.runtime.checkpoints.checkpoint import inspect
+from serve_app.runtime.checkpoints.licenses import RAIL
 from tests.hub.conftest import ROOT, Download
-from tests.hub.serving import BASE, COMMIT, LATER, Hub, Shelf, read, weights
+from tests.support.fake_hub import BASE, COMMIT, LATER, Hub, Shelf, read, weights
 
 FOLDER = Path("models/sdxl-base")
 

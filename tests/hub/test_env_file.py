@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.config.settings import Settings
 from serve_app.core.errors import SettingsError
 from serve_app.hub.env_file import as_value, edited, write
-from serve_app.settings import Settings
 
 BASE, REFINER = "MODEL_CHECKPOINT_DIR", "MODEL_REFINER_CHECKPOINT_DIR"
 

@@ -5,13 +5,13 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from serve_app.core.metrics import Meter
+from serve_app.core.service.metrics import Meter
 from serve_app.deployments.ledger import Ledger
-from serve_app.ingress.api import build_api
-from serve_app.ingress.jobs import Desk
-from serve_app.ingress.ports import Conductor
-from serve_app.ingress.security import Policy
-from tests.ingress.conducting import FACTS, Painter
+from serve_app.ingress.access import Policy
+from serve_app.ingress.app import build_api
+from serve_app.ingress.contracts import Conductor
+from serve_app.ingress.job_service import Desk
+from tests.support.fake_conductor import FACTS, Painter
 
 Client = Callable[..., httpx.AsyncClient]
 ORIGIN = "http://localhost:5173"

@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from serve_app.deployments.ledger import Ledger
-from tests.ingress import corpus
-from tests.ingress.conducting import FACTS, Painter
 from tests.ingress.conftest import api_over
-from tests.ingress.serving import serving
+from tests.support import request_corpus as corpus
+from tests.support.fake_conductor import FACTS, Painter
+from tests.support.http_server import serving
 
 ROUTES = ("/generate", "/refine", "/v1/images/generations")
 JSON = {"Content-Type": "application/json"}
@@ -152,9 +152,9 @@ def apart() -> Iterator[tuple[httpx.Client, int]]:
     program = (
         "import time\n"
         "from serve_app.deployments.ledger import Ledger\n"
-        "from tests.ingress.conducting import Instant\n"
+        "from tests.support.fake_conductor import Instant\n"
         "from tests.ingress.conftest import api_over\n"
-        "from tests.ingress.serving import serving\n"
+        "from tests.support.http_server import serving\n"
         "with serving(api_over(Instant(), Ledger(None))) as address:\n"
         "    print(address, flush=True)\n"
         "    input()\n"

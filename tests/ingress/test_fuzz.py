@@ -20,12 +20,12 @@ from PIL import Image
 from schemathesis.specs.openapi import checks
 from starlette.datastructures import Headers
 
-from serve_app.core.job import Job, JobState, Result
+from serve_app.core.service.jobs import Job, JobState, Result
 from serve_app.deployments.ledger import Ledger
-from serve_app.ingress.openai import EDITS
-from serve_app.ingress.security import Policy, digests
-from tests.ingress.conducting import FACTS, Instant
+from serve_app.ingress.access import Policy, digests
+from serve_app.ingress.openai.routes import EDITS
 from tests.ingress.conftest import api_over
+from tests.support.fake_conductor import FACTS, Instant
 
 KEY = {"Authorization": "Bearer a-key"}
 POLICY = Policy(keys=digests(["a-key"]), hosts=("*",))

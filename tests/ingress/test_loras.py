@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from serve_app.core.errors import InvalidRequest
-from serve_app.core.facts import LoraFacts, ModelFacts, ServiceFacts
-from serve_app.ingress.images import BaseImage
-from serve_app.ingress.orders import order_generate, order_refine
-from serve_app.ingress.schemas import GenerateRequest, RefineRequest
-from tests.runtime.walking import NOISE
+from serve_app.core.service.info import LoraFacts, ModelFacts, ServiceFacts
+from serve_app.ingress.generation import order_generate, order_refine
+from serve_app.ingress.image_input import BaseImage
+from serve_app.ingress.native.schemas import GenerateRequest, RefineRequest
+from tests.support.engine_runs import NOISE
 
 FACTS = ServiceFacts(
     (ModelFacts("sdxl", 1024, NOISE),),

@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 from serve_app.deployments.ledger import Ledger
-from serve_app.ingress.security import Policy, digests
-from tests.ingress.conducting import Painter
+from serve_app.ingress.access import Policy, digests
 from tests.ingress.conftest import Client, api_over
-from tests.ingress.serving import serving
+from tests.support.fake_conductor import Painter
+from tests.support.http_server import serving
 
 ORIGIN = {"Origin": "http://localhost:5173"}
 JSON = {"Content-Type": "application/json"}

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from serve_app.core.errors import DeadlineExceeded, Overloaded
-from serve_app.core.metrics import REFUSALS, Tally
-from tests.ingress.conducting import FACTS, Failing, Painter
+from serve_app.core.service.metrics import REFUSALS, Tally
 from tests.ingress.conftest import Client
+from tests.support.fake_conductor import FACTS, Failing, Painter
 
 ASKED = {"prompt": "a fox", "imageCount": 1}
 PREFLIGHT = {"Origin": "http://localhost:5173", "Access-Control-Request-Method": "TRACE"}

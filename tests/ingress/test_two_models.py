@@ -14,19 +14,19 @@ import httpx
 import pytest
 from PIL import Image
 
-from serve_app.core.events import ReplicaFacts
-from serve_app.core.facts import LoraFacts, ModelFacts, ServiceFacts
-from serve_app.core.sample import Leg, Sample
-from serve_app.core.spec import Stage
-from serve_app.demo.checkpoints import demo_folder
+from serve_app.core.diffusion.sample import Leg, Sample
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.service.events import ReplicaFacts
+from serve_app.core.service.info import LoraFacts, ModelFacts, ServiceFacts
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
-from serve_app.deployments.stage import LoraSource, Source, StageConfig, StageReplica
-from serve_app.runtime.checkpoint import inspect
+from serve_app.deployments.stage_replica import LoraSource, Source, StageConfig, StageReplica
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from serve_app.runtime.checkpoints.checkpoint import inspect
 from tests.ingress.conftest import api_over
-from tests.runtime.ldm import to_single_file
-from tests.runtime.tailor import lora_file
-from tests.runtime.tunes import perturbed
+from tests.support.checkpoints import perturbed
+from tests.support.lora_files import lora_file
+from tests.support.single_files import to_single_file
 
 
 class Here:

@@ -9,14 +9,36 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-SAMPLERS = (
-    "euler euler_karras euler_exponential euler_trailing euler_a euler_a_trailing "
-    "heun heun_karras heun_exponential heun_trailing ddim ddim_trailing "
-    "dpmpp_2m dpmpp_2m_karras dpmpp_2m_exponential dpmpp_2m_trailing "
-    "dpmpp_2m_sde dpmpp_2m_sde_karras dpmpp_2m_sde_exponential dpmpp_2m_sde_trailing "
-    "dpmpp_sde dpmpp_sde_karras dpmpp_sde_exponential "
-    "unipc unipc_karras unipc_exponential unipc_trailing lcm"
-).split()
+SAMPLERS = [
+    "euler",
+    "euler_karras",
+    "euler_exponential",
+    "euler_trailing",
+    "euler_a",
+    "euler_a_trailing",
+    "heun",
+    "heun_karras",
+    "heun_exponential",
+    "heun_trailing",
+    "ddim",
+    "ddim_trailing",
+    "dpmpp_2m",
+    "dpmpp_2m_karras",
+    "dpmpp_2m_exponential",
+    "dpmpp_2m_trailing",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_karras",
+    "dpmpp_2m_sde_exponential",
+    "dpmpp_2m_sde_trailing",
+    "dpmpp_sde",
+    "dpmpp_sde_karras",
+    "dpmpp_sde_exponential",
+    "unipc",
+    "unipc_karras",
+    "unipc_exponential",
+    "unipc_trailing",
+    "lcm",
+]
 LONG_PROMPT = ", ".join(
     f"{colour} {shape} at the {place}"
     for colour in ("red", "green", "blue", "yellow")

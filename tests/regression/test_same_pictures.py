@@ -5,7 +5,6 @@ ones are made at once, so that batching is held to the same bytes too."""
 import asyncio
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest

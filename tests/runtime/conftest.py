@@ -5,14 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from serve_app.core.spec import Stage
-from serve_app.runtime.assembly import assemble
-from serve_app.runtime.checkpoint import Checkpoint
-from serve_app.runtime.device import Device, open_device
+from serve_app.core.diffusion.spec import Stage
+from serve_app.runtime.build import assemble
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.engine import Engine
-from serve_app.runtime.model import StageModel
-from serve_app.runtime.shelf import Shelf
-from tests.runtime.stock import Stock
+from serve_app.runtime.memory.device import Device, open_device
+from serve_app.runtime.memory.model_cache import Shelf
+from serve_app.runtime.stage_model import StageModel
+from tests.support.reference_diffusers import Stock
 
 IMAGES = 4
 _CROWD = 16  # images that step together in fast mode

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.core.diffusion.sample import Leg
+from serve_app.core.diffusion.spec import ImageSpec, Sampler, Solver, Stage
 from serve_app.core.errors import (
     EngineFault,
     ImageTooLarge,
@@ -16,13 +18,11 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaLost,
 )
-from serve_app.core.sample import Leg
-from serve_app.core.spec import ImageSpec, Sampler, Solver, Stage
 from serve_app.runtime.engine import Engine
-from serve_app.runtime.shelf import Shelf
-from serve_app.runtime.stepped import Stepped
-from tests.runtime.analytic import ConstantDenoiser, analytic_model
-from tests.runtime.walking import Heard, drain, sample_of, whole
+from serve_app.runtime.memory.model_cache import Shelf
+from serve_app.runtime.step_record import Stepped
+from tests.support.analytic_model import ConstantDenoiser, analytic_model
+from tests.support.engine_runs import Heard, drain, sample_of, whole
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance=5)
 END = Leg(Stage.BASE, 10, last=True)

@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from serve_app.core.spec import ImageSpec, Sampler, Solver
+from serve_app.core.diffusion.spec import ImageSpec, Sampler, Solver
 from tests.runtime.conftest import Engines
-from tests.runtime.stock import Stock
-from tests.runtime.walking import walk
+from tests.support.engine_runs import walk
+from tests.support.reference_diffusers import Stock
 
 LEVELS = 2  # of 255
 SOLVERS = [Sampler(solver) for solver in Solver] + [Sampler.DPMPP_2M_KARRAS]

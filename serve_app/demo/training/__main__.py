@@ -16,10 +16,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from serve_app.core.spec import Stage
-from serve_app.demo.checkpoints import HOME, NAMES
-from serve_app.demo.training.gallery import shelve
+from serve_app.core.diffusion.spec import Stage
+from serve_app.demo.training.dataset import shelve
 from serve_app.demo.training.pack import pack
+from serve_app.demo.training.tokenizer import new_tokenizer
 from serve_app.demo.training.unet import (
     base_course,
     refiner_course,
@@ -28,8 +28,8 @@ from serve_app.demo.training.unet import (
     untaught,
 )
 from serve_app.demo.training.vae import finished_vae, train_vae, vae_course
-from serve_app.demo.training.words import new_tokenizer
-from serve_app.runtime.libraries import diffusers, transformers
+from serve_app.runtime.checkpoints.bundled import HOME, NAMES
+from serve_app.runtime.networks.quiet import diffusers, transformers
 
 
 class Part(StrEnum):

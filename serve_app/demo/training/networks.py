@@ -6,7 +6,7 @@ Knows no data. Sizes are chosen so that base and refiner take less than 20 MB in
 import torch
 from torch import nn
 
-from serve_app.runtime.libraries import diffusers, transformers
+from serve_app.runtime.networks.quiet import diffusers, transformers
 
 LATENT_SIDE = 16  # 128 pixels a side
 PROJECTION, TIME_DIM = 64, 32

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from serve_app.core.spec import Stage
-from serve_app.demo.checkpoints import NAMES
+from serve_app.core.diffusion.spec import Stage
 from serve_app.demo.training.unet import Taught, scheduler
-from serve_app.runtime.libraries import diffusers, transformers
+from serve_app.runtime.checkpoints.bundled import NAMES
+from serve_app.runtime.networks.quiet import diffusers, transformers
 
 LARGEST = 20_000_000  # bytes, both together
 

@@ -15,11 +15,10 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
-from serve_app.core.spec import Stage
+from serve_app.core.diffusion.spec import Stage
 from serve_app.demo.captions import AS_PEOPLE_DO, Language, babble, caption
 from serve_app.demo.scene import Scene
-from serve_app.demo.training.course import Course
-from serve_app.demo.training.gallery import Shelf
+from serve_app.demo.training.dataset import Shelf
 from serve_app.demo.training.networks import (
     ENCODER_1,
     ENCODER_2,
@@ -27,7 +26,8 @@ from serve_app.demo.training.networks import (
     new_encoder,
     new_refiner,
 )
-from serve_app.runtime.libraries import diffusers, transformers
+from serve_app.demo.training.training_run import Course
+from serve_app.runtime.networks.quiet import diffusers, transformers
 
 FINE, LOW = 6.0, 2.5  # the aesthetic scores that SDXL's refiner is told at work
 _BATCH = 32

@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
-from serve_app.demo.painting import TAUGHT, degrade, paint
+from serve_app.demo.renderer import TAUGHT, degrade, paint
 from serve_app.demo.scene import invent
-from serve_app.demo.training.course import Course
 from serve_app.demo.training.networks import new_vae
-from serve_app.runtime.libraries import diffusers
+from serve_app.demo.training.training_run import Course
+from serve_app.runtime.networks.quiet import diffusers
 
 _KL = 6e-4
 _CROP, _WHOLE = 64, 128  # pixels a side

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from serve_app.core.spec import ImageSpec, Stage
-from serve_app.demo.checkpoints import NAMES
-from serve_app.demo.training.gallery import SIZES, Shelf, scene, shelve
+from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.demo.training.dataset import SIZES, Shelf, scene, shelve
 from serve_app.demo.training.pack import pack
+from serve_app.demo.training.tokenizer import new_tokenizer
 from serve_app.demo.training.unet import (
     FINE,
     FIRMEST,
@@ -30,11 +30,11 @@ from serve_app.demo.training.unet import (
     untaught,
 )
 from serve_app.demo.training.vae import finished_vae, train_vae, vae_course
-from serve_app.demo.training.words import new_tokenizer
-from serve_app.runtime.checkpoint import check_pair, inspect
-from serve_app.runtime.device import Device, open_device
-from serve_app.runtime.libraries import diffusers, transformers
-from serve_app.runtime.solo import Solo
+from serve_app.runtime.checkpoints.bundled import NAMES
+from serve_app.runtime.checkpoints.checkpoint import check_pair, inspect
+from serve_app.runtime.local import Solo
+from serve_app.runtime.memory.device import Device, open_device
+from serve_app.runtime.networks.quiet import diffusers, transformers
 
 SEED = 4
 ORIGIN = {"seed": SEED, "commit": "none"}

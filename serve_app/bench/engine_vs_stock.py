@@ -1,0 +1,158 @@
+"""The engine against the bare stock pipeline: the price of stepping images one by one, together.
+
+Both sides run the same weights with the same threads, prompt to pixels. Runs are paired and
+alternate, so that a noisy machine is noisy for both.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from serve_app.bench.intervals import bootstrap_interval
+from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
+from serve_app.runtime.local import Solo
+from serve_app.runtime.memory.device import Device, open_device
+from serve_app.runtime.memory.memory_probe import lanes_for
+
+_GUIDANCE = 6.9
+_LONE_LANES = 4  # images whose lanes a lone one has to itself
+
+Maker = Callable[[list[ImageSpec]], object]
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Two ways to make the same images."""
+
+    label: str
+    images: int
+    ours: Maker
+    other: Maker
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Seconds of paired runs."""
+
+    ours: list[float]
+    other: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Median of the other's seconds over ours: above 1, ours is faster."""
+        return statistics.median(b / a for a, b in zip(self.ours, self.other, strict=True))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of that median."""
+        ratios = [b / a for a, b in zip(self.ours, self.other, strict=True)]
+        return bootstrap_interval(ratios, statistic=statistics.median)
+
+
+def compare(*, runs: int, steps: int, threads: int) -> None:
+    """Prints, case by case, stock's seconds over the engine's for the same images."""
+    checkpoint = inspect(demo_folder(Stage.BASE), Stage.BASE)
+    device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=threads)
+    stock = _stock(checkpoint)
+    cases = [
+        Case(f"fast, batch {n}", n, _engine(checkpoint, device, n, strict=False), stock)
+        for n in (1, 4, 8)
+    ]
+    cases += [
+        Case(
+            f"strict, {lanes_for(n, strict=True)} lanes full, batch {n}",
+            n,
+            _engine(checkpoint, device, n, strict=True),
+            stock,
+        )
+        for n in (1, 4, 8)
+    ]
+    lone = Case(
+        "padding",
+        1,
+        _engine(checkpoint, device, _LONE_LANES, strict=True),
+        _engine(checkpoint, device, _LONE_LANES, strict=False),
+    )
+    table = Table(
+        title=f"Engine against the bare stock pipeline: {steps} steps, {threads} CPU thread(s)",
+        caption=f"{runs} paired runs. Above 1 the engine is faster. In brackets the 95 % bootstrap "
+        "interval of the median",
+    )
+    for heading in ("", "stock ÷ engine", "interval", "engine s", "stock s"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for case in cases:
+        outcome = _measure(case, runs, steps, checkpoint)
+        low, high = outcome.interval
+        table.add_row(
+            case.label,
+            f"{outcome.ratio:.3f}",
+            f"\\[{low:.3f}, {high:.3f}]",
+            f"{statistics.median(outcome.ours):.3f}",
+            f"{statistics.median(outcome.other):.3f}",
+        )
+    console.print(table)
+    cost = _measure(lone, runs, steps, checkpoint)
+    low, high = cost.interval
+    console.print(
+        f"Padding: a lone image in {lanes_for(_LONE_LANES, strict=True)} strict lanes takes "
+        f"{1 / cost.ratio:.2f} times as long as in fast mode \\[{1 / high:.2f}, {1 / low:.2f}]"
+    )
+
+
+def _measure(case: Case, runs: int, steps: int, checkpoint: Checkpoint) -> Outcome:
+    """Seconds of `runs` paired runs, after one that warms both sides up."""
+    outcome = Outcome([], [])
+    for run in track(range(-1, runs), case.label, console=console, transient=True):
+        specs = [
+            _spec(f"run {run} picture {i}", run + 2 + i, steps, checkpoint)
+            for i in range(case.images)
+        ]
+        sides = [(case.ours, outcome.ours), (case.other, outcome.other)]
+        for make, seconds in sides if run % 2 else reversed(sides):
+            began = time.perf_counter()
+            make(specs)
+            if run >= 0:
+                seconds.append(time.perf_counter() - began)
+    return outcome
+
+
+def _spec(prompt: str, seed: int, steps: int, checkpoint: Checkpoint) -> ImageSpec:
+    side = checkpoint.native
+    return ImageSpec(
+        prompt=prompt, seed=seed, width=side, height=side, steps=steps, guidance=_GUIDANCE
+    )
+
+
+def _stock(checkpoint: Checkpoint) -> Maker:
+    """The bare pipeline, all images in one call."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(
+        checkpoint.folder, dtype=torch.float32, use_safetensors=True, add_watermarker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
+    def make(specs: list[ImageSpec]) -> None:
+        pipeline(
+            [spec.prompt for spec in specs],
+            num_inference_steps=specs[0].steps,
+            guidance_scale=_GUIDANCE,
+            generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
+            width=specs[0].width,
+            height=specs[0].height,
+        )
+
+    return make
+
+
+def _engine(checkpoint: Checkpoint, device: Device, images: int, *, strict: bool) -> Maker:
+    """The engine, driven by hand on this thread: what it costs, without what surrounds it."""
+    return Solo([checkpoint], device, images=images, strict=strict).draw

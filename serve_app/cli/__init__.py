@@ -1,0 +1,1 @@
+"""The command line: every command, and everything that prints to a terminal."""

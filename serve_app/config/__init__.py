@@ -1,0 +1,1 @@
+"""What an operator writes: settings, serve configs and model lists, parsed and checked."""

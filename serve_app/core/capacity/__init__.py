@@ -1,0 +1,1 @@
+"""Many replicas: predicted cost, backlog, where an image goes, how many replicas there are."""

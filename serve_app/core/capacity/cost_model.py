@@ -1,0 +1,177 @@
+"""What work costs: TFLOP of a turn by model and size, and the seconds that turns really take.
+
+Knows no clock: seconds are measured elsewhere and passed in.
+The weights are fitted to the matmul and convolution counts of SDXL's published block structure:
+convolutions grow with the area, attention with its square (12 % of base and 16 % of the refiner
+at 1024 x 1024). They only say how a turn that was never seen compares with those that were.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, median_low
+from typing import Any
+
+from serve_app.core.diffusion.sample import Sample
+from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.scheduling.step_scheduler import BatchSize, Work
+
+_MEGAPIXEL = 1024 * 1024
+_UNET_TFLOP = {Stage.BASE: (5.95, 0.81), Stage.REFINER: (6.12, 1.17)}  # per area, per area squared
+_DECODE_TFLOP = 10.47  # per area
+_PROMPT_TFLOP = 0.11  # both text encoders
+_TFLOPS = 1.0  # TFLOP a second: what a slow machine does, until the first turn is measured
+_REMEMBERED = 24  # seconds of each kind of turn
+_KINDS = 64  # of turn; those not seen for longest are forgotten
+_MOST = 1.5  # times the median that one turn may count for
+_ONE_BY_ONE = BatchSize(1, 0)  # where nobody said how many step together
+
+
+def megapixel_steps(spec: ImageSpec) -> float:
+    """What an image counts against its caller's allowance: steps times megapixels, each of Heun's
+    twice."""
+    steps = spec.steps if spec.strength is None else max(1.0, spec.steps * spec.strength)
+    return steps * spec.sampler.calls * spec.width * spec.height / 1e6
+
+
+def step_tflop(stage: Stage, width: int, height: int, rows: int) -> float:
+    """Work of one UNet call with `rows` rows at a picture size in pixels."""
+    area = width * height / _MEGAPIXEL
+    linear, square = _UNET_TFLOP[stage]
+    return rows * (linear * area + square * area**2)
+
+
+def decode_tflop(width: int, height: int) -> float:
+    """Work of turning latents into a picture; an encode is counted the same."""
+    return _DECODE_TFLOP * width * height / _MEGAPIXEL
+
+
+def shares(rows: Sequence[int], seconds: float) -> list[float]:
+    """The GPU time of each image in a turn: the turn's seconds, shared by the images' rows.
+
+    This is what GPU time means here, measured or predicted. Padding is nobody's, so those who are
+    there pay for it; and what all images pay is what the device was busy.
+    """
+    return [seconds * own / sum(rows) for own in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A kind of turn: those alike in all of this take one device equally long."""
+
+    work: Work
+    stage: Stage
+    name: str  # of the model, or of what is loaded
+    width: int = 0  # pixels
+    height: int = 0  # pixels
+    rows: int = 0  # of the UNet call, padding included; or prompts
+    loras: int = 0  # worn: they slow a step
+
+    @property
+    def tflop(self) -> float:
+        """Its work; a load has none that is counted so."""
+        match self.work:
+            case Work.STEP:
+                return step_tflop(self.stage, self.width, self.height, self.rows)
+            case Work.ENCODE | Work.DECODE:
+                return decode_tflop(self.width, self.height)
+            case Work.CONDITION:
+                return _PROMPT_TFLOP * self.rows
+            case _:
+                return 0.0
+
+
+def turn_of(work: Work, sample: Sample[Any], *, lanes: int = 0, load: str = "") -> Turn:
+    """The kind of a turn that the sample takes part in; `lanes` and `load` as a plan has them."""
+    spec = sample.spec
+    match work:
+        case Work.LOAD | Work.ATTACH:
+            return Turn(work, sample.stage, load)
+        case Work.CONDITION:
+            return Turn(work, sample.stage, sample.model, rows=spec.rows)
+        case Work.STEP:
+            worn = len(sample.loras)
+            return Turn(
+                work, sample.stage, sample.model, spec.width, spec.height, lanes, loras=worn
+            )
+        case _:
+            return Turn(work, sample.stage, sample.model, spec.width, spec.height)
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Seconds that each kind of turn takes on a device, of those that were seen lately; and how
+    many samples of each model step together there. A value that travels."""
+
+    known: Mapping[Turn, float] = field(default_factory=dict)
+    sizes: Mapping[str, BatchSize] = field(default_factory=dict)
+
+    @property
+    def warm(self) -> bool:
+        """Whether a step was ever seen."""
+        return any(turn.work is Work.STEP for turn in self.known)
+
+    def size(self, model: str) -> BatchSize:
+        """The batch of a model; of one that was never there, what another has."""
+        return self.sizes.get(model) or next(iter(self.sizes.values()), _ONE_BY_ONE)
+
+    def seconds(self, turn: Turn) -> float:
+        """Predicted seconds of one turn.
+
+        What was not seen is set in proportion, by its TFLOP, to its likes: turns of the same work
+        and stage, else of the same work, else steps. A load is none of those, and free until seen.
+        """
+        if turn in self.known:
+            return self.known[turn]
+        likes = [one for one in self.known if one.work is turn.work]
+        likes = [one for one in likes if one.stage is turn.stage] or likes
+        if not likes and turn.tflop:
+            likes = [one for one in self.known if one.work is Work.STEP]
+        seen: dict[float, list[float]] = {}
+        for like in likes:
+            seen.setdefault(like.tflop, []).append(self.known[like])
+        points = sorted((tflop, fmean(seconds)) for tflop, seconds in seen.items())
+        return _along(points, turn.tflop) if points else turn.tflop / _TFLOPS
+
+
+class PriceBook:
+    """Learns prices from the turns of one device. Whoever measures them is the only writer."""
+
+    def __init__(self) -> None:
+        self.prices = Prices()  # replaced whole: whoever reads it needs no lock
+        self._seen: dict[Turn, deque[float]] = {}
+
+    def hold(self, sizes: Mapping[str, BatchSize]) -> None:
+        """So many samples of these models step together."""
+        self.prices = replace(self.prices, sizes={**self.prices.sizes, **sizes})
+
+    def saw(self, turn: Turn, seconds: float) -> None:
+        """One more turn of this kind counts."""
+        known = dict(self.prices.known)
+        known.pop(turn, None)  # to come last again
+        if len(known) == _KINDS:
+            oldest = next(iter(known))
+            del known[oldest], self._seen[oldest]
+        seen = self._seen.setdefault(turn, deque(maxlen=_REMEMBERED))
+        seen.append(seconds)
+        known[turn] = usual(seen)
+        self.prices = replace(self.prices, known=known)
+
+
+def usual(seen: Iterable[float]) -> float:
+    """The mean of what was seen, of which nothing counts for more than half as much again as the
+    median: a first call, or one that the machine held up, can't spoil it."""
+    seen = list(seen)
+    most = _MOST * median_low(seen)
+    return fmean(min(one, most) for one in seen)
+
+
+def _along(points: Sequence[tuple[float, float]], at: float) -> float:
+    """On the line between the two points beside `at`; beyond the last one, in proportion to it."""
+    above = bisect_left(points, at, key=lambda point: point[0])
+    if 0 < above < len(points):
+        (low, before), (high, after) = points[above - 1 : above + 1]
+        return before + (after - before) * (at - low) / (high - low)
+    work, seconds = points[min(above, len(points) - 1)]
+    return seconds * at / work if work else seconds

@@ -1,0 +1,54 @@
+"""What a checkpoint is asked for when nobody says: steps, guidance, sampler.
+
+Knows no files: names and notes are handed in. A checkpoint that was distilled to few steps goes
+wrong with the defaults of the others, and says what it is in its name. Table after the cards of
+SDXL-Turbo, SDXL-Lightning, Hyper-SD (ByteDance) and LCM-SDXL; their guidance 0 is our 1: off.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from serve_app.core.diffusion.spec import Sampler
+
+_STEPS = re.compile(r"(\d+)[ _-]?step")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What counts where a request says nothing."""
+
+    steps: int = 30
+    guidance: float | None = None  # None: as the request's temperature says
+    sampler: Sampler = Sampler.EULER
+
+
+PLAIN = Defaults()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    mark: re.Pattern[str]  # in a name, in lower case
+    steps: int
+    made_for: frozenset[int]  # step counts that a name may promise
+    sampler: Sampler
+
+
+_KINDS = (  # LCM last: merges are named after both, as "lightning-lcm"
+    _Kind(re.compile("lightning"), 4, frozenset({2, 4, 8}), Sampler.EULER_TRAILING),
+    _Kind(re.compile("hyper[ _-]?sd"), 4, frozenset({2, 4, 8}), Sampler.DDIM_TRAILING),
+    _Kind(re.compile("turbo"), 4, frozenset({1, 2, 3, 4}), Sampler.EULER_A_TRAILING),
+    _Kind(re.compile(r"(?<![a-z])lcm(?![a-z])"), 4, frozenset(range(2, 9)), Sampler.LCM),
+)
+
+
+def defaults_of(names: Iterable[str], scheduler: str = "") -> Defaults:
+    """The defaults of a checkpoint by all that it is called, and by its scheduler's class."""
+    words = " ".join(names).lower()
+    if scheduler == "LCMScheduler":
+        words += " lcm"
+    for kind in _KINDS:
+        if kind.mark.search(words):
+            promised = {int(number) for number in _STEPS.findall(words)} & kind.made_for
+            return Defaults(min(promised, default=kind.steps), 1.0, kind.sampler)
+    return PLAIN

@@ -1,0 +1,106 @@
+"""Which picture sizes a checkpoint makes well, from its native side alone.
+
+Knows no checkpoint files and no HTTP. SDXL was trained on areas near one megapixel (Podell et al.
+2023, appendix I); a checkpoint with another native side gets the same ratios, scaled.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+from serve_app.core.diffusion.spec import PIXELS_PER_LATENT
+from serve_app.core.errors import InvalidRequest
+
+SDXL_SIDE = 1024
+ASPECTS: dict[str, tuple[int, int]] = {  # width, height at a native side of 1024
+    "Auto": (1024, 1024),
+    "1:1": (1024, 1024),
+    "3:2": (1216, 832),
+    "2:3": (832, 1216),
+    "4:3": (1152, 896),
+    "3:4": (896, 1152),
+    "5:4": (1088, 896),
+    "4:5": (896, 1088),
+    "16:9": (1344, 768),
+    "9:16": (768, 1344),
+    "21:9": (1536, 640),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRules:
+    """The sizes legal for a checkpoint whose native picture is `native` pixels a side."""
+
+    native: int
+
+    @property
+    def shortest(self) -> int:
+        """The least side in pixels: a quarter of the native one."""
+        return _snap(self.native / 4)
+
+    @property
+    def longest(self) -> int:
+        """The greatest side in pixels: twice the native one."""
+        return _snap(self.native * 2)
+
+    @property
+    def most_pixels(self) -> int:
+        """The greatest area: 2.4 megapixels at SDXL's native side."""
+        return int(2_400_000 * (self.native / SDXL_SIDE) ** 2)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Width and height of a picture that takes the most room."""
+        height = self.most_pixels // self.longest // PIXELS_PER_LATENT * PIXELS_PER_LATENT
+        return self.longest, height
+
+    def for_aspect(self, aspect: str) -> tuple[int, int]:
+        """Width and height for a named aspect ratio. Raises `InvalidRequest` for an unknown one."""
+        if aspect not in ASPECTS:
+            raise InvalidRequest("aspectRatio", f"must be one of {', '.join(ASPECTS)}")
+        width, height = ASPECTS[aspect]
+        scale = self.native / SDXL_SIDE
+        return _snap(width * scale), _snap(height * scale)
+
+    def check(self, width: int, height: int) -> None:
+        """Returns when the size is legal; raises `InvalidRequest` with the range if not."""
+        for name, side in (("width", width), ("height", height)):
+            if side % PIXELS_PER_LATENT or not self.shortest <= side <= self.longest:
+                raise InvalidRequest(
+                    name,
+                    f"must be a multiple of {PIXELS_PER_LATENT} between {self.shortest} and "
+                    f"{self.longest}, got {side}",
+                )
+        if width * height > self.most_pixels:
+            raise InvalidRequest(
+                "width", f"times height must be at most {self.most_pixels}, got {width * height}"
+            )
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """The legal size that stands for one meant for SDXL: the same where it is legal here,
+        else scaled as the native side is, and fitted."""
+        try:
+            self.check(width, height)
+        except InvalidRequest:
+            scale = self.native / SDXL_SIDE
+            return self.fit(max(1, round(width * scale)), max(1, round(height * scale)))
+        return width, height
+
+    def fit(self, width: int, height: int) -> tuple[int, int]:
+        """The legal size nearest to a picture's own, its aspect ratio kept as far as may be.
+
+        A legal size is returned unchanged.
+        """
+        scale = min(
+            1.0, self.longest / max(width, height), sqrt(self.most_pixels / (width * height))
+        )
+        scale = max(scale, self.shortest / min(width, height))
+        fitted = [
+            min(max(_snap(side * scale), self.shortest), self.longest) for side in (width, height)
+        ]
+        while fitted[0] * fitted[1] > self.most_pixels:
+            fitted[fitted.index(max(fitted))] -= PIXELS_PER_LATENT
+        return fitted[0], fitted[1]
+
+
+def _snap(side: float) -> int:
+    return max(1, round(side / PIXELS_PER_LATENT)) * PIXELS_PER_LATENT

@@ -1,0 +1,1 @@
+"""The service's own values: jobs, rate limits, moderation, metrics, events, public information."""

@@ -1,0 +1,59 @@
+"""What the ingress asks of others, as contracts: a conductor that makes, a ledger that remembers.
+
+Knows neither: `app.py` hands in the real ones, tests hand in others that keep the same promises.
+"""
+
+from typing import Protocol
+
+from serve_app.core.diffusion.spec import ImageSpec
+from serve_app.core.service.events import Made
+from serve_app.core.service.info import Health
+from serve_app.core.service.jobs import Claim, Claimed, Job, JobState, Result
+from serve_app.core.service.rate_limit import Allowance
+
+
+class Conductor(Protocol):
+    """Who makes images."""
+
+    async def make(
+        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
+    ) -> Made:
+        """One image; raises named errors; cancelling the call cancels the image."""
+
+    async def health(self) -> Health:
+        """Whether an image could be made now."""
+
+    def owed_seconds(self) -> float:
+        """Predicted seconds of the work under way."""
+
+
+class Ledger(Protocol):
+    """Who remembers. Every method raises `LedgerAway` when it can't be asked."""
+
+    async def open(self, job: Job, claim: Claim | None) -> Claimed:
+        """The job is remembered; with a claim, only if no other job has the claim already."""
+
+    async def end(
+        self,
+        id: str,
+        owner: str,
+        state: JobState,
+        error: tuple[str, str] | None,
+        result: Result | None,
+    ) -> None:
+        """How the owner's job ended is remembered; a claim on one that failed is free again."""
+
+    async def look(self, id: str, wait: float) -> Job | None:
+        """The job, as soon as it has ended or after `wait` seconds; None when there is none."""
+
+    async def renew(self, owner: str) -> None:
+        """The owner's jobs are still worked at."""
+
+    async def draw(self, caller: str, cost: float, allowance: Allowance) -> float:
+        """0 when the cost was taken from the caller's allowance, else the seconds to wait."""
+
+    async def accept(self, caller: str, terms: str) -> None:
+        """The caller has accepted the terms with this digest."""
+
+    async def accepted(self, caller: str) -> str | None:
+        """The digest of the terms that the caller accepted last."""

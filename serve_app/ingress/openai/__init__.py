@@ -1,0 +1,1 @@
+"""The OpenAI Images API: its routes and its wire schema."""

@@ -1,0 +1,150 @@
+"""What a picture remembers of its request: written into the PNG, and read back from one.
+
+Knows no routes and no pixels: chunks are added to a file that is already encoded.
+Three of them, as the field has them: `parameters`, the text that AUTOMATIC1111 introduced and most
+tools read; `aura`, a JSON record from which the picture can be made again; and an XMP packet with
+IPTC's DigitalSourceType, which says to machines that a model made it.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.core.diffusion.spec import ImageSpec, Levels, Solver
+
+RECORD = "aura"
+INFOTEXT = "parameters"
+LONGEST_PROMPT = 8000  # characters, after any number of refinements
+_LONGEST_RECORD = 400_000  # characters: four prompts, each character escaped
+_AFTER_HEADER = 8 + 25  # the signature and the IHDR chunk, which must come first
+_XMP = (
+    '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about=""'
+    ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
+    " Iptc4xmpExt:DigitalSourceType="
+    '"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>'
+    "</rdf:RDF></x:xmpmeta>"
+    '<?xpacket end="r"?>'
+)
+_SAMPLERS = {  # the names that other tools give our solvers
+    Solver.EULER: "Euler",
+    Solver.EULER_A: "Euler a",
+    Solver.HEUN: "Heun",
+    Solver.DDIM: "DDIM",
+    Solver.DPMPP_2M: "DPM++ 2M",
+    Solver.DPMPP_2M_SDE: "DPM++ 2M SDE",
+    Solver.DPMPP_SDE: "DPM++ SDE",
+    Solver.UNIPC: "UniPC",
+    Solver.LCM: "LCM",
+}
+_SCHEDULES = {  # and their schedule types
+    Levels.CHECKPOINT: "Automatic",
+    Levels.KARRAS: "Karras",
+    Levels.EXPONENTIAL: "Exponential",
+    Levels.TRAILING: "Simple",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How one picture was asked for: `request` sent to `route` again gives the same bytes, where
+    the numeric profiles are the same. `prompt` is the whole one, with what a refined picture had
+    before; `base` the digest of the file it was made from."""
+
+    route: str
+    request: Mapping[str, Any]
+    prompt: str
+    base: str | None
+    models: Mapping[str, str]  # by stage
+    profiles: Mapping[str, str]  # by stage
+
+    def as_json(self) -> str:
+        """The text of the chunk; equal records give equal text."""
+        said = {
+            "version": 1,
+            "route": self.route,
+            "request": dict(self.request),
+            "prompt": self.prompt,
+            "models": dict(self.models),
+            "profiles": dict(self.profiles),
+        }
+        if self.base is not None:
+            said["baseImage"] = {"sha256": self.base}
+        return json.dumps(said)
+
+
+def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
+    """What tools of the field show under a picture, and fill their forms from."""
+    settings: dict[str, object] = {
+        "Steps": spec.steps,
+        "Sampler": _SAMPLERS[spec.sampler.solver],
+        "Schedule type": _SCHEDULES[spec.sampler.levels],
+        "CFG scale": f"{spec.guidance:g}",
+        "Seed": spec.seed,
+        "Size": f"{spec.width}x{spec.height}",
+        "Model": models["base"],
+    }
+    if spec.strength is not None:
+        settings["Denoising strength"] = f"{spec.strength:g}"
+    if "refiner" in models and spec.handoff < 1:
+        settings["Refiner"] = models["refiner"]
+        settings["Refiner switch at"] = f"{spec.handoff:g}"
+    tags = [f"<lora:{lora.name}:{lora.weight:g}>" for lora in spec.loras]  # as A1111's prompts do
+    lines = [" ".join([spec.prompt, *tags])]
+    if spec.negative_prompt:
+        lines.append(f"Negative prompt: {spec.negative_prompt}")
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items()))
+    return "\n".join(lines)
+
+
+def inscribe(png: bytes, text: str, record: Record) -> bytes:
+    """The same picture, remembering its request; equal inputs give equal bytes."""
+    chunks = [
+        _text_chunk(INFOTEXT, text),
+        _text_chunk(RECORD, record.as_json()),
+        _text_chunk("XML:com.adobe.xmp", _XMP, international=True),
+    ]
+    return b"".join([png[:_AFTER_HEADER], *chunks, png[_AFTER_HEADER:]])
+
+
+def remembered_prompt(info: Mapping[Any, Any]) -> str | None:
+    """The whole prompt of a picture that this service made, from Pillow's `info`; else None.
+
+    Anybody can write such a chunk, so what it says is taken for a caller's text and no more.
+    """
+    text = info.get(RECORD)
+    if not isinstance(text, str) or len(text) > _LONGEST_RECORD:
+        return None
+    try:
+        said = json.loads(text)
+        prompt = said["prompt"]
+        prompt.encode()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return prompt if isinstance(prompt, str) and 0 < len(prompt) <= LONGEST_PROMPT else None
+
+
+def packet() -> bytes:
+    """The XMP packet, for formats that carry it another way."""
+    return _XMP.encode()
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if set(value) & set(',:\n"') else value
+
+
+def _text_chunk(keyword: str, text: str, *, international: bool = False) -> bytes:
+    """tEXt where Latin-1 holds the text, else iTXt, which is UTF-8 (PNG 1.2, section 4.2.3)."""
+    clean = text.replace("\0", " ")
+    kind, body = b"iTXt", b"\0" + b"\0\0" + b"\0\0" + clean.encode()  # uncompressed, no language
+    if not international:
+        with suppress(UnicodeEncodeError):
+            kind, body = b"tEXt", b"\0" + clean.encode("latin-1")
+    data = keyword.encode() + body
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

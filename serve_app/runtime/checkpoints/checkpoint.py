@@ -1,0 +1,257 @@
+"""A checkpoint, read without loading it: is it whole, and what does it say of itself?
+
+A folder in diffusers' layout, or a single file and a folder with the configs it lacks.
+Knows no torch, so that the builder and the command line can ask in milliseconds.
+Only safetensors are taken: a pickle can run code, and the file's own header is what counts, not
+its name.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from serve_app.core.diffusion.model_defaults import PLAIN, Defaults, defaults_of
+from serve_app.core.diffusion.schedule import NoiseConfig
+from serve_app.core.diffusion.spec import PIXELS_PER_LATENT, Stage
+from serve_app.core.errors import CheckpointError, ConfigsError
+from serve_app.runtime.checkpoints.safetensors_header import read_header
+from serve_app.runtime.checkpoints.single_file import SUFFIX, SingleFile, read_single_file
+
+_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
+_HALF = re.compile(r"\.fp16[.-]")
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+REPOSITORY = {
+    Stage.BASE: "stabilityai/stable-diffusion-xl-base-1.0",
+    Stage.REFINER: "stabilityai/stable-diffusion-xl-refiner-1.0",
+}
+DOWNLOAD = {
+    Stage.BASE: "python -m serve_app download sdxl",
+    Stage.REFINER: "python -m serve_app download sdxl-refiner",
+}
+VARIABLE = {
+    Stage.BASE: "MODEL_CHECKPOINT_DIR",
+    Stage.REFINER: "MODEL_REFINER_CHECKPOINT_DIR",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All that a stage needs. Equal facts, equal pictures (weights apart)."""
+
+    stage: Stage
+    folder: Path  # of everything, or of what `file` lacks
+    name: str  # how answers call it
+    noise: NoiseConfig
+    native: int  # native side of a picture, pixels
+    variant: str | None  # of the weight files: None or "fp16"
+    aesthetics: bool  # five size ids, the last an aesthetic score, as the refiner was trained
+    zeros_for_absent: bool  # an absent negative prompt is zeros, not the encoding of ""
+    file: SingleFile | None = None  # where the weights are, if not in the folder
+    defaults: Defaults = PLAIN
+    text_width: int | None = None  # of the text that its UNet attends to
+
+    @property
+    def path(self) -> Path:
+        """What `inspect` was asked for."""
+        return self.file.path if self.file else self.folder
+
+
+def inspect(
+    path: Path, stage: Stage, *, configs: Path | None = None, where: str | None = None
+) -> Checkpoint:
+    """The facts of a whole checkpoint: a folder, or a .safetensors file, whose `configs` and
+    tokenizers, and networks that it lacks, are in a diffusers folder.
+
+    Raises `CheckpointError` with one line that names the path, `where` it was set, and the next
+    command; `where` is the stage's own variable unless told.
+    """
+    where = where or VARIABLE[stage]
+    try:
+        return read_checkpoint(path, stage, configs)
+    except CheckpointError as error:
+        more = "" if is_file(path) else f". Get it whole with: {DOWNLOAD[stage]}"
+        raise type(error)(f"{where}={path} {error}{more}") from None
+
+
+def is_pair(base: Checkpoint, refiner: Checkpoint) -> bool:
+    """Whether the refiner can continue what base began."""
+    return base.noise.same_noise(refiner.noise) and base.native == refiner.native
+
+
+def check_pair(base: Checkpoint, refiner: Checkpoint) -> None:
+    """Returns when the refiner can continue what base began; raises `CheckpointError` if not."""
+    if not is_pair(base, refiner):
+        raise CheckpointError(
+            f"{VARIABLE[Stage.REFINER]}={refiner.path} can't continue pictures of "
+            f"{VARIABLE[Stage.BASE]}={base.path}: they differ in noise schedule or native size. "
+            f"Unset {VARIABLE[Stage.REFINER]}, or choose the refiner made for this base"
+        )
+
+
+def components(index: Mapping[str, Any], stage: Stage) -> frozenset[str]:
+    """The parts that a model_index.json names, each a folder; all that the stage needs are there.
+
+    Raises `CheckpointError` for the first one that is not.
+    """
+    present = {
+        name
+        for name, made_of in index.items()
+        if isinstance(made_of, list) and made_of and made_of[0] is not None
+    }
+    for name in sorted(_needed(stage) - present):
+        raise CheckpointError(f"lacks {name} in model_index.json")
+    return frozenset(present)
+
+
+def is_half(name: str) -> bool:
+    """Whether a weight file is of the fp16 variant, which is loaded only where it is alone."""
+    return _HALF.search(name) is not None
+
+
+def _needed(stage: Stage) -> set[str]:
+    needed = {"unet", "vae", "scheduler", "text_encoder_2", "tokenizer_2"}
+    return needed | {"text_encoder", "tokenizer"} if stage is Stage.BASE else needed
+
+
+def read_checkpoint(path: Path, stage: Stage, configs: Path | None = None) -> Checkpoint:
+    """As `inspect`, but what `CheckpointError` says is the bare problem, as "does not exist"."""
+    if is_file(path):
+        return _read_file(path, stage, configs)
+    return _read_folder(path, stage)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is, or is to be, that of a single file."""
+    return path.suffix == SUFFIX and not path.is_dir()
+
+
+def _read_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
+    if not path.exists():
+        raise CheckpointError("does not exist")
+    file = read_single_file(path)
+    if file.stage not in (stage, None):
+        raise CheckpointError(f"is an SDXL {file.stage}, where a {stage} is wanted")
+    if configs is None:
+        name_it = "name it in MODEL_CONFIG_DIR" if stage is Stage.BASE else "name it here instead"
+        raise ConfigsError(
+            "is a single file, which lacks configs and tokenizers. Get a folder that has them, and "
+            f"{name_it}: {DOWNLOAD[stage]}"
+        )
+    try:
+        folder = _read_folder(configs, stage, elsewhere=file.inside)
+    except CheckpointError as error:
+        raise ConfigsError(
+            f"takes its configs from {configs}, which {error}. Get one with: {DOWNLOAD[stage]}"
+        ) from None
+    names = ("unet", "text_encoder_2")
+    try:
+        file.check_configs({name: _json(configs, f"{name}/config.json") for name in names})
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; they are in {configs}") from None
+    noise = folder.noise
+    if file.prediction_type is not None:
+        noise = replace(noise, prediction_type=file.prediction_type)
+    if file.zero_terminal_snr:  # which only trailing timesteps reach: Lin et al. 2023, section 3.3
+        noise = replace(noise, zero_terminal_snr=True, spacing="trailing")
+    defaults = defaults_of([path.stem, file.title])
+    return replace(folder, name=path.stem, noise=noise, file=file, defaults=defaults)
+
+
+def _read_folder(folder: Path, stage: Stage, elsewhere: frozenset[str] = frozenset()) -> Checkpoint:
+    if not folder.is_dir():
+        problem = (
+            "is not a folder, nor a .safetensors file" if folder.exists() else "does not exist"
+        )
+        raise CheckpointError(problem)
+    index = _json(folder, "model_index.json")
+    components(index, stage)
+    needed = _needed(stage)
+    for name in sorted(needed):
+        if not (folder / name).is_dir():
+            raise CheckpointError(f"lacks its folder {name}")
+    here = [name for name in NETWORKS if name in needed - elsewhere]
+    variants = {_weights(folder / name, name) for name in here}
+    unet, vae = _json(folder, "unet/config.json"), _json(folder, "vae/config.json")
+    pixels_per_latent = 2 ** (len(vae.get("block_out_channels", ())) - 1)
+    if unet.get("in_channels", 4) != 4 or pixels_per_latent != PIXELS_PER_LATENT:
+        raise CheckpointError("is not SDXL: its latents have another shape")
+    if unet.get("time_cond_proj_dim") is not None:
+        raise CheckpointError(
+            "is told its guidance as a number (time_cond_proj_dim): not known here"
+        )
+    name = folder.resolve().name
+    scheduler = _json(folder, "scheduler/scheduler_config.json")
+    return Checkpoint(
+        stage=stage,
+        folder=folder,
+        name=name,
+        noise=NoiseConfig.from_scheduler_config(scheduler),
+        native=int(unet.get("sample_size") or 128) * PIXELS_PER_LATENT,
+        variant="fp16" if "fp16" in variants else None,
+        text_width=unet.get("cross_attention_dim"),
+        aesthetics=bool(index.get("requires_aesthetics_score", False)),
+        zeros_for_absent=bool(index.get("force_zeros_for_empty_prompt", True)),
+        defaults=defaults_of(
+            [name, str(index.get("_name_or_path", ""))], str(scheduler.get("_class_name", ""))
+        ),
+    )
+
+
+def parameters(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many numbers the weights of each network have, by the headers of their files."""
+    counts = checkpoint.file.parameters() if checkpoint.file else {}
+    for name in _needed(checkpoint.stage) & set(NETWORKS) - counts.keys():
+        files = _weight_files(checkpoint.folder / name)
+        headers = (read_header(file, _called(file)) for file in files)
+        counts[name] = sum(prod(shape) for header in headers for shape in header.shapes.values())
+    return counts
+
+
+def check_checker(folder: Path) -> None:
+    """Returns when a folder holds a safety checker; raises `CheckpointError` if not."""
+    try:
+        _json(folder, "config.json")
+        _weights(folder, "the safety checker")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"SAFETY_CHECKER_DIR={folder} {error}. Get it with: "
+            f"hf download CompVis/stable-diffusion-safety-checker --local-dir {folder}"
+        ) from None
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"lacks {name}") from None
+    except (OSError, ValueError):
+        raise CheckpointError(f"has an unreadable {name}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"has an unreadable {name}")
+    return content
+
+
+def _weights(folder: Path, name: str) -> str | None:
+    """The variant of a network's weight files, after a look at every header."""
+    files = _weight_files(folder)
+    if not files:
+        if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+            raise CheckpointError(f"holds a pickle in {name}, where only safetensors are loaded")
+        raise CheckpointError(f"lacks the weights of {name} (*.safetensors)")
+    for file in files:
+        read_header(file, _called(file))
+    return "fp16" if is_half(files[0].name) else None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that are loaded: the full ones where there are any, else the halves."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if not is_half(file.name)] or files
+
+
+def _called(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"

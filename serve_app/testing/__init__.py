@@ -1,0 +1,1 @@
+"""Fakes that keep the service's contracts, shared by tests and benchmarks."""

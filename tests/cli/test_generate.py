@@ -1,0 +1,225 @@
+"""`python -m serve_app generate`: the whole command, without a server."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from serve_app.cli.generate import generate
+from serve_app.cli.main import commands
+from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from serve_app.runtime.checkpoints.lora_file import inspect_lora
+from serve_app.runtime.local import Solo
+from serve_app.runtime.memory.device import open_device
+from tests.support.checkpoints import perturbed
+from tests.support.lora_files import lora_file
+
+WISHES = {"prompt": "a red circle on a blue background", "seed": 5, "steps": 6, "imageCount": 1}
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODEL_CPU_THREADS", "1")
+
+
+def record_of(file: Path) -> dict[str, Any]:
+    with Image.open(file) as picture:
+        record: dict[str, Any] = json.loads(picture.info["aura"])
+    return record
+
+
+def test_the_picture_is_the_engine_s_and_remembers_its_request(
+    tmp_path: Path, checkpoints: dict[Stage, Checkpoint], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.png"
+    assert generate({**WISHES, "negativePrompt": None}, output) == 0
+    told = capsys.readouterr().err
+    assert "demo checkpoint" in told and "6/6 steps" in told and "out.png" in told
+    record = record_of(output)
+    assert record["request"]["seed"] == 5 and record["models"]["refiner"] == "demo-refiner"
+    with Image.open(output) as picture:
+        assert picture.info["parameters"].startswith("a red circle on a blue background\nSteps: 6")
+        pixels = np.asarray(picture)
+    device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=1)
+    spec = ImageSpec(
+        prompt="a red circle on a blue background",
+        seed=5,
+        width=128,
+        height=128,
+        steps=6,
+        guidance=record["request"]["guidanceScale"],
+        handoff=0.8,
+    )
+    (drawn,) = Solo(list(checkpoints.values()), device, images=1).draw([spec])
+    assert np.array_equal(pixels, drawn)
+
+
+@pytest.mark.parametrize(
+    ("wish", "stages"),
+    [
+        ({"handoff": 0}, {"refiner"}),
+        ({"handoff": 1}, {"base"}),
+        # A hand-off behind the last step: the refiner only decodes.
+        ({"handoff": 0.8, "steps": 4, "sampler": "dpmpp_2m"}, {"base", "refiner"}),
+    ],
+)
+def test_the_record_names_the_profiles_that_the_picture_was_made_under(
+    tmp_path: Path, wish: dict[str, object], stages: set[str]
+) -> None:
+    assert generate({**WISHES, "steps": 2, **wish}, tmp_path / "out.png") == 0
+    profiles = record_of(tmp_path / "out.png")["profiles"]
+    assert set(profiles) == stages
+    assert all(profiles.values())
+
+
+def test_a_model_of_the_registry_draws_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = perturbed(demo_folder(Stage.BASE), tmp_path / "tune")
+    (tmp_path / "models.yaml").write_text(f"models: {{tune: {{path: {folder.name}, steps: 3}}}}")
+    monkeypatch.setenv("MODELS_FILE", str(tmp_path / "models.yaml"))
+    wishes = {name: wish for name, wish in WISHES.items() if name != "steps"} | {"model": "tune"}
+    assert generate(wishes, tmp_path / "tuned.png") == 0
+    record = record_of(tmp_path / "tuned.png")
+    assert record["models"] == {"base": "tune", "refiner": "demo-refiner"}
+    assert (record["request"]["model"], record["request"]["steps"]) == ("tune", 3)
+    assert generate({**wishes, "model": "demo", "steps": 3}, tmp_path / "plain.png") == 0
+    pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("tuned", "plain")]
+    assert not np.array_equal(*pictures)
+    assert generate({**wishes, "model": "none"}, tmp_path / "none.png") == 2
+
+
+def test_it_wears_the_loras_of_the_list(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoints: dict[Stage, Checkpoint],
+) -> None:
+    file = lora_file(demo_folder(Stage.BASE), tmp_path / "ink.safetensors")
+    (tmp_path / "models.yaml").write_text("loras: {ink: {path: ink.safetensors, weight: 0.5}}")
+    monkeypatch.setenv("MODELS_FILE", str(tmp_path / "models.yaml"))
+    wishes = {**WISHES, "refine": False}
+    assert generate({**wishes, "loras": ["ink:0.8"]}, tmp_path / "more.png") == 0
+    assert generate({**wishes, "loras": ["ink"]}, tmp_path / "less.png") == 0
+    assert record_of(tmp_path / "less.png")["request"]["loras"] == [{"name": "ink", "weight": 0.5}]
+    record = record_of(tmp_path / "more.png")
+    with Image.open(tmp_path / "more.png") as picture:
+        assert picture.info["parameters"].startswith(f"{WISHES['prompt']} <lora:ink:0.8>\nSteps: 6")
+        pixels = np.asarray(picture)
+    device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=1)
+    spec = ImageSpec(
+        prompt=str(WISHES["prompt"]),
+        seed=5,
+        width=128,
+        height=128,
+        steps=6,
+        guidance=record["request"]["guidanceScale"],
+        loras=(Lora("ink", 0.8),),
+    )
+    base, loras = checkpoints[Stage.BASE], {"ink": inspect_lora(file, "ink")}
+    (drawn,) = Solo([base], device, images=1, loras=loras).draw([spec])
+    assert np.array_equal(pixels, drawn)
+    assert not np.array_equal(pixels, np.asarray(Image.open(tmp_path / "less.png")))
+    for lora, sentence in (
+        ("ink:much", "--lora must be name or name:weight, got ink:much"),
+        ("ink:3", "--lora must be between -2 and 2, got 3"),
+        ("x", "there is ink"),
+    ):
+        assert generate({**wishes, "loras": [lora]}, tmp_path / "none.png") == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_several_pictures_get_numbers_and_the_seeds_that_follow(tmp_path: Path) -> None:
+    assert generate({**WISHES, "imageCount": 2, "refine": False}, tmp_path / "fox.png") == 0
+    files = [tmp_path / "fox-1.png", tmp_path / "fox-2.png"]
+    records = [record_of(file) for file in files]
+    assert [record["request"]["seed"] for record in records] == [5, 6]
+    assert set(records[0]["models"]) == {"base"}
+    assert not (tmp_path / "fox.png").exists()
+
+
+def test_what_was_cut_from_a_prompt_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "a (red:1.2) circle" + " BREAK on white" * 32
+    assert generate({**WISHES, "prompt": prompt, "steps": 2}, tmp_path / "out.png") == 0
+    assert capsys.readouterr().err.count("the prompt was cut after 32 chunks") == 1
+    assert record_of(tmp_path / "out.png")["request"]["prompt"] == prompt
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.info["parameters"].startswith(prompt + "\n")
+    assert generate({**WISHES, "steps": 2}, tmp_path / "out.png") == 0
+    assert "was cut" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        (
+            {"steps": 300},
+            "--steps must be between 1 and 150, got 300; see python -m",
+        ),
+        ({"width": 100, "height": 128}, "--width must be a multiple of 8"),
+        ({"aspectRatio": "7:1"}, "--aspect-ratio must be one of"),
+        ({"imageCount": 9}, "--count must be between 1 and 8, got 9"),
+        ({"prompt": " "}, "error prompt"),
+    ],
+)
+def test_a_wish_out_of_range_is_answered_with_the_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wish: dict[str, object], sentence: str
+) -> None:
+    assert generate({**WISHES, **wish}, tmp_path / "out.png") == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("nowhere/out.png", "must lie in a folder that is there"),
+        ("out.jpg", "must be the name of a .png file, got"),
+        (".", "must be the name of a .png file"),
+        ("[/bold]/out.png", "[/bold]/out.png"),
+    ],
+)
+def test_an_output_that_can_not_be_is_told_before_anything_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str, sentence: str
+) -> None:
+    assert generate(WISHES, tmp_path / output) == 2
+    told = capsys.readouterr().err
+    assert sentence in told and "steps" not in told
+
+
+def test_the_command_line_reaches_it(tmp_path: Path) -> None:
+    output = tmp_path / "pair[1].png"
+    asked = ["generate", "a red star", "-o", str(output), "-n", "2", "--steps", "2"]
+    done = CliRunner().invoke(commands, [*asked, "--no-refine", "--negative-prompt", "a blue one"])
+    assert done.exit_code == 0, done.output
+    record = record_of(tmp_path / "pair[1]-2.png")
+    assert record["request"]["negativePrompt"] == "a blue one"
+    assert record["request"]["refine"] is False
+
+
+def test_the_operator_s_settings_count_here_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "words.txt").write_text("circle\n")
+    monkeypatch.setenv("SAFETY_WORDS_FILE", str(tmp_path / "words.txt"))
+    assert generate(WISHES, tmp_path / "out.png") == 2
+    assert "safety filter refuses" in capsys.readouterr().err
+    monkeypatch.setenv("MODEL_CHECKPOINT_DIR", str(tmp_path / "sdxl"))
+    assert generate(WISHES, tmp_path / "out.png") == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_no_ray_is_needed() -> None:
+    script = "import sys, serve_app.cli.generate; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

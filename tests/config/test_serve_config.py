@@ -1,0 +1,367 @@
+"""The files people start with: configs that start what they promise, a README that must be true."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve._private.build_app import build_app
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.app import IngressConfig, bind_service
+from serve_app.cli.check_config import check_configs
+from serve_app.config.app_args import AppArgs, Scale
+from serve_app.config.lint import POLICY, SECTIONS
+from serve_app.config.serve_config import read_config, slips_in
+from serve_app.config.settings import Settings, check_given
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.errors import SettingsError
+from serve_app.ingress.native.schemas import GenerateRequest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "configs"
+CONFIGS = [ROOT / "serve_config.yaml", *sorted(FOLDER.glob("*.yaml"))]
+MANIFEST = FOLDER / "kuberay-rayservice.yaml"
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is exported, and no models lie where the configs of clusters have them."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def served(path: Path) -> Any:
+    """The serve config in the file, as Ray is handed it."""
+    content = yaml.safe_load(path.read_text())
+    return yaml.safe_load(content["spec"]["serveConfigV2"]) if path == MANIFEST else content
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_a_shipped_config_has_no_slip_and_serve_takes_it(path: Path) -> None:
+    assert slips_in(path) == ()
+    config = read_config(path)
+    assert (config.application.name, config.application.route_prefix) == ("aura", "/")
+    assert config.http == {"host": config.http["host"], "port": 4000}
+    assert config.http["host"] == ("0.0.0.0" if path == MANIFEST else "127.0.0.1")
+    ServeDeploySchema.model_validate(served(path))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_a_shipped_config_says_what_it_is_for_and_the_readme_lists_it(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert all(len(line) <= 100 for line in lines)
+    name = str(path.relative_to(ROOT))
+    assert f"({name})" in README
+    command = "kubectl apply -f" if path == MANIFEST else "serve run|up --config|serve deploy"
+    assert re.search(rf"({command}) {re.escape(name)}", path.read_text())
+
+
+def bound(path: Path, gpus: float, device: str) -> dict[str, dict[str, Any]]:
+    """The deployments that the config comes to on a cluster with so many GPUs, with the options
+    that are handed to Ray, by name."""
+    args = read_config(path).args
+    demo = {"MODEL_CHECKPOINT_DIR": "", "MODEL_REFINER_CHECKPOINT_DIR": "", "MODEL_DEVICE": device}
+    args = args.model_copy(update={"settings": args.settings | demo})
+    application = bind_service(args, gpus, 8)
+    built = build_app(application, name="aura")
+    found = {}
+    for one in built.deployments:
+        scaling = one._deployment_config.autoscaling_config
+        found[one.name] = {
+            "replicas": (scaling.min_replicas, scaling.max_replicas)
+            if scaling
+            else (one.num_replicas, one.num_replicas),
+            "gpus": one.ray_actor_options["num_gpus"],
+            "cpus": one.ray_actor_options["num_cpus"],
+            "drain": one._deployment_config.graceful_shutdown_timeout_s,
+            "node": one.ray_actor_options.get("resources"),
+        }
+    return found
+
+
+SHAPES: dict[str, tuple[float, str, dict[str, tuple[tuple[int, int], float]]]] = {
+    "serve_config.yaml": (0, "cpu", {"BaseGenerator": ((1, 1), 0), "Refiner": ((1, 1), 0)}),
+    "cpu.yaml": (0, "cpu", {"BaseAndRefiner": ((1, 1), 0)}),
+    "apple-mps.yaml": (1, "mps", {"BaseAndRefiner": ((1, 1), 0)}),
+    "one-gpu-12gb.yaml": (1, "cuda", {"BaseAndRefiner": ((1, 1), 1)}),
+    "one-gpu-24gb.yaml": (1, "cuda", {"BaseAndRefiner": ((1, 1), 1)}),
+    "workstation-4gpu.yaml": (
+        4,
+        "cuda",
+        {"BaseGenerator": ((3, 3), 1), "Refiner": ((1, 1), 1)},
+    ),
+    "cluster-autoscaling.yaml": (
+        10,
+        "cuda",
+        {"BaseGenerator": ((1, 8), 1), "Refiner": ((1, 4), 1)},
+    ),
+    "kuberay-rayservice.yaml": (
+        4,
+        "cuda",
+        {"BaseGenerator": ((1, 3), 1), "Refiner": ((1, 2), 1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_a_shipped_config_comes_to_the_deployments_that_it_promises(path: Path) -> None:
+    gpus, device, stages = SHAPES[path.name]
+    found = bound(path, gpus, device)
+    assert {*found} == {"Ingress", "Ledger", *stages} <= {*SECTIONS}
+    args = read_config(path).args
+    for name, (replicas, each) in stages.items():
+        assert (found[name]["replicas"], found[name]["gpus"]) == (replicas, each)
+        assert found[name]["drain"] == found["Ingress"]["drain"] == args.drain_seconds
+        assert found[name]["cpus"] < 1  # or small machines would have none left
+    most = sum(replicas[1] * each for replicas, each in stages.values())
+    assert min(most, int(args.settings.get("TOTAL_GPUS", most))) == gpus or device != "cuda"
+    assert found["Ledger"]["node"] == {"node:__internal_head__": 0.001}
+    assert {found["Ledger"]["cpus"], found["Ledger"]["gpus"], found["Ingress"]["gpus"]} == {0}
+
+
+def ingress_of(args: dict[str, Any], gpus: float, **settings: str) -> IngressConfig:
+    """What the ingress is told on a cluster with so many GPUs."""
+    asked = AppArgs.model_validate(args | {"settings": {"MODEL_DEVICE": "cuda"} | settings})
+    built = build_app(bind_service(asked, gpus, 8), name="aura")
+    (ingress,) = (one for one in built.deployments if one.name == "Ingress")
+    config: IngressConfig = ingress.init_args[0]
+    return config
+
+
+SCALING = {"base": {"max_replicas": 3}, "refiner": {"max_replicas": 2}}
+
+
+def test_the_ingress_is_told_how_many_replicas_total_gpus_are() -> None:
+    assert ingress_of(SCALING, 4).pool is None
+    assert ingress_of(SCALING, 4, TOTAL_GPUS="4").pool == 4
+    assert ingress_of(SCALING, 8, TOTAL_GPUS="4").pool == 4
+    assert ingress_of(SCALING, 4, TOTAL_GPUS="4", MODEL_DEVICE="cpu").pool is None
+    with pytest.raises(SettingsError, match="TOTAL_GPUS=1 has room for 1 replicas"):
+        whole = {name: one | {"num_gpus": 1} for name, one in SCALING.items()}
+        ingress_of(whole, 4, TOTAL_GPUS="1")
+
+
+def test_stages_share_the_gpus_that_they_may_use_and_not_those_that_there_are() -> None:
+    assert ingress_of(SCALING, 8, TOTAL_GPUS="1").pool == 2  # halves
+    assert ingress_of({}, 8, TOTAL_GPUS="1").pool == 0  # both on one card, and nothing scales
+
+
+def test_the_ingress_is_told_which_stage_may_rest() -> None:
+    resting = SCALING | {"refiner": {"min_replicas": 0, "max_replicas": 2}}
+    assert ingress_of(resting, 4).resting == (Stage.REFINER,)
+    assert ingress_of(SCALING, 4).resting == ()
+    assert ingress_of({"both": {"max_replicas": 2}}, 4).resting == ()
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.name)
+def test_what_a_config_says_in_comments_is_legal_too(path: Path) -> None:
+    """Whoever takes the marks off must not be told of a slip."""
+    marked = re.findall(r"^ +# (\w+: [^ ].*)$", path.read_text(), re.MULTILINE)
+    said = [one for line in marked for one in yaml.safe_load(line).items()]
+    settings = {name: str(value) for name, value in said if name.isupper()}
+    check_given(settings)
+    assert settings or path == MANIFEST
+    for name, value in said:
+        if isinstance(value, dict) and name in SECTIONS.values():
+            Scale.model_validate(value)
+
+
+def manifest() -> Any:
+    return yaml.safe_load(MANIFEST.read_text())
+
+
+def pods() -> dict[str, Any]:
+    cluster = manifest()["spec"]["rayClusterConfig"]
+    groups = {"head": cluster["headGroupSpec"]}
+    groups |= {one["groupName"]: one for one in cluster["workerGroupSpecs"]}
+    return {name: group["template"]["spec"] for name, group in groups.items()}
+
+
+def environment(pod: Any) -> dict[str, Any]:
+    return {one["name"]: one for one in pod["containers"][0]["env"]}
+
+
+def test_the_manifest_is_a_rayservice_of_the_ray_that_is_installed() -> None:
+    import ray
+
+    content = manifest()
+    assert (content["apiVersion"], content["kind"]) == ("ray.io/v1", "RayService")
+    assert content["spec"]["rayClusterConfig"]["rayVersion"] == ray.__version__
+    assert f"rayproject/ray:{ray.__version__}-" in MANIFEST.read_text()
+
+
+def test_a_pod_that_must_go_has_longer_than_its_drain_and_that_longer_than_replicas() -> None:
+    args = read_config(MANIFEST).args
+    for pod in pods().values():
+        drain = environment(pod)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]["value"]
+        assert args.drain_seconds < float(drain) < pod["terminationGracePeriodSeconds"]
+
+
+def test_every_container_of_the_manifest_has_limits_named_ports_and_no_probe() -> None:
+    http = read_config(MANIFEST).http
+    for pod in pods().values():
+        for container in pod["containers"]:
+            limits = container["resources"]["limits"]
+            assert {"cpu", "memory"} <= set(limits)
+            assert limits == container["resources"]["requests"]
+            ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+            assert ports["serve"] == http["port"]
+            assert not {"livenessProbe", "readinessProbe"} & set(container)
+    autoscaler = manifest()["spec"]["rayClusterConfig"]["autoscalerOptions"]
+    assert autoscaler["resources"]["limits"]
+
+
+def test_replicas_of_the_manifest_are_on_gpu_pods_and_there_are_as_many_as_may_come() -> None:
+    cluster = manifest()["spec"]["rayClusterConfig"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (group,) = cluster["workerGroupSpecs"]
+    (container,) = pods()["gpu"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pods()["gpu"][
+        "tolerations"
+    ]
+    scales = read_config(MANIFEST).args.scales(refiner=True)
+    assert sum(one.min_replicas for one in scales) == group["minReplicas"] == group["replicas"]
+    assert int(read_config(MANIFEST).args.settings["TOTAL_GPUS"]) == group["maxReplicas"]
+    assert all(one.most < group["maxReplicas"] for one in scales)
+
+
+def test_the_paths_of_the_manifests_settings_lie_on_its_volumes() -> None:
+    settings = read_config(MANIFEST).args.settings
+    for name, pod in pods().items():
+        mounts = {one["name"]: one for one in pod["containers"][0]["volumeMounts"]}
+        assert set(mounts) == {one["name"] for one in pod["volumes"]}
+        for setting in ("MODEL_CHECKPOINT_DIR", "MODEL_REFINER_CHECKPOINT_DIR"):
+            assert settings[setting].startswith(mounts["models"]["mountPath"] + "/")
+        assert mounts["models"]["readOnly"]
+        if name == "head":  # where the ledger is
+            assert settings["LEDGER_FILE"].startswith(mounts["ledger"]["mountPath"] + "/")
+        else:
+            assert mounts["shared-memory"]["mountPath"] == "/dev/shm"
+
+
+def test_the_manifest_has_names_of_secrets_and_no_secret() -> None:
+    cluster = manifest()["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    redis = cluster["gcsFaultToleranceOptions"]
+    assert set(redis["redisPassword"]) == {"valueFrom"}
+    for pod in pods().values():
+        assert set(environment(pod)["API_KEYS"]) == {"name", "valueFrom"}
+    assert "API_KEYS" not in read_config(MANIFEST).args.settings
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is no serve config: it must hold keys"),
+        ("applications: []", "applications has none with the import_path serve_app.app:build"),
+        ("{", "is no serve config"),
+        ("- 1", "is no serve config: it must hold keys"),
+        ("port: 1\nport: 2\n", "is no serve config: port in line 2 stands in line 1 already"),
+        (
+            "applications: [{import_path: 'serve_app.app:build', args: {bsae: {}}}]",
+            "applications[0].args.bsae is unknown; did you mean base?",
+        ),
+        (
+            "http_option: {}\n"
+            "applications: [{import_path: 'serve_app.app:build', args: {bsae: {}}}]",
+            "http_option is unknown; did you mean http_options? (1 more: python -m serve_app "
+            "check-config ",
+        ),
+        ("kind: RayService", "is no serve config: 'spec'"),
+        ("{kind: RayService, spec: {serveConfigV2: 'a: 1'}}", "applications is missing"),
+        ("{kind: RayService, spec: {serveConfigV2: 4}}", "is no serve config"),
+    ],
+)
+def test_a_config_that_is_none_is_told_by_file_and_key(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=rf"mine\.yaml.*{re.escape(sentence)}") as refused:
+        read_config(path)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(SettingsError, match="is no serve config"):
+        read_config(tmp_path / "missing.yaml")
+
+
+def test_a_manifest_may_have_others_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "all.yaml"
+    path.write_text(f"kind: Secret\n---\n{MANIFEST.read_text()}")
+    assert read_config(path).args == read_config(MANIFEST).args
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("", ""),
+        ("proxy_location: EveryNode", ""),
+        ("logging_config: { log_level: DEBUG }", "logging_config"),
+        ("target_capacity: 50", "target_capacity"),
+        (f"    autoscaling_policy: {{ policy_function: {POLICY} }}", ""),
+        ("    runtime_env: {}", "runtime_env"),
+        ("    deployments: []", "deployments"),
+        ("  - { name: other, import_path: 'a:b' }", "more than one application"),
+    ],
+)
+def test_up_refuses_what_it_would_not_apply(tmp_path: Path, more: str, told: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"applications:\n  - import_path: serve_app.app:build\n{more}\n")
+    config = read_config(path)
+    if not told:
+        return config.check_applied()
+    with pytest.raises(SettingsError, match=rf"up does not apply {told}: .* serve run .*mine"):
+        config.check_applied()
+
+
+def test_the_command_tells_every_slip_of_every_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(CONFIGS[0].read_text().replace("base:", "bsae:").replace("port:", "prot:"))
+    assert check_configs([*CONFIGS]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(CONFIGS)
+    assert check_configs([CONFIGS[0], wrong, tmp_path / "none.yaml"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"{CONFIGS[0]}: every key is one that is read",
+        f"{wrong}: http_options.prot is unknown; did you mean port?",
+        f"{wrong}: applications[0].args.bsae is unknown; did you mean base?",
+        lines[3],
+    ]
+    assert lines[3].startswith(f"{tmp_path / 'none.yaml'} is no serve config")
+
+
+def test_up_and_the_command_say_the_same_before_ray_starts(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(CONFIGS[0].read_text().replace("base:", "bsae:"))
+    said = f"{wrong}: applications[0].args.bsae is unknown; did you mean base?"
+    for command, status in ((["up", "--config"], 2), (["check-config"], 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "serve_app", *command, str(wrong)],
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, (done.stdout + done.stderr).strip()[-len(said) :]) == (
+            status,
+            said,
+        )
+
+
+def test_the_bodies_in_the_readme_are_legal() -> None:
+    bodies = re.findall(r"-d '(\{.*?\})'", README)
+    assert len(bodies) == 2
+    for body in bodies:
+        GenerateRequest.model_validate_json(body)
+
+
+def test_the_make_targets_in_the_readme_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
+    assert README.index("make serve") < README.index("make test") < README.index("## ")

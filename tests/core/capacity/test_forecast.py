@@ -1,0 +1,152 @@
+"""A forecast against what the scheduler then does, with turns that take a stated time."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.core.capacity.cost_model import Prices, Turn
+from serve_app.core.capacity.forecast import forecast, owed_by, price_in_company
+from serve_app.core.capacity.gpu_time import Account
+from serve_app.core.diffusion.sample import Leg, Sample, entered, itinerary
+from serve_app.core.diffusion.schedule import make_schedule
+from serve_app.core.diffusion.spec import Lora, Sampler, Stage
+from serve_app.core.scheduling.step_scheduler import BatchSize, Owed, StepScheduler, Work
+from tests.core.scheduling.test_step_scheduler import NOISE, filled, run, sample, whole
+
+SIZE = BatchSize(4, 8)
+STEP = Turn(Work.STEP, Stage.BASE, "", 64, 64, 8)
+PROMPT = Turn(Work.CONDITION, Stage.BASE, "", rows=2)
+DECODE = Turn(Work.DECODE, Stage.BASE, "", 64, 64)
+PRICES = Prices({STEP: 1.0, PROMPT: 0.25, DECODE: 0.5}, {"": SIZE})
+
+
+def owed(one: Sample[float], work: Work = Work.CONDITION, leg: Leg | None = None) -> Owed[float]:
+    leg = leg or whole(one)
+    return Owed(one, leg, work, due=leg.stop - one.index)
+
+
+def test_a_lone_image_pays_for_all_lanes() -> None:
+    told = forecast([owed(sample("a", 10))], PRICES)
+    assert told.seconds == 10.75
+    assert told.shares == {"a": 10.75}
+
+
+def test_images_that_step_together_pay_for_the_lanes_together() -> None:
+    queue = [owed(sample(id, 10)) for id in "abcd"]
+    assert forecast(queue, PRICES).shares == dict.fromkeys("abcd", 10 / 4 + 0.75)
+
+
+def test_a_queue_takes_as_many_steps_as_it_has_batches() -> None:
+    queue = [owed(sample(str(number), 10)) for number in range(9)]
+    assert forecast(queue, PRICES).seconds == 3 * 10 + 9 * 0.75
+
+
+def test_the_last_of_a_batch_pays_alone_for_what_is_left() -> None:
+    told = forecast([owed(sample("long", 10)), owed(sample("short", 4))], PRICES)
+    assert told.shares == {"long": 2 + 6 + 0.75, "short": 2 + 0.75}
+
+
+def test_shapes_step_apart() -> None:
+    wide = Turn(Work.STEP, Stage.BASE, "", 128, 64, 8)
+    prices = replace(PRICES, known={**PRICES.known, wide: 3.0})
+    told = forecast([owed(sample("a", 10)), owed(sample("wide", 10, side=128))], prices)
+    assert told.shares == {"a": 10.75, "wide": 30 + 0.25 + 1.0}
+
+
+def test_without_fixed_lanes_a_step_costs_the_rows_that_are_there() -> None:
+    rows = {2: 1.0, 3: 1.5, 4: 1.75}
+    known = {replace(STEP, rows=count): seconds for count, seconds in rows.items()}
+    prices = Prices({**known, PROMPT: 0.0, DECODE: 0.0}, {"": BatchSize(4, 0)})
+    queue = [owed(sample("a", 10)), owed(sample("b", 10)), owed(sample("c", 4, guidance=1))]
+    told = forecast(queue[::2], prices)
+    assert told.seconds == 4 * 1.5 + 6 * 1.0
+    assert told.shares["c"] == 2.0
+    assert forecast(queue[:2], prices).seconds == 17.5
+
+
+def test_what_is_done_is_not_paid_again() -> None:
+    conditioned = entered(replace(sample("a", 10), index=7), 1.0, 1)
+    assert forecast([owed(conditioned, Work.STEP)], PRICES).seconds == 3.5
+    assert forecast([owed(replace(conditioned, index=10), Work.DECODE)], PRICES).seconds == 0.5
+    assert forecast([owed(replace(conditioned, index=10), Work.LOAD)], PRICES).seconds == 0.5
+    handing = Leg(Stage.BASE, 9, last=False)
+    assert forecast([owed(conditioned, Work.STEP, handing)], PRICES).seconds == 2.0
+
+
+def test_a_base_image_is_encoded_first() -> None:
+    encode = Turn(Work.ENCODE, Stage.BASE, "", 64, 64)
+    prices = replace(PRICES, known={**PRICES.known, encode: 0.125})
+    assert forecast([owed(sample("a", 10, strength=0.5))], prices).seconds == 5.875
+    assert forecast([owed(sample("a", 10, strength=0.5), Work.ENCODE)], prices).seconds == 5.625
+
+
+def test_what_several_wait_for_is_loaded_once() -> None:
+    spec = replace(sample("a").spec, model="owl", loras=(Lora("ink"), Lora("wash")))
+    waiting = [replace(sample(id), spec=spec) for id in "ab"]
+    known = {Turn(Work.LOAD, Stage.BASE, "owl"): 8.0, Turn(Work.ATTACH, Stage.BASE, "ink"): 2.0}
+    alone = forecast([owed(one) for one in waiting], Prices(known)).seconds
+    loading = forecast([owed(one, Work.LOAD) for one in waiting], Prices(known))
+    assert loading.seconds - alone == pytest.approx(8)
+    attaching = forecast([owed(one, Work.ATTACH) for one in waiting], Prices(known))
+    assert attaching.seconds - alone == pytest.approx(4)  # what was not seen is like its likes
+
+
+def test_an_image_costs_a_busy_device_its_share_of_full_batches() -> None:
+    one = owed(sample("a", 10))
+    assert price_in_company([one], PRICES) == 10 / 4 + 0.75
+    assert price_in_company([one, one], PRICES) == 2 * (10 / 4 + 0.75)
+    assert price_in_company([], PRICES) == 0
+    alone = replace(PRICES, sizes={"": BatchSize(1, 8)})
+    assert price_in_company([one], alone) == forecast([one], alone).seconds == 10.75
+
+
+def test_nothing_owed_takes_no_time() -> None:
+    assert forecast([], PRICES).seconds == 0
+
+
+def test_what_is_left_of_an_image_is_left_leg_by_leg() -> None:
+    schedule = make_schedule(NOISE, Sampler.EULER, 10, None, 0.8)
+    one = replace(sample("a", 10, strength=1.0), schedule=schedule)
+    legs = itinerary(schedule, 0.8, refiner=True)
+    base, refiner = owed_by(one, legs)
+    assert (base.steps, base.leg, base.sample) == (8, legs[0], one)
+    assert (refiner.steps, refiner.sample.stage, refiner.sample.source) == (2, Stage.REFINER, None)
+    (rest,) = owed_by(replace(one, index=9), legs)
+    assert (rest.steps, rest.leg) == (1, legs[1])
+    (end,) = owed_by(replace(one, index=10), legs)
+    assert end.steps == 0
+
+
+def drained(scheduler: StepScheduler[float], prices: Prices) -> tuple[float, dict[str, float]]:
+    """Seconds until the scheduler is empty, and of each image, when turns take just these."""
+    account, spent = Account(), dict[str, float]()
+    while (plan := scheduler.plan()) is not None:
+        kind: Any = Turn(plan.work, Stage.BASE, "", 64, 64, plan.lanes)
+        if plan.work is Work.CONDITION:
+            kind = replace(PROMPT, rows=plan.samples[0].spec.rows)
+        elif plan.work is Work.DECODE:
+            kind = DECODE
+        account.charge(plan, prices.seconds(kind), whole=True)
+        for one in scheduler.settle(plan, run(plan)):
+            spent[one.id] = account.leave(one.id, wasted=False).seconds
+    return account.busy, spent
+
+
+QUEUES = st.lists(st.tuples(st.integers(1, 12), st.sampled_from([1.0, 5.0])), max_size=20)
+
+
+@given(QUEUES, st.sampled_from([BatchSize(1, 2), BatchSize(3, 8), SIZE, BatchSize(3, 0)]))
+def test_a_forecast_is_what_the_scheduler_then_takes(
+    queue: list[tuple[int, float]], size: BatchSize
+) -> None:
+    rows = {replace(STEP, rows=count): 1.0 + count / 8 for count in range(1, 9)}
+    prices = Prices({**rows, PROMPT: 0.25, DECODE: 0.5}, {"": size})
+    samples = [sample(str(n), steps, guidance=g) for n, (steps, g) in enumerate(queue)]
+    scheduler = filled(*samples, images=size.images, lanes=size.lanes)
+    told = forecast(scheduler.owed(), replace(prices, known=prices.known))
+    busy, spent = drained(scheduler, prices)
+    assert told.seconds == pytest.approx(busy)
+    assert told.shares == pytest.approx(spent)

@@ -1,0 +1,36 @@
+from dataclasses import fields, replace
+
+from serve_app.core.diffusion.numeric_profile import NumericProfile
+from serve_app.core.diffusion.spec import Stage
+
+PROFILE = NumericProfile(
+    stage=Stage.BASE,
+    device="cpu AVX512",
+    dtype="float32",
+    vae_dtype="float32",
+    attention="sdpa",
+    lanes=8,
+    rungs=(),
+    cpu_threads=2,
+    torch="2.13.0",
+    model="sdxl",
+)
+
+
+def test_every_field_shows_in_the_name() -> None:
+    for field in fields(PROFILE):
+        value = getattr(PROFILE, field.name)
+        other = Stage.REFINER if field.name == "stage" else 4 if isinstance(value, int) else "x"
+        assert replace(PROFILE, **{field.name: other}).name != PROFILE.name
+
+
+def test_equal_profiles_have_equal_names() -> None:
+    assert replace(PROFILE).name == PROFILE.name
+    assert PROFILE.name.startswith("base-float32-8-")
+
+
+def test_without_fixed_lanes_no_bytes_are_promised() -> None:
+    fast = replace(PROFILE, lanes=0)
+    assert PROFILE.strict
+    assert not fast.strict
+    assert "-fast-" in fast.name

@@ -1,0 +1,153 @@
+"""Schedules against the diffusers class that each sampler names, float by float."""
+
+from typing import Any
+
+import pytest
+
+from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
+from serve_app.core.diffusion.spec import LCM_STEPS, Sampler, Solver
+from serve_app.core.errors import CheckpointError
+from tests.support.reference_schedulers import stock_scheduler
+
+SDXL: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+CONFIGS = [
+    SDXL,
+    SDXL | {"timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+    SDXL | {"timestep_spacing": "linspace", "steps_offset": 0},
+    SDXL | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    SDXL | {"beta_schedule": "linear"},
+    SDXL | {"trained_betas": [0.0001 + 0.00002 * i for i in range(1000)]},
+    SDXL | {"beta_schedule": "squaredcos_cap_v2"},
+]
+NOISE = NoiseConfig.from_scheduler_config(SDXL)
+
+
+def stock(sampler: Sampler, config: dict[str, Any], steps: int) -> Any:
+    scheduler = stock_scheduler(sampler, config)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(map(str, c.values()))[:60])
+def test_levels_and_timesteps_are_those_of_diffusers(
+    sampler: Sampler, config: dict[str, Any]
+) -> None:
+    noise = NoiseConfig.from_scheduler_config(config)
+    if config.get("rescale_betas_zero_snr") and sampler.solver in (Solver.HEUN, Solver.DPMPP_SDE):
+        return  # these two classes pass the setting over; here it counts for every sampler
+    endless = config.get("rescale_betas_zero_snr") and sampler.solver in (Solver.DDIM, Solver.LCM)
+    for steps in (2, 3, 4, 5, 9, 18, 20, 25, 30, 50, 87, 99, 150):
+        if sampler is Sampler.LCM and steps > LCM_STEPS:
+            continue
+        theirs = stock(sampler, config, steps)
+        ours = make_schedule(noise, sampler, steps, None, 1.0)
+        # Timesteps between two trained ones come from single precision in diffusers.
+        assert list(ours.timesteps) == pytest.approx(theirs.timesteps.tolist(), abs=2e-3)
+        levels = theirs.sigmas.tolist() if hasattr(theirs, "sigmas") else levels_of(theirs)
+        first = 1 if endless else 0  # infinite in these two classes, 4096 in the others and here
+        assert list(ours.sigmas)[first:] == pytest.approx(levels[first:], rel=1e-4)
+        if sampler.solver in (Solver.EULER, Solver.EULER_A, Solver.HEUN):
+            assert ours.initial_scale == pytest.approx(float(theirs.init_noise_sigma), rel=1e-4)
+
+
+def levels_of(scheduler: Any) -> list[float]:
+    """The sigmas of a class that has none, of its timesteps."""
+    kept = scheduler.alphas_cumprod[scheduler.timesteps.long()].double()
+    return [*((1 - kept) / kept).sqrt().tolist(), 0.0]
+
+
+@pytest.mark.parametrize("steps", [61, 103])
+def test_trailing_spacing_has_as_many_steps_as_asked_where_diffusers_slips(steps: int) -> None:
+    """For these counts numpy's arange gives one element too many, and stock ends at timestep -1."""
+    config = SDXL | {"timestep_spacing": "trailing"}
+    assert stock(Sampler.EULER, config, steps).timesteps[-1] == -1
+    ours = make_schedule(NoiseConfig.from_scheduler_config(config), Sampler.EULER, steps, None, 1.0)
+    assert len(ours) == steps
+    assert min(ours.timesteps) >= 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "start"),
+    [(20, None, 0), (20, 0.6, 8), (20, 1.0, 0), (4, 0.2, 3), (1, 0.1, 0), (30, 0.2, 24)],
+)
+def test_strength_says_where_an_image_enters(
+    steps: int, strength: float | None, start: int
+) -> None:
+    schedule = make_schedule(NOISE, Sampler.EULER, steps, strength, 1.0)
+    assert schedule.start == start
+    assert schedule.steps_to_run == steps - start >= 1
+
+
+def test_the_handoff_is_a_cut_in_timesteps_not_a_share_of_steps() -> None:
+    cut = {s: make_schedule(NOISE, s, 25, None, 0.8).handoff_index for s in Sampler}
+    assert cut[Sampler.EULER] == 20
+    assert cut[Sampler.DPMPP_2M_KARRAS] == 16
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "handoff", "index"),
+    [
+        (Sampler.EULER, 1, 0.8, 0),
+        (Sampler.DPMPP_2M, 4, 0.8, 4),
+        (Sampler.EULER, 10, 0.0, 0),
+        (Sampler.EULER, 10, 1.0, 10),
+    ],
+)
+def test_a_stage_may_have_no_steps(
+    sampler: Sampler, steps: int, handoff: float, index: int
+) -> None:
+    assert make_schedule(NOISE, sampler, steps, None, handoff).handoff_index == index
+
+
+def test_a_pair_of_heun_is_never_cut() -> None:
+    """31 calls for 16 steps. Stock hands over after the first call of a pair, at a level where the
+    other stage does not begin."""
+    schedule = make_schedule(NOISE, Sampler.HEUN, 16, 0.7, 0.6)
+    assert len(schedule) == 31
+    assert schedule.start == 10
+    assert schedule.timesteps[16] >= 400 > schedule.timesteps[17] == schedule.timesteps[18]
+    assert schedule.handoff_index == 18
+    assert make_schedule(NOISE, Sampler.HEUN, 16, None, 1.0).handoff_index == 31
+
+
+def test_an_image_that_enters_late_is_handed_over_where_it_enters() -> None:
+    schedule = make_schedule(NOISE, Sampler.EULER, 30, 0.1, 0.8)
+    assert schedule.handoff_index == schedule.start == 27
+
+
+def test_karras_timesteps_may_repeat_so_steps_are_told_by_index() -> None:
+    schedule = make_schedule(NOISE, Sampler.DPMPP_2M_KARRAS, 50, None, 1.0)
+    assert len(set(schedule.timesteps)) < len(schedule)
+    assert len(set(schedule.sigmas)) == len(schedule.sigmas)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("beta_schedule", "sigmoid"),
+        ("prediction_type", "sample"),
+        ("timestep_spacing", "random"),
+        ("timestep_type", "continuous"),
+        ("use_flow_sigmas", True),
+    ],
+)
+def test_a_setting_that_is_not_understood_is_named(key: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=f"scheduler_config.json has {key}="):
+        NoiseConfig.from_scheduler_config(SDXL | {key: value})
+
+
+def test_an_empty_config_has_diffusers_defaults() -> None:
+    assert NoiseConfig.from_scheduler_config({}) == NoiseConfig()
+
+
+def test_two_checkpoints_fit_when_a_timestep_means_the_same_noise() -> None:
+    other = NoiseConfig.from_scheduler_config(SDXL | {"timestep_spacing": "trailing"})
+    assert NOISE.same_noise(other)
+    assert not NOISE.same_noise(NoiseConfig())

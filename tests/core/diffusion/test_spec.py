@@ -1,0 +1,83 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from serve_app.core.diffusion.spec import ImageSpec, Levels, Lora, Sampler, Solver
+from serve_app.core.errors import InvalidRequest
+
+PLAIN = ImageSpec(prompt="a fox", seed=0, width=1024, height=768, steps=30, guidance=6.9)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("prompt", "", "prompt must not be empty"),
+        ("seed", -1, "seed must be between 0 and 4.29497e+09, got -1"),
+        ("seed", 2**32, "seed must be between 0 and 4.29497e+09, got 4294967296"),
+        ("steps", 0, "steps must be between 1 and 150, got 0"),
+        ("steps", 151, "steps must be between 1 and 150, got 151"),
+        ("guidance", 20.5, "guidanceScale must be between 0 and 20, got 20.5"),
+        ("guidance", float("nan"), "guidanceScale must be between 0 and 20, got nan"),
+        ("handoff", 1.1, "handoff must be between 0 and 1, got 1.1"),
+        ("strength", 0.0, "strength must be above 0, got 0"),
+        ("strength", 1.5, "strength must be between 0 and 1, got 1.5"),
+        ("width", 1020, "width must be a multiple of 8, got 1020"),
+        ("height", 0, "height must be a multiple of 8, got 0"),
+    ],
+)
+def test_an_illegal_value_cannot_be_built(field: str, value: object, sentence: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        replace(PLAIN, **{field: value})
+    assert str(refused.value) == sentence
+
+
+def test_the_edges_of_every_range_are_legal() -> None:
+    replace(PLAIN, seed=2**32 - 1, steps=150, guidance=20, handoff=0, strength=1)
+    replace(PLAIN, seed=0, steps=1, guidance=0, handoff=1, strength=0.001)
+
+
+@pytest.mark.parametrize(("guidance", "rows"), [(0, 1), (1, 1), (1.01, 2), (9, 2)])
+def test_guidance_above_one_takes_two_rows(guidance: float, rows: int) -> None:
+    assert replace(PLAIN, guidance=guidance).rows == rows
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_a_sampler_is_named_by_its_solver_and_its_levels(sampler: Sampler) -> None:
+    assert "_".join(filter(None, (sampler.solver, sampler.levels))) == sampler
+
+
+def test_all_that_diffusers_has_can_be_asked_for() -> None:
+    assert len({s.solver for s in Sampler}) == len(Solver)
+    assert Sampler("dpmpp_sde_karras").solver is Solver.DPMPP_SDE
+    assert Sampler("euler_a").levels is Levels.CHECKPOINT
+
+
+def test_an_lcm_takes_no_more_steps_than_it_was_distilled_from() -> None:
+    replace(PLAIN, sampler=Sampler.LCM, steps=50)
+    with pytest.raises(InvalidRequest, match="steps must be between 1 and 50, got 51"):
+        replace(PLAIN, sampler=Sampler.LCM, steps=51)
+
+
+@pytest.mark.parametrize(
+    ("asked", "calls"),
+    [({}, 30), ({"sampler": Sampler.HEUN}, 60), ({"strength": 0.5}, 15), ({"strength": 0.01}, 1)],
+)
+def test_calls_of_the_network_are_known_beforehand(asked: dict[str, Any], calls: int) -> None:
+    assert replace(PLAIN, **asked).calls == calls
+
+
+def test_latents_are_an_eighth_of_the_picture() -> None:
+    assert PLAIN.latent_shape == (96, 128)
+
+
+@pytest.mark.parametrize("weight", [-2.1, 2.01, float("nan")])
+def test_a_lora_weighs_between_minus_two_and_two(weight: float) -> None:
+    replace(PLAIN, loras=(Lora("x", -2), Lora("y", 2)))
+    with pytest.raises(InvalidRequest, match=f"loras must be between -2 and 2, got {weight}"):
+        replace(PLAIN, loras=(Lora("x", weight),))
+
+
+def test_a_lora_is_worn_once() -> None:
+    with pytest.raises(InvalidRequest, match="loras names x more than once"):
+        replace(PLAIN, loras=(Lora("x"), Lora("y"), Lora("x", 0.5)))

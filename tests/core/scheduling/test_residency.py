@@ -1,0 +1,373 @@
+"""Models that come and go: who waits for one, what is loaded next, and what must leave for it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve_app.core.diffusion.sample import Leg, Sample, handed_over, of_model
+from serve_app.core.diffusion.spec import Lora, Stage
+from serve_app.core.scheduling.batching import Seating, seat
+from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, StepScheduler, Work
+from tests.core.scheduling.test_step_scheduler import run, sample, whole
+
+Turn = tuple[Plan[float], tuple[str, ...]]
+
+
+def of(model: str, id: str, steps: int = 4, loras: str = "") -> Sample[float]:
+    """A sample of a model with LoRAs of one letter."""
+    one = of_model(sample(id, steps), model)
+    return replace(one, spec=replace(one.spec, loras=tuple(map(Lora, loras))))
+
+
+class Replica:
+    """A scheduler and a pretended memory for so many models, and what was ever seen of both."""
+
+    def __init__(
+        self,
+        room: int,
+        *,
+        images: int = 2,
+        broken: str = "",
+        sizes: dict[str, BatchSize] | None = None,
+        lora_room: int = 2,
+    ) -> None:
+        self.room, self.lora_room, self.broken = room, lora_room, broken
+        self.here = ["a"]
+        self.worn: dict[str, list[str]] = {"a": []}  # LoRAs attached to each model
+        self.sizes = sizes or {}  # of models that are not as the others
+        self._usual = BatchSize(images, 2 * images)
+        self.scheduler: StepScheduler[float] = StepScheduler(
+            self._batches(), room=room, lora_room=lora_room
+        )
+        self.loads: list[str] = []  # models, and LoRAs as "model+lora"
+
+    def add(self, one: Sample[float]) -> None:
+        self.scheduler.add(one, whole(one))
+
+    def turns(self) -> Iterator[Turn]:
+        while (plan := self.scheduler.plan()) is not None:
+            models = {one.model for one in plan.samples}
+            assert len(models) == 1, "a batch mixes models"
+            if plan.work in (Work.LOAD, Work.ATTACH):
+                (self._load if plan.work is Work.LOAD else self._attach)(plan, *models)
+                if plan.load == self.broken:
+                    for one in plan.samples:
+                        self.scheduler.cancel(one.id)
+                    yield plan, ()
+                    continue
+                yield plan, self._ids(self.scheduler.settle(plan, plan.samples))
+            else:
+                assert models <= set(self.here), "a model that is not here works"
+                sets = {one.loras for one in plan.samples}
+                assert len(sets) == 1, "a batch mixes LoRAs"
+                if plan.work is not Work.DECODE:
+                    worn = self.worn[plan.samples[0].model]
+                    assert {lora.name for lora in sets.pop()} <= set(worn), "a LoRA is not there"
+                yield plan, self._ids(self.scheduler.settle(plan, run(plan)))
+
+    def _attach(self, plan: Plan[float], model: str) -> None:
+        worn = self.worn[model]
+        for gone in plan.drop:
+            worn.remove(gone)
+        if plan.load != self.broken:
+            worn.append(plan.load)
+        most = max(len(one.loras) for one in self.scheduler.samples())
+        assert len(worn) <= max(self.lora_room, most)
+        self.loads.append(f"{model}+{plan.load}")
+        self.scheduler.hold(self._batches(), self.worn)
+
+    def _load(self, plan: Plan[float], model: str) -> None:
+        assert plan.load == model
+        for gone in plan.drop:
+            under_way = {one.model for one in self.scheduler.samples() if one.latents is not None}
+            assert gone not in under_way, "a model goes whose samples are under way"
+            self.here.remove(gone)
+            del self.worn[gone]
+        if model != self.broken:
+            self.here.append(model)
+            self.worn[model] = []
+        assert len(self.here) <= self.room
+        self.loads.append(model)
+        self.scheduler.hold(self._batches(), self.worn)
+
+    def _batches(self) -> dict[str, BatchSize]:
+        return {name: self.sizes.get(name, self._usual) for name in self.here}
+
+    @staticmethod
+    def _ids(done: tuple[Sample[float], ...]) -> tuple[str, ...]:
+        return tuple(one.id for one in done)
+
+
+def test_a_model_is_loaded_once_for_all_that_wait_for_it() -> None:
+    replica = Replica(2)
+    for one in (of("a", "1"), of("b", "2"), of("b", "3")):
+        replica.add(one)
+    turns = list(replica.turns())
+    loads = [plan for plan, _ in turns if plan.work is Work.LOAD]
+    assert [(plan.drop, {s.id for s in plan.samples}) for plan in loads] == [((), {"2", "3"})]
+    steps = [{s.id for s in plan.samples} for plan, _ in turns if plan.work is Work.STEP]
+    assert {"2", "3"} in steps
+    assert (
+        repr(replica.scheduler) == "<StepScheduler 0 waiting | 0 stepping in 0 shapes | 0 decoding>"
+    )
+
+
+def test_a_step_of_others_goes_between_a_prompt_and_a_load() -> None:
+    replica = Replica(2)
+    replica.add(of("a", "1"))
+    running = replica.turns()
+    seen = [next(running)[0].work for _ in range(2)]
+    replica.add(of("b", "2"))
+    seen += [next(running)[0].work for _ in range(4)]
+    assert seen == [Work.CONDITION, Work.STEP, Work.LOAD, Work.CONDITION, Work.STEP, Work.STEP]
+
+
+def test_the_model_longest_without_a_newcomer_goes_and_never_one_at_work() -> None:
+    replica = Replica(2)
+    for one in (of("a", "1"), of("b", "2")):
+        replica.add(one)
+    list(replica.turns())
+    for one in (of("b", "3", 20), of("c", "4", 20)):
+        replica.add(one)
+    drops = [plan.drop for plan, _ in replica.turns() if plan.work is Work.LOAD]
+    assert (drops, set(replica.here)) == ([("a",)], {"b", "c"})
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_a_crowd_for_the_models_that_are_here_does_not_keep_another_away(room: int) -> None:
+    replica = Replica(room)
+    crowd = ["a", "b"][:room]
+    for number, model in enumerate(crowd):
+        replica.add(of(model, f"first {number}", 12))
+    replica.add(of("c", "rare", 4))
+    steps = 0
+    for plan, done in replica.turns():
+        if "rare" in done:
+            break
+        if plan.work is Work.STEP:  # more than there is room for: twelve steps for each one taken
+            steps += 1
+            assert steps < 100, "the rare one starves"
+            for model in crowd:
+                replica.add(of(model, f"{steps} {model}", 12))
+
+
+def test_a_model_that_can_not_be_loaded_ends_only_those_that_wanted_it() -> None:
+    replica = Replica(1, broken="c")
+    for one in (of("a", "1"), of("c", "2"), of("c", "3"), of("b", "4"), of("a", "5")):
+        replica.add(one)
+    ended = [id for _, done in replica.turns() for id in done]
+    assert sorted(ended) == ["1", "4", "5"]
+    assert len(replica.scheduler) == 0
+
+
+def test_who_waits_may_leave_and_the_others_then_need_not_make_room() -> None:
+    replica = Replica(1)
+    replica.add(of("a", "1", 20))
+    running = replica.turns()
+    for _ in range(4):
+        next(running)
+    replica.add(of("b", "2"))
+    replica.add(of("a", "3"))
+    assert {s.id for s in next(running)[0].samples} == {"1"}  # the newcomer of a stands behind b
+    assert replica.scheduler.cancel("2")
+    works = [plan.work for plan, _ in running]
+    assert Work.LOAD not in works
+
+
+def test_there_must_be_room_for_a_model() -> None:
+    with pytest.raises(ValueError, match="room"):
+        StepScheduler({"": BatchSize(1, 2)}, room=0)
+
+
+def test_a_lora_is_attached_once_for_all_that_wait_for_it_and_batches_never_mix() -> None:
+    replica = Replica(1, images=4)
+    for number, loras in enumerate(["", "x", "y", "x", "", "xy", "y", "yx"]):
+        replica.add(of("a", str(number), loras=loras))
+    turns = [plan for plan, _ in replica.turns()]
+    attached = [(p.load, p.drop, {s.id for s in p.samples}) for p in turns if p.work is Work.ATTACH]
+    assert attached == [("x", (), {"1", "3", "5", "7"}), ("y", (), {"2", "6", "5", "7"})]
+    batches = {frozenset(s.id for s in p.samples) for p in turns if p.work is Work.STEP}
+    assert batches >= {frozenset(pair) for pair in ("04", "13", "26", "57")}
+
+
+def test_the_lora_longest_without_a_newcomer_goes_and_never_one_that_is_worn() -> None:
+    replica = Replica(1, lora_room=2)
+    for id, loras in (("1", "x"), ("2", "y")):
+        replica.add(of("a", id, loras=loras))
+    list(replica.turns())
+    for id, loras in (("3", "y"), ("4", "z")):
+        replica.add(of("a", id, 20, loras))
+    drops = [plan.drop for plan, _ in replica.turns() if plan.work is Work.ATTACH]
+    assert (drops, replica.worn) == ([("x",)], {"a": ["y", "z"]})
+
+
+def test_a_model_that_leaves_takes_its_loras_along() -> None:
+    replica = Replica(1)
+    for id, model in (("1", "a"), ("2", "b"), ("3", "a")):
+        replica.add(of(model, id, loras="x"))
+    list(replica.turns())
+    assert replica.loads == ["a+x", "b", "b+x", "a", "a+x"]
+
+
+def test_a_crowd_for_the_loras_that_are_there_does_not_keep_another_away() -> None:
+    replica = Replica(1, lora_room=1)
+    replica.add(of("a", "first", 12, "x"))
+    replica.add(of("a", "rare", 4, "y"))
+    steps = 0
+    for plan, done in replica.turns():
+        if "rare" in done:
+            break
+        if plan.work is Work.STEP:
+            steps += 1
+            assert steps < 100, "the rare one starves"
+            replica.add(of("a", str(steps), 12, "x"))
+
+
+def test_a_lora_that_can_not_be_attached_ends_only_those_that_wanted_it() -> None:
+    replica = Replica(1, broken="z")
+    for number, loras in enumerate(["z", "x", "", "xz", "y"]):
+        replica.add(of("a", str(number), loras=loras))
+    ended = [id for _, done in replica.turns() for id in done]
+    assert sorted(ended) == ["1", "2", "4"]
+
+
+def test_a_picture_that_only_waits_for_its_decoding_waits_for_no_lora() -> None:
+    replica = Replica(1)
+    done = replace(of("a", "done", loras="x"), latents=0.0)
+    replica.scheduler.add(replace(done, index=len(done.schedule)), whole(done))
+    assert [plan.work for plan, _ in replica.turns()] == [Work.DECODE]
+
+
+LORAS = st.sampled_from(["", "", "x", "y", "z", "xy", "zx"])
+ARRIVALS = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.integers(1, 6), LORAS, st.integers(0, 5)), max_size=25
+)
+
+
+@settings(deadline=None)
+@given(room=st.integers(1, 3), lora_room=st.integers(1, 3), arrivals=ARRIVALS)
+def test_whoever_comes_for_whichever_model_and_loras_is_served(
+    room: int, lora_room: int, arrivals: list[tuple[str, int, str, int]]
+) -> None:
+    replica, done = Replica(room, lora_room=lora_room), []
+    for number, (model, steps, loras, pause) in enumerate(arrivals):
+        replica.add(of(model, str(number), steps, loras))
+        for _, (_, ended) in zip(range(pause), replica.turns(), strict=False):
+            done += ended
+    for _, ended in replica.turns():
+        done += ended
+    assert sorted(done, key=int) == [str(number) for number in range(len(arrivals))]
+    assert len(replica.loads) <= sum(1 + len(loras) for _, _, loras, _ in arrivals)
+
+
+def test_seats_are_given_in_order_of_arrival() -> None:
+    waiting = [("1", ["a"]), ("2", ["c"]), ("3", ["a"]), ("4", ["b"]), ("5", ["d"])]
+    assert seat(waiting, ["a", "b"], {"a", "b"}, 2) == Seating(("1", "4"))
+    assert seat(waiting, ["a", "b"], set(), 2) == Seating(("1", "3"), "c", ("b",))
+    assert seat(waiting, ["a", "b"], {"b"}, 3) == Seating(("1", "3", "4"), "c")
+    assert seat([], ["a"], set(), 1) == Seating(())
+
+
+def test_who_needs_several_gets_one_after_another_and_keeps_what_is_there() -> None:
+    waiting = [("1", ["a", "c"]), ("2", ["b"]), ("3", ["a"])]
+    assert seat(waiting, ["a", "b"], {"b"}, 2) == Seating(("3",))  # b is to end
+    assert seat(waiting, ["a", "b"], set(), 2) == Seating(("3",), "c", ("b",))
+    assert seat(waiting, ["a", "b"], set(), 3) == Seating(("2", "3"), "c")
+    assert seat([("1", "abc")], ["a", "b"], {"a"}, 2) == Seating((), "c")  # more than the room
+    assert seat([("1", "d")], ["a", "b", "c"], {"b"}, 2) == Seating((), "d", ("a", "c"))
+
+
+def test_a_step_is_of_one_model_however_many_may_step_together() -> None:
+    replica = Replica(2, images=4)
+    for one in (of("a", "1"), of("b", "2"), of("a", "3"), of("b", "4")):
+        replica.add(replace(one, chunks=1))
+    batches = [
+        {s.model for s in plan.samples} for plan, _ in replica.turns() if plan.work is Work.STEP
+    ]
+    assert {"a"} in batches and {"b"} in batches
+
+
+def test_each_model_steps_as_many_in_as_many_lanes_as_it_was_fitted_for() -> None:
+    replica = Replica(3, images=4, sizes={"b": BatchSize(1, 2), "c": BatchSize(2, 0)})
+    for number in range(3):
+        for model in "abc":
+            replica.add(of(model, f"{model}{number}"))
+    steps = [plan for plan, _ in replica.turns() if plan.work is Work.STEP]
+    seen = {model: set[tuple[int, int]]() for model in "abc"}
+    for plan in steps:
+        seen[plan.samples[0].model].add((len(plan.samples), plan.lanes))
+    assert max(seen["a"]) == (3, 8)
+    assert seen["b"] == {(1, 2)}
+    assert max(seen["c"]) == (2, 4)
+    assert {lanes for _, lanes in seen["a"]} == {8}
+
+
+def test_a_model_that_comes_again_with_less_room_steps_fewer() -> None:
+    replica = Replica(1, images=4)
+    for number in range(4):
+        replica.add(of("a", str(number)))
+    assert max(len(p.samples) for p, _ in replica.turns() if p.work is Work.STEP) == 4
+    replica.add(of("b", "other"))
+    list(replica.turns())
+    replica.sizes["a"] = BatchSize(2, 4)
+    for number in range(4):
+        replica.add(of("a", str(number)))
+    again = [plan for plan, _ in replica.turns() if plan.work is Work.STEP]
+    assert {(len(plan.samples), plan.lanes) for plan in again} == {(2, 4)}
+
+
+def test_a_picture_that_is_done_is_handed_out_before_a_model_is_loaded() -> None:
+    replica = Replica(2)
+    replica.add(of("a", "done", steps=1))
+    works = []
+    for plan, _ in replica.turns():
+        works.append(plan.work)
+        if plan.work is Work.STEP and "other" not in replica.scheduler and len(works) < 4:
+            replica.add(of("b", "other", steps=1))
+    assert works[:4] == [Work.CONDITION, Work.STEP, Work.DECODE, Work.LOAD]
+
+
+def test_a_crowd_of_finished_pictures_does_not_keep_a_model_from_being_loaded() -> None:
+    replica = Replica(2, images=4)
+    for number in range(8):
+        replica.add(of("a", f"done {number}", steps=1))
+    replica.add(of("b", "other", steps=1))
+    works = [plan.work for plan, _ in replica.turns() if plan.work in (Work.DECODE, Work.LOAD)]
+    assert works.index(Work.LOAD) == 1
+    assert works.count(Work.DECODE) == 9
+
+
+@pytest.mark.parametrize("pause", [1, 2, 4])
+def test_base_and_refiner_in_turn_serve_whoever_waits_however_many_come(pause: int) -> None:
+    """A newcomer every `pause` steps, whom the refiner continues. With room for one model, whoever
+    waits for the other is served at the next change, all at once, and the waits do not grow."""
+    replica, born, took = Replica(1, images=4, broken="none"), list[int](), list[int]()
+    steps = 0
+
+    def come() -> None:
+        replica.scheduler.add(of("a", str(len(born))), Leg(Stage.BASE, 3, last=False))
+        born.append(steps)
+
+    come()
+    for plan, done in replica.turns():
+        (here,) = replica.here
+        for id in done:
+            if here == "a":
+                base = replace(of("a", id), index=3, latents=1.0)
+                leg = Leg(Stage.REFINER, 4, last=True)
+                replica.scheduler.add(handed_over(base, Stage.REFINER), leg)
+            else:
+                took.append(steps - born[int(id)])
+        if plan.work is Work.LOAD:
+            waiting = {one.id for one in replica.scheduler.samples() if one.model == here}
+            assert {one.id for one in plan.samples} == waiting, "a change leaves somebody behind"
+        if plan.work is Work.STEP:
+            steps += 1
+            if steps % pause == 0 and len(born) < 200:
+                come()
+    assert len(took) == len(born) == 200
+    assert replica.loads == (["", "a"] * len(replica.loads))[: len(replica.loads)]
+    assert max(took) <= 12

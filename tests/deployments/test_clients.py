@@ -1,0 +1,114 @@
+"""The remote stage over a handle that keeps the contract of Ray's without Ray."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from serve_app.core.capacity.cost_model import Prices
+from serve_app.core.capacity.gpu_time import Spent
+from serve_app.core.diffusion.sample import Leg, begin
+from serve_app.core.diffusion.schedule import make_schedule
+from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.service.events import Arrived, ReplicaFacts, Snapshot
+from serve_app.deployments.clients import RemoteStage
+from tests.support.engine_runs import NOISE
+
+SPEC = ImageSpec(prompt="a", seed=1, width=64, height=64, steps=2, guidance=1)
+SAMPLE: Any = begin("one", SPEC, make_schedule(NOISE, SPEC.sampler, 2, None, 1.0), Stage.BASE)
+LEG = Leg(Stage.BASE, 2, last=True)
+EVENTS = [Snapshot(SAMPLE), Snapshot(SAMPLE), Arrived(SAMPLE, b"png", Spent(1.0), Prices())]
+
+
+class Handle:
+    """A deployment that answers every call with the same events, and counts what was cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled = 0
+
+    def options(self, **_: Any) -> "Handle":
+        return self
+
+    @property
+    def advance(self) -> "Handle":
+        return self
+
+    def remote(self, *_: Any) -> "Handle":
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for event in EVENTS:
+            yield event
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+@pytest.mark.parametrize(("heard", "cancelled"), [(1, 1), (2, 1), (3, 0)])
+async def test_what_is_left_before_its_end_is_cancelled_and_nothing_else(
+    heard: int, cancelled: int
+) -> None:
+    handle: Any = Handle()
+    stage: Any = RemoteStage("base", handle)
+    async with aclosing(stage.advance(SAMPLE, LEG)) as events:
+        for _ in range(heard):
+            await anext(events)
+    assert handle.cancelled == cancelled
+
+
+FACTS = ReplicaFacts(1, "p", "", 0, 0, 0, 0, 0.0, 0.0, 0.0, Prices(), {})
+
+
+class Asked:
+    """A replica that was asked for its facts: it gives them, or it raises, or it is silent."""
+
+    def __init__(self, answer: ReplicaFacts | Exception | None) -> None:
+        self.answer = answer
+
+    async def get_async(self) -> ReplicaFacts:
+        if self.answer is None:
+            await asyncio.Event().wait()
+        if isinstance(self.answer, ReplicaFacts):
+            return self.answer
+        raise self.answer or AssertionError
+
+
+class Replicas:
+    """A deployment that passes a question on to all its replicas."""
+
+    def __init__(self, *answers: ReplicaFacts | Exception | None) -> None:
+        self.asked = [Asked(answer) for answer in answers]
+
+    def options(self, **_: Any) -> "Replicas":
+        return self
+
+    def broadcast(self, method: str) -> "Replicas":
+        assert method == "facts"
+        return self
+
+    async def _fetch_replica_results_async(self) -> list[Asked]:
+        if not self.asked:
+            raise DeploymentUnavailableError(DeploymentID("Base", "aura"))
+        return self.asked
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ((), 0),
+        ((FACTS, FACTS), 2),
+        ((ActorDiedError(), FACTS), 1),
+        ((FACTS, None), 1),  # its node is dead, and nobody has noticed
+        ((None, None), 0),
+    ],
+)
+async def test_facts_are_those_of_the_replicas_that_answer_in_time(
+    answers: tuple[ReplicaFacts | Exception | None, ...], told: int
+) -> None:
+    handle: Any = Replicas(*answers)
+    assert await RemoteStage("base", handle).facts() == [FACTS] * told

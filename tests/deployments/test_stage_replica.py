@@ -1,0 +1,208 @@
+"""A replica without Ray: the plain class, with the demo behind it."""
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serve_app.core.capacity.fleet import Report, key_of
+from serve_app.core.diffusion.sample import Leg, handed_over
+from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.errors import CheckpointError, DeviceError, ProfileChanged
+from serve_app.core.service.events import Arrived, Snapshot
+from serve_app.core.service.metrics import (
+    CANCELS,
+    OWED_SECONDS,
+    QUEUE_SECONDS,
+    STEP_LANES,
+    STEP_ROWS,
+    STEP_SECONDS,
+    Tally,
+)
+from serve_app.deployments.stage_replica import Source, StageConfig, StageReplica
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from tests.support.engine_runs import sample_of
+
+SPEC = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=150, guidance=5)
+END = Leg(Stage.BASE, 150, last=True)
+
+
+def config(folder: Path, device: str = "cpu") -> StageConfig:
+    return StageConfig(
+        models=(Source("demo", folder),),
+        device=device,
+        precision=None,
+        xformers=False,
+        cpu_threads=1,
+        images=2,
+        strict=True,
+        snapshot_every=5,
+    )
+
+
+@pytest.fixture(scope="module")
+def replica() -> StageReplica:
+    one = StageReplica(config(demo_folder(Stage.BASE)))
+    yield one  # type: ignore[misc]
+    one.close()
+
+
+async def test_a_sample_is_walked_with_snapshots_on_the_way_and_a_picture_at_the_end(
+    replica: StageReplica,
+) -> None:
+    spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=40, guidance=5)
+    leg = Leg(Stage.BASE, 40, last=True)
+    events = [event async for event in replica.advance(sample_of(spec, "walk"), leg)]
+    assert all(isinstance(event, Snapshot) for event in events[:-1])
+    end = events[-1]
+    assert isinstance(end, Arrived)
+    assert end.png is not None
+    assert end.png.startswith(b"\x89PNG")
+    while (facts := await replica.facts()).positions:  # its last turn is counted after it is told
+        await asyncio.sleep(0.005)
+    assert 0 < end.spent.seconds <= facts.busy_seconds
+    assert (facts.owed_seconds, facts.wasted_seconds) == (0, 0)
+    assert facts.prices.warm
+    assert end.prices.warm
+
+
+async def test_what_was_cut_from_a_prompt_comes_with_the_picture(replica: StageReplica) -> None:
+    leg, prompt = Leg(Stage.BASE, 1, last=True), "a fox" + " BREAK and" * 31
+    for asked, cut in ((prompt, False), (f"{prompt} BREAK a red star", True)):
+        spec = ImageSpec(prompt=asked, seed=1, width=128, height=128, steps=1, guidance=5)
+        *_, end = [event async for event in replica.advance(sample_of(spec, "long"), leg)]
+        assert [warning.endswith('"a red star"') for warning in end.sample.warnings] == [True] * cut
+
+
+async def test_a_caller_that_goes_away_frees_the_engine_within_a_step(
+    replica: StageReplica,
+) -> None:
+    while (await replica.facts()).positions:  # of the one before
+        await asyncio.sleep(0.005)
+    before = await replica.facts()
+    task = asyncio.create_task(_first_event(replica))
+    while "left" not in (await replica.facts()).positions:
+        await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gone = await replica.facts()
+    while (await replica.facts()).positions:
+        await asyncio.sleep(0.005)
+    after = await replica.facts()
+    assert after.steps - gone.steps <= 2  # the one under way, and one counted since we looked
+    assert after.cancelled == before.cancelled + 1
+
+
+async def _first_event(replica: StageReplica) -> object:
+    return [event async for event in replica.advance(sample_of(SPEC, "left"), END)]
+
+
+async def test_a_named_error_comes_out_by_its_name(replica: StageReplica) -> None:
+
+    stranger = replace(sample_of(SPEC, "stranger"), profile="somebody else's")
+    with pytest.raises(ProfileChanged):
+        _ = [event async for event in replica.advance(stranger, END)]
+
+
+async def test_routers_hear_what_is_left_and_what_it_takes_here(replica: StageReplica) -> None:
+    task = asyncio.create_task(_first_event(replica))
+    key = key_of(sample_of(SPEC, "left"))
+    while key not in (told := Report.unpacked(await replica.record_routing_stats())).left:
+        await asyncio.sleep(0.005)
+    task.cancel()
+    shape, steps, turn = told.left[key]
+    assert shape.startswith(f"({SPEC.height // 8}, {SPEC.width // 8}, ")
+    assert 0 < steps <= SPEC.steps
+    assert turn in told.prices.known
+    assert told.models == ("demo",)
+    again = Report.unpacked(await replica.record_routing_stats())
+    assert (again.number, again.profile) == (told.number + 1, told.profile)
+    while (await replica.facts()).positions:
+        await asyncio.sleep(0.005)
+    numbers = [(await replica.record_routing_stats())["number"] for _ in range(30)]
+    assert 4 <= len(set(numbers)) <= 7
+
+
+async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageReplica) -> None:
+    task = asyncio.create_task(_first_event(replica))
+    while "left" not in (await replica.facts()).positions:
+        await asyncio.sleep(0.005)
+    loop = asyncio.get_running_loop()
+    gaps = []
+    for _ in range(20):
+        began = loop.time()
+        await asyncio.sleep(0.001)
+        gaps.append(loop.time() - began)
+    task.cancel()
+    assert sorted(gaps)[10] < 0.05
+    facts = await replica.facts()
+    assert facts.pid == os.getpid()
+    assert (facts.models, facts.shortfall) == (("demo",), "")
+    replica.check_health()
+
+
+async def test_the_meter_hears_what_the_engine_did_and_then_that_nothing_is_owed() -> None:
+    tally = Tally()
+    one = StageReplica(config(demo_folder(Stage.BASE)), lambda: tally)
+    for walk in range(2):  # between them it has stopped telling
+        spec = replace(SPEC, steps=6, guidance=5 if walk else 1)
+        leg = Leg(Stage.BASE, 6, last=True)
+        _ = [event async for event in one.advance(sample_of(spec, "walk"), leg)]
+        while told := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(told)
+    left = asyncio.create_task(_first_event(one))
+    while "left" not in (await one.facts()).positions:
+        await asyncio.sleep(0.005)
+    left.cancel()
+    await asyncio.wait([left])
+    while (await one.facts()).positions:
+        await asyncio.sleep(0.005)
+    while not tally.value(CANCELS):
+        await asyncio.sleep(0.05)
+    facts = await one.facts()
+    one.close()
+    assert tally.value(CANCELS) == facts.cancelled == 1
+    assert tally.times(STEP_SECONDS, stage=Stage.BASE) == facts.turns >= 12
+    assert tally.value(STEP_SECONDS, stage=Stage.BASE) > 0
+    rows = tally.value(STEP_ROWS, stage=Stage.BASE)
+    assert rows == 6 * 1 + 6 * 2 + (facts.turns - 12) * 2
+    assert tally.value(STEP_LANES, stage=Stage.BASE) == facts.turns * 4
+    assert tally.times(QUEUE_SECONDS, stage=Stage.BASE) in (2, 3)  # it may have left before a step
+    assert tally.times(OWED_SECONDS) >= 2
+    assert tally.value(OWED_SECONDS) == facts.owed_seconds == 0
+
+
+@pytest.mark.parametrize("room", [1, 2])
+async def test_one_replica_runs_base_and_refiner_and_has_tried_both_when_it_is_ready(
+    room: int,
+) -> None:
+    two = (Source("demo", None), Source("polish", None, stage=Stage.REFINER))
+    one = StageReplica(replace(config(demo_folder(Stage.BASE)), models=two, room=room))
+    assert (await one.facts()).models == ("demo", "refiner")
+    spec = replace(SPEC, steps=3)
+    legs = Leg(Stage.BASE, 2, last=False), Leg(Stage.REFINER, 3, last=True)
+    (*_, begun) = [event async for event in one.advance(sample_of(spec), legs[0])]
+    at_the_door = handed_over(begun.sample, Stage.REFINER)
+    (*_, end) = [event async for event in one.advance(at_the_door, legs[1])]
+    one.close()
+    assert begun.png is None
+    assert end.png.startswith(b"\x89PNG")
+    assert (await one.facts()).models == (("refiner", "demo") if room == 1 else ("demo", "refiner"))
+
+
+def test_a_refiner_that_is_not_whole_keeps_a_replica_of_both_from_starting(tmp_path: Path) -> None:
+    two = (Source("demo", None), Source("polish", tmp_path, stage=Stage.REFINER))
+    with pytest.raises(CheckpointError, match=r"polish.* lacks model_index\.json"):
+        StageReplica(replace(config(demo_folder(Stage.BASE)), models=two))
+
+
+def test_a_replica_promised_cuda_that_finds_none_refuses_to_start() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a card")
+    with pytest.raises(DeviceError, match="MODEL_DEVICE=cuda"):
+        StageReplica(config(demo_folder(Stage.BASE), device="cuda"))

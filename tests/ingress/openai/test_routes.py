@@ -1,0 +1,384 @@
+"""The OpenAI routes, asked by OpenAI's own client over HTTP."""
+
+import base64
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import openai
+import pytest
+from PIL import Image
+
+from serve_app.core import errors
+from serve_app.deployments.ledger import Ledger
+from serve_app.ingress.access import Policy, digests
+from serve_app.ingress.openai.routes import ALIASES
+from tests.ingress.conftest import ORIGIN, Client, api_over
+from tests.support.fake_conductor import FACTS, Failing, Painter
+from tests.support.http_server import serving
+
+KEY = "a-key-of-ours"
+POLICY = Policy(keys=digests([KEY]))
+
+
+@pytest.fixture(scope="module")
+def painter() -> Painter:
+    return Painter()
+
+
+@pytest.fixture(scope="module")
+def address(painter: Painter) -> Iterator[str]:
+    with serving(api_over(painter, Ledger(None), policy=POLICY)) as address:
+        yield f"{address}/v1"
+
+
+@pytest.fixture
+def sdk(address: str, painter: Painter) -> Iterator[openai.OpenAI]:
+    """A client that had its base URL changed and nothing else."""
+    painter.asked.clear()
+    with openai.OpenAI(api_key=KEY, base_url=address, max_retries=0) as client:
+        yield client
+
+
+def opened(b64: str | None) -> Image.Image:
+    image = Image.open(BytesIO(base64.b64decode(b64 or "", validate=True)))
+    image.load()
+    return image
+
+
+def file(colour: str = "orange", size: tuple[int, int] = (512, 640), kind: str = "PNG") -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", size, colour).save(buffer, kind, lossless=True)
+    return buffer.getvalue()
+
+
+def test_a_prompt_alone_gives_one_picture(sdk: openai.OpenAI, painter: Painter) -> None:
+    answer = sdk.images.generate(prompt="a red fox")
+    assert answer.data is not None
+    (picture,) = answer.data
+    assert opened(picture.b64_json).size == (1024, 1024)
+    assert (answer.size, answer.output_format, answer.background) == ("1024x1024", "png", "opaque")
+    assert answer.created > 1_700_000_000
+    (spec,) = painter.specs
+    assert (spec.prompt, spec.steps, spec.guidance, spec.handoff) == ("a red fox", 30, 6.9, 0.8)
+
+
+def test_everything_that_can_be_asked_reaches_the_spec(
+    sdk: openai.OpenAI, painter: Painter
+) -> None:
+    answer = sdk.images.generate(
+        prompt="a fox",
+        model="sdxl-base-1.0",
+        n=3,
+        size="1536x1024",
+        response_format="b64_json",
+        extra_body={
+            "seed": 2**32 - 1,
+            "negative_prompt": "dull",
+            "num_inference_steps": 12,
+            "guidance_scale": 4,
+        },
+    )
+    assert answer.data is not None
+    assert [item.model_extra for item in answer.data] == [{"seed": s} for s in (2**32 - 1, 0, 1)]
+    spec = painter.specs[0]
+    assert (spec.width, spec.height, spec.steps, spec.guidance) == (1536, 1024, 12, 4)
+    assert spec.negative_prompt == "dull"
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_a_client_with_a_name_of_openais_in_its_code_is_served(
+    sdk: openai.OpenAI, name: str
+) -> None:
+    """As LibreChat has it: the name fixed, everything else "auto"."""
+    answer = sdk.images.generate(
+        model=name,
+        prompt="a",
+        size="auto",
+        quality="auto",
+        background="auto",
+        moderation="auto",
+        user="somebody",
+    )
+    assert answer.data
+    assert answer.model_extra == {"warnings": []}
+    assert sdk.models.retrieve(name).id == name
+
+
+def test_the_models_there_are(sdk: openai.OpenAI) -> None:
+    (model,) = sdk.models.list()
+    assert (model.id, model.object, model.owned_by) == ("sdxl-base-1.0", "model", "aura-serve")
+    assert (model.model_extra or {})["license"] == "CreativeML Open RAIL++-M"
+    with pytest.raises(openai.NotFoundError, match="gpt-image-1"):
+        sdk.models.retrieve("gpt-4o")
+
+
+@pytest.mark.parametrize(
+    ("quality", "steps"), [("low", 15), ("medium", 30), ("standard", 30), ("high", 50), ("hd", 50)]
+)
+def test_quality_is_a_number_of_steps(
+    sdk: openai.OpenAI, painter: Painter, quality: Any, steps: int
+) -> None:
+    assert sdk.images.generate(prompt="a", quality=quality).quality == quality
+    assert painter.specs[0].steps == steps
+    sdk.images.generate(prompt="a", quality=quality, extra_body={"num_inference_steps": 7})
+    assert painter.specs[1].steps == 7
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_three_formats_are_made_and_all_remember_their_request(
+    sdk: openai.OpenAI, kind: Any
+) -> None:
+    answer = sdk.images.generate(prompt="a red föx", output_format=kind, output_compression=80)
+    assert answer.data is not None
+    image = opened(answer.data[0].b64_json)
+    assert (image.format or "").lower() == answer.output_format == kind
+    told = image.info.get("parameters")
+    if kind != "png":
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+        told = comment.removeprefix(b"UNICODE\0").decode("utf-16-be")
+    assert str(told).startswith("a red föx\nSteps: 30, Sampler: Euler")
+    packet = image.info.get("xmp") or image.info["XML:com.adobe.xmp"].encode()
+    assert b"trainedAlgorithmicMedia" in packet
+
+
+def test_a_size_the_checkpoint_does_not_make_is_fitted_and_told(
+    sdk: openai.OpenAI, painter: Painter
+) -> None:
+    answer = sdk.images.generate(prompt="a", size="3840x2160")
+    spec = painter.specs[0]
+    assert answer.size == f"{spec.width}x{spec.height}"
+    assert abs(spec.width / spec.height - 16 / 9) < 0.02
+    assert "size 3840x2160 was fitted" in str(answer.model_extra)
+
+
+def test_names_that_openai_may_add_make_no_difference_but_a_warning(sdk: openai.OpenAI) -> None:
+    extra = {"frame_count": 4, "user": "x", "style": "vivid"}
+    answer = sdk.images.generate(prompt="a", extra_body=extra)
+    assert answer.model_extra == {
+        "warnings": ["frame_count is not known here and makes no difference"]
+    }
+
+
+def test_what_the_images_warn_of_is_told(sdk: openai.OpenAI, painter: Painter) -> None:
+    painter.warnings = ("the prompt was cut",)
+    answer = sdk.images.generate(prompt="a", extra_body={"frame_count": 4})
+    assert answer.model_extra == {
+        "warnings": [
+            "frame_count is not known here and makes no difference",
+            "the prompt was cut",
+        ]
+    }
+
+
+def test_one_file_or_several_are_edited(sdk: openai.OpenAI, painter: Painter) -> None:
+    answer = sdk.images.edit(
+        image=file(), prompt="warmer", extra_body={"strength": 0.4, "num_inference_steps": 9}
+    )
+    assert answer.data is not None
+    assert [opened(item.b64_json).size for item in answer.data] == [(512, 640)]
+    (spec,) = painter.specs
+    assert (spec.prompt, spec.strength, spec.steps) == ("warmer", 0.4, 9)
+    painter.asked.clear()
+    several = [("a.png", file()), ("b.webp", file("navy", (640, 512), "WEBP"))]
+    both = sdk.images.edit(model="gpt-image-1", image=several, prompt="warmer", n=2)
+    assert [opened(item.b64_json).size for item in both.data or ()] == [(512, 640), (640, 512)]
+    sources = [source or b"" for _, _, source, _ in painter.asked]
+    assert [source[:3] for source in sources] == [b"\xff\xa5\x00", b"\x00\x00\x80"]
+
+
+def test_an_edit_gives_as_many_pictures_as_were_asked_for(
+    sdk: openai.OpenAI, painter: Painter
+) -> None:
+    answer = sdk.images.edit(image=[file(), file(), file()], prompt="a")
+    assert len(answer.data or ()) == len(painter.asked) == 1
+    assert "only the first of 3 pictures count" in str(answer.model_extra)
+    assert len(sdk.images.edit(image=[file(), file()], prompt="a", n=3).data or ()) == 3
+
+
+def test_an_edit_fills_the_size_it_is_asked_for(sdk: openai.OpenAI, painter: Painter) -> None:
+    sdk.images.edit(image=file(), prompt="a", size="1024x1024")
+    assert (painter.specs[0].width, painter.specs[0].height) == (1024, 1024)
+
+
+def test_an_edit_adds_to_the_prompt_that_a_picture_of_ours_remembers(
+    sdk: openai.OpenAI, painter: Painter
+) -> None:
+    made = sdk.images.generate(prompt="misty forest").data
+    assert made is not None
+    sdk.images.edit(image=base64.b64decode(made[0].b64_json or ""), prompt="warmer")
+    assert painter.specs[-1].prompt == "misty forest, warmer"
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "sentence"),
+    [
+        ({"prompt": ""}, "prompt", "must not be empty"),
+        ({"prompt": "a" * 4001}, "prompt", "at most 4000 characters"),
+        ({"n": 11}, "n", "less than or equal to 10"),
+        ({"size": "big"}, "size", 'must be "auto" or WIDTHxHEIGHT'),
+        ({"response_format": "url"}, "response_format", "'b64_json'"),
+        ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
+        ({"background": "transparent"}, "background", "'auto' or 'opaque'"),
+        ({"extra_body": {"stream": True}}, "stream", "pictures come when they are done"),
+        ({"extra_body": {"seed": -1}}, "seed", "must be between 0 and 4294967295"),
+        ({"extra_body": {"guidance_scale": 21}}, "guidance_scale", "must be between 0 and 20"),
+        ({"extra_body": {"num_inference_steps": 0}}, "num_inference_steps", "between 1 and 150"),
+    ],
+)
+def test_what_can_not_be_done_is_told_in_openais_shape(
+    sdk: openai.OpenAI, painter: Painter, asked: dict[str, Any], param: str, sentence: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.images.generate(**({"prompt": "a"} | asked))
+    error = refused.value
+    assert (error.param, error.type, error.code) == (
+        param,
+        "invalid_request_error",
+        "validation_error",
+    )
+    assert sentence in error.message
+    assert not painter.asked
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "sentence"),
+    [
+        ({"mask": file()}, "mask", "there is no inpainting"),
+        ({"extra_body": {"stream": "true"}}, "stream", "pictures come when they are done"),
+        ({"extra_body": {"strength": 0}}, "strength", "must be above 0"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"image": [file()] * 11}, "image", "at most 10 files"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_can_not_be_edited_is_told_in_openais_shape(
+    sdk: openai.OpenAI, painter: Painter, asked: dict[str, Any], param: str, sentence: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.images.edit(**({"image": file(), "prompt": "a"} | asked))
+    assert refused.value.param == param
+    assert sentence in refused.value.message
+    assert not painter.asked
+
+
+def test_a_file_that_is_no_picture_is_told_by_number(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="image 1 is no readable PNG") as refused:
+        sdk.images.edit(image=[file(), b"no picture"], prompt="a", n=2)
+    assert refused.value.code == "invalid_image"
+
+
+def test_a_wrong_key_and_a_wrong_model_raise_what_the_client_knows(address: str) -> None:
+    with openai.OpenAI(api_key="wrong", base_url=address, max_retries=0) as stranger:
+        with pytest.raises(openai.AuthenticationError) as refused:
+            stranger.images.generate(prompt="a")
+        assert refused.value.type == "authentication_error"
+    with (
+        openai.OpenAI(api_key=KEY, base_url=address, max_retries=0) as known,
+        pytest.raises(openai.NotFoundError, match="sdxl-base"),
+    ):
+        known.images.generate(prompt="a", model="../../etc/passwd")
+
+
+def test_a_key_of_idempotency_gives_the_same_picture_again(
+    sdk: openai.OpenAI, painter: Painter
+) -> None:
+    again = {"Idempotency-Key": "once"}
+    first = sdk.images.edit(image=file(), prompt="a", extra_headers=again)
+    second = sdk.images.edit(image=file(), prompt="a", extra_headers=again)
+    assert first.to_dict() == second.to_dict()
+    assert len(painter.asked) == 1
+    with pytest.raises(openai.UnprocessableEntityError):
+        sdk.images.edit(image=file("navy"), prompt="a", extra_headers=again)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "tries"),
+    [
+        (errors.OutOfMemory("no room"), openai.InternalServerError, 2),
+        (errors.DeadlineExceeded("too late"), openai.InternalServerError, 1),
+        (errors.SafetyBlock("refused"), openai.UnprocessableEntityError, 1),
+    ],
+)
+def test_the_client_tries_again_only_what_may_come_right(
+    error: Exception, raised: type[Exception], tries: int
+) -> None:
+    failing = Failing(error, at=0)
+    failing.owed = 0.5  # and so the client waits one second
+    api = api_over(failing, Ledger(None), facts=replace(FACTS, image_count=1))
+    with (
+        serving(api) as address,
+        openai.OpenAI(api_key="any", base_url=f"{address}/v1", max_retries=1) as client,
+        pytest.raises(raised),
+    ):
+        client.images.generate(prompt="a")
+    assert failing.begun == tries
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"no form", "multipart/form-data", 400),
+        (b"no form", "multipart/form-data; boundary=x", 400),
+        (b'{"prompt": "a"}', "application/json", 415),
+        (b"prompt=a", "application/x-www-form-urlencoded", 415),
+    ],
+)
+async def test_an_edit_is_a_form(client: Client, content: bytes, kind: str, status: int) -> None:
+    answer = await client().post(
+        "/v1/images/edits", content=content, headers={"Content-Type": kind}
+    )
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "unicode_escape", "utf-16"])
+async def test_a_form_is_in_utf_8(client: Client, charset: str) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\na\r\n--x--\r\n'
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    headers = {"Content-Type": kind}
+    answer = await client().post("/v1/images/edits", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "charset")
+
+
+@pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "once"}])
+async def test_what_makes_no_difference_may_be_anything(client: Client, key: Any) -> None:
+    deep: Any = 1
+    for _ in range(300):
+        deep = [deep]
+    asked = {"prompt": "a", "user": deep, "metadata": {"a": [1]}}
+    answer = await client().post("/v1/images/generations", json=asked, headers=key)
+    assert answer.status_code == 200, answer.text
+
+
+async def test_a_page_with_openais_javascript_client_may_ask(client: Client) -> None:
+    sent = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-os," + (
+        "x-stainless-package-version,x-stainless-retry-count,x-stainless-runtime,"
+        "x-stainless-runtime-version,x-stainless-timeout"
+    )
+    headers = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": sent,
+    }
+    answer = await client().options("/v1/images/generations", headers=headers)
+    assert answer.status_code == 200
+
+
+async def test_a_field_of_a_form_is_said_once_and_a_file_is_a_file(client: Client) -> None:
+    for files in (
+        [("image", ("a.png", file())), ("prompt", (None, "a")), ("prompt", (None, "b"))],
+        [("image", (None, "text")), ("prompt", (None, "a"))],
+        [("image", ("a.png", file())), ("prompt", ("a.txt", b"a"))],
+        [("prompt", (None, "a"))],
+    ):
+        answer = await client().post("/v1/images/edits", files=files)
+        assert answer.status_code == 400, answer.text
+
+
+async def test_errors_elsewhere_keep_our_own_shape(client: Client) -> None:
+    ours = await client().post("/generate", json={})
+    theirs = await client().post("/v1/images/generations", json={})
+    assert set(ours.json()["error"]) == {"code", "message", "details", "requestId"}
+    assert set(theirs.json()["error"]) == {"message", "type", "param", "code"}

@@ -1,0 +1,167 @@
+"""What a model brings with it to a request, and how it is chosen."""
+
+import base64
+import json
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from serve_app.core.diffusion.model_defaults import Defaults
+from serve_app.core.diffusion.spec import Sampler
+from serve_app.core.service.info import ModelFacts
+from tests.ingress.conftest import Client
+from tests.support.fake_conductor import FACTS, NOISE, Painter
+from tests.support.request_corpus import quarters, saved
+
+LIGHTNING = ModelFacts("fox-lightning", 1024, NOISE, Defaults(8, 1.0, Sampler.EULER_TRAILING))
+FEW = replace(FACTS, models=(LIGHTNING,))
+PICTURE = base64.b64encode(saved(quarters(512, 512))).decode()
+
+
+def record_of(text: str) -> dict[str, Any]:
+    with Image.open(BytesIO(base64.b64decode(text))) as picture:
+        record: dict[str, Any] = json.loads(picture.info["aura"])
+    return record
+
+
+async def test_a_distilled_model_brings_its_own_defaults(client: Client) -> None:
+    alone = client(facts=FEW)
+    for route, body in (
+        ("/generate", {"prompt": "a fox", "temperature": 0.8}),
+        ("/refine", {"prompt": "sharper", "images": [PICTURE]}),
+    ):
+        meta = (await alone.post(route, json=body)).json()["meta"]
+        assert (meta["steps"], meta["guidanceScale"]) == (8, 1.0)
+        assert (meta["sampler"], meta["warnings"]) == ("euler_trailing", [])
+
+
+async def test_what_is_asked_for_wins_over_a_model_s_defaults(client: Client) -> None:
+    alone = client(facts=FEW)
+    asked = {"prompt": "a fox", "steps": 6, "guidanceScale": 2.5, "sampler": "dpmpp_sde"}
+    meta = (await alone.post("/generate", json=asked)).json()["meta"]
+    assert (meta["steps"], meta["guidanceScale"], meta["sampler"]) == (6, 2.5, "dpmpp_sde")
+
+
+async def test_a_temperature_that_counts_for_nothing_is_told(client: Client) -> None:
+    told = await client(facts=FEW).post("/generate", json={"prompt": "a fox", "temperature": 0.1})
+    assert told.json()["meta"]["guidanceScale"] == 1.0
+    assert told.json()["meta"]["warnings"] == [
+        "temperature is ignored: fox-lightning is made for guidanceScale 1"
+    ]
+
+
+async def test_quality_is_no_number_of_steps_to_a_distilled_model(
+    client: Client, painter: Painter
+) -> None:
+    alone = client(facts=FEW)
+    for more in (
+        {"quality": "low"},
+        {"quality": "hd"},
+        {"quality": "hd", "num_inference_steps": 5},
+    ):
+        await alone.post("/v1/images/generations", json={"prompt": "a fox"} | more)
+    assert [spec.steps for spec in painter.specs] == [8, 8, 5]
+
+
+PLAIN = FACTS.model
+SMALL = ModelFacts("fox-small", 512, NOISE, refined=False)
+MANY = replace(FACTS, models=(PLAIN, LIGHTNING, SMALL))
+NAMES = "there is sdxl-base-1.0, fox-lightning, fox-small"
+
+
+async def test_a_request_chooses_a_model_and_its_pictures_remember_it(
+    client: Client, painter: Painter
+) -> None:
+    many = client(facts=MANY)
+    for body, name in (({}, PLAIN.name), ({"model": "fox-lightning"}, "fox-lightning")):
+        answer = await many.post("/generate", json={"prompt": "a fox", "seed": 3} | body)
+        said = answer.json()
+        assert said["meta"]["model"] == painter.specs[-1].model == name
+        record = record_of(said["images"][0])
+        assert (record["request"]["model"], record["models"]["base"]) == (name, name)
+        again = await many.post(record["route"], json=record["request"])
+        assert again.json()["images"] == said["images"][:1]
+
+
+async def test_each_model_has_its_own_sizes(client: Client, painter: Painter) -> None:
+    many = client(facts=MANY)
+    await many.post("/generate", json={"prompt": "a", "model": "fox-small"})
+    assert (painter.specs[-1].width, painter.specs[-1].height) == (512, 512)
+    body = {"prompt": "a", "model": "fox-small", "width": 2048, "height": 512}
+    assert (await many.post("/generate", json=body)).status_code == 400
+    body = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": "fox-small"}}
+    await many.post("/refine", json=body)
+    assert (painter.specs[-1].width, painter.specs[-1].model) == (512, "fox-small")
+
+
+async def test_a_model_that_the_refiner_does_not_continue_makes_the_whole_image(
+    client: Client, painter: Painter
+) -> None:
+    many = client(facts=MANY)
+    meta = (await many.post("/generate", json={"prompt": "a", "model": "fox-small"})).json()["meta"]
+    assert (meta["refined"], meta["warnings"]) == (False, [])
+    body = {"prompt": "a", "model": "fox-small", "refine": True}
+    meta = (await many.post("/generate", json=body)).json()["meta"]
+    assert (meta["refined"], painter.specs[-1].handoff) == (False, 1.0)
+    assert meta["warnings"] == [
+        "the refiner does not continue pictures of fox-small: base made the whole image"
+    ]
+    alone = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": FACTS.refiner}}
+    assert (await many.post("/refine", json=alone)).json()["meta"]["refined"]
+    refused = await many.post("/refine", json=alone | {"model": "fox-small"})
+    assert refused.status_code == 400
+    assert "does not continue pictures of fox-small" in refused.text
+
+
+@pytest.mark.parametrize("name", ["fox", "../../etc/passwd", "/models/sdxl", ""])
+@pytest.mark.parametrize("where", ["model", "config.modelPath", "openai"])
+async def test_an_unknown_name_is_told_the_names_there_are_and_never_repeated(
+    client: Client, where: str, name: str
+) -> None:
+    body: dict[str, object] = {"prompt": "a", "images": [PICTURE], "model": name}
+    route = {"model": "/refine", "config.modelPath": "/refine", "openai": "/v1/images/generations"}
+    if where == "config.modelPath":
+        body = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": name}}
+    if where == "openai":
+        body.pop("images")
+    answer = await client(facts=MANY).post(route[where], json=body)
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert error["code"].upper() == "MODEL_NOT_FOUND"
+    assert NAMES in error["message"]
+    assert not name or (f" {name} " not in error["message"] and "/" not in error["message"])
+
+
+async def test_both_names_of_the_field_must_agree(client: Client, painter: Painter) -> None:
+    many = client(facts=MANY)
+    body = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": "fox-small"}}
+    assert (await many.post("/refine", json=body | {"model": "fox-small"})).status_code == 201
+    refused = await many.post("/refine", json=body | {"model": PLAIN.name})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == (
+        "config.modelPath is fox-small, but model says sdxl-base-1.0"
+    )
+
+
+async def test_openai_s_clients_choose_too_and_their_own_names_mean_the_default(
+    client: Client, painter: Painter
+) -> None:
+    many = client(facts=MANY)
+    for name, meant in (("fox-small", "fox-small"), ("dall-e-3", PLAIN.name), (None, PLAIN.name)):
+        body = {"prompt": "a", "model": name}
+        assert (await many.post("/v1/images/generations", json=body)).status_code == 200
+        assert painter.specs[-1].model == meant
+    form = {"prompt": "a", "model": "fox-small"}
+    files = {"image": ("a.png", base64.b64decode(PICTURE), "image/png")}
+    assert (await many.post("/v1/images/edits", data=form, files=files)).status_code == 200
+    assert painter.specs[-1].model == "fox-small"
+    listed = (await many.get("/v1/models")).json()["data"]
+    assert [one["id"] for one in listed] == list(MANY.names)
+
+
+async def test_health_lists_the_models(client: Client) -> None:
+    said = (await client(facts=MANY).get("/health")).json()
+    assert (said["model"], said["models"]) == (PLAIN.name, list(MANY.names))

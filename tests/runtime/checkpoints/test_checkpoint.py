@@ -1,0 +1,137 @@
+"""Folders that are not whole: each is named in one line with the command that mends it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from serve_app.core.diffusion.model_defaults import Defaults
+from serve_app.core.diffusion.schedule import NoiseConfig
+from serve_app.core.diffusion.spec import Sampler, Stage
+from serve_app.core.errors import CheckpointError
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, check_pair, inspect, parameters
+
+Break = Callable[[Path], object]
+
+
+@pytest.fixture
+def base(checkpoints: dict[Stage, Checkpoint], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoints[Stage.BASE].folder, tmp_path / "sdxl"))
+
+
+def pickle_instead(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+
+
+def pickle_in_disguise(folder: Path) -> None:
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"PK\x03\x04" + bytes(99))
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def edit(name: str, **changes: object) -> Break:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | changes))
+
+    return change
+
+
+BROKEN: dict[str, tuple[Break, str]] = {
+    "missing": (lambda f: shutil.rmtree(f), "does not exist"),
+    "a file": (lambda f: (shutil.rmtree(f), f.touch()), "is not a folder"),
+    "no index": (lambda f: (f / "model_index.json").unlink(), "lacks model_index.json"),
+    "bad index": (lambda f: (f / "model_index.json").write_text("{"), "unreadable model_index"),
+    "a listed index": (lambda f: (f / "model_index.json").write_text("[]"), "unreadable model_ind"),
+    "no unet": (edit("model_index.json", unet=[None, None]), "lacks unet in model_index.json"),
+    "no vae folder": (lambda f: shutil.rmtree(f / "vae"), "lacks its folder vae"),
+    "no weights": (
+        lambda f: (f / "text_encoder/model.safetensors").unlink(),
+        "lacks the weights of text_encoder",
+    ),
+    "a pickle": (pickle_instead, "holds a pickle in unet, where only safetensors are loaded"),
+    "a disguise": (pickle_in_disguise, "which is no safetensors file inside"),
+    "truncated": (truncate, "truncated unet/diffusion_pytorch_model.safetensors"),
+    "inpainting": (edit("unet/config.json", in_channels=9), "is not SDXL"),
+    "an LCM that is told its guidance": (
+        edit("unet/config.json", time_cond_proj_dim=256),
+        "is told its guidance as a number (time_cond_proj_dim)",
+    ),
+    "odd scheduler": (
+        edit("scheduler/scheduler_config.json", beta_schedule="sigmoid"),
+        "beta_schedule='sigmoid'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(BROKEN))
+def test_a_broken_folder_is_told_in_one_line(base: Path, name: str) -> None:
+    damage, sentence = BROKEN[name]
+    damage(base)
+    with pytest.raises(CheckpointError) as refused:
+        inspect(base, Stage.BASE)
+    line = str(refused.value)
+    assert line.startswith(f"MODEL_CHECKPOINT_DIR={base} ")
+    assert sentence in line
+    assert line.endswith("Get it whole with: python -m serve_app download sdxl")
+    assert "\n" not in line
+
+
+def test_a_whole_folder_tells_what_it_is(checkpoints: dict[Stage, Checkpoint]) -> None:
+    base, refiner = checkpoints[Stage.BASE], checkpoints[Stage.REFINER]
+    assert (base.name, base.native, base.variant) == ("demo", 128, None)
+    assert (base.aesthetics, base.zeros_for_absent) == (False, True)
+    assert (refiner.aesthetics, refiner.zeros_for_absent) == (True, False)
+    assert base.noise.spacing == "leading"
+    check_pair(base, refiner)
+
+
+def test_a_distilled_folder_is_known_by_its_name_its_origin_or_its_scheduler(base: Path) -> None:
+    assert inspect(base, Stage.BASE).defaults == Defaults()
+    edit("model_index.json", _name_or_path="stabilityai/sdxl-turbo")(base)
+    assert inspect(base, Stage.BASE).defaults.sampler is Sampler.EULER_A_TRAILING
+    edit("model_index.json", _name_or_path="")(base)
+    edit("scheduler/scheduler_config.json", _class_name="LCMScheduler")(base)
+    assert inspect(base, Stage.BASE).defaults.sampler is Sampler.LCM
+    moved = base.rename(base.with_name("sdxl-lightning-4step"))
+    assert inspect(moved, Stage.BASE).defaults.sampler is Sampler.EULER_TRAILING
+
+
+def test_half_precision_files_are_a_variant(base: Path) -> None:
+    for weights in base.rglob("*.safetensors"):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    assert inspect(base, Stage.BASE).variant == "fp16"
+    for weights in (base / "unet").glob("*.safetensors"):
+        weights.rename(weights.with_name("diffusion_pytorch_model.fp16-00001-of-00001.safetensors"))
+    assert inspect(base, Stage.BASE).variant == "fp16"
+
+
+def test_the_headers_tell_how_many_parameters_would_be_loaded(base: Path) -> None:
+    counted = parameters(inspect(base, Stage.BASE))
+    for name, count in counted.items():
+        (file,) = (base / name).glob("*.safetensors")
+        assert count == sum(tensor.numel() for tensor in load_file(file).values())
+    assert set(counted) == {"unet", "vae", "text_encoder", "text_encoder_2"}
+    unet = base / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(unet, unet.with_suffix(".fp16.safetensors"))
+    both = inspect(base, Stage.BASE)
+    assert both.variant is None and parameters(both) == counted  # the full files are loaded
+
+
+def test_a_refiner_of_another_noise_is_refused(checkpoints: dict[Stage, Checkpoint]) -> None:
+    other = replace(checkpoints[Stage.REFINER], noise=NoiseConfig())
+    with pytest.raises(CheckpointError, match=r"MODEL_REFINER_CHECKPOINT_DIR=.*noise schedule"):
+        check_pair(checkpoints[Stage.BASE], other)
+
+
+def test_a_refiner_needs_one_text_encoder_only(checkpoints: dict[Stage, Checkpoint]) -> None:
+    with pytest.raises(CheckpointError, match=r"lacks text_encoder in model_index.json"):
+        inspect(checkpoints[Stage.REFINER].folder, Stage.BASE)

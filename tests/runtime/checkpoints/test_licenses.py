@@ -1,0 +1,51 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serve_app.core.diffusion.spec import Stage
+from serve_app.runtime.checkpoints.checkpoint import REPOSITORY, Checkpoint
+from serve_app.runtime.checkpoints.licenses import RAIL, RESTRICTIONS, license_of, license_on_card
+
+
+@pytest.fixture
+def sdxl(tmp_path: Path, checkpoints: dict[Stage, Checkpoint]) -> Checkpoint:
+    return replace(checkpoints[Stage.BASE], name="sdxl-base", folder=tmp_path)
+
+
+def test_a_folder_that_says_nothing_is_taken_for_sdxl_and_told_so(sdxl: Checkpoint) -> None:
+    told = license_of(sdxl)
+    assert told.name == f"{RAIL} (assumed: its folder does not say)"
+    assert "stable-diffusion-xl-base-1.0" in told.url
+    assert told.restrictions == RESTRICTIONS
+    refiner = license_of(replace(sdxl, stage=Stage.REFINER))
+    assert "stable-diffusion-xl-refiner-1.0" in refiner.url
+
+
+def test_the_text_in_the_folder_is_passed_on(sdxl: Checkpoint) -> None:
+    (sdxl.folder / "LICENSE.md").write_text("CreativeML Open RAIL++-M License\n…")
+    told = license_of(sdxl)
+    assert (told.name, told.restrictions) == (RAIL, RESTRICTIONS)
+    assert told.text.startswith("CreativeML")
+
+
+def test_a_fine_tune_has_the_licence_its_card_names(sdxl: Checkpoint) -> None:
+    (sdxl.folder / "README.md").write_text("---\nlicense: openrail++\n---\n")
+    assert license_of(sdxl).name == RAIL
+    (sdxl.folder / "README.md").write_text("---\nlicense: other\nlicense_name: sai-nc\n---\n")
+    told = license_of(sdxl)
+    assert (told.name, told.restrictions) == ("sai-nc", ())
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_the_demo_is_free_and_says_so(checkpoints: dict[Stage, Checkpoint], stage: Stage) -> None:
+    told = license_of(checkpoints[stage])
+    assert (told.name, told.restrictions) == ("apache-2.0", ())
+    assert "Apache License" in told.text
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_sdxl_s_own_licence_is_known_whatever_a_mirror_s_card_says(stage: Stage) -> None:
+    told = license_on_card(REPOSITORY[stage], "mit", "https://mirror.example")
+    assert (told.name, told.restrictions) == (RAIL, RESTRICTIONS)
+    assert told.url == f"https://huggingface.co/{REPOSITORY[stage]}/blob/main/LICENSE.md"

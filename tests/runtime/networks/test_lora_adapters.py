@@ -1,0 +1,348 @@
+"""LoRAs on the demo: each picture wears its own and equals stock's, to the byte in any company, and
+what has left leaves nothing behind."""
+
+import gc
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, Stage
+from serve_app.core.errors import CheckpointError, ModelUnavailable
+from serve_app.core.scheduling.memory_plan import Fit, Rung
+from serve_app.runtime.build import assemble
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
+from serve_app.runtime.checkpoints.lora_file import LoraFile, inspect_lora
+from serve_app.runtime.engine import Engine
+from serve_app.runtime.memory.device import Device, open_device
+from serve_app.runtime.memory.memory_probe import Placement
+from serve_app.runtime.memory.model_cache import Shelf
+from serve_app.runtime.networks.conditioning import Conditioner
+from serve_app.runtime.networks.denoiser import UNetDenoiser
+from serve_app.runtime.networks.loading import load
+from serve_app.runtime.networks.lora_adapters import PeftAdapters
+from serve_app.runtime.networks.vae import VaePixels
+from serve_app.runtime.stage_model import Parts, StageModel
+from tests.support.engine_runs import Heard, drain, sample_of, walk, whole
+from tests.support.lora_files import lora_file, merged
+from tests.support.reference_diffusers import Stock
+
+SPEC = ImageSpec(prompt="a red circle", seed=3, width=128, height=128, steps=5, guidance=5)
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "q_proj", "out_proj")
+Files = dict[str, LoraFile]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The same LoRA in three ways of writing, and others of other ranks, seeds and layers."""
+    folder, demo = tmp_path_factory.mktemp("loras"), demo_folder(Stage.BASE)
+    made = {
+        "kohya": lora_file(demo, folder / "kohya.safetensors"),
+        "peft": lora_file(demo, folder / "peft.safetensors", style="peft"),
+        "diffusers": lora_file(demo, folder / "diffusers.safetensors", style="diffusers"),
+        "first": lora_file(
+            demo,
+            folder / "first.safetensors",
+            style="processors",
+            layers=ATTENTION[:4],
+            networks=["unet"],
+        ),
+        "likewise": lora_file(
+            demo, folder / "likewise.safetensors", layers=ATTENTION[:4], networks=["unet"]
+        ),
+        "some": lora_file(demo, folder / "some.safetensors", layers=ATTENTION),
+        "sgm": lora_file(demo, folder / "sgm.safetensors", layers=ATTENTION, style="sgm"),
+        "soft.v1": lora_file(demo, folder / "soft.safetensors", seed=1, ranks=[3], alphas=[1.5]),
+        "unet": lora_file(
+            demo, folder / "unet.safetensors", seed=2, networks=["unet"], layers=["to_q", "to_v"]
+        ),
+        "text": lora_file(
+            demo, folder / "text.safetensors", seed=3, networks=["text_encoder_2"], by=0.6
+        ),
+    }
+    return {name: inspect_lora(file, name) for name, file in made.items()}
+
+
+def engine_over(
+    checkpoint: Checkpoint, device: Device, files: Mapping[str, LoraFile], room: int = 2
+) -> Engine:
+    make = partial(assemble, checkpoint, device, images=2, strict=True, loras=files)
+    ticks = count()  # a second a look, so that every step has its snapshot
+    shelf = Shelf({"demo": make}, lora_room=room)
+    return Engine(shelf, snapshot_every=1, clock=lambda: float(next(ticks)))
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Device:
+    """One thread: LoRAs are small, and two threads would wait for each other."""
+    return open_device("cpu", precision="fp32", xformers=False, cpu_threads=1)
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files) -> Engine:
+    return engine_over(checkpoints[Stage.BASE], cpu, files)
+
+
+def wearing(*loras: tuple[str, float], **others: object) -> ImageSpec:
+    return replace(SPEC, loras=tuple(Lora(*lora) for lora in loras), **others)
+
+
+def painted(engine: Engine, *specs: ImageSpec) -> list[bytes]:
+    return [p.tobytes() for p in walk({Stage.BASE: engine}, [(spec, None) for spec in specs])]
+
+
+@pytest.fixture
+def tailored(checkpoints: dict[Stage, Checkpoint]) -> Iterator[Stock]:
+    """Stock pipelines of this test alone."""
+    yield Stock.over(checkpoints)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # of stock itself
+@pytest.mark.parametrize(
+    "worn",
+    [
+        [("kohya", 1.0)],
+        [("peft", -0.7)],
+        [("diffusers", 0.4)],
+        [("soft.v1", 1.0), ("unet", 0.6), ("text", 1.3)],
+    ],
+    ids=lambda worn: "+".join(name for name, _ in worn),
+)
+def test_a_picture_with_loras_is_stock_diffusers_own(
+    engine: Engine, files: Files, tailored: Stock, worn: list[tuple[str, float]]
+) -> None:
+    for number, (name, _) in enumerate(sorted(worn)):
+        path = files[name].path
+        tailored.base.load_lora_weights(
+            str(path.parent), weight_name=path.name, adapter_name=f"stock{number}"
+        )
+    names = [f"stock{number}" for number in range(len(worn))]
+    tailored.base.set_adapters(names, [weight for _, weight in sorted(worn)])
+    spec = wearing(*worn)
+    (ours,) = walk({Stage.BASE: engine}, [(spec, None)])
+    assert abs(ours.astype(int) - tailored.picture(spec)).max() <= 2
+    assert ours.tobytes() not in painted(engine, SPEC)
+
+
+def test_the_way_it_is_written_changes_no_byte(engine: Engine) -> None:
+    names = ("kohya", "peft", "diffusers", "some", "sgm", "first", "likewise")
+    one, two, three, some, sgm, first, likewise = painted(
+        engine, *(wearing((name, 1.0)) for name in names)
+    )
+    assert one == two == three
+    assert some == sgm != one
+    assert first == likewise != some
+
+
+@pytest.mark.parametrize("style", ["kohya", "peft"])
+def test_layers_with_ranks_and_alphas_of_their_own_count_as_their_file_says(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, tmp_path: Path, style: str
+) -> None:
+    """Stock diffusers gives most layers the commonest alpha, so the formula is the measure."""
+    demo, path = demo_folder(Stage.BASE), tmp_path / "a.safetensors"
+    lora_file(demo, path, style=style, ranks=[2, 4, 8], alphas=[1, 4, 4, 6, 2], by=0.2)
+    file = {"a": inspect_lora(path, "a")}
+    (worn,) = walk(
+        {Stage.BASE: engine_over(checkpoints[Stage.BASE], cpu, file)}, [(wearing(("a", 0.8)), None)]
+    )
+    folder = merged(demo, tmp_path / "merged", path, style, weight=0.8)
+    other = replace(inspect(folder, Stage.BASE), name="demo")
+    (said,) = walk({Stage.BASE: engine_over(other, cpu, {})}, [(SPEC, None)])
+    assert abs(worn.astype(int) - said).max() <= 2
+    (bare,) = walk({Stage.BASE: engine_over(checkpoints[Stage.BASE], cpu, {})}, [(SPEC, None)])
+    assert abs(bare.astype(int) - said).max() > 20
+
+
+def test_a_file_that_was_trained_with_dropout_drops_nothing_here(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, tmp_path: Path
+) -> None:
+    path, layers = tmp_path / "a.safetensors", ["to_q", "to_v"]
+    trained = {"r": 4, "lora_alpha": 4, "target_modules": layers, "lora_dropout": 0.5}
+    told = json.dumps({f"unet.{name}": value for name, value in trained.items()})
+    pictures = []
+    for notes in ({}, {"lora_adapter_metadata": told}):
+        lora_file(
+            demo_folder(Stage.BASE),
+            path,
+            style="peft",
+            networks=["unet"],
+            layers=layers,
+            notes={"format": "pt"} | notes,
+        )
+        file = {"a": inspect_lora(path, "a")}
+        wearer = engine_over(checkpoints[Stage.BASE], cpu, file)
+        pictures += [painted(wearer, wearing(("a", 1.0)))[0] for _ in range(2)]
+    assert len(set(pictures)) == 1
+
+
+def crowd() -> list[ImageSpec]:
+    """Two LoRAs at once, with all that may differ beside them."""
+    return [
+        SPEC,
+        replace(SPEC, seed=5, steps=3),
+        wearing(("soft.v1", 1.0)),
+        wearing(("soft.v1", 1.0), seed=9, steps=9, negative_prompt="blur"),
+        wearing(("unet", 1.0)),
+        wearing(("unet", 1.0), seed=8, guidance=1.0, sampler=Sampler.EULER_A),
+        wearing(("unet", 0.5)),
+        wearing(("unet", 1.0), ("soft.v1", 1.0)),
+    ]
+
+
+@pytest.mark.parametrize("room", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_loras_asked_for_at_once_change_their_own_pictures_alone(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, room: int
+) -> None:
+    alone = []
+    for names in ([], ["soft.v1"], ["unet"], ["soft.v1", "unet"]):
+        lone = engine_over(checkpoints[Stage.BASE], cpu, {name: files[name] for name in names})
+        alone += [
+            painted(lone, spec)[0]
+            for spec in crowd()
+            if names == sorted(lora.name for lora in spec.loras)
+        ]
+    together = engine_over(checkpoints[Stage.BASE], cpu, files, room)
+    assert painted(together, *crowd()) == alone
+    assert len(set(alone)) == len(alone)
+    assert painted(together, *reversed(crowd())) == alone[::-1]
+
+
+def test_the_order_they_are_asked_in_and_one_that_weighs_nothing_change_no_byte(
+    engine: Engine,
+) -> None:
+    some = [("unet", 1.0), ("soft.v1", 0.5)]
+    one, other, more = (wearing(*worn) for worn in (some, some[::-1], [*some, ("text", 0.0)]))
+    assert len(set(painted(engine, one, other, more))) == 1
+    assert "text" not in engine.shelf.loras["demo"]
+
+
+def test_an_image_continues_with_what_it_wears(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, engine: Engine, files: Files
+) -> None:
+    first, heard = sample_of(wearing(("soft.v1", 1.0))), Heard()
+    engine.submit(first, whole(first), heard)
+    drain(engine)
+    another, again = engine_over(checkpoints[Stage.BASE], cpu, files), Heard()
+    snapshot = next(one for one in heard.snapshots if one.index == 3)
+    another.submit(snapshot, whole(first), again)
+    drain(another)
+    assert np.array_equal(again.picture, heard.picture)
+
+
+def test_layers_and_encoders_that_only_visit_the_device_wear_them_too(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, engine: Engine
+) -> None:
+    base = checkpoints[Stage.BASE]
+    modules = load(base, cpu)
+    Placement(modules, cpu).take((Rung.TEXT_ON_CPU, Rung.UNET_ON_CPU))
+    model = StageModel(
+        profile=cpu.profile(Stage.BASE, 4, base.name),
+        fit=Fit(2),
+        device=cpu,
+        parts=Parts(
+            Conditioner(modules.prompts, base),
+            UNetDenoiser(modules.unet, base.noise.prediction_type, cpu.dtype),
+            VaePixels(modules.vae, cpu.torch_device),
+            PeftAdapters(modules, files),
+        ),
+    )
+    specs = [wearing(("soft.v1", 1.0)), SPEC, wearing(("kohya", 1.0))]
+    assert painted(Engine(Shelf.of(model), snapshot_every=9), *specs) == painted(engine, *specs)
+
+
+def test_a_lora_that_has_no_place_in_the_model_is_refused_whole(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, tmp_path: Path
+) -> None:
+    tensors = load_file(files["peft"].path)
+    other, wide = tmp_path / "other.safetensors", tmp_path / "wide.safetensors"
+    save_file(tensors | {"unet.elsewhere.to_q.lora_A.weight": torch.ones(4, 96)}, other)
+    save_file(
+        {name: tensor.repeat(1, 2, *[1] * (tensor.dim() - 2)) for name, tensor in tensors.items()},
+        wide,
+    )
+    modules = load(checkpoints[Stage.BASE], cpu)
+    before = [(name, tensor.clone()) for name, tensor in modules.unet.state_dict().items()]
+    bad = {path.stem: inspect_lora(path, path.stem) for path in (other, wide)}
+    changed = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "new.safetensors"), "new")
+    lora_file(demo_folder(Stage.BASE), changed.path, seed=9)
+    bad["new"] = changed
+    adapters = PeftAdapters(modules, bad | files)
+    adapters.attach("unet")
+    for name in bad:
+        with pytest.raises(CheckpointError, match=f"the LoRA {name} does not fit"):
+            adapters.attach(name)
+    assert adapters.attached == ("unet",)
+    adapters.detach("unet")
+    after = {name.replace(".base_layer", ""): t for name, t in modules.unet.state_dict().items()}
+    assert after.keys() == dict(before).keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before)
+
+
+def test_one_that_can_not_be_attached_ends_its_own_samples_alone_and_is_not_tried_at_once_again(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, tmp_path: Path
+) -> None:
+    gone = lora_file(demo_folder(Stage.BASE), tmp_path / "gone.safetensors", networks=["unet"])
+    there = {"gone": inspect_lora(gone, "gone"), "unet": files["unet"]}
+    kept = gone.rename(tmp_path / "kept.safetensors")
+    now = [0.0]
+    make = partial(assemble, checkpoints[Stage.BASE], cpu, images=2, strict=True, loras=there)
+    engine = Engine(Shelf({"demo": make}, lora_room=2, clock=lambda: now[0]), snapshot_every=9)
+
+    def ask() -> dict[str, Heard]:
+        heard = {name: Heard() for name in ("gone", "unet")}
+        for name, listener in heard.items():
+            sample = sample_of(wearing((name, 1.0), steps=1), name)
+            engine.submit(sample, whole(sample), listener)
+        drain(engine)
+        return heard
+
+    for _ in range(2):
+        heard = ask()
+        assert isinstance(heard["gone"].failed.error, ModelUnavailable)
+        assert str(heard["gone"].failed.error) == (
+            "the LoRA gone can't be loaded; the service's log says why"
+        )
+        assert heard["unet"].finished
+        if kept.exists():
+            kept.rename(gone)  # back again, but nobody looks yet
+    now[0] = 61.0
+    assert ask()["gone"].finished
+    engine.check()
+
+
+@pytest.mark.parametrize("rounds", [12, pytest.param(100, marks=pytest.mark.long)])
+def test_switching_leaves_nothing_behind(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, rounds: int
+) -> None:
+    """Of tensors none; of memory less than the LoRAs of the rounds, had each been kept."""
+    names = ("kohya", "soft.v1", "peft")
+    make = partial(assemble, checkpoints[Stage.BASE], cpu, images=1, strict=False, loras=files)
+    engine = Engine(Shelf({"demo": make}, lora_room=1), snapshot_every=9)
+    pictures: dict[str, set[bytes]] = {name: set() for name in names}
+
+    def switch(times: int) -> None:
+        for number in range(times):
+            name = names[number % 3]
+            pictures[name] |= set(painted(engine, wearing((name, 1.0), steps=1, guidance=1.0)))
+        gc.collect()
+
+    def tensors() -> int:
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    switch(6)
+    before, memory = tensors(), psutil.Process().memory_info().rss
+    switch(rounds)
+    assert tensors() == before
+    more = psutil.Process().memory_info().rss - memory
+    print(f"{rounds} switches: {more / 1e6:+.1f} MB")
+    assert more < 8e6 + rounds * files["kohya"].numbers  # of four bytes each
+    assert {name: len(seen) for name, seen in pictures.items()} == dict.fromkeys(names, 1)

@@ -1,0 +1,120 @@
+"""The picture filter against the stock checker behind the stock image processor."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPImageProcessorPil
+
+from serve_app.core.diffusion.sample import itinerary
+from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.errors import CheckpointError, SafetyBlock
+from serve_app.runtime.build import assemble
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, check_checker
+from serve_app.runtime.engine import Engine
+from serve_app.runtime.memory.device import Device
+from serve_app.runtime.memory.model_cache import Shelf
+from serve_app.runtime.networks.quiet import diffusers
+from serve_app.runtime.networks.safety_checker import PictureChecker
+from serve_app.runtime.networks.vae import Picture
+from tests.support.engine_runs import Heard, drain, sample_of, walk
+
+SIDE = 32
+SPEC = ImageSpec(prompt="a", seed=3, width=128, height=128, steps=2, guidance=1)
+
+
+def picture(seed: int, width: int = 90, height: int = 60) -> Picture:
+    draw = np.random.default_rng(seed)
+    coarse = draw.integers(0, 256, (height // 10, width // 10, 3), np.uint8)
+    return coarse.repeat(10, axis=0).repeat(10, axis=1)
+
+
+def checker_of(folder: Path, forbidden: Picture) -> Path:
+    """A small checker of random weights whose one concept is a picture."""
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": 8,
+    }
+    stock = CLIPImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+    )
+    kind = diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker
+    checker = kind(CLIPConfig(vision_config=vision, projection_dim=16)).eval()
+    with torch.no_grad():
+        seen = stock(forbidden, return_tensors="pt").pixel_values
+        checker.concept_embeds[0] = checker.visual_projection(checker.vision_model(seen)[1])[0]
+        checker.concept_embeds_weights.fill_(2.0)  # out of reach
+        checker.concept_embeds_weights[0] = 0.998
+        checker.special_care_embeds_weights.fill_(2.0)
+    checker.save_pretrained(folder, safe_serialization=True)
+    stock.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return checker_of(tmp_path / "checker", picture(0))
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (64, 64), (200, 70), (30, 20)])
+def test_a_picture_is_prepared_as_stock_prepares_it(
+    folder: Path, cpu: Device, size: tuple[int, int]
+) -> None:
+    ours = PictureChecker(folder, cpu)._prepared(picture(1, *size))
+    stock = CLIPImageProcessorPil.from_pretrained(folder)
+    theirs = stock(picture(1, *size), return_tensors="pt").pixel_values
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_what_is_near_a_concept_is_refused_and_nothing_else(folder: Path, cpu: Device) -> None:
+    check_checker(folder)
+    checker = PictureChecker(folder, cpu)
+    assert checker.refuses_picture(picture(0))
+    assert not any(checker.refuses_picture(picture(seed)) for seed in range(1, 6))
+    assert not checker.refuses_prompt("anything")
+
+
+def test_a_refused_picture_ends_in_a_named_error_and_no_other_does(
+    tmp_path: Path, cpu: Device, checkpoints: dict[Stage, Checkpoint]
+) -> None:
+    def engine(safety: PictureChecker | None) -> Engine:
+        model = assemble(checkpoints[Stage.BASE], cpu, images=1, strict=True, safety=safety)
+        return Engine(Shelf.of(model), snapshot_every=1)
+
+    (made,) = walk({Stage.BASE: engine(None)}, [(SPEC, None)])
+    careful = engine(PictureChecker(checker_of(tmp_path / "checker", made), cpu))
+    heard = Heard()
+    sample = sample_of(SPEC)
+    careful.submit(sample, itinerary(sample.schedule, 1.0, refiner=False)[0], heard)
+    drain(careful)
+    assert isinstance(heard.failed.error, SafetyBlock)
+
+
+@pytest.mark.parametrize("breakage", ["no folder", "no config", "pickle", "truncated"])
+def test_a_broken_checker_is_told_before_anything_starts(folder: Path, breakage: str) -> None:
+    weights = folder / "model.safetensors"
+    if breakage == "no folder":
+        folder = folder / "missing"
+    elif breakage == "no config":
+        (folder / "config.json").unlink()
+    elif breakage == "pickle":
+        weights.rename(folder / "pytorch_model.bin")
+    else:
+        weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"SAFETY_CHECKER_DIR=.*hf download"):
+        check_checker(folder)
+
+
+def test_the_mean_and_spread_of_the_folder_count(folder: Path, cpu: Device) -> None:
+    file = folder / "preprocessor_config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}))
+    ours = PictureChecker(folder, cpu)._prepared(np.full((40, 40, 3), 255, np.uint8))
+    assert torch.allclose(ours, torch.ones_like(ours))

@@ -1,0 +1,183 @@
+"""Strict mode's promise: the same bytes alone, in any slot, beside anybody, and resumed."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from serve_app.core.diffusion.sample import Leg
+from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
+from serve_app.runtime.engine import Engine
+from serve_app.runtime.memory.model_cache import Shelf
+from serve_app.runtime.networks.vae import encode_png
+from serve_app.runtime.stage_model import StageModel
+from tests.runtime.conftest import IMAGES, Engines
+from tests.support.engine_runs import Heard, drain, sample_of, walk, whole
+
+SPEC = ImageSpec(
+    prompt="a red fox in the snow", seed=7, width=128, height=128, steps=8, guidance=6.9
+)
+SPECS = {
+    "euler": SPEC,
+    "unguided": replace(SPEC, guidance=1.0),
+    "euler_a": replace(SPEC, sampler=Sampler.EULER_A, negative_prompt="blur"),
+    "dpmpp_2m_karras": replace(SPEC, sampler=Sampler.DPMPP_2M_KARRAS),
+    "unipc": replace(SPEC, sampler=Sampler.UNIPC),
+    "heun": replace(SPEC, sampler=Sampler.HEUN),
+    "dpmpp_sde_karras": replace(SPEC, sampler=Sampler.DPMPP_SDE_KARRAS),
+    "odd size": replace(SPEC, width=152, height=104, sampler=Sampler.DPMPP_2M),
+    "three chunks": replace(SPEC, prompt="a red fox BREAK in the (deep:1.4) snow BREAK at night"),
+}
+# What a kernel sees of them is the rows, the picture and the chunks; the rest is arithmetic by row,
+# of which one slot is enough here, and the long tests have them all.
+TELLING = ("euler", "unguided", "odd size", "three chunks")
+asked = pytest.mark.parametrize("spec", list(SPECS.values()), ids=list(SPECS))
+seated = pytest.mark.parametrize(
+    ("spec", "slot"),
+    [
+        pytest.param(
+            spec,
+            slot,
+            marks=() if name in TELLING or slot == IMAGES - 1 else pytest.mark.long,
+            id=f"{name}-{slot}",
+        )
+        for name, spec in SPECS.items()
+        for slot in range(IMAGES)
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def alone(models: dict[str, dict[Stage, StageModel]]) -> Callable[[ImageSpec], bytes]:
+    """The bytes of a picture that nobody shared a batch with."""
+
+    @cache
+    def drawn(spec: ImageSpec) -> bytes:
+        engine = Engine(Shelf.of(models["strict"][Stage.BASE]), snapshot_every=1)
+        return encode_png(walk({Stage.BASE: engine}, [(spec, None)])[0])
+
+    return drawn
+
+
+def stranger(draw: random.Random, like: ImageSpec) -> ImageSpec:
+    """Anybody who may share a batch: another prompt of as many chunks, another seed, sampler,
+    guidance and number of steps."""
+    more = " BREAK and more" * like.prompt.count("BREAK")
+    return replace(
+        like,
+        prompt=f"stranger {draw.random()}{more}",
+        seed=draw.randrange(2**32),
+        steps=draw.randrange(1, 40),
+        guidance=draw.choice([1.0, 1.5, 5.0, 9.0]),
+        # Heun's steps take twice the calls, which would change who is the most urgent.
+        sampler=draw.choice([s for s in Sampler if s.calls == like.sampler.calls]),
+        negative_prompt=draw.choice([None, "", "dull"]),
+    )
+
+
+@seated
+def test_the_bytes_are_the_same_in_every_slot_beside_strangers(
+    engines: Engines, alone: Callable[[ImageSpec], bytes], spec: ImageSpec, slot: int
+) -> None:
+    draw = random.Random(slot)
+    # The most urgent sits in the first slot: shorter strangers come before, longer ones after.
+    company = [
+        replace(stranger(draw, spec), steps=spec.steps - 1 if place < slot else spec.steps + 5)
+        for place in range(IMAGES - 1)
+    ]
+    company.insert(slot, spec)
+    pictures = walk(engines(), [(one, None) for one in company])
+    assert encode_png(pictures[slot]) == alone(spec)
+
+
+@asked
+def test_the_bytes_are_the_same_when_strangers_come_and_go(
+    engines: Engines, alone: Callable[[ImageSpec], bytes], spec: ImageSpec
+) -> None:
+    draw = random.Random(3)
+    engine = engines()[Stage.BASE]
+    heard, nobody = Heard(), Heard()
+    engine.submit(sample_of(spec), whole(sample_of(spec)), heard)
+    number = 0
+    while not heard.ended:
+        if draw.random() < 0.4:
+            number += 1
+            guest = stranger(draw, spec)
+            if draw.random() < 0.3:  # one who can't share its batch
+                guest = replace(guest, prompt=f"{guest.prompt} BREAK again")
+            sample = sample_of(guest, f"guest {number}")
+            engine.submit(sample, whole(sample), nobody)
+        if draw.random() < 0.2:
+            engine.cancel(f"guest {draw.randrange(1, number + 2)}", nobody)
+        engine.turn()
+    engine.close()
+    assert number > 2
+    assert encode_png(heard.picture) == alone(spec)
+
+
+@asked
+def test_the_bytes_are_the_same_continued_from_a_snapshot_at_every_step(
+    engines: Engines, spec: ImageSpec
+) -> None:
+    clock = iter(range(10**6))  # a second a look: every step is old enough for a snapshot
+    template = engines()[Stage.BASE]
+    first = Engine(template.shelf, snapshot_every=1, clock=lambda: next(clock))
+    heard, leg = Heard(), whole(sample_of(spec))
+    first.submit(sample_of(spec), leg, heard)
+    drain(first)
+    assert [s.index for s in heard.snapshots] == list(range(1, leg.stop + 1))
+    elsewhere, resumed = engines()[Stage.BASE], [Heard() for _ in heard.snapshots]
+    for snapshot, listener in zip(heard.snapshots, resumed, strict=True):
+        elsewhere.submit(replace(snapshot, id=f"from {snapshot.index}"), leg, listener)
+    drain(elsewhere)
+    for snapshot, listener in zip(heard.snapshots, resumed, strict=True):
+        assert encode_png(listener.picture) == encode_png(heard.picture), snapshot.index
+    assert elsewhere.facts().steps == sum(leg.stop - one.index for one in heard.snapshots)
+
+
+@pytest.mark.parametrize("more", ["", " BREAK on a (hill:1.2) BREAK at night"])
+def test_the_bytes_are_the_same_through_base_and_refiner_in_company(
+    engines: Engines, more: str
+) -> None:
+    spec = replace(SPEC, prompt=SPEC.prompt + more, handoff=0.6, sampler=Sampler.EULER_A)
+    draw = random.Random(5)
+    company = [spec, *(replace(stranger(draw, spec), handoff=0.6) for _ in range(5))]
+    together = walk(engines(refiner=True), [(one, None) for one in company])
+    alone = walk(engines(refiner=True), [(spec, None)])
+    assert encode_png(together[0]) == encode_png(alone[0])
+
+
+def test_the_bytes_are_the_same_beside_prompts_of_other_lengths(
+    engines: Engines, alone: Callable[[ImageSpec], bytes]
+) -> None:
+    long = SPECS["three chunks"]
+    company = [SPEC, long, replace(SPECS["euler_a"], negative_prompt="blur BREAK grey"), SPEC, long]
+    pictures = walk(engines(), [(one, None) for one in company])
+    assert [encode_png(picture) for picture in pictures] == [alone(one) for one in company]
+    assert alone(SPEC) != alone(long)
+
+
+def test_the_bytes_are_the_same_from_an_image_in_company(engines: Engines, photo: bytes) -> None:
+    spec = replace(SPEC, strength=0.6, sampler=Sampler.DPMPP_2M)
+    draw = random.Random(6)
+    together = walk(engines(), [(spec, photo), *((stranger(draw, SPEC), None) for _ in range(4))])
+    alone = walk(engines(), [(spec, photo)])
+    assert encode_png(together[0]) == encode_png(alone[0])
+
+
+def test_another_batch_size_does_move_the_last_bits(engines: Engines) -> None:
+    """The control: what strict mode forbids really changes bits, so its tests can fail."""
+    draw = random.Random(7)
+    latents = []
+    for company in ([], [stranger(draw, SPEC) for _ in range(3)]):
+        engine, heard = engines("fast")[Stage.BASE], Heard()
+        leg = Leg(Stage.BASE, SPEC.steps, last=True)
+        engine.submit(sample_of(SPEC), leg, heard)
+        for number, guest in enumerate(company):
+            guest_leg = Leg(Stage.BASE, guest.steps, last=True)
+            engine.submit(sample_of(guest, f"guest {number}"), guest_leg, Heard())
+        drain(engine)
+        latents.append(heard.finished.sample.latents)
+    assert (latents[0] != latents[1]).any()

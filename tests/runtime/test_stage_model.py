@@ -1,0 +1,119 @@
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.core.diffusion.spec import ImageSpec, Sampler
+from serve_app.core.errors import OperatorError
+from serve_app.runtime.memory.memory_probe import lanes_for
+from serve_app.runtime.networks.denoiser import Point
+from serve_app.runtime.noise import Noise
+from serve_app.runtime.stage_model import Live, Packed, packed, unpacked
+from tests.support.analytic_model import CPU, ConstantDenoiser, analytic_model
+from tests.support.engine_runs import sample_of
+
+SPEC = ImageSpec(prompt="a fox", seed=9, width=64, height=64, steps=10, guidance=5)
+
+
+def live(sample: Packed) -> Live:
+    return unpacked(sample, CPU.torch_device)
+
+
+def test_noise_is_the_same_in_and_out_of_order() -> None:
+    generator = torch.Generator().manual_seed(9)
+    plain = [torch.randn(1, 4, 8, 8, generator=generator)[0] for _ in range(4)]
+    noise = Noise(9, (8, 8))
+    for number in (0, 1, 2, 3, 1, 3, 0):
+        assert torch.equal(noise.draw(number, CPU.torch_device), plain[number])
+
+
+def test_an_image_from_noise_begins_with_its_first_draw() -> None:
+    model = analytic_model(ConstantDenoiser())
+    begun = model.condition(live(sample_of(SPEC)))
+    assert begun.latents is not None
+    scale = begun.schedule.initial_scale
+    assert torch.equal(begun.latents, Noise(9, (8, 8)).draw(0, CPU.torch_device) * scale)
+    assert (begun.draws, begun.profile) == (1, model.profile.name)
+
+
+def test_a_conditioned_sample_says_how_long_its_prompts_are_and_what_to_warn_of() -> None:
+    model = analytic_model(ConstantDenoiser())
+    spec = replace(SPEC, prompt="a fox! BREAK in the snow", negative_prompt="a BREAK b BREAK c")
+    begun = model.condition(live(sample_of(spec)))
+    assert begun.shape == (8, 8, 3, "")
+    assert begun.warnings == ("the prompt shouts",)
+    again = model.condition(live(packed(begun)))
+    assert (again.chunks, again.warnings) == (begun.chunks, begun.warnings)
+    unguided = model.condition(live(sample_of(replace(spec, guidance=1.0), "unguided")))
+    assert unguided.chunks == 2
+
+
+def test_an_image_from_an_image_uses_the_second_draw_after_the_posteriors() -> None:
+    model = analytic_model(ConstantDenoiser())
+    spec = ImageSpec(
+        prompt="a fox", seed=9, width=64, height=64, steps=10, guidance=5, strength=0.5
+    )
+    grey = np.full(64 * 64 * 3, 51, np.uint8).tobytes()
+    begun = model.encode(model.condition(live(sample_of(spec, source=grey))))
+    noise = Noise(9, (8, 8)).draw(1, CPU.torch_device)
+    assert begun.latents is not None
+    expected = 0.2 + begun.schedule.sigmas[5] * noise
+    assert torch.allclose(begun.latents, expected, atol=1e-5)
+    assert begun.source is None
+    assert begun.draws == 2
+
+
+def test_an_ancestral_image_draws_on_and_a_resumed_one_draws_what_comes_next() -> None:
+    spec = ImageSpec(
+        prompt="a fox", seed=9, width=64, height=64, steps=10, guidance=5, sampler=Sampler.EULER_A
+    )
+    first, second = analytic_model(ConstantDenoiser()), analytic_model(ConstantDenoiser())
+    (walked,) = first.step([first.condition(live(sample_of(spec)))], 8)
+    assert walked.draws == 2
+    (there,) = first.step([walked], 8)
+    (resumed,) = second.step([second.condition(live(packed(walked)))], 8)
+    assert there.latents is not None
+    assert resumed.latents is not None
+    assert torch.equal(there.latents, resumed.latents)
+
+
+def test_a_sample_without_latents_or_guide_is_a_mistake_that_is_named() -> None:
+    model = analytic_model(ConstantDenoiser())
+    fresh = live(sample_of(SPEC))
+    with pytest.raises(ValueError, match="no latents yet"):
+        model.step([fresh], 8)
+    with pytest.raises(ValueError, match="no base image"):
+        model.encode(fresh)
+
+
+class LongSlotDenoiser(ConstantDenoiser):
+    """Breaks the promise for prompts of more than one chunk."""
+
+    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
+        if points[0].guide.chunks == 1:
+            return x
+        return x * torch.arange(1.0, len(points) + 1).view(-1, 1, 1, 1)
+
+
+class SlotDenoiser(ConstantDenoiser):
+    """Breaks the promise: what comes out depends on the slot."""
+
+    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
+        return x * torch.arange(1.0, len(points) + 1).view(-1, 1, 1, 1)
+
+
+def test_a_machine_that_breaks_the_promise_is_found_out() -> None:
+    analytic_model(ConstantDenoiser()).prove_lanes()
+    with pytest.raises(OperatorError, match="MODEL_DETERMINISM=strict can't be kept"):
+        analytic_model(SlotDenoiser()).prove_lanes()
+    with pytest.raises(OperatorError, match="MODEL_DETERMINISM=strict can't be kept"):
+        analytic_model(LongSlotDenoiser()).prove_lanes()
+    analytic_model(SlotDenoiser(), lanes=0).prove_lanes()
+
+
+@pytest.mark.parametrize(("images", "lanes"), [(1, 2), (2, 4), (3, 8), (4, 8), (5, 16), (8, 16)])
+def test_lanes_are_a_power_of_two_with_room_for_every_image_guided(images: int, lanes: int) -> None:
+    assert lanes_for(images, strict=True) == lanes
+    assert lanes_for(images, strict=False) == 0

@@ -1,0 +1,95 @@
+"""Doubles with known answers: real implementations of the runtime's contracts."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from serve_app.core.diffusion.numeric_profile import NumericProfile
+from serve_app.core.diffusion.prompt import parse
+from serve_app.core.diffusion.spec import Lora, Stage
+from serve_app.core.scheduling.memory_plan import Fit
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from serve_app.runtime.memory.device import Device
+from serve_app.runtime.networks.conditioning import Conditioner
+from serve_app.runtime.networks.denoiser import Point
+from serve_app.runtime.networks.lora_adapters import Adapters
+from serve_app.runtime.networks.text_encoders import Reading
+from serve_app.runtime.networks.vae import Picture, Pixels
+from serve_app.runtime.stage_model import Parking, Parts, StageModel
+from tests.support.engine_runs import NOISE
+
+CPU = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
+CHECKPOINT = Checkpoint(Stage.BASE, Path(), "analytic", NOISE, 64, None, False, True)
+
+
+class ConstantDenoiser:
+    """Every picture is the same shade: every sampler must land on it exactly.
+
+    It counts calls and rows, can be held at a gate, and can be told to fail.
+    """
+
+    def __init__(self, target: float = 0.25) -> None:
+        self.target = target
+        self.batches: list[tuple[int, int]] = []  # samples and lanes of each call
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failures: list[Exception] = []
+
+    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
+        assert self.gate.wait(10)
+        if self.failures:
+            raise self.failures.pop(0)
+        self.batches.append((len(points), lanes))
+        return torch.full_like(x, self.target)
+
+
+class MeanPixels:
+    """A picture's shade is its latents' mean."""
+
+    def decode(self, latents: torch.Tensor) -> Picture:
+        side = np.full((latents.shape[1] * 8, latents.shape[2] * 8, 3), 255, np.uint8)
+        return (side * float(latents.mean())).astype(np.uint8)
+
+    def encode(self, picture: Picture, posterior_noise: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(posterior_noise, float(picture.mean()) / 255)
+
+
+class BlankPrompts:
+    """Every prompt is zeros, a chunk for each of its sections; a shouted one is warned of."""
+
+    def read(self, prompt: str, name: str) -> Reading:
+        warnings = (f"the {name} shouts",) if "!" in prompt else ()
+        return Reading(tuple(((),) for _ in parse(prompt)), warnings)
+
+    def encode(
+        self, reading: Reading, chunks: int, loras: tuple[Lora, ...] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(77 * chunks, 8), torch.zeros(4)
+
+
+def analytic_model(
+    denoiser: ConstantDenoiser,
+    *,
+    lanes: int = 8,
+    stage: Stage = Stage.BASE,
+    model: str = "analytic",
+    images: int = 4,
+    adapters: Adapters | None = None,
+    parking: Parking | None = None,
+    pixels: Pixels | None = None,
+) -> StageModel:
+    profile = NumericProfile(
+        stage, "cpu", "float32", "float32", "none", lanes, (), 1, "analytic", model
+    )
+    return StageModel(
+        profile=profile,
+        fit=Fit(images),
+        device=CPU,
+        parts=Parts(
+            Conditioner(BlankPrompts(), CHECKPOINT), denoiser, pixels or MeanPixels(), adapters
+        ),
+        parking=parking,
+    )

@@ -1,0 +1,99 @@
+"""The oracle: bare stock diffusers, one image at a time, as its documentation says to use it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline
+from PIL import Image
+
+from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from tests.support.reference_schedulers import stock_scheduler
+
+Pixels = np.ndarray[Any, np.dtype[np.int16]]
+
+
+@dataclass
+class Stock:
+    """Stock pipelines over the same folders as ours."""
+
+    base: Any
+    base_from_image: Any
+    refiner: Any
+    noise: dict[str, Any]  # scheduler_config.json as it was, before any sampler put its flags in
+    drawn: dict[tuple[ImageSpec, bytes | None, bool], Pixels] = field(default_factory=dict)
+
+    @classmethod
+    def over(cls, checkpoints: dict[Stage, Checkpoint]) -> "Stock":
+        base = DiffusionPipeline.from_pretrained(
+            checkpoints[Stage.BASE].folder, dtype=torch.float32, add_watermarker=False
+        )
+        refiner = DiffusionPipeline.from_pretrained(
+            checkpoints[Stage.REFINER].folder, dtype=torch.float32, add_watermarker=False
+        )
+        from_image = StableDiffusionXLImg2ImgPipeline(**base.components, add_watermarker=False)
+        for pipeline in (base, refiner, from_image):
+            pipeline.set_progress_bar_config(disable=True)
+        return cls(base, from_image, refiner, dict(base.scheduler.config))
+
+    def scheduler(self, sampler: Sampler) -> Any:
+        return stock_scheduler(sampler, self.noise)
+
+    def picture(
+        self, spec: ImageSpec, source: bytes | None = None, *, refine: bool = False
+    ) -> Pixels:
+        """The picture of a spec: base alone, or base and refiner, from noise or from an image.
+
+        Drawn once, however many tests hold theirs against it.
+        """
+        asked = spec, source, refine
+        if asked not in self.drawn:
+            self.drawn[asked] = self._draw(spec, source, refine)
+        return self.drawn[asked]
+
+    def _draw(self, spec: ImageSpec, source: bytes | None, refine: bool) -> Pixels:
+        generator = torch.Generator("cpu").manual_seed(spec.seed)
+        asked: dict[str, Any] = {
+            "prompt": spec.prompt,
+            "negative_prompt": spec.negative_prompt,
+            "num_inference_steps": spec.steps,
+            "guidance_scale": spec.guidance,
+            "generator": generator,
+        }
+        first: dict[str, Any] = dict(asked, output_type="latent" if refine else "pil")
+        if refine:
+            first["denoising_end"] = spec.handoff
+        if source is None:
+            pipeline = self.base
+            first |= {"height": spec.height, "width": spec.width}
+        else:
+            pipeline = self.base_from_image
+            first |= {"image": as_image(spec, source), "strength": spec.strength}
+        pipeline.scheduler = self.scheduler(spec.sampler)
+        image = pipeline(**first).images[0]
+        if refine:
+            self.refiner.scheduler = self.scheduler(spec.sampler)
+            image = self.refiner(
+                **asked, image=image[None], denoising_start=spec.handoff, output_type="pil"
+            ).images[0]
+        return np.asarray(image, dtype=np.int16)
+
+    def refined_alone(self, spec: ImageSpec, source: bytes) -> Pixels:
+        """A base image through the refiner alone."""
+        self.refiner.scheduler = self.scheduler(spec.sampler)
+        image = self.refiner(
+            prompt=spec.prompt,
+            negative_prompt=spec.negative_prompt,
+            num_inference_steps=spec.steps,
+            guidance_scale=spec.guidance,
+            generator=torch.Generator("cpu").manual_seed(spec.seed),
+            image=as_image(spec, source),
+            strength=spec.strength,
+        ).images[0]
+        return np.asarray(image, dtype=np.int16)
+
+
+def as_image(spec: ImageSpec, source: bytes) -> Image.Image:
+    return Image.frombytes("RGB", (spec.width, spec.height), source)

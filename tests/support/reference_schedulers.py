@@ -1,0 +1,44 @@
+"""The oracle of schedules and steps: the diffusers class and options that each sampler equals."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    UniPCMultistepScheduler,
+)
+
+from serve_app.core.diffusion.spec import Levels, Sampler, Solver
+
+_CLASSES: dict[Solver, tuple[Any, dict[str, Any]]] = {
+    Solver.EULER: (EulerDiscreteScheduler, {}),
+    Solver.EULER_A: (EulerAncestralDiscreteScheduler, {}),
+    Solver.HEUN: (HeunDiscreteScheduler, {}),
+    Solver.DDIM: (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
+    Solver.DPMPP_2M: (DPMSolverMultistepScheduler, {}),
+    Solver.DPMPP_2M_SDE: (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    Solver.DPMPP_SDE: (
+        DPMSolverSinglestepScheduler,
+        {"algorithm_type": "sde-dpmsolver++", "lower_order_final": True},
+    ),
+    Solver.UNIPC: (UniPCMultistepScheduler, {}),
+    Solver.LCM: (LCMScheduler, {}),
+}
+_OPTIONS: dict[Levels, dict[str, Any]] = {
+    Levels.CHECKPOINT: {},
+    Levels.KARRAS: {"use_karras_sigmas": True},
+    Levels.EXPONENTIAL: {"use_exponential_sigmas": True},
+    Levels.TRAILING: {"timestep_spacing": "trailing"},
+}
+
+
+def stock_scheduler(sampler: Sampler, config: Mapping[str, Any]) -> Any:
+    """The scheduler of a sampler over a `scheduler_config.json`."""
+    made, options = _CLASSES[sampler.solver]
+    return made.from_config({**config, **options, **_OPTIONS[sampler.levels]})
