@@ -20,27 +20,32 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import __version__
-from serve_app.config.app_args import AppArgs, Scale
-from serve_app.config.catalog import BATCH, choose_device, find_checkpoints, service_facts
+from serve_app.config.app_args import AppArgs, DeploymentScale
+from serve_app.config.catalog import (
+    DEFAULT_BATCH_IMAGES,
+    choose_device,
+    find_checkpoints,
+    service_info,
+)
 from serve_app.config.settings import Settings
-from serve_app.core.capacity.demand import as_numbers
-from serve_app.core.capacity.routing import DEPTH
+from serve_app.core.capacity.demand import to_wire
+from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
-from serve_app.core.service.info import ServiceFacts
+from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.moderation import WordList
-from serve_app.core.service.rate_limit import Allowance
-from serve_app.deployments.autoscaling import POOL
+from serve_app.core.service.rate_limit import RateLimit
+from serve_app.deployments.autoscaling import MAX_TOTAL_REPLICAS
 from serve_app.deployments.clients import RemoteLedger, RemoteStage
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.deployments.replica_counts import ingress_replicas, stage_replicas
 from serve_app.deployments.router import REPORTS_EVERY
-from serve_app.deployments.stage_replica import LoraSource, Source, StageConfig, StageReplica
-from serve_app.ingress.access import Policy, digests
+from serve_app.deployments.stage_replica import LoraSource, ModelSource, StageConfig, StageReplica
+from serve_app.ingress.access import AccessPolicy, digests
 from serve_app.ingress.app import build_api
-from serve_app.ingress.job_service import Desk
+from serve_app.ingress.job_service import JobService
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 
@@ -54,12 +59,14 @@ _HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head 
 class IngressConfig:
     """All an ingress replica needs to know, by value; of keys it has the digests alone."""
 
-    facts: ServiceFacts
-    policy: Policy
-    words: tuple[str, ...]
-    allowance: Allowance | None
-    pool: int | None = None  # replicas of the stages that scale, all together; None: no limit
-    resting: tuple[Stage, ...] = ()  # which may have none
+    info: ServiceInfo
+    access_policy: AccessPolicy
+    blocked_words: tuple[str, ...]
+    rate_limit: RateLimit | None
+    max_total_replicas: int | None = (
+        None  # replicas of the stages that scale, all together; None: no limit
+    )
+    scale_to_zero: tuple[Stage, ...] = ()  # which may have none
 
 
 class Ingress:
@@ -75,16 +82,16 @@ class Ingress:
         self._config = config
         self._meter = RayMeter()
         clients = _clients(base, refiner)
-        self._conductor = Conductor(*clients, config.facts.models, self._meter, config.resting)
+        self._conductor = Conductor(*clients, config.info.models, self._meter, config.scale_to_zero)
         here = serve.get_replica_context()
         self._all = serve.get_deployment_handle(here.deployment, here.app_name)
-        self._desk = Desk(
+        self._desk = JobService(
             self._conductor,
             RemoteLedger(ledger),
-            config.facts,
-            words=WordList(config.words) if config.words else None,
-            allowance=config.allowance,
-            halt=self._halt_everywhere,
+            config.info,
+            prompt_filter=WordList(config.blocked_words) if config.blocked_words else None,
+            rate_limit=config.rate_limit,
+            cancel_everywhere=self._halt_everywhere,
         )
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -93,8 +100,8 @@ class Ingress:
         return build_api(
             self._desk,
             self._conductor,
-            config.facts,
-            config.policy,
+            config.info,
+            config.access_policy,
             version=__version__,
             proxy_names=True,
             meter=self._meter,
@@ -102,8 +109,12 @@ class Ingress:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What is wanted of the stages by what was accepted here: Serve tells it to the policy."""
-        numbers = as_numbers(await self._conductor.demands())
-        return numbers if self._config.pool is None else numbers | {POOL: self._config.pool}
+        numbers = to_wire(await self._conductor.demands())
+        return (
+            numbers
+            if self._config.max_total_replicas is None
+            else numbers | {MAX_TOTAL_REPLICAS: self._config.max_total_replicas}
+        )
 
     async def halt(self, job: str) -> None:
         """The job is cancelled, if it is worked at here."""
@@ -112,7 +123,7 @@ class Ingress:
     async def drain(self) -> None:
         """Nothing new is taken, all that was accepted has ended, and the ledger knows."""
         await self._conductor.drain()
-        await self._desk.settle()
+        await self._desk.drain()
 
     async def __del__(self) -> None:
         """Serve calls this before a replica retires; jobs whose caller left would else be lost."""
@@ -138,7 +149,7 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
     lineup = find_checkpoints(settings)
     refiner = lineup.refiner
     gpus = min(gpus_there, settings.total_gpus or gpus_there)
-    args = args.settled(device, gpus, refiner=refiner is not None)
+    args = args.with_defaults(device, gpus, refiner=refiner is not None)
     scales = args.scales(refiner=refiner is not None)
     if device == "cuda" and gpus_there < 1 and scales[0].num_gpus is None:
         raise SettingsError(
@@ -146,15 +157,13 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
             "nvidia-smi, or set MODEL_DEVICE=cpu. Where GPU nodes come later, say num_gpus: 1 for "
             "each stage in the args"
         )
-    images = settings.model_max_batch_size or BATCH[device]
+    images = settings.model_max_batch_size or DEFAULT_BATCH_IMAGES[device]
     share = args.gpu_share(gpus, refiner=refiner is not None)
-    pool = args.pool(settings.total_gpus, device, share, refiner=refiner is not None)
+    pool = args.max_total_replicas(settings.total_gpus, device, share, refiner=refiner is not None)
     threads = settings.model_cpu_threads or _threads(scales, cpus)
-    loras = tuple(
-        LoraSource(one.facts.name, one.file.path, one.facts.models) for one in lineup.loras
-    )
+    loras = tuple(LoraSource(one.info.name, one.file.path, one.info.models) for one in lineup.loras)
 
-    def bind_stage(name: str, scale: Scale, *checkpoints: Checkpoint) -> Application:
+    def bind_stage(name: str, scale: DeploymentScale, *checkpoints: Checkpoint) -> Application:
         gpus = scale.gpus_on(device, share)
         config = StageConfig(
             models=tuple(map(_source, checkpoints)),
@@ -162,37 +171,37 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
             precision=settings.model_precision,
             xformers=settings.enable_xformers,
             cpu_threads=threads,
-            images=images,
+            max_batch_images=images,
             strict=settings.model_determinism == "strict",
-            snapshot_every=settings.snapshot_every,
-            safety=settings.safety_checker_dir,
-            room=settings.models_in_memory,
+            snapshot_interval_steps=settings.snapshot_every,
+            safety_checker_dir=settings.safety_checker_dir,
+            max_loaded_models=settings.models_in_memory,
             loras=loras if checkpoints[0].stage is Stage.BASE else (),
-            lora_room=settings.loras_in_memory,
-            share=min(gpus or 1.0, 1.0),
+            max_loaded_loras=settings.loras_in_memory,
+            memory_fraction=min(gpus or 1.0, 1.0),
         )
         return deploy_stage(
             StageReplica, name, scale, images=images, gpus=gpus, drain=args.drain_seconds
         ).bind(config, RayMeter)
 
     config = IngressConfig(
-        facts=service_facts(settings, lineup, device),
-        policy=Policy(
+        info=service_info(settings, lineup, device),
+        access_policy=AccessPolicy(
             keys=digests(settings.api_keys),
             anonymous=settings.allow_anonymous,
             hosts=settings.hosts,
             origins=settings.origins,
-            body_limit=settings.max_body_mb * 2**20,
+            max_body_bytes=settings.max_body_mb * 2**20,
         ),
-        words=settings.words(),
-        allowance=settings.allowance,
-        pool=pool,
-        resting=() if all(scale.min_replicas for scale in scales) else (Stage.REFINER,),
+        blocked_words=settings.words(),
+        rate_limit=settings.rate_limit_policy,
+        max_total_replicas=pool,
+        scale_to_zero=() if all(scale.min_replicas for scale in scales) else (Stage.REFINER,),
     )
     bases = [model.checkpoint for model in lineup.models]
     second: Application | None
-    if refiner and args.both:
-        first = second = bind_stage("BaseAndRefiner", args.both, *bases, refiner)
+    if refiner and args.combined:
+        first = second = bind_stage("BaseAndRefiner", args.combined, *bases, refiner)
     else:
         first = bind_stage("BaseGenerator", scales[0], *bases)
         second = bind_stage("Refiner", args.refiner, refiner) if refiner else None
@@ -202,7 +211,7 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
 def deploy_stage(
     kind: type,
     name: str,
-    scale: Scale,
+    scale: DeploymentScale,
     *,
     images: int,
     gpus: float,
@@ -213,7 +222,8 @@ def deploy_stage(
     retires may finish for `drain` seconds: then its images go on elsewhere."""
     return cast(Deployment, serve.deployment(kind)).options(
         name=name,
-        max_ongoing_requests=(DEPTH + 1) * images,  # one more: several ingresses know late
+        max_ongoing_requests=(MAX_QUEUED_BATCHES + 1)
+        * images,  # one more: several ingresses know late
         graceful_shutdown_timeout_s=drain,
         ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus},
         request_router_config=RequestRouterConfig.model_validate(
@@ -226,7 +236,7 @@ def deploy_stage(
                 "max_backoff_s": 0.1,
             }
         ),
-        **stage_replicas(scale.min_replicas, scale.most, images),
+        **stage_replicas(scale.min_replicas, scale.max_total, images),
     )
 
 
@@ -235,7 +245,7 @@ def bind_graph(
     ledger_file: Path,
     base: Application,
     refiner: Application | None,
-    scale: Scale,
+    scale: DeploymentScale,
     drain: float,
 ) -> Application:
     """The ingress over its ledger and its stages, which may be the same one.
@@ -258,7 +268,7 @@ def bind_graph(
             max_ongoing_requests=_CALLERS,
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
-            **ingress_replicas(scale.min_replicas, scale.most, _CALLERS),
+            **ingress_replicas(scale.min_replicas, scale.max_total, _CALLERS),
         )
         .bind(config, ledger.bind(ledger_file), base, refiner)
     )
@@ -277,19 +287,19 @@ def _clients(
     return RemoteStage("base", base), RemoteStage("refiner", refiner)
 
 
-def _source(checkpoint: Checkpoint) -> Source:
+def _source(checkpoint: Checkpoint) -> ModelSource:
     """Where a replica finds a checkpoint: the demo lies in the package, wherever that is there."""
     own = checkpoint.path == demo_folder(checkpoint.stage)
     configs = checkpoint.folder if checkpoint.file else None
-    return Source(checkpoint.name, None if own else checkpoint.path, configs, checkpoint.stage)
+    return ModelSource(checkpoint.name, None if own else checkpoint.path, configs, checkpoint.stage)
 
 
-def _threads(scales: Sequence[Scale], cpus: int) -> int:
+def _threads(scales: Sequence[DeploymentScale], cpus: int) -> int:
     """CPU threads of each stage replica: a fair share of the smallest machine, as a power of two.
 
     The number decides bits, so it depends on the machines and on how many replicas the args may
     come to. A power of two, because kernels split uneven shares unevenly, and then a row's slot
     shows in its last bits.
     """
-    share = max(1, cpus // sum(scale.most for scale in scales))
+    share = max(1, cpus // sum(scale.max_total for scale in scales))
     return 1 << (share.bit_length() - 1)

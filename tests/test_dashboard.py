@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.core.service.metrics import METRICS, Kind
+from serve_app.core.service.metrics import METRICS, MetricKind
 
 FILE = Path(__file__).parent.parent / "configs" / "grafana-dashboard.json"
 DASHBOARD = json.loads(FILE.read_text(encoding="utf-8"))
@@ -19,7 +19,7 @@ QUERIES: list[tuple[str, str]] = [
 EXPORTED = {  # what Prometheus sees, as Ray writes it; `_sum` is left out: see below
     f"ray_{metric.name}{suffix}": metric
     for metric in METRICS
-    for suffix in (("_bucket", "_count") if metric.kind is Kind.HISTOGRAM else ("",))
+    for suffix in (("_bucket", "_count") if metric.kind is MetricKind.HISTOGRAM else ("",))
 }
 OF_RAY = {"deployment", "replica", "application"}
 NAME = re.compile(r"\bray_\w+")
@@ -34,9 +34,11 @@ def test_a_query_names_what_is_exported_and_its_labels(query: str, legend: str) 
     metrics = [EXPORTED[name] for name in names]
     grouped = [set(group.split(", ")) for group in re.findall(r"\bby \((.*?)\)", query)]
     for metric in metrics:
-        allowed = {*metric.labels, *OF_RAY} | ({"le"} if metric.bounds else set())
+        allowed = {*metric.labels, *OF_RAY} | ({"le"} if metric.buckets else set())
         assert all(group <= allowed for group in grouped), metric.name
-        assert (metric.kind is Kind.GAUGE) == ("rate(" not in query and "increase(" not in query)
+        assert (metric.kind is MetricKind.GAUGE) == (
+            "rate(" not in query and "increase(" not in query
+        )
     assert "{" not in query
     shown = set(re.findall(r"\{\{(\w+)\}\}", legend))
     assert all(group - {"le"} == shown for group in grouped)

@@ -25,24 +25,27 @@ from rich.console import Console
 from rich.table import Table
 
 from serve_app.app import bind_graph, deploy_stage
-from serve_app.bench.load_generator import Answered, play
-from serve_app.bench.local_ray import make_believe
-from serve_app.bench.timeline import Moment, draw
-from serve_app.config.app_args import Scale
+from serve_app.bench.load_generator import Response, replay
+from serve_app.bench.local_ray import local_ray
+from serve_app.bench.timeline import TimelinePoint, plot_timeline
+from serve_app.config.app_args import DeploymentScale
 from serve_app.config.lint import POLICY
 from serve_app.core.diffusion.spec import Stage
 from serve_app.deployments.ray_metrics import RayMeter
-from serve_app.simulator.gpu_speed import Costs
+from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.summary import percentile
-from serve_app.simulator.traces import Arrival, Mix, Wave, drawn_trace
+from serve_app.simulator.traces import Arrival, RequestMix, Workload, draw_trace
 from serve_app.testing.sleeping_stage import SleepingStage, ingress_config, stage_config
 
 GPUS = 4
 _APP = "bench"
-_SCALES = {Stage.BASE: Scale(max_replicas=3), Stage.REFINER: Scale(max_replicas=2)}
+_SCALES = {
+    Stage.BASE: DeploymentScale(max_replicas=3),
+    Stage.REFINER: DeploymentScale(max_replicas=2),
+}
 _NAMES = {Stage.BASE: "BaseGenerator", Stage.REFINER: "Refiner"}
-_AIMS = {"patience": 10}  # seconds; so few that a bench may wait for them
-_COSTS = Costs()
+_AIMS = {"downscale_delay_s": 10}  # seconds; so few that a bench may wait for them
+_COSTS = GpuSpeed()
 _IMAGES = 4  # that step together
 _DRAIN = 60.0
 _PARTS = (  # of the load: share of its time, images a second, where base hands over
@@ -70,21 +73,21 @@ def build(args: Bench) -> Application:
         for stage, name in _NAMES.items()
     )
     config = ingress_config(refiner=True, pool=GPUS)
-    return bind_graph(config, Path(args.ledger), base, refiner, Scale(), _DRAIN)
+    return bind_graph(config, Path(args.ledger), base, refiner, DeploymentScale(), _DRAIN)
 
 
-def watch(*, seconds: float, seed: int, output: Path) -> None:
+def run(*, seconds: float, seed: int, output: Path) -> None:
     """Prints how many replicas there were for how much work, and writes the picture of it."""
     trace = load(seconds, seed)
     with running() as port, _watching() as moments:
         began = time.perf_counter()
         console.print(f"[dim]{len(trace)} images in {seconds:.0f} s[/]")
-        answers = play(trace, port)
+        answers = replay(trace, port)
         while time.perf_counter() - began < seconds:
             time.sleep(0.1)
     seen = [moment.since(began) for moment in moments if moment.at >= began]
     _print(seen, answers)
-    draw(seen, answers, GPUS, output)
+    plot_timeline(seen, answers, GPUS, output)
     console.print(f"written: {output}")
 
 
@@ -96,17 +99,17 @@ def load(seconds: float, seed: int) -> list[Arrival]:
     def rate(at: float) -> float:
         return _PARTS[bisect(ends, at)][1] if at < seconds else 0.0
 
-    def mix(at: float) -> Mix:
+    def mix(at: float) -> RequestMix:
         handoff = _PARTS[min(bisect(ends, at), len(_PARTS) - 1)][2]
-        return Mix((30,), ((1024, 1024),), (6.9,), (handoff,), heavy=0.0)
+        return RequestMix((30,), ((1024, 1024),), (6.9,), (handoff,), heavy=0.0)
 
-    return drawn_trace(Wave(rate, mix), rate=1.0, seconds=seconds, draw=Random(seed))
+    return draw_trace(Workload(rate, mix), rate=1.0, seconds=seconds, draw=Random(seed))
 
 
 @contextmanager
 def running() -> Iterator[int]:
     """The application runs on a Ray of its own; gives its port."""
-    with make_believe(GPUS) as (port, folder):
+    with local_ray(GPUS) as (port, folder):
         with console.status("starting the service"):
             deploy(_APP, "/", str(folder))
             while serve.status().applications[_APP].status != "RUNNING":
@@ -127,14 +130,14 @@ def deploy(name: str, route: str, folder: str) -> None:
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
 
-def look(name: str) -> Moment:
+def observe(name: str) -> TimelinePoint:
     """How many replicas there are now, and what the ingress owes."""
     deployments = serve.status().applications[name].deployments
     states = {stage: deployments[_NAMES[stage]].replica_states for stage in Stage}
     ingress: Any = serve.get_deployment_handle("Ingress", name)
     told = ingress.record_autoscaling_stats.remote().result(timeout_s=10)
     there = {stage: states[stage].get(ReplicaState.RUNNING, 0) for stage in Stage}
-    return Moment(
+    return TimelinePoint(
         at=time.perf_counter(),
         replicas=there,
         changing={stage: sum(states[stage].values()) - there[stage] for stage in Stage},
@@ -143,13 +146,13 @@ def look(name: str) -> Moment:
 
 
 @contextmanager
-def _watching() -> Iterator[list[Moment]]:
+def _watching() -> Iterator[list[TimelinePoint]]:
     """A list that grows by a moment every second. Raises at the end what looking raised."""
-    moments, done = list[Moment](), threading.Event()
+    moments, done = list[TimelinePoint](), threading.Event()
 
     def write_down() -> None:
         while not done.wait(1.0):
-            moments.append(look(_APP))
+            moments.append(observe(_APP))
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(write_down)
@@ -160,7 +163,7 @@ def _watching() -> Iterator[list[Moment]]:
         watching.result()
 
 
-def _print(moments: Sequence[Moment], answers: Sequence[Answered]) -> None:
+def _print(moments: Sequence[TimelinePoint], answers: Sequence[Response]) -> None:
     table = Table(
         title=f"Replicas on {GPUS} GPUs that are not there, by the work that is owed",
         caption="changing: replicas that start or finish. Owed: GPU-seconds of images under way",

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from serve_app.bench.demo_quality import TOGETHER, Hand
+from serve_app.bench.demo_quality import TOGETHER, DemoRunner
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.demo.evaluation import GUIDANCE, HANDOFF, SIDE, STEPS
 from serve_app.runtime.checkpoints.bundled import demo_folder
@@ -41,7 +41,7 @@ _FONT = "DejaVuSans.ttf"  # Pillow's own has no accents
 console = Console(highlight=False)
 
 
-def lay_out(output: Path) -> None:
+def write_contact_sheet(output: Path) -> None:
     """The sheet is written; exits when its font is not installed."""
     try:
         font = ImageFont.truetype(_FONT, 10)
@@ -60,7 +60,7 @@ def lay_out(output: Path) -> None:
         )
         for place, prompt in enumerate(PROMPTS)
     ]
-    pictures = Hand(checkpoints, 1, images=TOGETHER).draw(specs)
+    pictures = DemoRunner(checkpoints, 1, images=TOGETHER).generate(specs)
     rows = -(-len(PROMPTS) // _COLUMNS)
     across, down = SIDE + _GAP, SIDE + _TEXT
     sheet = Image.new("RGB", (_COLUMNS * across + _GAP, rows * down + _GAP), _PAPER)

@@ -26,23 +26,23 @@ from serve_app.demo.evaluation import (
     HANDOFF,
     SIDE,
     STEPS,
-    Marks,
     Question,
+    Scores,
     avoid,
-    mark,
-    mark_pair,
     pairs,
     questions,
+    score,
+    score_pair,
     shuffled,
 )
 from serve_app.demo.renderer import paint
 from serve_app.demo.shape_reader import Pixels, contrast
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
-from serve_app.runtime.local import Solo
+from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import open_device
 from serve_app.runtime.networks.quiet import diffusers
-from serve_app.runtime.networks.vae import VaePixels
+from serve_app.runtime.networks.vae import SdxlVae
 
 TOGETHER = 8  # pictures that step together
 _ALONE = 9  # pictures timed one by one
@@ -53,39 +53,39 @@ FACTS = ("background", "colour", "place", "kind", "large kind", "size", "alone",
 console = Console(highlight=False)
 
 
-class Hand:
+class DemoRunner:
     """A `Solo` with a progress bar."""
 
     def __init__(
         self, checkpoints: Sequence[Checkpoint], threads: int, *, images: int, strict: bool = False
     ) -> None:
         device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=threads)
-        self._solo = Solo(checkpoints, device, images=images, strict=strict)
+        self._solo = LocalPipeline(checkpoints, device, images=images, strict=strict)
 
-    def draw(
+    def generate(
         self,
         specs: Sequence[ImageSpec],
         sources: Sequence[bytes] | None = None,
         label: str = "drawing",
     ) -> list[Pixels]:
         """The pictures of the specs."""
-        steps = sum(spec.calls for spec in specs)
+        steps = sum(spec.nfe for spec in specs)
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task(label, total=steps)
-            return self._solo.draw(specs, sources, lambda n: progress.update(task, completed=n))
+            return self._solo.generate(specs, sources, lambda n: progress.update(task, completed=n))
 
 
-def examine(*, count: int, threads: int) -> None:
+def evaluate(*, count: int, threads: int) -> None:
     """Prints the marks of `count` scenes that training never saw, in English and in Spanish, and,
     on a third of them, what everything else does to them."""
     checkpoints = [inspect(demo_folder(stage), stage) for stage in Stage]
-    hand = Hand(checkpoints, threads, images=TOGETHER)
+    hand = DemoRunner(checkpoints, threads, images=TOGETHER)
     asked = questions(count)
     few = asked[: max(2, count // 3)]
-    english = hand.draw([q.spec(q.prompt()) for q in asked], label="English")
-    spanish = hand.draw([q.spec(q.prompt(Language.SPANISH)) for q in asked], label="Spanish")
-    refined = hand.draw([q.spec(q.prompt(), handoff=HANDOFF) for q in asked], label="refined")
-    others = [mark(p, scene) for p, scene in zip(english, shuffled(asked), strict=True)]
+    english = hand.generate([q.spec(q.prompt()) for q in asked], label="English")
+    spanish = hand.generate([q.spec(q.prompt(Language.SPANISH)) for q in asked], label="Spanish")
+    refined = hand.generate([q.spec(q.prompt(), handoff=HANDOFF) for q in asked], label="refined")
+    others = [score(p, scene) for p, scene in zip(english, shuffled(asked), strict=True)]
     marks = {
         "exact, through the VAE": marked(through_vae(exact(asked)), asked),
         "English": marked(english, asked),
@@ -119,17 +119,17 @@ def through_vae(pictures: Sequence[Pixels]) -> list[Pixels]:
     vae = diffusers.AutoencoderKL.from_pretrained(
         demo_folder(Stage.BASE) / "vae", dtype=torch.float32
     )
-    pixels = VaePixels(vae.eval(), torch.device("cpu"))
+    pixels = SdxlVae(vae.eval(), torch.device("cpu"))
     middle = torch.zeros(4, SIDE // 8, SIDE // 8)
     return [pixels.decode(pixels.encode(picture, middle)) for picture in pictures]
 
 
-def marked(pictures: Sequence[Pixels], asked: Sequence[Question]) -> list[Marks]:
+def marked(pictures: Sequence[Pixels], asked: Sequence[Question]) -> list[Scores]:
     """The marks of each question's picture."""
-    return [mark(picture, q.scene) for picture, q in zip(pictures, asked, strict=True)]
+    return [score(picture, q.scene) for picture, q in zip(pictures, asked, strict=True)]
 
 
-def right(rows: Sequence[Marks], fact: str, asked: Sequence[Question]) -> Rights:
+def right(rows: Sequence[Scores], fact: str, asked: Sequence[Question]) -> Rights:
     """Of each picture whether a fact is as asked for, and its family."""
     kept = [
         (row, q) for row, q in zip(rows, asked, strict=True) if fact != "large kind" or row.large
@@ -138,12 +138,12 @@ def right(rows: Sequence[Marks], fact: str, asked: Sequence[Question]) -> Rights
     return [bool(getattr(row, name)) for row, _ in kept], [q.family for _, q in kept]
 
 
-def _otherwise(hand: Hand, few: Sequence[Question]) -> dict[str, list[Marks]]:
+def _otherwise(hand: DemoRunner, few: Sequence[Question]) -> dict[str, list[Scores]]:
     """Marks of other sizes, samplers and step counts, all refined."""
 
-    def drawn(label: str, change: Callable[[int, ImageSpec], ImageSpec]) -> list[Marks]:
+    def drawn(label: str, change: Callable[[int, ImageSpec], ImageSpec]) -> list[Scores]:
         specs = [q.spec(q.prompt(), handoff=HANDOFF) for q in few]
-        return marked(hand.draw([change(*one) for one in enumerate(specs)], label=label), few)
+        return marked(hand.generate([change(*one) for one in enumerate(specs)], label=label), few)
 
     rules, names = SizeRules(SIDE), [name for name in ASPECTS if name not in ("Auto", "1:1")]
 
@@ -161,7 +161,7 @@ def _otherwise(hand: Hand, few: Sequence[Question]) -> dict[str, list[Marks]]:
     }
 
 
-def _table(title: str, marks: Mapping[str, Sequence[Marks]], asked: Sequence[Question]) -> Table:
+def _table(title: str, marks: Mapping[str, Sequence[Scores]], asked: Sequence[Question]) -> Table:
     table = Table(
         title=title,
         caption="per cent as asked for, 95 % interval (Wilson, or the bootstrap over kinds of a "
@@ -190,7 +190,7 @@ def _signed(apart: Sequence[float], families: Sequence[Hashable]) -> str:
 
 
 def _tell_languages(
-    english: Sequence[Marks], spanish: Sequence[Marks], asked: Sequence[Question]
+    english: Sequence[Scores], spanish: Sequence[Scores], asked: Sequence[Question]
 ) -> None:
     told = []
     for fact in FACTS:
@@ -200,20 +200,24 @@ def _tell_languages(
     console.print(f"Spanish less English, points, {len(asked)} pairs: {', '.join(told)}")
 
 
-def _tell_pairs(hand: Hand, asked: Sequence[Question]) -> None:
+def _tell_pairs(hand: DemoRunner, asked: Sequence[Question]) -> None:
     for label, handoff in (("by base alone", 1.0), ("refined", HANDOFF)):
-        pictures = hand.draw([q.spec(q.prompt(), handoff=handoff) for q in asked], label="pairs")
-        rights = [mark_pair(p, q.scene) for p, q in zip(pictures, asked, strict=True)]
+        pictures = hand.generate(
+            [q.spec(q.prompt(), handoff=handoff) for q in asked], label="pairs"
+        )
+        rights = [score_pair(p, q.scene) for p, q in zip(pictures, asked, strict=True)]
         console.print(
             f"Two shapes, both colours, kinds and the background, {label}: {share(rights)}"
         )
 
 
-def _tell_guidance(hand: Hand, few: Sequence[Question], guided: Sequence[Pixels]) -> None:
+def _tell_guidance(hand: DemoRunner, few: Sequence[Question], guided: Sequence[Pixels]) -> None:
     families = [q.family for q in few]
     more = [one.all for one in marked(guided, few)]
     for scale in (1.0, 3.0):
-        pictures = hand.draw([q.spec(q.prompt(), guidance=scale) for q in few], label="guidance")
+        pictures = hand.generate(
+            [q.spec(q.prompt(), guidance=scale) for q in few], label="guidance"
+        )
         less = [one.all for one in marked(pictures, few)]
         apart = [100.0 * (b - a) for a, b in zip(less, more, strict=True)]
         farther = [contrast(b) - contrast(a) for a, b in zip(pictures, guided, strict=True)]
@@ -223,8 +227,8 @@ def _tell_guidance(hand: Hand, few: Sequence[Question], guided: Sequence[Pixels]
         )
 
 
-def _tell_avoidance(hand: Hand, few: Sequence[Question]) -> None:
-    own, other = zip(*(one.kept for one in avoid(few, hand.draw)), strict=True)
+def _tell_avoidance(hand: DemoRunner, few: Sequence[Question]) -> None:
+    own, other = zip(*(one.kept for one in avoid(few, hand.generate)), strict=True)
     console.print(
         f"Of {len(own)} shapes whose colour the prompt leaves open, per cent that keep it: "
         f"{share(own)} when the negative prompt names it, {share(other)} when it names another"
@@ -236,16 +240,16 @@ def _tell_seconds(
 ) -> None:
     """Prompt to pixels of one picture alone; the first one warms up."""
     ways = {
-        f"base alone, {STEPS} steps": (Hand(checkpoints, threads, images=1), STEPS, 1.0),
+        f"base alone, {STEPS} steps": (DemoRunner(checkpoints, threads, images=1), STEPS, 1.0),
         f"as the service does when nobody says: refined, {USUAL_STEPS} steps, strict, in lanes "
-        "for two": (Hand(checkpoints, threads, images=2, strict=True), USUAL_STEPS, HANDOFF),
+        "for two": (DemoRunner(checkpoints, threads, images=2, strict=True), USUAL_STEPS, HANDOFF),
     }
     for label, (hand, steps, handoff) in ways.items():
         seconds = []
         for question in asked:
             spec = replace(question.spec(question.prompt(), handoff=handoff), steps=steps)
             began = time.perf_counter()
-            hand.draw([spec])
+            hand.generate([spec])
             seconds.append(time.perf_counter() - began)
         console.print(
             f"One picture on {threads} CPU thread(s), {label}: median {median(seconds[1:]):.2f} s "

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from serve_app.bench.demo_quality import TOGETHER, USUAL_STEPS, Hand, exact, through_vae
+from serve_app.bench.demo_quality import TOGETHER, USUAL_STEPS, DemoRunner, exact, through_vae
 from serve_app.bench.intervals import bootstrap_interval
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.demo.evaluation import GUIDANCE, HANDOFF, SIDE, STEPS, Question, questions
@@ -36,10 +36,10 @@ Numbers = npt.NDArray[np.float64]
 console = Console(highlight=False)
 
 
-def weigh(*, count: int, threads: int) -> None:
+def compare(*, count: int, threads: int) -> None:
     """Prints the three answers, on `count` scenes kept out of training."""
     checkpoints = [inspect(demo_folder(stage), stage) for stage in Stage]
-    hand = Hand(checkpoints, threads, images=TOGETHER)
+    hand = DemoRunner(checkpoints, threads, images=TOGETHER)
     asked = questions(count)
     _weigh_noise(asked)
     _weigh_sharpness(hand, asked)
@@ -91,7 +91,7 @@ def _noise_errors(stage: Stage, asked: Sequence[Question]) -> list[list[float]]:
     return found
 
 
-def _weigh_sharpness(hand: Hand, asked: Sequence[Question]) -> None:
+def _weigh_sharpness(hand: DemoRunner, asked: Sequence[Question]) -> None:
     known = fmean(filter(None, map(edge_width, exact(asked))))
     table = _table(
         f"Width of the shape's edge, {len(asked)} prompts at equal steps (exact: {known:.2f})",
@@ -101,7 +101,7 @@ def _weigh_sharpness(hand: Hand, asked: Sequence[Question]) -> None:
     )
     for steps, guidance in _WAYS:
         base, refined = (
-            hand.draw(
+            hand.generate(
                 [
                     replace(q.spec(q.prompt(), handoff=handoff, guidance=guidance), steps=steps)
                     for q in asked
@@ -119,7 +119,7 @@ def _weigh_sharpness(hand: Hand, asked: Sequence[Question]) -> None:
     console.print(table)
 
 
-def _weigh_fidelity(hand: Hand, asked: Sequence[Question]) -> None:
+def _weigh_fidelity(hand: DemoRunner, asked: Sequence[Question]) -> None:
     originals = exact(asked)
     for strength in _STRENGTHS:
         table = _table(
@@ -133,7 +133,7 @@ def _weigh_fidelity(hand: Hand, asked: Sequence[Question]) -> None:
             spoiled = [np.asarray(degrade(Image.fromarray(p), way)) for p in originals]
             sources = [picture.tobytes() for picture in spoiled]
             refined, alone = (
-                hand.draw(
+                hand.generate(
                     [_refining(q, strength, handoff) for q in asked], sources, f"{way} {strength:g}"
                 )
                 for handoff in (HANDOFF, 1.0)

@@ -19,7 +19,7 @@ from serve_app.bench.intervals import bootstrap_interval
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
-from serve_app.runtime.local import Solo
+from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.memory.memory_probe import lanes_for
 
@@ -127,7 +127,7 @@ def _measure(case: Case, runs: int, steps: int, checkpoint: Checkpoint) -> Outco
 
 
 def _spec(prompt: str, seed: int, steps: int, checkpoint: Checkpoint) -> ImageSpec:
-    side = checkpoint.native
+    side = checkpoint.native_size
     return ImageSpec(
         prompt=prompt, seed=seed, width=side, height=side, steps=steps, guidance=_GUIDANCE
     )
@@ -155,4 +155,4 @@ def _stock(checkpoint: Checkpoint) -> Maker:
 
 def _engine(checkpoint: Checkpoint, device: Device, images: int, *, strict: bool) -> Maker:
     """The engine, driven by hand on this thread: what it costs, without what surrounds it."""
-    return Solo([checkpoint], device, images=images, strict=strict).draw
+    return LocalPipeline([checkpoint], device, images=images, strict=strict).generate

@@ -31,16 +31,17 @@ from starlette.routing import Route
 
 from serve_app.app import IngressConfig, bind_graph, deploy_stage
 from serve_app.bench.local_ray import free_port
-from serve_app.bench.sample_pictures import draw
-from serve_app.config.app_args import Scale
-from serve_app.core.capacity.cost_model import Prices
-from serve_app.core.capacity.gpu_time import Spent
-from serve_app.core.diffusion.sample import Leg, Sample, begin
+from serve_app.bench.sample_pictures import draw_picture
+from serve_app.config.app_args import DeploymentScale
+from serve_app.core.capacity.cost_model import CostTable
+from serve_app.core.capacity.gpu_time import GpuTime
+from serve_app.core.diffusion.inputs import NO_INPUTS
+from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.service.events import Arrived, ReplicaFacts
-from serve_app.core.service.info import ModelFacts, ServiceFacts
-from serve_app.ingress.access import Policy
+from serve_app.core.service.events import ReplicaStats, SegmentDone
+from serve_app.core.service.info import ModelInfo, ServiceInfo
+from serve_app.ingress.access import AccessPolicy
 from serve_app.runtime.networks.vae import encode_png
 
 _SIDE = 1024
@@ -65,15 +66,15 @@ class InstantStage:
         self._png = png
         self._latents = np.zeros((4, _SIDE // 8, _SIDE // 8), np.float32)
 
-    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+    async def advance(self, sample: Sample[Any], leg: StageSegment) -> AsyncIterator[Any]:
         """The sample at the end of its leg, with latents as large as real ones."""
         latents = None if leg.last else self._latents
-        done = replace(sample, index=leg.stop, latents=latents, source=None, profile="none")
-        yield Arrived(done, self._png if leg.last else None, Spent(), Prices())
+        done = replace(sample, index=leg.stop, latents=latents, inputs=NO_INPUTS, profile="none")
+        yield SegmentDone(done, self._png if leg.last else None, GpuTime(), CostTable())
 
-    async def facts(self) -> ReplicaFacts:
+    async def stats(self) -> ReplicaStats:
         """Nothing was done."""
-        return ReplicaFacts(os.getpid(), "none", "", 0, 0, 0, 0, 0.0, 0.0, 0.0, Prices(), {})
+        return ReplicaStats(os.getpid(), "none", "", 0, 0, 0, 0, 0.0, 0.0, 0.0, CostTable(), {})
 
 
 class Bare:
@@ -87,7 +88,10 @@ class Bare:
     def __serve_build_asgi_app__(self) -> Any:
         async def make(request: Request) -> Response:
             await request.body()
-            legs = (Leg(Stage.BASE, 24, last=False), Leg(Stage.REFINER, 30, last=True))
+            legs = (
+                StageSegment(Stage.BASE, 24, last=False),
+                StageSegment(Stage.REFINER, 30, last=True),
+            )
             for handle, leg in zip(self._handles, legs, strict=True):
                 async for _ in handle.advance.remote(self._sample, leg):
                     pass
@@ -108,7 +112,7 @@ class Case:
 
 def compare(*, runs: int) -> None:
     """Prints, case by case, the milliseconds of each part of a request."""
-    png = encode_png(draw("grain", _SIDE))
+    png = encode_png(draw_picture("grain", _SIDE))
     wish = {"prompt": "a red fox in the snow", "seed": 7, "imageCount": 1}
     asked = json.dumps(wish)
     refining = json.dumps(wish | {"images": [b64encode(png).decode()]})
@@ -134,22 +138,26 @@ def compare(*, runs: int) -> None:
 
 
 def _graph(png: bytes, ledger: Path) -> Any:
-    scale = Scale()
-    facts = ServiceFacts(
-        models=(ModelFacts("none", _SIDE, NoiseConfig.from_scheduler_config({})),),
+    scale = DeploymentScale()
+    facts = ServiceInfo(
+        models=(ModelInfo("none", _SIDE, NoiseConfig.from_scheduler_config({})),),
         refiner="none",
         device="none",
         precision="none",
-        image_count=1,
+        default_image_count=1,
     )
     base, refiner = _stages(png)
-    config = IngressConfig(facts=facts, policy=Policy(), words=(), allowance=None)
+    config = IngressConfig(
+        info=facts, access_policy=AccessPolicy(), blocked_words=(), rate_limit=None
+    )
     return bind_graph(config, ledger, base, refiner, scale, _DRAIN)
 
 
 def _stages(png: bytes) -> list[Any]:
     return [
-        deploy_stage(InstantStage, name, Scale(), images=4, gpus=0, drain=_DRAIN).bind(png)
+        deploy_stage(InstantStage, name, DeploymentScale(), images=4, gpus=0, drain=_DRAIN).bind(
+            png
+        )
         for name in ("BaseGenerator", "Refiner")
     ]
 
@@ -166,7 +174,7 @@ def _sample() -> Sample[Any]:
     schedule = make_schedule(
         NoiseConfig.from_scheduler_config({}), spec.sampler, spec.steps, None, spec.handoff
     )
-    return begin("bare", spec, schedule, Stage.BASE)
+    return new_sample("bare", spec, schedule, Stage.BASE)
 
 
 def _measure(cases: Sequence[Case], port: int, runs: int) -> dict[str, dict[str, list[float]]]:

@@ -18,7 +18,7 @@ _LONGEST = 600.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class Response:
     """What became of an image."""
 
     arrival: Arrival
@@ -30,16 +30,16 @@ class Answered:
         return self.arrival.at <= at < self.arrival.at + self.seconds
 
 
-def play(trace: Sequence[Arrival], port: int) -> list[Answered]:
+def replay(trace: Sequence[Arrival], port: int) -> list[Response]:
     """Every image of the trace was asked for in its time, and has its answer."""
     began = time.perf_counter() + 0.5
 
-    def ask(number: int) -> Answered:
+    def ask(number: int) -> Response:
         arrival = trace[number]
         due = began + arrival.at
         time.sleep(max(0.0, due - time.perf_counter()))
         status = _post(port, arrival, number)
-        return Answered(arrival, time.perf_counter() - due, status)
+        return Response(arrival, time.perf_counter() - due, status)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(ask, range(len(trace))))

@@ -15,7 +15,7 @@ from ray import serve
 
 
 @contextmanager
-def make_believe(gpus: int) -> Iterator[tuple[int, Path]]:
+def local_ray(gpus: int) -> Iterator[tuple[int, Path]]:
     """Serve runs on so many GPUs; gives its port, and a folder that is there as long."""
     ray.init(
         num_cpus=4,

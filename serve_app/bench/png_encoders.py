@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from serve_app.bench.sample_pictures import KINDS, draw
+from serve_app.bench.sample_pictures import KINDS, draw_picture
 from serve_app.runtime.networks.vae import PNG_LEVEL, PNG_STRATEGY
 
 _SETTINGS = {  # level, zlib's strategy
@@ -28,7 +28,7 @@ console = Console(highlight=False)
 
 def compare(*, runs: int) -> None:
     """Prints, for every setting and kind of picture, median, spread and size; ours is marked."""
-    pictures = {kind: Image.fromarray(draw(kind)) for kind in KINDS}
+    pictures = {kind: Image.fromarray(draw_picture(kind)) for kind in KINDS}
     took: dict[tuple[str, str], list[float]] = {}
     sizes: dict[tuple[str, str], int] = {}
     for _ in track(range(runs), "encoding", console=console, transient=True):

@@ -22,20 +22,21 @@ from rich.progress import track
 from rich.table import Table
 
 from serve_app.bench.intervals import bootstrap_interval
-from serve_app.core.capacity.forecast import forecast, owed_by
-from serve_app.core.capacity.gpu_time import Spent
-from serve_app.core.diffusion.sample import Leg, begin, handed_over, itinerary
+from serve_app.core.capacity.forecast import forecast, pending_work
+from serve_app.core.capacity.gpu_time import GpuTime
+from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
+from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
-from serve_app.core.scheduling.step_scheduler import Owed
-from serve_app.runtime.build import assemble
+from serve_app.core.scheduling.step_scheduler import PendingWork
+from serve_app.runtime.build import build_stage_model
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
 from serve_app.runtime.memory.device import Device, open_device
-from serve_app.runtime.memory.model_cache import Maker, Shelf
-from serve_app.runtime.stage_model import Packed
+from serve_app.runtime.memory.model_cache import Loader, ModelCache
+from serve_app.runtime.stage_model import HostSample
 
 _IMAGES = 4  # that step together
 _WARM = 2  # runs before any is counted
@@ -56,12 +57,12 @@ Errors = dict[str, list[list[float]]]  # by what was predicted: of each run, eac
 class Image:
     """One image on its way through the stages, and its seconds: predicted, then measured."""
 
-    def __init__(self, engine: Engine, sample: Packed, legs: tuple[Leg, ...]) -> None:
+    def __init__(self, engine: Engine, sample: HostSample, legs: tuple[StageSegment, ...]) -> None:
         self._engine = engine
         self.sample = sample
         self.legs = legs  # the one that it is on, and those after it
         self.predicted = 0.0
-        self.spent: list[Spent] = []  # of each leg
+        self.spent: list[GpuTime] = []  # of each leg
         self.failure: Exception | None = None
 
     @property
@@ -70,25 +71,25 @@ class Image:
         parts of what was measured. Raises what the image ended with."""
         if self.failure:
             raise self.failure
-        measured = sum(spent.seconds for spent in self.spent)
-        foretold = sum(spent.foretold for spent in self.spent)
+        measured = sum(spent.measured for spent in self.spent)
+        foretold = sum(spent.predicted for spent in self.spent)
         return self.predicted / measured - 1, foretold / measured - 1
 
     @property
-    def later(self) -> list[Owed[Any]]:
+    def later(self) -> list[PendingWork[Any]]:
         """What comes after the leg that it is on."""
-        at_its_end = replace(self.sample, index=self.legs[0].stop, source=None)
-        return owed_by(at_its_end, self.legs[1:])
+        at_its_end = replace(self.sample, index=self.legs[0].stop, inputs=NO_INPUTS)
+        return pending_work(at_its_end, self.legs[1:])
 
     def walk(self) -> None:
         """The engine has its next leg."""
-        self._engine.submit(handed_over(self.sample, self.legs[0].stage), self.legs[0], self)
+        self._engine.submit(for_stage(self.sample, self.legs[0].stage), self.legs[0], self)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Failed):
             self.failure, self.legs = event.error, ()
         elif isinstance(event, Finished):
-            self.spent.append(event.spent)
+            self.spent.append(event.gpu_time)
             self.sample, self.legs = event.sample, self.legs[1:]
             if self.legs:
                 self.walk()
@@ -99,14 +100,14 @@ class Queue:
 
     def __init__(self, clock: Callable[[], float], device: Device) -> None:
         found = [inspect(demo_folder(stage), stage) for stage in Stage]
-        makers: dict[str, Maker] = {
+        makers: dict[str, Loader] = {
             one.name if one.stage is Stage.BASE else "": partial(
-                assemble, one, device, images=_IMAGES, strict=True
+                build_stage_model, one, device, images=_IMAGES, strict=True
             )
             for one in found
         }
-        shelf = Shelf(makers, room=len(makers), always=[""])
-        self._noise, self._model = found[0].noise, shelf.default
+        shelf = ModelCache(makers, capacity=len(makers), pinned=[""])
+        self._noise, self._model = found[0].noise_config, shelf.default
         self._engine = Engine(shelf, snapshot_every=_NEVER, clock=clock)
         self._clock = clock
         self._images: list[Image] = []
@@ -137,10 +138,10 @@ class Queue:
     def _add(self, specs: Sequence[ImageSpec]) -> float:
         """They have been predicted and come to the engine; the seconds that are owed now."""
         fresh = [self._image(spec) for spec in specs]
-        known: list[Owed[Any]] = [*self._engine.owed()]
+        known: list[PendingWork[Any]] = [*self._engine.pending()]
         known += (one for image in self._images if image.legs for one in image.later)
-        known += (one for image in fresh for one in owed_by(image.sample, image.legs))
-        told = forecast(known, self._engine.facts().prices)
+        known += (one for image in fresh for one in pending_work(image.sample, image.legs))
+        told = forecast(known, self._engine.stats().costs)
         for image in fresh:
             image.predicted = told.shares[image.sample.id]
             image.walk()
@@ -150,9 +151,11 @@ class Queue:
     def _image(self, spec: ImageSpec) -> Image:
         spec = replace(spec, model=self._model)
         schedule = make_schedule(self._noise, spec.sampler, spec.steps, spec.strength, spec.handoff)
-        legs = itinerary(schedule, spec.handoff, refiner=True)
+        legs = stage_segments(schedule, spec.handoff, refiner=True)
         source = None if spec.strength is None else bytes(3 * spec.width * spec.height)
-        sample: Packed = begin(f"{next(self._ids)}", spec, schedule, legs[0].stage, source)
+        sample: HostSample = new_sample(
+            f"{next(self._ids)}", spec, schedule, legs[0].stage, ImageInputs(source)
+        )
         return Image(self._engine, sample, legs)
 
 

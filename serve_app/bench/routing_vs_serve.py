@@ -15,38 +15,38 @@ from rich.console import Console
 from rich.table import Table
 
 from serve_app.app import ROUTER, bind_graph, deploy_stage
-from serve_app.bench.load_generator import play
-from serve_app.bench.local_ray import make_believe
-from serve_app.config.app_args import Scale
-from serve_app.core.diffusion.sample import Sample, begin
+from serve_app.bench.load_generator import replay
+from serve_app.bench.local_ray import local_ray
+from serve_app.config.app_args import DeploymentScale
+from serve_app.core.diffusion.sample import Sample, new_sample
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, Work
-from serve_app.core.service.events import ReplicaFacts
+from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
+from serve_app.core.service.events import ReplicaStats
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.simulator.cluster import Cluster, journey_of
-from serve_app.simulator.gpu_speed import Costs
+from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.policies import route_by_owed_work, route_by_requests
 from serve_app.simulator.summary import percentile
-from serve_app.simulator.traces import Arrival, Mix, Wave, drawn_trace
+from serve_app.simulator.traces import Arrival, RequestMix, Workload, draw_trace
 from serve_app.testing.sleeping_stage import SCALE, SleepingStage, ingress_config, stage_config
 
 _APP, _STAGE = "bench", "BaseGenerator"
 _SERVES_OWN = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
 _GPUS, _SIZE = 4, BatchSize(4, 8)
 _LOAD = 0.85  # of what full batches could do
-_MIX = Mix(
+_MIX = RequestMix(
     steps=(4, 20, 50, 150),
     sizes=((1024, 1024), (768, 768)),
     guidance=(6.9,),
     handoffs=(1.0,),
     heavy=0.0,
 )
-_COSTS = Costs(tflops=1000.0, vae_tflops=1000.0)  # stated: what the replicas sleep
+_COSTS = GpuSpeed(tflops=1000.0, vae_tflops=1000.0)  # stated: what the replicas sleep
 console = Console(highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class RunResult:
     """A trace's outcome in seconds, per image and per step asked for."""
 
     latencies: tuple[float, ...]
@@ -54,7 +54,7 @@ class Played:
     failed: int = 0
 
     @classmethod
-    def of(cls, timed: Sequence[tuple[Arrival, float]], failed: int = 0) -> "Played":
+    def of(cls, timed: Sequence[tuple[Arrival, float]], failed: int = 0) -> "RunResult":
         """In order of length."""
         latencies = tuple(sorted(seconds for _, seconds in timed))
         return cls(latencies, tuple(sorted(s / one.steps for one, s in timed)), failed)
@@ -69,9 +69,9 @@ class Played:
 def compare(*, rounds: int, seconds: float, seed: int) -> None:
     """Prints latency under both routers, and what the simulator says of each."""
     routers = {"owed work": ROUTER, "two choices": _SERVES_OWN}
-    said: dict[str, list[Played]] = {name: [] for name in routers}
-    did: dict[str, list[Played]] = {name: [] for name in routers}
-    with make_believe(_GPUS) as (port, folder):
+    said: dict[str, list[RunResult]] = {name: [] for name in routers}
+    did: dict[str, list[RunResult]] = {name: [] for name in routers}
+    with local_ray(_GPUS) as (port, folder):
         for number in range(rounds):
             trace = _trace(seconds, seed + number)
             for name, router in routers.items():
@@ -85,9 +85,9 @@ def compare(*, rounds: int, seconds: float, seed: int) -> None:
 
 def _trace(seconds: float, seed: int) -> list[Arrival]:
     """Images that come at random, together as much work as four replicas do in 85 % of the time."""
-    wave, rate, trace = Wave(lambda at: 1.0, lambda at: _MIX), 1.0, list[Arrival]()
+    wave, rate, trace = Workload(lambda at: 1.0, lambda at: _MIX), 1.0, list[Arrival]()
     for _ in range(4):  # what is drawn comes to another load than was meant
-        trace = drawn_trace(wave, rate=rate, seconds=seconds, draw=Random(seed))
+        trace = draw_trace(wave, rate=rate, seconds=seconds, draw=Random(seed))
         rate *= _LOAD * _GPUS * seconds / sum(_alone(one) for one in trace)
     return trace
 
@@ -95,15 +95,15 @@ def _trace(seconds: float, seed: int) -> list[Arrival]:
 def _alone(arrival: Arrival) -> float:
     """Seconds of a replica's time, in full batches."""
     spec, schedule, legs = journey_of(arrival, refiner=False)
-    sample: Sample[float] = begin("", spec, schedule, legs[0].stage)
-    return _COSTS.share(sample, legs[0], _SIZE)
+    sample: Sample[float] = new_sample("", spec, schedule, legs[0].stage)
+    return _COSTS.amortized_seconds(sample, legs[0], _SIZE)
 
 
 def _play(
     trace: Sequence[Arrival], router: str, port: int, ledger: Path
-) -> tuple[Played, Mapping[tuple[Stage, int, int, int], float]]:
+) -> tuple[RunResult, Mapping[tuple[Stage, int, int, int], float]]:
     """What became of the trace, and the seconds that steps took by the replicas' own account."""
-    scale = Scale(min_replicas=_GPUS, num_gpus=1, num_cpus=0.1)
+    scale = DeploymentScale(min_replicas=_GPUS, num_gpus=1, num_cpus=0.1)
     stage = deploy_stage(
         SleepingStage,
         _STAGE,
@@ -113,14 +113,14 @@ def _play(
         drain=1.0,
         router=router,
     ).bind(stage_config(Stage.BASE, images=_SIZE.images), _COSTS, RayMeter)
-    graph = bind_graph(ingress_config(refiner=False), ledger, stage, None, Scale(), 1.0)
+    graph = bind_graph(ingress_config(refiner=False), ledger, stage, None, DeploymentScale(), 1.0)
     serve.run(graph, name=_APP)
-    play([replace(one, steps=4) for one in _warming()], port)
-    answers = play(trace, port)
-    facts = serve.get_deployment_handle(_STAGE, _APP).broadcast("facts").results(timeout_s=10)
+    replay([replace(one, steps=4) for one in _warming()], port)
+    answers = replay(trace, port)
+    facts = serve.get_deployment_handle(_STAGE, _APP).broadcast("stats").results(timeout_s=10)
     serve.delete(_APP)
     timed = [(one.arrival, one.seconds) for one in answers]
-    return Played.of(timed, sum(one.status != 201 for one in answers)), _measured(facts)
+    return RunResult.of(timed, sum(one.status != 201 for one in answers)), _measured(facts)
 
 
 def _warming() -> list[Arrival]:
@@ -128,12 +128,12 @@ def _warming() -> list[Arrival]:
     return [Arrival(0.0, 4, *size, handoff=1.0) for size in _MIX.sizes for _ in range(8 * _GPUS)]
 
 
-def _measured(facts: Sequence[ReplicaFacts]) -> dict[tuple[Stage, int, int, int], float]:
+def _measured(facts: Sequence[ReplicaStats]) -> dict[tuple[Stage, int, int, int], float]:
     """The median over the replicas of what a step took, by kind."""
     seen: dict[tuple[Stage, int, int, int], list[float]] = {}
     for one in facts:
-        for turn, seconds in one.prices.known.items():
-            if turn.work is Work.STEP:
+        for turn, seconds in one.costs.seconds_by_turn.items():
+            if turn.work is WorkKind.STEP:
                 size = turn.width * SCALE, turn.height * SCALE
                 seen.setdefault((turn.stage, *size, turn.rows), []).append(seconds)
     return {kind: median(seconds) for kind, seconds in seen.items()}
@@ -144,17 +144,17 @@ def _simulated(
     name: str,
     steps: Mapping[tuple[Stage, int, int, int], float],
     seed: int,
-) -> Played:
+) -> RunResult:
     """The same trace under the same policy on a virtual clock, with steps as long as measured."""
     route = route_by_owed_work() if name == "owed work" else route_by_requests(Random(seed))
     costs = replace(_COSTS, steps=steps)
     run = Cluster(_SIZE, costs, route, None, {Stage.BASE: _GPUS}).run(trace)
-    return Played.of([(one.arrival, one.seconds) for one in run.done])
+    return RunResult.of([(one.arrival, one.seconds) for one in run.finished])
 
 
 def _print(
-    did: Mapping[str, Sequence[Played]],
-    said: Mapping[str, Sequence[Played]],
+    did: Mapping[str, Sequence[RunResult]],
+    said: Mapping[str, Sequence[RunResult]],
     rounds: int,
     seconds: float,
 ) -> None:

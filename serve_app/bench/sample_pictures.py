@@ -10,7 +10,7 @@ from PIL import Image
 KINDS = ("smooth", "grain", "flat")
 
 
-def draw(kind: str, side: int = 1024, seed: int = 0) -> npt.NDArray[np.uint8]:
+def draw_picture(kind: str, side: int = 1024, seed: int = 0) -> npt.NDArray[np.uint8]:
     """A picture of a kind, (side, side, 3): soft shapes in many sizes, the same with a photo's
     grain, or one-coloured areas with hard edges."""
     chance = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from serve_app.bench.load_generator import Answered
+from serve_app.bench.load_generator import Response
 from serve_app.core.diffusion.spec import Stage
 
 _COLOURS = {Stage.BASE: "#2563eb", Stage.REFINER: "#ea580c"}
@@ -17,7 +17,7 @@ _BIN = 5.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class TimelinePoint:
     """How many replicas there are, and what they have to do."""
 
     at: float  # seconds
@@ -25,12 +25,14 @@ class Moment:
     changing: Mapping[Stage, int]  # that start or finish
     owed: Mapping[Stage, float]  # GPU-seconds of images under way
 
-    def since(self, began: float) -> "Moment":
+    def since(self, began: float) -> "TimelinePoint":
         """The same, so many seconds after the beginning."""
         return replace(self, at=self.at - began)
 
 
-def draw(moments: Sequence[Moment], answers: Sequence[Answered], gpus: int, output: Path) -> None:
+def plot_timeline(
+    moments: Sequence[TimelinePoint], answers: Sequence[Response], gpus: int, output: Path
+) -> None:
     """The PNG is written."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -77,7 +79,7 @@ def draw(moments: Sequence[Moment], answers: Sequence[Answered], gpus: int, outp
     figure.savefig(output, dpi=130)
 
 
-def _asked(axes: Any, answers: Sequence[Answered], end: float) -> None:
+def _asked(axes: Any, answers: Sequence[Response], end: float) -> None:
     """The load, by where most of its steps are."""
     bins = [_BIN * number for number in range(int(end / _BIN) + 2)]
     early = [one.arrival.at for one in answers if one.arrival.handoff >= 0.5]

@@ -6,7 +6,7 @@ Looks at the files alone, so that it says the same of them on every machine. Kno
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve_app.config.serve_config import slips_in
+from serve_app.config.serve_config import lint_file
 from serve_app.core.errors import SettingsError
 
 
@@ -15,7 +15,7 @@ def check_configs(files: Sequence[Path]) -> int:
     failed = False
     for file in files:
         try:
-            told = slips_in(file)
+            told = lint_file(file)
         except SettingsError as error:
             failed = True
             print(error)

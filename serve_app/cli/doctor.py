@@ -57,11 +57,11 @@ def tell(sections: Sequence[tuple[str, Sequence[Finding]]], console: Console) ->
 
 def _examined(config: Path) -> list[tuple[str, Sequence[Finding]]]:
     try:
-        from serve_app.doctor.run import Grounds, examine
+        from serve_app.doctor.run import Probes, run
     except ImportError as error:
         said = f"a package of this service can't be imported: {' '.join(str(error).split())}"
         return [("machine", [fail("packages", said, INSTALL)])]
-    return [(one.title, one.findings) for one in examine(Grounds(config))]
+    return [(one.title, one.findings) for one in run(Probes(config))]
 
 
 def _content(findings: Sequence[Finding], *, ok: bool) -> dict[str, object]:
@@ -69,7 +69,7 @@ def _content(findings: Sequence[Finding], *, ok: bool) -> dict[str, object]:
         "ok": ok,
         "version": __version__,
         "findings": [
-            {"check": one.check, "verdict": one.verdict, "said": one.said, "mend": one.mend}
+            {"check": one.check, "verdict": one.verdict, "said": one.message, "mend": one.fix}
             for one in findings
         ],
     }
@@ -80,16 +80,16 @@ def _lines(finding: Finding, wide: int, *, rich: bool) -> Iterator[Text]:
     style, sign = _LOOK[finding.verdict]
     verdict = f"  {sign} {finding.verdict:<6}" if rich else f"  {finding.verdict:<6}"
     indent = " " * (len(verdict) + _CHECK)
-    said = [finding.said]
+    said = [finding.message]
     if wide:
         room = max(wide - len(indent), _NARROWEST)
-        said = textwrap.wrap(finding.said, room, break_long_words=False, break_on_hyphens=False)
+        said = textwrap.wrap(finding.message, room, break_long_words=False, break_on_hyphens=False)
     yield Text.assemble((verdict, style), f"{finding.check:<{_CHECK}}", said[0])
     for more in said[1:]:
         yield Text(indent + more)
-    if finding.mend:
+    if finding.fix:
         where = ".env.local: " if finding.is_for_env_file else "$ "
-        yield Text.assemble(indent, (where, "dim"), (finding.mend, "cyan"))
+        yield Text.assemble(indent, (where, "dim"), (finding.fix, "cyan"))
 
 
 def _summary(findings: Sequence[Finding]) -> Iterator[Text]:

@@ -33,17 +33,17 @@ from serve_app.hub import local_files as local
 from serve_app.hub.acceptance import Acceptance
 from serve_app.hub.client import fetch, hub_address, look_up, read_index
 from serve_app.hub.selection import (
-    Asked,
-    Entry,
+    HubRepo,
+    RepoFile,
+    RepoRequest,
     Repository,
-    Source,
     half_wanted,
+    repos_for,
+    select_files,
     size_of,
-    sources,
     stage_of,
-    wanted,
 )
-from serve_app.runtime.checkpoints.checkpoint import DOWNLOAD, VARIABLE, inspect
+from serve_app.runtime.checkpoints.checkpoint import DOWNLOAD_COMMAND, ENV_VAR, inspect
 from serve_app.runtime.checkpoints.licenses import license_on_card
 
 ENV_FILE, ENV_EXAMPLE = Path(".env.local"), Path(".env.example")
@@ -52,7 +52,7 @@ console = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DownloadOptions:
     """What the command line asks for."""
 
     what: str = "all"
@@ -79,12 +79,16 @@ class Plan:
     folder: Path
     value: str  # the folder as .env.local has it
     stage: Stage
-    entries: tuple[Entry, ...]
+    entries: tuple[RepoFile, ...]
     license: License
 
 
 def download(
-    wish: Wish, *, ask: Ask | None = None, address: str | None = None, free: int | None = None
+    wish: DownloadOptions,
+    *,
+    ask: Ask | None = None,
+    address: str | None = None,
+    free: int | None = None,
 ) -> int:
     """The checkpoints are there, whole, and told to the service; the exit status.
 
@@ -102,10 +106,10 @@ def download(
     return 0
 
 
-def _download(wish: Wish, ask: Ask | None, address: str, free: int | None) -> None:
+def _download(wish: DownloadOptions, ask: Ask | None, address: str, free: int | None) -> None:
     settings = Settings.read()
     half = half_wanted(settings.model_precision, settings.model_device)
-    plans = [_plan(source, wish, address, half=half) for source in sources(wish.what)]
+    plans = [_plan(source, wish, address, half=half) for source in repos_for(wish.what)]
     _accept(plans, wish, ask)
     with ExitStack() as stack:
         for plan in plans:
@@ -114,11 +118,11 @@ def _download(wish: Wish, ask: Ask | None, address: str, free: int | None) -> No
     for plan in plans:
         local.tidy(plan.folder)
         inspect(plan.folder.absolute(), plan.stage)
-    env_file.write(ENV_FILE, ENV_EXAMPLE, {VARIABLE[p.stage]: p.value for p in plans})
+    env_file.write(ENV_FILE, ENV_EXAMPLE, {ENV_VAR[p.stage]: p.value for p in plans})
     _tell_what_is_next(plans)
 
 
-def _plan(source: Source, wish: Wish, address: str, *, half: bool) -> Plan:
+def _plan(source: HubRepo, wish: DownloadOptions, address: str, *, half: bool) -> Plan:
     folder = wish.folder / source.folder
     value = env_file.as_value(folder)
     before = acceptance.recorded(folder)
@@ -128,13 +132,13 @@ def _plan(source: Source, wish: Wish, address: str, *, half: bool) -> Plan:
             "--folder"
         )
     revision = wish.revision or (before.revision if before else "main")
-    repository = look_up(Asked(source.name, revision, address, wish.again))
+    repository = look_up(RepoRequest(source.name, revision, address, wish.again))
     index = read_index(repository)
     stage = stage_of(index, repository.asked)
     terms = license_on_card(source.name, repository.license, repository.license_url)
-    entries = wanted(repository, index, stage, half=False)
+    entries = select_files(repository, index, stage, half=False)
     if len(local.sized(entries, folder)) < len(entries):  # full files are loaded where they lie
-        entries = wanted(repository, index, stage, half=half)
+        entries = select_files(repository, index, stage, half=half)
     console.print(
         f"[bold]{escape(source.name)}[/] at {repository.commit[:12]}, the {stage}, "
         f"{decimal(size_of(entries))} to {escape(value)}",
@@ -143,7 +147,7 @@ def _plan(source: Source, wish: Wish, address: str, *, half: bool) -> Plan:
     return Plan(repository, folder, value, stage, entries, terms)
 
 
-def _accept(plans: list[Plan], wish: Wish, ask: Ask | None) -> None:
+def _accept(plans: list[Plan], wish: DownloadOptions, ask: Ask | None) -> None:
     """Every licence is accepted, and that stands beside the weights, with the commit."""
     befores = {plan.folder: acceptance.recorded(plan.folder) for plan in plans}
     asking = [
@@ -181,7 +185,7 @@ def _show(licenses: list[License]) -> None:
             console.print(f"  - {restriction}", soft_wrap=True)
 
 
-def _ask_for(licenses: list[License], wish: Wish, ask: Ask | None) -> None:
+def _ask_for(licenses: list[License], wish: DownloadOptions, ask: Ask | None) -> None:
     urls = " and ".join(one.url for one in licenses)
     if ask is None:
         raise DownloadError(
@@ -195,14 +199,14 @@ def _ask_for(licenses: list[License], wish: Wish, ask: Ask | None) -> None:
         )
 
 
-def _fetch(plans: list[Plan], wish: Wish, free: int | None, *, half: bool) -> None:
+def _fetch(plans: list[Plan], wish: DownloadOptions, free: int | None, *, half: bool) -> None:
     there = sum(size_of(local.sized(plan.entries, plan.folder)) for plan in plans)
     with _bar("verifying what is there", there) as (_, tell):
         lacking = [(plan, local.missing(plan.entries, plan.folder, tell)) for plan in plans]
     whole = sum(size_of(entries) for _, entries in lacking)
     begun = sum(local.begun(entries, plan.folder) for plan, entries in lacking)
     room = local.free_bytes(wish.folder) if free is None else free
-    local.check_room(whole - begun, room, wish.folder, wish.again)
+    local.check_free_space(whole - begun, room, wish.folder, wish.again)
     if not whole:
         return
     count = sum(len(entries) for _, entries in lacking)
@@ -238,7 +242,7 @@ def _bar(
 def _tell_what_is_next(plans: list[Plan]) -> None:
     for plan in plans:
         console.print(
-            f"{VARIABLE[plan.stage]}={escape(plan.value)} stands in {ENV_FILE}", soft_wrap=True
+            f"{ENV_VAR[plan.stage]}={escape(plan.value)} stands in {ENV_FILE}", soft_wrap=True
         )
     settings = Settings.read()
     in_force = {
@@ -248,12 +252,14 @@ def _tell_what_is_next(plans: list[Plan]) -> None:
     for plan in plans:
         if in_force[plan.stage] != plan.folder.absolute():
             console.print(
-                f"[yellow]but the environment says {VARIABLE[plan.stage]}="
-                f"{escape(str(in_force[plan.stage]))}, and wins: unset {VARIABLE[plan.stage]}[/]",
+                f"[yellow]but the environment says {ENV_VAR[plan.stage]}="
+                f"{escape(str(in_force[plan.stage]))}, and wins: unset {ENV_VAR[plan.stage]}[/]",
                 soft_wrap=True,
             )
     if in_force[Stage.BASE] is None:
-        console.print(f"a refiner needs a base. Next: {DOWNLOAD[Stage.BASE]}", soft_wrap=True)
+        console.print(
+            f"a refiner needs a base. Next: {DOWNLOAD_COMMAND[Stage.BASE]}", soft_wrap=True
+        )
     else:
         console.print("Next: make serve, or python -m serve_app up", soft_wrap=True)
 

@@ -18,17 +18,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from serve_app.config.catalog import choose_device, find_checkpoints, service_facts
+from serve_app.config.catalog import choose_device, find_checkpoints, service_info
 from serve_app.config.settings import Settings
-from serve_app.core.diffusion.spec import SEED, Stage
+from serve_app.core.diffusion.spec import SEED_RANGE, Stage
 from serve_app.core.errors import AuraError, InvalidRequest, SafetyBlock
 from serve_app.core.service.moderation import WordList
-from serve_app.ingress.generation import Order, order_generate
+from serve_app.ingress.generation import GenerationJob, plan_generate
 from serve_app.ingress.native.schemas import GenerateRequest
-from serve_app.ingress.png_metadata import infotext, inscribe
-from serve_app.runtime.local import Solo
+from serve_app.ingress.png_metadata import embed, infotext
+from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
-from serve_app.runtime.networks.safety_checker import PictureChecker
+from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
 from serve_app.runtime.networks.vae import encode_png
 
 _HELP = "see python -m serve_app generate --help"
@@ -73,31 +73,31 @@ def _draw(wishes: Mapping[str, Any], output: Path) -> list[Path]:
     settings = Settings.read()
     device = _device(settings)
     lineup = find_checkpoints(settings)
-    facts = service_facts(settings, lineup, device.torch_device.type)
-    order = order_generate(_request(wishes), facts, secrets.randbelow(SEED[1] + 1))
+    facts = service_info(settings, lineup, device.torch_device.type)
+    order = plan_generate(_request(wishes), facts, secrets.randbelow(SEED_RANGE[1] + 1))
     filtered = WordList(settings.words())
-    if any(filtered.refuses_prompt(piece.spec.prompt) for piece in order.pieces):
+    if any(filtered.refuses_prompt(piece.spec.prompt) for piece in order.images):
         raise SafetyBlock("the safety filter refuses this prompt")
     for warning in order.warnings:
         _warn(warning)
     bases = {model.checkpoint.name: model.checkpoint for model in lineup.models}
     base, refiner = bases[order.models[Stage.BASE]], lineup.refiner
-    worn = {lora.name for piece in order.pieces for lora in piece.spec.loras}
+    worn = {lora.name for piece in order.images for lora in piece.spec.loras}
     with console.status("loading the models"):
         checker = settings.safety_checker_dir
-        solo = Solo(
+        solo = LocalPipeline(
             (base, refiner) if refiner and order.refined else (base,),
             device,
-            images=min(len(order.pieces), settings.model_max_batch_size or 2),
+            images=min(len(order.images), settings.model_max_batch_size or 2),
             strict=settings.model_determinism == "strict",
-            safety=PictureChecker(checker, device) if checker else None,
-            loras={one.facts.name: one.file for one in lineup.loras if one.facts.name in worn},
+            safety=ImageSafetyChecker(checker, device) if checker else None,
+            loras={one.info.name: one.file for one in lineup.loras if one.info.name in worn},
         )
     return _write(order, solo, output)
 
 
-def _write(order: Order, solo: Solo, output: Path) -> list[Path]:
-    specs = [piece.spec for piece in order.pieces]
+def _write(order: GenerationJob, solo: LocalPipeline, output: Path) -> list[Path]:
+    specs = [piece.spec for piece in order.images]
     columns = (
         TextColumn("drawing"),
         BarColumn(),
@@ -106,18 +106,20 @@ def _write(order: Order, solo: Solo, output: Path) -> list[Path]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=sum(spec.calls for spec in specs))
-        pictures = solo.draw(
-            specs, tell=lambda steps: progress.update(task, completed=steps), warn=_warn
+        task = progress.add_task("", total=sum(spec.nfe for spec in specs))
+        pictures = solo.generate(
+            specs,
+            on_progress=lambda steps: progress.update(task, completed=steps),
+            on_warning=_warn,
         )
     paths = []
-    for number, (piece, picture) in enumerate(zip(order.pieces, pictures, strict=True), 1):
+    for number, (piece, picture) in enumerate(zip(order.images, pictures, strict=True), 1):
         path = output
         if len(pictures) > 1:
             path = output.with_stem(f"{output.stem}-{number}")
         profiles = {str(stage): name for stage, name in solo.profiles(piece.spec).items()}
         text = infotext(piece.spec, order.models)
-        path.write_bytes(inscribe(encode_png(picture), text, order.record(piece, profiles)))
+        path.write_bytes(embed(encode_png(picture), text, order.record(piece, profiles)))
         paths.append(path)
     return paths
 

@@ -28,9 +28,9 @@ def up(config: Config = Path("serve_config.yaml")) -> None:
 @commands.command(hidden=True)
 def hold(config: Config = Path("serve_config.yaml")) -> None:
     """The process that holds Ray; started by `up`."""
-    from serve_app.cli.up import hold
+    from serve_app.cli.up import run_ray
 
-    raise typer.Exit(hold(config))
+    raise typer.Exit(run_ray(config))
 
 
 @commands.command()
@@ -98,9 +98,9 @@ def download(
     ] = False,
 ) -> None:
     """Fetch real weights, verified, and set .env.local; run again, it goes on where it stopped."""
-    from serve_app.cli.download import Wish, download
+    from serve_app.cli.download import DownloadOptions, download
 
-    raise typer.Exit(download(Wish(what, folder, revision, accept_license)))
+    raise typer.Exit(download(DownloadOptions(what, folder, revision, accept_license)))
 
 
 @commands.command()
@@ -138,9 +138,9 @@ def simulate(
     ),
 ) -> None:
     """A cluster of any size on a virtual clock: a steady trace compares routing, others scaling."""
-    from serve_app.cli.simulate import Wish, simulate
+    from serve_app.cli.simulate import SimulateOptions, simulate
 
-    raise typer.Exit(simulate(Wish(gpus, trace, load, seconds, seed, output)))
+    raise typer.Exit(simulate(SimulateOptions(gpus, trace, load, seconds, seed, output)))
 
 
 @commands.command()
@@ -183,9 +183,9 @@ def bench_demo(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """How well the demo draws what training never showed it, in English and in Spanish."""
-    from serve_app.bench.demo_quality import examine
+    from serve_app.bench.demo_quality import evaluate
 
-    examine(count=count, threads=threads)
+    evaluate(count=count, threads=threads)
 
 
 @bench.command("refiner")
@@ -194,9 +194,9 @@ def bench_refiner(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Whether the demo's refiner earns its place, against three controls."""
-    from serve_app.bench.demo_refiner import weigh
+    from serve_app.bench.demo_refiner import compare
 
-    weigh(count=count, threads=threads)
+    compare(count=count, threads=threads)
 
 
 @bench.command("sheet")
@@ -206,9 +206,9 @@ def bench_sheet(
     ),
 ) -> None:
     """A contact sheet: what the demo draws, with the prompts underneath."""
-    from serve_app.bench.contact_sheet import lay_out
+    from serve_app.bench.contact_sheet import write_contact_sheet
 
-    lay_out(output)
+    write_contact_sheet(output)
 
 
 @bench.command("routing")
@@ -232,9 +232,9 @@ def bench_scaling(
     ),
 ) -> None:
     """Replicas that come and go with the work, on four GPUs that are not there, over HTTP."""
-    from serve_app.bench.autoscaling_demo import watch
+    from serve_app.bench.autoscaling_demo import run
 
-    watch(seconds=seconds, seed=seed, output=output)
+    run(seconds=seconds, seed=seed, output=output)
 
 
 @bench.command("http")

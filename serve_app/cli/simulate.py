@@ -15,11 +15,11 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.core.diffusion.sample import Leg, begin, entered
+from serve_app.core.diffusion.sample import StageSegment, new_sample, with_latents
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import OperatorError
-from serve_app.core.scheduling.step_scheduler import StepScheduler, Work
-from serve_app.simulator.cluster import Cluster, Run, journey_of
+from serve_app.core.scheduling.step_scheduler import StepScheduler, WorkKind
+from serve_app.simulator.cluster import Cluster, SimulationResult, journey_of
 from serve_app.simulator.comparison import (
     ALL,
     CHOSEN,
@@ -33,12 +33,12 @@ from serve_app.simulator.comparison import (
     shared_by_work,
     work_of,
 )
-from serve_app.simulator.gpu_speed import Costs
+from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.plot import plot_routing, plot_scaling
 from serve_app.simulator.policies import route_by_owed_work, route_by_requests
-from serve_app.simulator.replica import Simple
-from serve_app.simulator.summary import GRACE, SLO, Outcome, outcome_of
-from serve_app.simulator.traces import WAVES, Arrival, drawn_trace, read_trace
+from serve_app.simulator.replica import SimSample
+from serve_app.simulator.summary import GRACE, SLO, Summary, summarize
+from serve_app.simulator.traces import WORKLOADS, Arrival, draw_trace, read_trace
 
 TRACES = 5  # with waves: by as many seeds, from the one asked for
 _STEADY = "steady"
@@ -49,7 +49,7 @@ console = Console(highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class SimulateOptions:
     """What is to be simulated; what is None is chosen by the trace."""
 
     gpus: int | None
@@ -61,7 +61,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _Defaults:
     """A wish in full."""
 
     gpus: int
@@ -69,11 +69,13 @@ class _Plan:
     seconds: float
 
 
-def simulate(wish: Wish) -> int:
+def simulate(wish: SimulateOptions) -> int:
     """The outcome is printed and the PNG written; the exit status."""
     steady = wish.trace == _STEADY
-    usual = _Plan(256, 0.85, 90.0) if steady else _Plan(16, 0.25, 960.0)
-    plan = _Plan(wish.gpus or usual.gpus, wish.load or usual.load, wish.seconds or usual.seconds)
+    usual = _Defaults(256, 0.85, 90.0) if steady else _Defaults(16, 0.25, 960.0)
+    plan = _Defaults(
+        wish.gpus or usual.gpus, wish.load or usual.load, wish.seconds or usual.seconds
+    )
     try:
         traces = _traces(wish, plan)
     except OperatorError as error:
@@ -112,53 +114,53 @@ def planning() -> float:
     for number in range(_IN_FLIGHT):
         arrival = Arrival(0.0, draw.choice((4, 20, 50, 150)), draw.choice((1024, 832)), 1024)
         spec, schedule, _ = journey_of(arrival, refiner=False)
-        one: Simple = entered(begin(str(number), spec, schedule, Stage.BASE), 0.0, 1)
-        scheduler.add(one, Leg(Stage.BASE, len(schedule), last=True))
+        one: SimSample = with_latents(new_sample(str(number), spec, schedule, Stage.BASE), 0.0, 1)
+        scheduler.add(one, StageSegment(Stage.BASE, len(schedule), last=True))
     seconds: list[float] = []
     while len(seconds) < _PLANS:
         began = time.perf_counter()
         plan = scheduler.plan()
         took = time.perf_counter() - began
         assert plan is not None
-        results = [replace(s, index=s.index + (plan.work is Work.STEP)) for s in plan.samples]
+        results = [replace(s, index=s.index + (plan.work is WorkKind.STEP)) for s in plan.samples]
         scheduler.settle(plan, results)
-        if plan.work is Work.STEP:
+        if plan.work is WorkKind.STEP:
             seconds.append(took)
     return sorted(seconds)[_PLANS // 2]
 
 
-def _traces(wish: Wish, plan: _Plan) -> list[list[Arrival]]:
+def _traces(wish: SimulateOptions, plan: _Defaults) -> list[list[Arrival]]:
     """One of a steady wave, or of a file; several of other waves."""
-    wave = WAVES.get(wish.trace)
+    wave = WORKLOADS.get(wish.trace)
     if wave is None:
         return [read_trace(Path(wish.trace))]
     traces = []
     for seed in range(wish.seed, wish.seed + (1 if wish.trace == _STEADY else TRACES)):
         rate, trace = float(plan.gpus), list[Arrival]()
         for _ in range(3):  # what is drawn comes to another load than was meant
-            trace = drawn_trace(wave, rate=rate, seconds=plan.seconds, draw=Random(seed))
+            trace = draw_trace(wave, rate=rate, seconds=plan.seconds, draw=Random(seed))
             rate *= plan.load / _load(trace, plan)
         traces.append(trace)
     return traces
 
 
-def _load(trace: Sequence[Arrival], plan: _Plan) -> float:
+def _load(trace: Sequence[Arrival], plan: _Defaults) -> float:
     """What is asked for, of what full batches could do."""
-    return sum(work_of(trace, Costs()).values()) / plan.seconds / plan.gpus
+    return sum(work_of(trace, GpuSpeed()).values()) / plan.seconds / plan.gpus
 
 
-def _compare_routing(trace: Sequence[Arrival], plan: _Plan, wish: Wish) -> None:
+def _compare_routing(trace: Sequence[Arrival], plan: _Defaults, wish: SimulateOptions) -> None:
     """All GPUs are there, shared out by the work of each stage."""
-    start = shared_by_work(work_of(trace, Costs()), plan.gpus)
+    start = shared_by_work(work_of(trace, GpuSpeed()), plan.gpus)
     routers = {
         "owed work": route_by_owed_work(),
         "two choices": route_by_requests(Random(wish.seed)),
     }
-    runs: dict[str, Run] = {}
+    runs: dict[str, SimulationResult] = {}
     for name, route in routers.items():
         with console.status(f"simulating {name}"):
-            runs[name] = Cluster(SIZE, Costs(), route, None, start, loading=LOADING).run(trace)
-    outcomes = {name: outcome_of(run, plan.seconds) for name, run in runs.items()}
+            runs[name] = Cluster(SIZE, GpuSpeed(), route, None, start, loading=LOADING).run(trace)
+    outcomes = {name: summarize(run, plan.seconds) for name, run in runs.items()}
     console.print(_routing_table(outcomes))
     console.print(
         "[dim]a step: the 95th percentile of seconds per step asked for; full: the places of "
@@ -175,7 +177,7 @@ def _table(first: str, *heads: str) -> Table:
     return table
 
 
-def _routing_table(outcomes: Mapping[str, Outcome]) -> Table:
+def _routing_table(outcomes: Mapping[str, Summary]) -> Table:
     table = _table(
         "routed by", "in time", "goodput", "p50", "p95", "p99", "a step", "GPU h", "full"
     )

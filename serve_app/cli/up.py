@@ -70,7 +70,7 @@ def up(config: Path) -> int:
     return holder.wait()
 
 
-def hold(config: Path) -> int:
+def run_ray(config: Path) -> int:
     """Ray and the application have run in this process until it was told to end; the exit status.
 
     The first SIGTERM drains: nothing new is taken, what was accepted is finished. A second one, or

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from serve_app.core.errors import SettingsError
 
 
-class Scale(BaseModel):
+class DeploymentScale(BaseModel):
     """How many replicas a deployment has, and what each asks of Ray."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,24 +26,24 @@ class Scale(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Scale":
+    def _ordered(self) -> "DeploymentScale":
         if self.max_replicas and self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must not be below min_replicas")
-        if not self.most:
+        if not self.max_total:
             raise ValueError("min_replicas: 0 needs a max_replicas, of 1 or more")
         if self.num_gpus and self.num_gpus > 1 and self.num_gpus % 1:
             raise ValueError("num_gpus must be whole above 1: a replica can't have parts of two")
         return self
 
     @property
-    def most(self) -> int:
+    def max_total(self) -> int:
         """The greatest number of replicas."""
         return self.max_replicas or self.min_replicas
 
     @property
-    def varies(self) -> bool:
+    def autoscales(self) -> bool:
         """Whether replicas come and go."""
-        return self.most > self.min_replicas
+        return self.max_total > self.min_replicas
 
     def gpus_on(self, device: str, share: float) -> float:
         """How many GPUs each replica asks of Ray where stages run on cuda, mps or cpu; `share` is
@@ -58,10 +58,10 @@ class AppArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
-    ingress: Scale = Scale()
-    base: Scale = Scale()
-    refiner: Scale = Scale()
-    both: Scale | None = Field(
+    ingress: DeploymentScale = DeploymentScale()
+    base: DeploymentScale = DeploymentScale()
+    refiner: DeploymentScale = DeploymentScale()
+    combined: DeploymentScale | None = Field(
         None, description="One deployment for both stages, instead of base and refiner"
     )
     drain_seconds: float = Field(
@@ -71,37 +71,37 @@ class AppArgs(BaseModel):
         default_factory=dict, description="Settings of this situation; the environment wins"
     )
 
-    @field_validator("ingress", "base", "both")
+    @field_validator("ingress", "base", "combined")
     @classmethod
-    def _always_there(cls, scale: Scale | None) -> Scale | None:
+    def _always_there(cls, scale: DeploymentScale | None) -> DeploymentScale | None:
         if scale and not scale.min_replicas:
             raise ValueError("min_replicas must be at least 1: the refiner alone may go to 0")
         return scale
 
     @model_validator(mode="after")
     def _one_way(self) -> "AppArgs":
-        if self.both is not None and self.model_fields_set & {"base", "refiner"}:
+        if self.combined is not None and self.model_fields_set & {"base", "refiner"}:
             raise ValueError(
-                "both runs base and refiner on the same replicas, so it takes the place of the "
-                "sections base and refiner: remove those, or both"
+                "combined runs base and refiner on the same replicas, so it takes the place of the "
+                "sections base and refiner: remove those, or combined"
             )
         return self
 
-    def settled(self, device: str, gpus: float, *, refiner: bool) -> "AppArgs":
+    def with_defaults(self, device: str, gpus: float, *, refiner: bool) -> "AppArgs":
         """The args with all chosen that they leave open.
 
         Base and refiner take turns on the only card, each with all of it, unless either section
         says how else.
         """
-        silent = self.base == self.refiner == Scale()
-        if self.both is None and silent and refiner and device == "cuda" and gpus == 1:
-            return self.model_copy(update={"both": Scale()})
+        silent = self.base == self.refiner == DeploymentScale()
+        if self.combined is None and silent and refiner and device == "cuda" and gpus == 1:
+            return self.model_copy(update={"combined": DeploymentScale()})
         return self
 
-    def scales(self, *, refiner: bool) -> tuple[Scale, ...]:
+    def scales(self, *, refiner: bool) -> tuple[DeploymentScale, ...]:
         """Those of the deployments that run the stages there are."""
-        if self.both is not None:
-            return (self.both,)
+        if self.combined is not None:
+            return (self.combined,)
         return (self.base, self.refiner) if refiner else (self.base,)
 
     def gpu_share(self, gpus: float, *, refiner: bool) -> float:
@@ -117,7 +117,9 @@ class AppArgs(BaseModel):
             return floor(100 * there / asking) / 100
         return 1 / ceil(asking / int(there))
 
-    def pool(self, gpus: int | None, device: str, share: float, *, refiner: bool) -> int | None:
+    def max_total_replicas(
+        self, gpus: int | None, device: str, share: float, *, refiner: bool
+    ) -> int | None:
         """How many replicas the stages whose replicas come and go may have, all together, where no
         more than so many GPUs are for the stages; None where nothing limits them.
 
@@ -143,10 +145,10 @@ class AppArgs(BaseModel):
                 "min_replicas or num_gpus",
                 "TOTAL_GPUS",
             )
-        return room - sum(stage.most for stage in stages if not stage.varies)
+        return room - sum(stage.max_total for stage in stages if not stage.autoscales)
 
 
-def _needed(stage: Scale) -> int:
+def _needed(stage: DeploymentScale) -> int:
     """The replicas that a stage must have room for: one at least, for it may be away for a while,
     but not for ever."""
     return max(1, stage.min_replicas)

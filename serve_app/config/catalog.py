@@ -7,24 +7,24 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from serve_app.config.models_file import Entry, read_registry
+from serve_app.config.models_file import ModelEntry, read_models_file
 from serve_app.config.settings import Settings
-from serve_app.core.diffusion.model_defaults import Defaults
-from serve_app.core.diffusion.spec import LCM_STEPS, Sampler, Stage
+from serve_app.core.diffusion.model_defaults import ModelDefaults
+from serve_app.core.diffusion.spec import LCM_MAX_STEPS, Sampler, Stage
 from serve_app.core.errors import CheckpointError, SettingsError
-from serve_app.core.service.info import LoraFacts, ModelFacts, ServiceFacts
+from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
 from serve_app.runtime.checkpoints.bundled import NOTICE, demo_folder
 from serve_app.runtime.checkpoints.checkpoint import (
     Checkpoint,
-    check_checker,
     check_pair,
+    check_safety_checker,
     inspect,
     is_pair,
 )
 from serve_app.runtime.checkpoints.licenses import license_of, license_of_lora
 from serve_app.runtime.checkpoints.lora_file import LoraFile, inspect_lora
 
-BATCH = {"cuda": 4, "mps": 1, "cpu": 2}  # images stepping together, when nobody says
+DEFAULT_BATCH_IMAGES = {"cuda": 4, "mps": 1, "cpu": 2}  # images stepping together, when nobody says
 
 
 def choose_device(name: str, *, gpus: float) -> str:
@@ -48,46 +48,48 @@ def choose_device(name: str, *, gpus: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class CatalogModel:
     """A base checkpoint under the name it is asked for by, and what the operator says of it."""
 
     checkpoint: Checkpoint
-    refined: bool  # whether the refiner, where there is one, may continue its pictures
+    can_be_refined: bool  # whether the refiner, where there is one, may continue its pictures
     license: str | None = None
 
     @property
-    def facts(self) -> ModelFacts:
+    def info(self) -> ModelInfo:
         """What a request must know of it."""
         one = self.checkpoint
-        return ModelFacts(one.name, one.native, one.noise, one.defaults, self.refined)
+        return ModelInfo(
+            one.name, one.native_size, one.noise_config, one.defaults, self.can_be_refined
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class LoraModel:
+class CatalogLora:
     """A LoRA under the name it is asked for by, the models it fits, and what the operator says."""
 
     file: LoraFile
-    facts: LoraFacts
+    info: LoraInfo
     license: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Lineup:
+class ModelCatalog:
     """All checkpoints of the service; of the base models the default one is the first."""
 
-    models: tuple[Model, ...]
+    models: tuple[CatalogModel, ...]
     refiner: Checkpoint | None
-    loras: tuple[LoraModel, ...] = ()
+    loras: tuple[CatalogLora, ...] = ()
 
 
-def find_checkpoints(settings: Settings) -> Lineup:
+def find_checkpoints(settings: Settings) -> ModelCatalog:
     """Base models and refiner as the settings have them; the demo's when none is set.
 
     Raises `OperatorError` when a path, the safety checker's too, holds no whole checkpoint, or two
     don't fit together.
     """
     if settings.safety_checker_dir:
-        check_checker(settings.safety_checker_dir)
+        check_safety_checker(settings.safety_checker_dir)
     base_path = settings.model_checkpoint_dir
     refiner_folder = settings.model_refiner_checkpoint_dir
     if base_path is None:
@@ -102,18 +104,18 @@ def find_checkpoints(settings: Settings) -> Lineup:
     if refiner_folder is not None:
         refiner = inspect(refiner_folder, Stage.REFINER)
         check_pair(base, refiner)
-    models = (Model(base, refined=True), *find_more(settings, base, refiner))
-    return Lineup(models, refiner, find_loras(settings, models))
+    models = (CatalogModel(base, can_be_refined=True), *listed_models(settings, base, refiner))
+    return ModelCatalog(models, refiner, find_loras(settings, models))
 
 
-def find_more(
+def listed_models(
     settings: Settings, base: Checkpoint | None, refiner: Checkpoint | None
-) -> tuple[Model, ...]:
+) -> tuple[CatalogModel, ...]:
     """The models of MODELS_FILE beside base and refiner, where those can be used.
 
     Raises `OperatorError` that names the file and the key.
     """
-    registered = read_registry(settings.models_file).models
+    registered = read_models_file(settings.models_file).models
     for name in {one.name for one in (base, refiner) if one} & set(registered):
         raise SettingsError(
             f"MODELS_FILE={settings.models_file}: models.{name}: is the name of the checkpoint of "
@@ -122,13 +124,13 @@ def find_more(
     return tuple(_registered(name, entry, settings, refiner) for name, entry in registered.items())
 
 
-def find_loras(settings: Settings, models: Sequence[Model]) -> tuple[LoraModel, ...]:
+def find_loras(settings: Settings, models: Sequence[CatalogModel]) -> tuple[CatalogLora, ...]:
     """The LoRAs of MODELS_FILE, each with the models that it fits.
 
     Raises `OperatorError` that names the file and the key, also for one that fits none of them.
     """
     found = []
-    for name, entry in read_registry(settings.models_file).loras.items():
+    for name, entry in read_models_file(settings.models_file).loras.items():
         where = f"MODELS_FILE={settings.models_file}: loras.{name}.path"
         file = inspect_lora(entry.path, where)
         widths = {model.checkpoint.name: model.checkpoint.text_width for model in models}
@@ -139,25 +141,28 @@ def find_loras(settings: Settings, models: Sequence[Model]) -> tuple[LoraModel, 
                 f"{where}={entry.path} fits none of the models: its layers are told texts in "
                 f"{file.text_width} numbers, {told}"
             )
-        found.append(LoraModel(file, LoraFacts(name, fits, entry.weight), entry.license))
+        found.append(CatalogLora(file, LoraInfo(name, fits, entry.weight), entry.license))
     return tuple(found)
 
 
-def _registered(name: str, entry: Entry, settings: Settings, refiner: Checkpoint | None) -> Model:
+def _registered(
+    name: str, entry: ModelEntry, settings: Settings, refiner: Checkpoint | None
+) -> CatalogModel:
     """A model of MODELS_FILE: what its entry leaves out is as the checkpoint says."""
     where, own = f"MODELS_FILE={settings.models_file}: models.{name}", settings.model_checkpoint_dir
     folder = own if own and own.is_dir() else None
     configs = entry.config or settings.model_config_dir or folder
     found = inspect(entry.path, Stage.BASE, configs=configs, where=f"{where}.path")
     told = found.defaults
-    defaults = Defaults(
+    defaults = ModelDefaults(
         steps=entry.steps or told.steps,
         guidance=told.guidance if entry.guidance is None else entry.guidance,
         sampler=entry.sampler or told.sampler,
     )
-    if defaults.sampler is Sampler.LCM and (defaults.steps or 0) > LCM_STEPS:
+    if defaults.sampler is Sampler.LCM and (defaults.steps or 0) > LCM_MAX_STEPS:
         raise SettingsError(
-            f"{where}.steps: must be at most {LCM_STEPS} with the sampler lcm, got {defaults.steps}"
+            f"{where}.steps: must be at most {LCM_MAX_STEPS} with the sampler lcm, "
+            f"got {defaults.steps}"
         )
     fits = refiner is None or is_pair(found, refiner)
     if entry.refiner and not fits:
@@ -167,28 +172,28 @@ def _registered(name: str, entry: Entry, settings: Settings, refiner: Checkpoint
         )
     wanted = told.guidance is None if entry.refiner is None else entry.refiner  # if not distilled
     checkpoint = replace(found, name=name, defaults=defaults)
-    return Model(checkpoint, refined=wanted and fits, license=entry.license)
+    return CatalogModel(checkpoint, can_be_refined=wanted and fits, license=entry.license)
 
 
-def service_facts(settings: Settings, lineup: Lineup, device: str) -> ServiceFacts:
+def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> ServiceInfo:
     """What answers, /health and /licenses say of the service."""
     filters = {"words": settings.safety_words_file, "pictures": settings.safety_checker_dir}
-    refiner = lineup.refiner
-    licenses = [license_of(model.checkpoint, model.license) for model in lineup.models]
+    refiner = catalog.refiner
+    licenses = [license_of(model.checkpoint, model.license) for model in catalog.models]
     if refiner:
         licenses.append(license_of(refiner))
-    licenses += [license_of_lora(one.facts.name, one.file, one.license) for one in lineup.loras]
-    return ServiceFacts(
-        models=tuple(model.facts for model in lineup.models),
+    licenses += [license_of_lora(one.info.name, one.file, one.license) for one in catalog.loras]
+    return ServiceInfo(
+        models=tuple(model.info for model in catalog.models),
         refiner=refiner.name if refiner else None,
         device=device,
         precision=settings.model_precision or ("fp32" if device == "cpu" else "fp16"),
-        image_count=settings.image_count,
-        notices=() if settings.model_checkpoint_dir else (NOTICE,),
+        default_image_count=settings.image_count,
+        warnings=() if settings.model_checkpoint_dir else (NOTICE,),
         licenses=tuple(licenses),
-        prompt_chars=settings.prompt_max_chars,
-        filters=tuple(name for name, setting in filters.items() if setting),
+        max_prompt_chars=settings.prompt_max_chars,
+        safety_filters=tuple(name for name, setting in filters.items() if setting),
         terms_required=settings.require_terms_acceptance,
-        loras=tuple(lora.facts for lora in lineup.loras),
-        loras_at_once=settings.loras_in_memory,
+        loras=tuple(lora.info for lora in catalog.loras),
+        max_loras=settings.loras_in_memory,
     )

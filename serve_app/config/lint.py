@@ -14,17 +14,17 @@ from pydantic import BaseModel, ValidationError
 from serve_app.config.app_args import AppArgs
 from serve_app.config.serve_schema import ServeFile
 from serve_app.config.settings import Settings, check_given
-from serve_app.core.capacity.autoscaler import Aims
+from serve_app.core.capacity.autoscaler import ScalingTargets
 from serve_app.core.errors import SettingsError
 
 BUILDER = "serve_app.app:build"
-POLICY = "serve_app.deployments.autoscaling:OwedWork"
+POLICY = "serve_app.deployments.autoscaling:OwedWorkAutoscaler"
 SECTIONS = {  # of args, by the deployment that each is for
     "Ingress": "ingress",
     "Ledger": None,
     "BaseGenerator": "base",
     "Refiner": "refiner",
-    "BaseAndRefiner": "both",
+    "BaseAndRefiner": "combined",
 }
 _OF_ARGS = ("num_replicas", "autoscaling_config", "ray_actor_options")  # in our words: a section
 _ASIDE = {"deployments", "grpc_options"}  # where nothing of this service should stand
@@ -38,7 +38,7 @@ _SAID = {
 Where = tuple[str | int, ...]
 
 
-def slips(config: Mapping[str, Any]) -> Iterator[str]:
+def lint(config: Mapping[str, Any]) -> Iterator[str]:
     """What Serve would refuse or pass over, and what we would refuse, a sentence each.
 
     Where there is none, `ServeFile` takes the config and `AppArgs` the args of our application.
@@ -87,8 +87,8 @@ def _slips_of_policy(application: Mapping[str, Any], args: AppArgs, at: Where) -
     if named == POLICY:
         yield from _slips_of_aims(policy.get("policy_kwargs"), (*where, "policy_kwargs"))
         return
-    sections = {"base": args.base, "refiner": args.refiner, "both": args.both}
-    varying = [name for name, scale in sections.items() if scale and scale.varies]
+    sections = {"base": args.base, "refiner": args.refiner, "combined": args.combined}
+    varying = [name for name, scale in sections.items() if scale and scale.autoscales]
     if varying:
         said = f"names {named}" if named else "is missing"
         yield (
@@ -99,13 +99,13 @@ def _slips_of_policy(application: Mapping[str, Any], args: AppArgs, at: Where) -
 
 
 def _slips_of_aims(aims: Any, at: Where) -> Iterator[str]:
-    known = {aim.name: aim for aim in fields(Aims)}
+    known = {aim.name: aim for aim in fields(ScalingTargets)}
     for name, value in aims.items() if isinstance(aims, dict) else ():
         if name not in known:
             yield f"{_path((*at, name))} is unknown{_meant(name, known)}"
             continue
         try:
-            Aims(**{name: value})
+            ScalingTargets(**{name: value})
         except ValueError as error:
             yield f"{_path(at)}.{error}"
 

@@ -9,14 +9,14 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from serve_app.config.strict_yaml import Loader
-from serve_app.core.diffusion.spec import GUIDANCE, LORA_WEIGHT, STEPS, Sampler
+from serve_app.config.strict_yaml import UniqueKeyLoader
+from serve_app.core.diffusion.spec import GUIDANCE_RANGE, LORA_WEIGHT_RANGE, STEPS_RANGE, Sampler
 from serve_app.core.errors import SettingsError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-class Entry(BaseModel):
+class ModelEntry(BaseModel):
     """One model. What is left out is as the checkpoint itself says."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -24,8 +24,8 @@ class Entry(BaseModel):
     path: Path  # a diffusers folder, or a .safetensors file
     config: Path | None = None  # the folder of what a single file lacks
     refiner: bool | None = None  # whether the configured refiner may continue its pictures
-    steps: int | None = Field(None, ge=STEPS[0], le=STEPS[1])
-    guidance: float | None = Field(None, ge=GUIDANCE[0], le=GUIDANCE[1])
+    steps: int | None = Field(None, ge=STEPS_RANGE[0], le=STEPS_RANGE[1])
+    guidance: float | None = Field(None, ge=GUIDANCE_RANGE[0], le=GUIDANCE_RANGE[1])
     sampler: Sampler | None = None
     license: str | None = Field(None, min_length=1, max_length=200)
 
@@ -36,27 +36,31 @@ class LoraEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path  # a .safetensors file
-    weight: float = Field(1.0, ge=LORA_WEIGHT[0], le=LORA_WEIGHT[1])  # when a request says none
+    weight: float = Field(
+        1.0, ge=LORA_WEIGHT_RANGE[0], le=LORA_WEIGHT_RANGE[1]
+    )  # when a request says none
     license: str | None = Field(None, min_length=1, max_length=200)
 
 
-class Registry(BaseModel):
+class ModelsFile(BaseModel):
     """The whole file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    models: dict[Name, Entry] = {}
+    models: dict[Name, ModelEntry] = {}
     loras: dict[Name, LoraEntry] = {}
 
 
-def read_registry(file: Path | None) -> Registry:
+def read_models_file(file: Path | None) -> ModelsFile:
     """The entries by name, in the file's order, paths taken from where the file lies; none without
     a file. Raises `SettingsError` with one line that names the file and the key.
     """
     if file is None:
-        return Registry()
+        return ModelsFile()
     try:
-        read = Registry.model_validate(yaml.load(file.read_text(encoding="utf-8"), Loader))
+        read = ModelsFile.model_validate(
+            yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader)
+        )
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
         raise SettingsError(f"MODELS_FILE={file} can't be read: {told}") from None
@@ -64,7 +68,7 @@ def read_registry(file: Path | None) -> Registry:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
         raise SettingsError(f"MODELS_FILE={file}: {where or 'models'}: {first['msg']}") from None
-    return Registry(
+    return ModelsFile(
         models={name: _placed(entry, file.parent) for name, entry in read.models.items()},
         loras={
             name: entry.model_copy(update={"path": file.parent / entry.path.expanduser()})
@@ -73,7 +77,7 @@ def read_registry(file: Path | None) -> Registry:
     )
 
 
-def _placed(entry: Entry, folder: Path) -> Entry:
+def _placed(entry: ModelEntry, folder: Path) -> ModelEntry:
     """The entry with absolute paths: replicas run elsewhere."""
     config = entry.config and folder / entry.config.expanduser()
     return entry.model_copy(update={"path": folder / entry.path.expanduser(), "config": config})

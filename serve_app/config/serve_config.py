@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from serve_app.config.app_args import AppArgs
-from serve_app.config.lint import BUILDER, slips
+from serve_app.config.lint import BUILDER, lint
 from serve_app.config.serve_schema import ServedApplication, ServeFile
 from serve_app.config.settings import Settings
-from serve_app.config.strict_yaml import Loader
+from serve_app.config.strict_yaml import UniqueKeyLoader
 from serve_app.core.errors import SettingsError
 
 LOOPBACK = "127.0.0.1"
@@ -66,7 +66,7 @@ def read_config(path: Path) -> ServeConfig:
     Raises `SettingsError` naming the file and its first slip.
     """
     config = _load(path)
-    found = list(slips(config))
+    found = list(lint(config))
     if found:
         more = f" ({len(found) - 1} more: python -m serve_app check-config {path})"
         raise SettingsError(f"{path}: {found[0]}{more if len(found) > 1 else ''}")
@@ -75,18 +75,18 @@ def read_config(path: Path) -> ServeConfig:
     return ServeConfig(path, file, application, AppArgs.model_validate(application.args))
 
 
-def slips_in(path: Path) -> tuple[str, ...]:
+def lint_file(path: Path) -> tuple[str, ...]:
     """All that is wrong with a config, each in a sentence that names the key; nothing where
     `read_config` would take it. Raises `SettingsError` where it is none at all."""
-    return tuple(slips(_load(path)))
+    return tuple(lint(_load(path)))
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        found = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader))
+        found = list(yaml.load_all(path.read_text(encoding="utf-8"), UniqueKeyLoader))
         manifests = [one for one in found if _is_manifest(one)]
         if manifests:
-            found = list(yaml.load_all(str(manifests[0]["spec"]["serveConfigV2"]), Loader))
+            found = list(yaml.load_all(str(manifests[0]["spec"]["serveConfigV2"]), UniqueKeyLoader))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         told = " ".join(str(error).split())
         raise SettingsError(f"{path} is no serve config: {told}") from None
@@ -109,7 +109,7 @@ def port_of(settings: Settings, http: dict[str, Any]) -> int:
 def host_of(settings: Settings, http: dict[str, Any]) -> str:
     """The config's address, but this machine alone while nobody needs a key."""
     host = str(http.get("host", LOOPBACK))
-    return host if settings.is_open else LOOPBACK
+    return host if settings.is_public else LOOPBACK
 
 
 def check_port(host: str, port: int) -> None:

@@ -9,17 +9,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(ge=0)]
-Some = Annotated[float, Field(gt=0)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class Section(BaseModel):
+class StrictModel(BaseModel):
     """Keys of which each has its meaning."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class HttpOptions(Section):
+class HttpOptions(StrictModel):
     """Where Serve's proxies listen."""
 
     host: str = "0.0.0.0"
@@ -33,7 +33,7 @@ class HttpOptions(Section):
     ssl_ca_certs: str | None = None
 
 
-class GrpcOptions(Section):
+class GrpcOptions(StrictModel):
     """Serve's other proxy, which this service does without."""
 
     port: Port = 9000
@@ -42,19 +42,19 @@ class GrpcOptions(Section):
     enable_reflection: bool = True
 
 
-class ControllerEnv(Section):
+class ControllerEnv(StrictModel):
     """All that a controller's runtime_env may have."""
 
     env_vars: dict[str, str] = {}
 
 
-class ControllerOptions(Section):
+class ControllerOptions(StrictModel):
     """The process that minds all replicas."""
 
     runtime_env: ControllerEnv = ControllerEnv()
 
 
-class LoggingOptions(Section):
+class LoggingOptions(StrictModel):
     """What Serve writes of what it does."""
 
     encoding: Literal["TEXT", "JSON"] = "TEXT"
@@ -64,7 +64,7 @@ class LoggingOptions(Section):
     additional_log_standard_attrs: list[str] = []
 
 
-class TracingOptions(Section):
+class TracingOptions(StrictModel):
     """Where traces go."""
 
     enabled: bool = False
@@ -72,27 +72,27 @@ class TracingOptions(Section):
     sampling_ratio: float = Field(0.01, ge=0, le=1)
 
 
-class BackpressureOptions(Section):
+class BackpressureOptions(StrictModel):
     """What is answered where a queue is full."""
 
     status_code: Literal[503, 429] = 503
     retry_after_s: Seconds | None = None
 
 
-class AutoscalingOptions(Section):
+class AutoscalingOptions(StrictModel):
     """How Serve chooses a number of replicas."""
 
     min_replicas: int = Field(1, ge=0)
     initial_replicas: int | None = Field(None, ge=0)
     max_replicas: int = Field(1, gt=0)
-    target_ongoing_requests: Some | None = None
-    metrics_interval_s: Some = 10
-    look_back_period_s: Some = 30
-    smoothing_factor: Some = 1
-    upscale_smoothing_factor: Some | None = None
-    downscale_smoothing_factor: Some | None = None
-    upscaling_factor: Some | None = None
-    downscaling_factor: Some | None = None
+    target_ongoing_requests: PositiveSeconds | None = None
+    metrics_interval_s: PositiveSeconds = 10
+    look_back_period_s: PositiveSeconds = 30
+    smoothing_factor: PositiveSeconds = 1
+    upscale_smoothing_factor: PositiveSeconds | None = None
+    downscale_smoothing_factor: PositiveSeconds | None = None
+    upscaling_factor: PositiveSeconds | None = None
+    downscaling_factor: PositiveSeconds | None = None
     downscale_delay_s: Seconds = 600
     downscale_to_zero_delay_s: Seconds | None = None
     upscale_delay_s: Seconds = 30
@@ -100,26 +100,26 @@ class AutoscalingOptions(Section):
     policy: "PolicyOptions | None" = None
 
 
-class PolicyOptions(Section):
+class PolicyOptions(StrictModel):
     """Another way to choose it."""
 
     policy_function: str = ""
     policy_kwargs: dict[str, Any] = {}
 
 
-class RouterOptions(Section):
+class RouterOptions(StrictModel):
     """Which replica a request goes to."""
 
     request_router_class: str = ""
     request_router_kwargs: dict[str, Any] = {}
-    request_routing_stats_period_s: Some = 10
-    request_routing_stats_timeout_s: Some = 30
-    initial_backoff_s: Some = 0.025
-    backoff_multiplier: Some = 2
-    max_backoff_s: Some = 0.5
+    request_routing_stats_period_s: PositiveSeconds = 10
+    request_routing_stats_timeout_s: PositiveSeconds = 30
+    initial_backoff_s: PositiveSeconds = 0.025
+    backoff_multiplier: PositiveSeconds = 2
+    max_backoff_s: PositiveSeconds = 0.5
 
 
-class GangOptions(Section):
+class GangOptions(StrictModel):
     """Replicas that start and end together."""
 
     gang_size: int = Field(ge=1)
@@ -127,7 +127,7 @@ class GangOptions(Section):
     runtime_failure_policy: str = "RESTART_GANG"
 
 
-class DeploymentActor(Section):
+class DeploymentActor(StrictModel):
     """An actor beside the replicas of a deployment."""
 
     name: str
@@ -137,7 +137,7 @@ class DeploymentActor(Section):
     actor_options: dict[str, Any] = {}
 
 
-class ActorOptions(Section):
+class ActorOptions(StrictModel):
     """What each replica asks of Ray."""
 
     runtime_env: dict[str, Any] = {}
@@ -150,7 +150,7 @@ class ActorOptions(Section):
     fallback_strategy: list[dict[str, Any]] | None = None
 
 
-class Override(Section):
+class DeploymentOverride(StrictModel):
     """Options of one deployment, which win over those in code."""
 
     name: str
@@ -162,8 +162,8 @@ class Override(Section):
     autoscaling_config: AutoscalingOptions | None = None
     graceful_shutdown_wait_loop_s: Seconds = 2
     graceful_shutdown_timeout_s: Seconds = 20
-    health_check_period_s: Some = 10
-    health_check_timeout_s: Some = 30
+    health_check_period_s: PositiveSeconds = 10
+    health_check_timeout_s: PositiveSeconds = 30
     ray_actor_options: ActorOptions = ActorOptions()
     placement_group_bundles: list[dict[str, float]] = []
     placement_group_strategy: str = "PACK"
@@ -177,7 +177,7 @@ class Override(Section):
     max_surge_percent: int = Field(0, ge=0, le=100)
 
 
-class ServedApplication(Section):
+class ServedApplication(StrictModel):
     """One application; its args are its own affair."""
 
     import_path: str
@@ -185,13 +185,13 @@ class ServedApplication(Section):
     route_prefix: str | None = "/"
     runtime_env: dict[str, Any] = {}
     args: dict[str, Any] = {}
-    deployments: list[Override] = []
+    deployments: list[DeploymentOverride] = []
     autoscaling_policy: PolicyOptions | None = None
     logging_config: LoggingOptions | None = None
     external_scaler_enabled: bool = False
 
 
-class ServeFile(Section):
+class ServeFile(StrictModel):
     """The whole file."""
 
     applications: list[ServedApplication]

@@ -16,10 +16,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from serve_app.core.errors import SettingsError
-from serve_app.core.service.rate_limit import Allowance
+from serve_app.core.service.rate_limit import RateLimit
 
 ENV_FILES = (".env", ".env.local")  # the later one wins
-FOREIGN = frozenset({"GEMINI_API_KEY", "API_KEY"})  # the frontend's own, in the same file
+IGNORED = frozenset({"GEMINI_API_KEY", "API_KEY"})  # the frontend's own, in the same file
 _PORTS = {"http": 80, "https": 443}  # which browsers leave out
 _NEAR = 0.86  # likeness from which a name is taken for a slip of ours
 _DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -158,16 +158,16 @@ class Settings(BaseSettings):
         return (*self.allowed_hosts, f"[{own}]" if ":" in own else own)
 
     @property
-    def is_open(self) -> bool:
+    def is_public(self) -> bool:
         """Whether others than this machine may ask: with a key, or because the operator says so."""
         return bool(self.api_keys) or self.allow_anonymous
 
     @property
-    def allowance(self) -> Allowance | None:
+    def rate_limit_policy(self) -> RateLimit | None:
         """What each caller may use, in megapixel-steps; None without a limit."""
         if not self.rate_limit:
             return None
-        return Allowance(self.rate_limit / 60, self.rate_burst or self.rate_limit)
+        return RateLimit(self.rate_limit / 60, self.rate_burst or self.rate_limit)
 
     def words(self) -> tuple[str, ...]:
         """The words of SAFETY_WORDS_FILE, one a line; # begins a comment.
@@ -228,7 +228,7 @@ def _illegal(name: str, error: ValidationError) -> SettingsError:
 
 def _refuse_near_misses(named: set[str]) -> None:
     ours = {field.upper() for field in Settings.model_fields}
-    for name in sorted(named - ours - FOREIGN):
+    for name in sorted(named - ours - IGNORED):
         near = difflib.get_close_matches(name.upper(), ours, n=1, cutoff=_NEAR)
         if near:
             raise SettingsError(

@@ -1,149 +1,224 @@
-"""The ways an image, or the service that makes it, can end badly, named by whose fault it is.
+"""The ways an image, or the service that makes it, can fail, as a tree by whose fault it is.
 
-Knows no status codes: `ingress/errors.py` maps these names to HTTP in one table.
-Every error carries one sentence for the person who can act on it.
+An error has fields, and nothing parses its text: what is wrong (`problem`), with what (`subject`),
+what to do about it (`remedy`), and a stable name for programs (`code`). No HTTP status codes: each
+door under `ingress/` maps these classes to its own.
 """
 
 from math import ceil
+from typing import Any
 
 
 class AuraError(Exception):
-    """Any failure with a name of ours; `str(error)` is a sentence that may be shown."""
+    """A failure that has a name; `str(error)` may be shown to the person who can act on it.
+
+    `problem` is a clause without a full stop, as in "must be between 0 and 2, got 7". `subject`,
+    where there is one, is what it says that of: a field, a setting, a file. `remedy` is a sentence
+    or a command. All three survive pickling, so an error may cross processes.
+    """
+
+    code: str = "INTERNAL"
+
+    def __init__(self, problem: str, *, subject: str = "", remedy: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.subject = subject
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        sentence = f"{self.subject} {self.problem}" if self.subject else self.problem
+        return f"{sentence}. {self.remedy}" if self.remedy else sentence
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[AuraError], args: tuple[Any, ...], fields: dict[str, Any]) -> AuraError:
+    """Make a pickled error again, whatever arguments its class takes."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class CallerError(AuraError):
     """The request is at fault: sending it again unchanged can't help."""
 
+    code = "VALIDATION_ERROR"
+
 
 class InvalidRequest(CallerError):
     """A field is missing, unknown or out of range; `path` names it as the caller wrote it."""
 
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(path, problem)
-        self.path = path
-        self.problem = problem
+    def __init__(self, path: str, problem: str, *, remedy: str = "") -> None:
+        super().__init__(problem, subject=path, remedy=remedy)
 
-    def __str__(self) -> str:
-        return f"{self.path} {self.problem}"
+    @property
+    def path(self) -> str:
+        """The field, for example `loras.0.weight`."""
+        return self.subject
 
 
 class InvalidImage(CallerError):
-    """A base image that can't be decoded, or is outside what the service takes."""
+    """A base image can't be decoded, or is outside what the service takes."""
+
+    code = "INVALID_IMAGE"
 
 
 class ModelNotFound(CallerError):
-    """A model name that is not in the registry; the sentence lists the names there are."""
+    """No checkpoint has the requested name; the message lists the names there are."""
+
+    code = "MODEL_NOT_FOUND"
 
 
 class Unauthorized(CallerError):
-    """No key, or a wrong one, where one is needed."""
+    """A key is required, and is missing or wrong."""
+
+    code = "UNAUTHORIZED"
 
 
 class ForbiddenOrigin(CallerError):
-    """A browser page of an origin that is not on the list asks."""
+    """The request comes from a browser page whose origin is not on the list."""
+
+    code = "FORBIDDEN_ORIGIN"
 
 
 class ForbiddenHost(CallerError):
-    """The Host header names a host that is not on the list: perhaps DNS rebinding."""
+    """The Host header is not on the list: perhaps DNS rebinding."""
+
+    code = "FORBIDDEN_HOST"
 
 
 class TermsNotAccepted(CallerError):
-    """The operator asks every caller to accept the models' licences first; this one has not."""
+    """The operator requires callers to accept the models' licences first; this caller has not."""
+
+    code = "TERMS_NOT_ACCEPTED"
 
 
 class SafetyBlock(CallerError):
-    """A safety filter refused the prompt, or the picture that came of it."""
+    """A safety filter refused the prompt, or the image that was made from it."""
+
+    code = "SAFETY_BLOCK"
 
 
 class IdempotencyConflict(CallerError):
-    """The Idempotency-Key was used before, with another body."""
+    """The Idempotency-Key was used before with another body."""
+
+    code = "IDEMPOTENCY_CONFLICT"
 
 
 class JobNotFound(CallerError):
-    """No job has this id, or somebody else's has: the two are told alike."""
+    """No job of this caller has the id; another caller's job looks the same."""
+
+    code = "NOT_FOUND"
 
 
 class JobCancelled(CallerError):
     """The job was cancelled by its owner while this call waited for it."""
 
+    code = "CANCELLED"
+
 
 class JobFailed(AuraError):
-    """The job that this call waited for has failed, with the code and the sentence it was told."""
+    """The job that this call waited for has failed, with that job's own code and message."""
 
-    def __init__(self, code: str, sentence: str) -> None:
-        super().__init__(code, sentence)
+    def __init__(self, code: str, problem: str) -> None:
+        super().__init__(problem)
         self.code = code
-        self.sentence = sentence
-
-    def __str__(self) -> str:
-        return self.sentence
 
 
 class RateLimited(CallerError):
-    """The caller has used up its own allowance; in `seconds` there is enough for this request."""
+    """The caller has used up its rate limit; after `seconds` there is enough for this request."""
+
+    code = "RATE_LIMITED"
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
+        super().__init__(
+            "your rate limit is used up for now", remedy=f"Try again in {ceil(seconds)} s"
+        )
         self.seconds = seconds
-
-    def __str__(self) -> str:
-        return f"your allowance is used up for now: ask again in {ceil(self.seconds)} s"
 
 
 class PayloadTooLarge(CallerError):
     """The body is longer than the service takes."""
 
+    code = "PAYLOAD_TOO_LARGE"
+
 
 class UnsupportedMediaType(CallerError):
-    """The body is of a type that this address does not take."""
+    """The body has a media type that this route does not take."""
+
+    code = "UNSUPPORTED_MEDIA_TYPE"
 
 
 class ImageTooLarge(CallerError):
     """This image alone does not fit on the device, so asking again can't help."""
 
+    code = "IMAGE_TOO_LARGE_FOR_GPU"
+
 
 class ServiceError(AuraError):
     """The service is at fault: the same request may succeed later, or elsewhere."""
 
+    code = "OVERLOADED"
+
 
 class ReplicaLost(ServiceError):
-    """The process that worked on the image is gone; its last snapshot can be continued."""
+    """The process that worked on the image is gone; the last snapshot can be continued."""
+
+    code = "REPLICA_LOST"
 
 
 class ProfileChanged(ServiceError):
     """A snapshot was made under another numeric profile: the image must start again."""
 
+    code = "REPLICA_LOST"
+
 
 class OutOfMemory(ServiceError):
-    """The device had no room for a step of this image."""
+    """The device had no memory for a step of this image."""
+
+    code = "OUT_OF_MEMORY"
 
 
 class ModelUnavailable(ServiceError):
-    """A model that is in the registry can't be loaded where it is wanted; the log says why."""
+    """A listed model can't be loaded on the replica that needs it; the log says why."""
+
+    code = "MODEL_UNAVAILABLE"
 
 
 class EngineFault(ServiceError):
-    """A turn of the engine failed; the stack is in the replica's log."""
+    """An engine turn failed; the stack is in the replica's log."""
+
+    code = "INTERNAL"
 
 
 class Loading(ServiceError):
     """A stage has no replica ready yet."""
 
+    code = "LOADING"
+
 
 class Draining(ServiceError):
-    """The service is finishing what it accepted and takes nothing new."""
+    """The service finishes what it accepted and takes nothing new."""
+
+    code = "DRAINING"
 
 
 class Overloaded(ServiceError):
-    """What was accepted already takes longer than this caller allows."""
+    """The backlog takes longer than this caller allows."""
 
 
 class LedgerAway(ServiceError):
-    """The service's memory of jobs can't be asked just now; pictures are made all the same."""
+    """The ledger can't be reached just now; images are made all the same."""
+
+    code = "LOADING"
 
 
 class DeadlineExceeded(AuraError):
     """The image was not ready within the time its caller allowed."""
+
+    code = "DEADLINE_EXCEEDED"
 
 
 class OperatorError(AuraError):
@@ -151,20 +226,25 @@ class OperatorError(AuraError):
 
 
 class SettingsError(OperatorError):
-    """A setting is unknown, misspelt or illegal; `variable` is its name as it stands there."""
+    """A setting is unknown, misspelt or has an illegal value.
 
-    def __init__(self, sentence: str, variable: str = "", meant: str = "") -> None:
-        super().__init__(sentence)
+    `variable` is its name as it was written; `suggestion` the name that was probably meant.
+    """
+
+    def __init__(
+        self, problem: str, variable: str = "", suggestion: str = "", *, remedy: str = ""
+    ) -> None:
+        super().__init__(problem, remedy=remedy)
         self.variable = variable
-        self.meant = meant  # the right name of a misspelt one
+        self.suggestion = suggestion
 
 
 class CheckpointError(OperatorError):
-    """A checkpoint folder is missing, incomplete, or not safetensors."""
+    """A checkpoint is missing, incomplete, or not safetensors."""
 
 
 class ConfigsError(CheckpointError):
-    """A single file has no whole folder that lends it configs and tokenizers."""
+    """A single-file checkpoint has no complete folder to take configs and tokenizers from."""
 
 
 class DownloadError(OperatorError):
@@ -172,8 +252,8 @@ class DownloadError(OperatorError):
 
 
 class DeviceError(OperatorError):
-    """The device that was promised is not there."""
+    """The configured device is not there."""
 
 
 class DeviceFull(OperatorError):
-    """The device has no room for one image, whatever is given up."""
+    """The device has no memory for one image, with every memory saving applied."""

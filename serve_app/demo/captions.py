@@ -24,7 +24,7 @@ LEXICONS = {Language.ENGLISH: ENGLISH, Language.SPANISH: SPANISH}
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class MentionRates:
     """How often each fact is told."""
 
     kind: float = 1.0
@@ -35,11 +35,13 @@ class Told:
     flourish: float = 0.0  # words that say nothing of the scene
 
 
-ALL = Told()
-AS_PEOPLE_DO = Told(0.95, 0.93, 0.5, 0.8, 0.94, 0.2)
+ALL = MentionRates()
+AS_PEOPLE_DO = MentionRates(0.95, 0.93, 0.5, 0.8, 0.94, 0.2)
 
 
-def caption(scene: Scene, language: Language, chance: random.Random, told: Told = ALL) -> str:
+def caption(
+    scene: Scene, language: Language, chance: random.Random, told: MentionRates = ALL
+) -> str:
     """The scene in one line of lower-case words."""
     words = LEXICONS[language]
     if not scene.figures:
@@ -67,7 +69,7 @@ def babble(chance: random.Random, most: int = 8) -> str:
     )
 
 
-def _single(scene: Scene, words: Lexicon, chance: random.Random, told: Told) -> str:
+def _single(scene: Scene, words: Lexicon, chance: random.Random, told: MentionRates) -> str:
     figure = scene.figures[0]
     place = chance.choice(words.places[figure.place]) if chance.random() < told.place else ""
     tells_ground = chance.random() < told.background
@@ -84,7 +86,7 @@ def _single(scene: Scene, words: Lexicon, chance: random.Random, told: Told) -> 
     return f"{_named(figure, words, chance, told)} {place} {ground}"
 
 
-def _pair(scene: Scene, words: Lexicon, chance: random.Random, told: Told) -> str:
+def _pair(scene: Scene, words: Lexicon, chance: random.Random, told: MentionRates) -> str:
     first, second = scene.figures
     names = [_named(figure, words, chance, told) for figure in scene.figures]
     places = [chance.choice(words.places[figure.place]) for figure in scene.figures]
@@ -101,17 +103,19 @@ def _pair(scene: Scene, words: Lexicon, chance: random.Random, told: Told) -> st
     return f"{ground} {words.having} {text}" if way == 0 else f"{text} {words.upon} {ground}"
 
 
-def _named(figure: Figure, words: Lexicon, chance: random.Random, told: Told) -> str:
+def _named(figure: Figure, words: Lexicon, chance: random.Random, told: MentionRates) -> str:
     noun, feminine = _noun(figure, words, chance, told)
     return words.article(feminine) + _described(figure, noun, feminine, words, chance, told)
 
 
-def _bare(figure: Figure, words: Lexicon, chance: random.Random, told: Told) -> str:
+def _bare(figure: Figure, words: Lexicon, chance: random.Random, told: MentionRates) -> str:
     noun, feminine = _noun(figure, words, chance, told)
     return _described(figure, noun, feminine, words, chance, told)
 
 
-def _noun(figure: Figure, words: Lexicon, chance: random.Random, told: Told) -> tuple[str, bool]:
+def _noun(
+    figure: Figure, words: Lexicon, chance: random.Random, told: MentionRates
+) -> tuple[str, bool]:
     nouns = words.kinds[figure.kind] if chance.random() < told.kind else words.any_kind
     return chance.choice(nouns), nouns[0] in words.feminine
 
@@ -122,7 +126,7 @@ def _described(
     feminine: bool,
     words: Lexicon,
     chance: random.Random,
-    told: Told,
+    told: MentionRates,
 ) -> str:
     colour = words.colour(figure.colour, feminine, chance) if chance.random() < told.colour else ""
     size = ""

@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 
 from serve_app.core.diffusion.spec import ImageSpec
-from serve_app.demo.captions import ALL, Language, Told, caption
+from serve_app.demo.captions import ALL, Language, MentionRates, caption
 from serve_app.demo.scene import Colour, Figure, Kind, Place, Scene, Size, invent
 from serve_app.demo.shape_reader import Pixels, Reading, read
 
@@ -39,7 +39,7 @@ class Question:
         """What was kept out of training; questions of one family hang together."""
         return self.figure.kind, self.figure.colour, self.figure.place
 
-    def prompt(self, language: Language = Language.ENGLISH, told: Told = ALL) -> str:
+    def prompt(self, language: Language = Language.ENGLISH, told: MentionRates = ALL) -> str:
         """The scene in words; the same each time."""
         return caption(self.scene, language, random.Random(f"words {self.number}"), told)
 
@@ -91,7 +91,7 @@ def _kept_out() -> list[Scene]:
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class Scores:
     """What of one picture is as it was asked for."""
 
     background: bool
@@ -109,10 +109,10 @@ class Marks:
         return all(facts)
 
 
-def mark(picture: Pixels, scene: Scene) -> Marks:
+def score(picture: Pixels, scene: Scene) -> Scores:
     """The marks of a picture of a scene with one shape."""
     seen, figure = read(picture), scene.figures[0]
-    return Marks(
+    return Scores(
         background=seen.background is scene.background,
         colour=seen.colour is figure.colour,
         place=seen.place is figure.place,
@@ -123,7 +123,7 @@ def mark(picture: Pixels, scene: Scene) -> Marks:
     )
 
 
-def mark_pair(picture: Pixels, scene: Scene) -> bool:
+def score_pair(picture: Pixels, scene: Scene) -> bool:
     """Whether each half of a picture of two shapes shows its own kind in its own colour, on the
     right background."""
     axis = 1 if scene.figures[0].place is Place.LEFT else 0

@@ -11,30 +11,32 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from serve_app.core.capacity.autoscaler import Aims, Helm, Look
-from serve_app.core.capacity.demand import Demand, as_numbers, from_numbers, look_at
+from serve_app.core.capacity.autoscaler import Autoscaler, ScalingTargets, StageLoad
+from serve_app.core.capacity.demand import Demand, from_wire, stage_load, to_wire
 from serve_app.core.diffusion.spec import Stage
 
-POOL = "pool"  # of an ingress's numbers: the replicas that those stages may have together
+MAX_TOTAL_REPLICAS = (
+    "pool"  # of an ingress's numbers: the replicas that those stages may have together
+)
 _INGRESS = "Ingress"
 _STAGES = {  # what runs where
     "BaseGenerator": (Stage.BASE,),
     "Refiner": (Stage.REFINER,),
     "BaseAndRefiner": (Stage.BASE, Stage.REFINER),
 }
-_NUMBERS = {POOL, *as_numbers(dict.fromkeys(Stage, Demand()))}  # Serve may add its own
+_NUMBERS = {MAX_TOTAL_REPLICAS, *to_wire(dict.fromkeys(Stage, Demand()))}  # Serve may add its own
 Contexts = Mapping[Any, AutoscalingContext]  # by DeploymentID
 States = dict[Any, dict[str, Any]]
 
 
-class OwedWork:
+class OwedWorkAutoscaler:
     """Scales the stages by the GPU time that is owed and arrives, the ingress by its requests.
 
     `aims` are those of `core.scaling.Aims`. The helm is kept in the ingress's policy state.
     """
 
     def __init__(self, **aims: float) -> None:
-        self._aims = Aims(**aims)
+        self._aims = ScalingTargets(**aims)
 
     def __call__(self, contexts: Contexts) -> tuple[dict[Any, int], States]:
         """How many replicas each deployment should have, and what to remember of it.
@@ -47,17 +49,23 @@ class OwedWork:
         if ingress is None:
             return targets, {}
         targets[ingress.deployment_id] = _for_callers(ingress)
-        helm, tellers = ingress.policy_state.get("helm", Helm()), set[Any]()
+        helm, tellers = ingress.policy_state.get("helm", Autoscaler()), set[Any]()
         told = _told(ingress)
         if told:
             scaled = {stages[0]: by_name[n] for n, stages in _STAGES.items() if n in by_name}
             looks = {stage: _look(context, told.values()) for stage, context in scaled.items()}
-            pools = [int(numbers[POOL]) for numbers in told.values() if POOL in numbers]
+            pools = [
+                int(numbers[MAX_TOTAL_REPLICAS])
+                for numbers in told.values()
+                if MAX_TOTAL_REPLICAS in numbers
+            ]
             pool = min(pools, default=None)  # the old and the new one, while Serve redeploys
             tellers = set(told)
             if tellers != ingress.policy_state.get("tellers"):
-                helm = replace(helm, arrived={})  # what others count began before they were heard
-            helm = helm.looked(looks, ingress.current_time, self._aims, pool)
+                helm = replace(
+                    helm, arrived_totals={}
+                )  # what others count began before they were heard
+            helm = helm.observe(looks, ingress.current_time, self._aims, pool)
             wanted = helm.targets
             targets |= {one.deployment_id: wanted[stage] for stage, one in scaled.items()}
         return targets, {ingress.deployment_id: {"helm": helm, "tellers": tellers}}
@@ -73,22 +81,22 @@ def _told(ingress: AutoscalingContext) -> dict[Any, dict[str, float]]:
     return latest
 
 
-def _look(context: AutoscalingContext, told: Collection[Mapping[str, float]]) -> Look:
+def _look(context: AutoscalingContext, told: Collection[Mapping[str, float]]) -> StageLoad:
     """A stage, by what all ingress replicas want of it.
 
     One that is retiring tells nothing any more: its last images are those that Serve counts.
     """
     stages = _STAGES[context.deployment_name]
-    demand = sum((from_numbers(numbers, stages) for numbers in told), Demand())
+    demand = sum((from_wire(numbers, stages) for numbers in told), Demand())
     if len(stages) > 1:
-        demand = replace(demand, coming=0.0)  # from no other replica than these
+        demand = replace(demand, upstream=0.0)  # from no other replica than these
     if not demand.images and context.total_num_requests > 0:
         demand += Demand(images=1)
-    return look_at(
+    return stage_load(
         demand,
         replicas=context.target_num_replicas,
-        least=context.capacity_adjusted_min_replicas,
-        most=context.capacity_adjusted_max_replicas,
+        min_replicas=context.capacity_adjusted_min_replicas,
+        max_replicas=context.capacity_adjusted_max_replicas,
     )
 
 

@@ -13,15 +13,15 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from serve_app.core.diffusion.sample import Leg, Sample
+from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.errors import AuraError, EngineFault, LedgerAway, Loading, ReplicaLost
-from serve_app.core.service.events import Arrived, ReplicaFacts
-from serve_app.core.service.jobs import Claim, Claimed, Job, JobState, Result
-from serve_app.core.service.rate_limit import Allowance
+from serve_app.core.service.events import ReplicaStats, SegmentDone
+from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobResult, JobState
+from serve_app.core.service.rate_limit import RateLimit
 
 logger = logging.getLogger("aura.remote")
 
-_PATIENCE = 2.0  # seconds to wait for facts: health must answer while a replica is busy or gone
+_RPC_TIMEOUT = 2.0  # seconds to wait for facts: health must answer while a replica is busy or gone
 _FRESH = 0.5  # seconds that facts are good for
 _TRY = 2.0  # seconds that one question to the ledger may take
 _RESTART = 20.0  # seconds in which a ledger that died should be back
@@ -35,22 +35,22 @@ class RemoteStage:
         self._name = name
         self._handle = handle
         self._streaming = handle.options(stream=True)
-        self._asked: asyncio.Task[list[ReplicaFacts]] | None = None
+        self._asked: asyncio.Task[list[ReplicaStats]] | None = None
         self._asked_at = 0.0
 
-    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+    async def advance(self, sample: Sample[Any], segment: StageSegment) -> AsyncIterator[Any]:
         """The events of the replica that took the sample.
 
         Raises `ReplicaLost` when its process is gone, `Loading` when the deployment can't be
         reached, or the named error the replica raised. Closing it early cancels the sample there.
         """
         response = cast(
-            "DeploymentResponseGenerator[Any]", self._streaming.advance.remote(sample, leg)
+            "DeploymentResponseGenerator[Any]", self._streaming.advance.remote(sample, segment)
         )
         ended = False
         try:
             async for event in response:
-                ended = isinstance(event, Arrived)
+                ended = isinstance(event, SegmentDone)
                 yield event
         except RayTaskError as error:
             cause = error.cause
@@ -65,7 +65,7 @@ class RemoteStage:
             if not ended:
                 response.cancel()
 
-    async def facts(self) -> list[ReplicaFacts]:
+    async def stats(self) -> list[ReplicaStats]:
         """The facts of every replica that answers in time; none while the stage is loading.
 
         Everybody who asks within half a second gets the same answer: /health needs no key.
@@ -75,17 +75,17 @@ class RemoteStage:
             self._asked, self._asked_at = asyncio.create_task(self._ask_all()), now
         return await asyncio.shield(self._asked)
 
-    async def _ask_all(self) -> list[ReplicaFacts]:
+    async def _ask_all(self) -> list[ReplicaStats]:
         try:
             # Serve's `results_async` would give nothing at all when one replica is silent, as those
             # of a dead node are until Ray has noticed.
-            calls = self._handle.broadcast("facts")._fetch_replica_results_async()
-            asked = await asyncio.wait_for(calls, _PATIENCE)
+            calls = self._handle.broadcast("stats")._fetch_replica_results_async()
+            asked = await asyncio.wait_for(calls, _RPC_TIMEOUT)
         except (TimeoutError, RayError, DeploymentUnavailableError):
             return []
-        waits = (asyncio.wait_for(one.get_async(), _PATIENCE) for one in asked)
+        waits = (asyncio.wait_for(one.get_async(), _RPC_TIMEOUT) for one in asked)
         answers = await asyncio.gather(*waits, return_exceptions=True)
-        return [answer for answer in answers if isinstance(answer, ReplicaFacts)]
+        return [answer for answer in answers if isinstance(answer, ReplicaStats)]
 
 
 class RemoteLedger:
@@ -97,45 +97,45 @@ class RemoteLedger:
     def __init__(self, handle: "DeploymentHandle[Any]") -> None:
         self._handle = handle
 
-    async def open(self, job: Job, claim: Claim | None) -> Claimed:
+    async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
         """See `Ledger`."""
-        return cast(Claimed, await self._ask("open", job, claim))
+        return cast(ClaimResult, await self._ask("create", job, claim))
 
-    async def end(
+    async def finish(
         self,
         id: str,
         owner: str,
         state: JobState,
         error: tuple[str, str] | None,
-        result: Result | None,
+        result: JobResult | None,
     ) -> None:
         """See `Ledger`."""
-        await self._ask("end", id, owner, state, error, result)
+        await self._ask("finish", id, owner, state, error, result)
 
-    async def look(self, id: str, wait: float) -> Job | None:
+    async def get(self, id: str, wait: float) -> Job | None:
         """See `Ledger`."""
-        return cast("Job | None", await self._ask("look", id, wait, more=wait))
+        return cast("Job | None", await self._ask("get", id, wait, more=wait))
 
-    async def renew(self, owner: str) -> None:
+    async def heartbeat(self, owner: str) -> None:
         """See `Ledger`."""
-        await self._ask("renew", owner, patience=0)
+        await self._ask("heartbeat", owner, rpc_timeout=0)
 
-    async def draw(self, caller: str, cost: float, allowance: Allowance) -> float:
+    async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
         """See `Ledger`; not asked twice, since a picture waits for it."""
-        return cast(float, await self._ask("draw", caller, cost, allowance, patience=0))
+        return cast(float, await self._ask("consume", caller, cost, limit, rpc_timeout=0))
 
-    async def accept(self, caller: str, terms: str) -> None:
+    async def accept_terms(self, caller: str, terms: str) -> None:
         """See `Ledger`."""
-        await self._ask("accept", caller, terms)
+        await self._ask("accept_terms", caller, terms)
 
-    async def accepted(self, caller: str) -> str | None:
+    async def accepted_terms(self, caller: str) -> str | None:
         """See `Ledger`."""
-        return cast("str | None", await self._ask("accepted", caller))
+        return cast("str | None", await self._ask("accepted_terms", caller))
 
     async def _ask(
-        self, method: str, *args: Any, more: float = 0, patience: float = _RESTART
+        self, method: str, *args: Any, more: float = 0, rpc_timeout: float = _RESTART
     ) -> Any:
-        end = time.monotonic() + patience
+        end = time.monotonic() + rpc_timeout
         while True:
             try:
                 return await asyncio.wait_for(

@@ -11,10 +11,17 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
-from serve_app.core.capacity.cost_model import Prices
+from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.demand import Demand
-from serve_app.core.capacity.forecast import forecast, owed_by, price_in_company
-from serve_app.core.diffusion.sample import Leg, Sample, begin, handed_over, itinerary
+from serve_app.core.capacity.forecast import amortized_seconds, forecast, pending_work
+from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.diffusion.sample import (
+    Sample,
+    StageSegment,
+    for_stage,
+    new_sample,
+    stage_segments,
+)
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import (
@@ -26,26 +33,32 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaLost,
 )
-from serve_app.core.service.events import Made, ReplicaFacts, Snapshot
-from serve_app.core.service.info import Condition, Health, ModelFacts
-from serve_app.core.service.metrics import RESUMES, STAGE_SECONDS, Meter, Resumed, Tally
-from serve_app.deployments.image_metrics import counted
+from serve_app.core.service.events import GeneratedImage, ReplicaStats, Snapshot
+from serve_app.core.service.info import Health, HealthStatus, ModelInfo
+from serve_app.core.service.metrics import (
+    RESUMES,
+    STAGE_SECONDS,
+    InMemoryMeter,
+    Meter,
+    ResumeReason,
+)
+from serve_app.deployments.image_metrics import counting_outcome
 
 logger = logging.getLogger("aura.conductor")
 
-_PATIENCE = 4.0  # an image that takes so many times its predicted seconds is given up
-_GRACE = 60.0  # seconds, on top
-_LOADING = 120.0  # seconds, for a model to be read from a slow disk and tried on its card
-_LOSSES = 3  # replicas lost at the same step: then it is the image that kills them
+_TIMEOUT_FACTOR = 4.0  # an image that takes so many times its predicted seconds is given up
+_TIMEOUT_GRACE_S = 60.0  # seconds, on top
+_MODEL_LOAD_S = 120.0  # seconds, for a model to be read from a slow disk and tried on its card
+_MAX_LOSSES = 3  # replicas lost at the same step: then it is the image that kills them
 
 
 class StageClient(Protocol):
     """One stage, wherever its replicas are."""
 
-    def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+    def advance(self, sample: Sample[Any], segment: StageSegment) -> AsyncIterator[Any]:
         """`Snapshot`s and at last one `Arrived`; raises named errors; closing it cancels."""
 
-    async def facts(self) -> list[ReplicaFacts]:
+    async def stats(self) -> list[ReplicaStats]:
         """What the stage's replicas are and have done; empty while none is ready."""
 
 
@@ -60,23 +73,23 @@ class Conductor:
         self,
         base: StageClient,
         refiner: StageClient | None,
-        models: Sequence[ModelFacts],
+        models: Sequence[ModelInfo],
         meter: Meter | None = None,
-        resting: Collection[Stage] = (),
+        scale_to_zero: Collection[Stage] = (),
     ) -> None:
         self._stages = {Stage.BASE: base} | ({Stage.REFINER: refiner} if refiner else {})
         self._models = {"": models[0]} | {model.name: model for model in models}
-        self._prices = {stage: Prices() for stage in Stage}
-        self._flying: dict[str, tuple[Sample[Any], tuple[Leg, ...]]] = {}
-        self._arrived = dict.fromkeys(Stage, 0.0)  # GPU seconds of all that was accepted
-        self._meter = meter or Tally()
-        self._resting = resting
+        self._costs = {stage: CostTable() for stage in Stage}
+        self._in_flight: dict[str, tuple[Sample[Any], tuple[StageSegment, ...]]] = {}
+        self._arrived_totals = dict.fromkeys(Stage, 0.0)  # GPU seconds of all that was accepted
+        self._meter = meter or InMemoryMeter()
+        self._scale_to_zero = scale_to_zero
         self._draining = False
-        self._landed = asyncio.Event()
+        self._idle = asyncio.Event()
 
-    async def make(
-        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
-    ) -> Made:
+    async def generate(
+        self, id: str, spec: ImageSpec, init_image: bytes | None, timeout: float | None
+    ) -> GeneratedImage:
         """One image.
 
         `timeout` is in seconds; None allows `patience`, anew whenever a replica is lost: that of a
@@ -84,52 +97,54 @@ class Conductor:
         since the last snapshot. Cancelling the call cancels the image. Raises the named errors of
         `core.errors`.
         """
-        with counted(self._meter):
-            return await self._make(id, spec, source, timeout)
+        with counting_outcome(self._meter):
+            return await self._generate(id, spec, init_image, timeout)
 
-    async def _make(
+    async def _generate(
         self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
-    ) -> Made:
+    ) -> GeneratedImage:
         if self._draining:
             raise Draining("the service is shutting down and takes nothing new")
         model = self._models.get(spec.model)
         if model is None:
             raise ModelNotFound(f"there is {', '.join(name for name in self._models if name)}")
         spec = replace(spec, model=model.name)
-        schedule = make_schedule(model.noise, spec.sampler, spec.steps, spec.strength, spec.handoff)
-        legs = itinerary(schedule, spec.handoff, refiner=Stage.REFINER in self._stages)
-        sample: Sample[Any] = begin(id, spec, schedule, legs[0].stage, source)
-        self._flying[id] = (sample, legs)
+        schedule = make_schedule(
+            model.noise_config, spec.sampler, spec.steps, spec.strength, spec.handoff
+        )
+        legs = stage_segments(schedule, spec.handoff, refiner=Stage.REFINER in self._stages)
+        sample: Sample[Any] = new_sample(id, spec, schedule, legs[0].stage, ImageInputs(source))
+        self._in_flight[id] = (sample, legs)
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
             if timeout is not None:
                 await self._admit(id, timeout)
-            self._expect(sample, legs)
-            allowed = self.patience() if timeout is None else timeout
+            self._record_demand(sample, legs)
+            allowed = self.default_timeout() if timeout is None else timeout
             async with asyncio.timeout(allowed) as limit:
 
                 def lost() -> None:
                     """The time in which nobody saw that the replica was gone is not the image's."""
                     nonlocal allowed
                     if timeout is None:
-                        allowed = clock() - began + self.patience()
+                        allowed = clock() - began + self.default_timeout()
                         limit.reschedule(began + allowed)
 
-                return await self._journey(sample, legs, lost)
+                return await self._run_segments(sample, legs, lost)
         except TimeoutError:
             raise DeadlineExceeded(f"the image was not ready within {allowed:.0f} s") from None
         finally:
-            del self._flying[id]
-            if not self._flying:
-                self._landed.set()
+            del self._in_flight[id]
+            if not self._in_flight:
+                self._idle.set()
 
     async def health(self) -> Health:
         """Whether an image could be made now, and by how many replicas."""
         names: dict[StageClient, list[str]] = {}  # one client may be both stages
         for stage, client in self._stages.items():
             names.setdefault(client, []).append(str(stage))
-        answers = await asyncio.gather(*(client.facts() for client in names))
+        answers = await asyncio.gather(*(client.stats() for client in names))
         told = [(called, facts) for called, facts in zip(names.values(), answers, strict=True)]
         replicas = {name: len(facts) for called, facts in told for name in called}
         owed = sum(replica.owed_seconds for _, facts in told for replica in facts)
@@ -139,17 +154,19 @@ class Conductor:
             for replica in facts
             if replica.shortfall
         )
-        missing = [name for name, n in replicas.items() if not n and name not in self._resting]
+        missing = [
+            name for name, n in replicas.items() if not n and name not in self._scale_to_zero
+        ]
         if self._draining:
-            return Health(Condition.DRAINING, "the service is shutting down", replicas, owed)
+            return Health(HealthStatus.DRAINING, "the service is shutting down", replicas, owed)
         if missing:
             reason = f"no replica of {' and '.join(missing)} is ready yet"
-            return Health(Condition.LOADING, reason, replicas, owed)
-        return Health(Condition.READY, "", replicas, owed, tuple(short))
+            return Health(HealthStatus.LOADING, reason, replicas, owed)
+        return Health(HealthStatus.READY, "", replicas, owed, tuple(short))
 
     def owed_seconds(self) -> float:
         """Predicted seconds of work that the images under way here still need."""
-        return self._seconds(*self._flying)
+        return self._seconds(*self._in_flight)
 
     async def demands(self) -> dict[Stage, Demand]:
         """What is wanted of each stage by all that was accepted here.
@@ -157,20 +174,24 @@ class Conductor:
         Seconds are 0 while nobody knows what a step takes there: the images say that it is needed.
         A replica may know it before an image has come back here.
         """
-        if self._flying:
+        if self._in_flight:
             for stage, client in self._stages.items():
-                if not self._prices[stage].warm:
-                    known = (facts.prices for facts in await client.facts())
-                    self._prices[stage] = next((one for one in known if one.warm), Prices())
-        demands = {stage: Demand(arrived=self._arrived[stage]) for stage in self._stages}
-        for way in self._flying.values():
-            for ahead, owed in enumerate(owed_by(*way)):
-                stage, prices = owed.leg.stage, self._prices[owed.leg.stage]
-                seconds = price_in_company([owed], prices) if prices.warm else 0.0
+                if not self._costs[stage].is_calibrated:
+                    known = (facts.costs for facts in await client.stats())
+                    self._costs[stage] = next(
+                        (one for one in known if one.is_calibrated), CostTable()
+                    )
+        demands = {
+            stage: Demand(arrived_total=self._arrived_totals[stage]) for stage in self._stages
+        }
+        for way in self._in_flight.values():
+            for ahead, owed in enumerate(pending_work(*way)):
+                stage, prices = owed.segment.stage, self._costs[owed.segment.stage]
+                seconds = amortized_seconds([owed], prices) if prices.is_calibrated else 0.0
                 demands[stage] += Demand(1, seconds, seconds if ahead else 0.0)
         return demands
 
-    def patience(self) -> float:
+    def default_timeout(self) -> float:
         """Seconds that an image may take whose caller sets no time: four times what is predicted of
         the work under way, a minute, and two for each model that it may have to wait for.
 
@@ -179,27 +200,29 @@ class Conductor:
         """
         loads = 0
         if len(set(self._models.values())) > 1:
-            ways = self._flying.values()
+            ways = self._in_flight.values()
             loads = len({s.spec.model for s, legs in ways if legs[0].stage is Stage.BASE})
-        loads += len(self._resting)
-        return _PATIENCE * self.owed_seconds() + _GRACE + _LOADING * loads
+        loads += len(self._scale_to_zero)
+        return _TIMEOUT_FACTOR * self.owed_seconds() + _TIMEOUT_GRACE_S + _MODEL_LOAD_S * loads
 
     async def drain(self) -> None:
         """Nothing new is taken, and everything that was accepted has ended."""
         self._draining = True
-        while self._flying:
-            self._landed.clear()
-            await self._landed.wait()
+        while self._in_flight:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def _admit(self, id: str, timeout: float) -> None:
         """Returns when the image may be ready in time; raises `Overloaded` when it surely won't.
 
         Ahead of it go the images under way here that have fewer steps left: the engines' order.
         """
-        if not all(self._prices[stage].warm for stage in self._stages):
+        if not all(self._costs[stage].is_calibrated for stage in self._stages):
             return
-        mine = self._left(id)
-        ahead = self._seconds(*(other for other in self._flying if self._left(other) < mine))
+        mine = self._steps_left(id)
+        ahead = self._seconds(
+            *(other for other in self._in_flight if self._steps_left(other) < mine)
+        )
         if ahead + self._seconds(id) <= timeout:
             return
         replicas = (await self.health()).replicas
@@ -209,38 +232,40 @@ class Conductor:
                 f"the image would take about {needed:.0f} s, and {timeout:g} s are allowed"
             )
 
-    def _expect(self, sample: Sample[Any], legs: tuple[Leg, ...]) -> None:
+    def _record_demand(self, sample: Sample[Any], legs: tuple[StageSegment, ...]) -> None:
         """It was accepted, and will cost each of its stages what it costs among others."""
-        for owed in owed_by(sample, legs):
-            prices = self._prices[owed.leg.stage]
-            if prices.warm:
-                self._arrived[owed.leg.stage] += price_in_company([owed], prices)
+        for owed in pending_work(sample, legs):
+            prices = self._costs[owed.segment.stage]
+            if prices.is_calibrated:
+                self._arrived_totals[owed.segment.stage] += amortized_seconds([owed], prices)
 
-    def _left(self, id: str) -> int:
-        sample, _ = self._flying[id]
+    def _steps_left(self, id: str) -> int:
+        sample, _ = self._in_flight[id]
         return len(sample.schedule) - sample.index
 
     def _seconds(self, *ids: str) -> float:
         """GPU seconds that these images still need, together where they can."""
-        owed = [one for id in ids for one in owed_by(*self._flying[id])]
+        owed = [one for id in ids for one in pending_work(*self._in_flight[id])]
         return sum(
-            forecast([one for one in owed if one.leg.stage is stage], prices).seconds
-            for stage, prices in self._prices.items()
+            forecast([one for one in owed if one.segment.stage is stage], prices).seconds
+            for stage, prices in self._costs.items()
         )
 
-    async def _journey(
-        self, first: Sample[Any], legs: tuple[Leg, ...], lost: Callable[[], None]
-    ) -> Made:
+    async def _run_segments(
+        self, first: Sample[Any], legs: tuple[StageSegment, ...], lost: Callable[[], None]
+    ) -> GeneratedImage:
         clock = asyncio.get_running_loop().time
-        for before in range(_LOSSES):
+        for before in range(_MAX_LOSSES):
             if before:
-                self._meter.record(RESUMES, reason=Resumed.PROFILE)
+                self._meter.record(RESUMES, reason=ResumeReason.PROFILE)
             sample, png = first, None
             profiles = []
             try:
                 for leg in legs:
                     began = clock()
-                    sample, png = await self._walk(handed_over(sample, leg.stage), leg, legs, lost)
+                    sample, png = await self._run_segment(
+                        for_stage(sample, leg.stage), leg, legs, lost
+                    )
                     self._meter.record(STAGE_SECONDS, clock() - began, stage=leg.stage)
                     profiles.append((leg.stage, sample.profile or ""))
             except ProfileChanged as change:
@@ -248,34 +273,38 @@ class Conductor:
                 continue
             if png is None:
                 raise EngineFault("the last stage gave no picture")
-            return Made(png, tuple(profiles), sample.warnings)
+            return GeneratedImage(png, tuple(profiles), sample.warnings)
         raise ReplicaLost("the replicas' numeric profile changed again and again")
 
-    async def _walk(
-        self, sample: Sample[Any], leg: Leg, legs: tuple[Leg, ...], lost: Callable[[], None]
+    async def _run_segment(
+        self,
+        sample: Sample[Any],
+        leg: StageSegment,
+        legs: tuple[StageSegment, ...],
+        lost: Callable[[], None],
     ) -> tuple[Sample[Any], bytes | None]:
         """One leg, on as many replicas as it takes. Each loss costs the steps since a snapshot, and
         `lost` is told."""
         client, losses = self._stages[leg.stage], 0
         while True:
-            self._flying[sample.id] = (sample, legs)
+            self._in_flight[sample.id] = (sample, legs)
             stream = cast("AsyncGenerator[Any, None]", client.advance(sample, leg))
             try:
                 async with aclosing(stream) as events:
                     async for event in events:
                         if isinstance(event, Snapshot):
                             sample, losses = event.sample, 0
-                            self._flying[sample.id] = (sample, legs)
+                            self._in_flight[sample.id] = (sample, legs)
                         else:
-                            self._prices[leg.stage] = event.prices
+                            self._costs[leg.stage] = event.costs
                             return event.sample, event.png
                 raise EngineFault(f"the {leg.stage} stage ended without a result")
             except ReplicaLost as loss:
                 losses += 1
-                if losses >= _LOSSES:
+                if losses >= _MAX_LOSSES:
                     raise
                 lost()
-                self._meter.record(RESUMES, reason=Resumed.LOST)
+                self._meter.record(RESUMES, reason=ResumeReason.LOST)
                 logger.warning(
                     "%s: %s; continuing at step %d of %d",
                     sample.id,

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from operator import attrgetter
 
-from serve_app.core.service.events import ReplicaFacts
+from serve_app.core.service.events import ReplicaStats
 from serve_app.core.service.metrics import (
     BUSY_SECONDS,
     CANCELS,
@@ -21,33 +21,33 @@ from serve_app.core.service.metrics import (
     WASTED_SECONDS,
     Meter,
 )
-from serve_app.runtime.step_record import Stepped
+from serve_app.runtime.step_record import StepRecord
 
 _KEPT = 10_000  # turns, while the event loop is held up
 _TOTALS = {  # of the replica's facts
     CANCELS: attrgetter("cancelled"),
-    BUSY_SECONDS: attrgetter("busy_seconds"),
-    WASTED_SECONDS: attrgetter("wasted_seconds"),
+    BUSY_SECONDS: attrgetter("gpu_seconds"),
+    WASTED_SECONDS: attrgetter("wasted_gpu_seconds"),
 }
 
 
-class StepLog:
+class EngineMetrics:
     """The turns of one replica since it last told of them, and the samples that wait for theirs."""
 
     def __init__(self, meter: Meter, clock: Callable[[], float] = time.monotonic) -> None:
         self._meter = meter
         self._clock = clock  # the engine's
-        self._turns: deque[Stepped] = deque(maxlen=_KEPT)
+        self._turns: deque[StepRecord] = deque(maxlen=_KEPT)
         self._waiting: dict[str, float] = {}  # since when
         self._left: list[tuple[str, float]] = []
         self._here = 0  # samples that came and have not left
         self._told = dict.fromkeys(_TOTALS, 0.0)
 
-    def note(self, turn: Stepped) -> None:
+    def on_step(self, turn: StepRecord) -> None:
         """The turn will be told of. May be called from any thread."""
         self._turns.append(turn)
 
-    def came(self, id: str) -> float:
+    def sample_arrived(self, id: str) -> float:
         """The sample waits for its first step here, or for its first on another leg. Gives the
         time, by which `left` knows that it is this wait that ends."""
         self._tell_turns()
@@ -55,12 +55,12 @@ class StepLog:
         self._waiting[id] = since = self._clock()
         return since
 
-    def left(self, id: str, since: float) -> None:
+    def sample_left(self, id: str, since: float) -> None:
         """The sample that came then takes no more steps here."""
         self._here -= 1
         self._left.append((id, since))
 
-    def tell(self, facts: ReplicaFacts) -> bool:
+    def flush(self, facts: ReplicaStats) -> bool:
         """The meter has heard of all turns, and of what the replica has come to. Whether more is to
         come of those who are here: a sample that left may be in the engine until its turn ends.
         """

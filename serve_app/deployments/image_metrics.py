@@ -8,19 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serve_app.core.errors import CallerError, DeadlineExceeded, Draining, Overloaded
-from serve_app.core.service.metrics import ACCEPTED, IMAGE_SECONDS, IMAGES, IN_TIME, Meter, Outcome
+from serve_app.core.service.metrics import (
+    ACCEPTED,
+    IMAGE_SECONDS,
+    IMAGES,
+    IN_TIME,
+    ImageOutcome,
+    Meter,
+)
 
-_PROMISED = (Outcome.MADE, Outcome.LATE, Outcome.FAILED)
+_PROMISED = (ImageOutcome.MADE, ImageOutcome.LATE, ImageOutcome.FAILED)
 
 
 @contextmanager
-def counted(meter: Meter) -> Iterator[None]:
+def counting_outcome(meter: Meter) -> Iterator[None]:
     """The image that is made within has been counted once."""
     clock = asyncio.get_running_loop().time
-    began, outcome = clock(), Outcome.CANCELLED
+    began, outcome = clock(), ImageOutcome.CANCELLED
     try:
         yield
-        outcome = Outcome.MADE
+        outcome = ImageOutcome.MADE
         meter.record(IMAGE_SECONDS, clock() - began)
     except Exception as error:
         outcome = outcome_of(error)
@@ -29,14 +36,14 @@ def counted(meter: Meter) -> Iterator[None]:
         meter.record(IMAGES, outcome=outcome)
         if outcome in _PROMISED:
             meter.record(ACCEPTED)
-        if outcome is Outcome.MADE:
+        if outcome is ImageOutcome.MADE:
             meter.record(IN_TIME)
 
 
-def outcome_of(error: Exception) -> Outcome:
+def outcome_of(error: Exception) -> ImageOutcome:
     """What an error makes of the image that it ends."""
     if isinstance(error, DeadlineExceeded):
-        return Outcome.LATE
+        return ImageOutcome.LATE
     if isinstance(error, CallerError | Overloaded | Draining):
-        return Outcome.REFUSED
-    return Outcome.FAILED
+        return ImageOutcome.REFUSED
+    return ImageOutcome.FAILED

@@ -71,16 +71,16 @@ class OwedWorkRouter(RequestRouter):
 
     def _ranked(self, pending: PendingRequest | None) -> list[RunningReplica]:
         by_id = {id.unique_id: replica for id, replica in self.curr_replicas.items()}
-        self._fleet.keep(by_id)
+        self._fleet.set_replicas(by_id)
         for id, replica in by_id.items():
             if replica.routing_stats:
-                self._hear(id, replica.routing_stats)
+                self._apply_report(id, replica.routing_stats)
         urgent = self._most_urgent() or pending
         if urgent is None or not _is_image(urgent):
             return list(by_id.values())
         sample, leg = urgent.args
         most = min((replica.max_ongoing_requests for replica in by_id.values()), default=0)
-        return [by_id[id] for id in self._fleet.ranked(sample, leg, most)]
+        return [by_id[id] for id in self._fleet.rank(sample, leg, most)]
 
     def _fulfill_next_pending_request(
         self, replica: RunningReplica, request_metadata: Any = None
@@ -121,10 +121,10 @@ class OwedWorkRouter(RequestRouter):
         self._fleet.end(replica, key)
         self._change.set()
 
-    def _hear(self, id: str, report: Mapping[str, Any]) -> None:
+    def _apply_report(self, id: str, report: Mapping[str, Any]) -> None:
         """An error here would end Serve's task, and whoever it looked for would wait for ever."""
         try:
-            self._fleet.hear(id, report)
+            self._fleet.apply_report(id, report)
         except (KeyError, TypeError, ValueError) as error:  # of another version of this service
             if id not in self._unread:
                 logger.warning("replica %s reports what can't be read: %r", id, error)
@@ -137,7 +137,7 @@ class OwedWorkRouter(RequestRouter):
     def _due(self, pending: PendingRequest) -> float:
         due = self._dues.get(pending.future)
         if due is None:
-            alone = self._fleet.alone(*pending.args) if _is_image(pending) else 0.0
+            alone = self._fleet.isolated_seconds(*pending.args) if _is_image(pending) else 0.0
             due = self._dues[pending.future] = pending.created_at + alone
         return due
 

@@ -15,34 +15,34 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve_app.core.capacity.fleet import Report
+from serve_app.core.capacity.fleet import ReplicaReport
 from serve_app.core.capacity.forecast import forecast
-from serve_app.core.diffusion.sample import Leg, Sample
+from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import shortfalls
-from serve_app.core.service.events import Arrived, ReplicaFacts, Snapshot
-from serve_app.core.service.metrics import Meter, Tally
+from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot
+from serve_app.core.service.metrics import InMemoryMeter, Meter
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from serve_app.runtime.checkpoints.lora_file import inspect_lora
 
 if TYPE_CHECKING:
     from serve_app.runtime.engine_events import Event
-    from serve_app.runtime.memory.model_cache import Shelf
+    from serve_app.runtime.memory.model_cache import ModelCache
 
 _PNG_THREADS = 2
-_NEWS = 3  # reports of nothing that are news yet: routers believe no single one
-_STILL_HERE = 10  # of the later ones, each so manieth
-_TOLD_EVERY = 1.0  # seconds between two accounts to the meter
+_IDLE_REPORTS = 3  # reports of nothing that are news yet: routers believe no single one
+_HEARTBEAT_EVERY = 10  # of the later ones, each so manieth
+_FLUSH_EVERY = 1.0  # seconds between two accounts to the meter
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """Where a model comes from, on the replica's machine."""
 
     name: str
     path: Path | None  # None: the demo, wherever the package lies there
-    configs: Path | None = None  # folder of what a single file lacks
+    configs_dir: Path | None = None  # folder of what a single file lacks
     stage: Stage = Stage.BASE
 
     @property
@@ -64,19 +64,21 @@ class LoraSource:
 class StageConfig:
     """All a replica needs to know, by value: no replica reads the environment."""
 
-    models: tuple[Source, ...]  # base models, the default one first, and the refiner: any or both
+    models: tuple[
+        ModelSource, ...
+    ]  # base models, the default one first, and the refiner: any or both
     device: str  # cpu, cuda or mps
     precision: str | None
     xformers: bool
     cpu_threads: int
-    images: int  # how many step together, where the device has room
+    max_batch_images: int  # how many step together, where the device has room
     strict: bool
-    snapshot_every: int
-    safety: Path | None = None  # folder of the picture filter, where one is on
-    room: int = 1  # how many models are in memory at a time
+    snapshot_interval_steps: int
+    safety_checker_dir: Path | None = None  # folder of the picture filter, where one is on
+    max_loaded_models: int = 1  # how many models are in memory at a time
     loras: tuple[LoraSource, ...] = ()
-    lora_room: int = 1  # how many of them each model has attached at a time
-    share: float = 1.0  # of its card's memory
+    max_loaded_loras: int = 1  # how many of them each model has attached at a time
+    memory_fraction: float = 1.0  # of its card's memory
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -84,49 +86,51 @@ class StageConfig:
         return tuple(dict.fromkeys(source.stage for source in self.models))
 
 
-def load_shelf(config: StageConfig) -> "Shelf":
+def load_models(config: StageConfig) -> "ModelCache":
     """The models of a replica, each seen to be whole, the first one on its device.
 
     Where it runs both stages the refiner has been there too. It never goes back to disk, and one
     model more than are in memory at a time stays on the host: so neither does the base whose
     pictures it refines. Raises `OperatorError` naming what is wrong.
     """
-    from serve_app.runtime.build import assemble
+    from serve_app.runtime.build import build_stage_model
     from serve_app.runtime.memory.device import open_device
-    from serve_app.runtime.memory.model_cache import Maker, Shelf
-    from serve_app.runtime.networks.safety_checker import PictureChecker
+    from serve_app.runtime.memory.model_cache import Loader, ModelCache
+    from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
 
     device = open_device(
         config.device,
         precision=config.precision,
         xformers=config.xformers,
         cpu_threads=config.cpu_threads,
-        share=config.share,
+        memory_fraction=config.memory_fraction,
     )
-    safety = PictureChecker(config.safety, device) if config.safety else None
+    safety = (
+        ImageSafetyChecker(config.safety_checker_dir, device) if config.safety_checker_dir else None
+    )
     files = {lora.name: inspect_lora(lora.path, lora.name) for lora in config.loras}
-    makers: dict[str, Maker] = {}
+    makers: dict[str, Loader] = {}
     for source in config.models:
         path = source.path or demo_folder(source.stage)
-        found = inspect(path, source.stage, configs=source.configs, where=source.name)
+        found = inspect(path, source.stage, configs=source.configs_dir, where=source.name)
         checkpoint = replace(found, name=source.name)
         makers[source.key] = partial(
-            assemble,
+            build_stage_model,
             checkpoint,
             device,
-            images=config.images,
+            images=config.max_batch_images,
             strict=config.strict,
             safety=safety,
             loras={one.name: files[one.name] for one in config.loras if source.name in one.models},
-            lora_room=config.lora_room,
+            lora_capacity=config.max_loaded_loras,
         )
     always = [source.key for source in config.models if source.stage is not config.stages[0]]
-    return Shelf(
+    return ModelCache(
         makers,
-        room=config.room,
-        parked=len(always),
-        always=always,
-        lora_room=config.lora_room,
+        capacity=config.max_loaded_models,
+        offload_capacity=len(always),
+        pinned=always,
+        lora_capacity=config.max_loaded_loras,
     )
 
 
@@ -136,25 +140,27 @@ class StageReplica:
     def __init__(
         self,
         config: StageConfig,
-        meter: Callable[[], Meter] = Tally,
-        load: Callable[[StageConfig], "Shelf"] = load_shelf,
+        meter: Callable[[], Meter] = InMemoryMeter,
+        load: Callable[[StageConfig], "ModelCache"] = load_models,
     ) -> None:
-        from serve_app.deployments.engine_metrics import StepLog
+        from serve_app.deployments.engine_metrics import EngineMetrics
         from serve_app.runtime.engine import Engine
 
         shelf = load(config)
         self._profile = shelf.profile.name
-        self._images = config.images
+        self._images = config.max_batch_images
         refiner = str(Stage.REFINER) if len(config.stages) > 1 else ""  # alone it needs no name
         self._called = {one.key: one.key or refiner for one in config.models}
         self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
-        self._log = StepLog(meter())
+        self._log = EngineMetrics(meter())
         self._telling: asyncio.Task[None] | None = None
         self._reports, self._idle = 0, 0
-        self._engine = Engine(shelf, snapshot_every=config.snapshot_every, note=self._log.note)
+        self._engine = Engine(
+            shelf, snapshot_every=config.snapshot_interval_steps, on_step=self._log.on_step
+        )
         self._engine.start()
 
-    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+    async def advance(self, sample: Sample[Any], segment: StageSegment) -> AsyncIterator[Any]:
         """Walks a sample to the end of its leg: `Snapshot`s on the way, then one `Arrived`.
 
         Raises the named error the leg ended with. However the wait ends, the sample has left the
@@ -170,9 +176,9 @@ class StageReplica:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._tell())
-        since = self._log.came(sample.id)
-        self._engine.submit(sample, leg, listen)
+            self._telling = asyncio.create_task(self._flush_metrics())
+        since = self._log.sample_arrived(sample.id)
+        self._engine.submit(sample, segment, listen)
         try:
             while True:
                 event = await events.get()
@@ -180,23 +186,23 @@ class StageReplica:
                     raise event.error
                 if isinstance(event, Finished):
                     png = None
-                    if event.picture is not None:
-                        png = await loop.run_in_executor(self._pngs, encode_png, event.picture)
+                    if event.image is not None:
+                        png = await loop.run_in_executor(self._pngs, encode_png, event.image)
                     # a picture that is done needs its latents no more
                     sample = replace(event.sample, latents=None) if png else event.sample
-                    yield Arrived(sample, png, event.spent, event.prices)
+                    yield SegmentDone(sample, png, event.gpu_time, event.costs)
                     return
                 yield Snapshot(event.sample)
         finally:
             self._engine.cancel(sample.id, listen)
-            self._log.left(sample.id, since)
+            self._log.sample_left(sample.id, since)
 
-    async def facts(self) -> ReplicaFacts:
+    async def stats(self) -> ReplicaStats:
         """What this replica is and has done, as of its last turn."""
-        engine = self._engine.facts()
+        engine = self._engine.stats()
         there = engine.models
         fits = {called: there[key] for key, called in self._called.items() if key in there}
-        return ReplicaFacts(
+        return ReplicaStats(
             pid=os.getpid(),
             profile=self._profile,
             state=engine.state,
@@ -204,10 +210,10 @@ class StageReplica:
             steps=engine.steps,
             finished=engine.finished,
             cancelled=engine.cancelled,
-            busy_seconds=engine.busy_seconds,
-            wasted_seconds=engine.wasted_seconds,
-            owed_seconds=forecast(self._engine.owed(), engine.prices).seconds,
-            prices=engine.prices,
+            gpu_seconds=engine.gpu_seconds,
+            wasted_gpu_seconds=engine.wasted_gpu_seconds,
+            owed_seconds=forecast(self._engine.pending(), engine.costs).seconds,
+            costs=engine.costs,
             positions=engine.positions,
             models=tuple(self._called[key] for key in there),
             shortfall=shortfalls(self._images, fits),
@@ -219,19 +225,19 @@ class StageReplica:
         Serve tells all routers of all replicas when one report is another than before: so that of a
         replica that has nothing stays the same for most of the time.
         """
-        engine, owed = self._engine.facts(), self._engine.owed()
+        engine, owed = self._engine.stats(), self._engine.pending()
         self._idle = 0 if owed else self._idle + 1  # reports
-        if self._idle <= _NEWS or self._idle % _STILL_HERE == 0:
+        if self._idle <= _IDLE_REPORTS or self._idle % _HEARTBEAT_EVERY == 0:
             self._reports += 1
-        told = Report.of(self._reports, self._profile, owed, engine.models, engine.prices)
-        return told.packed()
+        told = ReplicaReport.of(self._reports, self._profile, owed, engine.models, engine.costs)
+        return told.to_wire()
 
-    async def _tell(self) -> None:
+    async def _flush_metrics(self) -> None:
         """The meter hears of the engine once a second, until nothing is here any more."""
         more = True
         while more:
-            await asyncio.sleep(_TOLD_EVERY)
-            more = self._log.tell(await self.facts())
+            await asyncio.sleep(_FLUSH_EVERY)
+            more = self._log.flush(await self.stats())
 
     def check_health(self) -> None:
         """Serve's health check: raises when the engine can't work, so that Serve replaces it."""

@@ -28,26 +28,26 @@ class Finding:
 
     check: str
     verdict: Verdict
-    said: str  # one sentence: what was found, which value, what is needed
-    mend: str = ""  # one command to paste, or one line for .env.local
+    message: str  # one sentence: what was found, which value, what is needed
+    fix: str = ""  # one command to paste, or one line for .env.local
 
     def __post_init__(self) -> None:
-        if "\n" in self.said or "\n" in self.mend:
+        if "\n" in self.message or "\n" in self.fix:
             raise ValueError(f"{self.check}: a finding is one line")
-        if bool(self.mend) != (self.verdict in (Verdict.WARN, Verdict.FAIL)):
+        if bool(self.fix) != (self.verdict in (Verdict.WARN, Verdict.FAIL)):
             raise ValueError(f"{self.check}: what is wrong, and nothing else, has what mends it")
 
     @property
     def is_for_env_file(self) -> bool:
         """Whether the mend is a line for .env.local rather than a command."""
-        return _SETTING.fullmatch(self.mend) is not None
+        return _SETTING.fullmatch(self.fix) is not None
 
-    def aimed(self, exported: Container[str]) -> "Finding":
+    def for_environment(self, exported: Container[str]) -> "Finding":
         """The same, mended where the variable stands: an exported one wins over .env.local."""
-        found = _SETTING.fullmatch(self.mend)
+        found = _SETTING.fullmatch(self.fix)
         if found is None or found[1] not in exported:
             return self
-        return replace(self, mend=f"export {self.mend}" if found[2] else f"unset {found[1]}")
+        return replace(self, fix=f"export {self.fix}" if found[2] else f"unset {found[1]}")
 
 
 def fine(check: str, said: str) -> Finding:

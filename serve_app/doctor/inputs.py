@@ -50,7 +50,7 @@ def read_settings(args: AppArgs) -> tuple[Settings | None, Finding]:
 
 def _mend(error: SettingsError) -> str:
     """The command for a misspelt name, or the line that takes an illegal value back."""
-    name, meant = error.variable, error.meant
+    name, meant = error.variable, error.suggestion
     if not meant:
         return f"{name.upper()}="
     if name in os.environ:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.config.app_args import AppArgs
-from serve_app.config.catalog import BATCH
+from serve_app.config.catalog import DEFAULT_BATCH_IMAGES
 from serve_app.config.serve_config import host_of, port_of
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
@@ -29,13 +29,13 @@ from serve_app.doctor.checks import (
     ray_cluster,
 )
 from serve_app.doctor.checks.gpu_memory import Weights
-from serve_app.doctor.checks.gpu_probe import Graphics
+from serve_app.doctor.checks.gpu_probe import GpuReport
 from serve_app.doctor.checks.machine import Machine
 from serve_app.doctor.checks.models import Models
 from serve_app.doctor.checks.ray_cluster import Cluster
 from serve_app.doctor.finding import Finding, Verdict, fail, skip
 from serve_app.doctor.inputs import read_serve_config, read_settings
-from serve_app.runtime.checkpoints.checkpoint import parameters
+from serve_app.runtime.checkpoints.checkpoint import num_parameters
 
 _NEEDS_SETTINGS = {
     "models": ("base", "models file", "device", "precision", "memory"),
@@ -45,28 +45,28 @@ _NEEDS_SETTINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Grounds:
+class Probes:
     """What is examined: each a fact, or what looks for it. The defaults look at this machine."""
 
     config: Path = Path("serve_config.yaml")
-    machine: Callable[[], Machine] = machine.look
-    graphics: Callable[[], Graphics] = gpu_probe.look
-    cluster: Callable[[], Cluster] = ray_cluster.look
+    machine: Callable[[], Machine] = machine.probe
+    graphics: Callable[[], GpuReport] = gpu_probe.probe
+    cluster: Callable[[], Cluster] = ray_cluster.probe
 
 
-class Facts:
+class Inputs:
     """What is found out once, when it is first needed: looking may fail like any check."""
 
-    def __init__(self, grounds: Grounds) -> None:
+    def __init__(self, grounds: Probes) -> None:
         self._grounds = grounds
 
     @cached_property
-    def here(self) -> Machine:
+    def machine(self) -> Machine:
         """The machine."""
         return self._grounds.machine()
 
     @cached_property
-    def graphics(self) -> Graphics:
+    def graphics(self) -> GpuReport:
         """torch and the cards."""
         return self._grounds.graphics()
 
@@ -84,12 +84,12 @@ class Section:
     findings: tuple[Finding, ...]
 
 
-def examine(grounds: Grounds) -> tuple[Section, ...]:
+def run(probes: Probes) -> tuple[Section, ...]:
     """Everything, in the order in which a person would mend it."""
-    facts = Facts(grounds)
-    http, args, of_config = read_serve_config(grounds.config)
+    facts = Inputs(probes)
+    http, args, of_config = read_serve_config(probes.config)
     settings, of_settings = read_settings(args)
-    config = shlex.quote(str(grounds.config))
+    config = shlex.quote(str(probes.config))
     sections = {
         "machine": _machine(facts),
         "settings": iter((of_config, of_settings)),
@@ -99,7 +99,7 @@ def examine(grounds: Grounds) -> tuple[Section, ...]:
         "disk": _needing(settings, "disk", _disk),
     }
     return tuple(
-        Section(title, tuple(one.aimed(os.environ) for one in _guarded(title, findings)))
+        Section(title, tuple(one.for_environment(os.environ) for one in _guarded(title, findings)))
         for title, findings in sections.items()
     )
 
@@ -122,15 +122,15 @@ def _guarded(title: str, findings: Iterator[Finding]) -> Iterator[Finding]:
         yield fail(title, f"can't be examined: {type(error).__name__}: {told}", machine.INSTALL)
 
 
-def _machine(facts: Facts) -> Iterator[Finding]:
-    yield machine.check_python(facts.here)
-    yield machine.check_platform(facts.here)
-    yield machine.check_packages(facts.here)
-    yield gpus.check_torch(facts.graphics, facts.here)
-    yield machine.check_clock(facts.here)
+def _machine(facts: Inputs) -> Iterator[Finding]:
+    yield machine.check_python(facts.machine)
+    yield machine.check_platform(facts.machine)
+    yield machine.check_packages(facts.machine)
+    yield gpus.check_torch(facts.graphics, facts.machine)
+    yield machine.check_clock(facts.machine)
 
 
-def _models(settings: Settings, args: AppArgs, facts: Facts, config: str) -> Iterator[Finding]:
+def _models(settings: Settings, args: AppArgs, facts: Inputs, config: str) -> Iterator[Finding]:
     found, findings = models.find(settings)
     yield from findings
     found, of_file = models.find_listed(settings, found)
@@ -152,17 +152,17 @@ def _models(settings: Settings, args: AppArgs, facts: Facts, config: str) -> Ite
 
 
 def _room(
-    settings: Settings, args: AppArgs, facts: Facts, found: Models, config: str
+    settings: Settings, args: AppArgs, facts: Inputs, found: Models, config: str
 ) -> Iterator[Finding]:
     device = gpus.device_of(settings, facts.graphics)
     there = gpus.chosen(settings, facts.graphics)
-    models = [Weights(one.stage, parameters(one), one.native) for one in found.whole]
+    models = [Weights(one.stage, num_parameters(one), one.native_size) for one in found.whole]
     bases = [one for one in models if one.stage is Stage.BASE]
     refiner = next((one for one in models if one.stage is Stage.REFINER), None)
     in_memory = settings.models_in_memory
     load = capacity.Load(
         capacity.replicas_of(args, bases, refiner, device, len(there), in_memory),
-        images=settings.model_max_batch_size or BATCH[device],
+        images=settings.model_max_batch_size or DEFAULT_BATCH_IMAGES[device],
         precision=gpus.precision_of(settings, device),
         vae_half=device == "cuda" and all(card.bf16 for card in there),
     )
@@ -170,11 +170,11 @@ def _room(
         yield skip("memory", f"not examined: the cards of {facts.cluster.address} count")
         return
     if device != "cuda":
-        yield capacity.check_ram(load, facts.here.memory)
+        yield capacity.check_ram(load, facts.machine.memory)
         return
     yield capacity.check_gpus(load, there, config)
     yield capacity.check_vram(load, there)
-    yield from capacity.check_copies(load, there, facts.here.memory)
+    yield from capacity.check_copies(load, there, facts.machine.memory)
 
 
 def _callers(settings: Settings, http: dict[str, Any] | None) -> Iterator[Finding]:
@@ -186,7 +186,7 @@ def _callers(settings: Settings, http: dict[str, Any] | None) -> Iterator[Findin
     yield access.check_origins(settings, port)
 
 
-def _ray(facts: Facts) -> Iterator[Finding]:
+def _ray(facts: Inputs) -> Iterator[Finding]:
     yield ray_cluster.check_cluster(facts.cluster)
     yield ray_cluster.check_exposure(facts.cluster)
 
@@ -194,9 +194,9 @@ def _ray(facts: Facts) -> Iterator[Finding]:
 def _disk(settings: Settings) -> Iterator[Finding]:
     yield disk.check_ledger(settings.ledger)
     found = [
-        disk.look("the ledger", settings.ledger.parent),
-        disk.look("Ray's files", Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())),
+        disk.probe("the ledger", settings.ledger.parent),
+        disk.probe("Ray's files", Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())),
     ]
     if settings.model_checkpoint_dir:
-        found.append(disk.look("the models", settings.model_checkpoint_dir))
+        found.append(disk.probe("the models", settings.model_checkpoint_dir))
     yield disk.check_room(found)

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 from serve_app import __version__
 from serve_app.core.errors import DownloadError
-from serve_app.hub.errors import troubles
+from serve_app.hub.errors import hub_errors
 from serve_app.hub.local_files import matches, part_of, size_there
-from serve_app.hub.selection import INDEX, Asked, Entry, Repository
+from serve_app.hub.selection import INDEX, RepoFile, RepoRequest, Repository
 
 _LIBRARY = "aura-serve"
 
@@ -34,7 +34,7 @@ def hub_address() -> str:
     return constants.ENDPOINT
 
 
-def look_up(asked: Asked) -> Repository:
+def look_up(asked: RepoRequest) -> Repository:
     """The repository at the commit that the revision means now.
 
     Raises `DownloadError`.
@@ -44,7 +44,7 @@ def look_up(asked: Asked) -> Repository:
     from huggingface_hub.errors import HFValidationError
 
     api = HfApi(endpoint=asked.address, library_name=_LIBRARY, library_version=__version__)
-    with troubles(asked):
+    with hub_errors(asked):
         try:
             info = api.model_info(
                 asked.name,
@@ -66,7 +66,7 @@ def look_up(asked: Asked) -> Repository:
         license=str(card.get("license_name") or card.get("license") or ""),
         license_url=link if link.startswith("http") else asked.page,
         entries=tuple(
-            Entry(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
+            RepoFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
             for file in info.siblings or ()
         ),
     )
@@ -81,7 +81,7 @@ def read_index(repository: Repository) -> dict[str, Any]:
             f"{asked.name} is no diffusers repository: it has no {INDEX}. Choose one that has"
         )
     content = BytesIO()
-    with troubles(asked):
+    with hub_errors(asked):
         _get(repository, entry, content, 0, lambda _: None)
     try:
         index = json.loads(content.getvalue())
@@ -93,7 +93,7 @@ def read_index(repository: Repository) -> dict[str, Any]:
 
 
 def fetch(
-    repository: Repository, entry: Entry, folder: Path, tell: Callable[[int], object]
+    repository: Repository, entry: RepoFile, folder: Path, tell: Callable[[int], object]
 ) -> None:
     """The file lies in the folder, whole and verified; `tell` got each count of bytes that came.
 
@@ -101,7 +101,7 @@ def fetch(
     when the content is not what the hub promised, nothing of it is kept.
     """
     part, target = part_of(folder, entry), folder / entry.path
-    with troubles(repository.asked):
+    with hub_errors(repository.asked):
         part.parent.mkdir(parents=True, exist_ok=True)
         _fill(repository, entry, part, tell)
         with part.open("rb") as stream:
@@ -119,7 +119,9 @@ def fetch(
         part.replace(target)
 
 
-def _fill(repository: Repository, entry: Entry, part: Path, tell: Callable[[int], object]) -> None:
+def _fill(
+    repository: Repository, entry: RepoFile, part: Path, tell: Callable[[int], object]
+) -> None:
     """Bytes are appended to the part until it has its size, or does not grow any more."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
@@ -142,7 +144,7 @@ def _fill(repository: Repository, entry: Entry, part: Path, tell: Callable[[int]
 
 def _get(
     repository: Repository,
-    entry: Entry,
+    entry: RepoFile,
     stream: BinaryIO,
     had: int,
     tell: Callable[[int], object],
@@ -188,7 +190,7 @@ def _counting(had: int, tell: Callable[[int], object]) -> type[Any]:
     return Counting
 
 
-def _no_hub(asked: Asked) -> DownloadError:
+def _no_hub(asked: RepoRequest) -> DownloadError:
     return DownloadError(
         f"{asked.address} answers, but not as a hub does: is a login page or a proxy in between? "
         f"Check HF_ENDPOINT and the network, then: {asked.again}"

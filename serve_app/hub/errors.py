@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serve_app.core.errors import DownloadError
-from serve_app.hub.selection import Asked
+from serve_app.hub.selection import RepoRequest
 
 
 @contextmanager
-def troubles(asked: Asked) -> Iterator[None]:
+def hub_errors(asked: RepoRequest) -> Iterator[None]:
     """Whatever the hub, the network or the disk does wrong inside is raised as `DownloadError`."""
     import httpx2
     from huggingface_hub.errors import HFValidationError, OIDCError
@@ -23,7 +23,7 @@ def troubles(asked: Asked) -> Iterator[None]:
         raise DownloadError(_sentence(error, asked)) from None
 
 
-def _sentence(error: Exception, asked: Asked) -> str:
+def _sentence(error: Exception, asked: RepoRequest) -> str:
     import httpx2
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub.errors import (
@@ -73,7 +73,7 @@ def _sentence(error: Exception, asked: Asked) -> str:
             return f"{error}: mend it, {again}"
 
 
-def _refusal(error: Exception, asked: Asked) -> str:
+def _refusal(error: Exception, asked: RepoRequest) -> str:
     """What a status of the hub means to the one who asked."""
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -14,14 +14,14 @@ from typing import BinaryIO
 from rich.filesize import decimal
 
 from serve_app.core.errors import DownloadError
-from serve_app.hub.selection import Entry
+from serve_app.hub.selection import RepoFile
 
 _PARTS = ".parts"
 _CHUNK = 1 << 20
 _SPARE = 500_000_000  # bytes that stay free: a full disk stops more than a download
 
 
-def part_of(folder: Path, entry: Entry) -> Path:
+def part_of(folder: Path, entry: RepoFile) -> Path:
     """Where the file lies while it comes."""
     return folder / _PARTS / entry.hash
 
@@ -31,7 +31,9 @@ def size_there(file: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
-def matches(entry: Entry, stream: BinaryIO, tell: Callable[[int], object] = lambda _: None) -> bool:
+def matches(
+    entry: RepoFile, stream: BinaryIO, tell: Callable[[int], object] = lambda _: None
+) -> bool:
     """Whether the content is what the hub promised; `tell` gets each count of bytes read."""
     digest = hashlib.sha256() if entry.sha256 else hashlib.sha1(f"blob {entry.size}\0".encode())
     while chunk := stream.read(_CHUNK):
@@ -40,15 +42,15 @@ def matches(entry: Entry, stream: BinaryIO, tell: Callable[[int], object] = lamb
     return digest.hexdigest() == entry.hash
 
 
-def sized(entries: Iterable[Entry], folder: Path) -> tuple[Entry, ...]:
+def sized(entries: Iterable[RepoFile], folder: Path) -> tuple[RepoFile, ...]:
     """The files that are there in their right size, and so are worth a look inside."""
     files = ((entry, folder / entry.path) for entry in entries)
     return tuple(e for e, file in files if file.is_file() and file.stat().st_size == e.size)
 
 
 def missing(
-    entries: Iterable[Entry], folder: Path, tell: Callable[[int], object] = lambda _: None
-) -> tuple[Entry, ...]:
+    entries: Iterable[RepoFile], folder: Path, tell: Callable[[int], object] = lambda _: None
+) -> tuple[RepoFile, ...]:
     """The files that are not there whole: each one that is has been read and verified."""
     entries = tuple(entries)
     whole = set()
@@ -59,7 +61,7 @@ def missing(
     return tuple(entry for entry in entries if entry not in whole)
 
 
-def begun(entries: Iterable[Entry], folder: Path) -> int:
+def begun(entries: Iterable[RepoFile], folder: Path) -> int:
     """How many bytes of these files have come already, and will not be asked for again."""
     sizes = ((size_there(part_of(folder, entry)), entry.size or 0) for entry in entries)
     return sum(there for there, size in sizes if there <= size)
@@ -71,7 +73,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def check_room(needed: int, free: int, folder: Path, again: str) -> None:
+def check_free_space(needed: int, free: int, folder: Path, again: str) -> None:
     """Returns when so many bytes fit, with some to spare. Raises `DownloadError`."""
     if needed and needed + _SPARE > free:
         raise DownloadError(

@@ -27,7 +27,7 @@ _STAGES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class HubRepo:
     """A repository that can be asked for, and what its folder is called here."""
 
     name: str  # OWNER/NAME
@@ -35,7 +35,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RepoRequest:
     """One repository as it was asked for: of which hub, in which revision, by which command."""
 
     name: str
@@ -50,7 +50,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RepoFile:
     """One file of a repository, as the hub describes it."""
 
     path: str
@@ -68,24 +68,24 @@ class Entry:
 class Repository:
     """A repository at one commit."""
 
-    asked: Asked
+    asked: RepoRequest
     commit: str
     license: str  # as its card names it, "" when it does not
     license_url: str
-    entries: tuple[Entry, ...]
+    entries: tuple[RepoFile, ...]
 
 
-SOURCES = {
-    "sdxl": Source(REPOSITORY[Stage.BASE], "sdxl-base"),
-    "sdxl-refiner": Source(REPOSITORY[Stage.REFINER], "sdxl-refiner"),
+HUB_REPOS = {
+    "sdxl": HubRepo(REPOSITORY[Stage.BASE], "sdxl-base"),
+    "sdxl-refiner": HubRepo(REPOSITORY[Stage.REFINER], "sdxl-refiner"),
 }
 
 
-def sources(wish: str) -> tuple[Source, ...]:
+def repos_for(wish: str) -> tuple[HubRepo, ...]:
     """The repositories that a word on the command line means. Raises `DownloadError`."""
     if wish == "all":
-        return tuple(SOURCES.values())
-    for word, source in SOURCES.items():
+        return tuple(HUB_REPOS.values())
+    for word, source in HUB_REPOS.items():
         if wish in (word, source.name):
             return (source,)
     if not _NAME.fullmatch(wish):
@@ -93,10 +93,10 @@ def sources(wish: str) -> tuple[Source, ...]:
             f"{wish} can't be downloaded: it must be sdxl, sdxl-refiner, all, or the OWNER/NAME "
             "of a repository"
         )
-    return (Source(wish, wish.partition("/")[2]),)
+    return (HubRepo(wish, wish.partition("/")[2]),)
 
 
-def stage_of(index: Mapping[str, Any], asked: Asked) -> Stage:
+def stage_of(index: Mapping[str, Any], asked: RepoRequest) -> Stage:
     """The stage that a model_index.json is of, by its class. Raises `DownloadError`."""
     kind = index.get("_class_name")
     stage = _STAGES.get(kind) if isinstance(kind, str) else None
@@ -114,9 +114,9 @@ def half_wanted(precision: str | None, device: str) -> bool:
     return (precision or ("fp32" if device == "cpu" else "fp16")) != "fp32"
 
 
-def wanted(
+def select_files(
     repository: Repository, index: Mapping[str, Any], stage: Stage, *, half: bool
-) -> tuple[Entry, ...]:
+) -> tuple[RepoFile, ...]:
     """The files of a whole stage, the smallest first: one variant of each network's weights.
 
     Where a network has but one variant, it is that one. Raises `DownloadError` when the
@@ -129,7 +129,7 @@ def wanted(
             f"{repository.asked.name} {error}, so it can't be the {stage}. Choose another"
         ) from None
     chosen = [entry for entry in repository.entries if _AT_ROOT.fullmatch(entry.path)]
-    folders: dict[str, dict[str, Entry]] = {part: {} for part in parts}
+    folders: dict[str, dict[str, RepoFile]] = {part: {} for part in parts}
     for entry in repository.entries:
         if (found := _IN_COMPONENT.fullmatch(entry.path)) and found[1] in parts:
             folders[found[1]][found[2]] = entry
@@ -150,7 +150,7 @@ def wanted(
     return tuple(sorted(chosen, key=lambda entry: (entry.size, entry.path)))
 
 
-def size_of(entries: Iterable[Entry]) -> int:
+def size_of(entries: Iterable[RepoFile]) -> int:
     """How many bytes the files have together."""
     return sum(entry.size or 0 for entry in entries)
 

@@ -15,30 +15,30 @@ from starlette.datastructures import Headers
 
 from serve_app.core.errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 
-OPEN = frozenset({("GET", "/livez"), ("GET", "/health"), ("GET", "/licenses")})
-PROBES = frozenset({"/livez", "/health"})  # asked by address, so exempt from the host list
+PUBLIC_ROUTES = frozenset({("GET", "/livez"), ("GET", "/health"), ("GET", "/licenses")})
+PROBE_ROUTES = frozenset({"/livez", "/health"})  # asked by address, so exempt from the host list
 _PROXIED = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 BODY_LIMIT = 32 * 2**20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class AccessPolicy:
     """Who may ask for what, as the settings have it."""
 
     keys: frozenset[str] = frozenset()  # digests
     anonymous: bool = False  # without keys: whether others than this machine may ask
     hosts: tuple[str, ...] = ()  # besides the local ones; "*.example.org" and "*" are understood
     origins: tuple[str, ...] = ()
-    body_limit: int = BODY_LIMIT  # bytes
-    body_patience: float = 60.0  # seconds that the next piece of a body may take
+    max_body_bytes: int = BODY_LIMIT  # bytes
+    body_read_timeout: float = 60.0  # seconds that the next piece of a body may take
 
     def check_host(self, path: str, host: str) -> None:
         """Returns when the Host header names us; raises `ForbiddenHost` if it does not.
 
         A page whose own name was rebound to this address has that name in the header.
         """
-        if path not in PROBES and not self._is_ours(host):
+        if path not in PROBE_ROUTES and not self._is_ours(host):
             raise ForbiddenHost(
                 "this service does not go by the name in the Host header; its operator can add it "
                 "to ALLOWED_HOSTS"
@@ -61,11 +61,11 @@ class Policy:
         """
         if self.keys:
             name = self._key_name(headers.get("authorization", ""))
-            if name is None and (method, path) not in OPEN:
+            if name is None and (method, path) not in PUBLIC_ROUTES:
                 raise Unauthorized("send a key of this service: Authorization: Bearer <key>")
             return name or address_name(peer)
         local = _is_loopback(peer) and not any(map(_tells_of_a_proxy, headers))
-        if not (local or self.anonymous or (method, path) in OPEN):
+        if not (local or self.anonymous or (method, path) in PUBLIC_ROUTES):
             raise Unauthorized(
                 "no key is configured, so only the service's own machine may ask; its operator can "
                 "set API_KEYS, or ALLOW_ANONYMOUS=1 to let everybody in"

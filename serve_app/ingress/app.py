@@ -13,17 +13,17 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from serve_app.core.errors import AuraError, Overloaded
-from serve_app.core.service.info import ServiceFacts
-from serve_app.core.service.metrics import Meter, Tally
-from serve_app.ingress.access import OPEN, Policy
+from serve_app.core.service.info import ServiceInfo
+from serve_app.core.service.metrics import InMemoryMeter, Meter
+from serve_app.ingress.access import PUBLIC_ROUTES, AccessPolicy
 from serve_app.ingress.contracts import Conductor
-from serve_app.ingress.errors import Refusal, answer, answer_error
-from serve_app.ingress.job_service import Desk
-from serve_app.ingress.middleware import surround, too_large
-from serve_app.ingress.native.routes import Studio, routes
+from serve_app.ingress.errors import ErrorResponse, respond, respond_to_exception
+from serve_app.ingress.job_service import JobService
+from serve_app.ingress.middleware import too_large, wrap
+from serve_app.ingress.native.routes import RequestHandlers, routes
 from serve_app.ingress.openai.routes import routes as openai_routes
 from serve_app.ingress.strict_json import BadJson
-from serve_app.ingress.validation import refusal_of_problems
+from serve_app.ingress.validation import validation_error_response
 
 _KEY = "key"  # what the description calls the header that keys come in
 _UNROUTED = {
@@ -35,10 +35,10 @@ _UNROUTED = {
 
 
 def build_api(
-    desk: Desk,
+    desk: JobService,
     conductor: Conductor,
-    facts: ServiceFacts,
-    policy: Policy,
+    facts: ServiceInfo,
+    policy: AccessPolicy,
     *,
     version: str,
     proxy_names: bool = False,
@@ -49,11 +49,16 @@ def build_api(
     `meter` hears of refusals.
     """
     api = routed(desk, conductor, facts, policy, version=version)
-    return surround(api, policy, proxy_names=proxy_names, meter=meter or Tally())
+    return wrap(api, policy, proxy_names=proxy_names, meter=meter or InMemoryMeter())
 
 
 def routed(
-    desk: Desk, conductor: Conductor, facts: ServiceFacts, policy: Policy, *, version: str
+    desk: JobService,
+    conductor: Conductor,
+    facts: ServiceInfo,
+    policy: AccessPolicy,
+    *,
+    version: str,
 ) -> FastAPI:
     """Every route and every error, without what surrounds them."""
     api = FastAPI(
@@ -63,16 +68,16 @@ def routed(
         redirect_slashes=False,
         generate_unique_id_function=lambda route: str(route.name),
     )
-    studio = Studio(desk, facts)
+    studio = RequestHandlers(desk, facts)
     api.include_router(routes(studio, conductor, version))
     api.include_router(openai_routes(studio))
 
-    def told(refusal: Refusal, request: Request) -> Response:
-        return answer(refusal, request.scope["state"])
+    def told(refusal: ErrorResponse, request: Request) -> Response:
+        return respond(refusal, request.scope["state"])
 
     def told_error(error: Exception, request: Request) -> Response:
         owed = conductor.owed_seconds()
-        return answer_error(error, request.scope["state"], owed)
+        return respond_to_exception(error, request.scope["state"], owed)
 
     @api.exception_handler(AuraError)
     async def named(request: Request, error: AuraError) -> Response:
@@ -84,11 +89,11 @@ def routed(
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return told(refusal_of_problems(error.errors(), request.state.path), request)
+        return told(validation_error_response(error.errors(), request.state.path), request)
 
     @api.exception_handler(ClientDisconnect)
     async def left(request: Request, error: ClientDisconnect) -> Response:
-        return told(Refusal(400, *_UNROUTED[400]), request)
+        return told(ErrorResponse(400, *_UNROUTED[400]), request)
 
     @api.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:
@@ -97,10 +102,12 @@ def routed(
         if isinstance(error, BadJson):
             code, sentence = "INVALID_JSON", error.detail
         if status == 413:
-            code, sentence = "PAYLOAD_TOO_LARGE", too_large(policy.body_limit)
+            code, sentence = "PAYLOAD_TOO_LARGE", too_large(policy.max_body_bytes)
         if status == 503:
             return told_error(Overloaded("too many large bodies are being read"), request)
-        return told(Refusal(status, code, sentence, headers=dict(error.headers or {})), request)
+        return told(
+            ErrorResponse(status, code, sentence, headers=dict(error.headers or {})), request
+        )
 
     describe = api.openapi
     # a method is replaced because FastAPI has no other way to extend its description
@@ -108,13 +115,13 @@ def routed(
     return api
 
 
-def described(document: dict[str, Any], facts: ServiceFacts, policy: Policy) -> dict[str, Any]:
+def described(document: dict[str, Any], facts: ServiceInfo, policy: AccessPolicy) -> dict[str, Any]:
     """The description as it is true here, with what this checkpoint and these settings allow."""
     if policy.keys:
         document["components"]["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
         for path, methods in document["paths"].items():
             for method, operation in methods.items():
-                if (method.upper(), path) not in OPEN:
+                if (method.upper(), path) not in PUBLIC_ROUTES:
                     operation["security"] = [{_KEY: []}]
     schemas = document["components"]["schemas"]
     for schema in ("HTTPValidationError", "ValidationError"):
@@ -124,18 +131,18 @@ def described(document: dict[str, Any], facts: ServiceFacts, policy: Policy) -> 
             refused = operation["responses"].get("422", {})
             if "HTTPValidationError" in str(refused):  # what FastAPI calls 422 is 400 here
                 del operation["responses"]["422"]
-    schemas["Acceptance"]["properties"]["terms"]["const"] = facts.terms
+    schemas["TermsAcceptance"]["properties"]["terms"]["const"] = facts.terms_digest
     for name, fields in {
         "GenerateRequest": ("prompt", "negativePrompt"),
         "RefineRequest": ("prompt", "refinePrompt", "negativePrompt"),
     }.items():
         for field in fields:
-            _text(schemas[name]["properties"][field])["maxLength"] = facts.prompt_chars
+            _text(schemas[name]["properties"][field])["maxLength"] = facts.max_prompt_chars
     sizes = [model.sizes for model in facts.models]
     for side in ("width", "height"):
         _number(schemas["GenerateRequest"]["properties"][side]).update(
-            minimum=min(rules.shortest for rules in sizes),
-            maximum=max(rules.longest for rules in sizes),
+            minimum=min(rules.min_side for rules in sizes),
+            maximum=max(rules.max_side for rules in sizes),
             multipleOf=8,
         )
     return document

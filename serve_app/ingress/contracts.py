@@ -6,18 +6,18 @@ Knows neither: `app.py` hands in the real ones, tests hand in others that keep t
 from typing import Protocol
 
 from serve_app.core.diffusion.spec import ImageSpec
-from serve_app.core.service.events import Made
+from serve_app.core.service.events import GeneratedImage
 from serve_app.core.service.info import Health
-from serve_app.core.service.jobs import Claim, Claimed, Job, JobState, Result
-from serve_app.core.service.rate_limit import Allowance
+from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobResult, JobState
+from serve_app.core.service.rate_limit import RateLimit
 
 
 class Conductor(Protocol):
     """Who makes images."""
 
-    async def make(
-        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
-    ) -> Made:
+    async def generate(
+        self, id: str, spec: ImageSpec, init_image: bytes | None, timeout: float | None
+    ) -> GeneratedImage:
         """One image; raises named errors; cancelling the call cancels the image."""
 
     async def health(self) -> Health:
@@ -30,30 +30,30 @@ class Conductor(Protocol):
 class Ledger(Protocol):
     """Who remembers. Every method raises `LedgerAway` when it can't be asked."""
 
-    async def open(self, job: Job, claim: Claim | None) -> Claimed:
+    async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
         """The job is remembered; with a claim, only if no other job has the claim already."""
 
-    async def end(
+    async def finish(
         self,
         id: str,
         owner: str,
         state: JobState,
         error: tuple[str, str] | None,
-        result: Result | None,
+        result: JobResult | None,
     ) -> None:
         """How the owner's job ended is remembered; a claim on one that failed is free again."""
 
-    async def look(self, id: str, wait: float) -> Job | None:
+    async def get(self, id: str, wait: float) -> Job | None:
         """The job, as soon as it has ended or after `wait` seconds; None when there is none."""
 
-    async def renew(self, owner: str) -> None:
+    async def heartbeat(self, owner: str) -> None:
         """The owner's jobs are still worked at."""
 
-    async def draw(self, caller: str, cost: float, allowance: Allowance) -> float:
+    async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
         """0 when the cost was taken from the caller's allowance, else the seconds to wait."""
 
-    async def accept(self, caller: str, terms: str) -> None:
+    async def accept_terms(self, caller: str, terms: str) -> None:
         """The caller has accepted the terms with this digest."""
 
-    async def accepted(self, caller: str) -> str | None:
+    async def accepted_terms(self, caller: str) -> str | None:
         """The digest of the terms that the caller accepted last."""

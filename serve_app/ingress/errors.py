@@ -50,7 +50,7 @@ TABLE: dict[type[e.AuraError], tuple[int, str]] = {
     e.ServiceError: (503, "OVERLOADED"),
 }
 _STATUSES = {code: status for status, code in TABLE.values()}
-MOST_DETAILS = 20  # wrong fields that one answer lists
+MAX_DETAILS = 20  # wrong fields that one answer lists
 _LONGEST_WORD, _LONGEST_SENTENCE = 40, 300  # characters of what a caller sent, when told back
 _LONG_WORD = re.compile(rf"(\S{{{_LONGEST_WORD}}})\S+")
 _SOONEST, _LATEST = 1, 120  # seconds a client is asked to wait
@@ -59,7 +59,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class ErrorResponse:
     """An error as it will be told: `details` are pairs of path and sentence."""
 
     status: int
@@ -69,7 +69,7 @@ class Refusal:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def refusal_of(error: Exception, owed_seconds: float) -> Refusal:
+def error_response(error: Exception, owed_seconds: float) -> ErrorResponse:
     """How an error is told; what has no name of ours is INTERNAL.
 
     `owed_seconds` is the work under way, from which Retry-After is computed.
@@ -79,7 +79,7 @@ def refusal_of(error: Exception, owed_seconds: float) -> Refusal:
     if isinstance(error, e.JobFailed):
         status, code = _STATUSES[error.code], error.code
     if status == 500:
-        return Refusal(500, "INTERNAL", _INTERNAL)
+        return ErrorResponse(500, "INTERNAL", _INTERNAL)
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -90,41 +90,41 @@ def refusal_of(error: Exception, owed_seconds: float) -> Refusal:
     if status in (409, 504):
         headers["x-should-retry"] = "false"
     details = [(error.path, error.problem)] if isinstance(error, e.InvalidRequest) else []
-    return Refusal(status, code, str(error), details, headers)
+    return ErrorResponse(status, code, str(error), details, headers)
 
 
-def answer(refusal: Refusal, state: MutableMapping[str, Any]) -> JSONResponse:
+def respond(error: ErrorResponse, state: MutableMapping[str, Any]) -> JSONResponse:
     """The answer to a request with this ASGI state, in the shape its path's clients expect.
 
     The code is left in the state, as `refused`, for whoever counts.
     """
-    state["refused"] = refusal.code
-    told = [(shown(where), shown(what)) for where, what in refusal.details[:MOST_DETAILS]]
+    state["refused"] = error.code
+    told = [(shown(where), shown(what)) for where, what in error.details[:MAX_DETAILS]]
     body: dict[str, Any] = {
-        "code": refusal.code,
-        "message": shown(refusal.message),
+        "code": error.code,
+        "message": shown(error.message),
         "details": [{"path": where, "message": what} for where, what in told],
         "requestId": state["request_id"],
     }
     if state["path"].startswith(OPENAI):
-        general = "invalid_request_error" if refusal.status < 500 else "server_error"
+        general = "invalid_request_error" if error.status < 500 else "server_error"
         body = {
-            "message": shown(refusal.message),
-            "type": _TYPES.get(refusal.status, general),
+            "message": shown(error.message),
+            "type": _TYPES.get(error.status, general),
             "param": told[0][0] if told else None,
-            "code": refusal.code.lower(),
+            "code": error.code.lower(),
         }
-    return JSONResponse({"error": body}, status_code=refusal.status, headers=dict(refusal.headers))
+    return JSONResponse({"error": body}, status_code=error.status, headers=dict(error.headers))
 
 
-def answer_error(
+def respond_to_exception(
     error: Exception, state: MutableMapping[str, Any], owed_seconds: float
 ) -> JSONResponse:
     """The answer to an error; the stack of one without a name of ours is in the log."""
-    refusal = refusal_of(error, owed_seconds)
+    refusal = error_response(error, owed_seconds)
     if refusal.status == 500:
         logger.error("request %s failed", state["request_id"], exc_info=error)
-    return answer(refusal, state)
+    return respond(refusal, state)
 
 
 def retry_after(owed_seconds: float) -> int:

@@ -8,70 +8,72 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.core.capacity.cost_model import megapixel_steps
-from serve_app.core.diffusion.spec import SEED, ImageSpec, Stage
+from serve_app.core.diffusion.spec import SEED_RANGE, ImageSpec, Stage
 from serve_app.core.errors import InvalidRequest
-from serve_app.core.service.info import ModelFacts, ServiceFacts
+from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.ingress.image_input import BaseImage
-from serve_app.ingress.lookup import model_of
-from serve_app.ingress.loras import lora_warnings, loras_of
-from serve_app.ingress.native.schemas import Asked, GenerateRequest, N, RefineRequest
-from serve_app.ingress.png_metadata import LONGEST_PROMPT, Record
+from serve_app.ingress.lookup import find_model
+from serve_app.ingress.loras import find_loras, lora_warnings
+from serve_app.ingress.native.schemas import CommonFields, GenerateRequest, N, RefineRequest
+from serve_app.ingress.png_metadata import MAX_PROMPT_CHARS, GenerationRecord
 
 LITERAL_GUIDANCE = 9.3  # at temperature 0
 DEFAULT_TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class JobImage:
     """One image of an order. `prompt` is the field as it was sent; the spec's may be longer."""
 
     spec: ImageSpec
     prompt: str
-    base: BaseImage | None = None
+    base_image: BaseImage | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class GenerationJob:
     """What a request asks to be made, and what to tell of it."""
 
     route: str
-    pieces: tuple[Piece, ...]
+    images: tuple[JobImage, ...]
     seed: int  # of the first image; image i has the i-th after it
     model: str  # the one asked for
     models: Mapping[str, str]  # by stage
     refined: bool
     warnings: tuple[str, ...]
     timeout: float | None  # seconds
-    request_of: Callable[["Order", Piece], dict[str, Any]]  # what makes one image again
+    rerun_request: Callable[
+        ["GenerationJob", JobImage], dict[str, Any]
+    ]  # what makes one image again
 
-    def seeded(self, seed: int) -> "Order":
+    def with_seed(self, seed: int) -> "GenerationJob":
         """The same order with another seed."""
         pieces = [
             replace(piece, spec=replace(piece.spec, seed=_seed_of(seed, i)))
-            for i, piece in enumerate(self.pieces)
+            for i, piece in enumerate(self.images)
         ]
-        return replace(self, seed=seed, pieces=tuple(pieces))
+        return replace(self, seed=seed, images=tuple(pieces))
 
-    def record(self, piece: Piece, profiles: Mapping[str, str]) -> Record:
+    def record(self, piece: JobImage, profiles: Mapping[str, str]) -> GenerationRecord:
         """How one of its images can be made again."""
-        base = piece.base.digest if piece.base else None
-        request = self.request_of(self, piece)
-        return Record(self.route, request, piece.spec.prompt, base, self.models, profiles)
+        base = piece.base_image.digest if piece.base_image else None
+        request = self.rerun_request(self, piece)
+        return GenerationRecord(self.route, request, piece.spec.prompt, base, self.models, profiles)
 
     @property
     def cost(self) -> float:
         """What it counts against its caller's allowance, in megapixel-steps."""
-        return sum(megapixel_steps(piece.spec) for piece in self.pieces)
+        return sum(megapixel_steps(piece.spec) for piece in self.images)
 
 
-def order_generate(request: GenerateRequest, facts: ServiceFacts, drawn_seed: int) -> Order:
+def plan_generate(request: GenerateRequest, info: ServiceInfo, drawn_seed: int) -> GenerationJob:
     """The order of a /generate. `drawn_seed` counts when the caller gave none.
 
     Raises `InvalidRequest` or `ModelNotFound`.
     """
-    _check_common(request, facts)
-    check_prompt("prompt", request.prompt, facts.prompt_chars)
-    warnings, model = list(facts.notices), model_of(facts, request.model)
+    _check_common(request, info)
+    check_prompt("prompt", request.prompt, info.max_prompt_chars)
+    warnings, model = list(info.warnings), find_model(info, request.model)
     if (request.width is None) != (request.height is None):
         lacking = "width" if request.width is None else "height"
         raise InvalidRequest(lacking, "is required when the other side is given")
@@ -80,10 +82,10 @@ def order_generate(request: GenerateRequest, facts: ServiceFacts, drawn_seed: in
     else:
         width, height = request.width, request.height
         model.sizes.check(width, height)
-    refines = facts.refines(model)
+    refines = info.can_refine(model)
     if request.refine and not refines:
         whose = f"the refiner does not continue pictures of {model.name}"
-        why = whose if facts.refiner else "no refiner is configured"
+        why = whose if info.refiner else "no refiner is configured"
         warnings.append(f"{why}: base made the whole image")
     guidance = _guidance(request.guidance_scale, model, request.temperature)
     warnings += _ignored(request, guidance)
@@ -103,35 +105,35 @@ def order_generate(request: GenerateRequest, facts: ServiceFacts, drawn_seed: in
         sampler=request.sampler or model.defaults.sampler,
         handoff=handoff,
         model=model.name,
-        loras=loras_of(request.loras, model, facts),
+        loras=find_loras(request.loras, model, info),
     )
-    count = request.image_count or facts.image_count
-    pieces = (Piece(spec, request.prompt),) * count
+    count = request.image_count or info.default_image_count
+    pieces = (JobImage(spec, request.prompt),) * count
     seed = drawn_seed if request.seed is None else request.seed
-    return _order("/generate", pieces, seed, facts, warnings, request.timeout_seconds)
+    return _job("/generate", pieces, seed, info, warnings, request.timeout_seconds)
 
 
-def order_refine(
-    request: RefineRequest, images: Sequence[BaseImage], facts: ServiceFacts, drawn_seed: int
-) -> Order:
+def plan_refine(
+    request: RefineRequest, images: Sequence[BaseImage], info: ServiceInfo, drawn_seed: int
+) -> GenerationJob:
     """The order of a /refine: going round the base images, at least one picture for each.
 
     A picture of our own remembers its prompt, and the refine prompt adds to it.
     Raises `InvalidRequest` or `ModelNotFound`.
     """
-    model, steps, guidance = check_refine(request, facts)
-    loras = loras_of(request.loras, model, facts)
+    model, steps, guidance = check_refine(request, info)
+    loras = find_loras(request.loras, model, info)
     _, prompt = request.words
     named = request.config and request.config.model_path
     handoff = request.handoff
-    if not facts.refines(model):
+    if not info.can_refine(model):
         handoff = 1.0
-    elif named == facts.refiner:
+    elif named == info.refiner:
         handoff = 0.0
-    warnings = [*facts.notices, *_ignored(request, guidance)]
+    warnings = [*info.warnings, *_ignored(request, guidance)]
     if int(steps * request.strength) == 0:
         warnings.append("strength is too small for a step: one step is taken all the same")
-    asked = facts.image_count if request.image_count is None else request.image_count
+    asked = info.default_image_count if request.image_count is None else request.image_count
     pieces = []
     for i in range(max(asked, len(images))):
         image = images[i % len(images)]
@@ -149,28 +151,28 @@ def order_refine(
             model=model.name,
             loras=loras,
         )
-        pieces.append(Piece(spec, prompt, image))
+        pieces.append(JobImage(spec, prompt, image))
     seed = drawn_seed if request.seed is None else request.seed
-    order = _order("/refine", pieces, seed, facts, warnings, request.timeout_seconds)
+    order = _job("/refine", pieces, seed, info, warnings, request.timeout_seconds)
     return replace(order, model=named or model.name)
 
 
-def check_refine(request: RefineRequest, facts: ServiceFacts) -> tuple[ModelFacts, int, float]:
+def check_refine(request: RefineRequest, info: ServiceInfo) -> tuple[ModelInfo, int, float]:
     """Model, steps and guidance of a /refine that is right but for its images: those are dear.
 
     Raises `InvalidRequest` or `ModelNotFound`.
     """
     config = request.config
     name, prompt = request.words
-    _check_common(request, facts)
+    _check_common(request, info)
     named = config.model_path if config else None
-    model = model_of(facts, request.model, named)
-    if named is not None and named == facts.refiner and not model.refined:
+    model = find_model(info, request.model, named)
+    if named is not None and named == info.refiner and not model.can_be_refined:
         raise InvalidRequest(
             "config.modelPath", f"is the refiner, which does not continue pictures of {model.name}"
         )
-    check_prompt(name, prompt, facts.prompt_chars)
-    loras_of(request.loras, model, facts)
+    check_prompt(name, prompt, info.max_prompt_chars)
+    find_loras(request.loras, model, info)
     steps = _one_of("steps", request.steps, config.steps if config else None)
     guidance = _one_of(
         "guidanceScale", request.guidance_scale, config.guidance_scale if config else None
@@ -182,54 +184,54 @@ def check_refine(request: RefineRequest, facts: ServiceFacts) -> tuple[ModelFact
     )
 
 
-def guidance_of(temperature: float) -> float:
+def temperature_to_guidance(temperature: float) -> float:
     """How strongly the prompt is followed: 0 is the most literal."""
     return round(LITERAL_GUIDANCE - 3 * temperature, 6)
 
 
-def _guidance(asked: float | None, model: ModelFacts, temperature: float) -> float:
+def _guidance(asked: float | None, model: ModelInfo, temperature: float) -> float:
     """What is asked for, else what the model is made for, else what the temperature says."""
     if asked is not None:
         return asked
     made_for = model.defaults.guidance
-    return guidance_of(temperature) if made_for is None else made_for
+    return temperature_to_guidance(temperature) if made_for is None else made_for
 
 
-def check_prompt(path: str, prompt: str | None, most: int) -> None:
+def check_prompt(path: str, prompt: str | None, max_chars: int) -> None:
     """Returns when the prompt is not too long; raises `InvalidRequest` if it is."""
-    if prompt is not None and len(prompt) > most:
-        raise InvalidRequest(path, f"must have at most {most} characters, got {len(prompt)}")
+    if prompt is not None and len(prompt) > max_chars:
+        raise InvalidRequest(path, f"must have at most {max_chars} characters, got {len(prompt)}")
 
 
-def _order(
+def _job(
     route: str,
-    pieces: Sequence[Piece],
+    pieces: Sequence[JobImage],
     seed: int,
-    facts: ServiceFacts,
+    facts: ServiceInfo,
     warnings: Sequence[str],
     timeout: float | None,
-) -> Order:
+) -> GenerationJob:
     model = pieces[0].spec.model
     refined = facts.refiner is not None and pieces[0].spec.handoff < 1
     models = {str(Stage.BASE): model}
     if refined and facts.refiner:
         models[str(Stage.REFINER)] = facts.refiner
     warnings = [*warnings, *lora_warnings(pieces[0].prompt, pieces[0].spec, facts)]
-    order = Order(
+    order = GenerationJob(
         route=route,
-        pieces=tuple(pieces),
+        images=tuple(pieces),
         seed=seed,
         model=model,
         models=models,
         refined=refined,
         warnings=tuple(warnings),
         timeout=timeout,
-        request_of=_request_of,
+        rerun_request=_request_of,
     )
-    return order.seeded(seed)
+    return order.with_seed(seed)
 
 
-def _request_of(order: Order, piece: Piece) -> dict[str, Any]:
+def _request_of(order: GenerationJob, piece: JobImage) -> dict[str, Any]:
     spec = piece.spec
     request: dict[str, Any] = {
         "seed": spec.seed,
@@ -244,7 +246,7 @@ def _request_of(order: Order, piece: Piece) -> dict[str, Any]:
         request["loras"] = [{"name": lora.name, "weight": lora.weight} for lora in spec.loras]
     if spec.negative_prompt is not None:
         request["negativePrompt"] = spec.negative_prompt
-    if piece.base is not None:
+    if piece.base_image is not None:
         return {"refinePrompt": piece.prompt, "strength": spec.strength, **request}
     size = {"width": spec.width, "height": spec.height}
     return {"prompt": piece.prompt, **size, "refine": order.refined, **request}
@@ -252,14 +254,14 @@ def _request_of(order: Order, piece: Piece) -> dict[str, Any]:
 
 def _added(made_of: str | None, refining: str) -> str:
     both = f"{made_of}, {refining}" if made_of else refining
-    return both if len(both) <= LONGEST_PROMPT else refining
+    return both if len(both) <= MAX_PROMPT_CHARS else refining
 
 
 def _seed_of(seed: int, image: int) -> int:
-    return (seed + image) % (SEED[1] + 1)
+    return (seed + image) % (SEED_RANGE[1] + 1)
 
 
-def _ignored(request: Asked, guidance: float) -> list[str]:
+def _ignored(request: CommonFields, guidance: float) -> list[str]:
     if guidance <= 1 and request.negative_prompt:
         return ["negativePrompt is ignored: guidance is off at guidanceScale 1 or below"]
     return []
@@ -271,5 +273,5 @@ def _one_of(name: str, top: N | None, nested: N | None) -> N | None:
     return nested if top is None else top
 
 
-def _check_common(request: Asked, facts: ServiceFacts) -> None:
-    check_prompt("negativePrompt", request.negative_prompt, facts.prompt_chars)
+def _check_common(request: CommonFields, facts: ServiceInfo) -> None:
+    check_prompt("negativePrompt", request.negative_prompt, facts.max_prompt_chars)

@@ -18,11 +18,11 @@ from PIL import Image, ImageChops, ImageOps
 
 from serve_app.core.diffusion.sizes import SizeRules
 from serve_app.core.errors import InvalidImage
-from serve_app.ingress.png_metadata import remembered_prompt
+from serve_app.ingress.png_metadata import read_prompt
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-MOST_PIXELS = 16_800_000
-LONGEST_SIDE = 8192
+MAX_PIXELS = 16_800_000
+MAX_SIDE = 8192
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; ours is lower, and refuses
 _PREFIX = re.compile(r"\s*data:image/(png|jpe?g|webp);base64,", re.IGNORECASE)
 _BROKEN = (  # what Pillow raises at files that are not what they say
@@ -86,10 +86,10 @@ def read_image(
         # closing frees the pixels at once: megabytes that would else wait for the collector
         with closing(Image.open(BytesIO(file), formats=FORMATS)) as image:
             width, height = image.size
-            if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                 raise InvalidImage(
-                    f"image {number} is too large: at most {LONGEST_SIDE} a side and "
-                    f"{MOST_PIXELS / 1e6:.1f} megapixels are taken, got {width} x {height}"
+                    f"image {number} is too large: at most {MAX_SIDE} a side and "
+                    f"{MAX_PIXELS / 1e6:.1f} megapixels are taken, got {width} x {height}"
                 )
             turn = _orientation(image)
             upright = (height, width) if turn in _LYING else (width, height)
@@ -97,7 +97,7 @@ def read_image(
             picture = _sized(image, size[::-1] if turn in _LYING else size)
             if turn in _UPRIGHT:
                 picture = picture.transpose(_UPRIGHT[turn])
-            rgb, prompt = picture.tobytes(), remembered_prompt(image.info)
+            rgb, prompt = picture.tobytes(), read_prompt(image.info)
     except InvalidImage:
         raise
     except _BROKEN:

@@ -28,25 +28,25 @@ from serve_app.core.errors import (
     ServiceError,
     TermsNotAccepted,
 )
-from serve_app.core.service.info import ServiceFacts
-from serve_app.core.service.jobs import LOST, Claim, Job, JobState, Result
+from serve_app.core.service.info import ServiceInfo
+from serve_app.core.service.jobs import LOST, IdempotencyClaim, Job, JobResult, JobState
 from serve_app.core.service.moderation import SafetyFilter
-from serve_app.core.service.rate_limit import Allowance
+from serve_app.core.service.rate_limit import RateLimit
 from serve_app.ingress.contracts import Conductor, Ledger
-from serve_app.ingress.errors import refusal_of
-from serve_app.ingress.generation import Order
-from serve_app.ingress.png_metadata import infotext, inscribe
+from serve_app.ingress.errors import error_response
+from serve_app.ingress.generation import GenerationJob
+from serve_app.ingress.png_metadata import embed, infotext
 
 logger = logging.getLogger("aura.jobs")
 
-HEADSTART = 0.05  # seconds that pictures and answers are ahead of what the ledger hears of them
-RENEWAL = 3.0  # seconds between two signs of life to the ledger
+LEDGER_DELAY = 0.05  # seconds that pictures and answers are ahead of what the ledger hears of them
+HEARTBEAT_INTERVAL = 3.0  # seconds between two signs of life to the ledger
 _LOOK = 20.0  # seconds that one question for a job's end may stand open
 _UNWANTED = 2.0  # seconds that a cancelled job may take to end
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class RequestContext:
     """Who asks where, and whether it may ask again: a key and a digest of the body, or neither."""
 
     caller: str
@@ -55,45 +55,51 @@ class Asking:
     fingerprint: str = ""
 
 
-class Desk:
+class JobService:
     """The jobs of one ingress process. `words` may refuse prompts, `allowance` bounds callers."""
 
     def __init__(
         self,
         conductor: Conductor,
         ledger: Ledger,
-        facts: ServiceFacts,
+        info: ServiceInfo,
         *,
-        words: SafetyFilter | None = None,
-        allowance: Allowance | None = None,
-        halt: Callable[[str], Awaitable[Any]] | None = None,
-        headstart: float = HEADSTART,
+        prompt_filter: SafetyFilter | None = None,
+        rate_limit: RateLimit | None = None,
+        cancel_everywhere: Callable[[str], Awaitable[Any]] | None = None,
+        ledger_delay: float = LEDGER_DELAY,
     ) -> None:
         self._conductor = conductor
         self._ledger = ledger
-        self.facts = facts
-        self._words = words
-        self._allowance = allowance
-        self._halt = halt or self._halt_here  # tells every ingress process to cancel a job
-        self._headstart = headstart
+        self.info = info
+        self._prompt_filter = prompt_filter
+        self._rate_limit = rate_limit
+        self._cancel_everywhere = (
+            cancel_everywhere or self._cancel_local
+        )  # tells every ingress process to cancel a job
+        self._ledger_delay = ledger_delay
         self._owner = uuid4().hex
-        self._running: dict[str, asyncio.Task[Result]] = {}
+        self._running: dict[str, asyncio.Task[JobResult]] = {}
         self._writes: dict[str, asyncio.Task[None]] = {}
         self._renewing: asyncio.Task[None] | None = None
-        self._agreed: set[str] = set()  # callers known to have accepted the terms
+        self._accepted_terms: set[str] = set()  # callers known to have accepted the terms
 
-    async def fulfil(self, order: Order, asking: Asking) -> Result:
+    async def run(self, generation: GenerationJob, context: RequestContext) -> JobResult:
         """What the order gives. Raises the named errors of the domain.
 
         Who leaves while it is made cancels it, unless a key promises that it will ask again.
         """
-        if self._words and any(self._words.refuses_prompt(p.spec.prompt) for p in order.pieces):
+        if self._prompt_filter and any(
+            self._prompt_filter.refuses_prompt(p.spec.prompt) for p in generation.images
+        ):
             raise SafetyBlock("the safety filter refuses this prompt")
-        await self.admit(asking.caller)
-        job = Job(uuid4().hex, asking.caller, self._owner, time.time())
-        if asking.key is not None:
-            return await asyncio.shield(self._start(job.id, self._claimed(job, order, asking)))
-        task = self._start(job.id, self._run(job, order))
+        await self.check_terms(context.caller)
+        job = Job(uuid4().hex, context.caller, self._owner, time.time())
+        if context.key is not None:
+            return await asyncio.shield(
+                self._start(job.id, self._claimed(job, generation, context))
+            )
+        task = self._start(job.id, self._run(job, generation))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -101,35 +107,35 @@ class Desk:
             await asyncio.wait([task])
             raise
 
-    async def admit(self, caller: str) -> None:
+    async def check_terms(self, caller: str) -> None:
         """Returns when the caller may ask for pictures. Raises `TermsNotAccepted` if not."""
-        if not self.facts.terms_required or caller in self._agreed:
+        if not self.info.terms_required or caller in self._accepted_terms:
             return
-        if await self._ledger.accepted(caller) != self.facts.terms:
+        if await self._ledger.accepted_terms(caller) != self.info.terms_digest:
             raise TermsNotAccepted(
                 "read the models' terms at GET /licenses and accept them: "
-                f'POST /licenses {{"accept": true, "terms": "{self.facts.terms}"}}'
+                f'POST /licenses {{"accept": true, "terms": "{self.info.terms_digest}"}}'
             )
-        self._agreed.add(caller)
+        self._accepted_terms.add(caller)
 
-    async def look(self, id: str, caller: str) -> Job:
+    async def get(self, id: str, caller: str) -> Job:
         """The caller's job. Raises `JobNotFound`, also for somebody else's."""
         if write := self._writes.get(id):
             await asyncio.wait([write], timeout=_UNWANTED)
-        job = await self._ledger.look(id, 0)
+        job = await self._ledger.get(id, 0)
         if job is None:  # or its process has not told of it yet
-            await asyncio.sleep(2 * self._headstart)
-            job = await self._ledger.look(id, 0)
+            await asyncio.sleep(2 * self._ledger_delay)
+            job = await self._ledger.get(id, 0)
         if job is None or job.caller != caller:
             raise JobNotFound("you have no job with this id; answers are kept for ten minutes")
         return job
 
     async def cancel(self, id: str, caller: str) -> Job:
         """The caller's job, which is not worked at any more. Raises `JobNotFound`."""
-        job = await self.look(id, caller)
+        job = await self.get(id, caller)
         if job.state is JobState.RUNNING:
-            await self._halt(id)
-            job = await self._ledger.look(id, _UNWANTED) or job
+            await self._cancel_everywhere(id)
+            job = await self._ledger.get(id, _UNWANTED) or job
         return job
 
     def stop(self, id: str) -> None:
@@ -139,48 +145,48 @@ class Desk:
 
     async def accept_terms(self, caller: str, terms: str) -> None:
         """The caller has accepted what is in force. Raises `TermsNotAccepted` for other terms."""
-        if terms != self.facts.terms:
+        if terms != self.info.terms_digest:
             raise TermsNotAccepted("these terms are not in force; read them at GET /licenses")
-        await self._ledger.accept(caller, terms)
+        await self._ledger.accept_terms(caller, terms)
 
-    async def settle(self) -> None:
+    async def drain(self) -> None:
         """Everything that was worked at here has ended, and the ledger has been told."""
         while pending := [*self._running.values(), *self._writes.values()]:
             await asyncio.wait(pending)
 
-    def _start(self, id: str, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+    def _start(self, id: str, work: Coroutine[Any, Any, JobResult]) -> asyncio.Task[JobResult]:
         task = asyncio.create_task(work)
         self._running[id] = task
 
-        def ended(task: asyncio.Task[Result]) -> None:
+        def ended(task: asyncio.Task[JobResult]) -> None:
             self._running.pop(id, None)
             if not task.cancelled():
                 task.exception()  # taken note of: whoever waited may have left
 
         task.add_done_callback(ended)
         if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.create_task(self._renew())
+            self._renewing = asyncio.create_task(self._send_heartbeats())
         return task
 
-    async def _claimed(self, job: Job, order: Order, asking: Asking) -> Result:
+    async def _claimed(self, job: Job, order: GenerationJob, asking: RequestContext) -> JobResult:
         """The result of the one job that the key stands for, whoever makes it."""
         scope = sha256(f"{asking.caller}\n{asking.route}\n{asking.key}".encode()).hexdigest()
         while True:
-            claim = Claim(scope, asking.fingerprint, order.seed)
-            claimed = await self._ledger.open(job, claim)
+            claim = IdempotencyClaim(scope, asking.fingerprint, order.seed)
+            claimed = await self._ledger.create(job, claim)
             if claimed.job is None:
                 raise IdempotencyConflict("this Idempotency-Key was used with another body")
-            if claimed.yours:
+            if claimed.is_owner:
                 if claimed.job != job.id and (mine := asyncio.current_task()):
                     self._running[claimed.job] = mine  # the name by which it may be cancelled
                 job = replace(job, id=claimed.job)
-                return await self._run(job, order.seeded(claimed.seed), opened=True)
+                return await self._run(job, order.with_seed(claimed.seed), opened=True)
             if (result := await self._joined(claimed.job)) is not None:
                 return result
 
-    async def _joined(self, id: str) -> Result | None:
+    async def _joined(self, id: str) -> JobResult | None:
         """The result of a job that is worked at elsewhere; None when it must be made anew."""
-        while job := await self._ledger.look(id, _LOOK):
+        while job := await self._ledger.get(id, _LOOK):
             if job.state is JobState.CANCELLED:
                 raise JobCancelled("the job was cancelled")
             if job.error and job.error != LOST and job.error[0] != "RATE_LIMITED":
@@ -189,10 +195,10 @@ class Desk:
                 return job.result
         return None
 
-    async def _run(self, job: Job, order: Order, *, opened: bool = False) -> Result:
+    async def _run(self, job: Job, order: GenerationJob, *, opened: bool = False) -> JobResult:
         """The order's result; the ledger is told of the job in the background, in order."""
-        opening = partial(self._ledger.open, job, None)
-        begun = None if opened else asyncio.create_task(self._told(None, opening))
+        opening = partial(self._ledger.create, job, None)
+        begun = None if opened else asyncio.create_task(self._write_later(None, opening))
         state, error, result = JobState.CANCELLED, None, None
         charged = refund = 0.0
         try:
@@ -203,7 +209,7 @@ class Desk:
         except asyncio.CancelledError:
             raise JobCancelled("the job was cancelled") from None
         except Exception as failure:
-            refusal = refusal_of(failure, 0)
+            refusal = error_response(failure, 0)
             state, error = JobState.FAILED, (refusal.code, refusal.message)
             if isinstance(failure, ServiceError):
                 refund = charged
@@ -211,38 +217,38 @@ class Desk:
         finally:
             self._running.pop(job.id, None)
             ending = partial(self._end, job, refund, state, error, result)
-            self._writes[job.id] = write = asyncio.create_task(self._told(begun, ending))
+            self._writes[job.id] = write = asyncio.create_task(self._write_later(begun, ending))
             write.add_done_callback(lambda _: self._writes.pop(job.id, None))
 
-    async def _make(self, job: Job, order: Order) -> Result:
+    async def _make(self, job: Job, order: GenerationJob) -> JobResult:
         """Every image of the order, at once; the first failure cancels the others and is told."""
         began = time.perf_counter()
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(
-                        self._conductor.make(
+                        self._conductor.generate(
                             f"{job.id}-{i}",
                             piece.spec,
-                            piece.base.rgb if piece.base else None,
+                            piece.base_image.rgb if piece.base_image else None,
                             order.timeout,
                         )
                     )
-                    for i, piece in enumerate(order.pieces)
+                    for i, piece in enumerate(order.images)
                 ]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         pngs, warnings = [], dict.fromkeys(order.warnings)
-        for piece, task in zip(order.pieces, tasks, strict=True):
+        for piece, task in zip(order.images, tasks, strict=True):
             made = task.result()
             warnings |= dict.fromkeys(made.warnings)
             record = order.record(piece, {str(stage): name for stage, name in made.profiles})
-            pngs.append(inscribe(made.png, infotext(piece.spec, order.models), record))
-        first = order.pieces[0].spec
+            pngs.append(embed(made.png, infotext(piece.spec, order.models), record))
+        first = order.images[0].spec
         meta = {
             "model": order.model,
             "durationMs": round((time.perf_counter() - began) * 1000),
-            "seeds": [piece.spec.seed for piece in order.pieces],
+            "seeds": [piece.spec.seed for piece in order.images],
             "width": first.width,
             "height": first.height,
             "steps": first.steps,
@@ -252,34 +258,34 @@ class Desk:
             "jobId": job.id,
             "warnings": list(warnings),
         }
-        return Result(tuple(pngs), json.dumps(meta), job.created)
+        return JobResult(tuple(pngs), json.dumps(meta), job.created)
 
     async def _end(self, job: Job, refund: float, *ending: Any) -> None:
         """The ledger knows how the job ended, and has given back what our own fault has cost."""
-        if refund and self._allowance:
-            await self._ledger.draw(job.caller, -refund, self._allowance)
-        await self._ledger.end(job.id, self._owner, *ending)
+        if refund and self._rate_limit:
+            await self._ledger.consume(job.caller, -refund, self._rate_limit)
+        await self._ledger.finish(job.id, self._owner, *ending)
 
     async def _charge(self, caller: str, cost: float) -> float:
         """The cost, taken from the caller's allowance, or 0. Raises `RateLimited`.
 
         While the ledger is away nobody is charged: that is better than no pictures.
         """
-        if self._allowance is None:
+        if self._rate_limit is None:
             return 0.0
         try:
-            wait = await self._ledger.draw(caller, cost, self._allowance)
+            wait = await self._ledger.consume(caller, cost, self._rate_limit)
         except LedgerAway:
             return 0.0
         if wait > 0:
             raise RateLimited(wait)
         return cost
 
-    async def _told(
+    async def _write_later(
         self, first: asyncio.Task[None] | None, tell: Callable[[], Awaitable[Any]]
     ) -> None:
         """The ledger has been told, after what it was told first, and after a moment."""
-        await asyncio.sleep(self._headstart)
+        await asyncio.sleep(self._ledger_delay)
         if first is not None:
             await first
         try:
@@ -287,11 +293,11 @@ class Desk:
         except LedgerAway:
             logger.warning("the ledger was away too long and missed a job")
 
-    async def _renew(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while self._running:
             with suppress(LedgerAway):
-                await self._ledger.renew(self._owner)
-            await asyncio.sleep(RENEWAL)
+                await self._ledger.heartbeat(self._owner)
+            await asyncio.sleep(HEARTBEAT_INTERVAL)
 
-    async def _halt_here(self, id: str) -> None:
+    async def _cancel_local(self, id: str) -> None:
         self.stop(id)

@@ -4,10 +4,10 @@ Knows no routes and no checkpoints. What was asked for is never repeated: it may
 """
 
 from serve_app.core.errors import InvalidRequest, ModelNotFound
-from serve_app.core.service.info import ModelFacts, ServiceFacts
+from serve_app.core.service.info import ModelInfo, ServiceInfo
 
 
-def model_of(facts: ServiceFacts, name: str | None, nested: str | None = None) -> ModelFacts:
+def find_model(facts: ServiceInfo, name: str | None, nested: str | None = None) -> ModelInfo:
     """The base model that `model` names, or `config.modelPath`, where the refiner may stand too;
     the default one when nobody names any.
 
@@ -15,7 +15,7 @@ def model_of(facts: ServiceFacts, name: str | None, nested: str | None = None) -
     """
     named = None if name is None else _found(facts, "model", name)
     if nested is None or nested == facts.refiner:
-        return named or facts.model
+        return named or facts.default_model
     model = _found(facts, "config.modelPath", nested)
     if named is not None and named != model:
         raise InvalidRequest("config.modelPath", f"is {model.name}, but model says {named.name}")
@@ -27,9 +27,9 @@ def not_found(path: str, names: tuple[str, ...]) -> ModelNotFound:
     return ModelNotFound(f"{path} names no model of this service; there is {', '.join(names)}")
 
 
-def _found(facts: ServiceFacts, path: str, name: str) -> ModelFacts:
-    model = facts.named(name)
+def _found(facts: ServiceInfo, path: str, name: str) -> ModelInfo:
+    model = facts.find_model(name)
     if model is None:
         more = (facts.refiner,) if facts.refiner and path != "model" else ()
-        raise not_found(path, (*facts.names, *more))
+        raise not_found(path, (*facts.model_names, *more))
     return model

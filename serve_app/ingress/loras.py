@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Lora
 from serve_app.core.errors import InvalidRequest, ModelNotFound
-from serve_app.core.service.info import ModelFacts, ServiceFacts
+from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.ingress.native.schemas import LoraField
 
 _TAG = "<lora:"  # how AUTOMATIC1111's prompts name one
 
 
-def loras_of(
-    asked: Sequence[LoraField], model: ModelFacts, facts: ServiceFacts
+def find_loras(
+    asked: Sequence[LoraField], model: ModelInfo, facts: ServiceInfo
 ) -> tuple[Lora, ...]:
     """The LoRAs that `loras` names, in its order, for pictures of a model.
 
@@ -23,7 +23,7 @@ def loras_of(
     """
     worn: list[Lora] = []
     for number, field in enumerate(asked):
-        found = facts.lora(field.name)
+        found = facts.find_lora(field.name)
         if found is None:
             there = ", ".join(lora.name for lora in facts.loras) or "none"
             raise ModelNotFound(
@@ -37,21 +37,25 @@ def loras_of(
             )
         if any(lora.name == found.name for lora in worn):
             raise InvalidRequest(f"loras.{number}.name", f"is {found.name} a second time")
-        worn.append(Lora(found.name, found.weight if field.weight is None else field.weight))
-    if sum(bool(lora.weight) for lora in worn) > facts.loras_at_once:
-        raise InvalidRequest("loras", f"may be {facts.loras_at_once} at once, got {len(worn)}")
+        worn.append(
+            Lora(found.name, found.default_weight if field.weight is None else field.weight)
+        )
+    if sum(bool(lora.weight) for lora in worn) > facts.max_loras:
+        raise InvalidRequest("loras", f"may be {facts.max_loras} at once, got {len(worn)}")
     return tuple(worn)
 
 
-def lora_warnings(prompt: str, spec: ImageSpec, facts: ServiceFacts) -> tuple[str, ...]:
+def lora_warnings(prompt: str, spec: ImageSpec, facts: ServiceInfo) -> tuple[str, ...]:
     """What an asker should know of the LoRAs that the prompt, as it was sent, or the spec names."""
     said = []
     if _TAG in prompt:
         said.append(f"{_TAG}…> in the prompt is read as words: name LoRAs in the field loras")
-    model = facts.named(spec.model)
+    model = facts.find_model(spec.model)
     if spec.loras and model and spec.handoff < 1:
-        schedule = make_schedule(model.noise, spec.sampler, spec.steps, spec.strength, spec.handoff)
-        if schedule.handoff_index <= schedule.start:
+        schedule = make_schedule(
+            model.noise_config, spec.sampler, spec.steps, spec.strength, spec.handoff
+        )
+        if schedule.handoff_index <= schedule.start_index:
             said.append("loras are ignored: the refiner works alone, and wears none")
         else:
             said.append("loras count in base alone: the refiner goes on without them")

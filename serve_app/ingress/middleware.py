@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.core.errors import CallerError, PayloadTooLarge
 from serve_app.core.service.metrics import REFUSALS, Meter
-from serve_app.ingress.access import Policy
-from serve_app.ingress.errors import Refusal, answer, answer_error
+from serve_app.ingress.access import AccessPolicy
+from serve_app.ingress.errors import ErrorResponse, respond, respond_to_exception
 from serve_app.ingress.server_timing import Stopwatch
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -34,24 +34,24 @@ _SMALL = 2**18  # bytes of a body that always finds room
 _LONGEST_NUMBER = 18  # digits of a length that is worth reading
 
 
-def surround(app: ASGIApp, policy: Policy, *, proxy_names: bool, meter: Meter) -> ASGIApp:
+def wrap(app: ASGIApp, policy: AccessPolicy, *, proxy_names: bool, meter: Meter) -> ASGIApp:
     """The app with everything around it.
 
     `proxy_names` says that whoever is in front puts X-Request-Id on the answers, as Serve does.
     `meter` hears of every request that is refused.
     """
-    cors = _Cors(
-        _Door(app, policy),
+    cors = CorsMiddleware(
+        AccessMiddleware(app, policy),
         allow_origins=list(policy.origins),
         allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
         allow_headers=[*_HEADERS, *_OPENAI_HEADERS],
         expose_headers=["X-Request-Id", "Retry-After", "Server-Timing", "x-should-retry"],
         max_age=600,
     )
-    return _Envelope(_Origins(cors, policy), proxy_names, meter)
+    return RequestIdMiddleware(OriginMiddleware(cors, policy), proxy_names, meter)
 
 
-class _Envelope:
+class RequestIdMiddleware:
     """Request id in and out; what a client sends that could harm a log or a header is not taken."""
 
     def __init__(self, app: ASGIApp, proxy_names: bool, meter: Meter) -> None:
@@ -83,7 +83,7 @@ class _Envelope:
             self._meter.record(REFUSALS, code=code)
 
 
-class _Cors(CORSMiddleware):
+class CorsMiddleware(CORSMiddleware):
     """Starlette's, but a preflight that asks for too much is refused in the shape of all errors."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,15 +96,15 @@ class _Cors(CORSMiddleware):
         if told.status_code != 200:
             kept = {n: v for n, v in told.headers.items() if not n.startswith("content-")}
             sentence = bytes(told.body).decode()
-            refusal = Refusal(400, "VALIDATION_ERROR", sentence, headers=kept)
-            told = answer(refusal, scope["state"])
+            refusal = ErrorResponse(400, "VALIDATION_ERROR", sentence, headers=kept)
+            told = respond(refusal, scope["state"])
         await told(scope, receive, send)
 
 
-class _Origins:
+class OriginMiddleware:
     """Pages of other origins get 403, preflights too."""
 
-    def __init__(self, app: ASGIApp, policy: Policy) -> None:
+    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
         self._app = app
         self._policy = policy
 
@@ -119,10 +119,10 @@ class _Origins:
         await self._app(scope, receive, send)
 
 
-class _Door:
+class AccessMiddleware:
     """Host, key and length are right, or the request goes no further."""
 
-    def __init__(self, app: ASGIApp, policy: Policy) -> None:
+    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
         self._app = app
         self._policy = policy
         self._held = 0  # bytes of all bodies that are being worked at
@@ -131,7 +131,7 @@ class _Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit, received = self._policy.body_limit, 0
+        limit, received = self._policy.max_body_bytes, 0
         begun = ended = False
         reading = True
 
@@ -172,7 +172,7 @@ class _Door:
 
     async def _next(self, receive: Receive) -> Message:
         try:
-            async with asyncio.timeout(self._policy.body_patience):
+            async with asyncio.timeout(self._policy.body_read_timeout):
                 return await receive()
         except TimeoutError:
             raise HTTPException(408) from None
@@ -183,8 +183,8 @@ class _Door:
         policy.check_host(path, headers.get("host", ""))
         peer = scope["client"][0] if scope.get("client") else None
         caller = policy.caller(scope["method"], path, headers, peer)
-        if _announced(headers) > policy.body_limit:
-            raise PayloadTooLarge(too_large(policy.body_limit))
+        if _announced(headers) > policy.max_body_bytes:
+            raise PayloadTooLarge(too_large(policy.max_body_bytes))
         return caller
 
 
@@ -194,7 +194,7 @@ def too_large(limit: int) -> str:
 
 
 async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    await answer_error(error, scope["state"], 0)(scope, receive, send)
+    await respond_to_exception(error, scope["state"], 0)(scope, receive, send)
 
 
 def _announced(headers: Headers) -> int:

@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.core.diffusion.spec import ImageSpec, Levels, Solver
+from serve_app.core.diffusion.spec import ImageSpec, SigmaSpacing, Solver
 
 RECORD = "aura"
 INFOTEXT = "parameters"
-LONGEST_PROMPT = 8000  # characters, after any number of refinements
+MAX_PROMPT_CHARS = 8000  # characters, after any number of refinements
 _LONGEST_RECORD = 400_000  # characters: four prompts, each character escaped
 _AFTER_HEADER = 8 + 25  # the signature and the IHDR chunk, which must come first
 _XMP = (
@@ -44,15 +44,15 @@ _SAMPLERS = {  # the names that other tools give our solvers
     Solver.LCM: "LCM",
 }
 _SCHEDULES = {  # and their schedule types
-    Levels.CHECKPOINT: "Automatic",
-    Levels.KARRAS: "Karras",
-    Levels.EXPONENTIAL: "Exponential",
-    Levels.TRAILING: "Simple",
+    SigmaSpacing.CHECKPOINT: "Automatic",
+    SigmaSpacing.KARRAS: "Karras",
+    SigmaSpacing.EXPONENTIAL: "Exponential",
+    SigmaSpacing.TRAILING: "Simple",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class GenerationRecord:
     """How one picture was asked for: `request` sent to `route` again gives the same bytes, where
     the numeric profiles are the same. `prompt` is the whole one, with what a refined picture had
     before; `base` the digest of the file it was made from."""
@@ -84,7 +84,7 @@ def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
     settings: dict[str, object] = {
         "Steps": spec.steps,
         "Sampler": _SAMPLERS[spec.sampler.solver],
-        "Schedule type": _SCHEDULES[spec.sampler.levels],
+        "Schedule type": _SCHEDULES[spec.sampler.spacing],
         "CFG scale": f"{spec.guidance:g}",
         "Seed": spec.seed,
         "Size": f"{spec.width}x{spec.height}",
@@ -103,7 +103,7 @@ def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def inscribe(png: bytes, text: str, record: Record) -> bytes:
+def embed(png: bytes, text: str, record: GenerationRecord) -> bytes:
     """The same picture, remembering its request; equal inputs give equal bytes."""
     chunks = [
         _text_chunk(INFOTEXT, text),
@@ -113,7 +113,7 @@ def inscribe(png: bytes, text: str, record: Record) -> bytes:
     return b"".join([png[:_AFTER_HEADER], *chunks, png[_AFTER_HEADER:]])
 
 
-def remembered_prompt(info: Mapping[Any, Any]) -> str | None:
+def read_prompt(info: Mapping[Any, Any]) -> str | None:
     """The whole prompt of a picture that this service made, from Pillow's `info`; else None.
 
     Anybody can write such a chunk, so what it says is taken for a caller's text and no more.
@@ -127,10 +127,10 @@ def remembered_prompt(info: Mapping[Any, Any]) -> str | None:
         prompt.encode()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return prompt if isinstance(prompt, str) and 0 < len(prompt) <= LONGEST_PROMPT else None
+    return prompt if isinstance(prompt, str) and 0 < len(prompt) <= MAX_PROMPT_CHARS else None
 
 
-def packet() -> bytes:
+def xmp_packet() -> bytes:
     """The XMP packet, for formats that carry it another way."""
     return _XMP.encode()
 

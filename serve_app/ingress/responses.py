@@ -10,14 +10,14 @@ from io import BytesIO
 import pybase64
 from PIL import Image
 
-from serve_app.core.service.jobs import Result
-from serve_app.ingress.png_metadata import INFOTEXT, packet
+from serve_app.core.service.jobs import JobResult
+from serve_app.ingress.png_metadata import INFOTEXT, xmp_packet
 
 _USER_COMMENT = 0x9286  # EXIF 2.3, section 4.6.5: where tools look for `parameters` in JPEG, WebP
 _EXIF_IFD = 0x8769
 
 
-def answer_body(result: Result) -> bytes:
+def images_response_body(result: JobResult) -> bytes:
     """The pictures in base64, and what they were made with: the answer of /generate and /refine."""
     parts = [b'{"images":["']
     for png in result.pngs:
@@ -34,12 +34,12 @@ def converted(png: bytes, format: str, quality: int) -> bytes:
     exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
     file = BytesIO()
     image.convert("RGB").save(
-        file, format.upper(), quality=quality, exif=exif.tobytes(), xmp=packet()
+        file, format.upper(), quality=quality, exif=exif.tobytes(), xmp=xmp_packet()
     )
     return file.getvalue()
 
 
-def prefers_picture(accept: str) -> bool:
+def prefers_png(accept: str) -> bool:
     """Whether an Accept header would rather have a PNG than JSON (RFC 9110, section 12.5.1)."""
     ranges = [_range(part) for part in accept.lower().split(",")]
     return _weight("image/png", ranges) > _weight("application/json", ranges)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serve_app.ingress.errors import MOST_DETAILS, Refusal, shown
+from serve_app.ingress.errors import MAX_DETAILS, ErrorResponse, shown
 from serve_app.ingress.native.schemas import (
     GenerateRequest,
     LoraField,
@@ -25,14 +25,14 @@ _INSIDE: dict[str, type[BaseModel]] = {"config": RefineConfig, "loras": LoraFiel
 _NOTHING = "body"  # the path of what is wrong with the body as a whole
 
 
-def refusal_of_problems(errors: Sequence[Mapping[str, Any]], route: str) -> Refusal:
+def validation_error_response(errors: Sequence[Mapping[str, Any]], route: str) -> ErrorResponse:
     """The refusal of a body with these errors."""
-    problems = [problem_of(error, route) for error in errors[:MOST_DETAILS]]
+    problems = [field_error(error, route) for error in errors[:MAX_DETAILS]]
     path, sentence = problems[0]
-    return Refusal(400, "VALIDATION_ERROR", f"{path} {sentence}", problems)
+    return ErrorResponse(400, "VALIDATION_ERROR", f"{path} {sentence}", problems)
 
 
-def problem_of(error: Mapping[str, Any], route: str) -> tuple[str, str]:
+def field_error(error: Mapping[str, Any], route: str) -> tuple[str, str]:
     """Path and sentence of one error."""
     path = shown(".".join(map(str, error["loc"][1:]))) or _NOTHING
     kind = error["type"]

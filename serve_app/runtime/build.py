@@ -6,33 +6,39 @@ Knows no settings files and no Ray: used by a replica, a test and a benchmark al
 import logging
 from collections.abc import Mapping
 
-from serve_app.core.scheduling.memory_plan import Fit
+from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.service.moderation import SafetyFilter
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.lora_file import LoraFile
 from serve_app.runtime.memory.device import Device
-from serve_app.runtime.memory.memory_probe import LADDERS, Placement, Trial, fitted, lanes_for
+from serve_app.runtime.memory.memory_probe import (
+    SAVINGS_BY_DEVICE,
+    MemoryProbe,
+    Placement,
+    find_memory_plan,
+    lanes_for,
+)
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load
-from serve_app.runtime.networks.lora_adapters import PeftAdapters
-from serve_app.runtime.networks.vae import VaePixels
+from serve_app.runtime.networks.lora_adapters import PeftLoraAdapters
+from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.stage_model import Parts, StageModel
 
 logger = logging.getLogger("aura.runtime")
 
 
-def assemble(
+def build_stage_model(
     checkpoint: Checkpoint,
     device: Device,
-    to_come: int = 0,
-    before: Fit | None = None,
+    reserve_for: int = 0,
+    previous_plan: MemoryPlan | None = None,
     *,
     images: int,
     strict: bool,
     safety: SafetyFilter | None = None,
     loras: Mapping[str, LoraFile] | None = None,
-    lora_room: int = 1,
+    lora_capacity: int = 1,
 ) -> StageModel:
     """The stage's model, loaded, and fitted to the device's memory where that has an end.
 
@@ -45,36 +51,36 @@ def assemble(
     modules = load(checkpoint, device)
     placement = Placement(modules, device)
     parts = Parts(
-        Conditioner(modules.prompts, checkpoint),
-        UNetDenoiser(modules.unet, checkpoint.noise.prediction_type, device.dtype),
-        VaePixels(modules.vae, device.torch_device),
-        PeftAdapters(modules, loras) if loras else None,
+        Conditioner(modules.text_encoders, checkpoint),
+        UNetDenoiser(modules.unet, checkpoint.noise_config.prediction_type, device.dtype),
+        SdxlVae(modules.vae, device.torch_device),
+        PeftLoraAdapters(modules, loras) if loras else None,
     )
-    ladder = LADDERS.get(device.torch_device.type)
+    ladder = SAVINGS_BY_DEVICE.get(device.torch_device.type)
     if ladder is None:  # a CPU pages, and a step of the largest picture would take it minutes
-        found = Fit(images)
-        placement.take(())
+        found = MemoryPlan(images)
+        placement.apply(())
     else:
-        numbers = sorted(file.numbers for file in (loras or {}).values())
-        trial = Trial(
+        numbers = sorted(file.num_parameters for file in (loras or {}).values())
+        trial = MemoryProbe(
             parts,
             placement,
             device,
-            native=checkpoint.native,
+            native_size=checkpoint.native_size,
             strict=strict,
-            to_come=to_come,
-            loras=sum(numbers[-lora_room:]) * device.dtype.itemsize,
+            reserve_for=reserve_for,
+            lora_bytes=sum(numbers[-lora_capacity:]) * device.dtype.itemsize,
         )
-        found = fitted(images, ladder, trial, before)
+        found = find_memory_plan(images, ladder, trial, previous_plan)
     lanes = lanes_for(found.images, strict=strict)
     model = StageModel(
-        profile=device.profile(checkpoint.stage, lanes, checkpoint.name, found.rungs),
-        fit=found,
+        profile=device.numeric_profile(checkpoint.stage, lanes, checkpoint.name, found.savings),
+        memory_plan=found,
         device=device,
         parts=parts,
         safety=safety,
-        parking=placement,
+        offloadable=placement,
     )
-    model.prove_lanes()
+    model.check_batch_invariance()
     logger.info("%s is ready as %s: %s", checkpoint.name, checkpoint.stage, model.profile)
     return model

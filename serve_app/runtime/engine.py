@@ -13,9 +13,9 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from serve_app.core.capacity.cost_model import Prices
-from serve_app.core.capacity.gpu_time import Account, Spent
-from serve_app.core.diffusion.sample import Leg, under
+from serve_app.core.capacity.cost_model import CostTable
+from serve_app.core.capacity.gpu_time import GpuTime, GpuTimeAccount
+from serve_app.core.diffusion.sample import StageSegment, with_profile
 from serve_app.core.errors import (
     AuraError,
     CallerError,
@@ -26,15 +26,15 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaLost,
 )
-from serve_app.core.scheduling.memory_plan import Fit
-from serve_app.core.scheduling.step_scheduler import Owed, Plan, StepScheduler, Work
+from serve_app.core.scheduling.memory_plan import MemoryPlan
+from serve_app.core.scheduling.step_scheduler import PendingWork, Plan, StepScheduler, WorkKind
 from serve_app.core.service.events import Snapshot
-from serve_app.runtime.engine_events import Failed, Finished, Listener, tell
+from serve_app.runtime.engine_events import Failed, Finished, Listener, notify
 from serve_app.runtime.memory.device import is_out_of_memory
-from serve_app.runtime.memory.model_cache import Shelf
-from serve_app.runtime.networks.vae import Picture
-from serve_app.runtime.stage_model import Live, Packed, packed, unpacked
-from serve_app.runtime.step_record import Stepped
+from serve_app.runtime.memory.model_cache import ModelCache
+from serve_app.runtime.networks.vae import RgbImage
+from serve_app.runtime.stage_model import DeviceSample, HostSample, to_device, to_host
+from serve_app.runtime.step_record import StepRecord
 
 logger = logging.getLogger("aura.engine")
 
@@ -43,7 +43,7 @@ _FAULTS_TO_ILLNESS = 3  # turns in a row that failed
 
 
 @dataclass(frozen=True, slots=True)
-class EngineFacts:
+class EngineStats:
     """What an engine has done; a value that may travel."""
 
     state: str  # the scheduler's own words
@@ -51,11 +51,13 @@ class EngineFacts:
     steps: int  # steps of samples: one turn of a batch of four counts four
     finished: int
     cancelled: int
-    busy_seconds: float  # of GPU time; all images' seconds together
-    wasted_seconds: float  # of those, what cancelled and failed images had spent
-    prices: Prices
+    gpu_seconds: float  # of GPU time; all images' seconds together
+    wasted_gpu_seconds: float  # of those, what cancelled and failed images had spent
+    costs: CostTable
     positions: dict[str, int]  # index of each sample in flight
-    models: dict[str, Fit]  # those in memory, then those parked; and what was given up for each
+    models: dict[
+        str, MemoryPlan
+    ]  # those in memory, then those parked; and what was given up for each
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ class _Waiter:
     listener: Listener
     index: int
     at: float
-    squeezed: bool = False  # whether a turn of it alone once found no room
+    retried_alone: bool = False  # whether a turn of it alone once found no room
 
 
 class Engine:
@@ -73,27 +75,29 @@ class Engine:
 
     def __init__(
         self,
-        shelf: Shelf,
+        models: ModelCache,
         *,
         snapshot_every: int,
         clock: Callable[[], float] = time.monotonic,
-        note: Callable[[Stepped], None] = lambda stepped: None,  # of each step; must not block
+        on_step: Callable[[StepRecord], None] = lambda stepped: (
+            None
+        ),  # of each step; must not block
     ) -> None:
-        self.shelf = shelf
-        rooms = {"room": shelf.room, "lora_room": shelf.lora_room}
-        self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(shelf.here, **rooms)
+        self.models = models
+        rooms = {"model_capacity": models.capacity, "lora_capacity": models.lora_capacity}
+        self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(models.batch_sizes, **rooms)
         self._snapshot_every = snapshot_every
-        self._clock, self._note = clock, note
+        self._clock, self._on_step = clock, on_step
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._waiters: dict[str, _Waiter] = {}
-        self._account = Account()
-        self._account.hold(shelf.here)
-        self._counts = EngineFacts("", 0, 0, 0, 0, 0.0, 0.0, self._account.prices, {}, {})
-        self._owed: tuple[Owed[torch.Tensor], ...] = ()
+        self._account = GpuTimeAccount()
+        self._account.set_batch_sizes(models.batch_sizes)
+        self._stats = EngineStats("", 0, 0, 0, 0, 0.0, 0.0, self._account.cost_table, {}, {})
+        self._pending: tuple[PendingWork[torch.Tensor], ...] = ()
         self._free_at = 0.0  # when the turn before ended, or its wait
         self._faults = 0
         self._closing = False
-        self._count()
+        self._publish()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -108,12 +112,12 @@ class Engine:
         else:
             self._take_commands(wait=False)
 
-    def submit(self, sample: Packed, leg: Leg, listener: Listener) -> None:
+    def submit(self, sample: HostSample, segment: StageSegment, listener: Listener) -> None:
         """The sample will be walked to the end of its leg. May be called from any thread.
 
         A sample that is here already is replaced: who sends it again has given the first one up.
         """
-        self._commands.put(lambda: self._add(sample, leg, listener))
+        self._commands.put(lambda: self._add(sample, segment, listener))
 
     def cancel(self, id: str, listener: Listener) -> None:
         """The listener's sample is dropped at the next step boundary, and it hears no more.
@@ -122,13 +126,13 @@ class Engine:
         """
         self._commands.put(lambda: self._drop(id, listener))
 
-    def facts(self) -> EngineFacts:
+    def stats(self) -> EngineStats:
         """What the engine has done, as of its last turn."""
-        return self._counts
+        return self._stats
 
-    def owed(self) -> tuple[Owed[torch.Tensor], ...]:
+    def pending(self) -> tuple[PendingWork[torch.Tensor], ...]:
         """What is left of all that is here, as of its last turn: see `core.forecast`."""
-        return self._owed
+        return self._pending
 
     def check(self) -> None:
         """Returns when the engine is well; raises `EngineFault` when it can't work any more."""
@@ -151,19 +155,19 @@ class Engine:
                 results, picture = self._run_plan(plan)
                 self._charge(plan, whole=True)
                 self._settle(plan, results, picture)
-                self._faults = 0 if plan.work is Work.STEP else self._faults
+                self._faults = 0 if plan.work is WorkKind.STEP else self._faults
             except Exception as error:  # whatever a turn dies of, only its own samples may suffer
                 self._charge(plan, whole=False)
                 self._fail(plan, error)
-            if plan.work is Work.STEP:
-                self._note(Stepped.of(plan, began, self._free_at - began))
-                turns, steps = self._counts.turns + 1, self._counts.steps + len(plan.samples)
-                self._counts = replace(self._counts, turns=turns, steps=steps)
-        self._count()
+            if plan.work is WorkKind.STEP:
+                self._on_step(StepRecord.of(plan, began, self._free_at - began))
+                turns, steps = self._stats.turns + 1, self._stats.steps + len(plan.samples)
+                self._stats = replace(self._stats, turns=turns, steps=steps)
+        self._publish()
         return plan is not None
 
     def _run(self) -> None:
-        self.shelf.device.claim_thread()
+        self.models.device.claim_thread()
         while not self._closing:
             self.turn(wait=True)
 
@@ -175,20 +179,20 @@ class Engine:
         except Empty:
             pass
 
-    def _add(self, sample: Packed, leg: Leg, listener: Listener) -> None:
+    def _add(self, sample: HostSample, leg: StageSegment, listener: Listener) -> None:
         try:
-            sample = self.shelf.admit(sample)
+            sample = self.models.admit(sample)
         except AuraError as error:
-            tell(listener, Failed(error))
+            notify(listener, Failed(error))
             return
         if sample.id in self._scheduler:
             self._scheduler.cancel(sample.id)
             self._forget(sample.id, wasted=True)
         try:
-            self._scheduler.add(unpacked(sample, self.shelf.device.torch_device), leg)
+            self._scheduler.add(to_device(sample, self.models.device.torch_device), leg)
         except Exception as error:  # a bad sample must not end the thread
             logger.exception("sample %s was not taken", sample.id)
-            tell(listener, Failed(_named(error)))
+            notify(listener, Failed(_to_domain_error(error)))
             return
         self._waiters[sample.id] = _Waiter(listener, sample.index, self._clock())
 
@@ -197,59 +201,59 @@ class Engine:
         if waiter is not None and waiter.listener is listener:
             self._scheduler.cancel(id)
             self._forget(id, wasted=True)
-            self._counts = replace(self._counts, cancelled=self._counts.cancelled + 1)
+            self._stats = replace(self._stats, cancelled=self._stats.cancelled + 1)
 
     def _evict_all(self) -> None:
         for sample in self._scheduler.samples():
             left = self._scheduler.evict(sample.id)
             listener, _ = self._forget(sample.id, wasted=False)  # its snapshot goes on elsewhere
-            if left.index > left.schedule.start:
-                tell(listener, Snapshot(packed(left)))
-            tell(listener, Failed(ReplicaLost("the replica is closing")))
+            if left.index > left.schedule.start_index:
+                notify(listener, Snapshot(to_host(left)))
+            notify(listener, Failed(ReplicaLost("the replica is closing")))
         self._closing = True
 
-    def _run_plan(self, plan: Plan[torch.Tensor]) -> tuple[list[Live], Picture | None]:
-        if plan.work in (Work.LOAD, Work.ATTACH):
-            return self._bring(plan), None
-        model = self.shelf[plan.samples[0].model]
-        if plan.work is Work.STEP:
+    def _run_plan(self, plan: Plan[torch.Tensor]) -> tuple[list[DeviceSample], RgbImage | None]:
+        if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
+            return self._load(plan), None
+        model = self.models[plan.samples[0].model]
+        if plan.work is WorkKind.STEP:
             return model.step(plan.samples, plan.lanes), None
         (sample,) = plan.samples
-        if plan.work is Work.CONDITION:
+        if plan.work is WorkKind.CONDITION:
             return [model.condition(sample)], None
-        if plan.work is Work.ENCODE:
+        if plan.work is WorkKind.ENCODE:
             return [model.encode(sample)], None
-        return [under(sample, model.profile.name)], model.decode(sample)
+        return [with_profile(sample, model.profile.name)], model.decode(sample)
 
-    def _bring(self, plan: Plan[torch.Tensor]) -> list[Live]:
+    def _load(self, plan: Plan[torch.Tensor]) -> list[DeviceSample]:
         try:
-            if plan.work is Work.LOAD:
-                self.shelf.load(plan.load, plan.drop)
+            if plan.work is WorkKind.LOAD:
+                self.models.load(plan.load, plan.evict)
             else:
-                self.shelf.attach(plan.samples[0].model, plan.load, plan.drop)
+                self.models.attach(plan.samples[0].model, plan.load, plan.evict)
         finally:
-            self._scheduler.hold(self.shelf.here, self.shelf.loras)
-            self._account.hold(self.shelf.here)
+            self._scheduler.set_resident(self.models.batch_sizes, self.models.attached_loras)
+            self._account.set_batch_sizes(self.models.batch_sizes)
         return list(plan.samples)
 
     def _charge(self, plan: Plan[torch.Tensor], *, whole: bool) -> None:
         """The turn's samples pay for all since the one before, the time between turns too."""
         now = self._clock()
-        self._account.charge(plan, now - self._free_at, whole=whole)
+        self._account.charge(plan, now - self._free_at, completed=whole)
         self._free_at = now
 
     def _settle(
-        self, plan: Plan[torch.Tensor], results: list[Live], picture: Picture | None
+        self, plan: Plan[torch.Tensor], results: list[DeviceSample], picture: RgbImage | None
     ) -> None:
         for sample in self._scheduler.settle(plan, results):
-            last = packed(sample)
-            self._counts = replace(self._counts, finished=self._counts.finished + 1)
+            last = to_host(sample)
+            self._stats = replace(self._stats, finished=self._stats.finished + 1)
             listener, spent = self._forget(sample.id, wasted=False)
-            tell(listener, Finished(last, picture, spent, self._account.prices))
-        if plan.work is Work.STEP:
+            notify(listener, Finished(last, picture, spent, self._account.cost_table))
+        if plan.work is WorkKind.STEP:
             self._send_snapshots(results)
 
-    def _send_snapshots(self, stepped: list[Live]) -> None:
+    def _send_snapshots(self, stepped: list[DeviceSample]) -> None:
         now = self._clock()
         for sample in stepped:
             waiter = self._waiters.get(sample.id)
@@ -259,16 +263,16 @@ class Engine:
                 and now - waiter.at >= SNAPSHOT_GAP
             ):
                 waiter.index, waiter.at = sample.index, now
-                tell(waiter.listener, Snapshot(packed(sample)))
+                notify(waiter.listener, Snapshot(to_host(sample)))
 
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
-        named = _named(error)
+        named = _to_domain_error(error)
         if isinstance(named, OutOfMemory):
-            self.shelf.device.free()
+            self.models.device.empty_cache()
             if len(plan.samples) == 1:
                 waiter = self._waiters[plan.samples[0].id]
-                if not waiter.squeezed:
-                    waiter.squeezed = True  # once more, alone, with everything freed
+                if not waiter.retried_alone:
+                    waiter.retried_alone = True  # once more, alone, with everything freed
                     return
                 named = ImageTooLarge(
                     "this image alone does not fit on the device: ask for a smaller one; the "
@@ -280,28 +284,28 @@ class Engine:
         for sample in plan.samples:
             if self._scheduler.cancel(sample.id):
                 listener, _ = self._forget(sample.id, wasted=True)
-                tell(listener, Failed(named))
+                notify(listener, Failed(named))
 
-    def _forget(self, id: str, *, wasted: bool) -> tuple[Listener, Spent]:
+    def _forget(self, id: str, *, wasted: bool) -> tuple[Listener, GpuTime]:
         """Whom to tell, and the GPU time that the sample took."""
-        self.shelf.forget(id)
-        return self._waiters.pop(id).listener, self._account.leave(id, wasted=wasted)
+        self.models.forget(id)
+        return self._waiters.pop(id).listener, self._account.finish(id, wasted=wasted)
 
-    def _count(self) -> None:
+    def _publish(self) -> None:
         """Puts what others may read into values, replaced whole: they need no lock."""
-        self._owed = self._scheduler.owed()
-        self._counts = replace(
-            self._counts,
+        self._pending = self._scheduler.pending()
+        self._stats = replace(
+            self._stats,
             state=repr(self._scheduler),
-            busy_seconds=self._account.busy,
-            wasted_seconds=self._account.wasted,
-            prices=self._account.prices,
+            gpu_seconds=self._account.total_seconds,
+            wasted_gpu_seconds=self._account.wasted_seconds,
+            costs=self._account.cost_table,
             positions={s.id: s.index for s in self._scheduler.samples()},
-            models=self.shelf.fits,
+            models=self.models.memory_plans,
         )
 
 
-def _named(error: Exception) -> AuraError:
+def _to_domain_error(error: Exception) -> AuraError:
     """The error by a name of ours; the sentence says nothing of the inside."""
     if is_out_of_memory(error):
         return OutOfMemory("the device has no room for this image now")

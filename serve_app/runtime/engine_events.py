@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.core.capacity.cost_model import Prices
-from serve_app.core.capacity.gpu_time import Spent
+from serve_app.core.capacity.cost_model import CostTable
+from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.errors import AuraError
 from serve_app.core.service.events import Snapshot
-from serve_app.runtime.networks.vae import Picture
-from serve_app.runtime.stage_model import Packed
+from serve_app.runtime.networks.vae import RgbImage
+from serve_app.runtime.stage_model import HostSample
 
 logger = logging.getLogger("aura.engine")
 
@@ -24,10 +24,10 @@ logger = logging.getLogger("aura.engine")
 class Finished:
     """The leg is done; with a picture if it was the last one."""
 
-    sample: Packed
-    picture: Picture | None
-    spent: Spent  # the GPU time that the leg took
-    prices: Prices
+    sample: HostSample
+    image: RgbImage | None
+    gpu_time: GpuTime  # the GPU time that the leg took
+    costs: CostTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ Event = Snapshot[npt.NDArray[np.float32]] | Finished | Failed
 Listener = Callable[[Event], None]
 
 
-def tell(listener: Listener, event: Event) -> None:
+def notify(listener: Listener, event: Event) -> None:
     """The listener was told, if it still could be: one that fails hurts nobody else's sample."""
     try:
         listener(event)

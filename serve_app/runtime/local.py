@@ -7,24 +7,25 @@ test: the same engine, the same pictures.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from serve_app.core.diffusion.sample import Leg, begin, handed_over, itinerary
+from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.schedule import Schedule, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import AuraError
 from serve_app.core.service.moderation import SafetyFilter
-from serve_app.runtime.build import assemble
+from serve_app.runtime.build import build_stage_model
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.lora_file import LoraFile
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
 from serve_app.runtime.memory.device import Device
-from serve_app.runtime.memory.model_cache import Maker, Shelf
-from serve_app.runtime.networks.vae import Picture
-from serve_app.runtime.stage_model import Packed
+from serve_app.runtime.memory.model_cache import Loader, ModelCache
+from serve_app.runtime.networks.vae import RgbImage
+from serve_app.runtime.stage_model import HostSample
 
-Tell = Callable[[int], None]
-Warn = Callable[[str], None]
-_Ended = dict[int, tuple[Picture, tuple[str, ...]] | AuraError]
+OnProgress = Callable[[int], None]
+OnWarning = Callable[[str], None]
+_Ended = dict[int, tuple[RgbImage, tuple[str, ...]] | AuraError]
 _NEVER = 10**9  # steps between snapshots
 
 
@@ -32,7 +33,7 @@ def _nobody(said: object) -> None:
     """Hears nothing of it."""
 
 
-class Solo:
+class LocalPipeline:
     """Draws pictures, at most `images` of them stepping together. Base and refiner are on a card in
     turn, and both in the memory of a machine that has no other."""
 
@@ -46,28 +47,28 @@ class Solo:
         safety: SafetyFilter | None = None,
         loras: Mapping[str, LoraFile] | None = None,
     ) -> None:
-        self._noise = {one.stage: one.noise for one in checkpoints}
+        self._noise = {one.stage: one.noise_config for one in checkpoints}
         self._profiles: dict[Stage, str] = {}
         room = len(loras) if loras else 1
-        makers: dict[str, Maker] = {}
+        makers: dict[str, Loader] = {}
         for one in checkpoints:
             makers[one.name if one.stage is Stage.BASE else ""] = partial(
-                assemble,
+                build_stage_model,
                 one,
                 device,
                 images=images,
                 strict=strict,
                 safety=safety,
                 loras=loras if one.stage is Stage.BASE else None,
-                lora_room=room,
+                lora_capacity=room,
             )
         later = [name for name in makers if not name]
-        shelf = Shelf(
+        shelf = ModelCache(
             makers,
-            room=1 if device.is_apart else len(makers),
-            parked=len(later) if device.is_apart else 0,
-            always=later,
-            lora_room=room,
+            capacity=1 if device.has_own_memory else len(makers),
+            offload_capacity=len(later) if device.has_own_memory else 0,
+            pinned=later,
+            lora_capacity=room,
         )
         self._engine = Engine(shelf, snapshot_every=_NEVER)
 
@@ -77,13 +78,13 @@ class Solo:
         _, legs = self._way(spec)
         return {leg.stage: self._profiles[leg.stage] for leg in legs}
 
-    def draw(
+    def generate(
         self,
         specs: Sequence[ImageSpec],
-        sources: Sequence[bytes] | None = None,
-        tell: Tell = _nobody,
-        warn: Warn = _nobody,
-    ) -> list[Picture]:
+        init_images: Sequence[bytes] | None = None,
+        on_progress: OnProgress = _nobody,
+        on_warning: OnWarning = _nobody,
+    ) -> list[RgbImage]:
         """The picture of each spec, in order; `sources` are the RGB bytes of their base images.
 
         `tell` hears, now and then, how many steps all pictures together have taken; `warn` each
@@ -91,10 +92,10 @@ class Solo:
         """
         ended: _Ended = {}
         for number, spec in enumerate(specs):
-            self._begin(number, spec, sources[number] if sources else None, ended)
+            self._begin(number, spec, init_images[number] if init_images else None, ended)
         before = self._steps()
         while self._engine.turn():
-            tell(self._steps() - before)
+            on_progress(self._steps() - before)
         pictures, warnings = [], dict[str, None]()
         for number in range(len(specs)):
             result = ended[number]
@@ -103,33 +104,37 @@ class Solo:
             pictures.append(result[0])
             warnings |= dict.fromkeys(result[1])
         for warning in warnings:
-            warn(warning)
+            on_warning(warning)
         return pictures
 
     def _begin(self, number: int, spec: ImageSpec, source: bytes | None, ended: _Ended) -> None:
         schedule, legs = self._way(spec)
-        first: Packed = begin(str(number), spec, schedule, legs[0].stage, source)
+        first: HostSample = new_sample(
+            str(number), spec, schedule, legs[0].stage, ImageInputs(source)
+        )
 
-        def walk(sample: Packed, leg: Leg, *ahead: Leg) -> None:
+        def walk(sample: HostSample, leg: StageSegment, *ahead: StageSegment) -> None:
             def listen(event: Event) -> None:
                 if isinstance(event, Failed):
                     ended[number] = event.error
                 elif isinstance(event, Finished):
                     self._profiles[leg.stage] = event.sample.profile or ""
-                    if event.picture is None:
+                    if event.image is None:
                         walk(event.sample, *ahead)
                     else:
-                        ended[number] = event.picture, event.sample.warnings
+                        ended[number] = event.image, event.sample.warnings
 
-            self._engine.submit(handed_over(sample, leg.stage), leg, listen)
+            self._engine.submit(for_stage(sample, leg.stage), leg, listen)
 
         walk(first, *legs)
 
-    def _way(self, spec: ImageSpec) -> tuple[Schedule, tuple[Leg, ...]]:
+    def _way(self, spec: ImageSpec) -> tuple[Schedule, tuple[StageSegment, ...]]:
         schedule = make_schedule(
             self._noise[Stage.BASE], spec.sampler, spec.steps, spec.strength, spec.handoff
         )
-        return schedule, itinerary(schedule, spec.handoff, refiner=Stage.REFINER in self._noise)
+        return schedule, stage_segments(
+            schedule, spec.handoff, refiner=Stage.REFINER in self._noise
+        )
 
     def _steps(self) -> int:
-        return self._engine.facts().steps
+        return self._engine.stats().steps

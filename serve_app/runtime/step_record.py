@@ -12,7 +12,7 @@ from serve_app.core.scheduling.step_scheduler import Plan
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class StepRecord:
     """One UNet call of a batch."""
 
     stage: Stage
@@ -23,7 +23,7 @@ class Stepped:
     seconds: float
 
     @classmethod
-    def of(cls, plan: Plan[torch.Tensor], began: float, seconds: float) -> "Stepped":
+    def of(cls, plan: Plan[torch.Tensor], began: float, seconds: float) -> "StepRecord":
         """The turn that a plan of steps came to."""
         return cls(
             plan.samples[0].stage,

@@ -9,44 +9,44 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import count
 
-from serve_app.core.capacity.autoscaler import Look
-from serve_app.core.capacity.routing import DEPTH
-from serve_app.core.diffusion.sample import Leg, begin, handed_over, itinerary
+from serve_app.core.capacity.autoscaler import StageLoad
+from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES
+from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.schedule import NoiseConfig, Schedule, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
 from serve_app.core.scheduling.step_scheduler import BatchSize
-from serve_app.simulator.gpu_speed import Costs
-from serve_app.simulator.replica import Simple, SimReplica
+from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.simulator.replica import SimReplica, SimSample
 from serve_app.simulator.traces import Arrival
 
-NOISE = NoiseConfig(spacing="leading", offset=1)
+NOISE = NoiseConfig(timestep_spacing="leading", steps_offset=1)
 Router = Callable[
-    [Sequence[SimReplica], Simple, int, float], SimReplica
+    [Sequence[SimReplica], SimSample, int, float], SimReplica
 ]  # steps, and their seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StageObservation:
     """What a scaler may see of a stage: the service's look, and Serve's count."""
 
-    look: Look
+    look: StageLoad
     requests: int  # that are there: on replicas, or waiting for one
 
 
-Scaler = Callable[[float, Mapping[Stage, Seen]], Mapping[Stage, int]]
+Scaler = Callable[[float, Mapping[Stage, StageObservation]], Mapping[Stage, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class FinishedImage:
     """An image that was made."""
 
     arrival: Arrival
     seconds: float  # from asking to having it
-    alone: float  # seconds that it would have taken with nobody else there
+    isolated_seconds: float  # seconds that it would have taken with nobody else there
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class TimelinePoint:
     """How things stood at one look."""
 
     at: float
@@ -56,20 +56,20 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SimulationResult:
     """What became of a trace."""
 
-    done: tuple[Done, ...]
-    moments: tuple[Moment, ...]
+    finished: tuple[FinishedImage, ...]
+    timeline: tuple[TimelinePoint, ...]
     gpu_seconds: float
     occupancy: float  # steps of images, of the places in batches paid for
     until: float  # when the last image was done
 
 
 @dataclass(slots=True)
-class _Journey:
+class _ImageProgress:
     arrival: Arrival
-    legs: tuple[Leg, ...]
+    legs: tuple[StageSegment, ...]
     alone: float
     next: int = 0
 
@@ -79,31 +79,35 @@ class Cluster:
     """Runs one trace, once."""
 
     size: BatchSize
-    costs: Costs
+    costs: GpuSpeed
     route: Router
     scale: Scaler | None
     start: Mapping[Stage, int]
     least: Mapping[Stage, int] = field(default_factory=dict)  # replicas of each stage; else none
     gpus: int = 256  # who is to start waits for one that is free
-    depth: int = DEPTH  # batches that a replica may have, the one that steps among them
+    depth: int = (
+        MAX_QUEUED_BATCHES  # batches that a replica may have, the one that steps among them
+    )
     loading: float = 40.0  # seconds until a new replica is ready
-    look: float = 1.0  # seconds between two looks of the scaler
+    observe_every: float = 1.0  # seconds between two looks of the scaler
     _now: float = 0.0
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: "count[int]" = field(default_factory=count)
     _pools: dict[Stage, list[SimReplica]] = field(default_factory=dict)
-    _waiting: dict[Stage, list[tuple[float, int, Simple, Leg]]] = field(default_factory=dict)
-    _journeys: dict[str, _Journey] = field(default_factory=dict)
+    _waiting: dict[Stage, list[tuple[float, int, SimSample, StageSegment]]] = field(
+        default_factory=dict
+    )
+    _journeys: dict[str, _ImageProgress] = field(default_factory=dict)
     _arrived: dict[Stage, float] = field(default_factory=dict)  # seconds, from the start
     _coming: dict[Stage, float] = field(default_factory=dict)  # seconds, of images elsewhere yet
     _expected: dict[Stage, int] = field(default_factory=dict)  # those images
-    _done: list[Done] = field(default_factory=list)
-    _moments: list[Moment] = field(default_factory=list)
+    _done: list[FinishedImage] = field(default_factory=list)
+    _moments: list[TimelinePoint] = field(default_factory=list)
     _gpu_seconds: float = 0.0
     _gone: list[SimReplica] = field(default_factory=list)
     _since: dict[str, float] = field(default_factory=dict)
 
-    def run(self, trace: Sequence[Arrival]) -> Run:
+    def run(self, trace: Sequence[Arrival]) -> SimulationResult:
         """The trace is over, and everything that was asked for is made."""
         for stage in Stage:
             self._pools[stage], self._waiting[stage] = [], []
@@ -123,7 +127,7 @@ class Cluster:
         steps, places = sum(r.steps for r in self._gone), sum(r.places for r in self._gone)
         occupancy = steps / places if places else 0.0
         moments = tuple(self._moments)
-        return Run(tuple(self._done), moments, self._gpu_seconds, occupancy, self._now)
+        return SimulationResult(tuple(self._done), moments, self._gpu_seconds, occupancy, self._now)
 
     def _at(self, time: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, next(self._numbers), act))
@@ -131,25 +135,27 @@ class Cluster:
     def _come(self, id: str, arrival: Arrival) -> None:
         refiner = self.start.get(Stage.REFINER, 0) > 0
         spec, schedule, legs = journey_of(arrival, refiner=refiner)
-        alone = self.costs.alone(spec, legs, schedule.start, self.size)
-        self._journeys[id] = _Journey(arrival, legs, alone)
-        sample: Simple = begin(id, spec, schedule, legs[0].stage)
-        for leg, share in zip(legs, self.costs.shares(sample, legs, self.size), strict=True):
+        alone = self.costs.isolated_seconds(spec, legs, schedule.start_index, self.size)
+        self._journeys[id] = _ImageProgress(arrival, legs, alone)
+        sample: SimSample = new_sample(id, spec, schedule, legs[0].stage)
+        for leg, share in zip(
+            legs, self.costs.amortized_by_segment(sample, legs, self.size), strict=True
+        ):
             self._arrived[leg.stage] += share
             self._coming[leg.stage] += share
             self._expected[leg.stage] += 1
         self._send(sample)
 
-    def _send(self, sample: Simple) -> None:
+    def _send(self, sample: SimSample) -> None:
         journey = self._journeys[sample.id]
         leg = journey.legs[journey.next]
         journey.next += 1
-        sample = handed_over(sample, leg.stage)
-        self._coming[leg.stage] -= self.costs.share(sample, leg, self.size)
+        sample = for_stage(sample, leg.stage)
+        self._coming[leg.stage] -= self.costs.amortized_seconds(sample, leg, self.size)
         self._expected[leg.stage] -= 1
         self._place(sample, leg)
 
-    def _place(self, sample: Simple, leg: Leg) -> None:
+    def _place(self, sample: SimSample, leg: StageSegment) -> None:
         """The sample is on a replica that has a place for it, or waits for one: who is bound to a
         replica too early stays behind its queue, however many others come."""
         most = self.depth * self.size.images
@@ -180,7 +186,9 @@ class Cluster:
                 self._send(sample)
             else:
                 asked = self._journeys.pop(sample.id)
-                self._done.append(Done(asked.arrival, self._now - asked.arrival.at, asked.alone))
+                self._done.append(
+                    FinishedImage(asked.arrival, self._now - asked.arrival.at, asked.alone)
+                )
         self._work(replica)
         self._call(replica.stage)
 
@@ -196,22 +204,26 @@ class Cluster:
         seen = {stage: self._seen(stage) for stage in self._pools}
         replicas = {stage: one.look.replicas for stage, one in seen.items()}
         owed = {stage: one.look.owed for stage, one in seen.items()}
-        self._moments.append(Moment(self._now, replicas, owed, len(self._journeys)))
+        self._moments.append(TimelinePoint(self._now, replicas, owed, len(self._journeys)))
         if self.scale is not None:
             for stage, target in self.scale(self._now, seen).items():
                 self._steer(stage, target)
-        self._at(self._now + self.look, self._look)
+        self._at(self._now + self.observe_every, self._look)
 
-    def _seen(self, stage: Stage) -> Seen:
+    def _seen(self, stage: Stage) -> StageObservation:
         pool, waiting = self._pools[stage], self._waiting[stage]
         owed = self._coming[stage] + sum(one.owed for one in pool)
-        owed += sum(self.costs.share(sample, leg, self.size) for *_, sample, leg in waiting)
+        owed += sum(
+            self.costs.amortized_seconds(sample, leg, self.size) for *_, sample, leg in waiting
+        )
         here = sum(one.images for one in pool) + len(waiting)
         staying = sum(not one.leaving for one in pool)
         least = self.least.get(stage, 0)
         images = here + self._expected[stage]
         arrived, coming = self._arrived[stage], self._coming[stage]
-        return Seen(Look(staying, least, self.gpus, images, owed, arrived, coming), here)
+        return StageObservation(
+            StageLoad(staying, least, self.gpus, images, owed, arrived, coming), here
+        )
 
     def _steer(self, stage: Stage, target: int) -> None:
         """Serve chooses who leaves: those that load, else the newest, whatever they have to do."""
@@ -246,7 +258,9 @@ class Cluster:
             self._gpu_seconds += self._now - self._since[replica.id]
 
 
-def journey_of(arrival: Arrival, *, refiner: bool) -> tuple[ImageSpec, Schedule, tuple[Leg, ...]]:
+def journey_of(
+    arrival: Arrival, *, refiner: bool
+) -> tuple[ImageSpec, Schedule, tuple[StageSegment, ...]]:
     """What an image is, and its way through the stages."""
     spec = ImageSpec(
         prompt="a",
@@ -258,7 +272,7 @@ def journey_of(arrival: Arrival, *, refiner: bool) -> tuple[ImageSpec, Schedule,
         handoff=arrival.handoff,
     )
     schedule = _schedule(arrival.steps, arrival.handoff)
-    return spec, schedule, itinerary(schedule, arrival.handoff, refiner=refiner)
+    return spec, schedule, stage_segments(schedule, arrival.handoff, refiner=refiner)
 
 
 @lru_cache(maxsize=4096)

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from serve_app.core.capacity.autoscaler import Aims, share_out
-from serve_app.core.diffusion.sample import begin
+from serve_app.core.capacity.autoscaler import ScalingTargets, allocate_gpus
+from serve_app.core.diffusion.sample import new_sample
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.step_scheduler import BatchSize
-from serve_app.simulator.cluster import Cluster, Moment, journey_of
-from serve_app.simulator.gpu_speed import Costs
+from serve_app.simulator.cluster import Cluster, TimelinePoint, journey_of
+from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.policies import route_by_owed_work, scale_by_owed_work
-from serve_app.simulator.replica import Simple
+from serve_app.simulator.replica import SimSample
 from serve_app.simulator.serve_autoscaling import Autoscaling, scale_by_requests
-from serve_app.simulator.summary import Outcome, outcome_of
+from serve_app.simulator.summary import Summary, summarize
 from serve_app.simulator.traces import Arrival
 
 SIZE = BatchSize(4, 8)
@@ -37,64 +37,69 @@ _AT_ONCE = {"look_back": 10.0, "push": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class PolicySetting:
     """A way to scale."""
 
     family: str
     name: str
-    way: Aims | Autoscaling | None  # None: all GPUs, all the time
+    way: ScalingTargets | Autoscaling | None  # None: all GPUs, all the time
 
 
 SETTINGS = (  # those that no other beat in both on traces of other seeds
-    *(Setting(OWED, f"wait {wait:g} s", Aims(wait=wait)) for wait in (5.0, 7.0, 10.0)),
     *(
-        Setting(TUNED, f"{each:g} each, {down:g} s", Autoscaling(each, 0.0, down))
+        PolicySetting(OWED, f"wait {wait:g} s", ScalingTargets(target_drain_s=wait))
+        for wait in (5.0, 7.0, 10.0)
+    ),
+    *(
+        PolicySetting(TUNED, f"{each:g} each, {down:g} s", Autoscaling(each, 0.0, down))
         for each, down in _TUNED
     ),
     *(
-        Setting(PROMPT, f"{each:g} each, {down:g} s", Autoscaling(each, 0.0, down, **_AT_ONCE))
+        PolicySetting(
+            PROMPT, f"{each:g} each, {down:g} s", Autoscaling(each, 0.0, down, **_AT_ONCE)
+        )
         for each, down in _TOLD
     ),
-    Setting(DEFAULT, "2 each", Autoscaling()),
-    Setting(ALL, "", None),
+    PolicySetting(DEFAULT, "2 each", Autoscaling()),
+    PolicySetting(ALL, "", None),
 )
 CHOSEN = SETTINGS[0]  # by the aims that the service has
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ComparisonRun:
     """One trace under one setting."""
 
-    setting: Setting
+    setting: PolicySetting
     gpus: int
     seconds: float
     trace: tuple[Arrival, ...]
 
-    def run(self) -> tuple[Outcome, tuple[Moment, ...]]:
+    def run(self) -> tuple[Summary, tuple[TimelinePoint, ...]]:
         """What became of it, and how things stood meanwhile."""
         ran = self._cluster().run(self.trace)
-        return outcome_of(ran, self.seconds), ran.moments
+        return summarize(ran, self.seconds), ran.timeline
 
     def _cluster(self) -> Cluster:
         gpus, way = self.gpus, self.setting.way
-        work = work_of(self.trace, Costs())
+        work = work_of(self.trace, GpuSpeed())
         split, scale = shared_by_work(work, gpus), None
-        if isinstance(way, Aims):
+        if isinstance(way, ScalingTargets):
             scale = scale_by_owed_work(gpus, way)
         elif way is not None:  # the split that was best: two stages that may have all fare worse
             scale = scale_by_requests(split, way)
         start = split if scale is None else shared_by_work(work, max(2, gpus // _START))
         least = {stage: max(1, gpus // _FLOOR) for stage in Stage}
         route = route_by_owed_work()
-        return Cluster(SIZE, Costs(), route, scale, start, least, gpus, loading=LOADING)
+        return Cluster(SIZE, GpuSpeed(), route, scale, start, least, gpus, loading=LOADING)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """What became of every setting, by trace; and how things stood in the first trace."""
 
-    outcomes: Mapping[Setting, Sequence[Outcome]]
-    moments: Mapping[Setting, Sequence[Moment]]
+    outcomes: Mapping[PolicySetting, Sequence[Summary]]
+    moments: Mapping[PolicySetting, Sequence[TimelinePoint]]
 
     def points(self, family: str, trace: int | None = None) -> list[tuple[float, float]]:
         """The share of images in time and GPU-hours of each setting: in one trace, or medians."""
@@ -108,7 +113,7 @@ class Comparison:
         return 1 - hours / hours_for(attained, self.points(family, trace))
 
     def _points(
-        self, settings: Iterable[Setting], trace: int | None = None
+        self, settings: Iterable[PolicySetting], trace: int | None = None
     ) -> list[tuple[float, float]]:
         chosen = [self.outcomes[one] for one in settings]
         if trace is not None:
@@ -121,9 +126,13 @@ class Comparison:
 
 def compare(traces: Sequence[Sequence[Arrival]], gpus: int, seconds: float) -> Comparison:
     """Every setting on every trace, on all the CPUs there are."""
-    tasks = [Task(setting, gpus, seconds, tuple(trace)) for setting in SETTINGS for trace in traces]
+    tasks = [
+        ComparisonRun(setting, gpus, seconds, tuple(trace))
+        for setting in SETTINGS
+        for trace in traces
+    ]
     with ProcessPoolExecutor() as pool:
-        results = list(pool.map(Task.run, tasks))
+        results = list(pool.map(ComparisonRun.run, tasks))
     count = len(traces)
     by_setting = {
         setting: results[number * count : (number + 1) * count]
@@ -149,13 +158,13 @@ def hours_for(attained: float, points: Iterable[tuple[float, float]]) -> float:
     return best[0][1] if attained < best[0][0] else best[-1][1]
 
 
-def work_of(trace: Iterable[Arrival], costs: Costs) -> dict[Stage, float]:
+def work_of(trace: Iterable[Arrival], costs: GpuSpeed) -> dict[Stage, float]:
     """GPU-seconds of a trace by stage, where all batches are full."""
     work = dict.fromkeys(Stage, 0.0)
     for arrival in trace:
         spec, schedule, legs = journey_of(arrival, refiner=True)
-        sample: Simple = begin("", spec, schedule, legs[0].stage)
-        for leg, share in zip(legs, costs.shares(sample, legs, SIZE), strict=True):
+        sample: SimSample = new_sample("", spec, schedule, legs[0].stage)
+        for leg, share in zip(legs, costs.amortized_by_segment(sample, legs, SIZE), strict=True):
             work[leg.stage] += share
     return work
 
@@ -163,4 +172,4 @@ def work_of(trace: Iterable[Arrival], costs: Costs) -> dict[Stage, float]:
 def shared_by_work(work: Mapping[Stage, float], gpus: int) -> dict[Stage, int]:
     """A number of GPUs, shared out to the stages by the work of each: one each at least."""
     whole = {stage: max(1, round(1000 * part)) for stage, part in work.items()}
-    return share_out(whole, dict.fromkeys(Stage, 1), gpus)
+    return allocate_gpus(whole, dict.fromkeys(Stage, 1), gpus)

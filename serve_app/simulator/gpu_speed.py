@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve_app.core.capacity.cost_model import decode_tflop, step_tflop
-from serve_app.core.diffusion.sample import Leg, Sample
+from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, Work
+from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, WorkKind
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class GpuSpeed:
     """A kind of GPU."""
 
     tflops: float = 400.0  # at work in a UNet: half of what an H200 does in a plain product
@@ -41,13 +41,13 @@ class Costs:
         """Seconds of a planned turn."""
         first = plan.samples[0]
         spec = first.spec
-        if plan.work is Work.STEP:
+        if plan.work is WorkKind.STEP:
             return self.step(first.stage, spec.width, spec.height, plan.lanes)
-        if plan.work is Work.DECODE:
+        if plan.work is WorkKind.DECODE:
             return self.decode(spec.width, spec.height)
         return self.prompt
 
-    def share(self, sample: Sample[Any], leg: Leg, size: BatchSize) -> float:
+    def amortized_seconds(self, sample: Sample[Any], leg: StageSegment, size: BatchSize) -> float:
         """Seconds of a replica's time that a leg comes to where its batches are full."""
         spec = sample.spec
         steps = max(0, leg.stop - sample.index)
@@ -55,17 +55,19 @@ class Costs:
         rest = self.prompt + (self.decode(spec.width, spec.height) if leg.last else 0.0)
         return steps * whole / size.images + rest
 
-    def shares(
-        self, sample: Sample[Any], legs: tuple[Leg, ...], size: BatchSize
+    def amortized_by_segment(
+        self, sample: Sample[Any], legs: tuple[StageSegment, ...], size: BatchSize
     ) -> tuple[float, ...]:
         """The share of each leg of an image that begins with the first."""
         shares = []
         for leg in legs:
-            shares.append(self.share(sample, leg, size))
+            shares.append(self.amortized_seconds(sample, leg, size))
             sample = replace(sample, index=max(sample.index, leg.stop))
         return tuple(shares)
 
-    def alone(self, spec: ImageSpec, legs: tuple[Leg, ...], start: int, size: BatchSize) -> float:
+    def isolated_seconds(
+        self, spec: ImageSpec, legs: tuple[StageSegment, ...], start: int, size: BatchSize
+    ) -> float:
         """Seconds that an image takes on replicas that do nothing else."""
         seconds, index = 0.0, start
         for leg in legs:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from serve_app.simulator.cluster import Run
+from serve_app.simulator.cluster import SimulationResult
 from serve_app.simulator.comparison import ALL, CHOSEN, DEFAULT, OWED, PROMPT, TUNED, Comparison
 from serve_app.simulator.traces import Arrival
 
@@ -23,15 +23,17 @@ _COLOURS = {
 _BIN = 5.0  # seconds
 
 
-def plot_routing(runs: Mapping[str, Run], trace: Sequence[Arrival], output: Path) -> None:
+def plot_routing(
+    runs: Mapping[str, SimulationResult], trace: Sequence[Arrival], output: Path
+) -> None:
     """The PNG is written: what was asked for, what was under way, and how long it took."""
     figure = _figure()
     asked, images, times = figure.subplots(3, 1)
     end = _asked(asked, trace)
     for (name, run), colour in zip(runs.items(), _COLOURS.values(), strict=False):
-        at = [one.at for one in run.moments]
-        images.plot(at, [one.images for one in run.moments], color=colour, label=name)
-        seconds = sorted(one.seconds for one in run.done)
+        at = [one.at for one in run.timeline]
+        images.plot(at, [one.images for one in run.timeline], color=colour, label=name)
+        seconds = sorted(one.seconds for one in run.finished)
         shares = [(number + 1) / len(seconds) for number in range(len(seconds))]
         times.plot(seconds, shares, color=colour)
     _over_time(images, "images under way", "", end)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.simulator.cluster import Scaler, Seen
+from serve_app.simulator.cluster import Scaler, StageObservation
 
 _RECORDED = 0.2  # of the seconds looked back upon, those from one count to the next, at most
 
@@ -76,11 +76,11 @@ def scale_by_requests(most: Mapping[Stage, int], settings: Autoscaling) -> Scale
     where more are wanted than there are GPUs, who asks first has them."""
     deployments = dict[Stage, _Deployment]()
 
-    def scale(now: float, seen: Mapping[Stage, Seen]) -> Mapping[Stage, int]:
+    def scale(now: float, seen: Mapping[Stage, StageObservation]) -> Mapping[Stage, int]:
         for stage, one in seen.items():
             kept = deployments.setdefault(stage, _Deployment(settings, one.look.replicas))
             kept.count(one.requests, now)
-            kept.steer(one.look.least, most[stage], now)
+            kept.steer(one.look.min_replicas, most[stage], now)
         return {stage: kept.target for stage, kept in deployments.items()}
 
     return scale

@@ -7,14 +7,14 @@ it takes with nobody else there, and a few on top.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve_app.simulator.cluster import Run
+from serve_app.simulator.cluster import SimulationResult
 
 SLO = 4.0  # times alone
 GRACE = 5.0  # seconds on top: nobody waits less for a draft
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Summary:
     """A run in numbers."""
 
     images: int
@@ -29,16 +29,16 @@ class Outcome:
     occupancy: float  # steps of images, of the places in batches paid for
 
 
-def outcome_of(run: Run, seconds: float) -> Outcome:
+def summarize(run: SimulationResult, seconds: float) -> Summary:
     """The outcome of a trace of so many seconds."""
-    in_time = sum(one.seconds <= SLO * one.alone + GRACE for one in run.done)
-    latencies = sorted(one.seconds for one in run.done)
-    per_step = sorted(one.seconds / one.arrival.steps for one in run.done)
-    return Outcome(
-        images=len(run.done),
+    in_time = sum(one.seconds <= SLO * one.isolated_seconds + GRACE for one in run.finished)
+    latencies = sorted(one.seconds for one in run.finished)
+    per_step = sorted(one.seconds / one.arrival.steps for one in run.finished)
+    return Summary(
+        images=len(run.finished),
         goodput=in_time / seconds,
-        ideal=len(run.done) / seconds,
-        attained=in_time / max(1, len(run.done)),
+        ideal=len(run.finished) / seconds,
+        attained=in_time / max(1, len(run.finished)),
         p50=percentile(latencies, 0.50),
         p95=percentile(latencies, 0.95),
         p99=percentile(latencies, 0.99),

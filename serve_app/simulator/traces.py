@@ -26,7 +26,7 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class RequestMix:
     """What is asked for, each value as often as it stands here."""
 
     steps: Sequence[int] = (4, 20, 20, 30, 30, 30, 50, 150)
@@ -35,7 +35,7 @@ class Mix:
     handoffs: Sequence[float] = (0.8, 1.0)
     heavy: float = 0.05  # how many requests are for eight images at once
 
-    def drawn(self, at: float, draw: Random) -> list[Arrival]:
+    def draw(self, at: float, draw: Random) -> list[Arrival]:
         """The images of one request."""
         width, height = draw.choice(self.sizes)
         one = Arrival(
@@ -50,33 +50,33 @@ class Mix:
 
 
 @dataclass(frozen=True, slots=True)
-class Wave:
+class Workload:
     """How much is asked for at a time, 1 being the mean, and what."""
 
     rate: Callable[[float], float]
-    mix: Callable[[float], Mix]
+    mix: Callable[[float], RequestMix]
 
 
-MIX = Mix()
-DRAFTS, FINALS = Mix(steps=(4, 4, 8)), Mix(steps=(30, 50, 150))
+MIX = RequestMix()
+DRAFTS, FINALS = RequestMix(steps=(4, 4, 8)), RequestMix(steps=(30, 50, 150))
 _BURST, _APART = 60, 240  # seconds
 
 
-def _bursts(at: float) -> Mix:
+def _bursts(at: float) -> RequestMix:
     """Bursts are of drafts and of finals in turn: as many images, and not the same work."""
     if at % _APART >= _BURST:
         return MIX
     return DRAFTS if at // _APART % 2 else FINALS
 
 
-WAVES: dict[str, Wave] = {
-    "steady": Wave(lambda at: 1.0, lambda at: MIX),
-    "bursts": Wave(lambda at: 2.5 if at % _APART < _BURST else 0.5, _bursts),
-    "day": Wave(lambda at: 1 + 0.8 * sin(2 * pi * at / 600), lambda at: MIX),  # in ten minutes
+WORKLOADS: dict[str, Workload] = {
+    "steady": Workload(lambda at: 1.0, lambda at: MIX),
+    "bursts": Workload(lambda at: 2.5 if at % _APART < _BURST else 0.5, _bursts),
+    "day": Workload(lambda at: 1 + 0.8 * sin(2 * pi * at / 600), lambda at: MIX),  # in ten minutes
 }
 
 
-def drawn_trace(wave: Wave, *, rate: float, seconds: float, draw: Random) -> list[Arrival]:
+def draw_trace(wave: Workload, *, rate: float, seconds: float, draw: Random) -> list[Arrival]:
     """Requests that come independently (Poisson), `rate` images a second on the mean, as often as
     the wave says at each time."""
     most = max(wave.rate(at * seconds / 1000) for at in range(1000))
@@ -88,7 +88,7 @@ def drawn_trace(wave: Wave, *, rate: float, seconds: float, draw: Random) -> lis
         if at >= seconds:
             return arrivals
         if draw.random() * most < wave.rate(at):  # thinning: Lewis and Shedler 1979
-            arrivals += wave.mix(at).drawn(at, draw)
+            arrivals += wave.mix(at).draw(at, draw)
 
 
 def read_trace(file: Path) -> list[Arrival]:

@@ -18,20 +18,20 @@ from serve_app.app import IngressConfig
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.spec import Lora, Stage
-from serve_app.core.scheduling.memory_plan import Fit
-from serve_app.core.service.info import ModelFacts, ServiceFacts
-from serve_app.core.service.metrics import Meter, Tally
-from serve_app.deployments.stage_replica import Source, StageConfig, StageReplica
-from serve_app.ingress.access import Policy
+from serve_app.core.scheduling.memory_plan import MemoryPlan
+from serve_app.core.service.info import ModelInfo, ServiceInfo
+from serve_app.core.service.metrics import InMemoryMeter, Meter
+from serve_app.deployments.stage_replica import ModelSource, StageConfig, StageReplica
+from serve_app.ingress.access import AccessPolicy
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.memory.device import Device
-from serve_app.runtime.memory.model_cache import Shelf
+from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.conditioning import Conditioner
-from serve_app.runtime.networks.denoiser import Point
-from serve_app.runtime.networks.text_encoders import Reading
-from serve_app.runtime.networks.vae import Picture
+from serve_app.runtime.networks.denoiser import DenoiserInput
+from serve_app.runtime.networks.text_encoders import TokenizedPrompt
+from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.stage_model import Parts, StageModel
-from serve_app.simulator.gpu_speed import Costs
+from serve_app.simulator.gpu_speed import GpuSpeed
 
 SCALE = 4
 NATIVE = 1024 // SCALE  # pixels a side
@@ -41,46 +41,48 @@ _NOISE = NoiseConfig.from_scheduler_config({})
 class SleepingDenoiser:
     """Every picture is grey, and takes the stated time."""
 
-    def __init__(self, stage: Stage, costs: Costs) -> None:
+    def __init__(self, stage: Stage, costs: GpuSpeed) -> None:
         self._stage, self._costs = stage, costs
 
-    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
+    ) -> torch.Tensor:
         """See `Denoiser`."""
         height, width = (8 * SCALE * side for side in x.shape[-2:])
         time.sleep(self._costs.step(self._stage, width, height, lanes))
         return torch.zeros_like(x)
 
 
-class SleepingPixels:
+class SleepingVae:
     """A picture as small as can be, after the stated time."""
 
-    def __init__(self, costs: Costs) -> None:
+    def __init__(self, costs: GpuSpeed) -> None:
         self._costs = costs
 
-    def decode(self, latents: torch.Tensor) -> Picture:
+    def decode(self, latents: torch.Tensor) -> RgbImage:
         """See `Pixels`."""
         height, width = (8 * SCALE * side for side in latents.shape[-2:])
         time.sleep(self._costs.decode(width, height))
         return np.full((8, 8, 3), 128, np.uint8)
 
-    def encode(self, picture: Picture, posterior_noise: torch.Tensor) -> torch.Tensor:
+    def encode(self, picture: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
         """See `Pixels`; as long as a decode."""
         time.sleep(self._costs.decode(SCALE * picture.shape[1], SCALE * picture.shape[0]))
         return torch.zeros_like(posterior_noise)
 
 
-class SleepingPrompts:
+class SleepingTextEncoders:
     """Every prompt says nothing, after the stated time."""
 
-    def __init__(self, costs: Costs) -> None:
+    def __init__(self, costs: GpuSpeed) -> None:
         self._costs = costs
 
-    def read(self, prompt: str, name: str) -> Reading:
+    def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
         """See `Prompts`."""
-        return Reading(((),), ())
+        return TokenizedPrompt(((),), ())
 
     def encode(
-        self, reading: Reading, chunks: int, loras: tuple[Lora, ...] = ()
+        self, reading: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Prompts`."""
         time.sleep(self._costs.prompt)
@@ -91,7 +93,7 @@ class SleepingStage(StageReplica):
     """A replica like any other, but for its model."""
 
     def __init__(
-        self, config: StageConfig, costs: Costs, meter: Callable[[], Meter] = Tally
+        self, config: StageConfig, costs: GpuSpeed, meter: Callable[[], Meter] = InMemoryMeter
     ) -> None:
         super().__init__(config, meter, load=partial(_shelf, costs))
 
@@ -99,40 +101,46 @@ class SleepingStage(StageReplica):
 def stage_config(*stages: Stage, images: int) -> StageConfig:
     """What such a replica is told: so many images step together."""
     return StageConfig(
-        models=tuple(Source(str(stage), None, stage=stage) for stage in stages),
+        models=tuple(ModelSource(str(stage), None, stage=stage) for stage in stages),
         device="cpu",
         precision=None,
         xformers=False,
         cpu_threads=1,
-        images=images,
+        max_batch_images=images,
         strict=True,
-        snapshot_every=5,
-        room=len(stages),
+        snapshot_interval_steps=5,
+        max_loaded_models=len(stages),
     )
 
 
 def ingress_config(*, refiner: bool, pool: int | None = None) -> IngressConfig:
     """What the ingress before them is told; of its stages, `pool` replicas may be there."""
-    facts = ServiceFacts(
-        models=(ModelFacts(str(Stage.BASE), NATIVE, _NOISE),),
+    facts = ServiceInfo(
+        models=(ModelInfo(str(Stage.BASE), NATIVE, _NOISE),),
         refiner="sleeping" if refiner else None,
         device="none",
         precision="none",
-        image_count=1,
+        default_image_count=1,
     )
-    return IngressConfig(facts=facts, policy=Policy(), words=(), allowance=None, pool=pool)
+    return IngressConfig(
+        info=facts,
+        access_policy=AccessPolicy(),
+        blocked_words=(),
+        rate_limit=None,
+        max_total_replicas=pool,
+    )
 
 
-def _shelf(costs: Costs, config: StageConfig) -> Shelf:
+def _shelf(costs: GpuSpeed, config: StageConfig) -> ModelCache:
     makers: dict[str, Any] = {
-        source.key: partial(_model, costs, source.stage, source.key, config.images)
+        source.key: partial(_model, costs, source.stage, source.key, config.max_batch_images)
         for source in config.models
     }
-    return Shelf(makers, room=config.room)
+    return ModelCache(makers, capacity=config.max_loaded_models)
 
 
 def _model(
-    costs: Costs, stage: Stage, name: str, images: int, to_come: int, before: Fit | None
+    costs: GpuSpeed, stage: Stage, name: str, images: int, to_come: int, before: MemoryPlan | None
 ) -> StageModel:
     device = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
     checkpoint = Checkpoint(stage, Path(), name, _NOISE, NATIVE, None, False, True)
@@ -140,8 +148,8 @@ def _model(
         stage, "none", "float32", "float32", "none", 2 * images, (), 1, "none", name
     )
     parts = Parts(
-        Conditioner(SleepingPrompts(costs), checkpoint),
+        Conditioner(SleepingTextEncoders(costs), checkpoint),
         SleepingDenoiser(stage, costs),
-        SleepingPixels(costs),
+        SleepingVae(costs),
     )
-    return StageModel(profile=profile, fit=Fit(images), device=device, parts=parts)
+    return StageModel(profile=profile, memory_plan=MemoryPlan(images), device=device, parts=parts)

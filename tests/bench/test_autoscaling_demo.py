@@ -5,8 +5,8 @@ from pathlib import Path
 from PIL import Image
 
 from serve_app.bench.autoscaling_demo import load
-from serve_app.bench.load_generator import Answered
-from serve_app.bench.timeline import Moment, draw
+from serve_app.bench.load_generator import Response
+from serve_app.bench.timeline import TimelinePoint, plot_timeline
 from serve_app.core.diffusion.spec import Stage
 from serve_app.simulator.traces import Arrival
 
@@ -27,18 +27,20 @@ def test_the_load_is_little_then_for_base_then_for_the_refiner_then_little() -> 
 
 
 def test_an_image_is_under_way_from_when_it_is_asked_for_to_its_answer() -> None:
-    one = Answered(Arrival(10.0, 30), seconds=5.0, status=201)
+    one = Response(Arrival(10.0, 30), seconds=5.0, status=201)
     assert [one.under_way(at) for at in (9.9, 10.0, 14.9, 15.0)] == [False, True, True, False]
 
 
 def test_a_picture_of_what_was_seen_is_written(tmp_path: Path) -> None:
     none = dict.fromkeys(Stage, 0)
     moments = [
-        Moment(at, {Stage.BASE: 1 + at // 4 % 2, Stage.REFINER: 1}, none, dict.fromkeys(Stage, 2.0))
+        TimelinePoint(
+            at, {Stage.BASE: 1 + at // 4 % 2, Stage.REFINER: 1}, none, dict.fromkeys(Stage, 2.0)
+        )
         for at in range(30)
     ]
-    answers = [Answered(Arrival(at, 30, handoff=0.1 * at), 5.0, 201) for at in range(10)]
-    draw(moments, answers, 4, tmp_path / "seen.png")
+    answers = [Response(Arrival(at, 30, handoff=0.1 * at), 5.0, 201) for at in range(10)]
+    plot_timeline(moments, answers, 4, tmp_path / "seen.png")
     with Image.open(tmp_path / "seen.png") as picture:
         assert picture.size == (1430, 1170)
         assert len(picture.convert("RGB").getcolors(2**20) or ()) > 50

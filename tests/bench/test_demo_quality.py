@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from serve_app.bench.contact_sheet import lay_out
-from serve_app.bench.demo_quality import exact, examine, marked, right, through_vae
-from serve_app.bench.demo_refiner import psnr, weigh
-from serve_app.demo.evaluation import mark_pair, pairs, questions, shuffled
+from serve_app.bench.contact_sheet import write_contact_sheet
+from serve_app.bench.demo_quality import evaluate, exact, marked, right, through_vae
+from serve_app.bench.demo_refiner import compare, psnr
+from serve_app.demo.evaluation import pairs, questions, score_pair, shuffled
 from serve_app.demo.renderer import paint
 
 
@@ -38,9 +38,9 @@ def test_a_shuffled_question_has_another_s_scene() -> None:
 def test_both_halves_of_a_pair_must_be_right() -> None:
     asked = pairs(40)
     pictures = [np.asarray(paint(q.scene, random.Random(q.number))) for q in asked]
-    rights = [mark_pair(p, q.scene) for p, q in zip(pictures, asked, strict=True)]
+    rights = [score_pair(p, q.scene) for p, q in zip(pictures, asked, strict=True)]
     assert np.mean(rights) >= 0.95
-    wrong = [mark_pair(p, q.scene) for p, q in zip(pictures, asked[1:] + asked[:1], strict=True)]
+    wrong = [score_pair(p, q.scene) for p, q in zip(pictures, asked[1:] + asked[:1], strict=True)]
     assert np.mean(wrong) <= 0.05
 
 
@@ -52,11 +52,11 @@ def test_psnr_is_the_textbook_s() -> None:
 
 @pytest.mark.long
 def test_both_benches_print_their_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    examine(count=6, threads=2)
+    evaluate(count=6, threads=2)
     told = capsys.readouterr().out
     for label in ("through the VAE", "Spanish less English", "Two shapes", "negative prompt"):
         assert label in told
-    weigh(count=4, threads=2)
+    compare(count=4, threads=2)
     told = capsys.readouterr().out
     for label in ("predicted noise", "Width of the shape's edge", "PSNR to the exact picture"):
         assert label in told
@@ -65,5 +65,5 @@ def test_both_benches_print_their_tables(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.long
 def test_the_sheet_shows_every_prompt(tmp_path_factory: pytest.TempPathFactory) -> None:
     output = tmp_path_factory.mktemp("sheet") / "sheet.png"
-    lay_out(output)
+    write_contact_sheet(output)
     assert output.stat().st_size > 10_000

@@ -4,14 +4,14 @@ from statistics import median
 
 import pytest
 
-from serve_app.bench.routing_vs_serve import Played, _alone, _measured, _trace
-from serve_app.core.capacity.cost_model import Prices, Turn
-from serve_app.core.diffusion.sample import Leg, Sample, begin
+from serve_app.bench.routing_vs_serve import RunResult, _alone, _measured, _trace
+from serve_app.core.capacity.cost_model import CostTable, TurnKind
+from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import Work
-from serve_app.core.service.events import Arrived, ReplicaFacts
-from serve_app.simulator.gpu_speed import Costs
+from serve_app.core.scheduling.step_scheduler import WorkKind
+from serve_app.core.service.events import ReplicaStats, SegmentDone
+from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.traces import Arrival
 from serve_app.testing.sleeping_stage import NATIVE, SleepingStage, stage_config
 
@@ -28,14 +28,14 @@ def test_a_trace_is_as_much_work_as_four_replicas_do_in_85_percent_of_its_time()
 
 def test_what_was_played_is_told_by_image_and_by_step() -> None:
     timed = [(Arrival(0.0, steps=10), 5.0), (Arrival(0.0, steps=100), 10.0)]
-    played = Played.of(timed, failed=1)
+    played = RunResult.of(timed, failed=1)
     assert (played.latencies, played.per_step, played.failed) == ((5.0, 10.0), (0.1, 0.5), 1)
 
 
 def test_what_a_step_took_is_the_median_of_the_replicas_at_the_size_that_was_pretended() -> None:
-    turn = Turn(Work.STEP, Stage.BASE, "base", NATIVE, NATIVE, LANES)
+    turn = TurnKind(WorkKind.STEP, Stage.BASE, "base", NATIVE, NATIVE, LANES)
     facts = [
-        ReplicaFacts(0, "", "", 0, 0, 0, 0, 0.0, 0.0, 0.0, Prices({turn: seconds}), {})
+        ReplicaStats(0, "", "", 0, 0, 0, 0, 0.0, 0.0, 0.0, CostTable({turn: seconds}), {})
         for seconds in (0.1, 0.2, 0.6)
     ]
     assert _measured(facts) == {(Stage.BASE, 1024, 1024, LANES): 0.2}
@@ -43,19 +43,21 @@ def test_what_a_step_took_is_the_median_of_the_replicas_at_the_size_that_was_pre
 
 async def test_a_sleeping_replica_takes_the_stated_time_for_whatever_steps_together() -> None:
     steps = {(Stage.BASE, 1024, 1024, LANES): STEP}
-    replica = SleepingStage(stage_config(Stage.BASE, images=4), Costs(steps=steps, prompt=0.001))
+    replica = SleepingStage(stage_config(Stage.BASE, images=4), GpuSpeed(steps=steps, prompt=0.001))
     for number in range(3):
         spec = ImageSpec(
             prompt="a", seed=number, width=NATIVE, height=NATIVE, steps=20, guidance=6.9
         )
         noise = NoiseConfig.from_scheduler_config({})
         schedule = make_schedule(noise, spec.sampler, 20, None, 1.0)
-        sample: Sample[object] = begin(str(number), spec, schedule, Stage.BASE)
-        leg = Leg(Stage.BASE, 20, last=True)
+        sample: Sample[object] = new_sample(str(number), spec, schedule, Stage.BASE)
+        leg = StageSegment(Stage.BASE, 20, last=True)
         *_, end = [event async for event in replica.advance(sample, leg)]
-        assert isinstance(end, Arrived)
+        assert isinstance(end, SegmentDone)
         assert end.png is not None
-        assert end.spent.seconds > 20 * STEP
-    taken = [seconds for turn, seconds in end.prices.known.items() if turn.work is Work.STEP]
+        assert end.gpu_time.measured > 20 * STEP
+    taken = [
+        seconds for turn, seconds in end.costs.seconds_by_turn.items() if turn.work is WorkKind.STEP
+    ]
     assert STEP <= median(taken) < 2 * STEP
     replica.close()

@@ -17,7 +17,7 @@ from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.lora_file import inspect_lora
-from serve_app.runtime.local import Solo
+from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import open_device
 from tests.support.checkpoints import perturbed
 from tests.support.lora_files import lora_file
@@ -59,7 +59,7 @@ def test_the_picture_is_the_engine_s_and_remembers_its_request(
         guidance=record["request"]["guidanceScale"],
         handoff=0.8,
     )
-    (drawn,) = Solo(list(checkpoints.values()), device, images=1).draw([spec])
+    (drawn,) = LocalPipeline(list(checkpoints.values()), device, images=1).generate([spec])
     assert np.array_equal(pixels, drawn)
 
 
@@ -126,7 +126,7 @@ def test_it_wears_the_loras_of_the_list(
         loras=(Lora("ink", 0.8),),
     )
     base, loras = checkpoints[Stage.BASE], {"ink": inspect_lora(file, "ink")}
-    (drawn,) = Solo([base], device, images=1, loras=loras).draw([spec])
+    (drawn,) = LocalPipeline([base], device, images=1, loras=loras).generate([spec])
     assert np.array_equal(pixels, drawn)
     assert not np.array_equal(pixels, np.asarray(Image.open(tmp_path / "less.png")))
     for lora, sentence in (

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.config.lint import POLICY, slips
+from serve_app.config.lint import POLICY, lint
 
 SETTINGS = "applications[0].args.settings"
 
@@ -28,13 +28,13 @@ def overriding(name: str, **options: Any) -> dict[str, Any]:
 def test_a_config_without_a_slip_has_none() -> None:
     args = {
         "ingress": {"min_replicas": 1, "max_replicas": 4},
-        "both": {"num_gpus": 0.5, "num_cpus": 2},
+        "combined": {"num_gpus": 0.5, "num_cpus": 2},
         "drain_seconds": 600,
         "settings": {"MODEL_DEVICE": "cpu", "MODEL_MAX_BATCH_SIZE": 2, "MODELS_FILE": ""},
     }
     top = {"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": 4000}}
-    assert list(slips(config(args=args, **top))) == []
-    assert list(slips(overriding("Ingress", graceful_shutdown_timeout_s=900))) == []
+    assert list(lint(config(args=args, **top))) == []
+    assert list(lint(overriding("Ingress", graceful_shutdown_timeout_s=900))) == []
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_config_without_a_slip_has_none() -> None:
         (
             config(args={"num_gpus": 1}),
             "applications[0].args.num_gpus is unknown; it belongs under args.ingress or args.base "
-            "or args.refiner or args.both",
+            "or args.refiner or args.combined",
         ),
         (
             config(args={"MODEL_DEVICE": "cpu"}),
@@ -120,7 +120,7 @@ def test_a_config_without_a_slip_has_none() -> None:
     ids=lambda one: one.split(" is ")[0] if isinstance(one, str) else "",
 )
 def test_a_misspelt_key_is_told(wrong: dict[str, Any], said: str) -> None:
-    assert list(slips(wrong)) == [said]
+    assert list(lint(wrong)) == [said]
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_a_misspelt_key_is_told(wrong: dict[str, Any], said: str) -> None:
         ),
         (config(args={"base": None}), "applications[0].args.base must hold keys"),
         (
-            config(args={"both": {}, "base": {}}),
-            "applications[0].args: both runs base and refiner on the same replicas, so it takes "
-            "the place of the sections base and refiner: remove those, or both",
+            config(args={"combined": {}, "base": {}}),
+            "applications[0].args: combined runs base and refiner on the same replicas, so it takes "  # noqa: E501
+            "the place of the sections base and refiner: remove those, or combined",
         ),
         (
             config(args={"settings": {"MODEL_PRECISION": "fp8"}}),
@@ -196,7 +196,7 @@ def test_a_misspelt_key_is_told(wrong: dict[str, Any], said: str) -> None:
     ids=lambda one: one.split(":")[0] if isinstance(one, str) else "",
 )
 def test_a_value_that_can_never_work_is_told(wrong: dict[str, Any], said: str) -> None:
-    assert list(slips(wrong)) == [said]
+    assert list(lint(wrong)) == [said]
 
 
 VARYING = {"base": {"max_replicas": 3}, "refiner": {"min_replicas": 0, "max_replicas": 2}}
@@ -212,23 +212,27 @@ def scaled_by(policy: Any, args: Any = VARYING) -> dict[str, Any]:
     [
         (None, VARYING, "is missing, and replicas of base and refiner come and go"),
         ({}, VARYING, "is missing, and replicas of base and refiner come and go"),
-        (None, {"both": {"max_replicas": 2}}, "is missing, and replicas of both come and go"),
+        (
+            None,
+            {"combined": {"max_replicas": 2}},
+            "is missing, and replicas of combined come and go",
+        ),
         ({"policy_function": "mine:policy"}, VARYING, "names mine:policy, and replicas of base"),
         ({"policy_functon": POLICY}, {}, ".policy_functon is unknown; did you mean policy_func"),
         (
-            {"policy_function": POLICY, "policy_kwargs": {"wiat": 5}},
+            {"policy_function": POLICY, "policy_kwargs": {"target_drian_s": 5}},
             VARYING,
-            ".policy_kwargs.wiat is unknown; did you mean wait?",
+            ".policy_kwargs.target_drian_s is unknown; did you mean target_drain_s?",
         ),
         (
-            {"policy_function": POLICY, "policy_kwargs": {"wait": 0}},
+            {"policy_function": POLICY, "policy_kwargs": {"target_drain_s": 0}},
             VARYING,
-            ".policy_kwargs.wait must be a number above 0, got 0",
+            ".policy_kwargs.target_drain_s must be a number above 0, got 0",
         ),
         (
-            {"policy_function": POLICY, "policy_kwargs": {"wait": "long"}},
+            {"policy_function": POLICY, "policy_kwargs": {"target_drain_s": "long"}},
             VARYING,
-            ".policy_kwargs.wait must be a number above 0, got long",
+            ".policy_kwargs.target_drain_s must be a number above 0, got long",
         ),
         ({"policy_function": POLICY, "policy_kwargs": 4}, VARYING, ".policy_kwargs must hold keys"),
     ],
@@ -236,11 +240,11 @@ def scaled_by(policy: Any, args: Any = VARYING) -> dict[str, Any]:
 def test_a_config_that_is_not_scaled_by_owed_work_is_told(
     policy: Any, args: Any, said: str
 ) -> None:
-    (told,) = slips(scaled_by(policy, args))
+    (told,) = lint(scaled_by(policy, args))
     assert told.startswith("applications[0].autoscaling_policy")
     assert said in told
     assert ("come and go" in told) == told.endswith(
-        "Say autoscaling_policy: { policy_function: serve_app.deployments.autoscaling:OwedWork }"
+        "Say autoscaling_policy: { policy_function: serve_app.deployments.autoscaling:OwedWorkAutoscaler }"  # noqa: E501
     )
 
 
@@ -251,13 +255,19 @@ def test_a_config_that_is_not_scaled_by_owed_work_is_told(
         (None, {"ingress": {"max_replicas": 4}}),  # whose requests are all alike
         ({"policy_function": POLICY}, {}),
         ({"policy_function": POLICY}, VARYING),
-        ({"policy_function": POLICY, "policy_kwargs": {"wait": 5, "patience": 0.5}}, VARYING),
+        (
+            {
+                "policy_function": POLICY,
+                "policy_kwargs": {"target_drain_s": 5, "downscale_delay_s": 0.5},
+            },
+            VARYING,
+        ),
     ],
 )
 def test_a_config_that_is_scaled_by_owed_work_or_not_at_all_has_no_slip(
     policy: Any, args: Any
 ) -> None:
-    assert list(slips(scaled_by(policy, args))) == []
+    assert list(lint(scaled_by(policy, args))) == []
 
 
 @pytest.mark.parametrize(
@@ -272,37 +282,37 @@ def test_a_config_that_is_scaled_by_owed_work_or_not_at_all_has_no_slip(
     ],
 )
 def test_a_config_of_another_service_is_told(applications: list[Any], said: str) -> None:
-    assert list(slips({"applications": applications})) == [said]
+    assert list(lint({"applications": applications})) == [said]
 
 
 def test_other_applications_may_be_beside_ours_with_args_of_their_own() -> None:
     other = {"name": "other", "import_path": "other:app", "route_prefix": "/o", "args": {"a": 1}}
-    assert list(slips({"applications": [other, *config()["applications"]]})) == []
+    assert list(lint({"applications": [other, *config()["applications"]]})) == []
     slip = config(args={"bsae": {}})["applications"]
-    (told,) = slips({"applications": [other, *slip]})
+    (told,) = lint({"applications": [other, *slip]})
     assert told.startswith("applications[1].args.bsae is unknown")
 
 
 @pytest.mark.parametrize("name", [None, 4, [], {}])
 def test_a_deployment_with_no_name_at_all_is_told(name: Any) -> None:
-    (told,) = slips(overriding(name))
+    (told,) = lint(overriding(name))
     assert told.startswith("applications[0].deployments[0].name: Input should be a valid string")
 
 
 def test_of_several_slips_each_is_told() -> None:
     wrong = config(args={"bsae": {}, "settings": {"MODEL_DEVISE": "x"}}, http_options={"prot": 1})
-    assert len(list(slips(wrong))) == 3
+    assert len(list(lint(wrong))) == 3
 
 
 @pytest.mark.parametrize("applications", [None, 4, {}, [None], [4], "one"])
 def test_what_is_no_list_of_applications_is_told(applications: Any) -> None:
-    assert any("applications" in told for told in slips({"applications": applications}))
+    assert any("applications" in told for told in lint({"applications": applications}))
 
 
 @pytest.mark.parametrize("args", [None, [], 4])
 @pytest.mark.parametrize("deployments", [None, 4, [4]])
 def test_what_holds_no_keys_is_told(args: Any, deployments: Any) -> None:
     wrong = config(application={"args": args, "deployments": deployments})
-    told = list(slips(wrong))
+    told = list(lint(wrong))
     assert "applications[0].args must hold keys" in told
     assert len(told) == 2

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serve_app.config.catalog import Lineup, find_checkpoints, service_facts
-from serve_app.config.models_file import Registry, read_registry
+from serve_app.config.catalog import ModelCatalog, find_checkpoints, service_info
+from serve_app.config.models_file import ModelsFile, read_models_file
 from serve_app.config.settings import Settings
-from serve_app.core.diffusion.model_defaults import Defaults
+from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.spec import Sampler, Stage
 from serve_app.core.errors import CheckpointError, OperatorError, SettingsError
-from serve_app.core.service.info import LoraFacts
+from serve_app.core.service.info import LoraInfo
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.support.lora_files import lora_file
 from tests.support.single_files import to_single_file
@@ -28,7 +28,7 @@ def written(folder: Path, text: str) -> Path:
     return file
 
 
-def lineup(folder: Path, text: str, **more: str) -> Lineup:
+def lineup(folder: Path, text: str, **more: str) -> ModelCatalog:
     settings = {"MODELS_FILE": str(written(folder, text))} | more
     return find_checkpoints(Settings.read(settings, folder))
 
@@ -39,12 +39,12 @@ def test_entries_come_in_order_with_paths_from_where_the_file_lies(tmp_path: Pat
       lightning: {path: tunes/x_lightning_4step.safetensors, config: /sdxl, steps: 6}
       plain: {path: /tunes/plain, sampler: dpmpp_2m_karras, guidance: 4, refiner: false}
     """
-    entries = read_registry(written(tmp_path, text)).models
+    entries = read_models_file(written(tmp_path, text)).models
     assert list(entries) == ["lightning", "plain"]
     assert entries["lightning"].path == tmp_path / "tunes/x_lightning_4step.safetensors"
     assert entries["lightning"].config == Path("/sdxl")
     assert entries["plain"].sampler is Sampler.DPMPP_2M_KARRAS
-    assert read_registry(None) == Registry()
+    assert read_models_file(None) == ModelsFile()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_entries_come_in_order_with_paths_from_where_the_file_lies(tmp_path: Pat
 )
 def test_a_slip_is_told_by_file_and_key(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        read_registry(written(tmp_path, text))
+        read_models_file(written(tmp_path, text))
     line = str(refused.value)
     assert line.startswith(f"MODELS_FILE={tmp_path / 'models.yaml'}")
     assert sentence in line
@@ -81,7 +81,7 @@ def test_a_slip_is_told_by_file_and_key(tmp_path: Path, text: str, sentence: str
 
 def test_a_registry_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"MODELS_FILE=.*can't be read"):
-        read_registry(tmp_path / "models.yaml")
+        read_models_file(tmp_path / "models.yaml")
 
 
 def test_the_checkpoint_of_the_settings_is_the_default_and_the_others_follow(
@@ -95,13 +95,13 @@ def test_the_checkpoint_of_the_settings_is_the_default_and_the_others_follow(
         {{path: {few.name}, steps: 20, guidance: 3, sampler: heun, refiner: true, license: Mine}}
     """
     found = lineup(tmp_path, text)
-    facts = service_facts(Settings.read({}, tmp_path), found, "cpu")
-    assert facts.names == ("demo", "few", "slow")
+    facts = service_info(Settings.read({}, tmp_path), found, "cpu")
+    assert facts.model_names == ("demo", "few", "slow")
     default, one, other = facts.models
-    assert default.defaults == Defaults()
-    assert one.defaults == Defaults(8, 1.0, Sampler.EULER_TRAILING)
-    assert other.defaults == Defaults(20, 3.0, Sampler.HEUN)
-    assert [model.refined for model in facts.models] == [True, False, True]
+    assert default.defaults == ModelDefaults()
+    assert one.defaults == ModelDefaults(8, 1.0, Sampler.EULER_TRAILING)
+    assert other.defaults == ModelDefaults(20, 3.0, Sampler.HEUN)
+    assert [model.can_be_refined for model in facts.models] == [True, False, True]
     assert [one.model for one in facts.licenses] == ["demo", "few", "slow", "demo-refiner"]
     assert [one.name for one in facts.licenses][1:3] == ["apache-2.0", "Mine"]
 
@@ -115,7 +115,7 @@ def other_noise(folder: Path) -> Path:
 
 def test_a_model_of_another_noise_goes_without_the_refiner(tmp_path: Path) -> None:
     other_noise(tmp_path)
-    assert not lineup(tmp_path, "models: {other: {path: other}}").models[1].refined
+    assert not lineup(tmp_path, "models: {other: {path: other}}").models[1].can_be_refined
     with pytest.raises(SettingsError, match=r"models\.other\.refiner: is true, but the refiner"):
         lineup(tmp_path, "models: {other: {path: other, refiner: true}}")
 
@@ -177,11 +177,11 @@ def test_loras_come_with_their_weight_their_terms_and_the_models_they_fit(tmp_pa
       bare: {path: ink.safetensors}
     """
     found = lineup(tmp_path, text)
-    facts = service_facts(Settings.read({}, tmp_path), found, "cpu")
+    facts = service_info(Settings.read({}, tmp_path), found, "cpu")
     assert facts.loras == (
-        LoraFacts("ink", ("demo",), 0.8),
-        LoraFacts("told", ("demo",)),
-        LoraFacts("bare", ("demo",)),
+        LoraInfo("ink", ("demo",), 0.8),
+        LoraInfo("told", ("demo",)),
+        LoraInfo("bare", ("demo",)),
     )
     assert [one.file.path.name for one in found.loras] == [
         "ink.safetensors",

@@ -13,9 +13,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.app import IngressConfig, bind_service
 from serve_app.cli.check_config import check_configs
-from serve_app.config.app_args import AppArgs, Scale
+from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.lint import POLICY, SECTIONS
-from serve_app.config.serve_config import read_config, slips_in
+from serve_app.config.serve_config import lint_file, read_config
 from serve_app.config.settings import Settings, check_given
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
@@ -43,7 +43,7 @@ def served(path: Path) -> Any:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_a_shipped_config_has_no_slip_and_serve_takes_it(path: Path) -> None:
-    assert slips_in(path) == ()
+    assert lint_file(path) == ()
     config = read_config(path)
     assert (config.application.name, config.application.route_prefix) == ("aura", "/")
     assert config.http == {"host": config.http["host"], "port": 4000}
@@ -138,25 +138,27 @@ SCALING = {"base": {"max_replicas": 3}, "refiner": {"max_replicas": 2}}
 
 
 def test_the_ingress_is_told_how_many_replicas_total_gpus_are() -> None:
-    assert ingress_of(SCALING, 4).pool is None
-    assert ingress_of(SCALING, 4, TOTAL_GPUS="4").pool == 4
-    assert ingress_of(SCALING, 8, TOTAL_GPUS="4").pool == 4
-    assert ingress_of(SCALING, 4, TOTAL_GPUS="4", MODEL_DEVICE="cpu").pool is None
+    assert ingress_of(SCALING, 4).max_total_replicas is None
+    assert ingress_of(SCALING, 4, TOTAL_GPUS="4").max_total_replicas == 4
+    assert ingress_of(SCALING, 8, TOTAL_GPUS="4").max_total_replicas == 4
+    assert ingress_of(SCALING, 4, TOTAL_GPUS="4", MODEL_DEVICE="cpu").max_total_replicas is None
     with pytest.raises(SettingsError, match="TOTAL_GPUS=1 has room for 1 replicas"):
         whole = {name: one | {"num_gpus": 1} for name, one in SCALING.items()}
         ingress_of(whole, 4, TOTAL_GPUS="1")
 
 
 def test_stages_share_the_gpus_that_they_may_use_and_not_those_that_there_are() -> None:
-    assert ingress_of(SCALING, 8, TOTAL_GPUS="1").pool == 2  # halves
-    assert ingress_of({}, 8, TOTAL_GPUS="1").pool == 0  # both on one card, and nothing scales
+    assert ingress_of(SCALING, 8, TOTAL_GPUS="1").max_total_replicas == 2  # halves
+    assert (
+        ingress_of({}, 8, TOTAL_GPUS="1").max_total_replicas == 0
+    )  # both on one card, and nothing scales
 
 
 def test_the_ingress_is_told_which_stage_may_rest() -> None:
     resting = SCALING | {"refiner": {"min_replicas": 0, "max_replicas": 2}}
-    assert ingress_of(resting, 4).resting == (Stage.REFINER,)
-    assert ingress_of(SCALING, 4).resting == ()
-    assert ingress_of({"both": {"max_replicas": 2}}, 4).resting == ()
+    assert ingress_of(resting, 4).scale_to_zero == (Stage.REFINER,)
+    assert ingress_of(SCALING, 4).scale_to_zero == ()
+    assert ingress_of({"combined": {"max_replicas": 2}}, 4).scale_to_zero == ()
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.name)
@@ -169,7 +171,7 @@ def test_what_a_config_says_in_comments_is_legal_too(path: Path) -> None:
     assert settings or path == MANIFEST
     for name, value in said:
         if isinstance(value, dict) and name in SECTIONS.values():
-            Scale.model_validate(value)
+            DeploymentScale.model_validate(value)
 
 
 def manifest() -> Any:
@@ -229,7 +231,7 @@ def test_replicas_of_the_manifest_are_on_gpu_pods_and_there_are_as_many_as_may_c
     scales = read_config(MANIFEST).args.scales(refiner=True)
     assert sum(one.min_replicas for one in scales) == group["minReplicas"] == group["replicas"]
     assert int(read_config(MANIFEST).args.settings["TOTAL_GPUS"]) == group["maxReplicas"]
-    assert all(one.most < group["maxReplicas"] for one in scales)
+    assert all(one.max_total < group["maxReplicas"] for one in scales)
 
 
 def test_the_paths_of_the_manifests_settings_lie_on_its_volumes() -> None:

@@ -17,7 +17,7 @@ SERVES = {
     serve_file.LoggingOptions: of_files.LoggingConfig,
     serve_file.TracingOptions: of_files.TracingConfig,
     serve_file.ServedApplication: of_files.ServeApplicationSchema,
-    serve_file.Override: of_files.DeploymentSchema,
+    serve_file.DeploymentOverride: of_files.DeploymentSchema,
     serve_file.ActorOptions: of_files.RayActorOptionsSchema,
     serve_file.BackpressureOptions: of_code.BackpressureConfig,
     serve_file.AutoscalingOptions: of_code.AutoscalingConfig,

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from serve_app.demo.captions import ALL, AS_PEOPLE_DO, Language, Told, babble, caption
+from serve_app.demo.captions import ALL, AS_PEOPLE_DO, Language, MentionRates, babble, caption
 from serve_app.demo.scene import Colour, Figure, Kind, Place, Scene, Size, invent
 
 STAR = Scene(Colour.WHITE, (Figure(Kind.STAR, Colour.YELLOW, Size.SMALL, Place.TOP_LEFT),))
@@ -15,7 +15,7 @@ PAIR = Scene(
 )
 
 
-def ways(scene: Scene, language: Language, told: Told = ALL) -> set[str]:
+def ways(scene: Scene, language: Language, told: MentionRates = ALL) -> set[str]:
     return {caption(scene, language, random.Random(i), told) for i in range(400)}
 
 

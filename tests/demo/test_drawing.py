@@ -9,10 +9,10 @@ import pytest
 
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.demo.captions import Language
-from serve_app.demo.evaluation import HANDOFF, Marks, avoid, mark, questions, shuffled
+from serve_app.demo.evaluation import HANDOFF, Scores, avoid, questions, score, shuffled
 from serve_app.demo.shape_reader import Pixels, contrast
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
-from serve_app.runtime.local import Solo
+from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import open_device
 
 ASKED = questions(24, first=5000)
@@ -22,7 +22,7 @@ Draw = Callable[[Sequence[ImageSpec]], list[Pixels]]
 @pytest.fixture(scope="module")
 def draw(checkpoints: dict[Stage, Checkpoint]) -> Draw:
     device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=2)
-    return Solo(list(checkpoints.values()), device, images=4).draw
+    return LocalPipeline(list(checkpoints.values()), device, images=4).generate
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def english(draw: Draw) -> list[Pixels]:
     return draw([q.spec(q.prompt()) for q in ASKED])
 
 
-def share(marks: Sequence[Marks], fact: str) -> float:
+def share(marks: Sequence[Scores], fact: str) -> float:
     return float(np.mean([getattr(one, fact) for one in marks]))
 
 
-def marks_of(pictures: Sequence[Pixels]) -> list[Marks]:
+def marks_of(pictures: Sequence[Pixels]) -> list[Scores]:
     asked = ASKED[: len(pictures)]
-    return [mark(picture, q.scene) for picture, q in zip(pictures, asked, strict=True)]
+    return [score(picture, q.scene) for picture, q in zip(pictures, asked, strict=True)]
 
 
 def test_unseen_prompts_are_drawn_as_they_say(english: list[Pixels]) -> None:
@@ -49,7 +49,7 @@ def test_unseen_prompts_are_drawn_as_they_say(english: list[Pixels]) -> None:
 
 def test_and_not_as_other_prompts_say(english: list[Pixels]) -> None:
     pairs = zip(english, shuffled(ASKED), strict=True)
-    marks = [mark(picture, scene) for picture, scene in pairs]
+    marks = [score(picture, scene) for picture, scene in pairs]
     assert share(marks, "background") <= 0.4
     assert share(marks, "colour") <= 0.4
     assert share(marks, "place") <= 0.4
@@ -89,4 +89,4 @@ def test_another_seed_is_another_picture_of_the_same(draw: Draw) -> None:
     first, again, other = draw([spec, spec, replace(spec, seed=spec.seed ^ 1)])
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    assert mark(other, question.scene).background
+    assert score(other, question.scene).background

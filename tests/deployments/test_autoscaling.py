@@ -15,21 +15,21 @@ from ray.serve._private.common import (
 from ray.serve.autoscaling_policy import _apply_app_level_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
-from serve_app.config.app_args import Scale
+from serve_app.config.app_args import DeploymentScale
 from serve_app.config.lint import POLICY, SECTIONS
-from serve_app.core.capacity.demand import Demand, as_numbers
+from serve_app.core.capacity.demand import Demand, to_wire
 from serve_app.core.diffusion.spec import Stage
-from serve_app.deployments.autoscaling import POOL
+from serve_app.deployments.autoscaling import MAX_TOTAL_REPLICAS
 from serve_app.deployments.replica_counts import ingress_replicas, stage_replicas
 
-AIMS = {"wait": 10, "busy": 0.8, "patience": 60}
-ONE = Scale()
-STAGE_SCALE = Scale(min_replicas=1, max_replicas=3)
+AIMS = {"target_drain_s": 10, "target_utilization": 0.8, "downscale_delay_s": 60}
+ONE = DeploymentScale()
+STAGE_SCALE = DeploymentScale(min_replicas=1, max_replicas=3)
 
 
-def config_of(scale: Scale, requests: int) -> AutoscalingConfig:
+def config_of(scale: DeploymentScale, requests: int) -> AutoscalingConfig:
     """A config in which Serve, whose clock nobody tells here, waits for nothing."""
-    config = ingress_replicas(scale.min_replicas, scale.most, requests)["autoscaling_config"]
+    config = ingress_replicas(scale.min_replicas, scale.max_total, requests)["autoscaling_config"]
     at_once = {"upscale_delay_s": 0, "downscale_delay_s": 0}
     return cast(AutoscalingConfig, config.model_copy(update=at_once))
 
@@ -37,7 +37,7 @@ def config_of(scale: Scale, requests: int) -> AutoscalingConfig:
 class Application:
     """What the controller holds of an application, and its policy, at times that are told."""
 
-    def __init__(self, *, ingress: Scale = ONE, **stages: Scale) -> None:
+    def __init__(self, *, ingress: DeploymentScale = ONE, **stages: DeploymentScale) -> None:
         policy = AutoscalingPolicy(policy_function=POLICY, policy_kwargs=AIMS)
         # the class comes out of a pickle, as in the controller
         self._policy: Any = _apply_app_level_autoscaling_config(_resolve_policy_callable(policy))
@@ -96,7 +96,7 @@ class Application:
 
 def owing(base: float, refiner: float = 0.0) -> dict[str, float]:
     """What an ingress replica tells whose images need so many GPU-seconds in each stage."""
-    return as_numbers(
+    return to_wire(
         {
             Stage.BASE: Demand(images=float(base > 0), owed=base),
             Stage.REFINER: Demand(images=float(base + refiner > 0), owed=refiner),
@@ -104,7 +104,7 @@ def owing(base: float, refiner: float = 0.0) -> dict[str, float]:
     )
 
 
-def two_stages(**more: Scale) -> Application:
+def two_stages(**more: DeploymentScale) -> Application:
     return Application(BaseGenerator=STAGE_SCALE, Refiner=STAGE_SCALE, **more)
 
 
@@ -130,17 +130,17 @@ def test_what_all_ingress_replicas_owe_counts_together() -> None:
 
 
 def test_what_comes_from_another_stage_is_begun_at_once_where_both_are_on_one_replica() -> None:
-    demand = as_numbers({Stage.BASE: Demand(4, 5.0), Stage.REFINER: Demand(4, 30.0, coming=30.0)})
+    demand = to_wire({Stage.BASE: Demand(4, 5.0), Stage.REFINER: Demand(4, 30.0, upstream=30.0)})
     assert two_stages().told(0, demand) == stages(1, 1)
-    one = Application(BaseAndRefiner=Scale(min_replicas=1, max_replicas=9))
+    one = Application(BaseAndRefiner=DeploymentScale(min_replicas=1, max_replicas=9))
     assert one.told(0, demand) == {"BaseAndRefiner": 4}
 
 
 def test_an_ingress_that_is_heard_late_brings_no_flood_of_work() -> None:
-    one = Application(BaseGenerator=Scale(min_replicas=1, max_replicas=40))
+    one = Application(BaseGenerator=DeploymentScale(min_replicas=1, max_replicas=40))
 
     def numbers(now: int) -> dict[str, float]:
-        return as_numbers({Stage.BASE: Demand(1, 0.5, arrived=20_000 + 0.5 * now)})
+        return to_wire({Stage.BASE: Demand(1, 0.5, arrived_total=20_000 + 0.5 * now)})
 
     for now in range(60):
         told = [numbers(now)] * (1 if now < 5 or 30 <= now < 35 else 2)
@@ -158,8 +158,8 @@ def test_fewer_are_kept_when_they_were_enough_for_a_while() -> None:
 def test_work_that_arrives_keeps_replicas_though_nothing_is_owed_for_long() -> None:
     one = two_stages()
     for now in range(200):
-        demand = {Stage.BASE: Demand(1, 0.5, arrived=2.0 * now), Stage.REFINER: Demand()}
-        found = one.told(now, as_numbers(demand))
+        demand = {Stage.BASE: Demand(1, 0.5, arrived_total=2.0 * now), Stage.REFINER: Demand()}
+        found = one.told(now, to_wire(demand))
     assert found == stages(3, 1)  # two GPU-seconds a second, of which 0.8 are what one should do
 
 
@@ -180,22 +180,22 @@ def test_after_a_restart_the_policy_goes_on_from_the_replicas_that_there_are() -
 
 def test_a_pool_is_never_exceeded_and_moves_to_the_stage_with_the_work() -> None:
     one = two_stages()
-    seen = [one.told(0, owing(100, 5), **{POOL: 4.0})]
-    seen += [one.told(now, owing(5, 100), **{POOL: 4.0}) for now in range(1, 100)]
+    seen = [one.told(0, owing(100, 5), **{MAX_TOTAL_REPLICAS: 4.0})]
+    seen += [one.told(now, owing(5, 100), **{MAX_TOTAL_REPLICAS: 4.0}) for now in range(1, 100)]
     assert seen[0] == stages(3, 1)
     assert seen[-1] == stages(1, 3)
     assert all(sum(each.values()) <= 4 for each in seen)
 
 
 def test_while_serve_redeploys_the_smaller_pool_counts() -> None:
-    told = [owing(100, 100) | {POOL: 6.0}, owing(0, 0) | {POOL: 4.0}]
+    told = [owing(100, 100) | {MAX_TOTAL_REPLICAS: 6.0}, owing(0, 0) | {MAX_TOTAL_REPLICAS: 4.0}]
     assert sum(two_stages().told(0, *told).values()) == 4
 
 
 def test_both_stages_on_one_deployment_are_scaled_by_the_work_of_both() -> None:
-    one = Application(BaseAndRefiner=Scale(max_replicas=8))
+    one = Application(BaseAndRefiner=DeploymentScale(max_replicas=8))
     assert one.told(0, owing(15, 14)) == {"BaseAndRefiner": 3}
-    assert one.told(0, owing(100, 100), **{POOL: 4.0}) == {"BaseAndRefiner": 4}
+    assert one.told(0, owing(100, 100), **{MAX_TOTAL_REPLICAS: 4.0}) == {"BaseAndRefiner": 4}
 
 
 def test_a_stage_that_does_not_scale_is_left_alone() -> None:
@@ -203,13 +203,13 @@ def test_a_stage_that_does_not_scale_is_left_alone() -> None:
     assert Application().told(0, owing(100, 15)) == {}
 
 
-RESTING = Scale(min_replicas=0, max_replicas=2)
+RESTING = DeploymentScale(min_replicas=0, max_replicas=2)
 
 
 def test_a_resting_refiner_starts_for_the_first_image_though_its_time_is_unknown() -> None:
     one = Application(BaseGenerator=STAGE_SCALE, Refiner=RESTING)
     assert one.told(0, owing(0)) == stages(1, 0)
-    known = as_numbers({Stage.BASE: Demand(1), Stage.REFINER: Demand(1)})
+    known = to_wire({Stage.BASE: Demand(1), Stage.REFINER: Demand(1)})
     assert one.told(1, known) == stages(1, 1)
     assert one.told(2, owing(0)) == stages(1, 1)
     assert one.told(62, owing(0)) == stages(1, 0)
@@ -223,17 +223,17 @@ def test_a_refiner_that_only_a_retiring_ingress_waits_for_starts_and_stays() -> 
 
 
 def test_a_resting_refiner_gets_a_card_from_a_base_that_has_them_all() -> None:
-    one = Application(BaseGenerator=Scale(max_replicas=4), Refiner=RESTING)
-    assert one.told(0, owing(100), **{POOL: 4.0}) == stages(3, 1)
-    one = Application(BaseGenerator=Scale(max_replicas=4), Refiner=RESTING)
-    only_base = as_numbers({Stage.BASE: Demand(9, 100.0)})
-    assert one.told(0, only_base, **{POOL: 4.0}) == stages(4, 0)
-    assert one.told(1, owing(100, 2), **{POOL: 4.0}) == stages(3, 1)
+    one = Application(BaseGenerator=DeploymentScale(max_replicas=4), Refiner=RESTING)
+    assert one.told(0, owing(100), **{MAX_TOTAL_REPLICAS: 4.0}) == stages(3, 1)
+    one = Application(BaseGenerator=DeploymentScale(max_replicas=4), Refiner=RESTING)
+    only_base = to_wire({Stage.BASE: Demand(9, 100.0)})
+    assert one.told(0, only_base, **{MAX_TOTAL_REPLICAS: 4.0}) == stages(4, 0)
+    assert one.told(1, owing(100, 2), **{MAX_TOTAL_REPLICAS: 4.0}) == stages(3, 1)
 
 
 @pytest.mark.parametrize(("requests", "replicas"), [(0, 1), (1000, 1), (1001, 2), (9000, 3)])
 def test_the_ingress_is_scaled_by_its_requests(requests: int, replicas: int) -> None:
-    one = two_stages(ingress=Scale(max_replicas=3))
+    one = two_stages(ingress=DeploymentScale(max_replicas=3))
     one.requests["Ingress"] = requests
     one.told(0, owing(0))
     assert one.replicas["Ingress"] == replicas

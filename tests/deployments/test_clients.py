@@ -10,19 +10,23 @@ from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from serve_app.core.capacity.cost_model import Prices
-from serve_app.core.capacity.gpu_time import Spent
-from serve_app.core.diffusion.sample import Leg, begin
+from serve_app.core.capacity.cost_model import CostTable
+from serve_app.core.capacity.gpu_time import GpuTime
+from serve_app.core.diffusion.sample import StageSegment, new_sample
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.service.events import Arrived, ReplicaFacts, Snapshot
+from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot
 from serve_app.deployments.clients import RemoteStage
 from tests.support.engine_runs import NOISE
 
 SPEC = ImageSpec(prompt="a", seed=1, width=64, height=64, steps=2, guidance=1)
-SAMPLE: Any = begin("one", SPEC, make_schedule(NOISE, SPEC.sampler, 2, None, 1.0), Stage.BASE)
-LEG = Leg(Stage.BASE, 2, last=True)
-EVENTS = [Snapshot(SAMPLE), Snapshot(SAMPLE), Arrived(SAMPLE, b"png", Spent(1.0), Prices())]
+SAMPLE: Any = new_sample("one", SPEC, make_schedule(NOISE, SPEC.sampler, 2, None, 1.0), Stage.BASE)
+LEG = StageSegment(Stage.BASE, 2, last=True)
+EVENTS = [
+    Snapshot(SAMPLE),
+    Snapshot(SAMPLE),
+    SegmentDone(SAMPLE, b"png", GpuTime(1.0), CostTable()),
+]
 
 
 class Handle:
@@ -61,19 +65,19 @@ async def test_what_is_left_before_its_end_is_cancelled_and_nothing_else(
     assert handle.cancelled == cancelled
 
 
-FACTS = ReplicaFacts(1, "p", "", 0, 0, 0, 0, 0.0, 0.0, 0.0, Prices(), {})
+FACTS = ReplicaStats(1, "p", "", 0, 0, 0, 0, 0.0, 0.0, 0.0, CostTable(), {})
 
 
 class Asked:
     """A replica that was asked for its facts: it gives them, or it raises, or it is silent."""
 
-    def __init__(self, answer: ReplicaFacts | Exception | None) -> None:
+    def __init__(self, answer: ReplicaStats | Exception | None) -> None:
         self.answer = answer
 
-    async def get_async(self) -> ReplicaFacts:
+    async def get_async(self) -> ReplicaStats:
         if self.answer is None:
             await asyncio.Event().wait()
-        if isinstance(self.answer, ReplicaFacts):
+        if isinstance(self.answer, ReplicaStats):
             return self.answer
         raise self.answer or AssertionError
 
@@ -81,14 +85,14 @@ class Asked:
 class Replicas:
     """A deployment that passes a question on to all its replicas."""
 
-    def __init__(self, *answers: ReplicaFacts | Exception | None) -> None:
+    def __init__(self, *answers: ReplicaStats | Exception | None) -> None:
         self.asked = [Asked(answer) for answer in answers]
 
     def options(self, **_: Any) -> "Replicas":
         return self
 
     def broadcast(self, method: str) -> "Replicas":
-        assert method == "facts"
+        assert method == "stats"
         return self
 
     async def _fetch_replica_results_async(self) -> list[Asked]:
@@ -108,7 +112,7 @@ class Replicas:
     ],
 )
 async def test_facts_are_those_of_the_replicas_that_answer_in_time(
-    answers: tuple[ReplicaFacts | Exception | None, ...], told: int
+    answers: tuple[ReplicaStats | Exception | None, ...], told: int
 ) -> None:
     handle: Any = Replicas(*answers)
-    assert await RemoteStage("base", handle).facts() == [FACTS] * told
+    assert await RemoteStage("base", handle).stats() == [FACTS] * told

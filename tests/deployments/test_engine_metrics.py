@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from serve_app.core.capacity.cost_model import Prices
+from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.service.events import ReplicaFacts
+from serve_app.core.service.events import ReplicaStats
 from serve_app.core.service.metrics import (
     BUSY_SECONDS,
     CANCELS,
@@ -16,10 +16,10 @@ from serve_app.core.service.metrics import (
     STEP_ROWS,
     STEP_SECONDS,
     WASTED_SECONDS,
-    Tally,
+    InMemoryMeter,
 )
-from serve_app.deployments.engine_metrics import StepLog
-from serve_app.runtime.step_record import Stepped
+from serve_app.deployments.engine_metrics import EngineMetrics
+from serve_app.runtime.step_record import StepRecord
 
 BASE, REFINER = Stage.BASE, Stage.REFINER
 
@@ -37,34 +37,36 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def tally() -> Tally:
-    return Tally()
+def tally() -> InMemoryMeter:
+    return InMemoryMeter()
 
 
 @pytest.fixture
-def log(tally: Tally, clock: Clock) -> StepLog:
-    return StepLog(tally, clock)
+def log(tally: InMemoryMeter, clock: Clock) -> EngineMetrics:
+    return EngineMetrics(tally, clock)
 
 
 def facts(
     *, cancelled: int = 0, owed: float = 0.0, positions: dict[str, int] | None = None
-) -> ReplicaFacts:
+) -> ReplicaStats:
     """A replica that was busy for ten seconds an image cancelled, and wasted three of them."""
     busy, wasted = 10.0 * cancelled, 3.0 * cancelled
     counts = (0, 0, 0, cancelled, busy, wasted, owed)
-    return ReplicaFacts(1, "p", "", *counts, Prices(), positions or {})
+    return ReplicaStats(1, "p", "", *counts, CostTable(), positions or {})
 
 
-def turn(began: float, *ids: str, stage: Stage = BASE) -> Stepped:
-    return Stepped(stage, ids, rows=2 * len(ids), lanes=8, began=began, seconds=0.5)
+def turn(began: float, *ids: str, stage: Stage = BASE) -> StepRecord:
+    return StepRecord(stage, ids, rows=2 * len(ids), lanes=8, began=began, seconds=0.5)
 
 
-def test_steps_rows_and_lanes_are_told_once_by_stage(log: StepLog, tally: Tally) -> None:
-    log.note(turn(100, "a", "b", "c"))
-    log.note(turn(101, "a"))
-    log.note(turn(102, "d", stage=REFINER))
+def test_steps_rows_and_lanes_are_told_once_by_stage(
+    log: EngineMetrics, tally: InMemoryMeter
+) -> None:
+    log.on_step(turn(100, "a", "b", "c"))
+    log.on_step(turn(101, "a"))
+    log.on_step(turn(102, "d", stage=REFINER))
     for _ in range(2):
-        log.tell(facts())
+        log.flush(facts())
         assert tally.times(STEP_SECONDS, stage=BASE) == 2
         assert tally.value(STEP_SECONDS, stage=BASE) == 1.0
         assert tally.value(STEP_ROWS, stage=BASE) == 8
@@ -73,10 +75,10 @@ def test_steps_rows_and_lanes_are_told_once_by_stage(log: StepLog, tally: Tally)
 
 
 def test_totals_grow_by_what_is_new_and_owed_work_is_what_it_is_now(
-    log: StepLog, tally: Tally
+    log: EngineMetrics, tally: InMemoryMeter
 ) -> None:
     for cancelled, owed in ((2, 3.5), (2, 7.0), (5, 0.0)):
-        log.tell(facts(cancelled=cancelled, owed=owed))
+        log.flush(facts(cancelled=cancelled, owed=owed))
         assert tally.value(CANCELS) == cancelled
         assert tally.value(BUSY_SECONDS) == 10 * cancelled
         assert tally.value(WASTED_SECONDS) == 3 * cancelled
@@ -84,15 +86,15 @@ def test_totals_grow_by_what_is_new_and_owed_work_is_what_it_is_now(
 
 
 def test_a_sample_waits_from_its_coming_to_its_first_step(
-    log: StepLog, tally: Tally, clock: Clock
+    log: EngineMetrics, tally: InMemoryMeter, clock: Clock
 ) -> None:
-    log.came("a")
+    log.sample_arrived("a")
     clock.now = 102
-    log.came("b")
-    log.note(turn(103, "a"))
-    log.note(turn(104, "a", "b"))
-    log.note(turn(105, "a", "b"))
-    log.tell(facts())
+    log.sample_arrived("b")
+    log.on_step(turn(103, "a"))
+    log.on_step(turn(104, "a", "b"))
+    log.on_step(turn(105, "a", "b"))
+    log.flush(facts())
     assert (tally.times(QUEUE_SECONDS, stage=BASE), tally.value(QUEUE_SECONDS, stage=BASE)) == (
         2,
         3 + 2,
@@ -100,50 +102,52 @@ def test_a_sample_waits_from_its_coming_to_its_first_step(
 
 
 def test_each_leg_on_one_replica_has_a_wait_of_its_own(
-    log: StepLog, tally: Tally, clock: Clock
+    log: EngineMetrics, tally: InMemoryMeter, clock: Clock
 ) -> None:
-    first = log.came("a")
-    log.note(turn(101, "a"))
+    first = log.sample_arrived("a")
+    log.on_step(turn(101, "a"))
     clock.now = 103
-    log.came("a")  # its turns on the leg before were not told yet
-    log.left("a", first)
-    log.note(turn(102.9, "a"))  # the last of them, which was late
-    log.tell(facts())
-    log.note(turn(107, "a", stage=REFINER))
-    log.tell(facts())
+    log.sample_arrived("a")  # its turns on the leg before were not told yet
+    log.sample_left("a", first)
+    log.on_step(turn(102.9, "a"))  # the last of them, which was late
+    log.flush(facts())
+    log.on_step(turn(107, "a", stage=REFINER))
+    log.flush(facts())
     assert tally.value(QUEUE_SECONDS, stage=BASE) == 1
     assert tally.times(QUEUE_SECONDS, stage=BASE) == 1
     assert tally.value(QUEUE_SECONDS, stage=REFINER) == 4
 
 
 def test_who_leaves_before_a_first_step_has_waited_for_nothing_and_is_forgotten(
-    log: StepLog, tally: Tally
+    log: EngineMetrics, tally: InMemoryMeter
 ) -> None:
-    log.left("a", log.came("a"))
-    log.tell(facts())
-    log.note(turn(105, "a"))
-    log.tell(facts())
+    log.sample_left("a", log.sample_arrived("a"))
+    log.flush(facts())
+    log.on_step(turn(105, "a"))
+    log.flush(facts())
     assert tally.times(QUEUE_SECONDS, stage=BASE) == 0
 
 
 def test_turns_may_be_noted_by_the_engine_s_thread_while_others_are_told(
-    log: StepLog, tally: Tally
+    log: EngineMetrics, tally: InMemoryMeter
 ) -> None:
-    engine = threading.Thread(target=lambda: [log.note(turn(n, "a")) for n in range(5000)])
+    engine = threading.Thread(target=lambda: [log.on_step(turn(n, "a")) for n in range(5000)])
     engine.start()
     while engine.is_alive():
-        log.tell(facts())
+        log.flush(facts())
     engine.join()
-    log.tell(facts())
+    log.flush(facts())
     assert tally.times(STEP_SECONDS, stage=BASE) == 5000
 
 
-def test_more_is_to_come_until_samples_have_left_the_replica_and_its_engine(log: StepLog) -> None:
-    assert not log.tell(facts())
-    first, second = log.came("a"), log.came("b")
-    assert log.tell(facts())
-    log.left("a", first)
-    assert log.tell(facts())
-    log.left("b", second)
-    assert log.tell(facts(positions={"b": 3}))
-    assert not log.tell(facts())
+def test_more_is_to_come_until_samples_have_left_the_replica_and_its_engine(
+    log: EngineMetrics,
+) -> None:
+    assert not log.flush(facts())
+    first, second = log.sample_arrived("a"), log.sample_arrived("b")
+    assert log.flush(facts())
+    log.sample_left("a", first)
+    assert log.flush(facts())
+    log.sample_left("b", second)
+    assert log.flush(facts(positions={"b": 3}))
+    assert not log.flush(facts())

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.core.service.jobs import Claim, Job, JobState, Result
-from serve_app.core.service.rate_limit import Allowance
+from serve_app.core.service.jobs import IdempotencyClaim, Job, JobResult, JobState
+from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.ledger import CLAIMED, KEPT, LEASE, LONGEST, Ledger
 
 JOB = Job("job-1", "key:a", "owner-1", created=1000.0)
-CLAIM = Claim("scope", "body", seed=7)
-RESULT = Result((b"png one", b"png 2"), '{"seeds":[7,8]}', JOB.created)
+CLAIM = IdempotencyClaim("scope", "body", seed=7)
+RESULT = JobResult((b"png one", b"png 2"), '{"seeds":[7,8]}', JOB.created)
 
 
 class Clock:
@@ -42,36 +42,36 @@ def reopened(tmp_path: Path, clock: Clock) -> Callable[[], Ledger]:
 
 
 async def succeed(ledger: Ledger, id: str = JOB.id) -> None:
-    await ledger.end(id, JOB.owner, JobState.SUCCEEDED, None, RESULT)
+    await ledger.finish(id, JOB.owner, JobState.SUCCEEDED, None, RESULT)
 
 
 async def test_a_job_is_remembered_with_its_answer(ledger: Ledger) -> None:
-    await ledger.open(JOB, None)
-    assert await ledger.look(JOB.id, 0) == JOB
+    await ledger.create(JOB, None)
+    assert await ledger.get(JOB.id, 0) == JOB
     await succeed(ledger)
-    assert await ledger.look(JOB.id, 0) == replace(JOB, state=JobState.SUCCEEDED, result=RESULT)
-    assert await ledger.look("another", 0) is None
+    assert await ledger.get(JOB.id, 0) == replace(JOB, state=JobState.SUCCEEDED, result=RESULT)
+    assert await ledger.get("another", 0) is None
 
 
 async def test_a_job_that_failed_is_remembered_with_its_reason(ledger: Ledger) -> None:
-    await ledger.open(JOB, None)
-    await ledger.end(JOB.id, JOB.owner, JobState.FAILED, ("OUT_OF_MEMORY", "no room"), None)
-    job = await ledger.look(JOB.id, 0)
+    await ledger.create(JOB, None)
+    await ledger.finish(JOB.id, JOB.owner, JobState.FAILED, ("OUT_OF_MEMORY", "no room"), None)
+    job = await ledger.get(JOB.id, 0)
     assert job == replace(JOB, state=JobState.FAILED, error=("OUT_OF_MEMORY", "no room"))
 
 
 async def test_an_end_is_final(ledger: Ledger) -> None:
-    await ledger.open(JOB, None)
-    await ledger.end(JOB.id, JOB.owner, JobState.CANCELLED, None, None)
+    await ledger.create(JOB, None)
+    await ledger.finish(JOB.id, JOB.owner, JobState.CANCELLED, None, None)
     await succeed(ledger)
-    job = await ledger.look(JOB.id, 0)
+    job = await ledger.get(JOB.id, 0)
     assert job is not None
     assert job.state is JobState.CANCELLED
 
 
 async def test_who_waits_for_a_job_is_told_when_it_ends(ledger: Ledger) -> None:
-    await ledger.open(JOB, None)
-    waiting = [asyncio.create_task(ledger.look(JOB.id, 5)) for _ in range(3)]
+    await ledger.create(JOB, None)
+    waiting = [asyncio.create_task(ledger.get(JOB.id, 5)) for _ in range(3)]
     await asyncio.sleep(0)
     await succeed(ledger)
     for job in await asyncio.wait_for(asyncio.gather(*waiting), 1):
@@ -80,60 +80,60 @@ async def test_who_waits_for_a_job_is_told_when_it_ends(ledger: Ledger) -> None:
 
 
 async def test_who_waits_too_long_gets_the_job_as_it_stands(ledger: Ledger) -> None:
-    await ledger.open(JOB, None)
-    assert await ledger.look(JOB.id, 0.01) == JOB
+    await ledger.create(JOB, None)
+    assert await ledger.get(JOB.id, 0.01) == JOB
 
 
 async def test_the_second_claim_is_sent_to_the_first_ones_job(ledger: Ledger) -> None:
-    first = await ledger.open(JOB, CLAIM)
-    assert (first.job, first.seed, first.yours) == (JOB.id, 7, True)
-    second = await ledger.open(replace(JOB, id="job-2"), replace(CLAIM, seed=99))
-    assert (second.job, second.seed, second.yours) == (JOB.id, 7, False)
+    first = await ledger.create(JOB, CLAIM)
+    assert (first.job, first.seed, first.is_owner) == (JOB.id, 7, True)
+    second = await ledger.create(replace(JOB, id="job-2"), replace(CLAIM, seed=99))
+    assert (second.job, second.seed, second.is_owner) == (JOB.id, 7, False)
     await succeed(ledger)
-    third = await ledger.open(replace(JOB, id="job-3"), replace(CLAIM, seed=100))
-    assert (third.job, third.yours) == (JOB.id, False)
-    assert await ledger.look("job-2", 0) is None
+    third = await ledger.create(replace(JOB, id="job-3"), replace(CLAIM, seed=100))
+    assert (third.job, third.is_owner) == (JOB.id, False)
+    assert await ledger.get("job-2", 0) is None
 
 
 async def test_a_claim_asked_for_again_by_the_same_job_is_still_its_own(ledger: Ledger) -> None:
-    await ledger.open(JOB, CLAIM)
-    assert (await ledger.open(JOB, CLAIM)).yours
+    await ledger.create(JOB, CLAIM)
+    assert (await ledger.create(JOB, CLAIM)).is_owner
 
 
 async def test_another_body_under_the_same_key_is_a_conflict(ledger: Ledger) -> None:
-    await ledger.open(JOB, CLAIM)
+    await ledger.create(JOB, CLAIM)
     other = replace(CLAIM, fingerprint="another")
-    assert (await ledger.open(replace(JOB, id="job-2"), other)).job is None
+    assert (await ledger.create(replace(JOB, id="job-2"), other)).job is None
 
 
 @pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])
 async def test_a_claim_on_what_did_not_succeed_is_free_again(
     ledger: Ledger, state: JobState
 ) -> None:
-    await ledger.open(JOB, CLAIM)
-    await ledger.end(JOB.id, JOB.owner, state, None, None)
-    again = await ledger.open(replace(JOB, id="job-2"), replace(CLAIM, fingerprint="another"))
-    assert (again.job, again.yours) == ("job-2", True)
+    await ledger.create(JOB, CLAIM)
+    await ledger.finish(JOB.id, JOB.owner, state, None, None)
+    again = await ledger.create(replace(JOB, id="job-2"), replace(CLAIM, fingerprint="another"))
+    assert (again.job, again.is_owner) == ("job-2", True)
 
 
 async def test_a_job_whose_owner_is_silent_is_lost_and_may_be_made_by_another(
     ledger: Ledger, clock: Clock
 ) -> None:
-    await ledger.open(JOB, CLAIM)
+    await ledger.create(JOB, CLAIM)
     for _ in range(3):
         clock.now += LEASE
-        await ledger.renew(JOB.owner)
-    assert (await ledger.look(JOB.id, 0)) == JOB
+        await ledger.heartbeat(JOB.owner)
+    assert (await ledger.get(JOB.id, 0)) == JOB
     clock.now += LEASE + 1
-    lost = await ledger.look(JOB.id, 0)
+    lost = await ledger.get(JOB.id, 0)
     assert lost is not None
     assert lost.state is JobState.FAILED
     assert lost.error is not None
     assert lost.error[0] == "REPLICA_LOST"
     other = Job("job-2", JOB.caller, "owner-2", clock.now)
-    taken = await ledger.open(other, replace(CLAIM, seed=99))
-    assert (taken.job, taken.seed, taken.yours) == (JOB.id, 7, True)
-    now = await ledger.look(JOB.id, 0)
+    taken = await ledger.create(other, replace(CLAIM, seed=99))
+    assert (taken.job, taken.seed, taken.is_owner) == (JOB.id, 7, True)
+    now = await ledger.get(JOB.id, 0)
     assert now is not None
     assert (now.state, now.owner) == (JobState.RUNNING, "owner-2")
 
@@ -142,44 +142,44 @@ async def test_who_took_a_job_over_and_asks_again_is_told_the_same(
     ledger: Ledger, clock: Clock
 ) -> None:
     """The answer to the first question was lost on its way."""
-    await ledger.open(JOB, CLAIM)
+    await ledger.create(JOB, CLAIM)
     clock.now += LEASE + 1
     other = Job("job-2", JOB.caller, "owner-2", clock.now)
-    first = await ledger.open(other, CLAIM)
-    assert first.yours
-    assert await ledger.open(other, CLAIM) == first
+    first = await ledger.create(other, CLAIM)
+    assert first.is_owner
+    assert await ledger.create(other, CLAIM) == first
 
 
 async def test_an_owner_that_was_given_up_can_not_end_what_another_took_over(
     ledger: Ledger, clock: Clock
 ) -> None:
-    await ledger.open(JOB, CLAIM)
+    await ledger.create(JOB, CLAIM)
     clock.now += LEASE + 1
     other = Job("job-2", JOB.caller, "owner-2", clock.now)
-    await ledger.open(other, CLAIM)
-    await ledger.end(JOB.id, JOB.owner, JobState.FAILED, ("OUT_OF_MEMORY", "no room"), None)
-    job = await ledger.look(JOB.id, 0)
+    await ledger.create(other, CLAIM)
+    await ledger.finish(JOB.id, JOB.owner, JobState.FAILED, ("OUT_OF_MEMORY", "no room"), None)
+    job = await ledger.get(JOB.id, 0)
     assert job is not None
     assert job.state is JobState.RUNNING
-    assert not (await ledger.open(replace(other, id="job-3"), CLAIM)).yours
+    assert not (await ledger.create(replace(other, id="job-3"), CLAIM)).is_owner
 
 
 async def test_a_restarted_ledger_knows_what_it_was_told(
     reopened: Callable[[], Ledger], clock: Clock
 ) -> None:
     before = reopened()
-    await before.open(JOB, CLAIM)
-    await before.accept("key:a", "terms")
-    await before.open(replace(JOB, id="done"), None)
+    await before.create(JOB, CLAIM)
+    await before.accept_terms("key:a", "terms")
+    await before.create(replace(JOB, id="done"), None)
     await succeed(before, "done")  # and then it dies, with nothing closed
     after = reopened()
-    assert await after.accepted("key:a") == "terms"
-    done = await after.look("done", 0)
+    assert await after.accepted_terms("key:a") == "terms"
+    done = await after.get("done", 0)
     assert done is not None
     assert done.result == RESULT
     clock.now += LEASE  # nobody can be called dead by who has only just begun to listen
-    assert await after.look(JOB.id, 0) == JOB
-    assert not (await after.open(replace(JOB, id="job-2"), CLAIM)).yours
+    assert await after.get(JOB.id, 0) == JOB
+    assert not (await after.create(replace(JOB, id="job-2"), CLAIM)).is_owner
 
 
 async def test_nobody_else_may_read_the_books(
@@ -193,18 +193,22 @@ async def test_nobody_else_may_read_the_books(
 async def test_answers_are_kept_for_ten_minutes_and_seeds_for_a_day(
     ledger: Ledger, clock: Clock
 ) -> None:
-    await ledger.open(JOB, CLAIM)
+    await ledger.create(JOB, CLAIM)
     await succeed(ledger)
     clock.now += KEPT - 1
-    await ledger.open(replace(JOB, id="other"), None)
-    assert await ledger.look(JOB.id, 0) is not None
+    await ledger.create(replace(JOB, id="other"), None)
+    assert await ledger.get(JOB.id, 0) is not None
     clock.now += 60
-    await ledger.open(replace(JOB, id="another", created=clock.now), None)
-    assert await ledger.look(JOB.id, 0) is None
-    again = await ledger.open(replace(JOB, id="job-2", created=clock.now), replace(CLAIM, seed=99))
-    assert (again.yours, again.seed) == (True, 7)
+    await ledger.create(replace(JOB, id="another", created=clock.now), None)
+    assert await ledger.get(JOB.id, 0) is None
+    again = await ledger.create(
+        replace(JOB, id="job-2", created=clock.now), replace(CLAIM, seed=99)
+    )
+    assert (again.is_owner, again.seed) == (True, 7)
     clock.now += CLAIMED + LONGEST
-    fresh = await ledger.open(replace(JOB, id="job-3", created=clock.now), replace(CLAIM, seed=99))
+    fresh = await ledger.create(
+        replace(JOB, id="job-3", created=clock.now), replace(CLAIM, seed=99)
+    )
     assert (fresh.job, fresh.seed) == ("job-3", 99)
 
 
@@ -215,16 +219,16 @@ async def test_answers_take_a_bounded_room_and_the_oldest_go_first(
     for number in range(4):
         clock.now += 1
         job = replace(JOB, id=f"job-{number}", created=clock.now)
-        await ledger.open(job, None)
+        await ledger.create(job, None)
         await succeed(ledger, job.id)
-    kept = [await ledger.look(f"job-{number}", 0) for number in range(4)]
+    kept = [await ledger.get(f"job-{number}", 0) for number in range(4)]
     assert [bool(job and job.result) for job in kept] == [False, False, True, True]
 
 
 async def test_an_allowance_is_each_callers_own(ledger: Ledger, clock: Clock) -> None:
-    allowance = Allowance(rate=1, size=10)
-    assert await ledger.draw("a", 10, allowance) == 0
-    assert await ledger.draw("a", 5, allowance) == 5
-    assert await ledger.draw("b", 5, allowance) == 0
+    allowance = RateLimit(rate=1, size=10)
+    assert await ledger.consume("a", 10, allowance) == 0
+    assert await ledger.consume("a", 5, allowance) == 5
+    assert await ledger.consume("b", 5, allowance) == 0
     clock.now += 5
-    assert await ledger.draw("a", 5, allowance) == 0
+    assert await ledger.consume("a", 5, allowance) == 0

@@ -9,26 +9,30 @@ from typing import Any, cast
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, RequestMetadata
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
-from serve_app.core.capacity.cost_model import Prices, Turn
-from serve_app.core.capacity.fleet import Report, key_of
-from serve_app.core.diffusion.sample import Leg, Sample, begin
+from serve_app.core.capacity.cost_model import CostTable, TurnKind
+from serve_app.core.capacity.fleet import ReplicaReport, key_of
+from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, Owed, Work
+from serve_app.core.scheduling.step_scheduler import BatchSize, PendingWork, WorkKind
 from serve_app.deployments.router import OwedWorkRouter
 
 STAGE = DeploymentID("BaseGenerator", "aura")
-PRICES = Prices({Turn(Work.STEP, Stage.BASE, "", 1024, 1024, 8): 0.1}, {"": BatchSize(4, 8)})
+PRICES = CostTable(
+    {TurnKind(WorkKind.STEP, Stage.BASE, "", 1024, 1024, 8): 0.1}, {"": BatchSize(4, 8)}
+)
 SOON = 5.0  # seconds, in which what must happen happens
 
 
 class Counting:
     """A replica as routers see it: how many requests it has, and what it reported."""
 
-    def __init__(self, name: str, *owed: Owed[Any], most: int = 100, requests: int = 0) -> None:
+    def __init__(
+        self, name: str, *owed: PendingWork[Any], most: int = 100, requests: int = 0
+    ) -> None:
         self.replica_id = ReplicaID(name, STAGE)
         self.max_ongoing_requests = most
-        self.routing_stats = Report.of(1, "p", owed, [""], PRICES).packed()
+        self.routing_stats = ReplicaReport.of(1, "p", owed, [""], PRICES).to_wire()
         self.requests = requests  # of whomever
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
@@ -49,16 +53,16 @@ class Ending:
             done(self)
 
 
-def owed(id: str, steps: int) -> Owed[Any]:
+def owed(id: str, steps: int) -> PendingWork[Any]:
     sample, leg = wish(id, steps)
-    return Owed(sample, leg, Work.STEP, due=0)
+    return PendingWork(sample, leg, WorkKind.STEP, due=0)
 
 
-def wish(id: str, steps: int, width: int = 1024) -> tuple[Sample[Any], Leg]:
+def wish(id: str, steps: int, width: int = 1024) -> tuple[Sample[Any], StageSegment]:
     spec = ImageSpec(prompt="a", seed=1, width=width, height=1024, steps=steps, guidance=6.9)
     noise = NoiseConfig.from_scheduler_config({})
     schedule = make_schedule(noise, spec.sampler, steps, None, 1.0)
-    return begin(id, spec, schedule, Stage.BASE), Leg(Stage.BASE, steps, last=True)
+    return new_sample(id, spec, schedule, Stage.BASE), StageSegment(Stage.BASE, steps, last=True)
 
 
 def request(*args: Any, at: float = 0.0) -> PendingRequest:

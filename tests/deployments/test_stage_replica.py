@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.core.capacity.fleet import Report, key_of
-from serve_app.core.diffusion.sample import Leg, handed_over
+from serve_app.core.capacity.fleet import ReplicaReport, key_of
+from serve_app.core.diffusion.sample import StageSegment, for_stage
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import CheckpointError, DeviceError, ProfileChanged
-from serve_app.core.service.events import Arrived, Snapshot
+from serve_app.core.service.events import SegmentDone, Snapshot
 from serve_app.core.service.metrics import (
     CANCELS,
     OWED_SECONDS,
@@ -19,26 +19,26 @@ from serve_app.core.service.metrics import (
     STEP_LANES,
     STEP_ROWS,
     STEP_SECONDS,
-    Tally,
+    InMemoryMeter,
 )
-from serve_app.deployments.stage_replica import Source, StageConfig, StageReplica
+from serve_app.deployments.stage_replica import ModelSource, StageConfig, StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.support.engine_runs import sample_of
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=150, guidance=5)
-END = Leg(Stage.BASE, 150, last=True)
+END = StageSegment(Stage.BASE, 150, last=True)
 
 
 def config(folder: Path, device: str = "cpu") -> StageConfig:
     return StageConfig(
-        models=(Source("demo", folder),),
+        models=(ModelSource("demo", folder),),
         device=device,
         precision=None,
         xformers=False,
         cpu_threads=1,
-        images=2,
+        max_batch_images=2,
         strict=True,
-        snapshot_every=5,
+        snapshot_interval_steps=5,
     )
 
 
@@ -53,23 +53,23 @@ async def test_a_sample_is_walked_with_snapshots_on_the_way_and_a_picture_at_the
     replica: StageReplica,
 ) -> None:
     spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=40, guidance=5)
-    leg = Leg(Stage.BASE, 40, last=True)
+    leg = StageSegment(Stage.BASE, 40, last=True)
     events = [event async for event in replica.advance(sample_of(spec, "walk"), leg)]
     assert all(isinstance(event, Snapshot) for event in events[:-1])
     end = events[-1]
-    assert isinstance(end, Arrived)
+    assert isinstance(end, SegmentDone)
     assert end.png is not None
     assert end.png.startswith(b"\x89PNG")
-    while (facts := await replica.facts()).positions:  # its last turn is counted after it is told
+    while (facts := await replica.stats()).positions:  # its last turn is counted after it is told
         await asyncio.sleep(0.005)
-    assert 0 < end.spent.seconds <= facts.busy_seconds
-    assert (facts.owed_seconds, facts.wasted_seconds) == (0, 0)
-    assert facts.prices.warm
-    assert end.prices.warm
+    assert 0 < end.gpu_time.measured <= facts.gpu_seconds
+    assert (facts.owed_seconds, facts.wasted_gpu_seconds) == (0, 0)
+    assert facts.costs.is_calibrated
+    assert end.costs.is_calibrated
 
 
 async def test_what_was_cut_from_a_prompt_comes_with_the_picture(replica: StageReplica) -> None:
-    leg, prompt = Leg(Stage.BASE, 1, last=True), "a fox" + " BREAK and" * 31
+    leg, prompt = StageSegment(Stage.BASE, 1, last=True), "a fox" + " BREAK and" * 31
     for asked, cut in ((prompt, False), (f"{prompt} BREAK a red star", True)):
         spec = ImageSpec(prompt=asked, seed=1, width=128, height=128, steps=1, guidance=5)
         *_, end = [event async for event in replica.advance(sample_of(spec, "long"), leg)]
@@ -79,19 +79,19 @@ async def test_what_was_cut_from_a_prompt_comes_with_the_picture(replica: StageR
 async def test_a_caller_that_goes_away_frees_the_engine_within_a_step(
     replica: StageReplica,
 ) -> None:
-    while (await replica.facts()).positions:  # of the one before
+    while (await replica.stats()).positions:  # of the one before
         await asyncio.sleep(0.005)
-    before = await replica.facts()
+    before = await replica.stats()
     task = asyncio.create_task(_first_event(replica))
-    while "left" not in (await replica.facts()).positions:
+    while "left" not in (await replica.stats()).positions:
         await asyncio.sleep(0.005)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    gone = await replica.facts()
-    while (await replica.facts()).positions:
+    gone = await replica.stats()
+    while (await replica.stats()).positions:
         await asyncio.sleep(0.005)
-    after = await replica.facts()
+    after = await replica.stats()
     assert after.steps - gone.steps <= 2  # the one under way, and one counted since we looked
     assert after.cancelled == before.cancelled + 1
 
@@ -110,17 +110,19 @@ async def test_a_named_error_comes_out_by_its_name(replica: StageReplica) -> Non
 async def test_routers_hear_what_is_left_and_what_it_takes_here(replica: StageReplica) -> None:
     task = asyncio.create_task(_first_event(replica))
     key = key_of(sample_of(SPEC, "left"))
-    while key not in (told := Report.unpacked(await replica.record_routing_stats())).left:
+    while (
+        key not in (told := ReplicaReport.from_wire(await replica.record_routing_stats())).remaining
+    ):
         await asyncio.sleep(0.005)
     task.cancel()
-    shape, steps, turn = told.left[key]
+    shape, steps, turn = told.remaining[key]
     assert shape.startswith(f"({SPEC.height // 8}, {SPEC.width // 8}, ")
     assert 0 < steps <= SPEC.steps
-    assert turn in told.prices.known
+    assert turn in told.costs.seconds_by_turn
     assert told.models == ("demo",)
-    again = Report.unpacked(await replica.record_routing_stats())
+    again = ReplicaReport.from_wire(await replica.record_routing_stats())
     assert (again.number, again.profile) == (told.number + 1, told.profile)
-    while (await replica.facts()).positions:
+    while (await replica.stats()).positions:
         await asyncio.sleep(0.005)
     numbers = [(await replica.record_routing_stats())["number"] for _ in range(30)]
     assert 4 <= len(set(numbers)) <= 7
@@ -128,7 +130,7 @@ async def test_routers_hear_what_is_left_and_what_it_takes_here(replica: StageRe
 
 async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageReplica) -> None:
     task = asyncio.create_task(_first_event(replica))
-    while "left" not in (await replica.facts()).positions:
+    while "left" not in (await replica.stats()).positions:
         await asyncio.sleep(0.005)
     loop = asyncio.get_running_loop()
     gaps = []
@@ -138,31 +140,31 @@ async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageRepli
         gaps.append(loop.time() - began)
     task.cancel()
     assert sorted(gaps)[10] < 0.05
-    facts = await replica.facts()
+    facts = await replica.stats()
     assert facts.pid == os.getpid()
     assert (facts.models, facts.shortfall) == (("demo",), "")
     replica.check_health()
 
 
 async def test_the_meter_hears_what_the_engine_did_and_then_that_nothing_is_owed() -> None:
-    tally = Tally()
+    tally = InMemoryMeter()
     one = StageReplica(config(demo_folder(Stage.BASE)), lambda: tally)
     for walk in range(2):  # between them it has stopped telling
         spec = replace(SPEC, steps=6, guidance=5 if walk else 1)
-        leg = Leg(Stage.BASE, 6, last=True)
+        leg = StageSegment(Stage.BASE, 6, last=True)
         _ = [event async for event in one.advance(sample_of(spec, "walk"), leg)]
         while told := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(told)
     left = asyncio.create_task(_first_event(one))
-    while "left" not in (await one.facts()).positions:
+    while "left" not in (await one.stats()).positions:
         await asyncio.sleep(0.005)
     left.cancel()
     await asyncio.wait([left])
-    while (await one.facts()).positions:
+    while (await one.stats()).positions:
         await asyncio.sleep(0.005)
     while not tally.value(CANCELS):
         await asyncio.sleep(0.05)
-    facts = await one.facts()
+    facts = await one.stats()
     one.close()
     assert tally.value(CANCELS) == facts.cancelled == 1
     assert tally.times(STEP_SECONDS, stage=Stage.BASE) == facts.turns >= 12
@@ -179,22 +181,22 @@ async def test_the_meter_hears_what_the_engine_did_and_then_that_nothing_is_owed
 async def test_one_replica_runs_base_and_refiner_and_has_tried_both_when_it_is_ready(
     room: int,
 ) -> None:
-    two = (Source("demo", None), Source("polish", None, stage=Stage.REFINER))
-    one = StageReplica(replace(config(demo_folder(Stage.BASE)), models=two, room=room))
-    assert (await one.facts()).models == ("demo", "refiner")
+    two = (ModelSource("demo", None), ModelSource("polish", None, stage=Stage.REFINER))
+    one = StageReplica(replace(config(demo_folder(Stage.BASE)), models=two, max_loaded_models=room))
+    assert (await one.stats()).models == ("demo", "refiner")
     spec = replace(SPEC, steps=3)
-    legs = Leg(Stage.BASE, 2, last=False), Leg(Stage.REFINER, 3, last=True)
+    legs = StageSegment(Stage.BASE, 2, last=False), StageSegment(Stage.REFINER, 3, last=True)
     (*_, begun) = [event async for event in one.advance(sample_of(spec), legs[0])]
-    at_the_door = handed_over(begun.sample, Stage.REFINER)
+    at_the_door = for_stage(begun.sample, Stage.REFINER)
     (*_, end) = [event async for event in one.advance(at_the_door, legs[1])]
     one.close()
     assert begun.png is None
     assert end.png.startswith(b"\x89PNG")
-    assert (await one.facts()).models == (("refiner", "demo") if room == 1 else ("demo", "refiner"))
+    assert (await one.stats()).models == (("refiner", "demo") if room == 1 else ("demo", "refiner"))
 
 
 def test_a_refiner_that_is_not_whole_keeps_a_replica_of_both_from_starting(tmp_path: Path) -> None:
-    two = (Source("demo", None), Source("polish", tmp_path, stage=Stage.REFINER))
+    two = (ModelSource("demo", None), ModelSource("polish", tmp_path, stage=Stage.REFINER))
     with pytest.raises(CheckpointError, match=r"polish.* lacks model_index\.json"):
         StageReplica(replace(config(demo_folder(Stage.BASE)), models=two))
 

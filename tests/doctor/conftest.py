@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from serve_app.doctor.checks import ray_cluster as cluster
-from serve_app.doctor.checks.gpu_probe import Graphics, Torch
+from serve_app.doctor.checks.gpu_probe import GpuReport, Torch
 from serve_app.doctor.checks.machine import Machine
-from serve_app.doctor.run import Grounds, examine
+from serve_app.doctor.run import Probes, run
 from tests.support.setups import OURS, SetUp
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,9 +29,9 @@ SOUND = Machine(
     newest=1_790_000_000.0,
     synchronised=True,
 )
-WITHOUT_CARD = Graphics(
+WITHOUT_CARD = GpuReport(
     torch=Torch("2.13.0", "12.8", (), mps=False, cards=()),
-    trouble="",
+    problem="",
     driver=None,
     nvidia=False,
     visible=None,
@@ -64,10 +64,10 @@ def port(folder: Path) -> int:
 
 
 @pytest.fixture
-def grounds() -> Grounds:
+def grounds() -> Probes:
     """A sound machine without a GPU, on which Ray's usual ports are nobody's; the rest is real."""
-    return Grounds(
-        machine=lambda: SOUND, graphics=lambda: WITHOUT_CARD, cluster=lambda: cluster.look({})
+    return Probes(
+        machine=lambda: SOUND, graphics=lambda: WITHOUT_CARD, cluster=lambda: cluster.probe({})
     )
 
 
@@ -81,7 +81,7 @@ def machine(**changes: Any) -> Machine:
     return replace(SOUND, **changes)
 
 
-def wrong(grounds: Grounds) -> list[tuple[str, str, str, str]]:
+def wrong(grounds: Probes) -> list[tuple[str, str, str, str]]:
     """All that the examination finds wrong, in words."""
-    findings = [one for section in examine(grounds) for one in section.findings]
-    return [(f.check, f.verdict.value, f.said, f.mend) for f in findings if f.mend]
+    findings = [one for section in run(grounds) for one in section.findings]
+    return [(f.check, f.verdict.value, f.message, f.fix) for f in findings if f.fix]

@@ -28,8 +28,8 @@ def test_it_is_one_line() -> None:
     ],
 )
 def test_a_variable_that_is_exported_is_mended_there(mend: str, aimed: str) -> None:
-    assert warn("device", "slow", mend).aimed({"MODEL_DEVICE"}).mend == aimed
-    assert fine("device", "fast").aimed({"MODEL_DEVICE"}) == fine("device", "fast")
+    assert warn("device", "slow", mend).for_environment({"MODEL_DEVICE"}).fix == aimed
+    assert fine("device", "fast").for_environment({"MODEL_DEVICE"}) == fine("device", "fast")
 
 
 def test_a_line_for_the_env_file_is_told_from_a_command() -> None:

@@ -14,7 +14,7 @@ from ray import serve
 
 from serve_app.app import build
 from serve_app.config.app_args import AppArgs
-from serve_app.core.service.events import ReplicaFacts
+from serve_app.core.service.events import ReplicaStats
 
 APP = "aura"
 STAGES = {"base": "BaseGenerator", "refiner": "Refiner"}
@@ -55,14 +55,14 @@ class Service:
     def post(self, route: str, **body: Any) -> httpx.Response:
         return httpx.post(f"{self.address}{route}", json=body, timeout=180)
 
-    def facts(self, stage: str) -> list[ReplicaFacts]:
+    def facts(self, stage: str) -> list[ReplicaStats]:
         """The facts of the replicas that answer; a dead one may still be listed for a moment."""
         handle = serve.get_deployment_handle(STAGES[stage], APP)
         try:
-            found = handle.broadcast("facts").results(timeout_s=10, return_exceptions=True)
+            found = handle.broadcast("stats").results(timeout_s=10, return_exceptions=True)
         except Exception:  # no replica, or one that died while it was asked
             return []
-        return [f for f in found if isinstance(f, ReplicaFacts)]
+        return [f for f in found if isinstance(f, ReplicaStats)]
 
     def wait_ready(self) -> None:
         def ready() -> bool:

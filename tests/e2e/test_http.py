@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from serve_app.cli.generate import generate
-from serve_app.core.service.events import ReplicaFacts
+from serve_app.core.service.events import ReplicaStats
 from tests.e2e.conftest import LONG, Service, until
 
 pytestmark = pytest.mark.ray
@@ -157,7 +157,7 @@ def test_an_image_whose_replica_is_killed_goes_on_to_the_same_bytes(
     with ThreadPoolExecutor(1) as caller:
         answer = caller.submit(lambda: service.post("/generate", **asked))
 
-        def working() -> ReplicaFacts | None:
+        def working() -> ReplicaStats | None:
             at_work = [f for f in service.facts(stage) if any(f.positions.values())]
             return at_work[0] if at_work and max(at_work[0].positions.values()) >= far else None
 

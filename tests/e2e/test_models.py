@@ -14,7 +14,7 @@ from serve_app.app import build
 from serve_app.cli.generate import generate
 from serve_app.config.serve_config import read_config
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.service.events import ReplicaFacts
+from serve_app.core.service.events import ReplicaStats
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.e2e.conftest import until
 from tests.support.checkpoints import perturbed
@@ -52,9 +52,9 @@ def address(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Any:
     serve.delete(APP)
 
 
-def facts() -> ReplicaFacts:
+def facts() -> ReplicaStats:
     handle = serve.get_deployment_handle("BaseAndRefiner", APP)
-    (one,) = handle.broadcast("facts").results(timeout_s=10)
+    (one,) = handle.broadcast("stats").results(timeout_s=10)
     return one
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.core.service.events import ReplicaFacts
+from serve_app.core.service.events import ReplicaStats
 from tests.e2e.conftest import LONG, STAGES, free_port, until
 from tests.support import ray_nodes as nodes
 
@@ -39,8 +39,8 @@ class Service:
         """What a function of `tests.support.ray_nodes` gives."""
         return self.process.submit(function, *args).result(120)
 
-    def facts(self, stage: str) -> dict[str, ReplicaFacts]:
-        found: dict[str, ReplicaFacts] = self.ask(nodes.facts, stage)
+    def facts(self, stage: str) -> dict[str, ReplicaStats]:
+        found: dict[str, ReplicaStats] = self.ask(nodes.facts, stage)
         return found
 
     def picture(self, asked: dict[str, Any]) -> str:
@@ -96,7 +96,7 @@ class Made:
     """Pictures, and the facts of all replicas by stage and node when they were made."""
 
     pictures: list[str]
-    facts: dict[str, dict[str, ReplicaFacts]]
+    facts: dict[str, dict[str, ReplicaStats]]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_new_node_takes_the_place_of_one_that_died(service: Service, undisturb
     assert any(service.facts(stage)[new].finished for stage in STAGES)
 
 
-def far(service: Service) -> dict[str, ReplicaFacts] | None:
+def far(service: Service) -> dict[str, ReplicaStats] | None:
     """The facts of the second node's replicas, by stage, once both have taken an image far."""
     there = {stage: service.facts(stage)[service.second] for stage in STAGES}
     at = [max(one.positions.values(), default=0) for one in there.values()]

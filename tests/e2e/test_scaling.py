@@ -11,11 +11,11 @@ import pytest
 from ray import serve
 
 from serve_app.app import bind_graph, deploy_stage
-from serve_app.bench.autoscaling_demo import deploy, look
-from serve_app.config.app_args import Scale
+from serve_app.bench.autoscaling_demo import deploy, observe
+from serve_app.config.app_args import DeploymentScale
 from serve_app.core.diffusion.spec import Stage
 from serve_app.deployments.ray_metrics import RayMeter
-from serve_app.simulator.gpu_speed import Costs
+from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.testing.sleeping_stage import NATIVE, SleepingStage, ingress_config, stage_config
 from tests.e2e.conftest import until
 
@@ -43,21 +43,21 @@ def start(bases: int, ledger: Path, drain: float) -> None:
         deploy_stage(
             SleepingStage,
             name,
-            Scale(min_replicas=bases if stage is Stage.BASE else 1),
+            DeploymentScale(min_replicas=bases if stage is Stage.BASE else 1),
             images=2,
             gpus=1,
             drain=drain,
-        ).bind(stage_config(stage, images=2), Costs(), RayMeter)
+        ).bind(stage_config(stage, images=2), GpuSpeed(), RayMeter)
         for name, stage in (("BaseGenerator", Stage.BASE), ("Refiner", Stage.REFINER))
     )
-    graph = bind_graph(ingress_config(refiner=True), ledger, base, refiner, Scale(), 120)
+    graph = bind_graph(ingress_config(refiner=True), ledger, base, refiner, DeploymentScale(), 120)
     serve.run(graph, name=APP, route_prefix=ROUTE)
 
 
 def busy_replicas() -> int:
     """Base replicas with an image that has taken enough steps to have left a snapshot."""
     handle = serve.get_deployment_handle("BaseGenerator", APP)
-    facts = handle.broadcast("facts").results(timeout_s=10)
+    facts = handle.broadcast("stats").results(timeout_s=10)
     return sum(max(one.positions.values(), default=0) > 5 for one in facts)
 
 
@@ -79,7 +79,7 @@ def test_replicas_come_and_go_with_the_work_and_no_image_is_lost(
 ) -> None:
     deploy(APP, ROUTE, str(tmp_path))
     until(lambda: serve.status().applications[APP].status == "RUNNING")
-    assert look(APP).replicas == {Stage.BASE: 1, Stage.REFINER: 1}
+    assert observe(APP).replicas == {Stage.BASE: 1, Stage.REFINER: 1}
     grown = threading.Event()
 
     def keep_asking(_: int) -> list[int]:
@@ -102,6 +102,6 @@ def wait_for(base: int, refiner: int) -> None:
     """There are so many replicas; it took a while."""
     wanted = {Stage.BASE: base, Stage.REFINER: refiner}
     end = time.monotonic() + 150
-    while (there := look(APP).replicas) != wanted:
+    while (there := observe(APP).replicas) != wanted:
         assert time.monotonic() < end, there
         time.sleep(0.5)

@@ -14,7 +14,7 @@ import pytest
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.config.app_args import AppArgs, Scale
+from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.catalog import choose_device
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
@@ -210,5 +210,5 @@ def test_args_are_checked() -> None:
     with pytest.raises(ValueError, match="min_replica\n"):
         AppArgs.model_validate({"base": {"min_replica": 2}})
     with pytest.raises(ValueError, match="must not be below"):
-        Scale(min_replicas=3, max_replicas=2)
-    assert Scale(min_replicas=3).most == 3
+        DeploymentScale(min_replicas=3, max_replicas=2)
+    assert DeploymentScale(min_replicas=3).max_total == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli.download import Ask, Wish, download
+from serve_app.cli.download import Ask, DownloadOptions, download
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.runtime.checkpoints.bundled import demo_folder
@@ -59,7 +59,7 @@ def run(hub: Hub, capsys: pytest.CaptureFixture[str]) -> Download:
         address: str | None = None,
         free: int | None = None,
     ) -> tuple[int, str]:
-        wish = Wish(what, folder, revision, accept_license)
+        wish = DownloadOptions(what, folder, revision, accept_license)
         status = download(wish, ask=ask, address=address or hub.address, free=free)
         return status, capsys.readouterr().err
 

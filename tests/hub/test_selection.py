@@ -5,17 +5,17 @@ import pytest
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import DownloadError
 from serve_app.hub.selection import (
-    Asked,
-    Entry,
+    HubRepo,
+    RepoFile,
+    RepoRequest,
     Repository,
-    Source,
     half_wanted,
-    sources,
+    repos_for,
+    select_files,
     stage_of,
-    wanted,
 )
 
-ASKED = Asked("artist/model", "main", "https://hub.example", "python -m serve_app download")
+ASKED = RepoRequest("artist/model", "main", "https://hub.example", "python -m serve_app download")
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 CONFIGS = {
     "LICENSE.md",
@@ -70,12 +70,12 @@ INDEX = {
 
 
 def repository(paths: set[str], size: int | None = 7, sha256: str | None = "ab") -> Repository:
-    entries = tuple(Entry(path, size, sha256, None) for path in sorted(paths))
+    entries = tuple(RepoFile(path, size, sha256, None) for path in sorted(paths))
     return Repository(ASKED, "c0ffee", "openrail++", ASKED.page, entries)
 
 
 def paths_wanted(paths: set[str], *, half: bool, index: dict[str, object] = INDEX) -> set[str]:
-    return {e.path for e in wanted(repository(paths), index, Stage.BASE, half=half)}
+    return {e.path for e in select_files(repository(paths), index, Stage.BASE, half=half)}
 
 
 def test_half_precision_takes_the_fp16_files_alone_and_full_the_others() -> None:
@@ -114,19 +114,21 @@ def test_a_part_that_only_this_pipeline_has_comes_too() -> None:
 
 def test_a_refiner_needs_one_text_encoder() -> None:
     index = INDEX | {"text_encoder": [None, None], "tokenizer": [None, None]}
-    paths = {e.path for e in wanted(repository(CONFIGS | FULL), index, Stage.REFINER, half=False)}
+    paths = {
+        e.path for e in select_files(repository(CONFIGS | FULL), index, Stage.REFINER, half=False)
+    }
     assert not any(path.startswith(("text_encoder/", "tokenizer/")) for path in paths)
     with pytest.raises(DownloadError, match=r"artist/model lacks text_encoder in model_index.json"):
-        wanted(repository(CONFIGS | FULL), index, Stage.BASE, half=False)
+        select_files(repository(CONFIGS | FULL), index, Stage.BASE, half=False)
 
 
 def test_the_small_files_come_first() -> None:
     entries = (
-        Entry("model_index.json", 500, None, "aa"),
-        *(Entry(path, 7000, "bb", None) for path in sorted(FULL)),
-        *(Entry(f"{part}/config.json", 60, None, "aa") for part in PARTS),
+        RepoFile("model_index.json", 500, None, "aa"),
+        *(RepoFile(path, 7000, "bb", None) for path in sorted(FULL)),
+        *(RepoFile(f"{part}/config.json", 60, None, "aa") for part in PARTS),
     )
-    found = wanted(Repository(ASKED, "c", "", "", entries), INDEX, Stage.BASE, half=False)
+    found = select_files(Repository(ASKED, "c", "", "", entries), INDEX, Stage.BASE, half=False)
     assert [e.size for e in found] == [60] * 4 + [500] + [7000] * 4
 
 
@@ -140,7 +142,7 @@ def test_pickles_alone_are_refused() -> None:
 @pytest.mark.parametrize(("size", "sha256"), [(None, "ab"), (7, None)])
 def test_what_could_not_be_verified_is_refused(size: int | None, sha256: str | None) -> None:
     with pytest.raises(DownloadError, match=r"says neither size nor hash of .*HF_ENDPOINT"):
-        wanted(repository(CONFIGS | FULL, size, sha256), INDEX, Stage.BASE, half=True)
+        select_files(repository(CONFIGS | FULL, size, sha256), INDEX, Stage.BASE, half=True)
 
 
 def test_the_stage_is_that_of_the_class() -> None:
@@ -172,16 +174,16 @@ def test_half_the_bytes_unless_the_service_computes_in_fp32(
 
 
 def test_words_stand_for_repositories() -> None:
-    (base,) = sources("sdxl")
-    (refiner,) = sources("sdxl-refiner")
-    assert base == Source("stabilityai/stable-diffusion-xl-base-1.0", "sdxl-base")
-    assert refiner == Source("stabilityai/stable-diffusion-xl-refiner-1.0", "sdxl-refiner")
-    assert sources("all") == (base, refiner)
-    assert sources(base.name) == (base,)
-    assert sources("artist/model_v1.0") == (Source("artist/model_v1.0", "model_v1.0"),)
+    (base,) = repos_for("sdxl")
+    (refiner,) = repos_for("sdxl-refiner")
+    assert base == HubRepo("stabilityai/stable-diffusion-xl-base-1.0", "sdxl-base")
+    assert refiner == HubRepo("stabilityai/stable-diffusion-xl-refiner-1.0", "sdxl-refiner")
+    assert repos_for("all") == (base, refiner)
+    assert repos_for(base.name) == (base,)
+    assert repos_for("artist/model_v1.0") == (HubRepo("artist/model_v1.0", "model_v1.0"),)
 
 
 @pytest.mark.parametrize("wish", ["sdxl-base", "", "a/b/c", "../up", "a/..", "a/b c", "-a/b"])
 def test_a_word_that_stands_for_nothing_is_told_what_it_may_be(wish: str) -> None:
     with pytest.raises(DownloadError, match=r"must be sdxl, sdxl-refiner, all, or the OWNER/NAME"):
-        sources(wish)
+        repos_for(wish)

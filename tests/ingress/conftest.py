@@ -7,20 +7,20 @@ from starlette.types import ASGIApp
 
 from serve_app.core.service.metrics import Meter
 from serve_app.deployments.ledger import Ledger
-from serve_app.ingress.access import Policy
+from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.app import build_api
 from serve_app.ingress.contracts import Conductor
-from serve_app.ingress.job_service import Desk
-from tests.support.fake_conductor import FACTS, Painter
+from serve_app.ingress.job_service import JobService
+from tests.support.fake_conductor import INFO, FakeConductor
 
 Client = Callable[..., httpx.AsyncClient]
 ORIGIN = "http://localhost:5173"
-POLICY = Policy(origins=(ORIGIN,))
+POLICY = AccessPolicy(origins=(ORIGIN,))
 
 
 @pytest.fixture
-def painter() -> Painter:
-    return Painter()
+def painter() -> FakeConductor:
+    return FakeConductor()
 
 
 @pytest.fixture
@@ -31,22 +31,22 @@ def ledger() -> Ledger:
 def api_over(
     conductor: Conductor,
     ledger: Any,
-    facts: Any = FACTS,
-    policy: Policy = POLICY,
+    facts: Any = INFO,
+    policy: AccessPolicy = POLICY,
     *,
     proxy_names: bool = False,
     meter: Meter | None = None,
     **wishes: Any,
 ) -> ASGIApp:
     """The whole API on a desk of its own; `wishes` are the desk's."""
-    desk = Desk(conductor, ledger, facts, **({"headstart": 0} | wishes))
+    desk = JobService(conductor, ledger, facts, **({"ledger_delay": 0} | wishes))
     return build_api(
         desk, conductor, facts, policy, version="9.9.9", proxy_names=proxy_names, meter=meter
     )
 
 
 @pytest.fixture
-async def client(painter: Painter, ledger: Ledger) -> AsyncIterator[Client]:
+async def client(painter: FakeConductor, ledger: Ledger) -> AsyncIterator[Client]:
     """Makes clients of an API over a conductor; `painter`'s unless another is given.
 
     All of them share a ledger, as ingress processes do.

@@ -9,19 +9,25 @@ from starlette.datastructures import Headers
 
 from serve_app.core.errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 from serve_app.deployments.ledger import Ledger
-from serve_app.ingress.access import OPEN, Policy, address_name, digests
+from serve_app.ingress.access import PUBLIC_ROUTES, AccessPolicy, address_name, digests
 from serve_app.ingress.app import routed
-from serve_app.ingress.job_service import Desk
+from serve_app.ingress.job_service import JobService
 from tests.ingress.conftest import ORIGIN, Client
-from tests.support.fake_conductor import FACTS, Painter
+from tests.support.fake_conductor import INFO, FakeConductor
 
-KEYED = Policy(keys=digests(["secret-one", "secret-two"]), origins=(ORIGIN,))
+KEYED = AccessPolicy(keys=digests(["secret-one", "secret-two"]), origins=(ORIGIN,))
 RIGHT = {"Authorization": "Bearer secret-two"}
 
 
 def every_route() -> list[tuple[str, str]]:
     """Method and path of all there is, as the app itself has it."""
-    api = routed(Desk(Painter(), Ledger(None), FACTS), Painter(), FACTS, Policy(), version="1")
+    api = routed(
+        JobService(FakeConductor(), Ledger(None), INFO),
+        FakeConductor(),
+        INFO,
+        AccessPolicy(),
+        version="1",
+    )
     found = {("GET", "/nothing")}
     for route in _all(api.routes):
         found |= {(m, route.path.replace("{id}", "x")) for m in route.methods - {"HEAD"}}
@@ -45,7 +51,7 @@ def code(answer: Any) -> str:
 def test_the_walk_meets_every_route() -> None:
     paths = {path for _, path in ROUTES}
     assert {"/generate", "/refine", "/v1/images/edits", "/jobs/x", "/openapi.json"} <= paths
-    assert set(ROUTES) >= OPEN
+    assert set(ROUTES) >= PUBLIC_ROUTES
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -63,16 +69,16 @@ def test_the_walk_meets_every_route() -> None:
     ids=lambda h: str(list(h.values())),
 )
 async def test_without_a_right_key_nothing_answers_but_what_is_open(
-    client: Client, painter: Painter, method: str, path: str, headers: dict[str, str]
+    client: Client, painter: FakeConductor, method: str, path: str, headers: dict[str, str]
 ) -> None:
     answer = await client(policy=KEYED).request(method, path, headers=headers)
-    if (method, path) in OPEN:
+    if (method, path) in PUBLIC_ROUTES:
         assert answer.status_code == 200
     else:
         assert (answer.status_code, code(answer)) == (401, "UNAUTHORIZED")
         assert answer.headers["www-authenticate"] == "Bearer"
         assert "secret" not in answer.text
-    assert not painter.asked
+    assert not painter.calls
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -81,7 +87,7 @@ async def test_with_a_key_in_the_query_nothing_more_answers(
 ) -> None:
     query = "?api_key=secret-one&key=secret-one&Authorization=Bearer%20secret-one"
     answer = await client(policy=KEYED).request(method, path + query)
-    assert answer.status_code == (200 if (method, path) in OPEN else 401)
+    assert answer.status_code == (200 if (method, path) in PUBLIC_ROUTES else 401)
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -144,12 +150,12 @@ async def test_a_page_of_our_own_may_ask(client: Client) -> None:
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "a/b"])
 async def test_what_a_page_may_post_without_asking_is_not_taken(
-    client: Client, painter: Painter, path: str, kind: str
+    client: Client, painter: FakeConductor, path: str, kind: str
 ) -> None:
     body = b'{"prompt": "a"}'
     answer = await client().post(path, content=body, headers={"Content-Type": kind})
     assert (answer.status_code, code(answer)) == (415, "UNSUPPORTED_MEDIA_TYPE")
-    assert not painter.asked
+    assert not painter.calls
 
 
 @pytest.mark.parametrize("path", POSTS)
@@ -190,7 +196,7 @@ async def test_without_keys_this_machine_alone_may_ask(
 ) -> None:
     answer = await client(peer=peer).get("/v1/models", headers=headers)
     assert answer.status_code == (200 if allowed else 401)
-    opened = client(peer=peer, policy=Policy(anonymous=True))
+    opened = client(peer=peer, policy=AccessPolicy(anonymous=True))
     assert (await opened.get("/v1/models", headers=headers)).status_code == 200
     assert (await client(peer=peer).get("/livez", headers=headers)).status_code == 200
 
@@ -211,17 +217,17 @@ async def test_without_keys_this_machine_alone_may_ask(
     ],
 )
 def test_a_host_is_known_by_its_name_whatever_its_port(host: str, known: bool) -> None:
-    policy = Policy(hosts=("Pictures.example.org", "*.studio.example.org"))
+    policy = AccessPolicy(hosts=("Pictures.example.org", "*.studio.example.org"))
     if known:
         policy.check_host("/generate", host)
     else:
         with pytest.raises(ForbiddenHost):
             policy.check_host("/generate", host)
-    Policy(hosts=("*",)).check_host("/generate", host)
+    AccessPolicy(hosts=("*",)).check_host("/generate", host)
 
 
 def test_an_origin_is_compared_whole() -> None:
-    policy = Policy(origins=("https://app.example.org",))
+    policy = AccessPolicy(origins=("https://app.example.org",))
     policy.check_origin("https://app.example.org", "localhost")
     for origin in ("https://app.example.org.evil.example", "http://app.example.org", "null", ""):
         with pytest.raises(ForbiddenOrigin):
@@ -240,7 +246,7 @@ def test_a_caller_is_named_by_a_part_of_the_digest_and_never_by_the_key() -> Non
 
 
 def test_a_key_may_have_letters_beyond_ascii() -> None:
-    policy = Policy(keys=digests(["schlüssel"]))
+    policy = AccessPolicy(keys=digests(["schlüssel"]))
     sent = Headers(raw=[(b"authorization", "Bearer schlüssel".encode())])
     assert policy.caller("POST", "/generate", sent, None).startswith("key:")
 
@@ -252,7 +258,7 @@ def test_an_ipv6_network_is_one_caller() -> None:
 
 
 async def test_a_body_limit_is_the_operators_to_set(client: Client) -> None:
-    small = client(policy=Policy(body_limit=2**20))
+    small = client(policy=AccessPolicy(max_body_bytes=2**20))
     headers = {"Content-Type": "application/json"}
     for path in ("/generate", "/v1/images/generations"):
         answer = await small.post(path, content=b" " * (2**20 + 1), headers=headers)
@@ -265,7 +271,7 @@ async def test_no_log_at_info_and_no_error_repeats_a_prompt_a_picture_or_a_key(
 ) -> None:
     canary = "canary-7f3a"
     with caplog.at_level(logging.INFO):
-        keyed = client(policy=Policy(keys=digests([canary])))
+        keyed = client(policy=AccessPolicy(keys=digests([canary])))
         told = {"Authorization": f"Bearer {canary}"}
         fine = {"prompt": canary, "negativePrompt": canary}
         assert (await keyed.post("/generate", json=fine, headers=told)).status_code == 201
@@ -292,7 +298,7 @@ async def test_no_log_at_info_and_no_error_repeats_a_prompt_a_picture_or_a_key(
 )
 @pytest.mark.parametrize("field", ["model", "config", "loras"])
 async def test_a_name_is_looked_up_and_never_a_path(
-    client: Client, painter: Painter, name: str, field: str
+    client: Client, painter: FakeConductor, name: str, field: str
 ) -> None:
     value: Any = {"model": name, "config": {"modelPath": name}, "loras": [{"name": name}]}[field]
     asked = {"prompt": "a", "images": ["bm9uZQ=="], field: value}
@@ -302,4 +308,4 @@ async def test_a_name_is_looked_up_and_never_a_path(
     answer = await client().post(route, json=asked)
     assert answer.status_code in (400, 404)
     assert name not in answer.text
-    assert not painter.asked
+    assert not painter.calls

@@ -20,7 +20,7 @@ from PIL import Image
 from serve_app.deployments.ledger import Ledger
 from tests.ingress.conftest import api_over
 from tests.support import request_corpus as corpus
-from tests.support.fake_conductor import FACTS, Painter
+from tests.support.fake_conductor import INFO, FakeConductor
 from tests.support.http_server import serving
 
 ROUTES = ("/generate", "/refine", "/v1/images/generations")
@@ -32,14 +32,16 @@ ROOM = 64 * 2**20  # bytes above what the largest legal picture takes
 
 
 @pytest.fixture(scope="module")
-def painter() -> Painter:
-    return Painter()
+def painter() -> FakeConductor:
+    return FakeConductor()
 
 
 @pytest.fixture(scope="module")
-def caller(painter: Painter) -> Iterator[httpx.Client]:
+def caller(painter: FakeConductor) -> Iterator[httpx.Client]:
     """A client of the service on a port, for a checkpoint of small pictures."""
-    facts = replace(FACTS, models=(replace(FACTS.model, native=64),), image_count=1)
+    facts = replace(
+        INFO, models=(replace(INFO.default_model, native_size=64),), default_image_count=1
+    )
     with (
         serving(api_over(painter, Ledger(None), facts)) as address,
         httpx.Client(base_url=address, timeout=60) as client,
@@ -59,41 +61,41 @@ def edit(caller: httpx.Client, file: bytes) -> httpx.Response:
 
 @pytest.mark.parametrize(("route", "name"), BODIES)
 def test_a_bad_body_gets_its_documented_refusal(
-    caller: httpx.Client, painter: Painter, route: str, name: str
+    caller: httpx.Client, painter: FakeConductor, route: str, name: str
 ) -> None:
     body, code = corpus.bad_bodies(route)[name]
-    painter.asked.clear()
+    painter.calls.clear()
     answer = caller.post(route, content=body, headers=JSON)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"].upper()) == (STATUSES.get(code, 400), code)
     assert len(answer.content) < 2000
-    assert not painter.asked
+    assert not painter.calls
 
 
 @pytest.mark.parametrize("ask", [refine, edit], ids=["refine", "edits"])
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_picture_gets_its_documented_refusal(
-    caller: httpx.Client, painter: Painter, name: str, ask: Any
+    caller: httpx.Client, painter: FakeConductor, name: str, ask: Any
 ) -> None:
     file, sentence = BAD[name]
-    painter.asked.clear()
+    painter.calls.clear()
     answer = ask(caller, file)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"].upper()) == (400, "INVALID_IMAGE"), error
     assert "image 0" in error["message"]
     assert sentence in error["message"]
-    assert not painter.asked
+    assert not painter.calls
 
 
 @pytest.mark.parametrize("ask", [refine, edit], ids=["refine", "edits"])
 @pytest.mark.parametrize("name", corpus.PICTURES)
 def test_a_good_picture_comes_through_with_the_right_pixels(
-    caller: httpx.Client, painter: Painter, name: str, ask: Any
+    caller: httpx.Client, painter: FakeConductor, name: str, ask: Any
 ) -> None:
     file, colours = corpus.PICTURES[name]
-    painter.asked.clear()
+    painter.calls.clear()
     assert ask(caller, file).is_success
-    ((_, spec, source, _),) = painter.asked
+    ((_, spec, source, _),) = painter.calls
     assert (spec.width, spec.height) == (corpus.WIDTH, corpus.HEIGHT)
     image = Image.frombytes("RGB", (spec.width, spec.height), source or b"")
     for i, colour in enumerate(colours):

@@ -5,11 +5,11 @@ import pytest
 
 from serve_app.core import errors
 from serve_app.ingress.errors import (
-    MOST_DETAILS,
+    MAX_DETAILS,
     TABLE,
-    Refusal,
-    answer,
-    answer_error,
+    ErrorResponse,
+    respond,
+    respond_to_exception,
     retry_after,
     shown,
 )
@@ -33,7 +33,7 @@ def test_an_error_that_is_not_in_the_table_is_told_as_its_nearest_kin(
     error: Exception, status: int, code: str
 ) -> None:
     state = dict(STATE)
-    told = answer_error(error, state, 0)
+    told = respond_to_exception(error, state, 0)
     assert (told.status_code, json.loads(told.body)["error"]["code"]) == (status, code)
     assert state["refused"] == code
 
@@ -47,7 +47,7 @@ def test_every_named_error_has_a_place_but_the_operators() -> None:
 
 def test_the_stack_of_a_fault_is_in_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "aura.ingress"):
-        told = answer_error(KeyError("/models/secret"), dict(STATE), 0)
+        told = respond_to_exception(KeyError("/models/secret"), dict(STATE), 0)
     assert b"secret" not in told.body
     assert "KeyError" not in told.body.decode()
     assert "id-7" in caplog.text
@@ -71,6 +71,6 @@ def test_what_a_caller_sent_is_told_back_at_40_characters_a_word_at_most() -> No
 
 
 def test_an_answer_has_a_bounded_number_of_details() -> None:
-    refusal = Refusal(400, "VALIDATION_ERROR", "m", [("a", "b")] * 10_000)
-    told = answer(refusal, dict(STATE))
-    assert len(json.loads(told.body)["error"]["details"]) == MOST_DETAILS
+    refusal = ErrorResponse(400, "VALIDATION_ERROR", "m", [("a", "b")] * 10_000)
+    told = respond(refusal, dict(STATE))
+    assert len(json.loads(told.body)["error"]["details"]) == MAX_DETAILS

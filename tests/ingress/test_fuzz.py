@@ -20,15 +20,15 @@ from PIL import Image
 from schemathesis.specs.openapi import checks
 from starlette.datastructures import Headers
 
-from serve_app.core.service.jobs import Job, JobState, Result
+from serve_app.core.service.jobs import Job, JobResult, JobState
 from serve_app.deployments.ledger import Ledger
-from serve_app.ingress.access import Policy, digests
+from serve_app.ingress.access import AccessPolicy, digests
 from serve_app.ingress.openai.routes import EDITS
 from tests.ingress.conftest import api_over
-from tests.support.fake_conductor import FACTS, Instant
+from tests.support.fake_conductor import INFO, InstantConductor
 
 KEY = {"Authorization": "Bearer a-key"}
-POLICY = Policy(keys=digests(["a-key"]), hosts=("*",))
+POLICY = AccessPolicy(keys=digests(["a-key"]), hosts=("*",))
 CALLER = POLICY.caller("POST", "/generate", Headers(KEY), None)
 JOB = Job("known", CALLER, "owner", time.time())
 
@@ -44,18 +44,21 @@ def served() -> Any:
     ledger = Ledger(None)
 
     async def fill() -> None:
-        await ledger.open(JOB, None)
+        await ledger.create(JOB, None)
         meta = (
             '{"model":"m","durationMs":1,"seeds":[1],"width":8,"height":8,"steps":1,'
             '"guidanceScale":1,"sampler":"euler","refined":false,"jobId":"known","warnings":[]}'
         )
-        await ledger.end(
-            JOB.id, JOB.owner, JobState.SUCCEEDED, None, Result((b"png",), meta, JOB.created)
+        await ledger.finish(
+            JOB.id, JOB.owner, JobState.SUCCEEDED, None, JobResult((b"png",), meta, JOB.created)
         )
 
     asyncio.run(fill())
     return api_over(
-        Instant(), ledger, replace(FACTS, models=(replace(FACTS.model, native=64),)), POLICY
+        InstantConductor(),
+        ledger,
+        replace(INFO, models=(replace(INFO.default_model, native_size=64),)),
+        POLICY,
     )
 
 
@@ -81,7 +84,7 @@ def map_body(context: Any, body: Any) -> Any:
     if not isinstance(body, dict) or len(str(body)) % 4 == 0:
         return body
     if isinstance(body.get("model"), str):
-        body["model"] = FACTS.model.name
+        body["model"] = INFO.default_model.name
     if context.operation.path == "/refine":
         refined(body)
     return body
@@ -103,7 +106,7 @@ def refined(body: dict[str, Any]) -> None:
         body["baseImages"] = [IMAGES[len(text) % 3] for text in texts]
     config = body.get("config")
     if isinstance(config, dict) and isinstance(config.get("modelPath"), str):
-        config["modelPath"] = FACTS.model.name
+        config["modelPath"] = INFO.default_model.name
 
 
 def is_list_of_texts(value: Any) -> bool:
@@ -115,13 +118,13 @@ def is_list_of_texts(value: Any) -> bool:
 
 
 def is_prompt(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and len(value) <= FACTS.prompt_chars
+    return isinstance(value, str) and bool(value.strip()) and len(value) <= INFO.max_prompt_chars
 
 
 @SCHEMA.hook
 def map_path_parameters(context: Any, path_parameters: Any) -> Any:
     """Every other job or model that is asked for is known."""
-    for name, known in (("id", JOB.id), ("name", FACTS.model.name)):
+    for name, known in (("id", JOB.id), ("name", INFO.default_model.name)):
         if path_parameters and len(str(path_parameters.get(name, "odd"))) % 2 == 0:
             path_parameters[name] = known
     return path_parameters

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serve_app.core.diffusion.model_defaults import Defaults
+from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.spec import Sampler
-from serve_app.core.service.info import ModelFacts
+from serve_app.core.service.info import ModelInfo
 from tests.ingress.conftest import Client
-from tests.support.fake_conductor import FACTS, NOISE, Painter
+from tests.support.fake_conductor import INFO, NOISE, FakeConductor
 from tests.support.request_corpus import quarters, saved
 
-LIGHTNING = ModelFacts("fox-lightning", 1024, NOISE, Defaults(8, 1.0, Sampler.EULER_TRAILING))
-FEW = replace(FACTS, models=(LIGHTNING,))
+LIGHTNING = ModelInfo("fox-lightning", 1024, NOISE, ModelDefaults(8, 1.0, Sampler.EULER_TRAILING))
+FEW = replace(INFO, models=(LIGHTNING,))
 PICTURE = base64.b64encode(saved(quarters(512, 512))).decode()
 
 
@@ -54,7 +54,7 @@ async def test_a_temperature_that_counts_for_nothing_is_told(client: Client) -> 
 
 
 async def test_quality_is_no_number_of_steps_to_a_distilled_model(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     alone = client(facts=FEW)
     for more in (
@@ -66,14 +66,14 @@ async def test_quality_is_no_number_of_steps_to_a_distilled_model(
     assert [spec.steps for spec in painter.specs] == [8, 8, 5]
 
 
-PLAIN = FACTS.model
-SMALL = ModelFacts("fox-small", 512, NOISE, refined=False)
-MANY = replace(FACTS, models=(PLAIN, LIGHTNING, SMALL))
+PLAIN = INFO.default_model
+SMALL = ModelInfo("fox-small", 512, NOISE, can_be_refined=False)
+MANY = replace(INFO, models=(PLAIN, LIGHTNING, SMALL))
 NAMES = "there is sdxl-base-1.0, fox-lightning, fox-small"
 
 
 async def test_a_request_chooses_a_model_and_its_pictures_remember_it(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     many = client(facts=MANY)
     for body, name in (({}, PLAIN.name), ({"model": "fox-lightning"}, "fox-lightning")):
@@ -86,7 +86,7 @@ async def test_a_request_chooses_a_model_and_its_pictures_remember_it(
         assert again.json()["images"] == said["images"][:1]
 
 
-async def test_each_model_has_its_own_sizes(client: Client, painter: Painter) -> None:
+async def test_each_model_has_its_own_sizes(client: Client, painter: FakeConductor) -> None:
     many = client(facts=MANY)
     await many.post("/generate", json={"prompt": "a", "model": "fox-small"})
     assert (painter.specs[-1].width, painter.specs[-1].height) == (512, 512)
@@ -98,7 +98,7 @@ async def test_each_model_has_its_own_sizes(client: Client, painter: Painter) ->
 
 
 async def test_a_model_that_the_refiner_does_not_continue_makes_the_whole_image(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     many = client(facts=MANY)
     meta = (await many.post("/generate", json={"prompt": "a", "model": "fox-small"})).json()["meta"]
@@ -109,7 +109,7 @@ async def test_a_model_that_the_refiner_does_not_continue_makes_the_whole_image(
     assert meta["warnings"] == [
         "the refiner does not continue pictures of fox-small: base made the whole image"
     ]
-    alone = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": FACTS.refiner}}
+    alone = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": INFO.refiner}}
     assert (await many.post("/refine", json=alone)).json()["meta"]["refined"]
     refused = await many.post("/refine", json=alone | {"model": "fox-small"})
     assert refused.status_code == 400
@@ -135,7 +135,7 @@ async def test_an_unknown_name_is_told_the_names_there_are_and_never_repeated(
     assert not name or (f" {name} " not in error["message"] and "/" not in error["message"])
 
 
-async def test_both_names_of_the_field_must_agree(client: Client, painter: Painter) -> None:
+async def test_both_names_of_the_field_must_agree(client: Client, painter: FakeConductor) -> None:
     many = client(facts=MANY)
     body = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": "fox-small"}}
     assert (await many.post("/refine", json=body | {"model": "fox-small"})).status_code == 201
@@ -147,7 +147,7 @@ async def test_both_names_of_the_field_must_agree(client: Client, painter: Paint
 
 
 async def test_openai_s_clients_choose_too_and_their_own_names_mean_the_default(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     many = client(facts=MANY)
     for name, meant in (("fox-small", "fox-small"), ("dall-e-3", PLAIN.name), (None, PLAIN.name)):
@@ -159,9 +159,9 @@ async def test_openai_s_clients_choose_too_and_their_own_names_mean_the_default(
     assert (await many.post("/v1/images/edits", data=form, files=files)).status_code == 200
     assert painter.specs[-1].model == "fox-small"
     listed = (await many.get("/v1/models")).json()["data"]
-    assert [one["id"] for one in listed] == list(MANY.names)
+    assert [one["id"] for one in listed] == list(MANY.model_names)
 
 
 async def test_health_lists_the_models(client: Client) -> None:
     said = (await client(facts=MANY).get("/health")).json()
-    assert (said["model"], said["models"]) == (PLAIN.name, list(MANY.names))
+    assert (said["model"], said["models"]) == (PLAIN.name, list(MANY.model_names))

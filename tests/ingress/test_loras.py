@@ -5,19 +5,19 @@ from dataclasses import replace
 import pytest
 
 from serve_app.core.errors import InvalidRequest
-from serve_app.core.service.info import LoraFacts, ModelFacts, ServiceFacts
-from serve_app.ingress.generation import order_generate, order_refine
+from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
+from serve_app.ingress.generation import plan_generate, plan_refine
 from serve_app.ingress.image_input import BaseImage
 from serve_app.ingress.native.schemas import GenerateRequest, RefineRequest
 from tests.support.engine_runs import NOISE
 
-FACTS = ServiceFacts(
-    (ModelFacts("sdxl", 1024, NOISE),),
+FACTS = ServiceInfo(
+    (ModelInfo("sdxl", 1024, NOISE),),
     "refiner",
     "cpu",
     "fp32",
-    image_count=1,
-    loras=(LoraFacts("ink", ("sdxl",)),),
+    default_image_count=1,
+    loras=(LoraInfo("ink", ("sdxl",)),),
 )
 IMAGE = BaseImage(1024, 1024, bytes(3 * 1024 * 1024), None, "digest")
 IGNORED = "loras are ignored: the refiner works alone, and wears none"
@@ -39,7 +39,7 @@ def test_a_picture_s_loras_end_at_the_hand_off(
     asked: dict[str, object], warnings: tuple[str, ...]
 ) -> None:
     request = GenerateRequest.model_validate({"prompt": "a fox"} | asked)
-    assert order_generate(request, FACTS, 1).warnings == warnings
+    assert plan_generate(request, FACTS, 1).warnings == warnings
 
 
 @pytest.mark.parametrize(
@@ -55,30 +55,30 @@ def test_a_refined_picture_that_enters_late_wears_none(
     asked: dict[str, object], warnings: tuple[str, ...]
 ) -> None:
     body = {"prompt": "a fox", "images": ["x"]} | WORN | asked
-    order = order_refine(RefineRequest.model_validate(body), [IMAGE], FACTS, 1)
+    order = plan_refine(RefineRequest.model_validate(body), [IMAGE], FACTS, 1)
     assert order.warnings == warnings
 
 
 def test_where_there_is_no_refiner_nothing_is_told() -> None:
     body = {"prompt": "a fox", "images": ["x"], "strength": 0.1} | WORN
     request = RefineRequest.model_validate(body)
-    assert order_refine(request, [IMAGE], replace(FACTS, refiner=None), 1).warnings == ()
+    assert plan_refine(request, [IMAGE], replace(FACTS, refiner=None), 1).warnings == ()
 
 
 def test_a_lora_in_the_prompt_is_told_for_words() -> None:
     request = GenerateRequest.model_validate({"prompt": "a fox <lora:ink:0.8>"})
-    assert order_generate(request, FACTS, 1).warnings == (
+    assert plan_generate(request, FACTS, 1).warnings == (
         "<lora:…> in the prompt is read as words: name LoRAs in the field loras",
     )
 
 
 def test_no_more_are_worn_at_once_than_are_kept_in_memory() -> None:
-    loras = tuple(LoraFacts(name, ("sdxl",)) for name in ("a", "b", "c"))
-    facts = replace(FACTS, loras=loras, loras_at_once=2)
+    loras = tuple(LoraInfo(name, ("sdxl",)) for name in ("a", "b", "c"))
+    facts = replace(FACTS, loras=loras, max_loras=2)
     worn: list[dict[str, object]] = [{"name": "a"}, {"name": "b", "weight": 0}, {"name": "c"}]
     request = GenerateRequest.model_validate({"prompt": "a fox", "loras": worn})
-    assert len(order_generate(request, facts, 1).pieces) == 1
+    assert len(plan_generate(request, facts, 1).images) == 1
     worn[1]["weight"] = 0.1
     request = GenerateRequest.model_validate({"prompt": "a fox", "loras": worn})
     with pytest.raises(InvalidRequest, match="loras may be 2 at once, got 3"):
-        order_generate(request, facts, 1)
+        plan_generate(request, facts, 1)

@@ -9,19 +9,19 @@ import httpx
 import pytest
 
 from serve_app.deployments.ledger import Ledger
-from serve_app.ingress.access import Policy, digests
+from serve_app.ingress.access import AccessPolicy, digests
 from tests.ingress.conftest import Client, api_over
-from tests.support.fake_conductor import Painter
+from tests.support.fake_conductor import FakeConductor
 from tests.support.http_server import serving
 
 ORIGIN = {"Origin": "http://localhost:5173"}
 JSON = {"Content-Type": "application/json"}
 
 
-class Speechless(Painter):
+class Speechless(FakeConductor):
     """Fails, and can't even say what it owes: no error handler gets through."""
 
-    async def make(self, *asked: object) -> bytes:
+    async def generate(self, *arguments: object) -> bytes:
         raise ValueError("/secret/path")
 
     def owed_seconds(self) -> float:
@@ -69,9 +69,9 @@ async def test_even_when_telling_of_a_fault_fails_the_caller_gets_the_one_shape(
     assert "secret" not in answer.text
 
 
-async def test_under_a_prefix_every_address_is_what_it_is_without(painter: Painter) -> None:
+async def test_under_a_prefix_every_address_is_what_it_is_without(painter: FakeConductor) -> None:
     """As Serve has it with `route_prefix: /aura`: the path keeps it, root_path names it."""
-    policy = Policy(keys=digests(["key"]))
+    policy = AccessPolicy(keys=digests(["key"]))
     api = api_over(painter, Ledger(None), policy=policy)
     transport = httpx.ASGITransport(app=api, root_path="/aura", client=("127.0.0.1", 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.7") as client:
@@ -81,10 +81,10 @@ async def test_under_a_prefix_every_address_is_what_it_is_without(painter: Paint
         assert host.status_code == 403
 
 
-async def test_all_bodies_together_take_a_bounded_room(painter: Painter) -> None:
+async def test_all_bodies_together_take_a_bounded_room(painter: FakeConductor) -> None:
     """Twenty callers send all but the last byte of a body at the limit, and then the rest."""
     limit, callers = 2**20, 20
-    policy = Policy(body_limit=limit)
+    policy = AccessPolicy(max_body_bytes=limit)
     go = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
@@ -121,14 +121,14 @@ async def test_all_bodies_together_take_a_bounded_room(painter: Painter) -> None
 )
 @pytest.mark.parametrize("parser", ["h11", "httptools"])
 def test_who_sends_a_large_body_to_its_end_gets_the_answer_and_no_reset(
-    painter: Painter, parser: str, path: str, host: str, status: bytes
+    painter: FakeConductor, parser: str, path: str, host: str, status: bytes
 ) -> None:
     """Well over what the kernel holds for both sides, so that it must really be read."""
     limit = 2**24
     length = limit + 2**23 if status == b"413" else limit
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n"
     head += "Content-Type: application/json\r\n\r\n"
-    api = api_over(painter, Ledger(None), policy=Policy(body_limit=limit))
+    api = api_over(painter, Ledger(None), policy=AccessPolicy(max_body_bytes=limit))
     with serving(api, parser) as address:
         where = ("127.0.0.1", int(address.rpartition(":")[2]))
         with socket.create_connection(where, timeout=20) as connection:
@@ -136,12 +136,12 @@ def test_who_sends_a_large_body_to_its_end_gets_the_answer_and_no_reset(
             assert status in connection.recv(100)
 
 
-async def test_a_body_that_stops_coming_is_given_up(painter: Painter) -> None:
+async def test_a_body_that_stops_coming_is_given_up(painter: FakeConductor) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b'{"prompt": '
         await asyncio.sleep(60)
 
-    api = api_over(painter, Ledger(None), policy=Policy(body_patience=0.05))
+    api = api_over(painter, Ledger(None), policy=AccessPolicy(body_read_timeout=0.05))
     transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answering = client.post("/generate", content=body(), headers=JSON)
@@ -153,7 +153,7 @@ async def test_a_body_that_stops_coming_is_given_up(painter: Painter) -> None:
     ("path", "kind"), [("/v1/images/edits", "multipart/form-data; boundary=x")]
 )
 async def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(
-    painter: Painter, path: str, kind: str, caplog: pytest.LogCaptureFixture
+    painter: FakeConductor, path: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     messages: Any = iter(
         [

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serve_app.core.diffusion.spec import ImageSpec, Sampler
-from serve_app.ingress.png_metadata import Record, infotext, inscribe, remembered_prompt
+from serve_app.ingress.png_metadata import GenerationRecord, embed, infotext, read_prompt
 from tests.ingress.conftest import Client
-from tests.support.fake_conductor import Painter
+from tests.support.fake_conductor import FakeConductor
 
 MODELS = {"base": "sdxl-base-1.0", "refiner": "sdxl-refiner-1.0"}
 SPEC = ImageSpec(
@@ -27,8 +27,8 @@ def plain() -> bytes:
     return file.getvalue()
 
 
-def record(prompt: str) -> Record:
-    return Record("/generate", {"prompt": prompt}, prompt, None, MODELS, {"base": "p"})
+def record(prompt: str) -> GenerationRecord:
+    return GenerationRecord("/generate", {"prompt": prompt}, prompt, None, MODELS, {"base": "p"})
 
 
 def opened(png: bytes) -> Image.Image:
@@ -39,14 +39,14 @@ def opened(png: bytes) -> Image.Image:
 
 @given(st.text(min_size=1, max_size=200).filter(lambda t: t.isprintable() or "\n" in t))
 def test_any_prompt_comes_back_as_it_went_in_and_no_pixel_changes(prompt: str) -> None:
-    image = opened(inscribe(plain(), prompt, record(prompt)))
-    assert remembered_prompt(image.info) == prompt
+    image = opened(embed(plain(), prompt, record(prompt)))
+    assert read_prompt(image.info) == prompt
     assert image.info["parameters"] == prompt.replace("\0", " ")
     assert image.tobytes() == opened(plain()).tobytes()
 
 
 def test_the_picture_says_to_machines_that_a_model_made_it() -> None:
-    image = opened(inscribe(plain(), "a", record("a")))
+    image = opened(embed(plain(), "a", record("a")))
     description = ElementTree.fromstring(image.info["XML:com.adobe.xmp"])[0][0]
     said = description.attrib["{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"]
     assert said == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -99,7 +99,7 @@ def test_the_text_tells_what_differs() -> None:
     ids=lambda said: str(said)[:20],
 )
 def test_a_forged_record_is_as_good_as_none(said: Any) -> None:
-    assert remembered_prompt({"aura": said}) is None
+    assert read_prompt({"aura": said}) is None
 
 
 async def made(client: Client, route: str, **asked: Any) -> tuple[list[str], dict[str, Any]]:
@@ -136,7 +136,7 @@ async def test_the_record_names_the_numeric_profiles_but_no_time_and_no_job(
 
 
 async def test_a_refine_prompt_adds_to_the_prompt_that_made_the_picture(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     images, _ = await made(client, "/generate", prompt="misty forest at dawn", imageCount=1)
     refined, _ = await made(
@@ -157,7 +157,7 @@ async def test_a_refined_picture_can_be_made_again_from_the_same_base(client: Cl
 
 
 async def test_a_picture_that_base_alone_refined_is_made_again_by_base_alone(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     bases, _ = await made(client, "/generate", prompt="a", imageCount=1)
     refined, _ = await made(client, "/refine", images=bases, prompt="b", handoff=1, imageCount=1)
@@ -168,7 +168,7 @@ async def test_a_picture_that_base_alone_refined_is_made_again_by_base_alone(
 
 
 async def test_a_picture_of_the_openai_routes_is_made_again_by_them(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     asked = {"prompt": "a" * 3000, "size": "1536x1024", "negative_prompt": "b", "seed": 4}
     answer = (await client().post("/v1/images/generations", json=asked)).json()
@@ -189,14 +189,14 @@ async def test_a_picture_of_the_openai_routes_is_made_again_by_them(
 
 async def test_a_long_prompt_in_any_script_is_remembered() -> None:
     prompt = "山" * 8000
-    told = Record(
+    told = GenerationRecord(
         "/refine", {"refinePrompt": prompt, "negativePrompt": prompt}, prompt, None, {}, {}
     )
-    assert remembered_prompt(opened(inscribe(plain(), "a", told)).info) == prompt
+    assert read_prompt(opened(embed(plain(), "a", told)).info) == prompt
 
 
 async def test_the_limit_holds_for_the_field_and_not_for_the_sum(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     images, _ = await made(client, "/generate", prompt="a" * 500, imageCount=1)
     await made(client, "/refine", images=images, prompt="b" * 500, imageCount=1)
@@ -204,7 +204,7 @@ async def test_the_limit_holds_for_the_field_and_not_for_the_sum(
 
 
 async def test_a_foreign_picture_is_refined_by_the_refine_prompt_alone(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     image = base64.b64encode(plain()).decode()
     await made(client, "/refine", images=[image], prompt="warmer", imageCount=1)

@@ -7,29 +7,35 @@ from typing import Any
 import pytest
 
 from serve_app.core.errors import DeadlineExceeded, Overloaded
-from serve_app.core.service.metrics import REFUSALS, Tally
+from serve_app.core.service.metrics import REFUSALS, InMemoryMeter
 from tests.ingress.conftest import Client
-from tests.support.fake_conductor import FACTS, Failing, Painter
+from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
 
 ASKED = {"prompt": "a fox", "imageCount": 1}
 PREFLIGHT = {"Origin": "http://localhost:5173", "Access-Control-Request-Method": "TRACE"}
 
 
-def failing(error: Exception) -> Callable[[], Painter]:
-    return lambda: Failing(error, at=0)
+def failing(error: Exception) -> Callable[[], FakeConductor]:
+    return lambda: FailingConductor(error, at=0)
 
 
 @pytest.mark.parametrize(
     ("conductor", "method", "route", "wishes", "code"),
     [
-        (Painter, "POST", "/generate", {"json": {"prompt": ""}}, "VALIDATION_ERROR"),
-        (Painter, "POST", "/generate", {"content": b"{}"}, "UNSUPPORTED_MEDIA_TYPE"),
-        (Painter, "POST", "/v1/images/generations", {"json": {}}, "VALIDATION_ERROR"),
-        (Painter, "GET", "/jobs/unknown", {}, "NOT_FOUND"),
-        (Painter, "GET", "/nothing", {}, "NOT_FOUND"),
-        (Painter, "GET", "/health", {"headers": {"Origin": "http://a.b"}}, "FORBIDDEN_ORIGIN"),
-        (Painter, "GET", "/v1/models", {"headers": {"Host": "a.b"}}, "FORBIDDEN_HOST"),
-        (Painter, "OPTIONS", "/generate", {"headers": PREFLIGHT}, "VALIDATION_ERROR"),
+        (FakeConductor, "POST", "/generate", {"json": {"prompt": ""}}, "VALIDATION_ERROR"),
+        (FakeConductor, "POST", "/generate", {"content": b"{}"}, "UNSUPPORTED_MEDIA_TYPE"),
+        (FakeConductor, "POST", "/v1/images/generations", {"json": {}}, "VALIDATION_ERROR"),
+        (FakeConductor, "GET", "/jobs/unknown", {}, "NOT_FOUND"),
+        (FakeConductor, "GET", "/nothing", {}, "NOT_FOUND"),
+        (
+            FakeConductor,
+            "GET",
+            "/health",
+            {"headers": {"Origin": "http://a.b"}},
+            "FORBIDDEN_ORIGIN",
+        ),
+        (FakeConductor, "GET", "/v1/models", {"headers": {"Host": "a.b"}}, "FORBIDDEN_HOST"),
+        (FakeConductor, "OPTIONS", "/generate", {"headers": PREFLIGHT}, "VALIDATION_ERROR"),
         (failing(Overloaded("full")), "POST", "/generate", {"json": ASKED}, "OVERLOADED"),
         (failing(DeadlineExceeded("")), "POST", "/generate", {"json": ASKED}, "DEADLINE_EXCEEDED"),
         (failing(KeyError("slip")), "POST", "/generate", {"json": ASKED}, "INTERNAL"),
@@ -37,24 +43,24 @@ def failing(error: Exception) -> Callable[[], Painter]:
 )
 async def test_a_refused_request_is_counted_by_its_code(
     client: Client,
-    conductor: Callable[[], Painter],
+    conductor: Callable[[], FakeConductor],
     method: str,
     route: str,
     wishes: dict[str, Any],
     code: str,
 ) -> None:
-    tally = Tally()
+    tally = InMemoryMeter()
     answer = await client(conductor(), meter=tally).request(method, route, **wishes)
     assert answer.status_code >= 400
     assert tally.value(REFUSALS, code=code) == tally.times(REFUSALS, code=code) == 1
 
 
 async def test_what_is_answered_is_no_refusal(client: Client) -> None:
-    tally = Tally()
+    tally = InMemoryMeter()
     one = client(meter=tally)
     assert (await one.post("/generate", json=ASKED)).status_code == 201
     assert (await one.get("/health")).status_code == 200
-    missing = client(meter=tally, facts=replace(FACTS, terms_required=True))
+    missing = client(meter=tally, facts=replace(INFO, terms_required=True))
     assert (await missing.post("/generate", json=ASKED)).status_code == 403
     assert tally.value(REFUSALS, code="TERMS_NOT_ACCEPTED") == 1
     assert not any(tally.value(REFUSALS, code=code) for code in ("NOT_FOUND", "INTERNAL"))

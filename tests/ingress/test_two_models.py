@@ -14,13 +14,13 @@ import httpx
 import pytest
 from PIL import Image
 
-from serve_app.core.diffusion.sample import Leg, Sample
+from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.service.events import ReplicaFacts
-from serve_app.core.service.info import LoraFacts, ModelFacts, ServiceFacts
+from serve_app.core.service.events import ReplicaStats
+from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
-from serve_app.deployments.stage_replica import LoraSource, Source, StageConfig, StageReplica
+from serve_app.deployments.stage_replica import LoraSource, ModelSource, StageConfig, StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from tests.ingress.conftest import api_over
@@ -35,23 +35,23 @@ class Here:
     def __init__(self, replica: StageReplica) -> None:
         self.replica = replica
 
-    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+    async def advance(self, sample: Sample[Any], leg: StageSegment) -> AsyncIterator[Any]:
         async for event in self.replica.advance(sample, leg):
             yield event
 
-    async def facts(self) -> list[ReplicaFacts]:
-        return [await self.replica.facts()]
+    async def stats(self) -> list[ReplicaStats]:
+        return [await self.replica.stats()]
 
 
 Serving = Callable[..., tuple[httpx.AsyncClient, StageReplica]]
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSource]:
     """The demo, and a fine-tune of it in a single file."""
     folder, demo = tmp_path_factory.mktemp("models"), demo_folder(Stage.BASE)
     file = to_single_file(perturbed(demo, folder / "tune"), folder / "tune.safetensors")
-    return {"demo": Source("demo", demo), "tune": Source("tune", file, demo)}
+    return {"demo": ModelSource("demo", demo), "tune": ModelSource("tune", file, demo)}
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +67,13 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoraSource, ...]:
 
 
 @pytest.fixture
-def serving(sources: dict[str, Source], loras: tuple[LoraSource, ...]) -> Iterator[Serving]:
+def serving(sources: dict[str, ModelSource], loras: tuple[LoraSource, ...]) -> Iterator[Serving]:
     """Makes a service with some of the models, of which `room` are in memory at a time, and of the
     LoRAs `lora_room` on each."""
     replicas: list[StageReplica] = []
 
     def serve(
-        *names: str, room: int = 1, lora_room: int = 2, **more: Source
+        *names: str, room: int = 1, lora_room: int = 2, **more: ModelSource
     ) -> tuple[httpx.AsyncClient, StageReplica]:
         there = sources | more
         config = StageConfig(
@@ -82,23 +82,23 @@ def serving(sources: dict[str, Source], loras: tuple[LoraSource, ...]) -> Iterat
             precision=None,
             xformers=False,
             cpu_threads=1,
-            images=2,
+            max_batch_images=2,
             strict=True,
-            snapshot_every=5,
-            room=room,
+            snapshot_interval_steps=5,
+            max_loaded_models=room,
             loras=loras,
-            lora_room=lora_room,
+            max_loaded_loras=lora_room,
         )
         replica = StageReplica(config)
         replicas.append(replica)
-        noise = inspect(demo_folder(Stage.BASE), Stage.BASE).noise
-        models = tuple(ModelFacts(name, 128, noise) for name in names)
+        noise = inspect(demo_folder(Stage.BASE), Stage.BASE).noise_config
+        models = tuple(ModelInfo(name, 128, noise) for name in names)
         worn = tuple(
-            LoraFacts(one.name, one.models, weight=0.9 if one.name == "oil" else 1.0)
+            LoraInfo(one.name, one.models, default_weight=0.9 if one.name == "oil" else 1.0)
             for one in loras
         )
-        facts = ServiceFacts(
-            models, None, "cpu", "fp32", image_count=1, loras=worn, loras_at_once=2
+        facts = ServiceInfo(
+            models, None, "cpu", "fp32", default_image_count=1, loras=worn, max_loras=2
         )
         api = api_over(Conductor(Here(replica), None, models), Ledger(None), facts)
         transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
@@ -141,7 +141,7 @@ async def test_two_models_asked_for_at_once_each_give_their_own_bytes(
         together = await asyncio.gather(*(painted(client, body) for body in CROWD))
         assert together == [alone[json.dumps(body)] for body in CROWD]
     assert len(set(together)) == len(CROWD)
-    assert len((await replica.facts()).models) == room
+    assert len((await replica.stats()).models) == room
 
 
 async def test_a_picture_asks_again_for_its_own_model(serving: Serving) -> None:
@@ -164,7 +164,7 @@ async def test_refining_by_model_path_is_that_model_s_work(serving: Serving) -> 
 
 
 async def test_a_model_whose_files_are_gone_ends_its_own_requests_alone(
-    serving: Serving, sources: dict[str, Source], tmp_path: Path
+    serving: Serving, sources: dict[str, ModelSource], tmp_path: Path
 ) -> None:
     file = sources["tune"].path
     assert file is not None

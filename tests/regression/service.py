@@ -15,10 +15,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.service.info import LoraFacts, ModelFacts, ServiceFacts
+from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
-from serve_app.deployments.stage_replica import LoraSource, Source, StageConfig, StageReplica
+from serve_app.deployments.stage_replica import LoraSource, ModelSource, StageConfig, StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from tests.ingress.conftest import api_over
@@ -55,9 +55,9 @@ class Service:
         demo, refiner = demo_folder(Stage.BASE), demo_folder(Stage.REFINER)
         tune = perturbed(demo, folder / "tune")
         models = (
-            Source("demo", demo),
-            Source("tune", tune),
-            Source("demo-refiner", refiner, stage=Stage.REFINER),
+            ModelSource("demo", demo),
+            ModelSource("tune", tune),
+            ModelSource("demo-refiner", refiner, stage=Stage.REFINER),
         )
         names = ("demo", "tune")
         loras = (
@@ -66,15 +66,15 @@ class Service:
                 "oil", lora_file(demo, folder / "oil.safetensors", seed=2, ranks=[2]), names
             ),
         )
-        noise = inspect(demo, Stage.BASE).noise
-        facts = ServiceFacts(
-            tuple(ModelFacts(name, 128, noise) for name in names),
+        noise = inspect(demo, Stage.BASE).noise_config
+        facts = ServiceInfo(
+            tuple(ModelInfo(name, 128, noise) for name in names),
             "demo-refiner",
             "cpu",
             "fp32",
-            image_count=1,
-            loras=(LoraFacts("ink", names), LoraFacts("oil", names, weight=0.9)),
-            loras_at_once=2,
+            default_image_count=1,
+            loras=(LoraInfo("ink", names), LoraInfo("oil", names, default_weight=0.9)),
+            max_loras=2,
         )
         config = StageConfig(
             models=models,
@@ -82,12 +82,12 @@ class Service:
             precision=None,
             xformers=False,
             cpu_threads=1,
-            images=2,
+            max_batch_images=2,
             strict=True,
-            snapshot_every=10,
-            room=3,
+            snapshot_interval_steps=10,
+            max_loaded_models=3,
             loras=loras,
-            lora_room=2,
+            max_loaded_loras=2,
         )
         self.replicas = {
             fast: StageReplica(replace(config, strict=not fast)) for fast in (False, True)

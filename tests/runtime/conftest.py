@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.runtime.build import assemble
+from serve_app.runtime.build import build_stage_model
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.memory.device import Device, open_device
-from serve_app.runtime.memory.model_cache import Shelf
+from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.stage_model import StageModel
 from tests.support.reference_diffusers import Stock
 
@@ -29,7 +29,7 @@ def models(checkpoints: dict[Stage, Checkpoint], cpu: Device) -> dict[str, dict[
     """Base and refiner, in strict and in fast mode."""
     return {
         mode: {
-            stage: assemble(checkpoint, cpu, images=images, strict=mode == "strict")
+            stage: build_stage_model(checkpoint, cpu, images=images, strict=mode == "strict")
             for stage, checkpoint in checkpoints.items()
         }
         for mode, images in (("strict", IMAGES), ("fast", _CROWD))
@@ -42,7 +42,9 @@ def engines(models: dict[str, dict[Stage, StageModel]]) -> Engines:
 
     def make(mode: str = "strict", *, refiner: bool = False) -> dict[Stage, Engine]:
         stages = (Stage.BASE, Stage.REFINER) if refiner else (Stage.BASE,)
-        return {stage: Engine(Shelf.of(models[mode][stage]), snapshot_every=1) for stage in stages}
+        return {
+            stage: Engine(ModelCache.of(models[mode][stage]), snapshot_every=1) for stage in stages
+        }
 
     return make
 

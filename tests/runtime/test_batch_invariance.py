@@ -7,10 +7,10 @@ from functools import cache
 
 import pytest
 
-from serve_app.core.diffusion.sample import Leg
+from serve_app.core.diffusion.sample import StageSegment
 from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
 from serve_app.runtime.engine import Engine
-from serve_app.runtime.memory.model_cache import Shelf
+from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import encode_png
 from serve_app.runtime.stage_model import StageModel
 from tests.runtime.conftest import IMAGES, Engines
@@ -55,7 +55,7 @@ def alone(models: dict[str, dict[Stage, StageModel]]) -> Callable[[ImageSpec], b
 
     @cache
     def drawn(spec: ImageSpec) -> bytes:
-        engine = Engine(Shelf.of(models["strict"][Stage.BASE]), snapshot_every=1)
+        engine = Engine(ModelCache.of(models["strict"][Stage.BASE]), snapshot_every=1)
         return encode_png(walk({Stage.BASE: engine}, [(spec, None)])[0])
 
     return drawn
@@ -72,7 +72,7 @@ def stranger(draw: random.Random, like: ImageSpec) -> ImageSpec:
         steps=draw.randrange(1, 40),
         guidance=draw.choice([1.0, 1.5, 5.0, 9.0]),
         # Heun's steps take twice the calls, which would change who is the most urgent.
-        sampler=draw.choice([s for s in Sampler if s.calls == like.sampler.calls]),
+        sampler=draw.choice([s for s in Sampler if s.nfe == like.sampler.nfe]),
         negative_prompt=draw.choice([None, "", "dull"]),
     )
 
@@ -123,7 +123,7 @@ def test_the_bytes_are_the_same_continued_from_a_snapshot_at_every_step(
 ) -> None:
     clock = iter(range(10**6))  # a second a look: every step is old enough for a snapshot
     template = engines()[Stage.BASE]
-    first = Engine(template.shelf, snapshot_every=1, clock=lambda: next(clock))
+    first = Engine(template.models, snapshot_every=1, clock=lambda: next(clock))
     heard, leg = Heard(), whole(sample_of(spec))
     first.submit(sample_of(spec), leg, heard)
     drain(first)
@@ -134,7 +134,7 @@ def test_the_bytes_are_the_same_continued_from_a_snapshot_at_every_step(
     drain(elsewhere)
     for snapshot, listener in zip(heard.snapshots, resumed, strict=True):
         assert encode_png(listener.picture) == encode_png(heard.picture), snapshot.index
-    assert elsewhere.facts().steps == sum(leg.stop - one.index for one in heard.snapshots)
+    assert elsewhere.stats().steps == sum(leg.stop - one.index for one in heard.snapshots)
 
 
 @pytest.mark.parametrize("more", ["", " BREAK on a (hill:1.2) BREAK at night"])
@@ -173,10 +173,10 @@ def test_another_batch_size_does_move_the_last_bits(engines: Engines) -> None:
     latents = []
     for company in ([], [stranger(draw, SPEC) for _ in range(3)]):
         engine, heard = engines("fast")[Stage.BASE], Heard()
-        leg = Leg(Stage.BASE, SPEC.steps, last=True)
+        leg = StageSegment(Stage.BASE, SPEC.steps, last=True)
         engine.submit(sample_of(SPEC), leg, heard)
         for number, guest in enumerate(company):
-            guest_leg = Leg(Stage.BASE, guest.steps, last=True)
+            guest_leg = StageSegment(Stage.BASE, guest.steps, last=True)
             engine.submit(sample_of(guest, f"guest {number}"), guest_leg, Heard())
         drain(engine)
         latents.append(heard.finished.sample.latents)

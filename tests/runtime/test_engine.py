@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.core.diffusion.sample import Leg
+from serve_app.core.diffusion.sample import StageSegment
 from serve_app.core.diffusion.spec import ImageSpec, Sampler, Solver, Stage
 from serve_app.core.errors import (
     EngineFault,
@@ -19,18 +19,18 @@ from serve_app.core.errors import (
     ReplicaLost,
 )
 from serve_app.runtime.engine import Engine
-from serve_app.runtime.memory.model_cache import Shelf
-from serve_app.runtime.step_record import Stepped
+from serve_app.runtime.memory.model_cache import ModelCache
+from serve_app.runtime.step_record import StepRecord
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.engine_runs import Heard, drain, sample_of, whole
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance=5)
-END = Leg(Stage.BASE, 10, last=True)
+END = StageSegment(Stage.BASE, 10, last=True)
 
 
 def engine_over(denoiser: ConstantDenoiser, **options: Any) -> Engine:
     chosen: dict[str, Any] = {"snapshot_every": 5} | options
-    return Engine(Shelf.of(analytic_model(denoiser)), **chosen)
+    return Engine(ModelCache.of(analytic_model(denoiser)), **chosen)
 
 
 @pytest.mark.parametrize("sampler", list(Sampler))
@@ -76,10 +76,10 @@ def test_a_cancelled_sample_costs_no_further_step_and_is_told_nothing() -> None:
     drain(engine)
     assert len(denoiser.batches) == steps
     assert not heard.events
-    assert engine.facts().cancelled == 1
+    assert engine.stats().cancelled == 1
     engine.cancel("one", heard)
     engine.turn()
-    assert engine.facts().cancelled == 1
+    assert engine.stats().cancelled == 1
 
 
 def test_a_cancel_during_a_step_takes_effect_before_the_next_one() -> None:
@@ -88,11 +88,13 @@ def test_a_cancel_during_a_step_takes_effect_before_the_next_one() -> None:
     engine.start()
     denoiser.gate.clear()
     heard = Heard()
-    engine.submit(sample_of(replace(SPEC, steps=150)), Leg(Stage.BASE, 150, last=True), heard)
+    engine.submit(
+        sample_of(replace(SPEC, steps=150)), StageSegment(Stage.BASE, 150, last=True), heard
+    )
     time.sleep(0.05)  # it stands at the gate, inside the step
     engine.cancel("one", heard)
     denoiser.gate.set()
-    while engine.facts().cancelled == 0:
+    while engine.stats().cancelled == 0:
         time.sleep(0.005)
     assert len(denoiser.batches) == 1
     engine.close()
@@ -102,11 +104,11 @@ def test_snapshots_come_every_few_steps_and_not_too_often() -> None:
     now = [0.0]
     engine = engine_over(ConstantDenoiser(), clock=lambda: now[0])
     slow, fast = Heard(), Heard()
-    engine.submit(sample_of(replace(SPEC, steps=30)), Leg(Stage.BASE, 30, last=True), slow)
+    engine.submit(sample_of(replace(SPEC, steps=30)), StageSegment(Stage.BASE, 30, last=True), slow)
     while engine.turn():
         now[0] += 0.1
     assert [s.index for s in slow.snapshots] == [5, 10, 15, 20, 25, 30]
-    engine.submit(sample_of(replace(SPEC, steps=30)), Leg(Stage.BASE, 30, last=True), fast)
+    engine.submit(sample_of(replace(SPEC, steps=30)), StageSegment(Stage.BASE, 30, last=True), fast)
     while engine.turn():
         now[0] += 1 / 32
     assert [s.index for s in fast.snapshots] == [7, 14, 21, 28]
@@ -121,9 +123,9 @@ def test_a_snapshot_owns_its_memory() -> None:
         spec = replace(SPEC, sampler=Sampler.UNIPC)
         engine.submit(sample_of(spec, str(number)), END, heard)
     drain(engine)
-    assert [len(s.memory) for s in heard.snapshots] == [3] * len(heard.snapshots)
+    assert [len(s.solver_state) for s in heard.snapshots] == [3] * len(heard.snapshots)
     for snapshot in heard.snapshots:
-        for latents in (snapshot.latents, *snapshot.memory):
+        for latents in (snapshot.latents, *snapshot.solver_state):
             assert latents is not None
             assert latents.base is None
             assert latents.shape == (4, 8, 8)
@@ -200,7 +202,7 @@ def test_a_leg_that_only_decodes_is_bound_to_the_profile_that_decoded_it() -> No
     engine.submit(there, END, heard)
     drain(engine)
     assert heard.picture.shape == (64, 64, 3)
-    assert heard.finished.sample.profile == engine.shelf.profile.name
+    assert heard.finished.sample.profile == engine.models.profile.name
 
 
 def test_a_sample_sent_again_replaces_the_first_and_late_cancels_do_not_touch_it() -> None:
@@ -213,12 +215,12 @@ def test_a_sample_sent_again_replaces_the_first_and_late_cancels_do_not_touch_it
     drain(engine)
     assert not first.events
     assert second.finished
-    assert engine.facts().cancelled == 0
+    assert engine.stats().cancelled == 0
 
 
 def test_a_sample_without_a_step_to_take_is_refused_without_harm() -> None:
     engine, heard, beside = engine_over(ConstantDenoiser()), Heard(), Heard()
-    engine.submit(sample_of(SPEC), Leg(Stage.BASE, 0, last=False), heard)
+    engine.submit(sample_of(SPEC), StageSegment(Stage.BASE, 0, last=False), heard)
     engine.submit(sample_of(SPEC, "beside"), END, beside)
     drain(engine)
     assert isinstance(heard.failed.error, EngineFault)
@@ -241,7 +243,9 @@ def test_closing_hands_every_sample_back_before_the_thread_ends() -> None:
     denoiser = ConstantDenoiser()
     engine, heard = engine_over(denoiser), Heard()
     engine.start()
-    engine.submit(sample_of(replace(SPEC, steps=150)), Leg(Stage.BASE, 150, last=True), heard)
+    engine.submit(
+        sample_of(replace(SPEC, steps=150)), StageSegment(Stage.BASE, 150, last=True), heard
+    )
     while len(denoiser.batches) < 3:
         time.sleep(0.001)
     engine.close()
@@ -277,24 +281,24 @@ def test_facts_tell_where_everybody_stands_and_what_is_owed() -> None:
     engine.submit(sample_of(SPEC), END, Heard())
     for _ in range(4):
         engine.turn()
-    facts = engine.facts()
+    facts = engine.stats()
     assert facts.positions == {"one": 3}
     assert (facts.turns, facts.steps, facts.finished) == (3, 3, 0)
-    assert [one.steps for one in engine.owed()] == [7]
+    assert [one.steps_left for one in engine.pending()] == [7]
     assert facts.state == "<StepScheduler 0 waiting | 1 stepping in 1 shapes | 0 decoding>"
     drain(engine)
-    assert engine.owed() == ()
-    assert engine.facts().finished == 1
+    assert engine.pending() == ()
+    assert engine.stats().finished == 1
 
 
 def test_every_step_is_noted_with_its_samples_rows_and_seconds() -> None:
-    turns: list[Stepped] = []
+    turns: list[StepRecord] = []
     ticks = iter(range(10**6))
-    engine = engine_over(ConstantDenoiser(), clock=lambda: float(next(ticks)), note=turns.append)
+    engine = engine_over(ConstantDenoiser(), clock=lambda: float(next(ticks)), on_step=turns.append)
     for name, guidance in (("plain", 1), ("guided", 5)):
         engine.submit(sample_of(replace(SPEC, guidance=guidance), name), END, Heard())
     drain(engine)
-    assert len(turns) == engine.facts().turns == 10
+    assert len(turns) == engine.stats().turns == 10
     for turn in turns:
         assert turn.stage is Stage.BASE
         assert sorted(turn.ids) == ["guided", "plain"]

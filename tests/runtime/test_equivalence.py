@@ -137,7 +137,7 @@ def test_an_image_that_enters_after_the_handoff_is_the_refiners_alone(
     asked = spec(strength=0.2, handoff=0.8, steps=30)
     pair = engines(refiner=True)
     (picture,) = walk(pair, [(asked, photo)])
-    assert all(e.facts().steps == 0 for stage, e in pair.items() if stage == "base")
+    assert all(e.stats().steps == 0 for stage, e in pair.items() if stage == "base")
     assert distance(picture, stock.refined_alone(asked, photo)) <= LEVELS
 
 

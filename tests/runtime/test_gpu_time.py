@@ -7,21 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from serve_app.core.capacity.forecast import forecast, owed_by
-from serve_app.core.capacity.gpu_time import Spent
-from serve_app.core.diffusion.sample import Leg, itinerary
+from serve_app.core.capacity.forecast import forecast, pending_work
+from serve_app.core.capacity.gpu_time import GpuTime
+from serve_app.core.diffusion.sample import StageSegment, stage_segments
 from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Finished
-from serve_app.runtime.memory.model_cache import Shelf
-from serve_app.runtime.networks.denoiser import Point
-from serve_app.runtime.networks.vae import Picture
+from serve_app.runtime.memory.model_cache import ModelCache
+from serve_app.runtime.networks.denoiser import DenoiserInput
+from serve_app.runtime.networks.vae import RgbImage
 from tests.support.analytic_model import ConstantDenoiser, MeanPixels, analytic_model
 from tests.support.engine_runs import Heard, drain, sample_of
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance=5)
 WIDE = replace(SPEC, width=128)
-END = Leg(Stage.BASE, 10, last=True)
+END = StageSegment(Stage.BASE, 10, last=True)
 EXACT = 1e-9
 
 
@@ -42,7 +42,9 @@ class TimedDenoiser(ConstantDenoiser):
         super().__init__()
         self._timer, self._call, self._pixel = timer, call, pixel
 
-    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, points: Sequence[DenoiserInput], lanes: int
+    ) -> torch.Tensor:
         self._timer.now += self._call + self._pixel * lanes * x[0, 0].numel()
         return super().__call__(x, points, lanes)
 
@@ -53,11 +55,11 @@ class TimedPixels(MeanPixels):
     def __init__(self, timer: Timer) -> None:
         self._timer = timer
 
-    def decode(self, latents: torch.Tensor) -> Picture:
+    def decode(self, latents: torch.Tensor) -> RgbImage:
         self._timer.now += 1e-3 * latents[0].numel()
         return super().decode(latents)
 
-    def encode(self, picture: Picture, posterior_noise: torch.Tensor) -> torch.Tensor:
+    def encode(self, picture: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
         self._timer.now += 5e-4 * posterior_noise[0].numel()
         return super().encode(picture, posterior_noise)
 
@@ -73,7 +75,7 @@ def timed(lanes: int = 8) -> tuple[Engine, Timer, TimedDenoiser]:
         for name, stage, denoiser in (("fox", Stage.BASE, base), ("", Stage.REFINER, refiner))
     }
     makers = {name: lambda to_come, before, one=one: one for name, one in models.items()}
-    shelf = Shelf(makers, room=2, always=[""])
+    shelf = ModelCache(makers, capacity=2, pinned=[""])
     return Engine(shelf, snapshot_every=10**9, clock=timer), timer, base
 
 
@@ -84,20 +86,21 @@ class Walking:
         source = None if spec.strength is None else bytes(3 * spec.width * spec.height)
         spec = replace(spec, model="fox")
         self.sample = sample_of(spec, id, source, refiner=True)
-        self.legs = itinerary(self.sample.schedule, spec.handoff, refiner=True)
-        self.spent = Spent()
+        self.legs = stage_segments(self.sample.schedule, spec.handoff, refiner=True)
+        self.spent = GpuTime()
         self._engine = engine
 
     def go(self) -> None:
         leg, *_ = self.legs
         self._engine.submit(
-            replace(self.sample, stage=leg.stage, memory=(), profile=None), leg, self
+            replace(self.sample, stage=leg.stage, solver_state=(), profile=None), leg, self
         )
 
     def __call__(self, event: Event) -> None:
         assert isinstance(event, Finished), event
-        self.spent = Spent(
-            self.spent.seconds + event.spent.seconds, self.spent.foretold + event.spent.foretold
+        self.spent = GpuTime(
+            self.spent.measured + event.gpu_time.measured,
+            self.spent.predicted + event.gpu_time.predicted,
         )
         self.sample, self.legs = event.sample, self.legs[1:]
         if self.legs:
@@ -141,26 +144,26 @@ def test_once_every_turn_was_seen_an_image_s_time_is_foretold_exactly(
         send(engine, gap)
     for gap in (0, 5, 30):
         for image in send(engine, gap):
-            assert image.spent.foretold == pytest.approx(image.spent.seconds, rel=off)
+            assert image.spent.predicted == pytest.approx(image.spent.measured, rel=off)
 
 
 def test_what_images_spend_together_is_what_the_device_was_busy() -> None:
     engine, timer, _ = timed()
     images = send(engine, 4)
-    assert sum(image.spent.seconds for image in images) == pytest.approx(timer.now)
-    facts = engine.facts()
-    assert facts.busy_seconds == pytest.approx(timer.now)
-    assert facts.wasted_seconds == 0
+    assert sum(image.spent.measured for image in images) == pytest.approx(timer.now)
+    facts = engine.stats()
+    assert facts.gpu_seconds == pytest.approx(timer.now)
+    assert facts.wasted_gpu_seconds == 0
 
 
 def test_time_in_which_nothing_is_here_is_nobody_s() -> None:
     engine, timer, _ = timed()
     send(engine, 0)
-    busy = engine.facts().busy_seconds
+    busy = engine.stats().gpu_seconds
     timer.now += 1000
     (image, *_) = images = send(engine, 0)
-    assert image.spent.seconds < 10
-    assert sum(one.spent.seconds for one in images) == pytest.approx(busy)
+    assert image.spent.measured < 10
+    assert sum(one.spent.measured for one in images) == pytest.approx(busy)
 
 
 @pytest.mark.parametrize("number", [1, 4, 7])
@@ -169,10 +172,10 @@ def test_what_is_owed_is_what_it_then_takes(number: int) -> None:
     send(engine, 0)
     for n in range(number):
         spec = replace(SPEC, model="fox", steps=4 + n, guidance=1.0 + n % 2)
-        engine.submit(sample_of(spec, str(n)), Leg(Stage.BASE, 4 + n, last=True), Heard())
+        engine.submit(sample_of(spec, str(n)), StageSegment(Stage.BASE, 4 + n, last=True), Heard())
     for _ in range(number + 2):
         engine.turn()
-    owed, began = forecast(engine.owed(), engine.facts().prices).seconds, timer.now
+    owed, began = forecast(engine.pending(), engine.stats().costs).seconds, timer.now
     drain(engine)
     assert owed == pytest.approx(timer.now - began, rel=EXACT)
 
@@ -182,8 +185,8 @@ def test_a_mixture_is_owed_what_it_then_takes_but_for_the_order_in_which_it_is_r
     engine, timer, _ = timed()
     send(engine, 0)
     images = [Walking(engine, spec, str(number)) for number, spec in enumerate(MIXTURE)]
-    known = [one for image in images for one in owed_by(image.sample, image.legs)]
-    owed, began = forecast(known, engine.facts().prices).seconds, timer.now
+    known = [one for image in images for one in pending_work(image.sample, image.legs)]
+    owed, began = forecast(known, engine.stats().costs).seconds, timer.now
     for image in images:
         image.go()
     drain(engine)
@@ -197,7 +200,7 @@ def test_a_size_that_was_never_seen_is_foretold_by_its_work() -> None:
         engine.submit(sample_of(spec), END, Heard())
         drain(engine)
     fresh = sample_of(replace(SPEC, model="fox", width=192, height=192))
-    owed = forecast(owed_by(fresh, [END]), engine.facts().prices).seconds
+    owed = forecast(pending_work(fresh, [END]), engine.stats().costs).seconds
     began = timer.now
     engine.submit(fresh, END, Heard())
     drain(engine)
@@ -215,14 +218,14 @@ def test_what_a_cancelled_or_failed_image_spent_was_wasted_and_what_it_leaves_ot
         engine.turn()
     engine.cancel("gone", gone)
     drain(engine)
-    wasted = engine.facts().wasted_seconds
+    wasted = engine.stats().wasted_gpu_seconds
     assert wasted == pytest.approx(4 * (0.1 + 8 * 64 * 1e-3) / 2)
     base.failures = [ValueError("broken")]
     engine.submit(sample_of(replace(SPEC, model="fox"), "broken"), END, Heard())
     drain(engine)
-    assert engine.facts().wasted_seconds == pytest.approx(wasted + 0.1 + 8 * 64 * 1e-3)
-    whole = beside.finished.spent.seconds + engine.facts().wasted_seconds
-    assert whole == pytest.approx(engine.facts().busy_seconds) == timer.now
+    assert engine.stats().wasted_gpu_seconds == pytest.approx(wasted + 0.1 + 8 * 64 * 1e-3)
+    whole = beside.finished.gpu_time.measured + engine.stats().wasted_gpu_seconds
+    assert whole == pytest.approx(engine.stats().gpu_seconds) == timer.now
 
 
 def test_what_was_spent_on_an_image_that_goes_on_elsewhere_was_not_wasted() -> None:
@@ -234,5 +237,5 @@ def test_what_was_spent_on_an_image_that_goes_on_elsewhere_was_not_wasted() -> N
     engine.close()
     engine.turn()
     assert heard.snapshots[-1].index == 3
-    assert engine.facts().busy_seconds == pytest.approx(timer.now)
-    assert engine.facts().wasted_seconds == 0
+    assert engine.stats().gpu_seconds == pytest.approx(timer.now)
+    assert engine.stats().wasted_gpu_seconds == 0

@@ -8,17 +8,17 @@ import torch
 from serve_app.core.diffusion.spec import ImageSpec, Sampler
 from serve_app.core.errors import OperatorError
 from serve_app.runtime.memory.memory_probe import lanes_for
-from serve_app.runtime.networks.denoiser import Point
+from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.noise import Noise
-from serve_app.runtime.stage_model import Live, Packed, packed, unpacked
+from serve_app.runtime.stage_model import DeviceSample, HostSample, to_device, to_host
 from tests.support.analytic_model import CPU, ConstantDenoiser, analytic_model
 from tests.support.engine_runs import sample_of
 
 SPEC = ImageSpec(prompt="a fox", seed=9, width=64, height=64, steps=10, guidance=5)
 
 
-def live(sample: Packed) -> Live:
-    return unpacked(sample, CPU.torch_device)
+def live(sample: HostSample) -> DeviceSample:
+    return to_device(sample, CPU.torch_device)
 
 
 def test_noise_is_the_same_in_and_out_of_order() -> None:
@@ -33,18 +33,18 @@ def test_an_image_from_noise_begins_with_its_first_draw() -> None:
     model = analytic_model(ConstantDenoiser())
     begun = model.condition(live(sample_of(SPEC)))
     assert begun.latents is not None
-    scale = begun.schedule.initial_scale
+    scale = begun.schedule.init_noise_sigma
     assert torch.equal(begun.latents, Noise(9, (8, 8)).draw(0, CPU.torch_device) * scale)
-    assert (begun.draws, begun.profile) == (1, model.profile.name)
+    assert (begun.noise_draws, begun.profile) == (1, model.profile.name)
 
 
 def test_a_conditioned_sample_says_how_long_its_prompts_are_and_what_to_warn_of() -> None:
     model = analytic_model(ConstantDenoiser())
     spec = replace(SPEC, prompt="a fox! BREAK in the snow", negative_prompt="a BREAK b BREAK c")
     begun = model.condition(live(sample_of(spec)))
-    assert begun.shape == (8, 8, 3, "")
+    assert begun.batch_key == (8, 8, 3, "")
     assert begun.warnings == ("the prompt shouts",)
-    again = model.condition(live(packed(begun)))
+    again = model.condition(live(to_host(begun)))
     assert (again.chunks, again.warnings) == (begun.chunks, begun.warnings)
     unguided = model.condition(live(sample_of(replace(spec, guidance=1.0), "unguided")))
     assert unguided.chunks == 2
@@ -61,8 +61,8 @@ def test_an_image_from_an_image_uses_the_second_draw_after_the_posteriors() -> N
     assert begun.latents is not None
     expected = 0.2 + begun.schedule.sigmas[5] * noise
     assert torch.allclose(begun.latents, expected, atol=1e-5)
-    assert begun.source is None
-    assert begun.draws == 2
+    assert begun.inputs.init_image is None
+    assert begun.noise_draws == 2
 
 
 def test_an_ancestral_image_draws_on_and_a_resumed_one_draws_what_comes_next() -> None:
@@ -71,9 +71,9 @@ def test_an_ancestral_image_draws_on_and_a_resumed_one_draws_what_comes_next() -
     )
     first, second = analytic_model(ConstantDenoiser()), analytic_model(ConstantDenoiser())
     (walked,) = first.step([first.condition(live(sample_of(spec)))], 8)
-    assert walked.draws == 2
+    assert walked.noise_draws == 2
     (there,) = first.step([walked], 8)
-    (resumed,) = second.step([second.condition(live(packed(walked)))], 8)
+    (resumed,) = second.step([second.condition(live(to_host(walked)))], 8)
     assert there.latents is not None
     assert resumed.latents is not None
     assert torch.equal(there.latents, resumed.latents)
@@ -91,8 +91,10 @@ def test_a_sample_without_latents_or_guide_is_a_mistake_that_is_named() -> None:
 class LongSlotDenoiser(ConstantDenoiser):
     """Breaks the promise for prompts of more than one chunk."""
 
-    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
-        if points[0].guide.chunks == 1:
+    def __call__(
+        self, x: torch.Tensor, points: Sequence[DenoiserInput], lanes: int
+    ) -> torch.Tensor:
+        if points[0].conditioning.chunks == 1:
             return x
         return x * torch.arange(1.0, len(points) + 1).view(-1, 1, 1, 1)
 
@@ -100,17 +102,19 @@ class LongSlotDenoiser(ConstantDenoiser):
 class SlotDenoiser(ConstantDenoiser):
     """Breaks the promise: what comes out depends on the slot."""
 
-    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, points: Sequence[DenoiserInput], lanes: int
+    ) -> torch.Tensor:
         return x * torch.arange(1.0, len(points) + 1).view(-1, 1, 1, 1)
 
 
 def test_a_machine_that_breaks_the_promise_is_found_out() -> None:
-    analytic_model(ConstantDenoiser()).prove_lanes()
+    analytic_model(ConstantDenoiser()).check_batch_invariance()
     with pytest.raises(OperatorError, match="MODEL_DETERMINISM=strict can't be kept"):
-        analytic_model(SlotDenoiser()).prove_lanes()
+        analytic_model(SlotDenoiser()).check_batch_invariance()
     with pytest.raises(OperatorError, match="MODEL_DETERMINISM=strict can't be kept"):
-        analytic_model(LongSlotDenoiser()).prove_lanes()
-    analytic_model(SlotDenoiser(), lanes=0).prove_lanes()
+        analytic_model(LongSlotDenoiser()).check_batch_invariance()
+    analytic_model(SlotDenoiser(), lanes=0).check_batch_invariance()
 
 
 @pytest.mark.parametrize(("images", "lanes"), [(1, 2), (2, 4), (3, 8), (4, 8), (5, 16), (8, 16)])

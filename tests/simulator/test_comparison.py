@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.core.capacity.autoscaler import Aims
+from serve_app.core.capacity.autoscaler import ScalingTargets
 from serve_app.core.diffusion.spec import Stage
 from serve_app.simulator.comparison import (
     CHOSEN,
@@ -10,12 +10,12 @@ from serve_app.simulator.comparison import (
     SETTINGS,
     TUNED,
     Comparison,
-    Setting,
-    Task,
+    ComparisonRun,
+    PolicySetting,
     hours_for,
     shared_by_work,
 )
-from serve_app.simulator.summary import Outcome
+from serve_app.simulator.summary import Summary
 from serve_app.simulator.traces import Arrival
 
 POINTS = [(0.90, 4.0), (0.95, 5.0), (0.93, 6.0), (0.99, 9.0)]
@@ -32,8 +32,8 @@ def test_hours_lie_between_the_best_settings_and_never_beyond(
     assert hours_for(attained, POINTS[::-1]) == pytest.approx(hours)
 
 
-def came_to(attained: float, hours: float) -> Outcome:
-    return Outcome(1, 1.0, 1.0, attained, 1.0, 1.0, 1.0, 1.0, hours, 1.0)
+def came_to(attained: float, hours: float) -> Summary:
+    return Summary(1, 1.0, 1.0, attained, 1.0, 1.0, 1.0, 1.0, hours, 1.0)
 
 
 def test_what_is_saved_is_of_equal_attainment_in_each_trace() -> None:
@@ -54,15 +54,15 @@ def test_what_is_saved_is_of_equal_attainment_in_each_trace() -> None:
 
 
 def test_the_chosen_setting_has_the_aims_of_the_service() -> None:
-    assert CHOSEN.way == Aims()
+    assert CHOSEN.way == ScalingTargets()
 
 
 def test_all_gpus_all_the_time_cost_what_they_do() -> None:
     trace = tuple(Arrival(float(at), steps=20) for at in range(0, 100, 5))
-    outcome, moments = Task(Setting("", "", None), 4, 100.0, trace).run()
+    outcome, moments = ComparisonRun(PolicySetting("", "", None), 4, 100.0, trace).run()
     assert outcome.images == len(trace) and outcome.attained == 1
     assert {sum(one.replicas.values()) for one in moments} == {4}
-    scaled, _ = Task(CHOSEN, 4, 100.0, trace).run()
+    scaled, _ = ComparisonRun(CHOSEN, 4, 100.0, trace).run()
     assert scaled.gpu_hours < 0.8 * outcome.gpu_hours
 
 

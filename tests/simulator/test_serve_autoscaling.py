@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from serve_app.core.capacity.autoscaler import Look
+from serve_app.core.capacity.autoscaler import StageLoad
 from serve_app.core.diffusion.spec import Stage
-from serve_app.simulator.cluster import Seen
+from serve_app.simulator.cluster import StageObservation
 from serve_app.simulator.serve_autoscaling import Autoscaling, scale_by_requests
 
 AT_ONCE = Autoscaling(upscale_delay=0, downscale_delay=0, look_back=10, push=1)
@@ -16,8 +16,10 @@ def targets(settings: Autoscaling, requests: list[int], most: int = 16) -> list[
     """Of one stage that had so many requests in each second."""
     scale, replicas, seen = scale_by_requests({Stage.BASE: most}, settings), 1, []
     for now, count in enumerate(requests):
-        look = Look(replicas, least=1, most=99, images=count, owed=0, arrived=0)
-        replicas = scale(float(now), {Stage.BASE: Seen(look, count)})[Stage.BASE]
+        look = StageLoad(
+            replicas, min_replicas=1, max_replicas=99, images=count, owed=0, arrived_total=0
+        )
+        replicas = scale(float(now), {Stage.BASE: StageObservation(look, count)})[Stage.BASE]
         seen.append(replicas)
     return seen
 

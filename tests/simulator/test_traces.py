@@ -6,19 +6,19 @@ from random import Random
 import pytest
 
 from serve_app.core.errors import SettingsError
-from serve_app.simulator.traces import WAVES, Arrival, drawn_trace, read_trace
+from serve_app.simulator.traces import WORKLOADS, Arrival, draw_trace, read_trace
 
 
-@pytest.mark.parametrize("wave", WAVES)
+@pytest.mark.parametrize("wave", WORKLOADS)
 def test_as_many_images_come_as_the_rate_says(wave: str) -> None:
-    trace = drawn_trace(WAVES[wave], rate=20.0, seconds=1200, draw=Random(1))
+    trace = draw_trace(WORKLOADS[wave], rate=20.0, seconds=1200, draw=Random(1))
     assert len(trace) / 1200 == pytest.approx(20, rel=0.1)
     assert all(0 <= one.at < 1200 for one in trace)
-    assert trace == drawn_trace(WAVES[wave], rate=20.0, seconds=1200, draw=Random(1))
+    assert trace == draw_trace(WORKLOADS[wave], rate=20.0, seconds=1200, draw=Random(1))
 
 
 def test_bursts_are_of_drafts_and_finals_in_turn() -> None:
-    trace = drawn_trace(WAVES["bursts"], rate=20.0, seconds=480, draw=Random(1))
+    trace = draw_trace(WORKLOADS["bursts"], rate=20.0, seconds=480, draw=Random(1))
     finals = [one.steps for one in trace if one.at < 60]
     drafts = [one.steps for one in trace if 240 <= one.at < 300]
     between = [one for one in trace if 60 <= one.at < 120]

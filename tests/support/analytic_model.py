@@ -10,15 +10,15 @@ import torch
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.prompt import parse
 from serve_app.core.diffusion.spec import Lora, Stage
-from serve_app.core.scheduling.memory_plan import Fit
+from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.conditioning import Conditioner
-from serve_app.runtime.networks.denoiser import Point
-from serve_app.runtime.networks.lora_adapters import Adapters
-from serve_app.runtime.networks.text_encoders import Reading
-from serve_app.runtime.networks.vae import Picture, Pixels
-from serve_app.runtime.stage_model import Parking, Parts, StageModel
+from serve_app.runtime.networks.denoiser import DenoiserInput
+from serve_app.runtime.networks.lora_adapters import LoraAdapters
+from serve_app.runtime.networks.text_encoders import TokenizedPrompt
+from serve_app.runtime.networks.vae import ImageCodec, RgbImage
+from serve_app.runtime.stage_model import Offloadable, Parts, StageModel
 from tests.support.engine_runs import NOISE
 
 CPU = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
@@ -38,34 +38,36 @@ class ConstantDenoiser:
         self.gate.set()
         self.failures: list[Exception] = []
 
-    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
+    ) -> torch.Tensor:
         assert self.gate.wait(10)
         if self.failures:
             raise self.failures.pop(0)
-        self.batches.append((len(points), lanes))
+        self.batches.append((len(inputs), lanes))
         return torch.full_like(x, self.target)
 
 
 class MeanPixels:
     """A picture's shade is its latents' mean."""
 
-    def decode(self, latents: torch.Tensor) -> Picture:
+    def decode(self, latents: torch.Tensor) -> RgbImage:
         side = np.full((latents.shape[1] * 8, latents.shape[2] * 8, 3), 255, np.uint8)
         return (side * float(latents.mean())).astype(np.uint8)
 
-    def encode(self, picture: Picture, posterior_noise: torch.Tensor) -> torch.Tensor:
+    def encode(self, picture: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
         return torch.full_like(posterior_noise, float(picture.mean()) / 255)
 
 
-class BlankPrompts:
+class BlankTextEncoders:
     """Every prompt is zeros, a chunk for each of its sections; a shouted one is warned of."""
 
-    def read(self, prompt: str, name: str) -> Reading:
+    def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
         warnings = (f"the {name} shouts",) if "!" in prompt else ()
-        return Reading(tuple(((),) for _ in parse(prompt)), warnings)
+        return TokenizedPrompt(tuple(((),) for _ in parse(prompt)), warnings)
 
     def encode(
-        self, reading: Reading, chunks: int, loras: tuple[Lora, ...] = ()
+        self, reading: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(77 * chunks, 8), torch.zeros(4)
 
@@ -77,19 +79,19 @@ def analytic_model(
     stage: Stage = Stage.BASE,
     model: str = "analytic",
     images: int = 4,
-    adapters: Adapters | None = None,
-    parking: Parking | None = None,
-    pixels: Pixels | None = None,
+    adapters: LoraAdapters | None = None,
+    parking: Offloadable | None = None,
+    pixels: ImageCodec | None = None,
 ) -> StageModel:
     profile = NumericProfile(
         stage, "cpu", "float32", "float32", "none", lanes, (), 1, "analytic", model
     )
     return StageModel(
         profile=profile,
-        fit=Fit(images),
+        memory_plan=MemoryPlan(images),
         device=CPU,
         parts=Parts(
-            Conditioner(BlankPrompts(), CHECKPOINT), denoiser, pixels or MeanPixels(), adapters
+            Conditioner(BlankTextEncoders(), CHECKPOINT), denoiser, pixels or MeanPixels(), adapters
         ),
-        parking=parking,
+        offloadable=parking,
     )

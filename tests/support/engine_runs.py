@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serve_app.core.diffusion.sample import Leg, begin, handed_over, itinerary
+from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.service.events import Snapshot
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
-from serve_app.runtime.networks.vae import Picture
-from serve_app.runtime.stage_model import Packed
+from serve_app.runtime.networks.vae import RgbImage
+from serve_app.runtime.stage_model import HostSample
 
 NOISE = NoiseConfig.from_scheduler_config(
     {
@@ -33,7 +34,7 @@ class Heard:
         self.events.append(event)
 
     @property
-    def snapshots(self) -> list[Packed]:
+    def snapshots(self) -> list[HostSample]:
         return [e.sample for e in self.events if isinstance(e, Snapshot)]
 
     @property
@@ -51,23 +52,23 @@ class Heard:
         return end
 
     @property
-    def picture(self) -> Picture:
-        assert self.finished.picture is not None
-        return self.finished.picture
+    def picture(self) -> RgbImage:
+        assert self.finished.image is not None
+        return self.finished.image
 
 
-def whole(sample: Packed) -> Leg:
+def whole(sample: HostSample) -> StageSegment:
     """All of its way, by base alone."""
-    return Leg(Stage.BASE, len(sample.schedule), last=True)
+    return StageSegment(Stage.BASE, len(sample.schedule), last=True)
 
 
 def sample_of(
     spec: ImageSpec, id: str = "one", source: bytes | None = None, *, refiner: bool = False
-) -> Packed:
+) -> HostSample:
     """The sample of a spec at the door of its first stage."""
     schedule = make_schedule(NOISE, spec.sampler, spec.steps, spec.strength, spec.handoff)
-    first = itinerary(schedule, spec.handoff, refiner=refiner)[0]
-    return begin(id, spec, schedule, first.stage, source)
+    first = stage_segments(schedule, spec.handoff, refiner=refiner)[0]
+    return new_sample(id, spec, schedule, first.stage, ImageInputs(source))
 
 
 def drain(engine: Engine) -> None:
@@ -77,26 +78,28 @@ def drain(engine: Engine) -> None:
 
 def walk(
     engines: dict[Stage, Engine], asked: Sequence[tuple[ImageSpec, bytes | None]]
-) -> list[Picture]:
+) -> list[RgbImage]:
     """The pictures of several images that travel together through the stages."""
     samples = [
         sample_of(spec, f"image {i}", source, refiner=Stage.REFINER in engines)
         for i, (spec, source) in enumerate(asked)
     ]
-    pictures: dict[str, Picture] = {}
+    pictures: dict[str, RgbImage] = {}
     for stage, engine in engines.items():
         heard: dict[str, Heard] = {}
         for i, sample in enumerate(samples):
-            legs = itinerary(sample.schedule, sample.spec.handoff, refiner=Stage.REFINER in engines)
+            legs = stage_segments(
+                sample.schedule, sample.spec.handoff, refiner=Stage.REFINER in engines
+            )
             for leg in legs:
                 if leg.stage is stage:
                     heard[sample.id] = Heard()
-                    engine.submit(handed_over(samples[i], stage), leg, heard[sample.id])
+                    engine.submit(for_stage(samples[i], stage), leg, heard[sample.id])
         drain(engine)
         for i, sample in enumerate(samples):
             if sample.id in heard:
                 end = heard[sample.id].finished
                 samples[i] = end.sample
-                if end.picture is not None:
-                    pictures[sample.id] = end.picture
+                if end.image is not None:
+                    pictures[sample.id] = end.image
     return [pictures[sample.id] for sample in samples]

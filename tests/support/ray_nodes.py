@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.core.service.events import ReplicaFacts
+from serve_app.core.service.events import ReplicaStats
 from tests.e2e.conftest import APP, STAGES, free_port
 
 _INGRESS = 1  # CPUs, which the head node has more than the others
@@ -82,12 +82,12 @@ def places() -> dict[str, dict[int, str]]:
     }
 
 
-def facts(stage: str) -> dict[str, ReplicaFacts]:
+def facts(stage: str) -> dict[str, ReplicaStats]:
     """The facts of the stage's replicas that answer, by node."""
     where = places()[STAGES[stage]]
     handle = serve.get_deployment_handle(STAGES[stage], APP)
-    found = handle.broadcast("facts").results(timeout_s=10, return_exceptions=True)
-    told = [one for one in found if isinstance(one, ReplicaFacts)]
+    found = handle.broadcast("stats").results(timeout_s=10, return_exceptions=True)
+    told = [one for one in found if isinstance(one, ReplicaStats)]
     return {where[one.pid]: one for one in told if one.pid in where}
 
 

@@ -14,7 +14,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from serve_app.core.diffusion.spec import Levels, Sampler, Solver
+from serve_app.core.diffusion.spec import Sampler, SigmaSpacing, Solver
 
 _CLASSES: dict[Solver, tuple[Any, dict[str, Any]]] = {
     Solver.EULER: (EulerDiscreteScheduler, {}),
@@ -30,15 +30,15 @@ _CLASSES: dict[Solver, tuple[Any, dict[str, Any]]] = {
     Solver.UNIPC: (UniPCMultistepScheduler, {}),
     Solver.LCM: (LCMScheduler, {}),
 }
-_OPTIONS: dict[Levels, dict[str, Any]] = {
-    Levels.CHECKPOINT: {},
-    Levels.KARRAS: {"use_karras_sigmas": True},
-    Levels.EXPONENTIAL: {"use_exponential_sigmas": True},
-    Levels.TRAILING: {"timestep_spacing": "trailing"},
+_OPTIONS: dict[SigmaSpacing, dict[str, Any]] = {
+    SigmaSpacing.CHECKPOINT: {},
+    SigmaSpacing.KARRAS: {"use_karras_sigmas": True},
+    SigmaSpacing.EXPONENTIAL: {"use_exponential_sigmas": True},
+    SigmaSpacing.TRAILING: {"timestep_spacing": "trailing"},
 }
 
 
 def stock_scheduler(sampler: Sampler, config: Mapping[str, Any]) -> Any:
     """The scheduler of a sampler over a `scheduler_config.json`."""
     made, options = _CLASSES[sampler.solver]
-    return made.from_config({**config, **options, **_OPTIONS[sampler.levels]})
+    return made.from_config({**config, **options, **_OPTIONS[sampler.spacing]})

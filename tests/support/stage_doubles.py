@@ -4,17 +4,17 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
-from serve_app.core.capacity.cost_model import Prices, Turn
-from serve_app.core.capacity.gpu_time import Spent
-from serve_app.core.diffusion.sample import Leg, Sample, told
+from serve_app.core.capacity.cost_model import CostTable, TurnKind
+from serve_app.core.capacity.gpu_time import GpuTime
+from serve_app.core.diffusion.sample import Sample, StageSegment, with_prompt_info
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import ReplicaLost
-from serve_app.core.scheduling.step_scheduler import Work
-from serve_app.core.service.events import Arrived, ReplicaFacts, Snapshot
+from serve_app.core.scheduling.step_scheduler import WorkKind
+from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot
 
 # 100 TFLOP a second
-_STEPS = [Turn(Work.STEP, stage, "demo", 1024, 1024, 2) for stage in Stage]
-PRICES = Prices({turn: turn.tflop / 100 for turn in _STEPS})
+_STEPS = [TurnKind(WorkKind.STEP, stage, "demo", 1024, 1024, 2) for stage in Stage]
+PRICES = CostTable({turn: turn.tflop / 100 for turn in _STEPS})
 
 Trouble = Callable[[int, Sample[Any]], Exception | None]
 
@@ -33,7 +33,7 @@ class CountingStage:
         ready: int = 1,
         warnings: tuple[str, ...] = (),
         shortfall: str = "",
-        prices: Prices = PRICES,
+        prices: CostTable = PRICES,
     ) -> None:
         self.every = every
         self.trouble = trouble or (lambda call, sample: None)
@@ -41,14 +41,14 @@ class CountingStage:
         self.warnings = warnings
         self.shortfall = shortfall
         self.prices = prices
-        self.calls: list[tuple[int, Leg]] = []  # index at which each call began
+        self.calls: list[tuple[int, StageSegment]] = []  # index at which each call began
         self.steps = 0
         self.closed = 0
 
-    async def advance(self, sample: Sample[Any], leg: Leg) -> AsyncIterator[Any]:
+    async def advance(self, sample: Sample[Any], leg: StageSegment) -> AsyncIterator[Any]:
         call = len(self.calls)
         self.calls.append((sample.index, leg))
-        sample = told(sample, 1, self.warnings)
+        sample = with_prompt_info(sample, 1, self.warnings)
         try:
             while sample.index < leg.stop:
                 if error := self.trouble(call, sample):
@@ -58,15 +58,15 @@ class CountingStage:
                 sample = replace(sample, index=sample.index + 1, latents=taken, profile="p")
                 if sample.index % self.every == 0:
                     yield Snapshot(sample)
-            yield Arrived(
-                sample, b"png %d" % sample.latents if leg.last else None, Spent(0.5), self.prices
+            yield SegmentDone(
+                sample, b"png %d" % sample.latents if leg.last else None, GpuTime(0.5), self.prices
             )
         finally:
             self.closed += 1
 
-    async def facts(self) -> list[ReplicaFacts]:
+    async def stats(self) -> list[ReplicaStats]:
         return [
-            ReplicaFacts(
+            ReplicaStats(
                 1, "p", "", 0, 0, 0, 0, 0.0, 0.0, 1.5, self.prices, {}, shortfall=self.shortfall
             )
         ] * self.ready

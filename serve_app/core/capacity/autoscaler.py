@@ -10,39 +10,43 @@ from math import ceil, inf
 
 from serve_app.core.diffusion.spec import Stage
 
-_SPARE = 0.05  # of a replica: so little that arrives is not worth one more, or the only one
+_IGNORED_RATE = 0.05  # of a replica: so little that arrives is not worth one more, or the only one
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class StageLoad:
     """What is seen of a stage at one time."""
 
     replicas: int  # those there are, or are coming
-    least: int
-    most: int
+    min_replicas: int
+    max_replicas: int
     images: int  # under way that are here, or are still to come here
     owed: float  # GPU-seconds that they still need here, in full batches
-    arrived: float  # GPU-seconds of all that was ever accepted: it only grows
-    coming: float = 0.0  # of what is owed, that of images which are on another stage yet
+    arrived_total: float  # GPU-seconds of all that was ever accepted: it only grows
+    upstream: float = 0.0  # of what is owed, that of images which are on another stage yet
 
 
 @dataclass(frozen=True, slots=True)
-class Aims:
+class ScalingTargets:
     """What scaling is for."""
 
-    wait: float = 5.0  # seconds in which what is owed now should be done
-    busy: float = 0.85  # how much of its time a replica should work, so that few wait
-    patience: float = 5.0  # seconds that fewer must have been enough before any goes
+    target_drain_s: float = 5.0  # seconds in which what is owed now should be done
+    target_utilization: float = 0.85  # how much of its time a replica should work, so that few wait
+    downscale_delay_s: float = 5.0  # seconds that fewer must have been enough before any goes
 
     def __post_init__(self) -> None:
-        for name, most in (("wait", inf), ("busy", 1.0), ("patience", inf)):
+        for name, most in (
+            ("target_drain_s", inf),
+            ("target_utilization", 1.0),
+            ("downscale_delay_s", inf),
+        ):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value <= most or value == inf:
                 told = "above 0" if most == inf else f"above 0 and at most {most:g}"
                 raise ValueError(f"{name} must be a number {told}, got {value}")
 
 
-def replicas_wanted(look: Look, arriving: float, aims: Aims) -> int:
+def desired_replicas(load: StageLoad, arrival_rate: float, targets: ScalingTargets) -> int:
     """Enough to do what is owed within the wait, and what arrives, in GPU-seconds a second, without
     falling behind; and one at least where there are images, even if nobody knows yet what they
     take.
@@ -50,119 +54,135 @@ def replicas_wanted(look: Look, arriving: float, aims: Aims) -> int:
     What is coming from another stage can't be begun, so no replica is idle for it: it counts where
     it arrives, which is when the image is accepted, so that the replica is there when it comes.
     """
-    for_queue = (look.owed - look.coming) / aims.wait
-    for_flow = arriving / aims.busy - _SPARE
-    wanted = max(ceil(max(for_queue, for_flow) - 1e-9), min(1, look.images))
-    return min(look.most, max(look.least, wanted))
+    for_queue = (load.owed - load.upstream) / targets.target_drain_s
+    for_flow = arrival_rate / targets.target_utilization - _IGNORED_RATE
+    wanted = max(ceil(max(for_queue, for_flow) - 1e-9), min(1, load.images))
+    return min(load.max_replicas, max(load.min_replicas, wanted))
 
 
-def share_out(
-    wanted: Mapping[Stage, int], least: Mapping[Stage, int], gpus: int
+def allocate_gpus(
+    desired: Mapping[Stage, int], minimum: Mapping[Stage, int], gpus: int
 ) -> dict[Stage, int]:
     """What each stage gets of a fixed number of GPUs: what it wants where that is enough for all,
     else its least, and of the rest a share by what it wants. Always the whole number of GPUs is
     used up before anybody goes short."""
-    if sum(wanted.values()) <= gpus:
-        return dict(wanted)
-    shares = dict(least)
-    for _ in range(gpus - sum(least.values())):
-        short = [stage for stage in wanted if shares[stage] < wanted[stage]]
-        shares[min(short, key=lambda stage: (shares[stage] / wanted[stage], stage))] += 1
+    if sum(desired.values()) <= gpus:
+        return dict(desired)
+    shares = dict(minimum)
+    for _ in range(gpus - sum(minimum.values())):
+        short = [stage for stage in desired if shares[stage] < desired[stage]]
+        shares[min(short, key=lambda stage: (shares[stage] / desired[stage], stage))] += 1
     return shares
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class StageTarget:
     """How many replicas a stage has been told to have, and what was enough lately."""
 
-    target: int
-    enough: int = 0  # the most that was wanted since `since`
+    replicas: int
+    max_desired_since: int = 0  # the most that was wanted since `since`
     since: float | None = None  # when fewer than the target began to be enough
 
-    def steered(self, wanted: int, now: float, aims: Aims) -> "Course":
+    def update(self, desired: int, now: float, targets: ScalingTargets) -> "StageTarget":
         """The course after another look: up at once, down when fewer were enough for a while, and
         then to the most that was wanted in it."""
-        if wanted >= self.target:
-            return Course(wanted)
+        if desired >= self.replicas:
+            return StageTarget(desired)
         if self.since is None:
-            return replace(self, enough=wanted, since=now)
-        enough = max(self.enough, wanted)
-        if now - self.since < aims.patience:
-            return replace(self, enough=enough)
-        return Course(enough)
+            return replace(self, max_desired_since=desired, since=now)
+        enough = max(self.max_desired_since, desired)
+        if now - self.since < targets.downscale_delay_s:
+            return replace(self, max_desired_since=enough)
+        return StageTarget(enough)
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class ArrivalRate:
     """Work that arrives in a second: a mean over some time that leans to what came last."""
 
     per_second: float = 0.0
     began: float | None = None
     at: float = 0.0
-    span: float = 30.0  # seconds
+    window_s: float = 30.0  # seconds
 
-    def seen(self, work: float, now: float) -> "Flow":
+    def observe(self, work: float, now: float) -> "ArrivalRate":
         """The flow after so much work since it was last seen: of the first seconds a plain mean."""
         if self.began is None:
             return replace(self, began=now, at=now)
         gone = now - self.at
         if gone <= 0:
             return self
-        weight = min(1.0, gone / min(self.span, now - self.began))
+        weight = min(1.0, gone / min(self.window_s, now - self.began))
         mean = self.per_second + weight * (work / gone - self.per_second)
         return replace(self, per_second=mean, at=now)
 
 
 @dataclass(frozen=True, slots=True)
-class Helm:
+class Autoscaler:
     """How the stages are steered, from one look to the next: a value."""
 
-    courses: Mapping[Stage, Course] = field(default_factory=dict)
-    flows: Mapping[Stage, Flow] = field(default_factory=dict)
-    arrived: Mapping[Stage, float] = field(default_factory=dict)  # as seen last
+    stage_targets: Mapping[Stage, StageTarget] = field(default_factory=dict)
+    arrival_rates: Mapping[Stage, ArrivalRate] = field(default_factory=dict)
+    arrived_totals: Mapping[Stage, float] = field(default_factory=dict)  # as seen last
 
-    def looked(
-        self, looks: Mapping[Stage, Look], now: float, aims: Aims, gpus: int | None = None
-    ) -> "Helm":
+    def observe(
+        self,
+        loads: Mapping[Stage, StageLoad],
+        now: float,
+        targets: ScalingTargets,
+        max_total_replicas: int | None = None,
+    ) -> "Autoscaler":
         """The helm after another look at all stages; of a fixed number of `gpus`, if any.
 
         A model is loaded on a GPU that moves to another stage, so it moves when that was fair for a
         while; or at once, to a stage that has none, and where there are fewer GPUs than before.
         """
         wanted, flows = {}, {}
-        for stage, look in looks.items():
-            came = max(0.0, look.arrived - self.arrived.get(stage, look.arrived))
-            flows[stage] = flow = self.flows.get(stage, Flow()).seen(came, now)
-            wanted[stage] = replicas_wanted(look, flow.per_second, aims)
-        before = {s: self.courses.get(s, Course(look.replicas)) for s, look in looks.items()}
-        if gpus is None:
-            courses = {s: course.steered(wanted[s], now, aims) for s, course in before.items()}
+        for stage, look in loads.items():
+            came = max(0.0, look.arrived_total - self.arrived_totals.get(stage, look.arrived_total))
+            flows[stage] = flow = self.arrival_rates.get(stage, ArrivalRate()).observe(came, now)
+            wanted[stage] = desired_replicas(look, flow.per_second, targets)
+        before = {
+            s: self.stage_targets.get(s, StageTarget(look.replicas)) for s, look in loads.items()
+        }
+        if max_total_replicas is None:
+            courses = {s: course.update(wanted[s], now, targets) for s, course in before.items()}
         else:
-            fair = share_out(wanted, {stage: look.least for stage, look in looks.items()}, gpus)
-            courses = _moved(before, fair, now, aims, gpus)
-        return Helm(courses, flows, {stage: look.arrived for stage, look in looks.items()})
+            fair = allocate_gpus(
+                wanted,
+                {stage: look.min_replicas for stage, look in loads.items()},
+                max_total_replicas,
+            )
+            courses = _moved(before, fair, now, targets, max_total_replicas)
+        return Autoscaler(
+            courses, flows, {stage: look.arrived_total for stage, look in loads.items()}
+        )
 
     @property
     def targets(self) -> dict[Stage, int]:
         """How many replicas each stage should have."""
-        return {stage: course.target for stage, course in self.courses.items()}
+        return {stage: course.replicas for stage, course in self.stage_targets.items()}
 
 
 def _moved(
-    courses: Mapping[Stage, Course], fair: Mapping[Stage, int], now: float, aims: Aims, gpus: int
-) -> dict[Stage, Course]:
+    courses: Mapping[Stage, StageTarget],
+    fair: Mapping[Stage, int],
+    now: float,
+    aims: ScalingTargets,
+    gpus: int,
+) -> dict[Stage, StageTarget]:
     """The courses, led to fair shares of the GPUs."""
-    starving = any(fair[stage] and not course.target for stage, course in courses.items())
-    if starving or sum(course.target for course in courses.values()) > gpus:
-        return {stage: Course(share) for stage, share in fair.items()}
+    starving = any(fair[stage] and not course.replicas for stage, course in courses.items())
+    if starving or sum(course.replicas for course in courses.values()) > gpus:
+        return {stage: StageTarget(share) for stage, share in fair.items()}
     moved = {
-        stage: course.steered(min(course.target, fair[stage]), now, aims)
+        stage: course.update(min(course.replicas, fair[stage]), now, aims)
         for stage, course in courses.items()
     }
-    free = gpus - sum(course.target for course in moved.values())
+    free = gpus - sum(course.replicas for course in moved.values())
     for stage, course in moved.items():
-        more = max(0, min(free, fair[stage] - course.target))
+        more = max(0, min(free, fair[stage] - course.replicas))
         if more:
-            moved[stage] = Course(course.target + more)
+            moved[stage] = StageTarget(course.replicas + more)
             free -= more
     return moved

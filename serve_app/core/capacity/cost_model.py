@@ -15,7 +15,7 @@ from typing import Any
 
 from serve_app.core.diffusion.sample import Sample
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, Work
+from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
 
 _MEGAPIXEL = 1024 * 1024
 _UNET_TFLOP = {Stage.BASE: (5.95, 0.81), Stage.REFINER: (6.12, 1.17)}  # per area, per area squared
@@ -32,7 +32,7 @@ def megapixel_steps(spec: ImageSpec) -> float:
     """What an image counts against its caller's allowance: steps times megapixels, each of Heun's
     twice."""
     steps = spec.steps if spec.strength is None else max(1.0, spec.steps * spec.strength)
-    return steps * spec.sampler.calls * spec.width * spec.height / 1e6
+    return steps * spec.sampler.nfe * spec.width * spec.height / 1e6
 
 
 def step_tflop(stage: Stage, width: int, height: int, rows: int) -> float:
@@ -47,7 +47,7 @@ def decode_tflop(width: int, height: int) -> float:
     return _DECODE_TFLOP * width * height / _MEGAPIXEL
 
 
-def shares(rows: Sequence[int], seconds: float) -> list[float]:
+def share_by_rows(rows: Sequence[int], seconds: float) -> list[float]:
     """The GPU time of each image in a turn: the turn's seconds, shared by the images' rows.
 
     This is what GPU time means here, measured or predicted. Padding is nobody's, so those who are
@@ -57,10 +57,10 @@ def shares(rows: Sequence[int], seconds: float) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TurnKind:
     """A kind of turn: those alike in all of this take one device equally long."""
 
-    work: Work
+    work: WorkKind
     stage: Stage
     name: str  # of the model, or of what is loaded
     width: int = 0  # pixels
@@ -72,94 +72,94 @@ class Turn:
     def tflop(self) -> float:
         """Its work; a load has none that is counted so."""
         match self.work:
-            case Work.STEP:
+            case WorkKind.STEP:
                 return step_tflop(self.stage, self.width, self.height, self.rows)
-            case Work.ENCODE | Work.DECODE:
+            case WorkKind.ENCODE | WorkKind.DECODE:
                 return decode_tflop(self.width, self.height)
-            case Work.CONDITION:
+            case WorkKind.CONDITION:
                 return _PROMPT_TFLOP * self.rows
             case _:
                 return 0.0
 
 
-def turn_of(work: Work, sample: Sample[Any], *, lanes: int = 0, load: str = "") -> Turn:
+def turn_kind(work: WorkKind, sample: Sample[Any], *, lanes: int = 0, load: str = "") -> TurnKind:
     """The kind of a turn that the sample takes part in; `lanes` and `load` as a plan has them."""
     spec = sample.spec
     match work:
-        case Work.LOAD | Work.ATTACH:
-            return Turn(work, sample.stage, load)
-        case Work.CONDITION:
-            return Turn(work, sample.stage, sample.model, rows=spec.rows)
-        case Work.STEP:
-            worn = len(sample.loras)
-            return Turn(
+        case WorkKind.LOAD | WorkKind.ATTACH:
+            return TurnKind(work, sample.stage, load)
+        case WorkKind.CONDITION:
+            return TurnKind(work, sample.stage, sample.model, rows=spec.rows)
+        case WorkKind.STEP:
+            worn = len(sample.active_loras)
+            return TurnKind(
                 work, sample.stage, sample.model, spec.width, spec.height, lanes, loras=worn
             )
         case _:
-            return Turn(work, sample.stage, sample.model, spec.width, spec.height)
+            return TurnKind(work, sample.stage, sample.model, spec.width, spec.height)
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
+class CostTable:
     """Seconds that each kind of turn takes on a device, of those that were seen lately; and how
     many samples of each model step together there. A value that travels."""
 
-    known: Mapping[Turn, float] = field(default_factory=dict)
-    sizes: Mapping[str, BatchSize] = field(default_factory=dict)
+    seconds_by_turn: Mapping[TurnKind, float] = field(default_factory=dict)
+    batch_sizes: Mapping[str, BatchSize] = field(default_factory=dict)
 
     @property
-    def warm(self) -> bool:
+    def is_calibrated(self) -> bool:
         """Whether a step was ever seen."""
-        return any(turn.work is Work.STEP for turn in self.known)
+        return any(turn.work is WorkKind.STEP for turn in self.seconds_by_turn)
 
-    def size(self, model: str) -> BatchSize:
+    def batch_size(self, model: str) -> BatchSize:
         """The batch of a model; of one that was never there, what another has."""
-        return self.sizes.get(model) or next(iter(self.sizes.values()), _ONE_BY_ONE)
+        return self.batch_sizes.get(model) or next(iter(self.batch_sizes.values()), _ONE_BY_ONE)
 
-    def seconds(self, turn: Turn) -> float:
+    def seconds(self, turn: TurnKind) -> float:
         """Predicted seconds of one turn.
 
         What was not seen is set in proportion, by its TFLOP, to its likes: turns of the same work
         and stage, else of the same work, else steps. A load is none of those, and free until seen.
         """
-        if turn in self.known:
-            return self.known[turn]
-        likes = [one for one in self.known if one.work is turn.work]
+        if turn in self.seconds_by_turn:
+            return self.seconds_by_turn[turn]
+        likes = [one for one in self.seconds_by_turn if one.work is turn.work]
         likes = [one for one in likes if one.stage is turn.stage] or likes
         if not likes and turn.tflop:
-            likes = [one for one in self.known if one.work is Work.STEP]
+            likes = [one for one in self.seconds_by_turn if one.work is WorkKind.STEP]
         seen: dict[float, list[float]] = {}
         for like in likes:
-            seen.setdefault(like.tflop, []).append(self.known[like])
+            seen.setdefault(like.tflop, []).append(self.seconds_by_turn[like])
         points = sorted((tflop, fmean(seconds)) for tflop, seconds in seen.items())
-        return _along(points, turn.tflop) if points else turn.tflop / _TFLOPS
+        return _interpolate(points, turn.tflop) if points else turn.tflop / _TFLOPS
 
 
-class PriceBook:
+class CostModel:
     """Learns prices from the turns of one device. Whoever measures them is the only writer."""
 
     def __init__(self) -> None:
-        self.prices = Prices()  # replaced whole: whoever reads it needs no lock
-        self._seen: dict[Turn, deque[float]] = {}
+        self.table = CostTable()  # replaced whole: whoever reads it needs no lock
+        self._seen: dict[TurnKind, deque[float]] = {}
 
-    def hold(self, sizes: Mapping[str, BatchSize]) -> None:
+    def set_batch_sizes(self, batch_sizes: Mapping[str, BatchSize]) -> None:
         """So many samples of these models step together."""
-        self.prices = replace(self.prices, sizes={**self.prices.sizes, **sizes})
+        self.table = replace(self.table, batch_sizes={**self.table.batch_sizes, **batch_sizes})
 
-    def saw(self, turn: Turn, seconds: float) -> None:
+    def observe(self, turn: TurnKind, seconds: float) -> None:
         """One more turn of this kind counts."""
-        known = dict(self.prices.known)
+        known = dict(self.table.seconds_by_turn)
         known.pop(turn, None)  # to come last again
         if len(known) == _KINDS:
             oldest = next(iter(known))
             del known[oldest], self._seen[oldest]
         seen = self._seen.setdefault(turn, deque(maxlen=_REMEMBERED))
         seen.append(seconds)
-        known[turn] = usual(seen)
-        self.prices = replace(self.prices, known=known)
+        known[turn] = clipped_mean(seen)
+        self.table = replace(self.table, seconds_by_turn=known)
 
 
-def usual(seen: Iterable[float]) -> float:
+def clipped_mean(seen: Iterable[float]) -> float:
     """The mean of what was seen, of which nothing counts for more than half as much again as the
     median: a first call, or one that the machine held up, can't spoil it."""
     seen = list(seen)
@@ -167,7 +167,7 @@ def usual(seen: Iterable[float]) -> float:
     return fmean(min(one, most) for one in seen)
 
 
-def _along(points: Sequence[tuple[float, float]], at: float) -> float:
+def _interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
     """On the line between the two points beside `at`; beyond the last one, in proportion to it."""
     above = bisect_left(points, at, key=lambda point: point[0])
     if 0 < above < len(points):

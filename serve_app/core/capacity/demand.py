@@ -7,7 +7,7 @@ Knows no replicas and no policy. It travels as plain numbers: Serve carries noth
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 
-from serve_app.core.capacity.autoscaler import Look
+from serve_app.core.capacity.autoscaler import StageLoad
 from serve_app.core.diffusion.spec import Stage
 
 
@@ -17,8 +17,8 @@ class Demand:
 
     images: float = 0.0  # under way that are there, or still to come there
     owed: float = 0.0  # GPU-seconds that they still need there, in full batches
-    coming: float = 0.0  # of those, what images need that are at another stage yet
-    arrived: float = 0.0  # GPU-seconds there of all that was ever accepted: they only grow
+    upstream: float = 0.0  # of those, what images need that are at another stage yet
+    arrived_total: float = 0.0  # GPU-seconds there of all that was ever accepted: they only grow
 
     def __add__(self, other: "Demand") -> "Demand":
         """What both want."""
@@ -26,7 +26,7 @@ class Demand:
         return Demand(*(one + more for one, more in zip(mine, theirs, strict=True)))
 
 
-def as_numbers(demands: Mapping[Stage, Demand]) -> dict[str, float]:
+def to_wire(demands: Mapping[Stage, Demand]) -> dict[str, float]:
     """What is wanted of each stage, by names like `base_owed`."""
     return {
         f"{stage}_{field.name}": float(getattr(demand, field.name))
@@ -35,7 +35,7 @@ def as_numbers(demands: Mapping[Stage, Demand]) -> dict[str, float]:
     }
 
 
-def from_numbers(numbers: Mapping[str, float], stages: Iterable[Stage]) -> Demand:
+def from_wire(numbers: Mapping[str, float], stages: Iterable[Stage]) -> Demand:
     """What is wanted of these stages together; nothing of one that is not named.
 
     An image that goes through two of them counts twice.
@@ -47,7 +47,7 @@ def from_numbers(numbers: Mapping[str, float], stages: Iterable[Stage]) -> Deman
     )
 
 
-def look_at(demand: Demand, *, replicas: int, least: int, most: int) -> Look:
+def stage_load(demand: Demand, *, replicas: int, min_replicas: int, max_replicas: int) -> StageLoad:
     """A stage with so many replicas, or so many to come, as the helm sees it."""
     images, owed, coming, arrived = astuple(demand)
-    return Look(replicas, least, most, int(images), owed, arrived, coming)
+    return StageLoad(replicas, min_replicas, max_replicas, int(images), owed, arrived, coming)

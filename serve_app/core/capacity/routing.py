@@ -9,53 +9,59 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-DEPTH = 3  # batches that a replica may have images for, the one that steps among them
-_IDLE = 0.9  # of its seconds, what an idle replica counts: measured prices differ by chance
-PACKING = 2.0  # what a second of a replica's time counts, to one of the image's own waiting
+MAX_QUEUED_BATCHES = 3  # batches that a replica may have images for, the one that steps among them
+_IDLE_DISCOUNT = (
+    0.9  # of its seconds, what an idle replica counts: measured prices differ by chance
+)
+MARGINAL_WEIGHT = 2.0  # what a second of a replica's time counts, to one of the image's own waiting
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
+class KeyLoad:
     """The images of one shape on a replica."""
 
     steps: int  # that they have still to take, all together
-    longest: int  # the most that one of them has
-    turn: float  # seconds of a step there, however many take it
+    max_steps: int  # the most that one of them has
+    step_seconds: float  # seconds of a step there, however many take it
 
     def seconds(self, images: int) -> float:
         """Until they are done, `images` of them in a batch: never before the longest is."""
-        return max(self.steps / images, self.longest) * self.turn
+        return max(self.steps / images, self.max_steps) * self.step_seconds
 
 
 @dataclass(frozen=True)
-class Home:
+class ReplicaLoad:
     """A replica as somebody sees it who looks for a home for an image."""
 
     id: str
-    images: int  # that step together
-    crowds: Mapping[Hashable, Crowd]  # by shape
-    load: float = 0.0  # seconds until it has the image's model
+    batch_images: int  # that step together
+    loads_by_key: Mapping[Hashable, KeyLoad]  # by shape
+    load_seconds: float = 0.0  # seconds until it has the image's model
 
     @cached_property
     def seconds(self) -> float:
         """Until it has done all that is there."""
-        return sum(crowd.seconds(self.images) for crowd in self.crowds.values())
+        return sum(crowd.seconds(self.batch_images) for crowd in self.loads_by_key.values())
 
-    def open_to(self, shape: Hashable, turn: float) -> "Home":
+    def with_key(self, key: Hashable, step_seconds: float) -> "ReplicaLoad":
         """The same with a crowd of that shape, be it of nobody, whose steps take `turn` seconds."""
-        if shape in self.crowds:
+        if key in self.loads_by_key:
             return self
-        return replace(self, crowds={**self.crowds, shape: Crowd(0, 0, turn)})
+        return replace(self, loads_by_key={**self.loads_by_key, key: KeyLoad(0, 0, step_seconds)})
 
-    def more(self, shape: Hashable, steps: int) -> float:
+    def marginal_seconds(self, key: Hashable, steps: int) -> float:
         """The seconds that one more image adds: few where a batch of its shape has a place free."""
-        crowd = self.crowds[shape]
-        with_it = replace(crowd, steps=crowd.steps + steps, longest=max(crowd.longest, steps))
-        return self.load + with_it.seconds(self.images) - crowd.seconds(self.images)
+        crowd = self.loads_by_key[key]
+        with_it = replace(crowd, steps=crowd.steps + steps, max_steps=max(crowd.max_steps, steps))
+        return (
+            self.load_seconds
+            + with_it.seconds(self.batch_images)
+            - crowd.seconds(self.batch_images)
+        )
 
 
-def rank_homes(
-    homes: Iterable[Home], chosen: Mapping[str, int], shape: Hashable, steps: int
+def rank_replicas(
+    replicas: Iterable[ReplicaLoad], last_chosen: Mapping[str, int], key: Hashable, steps: int
 ) -> list[str]:
     """The replicas' ids, the best home first for an image of so many steps; all are open to its
     shape. Of equals the one longest not `chosen`, as a growing number.
@@ -66,12 +72,12 @@ def rank_homes(
     nobody comes after: time is not scarce, it counts once, and the idle one is taken unless another
     is clearly sooner.
     """
-    homes = list(homes)
-    scarce = PACKING if all(home.seconds for home in homes) else 1.0
+    replicas = list(replicas)
+    scarce = MARGINAL_WEIGHT if all(home.seconds for home in replicas) else 1.0
 
-    def counted(home: Home) -> float:
-        seconds = home.seconds + scarce * home.more(shape, steps)
-        return round(seconds if home.seconds else _IDLE * seconds, 6)
+    def counted(home: ReplicaLoad) -> float:
+        seconds = home.seconds + scarce * home.marginal_seconds(key, steps)
+        return round(seconds if home.seconds else _IDLE_DISCOUNT * seconds, 6)
 
-    ranked = sorted((counted(home), chosen.get(home.id, 0), home.id) for home in homes)
+    ranked = sorted((counted(home), last_chosen.get(home.id, 0), home.id) for home in replicas)
     return [id for *_, id in ranked]

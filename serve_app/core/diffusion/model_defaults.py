@@ -15,7 +15,7 @@ _STEPS = re.compile(r"(\d+)[ _-]?step")
 
 
 @dataclass(frozen=True, slots=True)
-class Defaults:
+class ModelDefaults:
     """What counts where a request says nothing."""
 
     steps: int = 30
@@ -23,32 +23,32 @@ class Defaults:
     sampler: Sampler = Sampler.EULER
 
 
-PLAIN = Defaults()
+SDXL_DEFAULTS = ModelDefaults()
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    mark: re.Pattern[str]  # in a name, in lower case
+class DistilledFamily:
+    pattern: re.Pattern[str]  # in a name, in lower case
     steps: int
-    made_for: frozenset[int]  # step counts that a name may promise
+    step_counts: frozenset[int]  # step counts that a name may promise
     sampler: Sampler
 
 
-_KINDS = (  # LCM last: merges are named after both, as "lightning-lcm"
-    _Kind(re.compile("lightning"), 4, frozenset({2, 4, 8}), Sampler.EULER_TRAILING),
-    _Kind(re.compile("hyper[ _-]?sd"), 4, frozenset({2, 4, 8}), Sampler.DDIM_TRAILING),
-    _Kind(re.compile("turbo"), 4, frozenset({1, 2, 3, 4}), Sampler.EULER_A_TRAILING),
-    _Kind(re.compile(r"(?<![a-z])lcm(?![a-z])"), 4, frozenset(range(2, 9)), Sampler.LCM),
+_FAMILIES = (  # LCM last: merges are named after both, as "lightning-lcm"
+    DistilledFamily(re.compile("lightning"), 4, frozenset({2, 4, 8}), Sampler.EULER_TRAILING),
+    DistilledFamily(re.compile("hyper[ _-]?sd"), 4, frozenset({2, 4, 8}), Sampler.DDIM_TRAILING),
+    DistilledFamily(re.compile("turbo"), 4, frozenset({1, 2, 3, 4}), Sampler.EULER_A_TRAILING),
+    DistilledFamily(re.compile(r"(?<![a-z])lcm(?![a-z])"), 4, frozenset(range(2, 9)), Sampler.LCM),
 )
 
 
-def defaults_of(names: Iterable[str], scheduler: str = "") -> Defaults:
+def defaults_of(names: Iterable[str], scheduler: str = "") -> ModelDefaults:
     """The defaults of a checkpoint by all that it is called, and by its scheduler's class."""
     words = " ".join(names).lower()
     if scheduler == "LCMScheduler":
         words += " lcm"
-    for kind in _KINDS:
-        if kind.mark.search(words):
-            promised = {int(number) for number in _STEPS.findall(words)} & kind.made_for
-            return Defaults(min(promised, default=kind.steps), 1.0, kind.sampler)
-    return PLAIN
+    for kind in _FAMILIES:
+        if kind.pattern.search(words):
+            promised = {int(number) for number in _STEPS.findall(words)} & kind.step_counts
+            return ModelDefaults(min(promised, default=kind.steps), 1.0, kind.sampler)
+    return SDXL_DEFAULTS

@@ -19,7 +19,7 @@ class NumericProfile:
     vae_dtype: str
     attention: str
     lanes: int  # rows of every UNet call; 0 in fast mode, where company decides the last bits
-    rungs: tuple[str, ...]  # what was given up for room
+    memory_savings: tuple[str, ...]  # what was given up for room
     cpu_threads: int
     torch: str
     model: str  # the checkpoint's name: a snapshot of one is nothing to another

@@ -13,9 +13,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-CHUNK = 75  # tokens between the start and the end that an encoder wants around them
-MOST_CHUNKS = 32  # 2400 tokens: 8000 characters of plain words have about 1800
-WEIGHTS = (0.0, 2.0)  # the range that compel gives; AUTOMATIC1111 and ComfyUI give none
+CHUNK_TOKENS = 75  # tokens between the start and the end that an encoder wants around them
+MAX_CHUNKS = 32  # 2400 tokens: 8000 characters of plain words have about 1800
+WEIGHT_RANGE = (0.0, 2.0)  # the range that compel gives; AUTOMATIC1111 and ComfyUI give none
 _NEAR = 20  # tokens: AUTOMATIC1111's comma_padding_backtrack
 _PLAIN = {"(": 1.1, "[": 1 / 1.1}  # what a group weighs that has no number
 _MARK = re.compile(
@@ -29,21 +29,21 @@ Token = tuple[int, float]  # its number and its weight
 
 
 @dataclass(frozen=True, slots=True)
-class Phrase:
+class WeightedText:
     """A stretch of text of one weight. The weight is the one asked for: see `held`."""
 
     text: str
     weight: float = 1.0
 
 
-def parse(prompt: str) -> tuple[tuple[Phrase, ...], ...]:
+def parse(prompt: str) -> tuple[tuple[WeightedText, ...], ...]:
     """The sections of a prompt, parted by BREAK, each in phrases whose neighbours weigh otherwise.
 
     Every text has a reading. Without marks it is one phrase, the whole of it.
     """
     marks = list(_MARK.finditer(prompt))
     groups = _groups(marks)
-    sections: list[list[Phrase]] = [[]]
+    sections: list[list[WeightedText]] = [[]]
     open_groups = {"(": [1.0], "[": [1.0]}  # their products, the innermost last
     at = 0
     for number, mark in enumerate(marks):
@@ -54,7 +54,7 @@ def parse(prompt: str) -> tuple[tuple[Phrase, ...], ...]:
         elif number not in groups and said != "BREAK":
             text += said
         weight = open_groups["("][-1] * open_groups["["][-1]
-        _append(sections[-1], Phrase(text, weight))
+        _append(sections[-1], WeightedText(text, weight))
         if said == "BREAK":
             sections.append([])
         elif number in groups:
@@ -63,22 +63,22 @@ def parse(prompt: str) -> tuple[tuple[Phrase, ...], ...]:
                 products.append(products[-1] * groups[number])
             else:
                 products.pop()
-    _append(sections[-1], Phrase(prompt[at:], open_groups["("][-1] * open_groups["["][-1]))
+    _append(sections[-1], WeightedText(prompt[at:], open_groups["("][-1] * open_groups["["][-1]))
     return tuple(map(tuple, sections))
 
 
-def plain(prompt: str) -> str:
+def strip_markup(prompt: str) -> str:
     """The text that is drawn, without its marks."""
     return " ".join("".join(phrase.text for phrase in section) for section in parse(prompt))
 
 
-def held(weight: float) -> float:
+def clamp_weight(weight: float) -> float:
     """The weight, or the nearest one in `WEIGHTS`; 0 for one that overflowed into no number."""
-    low, high = WEIGHTS
+    low, high = WEIGHT_RANGE
     return min(max(low, weight), high)
 
 
-def in_chunks(
+def chunk_tokens(
     sections: Sequence[Sequence[Token]], comma: int | None
 ) -> tuple[tuple[Token, ...], ...]:
     """The tokens in chunks of at most `CHUNK`, in order; at least one chunk.
@@ -91,8 +91,8 @@ def in_chunks(
     for section in sections:
         chunks.append([])
         for token in section:
-            if len(chunks[-1]) == CHUNK:
-                end = CHUNK if token[0] == comma else _after_comma(chunks[-1], comma)
+            if len(chunks[-1]) == CHUNK_TOKENS:
+                end = CHUNK_TOKENS if token[0] == comma else _after_comma(chunks[-1], comma)
                 chunks.append(chunks[-1][end:])
                 del chunks[-2][end:]
             chunks[-1].append(token)
@@ -125,16 +125,16 @@ def _kind(bracket: str) -> str:
     return "[" if bracket in "[]" else "("
 
 
-def _append(section: list[Phrase], phrase: Phrase) -> None:
+def _append(section: list[WeightedText], phrase: WeightedText) -> None:
     if section and section[-1].weight == phrase.weight:
-        section[-1] = Phrase(section[-1].text + phrase.text, phrase.weight)
+        section[-1] = WeightedText(section[-1].text + phrase.text, phrase.weight)
     elif phrase.text:
         section.append(phrase)
 
 
 def _after_comma(chunk: Sequence[Token], comma: int | None) -> int:
     """The place after the last comma of a full chunk, if fewer than `_NEAR` tokens follow it."""
-    for place in range(CHUNK, CHUNK - _NEAR, -1):
+    for place in range(CHUNK_TOKENS, CHUNK_TOKENS - _NEAR, -1):
         if chunk[place - 1][0] == comma:
             return place
-    return CHUNK
+    return CHUNK_TOKENS

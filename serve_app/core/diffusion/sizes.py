@@ -30,49 +30,49 @@ ASPECTS: dict[str, tuple[int, int]] = {  # width, height at a native side of 102
 class SizeRules:
     """The sizes legal for a checkpoint whose native picture is `native` pixels a side."""
 
-    native: int
+    native_size: int
 
     @property
-    def shortest(self) -> int:
+    def min_side(self) -> int:
         """The least side in pixels: a quarter of the native one."""
-        return _snap(self.native / 4)
+        return _snap(self.native_size / 4)
 
     @property
-    def longest(self) -> int:
+    def max_side(self) -> int:
         """The greatest side in pixels: twice the native one."""
-        return _snap(self.native * 2)
+        return _snap(self.native_size * 2)
 
     @property
-    def most_pixels(self) -> int:
+    def max_pixels(self) -> int:
         """The greatest area: 2.4 megapixels at SDXL's native side."""
-        return int(2_400_000 * (self.native / SDXL_SIDE) ** 2)
+        return int(2_400_000 * (self.native_size / SDXL_SIDE) ** 2)
 
     @property
     def largest(self) -> tuple[int, int]:
         """Width and height of a picture that takes the most room."""
-        height = self.most_pixels // self.longest // PIXELS_PER_LATENT * PIXELS_PER_LATENT
-        return self.longest, height
+        height = self.max_pixels // self.max_side // PIXELS_PER_LATENT * PIXELS_PER_LATENT
+        return self.max_side, height
 
     def for_aspect(self, aspect: str) -> tuple[int, int]:
         """Width and height for a named aspect ratio. Raises `InvalidRequest` for an unknown one."""
         if aspect not in ASPECTS:
             raise InvalidRequest("aspectRatio", f"must be one of {', '.join(ASPECTS)}")
         width, height = ASPECTS[aspect]
-        scale = self.native / SDXL_SIDE
+        scale = self.native_size / SDXL_SIDE
         return _snap(width * scale), _snap(height * scale)
 
     def check(self, width: int, height: int) -> None:
         """Returns when the size is legal; raises `InvalidRequest` with the range if not."""
         for name, side in (("width", width), ("height", height)):
-            if side % PIXELS_PER_LATENT or not self.shortest <= side <= self.longest:
+            if side % PIXELS_PER_LATENT or not self.min_side <= side <= self.max_side:
                 raise InvalidRequest(
                     name,
-                    f"must be a multiple of {PIXELS_PER_LATENT} between {self.shortest} and "
-                    f"{self.longest}, got {side}",
+                    f"must be a multiple of {PIXELS_PER_LATENT} between {self.min_side} and "
+                    f"{self.max_side}, got {side}",
                 )
-        if width * height > self.most_pixels:
+        if width * height > self.max_pixels:
             raise InvalidRequest(
-                "width", f"times height must be at most {self.most_pixels}, got {width * height}"
+                "width", f"times height must be at most {self.max_pixels}, got {width * height}"
             )
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:
@@ -81,7 +81,7 @@ class SizeRules:
         try:
             self.check(width, height)
         except InvalidRequest:
-            scale = self.native / SDXL_SIDE
+            scale = self.native_size / SDXL_SIDE
             return self.fit(max(1, round(width * scale)), max(1, round(height * scale)))
         return width, height
 
@@ -91,13 +91,13 @@ class SizeRules:
         A legal size is returned unchanged.
         """
         scale = min(
-            1.0, self.longest / max(width, height), sqrt(self.most_pixels / (width * height))
+            1.0, self.max_side / max(width, height), sqrt(self.max_pixels / (width * height))
         )
-        scale = max(scale, self.shortest / min(width, height))
+        scale = max(scale, self.min_side / min(width, height))
         fitted = [
-            min(max(_snap(side * scale), self.shortest), self.longest) for side in (width, height)
+            min(max(_snap(side * scale), self.min_side), self.max_side) for side in (width, height)
         ]
-        while fitted[0] * fitted[1] > self.most_pixels:
+        while fitted[0] * fitted[1] > self.max_pixels:
             fitted[fitted.index(max(fitted))] -= PIXELS_PER_LATENT
         return fitted[0], fitted[1]
 

@@ -21,27 +21,27 @@ _LCM_DATA, _LCM_TIME = 0.5, 10.0  # sigma_data and timestep_scaling of consisten
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class Weights:
     """A weighted sum of what a step sees."""
 
     x: float = 0.0
     denoised: float = 0.0
-    memory: tuple[float, ...] = ()
-    fresh: float = 0.0
+    state: tuple[float, ...] = ()
+    noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
+class SolverStep:
     """One step: the new x, and what is remembered after it."""
 
-    moved: Mix
-    memory: tuple[Mix, ...] = ()
+    x_next: Weights
+    state: tuple[Weights, ...] = ()
 
 
-_X, _DENOISED = Mix(x=1.0), Mix(denoised=1.0)
+_X, _DENOISED = Weights(x=1.0), Weights(denoised=1.0)
 
 
-def update(solver: Solver, schedule: Schedule, index: int, remembered: int) -> Update:
+def solver_step(solver: Solver, schedule: Schedule, index: int, state_size: int) -> SolverStep:
     """The weights of step `index`, from its sigma to the next one.
 
     `remembered` is how much memory is at hand: without it a solver takes a first-order step, as
@@ -53,83 +53,83 @@ def update(solver: Solver, schedule: Schedule, index: int, remembered: int) -> U
         case Solver.EULER_A:
             return _ancestral(now, after)
         case Solver.HEUN:
-            return _heun(sigmas, index, remembered)
+            return _heun(sigmas, index, state_size)
         case Solver.DPMPP_2M | Solver.DPMPP_2M_SDE:
-            return _dpmpp_2m(sigmas, index, remembered, sde=solver is Solver.DPMPP_2M_SDE)
+            return _dpmpp_2m(sigmas, index, state_size, sde=solver is Solver.DPMPP_2M_SDE)
         case Solver.DPMPP_SDE:
-            return _dpmpp_sde(sigmas, index, remembered)
+            return _dpmpp_sde(sigmas, index, state_size)
         case Solver.UNIPC:
-            return _unipc(sigmas, index, remembered)
+            return _unipc(sigmas, index, state_size)
         case Solver.LCM:
             return _lcm(now, after, schedule.timesteps[index])
         case _:  # Euler, and DDIM
-            return Update(_toward(now, schedule.lands[index], after))
+            return SolverStep(_toward(now, schedule.target_sigmas[index], after))
 
 
-def weighed(mix: Mix, x: Any, denoised: Any, memory: Sequence[Any], fresh: Any) -> Any:
+def combine(weights: Weights, x: Any, denoised: Any, state: Sequence[Any], noise: Any) -> Any:
     """The sum. Terms without a weight are not touched, so they may be None."""
-    terms = [(mix.x, x), (mix.denoised, denoised), *zip(mix.memory, memory, strict=False)]
-    terms.append((mix.fresh, fresh))
+    terms = [(weights.x, x), (weights.denoised, denoised), *zip(weights.state, state, strict=False)]
+    terms.append((weights.noise, noise))
     seen = [weight * term for weight, term in terms if weight]
     return sum(seen[1:], start=seen[0])
 
 
-def _toward(now: float, lands: float, after: float) -> Mix:
+def _toward(now: float, lands: float, after: float) -> Weights:
     """Euler: Karras et al. 2022, algorithm 2 without churn. DDIM: Song et al. 2021, equation 12,
     which is the same in this convention, but that diffusers' class may land beside the next level,
     and at last above 0; what stands there is read on in the convention of unit variance."""
     unit = hypot(1, lands) / hypot(1, after)
     keep = lands / now
-    return Mix(x=keep / unit, denoised=(1 - keep) / unit)
+    return Weights(x=keep / unit, denoised=(1 - keep) / unit)
 
 
-def _ancestral(now: float, after: float) -> Update:
+def _ancestral(now: float, after: float) -> SolverStep:
     """k-diffusion's split of the step into sigma_down and sigma_up."""
     up = sqrt(max(0.0, after**2 * (now**2 - after**2) / now**2))
     down = sqrt(max(0.0, after**2 - up**2))
-    return Update(Mix(x=down / now, denoised=1 - down / now, fresh=up))
+    return SolverStep(Weights(x=down / now, denoised=1 - down / now, noise=up))
 
 
-def _heun(sigmas: Sequence[float], index: int, remembered: int) -> Update:
+def _heun(sigmas: Sequence[float], index: int, remembered: int) -> SolverStep:
     """Karras et al. 2022, algorithm 1 without churn: a step is two calls of the network, an Euler
     step that remembers its slope and where it began, and a second look from where it led."""
     now, after = sigmas[index], sigmas[index + 1]
     if remembered:
         gap = now - sigmas[index - 1]  # of the step: this call looks from its end
         share = gap / (2 * now)
-        return Update(Mix(x=share, denoised=-share, memory=(gap / 2, 1.0)))
+        return SolverStep(Weights(x=share, denoised=-share, state=(gap / 2, 1.0)))
     moved = _toward(now, after, after)
     if after == 0:
-        return Update(moved)
-    return Update(moved, (Mix(x=1 / now, denoised=-1 / now), _X))
+        return SolverStep(moved)
+    return SolverStep(moved, (Weights(x=1 / now, denoised=-1 / now), _X))
 
 
-def _dpmpp_2m(sigmas: Sequence[float], index: int, remembered: int, *, sde: bool) -> Update:
+def _dpmpp_2m(sigmas: Sequence[float], index: int, remembered: int, *, sde: bool) -> SolverStep:
     """Lu et al. 2022 (DPM-Solver++), algorithm 2, midpoint; as an SDE, its appendix."""
     now, after = sigmas[index], sigmas[index + 1]
     keep = (after / now) ** 2 if sde else after / now
     lean = 0.0
     if remembered and after > 0:
         lean = (1 - keep) * log(now / after) / (2 * log(sigmas[index - 1] / now))
-    moved = Mix(keep, 1 - keep + lean, (-lean,), after * sqrt(1 - keep) if sde else 0.0)
-    return Update(moved, (_DENOISED,))
+    moved = Weights(keep, 1 - keep + lean, (-lean,), after * sqrt(1 - keep) if sde else 0.0)
+    return SolverStep(moved, (_DENOISED,))
 
 
-def _dpmpp_sde(sigmas: Sequence[float], index: int, remembered: int) -> Update:
+def _dpmpp_sde(sigmas: Sequence[float], index: int, remembered: int) -> SolverStep:
     """Lu et al. 2022, the singlestep second-order SDE: two calls of the network make a step, and
     the second goes from where the first began. The last call is always of first order."""
     now, after = sigmas[index], sigmas[index + 1]
     if not (remembered and index % 2 and after > 0):
         keep = (after / now) ** 2
-        moved = Mix(x=keep, denoised=1 - keep, fresh=after * sqrt(1 - keep))
-        return Update(moved, (_X, _DENOISED))
+        moved = Weights(x=keep, denoised=1 - keep, noise=after * sqrt(1 - keep))
+        return SolverStep(moved, (_X, _DENOISED))
     began = sigmas[index - 1]
     keep = (after / began) ** 2
     lean = (1 - keep) * log(began / after) / (2 * log(began / now))
-    return Update(Mix(0.0, lean, (keep, 1 - keep - lean), after * sqrt(1 - keep)))
+    return SolverStep(Weights(0.0, lean, (keep, 1 - keep - lean), after * sqrt(1 - keep)))
 
 
-def _unipc(sigmas: Sequence[float], index: int, remembered: int) -> Update:
+def _unipc(sigmas: Sequence[float], index: int, remembered: int) -> SolverStep:
     """Zhao et al. 2023 (UniPC), order 2, B(h) = e^h - 1: x is corrected by what the network says of
     it, then a multistep predictor goes on. Remembers the corrected x and two denoised."""
     now, after = sigmas[index], sigmas[index + 1]
@@ -139,23 +139,23 @@ def _unipc(sigmas: Sequence[float], index: int, remembered: int) -> Update:
     if remembered and after > 0:
         lean = (1 - keep) * log(now / after) / (2 * log(sigmas[index - 1] / now))
     before = (
-        (keep * here.memory[1] - lean, *(keep * w for w in here.memory[2:])) if remembered else ()
+        (keep * here.state[1] - lean, *(keep * w for w in here.state[2:])) if remembered else ()
     )
-    moved = Mix(
+    moved = Weights(
         x=keep * here.x,
         denoised=keep * here.denoised + 1 - keep + lean,
-        memory=(keep * here.memory[0], *before) if remembered else (),
+        state=(keep * here.state[0], *before) if remembered else (),
     )
-    older = (Mix(memory=(0.0, 1.0)),) if remembered else ()
-    return Update(moved, (here, _DENOISED, *older))
+    older = (Weights(state=(0.0, 1.0)),) if remembered else ()
+    return SolverStep(moved, (here, _DENOISED, *older))
 
 
-def _corrected(sigmas: Sequence[float], index: int, remembered: int) -> Mix:
+def _corrected(sigmas: Sequence[float], index: int, remembered: int) -> Weights:
     """UniC of the order that the step before had: memory is its x, its denoised, the one before."""
     began, now = sigmas[index - 1], sigmas[index]
     keep = now / began
     if remembered < 3:
-        return Mix(0.0, (1 - keep) / 2, (keep, (1 - keep) / 2))
+        return Weights(0.0, (1 - keep) / 2, (keep, (1 - keep) / 2))
     width = log(began / now)
     back = log(began / sigmas[index - 2]) / width  # where the older denoised stands, in widths
     phi = expm1(-width)
@@ -164,12 +164,12 @@ def _corrected(sigmas: Sequence[float], index: int, remembered: int) -> Mix:
     newest = (second - back * first) / (1 - back)
     oldest = (first - newest) / back
     pull = 1 - keep
-    return Mix(0.0, pull * newest, (keep, pull * (1 - newest - oldest), pull * oldest))
+    return Weights(0.0, pull * newest, (keep, pull * (1 - newest - oldest), pull * oldest))
 
 
-def _lcm(now: float, after: float, timestep: float) -> Update:
+def _lcm(now: float, after: float, timestep: float) -> SolverStep:
     """Luo et al. 2023 (LCM), algorithm 3: to the picture in one leap, and noise again."""
     time = timestep * _LCM_TIME
     skip = _LCM_DATA**2 / (time**2 + _LCM_DATA**2)
     out = time / hypot(time, _LCM_DATA)
-    return Update(Mix(x=skip / hypot(1, now), denoised=out, fresh=after))
+    return SolverStep(Weights(x=skip / hypot(1, now), denoised=out, noise=after))

@@ -9,11 +9,11 @@ from math import isfinite
 
 from serve_app.core.errors import InvalidRequest
 
-STEPS = (1, 150)
-GUIDANCE = (0.0, 20.0)
-SEED = (0, 2**32 - 1)
-LORA_WEIGHT = (-2.0, 2.0)
-LCM_STEPS = 50  # an LCM was distilled from so many, and takes some of them
+STEPS_RANGE = (1, 150)
+GUIDANCE_RANGE = (0.0, 20.0)
+SEED_RANGE = (0, 2**32 - 1)
+LORA_WEIGHT_RANGE = (-2.0, 2.0)
+LCM_MAX_STEPS = 50  # an LCM was distilled from so many, and takes some of them
 PIXELS_PER_LATENT = 8
 
 
@@ -31,7 +31,7 @@ class Solver(StrEnum):
     LCM = "lcm"  # LCMScheduler
 
 
-class Levels(StrEnum):
+class SigmaSpacing(StrEnum):
     """Which noise levels are walked, and the option of the diffusers class."""
 
     CHECKPOINT = ""  # its own timestep_spacing
@@ -73,17 +73,20 @@ class Sampler(StrEnum):
     LCM = "lcm"
 
     @property
-    def levels(self) -> Levels:
+    def spacing(self) -> SigmaSpacing:
         """The end of the name; without one, the checkpoint's own."""
-        return next((levels for levels in Levels if levels and self.endswith(levels)), Levels(""))
+        return next(
+            (levels for levels in SigmaSpacing if levels and self.endswith(levels)),
+            SigmaSpacing(""),
+        )
 
     @property
     def solver(self) -> Solver:
         """The name without its levels."""
-        return Solver(self.removesuffix(f"_{self.levels}"))
+        return Solver(self.removesuffix(f"_{self.spacing}"))
 
     @property
-    def calls(self) -> int:
+    def nfe(self) -> int:
         """Calls of the network that one step takes."""
         return 2 if self.solver is Solver.HEUN else 1
 
@@ -129,18 +132,18 @@ class ImageSpec:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise InvalidRequest("prompt", "must not be empty")
-        _within("seed", self.seed, *SEED)
-        _within("steps", self.steps, *STEPS)
+        _check_range("seed", self.seed, *SEED_RANGE)
+        _check_range("steps", self.steps, *STEPS_RANGE)
         if self.sampler is Sampler.LCM:
-            _within("steps", self.steps, STEPS[0], LCM_STEPS)
-        _within("guidanceScale", self.guidance, *GUIDANCE)
-        _within("handoff", self.handoff, 0, 1)
+            _check_range("steps", self.steps, STEPS_RANGE[0], LCM_MAX_STEPS)
+        _check_range("guidanceScale", self.guidance, *GUIDANCE_RANGE)
+        _check_range("handoff", self.handoff, 0, 1)
         if self.strength is not None:
-            _within("strength", self.strength, 0, 1)
+            _check_range("strength", self.strength, 0, 1)
             if self.strength == 0:
                 raise InvalidRequest("strength", "must be above 0, got 0")
         for lora in self.loras:
-            _within("loras", lora.weight, *LORA_WEIGHT)
+            _check_range("loras", lora.weight, *LORA_WEIGHT_RANGE)
         names = [lora.name for lora in self.loras]
         for name in names:
             if names.count(name) > 1:
@@ -150,20 +153,20 @@ class ImageSpec:
                 raise InvalidRequest(name, f"must be a multiple of {PIXELS_PER_LATENT}, got {side}")
 
     @property
-    def guided(self) -> bool:
+    def is_guided(self) -> bool:
         """Whether classifier-free guidance is on. At 1 or below it is off, as in diffusers."""
         return self.guidance > 1
 
     @property
     def rows(self) -> int:
         """UNet rows one step of this image takes: two when guided, else one."""
-        return 2 if self.guided else 1
+        return 2 if self.is_guided else 1
 
     @property
-    def calls(self) -> int:
+    def nfe(self) -> int:
         """Calls of the network from where it enters the schedule to its end, about."""
         entered = self.steps if self.strength is None else max(1, int(self.steps * self.strength))
-        return entered * self.sampler.calls
+        return entered * self.sampler.nfe
 
     @property
     def latent_shape(self) -> tuple[int, int]:
@@ -171,6 +174,6 @@ class ImageSpec:
         return self.height // PIXELS_PER_LATENT, self.width // PIXELS_PER_LATENT
 
 
-def _within(path: str, value: float, low: float, high: float) -> None:
+def _check_range(path: str, value: float, low: float, high: float) -> None:
     if not (isfinite(value) and low <= value <= high):
         raise InvalidRequest(path, f"must be between {low:g} and {high:g}, got {value}")

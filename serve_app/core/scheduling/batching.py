@@ -26,20 +26,20 @@ def choose_batch(ranked: Iterable[tuple[str, int]], *, images: int, rows: int) -
 
 
 @dataclass(frozen=True, slots=True)
-class Seating:
+class Admission:
     """Of those that wait for things in memory: who has all, and what is to come for the others."""
 
-    begin: tuple[str, ...]  # ids
+    ready: tuple[str, ...]  # ids
     load: str | None = None
-    drop: tuple[str, ...] = ()  # what makes room for it
+    evict: tuple[str, ...] = ()  # what makes room for it
 
 
-def seat(
+def admit(
     waiting: Iterable[tuple[str, Sequence[str]]],
-    here: Sequence[str],
-    busy: Collection[str],
-    room: int,
-) -> Seating:
+    resident: Sequence[str],
+    in_use: Collection[str],
+    capacity: int,
+) -> Admission:
     """What becomes of samples that wait for models or LoRAs, in order of arrival: their ids, and
     what each needs.
 
@@ -50,16 +50,18 @@ def seat(
     for gets it all the same.
     """
     begin, load, leaving = [], None, list[str]()
-    kept = set(busy)
+    kept = set(in_use)
     for id, needs in waiting:
-        missing = [one for one in needs if one not in here]
+        missing = [one for one in needs if one not in resident]
         if not missing and not set(leaving) & set(needs):
             begin.append(id)
             kept.update(needs)
         elif load is None and missing:
             load = missing[0]
-            others = sorted(set(here) - set(needs), key=lambda one: (one in kept, here.index(one)))
-            leaving = others[: max(0, len(here) + 1 - room)]
+            others = sorted(
+                set(resident) - set(needs), key=lambda one: (one in kept, resident.index(one))
+            )
+            leaving = others[: max(0, len(resident) + 1 - capacity)]
     if set(leaving) & kept:
-        return Seating(tuple(begin))
-    return Seating(tuple(begin), load, tuple(leaving))
+        return Admission(tuple(begin))
+    return Admission(tuple(begin), load, tuple(leaving))

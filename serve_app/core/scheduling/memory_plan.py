@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Rung(StrEnum):
+class MemorySaving(StrEnum):
     """What can be given up for room, in the order in which it is: the cheapest in time first."""
 
     VAE_TILES = "vae-tiles"  # pictures pass the VAE in tiles, one after another
@@ -18,20 +18,23 @@ class Rung(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class MemoryPlan:
     """A set-up: how many guided images step together, and the rungs that are taken for it."""
 
     images: int
-    rungs: tuple[Rung, ...] = ()
+    savings: tuple[MemorySaving, ...] = ()
 
     def __str__(self) -> str:
         images = "1 image" if self.images == 1 else f"{self.images} images"
-        return ", ".join([f"{images} at a time", *self.rungs])
+        return ", ".join([f"{images} at a time", *self.savings])
 
 
-def fit(
-    asked: int, ladder: Sequence[Rung], holds: Callable[[Fit], bool], before: Fit | None = None
-) -> Fit | None:
+def first_plan_that_fits(
+    max_images: int,
+    savings: Sequence[MemorySaving],
+    fits: Callable[[MemoryPlan], bool],
+    previous_plan: MemoryPlan | None = None,
+) -> MemoryPlan | None:
     """The first set-up that holds: `asked` images, then fewer, then one with rung after rung.
 
     Fewer images come before any rung: a rung costs every image its time, and a smaller batch on a
@@ -39,25 +42,25 @@ def fit(
     holds. Rungs add up: each set-up has those of the one before. What was fitted `before` begins
     there: other company must not give a model another numeric profile.
     """
-    down = [Fit(images) for images in fewer(asked)]
-    up = [Fit(1, tuple(ladder[: taken + 1])) for taken in range(len(ladder))]
+    down = [MemoryPlan(images) for images in halvings(max_images)]
+    up = [MemoryPlan(1, tuple(savings[: taken + 1])) for taken in range(len(savings))]
     setups = [*down, *up]
-    begin = setups.index(before) if before in setups else 0
-    return next((setup for setup in setups[begin:] if holds(setup)), None)
+    begin = setups.index(previous_plan) if previous_plan in setups else 0
+    return next((setup for setup in setups[begin:] if fits(setup)), None)
 
 
-def shortfall(asked: int, found: Fit) -> str:
+def shortfall(max_images: int, plan: MemoryPlan) -> str:
     """One sentence of what the device had no room for; "" when it had room for what was asked."""
-    wish = Fit(asked)
-    return "" if found == wish else f"too little memory for {wish}: now {found}"
+    wish = MemoryPlan(max_images)
+    return "" if plan == wish else f"too little memory for {wish}: now {plan}"
 
 
-def shortfalls(asked: int, found: Mapping[str, Fit]) -> str:
+def shortfalls(max_images: int, plans: Mapping[str, MemoryPlan]) -> str:
     """The shortfalls of models in one line, each after the model's name where it has one."""
-    said = {name: shortfall(asked, fit) for name, fit in found.items()}
+    said = {name: shortfall(max_images, fit) for name, fit in plans.items()}
     return "; ".join(f"{name}: {one}" if name else one for name, one in said.items() if one)
 
 
-def fewer(images: int) -> tuple[int, ...]:
+def halvings(images: int) -> tuple[int, ...]:
     """The number itself, and every power of two below it, down to 1."""
     return images, *(1 << power for power in reversed(range((images - 1).bit_length())))

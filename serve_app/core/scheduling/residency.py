@@ -5,34 +5,34 @@ Knows no samples and loads nothing: it remembers what `policy.seat` decides by.
 
 from collections.abc import Collection, Iterable, Sequence
 
-from serve_app.core.scheduling.batching import Seating, seat
+from serve_app.core.scheduling.batching import Admission, admit
 
 
-class Seats:
+class Residency:
     """Names in memory, of which there is `room` for so many."""
 
-    def __init__(self, here: Iterable[str], room: int) -> None:
-        if room < 1:
+    def __init__(self, resident: Iterable[str], capacity: int) -> None:
+        if capacity < 1:
             raise ValueError("room for at least one")
-        self.room = room
-        self._here = dict.fromkeys(here)  # the one longest without a newcomer first
+        self.capacity = capacity
+        self._resident = dict.fromkeys(resident)  # the one longest without a newcomer first
 
-    def hold(self, here: Collection[str]) -> None:
+    def set_resident(self, resident: Collection[str]) -> None:
         """These are in memory now; what was known of their order is kept."""
-        stayed = [name for name in self._here if name in here]
-        self._here = dict.fromkeys((*stayed, *here))
+        stayed = [name for name in self._resident if name in resident]
+        self._resident = dict.fromkeys((*stayed, *resident))
 
-    def hold_all(self, names: Iterable[str]) -> bool:
+    def has_all(self, names: Iterable[str]) -> bool:
         """Whether all of these are in memory."""
-        return all(name in self._here for name in names)
+        return all(name in self._resident for name in names)
 
-    def seated(
-        self, waiting: Sequence[tuple[str, Sequence[str]]], busy: Collection[str]
-    ) -> Seating:
+    def admit(
+        self, waiting: Sequence[tuple[str, Sequence[str]]], in_use: Collection[str]
+    ) -> Admission:
         """See `policy.seat`; those that begin are the newcomers of what they need."""
-        seating = seat(waiting, tuple(self._here), busy, self.room)
+        seating = admit(waiting, tuple(self._resident), in_use, self.capacity)
         needs = dict(waiting)
-        for id in seating.begin:
+        for id in seating.ready:
             for name in needs[id]:
-                self._here[name] = self._here.pop(name)
+                self._resident[name] = self._resident.pop(name)
         return seating

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic
 
-from serve_app.core.diffusion.sample import L, Leg, Sample, Shape
+from serve_app.core.diffusion.sample import BatchKey, L, Sample, StageSegment
 from serve_app.core.scheduling.batching import choose_batch
-from serve_app.core.scheduling.residency import Seats
+from serve_app.core.scheduling.residency import Residency
 
 
-class Work(StrEnum):
+class WorkKind(StrEnum):
     """The kinds of turn. CONDITION, ENCODE and DECODE take one sample at a time."""
 
     LOAD = "load"  # a model into memory, for all that wait for it
@@ -54,40 +54,40 @@ class Plan(Generic[L]):
     padding included; `load` is the model, or the LoRA, that is to come, and `drop` those that make
     room for it."""
 
-    work: Work
+    work: WorkKind
     samples: tuple[Sample[L], ...]
     lanes: int = 0
     load: str = ""
-    drop: tuple[str, ...] = ()
+    evict: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Owed(Generic[L]):
+class PendingWork(Generic[L]):
     """What is left of a sample here: its leg, and the work that it waits for next."""
 
     sample: Sample[L]
-    leg: Leg
-    work: Work
+    segment: StageSegment
+    work: WorkKind
     due: int  # see `policy.choose_batch`
 
     @property
-    def steps(self) -> int:
+    def steps_left(self) -> int:
         """Those it still takes."""
-        return max(0, self.leg.stop - self.sample.index)
+        return max(0, self.segment.stop - self.sample.index)
 
 
 @dataclass(slots=True)
-class _Entry(Generic[L]):
+class _QueuedSample(Generic[L]):
     sample: Sample[L]
-    leg: Leg
+    segment: StageSegment
     due: int  # see `policy.choose_batch`
-    number: int  # of arrival
-    work: Work = Work.LOAD
+    arrival: int  # of arrival
+    work: WorkKind = WorkKind.LOAD
 
     @property
     def rank(self) -> tuple[int, int, str]:
         """The lower, the more urgent."""
-        return self.due, self.number, self.sample.id
+        return self.due, self.arrival, self.sample.id
 
 
 class StepScheduler(Generic[L]):
@@ -97,16 +97,22 @@ class StepScheduler(Generic[L]):
     with room for so many LoRAs.
     """
 
-    def __init__(self, here: Mapping[str, BatchSize], *, room: int = 1, lora_room: int = 1) -> None:
-        self._entries: dict[str, _Entry[L]] = {}  # in order of arrival
-        self._queues: dict[Work, dict[str, _Entry[L]]] = {work: {} for work in Work}
-        self._ranked: dict[Shape, list[tuple[int, int, str]]] = {}  # those that step
-        self._served = Counter[str]()  # by model: all that wait for it no more
+    def __init__(
+        self,
+        batch_sizes: Mapping[str, BatchSize],
+        *,
+        model_capacity: int = 1,
+        lora_capacity: int = 1,
+    ) -> None:
+        self._entries: dict[str, _QueuedSample[L]] = {}  # in order of arrival
+        self._queues: dict[WorkKind, dict[str, _QueuedSample[L]]] = {work: {} for work in WorkKind}
+        self._ranked: dict[BatchKey, list[tuple[int, int, str]]] = {}  # those that step
+        self._in_use = Counter[str]()  # by model: all that wait for it no more
         self._arrived = 0
-        self._sizes = dict(here)
-        self._models = Seats(here, room)
-        self._lora_room = lora_room
-        self._loras = {model: Seats((), lora_room) for model in here}
+        self._sizes = dict(batch_sizes)
+        self._models = Residency(batch_sizes, model_capacity)
+        self._lora_capacity = lora_capacity
+        self._loras = {model: Residency((), lora_capacity) for model in batch_sizes}
         self._turn = 0  # step turns planned so far
         self._stepped_last = False
         self._decoded_last = False  # of the turns aside
@@ -119,21 +125,21 @@ class StepScheduler(Generic[L]):
 
     def __repr__(self) -> str:
         counts = {work: len(queue) for work, queue in self._queues.items()}
-        waiting = sum(counts.values()) - counts[Work.STEP] - counts[Work.DECODE]
+        waiting = sum(counts.values()) - counts[WorkKind.STEP] - counts[WorkKind.DECODE]
         return (
-            f"<StepScheduler {waiting} waiting | {counts[Work.STEP]} stepping in "
-            f"{len(self._ranked)} shapes | {counts[Work.DECODE]} decoding>"
+            f"<StepScheduler {waiting} waiting | {counts[WorkKind.STEP]} stepping in "
+            f"{len(self._ranked)} shapes | {counts[WorkKind.DECODE]} decoding>"
         )
 
-    def add(self, sample: Sample[L], leg: Leg) -> None:
+    def add(self, sample: Sample[L], segment: StageSegment) -> None:
         """The sample will be walked to the leg's end. Raises `ValueError` if it is here already."""
         if sample.id in self._entries:
             raise ValueError(f"sample {sample.id} is already here")
-        if sample.index >= leg.stop and not leg.last:
-            raise ValueError(f"sample {sample.id} has no step to take before {leg.stop}")
-        due = self._turn + max(0, leg.stop - sample.index)
-        self._entries[sample.id] = entry = _Entry(sample, leg, due, self._arrived)
-        self._queues[Work.LOAD][sample.id] = entry
+        if sample.index >= segment.stop and not segment.last:
+            raise ValueError(f"sample {sample.id} has no step to take before {segment.stop}")
+        due = self._turn + max(0, segment.stop - sample.index)
+        self._entries[sample.id] = entry = _QueuedSample(sample, segment, due, self._arrived)
+        self._queues[WorkKind.LOAD][sample.id] = entry
         self._arrived += 1
 
     def cancel(self, id: str) -> bool:
@@ -146,29 +152,34 @@ class StepScheduler(Generic[L]):
     def evict(self, id: str) -> Sample[L]:
         """The sample is gone from here and handed back as it stands. Raises `KeyError`."""
         entry = self._entries.pop(id)
-        self._leave(entry)
+        self._dequeue(entry)
         return entry.sample
 
-    def hold(
-        self, here: Mapping[str, BatchSize], loras: Mapping[str, Collection[str]] | None = None
+    def set_resident(
+        self,
+        batch_sizes: Mapping[str, BatchSize],
+        loras: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         """These are the models in memory now, and the LoRAs attached to each; what was known of
         their order is kept."""
-        self._sizes = dict(here)
-        self._models.hold(here)
+        self._sizes = dict(batch_sizes)
+        self._models.set_resident(batch_sizes)
         self._loras = {
-            model: self._loras.get(model) or Seats((), self._lora_room) for model in here
+            model: self._loras.get(model) or Residency((), self._lora_capacity)
+            for model in batch_sizes
         }
         for model, seats in self._loras.items():
-            seats.hold((loras or {}).get(model, ()))
+            seats.set_resident((loras or {}).get(model, ()))
 
     def samples(self) -> tuple[Sample[L], ...]:
         """Everything in flight, in order of arrival."""
         return tuple(entry.sample for entry in self._entries.values())
 
-    def owed(self) -> tuple[Owed[L], ...]:
+    def pending(self) -> tuple[PendingWork[L], ...]:
         """What is left of everything in flight: what a forecast adds up."""
-        return tuple(Owed(e.sample, e.leg, e.work, e.due) for e in self._entries.values())
+        return tuple(
+            PendingWork(e.sample, e.segment, e.work, e.due) for e in self._entries.values()
+        )
 
     def plan(self) -> Plan[L] | None:
         """The next turn, or None when nothing is here.
@@ -177,11 +188,11 @@ class StepScheduler(Generic[L]):
         take turns, so that neither a crowd of finished images nor a long batch holds up the other.
         So do finished pictures and loads, which hold up whoever waits for a picture.
         """
-        to_load = self._to_load()
-        for entry in self._queues[Work.CONDITION].values():
-            return Plan(Work.CONDITION, (entry.sample,))
-        decoding = self._queues[Work.DECODE]
-        pixels = next(iter((decoding or self._queues[Work.ENCODE]).values()), None)
+        to_load = self._plan_load()
+        for entry in self._queues[WorkKind.CONDITION].values():
+            return Plan(WorkKind.CONDITION, (entry.sample,))
+        decoding = self._queues[WorkKind.DECODE]
+        pixels = next(iter((decoding or self._queues[WorkKind.ENCODE]).values()), None)
         aside = to_load or pixels
         if self._ranked and not (aside and self._stepped_last):
             return self._plan_step()
@@ -191,7 +202,7 @@ class StepScheduler(Generic[L]):
             return to_load
         if pixels is None:
             return None
-        self._decoded_last = pixels.work is Work.DECODE
+        self._decoded_last = pixels.work is WorkKind.DECODE
         return Plan(pixels.work, (pixels.sample,))
 
     def settle(self, plan: Plan[L], results: Sequence[Sample[L]]) -> tuple[Sample[L], ...]:
@@ -199,13 +210,16 @@ class StepScheduler(Generic[L]):
         done = []
         for sample in results:
             entry = self._entries[sample.id]
-            following: Work | None
-            if plan.work in (Work.LOAD, Work.ATTACH):  # who has all begins, before it may go again
-                seats = self._models if plan.work is Work.LOAD else self._loras[sample.model]
-                ready = seats.hold_all(_needs(plan.work, sample))
-                following = _after(plan.work, sample, entry.leg) if ready else plan.work
+            following: WorkKind | None
+            if plan.work in (
+                WorkKind.LOAD,
+                WorkKind.ATTACH,
+            ):  # who has all begins, before it may go again
+                seats = self._models if plan.work is WorkKind.LOAD else self._loras[sample.model]
+                ready = seats.has_all(_needs(plan.work, sample))
+                following = _after(plan.work, sample, entry.segment) if ready else plan.work
             else:
-                following = _next_work(plan.work, sample, entry.leg)
+                following = _next_work(plan.work, sample, entry.segment)
             if following is None:
                 self.evict(sample.id)
                 done.append(sample)
@@ -215,60 +229,72 @@ class StepScheduler(Generic[L]):
                 self._move(entry, sample, following)
         return tuple(done)
 
-    def _move(self, entry: _Entry[L], sample: Sample[L], work: Work) -> None:
+    def _move(self, entry: _QueuedSample[L], sample: Sample[L], work: WorkKind) -> None:
         """The entry, as it is now, waits for another kind of turn."""
-        self._leave(entry)
+        self._dequeue(entry)
         entry.sample, entry.work = sample, work
         self._queues[work][sample.id] = entry
-        self._served[sample.model] += 1
-        if work is Work.STEP:
-            insort(self._ranked.setdefault(sample.shape, []), entry.rank)
+        self._in_use[sample.model] += 1
+        if work is WorkKind.STEP:
+            insort(self._ranked.setdefault(sample.batch_key, []), entry.rank)
 
-    def _leave(self, entry: _Entry[L]) -> None:
+    def _dequeue(self, entry: _QueuedSample[L]) -> None:
         """The entry waits for nothing; what was counted of it is put right."""
         sample = entry.sample
         del self._queues[entry.work][sample.id]
-        if entry.work is not Work.LOAD:
-            self._served[sample.model] -= 1
-        if entry.work is Work.STEP:
-            ranks = self._ranked[sample.shape]
+        if entry.work is not WorkKind.LOAD:
+            self._in_use[sample.model] -= 1
+        if entry.work is WorkKind.STEP:
+            ranks = self._ranked[sample.batch_key]
             del ranks[bisect_left(ranks, entry.rank)]
             if not ranks:
-                del self._ranked[sample.shape]
+                del self._ranked[sample.batch_key]
 
-    def _to_load(self) -> Plan[L] | None:
+    def _plan_load(self) -> Plan[L] | None:
         """Whoever's model and LoRAs are in memory, and need not leave it, waits no more; of the
         others, the turn that the first one needs."""
         wanted = []
-        if self._queues[Work.LOAD]:
-            busy = {model for model, entries in self._served.items() if entries}
-            wanted.append(self._bring(Work.LOAD, self._models, self._queues[Work.LOAD], busy))
-        if attaching := self._queues[Work.ATTACH]:
+        if self._queues[WorkKind.LOAD]:
+            busy = {model for model, entries in self._in_use.items() if entries}
+            wanted.append(
+                self._plan_load_of(WorkKind.LOAD, self._models, self._queues[WorkKind.LOAD], busy)
+            )
+        if attaching := self._queues[WorkKind.ATTACH]:
             for model in {e.sample.model for e in attaching.values()}:
                 waiting = {id: e for id, e in attaching.items() if e.sample.model == model}
                 wanted.append(
-                    self._bring(Work.ATTACH, self._loras[model], waiting, self._worn(model))
+                    self._plan_load_of(
+                        WorkKind.ATTACH, self._loras[model], waiting, self._loras_in_use(model)
+                    )
                 )
         plans = [plan for plan in wanted if plan is not None]
-        return min(plans, key=lambda p: self._entries[p.samples[0].id].number, default=None)
+        return min(plans, key=lambda p: self._entries[p.samples[0].id].arrival, default=None)
 
-    def _bring(
-        self, work: Work, seats: Seats, waiting: Mapping[str, _Entry[L]], busy: Collection[str]
+    def _plan_load_of(
+        self,
+        work: WorkKind,
+        seats: Residency,
+        waiting: Mapping[str, _QueuedSample[L]],
+        busy: Collection[str],
     ) -> Plan[L] | None:
         """LOAD or ATTACH, among those that wait for it."""
-        seating = seats.seated([(id, _needs(work, e.sample)) for id, e in waiting.items()], busy)
-        for entry in [waiting[id] for id in seating.begin]:
-            self._move(entry, entry.sample, _after(work, entry.sample, entry.leg))
+        seating = seats.admit([(id, _needs(work, e.sample)) for id, e in waiting.items()], busy)
+        for entry in [waiting[id] for id in seating.ready]:
+            self._move(entry, entry.sample, _after(work, entry.sample, entry.segment))
         if seating.load is None:
             return None
         samples = [e.sample for e in waiting.values() if seating.load in _needs(work, e.sample)]
-        return Plan(work, tuple(samples), load=seating.load, drop=seating.drop)
+        return Plan(work, tuple(samples), load=seating.load, evict=seating.evict)
 
-    def _worn(self, model: str) -> set[str]:
+    def _loras_in_use(self, model: str) -> set[str]:
         """The LoRAs that samples of a model wear, or will at their next turn."""
-        queues = (self._queues[work] for work in (Work.CONDITION, Work.ENCODE, Work.STEP))
+        queues = (
+            self._queues[work] for work in (WorkKind.CONDITION, WorkKind.ENCODE, WorkKind.STEP)
+        )
         entries = (entry for queue in queues for entry in queue.values())
-        return {lora.name for e in entries if e.sample.model == model for lora in e.sample.loras}
+        return {
+            lora.name for e in entries if e.sample.model == model for lora in e.sample.active_loras
+        }
 
     def _plan_step(self) -> Plan[L]:
         ranks = min(self._ranked.values())  # those of the most urgent one's shape
@@ -279,26 +305,30 @@ class StepScheduler(Generic[L]):
         samples = tuple(self._entries[id].sample for id in ids)
         self._turn += 1
         self._stepped_last = True
-        return Plan(Work.STEP, samples, size.lanes or sum(s.spec.rows for s in samples))
+        return Plan(WorkKind.STEP, samples, size.lanes or sum(s.spec.rows for s in samples))
 
 
-def _needs(work: Work, sample: Sample[L]) -> tuple[str, ...]:
+def _needs(work: WorkKind, sample: Sample[L]) -> tuple[str, ...]:
     """What must be in memory for a sample: its model (LOAD), or its LoRAs (ATTACH)."""
-    return (sample.model,) if work is Work.LOAD else tuple(lora.name for lora in sample.loras)
+    return (
+        (sample.model,)
+        if work is WorkKind.LOAD
+        else tuple(lora.name for lora in sample.active_loras)
+    )
 
 
-def _after(work: Work, sample: Sample[L], leg: Leg) -> Work:
+def _after(work: WorkKind, sample: Sample[L], leg: StageSegment) -> WorkKind:
     """What comes when a sample has its model (LOAD), or its LoRAs too (ATTACH)."""
     if sample.index >= leg.stop and sample.latents is not None:
-        return Work.DECODE  # a last leg without steps: nothing to condition
-    return Work.ATTACH if sample.loras and work is Work.LOAD else Work.CONDITION
+        return WorkKind.DECODE  # a last leg without steps: nothing to condition
+    return WorkKind.ATTACH if sample.active_loras and work is WorkKind.LOAD else WorkKind.CONDITION
 
 
-def _next_work(work: Work, sample: Sample[L], leg: Leg) -> Work | None:
-    if work is Work.CONDITION and sample.latents is None:
-        return Work.ENCODE
-    if work is not Work.DECODE and sample.index < leg.stop:
-        return Work.STEP
-    if work is Work.STEP and leg.last:
-        return Work.DECODE
+def _next_work(work: WorkKind, sample: Sample[L], leg: StageSegment) -> WorkKind | None:
+    if work is WorkKind.CONDITION and sample.latents is None:
+        return WorkKind.ENCODE
+    if work is not WorkKind.DECODE and sample.index < leg.stop:
+        return WorkKind.STEP
+    if work is WorkKind.STEP and leg.last:
+        return WorkKind.DECODE
     return None

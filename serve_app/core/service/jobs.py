@@ -20,7 +20,7 @@ LOST = ("REPLICA_LOST", "the process that worked at this job is gone; ask again"
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class JobResult:
     """What a job gave: the PNGs, and what they were made with as the text of a JSON object."""
 
     pngs: tuple[bytes, ...]
@@ -38,11 +38,11 @@ class Job:
     created: float  # seconds since the epoch
     state: JobState = JobState.RUNNING
     error: tuple[str, str] | None = None  # code and sentence, when it failed
-    result: Result | None = None  # kept for a while after it succeeded
+    result: JobResult | None = None  # kept for a while after it succeeded
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class IdempotencyClaim:
     """A caller's wish that what it sends twice under a key is made once."""
 
     scope: str  # a digest of caller, route and key
@@ -51,10 +51,10 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
+class ClaimResult:
     """The ledger's answer to a claim: the job that makes it, with what seed, and whether the
     claimer is the one to make it. `job` is None when the key was used with another body."""
 
     job: str | None
     seed: int
-    yours: bool
+    is_owner: bool

@@ -13,7 +13,7 @@ _MOMENTS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 _STEPS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 
 
-class Kind(StrEnum):
+class MetricKind(StrEnum):
     """How what is recorded adds up."""
 
     COUNTER = "counter"
@@ -21,7 +21,7 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
-class Outcome(StrEnum):
+class ImageOutcome(StrEnum):
     """What became of an image that was asked for."""
 
     MADE = "made"
@@ -31,7 +31,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-class Resumed(StrEnum):
+class ResumeReason(StrEnum):
     """Why an image went on elsewhere, or began again."""
 
     LOST = "replica_lost"
@@ -43,10 +43,10 @@ class Metric:
     """Something that is counted. `bounds` are a histogram's buckets, by their upper ends."""
 
     name: str
-    kind: Kind
-    about: str
+    kind: MetricKind
+    help: str
     labels: tuple[str, ...] = ()
-    bounds: tuple[float, ...] = ()
+    buckets: tuple[float, ...] = ()
 
     def values(self, labels: Mapping[str, str]) -> tuple[str, ...]:
         """The labels' values, in the metric's order. Raises `ValueError` for other labels."""
@@ -56,11 +56,11 @@ class Metric:
 
 
 def _counter(name: str, about: str, *labels: str) -> Metric:
-    return Metric(name, Kind.COUNTER, about, labels)
+    return Metric(name, MetricKind.COUNTER, about, labels)
 
 
 def _histogram(name: str, about: str, bounds: tuple[float, ...], *labels: str) -> Metric:
-    return Metric(name, Kind.HISTOGRAM, about, labels, bounds)
+    return Metric(name, MetricKind.HISTOGRAM, about, labels, bounds)
 
 
 IMAGES = _counter("aura_images_total", "Images asked for, by what became of them", "outcome")
@@ -90,7 +90,7 @@ WASTED_SECONDS = _counter(
     "aura_wasted_gpu_seconds_total", "Of it, what images had taken that were cancelled or failed"
 )
 OWED_SECONDS = Metric(
-    "aura_owed_seconds", Kind.GAUGE, "Predicted seconds of what a replica has taken"
+    "aura_owed_seconds", MetricKind.GAUGE, "Predicted seconds of what a replica has taken"
 )
 STEP_SECONDS = _histogram("aura_step_seconds", "A step of a batch: one UNet call", _STEPS, "stage")
 STEP_ROWS = _counter("aura_step_rows_total", "UNet rows of samples, over all steps", "stage")
@@ -112,7 +112,7 @@ class Meter(Protocol):
         """
 
 
-class Tally:
+class InMemoryMeter:
     """A meter that keeps its numbers to itself: for tests, and where no Ray runs."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Tally:
         """See `Meter`."""
         key = (metric.name, *metric.values(labels))
         self._times[key] = self._times.get(key, 0) + 1
-        before = 0.0 if metric.kind is Kind.GAUGE else self._values.get(key, 0.0)
+        before = 0.0 if metric.kind is MetricKind.GAUGE else self._values.get(key, 0.0)
         self._values[key] = before + value
 
     def times(self, metric: Metric, **labels: str) -> int:

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from serve_app.core.diffusion.prompt import plain
+from serve_app.core.diffusion.prompt import strip_markup
 
 _FILLERS = "\u115f\u1160\u3164\uffa0"  # letters by their category, and blank
 _LETTER = r"[^\W\d_]"
@@ -25,7 +25,7 @@ class SafetyFilter(Protocol):
     def refuses_prompt(self, prompt: str) -> bool:
         """Whether no picture may be made of this prompt."""
 
-    def refuses_picture(self, picture: Any) -> bool:
+    def refuses_image(self, image: Any) -> bool:
         """Whether this picture, (height, width, 3) bytes, may not be handed out."""
 
 
@@ -50,10 +50,10 @@ class WordList:
         """See `SafetyFilter`."""
         if self._pattern is None:
             return False
-        texts = (_folded(prompt), _folded(plain(prompt)))
+        texts = (_folded(prompt), _folded(strip_markup(prompt)))
         return any(self._pattern.search(text) is not None for text in texts)
 
-    def refuses_picture(self, picture: Any) -> bool:
+    def refuses_image(self, image: Any) -> bool:
         """Never: a list of words knows nothing of pixels."""
         return False
 

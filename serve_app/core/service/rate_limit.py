@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Allowance:
+class RateLimit:
     """What every caller may use: `rate` tokens a second, `size` at once."""
 
     rate: float
@@ -26,7 +26,7 @@ class Bucket:
 
 
 def draw(
-    allowance: Allowance, bucket: Bucket | None, cost: float, now: float
+    allowance: RateLimit, bucket: Bucket | None, cost: float, now: float
 ) -> tuple[Bucket, float]:
     """The bucket after a request, and 0; or the bucket as it is now, and the seconds to wait.
 
@@ -41,6 +41,6 @@ def draw(
     return Bucket(level - cost, now), 0.0
 
 
-def is_full(allowance: Allowance, bucket: Bucket, now: float) -> bool:
+def is_full(allowance: RateLimit, bucket: Bucket, now: float) -> bool:
     """Whether the bucket has filled up again, so that it need not be remembered."""
     return bucket.level + (now - bucket.at) * allowance.rate >= allowance.size

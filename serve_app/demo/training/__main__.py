@@ -17,17 +17,17 @@ import torch
 import typer
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.demo.training.dataset import shelve
+from serve_app.demo.training.dataset import build_dataset
 from serve_app.demo.training.pack import pack
 from serve_app.demo.training.tokenizer import new_tokenizer
 from serve_app.demo.training.unet import (
-    base_course,
-    refiner_course,
+    base_run,
+    refiner_run,
     train_base,
     train_refiner,
     untaught,
 )
-from serve_app.demo.training.vae import finished_vae, train_vae, vae_course
+from serve_app.demo.training.vae import finished_vae, train_vae, vae_run
 from serve_app.runtime.checkpoints.bundled import HOME, NAMES
 from serve_app.runtime.networks.quiet import diffusers, transformers
 
@@ -64,9 +64,9 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     origin = origin_of(seed)
     courses = {
-        Part.VAE: vae_course(folder, origin, vae_steps),
-        Part.BASE: base_course(folder, origin, base_steps),
-        Part.REFINER: refiner_course(folder, origin, refiner_steps),
+        Part.VAE: vae_run(folder, origin, vae_steps),
+        Part.BASE: base_run(folder, origin, base_steps),
+        Part.REFINER: refiner_run(folder, origin, refiner_steps),
     }
     if part is Part.VAE:
         train_vae(courses[Part.VAE])
@@ -87,7 +87,7 @@ def train(
         size = pack(output, vae, words, taught, record)
         print(f"{output}: {', '.join(record) or 'nothing new'}, {size / 1e6:.1f} MB")
         return
-    shelves = shelve(vae, folder, seed)
+    shelves = build_dataset(vae, folder, seed)
     if part is Part.BASE:
         train_base(courses[Part.BASE], shelves, words)
     elif part is Part.REFINER:

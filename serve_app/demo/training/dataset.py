@@ -22,7 +22,7 @@ _BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shelf:
+class Dataset:
     """Scenes whose pictures have one size, as scaled latents."""
 
     size: tuple[int, int]  # width, height
@@ -39,9 +39,9 @@ def scene(seed: int, number: int) -> tuple[Scene, random.Random]:
     return invent(chance, figures=figures, kept_out=False), chance
 
 
-def shelve(
+def build_dataset(
     vae: "diffusers.AutoencoderKL", folder: Path, seed: int, scenes: int = 30000
-) -> list[Shelf]:
+) -> list[Dataset]:
     """All shelves, painted and encoded, or read from `folder` where an earlier call with the same
     seed and weights left them."""
     shelves = []
@@ -64,7 +64,7 @@ def shelve(
             torch.save(found, kept.with_suffix(".draft"))
             kept.with_suffix(".draft").replace(kept)
         shelves.append(
-            Shelf(size, [scene(seed, n)[0] for n in numbers], found["latents"], found["spoiled"])
+            Dataset(size, [scene(seed, n)[0] for n in numbers], found["latents"], found["spoiled"])
         )
     return shelves
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.demo.training.unet import Taught, scheduler
+from serve_app.demo.training.unet import TrainedStage, scheduler
 from serve_app.runtime.checkpoints.bundled import NAMES
 from serve_app.runtime.networks.quiet import diffusers, transformers
 
@@ -19,7 +19,7 @@ def pack(
     home: Path,
     vae: "diffusers.AutoencoderKL",
     words: "transformers.CLIPTokenizer",
-    taught: dict[Stage, Taught],
+    taught: dict[Stage, TrainedStage],
     record: dict[str, Any],
 ) -> int:
     """Writes the folders of the taught stages under `home` and returns the bytes of both together;
@@ -53,7 +53,7 @@ def _pipeline(
     stage: Stage,
     vae: "diffusers.AutoencoderKL",
     words: "transformers.CLIPTokenizer",
-    taught: Taught,
+    taught: TrainedStage,
 ) -> "diffusers.DiffusionPipeline":
     if stage is Stage.REFINER:
         return diffusers.StableDiffusionXLImg2ImgPipeline(

@@ -21,7 +21,7 @@ _CLIP = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class TrainingRun:
     """Cosine learning rate after a warm-up, gradients clipped at norm 1, weights averaged."""
 
     name: str
@@ -38,7 +38,7 @@ class Course:
         """The seed of all chance."""
         return int(self.origin["seed"])
 
-    def learn(
+    def train(
         self, networks: Mapping[str, nn.Module], loss: Callable[[int], torch.Tensor]
     ) -> dict[str, dict[str, torch.Tensor]]:
         """The averaged weights after the last step, by network; the networks hold them too.

@@ -18,7 +18,7 @@ from torch import nn
 from serve_app.core.diffusion.spec import Stage
 from serve_app.demo.captions import AS_PEOPLE_DO, Language, babble, caption
 from serve_app.demo.scene import Scene
-from serve_app.demo.training.dataset import Shelf
+from serve_app.demo.training.dataset import Dataset
 from serve_app.demo.training.networks import (
     ENCODER_1,
     ENCODER_2,
@@ -26,7 +26,7 @@ from serve_app.demo.training.networks import (
     new_encoder,
     new_refiner,
 )
-from serve_app.demo.training.training_run import Course
+from serve_app.demo.training.training_run import TrainingRun
 from serve_app.runtime.networks.quiet import diffusers, transformers
 
 FINE, LOW = 6.0, 2.5  # the aesthetic scores that SDXL's refiner is told at work
@@ -38,7 +38,7 @@ _PULL = 0.2  # the weight of a row whose goal is not what is shown: its error is
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Taught:
+class TrainedStage:
     """The networks of a stage."""
 
     unet: "diffusers.UNet2DConditionModel"
@@ -52,7 +52,7 @@ class Taught:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lesson:
+class TrainingBatch:
     """One batch: what is to be found under the noise, and what is told of it."""
 
     goal: torch.Tensor  # (batch, 4, h, w): clean latents
@@ -79,35 +79,37 @@ def scheduler() -> "diffusers.EulerDiscreteScheduler":
     )
 
 
-def base_course(folder: Path, origin: Mapping[str, Any], steps: int) -> Course:
+def base_run(folder: Path, origin: Mapping[str, Any], steps: int) -> TrainingRun:
     """The course of the base."""
-    return Course("base", steps, 1e-3, 1e-2, 0.999, folder, origin)
+    return TrainingRun("base", steps, 1e-3, 1e-2, 0.999, folder, origin)
 
 
-def refiner_course(folder: Path, origin: Mapping[str, Any], steps: int) -> Course:
+def refiner_run(folder: Path, origin: Mapping[str, Any], steps: int) -> TrainingRun:
     """The course of the refiner."""
-    return Course("refiner", steps, 1e-3, 1e-2, 0.999, folder, origin)
+    return TrainingRun("refiner", steps, 1e-3, 1e-2, 0.999, folder, origin)
 
 
-def untaught(stage: Stage, words: "transformers.CLIPTokenizer") -> Taught:
+def untaught(stage: Stage, words: "transformers.CLIPTokenizer") -> TrainedStage:
     """The networks of a stage before they have learnt anything."""
     if stage is Stage.REFINER:
-        return Taught(new_refiner(), (new_encoder(ENCODER_2, len(words), projects=True),))
+        return TrainedStage(new_refiner(), (new_encoder(ENCODER_2, len(words), projects=True),))
     encoders = (
         new_encoder(ENCODER_1, len(words), projects=False),
         new_encoder(ENCODER_2, len(words), projects=True),
     )
-    return Taught(new_base(), encoders)
+    return TrainedStage(new_base(), encoders)
 
 
-def train_base(course: Course, shelves: list[Shelf], words: "transformers.CLIPTokenizer") -> None:
+def train_base(
+    course: TrainingRun, shelves: list[Dataset], words: "transformers.CLIPTokenizer"
+) -> None:
     """The base has learnt all noise levels, the highest ones twice as often as their share."""
     seed = course.seed
     torch.manual_seed(seed + 1)
     taught = untaught(Stage.BASE, words)
     alphas = scheduler().alphas_cumprod
 
-    def lesson(step: int) -> Lesson:
+    def lesson(step: int) -> TrainingBatch:
         chance = random.Random(f"{seed} base {step}")
         shelf = _shelf(shelves, chance)
         picks = [chance.randrange(len(shelf.scenes)) for _ in range(_BATCH)]
@@ -118,7 +120,7 @@ def train_base(course: Course, shelves: list[Shelf], words: "transformers.CLIPTo
         ]
         width, height = shelf.size
         goal = shelf.latents[picks].float()
-        return Lesson(
+        return TrainingBatch(
             goal=goal,
             shown=goal,
             captions=[_told(shelf.scenes[i], chance, empty=0.05) for i in picks],
@@ -134,7 +136,7 @@ def train_base(course: Course, shelves: list[Shelf], words: "transformers.CLIPTo
 
 
 def train_refiner(
-    course: Course, shelves: list[Shelf], words: "transformers.CLIPTokenizer"
+    course: TrainingRun, shelves: list[Dataset], words: "transformers.CLIPTokenizer"
 ) -> None:
     """The refiner has learnt the last noise levels, 17 in 20 below t = 200.
 
@@ -148,8 +150,8 @@ def train_refiner(
     torch.manual_seed(seed + 2)
     taught = untaught(Stage.REFINER, words)
 
-    def lesson(step: int) -> Lesson:
-        return refiner_lesson(shelves, seed, step, guided=is_guided(step, course.steps))
+    def lesson(step: int) -> TrainingBatch:
+        return refiner_batch(shelves, seed, step, guided=is_guided(step, course.steps))
 
     _teach(course, taught, words, lesson)
 
@@ -159,7 +161,7 @@ def is_guided(step: int, steps: int) -> bool:
     return step >= round(steps * (1 - _GUIDED_SHARE))
 
 
-def refiner_lesson(shelves: list[Shelf], seed: int, step: int, *, guided: bool) -> Lesson:
+def refiner_batch(shelves: list[Dataset], seed: int, step: int, *, guided: bool) -> TrainingBatch:
     """The refiner's batch of a step: rows on their own, or pairs that guidance joins."""
     chance = random.Random(f"{seed} refiner {step}")
     shelf = _shelf(shelves, chance)
@@ -181,17 +183,17 @@ def _scores(chance: random.Random) -> list[float]:
 
 
 def _lesson_of(
-    shelf: Shelf,
+    shelf: Dataset,
     rows: "list[_Row]",
     captions: list[str],
     scores: list[float],
     chance: random.Random,
     guidance: torch.Tensor | None = None,
-) -> Lesson:
+) -> TrainingBatch:
     width, height = shelf.size
     goal = torch.stack([row.goal for row in rows]).float()
     twice = len(captions) // len(rows)  # each row told, and each row not
-    return Lesson(
+    return TrainingBatch(
         goal=goal.repeat(twice, 1, 1, 1),
         shown=torch.stack([row.shown for row in rows]).float().repeat(twice, 1, 1, 1),
         captions=captions,
@@ -214,7 +216,7 @@ class _Row:
     time: int
 
 
-def _refining(shelf: Shelf, chance: random.Random) -> _Row:
+def _refining(shelf: Dataset, chance: random.Random) -> _Row:
     if chance.random() < 0.2:
         pick = chance.randrange(len(shelf.spoiled))
         time = chance.randrange(100, 320)
@@ -226,10 +228,10 @@ def _refining(shelf: Shelf, chance: random.Random) -> _Row:
 
 
 def _teach(
-    course: Course,
-    taught: Taught,
+    course: TrainingRun,
+    taught: TrainedStage,
     words: "transformers.CLIPTokenizer",
-    lesson: Callable[[int], Lesson],
+    lesson: Callable[[int], TrainingBatch],
 ) -> None:
     taught.unet.set_attn_processor(AttnProcessor())  # CPU's fused attention is slow backwards
     alphas = scheduler().alphas_cumprod
@@ -245,7 +247,7 @@ def _teach(
 
     for network in taught.networks.values():
         network.train()
-    course.learn(taught.networks, loss)
+    course.train(taught.networks, loss)
 
 
 def encoded(
@@ -263,7 +265,7 @@ def encoded(
 def noise_loss(
     unet: "diffusers.UNet2DConditionModel",
     alphas: torch.Tensor,
-    todo: Lesson,
+    todo: TrainingBatch,
     embeds: torch.Tensor,
     pooled: torch.Tensor,
 ) -> torch.Tensor:
@@ -290,7 +292,7 @@ def noise_loss(
     return weighed.mean()
 
 
-def _shelf(shelves: list[Shelf], chance: random.Random) -> Shelf:
+def _shelf(shelves: list[Dataset], chance: random.Random) -> Dataset:
     return chance.choices(shelves, [len(shelf.scenes) for shelf in shelves])[0]
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from serve_app.demo.renderer import TAUGHT, degrade, paint
 from serve_app.demo.scene import invent
 from serve_app.demo.training.networks import new_vae
-from serve_app.demo.training.training_run import Course
+from serve_app.demo.training.training_run import TrainingRun
 from serve_app.runtime.networks.quiet import diffusers
 
 _KL = 6e-4
@@ -25,12 +25,12 @@ _CROP, _WHOLE = 64, 128  # pixels a side
 _WHOLE_SHARE = 0.3  # of the steps
 
 
-def vae_course(folder: Path, origin: Mapping[str, Any], steps: int) -> Course:
+def vae_run(folder: Path, origin: Mapping[str, Any], steps: int) -> TrainingRun:
     """The course of the autoencoder."""
-    return Course("vae", steps, 2e-3, 1e-3, 0.995, folder, origin)
+    return TrainingRun("vae", steps, 2e-3, 1e-3, 0.995, folder, origin)
 
 
-def train_vae(course: Course) -> None:
+def train_vae(course: TrainingRun) -> None:
     """The autoencoder has learnt: first on crops of half the side, in the end on whole pictures."""
     seed, first_whole = course.seed, round(course.steps * (1 - _WHOLE_SHARE))
     torch.manual_seed(seed)
@@ -53,10 +53,10 @@ def train_vae(course: Course) -> None:
         total: torch.Tensor = off.abs().mean() + 2 * F.mse_loss(y, x) + edges + _KL * kl
         return total
 
-    course.learn({"vae": vae}, loss)
+    course.train({"vae": vae}, loss)
 
 
-def finished_vae(course: Course, packed: Path) -> "diffusers.AutoencoderKL":
+def finished_vae(course: TrainingRun, packed: Path) -> "diffusers.AutoencoderKL":
     """The trained autoencoder as it ships, its weights rounded to half precision, its
     `scaling_factor` set so that latents have unit deviation. Where the course has not begun, the
     one in the folder `packed`.

@@ -9,12 +9,12 @@ from functools import partial
 
 from serve_app.config.app_args import AppArgs
 from serve_app.core.diffusion.spec import Stage
-from serve_app.doctor.checks.gpu_memory import Numbers, Replica, Weights, placed
+from serve_app.doctor.checks.gpu_memory import DtypeBytes, Replica, Weights, placed
 from serve_app.doctor.checks.gpu_probe import Card, gib
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
-from serve_app.runtime.checkpoints.checkpoint import VARIABLE
+from serve_app.runtime.checkpoints.checkpoint import ENV_VAR
 
-_NO_REFINER = f"{VARIABLE[Stage.REFINER]}="
+_NO_REFINER = f"{ENV_VAR[Stage.REFINER]}="
 _TOGETHER = "MODELS_IN_MEMORY=2"
 
 
@@ -49,7 +49,7 @@ class Load:
 
     def copies(self, precision: str | None = None) -> int:
         """Bytes of the host's memory from which cards fetch the models that take turns."""
-        numbers = Numbers.of(precision or self.precision, vae_half=self.vae_half)
+        numbers = DtypeBytes.of(precision or self.precision, vae_half=self.vae_half)
         return sum(r.held(numbers, on_host=True) for r in self.replicas if r.takes_turns)
 
     @property
@@ -71,11 +71,11 @@ def replicas_of(
 ) -> tuple[Replica, ...]:
     """The replicas that a config starts with, with `room` for so many models on each."""
     refined = refiner is not None
-    args = args.settled(device, gpus, refiner=refined)
+    args = args.with_defaults(device, gpus, refiner=refined)
     share = args.gpu_share(gpus, refiner=refined)
     kinds = [tuple(bases)]
     if refiner is not None:
-        kinds = [(*bases, refiner)] if args.both else [tuple(bases), (refiner,)]
+        kinds = [(*bases, refiner)] if args.combined else [tuple(bases), (refiner,)]
     return tuple(
         Replica(models, scale.gpus_on(device, share), room, parked=int(refined and len(kinds) == 1))
         for models, scale in zip(kinds, args.scales(refiner=refined), strict=True)
@@ -99,7 +99,7 @@ def check_vram(load: Load, cards: Sequence[Card]) -> Finding:
     if layout is None:
         layout = (tuple(r for r in load.replicas if Stage.BASE in r.stages)[:1],)
     judged = [_judge(load, held, card) for held, card in zip(layout, cards, strict=False) if held]
-    return next((one for one in judged if one.mend), judged[0])
+    return next((one for one in judged if one.fix), judged[0])
 
 
 def check_ram(load: Load, free: int) -> Finding:

@@ -27,7 +27,7 @@ class Place:
     total: int
 
 
-def look(what: str, folder: Path) -> Place:
+def probe(what: str, folder: Path) -> Place:
     """A folder that is there, or will be."""
     there = _nearest(folder)
     usage = shutil.disk_usage(there)

@@ -20,14 +20,14 @@ _ROWS = 2  # of a guided image
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class DtypeBytes:
     """How many bytes a number takes."""
 
     size: int
     vae_size: int
 
     @classmethod
-    def of(cls, precision: str, *, vae_half: bool) -> "Numbers":
+    def of(cls, precision: str, *, vae_half: bool) -> "DtypeBytes":
         """At a precision: the VAE never runs in fp16, but may in bf16."""
         size = _BYTES[precision]
         return cls(size, 2 if vae_half and size == 2 else 4)
@@ -38,17 +38,17 @@ class Weights:
     """One model, as far as memory goes."""
 
     stage: Stage
-    parameters: Mapping[str, int]  # numbers in the weights of each network
+    num_parameters: Mapping[str, int]  # numbers in the weights of each network
     side: int  # native side of a picture, pixels
 
-    def held(self, numbers: Numbers) -> int:
+    def held(self, numbers: DtypeBytes) -> int:
         """Bytes of its networks."""
         return sum(
             count * (numbers.vae_size if name == "vae" else numbers.size)
-            for name, count in self.parameters.items()
+            for name, count in self.num_parameters.items()
         )
 
-    def work(self, images: int, numbers: Numbers) -> int:
+    def work(self, images: int, numbers: DtypeBytes) -> int:
         """Bytes alive while so many native images step together, and one is decoded."""
         values = ROW * _ROWS * images * numbers.size + PICTURE * numbers.vae_size
         return self.side**2 * values
@@ -84,7 +84,7 @@ class Replica:
         """Whether base and refiner leave the device for one another."""
         return len(self.stages) > 1 and self.room < len(self.models)
 
-    def held(self, numbers: Numbers, *, on_host: bool = False) -> int:
+    def held(self, numbers: DtypeBytes, *, on_host: bool = False) -> int:
         """Bytes of the models in memory, and on the host of those parked there too. The largest
         count: no choice takes more."""
         sizes = sorted((model.held(numbers) for model in self.models), reverse=True)
@@ -92,7 +92,7 @@ class Replica:
 
     def need(self, images: int, precision: str, *, vae_half: bool, on_host: bool = False) -> int:
         """Bytes that it takes while so many native images step together."""
-        numbers = Numbers.of(precision, vae_half=vae_half)
+        numbers = DtypeBytes.of(precision, vae_half=vae_half)
         work = max(model.work(images, numbers) for model in self.models)
         return self.held(numbers, on_host=on_host) + work + OVERHEAD
 

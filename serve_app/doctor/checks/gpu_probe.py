@@ -42,11 +42,11 @@ class Torch:
 
 
 @dataclass(frozen=True, slots=True)
-class Graphics:
+class GpuReport:
     """All that decides which device there is."""
 
     torch: Torch | None
-    trouble: str  # why torch can't be imported, or its cards can't be asked; "" when they can
+    problem: str  # why torch can't be imported, or its cards can't be asked; "" when they can
     driver: tuple[int, int] | None  # the newest CUDA version that the NVIDIA driver runs
     nvidia: bool  # whether an NVIDIA card is in the machine, with or without a driver
     visible: str | None  # CUDA_VISIBLE_DEVICES
@@ -62,16 +62,16 @@ def gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-def look() -> Graphics:
+def probe() -> GpuReport:
     """The graphics of this machine, by torch, the driver and the PCI bus."""
     torch, trouble = None, ""
     try:
         torch = _torch()
     except Exception as error:  # a broken build fails in many ways, with many lines
         trouble = " ".join(str(error).split()) or type(error).__name__
-    return Graphics(
+    return GpuReport(
         torch=torch,
-        trouble=trouble[:300],
+        problem=trouble[:300],
         driver=_driver(),
         nvidia=_is_on_the_bus(),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),

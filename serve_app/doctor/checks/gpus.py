@@ -5,7 +5,7 @@ Judges what `graphics.py` saw. Knows no checkpoints.
 
 from serve_app.config.catalog import choose_device
 from serve_app.config.settings import Settings
-from serve_app.doctor.checks.gpu_probe import Card, Graphics, Torch
+from serve_app.doctor.checks.gpu_probe import Card, GpuReport, Torch
 from serve_app.doctor.checks.machine import Machine
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
 
@@ -17,7 +17,7 @@ _DRIVER, _DRIVER_IN_WINDOWS = (
 _SMALLER = 'python -m serve_app generate "a fox" --steps 12'
 
 
-def device_of(settings: Settings, graphics: Graphics) -> str:
+def device_of(settings: Settings, graphics: GpuReport) -> str:
     """cpu, cuda or mps: what the settings come to here."""
     name = settings.model_device.partition(":")[0]
     return choose_device(name, gpus=len(graphics.cards))
@@ -28,7 +28,7 @@ def precision_of(settings: Settings, device: str) -> str:
     return settings.model_precision or ("fp32" if device == "cpu" else "fp16")
 
 
-def chosen(settings: Settings, graphics: Graphics) -> tuple[Card, ...]:
+def chosen(settings: Settings, graphics: GpuReport) -> tuple[Card, ...]:
     """The cards that the service may use: one of them, where the settings name one."""
     _, colon, number = settings.model_device.partition(":")
     if not colon:
@@ -36,11 +36,11 @@ def chosen(settings: Settings, graphics: Graphics) -> tuple[Card, ...]:
     return graphics.cards[int(number) : int(number) + 1]
 
 
-def check_torch(graphics: Graphics, machine: Machine) -> Finding:
+def check_torch(graphics: GpuReport, machine: Machine) -> Finding:
     """Whether torch, the driver and the cards fit together."""
     torch, driver = graphics.torch, graphics.driver
     if torch is None:
-        return fail("torch", f"torch can't be used: {graphics.trouble}", _TORCH)
+        return fail("torch", f"torch can't be used: {graphics.problem}", _TORCH)
     built = f"torch {torch.version}, " + (
         f"for CUDA {torch.cuda}" if torch.cuda else "without CUDA"
     )
@@ -78,11 +78,11 @@ def check_torch(graphics: Graphics, machine: Machine) -> Finding:
             f"{built}, but CUDA_VISIBLE_DEVICES={graphics.visible} hides the NVIDIA card",
             "unset CUDA_VISIBLE_DEVICES",
         )
-    reason = f" ({graphics.trouble})" if graphics.trouble else ""
+    reason = f" ({graphics.problem})" if graphics.problem else ""
     return fail("torch", f"{built}, but it sees no card{reason}", "nvidia-smi")
 
 
-def check_device(settings: Settings, graphics: Graphics, *, demo: bool) -> Finding:
+def check_device(settings: Settings, graphics: GpuReport, *, demo: bool) -> Finding:
     """Which device makes the pictures, and whether that is what somebody may expect."""
     asked, device, cards = settings.model_device, device_of(settings, graphics), graphics.cards
     if graphics.torch is None:
@@ -125,7 +125,7 @@ def check_device(settings: Settings, graphics: Graphics, *, demo: bool) -> Findi
     )
 
 
-def check_precision(settings: Settings, graphics: Graphics) -> Finding:
+def check_precision(settings: Settings, graphics: GpuReport) -> Finding:
     """Whether the device computes at the precision of the settings."""
     device = device_of(settings, graphics)
     precision = precision_of(settings, device)
@@ -166,7 +166,7 @@ def check_xformers(settings: Settings, trouble: str | None) -> Finding:
     )
 
 
-def probe_xformers(settings: Settings, graphics: Graphics) -> str | None:
+def probe_xformers(settings: Settings, graphics: GpuReport) -> str | None:
     """Why xFormers does not run on the device of the settings; None when that is no question."""
     device = device_of(settings, graphics)
     if (
@@ -177,9 +177,9 @@ def probe_xformers(settings: Settings, graphics: Graphics) -> str | None:
         return None
     import torch
 
-    from serve_app.runtime.memory.device import DTYPES, xformers_trouble
+    from serve_app.runtime.memory.device import DTYPES, xformers_problem
 
-    return xformers_trouble(torch.device(device), DTYPES[precision_of(settings, device)])
+    return xformers_problem(torch.device(device), DTYPES[precision_of(settings, device)])
 
 
 def _has_kernels(torch: Torch, card: Card) -> bool:

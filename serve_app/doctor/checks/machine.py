@@ -47,7 +47,7 @@ class Machine:
         return "microsoft" in self.release.lower()
 
 
-def look() -> Machine:
+def probe() -> Machine:
     """This machine."""
     package = Path(__file__).parents[2]
     return Machine(

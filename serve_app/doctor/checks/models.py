@@ -7,7 +7,13 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serve_app.config.catalog import Lineup, LoraModel, Model, find_loras, find_more
+from serve_app.config.catalog import (
+    CatalogLora,
+    CatalogModel,
+    ModelCatalog,
+    find_loras,
+    listed_models,
+)
 from serve_app.config.settings import ENV_FILES, Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError, CheckpointError, ConfigsError, OperatorError
@@ -16,17 +22,17 @@ from serve_app.doctor.finding import Finding, Verdict, editing, fail, fine, warn
 from serve_app.hub import acceptance
 from serve_app.hub.env_file import as_value
 from serve_app.hub.local_files import unfinished
-from serve_app.hub.selection import SOURCES
+from serve_app.hub.selection import HUB_REPOS
 from serve_app.hub.token import is_logged_in
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import (
-    DOWNLOAD,
+    DOWNLOAD_COMMAND,
+    ENV_VAR,
     REPOSITORY,
-    VARIABLE,
     Checkpoint,
-    check_checker,
     check_pair,
-    parameters,
+    check_safety_checker,
+    num_parameters,
     read_checkpoint,
 )
 from serve_app.runtime.checkpoints.licenses import license_of, license_of_lora
@@ -44,19 +50,19 @@ class Models:
     base: Checkpoint | None
     refiner: Checkpoint | None
     demo: bool
-    listed: tuple[Model, ...] = ()  # in MODELS_FILE
-    loras: tuple[LoraModel, ...] = ()  # there too
+    listed: tuple[CatalogModel, ...] = ()  # in MODELS_FILE
+    loras: tuple[CatalogLora, ...] = ()  # there too
 
     @property
-    def lineup(self) -> Lineup:
+    def catalog(self) -> ModelCatalog:
         """Those there are, as the service would have them."""
-        base = [Model(self.base, refined=True)] if self.base else []
-        return Lineup((*base, *self.listed), self.refiner, self.loras)
+        base = [CatalogModel(self.base, can_be_refined=True)] if self.base else []
+        return ModelCatalog((*base, *self.listed), self.refiner, self.loras)
 
     @property
     def whole(self) -> tuple[Checkpoint, ...]:
         """All of them, the refiner last."""
-        lineup = self.lineup
+        lineup = self.catalog
         refiner = [lineup.refiner] if lineup.refiner else []
         return *(model.checkpoint for model in lineup.models), *refiner
 
@@ -75,7 +81,7 @@ def find(settings: Settings) -> tuple[Models, list[Finding]]:
         try:
             check_pair(base, refiner)
         except CheckpointError as error:
-            of_refiner = fail("refiner", str(error), f"{VARIABLE[Stage.REFINER]}=")
+            of_refiner = fail("refiner", str(error), f"{ENV_VAR[Stage.REFINER]}=")
     return Models(base, refiner, demo=False), [of_base, of_refiner]
 
 
@@ -85,15 +91,15 @@ def find_listed(settings: Settings, found: Models) -> tuple[Models, Finding]:
     if file is None:
         return found, fine("models file", "none: there is one model for all requests")
     try:
-        found = replace(found, listed=find_more(settings, found.base, found.refiner))
-        found = replace(found, loras=find_loras(settings, found.lineup.models))
+        found = replace(found, listed=listed_models(settings, found.base, found.refiner))
+        found = replace(found, loras=find_loras(settings, found.catalog.models))
     except ConfigsError as error:
-        return found, fail("models file", _bare(error), _lending(DOWNLOAD[Stage.BASE]))
+        return found, fail("models file", _bare(error), _lending(DOWNLOAD_COMMAND[Stage.BASE]))
     except OperatorError as error:
         mend = editing(file) if file.exists() else "MODELS_FILE="
         return found, fail("models file", _bare(error), mend)
     names = [model.checkpoint.name for model in found.listed]
-    names += [f"the LoRA {lora.facts.name}" for lora in found.loras]
+    names += [f"the LoRA {lora.info.name}" for lora in found.loras]
     return found, fine("models file", f"{file} adds {', '.join(names) or 'none'}")
 
 
@@ -121,12 +127,12 @@ def check_licenses(settings: Settings, models: Models) -> Finding:
                 )
             return warn("licence", f"{here}accept it", fetching(one.folder, one.stage))
     for lora in models.loras:
-        terms = license_of_lora(lora.facts.name, lora.file, lora.license).name
+        terms = license_of_lora(lora.info.name, lora.file, lora.license).name
         if not (lora.license or lora.file.license) and settings.models_file:
-            here = f"the terms of the LoRA {lora.facts.name} are not known: see where it came "
+            here = f"the terms of the LoRA {lora.info.name} are not known: see where it came "
             here += "from, and name them as its license"
             return warn("licence", here, editing(settings.models_file))
-        told.append(f"{lora.facts.name} is under {terms}")
+        told.append(f"{lora.info.name} is under {terms}")
     if accepted:
         told.append(f"accepted for {' and '.join(accepted)}")
     return fine("licence", "; ".join(told))
@@ -138,7 +144,7 @@ def check_downloads(settings: Settings, models: Models) -> Finding:
     folders = {
         settings.model_checkpoint_dir: Stage.BASE,
         settings.model_refiner_checkpoint_dir: Stage.REFINER,
-    } | {(_MODELS / source.folder).absolute(): _stage(source.name) for source in SOURCES.values()}
+    } | {(_MODELS / source.folder).absolute(): _stage(source.name) for source in HUB_REPOS.values()}
     for folder, stage in folders.items():
         if folder is None or folder in whole or not (came := unfinished(folder)):
             continue
@@ -170,7 +176,7 @@ def check_filters(settings: Settings) -> Finding:
     try:
         words = settings.words()
         if settings.safety_checker_dir:
-            check_checker(settings.safety_checker_dir)
+            check_safety_checker(settings.safety_checker_dir)
     except CheckpointError as error:
         said, _, mend = str(error).partition(". Get it with: ")
         return fail("filters", said, mend)
@@ -184,9 +190,9 @@ def fetching(folder: Path, stage: Stage) -> str:
     """The command that makes the folder whole, and asks for the licence."""
     before = acceptance.recorded(folder)
     name = before.repository if before else REPOSITORY[stage]
-    if not before and folder.name not in {source.folder for source in SOURCES.values()}:
-        return DOWNLOAD[stage]
-    word = next((word for word, source in SOURCES.items() if source.name == name), name)
+    if not before and folder.name not in {source.folder for source in HUB_REPOS.values()}:
+        return DOWNLOAD_COMMAND[stage]
+    word = next((word for word, source in HUB_REPOS.items() if source.name == name), name)
     if folder.parent == _MODELS.absolute():
         return f"{_DOWNLOAD} {word}"
     return f"{_DOWNLOAD} {word} --folder {shlex.quote(str(folder.parent))}"
@@ -197,11 +203,11 @@ def _find_demo(settings: Settings) -> tuple[Models, list[Finding]]:
     models = Models(base, refiner, demo=True)
     if settings.model_refiner_checkpoint_dir:
         said = (
-            f"{VARIABLE[Stage.REFINER]}={settings.model_refiner_checkpoint_dir} is set without "
-            f"{VARIABLE[Stage.BASE]}"
+            f"{ENV_VAR[Stage.REFINER]}={settings.model_refiner_checkpoint_dir} is set without "
+            f"{ENV_VAR[Stage.BASE]}"
         )
-        return models, [fail("base", said, _nearby(Stage.BASE) or DOWNLOAD[Stage.BASE])]
-    said = f"{VARIABLE[Stage.BASE]} is not set, so the demo draws plain shapes"
+        return models, [fail("base", said, _nearby(Stage.BASE) or DOWNLOAD_COMMAND[Stage.BASE])]
+    said = f"{ENV_VAR[Stage.BASE]} is not set, so the demo draws plain shapes"
     if near := _nearby(Stage.BASE):
         return models, [warn("base", f"{said}, though a whole SDXL lies here", near)]
     files = [name for name in ENV_FILES if Path(name).is_file()]
@@ -219,10 +225,11 @@ def _look(
         mend = ("" if path.exists() else _nearby(stage)) or fetching(path, stage)
         if isinstance(error, ConfigsError) and stage is Stage.BASE:
             mend = _lending(mend)
-        said = f"{VARIABLE[stage]}={path} {_bare(error)}{_disguise(path)}"
+        said = f"{ENV_VAR[stage]}={path} {_bare(error)}{_disguise(path)}"
         return None, fail(stage.value, said, mend)
-    billions = sum(parameters(checkpoint).values()) / 1e9
-    said = f"{path} is whole: {billions:.2f} billion parameters, {checkpoint.native} pixels a side"
+    billions = sum(num_parameters(checkpoint).values()) / 1e9
+    size = checkpoint.native_size
+    said = f"{path} is whole: {billions:.2f} billion parameters, {size} pixels a side"
     return checkpoint, fine(stage.value, said)
 
 
@@ -254,13 +261,13 @@ def _disguise(path: Path) -> str:
 def _nearby(stage: Stage, variable: str = "") -> str:
     """The line that sets the folder where `download` puts a stage, when a whole one is there: as
     the stage's own variable, or as another."""
-    for source in SOURCES.values():
+    for source in HUB_REPOS.values():
         if _stage(source.name) is stage:
             try:
                 read_checkpoint(_MODELS / source.folder, stage)
             except CheckpointError:
                 continue
-            return f"{variable or VARIABLE[stage]}={as_value(_MODELS / source.folder)}"
+            return f"{variable or ENV_VAR[stage]}={as_value(_MODELS / source.folder)}"
     return ""
 
 

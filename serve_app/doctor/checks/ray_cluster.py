@@ -37,7 +37,7 @@ class Cluster:
     guarded: bool | None  # whether its dashboard asks for a token; None without a dashboard
 
 
-def look(ports: Mapping[int, str] = PORTS) -> Cluster:
+def probe(ports: Mapping[int, str] = PORTS) -> Cluster:
     """Ray as it can be seen from here."""
     named = os.environ.get("RAY_ADDRESS", "")
     address = _current() if named in ("", "auto") else "" if named == "local" else named

@@ -20,7 +20,13 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from serve_app.core.diffusion.sizes import ASPECTS
-from serve_app.core.diffusion.spec import GUIDANCE, LORA_WEIGHT, SEED, STEPS, Sampler
+from serve_app.core.diffusion.spec import (
+    GUIDANCE_RANGE,
+    LORA_WEIGHT_RANGE,
+    SEED_RANGE,
+    STEPS_RANGE,
+    Sampler,
+)
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.jobs import JobState
 
@@ -64,11 +70,15 @@ Prompt = Annotated[
     StringConstraints(strip_whitespace=True, min_length=1),
     Field(json_schema_extra={"pattern": r"\S"}),
 ]
-Steps = Annotated[int, _between(*STEPS), Field(json_schema_extra={"minimum": 1, "maximum": 150})]
-Guidance = Annotated[
-    float, _between(*GUIDANCE), Field(json_schema_extra={"minimum": 0, "maximum": 20})
+Steps = Annotated[
+    int, _between(*STEPS_RANGE), Field(json_schema_extra={"minimum": 1, "maximum": 150})
 ]
-Seed = Annotated[int, _between(*SEED), Field(json_schema_extra={"minimum": 0, "maximum": SEED[1]})]
+Guidance = Annotated[
+    float, _between(*GUIDANCE_RANGE), Field(json_schema_extra={"minimum": 0, "maximum": 20})
+]
+Seed = Annotated[
+    int, _between(*SEED_RANGE), Field(json_schema_extra={"minimum": 0, "maximum": SEED_RANGE[1]})
+]
 Fraction = Annotated[float, _between(0, 1), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
 Count = Annotated[int, _between(*IMAGES), Field(json_schema_extra={"minimum": 1, "maximum": 8})]
 Strength = Annotated[
@@ -83,11 +93,11 @@ Timeout = Annotated[
 ]
 SamplerName = Annotated[Sampler, BeforeValidator(_sampler)]
 LoraWeight = Annotated[
-    float, _between(*LORA_WEIGHT), Field(json_schema_extra={"minimum": -2, "maximum": 2})
+    float, _between(*LORA_WEIGHT_RANGE), Field(json_schema_extra={"minimum": -2, "maximum": 2})
 ]
 
 
-class Wire(BaseModel):
+class ApiModel(BaseModel):
     """A body of this API: camelCase, strict types, no unknown fields, no NaN."""
 
     model_config = ConfigDict(
@@ -100,14 +110,14 @@ class Wire(BaseModel):
     )
 
 
-class LoraField(Wire):
+class LoraField(ApiModel):
     """A LoRA by its name in the registry, and how strongly it counts."""
 
     name: str
     weight: Annotated[LoraWeight | None, Field(description="as the operator set it, else 1")] = None
 
 
-class Asked(Wire):
+class CommonFields(ApiModel):
     """The fields that both routes share."""
 
     negative_prompt: str | None = None
@@ -122,7 +132,7 @@ class Asked(Wire):
     timeout_seconds: Timeout | None = None
 
 
-class GenerateRequest(Asked):
+class GenerateRequest(CommonFields):
     """POST /generate."""
 
     prompt: Prompt
@@ -137,7 +147,7 @@ class GenerateRequest(Asked):
     refine: bool | None = None
 
 
-class RefineConfig(Wire):
+class RefineConfig(ApiModel):
     """The nested form of /refine's settings. `modelPath` is a name, never a path."""
 
     steps: Steps | None = None
@@ -145,7 +155,7 @@ class RefineConfig(Wire):
     model_path: str | None = None
 
 
-class RefineRequest(Asked):
+class RefineRequest(CommonFields):
     """POST /refine: base images under either name, the prompt under either name."""
 
     base_images: Annotated[list[str], Field(min_length=1, max_length=8)] | None = None
@@ -166,7 +176,7 @@ class RefineRequest(Asked):
         return _one_of(("refinePrompt", self.refine_prompt), ("prompt", self.prompt))
 
 
-class Meta(Wire):
+class Meta(ApiModel):
     """What the pictures were made with."""
 
     model: str
@@ -182,38 +192,38 @@ class Meta(Wire):
     warnings: list[str]
 
 
-class JobTrouble(Wire):
+class JobError(ApiModel):
     """How a job failed."""
 
     code: str
     message: str
 
 
-class Answer(Wire):
+class GenerateResponse(ApiModel):
     """Pictures as bare base64 PNG, and what they were made with."""
 
     images: list[str]
     meta: Meta
 
 
-class JobAnswer(Wire):
+class JobResponse(ApiModel):
     """GET and DELETE /jobs/{id}: `answer` when it succeeded, `error` when it did not."""
 
     id: str
     state: JobState
     created_at: float
-    answer: Answer | None
-    error: JobTrouble | None
+    answer: GenerateResponse | None
+    error: JobError | None
 
 
-class Acceptance(Wire):
+class TermsAcceptance(ApiModel):
     """POST /licenses: that the caller accepts the terms whose digest it names."""
 
     accept: Literal[True]
     terms: str
 
 
-class LicenseAnswer(Wire):
+class LicenseEntry(ApiModel):
     """The terms of one model."""
 
     model: str
@@ -223,15 +233,15 @@ class LicenseAnswer(Wire):
     text: str
 
 
-class LicensesAnswer(Wire):
+class LicensesResponse(ApiModel):
     """GET /licenses: what must be accepted, as a whole, where `required` says so."""
 
     terms: str
     required: bool
-    licenses: list[LicenseAnswer]
+    licenses: list[LicenseEntry]
 
 
-class HealthAnswer(Wire):
+class HealthResponse(ApiModel):
     """GET /health."""
 
     status: str
@@ -250,26 +260,26 @@ class HealthAnswer(Wire):
     version: str
 
 
-class Problem(Wire):
+class FieldError(ApiModel):
     """One field that is wrong."""
 
     path: str
     message: str
 
 
-class Trouble(Wire):
+class ErrorBody(ApiModel):
     """What went wrong."""
 
     code: str
     message: str
-    details: list[Problem]
+    details: list[FieldError]
     request_id: str
 
 
-class ErrorAnswer(Wire):
+class ErrorEnvelope(ApiModel):
     """The shape of every error."""
 
-    error: Trouble
+    error: ErrorBody
 
 
 def _one_of(first: tuple[str, T | None], second: tuple[str, T | None]) -> tuple[str, T]:

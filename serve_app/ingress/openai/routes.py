@@ -18,33 +18,33 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response
 
 from serve_app.core.errors import InvalidRequest
-from serve_app.core.service.info import ModelFacts, ServiceFacts
-from serve_app.core.service.jobs import Result
-from serve_app.ingress.generation import Order, Piece, order_generate, order_refine
+from serve_app.core.service.info import ModelInfo, ServiceInfo
+from serve_app.core.service.jobs import JobResult
+from serve_app.ingress.generation import GenerationJob, JobImage, plan_generate, plan_refine
 from serve_app.ingress.image_input import BaseImage
-from serve_app.ingress.job_service import Asking
+from serve_app.ingress.job_service import RequestContext
 from serve_app.ingress.lookup import not_found
 from serve_app.ingress.native.routes import (
-    MAKES,
+    GENERATION_ERRORS,
     IdempotencyKey,
-    Studio,
-    asking,
+    RequestHandlers,
     draw_seed,
-    tells,
+    error_responses,
+    request_context,
     timed,
 )
 from serve_app.ingress.native.schemas import GenerateRequest, RefineRequest
 from serve_app.ingress.openai.schemas import (
-    HARMLESS,
+    IGNORED_FIELDS,
     IMAGES,
-    PROMPT_CHARS,
-    EditsRequest,
-    GenerationsRequest,
-    ImagesAnswer,
+    MAX_PROMPT_CHARS,
+    ImageEditRequest,
+    ImageGenerationRequest,
+    ImagesRequest,
+    ImagesResponse,
     Model,
     Models,
-    OpenAIError,
-    Wanted,
+    OpenAIErrorEnvelope,
 )
 from serve_app.ingress.responses import converted
 from serve_app.ingress.strict_json import StrictRoute
@@ -79,7 +79,7 @@ _FORM_BODY = {
                         "type": "string",
                         "format": "binary",
                     },
-                    **EditsRequest.model_json_schema()["properties"],
+                    **ImageEditRequest.model_json_schema()["properties"],
                 },
             }
         }
@@ -87,23 +87,23 @@ _FORM_BODY = {
 }
 
 
-def routes(studio: Studio) -> APIRouter:
+def routes(studio: RequestHandlers) -> APIRouter:
     """The routes, ready to be included."""
     router = APIRouter(route_class=StrictRoute, tags=["OpenAI Images API"])
-    desk, facts = studio.desk, studio.facts
-    makes = tells(*MAKES, model=OpenAIError)
+    desk, facts = studio.jobs, studio.info
+    makes = error_responses(*GENERATION_ERRORS, model=OpenAIErrorEnvelope)
 
-    @router.post(GENERATIONS, response_model=ImagesAnswer, responses=makes)
+    @router.post(GENERATIONS, response_model=ImagesResponse, responses=makes)
     async def generations(
-        body: GenerationsRequest, request: Request, key: IdempotencyKey = None
+        body: ImageGenerationRequest, request: Request, key: IdempotencyKey = None
     ) -> Response:
         """Pictures from a prompt."""
         order = _order_generation(body, facts)
-        return await answered(body, order, asking(request, key, body), request)
+        return await answered(body, order, request_context(request, key, body), request)
 
     @router.post(
         EDITS,
-        response_model=ImagesAnswer,
+        response_model=ImagesResponse,
         responses=makes,
         openapi_extra={"requestBody": _FORM_BODY},
     )
@@ -115,27 +115,31 @@ def routes(studio: Studio) -> APIRouter:
             model = _check(body, facts)
             files = _files_of(form)
             read = [await file.read() for file in files[: body.n or 1]]
-        await desk.admit(request.state.caller)
+        await desk.check_terms(request.state.caller)
         wanted = body.wanted_size and model.sizes.scaled(*body.wanted_size)
         images = await studio.read(read, model.sizes, wanted)
         order = _order_edit(body, images, facts)
         if len(files) > len(read):
             told = f"only the first of {len(files)} pictures count: there is one for each of n"
             order = replace(order, warnings=(*order.warnings, told))
-        return await answered(body, order, asking(request, key, body, images), request)
+        return await answered(body, order, request_context(request, key, body, images), request)
 
-    @router.get("/v1/models", responses=tells(401, 403, model=OpenAIError))
+    @router.get("/v1/models", responses=error_responses(401, 403, model=OpenAIErrorEnvelope))
     async def models() -> Models:
         """The models there are."""
-        return Models(object="list", data=[_model(name, facts) for name in facts.names])
+        return Models(object="list", data=[_model(name, facts) for name in facts.model_names])
 
-    @router.get("/v1/models/{name}", responses=tells(401, 403, 404, model=OpenAIError))
+    @router.get(
+        "/v1/models/{name}", responses=error_responses(401, 403, 404, model=OpenAIErrorEnvelope)
+    )
     async def model(name: str) -> Model:
         """One model, also by a name that clients have hard-coded."""
         _model_of(name, facts)
         return _model(name, facts)
 
-    async def answered(body: Wanted, order: Order, asking: Asking, request: Request) -> Response:
+    async def answered(
+        body: ImagesRequest, order: GenerationJob, asking: RequestContext, request: Request
+    ) -> Response:
         result = await studio.make(order, asking, request)
         text = await studio.write(_answer_body, body, order, result)
         return Response(text, 200, timed(request), "application/json")
@@ -143,41 +147,43 @@ def routes(studio: Studio) -> APIRouter:
     return router
 
 
-def _order_generation(body: GenerationsRequest, facts: ServiceFacts) -> Order:
+def _order_generation(body: ImageGenerationRequest, facts: ServiceInfo) -> GenerationJob:
     model = _check(body, facts)
     native = body.native(model)
     if body.wanted_size:
         native["width"], native["height"] = model.sizes.scaled(*body.wanted_size)
     request = GenerateRequest.model_validate(native)
-    order = order_generate(request, _facts_for(body, facts), draw_seed())
-    return _told_so(order, body, GENERATIONS)
+    order = plan_generate(request, _facts_for(body, facts), draw_seed())
+    return _with_warnings(order, body, GENERATIONS)
 
 
-def _order_edit(body: EditsRequest, images: Sequence[BaseImage], facts: ServiceFacts) -> Order:
+def _order_edit(
+    body: ImageEditRequest, images: Sequence[BaseImage], facts: ServiceInfo
+) -> GenerationJob:
     request = RefineRequest.model_validate(
         body.native(_check(body, facts)) | {"strength": body.strength}
     )
-    order = order_refine(request, images, _facts_for(body, facts), draw_seed())
-    return _told_so(order, body, EDITS)
+    order = plan_refine(request, images, _facts_for(body, facts), draw_seed())
+    return _with_warnings(order, body, EDITS)
 
 
-def _facts_for(body: Wanted, facts: ServiceFacts) -> ServiceFacts:
+def _facts_for(body: ImagesRequest, facts: ServiceInfo) -> ServiceInfo:
     """What holds on these routes: longer prompts, one image when nobody says."""
-    return replace(facts, prompt_chars=PROMPT_CHARS, image_count=body.n or 1)
+    return replace(facts, max_prompt_chars=MAX_PROMPT_CHARS, default_image_count=body.n or 1)
 
 
-def _told_so(order: Order, body: Wanted, route: str) -> Order:
+def _with_warnings(order: GenerationJob, body: ImagesRequest, route: str) -> GenerationJob:
     """The order as one of this API, with a word on everything that was passed over or bent."""
     warnings = list(order.warnings)
-    unknown = sorted(set(body.model_extra or {}) - HARMLESS)[:_MOST_WARNINGS]
+    unknown = sorted(set(body.model_extra or {}) - IGNORED_FIELDS)[:_MOST_WARNINGS]
     warnings += [f"{name[:40]} is not known here and makes no difference" for name in unknown]
-    spec = order.pieces[0].spec
+    spec = order.images[0].spec
     if body.wanted_size and body.wanted_size != (spec.width, spec.height):
         warnings.append(f"size {body.size} was fitted to {spec.width}x{spec.height}")
-    return replace(order, route=route, request_of=_request_of, warnings=tuple(warnings))
+    return replace(order, route=route, rerun_request=_request_of, warnings=tuple(warnings))
 
 
-def _request_of(order: Order, piece: Piece) -> dict[str, Any]:
+def _request_of(order: GenerationJob, piece: JobImage) -> dict[str, Any]:
     """The fields of this API that make one image of the order again."""
     spec = piece.spec
     request = {
@@ -194,7 +200,7 @@ def _request_of(order: Order, piece: Piece) -> dict[str, Any]:
     return {name: value for name, value in request.items() if value is not None}
 
 
-def _check(body: Wanted, facts: ServiceFacts) -> ModelFacts:
+def _check(body: ImagesRequest, facts: ServiceInfo) -> ModelInfo:
     """The model, when the service can do what is asked; raises a named error if not."""
     model = _model_of(body.model, facts)
     if body.stream:
@@ -204,12 +210,12 @@ def _check(body: Wanted, facts: ServiceFacts) -> ModelFacts:
     return model
 
 
-def _model_of(name: str | None, facts: ServiceFacts) -> ModelFacts:
+def _model_of(name: str | None, facts: ServiceInfo) -> ModelInfo:
     """A model of ours by its name; by no name, or one that clients have hard-coded, the default."""
-    model = facts.model if name is None else facts.named(name)
+    model = facts.default_model if name is None else facts.find_model(name)
     if model is None and name not in ALIASES:
-        raise not_found("model", (*facts.names, *ALIASES))
-    return model or facts.model
+        raise not_found("model", (*facts.model_names, *ALIASES))
+    return model or facts.default_model
 
 
 def _check_charset(content_type: str) -> None:
@@ -220,7 +226,7 @@ def _check_charset(content_type: str) -> None:
         raise InvalidRequest("charset", "must be utf-8")
 
 
-def _read_fields(form: FormData) -> EditsRequest:
+def _read_fields(form: FormData) -> ImageEditRequest:
     """The fields of a form. Raises what a JSON body with the same faults would."""
     fields: dict[str, str] = {}
     for name, value in form.multi_items():
@@ -235,7 +241,7 @@ def _read_fields(form: FormData) -> EditsRequest:
         if value or name == "prompt":
             fields[name] = value
     try:
-        return EditsRequest.model_validate_strings(fields)
+        return ImageEditRequest.model_validate_strings(fields)
     except ValidationError as error:
         faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
         raise RequestValidationError(faults) from None
@@ -252,19 +258,19 @@ def _files_of(form: FormData) -> list[UploadFile]:
     return [file for file in files if isinstance(file, UploadFile)]
 
 
-def _model(name: str, facts: ServiceFacts) -> Model:
+def _model(name: str, facts: ServiceInfo) -> Model:
     ours = _model_of(name, facts).name
     terms = next((one.name for one in facts.licenses if one.model == ours), "unknown")
     return Model(id=name, object="model", created=0, owned_by="aura-serve", license=terms)
 
 
-def _answer_body(body: Wanted, order: Order, result: Result) -> bytes:
+def _answer_body(body: ImagesRequest, order: GenerationJob, result: JobResult) -> bytes:
     """OpenAI's answer; in a thread, since it may encode pictures anew."""
     files: list[bytes] = list(result.pngs)
     if body.format != "png":
         quality = _COMPRESSION if body.output_compression is None else body.output_compression
         files = [converted(png, body.format, quality) for png in files]
-    spec, meta = order.pieces[0].spec, json.loads(result.meta)
+    spec, meta = order.images[0].spec, json.loads(result.meta)
     rest: dict[str, Any] = {
         "created": int(result.created),
         "size": f"{spec.width}x{spec.height}",

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from serve_app.core.service.info import ModelFacts
+from serve_app.core.service.info import ModelInfo
 from serve_app.ingress.native.schemas import Guidance, Prompt, Seed, Steps, Strength
 
-PROMPT_CHARS = 4000
+MAX_PROMPT_CHARS = 4000
 IMAGES = 10
 LOW, HIGH = 15, 50  # steps of low and of high quality; between them the service's default
-HARMLESS = frozenset(  # of OpenAI's own: no picture here depends on them
+IGNORED_FIELDS = frozenset(  # of OpenAI's own: no picture here depends on them
     {"input_fidelity", "moderation", "partial_images", "safety_identifier", "style", "user"}
 )
 _STEPS = {"low": LOW, "high": HIGH, "hd": HIGH, "xhigh": HIGH, "max": HIGH}
@@ -37,14 +37,14 @@ Size = Annotated[
 Quality = Literal["auto", "low", "medium", "standard", "high", "hd", "xhigh", "max"]
 
 
-class Wanted(BaseModel):
+class ImagesRequest(BaseModel):
     """What both routes take. Null is as good as absent; unknown names are passed over."""
 
     model_config = ConfigDict(
         extra="allow", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
     )
 
-    prompt: Prompt = Field(max_length=PROMPT_CHARS)
+    prompt: Prompt = Field(max_length=MAX_PROMPT_CHARS)
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=IMAGES)] | None = None
     size: Size | None = None
@@ -55,11 +55,11 @@ class Wanted(BaseModel):
     background: Literal["auto", "opaque"] | None = None
     stream: bool | None = None
     seed: Seed | None = None
-    negative_prompt: Annotated[str, Field(max_length=PROMPT_CHARS)] | None = None
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)] | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
 
-    def native(self, model: ModelFacts) -> dict[str, Any]:
+    def native(self, model: ModelInfo) -> dict[str, Any]:
         """The same wishes by the names of our own routes. Quality means steps, but not to a model
         that is made for a few."""
         distilled = model.defaults.guidance is not None and model.defaults.guidance <= 1
@@ -87,11 +87,11 @@ class Wanted(BaseModel):
         return int(width), int(height)
 
 
-class GenerationsRequest(Wanted):
+class ImageGenerationRequest(ImagesRequest):
     """POST /v1/images/generations."""
 
 
-class EditsRequest(Wanted):
+class ImageEditRequest(ImagesRequest):
     """The fields of POST /v1/images/edits, besides the pictures."""
 
     strength: Strength = 0.6
@@ -104,7 +104,7 @@ class ImageData(BaseModel):
     seed: int
 
 
-class ImagesAnswer(BaseModel):
+class ImagesResponse(BaseModel):
     """The answer to both routes: OpenAI's, with seeds and warnings added."""
 
     created: int
@@ -133,7 +133,7 @@ class Models(BaseModel):
     data: list[Model]
 
 
-class OpenAITrouble(BaseModel):
+class OpenAIErrorBody(BaseModel):
     """What went wrong, as OpenAI's clients read it."""
 
     message: str
@@ -142,7 +142,7 @@ class OpenAITrouble(BaseModel):
     code: str
 
 
-class OpenAIError(BaseModel):
+class OpenAIErrorEnvelope(BaseModel):
     """The shape of every error on these routes."""
 
-    error: OpenAITrouble
+    error: OpenAIErrorBody

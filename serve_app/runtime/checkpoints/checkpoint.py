@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from serve_app.core.diffusion.model_defaults import PLAIN, Defaults, defaults_of
+from serve_app.core.diffusion.model_defaults import SDXL_DEFAULTS, ModelDefaults, defaults_of
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.spec import PIXELS_PER_LATENT, Stage
 from serve_app.core.errors import CheckpointError, ConfigsError
@@ -28,11 +28,11 @@ REPOSITORY = {
     Stage.BASE: "stabilityai/stable-diffusion-xl-base-1.0",
     Stage.REFINER: "stabilityai/stable-diffusion-xl-refiner-1.0",
 }
-DOWNLOAD = {
+DOWNLOAD_COMMAND = {
     Stage.BASE: "python -m serve_app download sdxl",
     Stage.REFINER: "python -m serve_app download sdxl-refiner",
 }
-VARIABLE = {
+ENV_VAR = {
     Stage.BASE: "MODEL_CHECKPOINT_DIR",
     Stage.REFINER: "MODEL_REFINER_CHECKPOINT_DIR",
 }
@@ -45,13 +45,15 @@ class Checkpoint:
     stage: Stage
     folder: Path  # of everything, or of what `file` lacks
     name: str  # how answers call it
-    noise: NoiseConfig
-    native: int  # native side of a picture, pixels
+    noise_config: NoiseConfig
+    native_size: int  # native side of a picture, pixels
     variant: str | None  # of the weight files: None or "fp16"
-    aesthetics: bool  # five size ids, the last an aesthetic score, as the refiner was trained
-    zeros_for_absent: bool  # an absent negative prompt is zeros, not the encoding of ""
+    requires_aesthetics_score: (
+        bool  # five size ids, the last an aesthetic score, as the refiner was trained
+    )
+    force_zeros_for_empty_prompt: bool  # an absent negative prompt is zeros, not the encoding of ""
     file: SingleFile | None = None  # where the weights are, if not in the folder
-    defaults: Defaults = PLAIN
+    defaults: ModelDefaults = SDXL_DEFAULTS
     text_width: int | None = None  # of the text that its UNet attends to
 
     @property
@@ -69,26 +71,29 @@ def inspect(
     Raises `CheckpointError` with one line that names the path, `where` it was set, and the next
     command; `where` is the stage's own variable unless told.
     """
-    where = where or VARIABLE[stage]
+    where = where or ENV_VAR[stage]
     try:
         return read_checkpoint(path, stage, configs)
     except CheckpointError as error:
-        more = "" if is_file(path) else f". Get it whole with: {DOWNLOAD[stage]}"
+        more = "" if is_file(path) else f". Get it whole with: {DOWNLOAD_COMMAND[stage]}"
         raise type(error)(f"{where}={path} {error}{more}") from None
 
 
 def is_pair(base: Checkpoint, refiner: Checkpoint) -> bool:
     """Whether the refiner can continue what base began."""
-    return base.noise.same_noise(refiner.noise) and base.native == refiner.native
+    return (
+        base.noise_config.has_same_noise_as(refiner.noise_config)
+        and base.native_size == refiner.native_size
+    )
 
 
 def check_pair(base: Checkpoint, refiner: Checkpoint) -> None:
     """Returns when the refiner can continue what base began; raises `CheckpointError` if not."""
     if not is_pair(base, refiner):
         raise CheckpointError(
-            f"{VARIABLE[Stage.REFINER]}={refiner.path} can't continue pictures of "
-            f"{VARIABLE[Stage.BASE]}={base.path}: they differ in noise schedule or native size. "
-            f"Unset {VARIABLE[Stage.REFINER]}, or choose the refiner made for this base"
+            f"{ENV_VAR[Stage.REFINER]}={refiner.path} can't continue pictures of "
+            f"{ENV_VAR[Stage.BASE]}={base.path}: they differ in noise schedule or native size. "
+            f"Unset {ENV_VAR[Stage.REFINER]}, or choose the refiner made for this base"
         )
 
 
@@ -139,26 +144,29 @@ def _read_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
         name_it = "name it in MODEL_CONFIG_DIR" if stage is Stage.BASE else "name it here instead"
         raise ConfigsError(
             "is a single file, which lacks configs and tokenizers. Get a folder that has them, and "
-            f"{name_it}: {DOWNLOAD[stage]}"
+            f"{name_it}: {DOWNLOAD_COMMAND[stage]}"
         )
     try:
-        folder = _read_folder(configs, stage, elsewhere=file.inside)
+        folder = _read_folder(configs, stage, elsewhere=file.components)
     except CheckpointError as error:
         raise ConfigsError(
-            f"takes its configs from {configs}, which {error}. Get one with: {DOWNLOAD[stage]}"
+            f"takes its configs from {configs}, which {error}. "
+            f"Get one with: {DOWNLOAD_COMMAND[stage]}"
         ) from None
     names = ("unet", "text_encoder_2")
     try:
         file.check_configs({name: _json(configs, f"{name}/config.json") for name in names})
     except CheckpointError as error:
         raise CheckpointError(f"{error}; they are in {configs}") from None
-    noise = folder.noise
+    noise = folder.noise_config
     if file.prediction_type is not None:
         noise = replace(noise, prediction_type=file.prediction_type)
-    if file.zero_terminal_snr:  # which only trailing timesteps reach: Lin et al. 2023, section 3.3
-        noise = replace(noise, zero_terminal_snr=True, spacing="trailing")
+    if (
+        file.rescale_betas_zero_snr
+    ):  # which only trailing timesteps reach: Lin et al. 2023, section 3.3
+        noise = replace(noise, rescale_betas_zero_snr=True, timestep_spacing="trailing")
     defaults = defaults_of([path.stem, file.title])
-    return replace(folder, name=path.stem, noise=noise, file=file, defaults=defaults)
+    return replace(folder, name=path.stem, noise_config=noise, file=file, defaults=defaults)
 
 
 def _read_folder(folder: Path, stage: Stage, elsewhere: frozenset[str] = frozenset()) -> Checkpoint:
@@ -189,21 +197,21 @@ def _read_folder(folder: Path, stage: Stage, elsewhere: frozenset[str] = frozens
         stage=stage,
         folder=folder,
         name=name,
-        noise=NoiseConfig.from_scheduler_config(scheduler),
-        native=int(unet.get("sample_size") or 128) * PIXELS_PER_LATENT,
+        noise_config=NoiseConfig.from_scheduler_config(scheduler),
+        native_size=int(unet.get("sample_size") or 128) * PIXELS_PER_LATENT,
         variant="fp16" if "fp16" in variants else None,
         text_width=unet.get("cross_attention_dim"),
-        aesthetics=bool(index.get("requires_aesthetics_score", False)),
-        zeros_for_absent=bool(index.get("force_zeros_for_empty_prompt", True)),
+        requires_aesthetics_score=bool(index.get("requires_aesthetics_score", False)),
+        force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
         defaults=defaults_of(
             [name, str(index.get("_name_or_path", ""))], str(scheduler.get("_class_name", ""))
         ),
     )
 
 
-def parameters(checkpoint: Checkpoint) -> dict[str, int]:
+def num_parameters(checkpoint: Checkpoint) -> dict[str, int]:
     """How many numbers the weights of each network have, by the headers of their files."""
-    counts = checkpoint.file.parameters() if checkpoint.file else {}
+    counts = checkpoint.file.num_parameters() if checkpoint.file else {}
     for name in _needed(checkpoint.stage) & set(NETWORKS) - counts.keys():
         files = _weight_files(checkpoint.folder / name)
         headers = (read_header(file, _called(file)) for file in files)
@@ -211,7 +219,7 @@ def parameters(checkpoint: Checkpoint) -> dict[str, int]:
     return counts
 
 
-def check_checker(folder: Path) -> None:
+def check_safety_checker(folder: Path) -> None:
     """Returns when a folder holds a safety checker; raises `CheckpointError` if not."""
     try:
         _json(folder, "config.json")

@@ -24,14 +24,14 @@ _LAYERS = (  # how the name of a layer ends, by family
     (_DOTTED, re.compile(r"\.to_(q|k|v|out)_lora\.(down|up)\.weight$")),
 )
 ALPHA = ".alpha"
-_ATTENDED = re.compile(
+_CROSS_ATTENTION = re.compile(
     r"attn2[._](processor\.)?to_[kv](_lora)?\.(lora_down|lora_A|(lora\.)?down)\."
 )
 _UNET = re.compile(  # parts of SDXL's, by all its names; a Flux has none of them
     r"(down|up|input|output)_blocks|mid_block|middle_block|time_emb|label_emb|add_embedding|"
     r"conv_(in|out)|lora_unet_out_2"
 )
-_OTHERS = (  # part of a tensor's name, and what has such a part
+_FOREIGN_KINDS = (  # part of a tensor's name, and what has such a part
     ("hada_", "is a LoHa, which is not known here: only LoRA is"),
     ("lokr_", "is a LoKr, which is not known here: only LoRA is"),
     ("dora_scale", "is a DoRA, which is not known here: only LoRA is"),
@@ -52,15 +52,17 @@ class LoraFile:
 
     path: Path
     networks: frozenset[str]  # that it changes, by their names in a diffusers folder
-    numbers: int  # how many its weights have
+    num_parameters: int  # how many its weights have
     text_width: int | None  # of the text that its layers attend to; None: it changes none of those
     license: str  # what its notes say of terms, "" when they don't
-    stamp: tuple[int, int] = field(default=(0, 0), compare=False)  # size and time, see `is_as_read`
+    fingerprint: tuple[int, int] = field(
+        default=(0, 0), compare=False
+    )  # size and time, see `is_as_read`
 
     @property
-    def is_as_read(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether the file is the one whose header was read."""
-        return stamp_of(self.path) == self.stamp
+        return fingerprint_of(self.path) == self.fingerprint
 
 
 def inspect_lora(path: Path, where: str) -> LoraFile:
@@ -72,7 +74,7 @@ def inspect_lora(path: Path, where: str) -> LoraFile:
         raise CheckpointError(f"{where}={path} {error}") from None
 
 
-def stamp_of(path: Path) -> tuple[int, int]:
+def fingerprint_of(path: Path) -> tuple[int, int]:
     """Bytes of a file, and when it was last written, in nanoseconds. Raises `OSError`."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
@@ -83,14 +85,14 @@ def _read(path: Path) -> LoraFile:
         raise CheckpointError("does not exist")
     if path.suffix != SUFFIX or path.is_dir():
         raise CheckpointError("is no .safetensors file: a pickle can run code")
-    stamp = stamp_of(path)
+    stamp = fingerprint_of(path)
     header = read_header(path, path.name)
-    for part, sentence in _OTHERS:
+    for part, sentence in _FOREIGN_KINDS:
         if any(part in name for name in header.shapes):
             raise CheckpointError(sentence)
     networks = {_network(name) for name in header.shapes}
     layers = {name: shape for name, shape in header.shapes.items() if not name.endswith(ALPHA)}
-    widths = {shape[1] for name, shape in layers.items() if _ATTENDED.search(name)}
+    widths = {shape[1] for name, shape in layers.items() if _CROSS_ATTENTION.search(name)}
     if not layers:
         raise CheckpointError("is no LoRA for SDXL: it changes no layer")
     if "unet" in networks and not any(_UNET.search(name) for name in layers):
@@ -100,10 +102,10 @@ def _read(path: Path) -> LoraFile:
     return LoraFile(
         path=path,
         networks=frozenset(networks),
-        numbers=sum(map(prod, layers.values())),
+        num_parameters=sum(map(prod, layers.values())),
         text_width=widths.pop() if widths else None,
-        license=header.notes.get("modelspec.license", ""),
-        stamp=stamp,
+        license=header.metadata.get("modelspec.license", ""),
+        fingerprint=stamp,
     )
 
 

@@ -20,7 +20,7 @@ class Header:
     """What a file says of itself: the shapes of its tensors by name, and its notes."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    notes: Mapping[str, str]
+    metadata: Mapping[str, str]
 
 
 def read_header(file: Path, called: str) -> Header:

@@ -24,9 +24,9 @@ _OPEN_CLIP = {  # by stage: the refiner has no other text encoder
 }
 _FIRST = _UNET + "input_blocks.0.0.weight"
 _LABEL = _UNET + "label_emb.0.0.weight"
-_ATTENDED = ".attn2.to_k.weight"
+_CROSS_ATTENTION = ".attn2.to_k.weight"
 _CONTEXTS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}  # width of what is attended to
-_OTHERS = (  # part of a tensor's name, and what has such a part
+_FOREIGN_KINDS = (  # part of a tensor's name, and what has such a part
     ("lora_", "is a LoRA and no whole checkpoint"),
     (".lora", "is a LoRA and no whole checkpoint"),
     ("hada_w1_a", "is a LoRA and no whole checkpoint"),
@@ -50,14 +50,14 @@ class SingleFile:
 
     path: Path
     stage: Stage | None  # None: a UNet alone, of sizes that are not SDXL's own
-    inside: frozenset[str]  # networks, by their names in a diffusers folder
+    components: frozenset[str]  # networks, by their names in a diffusers folder
     prediction_type: str | None  # None: it does not say
-    zero_terminal_snr: bool | None  # None: it does not say
+    rescale_betas_zero_snr: bool | None  # None: it does not say
     title: str  # what its notes call it, "" when they don't
     license: str  # what its notes say of terms, "" when they don't
     header: Header
 
-    def parameters(self) -> dict[str, int]:
+    def num_parameters(self) -> dict[str, int]:
         """How many numbers the weights of each network inside have."""
         open_clip = _OPEN_CLIP[self.stage or Stage.BASE]
         begin = {
@@ -69,7 +69,7 @@ class SingleFile:
         shapes = self.header.shapes
         return {
             name: sum(prod(shape) for key, shape in shapes.items() if key.startswith(begin[name]))
-            for name in self.inside
+            for name in self.components
         }
 
     def check_configs(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -78,9 +78,9 @@ class SingleFile:
         wanted = {
             _FIRST: (0, next(iter(unet.get("block_out_channels", ())), None)),
             _LABEL: (1, unet.get("projection_class_embeddings_input_dim")),
-            self._attended: (1, unet.get("cross_attention_dim")),
+            self._cross_attention: (1, unet.get("cross_attention_dim")),
         }
-        if self.stage is not None and "text_encoder_2" in self.inside:
+        if self.stage is not None and "text_encoder_2" in self.components:
             name = _OPEN_CLIP[self.stage] + "positional_embedding"
             wanted[name] = (1, configs["text_encoder_2"].get("hidden_size"))
         for name, (axis, size) in wanted.items():
@@ -92,8 +92,11 @@ class SingleFile:
                 )
 
     @property
-    def _attended(self) -> str:
-        return next((n for n in sorted(self.header.shapes) if n.endswith(_ATTENDED)), _ATTENDED)
+    def _cross_attention(self) -> str:
+        return next(
+            (n for n in sorted(self.header.shapes) if n.endswith(_CROSS_ATTENTION)),
+            _CROSS_ATTENTION,
+        )
 
 
 def read_single_file(path: Path) -> SingleFile:
@@ -114,15 +117,15 @@ def read_single_file(path: Path) -> SingleFile:
         inside.add("text_encoder_2")
     if clip:
         inside.add("text_encoder")
-    notes = header.notes
+    notes = header.metadata
     said = notes.get("modelspec.prediction_type", "").lower()
     v = "v_pred" in names or said in ("v", "v_prediction", "v-prediction")
     return SingleFile(
         path=path,
         stage=Stage.BASE if base else Stage.REFINER if refiner else _stage_of_unet(header),
-        inside=frozenset(inside),
+        components=frozenset(inside),
         prediction_type="v_prediction" if v else said if said == "epsilon" else None,
-        zero_terminal_snr=True if "ztsnr" in names else None,
+        rescale_betas_zero_snr=True if "ztsnr" in names else None,
         title=notes.get("modelspec.title", ""),
         license=notes.get("modelspec.license", ""),
         header=header,
@@ -131,14 +134,14 @@ def read_single_file(path: Path) -> SingleFile:
 
 def _stage_of_unet(header: Header) -> Stage | None:
     """The stage by the width of what a UNet attends to."""
-    widths = {shape[-1] for name, shape in header.shapes.items() if name.endswith(_ATTENDED)}
+    widths = {shape[-1] for name, shape in header.shapes.items() if name.endswith(_CROSS_ATTENTION)}
     return {2048: Stage.BASE, 1280: Stage.REFINER}.get(widths.pop()) if len(widths) == 1 else None
 
 
 def _check_kind(header: Header) -> None:
     """Returns for an SDXL of either stage; raises `CheckpointError` that says what it is else."""
     shapes = header.shapes
-    for part, sentence in _OTHERS:
+    for part, sentence in _FOREIGN_KINDS:
         if any(part in name for name in shapes):
             raise CheckpointError(sentence)
     if _FIRST not in shapes:
@@ -147,7 +150,7 @@ def _check_kind(header: Header) -> None:
             "is a VAE and no whole checkpoint" if vae else "holds no SDXL: its UNet is not there"
         )
     for name, shape in shapes.items():
-        if name.endswith(_ATTENDED) and shape[-1] in _CONTEXTS:
+        if name.endswith(_CROSS_ATTENTION) and shape[-1] in _CONTEXTS:
             raise CheckpointError(f"is a {_CONTEXTS[shape[-1]]} checkpoint; only SDXL runs here")
     if _LABEL not in shapes:
         raise CheckpointError("holds no SDXL: its UNet is told no picture sizes")

@@ -13,7 +13,7 @@ import torch
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import DeviceError
-from serve_app.core.scheduling.memory_plan import Rung
+from serve_app.core.scheduling.memory_plan import MemorySaving
 
 logger = logging.getLogger("aura.runtime")
 
@@ -21,11 +21,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class MemoryUsage:
     """What was used of the device's memory, in bytes."""
 
     peak: int
-    all: int  # that this process could have had
+    limit: int  # that this process could have had
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class Device:
     vae_dtype: torch.dtype  # never fp16: SDXL's VAE overflows there
     attention: str  # "sdpa" or "xformers"
     cpu_threads: int
-    share: float = 1.0  # of the card's memory: others may be meant to have the rest
+    memory_fraction: float = 1.0  # of the card's memory: others may be meant to have the rest
 
-    def profile(
-        self, stage: Stage, lanes: int, model: str, rungs: tuple[Rung, ...] = ()
+    def numeric_profile(
+        self, stage: Stage, lanes: int, model: str, memory_savings: tuple[MemorySaving, ...] = ()
     ) -> NumericProfile:
         """The numeric profile of a stage's model here, with so many lanes and what it gave up."""
         return NumericProfile(
@@ -51,7 +51,7 @@ class Device:
             vae_dtype=str(self.vae_dtype).removeprefix("torch."),
             attention=self.attention,
             lanes=lanes,
-            rungs=rungs,
+            memory_savings=memory_savings,
             cpu_threads=self.cpu_threads,
             torch=torch.__version__,
             model=model,
@@ -66,7 +66,7 @@ class Device:
         torch.set_num_threads(self.cpu_threads)
 
     @property
-    def is_apart(self) -> bool:
+    def has_own_memory(self) -> bool:
         """Whether its memory is another than the host's, so that a copy there saves time."""
         return self.torch_device.type == "cuda"
 
@@ -82,14 +82,14 @@ class Device:
         """A tensor of the host's memory, on the device by the time that anything there uses it."""
         return copy.to(self.torch_device, non_blocking=True)
 
-    def finish(self) -> None:
+    def synchronize(self) -> None:
         """All work queued on the device is done."""
         if self.torch_device.type == "cuda":
             torch.cuda.synchronize(self.torch_device)
         elif self.torch_device.type == "mps":
             torch.mps.synchronize()
 
-    def free(self) -> None:
+    def empty_cache(self) -> None:
         """Nothing is kept on the device that nobody uses, and the peak is counted from here."""
         gc.collect()  # what failed lies in a traceback, in a circle
         if self.torch_device.type == "cuda":
@@ -98,15 +98,17 @@ class Device:
         elif self.torch_device.type == "mps":
             torch.mps.empty_cache()
 
-    def use(self) -> Use | None:
+    def memory_usage(self) -> MemoryUsage | None:
         """The most that was used since `free`, where somebody counts it: not on a CPU."""
         if self.torch_device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.torch_device)
             reserved = torch.cuda.memory_reserved(self.torch_device)
-            allowed = min(free + reserved, int(self.share * total))
-            return Use(torch.cuda.max_memory_allocated(self.torch_device), allowed)
+            allowed = min(free + reserved, int(self.memory_fraction * total))
+            return MemoryUsage(torch.cuda.max_memory_allocated(self.torch_device), allowed)
         if self.torch_device.type == "mps":  # which keeps what it once took
-            return Use(torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory())
+            return MemoryUsage(
+                torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory()
+            )
         return None
 
 
@@ -123,7 +125,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def open_device(
-    name: str, *, precision: str | None, xformers: bool, cpu_threads: int, share: float = 1.0
+    name: str,
+    *,
+    precision: str | None,
+    xformers: bool,
+    cpu_threads: int,
+    memory_fraction: float = 1.0,
 ) -> Device:
     """The device, ready. `name` is `cpu`, `cuda` or `mps`; `precision` None takes its default. On
     CUDA no more than a `share` of the card's memory is taken.
@@ -143,7 +150,7 @@ def open_device(
     if name == "cuda":
         torch.backends.cudnn.benchmark = False  # a kernel chosen by a race decides bits by luck
         torch.backends.cudnn.deterministic = True
-        torch.cuda.set_per_process_memory_fraction(share)
+        torch.cuda.set_per_process_memory_fraction(memory_fraction)
     torch.set_num_threads(cpu_threads)
     return Device(
         torch_device=device,
@@ -152,7 +159,7 @@ def open_device(
         vae_dtype=_vae_dtype(device, dtype),
         attention="xformers" if xformers and _xformers_runs(device, dtype) else "sdpa",
         cpu_threads=cpu_threads,
-        share=share,
+        memory_fraction=memory_fraction,
     )
 
 
@@ -171,7 +178,7 @@ def _vae_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if fast_bf16 else torch.float32
 
 
-def xformers_trouble(device: torch.device, dtype: torch.dtype) -> str:
+def xformers_problem(device: torch.device, dtype: torch.dtype) -> str:
     """Why xFormers attention does not compute here, "" when it does: an import proves nothing."""
     if find_spec("xformers") is None:
         return "xFormers is not installed"
@@ -187,7 +194,7 @@ def xformers_trouble(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def _xformers_runs(device: torch.device, dtype: torch.dtype) -> bool:
-    trouble = xformers_trouble(device, dtype)
+    trouble = xformers_problem(device, dtype)
     if trouble:
         logger.warning(
             "ENABLE_XFORMERS=1, but %s; PyTorch SDPA is used. See: python -m serve_app doctor",

@@ -11,23 +11,23 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from traceback import clear_frames
 
-from serve_app.core.diffusion.sample import of_model
+from serve_app.core.diffusion.sample import with_model
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import DeviceFull, ModelNotFound, ModelUnavailable
-from serve_app.core.scheduling.memory_plan import Fit
+from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.step_scheduler import BatchSize
 from serve_app.runtime.memory.device import is_out_of_memory
-from serve_app.runtime.stage_model import Packed, StageModel
+from serve_app.runtime.stage_model import HostSample, StageModel
 
 logger = logging.getLogger("aura.runtime")
 
 # Is told how many models are to come beside this one, and how it was fitted when it was here last.
-Maker = Callable[[int, Fit | None], StageModel]
+Loader = Callable[[int, MemoryPlan | None], StageModel]
 _REFINER = "the refiner"  # which has no name: it is one for all
-_FAILURE = 60.0  # seconds for which a model that could not be loaded is not tried again
+_RETRY_AFTER = 60.0  # seconds for which a model that could not be loaded is not tried again
 
 
-class Shelf:
+class ModelCache:
     """At most `room` models in memory, and with those on the host `parked` more.
 
     The first of the `makers` is loaded at once, and so are those of `always`, which never go for
@@ -37,127 +37,132 @@ class Shelf:
 
     def __init__(
         self,
-        makers: Mapping[str, Maker],
+        loaders: Mapping[str, Loader],
         *,
-        room: int = 1,
-        parked: int = 0,
-        always: Collection[str] = (),
-        lora_room: int = 1,
+        capacity: int = 1,
+        offload_capacity: int = 0,
+        pinned: Collection[str] = (),
+        lora_capacity: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._makers = dict(makers)
+        self._loaders = dict(loaders)
         self._clock = clock
         self._failed: dict[tuple[str, ...], tuple[float, str]] = {}  # when, and the sentence
-        self.default = next(iter(self._makers))  # for samples that name no model
-        self.room = min(room, len(self._makers))
-        self.lora_room = lora_room  # of each model
-        first = self._makers[self.default](self.room - 1, None)
+        self.default = next(iter(self._loaders))  # for samples that name no model
+        self.capacity = min(capacity, len(self._loaders))
+        self.lora_capacity = lora_capacity  # of each model
+        first = self._loaders[self.default](self.capacity - 1, None)
         self.device = first.device
         self.profile = first.profile  # of the default one, as it was when it came first
-        self._here = {self.default: first}
-        self._fits = {self.default: first.fit}  # of all that ever were here
-        self._parked: dict[str, StageModel] = {}  # the one that left longest ago first
-        self._parks = parked > 0
-        self._kept = self.room + parked  # models in all
-        self._always = always
-        for name in (*always, self.default):
-            if name not in self._here:
-                full = len(self._here) == self.room
-                self._make_way(name, list(self._here)[:full])
-                self._come(name)
+        self._resident = {self.default: first}
+        self._plans = {self.default: first.memory_plan}  # of all that ever were here
+        self._offloaded: dict[str, StageModel] = {}  # the one that left longest ago first
+        self._offloads = offload_capacity > 0
+        self._total_capacity = self.capacity + offload_capacity  # models in all
+        self._pinned = pinned
+        for name in (*pinned, self.default):
+            if name not in self._resident:
+                full = len(self._resident) == self.capacity
+                self._evict(name, list(self._resident)[:full])
+                self._bring_in(name)
 
     @classmethod
-    def of(cls, model: StageModel) -> "Shelf":
+    def of(cls, model: StageModel) -> "ModelCache":
         """A shelf for one model that is loaded already."""
         return cls({"": lambda to_come, before: model})
 
     @property
-    def here(self) -> dict[str, BatchSize]:
+    def batch_sizes(self) -> dict[str, BatchSize]:
         """Those in memory, by name, and how many samples of each step together."""
-        return {name: model.batch for name, model in self._here.items()}
+        return {name: model.batch_size for name, model in self._resident.items()}
 
     @property
-    def loras(self) -> dict[str, tuple[str, ...]]:
+    def attached_loras(self) -> dict[str, tuple[str, ...]]:
         """The LoRAs attached to each of those in memory."""
-        return {name: model.loras for name, model in self._here.items()}
+        return {name: model.attached_loras for name, model in self._resident.items()}
 
     @property
-    def fits(self) -> dict[str, Fit]:
+    def memory_plans(self) -> dict[str, MemoryPlan]:
         """Those in memory and then those parked, by name, and what was given up for each."""
-        return {name: one.fit for name, one in (*self._here.items(), *self._parked.items())}
+        return {
+            name: one.memory_plan
+            for name, one in (*self._resident.items(), *self._offloaded.items())
+        }
 
     def __getitem__(self, name: str) -> StageModel:
         """A model that is in memory. Raises `KeyError`."""
-        return self._here[name]
+        return self._resident[name]
 
-    def admit(self, sample: Packed) -> Packed:
+    def admit(self, sample: HostSample) -> HostSample:
         """The sample, bound to the model that will step it.
 
         Raises `ModelNotFound`, or `ModelUnavailable` where loading it or one of its LoRAs has just
         failed: trying again would put another out, as often as anybody asks.
         """
         if sample.stage is Stage.BASE and not sample.model:
-            sample = of_model(sample, self.default)
-        if sample.model not in self._makers:
-            there = ", ".join(name for name in self._makers if name)
+            sample = with_model(sample, self.default)
+        if sample.model not in self._loaders:
+            there = ", ".join(name for name in self._loaders if name)
             raise ModelNotFound(f"there is no such model on this replica; there is {there}")
-        for what in ((sample.model,), *((sample.model, lora.name) for lora in sample.loras)):
+        for what in ((sample.model,), *((sample.model, lora.name) for lora in sample.active_loras)):
             failed = self._failed.get(what)
-            if failed and self._clock() - failed[0] < _FAILURE:
+            if failed and self._clock() - failed[0] < _RETRY_AFTER:
                 raise ModelUnavailable(failed[1])
         return sample
 
-    def load(self, name: str, drop: Sequence[str]) -> None:
+    def load(self, name: str, evict: Sequence[str]) -> None:
         """The model is in memory, and those to `drop` are not: they are parked, or nothing of them
         is anywhere.
 
         What is dropped has left the device before the new one is tried, which counts what is there.
         Raises `ModelUnavailable`; of the failed one nothing stays but what was parked.
         """
-        self._make_way(name, drop)
+        self._evict(name, evict)
         try:
-            self._come(name)
+            self._bring_in(name)
         except Exception as error:
             clear_frames(error.__traceback__)  # which hold what was made of it
-            self.device.free()
+            self.device.empty_cache()
             called = f"the model {name}" if name else _REFINER
-            raise self._remembered((name,), called, error) from error
+            raise self._record_failure((name,), called, error) from error
 
-    def _make_way(self, coming: str, drop: Sequence[str]) -> None:
-        for gone in drop:
+    def _evict(self, coming: str, evict: Sequence[str]) -> None:
+        for gone in evict:
             logger.info("%s makes room for %s", gone or _REFINER, coming or _REFINER)
-            model = self._here.pop(gone)
-            if self._parks:
-                model.park()
-                self._parked[gone] = model
-        over = len({coming, *self._here, *self._parked}) - self._kept
-        may_go = [one for one in self._parked if one != coming and one not in self._always]
+            model = self._resident.pop(gone)
+            if self._offloads:
+                model.offload()
+                self._offloaded[gone] = model
+        over = len({coming, *self._resident, *self._offloaded}) - self._total_capacity
+        may_go = [one for one in self._offloaded if one != coming and one not in self._pinned]
         for one in may_go[: max(0, over)]:
-            del self._parked[one]
+            del self._offloaded[one]
 
-    def _come(self, name: str) -> None:
-        if name in self._parked:
-            self._parked[name].unpark()
-            self._here[name] = self._parked.pop(name)
+    def _bring_in(self, name: str) -> None:
+        if name in self._offloaded:
+            self._offloaded[name].restore()
+            self._resident[name] = self._offloaded.pop(name)
             return
-        self.device.free()  # what a ring of references, or torch, would keep of one that left
-        to_come = self.room - len(self._here) - 1
-        self._here[name] = self._makers[name](to_come, self._fits.get(name))
-        self._fits[name] = self._here[name].fit
+        self.device.empty_cache()  # reference cycles and torch keep what has left
+        to_come = self.capacity - len(self._resident) - 1
+        self._resident[name] = self._loaders[name](to_come, self._plans.get(name))
+        self._plans[name] = self._resident[name].memory_plan
 
-    def attach(self, model: str, lora: str, drop: Sequence[str]) -> None:
+    def attach(self, model: str, lora: str, evict: Sequence[str]) -> None:
         """Samples may wear the LoRA on a model in memory; nothing of those to `drop` is there.
 
         Raises `ModelUnavailable`; nothing of the failed one stays.
         """
         try:
-            self._here[model].attach(lora, drop)
+            self._resident[model].attach(lora, evict)
         except Exception as error:
             clear_frames(error.__traceback__)
-            self.device.free()
-            raise self._remembered((model, lora), f"the LoRA {lora}", error) from error
+            self.device.empty_cache()
+            raise self._record_failure((model, lora), f"the LoRA {lora}", error) from error
 
-    def _remembered(self, what: tuple[str, ...], called: str, error: Exception) -> ModelUnavailable:
+    def _record_failure(
+        self, what: tuple[str, ...], called: str, error: Exception
+    ) -> ModelUnavailable:
         """The error to be raised; its sentence alone is kept, for an error that is raised again and
         again holds on to whatever saw it."""
         sentence = _sentence(called, error)
@@ -166,7 +171,7 @@ class Shelf:
 
     def forget(self, id: str) -> None:
         """Nothing is kept beside this sample any more."""
-        for model in self._here.values():
+        for model in self._resident.values():
             model.forget(id)
 
 

@@ -19,7 +19,7 @@ _BLOCK = 1 << 28  # bytes
 _ALIGNED = 64  # bytes at which each tensor begins
 
 
-class HostCopies:
+class PinnedCopies:
     """Parameters and buffers, and a copy of each, packed in blocks."""
 
     def __init__(
@@ -31,24 +31,24 @@ class HostCopies:
         plain = [one for one in tensors if one.is_contiguous()]  # others are left to `Module.to`
         self._copies = list(zip(plain, self._packed(plain), strict=True))
 
-    def park(self) -> None:
+    def offload(self) -> None:
         """Every tensor is its copy: what it was on the device is given back."""
         for tensor, copy in self._copies:
             tensor.data = copy
 
-    def fetch(self) -> None:
+    def restore(self) -> None:
         """Every tensor is on the device again; parameters are the same objects as ever."""
         for tensor, copy in self._copies:
             tensor.data = self._device.fetch(copy)
 
     def _packed(self, tensors: list[torch.Tensor]) -> Iterable[torch.Tensor]:
-        ahead, block = sum(map(_room, tensors)), torch.empty(0, dtype=torch.uint8)
+        ahead, block = sum(map(_aligned_size, tensors)), torch.empty(0, dtype=torch.uint8)
         for tensor in tensors:
-            if _room(tensor) > len(block):
-                block = self._block(max(_room(tensor), min(self._size, ahead)))
+            if _aligned_size(tensor) > len(block):
+                block = self._block(max(_aligned_size(tensor), min(self._size, ahead)))
             copy = block[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            block = block[_room(tensor) :]
-            ahead -= _room(tensor)
+            block = block[_aligned_size(tensor) :]
+            ahead -= _aligned_size(tensor)
             yield copy.copy_(tensor.detach())
 
     def _block(self, bytes: int) -> torch.Tensor:
@@ -66,6 +66,6 @@ class HostCopies:
         return torch.empty(bytes, dtype=torch.uint8)
 
 
-def _room(tensor: torch.Tensor) -> int:
+def _aligned_size(tensor: torch.Tensor) -> int:
     """Bytes of a block that a tensor takes."""
     return -(-tensor.nbytes // _ALIGNED) * _ALIGNED

@@ -10,22 +10,24 @@ from typing import Any, Protocol
 
 import torch
 
-from serve_app.runtime.networks.conditioning import Condition, Guide
+from serve_app.runtime.networks.conditioning import Conditioning, RowConditioning
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class DenoiserInput:
     """Where on its way a sample stands, and what it is told."""
 
     sigma: float
     timestep: float
-    guide: Guide
+    conditioning: Conditioning
 
 
 class Denoiser(Protocol):
     """What a stage's model steps with. The tests' doubles are others, with known answers."""
 
-    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
+    ) -> torch.Tensor:
         """The denoised pictures at `points`, shape and device of x: (samples, 4, h/8, w/8), fp32.
 
         The network is called once, with exactly `lanes` rows.
@@ -39,13 +41,17 @@ class UNetDenoiser:
         self._unet = unet
         self._predicts_v = prediction_type == "v_prediction"
         self._dtype = dtype
-        self._told: tuple[tuple[Guide, ...], _Told] | None = None  # the last batch's
+        self._told: tuple[tuple[Conditioning, ...], _BatchConditioning] | None = (
+            None  # the last batch's
+        )
 
-    def __call__(self, x: torch.Tensor, points: Sequence[Point], lanes: int) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
+    ) -> torch.Tensor:
         """See `Denoiser`."""
-        told = self._tell(tuple(p.guide for p in points), lanes, x.device)
-        sigma = x.new_tensor([p.sigma for p in points]).view(-1, 1, 1, 1)
-        times = x.new_tensor([p.timestep for p in points])
+        told = self._gather(tuple(p.conditioning for p in inputs), lanes, x.device)
+        sigma = x.new_tensor([p.sigma for p in inputs]).view(-1, 1, 1, 1)
+        times = x.new_tensor([p.timestep for p in inputs])
         scaled = x * (1 / (sigma**2 + 1).sqrt())
         rows = x.new_zeros(lanes, *x.shape[1:], dtype=self._dtype)  # (lanes, 4, h/8, w/8)
         rows[: len(told.owner)] = scaled[told.owner].to(self._dtype)
@@ -65,7 +71,9 @@ class UNetDenoiser:
             denoised = guided * (-sigma / (sigma**2 + 1).sqrt()) + x / (sigma**2 + 1)
         return denoised
 
-    def _tell(self, guides: tuple[Guide, ...], lanes: int, device: torch.device) -> "_Told":
+    def _gather(
+        self, guides: tuple[Conditioning, ...], lanes: int, device: torch.device
+    ) -> "_BatchConditioning":
         """The conditions of a batch side by side; kept while the same samples step together.
 
         They are all that lies on the device of anybody's guide.
@@ -82,7 +90,7 @@ class UNetDenoiser:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Told:
+class _BatchConditioning:
     """The conditions of a batch, and which row is whose. An unguided sample's `away` is itself."""
 
     embeds: torch.Tensor  # (lanes, 77 * chunks, width)
@@ -94,16 +102,18 @@ class _Told:
     scale: torch.Tensor  # (samples, 1, 1, 1)
 
 
-def _side_by_side(guides: Sequence[Guide], lanes: int, device: torch.device) -> _Told:
-    conditions: list[Condition] = []
+def _side_by_side(
+    guides: Sequence[Conditioning], lanes: int, device: torch.device
+) -> _BatchConditioning:
+    conditions: list[RowConditioning] = []
     owner, towards, away = [], [], []
     for number, guide in enumerate(guides):
         away.append(len(conditions))
-        if guide.away is not None:
-            conditions.append(guide.away)
+        if guide.negative is not None:
+            conditions.append(guide.negative)
             owner.append(number)
         towards.append(len(conditions))
-        conditions.append(guide.towards)
+        conditions.append(guide.positive)
         owner.append(number)
     if len(conditions) > lanes:
         raise ValueError(f"{len(conditions)} rows do not fit in {lanes} lanes")
@@ -114,12 +124,12 @@ def _side_by_side(guides: Sequence[Guide], lanes: int, device: torch.device) -> 
         side[: len(parts)] = stacked
         return side
 
-    return _Told(
+    return _BatchConditioning(
         embeds=padded([c.embeds for c in conditions]),
         pooled=padded([c.pooled for c in conditions]),
-        ids=padded([c.ids for c in conditions]),
+        ids=padded([c.time_ids for c in conditions]),
         owner=torch.tensor(owner, device=device),
         towards=torch.tensor(towards, device=device),
         away=torch.tensor(away, device=device),
-        scale=torch.tensor([g.scale for g in guides], device=device).view(-1, 1, 1, 1),
+        scale=torch.tensor([g.guidance_scale for g in guides], device=device).view(-1, 1, 1, 1),
     )

@@ -11,7 +11,7 @@ from serve_app.core.errors import CheckpointError
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.quiet import diffusers
-from serve_app.runtime.networks.text_encoders import ClipPrompts
+from serve_app.runtime.networks.text_encoders import ClipTextEncoders
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Modules:
 
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL
-    prompts: ClipPrompts
+    text_encoders: ClipTextEncoders
     pipeline: Any  # StableDiffusionXLPipeline, or Img2Img: the same networks, for what loads LoRAs
 
 
@@ -42,7 +42,7 @@ def load(checkpoint: Checkpoint, device: Device) -> Modules:
     encoders = (
         [first, second] if pipeline.text_encoder is not None else [second]
     )  # the refiner has one
-    prompts = ClipPrompts(encoders, device.torch_device)
+    prompts = ClipTextEncoders(encoders, device.torch_device)
     return Modules(pipeline.unet, pipeline.vae, prompts, pipeline)
 
 
@@ -67,7 +67,7 @@ def _from_file(checkpoint: Checkpoint, device: Device) -> Any:
     file = checkpoint.file
     assert file is not None
     network = {"config": str(checkpoint.folder), "local_files_only": True}
-    absent = dict.fromkeys(file.inside)
+    absent = dict.fromkeys(file.components)
     parts = _from_folder(checkpoint, device, **absent).components
     given = {name: part for name, part in parts.items() if name not in absent}
     kind = {
@@ -75,7 +75,7 @@ def _from_file(checkpoint: Checkpoint, device: Device) -> Any:
         Stage.REFINER: diffusers.StableDiffusionXLImg2ImgPipeline,
     }[checkpoint.stage]
     try:
-        if "vae" in file.inside:
+        if "vae" in file.components:
             given["vae"] = diffusers.AutoencoderKL.from_single_file(
                 str(file.path), subfolder="vae", torch_dtype=device.vae_dtype, **network
             )

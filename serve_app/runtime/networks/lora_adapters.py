@@ -26,7 +26,7 @@ from serve_app.runtime.networks.loading import Modules
 _SECOND = re.compile(r"[._](lora_up|lora_B|lora\.up|lora_linear_layer\.up)\.weight$")
 
 
-class Adapters(Protocol):
+class LoraAdapters(Protocol):
     """What a model wears LoRAs with. The tests' double is another."""
 
     @property
@@ -39,20 +39,20 @@ class Adapters(Protocol):
     def detach(self, name: str) -> None:
         """Nothing of the LoRA is in memory."""
 
-    def wear(self, loras: tuple[Lora, ...]) -> None:
+    def activate(self, loras: tuple[Lora, ...]) -> None:
         """The networks compute with these, all of them attached, and no others."""
 
 
-class PeftAdapters:
+class PeftLoraAdapters:
     """The contract over a stage's networks, text encoders included."""
 
     def __init__(self, modules: Modules, files: Mapping[str, LoraFile]) -> None:
         self._pipeline = modules.pipeline
-        self._networks = (modules.unet, *modules.prompts.networks)
+        self._networks = (modules.unet, *modules.text_encoders.networks)
         self._files = dict(files)
         self._numbers = {name: f"lora{number}" for number, name in enumerate(self._files)}
         self._attached: list[str] = []
-        self._worn: tuple[Lora, ...] = ()
+        self._active: tuple[Lora, ...] = ()
         self._layers: tuple[Any, ...] = ()
 
     @property
@@ -64,14 +64,18 @@ class PeftAdapters:
         """See `Adapters`. Not one number of the file may be left over: diffusers would say so in
         its log alone."""
         file, number = self._files[name], self._numbers[name]
-        self.wear(())
+        self.activate(())
         try:
-            if not file.is_as_read:  # texts are remembered by its name, and other replicas have it
+            if (
+                not file.is_unchanged
+            ):  # texts are remembered by its name, and other replicas have it
                 raise ValueError("it was changed after the service started")
             self._read(file.path, number)
             placed = self._placed(number)
-            if placed != file.numbers:
-                raise ValueError(f"{placed} of its {file.numbers} numbers have a place there")
+            if placed != file.num_parameters:
+                raise ValueError(
+                    f"{placed} of its {file.num_parameters} numbers have a place there"
+                )
         except Exception as error:  # a foreign file fails in many ways, all of them mean no
             self._pipeline.delete_adapters(number)
             if is_out_of_memory(error):
@@ -81,15 +85,15 @@ class PeftAdapters:
 
     def detach(self, name: str) -> None:
         """See `Adapters`."""
-        self.wear(())
+        self.activate(())
         self._pipeline.delete_adapters(self._numbers[name])
         self._attached.remove(name)
 
-    def wear(self, loras: tuple[Lora, ...]) -> None:
+    def activate(self, loras: tuple[Lora, ...]) -> None:
         """See `Adapters`."""
-        if loras != self._worn:
-            self._worn = loras
-            self._activate()
+        if loras != self._active:
+            self._active = loras
+            self._set_active_layers()
 
     def _read(self, path: Path, number: str) -> None:
         """The file is attached; worn is what was worn before: diffusers has it worn at once."""
@@ -97,7 +101,7 @@ class PeftAdapters:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several: yes
                 self._pipeline.load_lora_weights(
-                    _folded(path) or str(path.parent),
+                    _with_alpha_folded_in(path) or str(path.parent),
                     weight_name=path.name,
                     adapter_name=number,
                     local_files_only=True,
@@ -107,10 +111,10 @@ class PeftAdapters:
                 network.eval()  # a file may ask for dropout
             modules = (module for network in self._networks for module in network.modules())
             self._layers = tuple(module for module in modules if isinstance(module, BaseTunerLayer))
-            self._activate()
+            self._set_active_layers()
 
-    def _activate(self) -> None:
-        worn = {self._numbers[lora.name]: lora.weight for lora in self._worn}
+    def _set_active_layers(self) -> None:
+        worn = {self._numbers[lora.name]: lora.weight for lora in self._active}
         for layer in self._layers:
             names = [name for name in worn if name in layer.scaling]
             if names or layer.active_adapters:
@@ -124,7 +128,7 @@ class PeftAdapters:
         return sum(tensor.numel() for name, tensor in named if f".{number}." in name)
 
 
-def _folded(path: Path) -> dict[str, torch.Tensor] | None:
+def _with_alpha_folded_in(path: Path) -> dict[str, torch.Tensor] | None:
     """The LoRA without alphas: each layer's alpha / rank is in its second part, in fp32.
 
     None where the file can be left to diffusers, which is right when all alphas are one number, or

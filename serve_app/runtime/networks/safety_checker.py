@@ -19,7 +19,7 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, where the folder does not
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class PictureChecker:
+class ImageSafetyChecker:
     """Refuses pictures near to the concepts that the checker's weights know."""
 
     name = "pictures"
@@ -37,9 +37,9 @@ class PictureChecker:
         return False
 
     @torch.inference_mode()
-    def refuses_picture(self, picture: npt.NDArray[np.uint8]) -> bool:
+    def refuses_image(self, image: npt.NDArray[np.uint8]) -> bool:
         """Whether stock would have blackened this picture, (height, width, 3)."""
-        clip = self._prepared(picture).to(self._device)
+        clip = self._prepared(image).to(self._device)
         unused = [np.zeros((1, 1, 3))]  # what stock would blacken
         _, refused = self._checker(clip_input=clip, images=unused)
         return bool(refused[0])

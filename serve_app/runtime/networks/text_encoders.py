@@ -18,13 +18,13 @@ from typing import Any, Protocol
 import torch
 
 from serve_app.core.diffusion.prompt import (
-    CHUNK,
-    MOST_CHUNKS,
-    WEIGHTS,
-    Phrase,
+    CHUNK_TOKENS,
+    MAX_CHUNKS,
+    WEIGHT_RANGE,
     Token,
-    held,
-    in_chunks,
+    WeightedText,
+    chunk_tokens,
+    clamp_weight,
     parse,
 )
 from serve_app.core.diffusion.spec import Lora
@@ -37,27 +37,27 @@ _Worded = tuple[Chunk, tuple[Lora, ...]]  # and what the encoders wear
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TokenizedPrompt:
     """A prompt in tokens, at least one chunk, and what its asker should know of it."""
 
     chunks: tuple[Chunk, ...]
     warnings: tuple[str, ...]
 
 
-class Prompts(Protocol):
+class TextEncoders(Protocol):
     """What a stage's conditioner reads with. The tests' double is another."""
 
-    def read(self, prompt: str, name: str) -> Reading:
+    def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
         """The prompt in tokens; `name` is what warnings call it."""
 
     def encode(
-        self, reading: Reading, chunks: int, loras: tuple[Lora, ...] = ()
+        self, reading: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings (77 * chunks, width) and pooled (projection,); chunks of "" fill it up.
         `loras` are those that the text encoders wear."""
 
 
-class ClipPrompts:
+class ClipTextEncoders:
     """The contract over a checkpoint's own tokenizers and text encoders, the pooling one last."""
 
     def __init__(self, encoders: Sequence[tuple[Any, Any]], device: torch.device) -> None:
@@ -72,36 +72,38 @@ class ClipPrompts:
         """The text encoders."""
         return tuple(encoder for _, encoder in self._encoders)
 
-    def stay(self, *, on_device: bool) -> None:
+    def keep_on_device(self, *, on_device: bool) -> None:
         """The encoders are on the device from now on; if not, they visit it while they work."""
         self._stays = on_device
         self._move(self._device if on_device else torch.device("cpu"))
 
-    def read(self, prompt: str, name: str) -> Reading:
+    def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
         """See `Prompts`. What is over `MOST_CHUNKS` is left out, and warned of."""
         sections, warnings = parse(prompt), []
-        if any(phrase.weight != held(phrase.weight) for part in sections for phrase in part):
-            low, high = WEIGHTS
+        if any(
+            phrase.weight != clamp_weight(phrase.weight) for part in sections for phrase in part
+        ):
+            low, high = WEIGHT_RANGE
             warnings.append(f"weights in the {name} were kept between {low:g} and {high:g}")
         columns = [_in_tokens(tokenizer, sections) for tokenizer, _ in self._encoders]
         chunks = tuple(zip_longest(*columns, fillvalue=()))
-        if rest := chunks[MOST_CHUNKS:]:
+        if rest := chunks[MAX_CHUNKS:]:
             ids = [id for chunk in rest for id, _ in chunk[-1]]
             text = self._encoders[-1][0].decode(ids)
             quoted = text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
             warnings.append(
-                f"the {name} was cut after {MOST_CHUNKS} chunks of {CHUNK} tokens: "
+                f"the {name} was cut after {MAX_CHUNKS} chunks of {CHUNK_TOKENS} tokens: "
                 f'{len(ids)} tokens were left out, "{quoted}"'
             )
-        return Reading(chunks[:MOST_CHUNKS], tuple(warnings))
+        return TokenizedPrompt(chunks[:MAX_CHUNKS], tuple(warnings))
 
     def encode(
-        self, reading: Reading, chunks: int, loras: tuple[Lora, ...] = ()
+        self, reading: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Prompts`."""
         empty = [self._empty] * (chunks - len(reading.chunks))
         filled = [(chunk, loras) for chunk in (*reading.chunks, *empty)]
-        with nullcontext() if set(filled) <= set(self._known) else self._visiting():
+        with nullcontext() if set(filled) <= set(self._known) else self._on_device():
             encoded = [self._encoded(worded) for worded in filled]
         embeds, pooled = encoded[0]
         if len(encoded) > 1:
@@ -121,16 +123,18 @@ class ClipPrompts:
         """(77, width) and (projection,): the last layer but one of every encoder, side by side."""
         parts = []
         for (tokenizer, encoder), tokens in zip(self._encoders, chunk, strict=True):
-            padding = [tokenizer.pad_token_id] * (CHUNK - len(tokens))
+            padding = [tokenizer.pad_token_id] * (CHUNK_TOKENS - len(tokens))
             inside = [id for id, _ in tokens]
             ids = [tokenizer.bos_token_id, *inside, tokenizer.eos_token_id, *padding]
             told = encoder(torch.tensor([ids], device=self._device), output_hidden_states=True)
-            parts.append(weighed(told.hidden_states[-2][0], [weight for _, weight in tokens]))
+            parts.append(
+                apply_emphasis(told.hidden_states[-2][0], [weight for _, weight in tokens])
+            )
         embeds = torch.cat(parts, dim=-1).to(dtype=encoder.dtype)
         return embeds, told[0][0]
 
     @contextmanager
-    def _visiting(self) -> Iterator[None]:
+    def _on_device(self) -> Iterator[None]:
         """The encoders are on the device, and those that only visit it leave again."""
         try:
             if not self._stays:
@@ -145,7 +149,7 @@ class ClipPrompts:
             encoder.to(device)
 
 
-def weighed(hidden: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+def apply_emphasis(hidden: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
     """A chunk's hidden states, (77, width), each token's times its weight, all brought back to the
     mean that they had. Start, end and padding weigh 1; without other weights nothing changes."""
     if all(weight == 1 for weight in weights):
@@ -158,14 +162,14 @@ def weighed(hidden: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
 
 
 def _in_tokens(
-    tokenizer: Any, sections: Sequence[Sequence[Phrase]]
+    tokenizer: Any, sections: Sequence[Sequence[WeightedText]]
 ) -> tuple[tuple[Token, ...], ...]:
     tokens = [
         [
-            (id, held(phrase.weight))
+            (id, clamp_weight(phrase.weight))
             for phrase in section
             for id in tokenizer(phrase.text, add_special_tokens=False, verbose=False).input_ids
         ]
         for section in sections
     ]
-    return in_chunks(tokens, tokenizer.get_vocab().get(",</w>"))
+    return chunk_tokens(tokens, tokenizer.get_vocab().get(",</w>"))

@@ -13,24 +13,24 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-Picture = npt.NDArray[np.uint8]  # (height, width, 3)
+RgbImage = npt.NDArray[np.uint8]  # (height, width, 3)
 # `bench png` has the figures. Filtered pixels of a picture hardly ever repeat but in runs: looking
 # for runs alone is quicker than looking for repeats, leaves the codes to the shades, and so is
 # smaller too; only flat drawings come out larger than at level 6, and those are small anyhow.
 PNG_LEVEL, PNG_STRATEGY = 1, zlib.Z_RLE
 
 
-class Pixels(Protocol):
+class ImageCodec(Protocol):
     """What the engine's model makes pictures with."""
 
-    def decode(self, latents: torch.Tensor) -> Picture:
+    def decode(self, latents: torch.Tensor) -> RgbImage:
         """The picture of denoised latents (4, h/8, w/8)."""
 
-    def encode(self, picture: Picture, posterior_noise: torch.Tensor) -> torch.Tensor:
+    def encode(self, picture: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
         """The latents (4, h/8, w/8), fp32, of a picture; the noise picks from the posterior."""
 
 
-class VaePixels:
+class SdxlVae:
     """SDXL's VAE. Equals `VaeImageProcessor` and `AutoencoderKL` as stock pipelines use them."""
 
     def __init__(self, vae: Any, device: torch.device) -> None:
@@ -42,15 +42,15 @@ class VaePixels:
         self._mean = self._channels(getattr(config, "latents_mean", None), 0.0)
         self._std = self._channels(getattr(config, "latents_std", None), 1.0)
 
-    def decode(self, latents: torch.Tensor) -> Picture:
+    def decode(self, latents: torch.Tensor) -> RgbImage:
         """See `Pixels`."""
         raw = latents[None] * self._std / self._scale + self._mean
         pixels = self._vae.decode(raw.to(self._dtype), return_dict=False)[0][0].float()
         shades = (pixels / 2 + 0.5).clamp(0, 1) * 255
-        picture: Picture = shades.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        picture: RgbImage = shades.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         return picture
 
-    def encode(self, picture: Picture, posterior_noise: torch.Tensor) -> torch.Tensor:
+    def encode(self, picture: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
         """See `Pixels`."""
         shades = torch.from_numpy(picture.copy()).to(self._device).permute(2, 0, 1)[None]
         pixels = (shades.float() / 255) * 2 - 1
@@ -64,7 +64,7 @@ class VaePixels:
         return torch.tensor(listed, device=self._device).view(1, -1, 1, 1)
 
 
-def encode_png(picture: Picture) -> bytes:
+def encode_png(picture: RgbImage) -> bytes:
     """The picture as a PNG file; equal pictures give equal bytes."""
     file = BytesIO()
     Image.fromarray(picture).save(

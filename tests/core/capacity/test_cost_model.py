@@ -5,19 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.capacity.cost_model import (
-    PriceBook,
-    Prices,
-    Turn,
+    CostModel,
+    CostTable,
+    TurnKind,
+    clipped_mean,
     megapixel_steps,
-    shares,
+    share_by_rows,
     step_tflop,
-    turn_of,
-    usual,
+    turn_kind,
 )
-from serve_app.core.diffusion.sample import Sample, begin
+from serve_app.core.diffusion.sample import Sample, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, Work
+from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
 
 SPEC = ImageSpec(prompt="a fox", seed=0, width=1024, height=1024, steps=30, guidance=5)
 
@@ -39,28 +39,28 @@ def test_a_row_costs_what_the_block_structure_counts(stage: Stage, side: int, tf
     assert step_tflop(stage, side, side, rows=1) == pytest.approx(tflop, rel=0.04)
 
 
-def step(side: int, rows: int = 8, stage: Stage = Stage.BASE, loras: int = 0) -> Turn:
-    return Turn(Work.STEP, stage, "fox", side, side, rows, loras)
+def step(side: int, rows: int = 8, stage: Stage = Stage.BASE, loras: int = 0) -> TurnKind:
+    return TurnKind(WorkKind.STEP, stage, "fox", side, side, rows, loras)
 
 
 def test_a_turn_is_shared_by_rows_and_nothing_of_it_is_left_over() -> None:
-    assert shares([2, 1, 1], 4.0) == [2, 1, 1]
-    assert shares([2], 4.0) == [4]
+    assert share_by_rows([2, 1, 1], 4.0) == [2, 1, 1]
+    assert share_by_rows([2], 4.0) == [4]
 
 
 @given(st.lists(st.integers(1, 2), min_size=1), st.floats(0, 1e6))
 def test_the_shares_of_a_turn_add_up_to_its_seconds(rows: list[int], seconds: float) -> None:
-    assert sum(shares(rows, seconds)) == pytest.approx(seconds)
+    assert sum(share_by_rows(rows, seconds)) == pytest.approx(seconds)
 
 
 def test_what_was_seen_is_predicted_as_it_was() -> None:
-    prices = Prices({step(64): 0.5, step(128): 0.7, step(64, loras=1): 0.9})
+    prices = CostTable({step(64): 0.5, step(128): 0.7, step(64, loras=1): 0.9})
     assert prices.seconds(step(64)) == 0.5
     assert prices.seconds(step(64, loras=1)) == 0.9
 
 
 def test_what_was_not_seen_lies_between_its_likes_and_beyond_them_in_proportion() -> None:
-    prices = Prices({step(512, 2): 1.0, step(512, 6): 5.0})
+    prices = CostTable({step(512, 2): 1.0, step(512, 6): 5.0})
     assert prices.seconds(step(512, 4)) == pytest.approx(3)
     assert prices.seconds(step(512, 12)) == pytest.approx(10)
     assert prices.seconds(step(512, 1)) == pytest.approx(0.5)
@@ -68,98 +68,102 @@ def test_what_was_not_seen_lies_between_its_likes_and_beyond_them_in_proportion(
 
 def test_likes_are_of_the_same_stage_else_of_the_same_work_else_steps() -> None:
     refiner = step(1024, 2, Stage.REFINER)
-    decode = Turn(Work.DECODE, Stage.BASE, "fox", 1024, 1024)
-    prices = Prices({step(1024, 2): 13.52})
+    decode = TurnKind(WorkKind.DECODE, Stage.BASE, "fox", 1024, 1024)
+    prices = CostTable({step(1024, 2): 13.52})
     assert prices.seconds(refiner) == pytest.approx(14.58)
     assert prices.seconds(decode) == pytest.approx(10.47)
-    prices = Prices({step(1024, 2): 13.52, step(512, 2, Stage.REFINER): 1.0, decode: 3.0})
+    prices = CostTable({step(1024, 2): 13.52, step(512, 2, Stage.REFINER): 1.0, decode: 3.0})
     assert prices.seconds(refiner) == pytest.approx(14.58 / (2 * (6.12 / 4 + 1.17 / 16)))
     assert prices.seconds(replace(decode, name="owl", height=512)) == 1.5
 
 
 def test_likes_of_equal_work_count_by_their_mean() -> None:
-    wide, high = (Turn(Work.STEP, Stage.BASE, "fox", *side, 8) for side in ((64, 128), (128, 64)))
-    prices = Prices({wide: 1.0, high: 2.0})
+    wide, high = (
+        TurnKind(WorkKind.STEP, Stage.BASE, "fox", *side, 8) for side in ((64, 128), (128, 64))
+    )
+    prices = CostTable({wide: 1.0, high: 2.0})
     assert prices.seconds(replace(wide, name="owl")) == 1.5
 
 
 def test_a_prompt_s_work_goes_by_how_many_there_are() -> None:
-    one = Turn(Work.CONDITION, Stage.BASE, "fox", rows=1)
-    assert Prices({one: 0.1}).seconds(replace(one, rows=2)) == pytest.approx(0.2)
+    one = TurnKind(WorkKind.CONDITION, Stage.BASE, "fox", rows=1)
+    assert CostTable({one: 0.1}).seconds(replace(one, rows=2)) == pytest.approx(0.2)
 
 
 def test_before_anything_was_seen_a_slow_machine_is_assumed() -> None:
-    assert Prices().seconds(step(1024, 1)) == pytest.approx(6.76)
-    assert not Prices().warm
-    assert Prices({step(64): 1.0}).warm
+    assert CostTable().seconds(step(1024, 1)) == pytest.approx(6.76)
+    assert not CostTable().is_calibrated
+    assert CostTable({step(64): 1.0}).is_calibrated
 
 
 def test_a_load_is_free_until_one_was_seen() -> None:
-    load = Turn(Work.LOAD, Stage.BASE, "fox")
-    assert Prices({step(64): 1.0}).seconds(load) == 0
-    assert Prices({load: 3.0}).seconds(replace(load, name="owl")) == 3
+    load = TurnKind(WorkKind.LOAD, Stage.BASE, "fox")
+    assert CostTable({step(64): 1.0}).seconds(load) == 0
+    assert CostTable({load: 3.0}).seconds(replace(load, name="owl")) == 3
 
 
 def test_a_model_that_was_never_there_is_taken_to_step_like_another() -> None:
     sizes = {"fox": BatchSize(4, 8), "owl": BatchSize(2, 4)}
-    assert Prices(sizes=sizes).size("owl") == BatchSize(2, 4)
-    assert Prices(sizes=sizes).size("ink") == BatchSize(4, 8)
-    assert Prices().size("ink") == BatchSize(1, 0)
+    assert CostTable(batch_sizes=sizes).batch_size("owl") == BatchSize(2, 4)
+    assert CostTable(batch_sizes=sizes).batch_size("ink") == BatchSize(4, 8)
+    assert CostTable().batch_size("ink") == BatchSize(1, 0)
 
 
 def test_a_turn_that_the_machine_held_up_does_not_spoil_what_is_usual() -> None:
-    assert usual([1.0, 3.0]) == 1.25
-    assert usual([1.0] * 9 + [100.0]) == pytest.approx(1.05)
-    assert usual([0.8, 1.2]) == 1.0
+    assert clipped_mean([1.0, 3.0]) == 1.25
+    assert clipped_mean([1.0] * 9 + [100.0]) == pytest.approx(1.05)
+    assert clipped_mean([0.8, 1.2]) == 1.0
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1))
 def test_the_usual_is_never_above_half_as_much_again_as_the_median(seen: list[float]) -> None:
-    assert min(seen) - 1e-6 <= usual(seen) <= 1.5 * sorted(seen)[(len(seen) - 1) // 2] + 1e-6
+    assert min(seen) - 1e-6 <= clipped_mean(seen) <= 1.5 * sorted(seen)[(len(seen) - 1) // 2] + 1e-6
 
 
 def test_a_meter_follows_a_machine_that_becomes_slower() -> None:
-    book = PriceBook()
+    book = CostModel()
     for seconds in [1.0] * 50 + [2.0] * 24:
-        book.saw(step(64), seconds)
-    assert book.prices.seconds(step(64)) == 2
+        book.observe(step(64), seconds)
+    assert book.table.seconds(step(64)) == 2
 
 
 def test_a_meter_forgets_the_kinds_that_it_has_not_seen_for_longest() -> None:
-    book = PriceBook()
+    book = CostModel()
     for side in range(1, 65):
-        book.saw(step(8 * side), 1.0)
-    book.saw(step(16), 1.0)
-    book.saw(step(8 * 65), 1.0)
-    book.saw(step(8 * 66), 1.0)
-    known = book.prices.known
+        book.observe(step(8 * side), 1.0)
+    book.observe(step(16), 1.0)
+    book.observe(step(8 * 65), 1.0)
+    book.observe(step(8 * 66), 1.0)
+    known = book.table.seconds_by_turn
     assert len(known) == 64
     assert [step(side) in known for side in (8, 16, 24, 32)] == [False, True, False, True]
 
 
 def test_a_meter_remembers_the_batches_of_models_that_have_left() -> None:
-    book = PriceBook()
-    book.hold({"fox": BatchSize(4, 8)})
-    book.hold({"owl": BatchSize(2, 4)})
-    assert book.prices.size("fox") == BatchSize(4, 8)
+    book = CostModel()
+    book.set_batch_sizes({"fox": BatchSize(4, 8)})
+    book.set_batch_sizes({"owl": BatchSize(2, 4)})
+    assert book.table.batch_size("fox") == BatchSize(4, 8)
 
 
 @pytest.mark.parametrize(
     ("work", "turn"),
     [
-        (Work.LOAD, Turn(Work.LOAD, Stage.BASE, "new")),
-        (Work.ATTACH, Turn(Work.ATTACH, Stage.BASE, "new")),
-        (Work.CONDITION, Turn(Work.CONDITION, Stage.BASE, "fox", rows=2)),
-        (Work.ENCODE, Turn(Work.ENCODE, Stage.BASE, "fox", 1024, 1024)),
-        (Work.STEP, Turn(Work.STEP, Stage.BASE, "fox", 1024, 1024, 8, 1)),
-        (Work.DECODE, Turn(Work.DECODE, Stage.BASE, "fox", 1024, 1024)),
+        (WorkKind.LOAD, TurnKind(WorkKind.LOAD, Stage.BASE, "new")),
+        (WorkKind.ATTACH, TurnKind(WorkKind.ATTACH, Stage.BASE, "new")),
+        (WorkKind.CONDITION, TurnKind(WorkKind.CONDITION, Stage.BASE, "fox", rows=2)),
+        (WorkKind.ENCODE, TurnKind(WorkKind.ENCODE, Stage.BASE, "fox", 1024, 1024)),
+        (WorkKind.STEP, TurnKind(WorkKind.STEP, Stage.BASE, "fox", 1024, 1024, 8, 1)),
+        (WorkKind.DECODE, TurnKind(WorkKind.DECODE, Stage.BASE, "fox", 1024, 1024)),
     ],
 )
-def test_the_kind_of_a_turn_is_all_that_decides_how_long_it_takes(work: Work, turn: Turn) -> None:
+def test_the_kind_of_a_turn_is_all_that_decides_how_long_it_takes(
+    work: WorkKind, turn: TurnKind
+) -> None:
     spec = replace(SPEC, model="fox", loras=(Lora("ink"), Lora("none", 0.0)))
     schedule = make_schedule(NoiseConfig(), spec.sampler, 30, None, 1.0)
-    sample: Sample[float] = begin("a", spec, schedule, Stage.BASE)
-    assert turn_of(work, sample, lanes=8, load="new") == turn
+    sample: Sample[float] = new_sample("a", spec, schedule, Stage.BASE)
+    assert turn_kind(work, sample, lanes=8, load="new") == turn
 
 
 def test_an_allowance_counts_steps_and_megapixels_and_only_the_steps_that_are_taken() -> None:

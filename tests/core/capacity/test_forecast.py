@@ -7,25 +7,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.core.capacity.cost_model import Prices, Turn
-from serve_app.core.capacity.forecast import forecast, owed_by, price_in_company
-from serve_app.core.capacity.gpu_time import Account
-from serve_app.core.diffusion.sample import Leg, Sample, entered, itinerary
+from serve_app.core.capacity.cost_model import CostTable, TurnKind
+from serve_app.core.capacity.forecast import amortized_seconds, forecast, pending_work
+from serve_app.core.capacity.gpu_time import GpuTimeAccount
+from serve_app.core.diffusion.sample import Sample, StageSegment, stage_segments, with_latents
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import Lora, Sampler, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, Owed, StepScheduler, Work
+from serve_app.core.scheduling.step_scheduler import BatchSize, PendingWork, StepScheduler, WorkKind
 from tests.core.scheduling.test_step_scheduler import NOISE, filled, run, sample, whole
 
 SIZE = BatchSize(4, 8)
-STEP = Turn(Work.STEP, Stage.BASE, "", 64, 64, 8)
-PROMPT = Turn(Work.CONDITION, Stage.BASE, "", rows=2)
-DECODE = Turn(Work.DECODE, Stage.BASE, "", 64, 64)
-PRICES = Prices({STEP: 1.0, PROMPT: 0.25, DECODE: 0.5}, {"": SIZE})
+STEP = TurnKind(WorkKind.STEP, Stage.BASE, "", 64, 64, 8)
+PROMPT = TurnKind(WorkKind.CONDITION, Stage.BASE, "", rows=2)
+DECODE = TurnKind(WorkKind.DECODE, Stage.BASE, "", 64, 64)
+PRICES = CostTable({STEP: 1.0, PROMPT: 0.25, DECODE: 0.5}, {"": SIZE})
 
 
-def owed(one: Sample[float], work: Work = Work.CONDITION, leg: Leg | None = None) -> Owed[float]:
+def owed(
+    one: Sample[float], work: WorkKind = WorkKind.CONDITION, leg: StageSegment | None = None
+) -> PendingWork[float]:
     leg = leg or whole(one)
-    return Owed(one, leg, work, due=leg.stop - one.index)
+    return PendingWork(one, leg, work, due=leg.stop - one.index)
 
 
 def test_a_lone_image_pays_for_all_lanes() -> None:
@@ -50,8 +52,8 @@ def test_the_last_of_a_batch_pays_alone_for_what_is_left() -> None:
 
 
 def test_shapes_step_apart() -> None:
-    wide = Turn(Work.STEP, Stage.BASE, "", 128, 64, 8)
-    prices = replace(PRICES, known={**PRICES.known, wide: 3.0})
+    wide = TurnKind(WorkKind.STEP, Stage.BASE, "", 128, 64, 8)
+    prices = replace(PRICES, seconds_by_turn={**PRICES.seconds_by_turn, wide: 3.0})
     told = forecast([owed(sample("a", 10)), owed(sample("wide", 10, side=128))], prices)
     assert told.shares == {"a": 10.75, "wide": 30 + 0.25 + 1.0}
 
@@ -59,7 +61,7 @@ def test_shapes_step_apart() -> None:
 def test_without_fixed_lanes_a_step_costs_the_rows_that_are_there() -> None:
     rows = {2: 1.0, 3: 1.5, 4: 1.75}
     known = {replace(STEP, rows=count): seconds for count, seconds in rows.items()}
-    prices = Prices({**known, PROMPT: 0.0, DECODE: 0.0}, {"": BatchSize(4, 0)})
+    prices = CostTable({**known, PROMPT: 0.0, DECODE: 0.0}, {"": BatchSize(4, 0)})
     queue = [owed(sample("a", 10)), owed(sample("b", 10)), owed(sample("c", 4, guidance=1))]
     told = forecast(queue[::2], prices)
     assert told.seconds == 4 * 1.5 + 6 * 1.0
@@ -68,39 +70,42 @@ def test_without_fixed_lanes_a_step_costs_the_rows_that_are_there() -> None:
 
 
 def test_what_is_done_is_not_paid_again() -> None:
-    conditioned = entered(replace(sample("a", 10), index=7), 1.0, 1)
-    assert forecast([owed(conditioned, Work.STEP)], PRICES).seconds == 3.5
-    assert forecast([owed(replace(conditioned, index=10), Work.DECODE)], PRICES).seconds == 0.5
-    assert forecast([owed(replace(conditioned, index=10), Work.LOAD)], PRICES).seconds == 0.5
-    handing = Leg(Stage.BASE, 9, last=False)
-    assert forecast([owed(conditioned, Work.STEP, handing)], PRICES).seconds == 2.0
+    conditioned = with_latents(replace(sample("a", 10), index=7), 1.0, 1)
+    assert forecast([owed(conditioned, WorkKind.STEP)], PRICES).seconds == 3.5
+    assert forecast([owed(replace(conditioned, index=10), WorkKind.DECODE)], PRICES).seconds == 0.5
+    assert forecast([owed(replace(conditioned, index=10), WorkKind.LOAD)], PRICES).seconds == 0.5
+    handing = StageSegment(Stage.BASE, 9, last=False)
+    assert forecast([owed(conditioned, WorkKind.STEP, handing)], PRICES).seconds == 2.0
 
 
 def test_a_base_image_is_encoded_first() -> None:
-    encode = Turn(Work.ENCODE, Stage.BASE, "", 64, 64)
-    prices = replace(PRICES, known={**PRICES.known, encode: 0.125})
+    encode = TurnKind(WorkKind.ENCODE, Stage.BASE, "", 64, 64)
+    prices = replace(PRICES, seconds_by_turn={**PRICES.seconds_by_turn, encode: 0.125})
     assert forecast([owed(sample("a", 10, strength=0.5))], prices).seconds == 5.875
-    assert forecast([owed(sample("a", 10, strength=0.5), Work.ENCODE)], prices).seconds == 5.625
+    assert forecast([owed(sample("a", 10, strength=0.5), WorkKind.ENCODE)], prices).seconds == 5.625
 
 
 def test_what_several_wait_for_is_loaded_once() -> None:
     spec = replace(sample("a").spec, model="owl", loras=(Lora("ink"), Lora("wash")))
     waiting = [replace(sample(id), spec=spec) for id in "ab"]
-    known = {Turn(Work.LOAD, Stage.BASE, "owl"): 8.0, Turn(Work.ATTACH, Stage.BASE, "ink"): 2.0}
-    alone = forecast([owed(one) for one in waiting], Prices(known)).seconds
-    loading = forecast([owed(one, Work.LOAD) for one in waiting], Prices(known))
+    known = {
+        TurnKind(WorkKind.LOAD, Stage.BASE, "owl"): 8.0,
+        TurnKind(WorkKind.ATTACH, Stage.BASE, "ink"): 2.0,
+    }
+    alone = forecast([owed(one) for one in waiting], CostTable(known)).seconds
+    loading = forecast([owed(one, WorkKind.LOAD) for one in waiting], CostTable(known))
     assert loading.seconds - alone == pytest.approx(8)
-    attaching = forecast([owed(one, Work.ATTACH) for one in waiting], Prices(known))
+    attaching = forecast([owed(one, WorkKind.ATTACH) for one in waiting], CostTable(known))
     assert attaching.seconds - alone == pytest.approx(4)  # what was not seen is like its likes
 
 
 def test_an_image_costs_a_busy_device_its_share_of_full_batches() -> None:
     one = owed(sample("a", 10))
-    assert price_in_company([one], PRICES) == 10 / 4 + 0.75
-    assert price_in_company([one, one], PRICES) == 2 * (10 / 4 + 0.75)
-    assert price_in_company([], PRICES) == 0
-    alone = replace(PRICES, sizes={"": BatchSize(1, 8)})
-    assert price_in_company([one], alone) == forecast([one], alone).seconds == 10.75
+    assert amortized_seconds([one], PRICES) == 10 / 4 + 0.75
+    assert amortized_seconds([one, one], PRICES) == 2 * (10 / 4 + 0.75)
+    assert amortized_seconds([], PRICES) == 0
+    alone = replace(PRICES, batch_sizes={"": BatchSize(1, 8)})
+    assert amortized_seconds([one], alone) == forecast([one], alone).seconds == 10.75
 
 
 def test_nothing_owed_takes_no_time() -> None:
@@ -110,29 +115,33 @@ def test_nothing_owed_takes_no_time() -> None:
 def test_what_is_left_of_an_image_is_left_leg_by_leg() -> None:
     schedule = make_schedule(NOISE, Sampler.EULER, 10, None, 0.8)
     one = replace(sample("a", 10, strength=1.0), schedule=schedule)
-    legs = itinerary(schedule, 0.8, refiner=True)
-    base, refiner = owed_by(one, legs)
-    assert (base.steps, base.leg, base.sample) == (8, legs[0], one)
-    assert (refiner.steps, refiner.sample.stage, refiner.sample.source) == (2, Stage.REFINER, None)
-    (rest,) = owed_by(replace(one, index=9), legs)
-    assert (rest.steps, rest.leg) == (1, legs[1])
-    (end,) = owed_by(replace(one, index=10), legs)
-    assert end.steps == 0
+    legs = stage_segments(schedule, 0.8, refiner=True)
+    base, refiner = pending_work(one, legs)
+    assert (base.steps_left, base.segment, base.sample) == (8, legs[0], one)
+    assert (refiner.steps_left, refiner.sample.stage, refiner.sample.inputs.init_image) == (
+        2,
+        Stage.REFINER,
+        None,
+    )
+    (rest,) = pending_work(replace(one, index=9), legs)
+    assert (rest.steps_left, rest.segment) == (1, legs[1])
+    (end,) = pending_work(replace(one, index=10), legs)
+    assert end.steps_left == 0
 
 
-def drained(scheduler: StepScheduler[float], prices: Prices) -> tuple[float, dict[str, float]]:
+def drained(scheduler: StepScheduler[float], prices: CostTable) -> tuple[float, dict[str, float]]:
     """Seconds until the scheduler is empty, and of each image, when turns take just these."""
-    account, spent = Account(), dict[str, float]()
+    account, spent = GpuTimeAccount(), dict[str, float]()
     while (plan := scheduler.plan()) is not None:
-        kind: Any = Turn(plan.work, Stage.BASE, "", 64, 64, plan.lanes)
-        if plan.work is Work.CONDITION:
+        kind: Any = TurnKind(plan.work, Stage.BASE, "", 64, 64, plan.lanes)
+        if plan.work is WorkKind.CONDITION:
             kind = replace(PROMPT, rows=plan.samples[0].spec.rows)
-        elif plan.work is Work.DECODE:
+        elif plan.work is WorkKind.DECODE:
             kind = DECODE
-        account.charge(plan, prices.seconds(kind), whole=True)
+        account.charge(plan, prices.seconds(kind), completed=True)
         for one in scheduler.settle(plan, run(plan)):
-            spent[one.id] = account.leave(one.id, wasted=False).seconds
-    return account.busy, spent
+            spent[one.id] = account.finish(one.id, wasted=False).measured
+    return account.total_seconds, spent
 
 
 QUEUES = st.lists(st.tuples(st.integers(1, 12), st.sampled_from([1.0, 5.0])), max_size=20)
@@ -143,10 +152,10 @@ def test_a_forecast_is_what_the_scheduler_then_takes(
     queue: list[tuple[int, float]], size: BatchSize
 ) -> None:
     rows = {replace(STEP, rows=count): 1.0 + count / 8 for count in range(1, 9)}
-    prices = Prices({**rows, PROMPT: 0.25, DECODE: 0.5}, {"": size})
+    prices = CostTable({**rows, PROMPT: 0.25, DECODE: 0.5}, {"": size})
     samples = [sample(str(n), steps, guidance=g) for n, (steps, g) in enumerate(queue)]
     scheduler = filled(*samples, images=size.images, lanes=size.lanes)
-    told = forecast(scheduler.owed(), replace(prices, known=prices.known))
+    told = forecast(scheduler.pending(), replace(prices, seconds_by_turn=prices.seconds_by_turn))
     busy, spent = drained(scheduler, prices)
     assert told.seconds == pytest.approx(busy)
     assert told.shares == pytest.approx(spent)

@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.diffusion.prompt import (
-    CHUNK,
-    WEIGHTS,
-    Phrase,
+    CHUNK_TOKENS,
+    WEIGHT_RANGE,
     Token,
-    held,
-    in_chunks,
+    WeightedText,
+    chunk_tokens,
+    clamp_weight,
     parse,
-    plain,
+    strip_markup,
 )
 
 COMMA = 7
@@ -105,14 +105,14 @@ def test_the_word_break_parts_sections(prompt: str, expected: list[str]) -> None
 
 def test_a_group_goes_on_over_a_break() -> None:
     assert parse("(a BREAK b:1.5) c") == (
-        (Phrase("a ", 1.5),),
-        (Phrase(" b", 1.5), Phrase(" c")),
+        (WeightedText("a ", 1.5),),
+        (WeightedText(" b", 1.5), WeightedText(" c")),
     )
 
 
 @given(st.text().filter(lambda text: not set(text) & set(r"\()[]:") and "BREAK" not in text))
 def test_text_without_marks_is_one_phrase(text: str) -> None:
-    assert parse(text) == ((Phrase(text),) if text else (),)
+    assert parse(text) == ((WeightedText(text),) if text else (),)
 
 
 @given(marked)
@@ -123,11 +123,11 @@ def test_every_text_has_a_reading_that_adds_nothing(prompt: str) -> None:
         weights = [phrase.weight for phrase in section]
         assert all(one != following for one, following in pairwise(weights))
     read = iter(prompt)
-    assert all(letter in read for letter in plain(prompt).replace(" ", ""))
+    assert all(letter in read for letter in strip_markup(prompt).replace(" ", ""))
 
 
 def test_the_plain_text_has_no_marks() -> None:
-    assert plain(r"a (re(d:1.2)) \(circle\) BREAK [blue] :)") == "a red (circle)   blue :)"
+    assert strip_markup(r"a (re(d:1.2)) \(circle\) BREAK [blue] :)") == "a red (circle)   blue :)"
 
 
 @pytest.mark.parametrize(
@@ -135,15 +135,15 @@ def test_the_plain_text_has_no_marks() -> None:
     [(-1, 0), (0, 0), (0.3, 0.3), (1, 1), (2, 2), (2.1, 2), (float("inf"), 2), (float("nan"), 0)],
 )
 def test_a_weight_is_held_in_its_range(weight: float, expected: float) -> None:
-    assert held(weight) == expected
+    assert clamp_weight(weight) == expected
 
 
 @pytest.mark.parametrize("depth", [1, 7, 100, 3000])
 def test_groups_in_groups_are_held_too(depth: int) -> None:
     ((phrase,),) = parse("(" * depth + "a" + ":9)" * depth)
-    assert held(phrase.weight) == WEIGHTS[1]
+    assert clamp_weight(phrase.weight) == WEIGHT_RANGE[1]
     ((phrase,),) = parse("((a:0):" + "9" * 400 + ")")
-    assert held(phrase.weight) == WEIGHTS[0]
+    assert clamp_weight(phrase.weight) == WEIGHT_RANGE[0]
 
 
 def numbered(*numbers: int) -> list[Token]:
@@ -155,7 +155,7 @@ def words(count: int) -> list[Token]:
 
 
 def sizes(*sections: list[Token]) -> list[int]:
-    return [len(chunk) for chunk in in_chunks(sections, COMMA)]
+    return [len(chunk) for chunk in chunk_tokens(sections, COMMA)]
 
 
 @pytest.mark.parametrize(
@@ -199,12 +199,12 @@ def test_a_phrase_after_a_late_comma_is_not_torn(section: list[Token], expected:
 
 
 def test_without_a_token_for_the_comma_a_chunk_is_full() -> None:
-    assert [len(chunk) for chunk in in_chunks([comma_at(60, 15)], None)] == [75, 1]
+    assert [len(chunk) for chunk in chunk_tokens([comma_at(60, 15)], None)] == [75, 1]
 
 
 @given(st.lists(tokens, min_size=1, max_size=4))
 def test_chunks_hold_every_token_once_and_in_order(sections: list[list[Token]]) -> None:
-    chunks = in_chunks(sections, COMMA)
+    chunks = chunk_tokens(sections, COMMA)
     assert [token for chunk in chunks for token in chunk] == [t for s in sections for t in s]
     assert chunks
-    assert all(len(chunk) <= CHUNK for chunk in chunks)
+    assert all(len(chunk) <= CHUNK_TOKENS for chunk in chunks)

@@ -2,31 +2,32 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.sample import (
-    Leg,
     Sample,
-    advanced,
-    begin,
-    carried,
-    entered,
-    handed_over,
-    itinerary,
-    of_model,
-    told,
-    under,
+    StageSegment,
+    after_step,
+    for_stage,
+    map_latents,
+    new_sample,
+    stage_segments,
+    with_latents,
+    with_model,
+    with_profile,
+    with_prompt_info,
 )
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, Stage
 
 SPEC = ImageSpec(prompt="a fox", seed=0, width=64, height=64, steps=20, guidance=5, handoff=0.8)
-NOISE = NoiseConfig(spacing="leading", offset=1)
+NOISE = NoiseConfig(timestep_spacing="leading", steps_offset=1)
 SCHEDULE = make_schedule(NOISE, Sampler.EULER, 20, None, 0.8)
 
 
 def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -> None:
-    assert itinerary(SCHEDULE, 0.8, refiner=True) == (
-        Leg(Stage.BASE, SCHEDULE.handoff_index, last=False),
-        Leg(Stage.REFINER, 20, last=True),
+    assert stage_segments(SCHEDULE, 0.8, refiner=True) == (
+        StageSegment(Stage.BASE, SCHEDULE.handoff_index, last=False),
+        StageSegment(Stage.REFINER, 20, last=True),
     )
 
 
@@ -34,43 +35,55 @@ def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -> None
 def test_base_walks_it_all_without_a_refiner_or_with_handoff_one(
     handoff: float, refiner: bool
 ) -> None:
-    assert itinerary(SCHEDULE, handoff, refiner=refiner) == (Leg(Stage.BASE, 20, last=True),)
+    assert stage_segments(SCHEDULE, handoff, refiner=refiner) == (
+        StageSegment(Stage.BASE, 20, last=True),
+    )
 
 
 def test_an_image_that_enters_after_the_handoff_meets_the_refiner_alone() -> None:
     late = make_schedule(NOISE, Sampler.EULER, 20, 0.1, 0.8)
-    assert itinerary(late, 0.8, refiner=True) == (Leg(Stage.REFINER, 20, last=True),)
+    assert stage_segments(late, 0.8, refiner=True) == (StageSegment(Stage.REFINER, 20, last=True),)
 
 
 def test_a_refiner_without_steps_still_decodes() -> None:
     short = make_schedule(NOISE, Sampler.DPMPP_2M, 4, None, 0.8)
-    assert itinerary(short, 0.8, refiner=True) == (
-        Leg(Stage.BASE, 4, last=False),
-        Leg(Stage.REFINER, 4, last=True),
+    assert stage_segments(short, 0.8, refiner=True) == (
+        StageSegment(Stage.BASE, 4, last=False),
+        StageSegment(Stage.REFINER, 4, last=True),
     )
 
 
 def test_a_sample_grows_by_new_values_only() -> None:
-    start: Sample[float] = begin("a", SPEC, SCHEDULE, Stage.BASE)
-    stepped = advanced(entered(under(start, "p"), 1.0, 1), 0.5, (0.25,), 2)
-    assert (start.index, start.latents, start.draws, start.profile) == (0, None, 0, None)
-    assert (stepped.index, stepped.latents, stepped.memory, stepped.draws) == (1, 0.5, (0.25,), 2)
+    start: Sample[float] = new_sample("a", SPEC, SCHEDULE, Stage.BASE)
+    stepped = after_step(with_latents(with_profile(start, "p"), 1.0, 1), 0.5, (0.25,), 2)
+    assert (start.index, start.latents, start.noise_draws, start.profile) == (0, None, 0, None)
+    assert (stepped.index, stepped.latents, stepped.solver_state, stepped.noise_draws) == (
+        1,
+        0.5,
+        (0.25,),
+        2,
+    )
 
 
 def test_the_solver_forgets_and_the_profile_is_dropped_at_the_door_of_a_stage() -> None:
-    sample: Sample[float] = advanced(
-        entered(under(begin("a", SPEC, SCHEDULE, Stage.BASE), "p"), 1.0, 1), 0.5, (0.25,), 1
+    sample: Sample[float] = after_step(
+        with_latents(with_profile(new_sample("a", SPEC, SCHEDULE, Stage.BASE), "p"), 1.0, 1),
+        0.5,
+        (0.25,),
+        1,
     )
-    crossed = handed_over(sample, Stage.REFINER)
-    assert (crossed.stage, crossed.memory, crossed.profile) == (Stage.REFINER, (), None)
-    assert (crossed.latents, crossed.index, crossed.draws) == (0.5, 1, 1)
+    crossed = for_stage(sample, Stage.REFINER)
+    assert (crossed.stage, crossed.solver_state, crossed.profile) == (Stage.REFINER, (), None)
+    assert (crossed.latents, crossed.index, crossed.noise_draws) == (0.5, 1, 1)
 
 
 def test_a_base_image_is_carried_until_it_is_latents() -> None:
     spec = replace(SPEC, strength=0.5)
-    sample: Sample[float] = begin("a", spec, SCHEDULE, Stage.BASE, bytes(64 * 64 * 3))
-    assert sample.source is not None
-    assert entered(sample, 1.0, 2).source is None
+    sample: Sample[float] = new_sample(
+        "a", spec, SCHEDULE, Stage.BASE, ImageInputs(bytes(64 * 64 * 3))
+    )
+    assert sample.inputs.init_image is not None
+    assert with_latents(sample, 1.0, 2).inputs.init_image is None
 
 
 @pytest.mark.parametrize(
@@ -80,49 +93,59 @@ def test_a_base_image_and_its_strength_come_together(
     strength: float | None, source: bytes | None
 ) -> None:
     with pytest.raises(ValueError, match="base image"):
-        begin("a", replace(SPEC, strength=strength), SCHEDULE, Stage.BASE, source)
+        new_sample("a", replace(SPEC, strength=strength), SCHEDULE, Stage.BASE, ImageInputs(source))
 
 
 def test_a_carried_sample_differs_in_the_form_of_its_latents_alone() -> None:
-    sample: Sample[float] = advanced(
-        entered(told(begin("a", SPEC, SCHEDULE, Stage.BASE), 3, ("cut",)), 1.0, 1), 0.5, (0.25,), 1
+    sample: Sample[float] = after_step(
+        with_latents(
+            with_prompt_info(new_sample("a", SPEC, SCHEDULE, Stage.BASE), 3, ("cut",)), 1.0, 1
+        ),
+        0.5,
+        (0.25,),
+        1,
     )
-    there = carried(sample, str)
-    assert (there.latents, there.memory) == ("0.5", ("0.25",))
-    assert carried(there, float) == sample
-    bare: Sample[float] = begin("a", SPEC, SCHEDULE, Stage.BASE)
-    assert carried(bare, str) == bare
+    there = map_latents(sample, str)
+    assert (there.latents, there.solver_state) == ("0.5", ("0.25",))
+    assert map_latents(there, float) == sample
+    bare: Sample[float] = new_sample("a", SPEC, SCHEDULE, Stage.BASE)
+    assert map_latents(bare, str) == bare
 
 
 def test_a_sample_takes_its_warnings_along_and_says_each_once() -> None:
-    base: Sample[float] = told(begin("a", SPEC, SCHEDULE, Stage.BASE), 3, ("cut", "weighed"))
-    crossed = told(handed_over(base, Stage.REFINER), 2, ("cut", "more"))
+    base: Sample[float] = with_prompt_info(
+        new_sample("a", SPEC, SCHEDULE, Stage.BASE), 3, ("cut", "weighed")
+    )
+    crossed = with_prompt_info(for_stage(base, Stage.REFINER), 2, ("cut", "more"))
     assert crossed.warnings == ("cut", "weighed", "more")
 
 
 def test_the_length_of_its_prompts_is_part_of_its_shape() -> None:
-    bare: Sample[float] = begin("a", SPEC, SCHEDULE, Stage.BASE)
-    assert bare.shape == (8, 8, 1, "")
-    assert told(bare, 3, ()).shape == (8, 8, 3, "")
+    bare: Sample[float] = new_sample("a", SPEC, SCHEDULE, Stage.BASE)
+    assert bare.batch_key == (8, 8, 1, "")
+    assert with_prompt_info(bare, 3, ()).batch_key == (8, 8, 3, "")
 
 
 def test_its_model_is_part_of_its_shape_but_not_at_the_refiner_which_is_one_for_all() -> None:
-    bare: Sample[float] = begin("a", SPEC, SCHEDULE, Stage.BASE)
-    fox = of_model(bare, "fox")
-    assert (fox.model, fox.shape) == ("fox", (8, 8, 1, "fox"))
+    bare: Sample[float] = new_sample("a", SPEC, SCHEDULE, Stage.BASE)
+    fox = with_model(bare, "fox")
+    assert (fox.model, fox.batch_key) == ("fox", (8, 8, 1, "fox"))
     assert (fox.spec.model, bare.spec.model) == ("fox", "")
-    assert handed_over(fox, Stage.REFINER).shape == handed_over(bare, Stage.REFINER).shape
+    assert for_stage(fox, Stage.REFINER).batch_key == for_stage(bare, Stage.REFINER).batch_key
 
 
 def test_loras_are_worn_in_base_alone_in_one_order_and_part_what_steps_together() -> None:
     x, y, nothing = Lora("x", 0.5), Lora("y"), Lora("z", 0.0)
 
     def sample(*loras: Lora) -> Sample[float]:
-        return begin("a", replace(SPEC, loras=loras), SCHEDULE, Stage.BASE)
+        return new_sample("a", replace(SPEC, loras=loras), SCHEDULE, Stage.BASE)
 
-    assert sample(y, nothing, x).loras == (x, y)
-    assert sample(y, x).shape == sample(x, y, nothing).shape
-    shapes = {sample(*loras).shape for loras in ((), (x,), (y,), (x, y), (Lora("x", 0.6),))}
+    assert sample(y, nothing, x).active_loras == (x, y)
+    assert sample(y, x).batch_key == sample(x, y, nothing).batch_key
+    shapes = {sample(*loras).batch_key for loras in ((), (x,), (y,), (x, y), (Lora("x", 0.6),))}
     assert len(shapes) == 5
-    assert handed_over(sample(x), Stage.REFINER).loras == ()
-    assert handed_over(sample(x), Stage.REFINER).shape == handed_over(sample(), Stage.REFINER).shape
+    assert for_stage(sample(x), Stage.REFINER).active_loras == ()
+    assert (
+        for_stage(sample(x), Stage.REFINER).batch_key
+        == for_stage(sample(), Stage.REFINER).batch_key
+    )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import LCM_STEPS, Sampler, Solver
+from serve_app.core.diffusion.spec import LCM_MAX_STEPS, Sampler, Solver
 from serve_app.core.errors import CheckpointError
 from tests.support.reference_schedulers import stock_scheduler
 
@@ -44,7 +44,7 @@ def test_levels_and_timesteps_are_those_of_diffusers(
         return  # these two classes pass the setting over; here it counts for every sampler
     endless = config.get("rescale_betas_zero_snr") and sampler.solver in (Solver.DDIM, Solver.LCM)
     for steps in (2, 3, 4, 5, 9, 18, 20, 25, 30, 50, 87, 99, 150):
-        if sampler is Sampler.LCM and steps > LCM_STEPS:
+        if sampler is Sampler.LCM and steps > LCM_MAX_STEPS:
             continue
         theirs = stock(sampler, config, steps)
         ours = make_schedule(noise, sampler, steps, None, 1.0)
@@ -54,7 +54,7 @@ def test_levels_and_timesteps_are_those_of_diffusers(
         first = 1 if endless else 0  # infinite in these two classes, 4096 in the others and here
         assert list(ours.sigmas)[first:] == pytest.approx(levels[first:], rel=1e-4)
         if sampler.solver in (Solver.EULER, Solver.EULER_A, Solver.HEUN):
-            assert ours.initial_scale == pytest.approx(float(theirs.init_noise_sigma), rel=1e-4)
+            assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=1e-4)
 
 
 def levels_of(scheduler: Any) -> list[float]:
@@ -81,7 +81,7 @@ def test_strength_says_where_an_image_enters(
     steps: int, strength: float | None, start: int
 ) -> None:
     schedule = make_schedule(NOISE, Sampler.EULER, steps, strength, 1.0)
-    assert schedule.start == start
+    assert schedule.start_index == start
     assert schedule.steps_to_run == steps - start >= 1
 
 
@@ -111,7 +111,7 @@ def test_a_pair_of_heun_is_never_cut() -> None:
     other stage does not begin."""
     schedule = make_schedule(NOISE, Sampler.HEUN, 16, 0.7, 0.6)
     assert len(schedule) == 31
-    assert schedule.start == 10
+    assert schedule.start_index == 10
     assert schedule.timesteps[16] >= 400 > schedule.timesteps[17] == schedule.timesteps[18]
     assert schedule.handoff_index == 18
     assert make_schedule(NOISE, Sampler.HEUN, 16, None, 1.0).handoff_index == 31
@@ -119,7 +119,7 @@ def test_a_pair_of_heun_is_never_cut() -> None:
 
 def test_an_image_that_enters_late_is_handed_over_where_it_enters() -> None:
     schedule = make_schedule(NOISE, Sampler.EULER, 30, 0.1, 0.8)
-    assert schedule.handoff_index == schedule.start == 27
+    assert schedule.handoff_index == schedule.start_index == 27
 
 
 def test_karras_timesteps_may_repeat_so_steps_are_told_by_index() -> None:
@@ -149,5 +149,5 @@ def test_an_empty_config_has_diffusers_defaults() -> None:
 
 def test_two_checkpoints_fit_when_a_timestep_means_the_same_noise() -> None:
     other = NoiseConfig.from_scheduler_config(SDXL | {"timestep_spacing": "trailing"})
-    assert NOISE.same_noise(other)
-    assert not NOISE.same_noise(NoiseConfig())
+    assert NOISE.has_same_noise_as(other)
+    assert not NOISE.has_same_noise_as(NoiseConfig())

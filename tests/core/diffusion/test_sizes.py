@@ -80,5 +80,5 @@ def test_the_largest_picture_is_legal_and_one_row_more_is_not(native: int) -> No
     rules = SizeRules(native)
     width, height = rules.largest
     rules.check(width, height)
-    assert width == rules.longest
-    assert width * (height + 8) > rules.most_pixels
+    assert width == rules.max_side
+    assert width * (height + 8) > rules.max_pixels

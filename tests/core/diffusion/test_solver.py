@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from serve_app.core.diffusion.schedule import NoiseConfig, Schedule, make_schedule
-from serve_app.core.diffusion.solver import STOCHASTIC, Update, update, weighed
-from serve_app.core.diffusion.spec import LCM_STEPS, Sampler, Solver
+from serve_app.core.diffusion.solver import STOCHASTIC, SolverStep, combine, solver_step
+from serve_app.core.diffusion.spec import LCM_MAX_STEPS, Sampler, Solver
 from tests.support.reference_schedulers import stock_scheduler
 
 NOISE = NoiseConfig(1000, 0.00085, 0.012, "scaled_linear", None, "epsilon", "leading", 1, False)
 
 
 def step(
-    taken: Update, x: Any, denoised: Any, memory: tuple[Any, ...], fresh: Any
+    taken: SolverStep, x: Any, denoised: Any, memory: tuple[Any, ...], fresh: Any
 ) -> tuple[Any, tuple[Any, ...]]:
-    moved = weighed(taken.moved, x, denoised, memory, fresh)
-    return moved, tuple(weighed(mix, x, denoised, memory, None) for mix in taken.memory)
+    moved = combine(taken.x_next, x, denoised, memory, fresh)
+    return moved, tuple(combine(mix, x, denoised, memory, None) for mix in taken.state)
 
 
 def solve(sampler: Sampler, steps: int, denoiser: Any, x: float, fresh: float = 0.0) -> float:
@@ -26,7 +26,7 @@ def solve(sampler: Sampler, steps: int, denoiser: Any, x: float, fresh: float = 
     memory: tuple[float, ...] = ()
     for index in range(len(schedule)):
         denoised = denoiser(x, schedule.sigmas[index])
-        taken = update(sampler.solver, schedule, index, len(memory))
+        taken = solver_step(sampler.solver, schedule, index, len(memory))
         x, memory = step(taken, x, denoised, memory, fresh)
     return x
 
@@ -65,17 +65,17 @@ def stock_walk(sampler: Sampler, steps: int, start: int) -> torch.Tensor:
 def our_walk(sampler: Sampler, steps: int, start: int) -> torch.Tensor:
     schedule = make_schedule(NOISE, sampler, steps, None, 1.0)
     draws = torch.Generator().manual_seed(3)
-    x = torch.randn(2, 4, 3, generator=draws) * schedule.initial_scale
+    x = torch.randn(2, 4, 3, generator=draws) * schedule.init_noise_sigma
     if start:  # where it enters, unit variance or not, is the scale of that level
         bare = sampler.solver in (Solver.EULER, Solver.EULER_A, Solver.HEUN)
         scale = math.hypot(1, schedule.sigmas[start])
-        x = x if bare else x / schedule.initial_scale * scale
+        x = x if bare else x / schedule.init_noise_sigma * scale
     memory: tuple[torch.Tensor, ...] = ()
     for index in range(start, len(schedule)):
         sigma, t = schedule.sigmas[index], schedule.timesteps[index]
         denoised = x - sigma * network(x / math.hypot(1, sigma), t)
         fresh = torch.randn(x.shape, generator=draws) if sampler.solver in STOCHASTIC else None
-        taken = update(sampler.solver, schedule, index, len(memory))
+        taken = solver_step(sampler.solver, schedule, index, len(memory))
         x, memory = step(taken, x, denoised, memory, fresh)
     return x
 
@@ -93,13 +93,13 @@ def test_a_walk_is_the_one_of_diffusers(sampler: Sampler, steps: int, start: int
 @pytest.mark.parametrize("sampler", list(Sampler))
 @pytest.mark.parametrize("steps", [1, 2, 20, 150])
 def test_a_constant_target_is_reached_exactly(sampler: Sampler, steps: int) -> None:
-    if sampler is Sampler.LCM and steps > LCM_STEPS:
+    if sampler is Sampler.LCM and steps > LCM_MAX_STEPS:
         return
     landed = solve(sampler, steps, lambda x, s: 0.25, x=9.0, fresh=0.7)
     goal = pytest.approx(0.25, abs=1e-12)
     if sampler.solver is Solver.DDIM:  # leaves a little noise, and is at unit variance then
         schedule = make_schedule(NOISE, sampler, steps, None, 1.0)
-        left = schedule.lands[-1]
+        left = schedule.target_sigmas[-1]
         goal = pytest.approx(
             (0.25 + 8.75 * left / schedule.sigmas[0]) / math.hypot(1, left), abs=0.05
         )
@@ -139,24 +139,26 @@ def test_ancestral_noise_keeps_the_level_that_the_schedule_says() -> None:
     sigmas = (10.0, 6.0, 2.0, 0.0)
     for solver in (Solver.EULER_A, Solver.DPMPP_2M_SDE, Solver.DPMPP_SDE):
         for index in range(2):
-            moved = update(solver, way(*sigmas), index, 0).moved
-            level = math.hypot(moved.x * sigmas[index], moved.fresh)
+            moved = solver_step(solver, way(*sigmas), index, 0).x_next
+            level = math.hypot(moved.x * sigmas[index], moved.noise)
             assert level == pytest.approx(sigmas[index + 1])
 
 
 def test_terms_without_a_weight_are_not_touched() -> None:
-    taken = update(Solver.EULER, way(2.0, 1.0, 0.0), 0, 0)
-    assert weighed(taken.moved, 4.0, 2.0, (), None) == 3.0
+    taken = solver_step(Solver.EULER, way(2.0, 1.0, 0.0), 0, 0)
+    assert combine(taken.x_next, 4.0, 2.0, (), None) == 3.0
 
 
 def test_the_last_step_forgets_the_memory() -> None:
     for solver in (Solver.DPMPP_2M, Solver.UNIPC):
-        moved = update(solver, way(2.0, 1.0, 0.0), 1, 1 if solver is Solver.DPMPP_2M else 2).moved
-        assert weighed(moved, 5.0, 0.25, (7.0, 9.0), None) == 0.25
+        moved = solver_step(
+            solver, way(2.0, 1.0, 0.0), 1, 1 if solver is Solver.DPMPP_2M else 2
+        ).x_next
+        assert combine(moved, 5.0, 0.25, (7.0, 9.0), None) == 0.25
 
 
 def test_a_solver_that_lost_its_memory_takes_a_first_order_step() -> None:
-    euler = update(Solver.EULER, way(4.0, 2.0, 1.0, 0.5, 0.0), 1, 0).moved
+    euler = solver_step(Solver.EULER, way(4.0, 2.0, 1.0, 0.5, 0.0), 1, 0).x_next
     for solver in (Solver.DPMPP_2M, Solver.UNIPC, Solver.HEUN):
-        moved = update(solver, way(4.0, 2.0, 1.0, 0.5, 0.0), 1, 0).moved
+        moved = solver_step(solver, way(4.0, 2.0, 1.0, 0.5, 0.0), 1, 0).x_next
         assert (moved.x, moved.denoised) == pytest.approx((euler.x, euler.denoised))

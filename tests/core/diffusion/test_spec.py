@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.core.diffusion.spec import ImageSpec, Levels, Lora, Sampler, Solver
+from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, SigmaSpacing, Solver
 from serve_app.core.errors import InvalidRequest
 
 PLAIN = ImageSpec(prompt="a fox", seed=0, width=1024, height=768, steps=30, guidance=6.9)
@@ -44,13 +44,13 @@ def test_guidance_above_one_takes_two_rows(guidance: float, rows: int) -> None:
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_a_sampler_is_named_by_its_solver_and_its_levels(sampler: Sampler) -> None:
-    assert "_".join(filter(None, (sampler.solver, sampler.levels))) == sampler
+    assert "_".join(filter(None, (sampler.solver, sampler.spacing))) == sampler
 
 
 def test_all_that_diffusers_has_can_be_asked_for() -> None:
     assert len({s.solver for s in Sampler}) == len(Solver)
     assert Sampler("dpmpp_sde_karras").solver is Solver.DPMPP_SDE
-    assert Sampler("euler_a").levels is Levels.CHECKPOINT
+    assert Sampler("euler_a").spacing is SigmaSpacing.CHECKPOINT
 
 
 def test_an_lcm_takes_no_more_steps_than_it_was_distilled_from() -> None:
@@ -64,7 +64,7 @@ def test_an_lcm_takes_no_more_steps_than_it_was_distilled_from() -> None:
     [({}, 30), ({"sampler": Sampler.HEUN}, 60), ({"strength": 0.5}, 15), ({"strength": 0.01}, 1)],
 )
 def test_calls_of_the_network_are_known_beforehand(asked: dict[str, Any], calls: int) -> None:
-    assert replace(PLAIN, **asked).calls == calls
+    assert replace(PLAIN, **asked).nfe == calls
 
 
 def test_latents_are_an_eighth_of_the_picture() -> None:

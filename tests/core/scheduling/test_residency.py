@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.core.diffusion.sample import Leg, Sample, handed_over, of_model
+from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage, with_model
 from serve_app.core.diffusion.spec import Lora, Stage
-from serve_app.core.scheduling.batching import Seating, seat
-from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, StepScheduler, Work
+from serve_app.core.scheduling.batching import Admission, admit
+from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, StepScheduler, WorkKind
 from tests.core.scheduling.test_step_scheduler import run, sample, whole
 
 Turn = tuple[Plan[float], tuple[str, ...]]
@@ -18,7 +18,7 @@ Turn = tuple[Plan[float], tuple[str, ...]]
 
 def of(model: str, id: str, steps: int = 4, loras: str = "") -> Sample[float]:
     """A sample of a model with LoRAs of one letter."""
-    one = of_model(sample(id, steps), model)
+    one = with_model(sample(id, steps), model)
     return replace(one, spec=replace(one.spec, loras=tuple(map(Lora, loras))))
 
 
@@ -40,7 +40,7 @@ class Replica:
         self.sizes = sizes or {}  # of models that are not as the others
         self._usual = BatchSize(images, 2 * images)
         self.scheduler: StepScheduler[float] = StepScheduler(
-            self._batches(), room=room, lora_room=lora_room
+            self._batches(), model_capacity=room, lora_capacity=lora_room
         )
         self.loads: list[str] = []  # models, and LoRAs as "model+lora"
 
@@ -51,8 +51,8 @@ class Replica:
         while (plan := self.scheduler.plan()) is not None:
             models = {one.model for one in plan.samples}
             assert len(models) == 1, "a batch mixes models"
-            if plan.work in (Work.LOAD, Work.ATTACH):
-                (self._load if plan.work is Work.LOAD else self._attach)(plan, *models)
+            if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
+                (self._load if plan.work is WorkKind.LOAD else self._attach)(plan, *models)
                 if plan.load == self.broken:
                     for one in plan.samples:
                         self.scheduler.cancel(one.id)
@@ -61,27 +61,27 @@ class Replica:
                 yield plan, self._ids(self.scheduler.settle(plan, plan.samples))
             else:
                 assert models <= set(self.here), "a model that is not here works"
-                sets = {one.loras for one in plan.samples}
+                sets = {one.active_loras for one in plan.samples}
                 assert len(sets) == 1, "a batch mixes LoRAs"
-                if plan.work is not Work.DECODE:
+                if plan.work is not WorkKind.DECODE:
                     worn = self.worn[plan.samples[0].model]
                     assert {lora.name for lora in sets.pop()} <= set(worn), "a LoRA is not there"
                 yield plan, self._ids(self.scheduler.settle(plan, run(plan)))
 
     def _attach(self, plan: Plan[float], model: str) -> None:
         worn = self.worn[model]
-        for gone in plan.drop:
+        for gone in plan.evict:
             worn.remove(gone)
         if plan.load != self.broken:
             worn.append(plan.load)
-        most = max(len(one.loras) for one in self.scheduler.samples())
+        most = max(len(one.active_loras) for one in self.scheduler.samples())
         assert len(worn) <= max(self.lora_room, most)
         self.loads.append(f"{model}+{plan.load}")
-        self.scheduler.hold(self._batches(), self.worn)
+        self.scheduler.set_resident(self._batches(), self.worn)
 
     def _load(self, plan: Plan[float], model: str) -> None:
         assert plan.load == model
-        for gone in plan.drop:
+        for gone in plan.evict:
             under_way = {one.model for one in self.scheduler.samples() if one.latents is not None}
             assert gone not in under_way, "a model goes whose samples are under way"
             self.here.remove(gone)
@@ -91,7 +91,7 @@ class Replica:
             self.worn[model] = []
         assert len(self.here) <= self.room
         self.loads.append(model)
-        self.scheduler.hold(self._batches(), self.worn)
+        self.scheduler.set_resident(self._batches(), self.worn)
 
     def _batches(self) -> dict[str, BatchSize]:
         return {name: self.sizes.get(name, self._usual) for name in self.here}
@@ -106,9 +106,9 @@ def test_a_model_is_loaded_once_for_all_that_wait_for_it() -> None:
     for one in (of("a", "1"), of("b", "2"), of("b", "3")):
         replica.add(one)
     turns = list(replica.turns())
-    loads = [plan for plan, _ in turns if plan.work is Work.LOAD]
-    assert [(plan.drop, {s.id for s in plan.samples}) for plan in loads] == [((), {"2", "3"})]
-    steps = [{s.id for s in plan.samples} for plan, _ in turns if plan.work is Work.STEP]
+    loads = [plan for plan, _ in turns if plan.work is WorkKind.LOAD]
+    assert [(plan.evict, {s.id for s in plan.samples}) for plan in loads] == [((), {"2", "3"})]
+    steps = [{s.id for s in plan.samples} for plan, _ in turns if plan.work is WorkKind.STEP]
     assert {"2", "3"} in steps
     assert (
         repr(replica.scheduler) == "<StepScheduler 0 waiting | 0 stepping in 0 shapes | 0 decoding>"
@@ -122,7 +122,14 @@ def test_a_step_of_others_goes_between_a_prompt_and_a_load() -> None:
     seen = [next(running)[0].work for _ in range(2)]
     replica.add(of("b", "2"))
     seen += [next(running)[0].work for _ in range(4)]
-    assert seen == [Work.CONDITION, Work.STEP, Work.LOAD, Work.CONDITION, Work.STEP, Work.STEP]
+    assert seen == [
+        WorkKind.CONDITION,
+        WorkKind.STEP,
+        WorkKind.LOAD,
+        WorkKind.CONDITION,
+        WorkKind.STEP,
+        WorkKind.STEP,
+    ]
 
 
 def test_the_model_longest_without_a_newcomer_goes_and_never_one_at_work() -> None:
@@ -132,7 +139,7 @@ def test_the_model_longest_without_a_newcomer_goes_and_never_one_at_work() -> No
     list(replica.turns())
     for one in (of("b", "3", 20), of("c", "4", 20)):
         replica.add(one)
-    drops = [plan.drop for plan, _ in replica.turns() if plan.work is Work.LOAD]
+    drops = [plan.evict for plan, _ in replica.turns() if plan.work is WorkKind.LOAD]
     assert (drops, set(replica.here)) == ([("a",)], {"b", "c"})
 
 
@@ -147,7 +154,9 @@ def test_a_crowd_for_the_models_that_are_here_does_not_keep_another_away(room: i
     for plan, done in replica.turns():
         if "rare" in done:
             break
-        if plan.work is Work.STEP:  # more than there is room for: twelve steps for each one taken
+        if (
+            plan.work is WorkKind.STEP
+        ):  # more than there is room for: twelve steps for each one taken
             steps += 1
             assert steps < 100, "the rare one starves"
             for model in crowd:
@@ -174,12 +183,12 @@ def test_who_waits_may_leave_and_the_others_then_need_not_make_room() -> None:
     assert {s.id for s in next(running)[0].samples} == {"1"}  # the newcomer of a stands behind b
     assert replica.scheduler.cancel("2")
     works = [plan.work for plan, _ in running]
-    assert Work.LOAD not in works
+    assert WorkKind.LOAD not in works
 
 
 def test_there_must_be_room_for_a_model() -> None:
     with pytest.raises(ValueError, match="room"):
-        StepScheduler({"": BatchSize(1, 2)}, room=0)
+        StepScheduler({"": BatchSize(1, 2)}, model_capacity=0)
 
 
 def test_a_lora_is_attached_once_for_all_that_wait_for_it_and_batches_never_mix() -> None:
@@ -187,9 +196,11 @@ def test_a_lora_is_attached_once_for_all_that_wait_for_it_and_batches_never_mix(
     for number, loras in enumerate(["", "x", "y", "x", "", "xy", "y", "yx"]):
         replica.add(of("a", str(number), loras=loras))
     turns = [plan for plan, _ in replica.turns()]
-    attached = [(p.load, p.drop, {s.id for s in p.samples}) for p in turns if p.work is Work.ATTACH]
+    attached = [
+        (p.load, p.evict, {s.id for s in p.samples}) for p in turns if p.work is WorkKind.ATTACH
+    ]
     assert attached == [("x", (), {"1", "3", "5", "7"}), ("y", (), {"2", "6", "5", "7"})]
-    batches = {frozenset(s.id for s in p.samples) for p in turns if p.work is Work.STEP}
+    batches = {frozenset(s.id for s in p.samples) for p in turns if p.work is WorkKind.STEP}
     assert batches >= {frozenset(pair) for pair in ("04", "13", "26", "57")}
 
 
@@ -200,7 +211,7 @@ def test_the_lora_longest_without_a_newcomer_goes_and_never_one_that_is_worn() -
     list(replica.turns())
     for id, loras in (("3", "y"), ("4", "z")):
         replica.add(of("a", id, 20, loras))
-    drops = [plan.drop for plan, _ in replica.turns() if plan.work is Work.ATTACH]
+    drops = [plan.evict for plan, _ in replica.turns() if plan.work is WorkKind.ATTACH]
     assert (drops, replica.worn) == ([("x",)], {"a": ["y", "z"]})
 
 
@@ -220,7 +231,7 @@ def test_a_crowd_for_the_loras_that_are_there_does_not_keep_another_away() -> No
     for plan, done in replica.turns():
         if "rare" in done:
             break
-        if plan.work is Work.STEP:
+        if plan.work is WorkKind.STEP:
             steps += 1
             assert steps < 100, "the rare one starves"
             replica.add(of("a", str(steps), 12, "x"))
@@ -238,7 +249,7 @@ def test_a_picture_that_only_waits_for_its_decoding_waits_for_no_lora() -> None:
     replica = Replica(1)
     done = replace(of("a", "done", loras="x"), latents=0.0)
     replica.scheduler.add(replace(done, index=len(done.schedule)), whole(done))
-    assert [plan.work for plan, _ in replica.turns()] == [Work.DECODE]
+    assert [plan.work for plan, _ in replica.turns()] == [WorkKind.DECODE]
 
 
 LORAS = st.sampled_from(["", "", "x", "y", "z", "xy", "zx"])
@@ -265,19 +276,19 @@ def test_whoever_comes_for_whichever_model_and_loras_is_served(
 
 def test_seats_are_given_in_order_of_arrival() -> None:
     waiting = [("1", ["a"]), ("2", ["c"]), ("3", ["a"]), ("4", ["b"]), ("5", ["d"])]
-    assert seat(waiting, ["a", "b"], {"a", "b"}, 2) == Seating(("1", "4"))
-    assert seat(waiting, ["a", "b"], set(), 2) == Seating(("1", "3"), "c", ("b",))
-    assert seat(waiting, ["a", "b"], {"b"}, 3) == Seating(("1", "3", "4"), "c")
-    assert seat([], ["a"], set(), 1) == Seating(())
+    assert admit(waiting, ["a", "b"], {"a", "b"}, 2) == Admission(("1", "4"))
+    assert admit(waiting, ["a", "b"], set(), 2) == Admission(("1", "3"), "c", ("b",))
+    assert admit(waiting, ["a", "b"], {"b"}, 3) == Admission(("1", "3", "4"), "c")
+    assert admit([], ["a"], set(), 1) == Admission(())
 
 
 def test_who_needs_several_gets_one_after_another_and_keeps_what_is_there() -> None:
     waiting = [("1", ["a", "c"]), ("2", ["b"]), ("3", ["a"])]
-    assert seat(waiting, ["a", "b"], {"b"}, 2) == Seating(("3",))  # b is to end
-    assert seat(waiting, ["a", "b"], set(), 2) == Seating(("3",), "c", ("b",))
-    assert seat(waiting, ["a", "b"], set(), 3) == Seating(("2", "3"), "c")
-    assert seat([("1", "abc")], ["a", "b"], {"a"}, 2) == Seating((), "c")  # more than the room
-    assert seat([("1", "d")], ["a", "b", "c"], {"b"}, 2) == Seating((), "d", ("a", "c"))
+    assert admit(waiting, ["a", "b"], {"b"}, 2) == Admission(("3",))  # b is to end
+    assert admit(waiting, ["a", "b"], set(), 2) == Admission(("3",), "c", ("b",))
+    assert admit(waiting, ["a", "b"], set(), 3) == Admission(("2", "3"), "c")
+    assert admit([("1", "abc")], ["a", "b"], {"a"}, 2) == Admission((), "c")  # more than the room
+    assert admit([("1", "d")], ["a", "b", "c"], {"b"}, 2) == Admission((), "d", ("a", "c"))
 
 
 def test_a_step_is_of_one_model_however_many_may_step_together() -> None:
@@ -285,7 +296,7 @@ def test_a_step_is_of_one_model_however_many_may_step_together() -> None:
     for one in (of("a", "1"), of("b", "2"), of("a", "3"), of("b", "4")):
         replica.add(replace(one, chunks=1))
     batches = [
-        {s.model for s in plan.samples} for plan, _ in replica.turns() if plan.work is Work.STEP
+        {s.model for s in plan.samples} for plan, _ in replica.turns() if plan.work is WorkKind.STEP
     ]
     assert {"a"} in batches and {"b"} in batches
 
@@ -295,7 +306,7 @@ def test_each_model_steps_as_many_in_as_many_lanes_as_it_was_fitted_for() -> Non
     for number in range(3):
         for model in "abc":
             replica.add(of(model, f"{model}{number}"))
-    steps = [plan for plan, _ in replica.turns() if plan.work is Work.STEP]
+    steps = [plan for plan, _ in replica.turns() if plan.work is WorkKind.STEP]
     seen = {model: set[tuple[int, int]]() for model in "abc"}
     for plan in steps:
         seen[plan.samples[0].model].add((len(plan.samples), plan.lanes))
@@ -309,13 +320,13 @@ def test_a_model_that_comes_again_with_less_room_steps_fewer() -> None:
     replica = Replica(1, images=4)
     for number in range(4):
         replica.add(of("a", str(number)))
-    assert max(len(p.samples) for p, _ in replica.turns() if p.work is Work.STEP) == 4
+    assert max(len(p.samples) for p, _ in replica.turns() if p.work is WorkKind.STEP) == 4
     replica.add(of("b", "other"))
     list(replica.turns())
     replica.sizes["a"] = BatchSize(2, 4)
     for number in range(4):
         replica.add(of("a", str(number)))
-    again = [plan for plan, _ in replica.turns() if plan.work is Work.STEP]
+    again = [plan for plan, _ in replica.turns() if plan.work is WorkKind.STEP]
     assert {(len(plan.samples), plan.lanes) for plan in again} == {(2, 4)}
 
 
@@ -325,9 +336,9 @@ def test_a_picture_that_is_done_is_handed_out_before_a_model_is_loaded() -> None
     works = []
     for plan, _ in replica.turns():
         works.append(plan.work)
-        if plan.work is Work.STEP and "other" not in replica.scheduler and len(works) < 4:
+        if plan.work is WorkKind.STEP and "other" not in replica.scheduler and len(works) < 4:
             replica.add(of("b", "other", steps=1))
-    assert works[:4] == [Work.CONDITION, Work.STEP, Work.DECODE, Work.LOAD]
+    assert works[:4] == [WorkKind.CONDITION, WorkKind.STEP, WorkKind.DECODE, WorkKind.LOAD]
 
 
 def test_a_crowd_of_finished_pictures_does_not_keep_a_model_from_being_loaded() -> None:
@@ -335,9 +346,11 @@ def test_a_crowd_of_finished_pictures_does_not_keep_a_model_from_being_loaded() 
     for number in range(8):
         replica.add(of("a", f"done {number}", steps=1))
     replica.add(of("b", "other", steps=1))
-    works = [plan.work for plan, _ in replica.turns() if plan.work in (Work.DECODE, Work.LOAD)]
-    assert works.index(Work.LOAD) == 1
-    assert works.count(Work.DECODE) == 9
+    works = [
+        plan.work for plan, _ in replica.turns() if plan.work in (WorkKind.DECODE, WorkKind.LOAD)
+    ]
+    assert works.index(WorkKind.LOAD) == 1
+    assert works.count(WorkKind.DECODE) == 9
 
 
 @pytest.mark.parametrize("pause", [1, 2, 4])
@@ -348,7 +361,7 @@ def test_base_and_refiner_in_turn_serve_whoever_waits_however_many_come(pause: i
     steps = 0
 
     def come() -> None:
-        replica.scheduler.add(of("a", str(len(born))), Leg(Stage.BASE, 3, last=False))
+        replica.scheduler.add(of("a", str(len(born))), StageSegment(Stage.BASE, 3, last=False))
         born.append(steps)
 
     come()
@@ -357,14 +370,14 @@ def test_base_and_refiner_in_turn_serve_whoever_waits_however_many_come(pause: i
         for id in done:
             if here == "a":
                 base = replace(of("a", id), index=3, latents=1.0)
-                leg = Leg(Stage.REFINER, 4, last=True)
-                replica.scheduler.add(handed_over(base, Stage.REFINER), leg)
+                leg = StageSegment(Stage.REFINER, 4, last=True)
+                replica.scheduler.add(for_stage(base, Stage.REFINER), leg)
             else:
                 took.append(steps - born[int(id)])
-        if plan.work is Work.LOAD:
+        if plan.work is WorkKind.LOAD:
             waiting = {one.id for one in replica.scheduler.samples() if one.model == here}
             assert {one.id for one in plan.samples} == waiting, "a change leaves somebody behind"
-        if plan.work is Work.STEP:
+        if plan.work is WorkKind.STEP:
             steps += 1
             if steps % pause == 0 and len(born) < 200:
                 come()

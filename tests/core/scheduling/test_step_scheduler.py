@@ -7,12 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.core.diffusion.sample import Leg, Sample, advanced, begin, entered, itinerary, told
+from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.diffusion.sample import (
+    Sample,
+    StageSegment,
+    after_step,
+    new_sample,
+    stage_segments,
+    with_latents,
+    with_prompt_info,
+)
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, StepScheduler, Work
+from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, StepScheduler, WorkKind
 
-NOISE = NoiseConfig(spacing="leading", offset=1)
+NOISE = NoiseConfig(timestep_spacing="leading", steps_offset=1)
 
 
 def sample(
@@ -34,20 +43,22 @@ def sample(
     )
     schedule = make_schedule(NOISE, Sampler.EULER, steps, strength, 1.0)
     source = None if strength is None else bytes(side * 64 * 3)
-    return begin(id, spec, schedule, Stage.BASE, source)
+    return new_sample(id, spec, schedule, Stage.BASE, ImageInputs(source))
 
 
-def whole(one: Sample[float]) -> Leg:
-    return itinerary(one.schedule, 1.0, refiner=False)[0]
+def whole(one: Sample[float]) -> StageSegment:
+    return stage_segments(one.schedule, 1.0, refiner=False)[0]
 
 
 def run(plan: Plan[float]) -> list[Sample[float]]:
     """What a model would make of a plan."""
-    if plan.work is Work.STEP:
-        return [advanced(s, 0.0, None, s.draws) for s in plan.samples]
+    if plan.work is WorkKind.STEP:
+        return [after_step(s, 0.0, None, s.noise_draws) for s in plan.samples]
     (one,) = plan.samples
-    fresh = plan.work is Work.ENCODE or (plan.work is Work.CONDITION and one.source is None)
-    return [entered(one, 1.0, 1) if fresh and one.latents is None else one]
+    fresh = plan.work is WorkKind.ENCODE or (
+        plan.work is WorkKind.CONDITION and one.inputs.init_image is None
+    )
+    return [with_latents(one, 1.0, 1) if fresh and one.latents is None else one]
 
 
 def turns(scheduler: StepScheduler[float]) -> Iterator[tuple[Plan[float], tuple[str, ...]]]:
@@ -65,12 +76,18 @@ def filled(*samples: Sample[float], images: int = 4, lanes: int = 8) -> StepSche
 
 def test_an_image_is_conditioned_stepped_and_decoded() -> None:
     works = [plan.work for plan, _ in turns(filled(sample("a", 2)))]
-    assert works == [Work.CONDITION, Work.STEP, Work.STEP, Work.DECODE]
+    assert works == [WorkKind.CONDITION, WorkKind.STEP, WorkKind.STEP, WorkKind.DECODE]
 
 
 def test_a_base_image_is_encoded_before_its_first_step() -> None:
     works = [plan.work for plan, _ in turns(filled(sample("a", 4, strength=0.5)))]
-    assert works == [Work.CONDITION, Work.ENCODE, Work.STEP, Work.STEP, Work.DECODE]
+    assert works == [
+        WorkKind.CONDITION,
+        WorkKind.ENCODE,
+        WorkKind.STEP,
+        WorkKind.STEP,
+        WorkKind.DECODE,
+    ]
 
 
 def test_a_newcomer_steps_with_the_others_at_the_next_step() -> None:
@@ -81,7 +98,7 @@ def test_a_newcomer_steps_with_the_others_at_the_next_step() -> None:
     newcomer = sample("new", 4)
     scheduler.add(newcomer, whole(newcomer))
     seen = [next(running)[0] for _ in range(2)]
-    assert [p.work for p in seen] == [Work.CONDITION, Work.STEP]
+    assert [p.work for p in seen] == [WorkKind.CONDITION, WorkKind.STEP]
     assert {s.id for s in seen[1].samples} == {"old", "new"}
 
 
@@ -121,13 +138,13 @@ def test_a_long_image_is_not_starved_by_short_ones() -> None:
 @pytest.mark.parametrize(("lanes", "expected"), [(8, 8), (0, 3)])
 def test_lanes_are_fixed_in_strict_mode_and_counted_in_fast(lanes: int, expected: int) -> None:
     scheduler = filled(sample("a"), sample("b", guidance=1.0), lanes=lanes)
-    plans = [plan for plan, _ in turns(scheduler) if plan.work is Work.STEP]
+    plans = [plan for plan, _ in turns(scheduler) if plan.work is WorkKind.STEP]
     assert {plan.lanes for plan in plans} == {expected}
 
 
 def test_no_more_images_step_together_than_allowed() -> None:
     scheduler = filled(*(sample(str(i), guidance=1.0) for i in range(7)), images=3, lanes=8)
-    assert max(len(p.samples) for p, _ in turns(scheduler) if p.work is Work.STEP) == 3
+    assert max(len(p.samples) for p, _ in turns(scheduler) if p.work is WorkKind.STEP) == 3
 
 
 def test_shapes_never_share_a_batch_and_both_end() -> None:
@@ -141,10 +158,12 @@ def test_shapes_never_share_a_batch_and_both_end() -> None:
 
 def test_prompts_of_other_lengths_never_share_a_batch_and_all_end() -> None:
     lengths = {"a": 1, "b": 3, "c": 1, "d": 3}
-    scheduler = filled(*(told(sample(id, 6), count, ()) for id, count in lengths.items()))
+    scheduler = filled(
+        *(with_prompt_info(sample(id, 6), count, ()) for id, count in lengths.items())
+    )
     done, batches = [], []
     for plan, ended in turns(scheduler):
-        if plan.work is Work.STEP:
+        if plan.work is WorkKind.STEP:
             batches.append({lengths[s.id] for s in plan.samples})
         done += ended
     assert all(len(batch) == 1 for batch in batches)
@@ -157,8 +176,8 @@ def test_decoding_and_stepping_take_turns() -> None:
         *(sample(str(i), 2) for i in range(4)), sample("long", 20), images=5, lanes=16
     )
     works = [plan.work for plan, _ in turns(scheduler)]
-    first = works.index(Work.DECODE)
-    assert works[first : first + 8] == [Work.DECODE, Work.STEP] * 4
+    first = works.index(WorkKind.DECODE)
+    assert works[first : first + 8] == [WorkKind.DECODE, WorkKind.STEP] * 4
 
 
 def test_a_cancelled_sample_is_gone_before_the_next_plan() -> None:
@@ -183,21 +202,21 @@ def test_an_evicted_sample_is_handed_back_as_it_stands_and_continues_elsewhere()
     assert scheduler.plan() is None
     again = filled(left)
     works = [plan.work for plan, _ in turns(again)]
-    assert works == [Work.CONDITION, *[Work.STEP] * 7, Work.DECODE]
+    assert works == [WorkKind.CONDITION, *[WorkKind.STEP] * 7, WorkKind.DECODE]
     with pytest.raises(KeyError):
         scheduler.evict("a")
 
 
 def test_a_leg_that_is_not_the_last_ends_without_a_decode() -> None:
     scheduler: StepScheduler[float] = StepScheduler({"": BatchSize(4, 8)})
-    scheduler.add(sample("a", 10), Leg(Stage.BASE, 3, last=False))
+    scheduler.add(sample("a", 10), StageSegment(Stage.BASE, 3, last=False))
     works = [plan.work for plan, _ in turns(scheduler)]
-    assert works == [Work.CONDITION, Work.STEP, Work.STEP, Work.STEP]
+    assert works == [WorkKind.CONDITION, WorkKind.STEP, WorkKind.STEP, WorkKind.STEP]
 
 
 def test_a_last_leg_without_steps_is_only_decoded() -> None:
     one = replace(sample("a", 4), index=4, latents=1.0)
-    assert [plan.work for plan, _ in turns(filled(one))] == [Work.DECODE]
+    assert [plan.work for plan, _ in turns(filled(one))] == [WorkKind.DECODE]
 
 
 def test_a_sample_is_taken_once_and_never_without_a_step_to_take() -> None:
@@ -206,7 +225,7 @@ def test_a_sample_is_taken_once_and_never_without_a_step_to_take() -> None:
         scheduler.add(sample("a"), whole(sample("a")))
     done = replace(sample("b", 4), index=4, latents=1.0)
     with pytest.raises(ValueError, match="no step to take"):
-        scheduler.add(done, Leg(Stage.BASE, 4, last=False))
+        scheduler.add(done, StageSegment(Stage.BASE, 4, last=False))
 
 
 @pytest.mark.parametrize(("images", "lanes"), [(0, 8), (1, 1)])
@@ -223,7 +242,7 @@ def test_its_state_can_be_read() -> None:
         next(running)
     assert repr(scheduler) == ("<StepScheduler 1 waiting | 1 stepping in 1 shapes | 1 decoding>")
     assert [s.id for s in scheduler.samples()] == ["a", "b", "c"]
-    assert [owed.leg.stop for owed in scheduler.owed()] == [1, 9, 4]
+    assert [owed.segment.stop for owed in scheduler.pending()] == [1, 9, 4]
 
 
 @given(
@@ -256,7 +275,7 @@ def test_everything_accepted_ends_once_with_all_its_steps(
     steps_taken = [0] * len(asked)
     done: list[str] = []
     for plan, ended in turns(scheduler):
-        if plan.work is Work.STEP:
+        if plan.work is WorkKind.STEP:
             assert sum(s.spec.rows for s in plan.samples) <= plan.lanes
             for one in plan.samples:
                 steps_taken[int(one.id)] += 1

@@ -2,15 +2,15 @@ from dataclasses import replace
 
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.service.info import (
-    Condition,
     Health,
+    HealthStatus,
     License,
-    LoraFacts,
-    ModelFacts,
-    ServiceFacts,
+    LoraInfo,
+    ModelInfo,
+    ServiceInfo,
 )
 
-SDXL = ModelFacts("sdxl", 512, NoiseConfig())
+SDXL = ModelInfo("sdxl", 512, NoiseConfig())
 
 
 def test_models_know_their_legal_sizes() -> None:
@@ -18,32 +18,32 @@ def test_models_know_their_legal_sizes() -> None:
 
 
 def test_health_is_a_value() -> None:
-    assert Health(Condition.READY, "", {"base": 1}, 0.0) == Health(
-        Condition.READY, "", {"base": 1}, 0.0
+    assert Health(HealthStatus.READY, "", {"base": 1}, 0.0) == Health(
+        HealthStatus.READY, "", {"base": 1}, 0.0
     )
 
 
 def test_other_licences_are_other_terms() -> None:
-    facts = ServiceFacts((SDXL,), None, "cpu", "fp32", 2)
+    facts = ServiceInfo((SDXL,), None, "cpu", "fp32", 2)
     license = License("sdxl", "RAIL", "", (), "text")
     one = replace(facts, licenses=(license,))
     other = replace(facts, licenses=(replace(license, text="another"),))
-    assert len({facts.terms, one.terms, other.terms}) == 3
-    assert one.terms == replace(one, device="cuda").terms
+    assert len({facts.terms_digest, one.terms_digest, other.terms_digest}) == 3
+    assert one.terms_digest == replace(one, device="cuda").terms_digest
 
 
 def test_models_are_found_by_name_and_the_first_is_the_default() -> None:
-    few = replace(SDXL, name="few", refined=False)
-    facts = ServiceFacts((SDXL, few), "sdxl-refiner", "cpu", "fp32", 2)
-    assert (facts.model, facts.names) == (SDXL, ("sdxl", "few"))
-    assert facts.named("few") == few
-    assert facts.named("none") is None
-    assert [facts.refines(model) for model in facts.models] == [True, False]
-    assert not replace(facts, refiner=None).refines(SDXL)
+    few = replace(SDXL, name="few", can_be_refined=False)
+    facts = ServiceInfo((SDXL, few), "sdxl-refiner", "cpu", "fp32", 2)
+    assert (facts.default_model, facts.model_names) == (SDXL, ("sdxl", "few"))
+    assert facts.find_model("few") == few
+    assert facts.find_model("none") is None
+    assert [facts.can_refine(model) for model in facts.models] == [True, False]
+    assert not replace(facts, refiner=None).can_refine(SDXL)
 
 
 def test_loras_are_found_by_name() -> None:
-    ink = LoraFacts("ink", ("sdxl",), 0.8)
-    facts = ServiceFacts((SDXL,), None, "cpu", "fp32", 2, loras=(ink,))
-    assert facts.lora("ink") == ink
-    assert facts.lora("sdxl") is None
+    ink = LoraInfo("ink", ("sdxl",), 0.8)
+    facts = ServiceInfo((SDXL,), None, "cpu", "fp32", 2, loras=(ink,))
+    assert facts.find_lora("ink") == ink
+    assert facts.find_lora("sdxl") is None

@@ -7,27 +7,27 @@ from serve_app.core.service.metrics import (
     METRICS,
     OWED_SECONDS,
     STEP_SECONDS,
-    Kind,
+    ImageOutcome,
+    InMemoryMeter,
     Metric,
-    Outcome,
-    Tally,
+    MetricKind,
 )
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.name)
 def test_names_are_as_prometheus_wants_them(metric: Metric) -> None:
     assert re.fullmatch(r"aura_[a-z]+(_[a-z]+)*", metric.name)
-    assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
-    assert metric.kind is Kind.COUNTER or metric.name.endswith("_seconds")
+    assert metric.name.endswith("_total") == (metric.kind is MetricKind.COUNTER)
+    assert metric.kind is MetricKind.COUNTER or metric.name.endswith("_seconds")
     assert not set(metric.labels) & {"id", "prompt", "seed", "caller", "model", "key"}
-    assert metric.about
-    assert not metric.about.endswith(".")
+    assert metric.help
+    assert not metric.help.endswith(".")
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.name)
 def test_histograms_alone_have_buckets_which_rise(metric: Metric) -> None:
-    assert bool(metric.bounds) == (metric.kind is Kind.HISTOGRAM)
-    assert list(metric.bounds) == sorted(set(metric.bounds))
+    assert bool(metric.buckets) == (metric.kind is MetricKind.HISTOGRAM)
+    assert list(metric.buckets) == sorted(set(metric.buckets))
 
 
 def test_no_two_metrics_share_a_name() -> None:
@@ -35,9 +35,9 @@ def test_no_two_metrics_share_a_name() -> None:
 
 
 def test_a_tally_adds_counters_and_observations_and_keeps_the_last_of_a_gauge() -> None:
-    tally = Tally()
+    tally = InMemoryMeter()
     assert (tally.times(OWED_SECONDS), tally.value(OWED_SECONDS)) == (0, 0)
-    tally.record(IMAGES, outcome=Outcome.MADE)
+    tally.record(IMAGES, outcome=ImageOutcome.MADE)
     tally.record(IMAGES, 2, outcome="made")
     for seconds in (0.5, 0.25):
         tally.record(STEP_SECONDS, seconds, stage="base")
@@ -54,4 +54,4 @@ def test_a_tally_adds_counters_and_observations_and_keeps_the_last_of_a_gauge() 
 @pytest.mark.parametrize("labels", [{}, {"stage": "base"}, {"outcome": "made", "stage": "base"}])
 def test_other_labels_than_a_metric_has_are_an_error(labels: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="aura_images_total has the labels"):
-        Tally().record(IMAGES, 1, **labels)
+        InMemoryMeter().record(IMAGES, 1, **labels)

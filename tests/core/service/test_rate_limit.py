@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.core.service.rate_limit import Allowance, Bucket, draw, is_full
+from serve_app.core.service.rate_limit import Bucket, RateLimit, draw, is_full
 
-MINUTE = Allowance(rate=1.0, size=60.0)
+MINUTE = RateLimit(rate=1.0, size=60.0)
 
 
 def test_a_new_caller_has_a_full_bucket() -> None:

@@ -10,29 +10,29 @@ import torch
 from safetensors import safe_open
 
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.demo.training.dataset import SIZES, Shelf, scene, shelve
+from serve_app.demo.training.dataset import SIZES, Dataset, build_dataset, scene
 from serve_app.demo.training.pack import pack
 from serve_app.demo.training.tokenizer import new_tokenizer
 from serve_app.demo.training.unet import (
     FINE,
     FIRMEST,
     LOW,
-    Lesson,
-    base_course,
+    TrainingBatch,
+    base_run,
     encoded,
     is_guided,
     noise_loss,
-    refiner_course,
-    refiner_lesson,
+    refiner_batch,
+    refiner_run,
     scheduler,
     train_base,
     train_refiner,
     untaught,
 )
-from serve_app.demo.training.vae import finished_vae, train_vae, vae_course
+from serve_app.demo.training.vae import finished_vae, train_vae, vae_run
 from serve_app.runtime.checkpoints.bundled import NAMES
 from serve_app.runtime.checkpoints.checkpoint import check_pair, inspect
-from serve_app.runtime.local import Solo
+from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.networks.quiet import diffusers, transformers
 
@@ -58,27 +58,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vae(folder: Path, device: Device) -> "diffusers.AutoencoderKL":
-    course = vae_course(folder, ORIGIN, 2)
+    course = vae_run(folder, ORIGIN, 2)
     train_vae(course)
     return finished_vae(course, folder)
 
 
 @pytest.fixture(scope="module")
-def shelves(folder: Path, vae: "diffusers.AutoencoderKL") -> list[Shelf]:
-    return shelve(vae, folder, SEED, scenes=90)
+def shelves(folder: Path, vae: "diffusers.AutoencoderKL") -> list[Dataset]:
+    return build_dataset(vae, folder, SEED, scenes=90)
 
 
 @pytest.fixture(scope="module")
 def made(
     folder: Path,
     vae: "diffusers.AutoencoderKL",
-    shelves: list[Shelf],
+    shelves: list[Dataset],
     words: "transformers.CLIPTokenizer",
 ) -> Path:
     taught = {stage: untaught(stage, words) for stage in Stage}
     courses = {
-        Stage.BASE: base_course(folder, ORIGIN, 2),
-        Stage.REFINER: refiner_course(folder, ORIGIN, 2),
+        Stage.BASE: base_run(folder, ORIGIN, 2),
+        Stage.REFINER: refiner_run(folder, ORIGIN, 2),
     }
     train_base(courses[Stage.BASE], shelves, words)
     train_refiner(courses[Stage.REFINER], shelves, words)
@@ -88,7 +88,7 @@ def made(
 
 
 def test_the_gallery_holds_no_scene_that_is_kept_out_and_paints_each_once(
-    shelves: list[Shelf], folder: Path, vae: "diffusers.AutoencoderKL"
+    shelves: list[Dataset], folder: Path, vae: "diffusers.AutoencoderKL"
 ) -> None:
     assert [shelf.size for shelf in shelves] == list(SIZES)
     assert len(shelves[0].scenes) == 72
@@ -97,15 +97,15 @@ def test_the_gallery_holds_no_scene_that_is_kept_out_and_paints_each_once(
     assert not any(one.kept_out for shelf in shelves for one in shelf.scenes)
     assert shelves[0].scenes[3] == scene(SEED, 3)[0]
     written = (folder / "gallery-104x152.pt").stat().st_mtime_ns
-    again = shelve(vae, folder, SEED, scenes=90)
+    again = build_dataset(vae, folder, SEED, scenes=90)
     assert torch.equal(again[2].latents, shelves[2].latents)
     assert (folder / "gallery-104x152.pt").stat().st_mtime_ns == written
 
 
 def test_a_gallery_of_another_seed_is_painted_anew(
-    shelves: list[Shelf], tmp_path: Path, vae: "diffusers.AutoencoderKL"
+    shelves: list[Dataset], tmp_path: Path, vae: "diffusers.AutoencoderKL"
 ) -> None:
-    first, other = (shelve(vae, tmp_path, seed, scenes=90)[1].latents for seed in (SEED, 5))
+    first, other = (build_dataset(vae, tmp_path, seed, scenes=90)[1].latents for seed in (SEED, 5))
     assert torch.equal(first, shelves[1].latents)
     assert not torch.equal(other, first)
 
@@ -115,13 +115,20 @@ def test_what_it_makes_is_a_checkpoint_in_half_precision_that_the_engine_draws_w
 ) -> None:
     base, refiner = inspect(made / BASE, Stage.BASE), inspect(made / REFINER, Stage.REFINER)
     check_pair(base, refiner)
-    assert (base.native, base.aesthetics, refiner.aesthetics) == (128, False, True)
-    assert (base.zeros_for_absent, refiner.zeros_for_absent) == (True, False)
+    assert (
+        base.native_size,
+        base.requires_aesthetics_score,
+        refiner.requires_aesthetics_score,
+    ) == (128, False, True)
+    assert (base.force_zeros_for_empty_prompt, refiner.force_zeros_for_empty_prompt) == (
+        True,
+        False,
+    )
     for file in made.rglob("*.safetensors"):
         with safe_open(file, "pt") as weights:
             assert {weights.get_tensor(key).dtype for key in [*weights.keys()]} == {torch.float16}
     spec = ImageSpec(prompt="a", seed=1, width=104, height=152, steps=3, guidance=5, handoff=0.5)
-    (picture,) = Solo([base, refiner], device, images=1).draw([spec])
+    (picture,) = LocalPipeline([base, refiner], device, images=1).generate([spec])
     assert picture.shape == (152, 104, 3)
 
 
@@ -136,17 +143,17 @@ def test_a_tokenizer_s_own_two_files_say_what_the_joined_one_says(made: Path) ->
 def test_a_stage_made_anew_leaves_the_other_and_the_autoencoder_as_they_are(
     made: Path,
     vae: "diffusers.AutoencoderKL",
-    shelves: list[Shelf],
+    shelves: list[Dataset],
     words: "transformers.CLIPTokenizer",
     tmp_path: Path,
 ) -> None:
     home = tmp_path / "home"
     shutil.copytree(made, home)
     before = {file: file.read_bytes() for file in home.rglob("*") if file.is_file()}
-    packed = finished_vae(vae_course(tmp_path, ORIGIN, 2), made / BASE / "vae")
+    packed = finished_vae(vae_run(tmp_path, ORIGIN, 2), made / BASE / "vae")
     assert all(map(torch.equal, packed.state_dict().values(), vae.state_dict().values()))
     assert packed.config.scaling_factor == vae.config.scaling_factor
-    course = refiner_course(tmp_path, ORIGIN, 3)
+    course = refiner_run(tmp_path, ORIGIN, 3)
     train_refiner(course, shelves, words)
     taught = untaught(Stage.REFINER, words)
     record = {"refiner": course.finished(taught.networks)}
@@ -191,7 +198,7 @@ def test_who_knows_the_goal_has_no_error_and_who_does_not_has_one(spoiled: bool)
     draw = torch.Generator().manual_seed(0)
     goal = torch.randn(3, 4, 8, 8, generator=draw)
     shown = goal + torch.randn(goal.shape, generator=draw) if spoiled else goal
-    todo = Lesson(
+    todo = TrainingBatch(
         goal=goal,
         shown=shown,
         captions=[""] * 3,
@@ -209,11 +216,11 @@ def test_who_knows_the_goal_has_no_error_and_who_does_not_has_one(spoiled: bool)
         assert noise_loss(Knowing(shown), alphas, todo, *text) > 0.1
 
 
-def test_a_guided_lesson_is_pairs_alike_but_for_what_is_told(shelves: list[Shelf]) -> None:
-    plain = refiner_lesson(shelves, SEED, 7, guided=False)
+def test_a_guided_lesson_is_pairs_alike_but_for_what_is_told(shelves: list[Dataset]) -> None:
+    plain = refiner_batch(shelves, SEED, 7, guided=False)
     assert plain.guidance is None
     assert len({tuple(row) for row in plain.noise.flatten(1).tolist()}) == len(plain.captions)
-    paired = refiner_lesson(shelves, SEED, 7, guided=True)
+    paired = refiner_batch(shelves, SEED, 7, guided=True)
     half = len(paired.captions) // 2
     for both in (paired.goal, paired.shown, paired.noise, paired.times):
         assert torch.equal(both[:half], both[half:])
@@ -244,7 +251,7 @@ class Unsure(torch.nn.Module):
 def test_a_guided_lesson_asks_for_what_guidance_makes_of_both_predictions() -> None:
     draw = torch.Generator().manual_seed(0)
     goal = torch.randn(2, 4, 8, 8, generator=draw).repeat(2, 1, 1, 1)
-    todo = Lesson(
+    todo = TrainingBatch(
         goal=goal,
         shown=goal,
         captions=[""] * 4,

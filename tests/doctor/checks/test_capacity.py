@@ -361,7 +361,7 @@ def test_sdxl_has_room_where_a_config_is_for(
 
 
 def verify(findings: list[Finding]) -> None:
-    assert [one.said for one in findings if one.mend] == []
+    assert [one.message for one in findings if one.fix] == []
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.doctor.checks.disk import Place, check_room, look
+from serve_app.doctor.checks.disk import Place, check_room, probe
 from serve_app.doctor.finding import Finding, fail, fine, warn
 from tests.doctor.conftest import GIB
 
@@ -55,5 +55,5 @@ def test_room_on_the_disk(places: list[Place], finding: Finding) -> None:
 
 
 def test_a_folder_that_is_not_there_yet_is_looked_at_where_it_will_be(tmp_path: Path) -> None:
-    found = look("the ledger", tmp_path / "state" / "aura")
+    found = probe("the ledger", tmp_path / "state" / "aura")
     assert found.folder == tmp_path and 0 < found.free <= found.total

@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.config.settings import Settings
 from serve_app.doctor.checks import gpus as cards
-from serve_app.doctor.checks.gpu_probe import Card, Graphics, Torch, look
+from serve_app.doctor.checks.gpu_probe import Card, GpuReport, Torch, probe
 from serve_app.doctor.checks.machine import Machine
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
 from tests.doctor.conftest import GIB, SOUND, WITHOUT_CARD, machine
@@ -22,16 +22,16 @@ REINSTALL = "python -m pip uninstall -y torch && python -m pip install -e ."
 IN_WINDOWS = "explorer.exe https://www.nvidia.com/drivers"
 
 
-def with_cards(*there: Card, archs: tuple[str, ...] = ARCHS) -> Graphics:
+def with_cards(*there: Card, archs: tuple[str, ...] = ARCHS) -> GpuReport:
     torch = Torch("2.13.0", "12.8", archs, mps=False, cards=there)
-    return Graphics(torch, "", driver=(12, 8), nvidia=True, visible=None)
+    return GpuReport(torch, "", driver=(12, 8), nvidia=True, visible=None)
 
 
 def read(**values: str) -> Settings:
     return Settings.read({name.upper(): value for name, value in values.items()})
 
 
-UNSEEN = replace(with_cards(), trouble="")
+UNSEEN = replace(with_cards(), problem="")
 CPU_BUILD = replace(UNSEEN, torch=Torch("2.13.0+cpu", None, (), mps=False, cards=()))
 
 
@@ -49,7 +49,7 @@ CPU_BUILD = replace(UNSEEN, torch=Torch("2.13.0+cpu", None, (), mps=False, cards
             fine("torch", "torch 2.13.0, for CUDA 12.8; there is no NVIDIA card that it could use"),
         ),
         (
-            replace(WITHOUT_CARD, torch=None, trouble="libtorch_cpu.so: no such file"),
+            replace(WITHOUT_CARD, torch=None, problem="libtorch_cpu.so: no such file"),
             SOUND,
             fail("torch", "torch can't be used: libtorch_cpu.so: no such file", REINSTALL),
         ),
@@ -118,7 +118,7 @@ CPU_BUILD = replace(UNSEEN, torch=Torch("2.13.0+cpu", None, (), mps=False, cards
         ),
     ],
 )
-def test_torch(graphics: Graphics, here: Machine, finding: Finding) -> None:
+def test_torch(graphics: GpuReport, here: Machine, finding: Finding) -> None:
     assert cards.check_torch(graphics, here) == finding
 
 
@@ -138,7 +138,7 @@ def test_kernels_run_on_their_own_major_version_and_ptx_on_whatever_is_newer(
     archs: tuple[str, ...], card: Card, runs: bool
 ) -> None:
     finding = cards.check_torch(with_cards(card, archs=archs), SOUND)
-    assert (finding.mend == "") is runs
+    assert (finding.fix == "") is runs
 
 
 @pytest.mark.parametrize(
@@ -199,12 +199,12 @@ def test_kernels_run_on_their_own_major_version_and_ptx_on_whatever_is_newer(
         ),
         (
             "auto",
-            replace(WITHOUT_CARD, torch=None, trouble="broken"),
+            replace(WITHOUT_CARD, torch=None, problem="broken"),
             skip("device", "not examined, because torch can't be used"),
         ),
     ],
 )
-def test_device(wish: str, graphics: Graphics, finding: Finding) -> None:
+def test_device(wish: str, graphics: GpuReport, finding: Finding) -> None:
     assert cards.check_device(read(model_device=wish), graphics, demo=False) == finding
 
 
@@ -249,7 +249,7 @@ def test_xformers_are_judged_by_a_probe_that_really_ran() -> None:
             "python -m pip install -e '.[xformers]'",
         )
     else:
-        assert finding.mend == "ENABLE_XFORMERS=0"
+        assert finding.fix == "ENABLE_XFORMERS=0"
 
 
 def test_xformers_that_do_not_run_are_turned_off_and_those_that_run_are_left() -> None:
@@ -267,6 +267,6 @@ def test_xformers_that_do_not_run_are_turned_off_and_those_that_run_are_left() -
 
 
 def test_this_machine_s_torch_is_asked() -> None:
-    graphics = look()
-    assert graphics.torch is not None and graphics.trouble == ""
+    graphics = probe()
+    assert graphics.torch is not None and graphics.problem == ""
     assert graphics.torch.version.startswith("2.13")

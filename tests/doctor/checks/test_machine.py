@@ -151,11 +151,11 @@ def test_clock(changes: dict[str, object], finding: Finding) -> None:
     ],
 )
 def test_a_clock_is_set_as_the_system_has_it(changes: dict[str, object], mend: str) -> None:
-    assert room.check_clock(machine(now=0.0, **changes)).mend == mend
+    assert room.check_clock(machine(now=0.0, **changes)).fix == mend
 
 
 def test_this_machine_can_be_looked_at() -> None:
-    here = room.look()
+    here = room.probe()
     assert here.python >= room.OLDEST and here.lacking == ()
     assert here.now > here.newest > SOUND.newest - 3e9
     assert here.memory > 2**28

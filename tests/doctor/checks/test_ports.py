@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from serve_app.doctor.checks import ray_cluster as cluster
-from serve_app.doctor.run import Grounds
+from serve_app.doctor.run import Probes
 from tests.doctor.conftest import wrong
 from tests.support.setups import SetUp
 
@@ -23,7 +23,7 @@ def taken(setup: SetUp) -> Iterator[socket.socket]:
 
 
 def test_a_port_in_use_is_told_with_one_that_is_free(
-    setup: SetUp, grounds: Grounds, taken: socket.socket
+    setup: SetUp, grounds: Probes, taken: socket.socket
 ) -> None:
     ((check, verdict, said, mend),) = wrong(grounds)
     assert (check, verdict) == ("port", "FAIL")
@@ -72,7 +72,7 @@ def serving() -> Iterator[Callable[[str, int], Answers]]:
 
 
 def test_the_service_itself_on_its_port_is_no_failure(
-    setup: SetUp, grounds: Grounds, serving: Callable[[str, int], Answers]
+    setup: SetUp, grounds: Probes, serving: Callable[[str, int], Answers]
 ) -> None:
     serving("127.0.0.1", setup.port)
     ((check, verdict, said, mend),) = wrong(grounds)
@@ -84,11 +84,11 @@ def test_the_service_itself_on_its_port_is_no_failure(
 
 
 def test_a_ray_dashboard_open_to_all_is_found_unless_it_asks_for_a_token(
-    grounds: Grounds, serving: Callable[[str, int], Answers]
+    grounds: Probes, serving: Callable[[str, int], Answers]
 ) -> None:
     server = serving("0.0.0.0", 0)
     port = server.server_port
-    exposed = replace(grounds, cluster=lambda: cluster.look({port: "dashboard"}))
+    exposed = replace(grounds, cluster=lambda: cluster.probe({port: "dashboard"}))
     assert wrong(exposed) == [
         (
             "ray ports",
@@ -104,14 +104,14 @@ def test_a_ray_dashboard_open_to_all_is_found_unless_it_asks_for_a_token(
 
 
 def test_a_ray_dashboard_for_this_machine_alone_is_no_trouble(
-    grounds: Grounds, serving: Callable[[str, int], Answers]
+    grounds: Probes, serving: Callable[[str, int], Answers]
 ) -> None:
     port = serving("127.0.0.1", 0).server_port
-    assert wrong(replace(grounds, cluster=lambda: cluster.look({port: "dashboard"}))) == []
+    assert wrong(replace(grounds, cluster=lambda: cluster.probe({port: "dashboard"}))) == []
 
 
 def test_a_cluster_that_runs_here_is_told_since_the_service_would_join_it(
-    setup: SetUp, grounds: Grounds
+    setup: SetUp, grounds: Probes
 ) -> None:
     home = setup.folder.parent / "ray"
     home.mkdir()

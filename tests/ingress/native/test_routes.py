@@ -10,9 +10,9 @@ from PIL import Image
 
 from serve_app.core import errors
 from serve_app.core.diffusion.spec import Sampler
-from serve_app.core.service.info import Condition, Health
+from serve_app.core.service.info import Health, HealthStatus
 from tests.ingress.conftest import Client
-from tests.support.fake_conductor import FACTS, Failing, Painter
+from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
 
 
 def picture(width: int = 1024, height: int = 1024) -> str:
@@ -26,7 +26,7 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 async def test_a_prompt_alone_gives_two_pictures_and_says_how(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     answer = await client().post("/generate", json={"prompt": "  a red fox "})
     assert answer.status_code == 201
@@ -54,7 +54,7 @@ async def test_a_prompt_alone_gives_two_pictures_and_says_how(
 
 
 async def test_everything_that_can_be_asked_reaches_the_spec(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     asked = {
         "prompt": "a fox",
@@ -77,27 +77,27 @@ async def test_everything_that_can_be_asked_reaches_the_spec(
     assert (spec.width, spec.height) == (1344, 768)
     assert (spec.steps, spec.guidance, spec.handoff) == (12, 4, 0.6)
     assert (spec.sampler, spec.negative_prompt) == (Sampler.DPMPP_2M_KARRAS, "")
-    assert {timeout for *_, timeout in painter.asked} == {90}
+    assert {timeout for *_, timeout in painter.calls} == {90}
 
 
 @pytest.mark.parametrize(("temperature", "guidance"), [(0, 9.3), (0.8, 6.9), (2, 3.3)])
 async def test_temperature_loosens_the_guidance(
-    client: Client, painter: Painter, temperature: float, guidance: float
+    client: Client, painter: FakeConductor, temperature: float, guidance: float
 ) -> None:
     await client().post("/generate", json={"prompt": "a", "temperature": temperature})
     assert painter.specs[0].guidance == guidance
 
 
-async def test_pixels_win_over_the_aspect(client: Client, painter: Painter) -> None:
+async def test_pixels_win_over_the_aspect(client: Client, painter: FakeConductor) -> None:
     asked = {"prompt": "a", "aspectRatio": "9:16", "width": 512, "height": 640}
     await client().post("/generate", json=asked)
     assert (painter.specs[0].width, painter.specs[0].height) == (512, 640)
 
 
 async def test_without_a_refiner_base_makes_it_all_and_a_wish_for_one_is_answered(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
-    alone = client(facts=replace(FACTS, refiner=None, notices=("demo",)))
+    alone = client(facts=replace(INFO, refiner=None, warnings=("demo",)))
     plain = (await alone.post("/generate", json={"prompt": "a"})).json()["meta"]
     assert (plain["refined"], plain["warnings"]) == (False, ["demo"])
     wished = (await alone.post("/generate", json={"prompt": "a", "refine": True})).json()["meta"]
@@ -106,7 +106,7 @@ async def test_without_a_refiner_base_makes_it_all_and_a_wish_for_one_is_answere
     assert {spec.handoff for spec in painter.specs} == {1.0}
 
 
-async def test_refine_false_leaves_the_refiner_out(client: Client, painter: Painter) -> None:
+async def test_refine_false_leaves_the_refiner_out(client: Client, painter: FakeConductor) -> None:
     answer = await client().post("/generate", json={"prompt": "a", "refine": False})
     assert answer.json()["meta"]["refined"] is False
     assert painter.specs[0].handoff == 1.0
@@ -116,7 +116,7 @@ async def test_refine_false_leaves_the_refiner_out(client: Client, painter: Pain
     "names", [("baseImages", "refinePrompt"), ("images", "prompt")], ids=["long", "short"]
 )
 async def test_both_forms_of_refine_are_taken(
-    client: Client, painter: Painter, names: tuple[str, str]
+    client: Client, painter: FakeConductor, names: tuple[str, str]
 ) -> None:
     images, prompt = names
     asked = {
@@ -131,11 +131,11 @@ async def test_both_forms_of_refine_are_taken(
     spec, other = painter.specs
     assert (spec.strength, spec.handoff, spec.steps, spec.guidance) == (0.6, 0.8, 14, 5.5)
     assert (spec.seed, other.seed, spec.prompt) == (3, 4, "warmer")
-    assert len(painter.asked[0][2] or b"") == 1024 * 768 * 3
+    assert len(painter.calls[0][2] or b"") == 1024 * 768 * 3
 
 
 async def test_naming_the_refiner_asks_for_the_refiner_alone(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     asked = {
         "images": [picture(512, 512)],
@@ -148,13 +148,13 @@ async def test_naming_the_refiner_asks_for_the_refiner_alone(
 
 
 async def test_pictures_go_round_the_base_images_and_each_gets_one(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     images = [picture(512, 512), picture(640, 512), picture(512, 640)]
     await client().post("/refine", json={"images": images, "prompt": "a", "imageCount": 5})
     widths = [spec.width for spec in painter.specs]
     assert widths == [512, 640, 512, 512, 640]
-    painter.asked.clear()
+    painter.calls.clear()
     await client().post("/refine", json={"images": images, "prompt": "a", "imageCount": 1})
     assert len(painter.specs) == 3
 
@@ -169,11 +169,11 @@ async def test_what_is_ignored_or_bent_is_told(client: Client) -> None:
 
 
 async def test_what_the_images_warn_of_is_told_once_after_what_the_order_does(
-    client: Client, painter: Painter
+    client: Client, painter: FakeConductor
 ) -> None:
     painter.warnings = ("the prompt was cut", "demo")
     asked = {"prompt": "a", "imageCount": 3}
-    demo = client(facts=replace(FACTS, notices=("demo",)))
+    demo = client(facts=replace(INFO, warnings=("demo",)))
     meta = (await demo.post("/generate", json=asked)).json()["meta"]
     assert meta["warnings"] == ["demo", "the prompt was cut"]
     job = (await demo.get(f"/jobs/{meta['jobId']}")).json()
@@ -326,7 +326,12 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("route", "asked", "path", "sentence"), BAD)
 async def test_a_bad_field_is_named_with_its_range(
-    client: Client, painter: Painter, route: str, asked: dict[str, Any], path: str, sentence: str
+    client: Client,
+    painter: FakeConductor,
+    route: str,
+    asked: dict[str, Any],
+    path: str,
+    sentence: str,
 ) -> None:
     if route == "/generate" and asked:
         asked = {"prompt": "a"} | asked
@@ -338,7 +343,7 @@ async def test_a_bad_field_is_named_with_its_range(
     assert error["details"][0]["path"] == path
     assert sentence in f"{path} {error['details'][0]['message']}"
     assert error["requestId"] == answer.headers["x-request-id"]
-    assert not painter.asked
+    assert not painter.calls
 
 
 async def test_a_flood_of_wrong_fields_gets_a_short_answer(client: Client) -> None:
@@ -355,14 +360,16 @@ async def test_a_config_is_not_told_of_fields_it_does_not_have(client: Client) -
     assert "did you mean" not in answer.text
 
 
-async def test_a_prompt_is_measured_after_trimming(client: Client, painter: Painter) -> None:
+async def test_a_prompt_is_measured_after_trimming(client: Client, painter: FakeConductor) -> None:
     answer = await client().post("/generate", json={"prompt": " " * 50 + "a" * 500 + "\n"})
     assert answer.status_code == 201
     assert painter.specs[0].prompt == "a" * 500
 
 
 async def test_a_caller_who_leaves_cancels_every_image(client: Client) -> None:
-    waiting = Failing(errors.OutOfMemory("never: no image has the number it fails at"), at=9)
+    waiting = FailingConductor(
+        errors.OutOfMemory("never: no image has the number it fails at"), at=9
+    )
     asked = asyncio.ensure_future(
         client(waiting).post("/generate", json={"prompt": "a", "imageCount": 3})
     )
@@ -412,7 +419,7 @@ async def test_an_unknown_model_gets_the_list_and_is_not_repeated(
 async def test_a_failure_has_its_status_cancels_the_siblings_and_tells_no_secrets(
     client: Client, error: Exception, status: int, code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    failing = Failing(error)
+    failing = FailingConductor(error)
     with caplog.at_level(logging.CRITICAL):
         answer = await client(failing).post(
             "/generate",
@@ -432,7 +439,7 @@ async def test_a_failure_has_its_status_cancels_the_siblings_and_tells_no_secret
     assert answer.headers.get("x-should-retry") == ("false" if status == 504 else None)
 
 
-async def test_health_says_who_is_ready_and_why_not(client: Client, painter: Painter) -> None:
+async def test_health_says_who_is_ready_and_why_not(client: Client, painter: FakeConductor) -> None:
     ready = await client().get("/health")
     assert ready.status_code == 200
     assert ready.json() == {
@@ -451,9 +458,13 @@ async def test_health_says_who_is_ready_and_why_not(client: Client, painter: Pai
         "warnings": [],
         "version": "9.9.9",
     }
-    painter.now = replace(painter.now, shortfalls=("base: too little memory",))
+    painter.current_health = replace(
+        painter.current_health, shortfalls=("base: too little memory",)
+    )
     assert (await client().get("/health")).json()["warnings"] == ["base: too little memory"]
-    painter.now = Health(Condition.LOADING, "no replica of base is ready yet", {"base": 0}, 0.0)
+    painter.current_health = Health(
+        HealthStatus.LOADING, "no replica of base is ready yet", {"base": 0}, 0.0
+    )
     loading = await client().get("/health")
     assert loading.status_code == 503
     assert loading.json()["reason"] == "no replica of base is ready yet"
@@ -468,7 +479,9 @@ async def test_addresses_and_methods_that_are_not_there(client: Client) -> None:
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "METHOD_NOT_ALLOWED")
 
 
-async def test_only_json_is_read_and_not_without_end(client: Client, painter: Painter) -> None:
+async def test_only_json_is_read_and_not_without_end(
+    client: Client, painter: FakeConductor
+) -> None:
     text = await client().post(
         "/generate", content=b'{"prompt":"a"}', headers={"Content-Type": "text/plain"}
     )
@@ -483,7 +496,7 @@ async def test_only_json_is_read_and_not_without_end(client: Client, painter: Pa
 
     unannounced = await client().post("/generate", content=endless(), headers=headers)
     assert unannounced.status_code == 413
-    assert not painter.asked
+    assert not painter.calls
 
 
 @pytest.mark.parametrize(

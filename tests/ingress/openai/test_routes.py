@@ -12,31 +12,31 @@ from PIL import Image
 
 from serve_app.core import errors
 from serve_app.deployments.ledger import Ledger
-from serve_app.ingress.access import Policy, digests
+from serve_app.ingress.access import AccessPolicy, digests
 from serve_app.ingress.openai.routes import ALIASES
 from tests.ingress.conftest import ORIGIN, Client, api_over
-from tests.support.fake_conductor import FACTS, Failing, Painter
+from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
 from tests.support.http_server import serving
 
 KEY = "a-key-of-ours"
-POLICY = Policy(keys=digests([KEY]))
+POLICY = AccessPolicy(keys=digests([KEY]))
 
 
 @pytest.fixture(scope="module")
-def painter() -> Painter:
-    return Painter()
+def painter() -> FakeConductor:
+    return FakeConductor()
 
 
 @pytest.fixture(scope="module")
-def address(painter: Painter) -> Iterator[str]:
+def address(painter: FakeConductor) -> Iterator[str]:
     with serving(api_over(painter, Ledger(None), policy=POLICY)) as address:
         yield f"{address}/v1"
 
 
 @pytest.fixture
-def sdk(address: str, painter: Painter) -> Iterator[openai.OpenAI]:
+def sdk(address: str, painter: FakeConductor) -> Iterator[openai.OpenAI]:
     """A client that had its base URL changed and nothing else."""
-    painter.asked.clear()
+    painter.calls.clear()
     with openai.OpenAI(api_key=KEY, base_url=address, max_retries=0) as client:
         yield client
 
@@ -53,7 +53,7 @@ def file(colour: str = "orange", size: tuple[int, int] = (512, 640), kind: str =
     return buffer.getvalue()
 
 
-def test_a_prompt_alone_gives_one_picture(sdk: openai.OpenAI, painter: Painter) -> None:
+def test_a_prompt_alone_gives_one_picture(sdk: openai.OpenAI, painter: FakeConductor) -> None:
     answer = sdk.images.generate(prompt="a red fox")
     assert answer.data is not None
     (picture,) = answer.data
@@ -65,7 +65,7 @@ def test_a_prompt_alone_gives_one_picture(sdk: openai.OpenAI, painter: Painter) 
 
 
 def test_everything_that_can_be_asked_reaches_the_spec(
-    sdk: openai.OpenAI, painter: Painter
+    sdk: openai.OpenAI, painter: FakeConductor
 ) -> None:
     answer = sdk.images.generate(
         prompt="a fox",
@@ -118,7 +118,7 @@ def test_the_models_there_are(sdk: openai.OpenAI) -> None:
     ("quality", "steps"), [("low", 15), ("medium", 30), ("standard", 30), ("high", 50), ("hd", 50)]
 )
 def test_quality_is_a_number_of_steps(
-    sdk: openai.OpenAI, painter: Painter, quality: Any, steps: int
+    sdk: openai.OpenAI, painter: FakeConductor, quality: Any, steps: int
 ) -> None:
     assert sdk.images.generate(prompt="a", quality=quality).quality == quality
     assert painter.specs[0].steps == steps
@@ -144,7 +144,7 @@ def test_three_formats_are_made_and_all_remember_their_request(
 
 
 def test_a_size_the_checkpoint_does_not_make_is_fitted_and_told(
-    sdk: openai.OpenAI, painter: Painter
+    sdk: openai.OpenAI, painter: FakeConductor
 ) -> None:
     answer = sdk.images.generate(prompt="a", size="3840x2160")
     spec = painter.specs[0]
@@ -161,7 +161,7 @@ def test_names_that_openai_may_add_make_no_difference_but_a_warning(sdk: openai.
     }
 
 
-def test_what_the_images_warn_of_is_told(sdk: openai.OpenAI, painter: Painter) -> None:
+def test_what_the_images_warn_of_is_told(sdk: openai.OpenAI, painter: FakeConductor) -> None:
     painter.warnings = ("the prompt was cut",)
     answer = sdk.images.generate(prompt="a", extra_body={"frame_count": 4})
     assert answer.model_extra == {
@@ -172,7 +172,7 @@ def test_what_the_images_warn_of_is_told(sdk: openai.OpenAI, painter: Painter) -
     }
 
 
-def test_one_file_or_several_are_edited(sdk: openai.OpenAI, painter: Painter) -> None:
+def test_one_file_or_several_are_edited(sdk: openai.OpenAI, painter: FakeConductor) -> None:
     answer = sdk.images.edit(
         image=file(), prompt="warmer", extra_body={"strength": 0.4, "num_inference_steps": 9}
     )
@@ -180,30 +180,30 @@ def test_one_file_or_several_are_edited(sdk: openai.OpenAI, painter: Painter) ->
     assert [opened(item.b64_json).size for item in answer.data] == [(512, 640)]
     (spec,) = painter.specs
     assert (spec.prompt, spec.strength, spec.steps) == ("warmer", 0.4, 9)
-    painter.asked.clear()
+    painter.calls.clear()
     several = [("a.png", file()), ("b.webp", file("navy", (640, 512), "WEBP"))]
     both = sdk.images.edit(model="gpt-image-1", image=several, prompt="warmer", n=2)
     assert [opened(item.b64_json).size for item in both.data or ()] == [(512, 640), (640, 512)]
-    sources = [source or b"" for _, _, source, _ in painter.asked]
+    sources = [source or b"" for _, _, source, _ in painter.calls]
     assert [source[:3] for source in sources] == [b"\xff\xa5\x00", b"\x00\x00\x80"]
 
 
 def test_an_edit_gives_as_many_pictures_as_were_asked_for(
-    sdk: openai.OpenAI, painter: Painter
+    sdk: openai.OpenAI, painter: FakeConductor
 ) -> None:
     answer = sdk.images.edit(image=[file(), file(), file()], prompt="a")
-    assert len(answer.data or ()) == len(painter.asked) == 1
+    assert len(answer.data or ()) == len(painter.calls) == 1
     assert "only the first of 3 pictures count" in str(answer.model_extra)
     assert len(sdk.images.edit(image=[file(), file()], prompt="a", n=3).data or ()) == 3
 
 
-def test_an_edit_fills_the_size_it_is_asked_for(sdk: openai.OpenAI, painter: Painter) -> None:
+def test_an_edit_fills_the_size_it_is_asked_for(sdk: openai.OpenAI, painter: FakeConductor) -> None:
     sdk.images.edit(image=file(), prompt="a", size="1024x1024")
     assert (painter.specs[0].width, painter.specs[0].height) == (1024, 1024)
 
 
 def test_an_edit_adds_to_the_prompt_that_a_picture_of_ours_remembers(
-    sdk: openai.OpenAI, painter: Painter
+    sdk: openai.OpenAI, painter: FakeConductor
 ) -> None:
     made = sdk.images.generate(prompt="misty forest").data
     assert made is not None
@@ -228,7 +228,7 @@ def test_an_edit_adds_to_the_prompt_that_a_picture_of_ours_remembers(
     ],
 )
 def test_what_can_not_be_done_is_told_in_openais_shape(
-    sdk: openai.OpenAI, painter: Painter, asked: dict[str, Any], param: str, sentence: str
+    sdk: openai.OpenAI, painter: FakeConductor, asked: dict[str, Any], param: str, sentence: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         sdk.images.generate(**({"prompt": "a"} | asked))
@@ -239,7 +239,7 @@ def test_what_can_not_be_done_is_told_in_openais_shape(
         "validation_error",
     )
     assert sentence in error.message
-    assert not painter.asked
+    assert not painter.calls
 
 
 @pytest.mark.parametrize(
@@ -254,13 +254,13 @@ def test_what_can_not_be_done_is_told_in_openais_shape(
     ids=lambda value: str(value)[:20],
 )
 def test_what_can_not_be_edited_is_told_in_openais_shape(
-    sdk: openai.OpenAI, painter: Painter, asked: dict[str, Any], param: str, sentence: str
+    sdk: openai.OpenAI, painter: FakeConductor, asked: dict[str, Any], param: str, sentence: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         sdk.images.edit(**({"image": file(), "prompt": "a"} | asked))
     assert refused.value.param == param
     assert sentence in refused.value.message
-    assert not painter.asked
+    assert not painter.calls
 
 
 def test_a_file_that_is_no_picture_is_told_by_number(sdk: openai.OpenAI) -> None:
@@ -282,13 +282,13 @@ def test_a_wrong_key_and_a_wrong_model_raise_what_the_client_knows(address: str)
 
 
 def test_a_key_of_idempotency_gives_the_same_picture_again(
-    sdk: openai.OpenAI, painter: Painter
+    sdk: openai.OpenAI, painter: FakeConductor
 ) -> None:
     again = {"Idempotency-Key": "once"}
     first = sdk.images.edit(image=file(), prompt="a", extra_headers=again)
     second = sdk.images.edit(image=file(), prompt="a", extra_headers=again)
     assert first.to_dict() == second.to_dict()
-    assert len(painter.asked) == 1
+    assert len(painter.calls) == 1
     with pytest.raises(openai.UnprocessableEntityError):
         sdk.images.edit(image=file("navy"), prompt="a", extra_headers=again)
 
@@ -304,9 +304,9 @@ def test_a_key_of_idempotency_gives_the_same_picture_again(
 def test_the_client_tries_again_only_what_may_come_right(
     error: Exception, raised: type[Exception], tries: int
 ) -> None:
-    failing = Failing(error, at=0)
+    failing = FailingConductor(error, at=0)
     failing.owed = 0.5  # and so the client waits one second
-    api = api_over(failing, Ledger(None), facts=replace(FACTS, image_count=1))
+    api = api_over(failing, Ledger(None), facts=replace(INFO, default_image_count=1))
     with (
         serving(api) as address,
         openai.OpenAI(api_key="any", base_url=f"{address}/v1", max_retries=1) as client,

@@ -21,7 +21,7 @@ def test_both_stages_together_take_less_than_20_megabytes() -> None:
 def test_they_fit_together(checkpoints: dict[Stage, Checkpoint]) -> None:
     base, refiner = checkpoints[Stage.BASE], checkpoints[Stage.REFINER]
     check_pair(base, refiner)
-    assert (base.name, refiner.name, base.native) == ("demo", "demo-refiner", 128)
+    assert (base.name, refiner.name, base.native_size) == ("demo", "demo-refiner", 128)
 
 
 @pytest.mark.parametrize("stage", Stage)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from serve_app.core.diffusion.model_defaults import Defaults
+from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.spec import Sampler, Stage
 from serve_app.core.errors import CheckpointError
-from serve_app.runtime.checkpoints.checkpoint import Checkpoint, check_pair, inspect, parameters
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, check_pair, inspect, num_parameters
 
 Break = Callable[[Path], object]
 
@@ -87,15 +87,18 @@ def test_a_broken_folder_is_told_in_one_line(base: Path, name: str) -> None:
 
 def test_a_whole_folder_tells_what_it_is(checkpoints: dict[Stage, Checkpoint]) -> None:
     base, refiner = checkpoints[Stage.BASE], checkpoints[Stage.REFINER]
-    assert (base.name, base.native, base.variant) == ("demo", 128, None)
-    assert (base.aesthetics, base.zeros_for_absent) == (False, True)
-    assert (refiner.aesthetics, refiner.zeros_for_absent) == (True, False)
-    assert base.noise.spacing == "leading"
+    assert (base.name, base.native_size, base.variant) == ("demo", 128, None)
+    assert (base.requires_aesthetics_score, base.force_zeros_for_empty_prompt) == (False, True)
+    assert (refiner.requires_aesthetics_score, refiner.force_zeros_for_empty_prompt) == (
+        True,
+        False,
+    )
+    assert base.noise_config.timestep_spacing == "leading"
     check_pair(base, refiner)
 
 
 def test_a_distilled_folder_is_known_by_its_name_its_origin_or_its_scheduler(base: Path) -> None:
-    assert inspect(base, Stage.BASE).defaults == Defaults()
+    assert inspect(base, Stage.BASE).defaults == ModelDefaults()
     edit("model_index.json", _name_or_path="stabilityai/sdxl-turbo")(base)
     assert inspect(base, Stage.BASE).defaults.sampler is Sampler.EULER_A_TRAILING
     edit("model_index.json", _name_or_path="")(base)
@@ -115,7 +118,7 @@ def test_half_precision_files_are_a_variant(base: Path) -> None:
 
 
 def test_the_headers_tell_how_many_parameters_would_be_loaded(base: Path) -> None:
-    counted = parameters(inspect(base, Stage.BASE))
+    counted = num_parameters(inspect(base, Stage.BASE))
     for name, count in counted.items():
         (file,) = (base / name).glob("*.safetensors")
         assert count == sum(tensor.numel() for tensor in load_file(file).values())
@@ -123,11 +126,11 @@ def test_the_headers_tell_how_many_parameters_would_be_loaded(base: Path) -> Non
     unet = base / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(unet, unet.with_suffix(".fp16.safetensors"))
     both = inspect(base, Stage.BASE)
-    assert both.variant is None and parameters(both) == counted  # the full files are loaded
+    assert both.variant is None and num_parameters(both) == counted  # the full files are loaded
 
 
 def test_a_refiner_of_another_noise_is_refused(checkpoints: dict[Stage, Checkpoint]) -> None:
-    other = replace(checkpoints[Stage.REFINER], noise=NoiseConfig())
+    other = replace(checkpoints[Stage.REFINER], noise_config=NoiseConfig())
     with pytest.raises(CheckpointError, match=r"MODEL_REFINER_CHECKPOINT_DIR=.*noise schedule"):
         check_pair(checkpoints[Stage.BASE], other)
 

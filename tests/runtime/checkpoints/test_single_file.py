@@ -9,12 +9,12 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
-from serve_app.core.diffusion.model_defaults import Defaults
+from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
 from serve_app.core.errors import CheckpointError
-from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect, parameters
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect, num_parameters
 from serve_app.runtime.checkpoints.licenses import RAIL, license_of
-from serve_app.runtime.local import Solo
+from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.loading import load
 from tests.support.single_files import to_single_file
@@ -38,7 +38,10 @@ def same_tensors(ours: Checkpoint, theirs: Checkpoint, device: Device) -> None:
         assert ones.keys() == others.keys()
         assert all(torch.equal(ones[name], others[name]) for name in ones)
         assert all(ones[name].dtype == others[name].dtype for name in ones)
-    read = [m.prompts.encode(m.prompts.read("a (red:1.3) fox", "p"), 2) for m in (first, second)]
+    read = [
+        m.text_encoders.encode(m.text_encoders.tokenize("a (red:1.3) fox", "p"), 2)
+        for m in (first, second)
+    ]
     assert all(torch.equal(one, other) for one, other in zip(*read, strict=True))
 
 
@@ -55,8 +58,12 @@ def test_a_file_loads_to_the_folder_s_own_bits_whatever_it_lacks(
     file = to_single_file(folder.folder, tmp_path / "tune.safetensors", without=without)
     told = inspect(file, stage, configs=folder.folder)
     assert told.file is not None
-    assert not told.file.inside & set(without)
-    assert (told.name, told.native, told.noise) == ("tune", folder.native, folder.noise)
+    assert not told.file.components & set(without)
+    assert (told.name, told.native_size, told.noise_config) == (
+        "tune",
+        folder.native_size,
+        folder.noise_config,
+    )
     same_tensors(folder, told, cpu)
 
 
@@ -67,7 +74,10 @@ def test_a_file_and_what_it_takes_from_its_folder_have_as_many_parameters(
 ) -> None:
     folder = checkpoints[stage]
     file = to_single_file(folder.folder, tmp_path / "tune.safetensors", without=without)
-    counted, known = parameters(inspect(file, stage, configs=folder.folder)), parameters(folder)
+    counted, known = (
+        num_parameters(inspect(file, stage, configs=folder.folder)),
+        num_parameters(folder),
+    )
     if not without:  # a file has more that nobody loads: a scale of likeness, numbered places
         known["text_encoder_2"] += 1
         known.update({"text_encoder": known["text_encoder"] + 77} if stage is Stage.BASE else {})
@@ -79,7 +89,7 @@ def test_a_file_paints_the_folder_s_own_picture(
 ) -> None:
     folder = checkpoints[Stage.BASE]
     file = inspect(whole, Stage.BASE, configs=folder.folder)
-    pictures = [Solo([one], cpu, images=1).draw([SPEC])[0] for one in (folder, file)]
+    pictures = [LocalPipeline([one], cpu, images=1).generate([SPEC])[0] for one in (folder, file)]
     assert pictures[0].tobytes() == pictures[1].tobytes()
 
 
@@ -103,14 +113,14 @@ def test_a_file_says_how_it_predicts_and_where_its_noise_ends(
     marks = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
     without = ("vae", *TEXT)
     both = to_single_file(folder, tmp_path / "v.safetensors", without=without, more=marks)
-    noise = inspect(both, Stage.BASE, configs=folder).noise
-    assert (noise.prediction_type, noise.zero_terminal_snr) == ("v_prediction", True)
-    assert noise.spacing == "trailing"
+    noise = inspect(both, Stage.BASE, configs=folder).noise_config
+    assert (noise.prediction_type, noise.rescale_betas_zero_snr) == ("v_prediction", True)
+    assert noise.timestep_spacing == "trailing"
     notes = {"modelspec.prediction_type": "v"}
     noted = to_single_file(folder, tmp_path / "n.safetensors", without=without, notes=notes)
-    noise = inspect(noted, Stage.BASE, configs=folder).noise
-    assert (noise.prediction_type, noise.zero_terminal_snr) == ("v_prediction", False)
-    assert noise.spacing == "leading"
+    noise = inspect(noted, Stage.BASE, configs=folder).noise_config
+    assert (noise.prediction_type, noise.rescale_betas_zero_snr) == ("v_prediction", False)
+    assert noise.timestep_spacing == "leading"
 
 
 def test_a_distilled_file_is_known_by_its_name_or_its_title(
@@ -118,11 +128,13 @@ def test_a_distilled_file_is_known_by_its_name_or_its_title(
 ) -> None:
     folder, without = checkpoints[Stage.BASE].folder, ("vae", *TEXT)
     named = to_single_file(folder, tmp_path / "fox_lightning_8step.safetensors", without=without)
-    few = Defaults(8, 1.0, Sampler.EULER_TRAILING)
+    few = ModelDefaults(8, 1.0, Sampler.EULER_TRAILING)
     assert inspect(named, Stage.BASE, configs=folder).defaults == few
     notes = {"modelspec.title": "Fox LCM"}
     titled = to_single_file(folder, tmp_path / "a.safetensors", without=without, notes=notes)
-    assert inspect(titled, Stage.BASE, configs=folder).defaults == Defaults(4, 1.0, Sampler.LCM)
+    assert inspect(titled, Stage.BASE, configs=folder).defaults == ModelDefaults(
+        4, 1.0, Sampler.LCM
+    )
 
 
 FOREIGN: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {

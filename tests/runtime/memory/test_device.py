@@ -35,7 +35,7 @@ def test_the_vae_never_runs_in_half_precision(
 
 def test_the_profile_names_what_decides_bits() -> None:
     device = open_device("cpu", precision=None, xformers=False, cpu_threads=2)
-    profile = device.profile(Stage.BASE, 8, "sdxl")
+    profile = device.numeric_profile(Stage.BASE, 8, "sdxl")
     assert (profile.lanes, profile.cpu_threads, profile.dtype) == (8, 2, "float32")
     assert profile.device.startswith("cpu ")
     assert profile.torch == torch.__version__

@@ -16,13 +16,13 @@ import torch
 
 from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, Stage
 from serve_app.core.errors import DeviceFull, ModelNotFound, ModelUnavailable, ProfileChanged
-from serve_app.core.scheduling.memory_plan import Fit
-from serve_app.runtime.build import assemble
+from serve_app.core.scheduling.memory_plan import MemoryPlan
+from serve_app.runtime.build import build_stage_model
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.memory.device import Device
-from serve_app.runtime.memory.model_cache import Maker, Shelf
+from serve_app.runtime.memory.model_cache import Loader, ModelCache
 from serve_app.runtime.stage_model import StageModel
 from tests.runtime.conftest import IMAGES
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
@@ -42,17 +42,18 @@ def both(
     return {"demo": checkpoints[Stage.BASE], "tune": inspect(folder, Stage.BASE)}
 
 
-Makers = dict[str, Maker]
+Makers = dict[str, Loader]
 
 
-def maker(denoiser: ConstantDenoiser, **options: Any) -> Maker:
+def maker(denoiser: ConstantDenoiser, **options: Any) -> Loader:
     """Makes an analytic model, whatever is to come beside it."""
     return lambda to_come, before: analytic_model(denoiser, **options)
 
 
 def makers(both: dict[str, Checkpoint], cpu: Device, images: int = IMAGES) -> Makers:
     return {
-        name: partial(assemble, one, cpu, images=images, strict=True) for name, one in both.items()
+        name: partial(build_stage_model, one, cpu, images=images, strict=True)
+        for name, one in both.items()
     }
 
 
@@ -83,18 +84,18 @@ def test_two_models_asked_for_at_once_paint_what_each_paints_alone(
     alone = []
     for spec in crowd():
         one = {spec.model: both[spec.model]}
-        alone += painted(Engine(Shelf(makers(one, cpu)), snapshot_every=1), spec)
-    together = Engine(Shelf(makers(both, cpu), room=room), snapshot_every=1)
+        alone += painted(Engine(ModelCache(makers(one, cpu)), snapshot_every=1), spec)
+    together = Engine(ModelCache(makers(both, cpu), capacity=room), snapshot_every=1)
     assert painted(together, *crowd()) == alone
     assert len(set(alone)) == len(alone)
-    assert len(together.shelf.here) == room
+    assert len(together.models.batch_sizes) == room
 
 
 def test_batches_never_mix_models() -> None:
     """Each model has its own shade, so that a row in the wrong batch would show."""
     shades = {"light": 0.75, "dark": 0.25}
     denoisers = {name: ConstantDenoiser(shade) for name, shade in shades.items()}
-    shelf = Shelf({name: maker(d, model=name) for name, d in denoisers.items()}, room=2)
+    shelf = ModelCache({name: maker(d, model=name) for name, d in denoisers.items()}, capacity=2)
     engine = Engine(shelf, snapshot_every=5)
     heard = [Heard() for _ in range(6)]
     for number, listener in enumerate(heard):
@@ -111,15 +112,15 @@ def test_batches_never_mix_models() -> None:
 def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
     """A larger model found room for one image only, beside one that steps four."""
     small, large = ConstantDenoiser(0.75), ConstantDenoiser(0.25)
-    shelf = Shelf(
+    shelf = ModelCache(
         {
             "small": maker(small, model="small"),
             "large": maker(large, model="large", lanes=2, images=1),
         },
-        room=2,
+        capacity=2,
     )
     engine = Engine(shelf, snapshot_every=5)
-    assert engine.facts().models == {"small": Fit(4)}
+    assert engine.stats().models == {"small": MemoryPlan(4)}
     heard = {name: [Heard() for _ in range(3)] for name in ("small", "large")}
     for name, listeners in heard.items():
         for number, listener in enumerate(listeners):
@@ -128,7 +129,7 @@ def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
     drain(engine)
     assert set(large.batches) == {(1, 2)}
     assert max(small.batches) == (3, 8)
-    assert engine.facts().models == {"small": Fit(4), "large": Fit(1)}
+    assert engine.stats().models == {"small": MemoryPlan(4), "large": MemoryPlan(1)}
     profiles = {name: {one.finished.sample.profile for one in heard[name]} for name in heard}
     assert profiles == {name: {shelf[name].profile.name} for name in heard}
 
@@ -136,11 +137,11 @@ def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
 def test_a_model_that_comes_again_with_another_fit_does_not_continue_its_old_snapshots() -> None:
     fits = iter([(8, 4), (2, 1)])
 
-    def refitted(to_come: int, before: Fit | None) -> StageModel:
+    def refitted(to_come: int, before: MemoryPlan | None) -> StageModel:
         lanes, images = next(fits)
         return analytic_model(ConstantDenoiser(), model="one", lanes=lanes, images=images)
 
-    shelf = Shelf({"one": refitted, "two": maker(ConstantDenoiser())})
+    shelf = ModelCache({"one": refitted, "two": maker(ConstantDenoiser())})
     engine = Engine(shelf, snapshot_every=5)
     spec = replace(SPEC, width=64, height=64)
     ends = []
@@ -175,12 +176,12 @@ def no_sweeper() -> Iterator[None]:
 def test_a_model_has_left_memory_when_the_next_one_is_made() -> None:
     seen: list[weakref.ref[Ring]] = []
 
-    def watched(name: str, to_come: int, before: Fit | None) -> StageModel:
+    def watched(name: str, to_come: int, before: MemoryPlan | None) -> StageModel:
         assert not any(one() for one in seen), "one is made before the last has left"
         seen.append(weakref.ref(ring := Ring()))
         return analytic_model(ring, model=name)
 
-    engine = Engine(Shelf({name: partial(watched, name) for name in "ab"}), snapshot_every=5)
+    engine = Engine(ModelCache({name: partial(watched, name) for name in "ab"}), snapshot_every=5)
     for number in range(4):
         spec = replace(SPEC, width=64, height=64, model="ab"[number % 2])
         painted(engine, replace(spec, seed=number))
@@ -188,26 +189,26 @@ def test_a_model_has_left_memory_when_the_next_one_is_made() -> None:
 
 
 def test_a_model_that_comes_again_is_told_how_it_was_fitted() -> None:
-    heard: list[Fit | None] = []
+    heard: list[MemoryPlan | None] = []
 
-    def listening(to_come: int, before: Fit | None) -> StageModel:
+    def listening(to_come: int, before: MemoryPlan | None) -> StageModel:
         heard.append(before)
         return analytic_model(ConstantDenoiser(), model="one", lanes=2, images=1)
 
-    shelf = Shelf({"one": listening, "two": maker(ConstantDenoiser(), model="two")})
+    shelf = ModelCache({"one": listening, "two": maker(ConstantDenoiser(), model="two")})
     shelf.load("two", ["one"])
     shelf.load("one", ["two"])
-    assert heard == [None, Fit(1)]
+    assert heard == [None, MemoryPlan(1)]
 
 
 def test_a_model_that_could_not_be_loaded_puts_no_other_out_for_a_minute() -> None:
     now, tries = [0.0], []
 
-    def broken(to_come: int, before: Fit | None) -> StageModel:
+    def broken(to_come: int, before: MemoryPlan | None) -> StageModel:
         tries.append(now[0])
         raise OSError("no such file")
 
-    shelf = Shelf(
+    shelf = ModelCache(
         {"one": maker(ConstantDenoiser(), model="one"), "bad": broken}, clock=lambda: now[0]
     )
     sample = sample_of(replace(SPEC, model="bad"), "x")
@@ -225,11 +226,11 @@ def test_a_model_that_could_not_be_loaded_puts_no_other_out_for_a_minute() -> No
 def test_each_model_is_told_how_many_are_to_come_beside_it(room: int, told: list[int]) -> None:
     heard: list[int] = []
 
-    def listening(to_come: int, before: Fit | None) -> StageModel:
+    def listening(to_come: int, before: MemoryPlan | None) -> StageModel:
         heard.append(to_come)
         return analytic_model(ConstantDenoiser())
 
-    engine = Engine(Shelf(dict.fromkeys("abc", listening), room=room), snapshot_every=5)
+    engine = Engine(ModelCache(dict.fromkeys("abc", listening), capacity=room), snapshot_every=5)
     for name in "bc":
         painted(engine, replace(SPEC, width=64, height=64, model=name))
     assert heard == told
@@ -238,23 +239,23 @@ def test_each_model_is_told_how_many_are_to_come_beside_it(room: int, told: list
 def test_nothing_of_a_model_that_could_not_be_made_stays_though_its_failure_is_kept() -> None:
     made: list[weakref.ref[ConstantDenoiser]] = []
 
-    def half_made(to_come: int, before: Fit | None) -> StageModel:
+    def half_made(to_come: int, before: MemoryPlan | None) -> StageModel:
         part = ConstantDenoiser()
         made.append(weakref.ref(part))
         raise DeviceFull("the device has no room for one image")
 
-    shelf = Shelf({"first": maker(ConstantDenoiser()), "half": half_made})
+    shelf = ModelCache({"first": maker(ConstantDenoiser()), "half": half_made})
     with pytest.raises(ModelUnavailable, match="no room for the model half") as failed:
         shelf.load("half", ["first"])
     assert isinstance(failed.value.__cause__, DeviceFull)
     assert made[0]() is None
-    assert shelf.here == {}
+    assert shelf.batch_sizes == {}
 
 
 def test_a_snapshot_of_one_model_is_nothing_to_another() -> None:
     denoiser = ConstantDenoiser()
     names = ("one", "two")
-    shelf = Shelf({n: maker(denoiser, model=n) for n in names}, room=2)
+    shelf = ModelCache({n: maker(denoiser, model=n) for n in names}, capacity=2)
     engine, heard = Engine(shelf, snapshot_every=1), Heard()
     sample = sample_of(replace(SPEC, width=64, height=64, model="one"))
     engine.submit(sample, whole(sample), heard)
@@ -271,14 +272,14 @@ def test_a_snapshot_of_one_model_is_nothing_to_another() -> None:
 
 
 def test_a_model_that_is_not_known_or_can_not_be_loaded_ends_its_own_samples_alone() -> None:
-    def broken(to_come: int, before: Fit | None) -> StageModel:
+    def broken(to_come: int, before: MemoryPlan | None) -> StageModel:
         raise OSError("/secret/place is gone")
 
-    def too_large(to_come: int, before: Fit | None) -> StageModel:
+    def too_large(to_come: int, before: MemoryPlan | None) -> StageModel:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     first = maker(ConstantDenoiser(), model="first")
-    shelf = Shelf({"first": first, "broken": broken, "large": too_large})
+    shelf = ModelCache({"first": first, "broken": broken, "large": too_large})
     engine = Engine(shelf, snapshot_every=5)
     heard = {name: Heard() for name in ("first", "broken", "large", "other")}
     for _ in range(2):
@@ -308,14 +309,17 @@ def test_switching_leaves_nothing_behind(
     """
     seen: list[weakref.ref[StageModel]] = []
 
-    def watched(make: Maker, to_come: int, before: Fit | None) -> StageModel:
+    def watched(make: Loader, to_come: int, before: MemoryPlan | None) -> StageModel:
         assert not any(one() for one in seen), "one is made before the last has left"
         model = make(to_come, before)
         seen.append(weakref.ref(model))
         return model
 
-    made = {name: partial(assemble, one, cpu, images=1, strict=False) for name, one in both.items()}
-    shelf = Shelf({name: partial(watched, make) for name, make in made.items()})
+    made = {
+        name: partial(build_stage_model, one, cpu, images=1, strict=False)
+        for name, one in both.items()
+    }
+    shelf = ModelCache({name: partial(watched, make) for name, make in made.items()})
     engine, process = Engine(shelf, snapshot_every=1), psutil.Process()
     pictures: dict[str, set[bytes]] = {name: set() for name in both}
 
@@ -336,7 +340,7 @@ def test_switching_leaves_nothing_behind(
     print(f"{rest} rounds: resident {grown / 2**20:+.1f} MB, Python's own {left / 2**10:+.0f} KB")
     assert len(seen) == rounds + 1
     assert [one for one in seen if one() is not None] == seen[-1:]
-    assert tuple(shelf.here) == ("demo",)
+    assert tuple(shelf.batch_sizes) == ("demo",)
     assert {name: len(kinds) for name, kinds in pictures.items()} == {"demo": 1, "tune": 1}
     assert pictures["demo"] != pictures["tune"]
     weights = sum(f.stat().st_size for f in both["demo"].folder.rglob("*.safetensors"))
@@ -345,10 +349,10 @@ def test_switching_leaves_nothing_behind(
 
 
 def test_a_failure_that_is_told_again_and_again_keeps_hold_of_nobody() -> None:
-    def broken(to_come: int, before: Fit | None) -> StageModel:
+    def broken(to_come: int, before: MemoryPlan | None) -> StageModel:
         raise OSError("gone")
 
-    shelf = Shelf({"first": maker(ConstantDenoiser()), "broken": broken})
+    shelf = ModelCache({"first": maker(ConstantDenoiser()), "broken": broken})
     with pytest.raises(ModelUnavailable):
         shelf.load("broken", [])
     told = []
@@ -372,10 +376,10 @@ class Wardrobe:
         self.attached = (*self.attached, name)
 
     def detach(self, name: str) -> None:
-        self.wear(())
+        self.activate(())
         self.attached = tuple(one for one in self.attached if one != name)
 
-    def wear(self, loras: tuple[Lora, ...]) -> None:
+    def activate(self, loras: tuple[Lora, ...]) -> None:
         assert {lora.name for lora in loras} <= set(self.attached)
         self.worn = loras
 
@@ -383,12 +387,12 @@ class Wardrobe:
 def test_a_lora_that_was_not_proved_is_not_worn() -> None:
     denoiser, wardrobe = ConstantDenoiser(), Wardrobe()
     model = analytic_model(denoiser, adapters=wardrobe)
-    shelf = Shelf.of(model)
+    shelf = ModelCache.of(model)
     denoiser.failures.append(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(ModelUnavailable, match=r"no room for the LoRA ink: .* LORAS_IN_MEMORY"):
         shelf.attach("", "ink", [])
-    assert (shelf.loras, wardrobe.worn) == ({"": ()}, ())
+    assert (shelf.attached_loras, wardrobe.worn) == ({"": ()}, ())
     shelf.attach("", "ink", [])
-    assert shelf.loras == {"": ("ink",)}
+    assert shelf.attached_loras == {"": ("ink",)}
     shelf.attach("", "oil", ["ink"])
-    assert shelf.loras == {"": ("oil",)}
+    assert shelf.attached_loras == {"": ("oil",)}

@@ -15,11 +15,11 @@ import pytest
 import torch
 from peft.tuners.lora.layer import LoraLayer
 
-from serve_app.core.diffusion.sample import Leg, handed_over, itinerary
+from serve_app.core.diffusion.sample import StageSegment, for_stage, stage_segments
 from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, Stage
 from serve_app.core.errors import DeviceFull, ModelUnavailable
-from serve_app.core.scheduling.memory_plan import Fit, Rung
-from serve_app.runtime.build import assemble
+from serve_app.core.scheduling.memory_plan import MemoryPlan, MemorySaving
+from serve_app.runtime.build import build_stage_model
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.lora_file import inspect_lora
@@ -27,13 +27,13 @@ from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.memory_probe import Placement
-from serve_app.runtime.memory.model_cache import Maker, Shelf
-from serve_app.runtime.memory.pinned_copies import HostCopies
+from serve_app.runtime.memory.model_cache import Loader, ModelCache
+from serve_app.runtime.memory.pinned_copies import PinnedCopies
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import Modules, load
-from serve_app.runtime.networks.vae import VaePixels
-from serve_app.runtime.stage_model import Packed, Parts, StageModel
+from serve_app.runtime.networks.vae import SdxlVae
+from serve_app.runtime.stage_model import HostSample, Parts, StageModel
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.engine_runs import drain, sample_of, walk
 from tests.support.lora_files import lora_file
@@ -87,10 +87,10 @@ def card() -> Card:
     return Card(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 2)
 
 
-def named(shades: dict[str, float], made: list[str]) -> dict[str, Maker]:
+def named(shades: dict[str, float], made: list[str]) -> dict[str, Loader]:
     """Makers of analytic models that note what they make."""
 
-    def make(name: str, to_come: int, before: Fit | None) -> StageModel:
+    def make(name: str, to_come: int, before: MemoryPlan | None) -> StageModel:
         made.append(name)
         stage = Stage.BASE if name else Stage.REFINER
         return analytic_model(ConstantDenoiser(shades[name]), model=name, stage=stage)
@@ -103,19 +103,19 @@ def journeys(engine: Engine, specs: Sequence[ImageSpec]) -> list[bytes]:
     for itself, on one engine that runs both."""
     pictures: dict[str, bytes] = {}
 
-    def go(sample: Packed, leg: Leg, *ahead: Leg) -> None:
+    def go(sample: HostSample, leg: StageSegment, *ahead: StageSegment) -> None:
         def listen(event: Event) -> None:
             assert not isinstance(event, Failed), event
-            if isinstance(event, Finished) and event.picture is not None:
-                pictures[sample.id] = event.picture.tobytes()
+            if isinstance(event, Finished) and event.image is not None:
+                pictures[sample.id] = event.image.tobytes()
             elif isinstance(event, Finished):
                 go(event.sample, *ahead)
 
-        engine.submit(handed_over(sample, leg.stage), leg, listen)
+        engine.submit(for_stage(sample, leg.stage), leg, listen)
 
     for number, spec in enumerate(specs):
         sample = sample_of(spec, str(number), refiner=True)
-        go(sample, *itinerary(sample.schedule, spec.handoff, refiner=True))
+        go(sample, *stage_segments(sample.schedule, spec.handoff, refiner=True))
     drain(engine)
     return [pictures[str(number)] for number in range(len(specs))]
 
@@ -123,7 +123,7 @@ def journeys(engine: Engine, specs: Sequence[ImageSpec]) -> list[bytes]:
 @pytest.fixture(scope="module")
 def apart(models: dict[str, dict[Stage, StageModel]]) -> list[bytes]:
     """The crowd's pictures, made by two engines with a model each."""
-    two = {s: Engine(Shelf.of(one), snapshot_every=9) for s, one in models["strict"].items()}
+    two = {s: Engine(ModelCache.of(one), snapshot_every=9) for s, one in models["strict"].items()}
     return [picture.tobytes() for picture in walk(two, [(spec, None) for spec in CROWD])]
 
 
@@ -132,14 +132,16 @@ def test_base_and_refiner_on_one_engine_paint_what_they_paint_on_two(
     models: dict[str, dict[Stage, StageModel]], apart: list[bytes], room: int
 ) -> None:
     strict = models["strict"]
-    makers: dict[str, Maker] = {
+    makers: dict[str, Loader] = {
         "demo": lambda to_come, before: strict[Stage.BASE],
         "": lambda to_come, before: strict[Stage.REFINER],
     }
-    together = Engine(Shelf(makers, room=room, parked=1, always=[""]), snapshot_every=1)
+    together = Engine(
+        ModelCache(makers, capacity=room, offload_capacity=1, pinned=[""]), snapshot_every=1
+    )
     assert journeys(together, CROWD) == apart
     assert len(set(apart)) == len(CROWD)
-    assert len(together.shelf.here) == room
+    assert len(together.models.batch_sizes) == room
 
 
 def test_base_and_refiner_larger_together_than_the_card_paint_the_same_bytes(
@@ -148,38 +150,41 @@ def test_base_and_refiner_larger_together_than_the_card_paint_the_same_bytes(
     """From the first swap on the card has room for the larger one alone, to the byte."""
     sizes = []
 
-    def make(stage: Stage, to_come: int, before: Fit | None) -> StageModel:
+    def make(stage: Stage, to_come: int, before: MemoryPlan | None) -> StageModel:
         assert card.bytes["now"] == 0, "one is made before the last has left"
-        model = assemble(checkpoints[stage], card, images=4, strict=True)
-        model.park()  # what was loaded is not counted: what is fetched is
-        model.unpark()
+        model = build_stage_model(checkpoints[stage], card, images=4, strict=True)
+        model.offload()  # what was loaded is not counted: what is fetched is
+        model.restore()
         sizes.append(card.bytes["now"])
         return model
 
-    makers: dict[str, Maker] = {"demo": partial(make, Stage.BASE), "": partial(make, Stage.REFINER)}
-    shelf = Shelf(makers, parked=1, always=[""])
+    makers: dict[str, Loader] = {
+        "demo": partial(make, Stage.BASE),
+        "": partial(make, Stage.REFINER),
+    }
+    shelf = ModelCache(makers, offload_capacity=1, pinned=[""])
     card.bytes["room"] = max(sizes)
     engine = Engine(shelf, snapshot_every=1)
     for _ in range(2):
-        assert tuple(shelf.here) in (("demo",), ("",))
+        assert tuple(shelf.batch_sizes) in (("demo",), ("",))
         assert journeys(engine, CROWD[:2]) == apart[:2]
     assert card.bytes["peak"] == max(sizes)
-    assert (tuple(shelf.here), card.bytes["now"]) == (("",), sizes[1])
+    assert (tuple(shelf.batch_sizes), card.bytes["now"]) == (("",), sizes[1])
     assert len(sizes) == 2
 
 
 def test_a_hundred_swaps_make_each_model_once_and_serve_whoever_comes() -> None:
     made: list[str] = []
-    shelf = Shelf(named({"demo": 0.75, "": 0.25}, made), parked=1, always=[""])
+    shelf = ModelCache(named({"demo": 0.75, "": 0.25}, made), offload_capacity=1, pinned=[""])
     engine = Engine(shelf, snapshot_every=9)
     assert made == ["demo", ""]
-    assert tuple(shelf.here) == ("demo",)
+    assert tuple(shelf.batch_sizes) == ("demo",)
     profiles = set()
     for number in range(50):
         spec = replace(SPEC, width=64, height=64, seed=number, steps=2)
         journeys(engine, [spec])
-        profiles.add((shelf.profile, tuple(shelf.fits)))
-        assert tuple(shelf.here) == ("",)
+        profiles.add((shelf.profile, tuple(shelf.memory_plans)))
+        assert tuple(shelf.batch_sizes) == ("",)
     assert made == ["demo", ""]
     assert len(profiles) == 1
 
@@ -198,23 +203,23 @@ def test_so_many_stay_on_the_host_and_some_always(
 ) -> None:
     seen: list[str] = []
     makers = named(dict.fromkeys("abcr", 0.5), seen)
-    shelf = Shelf(makers, parked=parked, always=always)
+    shelf = ModelCache(makers, offload_capacity=parked, pinned=always)
     for name in loads:
-        (here,) = shelf.here
+        (here,) = shelf.batch_sizes
         if name != here:
             shelf.load(name, [here])
-        assert tuple(shelf.here) == (name,)
-        assert len(shelf.fits) <= 1 + parked
+        assert tuple(shelf.batch_sizes) == (name,)
+        assert len(shelf.memory_plans) <= 1 + parked
     assert "".join(seen) == made
 
 
 def test_a_refiner_that_can_not_be_loaded_is_told_at_the_start_by_its_own_error() -> None:
-    def broken(to_come: int, before: Fit | None) -> StageModel:
+    def broken(to_come: int, before: MemoryPlan | None) -> StageModel:
         raise DeviceFull("the device has no room for one image")
 
     makers = named({"demo": 0.5}, []) | {"": broken}
     with pytest.raises(DeviceFull, match="no room for one image"):
-        Shelf(makers, parked=1, always=[""])
+        ModelCache(makers, offload_capacity=1, pinned=[""])
 
 
 @dataclass(slots=True)
@@ -224,10 +229,10 @@ class Stuck:
     full: bool = False
     here: bool = True
 
-    def park(self) -> None:
+    def offload(self) -> None:
         self.here = False
 
-    def unpark(self) -> None:
+    def restore(self) -> None:
         if self.full:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.here = True
@@ -236,17 +241,17 @@ class Stuck:
 def test_a_model_that_finds_no_room_to_come_back_stays_parked_and_comes_later() -> None:
     now, stuck, made = [0.0], Stuck(), list[str]()
 
-    def refiner(to_come: int, before: Fit | None) -> StageModel:
+    def refiner(to_come: int, before: MemoryPlan | None) -> StageModel:
         made.append("")
         return analytic_model(ConstantDenoiser(), stage=Stage.REFINER, parking=stuck)
 
     makers = named({"demo": 0.5}, made) | {"": refiner}
-    shelf = Shelf(makers, parked=1, always=[""], clock=lambda: now[0])
+    shelf = ModelCache(makers, offload_capacity=1, pinned=[""], clock=lambda: now[0])
     stuck.full = True
     with pytest.raises(ModelUnavailable, match=r"no room for the refiner: .* MODELS_IN_MEMORY"):
         shelf.load("", ["demo"])
-    assert shelf.here == {}
-    assert set(shelf.fits) == {"demo", ""}
+    assert shelf.batch_sizes == {}
+    assert set(shelf.memory_plans) == {"demo", ""}
     with pytest.raises(ModelUnavailable, match="no room for the refiner"):
         shelf.admit(sample_of(replace(SPEC, handoff=0.0), refiner=True))
     shelf.load("demo", [])
@@ -261,46 +266,49 @@ def test_networks_that_find_no_room_to_come_back_leave_nothing_on_the_card(
     checkpoints: dict[Stage, Checkpoint], card: Card
 ) -> None:
     placement, _ = placed(checkpoints[Stage.BASE], card)
-    placement.park()
+    placement.offload()
     card.bytes["room"] = 1 << 20
     with pytest.raises(torch.OutOfMemoryError):
-        placement.unpark()
+        placement.restore()
     assert card.bytes["now"] == 0
     assert card.bytes["peak"] > 1 << 19
     card.bytes["room"] = 1 << 30
-    placement.unpark()
+    placement.restore()
     assert card.bytes["now"] > 1 << 20
 
 
 def placed(checkpoint: Checkpoint, device: Device) -> tuple[Placement, Modules]:
     modules = load(checkpoint, device)
     placement = Placement(modules, device)
-    placement.take(())
+    placement.apply(())
     return placement, modules
 
 
 def test_what_visits_the_card_still_visits_it_when_the_rest_has_come_back(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, card: Card
 ) -> None:
-    pictures, rungs = [], (Rung.VAE_TILES, Rung.TEXT_ON_CPU, Rung.UNET_ON_CPU)
+    pictures, rungs = (
+        [],
+        (MemorySaving.VAE_TILES, MemorySaving.TEXT_ON_CPU, MemorySaving.UNET_ON_CPU),
+    )
     for device in (cpu, card):
         checkpoint = checkpoints[Stage.BASE]
         placement, modules = placed(checkpoint, device)
-        placement.take(rungs)
+        placement.apply(rungs)
         if device is card:
-            placement.park()
-            placement.unpark()
+            placement.offload()
+            placement.restore()
             vae = (*modules.vae.parameters(), *modules.vae.buffers())
             assert card.bytes["now"] == sum(one.nbytes for one in vae)
-        prediction = checkpoint.noise.prediction_type
+        prediction = checkpoint.noise_config.prediction_type
         parts = Parts(
-            Conditioner(modules.prompts, checkpoint),
+            Conditioner(modules.text_encoders, checkpoint),
             UNetDenoiser(modules.unet, prediction, device.dtype),
-            VaePixels(modules.vae, device.torch_device),
+            SdxlVae(modules.vae, device.torch_device),
         )
-        profile = device.profile(Stage.BASE, 2, checkpoint.name, rungs)
-        model = StageModel(profile=profile, fit=Fit(1), device=device, parts=parts)
-        engine = Engine(Shelf.of(model), snapshot_every=9)
+        profile = device.numeric_profile(Stage.BASE, 2, checkpoint.name, rungs)
+        model = StageModel(profile=profile, memory_plan=MemoryPlan(1), device=device, parts=parts)
+        engine = Engine(ModelCache.of(model), snapshot_every=9)
         pictures += walk({Stage.BASE: engine}, [(replace(SPEC, steps=2, handoff=1.0), None)])
     assert np.array_equal(*pictures)
 
@@ -331,11 +339,11 @@ def test_every_number_comes_back_to_the_same_parameter_whatever_its_kind(card: C
     layer = Layer()
     before = {name: one.clone() for name, one in layer.state_dict().items()}
     parameters = list(layer.parameters())
-    copies = HostCopies(inside(layer), card)
+    copies = PinnedCopies(inside(layer), card)
     for _ in range(3):
-        copies.park()
+        copies.offload()
         assert card.bytes["now"] == 0
-        copies.fetch()
+        copies.restore()
         for name, after in layer.state_dict().items():
             assert torch.equal(after, before[name])
             assert after.dtype == before[name].dtype
@@ -360,20 +368,20 @@ def test_what_has_no_copy_is_sent_with_its_network() -> None:
         device = kind(torch.device("cpu:0"), "cpu", torch.float32, torch.float32, "sdpa", 1)
         layer, modules = Layer(), Modules(Layer(), Layer(), Silent(), None)  # type: ignore[arg-type]
         placement = Placement(modules, device)
-        placement.take(())
-        placement.park()
+        placement.apply(())
+        placement.offload()
         modules.unet.late = layer
-        placement.unpark()
-        placement.park()
+        placement.restore()
+        placement.offload()
         assert modules.unet.sent == modules.vae.sent == ["cpu:0", "cpu", "cpu:0", "cpu"]
 
 
 def test_copies_are_packed_in_few_blocks(card: Card) -> None:
     """torch rounds what it pins up to a power of two, so what is asked for is one, or the rest."""
     layers = [torch.nn.Linear(50, 50, bias=False) for _ in range(7)]  # 10,000 bytes each
-    HostCopies(inside(*layers), card, block=1 << 15)
+    PinnedCopies(inside(*layers), card, block=1 << 15)
     assert card.blocks == [1 << 15, 1 << 15, 10_048]
-    HostCopies(inside(layers[0]), card, block=1 << 10)
+    PinnedCopies(inside(layers[0]), card, block=1 << 10)
     assert card.blocks[3:] == [10_048]
 
 
@@ -384,11 +392,11 @@ def test_where_the_system_pins_no_more_the_rest_lies_in_usual_memory(
     layers = [torch.nn.Linear(50, 50, bias=False) for _ in range(9)]
     before = [layer.weight.clone() for layer in layers]
     with caplog.at_level(logging.WARNING):
-        copies = HostCopies(inside(*layers), card, block=1 << 15)
+        copies = PinnedCopies(inside(*layers), card, block=1 << 15)
     (said,) = caplog.messages
     assert said.startswith("the system pins no more memory")
-    copies.park()
-    copies.fetch()
+    copies.offload()
+    copies.restore()
     assert all(torch.equal(a, b.weight) for a, b in zip(before, layers, strict=True))
 
 
@@ -397,7 +405,7 @@ def test_a_failure_to_pin_that_is_no_lack_of_memory_is_not_taken_for_one() -> No
         pytest.skip("this machine pins")
     device = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
     with pytest.raises(RuntimeError, match="pin"):
-        HostCopies(inside(Layer()), device)
+        PinnedCopies(inside(Layer()), device)
 
 
 def test_a_cpu_keeps_no_second_copy_and_moves_nothing(
@@ -405,9 +413,9 @@ def test_a_cpu_keeps_no_second_copy_and_moves_nothing(
 ) -> None:
     placement, modules = placed(checkpoints[Stage.REFINER], cpu)
     before = [one.data_ptr() for one in modules.unet.parameters()]
-    placement.park()
+    placement.offload()
     assert [one.data_ptr() for one in modules.unet.parameters()] == before
-    placement.unpark()
+    placement.restore()
     assert [one.data_ptr() for one in modules.unet.parameters()] == before
 
 
@@ -417,19 +425,19 @@ def test_a_lora_goes_along_and_nothing_of_it_stays_when_it_is_detached(
     """Attached before the first copies are made, so that a copy could keep it."""
     file = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "a.safetensors"), "a")
     device = replace(card, cpu_threads=1)
-    make = partial(assemble, checkpoints[Stage.BASE], device, images=1, loras={"a": file})
+    make = partial(build_stage_model, checkpoints[Stage.BASE], device, images=1, loras={"a": file})
     model = make(0, None, strict=True)
-    engine = Engine(Shelf.of(model), snapshot_every=9)
+    engine = Engine(ModelCache.of(model), snapshot_every=9)
     spec = replace(SPEC, handoff=1.0, steps=2, loras=(Lora("a"),))
 
     def painted(spec: ImageSpec) -> bytes:
         return walk({Stage.BASE: engine}, [(spec, None)])[0].tobytes()
 
     worn, bare = painted(spec), painted(replace(spec, loras=()))
-    model.park()
-    model.unpark()
+    model.offload()
+    model.restore()
     assert painted(spec) == worn != bare
-    assert model.loras == ("a",)
+    assert model.attached_loras == ("a",)
     layers = (m for m in gc.get_objects() if issubclass(type(m), LoraLayer))
     parts = [weakref.ref(w) for layer in layers for w in layer.lora_A.parameters()]
     assert parts

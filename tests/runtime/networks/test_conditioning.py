@@ -7,8 +7,8 @@ import torch
 
 from serve_app.core.diffusion.spec import ImageSpec, Lora
 from serve_app.runtime.networks.conditioning import Conditioner
-from serve_app.runtime.networks.text_encoders import Reading
-from tests.support.analytic_model import CHECKPOINT, BlankPrompts
+from serve_app.runtime.networks.text_encoders import TokenizedPrompt
+from tests.support.analytic_model import CHECKPOINT, BlankTextEncoders
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance=5)
 
@@ -20,11 +20,11 @@ class Far(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-class FarPrompts(BlankPrompts):
+class FarPrompts(BlankTextEncoders):
     """Encodes on a device."""
 
     def encode(
-        self, reading: Reading, chunks: int, loras: tuple[Lora, ...] = ()
+        self, reading: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         embeds, pooled = super().encode(reading, chunks)
         return embeds.as_subclass(Far), pooled.as_subclass(Far)
@@ -32,7 +32,7 @@ class FarPrompts(BlankPrompts):
 
 @pytest.mark.parametrize("negative", [None, "blur"])
 def test_nothing_of_a_guide_stays_on_the_device(negative: str | None) -> None:
-    guide = Conditioner(FarPrompts(), CHECKPOINT).guide(replace(SPEC, negative_prompt=negative))
-    assert guide.away is not None
-    parts = [getattr(one, f.name) for one in (guide.towards, guide.away) for f in fields(one)]
+    guide = Conditioner(FarPrompts(), CHECKPOINT).condition(replace(SPEC, negative_prompt=negative))
+    assert guide.negative is not None
+    parts = [getattr(one, f.name) for one in (guide.positive, guide.negative) for f in fields(one)]
     assert {type(part) for part in parts} == {torch.Tensor}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from serve_app.runtime.networks.conditioning import Condition, Guide
-from serve_app.runtime.networks.denoiser import Point, UNetDenoiser
+from serve_app.runtime.networks.conditioning import Conditioning, RowConditioning
+from serve_app.runtime.networks.denoiser import DenoiserInput, UNetDenoiser
 
 
 class Echo:
@@ -20,19 +20,19 @@ class Echo:
         return (added_cond_kwargs["text_embeds"][:, :1, None, None] * torch.ones_like(rows),)
 
 
-def told(number: float) -> Condition:
-    return Condition(torch.zeros(77, 8), torch.full((4,), number), torch.zeros(6))
+def told(number: float) -> RowConditioning:
+    return RowConditioning(torch.zeros(77, 8), torch.full((4,), number), torch.zeros(6))
 
 
-def guided(towards: float, away: float | None, scale: float = 1.0) -> Guide:
-    return Guide(told(towards), None if away is None else told(away), scale)
+def guided(towards: float, away: float | None, scale: float = 1.0) -> Conditioning:
+    return Conditioning(told(towards), None if away is None else told(away), scale)
 
 
 X = torch.ones(3, 4, 8, 8)
 POINTS = [
-    Point(2.0, 900.0, guided(3.0, 1.0, scale=5.0)),
-    Point(1.0, 500.0, guided(2.0, None)),
-    Point(0.5, 100.0, guided(1.0, 0.0, scale=2.0)),
+    DenoiserInput(2.0, 900.0, guided(3.0, 1.0, scale=5.0)),
+    DenoiserInput(1.0, 500.0, guided(2.0, None)),
+    DenoiserInput(0.5, 100.0, guided(1.0, 0.0, scale=2.0)),
 ]
 
 
@@ -73,4 +73,4 @@ def test_what_a_batch_is_told_comes_to_where_its_latents_are() -> None:
     """The meta device has shapes and no numbers; nothing else would meet there what is on it."""
     denoised = UNetDenoiser(Echo(), "epsilon", torch.float32)(X.to("meta"), POINTS, 8)
     assert denoised.device.type == "meta"
-    assert {point.guide.towards.embeds.device.type for point in POINTS} == {"cpu"}
+    assert {point.conditioning.positive.embeds.device.type for point in POINTS} == {"cpu"}

@@ -17,20 +17,20 @@ from safetensors.torch import load_file, save_file
 
 from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, Stage
 from serve_app.core.errors import CheckpointError, ModelUnavailable
-from serve_app.core.scheduling.memory_plan import Fit, Rung
-from serve_app.runtime.build import assemble
+from serve_app.core.scheduling.memory_plan import MemoryPlan, MemorySaving
+from serve_app.runtime.build import build_stage_model
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
 from serve_app.runtime.checkpoints.lora_file import LoraFile, inspect_lora
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.memory.memory_probe import Placement
-from serve_app.runtime.memory.model_cache import Shelf
+from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load
-from serve_app.runtime.networks.lora_adapters import PeftAdapters
-from serve_app.runtime.networks.vae import VaePixels
+from serve_app.runtime.networks.lora_adapters import PeftLoraAdapters
+from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.stage_model import Parts, StageModel
 from tests.support.engine_runs import Heard, drain, sample_of, walk, whole
 from tests.support.lora_files import lora_file, merged
@@ -75,9 +75,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def engine_over(
     checkpoint: Checkpoint, device: Device, files: Mapping[str, LoraFile], room: int = 2
 ) -> Engine:
-    make = partial(assemble, checkpoint, device, images=2, strict=True, loras=files)
+    make = partial(build_stage_model, checkpoint, device, images=2, strict=True, loras=files)
     ticks = count()  # a second a look, so that every step has its snapshot
-    shelf = Shelf({"demo": make}, lora_room=room)
+    shelf = ModelCache({"demo": make}, lora_capacity=room)
     return Engine(shelf, snapshot_every=1, clock=lambda: float(next(ticks)))
 
 
@@ -222,7 +222,7 @@ def test_the_order_they_are_asked_in_and_one_that_weighs_nothing_change_no_byte(
     some = [("unet", 1.0), ("soft.v1", 0.5)]
     one, other, more = (wearing(*worn) for worn in (some, some[::-1], [*some, ("text", 0.0)]))
     assert len(set(painted(engine, one, other, more))) == 1
-    assert "text" not in engine.shelf.loras["demo"]
+    assert "text" not in engine.models.attached_loras["demo"]
 
 
 def test_an_image_continues_with_what_it_wears(
@@ -243,20 +243,22 @@ def test_layers_and_encoders_that_only_visit_the_device_wear_them_too(
 ) -> None:
     base = checkpoints[Stage.BASE]
     modules = load(base, cpu)
-    Placement(modules, cpu).take((Rung.TEXT_ON_CPU, Rung.UNET_ON_CPU))
+    Placement(modules, cpu).apply((MemorySaving.TEXT_ON_CPU, MemorySaving.UNET_ON_CPU))
     model = StageModel(
-        profile=cpu.profile(Stage.BASE, 4, base.name),
-        fit=Fit(2),
+        profile=cpu.numeric_profile(Stage.BASE, 4, base.name),
+        memory_plan=MemoryPlan(2),
         device=cpu,
         parts=Parts(
-            Conditioner(modules.prompts, base),
-            UNetDenoiser(modules.unet, base.noise.prediction_type, cpu.dtype),
-            VaePixels(modules.vae, cpu.torch_device),
-            PeftAdapters(modules, files),
+            Conditioner(modules.text_encoders, base),
+            UNetDenoiser(modules.unet, base.noise_config.prediction_type, cpu.dtype),
+            SdxlVae(modules.vae, cpu.torch_device),
+            PeftLoraAdapters(modules, files),
         ),
     )
     specs = [wearing(("soft.v1", 1.0)), SPEC, wearing(("kohya", 1.0))]
-    assert painted(Engine(Shelf.of(model), snapshot_every=9), *specs) == painted(engine, *specs)
+    assert painted(Engine(ModelCache.of(model), snapshot_every=9), *specs) == painted(
+        engine, *specs
+    )
 
 
 def test_a_lora_that_has_no_place_in_the_model_is_refused_whole(
@@ -275,7 +277,7 @@ def test_a_lora_that_has_no_place_in_the_model_is_refused_whole(
     changed = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "new.safetensors"), "new")
     lora_file(demo_folder(Stage.BASE), changed.path, seed=9)
     bad["new"] = changed
-    adapters = PeftAdapters(modules, bad | files)
+    adapters = PeftLoraAdapters(modules, bad | files)
     adapters.attach("unet")
     for name in bad:
         with pytest.raises(CheckpointError, match=f"the LoRA {name} does not fit"):
@@ -294,8 +296,12 @@ def test_one_that_can_not_be_attached_ends_its_own_samples_alone_and_is_not_trie
     there = {"gone": inspect_lora(gone, "gone"), "unet": files["unet"]}
     kept = gone.rename(tmp_path / "kept.safetensors")
     now = [0.0]
-    make = partial(assemble, checkpoints[Stage.BASE], cpu, images=2, strict=True, loras=there)
-    engine = Engine(Shelf({"demo": make}, lora_room=2, clock=lambda: now[0]), snapshot_every=9)
+    make = partial(
+        build_stage_model, checkpoints[Stage.BASE], cpu, images=2, strict=True, loras=there
+    )
+    engine = Engine(
+        ModelCache({"demo": make}, lora_capacity=2, clock=lambda: now[0]), snapshot_every=9
+    )
 
     def ask() -> dict[str, Heard]:
         heard = {name: Heard() for name in ("gone", "unet")}
@@ -325,8 +331,10 @@ def test_switching_leaves_nothing_behind(
 ) -> None:
     """Of tensors none; of memory less than the LoRAs of the rounds, had each been kept."""
     names = ("kohya", "soft.v1", "peft")
-    make = partial(assemble, checkpoints[Stage.BASE], cpu, images=1, strict=False, loras=files)
-    engine = Engine(Shelf({"demo": make}, lora_room=1), snapshot_every=9)
+    make = partial(
+        build_stage_model, checkpoints[Stage.BASE], cpu, images=1, strict=False, loras=files
+    )
+    engine = Engine(ModelCache({"demo": make}, lora_capacity=1), snapshot_every=9)
     pictures: dict[str, set[bytes]] = {name: set() for name in names}
 
     def switch(times: int) -> None:
@@ -344,5 +352,5 @@ def test_switching_leaves_nothing_behind(
     assert tensors() == before
     more = psutil.Process().memory_info().rss - memory
     print(f"{rounds} switches: {more / 1e6:+.1f} MB")
-    assert more < 8e6 + rounds * files["kohya"].numbers  # of four bytes each
+    assert more < 8e6 + rounds * files["kohya"].num_parameters  # of four bytes each
     assert {name: len(seen) for name, seen in pictures.items()} == dict.fromkeys(names, 1)

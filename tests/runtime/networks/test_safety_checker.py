@@ -8,30 +8,30 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
-from serve_app.core.diffusion.sample import itinerary
+from serve_app.core.diffusion.sample import stage_segments
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import CheckpointError, SafetyBlock
-from serve_app.runtime.build import assemble
-from serve_app.runtime.checkpoints.checkpoint import Checkpoint, check_checker
+from serve_app.runtime.build import build_stage_model
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, check_safety_checker
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.memory.device import Device
-from serve_app.runtime.memory.model_cache import Shelf
+from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.quiet import diffusers
-from serve_app.runtime.networks.safety_checker import PictureChecker
-from serve_app.runtime.networks.vae import Picture
+from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
+from serve_app.runtime.networks.vae import RgbImage
 from tests.support.engine_runs import Heard, drain, sample_of, walk
 
 SIDE = 32
 SPEC = ImageSpec(prompt="a", seed=3, width=128, height=128, steps=2, guidance=1)
 
 
-def picture(seed: int, width: int = 90, height: int = 60) -> Picture:
+def picture(seed: int, width: int = 90, height: int = 60) -> RgbImage:
     draw = np.random.default_rng(seed)
     coarse = draw.integers(0, 256, (height // 10, width // 10, 3), np.uint8)
     return coarse.repeat(10, axis=0).repeat(10, axis=1)
 
 
-def checker_of(folder: Path, forbidden: Picture) -> Path:
+def checker_of(folder: Path, forbidden: RgbImage) -> Path:
     """A small checker of random weights whose one concept is a picture."""
     torch.manual_seed(0)
     vision = {
@@ -67,32 +67,34 @@ def folder(tmp_path: Path) -> Path:
 def test_a_picture_is_prepared_as_stock_prepares_it(
     folder: Path, cpu: Device, size: tuple[int, int]
 ) -> None:
-    ours = PictureChecker(folder, cpu)._prepared(picture(1, *size))
+    ours = ImageSafetyChecker(folder, cpu)._prepared(picture(1, *size))
     stock = CLIPImageProcessorPil.from_pretrained(folder)
     theirs = stock(picture(1, *size), return_tensors="pt").pixel_values
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def test_what_is_near_a_concept_is_refused_and_nothing_else(folder: Path, cpu: Device) -> None:
-    check_checker(folder)
-    checker = PictureChecker(folder, cpu)
-    assert checker.refuses_picture(picture(0))
-    assert not any(checker.refuses_picture(picture(seed)) for seed in range(1, 6))
+    check_safety_checker(folder)
+    checker = ImageSafetyChecker(folder, cpu)
+    assert checker.refuses_image(picture(0))
+    assert not any(checker.refuses_image(picture(seed)) for seed in range(1, 6))
     assert not checker.refuses_prompt("anything")
 
 
 def test_a_refused_picture_ends_in_a_named_error_and_no_other_does(
     tmp_path: Path, cpu: Device, checkpoints: dict[Stage, Checkpoint]
 ) -> None:
-    def engine(safety: PictureChecker | None) -> Engine:
-        model = assemble(checkpoints[Stage.BASE], cpu, images=1, strict=True, safety=safety)
-        return Engine(Shelf.of(model), snapshot_every=1)
+    def engine(safety: ImageSafetyChecker | None) -> Engine:
+        model = build_stage_model(
+            checkpoints[Stage.BASE], cpu, images=1, strict=True, safety=safety
+        )
+        return Engine(ModelCache.of(model), snapshot_every=1)
 
     (made,) = walk({Stage.BASE: engine(None)}, [(SPEC, None)])
-    careful = engine(PictureChecker(checker_of(tmp_path / "checker", made), cpu))
+    careful = engine(ImageSafetyChecker(checker_of(tmp_path / "checker", made), cpu))
     heard = Heard()
     sample = sample_of(SPEC)
-    careful.submit(sample, itinerary(sample.schedule, 1.0, refiner=False)[0], heard)
+    careful.submit(sample, stage_segments(sample.schedule, 1.0, refiner=False)[0], heard)
     drain(careful)
     assert isinstance(heard.failed.error, SafetyBlock)
 
@@ -109,12 +111,12 @@ def test_a_broken_checker_is_told_before_anything_starts(folder: Path, breakage:
     else:
         weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=r"SAFETY_CHECKER_DIR=.*hf download"):
-        check_checker(folder)
+        check_safety_checker(folder)
 
 
 def test_the_mean_and_spread_of_the_folder_count(folder: Path, cpu: Device) -> None:
     file = folder / "preprocessor_config.json"
     said = json.loads(file.read_text())
     file.write_text(json.dumps(said | {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}))
-    ours = PictureChecker(folder, cpu)._prepared(np.full((40, 40, 3), 255, np.uint8))
+    ours = ImageSafetyChecker(folder, cpu)._prepared(np.full((40, 40, 3), 255, np.uint8))
     assert torch.allclose(ours, torch.ones_like(ours))

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.core.diffusion.prompt import MOST_CHUNKS
+from serve_app.core.diffusion.prompt import MAX_CHUNKS
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.loading import load
-from serve_app.runtime.networks.text_encoders import ClipPrompts, weighed
-from serve_app.runtime.networks.vae import Picture
+from serve_app.runtime.networks.text_encoders import ClipTextEncoders, apply_emphasis
+from serve_app.runtime.networks.vae import RgbImage
 from tests.runtime.conftest import Engines
 from tests.support.engine_runs import walk
 from tests.support.reference_diffusers import Stock
@@ -37,7 +37,7 @@ both = pytest.mark.parametrize("stage", list(Stage))
 
 @pytest.fixture(scope="module")
 def prompts(checkpoints: dict[Stage, Checkpoint], cpu: Device) -> dict[Stage, Any]:
-    return {stage: load(checkpoint, cpu).prompts for stage, checkpoint in checkpoints.items()}
+    return {stage: load(checkpoint, cpu).text_encoders for stage, checkpoint in checkpoints.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +46,8 @@ def inference() -> Any:
         yield
 
 
-def told(prompts: ClipPrompts, prompt: str) -> Encoding:
-    reading = prompts.read(prompt, "prompt")
+def told(prompts: ClipTextEncoders, prompt: str) -> Encoding:
+    reading = prompts.tokenize(prompt, "prompt")
     return prompts.encode(reading, len(reading.chunks))
 
 
@@ -86,7 +86,7 @@ def some_words(count: int) -> str:
     ],
 )
 def test_a_prompt_of_one_chunk_without_weights_is_stocks_to_the_bit(
-    prompts: dict[Stage, ClipPrompts], stock: Stock, stage: Stage, prompt: str
+    prompts: dict[Stage, ClipTextEncoders], stock: Stock, stage: Stage, prompt: str
 ) -> None:
     assert same(told(prompts[stage], prompt), stocks(stock, stage, prompt))
 
@@ -101,14 +101,14 @@ def test_the_padding_is_each_tokenizers_own(stock: Stock) -> None:
         (stock.base.tokenizer, stock.base.text_encoder),
         (other, stock.base.text_encoder_2),
     ]
-    ours = told(ClipPrompts(pairs, torch.device("cpu")), SPEC.prompt)
+    ours = told(ClipTextEncoders(pairs, torch.device("cpu")), SPEC.prompt)
     assert same(ours, stocks(theirs, Stage.BASE, SPEC.prompt))
     assert not same(ours, stocks(stock, Stage.BASE, SPEC.prompt))
 
 
 @both
 def test_a_long_prompt_is_stocks_encoding_of_each_chunk(
-    prompts: dict[Stage, ClipPrompts], stock: Stock, stage: Stage
+    prompts: dict[Stage, ClipTextEncoders], stock: Stock, stage: Stage
 ) -> None:
     words = some_words(170).split()
     chunks = [" ".join(words[at : at + 75]) for at in (0, 75, 150)]
@@ -119,7 +119,7 @@ def test_a_long_prompt_is_stocks_encoding_of_each_chunk(
 
 @both
 def test_a_phrase_goes_whole_into_the_next_chunk(
-    prompts: dict[Stage, ClipPrompts], stock: Stock, stage: Stage
+    prompts: dict[Stage, ClipTextEncoders], stock: Stock, stage: Stage
 ) -> None:
     first, last = f"{some_words(69)},", "a large green star on the left"
     assert same(told(prompts[stage], f"{first} {last}"), side_by_side(stock, stage, [first, last]))
@@ -127,7 +127,7 @@ def test_a_phrase_goes_whole_into_the_next_chunk(
 
 @both
 def test_break_begins_a_chunk(
-    prompts: dict[Stage, ClipPrompts], stock: Stock, stage: Stage
+    prompts: dict[Stage, ClipTextEncoders], stock: Stock, stage: Stage
 ) -> None:
     ours = told(prompts[stage], "a red star BREAK BREAK\na blue background")
     assert same(ours, side_by_side(stock, stage, ["a red star", "", "a blue background"]))
@@ -140,18 +140,18 @@ def test_break_begins_a_chunk(
 )
 def test_the_shorter_prompt_is_filled_with_empty_chunks(
     checkpoints: dict[Stage, Checkpoint],
-    prompts: dict[Stage, ClipPrompts],
+    prompts: dict[Stage, ClipTextEncoders],
     stock: Stock,
     stage: Stage,
     prompt: str,
     negative: str,
 ) -> None:
     conditioner = Conditioner(prompts[stage], checkpoints[stage])
-    guide = conditioner.guide(replace(SPEC, prompt=prompt, negative_prompt=negative))
+    guide = conditioner.condition(replace(SPEC, prompt=prompt, negative_prompt=negative))
     texts, against = prompt.split("BREAK"), negative.split("BREAK")
     texts, against = ([*side, *[""] * (guide.chunks - len(side))] for side in (texts, against))
-    assert guide.away is not None
-    for condition, side in ((guide.towards, texts), (guide.away, against)):
+    assert guide.negative is not None
+    for condition, side in ((guide.positive, texts), (guide.negative, against)):
         assert same((condition.embeds, condition.pooled), side_by_side(stock, stage, side))
     assert guide.chunks == max(prompt.count("BREAK"), negative.count("BREAK")) + 1
 
@@ -159,15 +159,15 @@ def test_the_shorter_prompt_is_filled_with_empty_chunks(
 @both
 def test_an_absent_negative_prompt_is_as_long_as_the_prompt(
     checkpoints: dict[Stage, Checkpoint],
-    prompts: dict[Stage, ClipPrompts],
+    prompts: dict[Stage, ClipTextEncoders],
     stock: Stock,
     stage: Stage,
 ) -> None:
     conditioner = Conditioner(prompts[stage], checkpoints[stage])
-    away = conditioner.guide(replace(SPEC, prompt="a BREAK b")).away
+    away = conditioner.condition(replace(SPEC, prompt="a BREAK b")).negative
     assert away is not None
     embeds, pooled = side_by_side(stock, stage, ["", ""])
-    if checkpoints[stage].zeros_for_absent:
+    if checkpoints[stage].force_zeros_for_empty_prompt:
         embeds, pooled = torch.zeros_like(embeds), torch.zeros_like(pooled)
     assert same((away.embeds, away.pooled), (embeds, pooled))
 
@@ -247,7 +247,7 @@ def slowly(stock: Stock, stage: Stage, chunks: Sequence[Sequence[tuple[str, floa
     ids=["more", "less", "nested", "nothing", "held", "over a break", "two chunks"],
 )
 def test_weights_multiply_tokens_and_leave_each_chunks_mean(
-    prompts: dict[Stage, ClipPrompts],
+    prompts: dict[Stage, ClipTextEncoders],
     stock: Stock,
     stage: Stage,
     prompt: str,
@@ -261,7 +261,7 @@ def test_weights_multiply_tokens_and_leave_each_chunks_mean(
 def test_the_weighing_keeps_the_dtype_and_the_mean() -> None:
     hidden = torch.randn(77, 8, generator=torch.Generator().manual_seed(1)) + 0.5
     for dtype in (torch.float32, torch.bfloat16):
-        moved = weighed(hidden.to(dtype), [2.0, 0.0])
+        moved = apply_emphasis(hidden.to(dtype), [2.0, 0.0])
         assert moved.dtype == dtype
         assert moved.float().mean().item() == pytest.approx(hidden.mean().item(), abs=2e-3)
         assert not moved[2].any()
@@ -277,7 +277,7 @@ def test_a_weight_of_one_gives_the_same_bytes(engines: Engines) -> None:
     assert all(np.array_equal(plain, other) for other in others)
 
 
-def redness(picture: Picture) -> float:
+def redness(picture: RgbImage) -> float:
     """How far red stands above the other two, on average over a picture."""
     shades = picture.astype(float).mean(axis=(0, 1))
     return float(shades[0] - (shades[1] + shades[2]) / 2)
@@ -298,33 +298,33 @@ def test_what_weighs_more_shows_more_and_what_weighs_little_hardly(
     assert strong > plain + 5
 
 
-def test_nothing_is_warned_of_when_nothing_was_cut(prompts: dict[Stage, ClipPrompts]) -> None:
-    most = " BREAK ".join(["a red star"] * MOST_CHUNKS)
+def test_nothing_is_warned_of_when_nothing_was_cut(prompts: dict[Stage, ClipTextEncoders]) -> None:
+    most = " BREAK ".join(["a red star"] * MAX_CHUNKS)
     for prompt in ("a fox", "", "(a:0) [b] (c:2)", some_words(500), most, f"{most} BREAK "):
-        assert prompts[Stage.BASE].read(prompt, "prompt").warnings == ()
+        assert prompts[Stage.BASE].tokenize(prompt, "prompt").warnings == ()
 
 
 @both
-def test_what_is_cut_is_told(prompts: dict[Stage, ClipPrompts], stage: Stage) -> None:
-    most = " BREAK ".join(["a red star"] * MOST_CHUNKS)
-    reading = prompts[stage].read(f"{most} BREAK a (blue:1.3) Circle BREAK star", "prompt")
-    assert len(reading.chunks) == MOST_CHUNKS
+def test_what_is_cut_is_told(prompts: dict[Stage, ClipTextEncoders], stage: Stage) -> None:
+    most = " BREAK ".join(["a red star"] * MAX_CHUNKS)
+    reading = prompts[stage].tokenize(f"{most} BREAK a (blue:1.3) Circle BREAK star", "prompt")
+    assert len(reading.chunks) == MAX_CHUNKS
     assert reading.warnings == (
         "the prompt was cut after 32 chunks of 75 tokens: "
         '4 tokens were left out, "a blue circle star"',
     )
 
 
-def test_what_is_cut_is_told_in_few_words(prompts: dict[Stage, ClipPrompts]) -> None:
-    reading = prompts[Stage.BASE].read(some_words(75 * MOST_CHUNKS + 99), "negative prompt")
+def test_what_is_cut_is_told_in_few_words(prompts: dict[Stage, ClipTextEncoders]) -> None:
+    reading = prompts[Stage.BASE].tokenize(some_words(75 * MAX_CHUNKS + 99), "negative prompt")
     (warning,) = reading.warnings
     assert warning.startswith("the negative prompt was cut after 32 chunks of 75 tokens: 99 tokens")
     assert warning.endswith('…"')
     assert len(warning) < 320
 
 
-def test_a_weight_that_was_held_is_told(prompts: dict[Stage, ClipPrompts]) -> None:
-    reading = prompts[Stage.BASE].read("a (red:2.5) [circle]", "prompt")
+def test_a_weight_that_was_held_is_told(prompts: dict[Stage, ClipTextEncoders]) -> None:
+    reading = prompts[Stage.BASE].tokenize("a (red:2.5) [circle]", "prompt")
     assert reading.warnings == ("weights in the prompt were kept between 0 and 2",)
 
 
@@ -343,7 +343,7 @@ class Counting:
 
 def test_a_chunk_is_encoded_once_and_forgotten_after_many_others(stock: Stock) -> None:
     encoder = Counting(stock.refiner.text_encoder_2)
-    prompts = ClipPrompts([(stock.refiner.tokenizer_2, encoder)], torch.device("cpu"))
+    prompts = ClipTextEncoders([(stock.refiner.tokenizer_2, encoder)], torch.device("cpu"))
     first = told(prompts, "a star BREAK a circle BREAK a star")
     assert encoder.calls == 2
     told(prompts, "a circle")
