@@ -24,6 +24,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from serve_app.config.checkpoints import DOWNLOAD_COMMAND, ENV_VAR, inspect
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError, DownloadError
@@ -43,7 +44,6 @@ from serve_app.hub.selection import (
     size_of,
     stage_of,
 )
-from serve_app.runtime.checkpoints.checkpoint import DOWNLOAD_COMMAND, ENV_VAR, inspect
 from serve_app.runtime.checkpoints.licenses import license_on_card
 
 ENV_FILE, ENV_EXAMPLE = Path(".env.local"), Path(".env.example")

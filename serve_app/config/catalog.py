@@ -7,20 +7,15 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from serve_app.config.checkpoints import DEMO_NOTICE, check_pair, check_safety_checker, inspect
 from serve_app.config.models_file import ModelEntry, read_models_file
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.spec import LCM_MAX_STEPS, Sampler, Stage
 from serve_app.core.errors import CheckpointError, SettingsError
 from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
-from serve_app.runtime.checkpoints.bundled import NOTICE, demo_folder
-from serve_app.runtime.checkpoints.checkpoint import (
-    Checkpoint,
-    check_pair,
-    check_safety_checker,
-    inspect,
-    is_pair,
-)
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, is_pair
 from serve_app.runtime.checkpoints.licenses import license_of, license_of_lora
 from serve_app.runtime.checkpoints.lora_file import LoraFile, inspect_lora
 
@@ -132,14 +127,18 @@ def find_loras(settings: Settings, models: Sequence[CatalogModel]) -> tuple[Cata
     found = []
     for name, entry in read_models_file(settings.models_file).loras.items():
         where = f"MODELS_FILE={settings.models_file}: loras.{name}.path"
-        file = inspect_lora(entry.path, where)
+        try:
+            file = inspect_lora(entry.path)
+        except CheckpointError as error:
+            raise error.about(f"{where}={entry.path}") from None
         widths = {model.checkpoint.name: model.checkpoint.text_width for model in models}
         fits = tuple(one for one, width in widths.items() if file.text_width in (None, width))
         if models and not fits:
-            told = ", ".join(f"{one} in {width}" for one, width in widths.items())
+            told = ", ".join(f"{one} to {width}" for one, width in widths.items())
             raise CheckpointError(
-                f"{where}={entry.path} fits none of the models: its layers are told texts in "
-                f"{file.text_width} numbers, {told}"
+                f"fits none of the models: its layers attend to texts of width {file.text_width}, "
+                f"{told}",
+                subject=f"{where}={entry.path}",
             )
         found.append(CatalogLora(file, LoraInfo(name, fits, entry.weight), entry.license))
     return tuple(found)
@@ -152,7 +151,7 @@ def _registered(
     where, own = f"MODELS_FILE={settings.models_file}: models.{name}", settings.model_checkpoint_dir
     folder = own if own and own.is_dir() else None
     configs = entry.config or settings.model_config_dir or folder
-    found = inspect(entry.path, Stage.BASE, configs=configs, where=f"{where}.path")
+    found = inspect(entry.path, Stage.BASE, configs=configs, setting=f"{where}.path")
     told = found.defaults
     defaults = ModelDefaults(
         steps=entry.steps or told.steps,
@@ -189,7 +188,7 @@ def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> Serv
         device=device,
         precision=settings.model_precision or ("fp32" if device == "cpu" else "fp16"),
         default_image_count=settings.image_count,
-        warnings=() if settings.model_checkpoint_dir else (NOTICE,),
+        warnings=() if settings.model_checkpoint_dir else (DEMO_NOTICE,),
         licenses=tuple(licenses),
         max_prompt_chars=settings.prompt_max_chars,
         safety_filters=tuple(name for name, setting in filters.items() if setting),

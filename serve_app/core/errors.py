@@ -5,8 +5,9 @@ what to do about it (`remedy`), and a stable name for programs (`code`). No HTTP
 door under `ingress/` maps these classes to its own.
 """
 
+from copy import copy
 from math import ceil
-from typing import Any
+from typing import Any, Self
 
 
 class AuraError(Exception):
@@ -28,6 +29,17 @@ class AuraError(Exception):
     def __str__(self) -> str:
         sentence = f"{self.subject} {self.problem}" if self.subject else self.problem
         return f"{sentence}. {self.remedy}" if self.remedy else sentence
+
+    def about(self, subject: str, *, remedy: str = "") -> Self:
+        """Return a copy of the same class and problem, for a caller that knows more.
+
+        The copy names another `subject`, as the setting in place of the file that it names. It
+        has the given `remedy`, or else keeps its own.
+        """
+        error = copy(self)
+        error.subject = subject
+        error.remedy = remedy or self.remedy
+        return error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.args, self.__dict__)

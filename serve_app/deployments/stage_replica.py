@@ -108,11 +108,11 @@ def load_models(config: StageConfig) -> "ModelCache":
     safety = (
         ImageSafetyChecker(config.safety_checker_dir, device) if config.safety_checker_dir else None
     )
-    files = {lora.name: inspect_lora(lora.path, lora.name) for lora in config.loras}
+    files = {lora.name: inspect_lora(lora.path) for lora in config.loras}
     makers: dict[str, Loader] = {}
     for source in config.models:
         path = source.path or demo_folder(source.stage)
-        found = inspect(path, source.stage, configs=source.configs_dir, where=source.name)
+        found = inspect(path, source.stage, configs=source.configs_dir)
         checkpoint = replace(found, name=source.name)
         makers[source.key] = partial(
             build_stage_model,

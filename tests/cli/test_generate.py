@@ -125,7 +125,7 @@ def test_it_wears_the_loras_of_the_list(
         guidance=record["request"]["guidanceScale"],
         loras=(Lora("ink", 0.8),),
     )
-    base, loras = checkpoints[Stage.BASE], {"ink": inspect_lora(file, "ink")}
+    base, loras = checkpoints[Stage.BASE], {"ink": inspect_lora(file)}
     (drawn,) = LocalPipeline([base], device, images=1, loras=loras).generate([spec])
     assert np.array_equal(pixels, drawn)
     assert not np.array_equal(pixels, np.asarray(Image.open(tmp_path / "less.png")))

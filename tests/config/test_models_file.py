@@ -204,5 +204,5 @@ def test_a_lora_that_fits_no_model_is_told_with_the_widths(tmp_path: Path) -> No
         lineup(tmp_path, "loras: {old: {path: sd1.safetensors}}")
     assert str(refused.value) == (
         f"MODELS_FILE={tmp_path / 'models.yaml'}: loras.old.path={file} fits none of the models: "
-        "its layers are told texts in 768 numbers, demo in 160"
+        "its layers attend to texts of width 768, demo to 160"
     )

@@ -26,6 +26,15 @@ def test_every_error_survives_the_journey_between_processes(kind: type[AuraError
     assert str(back) == str(error)
 
 
+def test_who_knows_more_names_another_subject_and_remedy_and_keeps_class_and_problem() -> None:
+    error = errors.ConfigsError("lacks unet", subject="/models/x", remedy="Download it")
+    named = error.about("MODEL_CHECKPOINT_DIR=/models/x", remedy="Download it again")
+    assert type(named) is errors.ConfigsError
+    assert str(named) == "MODEL_CHECKPOINT_DIR=/models/x lacks unet. Download it again"
+    assert str(error) == "/models/x lacks unet. Download it"
+    assert error.about("it").remedy == "Download it"
+
+
 def test_a_failed_job_repeats_what_it_was_told() -> None:
     failed = errors.JobFailed("OUT_OF_MEMORY", "no room")
     assert (failed.code, str(failed)) == ("OUT_OF_MEMORY", "no room")

@@ -111,7 +111,7 @@ def refiner_of_another_noise(setup: SetUp) -> list[Found]:
     config = refiner / "scheduler/scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"beta_end": 0.02}))
     said = (
-        f"MODEL_REFINER_CHECKPOINT_DIR={refiner} can't continue pictures of "
+        f"MODEL_REFINER_CHECKPOINT_DIR={refiner} can't continue images of "
         f"MODEL_CHECKPOINT_DIR={base}: they differ in noise schedule or native size. Unset "
         "MODEL_REFINER_CHECKPOINT_DIR, or choose the refiner made for this base"
     )

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from serve_app.config.app_args import AppArgs
+from serve_app.config.checkpoints import ENV_VAR
 from serve_app.core.diffusion.spec import Stage
 from serve_app.doctor.checks.gpu_memory import DtypeBytes, Replica, Weights, placed
 from serve_app.doctor.checks.gpu_probe import Card, gib
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
-from serve_app.runtime.checkpoints.checkpoint import ENV_VAR
 
 _NO_REFINER = f"{ENV_VAR[Stage.REFINER]}="
 _TOGETHER = "MODELS_IN_MEMORY=2"

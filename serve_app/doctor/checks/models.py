@@ -14,6 +14,13 @@ from serve_app.config.catalog import (
     find_loras,
     listed_models,
 )
+from serve_app.config.checkpoints import (
+    DOWNLOAD_COMMAND,
+    ENV_VAR,
+    check_pair,
+    check_safety_checker,
+    safety_checker_download,
+)
 from serve_app.config.settings import ENV_FILES, Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError, CheckpointError, ConfigsError, OperatorError
@@ -26,14 +33,10 @@ from serve_app.hub.selection import HUB_REPOS
 from serve_app.hub.token import is_logged_in
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import (
-    DOWNLOAD_COMMAND,
-    ENV_VAR,
     REPOSITORY,
     Checkpoint,
-    check_pair,
-    check_safety_checker,
+    inspect,
     num_parameters,
-    read_checkpoint,
 )
 from serve_app.runtime.checkpoints.licenses import license_of, license_of_lora
 
@@ -178,8 +181,8 @@ def check_filters(settings: Settings) -> Finding:
         if settings.safety_checker_dir:
             check_safety_checker(settings.safety_checker_dir)
     except CheckpointError as error:
-        said, _, mend = str(error).partition(". Get it with: ")
-        return fail("filters", said, mend)
+        folder = settings.safety_checker_dir
+        return fail("filters", _bare(error), safety_checker_download(folder) if folder else "")
     except AuraError as error:
         return fail("filters", str(error), "SAFETY_WORDS_FILE=")
     on = [f"{len(words)} words"] * bool(words) + ["pictures"] * bool(settings.safety_checker_dir)
@@ -199,7 +202,7 @@ def fetching(folder: Path, stage: Stage) -> str:
 
 
 def _find_demo(settings: Settings) -> tuple[Models, list[Finding]]:
-    base, refiner = (read_checkpoint(demo_folder(stage), stage) for stage in Stage)
+    base, refiner = (inspect(demo_folder(stage), stage) for stage in Stage)
     models = Models(base, refiner, demo=True)
     if settings.model_refiner_checkpoint_dir:
         said = (
@@ -220,12 +223,12 @@ def _look(
     path: Path, stage: Stage, configs: Path | None = None
 ) -> tuple[Checkpoint | None, Finding]:
     try:
-        checkpoint = read_checkpoint(path, stage, configs)
+        checkpoint = inspect(path, stage, configs=configs)
     except CheckpointError as error:
         mend = ("" if path.exists() else _nearby(stage)) or fetching(path, stage)
         if isinstance(error, ConfigsError) and stage is Stage.BASE:
             mend = _lending(mend)
-        said = f"{ENV_VAR[stage]}={path} {_bare(error)}{_disguise(path)}"
+        said = f"{ENV_VAR[stage]}={path} {error.problem}{_disguise(path)}"
         return None, fail(stage.value, said, mend)
     billions = sum(num_parameters(checkpoint).values()) / 1e9
     size = checkpoint.native_size
@@ -235,7 +238,7 @@ def _look(
 
 def _bare(error: AuraError) -> str:
     """What is wrong, without the command that mends it, which a finding tells apart."""
-    return str(error).partition(". Get ")[0]
+    return f"{error.subject} {error.problem}".lstrip()
 
 
 def _lending(fetch: str) -> str:
@@ -264,7 +267,7 @@ def _nearby(stage: Stage, variable: str = "") -> str:
     for source in HUB_REPOS.values():
         if _stage(source.name) is stage:
             try:
-                read_checkpoint(_MODELS / source.folder, stage)
+                inspect(_MODELS / source.folder, stage)
             except CheckpointError:
                 continue
             return f"{variable or ENV_VAR[stage]}={as_value(_MODELS / source.folder)}"

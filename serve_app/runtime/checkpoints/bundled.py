@@ -9,11 +9,6 @@ from serve_app.core.diffusion.spec import Stage
 
 HOME = Path(__file__).parents[2] / "demo" / "weights"
 NAMES = {Stage.BASE: "demo", Stage.REFINER: "demo-refiner"}
-NOTICE = (
-    "This is the demo checkpoint: it draws plain shapes, in pictures of 128 pixels a side. For "
-    "real ones get Stable Diffusion XL with: python -m serve_app download, or set "
-    "MODEL_CHECKPOINT_DIR to a folder of it; then start again."
-)
 
 
 def demo_folder(stage: Stage) -> Path:

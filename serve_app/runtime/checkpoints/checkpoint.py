@@ -28,14 +28,6 @@ REPOSITORY = {
     Stage.BASE: "stabilityai/stable-diffusion-xl-base-1.0",
     Stage.REFINER: "stabilityai/stable-diffusion-xl-refiner-1.0",
 }
-DOWNLOAD_COMMAND = {
-    Stage.BASE: "python -m serve_app download sdxl",
-    Stage.REFINER: "python -m serve_app download sdxl-refiner",
-}
-ENV_VAR = {
-    Stage.BASE: "MODEL_CHECKPOINT_DIR",
-    Stage.REFINER: "MODEL_REFINER_CHECKPOINT_DIR",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +54,19 @@ class Checkpoint:
         return self.file.path if self.file else self.folder
 
 
-def inspect(
-    path: Path, stage: Stage, *, configs: Path | None = None, where: str | None = None
-) -> Checkpoint:
-    """The facts of a whole checkpoint: a folder, or a .safetensors file, whose `configs` and
-    tokenizers, and networks that it lacks, are in a diffusers folder.
+def inspect(path: Path, stage: Stage, *, configs: Path | None = None) -> Checkpoint:
+    """Return what a complete checkpoint says of itself.
 
-    Raises `CheckpointError` with one line that names the path, `where` it was set, and the next
-    command; `where` is the stage's own variable unless told.
+    `path` is a folder or a .safetensors file. A file takes its configs, its tokenizers and the
+    networks that it lacks from `configs`, a diffusers folder. Raises `CheckpointError` with the
+    path as its subject, and its subclass `ConfigsError` when `configs` is what is missing.
     """
-    where = where or ENV_VAR[stage]
     try:
-        return read_checkpoint(path, stage, configs)
+        if is_single_file(path):
+            return _inspect_file(path, stage, configs)
+        return _inspect_folder(path, stage)
     except CheckpointError as error:
-        more = "" if is_file(path) else f". Get it whole with: {DOWNLOAD_COMMAND[stage]}"
-        raise type(error)(f"{where}={path} {error}{more}") from None
+        raise error.about(str(path)) from None
 
 
 def is_pair(base: Checkpoint, refiner: Checkpoint) -> bool:
@@ -85,16 +75,6 @@ def is_pair(base: Checkpoint, refiner: Checkpoint) -> bool:
         base.noise_config.has_same_noise_as(refiner.noise_config)
         and base.native_size == refiner.native_size
     )
-
-
-def check_pair(base: Checkpoint, refiner: Checkpoint) -> None:
-    """Returns when the refiner can continue what base began; raises `CheckpointError` if not."""
-    if not is_pair(base, refiner):
-        raise CheckpointError(
-            f"{ENV_VAR[Stage.REFINER]}={refiner.path} can't continue pictures of "
-            f"{ENV_VAR[Stage.BASE]}={base.path}: they differ in noise schedule or native size. "
-            f"Unset {ENV_VAR[Stage.REFINER]}, or choose the refiner made for this base"
-        )
 
 
 def components(index: Mapping[str, Any], stage: Stage) -> frozenset[str]:
@@ -122,42 +102,27 @@ def _needed(stage: Stage) -> set[str]:
     return needed | {"text_encoder", "tokenizer"} if stage is Stage.BASE else needed
 
 
-def read_checkpoint(path: Path, stage: Stage, configs: Path | None = None) -> Checkpoint:
-    """As `inspect`, but what `CheckpointError` says is the bare problem, as "does not exist"."""
-    if is_file(path):
-        return _read_file(path, stage, configs)
-    return _read_folder(path, stage)
-
-
-def is_file(path: Path) -> bool:
-    """Whether a path is, or is to be, that of a single file."""
+def is_single_file(path: Path) -> bool:
+    """Return whether a path names a single-file checkpoint, which need not exist."""
     return path.suffix == SUFFIX and not path.is_dir()
 
 
-def _read_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
+def _inspect_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
     if not path.exists():
         raise CheckpointError("does not exist")
     file = read_single_file(path)
     if file.stage not in (stage, None):
         raise CheckpointError(f"is an SDXL {file.stage}, where a {stage} is wanted")
     if configs is None:
-        name_it = "name it in MODEL_CONFIG_DIR" if stage is Stage.BASE else "name it here instead"
-        raise ConfigsError(
-            "is a single file, which lacks configs and tokenizers. Get a folder that has them, and "
-            f"{name_it}: {DOWNLOAD_COMMAND[stage]}"
-        )
+        raise ConfigsError("is a single file, which lacks configs and tokenizers")
     try:
-        folder = _read_folder(configs, stage, elsewhere=file.components)
+        folder = _inspect_folder(configs, stage, elsewhere=file.components)
     except CheckpointError as error:
-        raise ConfigsError(
-            f"takes its configs from {configs}, which {error}. "
-            f"Get one with: {DOWNLOAD_COMMAND[stage]}"
-        ) from None
+        raise ConfigsError(f"takes its configs from {configs}, which {error.problem}") from None
     names = ("unet", "text_encoder_2")
-    try:
-        file.check_configs({name: _json(configs, f"{name}/config.json") for name in names})
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; they are in {configs}") from None
+    mismatch = file.config_mismatch({name: _json(configs, f"{name}/config.json") for name in names})
+    if mismatch:
+        raise CheckpointError(f"does not match the configs in {configs}: {mismatch}")
     noise = folder.noise_config
     if file.prediction_type is not None:
         noise = replace(noise, prediction_type=file.prediction_type)
@@ -169,7 +134,9 @@ def _read_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
     return replace(folder, name=path.stem, noise_config=noise, file=file, defaults=defaults)
 
 
-def _read_folder(folder: Path, stage: Stage, elsewhere: frozenset[str] = frozenset()) -> Checkpoint:
+def _inspect_folder(
+    folder: Path, stage: Stage, elsewhere: frozenset[str] = frozenset()
+) -> Checkpoint:
     if not folder.is_dir():
         problem = (
             "is not a folder, nor a .safetensors file" if folder.exists() else "does not exist"
@@ -220,15 +187,12 @@ def num_parameters(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def check_safety_checker(folder: Path) -> None:
-    """Returns when a folder holds a safety checker; raises `CheckpointError` if not."""
+    """Raise `CheckpointError`, with the folder as subject, unless it holds a safety checker."""
     try:
         _json(folder, "config.json")
         _weights(folder, "the safety checker")
     except CheckpointError as error:
-        raise CheckpointError(
-            f"SAFETY_CHECKER_DIR={folder} {error}. Get it with: "
-            f"hf download CompVis/stable-diffusion-safety-checker --local-dir {folder}"
-        ) from None
+        raise error.about(str(folder)) from None
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:

@@ -65,13 +65,15 @@ class LoraFile:
         return fingerprint_of(self.path) == self.fingerprint
 
 
-def inspect_lora(path: Path, where: str) -> LoraFile:
-    """The facts of a whole LoRA. Raises `CheckpointError` with one line that names the path, and
-    `where` it was set."""
+def inspect_lora(path: Path) -> LoraFile:
+    """Return what a complete LoRA file says of itself.
+
+    Raises `CheckpointError` with the path as its subject.
+    """
     try:
         return _read(path)
     except CheckpointError as error:
-        raise CheckpointError(f"{where}={path} {error}") from None
+        raise error.about(str(path)) from None
 
 
 def fingerprint_of(path: Path) -> tuple[int, int]:

@@ -72,8 +72,8 @@ class SingleFile:
             for name in self.components
         }
 
-    def check_configs(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
-        """Returns when the configs of networks describe this file; raises `CheckpointError`."""
+    def config_mismatch(self, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Return how this file contradicts configs of networks, None when they describe it."""
         unet = configs["unet"]
         wanted = {
             _FIRST: (0, next(iter(unet.get("block_out_channels", ())), None)),
@@ -86,10 +86,8 @@ class SingleFile:
         for name, (axis, size) in wanted.items():
             shape = self.header.shapes.get(name, ())
             if len(shape) <= axis or shape[axis] != size:
-                raise CheckpointError(
-                    f"is no file for these configs: its {name} has shape {list(shape)}, and they "
-                    f"want {size} at place {axis}"
-                )
+                return f"its {name} has shape {list(shape)}, and they want {size} on axis {axis}"
+        return None
 
     @property
     def _cross_attention(self) -> str:

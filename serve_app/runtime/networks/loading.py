@@ -82,10 +82,14 @@ def _from_file(checkpoint: Checkpoint, device: Device) -> Any:
         return kind.from_single_file(
             str(file.path), torch_dtype=device.dtype, add_watermarker=False, **given, **network
         )
-    except (NotImplementedError, ValueError) as error:  # a tensor that never came, or another shape
-        problem = str(error).partition(". If you want")[0]
-        if isinstance(error, NotImplementedError):
-            problem = "it lacks tensors that they promise"
-        raise CheckpointError(
-            f"{file.path} is no file for the configs in {checkpoint.folder}: {problem}"
-        ) from error
+    except NotImplementedError as error:  # a tensor without data is moved to the CPU
+        raise _mismatch(checkpoint, "it lacks tensors that they promise") from error
+    except ValueError as error:  # its message names the tensor
+        raise _mismatch(checkpoint, "one of its tensors has another shape") from error
+
+
+def _mismatch(checkpoint: Checkpoint, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"does not match the configs in {checkpoint.folder}: {problem}",
+        subject=str(checkpoint.path),
+    )

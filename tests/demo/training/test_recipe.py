@@ -31,7 +31,7 @@ from serve_app.demo.training.unet import (
 )
 from serve_app.demo.training.vae import finished_vae, train_vae, vae_run
 from serve_app.runtime.checkpoints.bundled import NAMES
-from serve_app.runtime.checkpoints.checkpoint import check_pair, inspect
+from serve_app.runtime.checkpoints.checkpoint import inspect, is_pair
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.networks.quiet import diffusers, transformers
@@ -114,7 +114,7 @@ def test_what_it_makes_is_a_checkpoint_in_half_precision_that_the_engine_draws_w
     made: Path, device: Device
 ) -> None:
     base, refiner = inspect(made / BASE, Stage.BASE), inspect(made / REFINER, Stage.REFINER)
-    check_pair(base, refiner)
+    assert is_pair(base, refiner)
     assert (
         base.native_size,
         base.requires_aesthetics_score,

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from serve_app.core.diffusion.spec import Stage
 from serve_app.demo.captions import AS_PEOPLE_DO, Language, caption
 from serve_app.demo.training.dataset import scene
-from serve_app.runtime.checkpoints.bundled import HOME, NOTICE, demo_folder
-from serve_app.runtime.checkpoints.checkpoint import Checkpoint, check_pair
+from serve_app.runtime.checkpoints.bundled import HOME, demo_folder
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, is_pair
 from serve_app.runtime.networks.quiet import diffusers, transformers
 
 
@@ -20,7 +20,7 @@ def test_both_stages_together_take_less_than_20_megabytes() -> None:
 
 def test_they_fit_together(checkpoints: dict[Stage, Checkpoint]) -> None:
     base, refiner = checkpoints[Stage.BASE], checkpoints[Stage.REFINER]
-    check_pair(base, refiner)
+    assert is_pair(base, refiner)
     assert (base.name, refiner.name, base.native_size) == ("demo", "demo-refiner", 128)
 
 
@@ -68,7 +68,3 @@ def test_the_tokenizer_holds_every_word_that_captions_use() -> None:
         texts += [caption(what, language, chance, plain) for language in Language]
     for word in sorted({word for text in texts for word in re.findall(r"\w+", text)}):
         assert len(words(word).input_ids) == 3, word  # start, the word, end
-
-
-def test_the_notice_says_how_to_get_real_pictures() -> None:
-    assert "MODEL_CHECKPOINT_DIR" in NOTICE and "Stable Diffusion XL" in NOTICE

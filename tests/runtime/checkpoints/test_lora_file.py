@@ -21,10 +21,10 @@ def test_a_file_says_what_it_changes_whichever_way_it_is_written(
     tmp_path: Path, style: str
 ) -> None:
     path = lora_file(DEMO, tmp_path / "a.safetensors", style=style, alphas=[2])
-    assert inspect_lora(path, "here") == LoraFile(path, frozenset(NETWORKS), 174464, 160, "")
+    assert inspect_lora(path) == LoraFile(path, frozenset(NETWORKS), 174464, 160, "")
     notes = {"modelspec.license": "MIT"}
     some = lora_file(DEMO, path, style=style, networks=["text_encoder_2"], notes=notes)
-    found = inspect_lora(some, "here")
+    found = inspect_lora(some)
     assert (found.networks, found.text_width) == ({"text_encoder_2"}, None)
     assert found.license == "MIT"
 
@@ -79,8 +79,9 @@ def test_what_is_no_lora_for_sdxl_is_told_for_what_it_is(tmp_path: Path, kind: s
     path = tmp_path / "a.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
     with pytest.raises(CheckpointError) as refused:
-        inspect_lora(path, "loras.a.path")
-    assert str(refused.value).startswith(f"loras.a.path={path} {sentence}")
+        inspect_lora(path)
+    assert refused.value.subject == str(path)
+    assert refused.value.problem.startswith(sentence)
 
 
 def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
@@ -93,4 +94,4 @@ def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
         (torn, r"holds a truncated b\.safetensors"),
     ):
         with pytest.raises(CheckpointError, match=sentence):
-            inspect_lora(path, "here")
+            inspect_lora(path)

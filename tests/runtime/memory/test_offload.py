@@ -423,7 +423,7 @@ def test_a_lora_goes_along_and_nothing_of_it_stays_when_it_is_detached(
     checkpoints: dict[Stage, Checkpoint], card: Card, tmp_path: Path
 ) -> None:
     """Attached before the first copies are made, so that a copy could keep it."""
-    file = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "a.safetensors"), "a")
+    file = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "a.safetensors"))
     device = replace(card, cpu_threads=1)
     make = partial(build_stage_model, checkpoints[Stage.BASE], device, images=1, loras={"a": file})
     model = make(0, None, strict=True)

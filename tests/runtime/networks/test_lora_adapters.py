@@ -69,7 +69,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
             demo, folder / "text.safetensors", seed=3, networks=["text_encoder_2"], by=0.6
         ),
     }
-    return {name: inspect_lora(file, name) for name, file in made.items()}
+    return {name: inspect_lora(file) for name, file in made.items()}
 
 
 def engine_over(
@@ -150,7 +150,7 @@ def test_layers_with_ranks_and_alphas_of_their_own_count_as_their_file_says(
     """Stock diffusers gives most layers the commonest alpha, so the formula is the measure."""
     demo, path = demo_folder(Stage.BASE), tmp_path / "a.safetensors"
     lora_file(demo, path, style=style, ranks=[2, 4, 8], alphas=[1, 4, 4, 6, 2], by=0.2)
-    file = {"a": inspect_lora(path, "a")}
+    file = {"a": inspect_lora(path)}
     (worn,) = walk(
         {Stage.BASE: engine_over(checkpoints[Stage.BASE], cpu, file)}, [(wearing(("a", 0.8)), None)]
     )
@@ -178,7 +178,7 @@ def test_a_file_that_was_trained_with_dropout_drops_nothing_here(
             layers=layers,
             notes={"format": "pt"} | notes,
         )
-        file = {"a": inspect_lora(path, "a")}
+        file = {"a": inspect_lora(path)}
         wearer = engine_over(checkpoints[Stage.BASE], cpu, file)
         pictures += [painted(wearer, wearing(("a", 1.0)))[0] for _ in range(2)]
     assert len(set(pictures)) == 1
@@ -273,8 +273,8 @@ def test_a_lora_that_has_no_place_in_the_model_is_refused_whole(
     )
     modules = load(checkpoints[Stage.BASE], cpu)
     before = [(name, tensor.clone()) for name, tensor in modules.unet.state_dict().items()]
-    bad = {path.stem: inspect_lora(path, path.stem) for path in (other, wide)}
-    changed = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "new.safetensors"), "new")
+    bad = {path.stem: inspect_lora(path) for path in (other, wide)}
+    changed = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "new.safetensors"))
     lora_file(demo_folder(Stage.BASE), changed.path, seed=9)
     bad["new"] = changed
     adapters = PeftLoraAdapters(modules, bad | files)
@@ -293,7 +293,7 @@ def test_one_that_can_not_be_attached_ends_its_own_samples_alone_and_is_not_trie
     checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, tmp_path: Path
 ) -> None:
     gone = lora_file(demo_folder(Stage.BASE), tmp_path / "gone.safetensors", networks=["unet"])
-    there = {"gone": inspect_lora(gone, "gone"), "unet": files["unet"]}
+    there = {"gone": inspect_lora(gone), "unet": files["unet"]}
     kept = gone.rename(tmp_path / "kept.safetensors")
     now = [0.0]
     make = partial(

@@ -1,0 +1,76 @@
+"""Checkpoints that settings name: an error here names the setting and the command that fixes it.
+
+The readers in `runtime.checkpoints` know files alone. No torch, no Ray.
+"""
+
+from pathlib import Path
+
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.errors import CheckpointError, ConfigsError
+from serve_app.runtime.checkpoints import checkpoint as files
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, is_pair, is_single_file
+
+ENV_VAR = {
+    Stage.BASE: "MODEL_CHECKPOINT_DIR",
+    Stage.REFINER: "MODEL_REFINER_CHECKPOINT_DIR",
+}
+DOWNLOAD_COMMAND = {
+    Stage.BASE: "python -m serve_app download sdxl",
+    Stage.REFINER: "python -m serve_app download sdxl-refiner",
+}
+DEMO_NOTICE = (
+    "This is the demo checkpoint: it draws plain shapes, in images of 128 pixels a side. For "
+    "photographs and paintings get Stable Diffusion XL with: python -m serve_app download, or set "
+    "MODEL_CHECKPOINT_DIR to a folder of it; then start again."
+)
+
+
+def inspect(
+    path: Path, stage: Stage, *, configs: Path | None = None, setting: str | None = None
+) -> Checkpoint:
+    """Return what the checkpoint that a setting names says of itself.
+
+    `setting` is by default the environment variable of the stage. Raises `CheckpointError` with
+    the setting and its value as subject and, where one is known, a command as remedy.
+    """
+    try:
+        return files.inspect(path, stage, configs=configs)
+    except CheckpointError as error:
+        subject = f"{setting or ENV_VAR[stage]}={path}"
+        raise error.about(subject, remedy=_remedy(error, path, stage, configs)) from None
+
+
+def _remedy(error: CheckpointError, path: Path, stage: Stage, configs: Path | None) -> str:
+    command = DOWNLOAD_COMMAND[stage]
+    if isinstance(error, ConfigsError):
+        if configs is not None:
+            return f"Get a whole folder with: {command}"
+        if stage is Stage.BASE:
+            return f"Get a folder that has them, and name it in MODEL_CONFIG_DIR: {command}"
+        return f"Get a folder that has them, and name that instead: {command}"
+    return "" if is_single_file(path) else f"Get it whole with: {command}"
+
+
+def check_pair(base: Checkpoint, refiner: Checkpoint) -> None:
+    """Raise `CheckpointError` when the refiner can't continue what the base model began."""
+    if not is_pair(base, refiner):
+        raise CheckpointError(
+            f"can't continue images of {ENV_VAR[Stage.BASE]}={base.path}: they differ in noise "
+            "schedule or native size",
+            subject=f"{ENV_VAR[Stage.REFINER]}={refiner.path}",
+            remedy=f"Unset {ENV_VAR[Stage.REFINER]}, or choose the refiner made for this base",
+        )
+
+
+def check_safety_checker(folder: Path) -> None:
+    """Raise `CheckpointError` when SAFETY_CHECKER_DIR holds no whole safety checker."""
+    try:
+        files.check_safety_checker(folder)
+    except CheckpointError as error:
+        remedy = f"Get it with: {safety_checker_download(folder)}"
+        raise error.about(f"SAFETY_CHECKER_DIR={folder}", remedy=remedy) from None
+
+
+def safety_checker_download(folder: Path) -> str:
+    """Return the command that downloads the safety checker of stock diffusers into a folder."""
+    return f"hf download CompVis/stable-diffusion-safety-checker --local-dir {folder}"

@@ -1,0 +1,84 @@
+"""Errors about checkpoints name the setting that chose them, and a command that fixes it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serve_app.config.checkpoints import (
+    DEMO_NOTICE,
+    DOWNLOAD_COMMAND,
+    ENV_VAR,
+    check_pair,
+    check_safety_checker,
+    inspect,
+)
+from serve_app.core.diffusion.schedule import NoiseConfig
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.errors import CheckpointError, ConfigsError
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from tests.support.single_files import to_single_file
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_a_folder_that_is_not_whole_is_downloaded_again(tmp_path: Path, stage: Stage) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        inspect(tmp_path, stage)
+    error = refused.value
+    assert error.subject == f"{ENV_VAR[stage]}={tmp_path}"
+    assert error.problem == "lacks model_index.json"
+    assert error.remedy == f"Get it whole with: {DOWNLOAD_COMMAND[stage]}"
+
+
+def test_another_setting_may_have_named_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        inspect(tmp_path, Stage.BASE, setting="models.fox.path")
+    assert refused.value.subject == f"models.fox.path={tmp_path}"
+
+
+def test_no_command_repairs_a_single_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        inspect(tmp_path / "fox.safetensors", Stage.BASE)
+    assert (refused.value.problem, refused.value.remedy) == ("does not exist", "")
+
+
+@pytest.mark.parametrize(
+    ("stage", "remedy"),
+    [(Stage.BASE, "name it in MODEL_CONFIG_DIR"), (Stage.REFINER, "name that instead")],
+)
+def test_a_single_file_asks_for_a_folder_of_configs(
+    checkpoints: dict[Stage, Checkpoint], tmp_path: Path, stage: Stage, remedy: str
+) -> None:
+    file = to_single_file(checkpoints[stage].folder, tmp_path / "tune.safetensors")
+    with pytest.raises(ConfigsError) as refused:
+        inspect(file, stage)
+    assert remedy in refused.value.remedy
+    assert refused.value.remedy.endswith(DOWNLOAD_COMMAND[stage])
+    with pytest.raises(ConfigsError) as refused:
+        inspect(file, stage, configs=tmp_path)
+    assert refused.value.remedy == f"Get a whole folder with: {DOWNLOAD_COMMAND[stage]}"
+
+
+def test_a_refiner_of_another_noise_schedule_is_refused(
+    checkpoints: dict[Stage, Checkpoint],
+) -> None:
+    base, refiner = checkpoints[Stage.BASE], checkpoints[Stage.REFINER]
+    check_pair(base, refiner)
+    with pytest.raises(CheckpointError, match="noise schedule") as refused:
+        check_pair(base, replace(refiner, noise_config=NoiseConfig()))
+    assert refused.value.subject == f"MODEL_REFINER_CHECKPOINT_DIR={refiner.path}"
+
+
+def test_a_missing_safety_checker_is_named_with_its_download(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        check_safety_checker(tmp_path)
+    error = refused.value
+    assert (error.subject, error.problem) == (
+        f"SAFETY_CHECKER_DIR={tmp_path}",
+        "lacks config.json",
+    )
+    assert error.remedy.endswith(f"--local-dir {tmp_path}")
+
+
+def test_the_demo_s_notice_says_how_to_get_sdxl() -> None:
+    assert "MODEL_CHECKPOINT_DIR" in DEMO_NOTICE and "Stable Diffusion XL" in DEMO_NOTICE
