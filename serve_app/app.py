@@ -22,9 +22,9 @@ from ray.serve.handle import DeploymentHandle
 from serve_app import __version__
 from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.catalog import (
-    DEFAULT_BATCH_IMAGES,
     choose_device,
     find_checkpoints,
+    max_batch_images,
     service_info,
 )
 from serve_app.config.settings import Settings
@@ -157,7 +157,7 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
             "nvidia-smi, or set MODEL_DEVICE=cpu. Where GPU nodes come later, say num_gpus: 1 for "
             "each stage in the args"
         )
-    images = settings.model_max_batch_size or DEFAULT_BATCH_IMAGES[device]
+    images = max_batch_images(settings, device)
     share = args.gpu_share(gpus, refiner=refiner is not None)
     pool = args.max_total_replicas(settings.total_gpus, device, share, refiner=refiner is not None)
     threads = settings.model_cpu_threads or _threads(scales, cpus)

@@ -42,7 +42,7 @@ from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.service.events import ReplicaStats, SegmentDone
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.ingress.access import AccessPolicy
-from serve_app.runtime.networks.vae import encode_png
+from serve_app.runtime.png import encode_png
 
 _SIDE = 1024
 _WARM = 10

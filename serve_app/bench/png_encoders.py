@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from serve_app.bench.sample_pictures import KINDS, draw_picture
-from serve_app.runtime.networks.vae import PNG_LEVEL, PNG_STRATEGY
+from serve_app.runtime.png import PNG_LEVEL, PNG_STRATEGY
 
 _SETTINGS = {  # level, zlib's strategy
     "level 1, runs": (1, zlib.Z_RLE),

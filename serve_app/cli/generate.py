@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from serve_app.config.catalog import choose_device, find_checkpoints, service_info
+from serve_app.config.catalog import choose_device, find_checkpoints, max_batch_images, service_info
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import SEED_RANGE, Stage
 from serve_app.core.errors import AuraError, InvalidRequest, SafetyBlock
@@ -29,7 +29,7 @@ from serve_app.ingress.png_metadata import embed, infotext
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
-from serve_app.runtime.networks.vae import encode_png
+from serve_app.runtime.png import encode_png
 
 _HELP = "see python -m serve_app generate --help"
 console = Console(stderr=True, highlight=False)
@@ -88,7 +88,7 @@ def _draw(wishes: Mapping[str, Any], output: Path) -> list[Path]:
         solo = LocalPipeline(
             (base, refiner) if refiner and order.refined else (base,),
             device,
-            images=min(len(order.images), settings.model_max_batch_size or 2),
+            images=min(len(order.images), max_batch_images(settings, facts.device)),
             strict=settings.model_determinism == "strict",
             safety=ImageSafetyChecker(checker, device) if checker else None,
             loras={one.info.name: one.file for one in lineup.loras if one.info.name in worn},

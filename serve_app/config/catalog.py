@@ -11,6 +11,7 @@ from serve_app.config.checkpoints import DEMO_NOTICE, check_pair, check_safety_c
 from serve_app.config.models_file import ModelEntry, read_models_file
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.model_defaults import ModelDefaults
+from serve_app.core.diffusion.numeric_profile import default_precision
 from serve_app.core.diffusion.spec import LCM_MAX_STEPS, Sampler, Stage
 from serve_app.core.errors import CheckpointError, SettingsError
 from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
@@ -19,7 +20,7 @@ from serve_app.runtime.checkpoints.checkpoint import Checkpoint, is_pair
 from serve_app.runtime.checkpoints.licenses import license_of, license_of_lora
 from serve_app.runtime.checkpoints.lora_file import LoraFile, inspect_lora
 
-DEFAULT_BATCH_IMAGES = {"cuda": 4, "mps": 1, "cpu": 2}  # images stepping together, when nobody says
+_DEFAULT_BATCH_IMAGES = {"cuda": 4, "mps": 1, "cpu": 2}  # by kind of device
 
 
 def choose_device(name: str, *, gpus: float) -> str:
@@ -40,6 +41,16 @@ def choose_device(name: str, *, gpus: float) -> str:
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "mps"
     return "cuda" if gpus > 0 else "cpu"
+
+
+def max_batch_images(settings: Settings, device: str) -> int:
+    """Return how many images may step together on a kind of device: cpu, cuda or mps."""
+    return settings.model_max_batch_size or _DEFAULT_BATCH_IMAGES[device]
+
+
+def precision_of(settings: Settings, device: str) -> str:
+    """Return the precision on a kind of device: fp32, fp16 or bf16."""
+    return settings.model_precision or default_precision(device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +197,7 @@ def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> Serv
         models=tuple(model.info for model in catalog.models),
         refiner=refiner.name if refiner else None,
         device=device,
-        precision=settings.model_precision or ("fp32" if device == "cpu" else "fp16"),
+        precision=precision_of(settings, device),
         default_image_count=settings.image_count,
         warnings=() if settings.model_checkpoint_dir else (DEMO_NOTICE,),
         licenses=tuple(licenses),

@@ -167,7 +167,7 @@ class StageReplica:
         engine at the next step boundary.
         """
         from serve_app.runtime.engine_events import Failed, Finished
-        from serve_app.runtime.networks.vae import encode_png
+        from serve_app.runtime.png import encode_png
 
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()

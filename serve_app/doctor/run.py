@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.config.app_args import AppArgs
-from serve_app.config.catalog import DEFAULT_BATCH_IMAGES
+from serve_app.config.catalog import max_batch_images, precision_of
 from serve_app.config.serve_config import host_of, port_of
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
@@ -162,8 +162,8 @@ def _room(
     in_memory = settings.models_in_memory
     load = capacity.Load(
         capacity.replicas_of(args, bases, refiner, device, len(there), in_memory),
-        images=settings.model_max_batch_size or DEFAULT_BATCH_IMAGES[device],
-        precision=gpus.precision_of(settings, device),
+        images=max_batch_images(settings, device),
+        precision=precision_of(settings, device),
         vae_half=device == "cuda" and all(card.bf16 for card in there),
     )
     if facts.cluster.named and facts.cluster.answers:

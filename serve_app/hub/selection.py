@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app.core.diffusion.numeric_profile import default_precision
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, DownloadError
 from serve_app.runtime.checkpoints.checkpoint import NETWORKS, REPOSITORY, components, is_half
@@ -111,7 +112,7 @@ def stage_of(index: Mapping[str, Any], asked: RepoRequest) -> Stage:
 
 def half_wanted(precision: str | None, device: str) -> bool:
     """Whether the fp16 files serve best: half the bytes, unless the service computes in fp32."""
-    return (precision or ("fp32" if device == "cpu" else "fp16")) != "fp32"
+    return (precision or default_precision(device)) != "fp32"
 
 
 def select_files(

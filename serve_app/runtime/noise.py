@@ -6,13 +6,15 @@ draw has the shape of the latents (posterior, starting and ancestral noise alike
 
 import torch
 
+from serve_app.core.diffusion.spec import LATENT_CHANNELS
+
 
 class Noise:
     """The draws of one seed at one latent shape."""
 
     def __init__(self, seed: int, shape: tuple[int, int]) -> None:
         self._seed = seed
-        self._shape = (1, 4, *shape)
+        self._shape = (1, LATENT_CHANNELS, *shape)
         self._drawn = 0
         self._generator = torch.Generator("cpu").manual_seed(seed)
 

@@ -22,7 +22,7 @@ from serve_app.core.diffusion.sample import (
     with_prompt_info,
 )
 from serve_app.core.diffusion.solver import STOCHASTIC, combine, solver_step
-from serve_app.core.diffusion.spec import ImageSpec, Lora
+from serve_app.core.diffusion.spec import LATENT_CHANNELS, ImageSpec, Lora
 from serve_app.core.errors import OperatorError, ProfileChanged, SafetyBlock
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.step_scheduler import BatchSize
@@ -203,7 +203,9 @@ class StageModel:
         self._activate(loras)
         draw, lanes = torch.Generator().manual_seed(0), self.profile.lanes
         for shape, more in (((16, 16), ""), ((13, 19), ""), ((16, 16), "BREAK")):
-            x = torch.randn(lanes, 4, *shape, generator=draw).to(self.device.torch_device)
+            x = torch.randn(lanes, LATENT_CHANNELS, *shape, generator=draw).to(
+                self.device.torch_device
+            )
             points = [
                 DenoiserInput(1.0 + i, 900.0 - i, self._conditioner.condition(spec, loras))
                 for i, spec in enumerate(_unguided_spec(f"{more} proof {i}") for i in range(lanes))

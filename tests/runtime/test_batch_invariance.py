@@ -11,7 +11,7 @@ from serve_app.core.diffusion.sample import StageSegment
 from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.memory.model_cache import ModelCache
-from serve_app.runtime.networks.vae import encode_png
+from serve_app.runtime.png import encode_png
 from serve_app.runtime.stage_model import StageModel
 from tests.runtime.conftest import IMAGES, Engines
 from tests.support.engine_runs import Heard, drain, sample_of, walk, whole

@@ -9,6 +9,11 @@ from hashlib import sha256
 from serve_app.core.diffusion.spec import Stage
 
 
+def default_precision(device: str) -> str:
+    """Return the precision of a kind of device (cpu, cuda or mps) where no setting names one."""
+    return "fp32" if device == "cpu" else "fp16"
+
+
 @dataclass(frozen=True, slots=True)
 class NumericProfile:
     """One per stage and device kind. Two replicas with equal profiles make equal bytes."""

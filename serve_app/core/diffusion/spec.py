@@ -14,7 +14,8 @@ GUIDANCE_RANGE = (0.0, 20.0)
 SEED_RANGE = (0, 2**32 - 1)
 LORA_WEIGHT_RANGE = (-2.0, 2.0)
 LCM_MAX_STEPS = 50  # an LCM was distilled from so many, and takes some of them
-PIXELS_PER_LATENT = 8
+PIXELS_PER_LATENT = 8  # along each side; diffusers' vae_scale_factor
+LATENT_CHANNELS = 4  # of SDXL's VAE
 
 
 class Solver(StrEnum):

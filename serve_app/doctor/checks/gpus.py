@@ -3,7 +3,7 @@
 Judges what `graphics.py` saw. Knows no checkpoints.
 """
 
-from serve_app.config.catalog import choose_device
+from serve_app.config.catalog import choose_device, precision_of
 from serve_app.config.settings import Settings
 from serve_app.doctor.checks.gpu_probe import Card, GpuReport, Torch
 from serve_app.doctor.checks.machine import Machine
@@ -21,11 +21,6 @@ def device_of(settings: Settings, graphics: GpuReport) -> str:
     """cpu, cuda or mps: what the settings come to here."""
     name = settings.model_device.partition(":")[0]
     return choose_device(name, gpus=len(graphics.cards))
-
-
-def precision_of(settings: Settings, device: str) -> str:
-    """fp32, fp16 or bf16: what the settings come to on a device."""
-    return settings.model_precision or ("fp32" if device == "cpu" else "fp16")
 
 
 def chosen(settings: Settings, graphics: GpuReport) -> tuple[Card, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from serve_app.core.diffusion.model_defaults import SDXL_DEFAULTS, ModelDefaults, defaults_of
 from serve_app.core.diffusion.schedule import NoiseConfig
-from serve_app.core.diffusion.spec import PIXELS_PER_LATENT, Stage
+from serve_app.core.diffusion.spec import LATENT_CHANNELS, PIXELS_PER_LATENT, Stage
 from serve_app.core.errors import CheckpointError, ConfigsError
 from serve_app.runtime.checkpoints.safetensors_header import read_header
 from serve_app.runtime.checkpoints.single_file import SUFFIX, SingleFile, read_single_file
@@ -152,7 +152,10 @@ def _inspect_folder(
     variants = {_weights(folder / name, name) for name in here}
     unet, vae = _json(folder, "unet/config.json"), _json(folder, "vae/config.json")
     pixels_per_latent = 2 ** (len(vae.get("block_out_channels", ())) - 1)
-    if unet.get("in_channels", 4) != 4 or pixels_per_latent != PIXELS_PER_LATENT:
+    if (
+        unet.get("in_channels", LATENT_CHANNELS) != LATENT_CHANNELS
+        or pixels_per_latent != PIXELS_PER_LATENT
+    ):
         raise CheckpointError("is not SDXL: its latents have another shape")
     if unet.get("time_cond_proj_dim") is not None:
         raise CheckpointError(

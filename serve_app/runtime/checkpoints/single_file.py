@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from serve_app.core.diffusion.spec import Stage
+from serve_app.core.diffusion.spec import LATENT_CHANNELS, Stage
 from serve_app.core.errors import CheckpointError
 from serve_app.runtime.checkpoints.safetensors_header import Header, read_header
 
@@ -152,7 +152,7 @@ def _check_kind(header: Header) -> None:
             raise CheckpointError(f"is a {_CONTEXTS[shape[-1]]} checkpoint; only SDXL runs here")
     if _LABEL not in shapes:
         raise CheckpointError("holds no SDXL: its UNet is told no picture sizes")
-    if shapes[_FIRST][1:2] != (4,):
+    if shapes[_FIRST][1:2] != (LATENT_CHANNELS,):
         raise CheckpointError(
             f"is an inpainting or editing checkpoint ({shapes[_FIRST][1]} channels in); only plain "
             "SDXL runs here"

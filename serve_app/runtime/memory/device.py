@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
-from serve_app.core.diffusion.numeric_profile import NumericProfile
+from serve_app.core.diffusion.numeric_profile import NumericProfile, default_precision
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import DeviceError
 from serve_app.core.scheduling.memory_plan import MemorySaving
@@ -146,7 +146,7 @@ def open_device(
     if name == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("MODEL_DEVICE=mps, but this is no Apple GPU. Set MODEL_DEVICE=cpu")
     device = torch.device(name)
-    dtype = DTYPES[precision or ("fp32" if name == "cpu" else "fp16")]
+    dtype = DTYPES[precision or default_precision(name)]
     if name == "cuda":
         torch.backends.cudnn.benchmark = False  # a kernel chosen by a race decides bits by luck
         torch.backends.cudnn.deterministic = True

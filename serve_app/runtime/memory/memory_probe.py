@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from serve_app.core.diffusion.sizes import SizeRules
-from serve_app.core.diffusion.spec import ImageSpec
+from serve_app.core.diffusion.spec import LATENT_CHANNELS, ImageSpec
 from serve_app.core.errors import DeviceFull
 from serve_app.core.scheduling.memory_plan import (
     MemoryPlan,
@@ -180,7 +180,7 @@ class MemoryProbe:
             prompt=str(plan), seed=0, width=width, height=height, steps=1, guidance=2.0
         )
         guide = parts.conditioner.condition(spec)
-        x = torch.zeros(1, 4, *spec.latent_shape, device=self._device.torch_device)
+        x = torch.zeros(1, LATENT_CHANNELS, *spec.latent_shape, device=self._device.torch_device)
         (denoised,) = parts.denoiser(x, [DenoiserInput(1.0, 900.0, guide)], rows)
         parts.image_codec.encode(parts.image_codec.decode(denoised), x[0])
 

@@ -1,73 +1,64 @@
-"""Latents to pixels, pixels to latents, pixels to a PNG file.
+"""The VAE: latents to pixels and pixels to latents.
 
-Knows no samples and no schedule. One picture per VAE call, always: like the UNet, its last bits
-depend on how many there are.
+One image per VAE call, always: as with the UNet, the last bits of the result depend on the batch
+size.
 """
 
-import zlib
-from io import BytesIO
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+
+from serve_app.core.diffusion.spec import LATENT_CHANNELS
 
 RgbImage = npt.NDArray[np.uint8]  # (height, width, 3)
-# `bench png` has the figures. Filtered pixels of a picture hardly ever repeat but in runs: looking
-# for runs alone is quicker than looking for repeats, leaves the codes to the shades, and so is
-# smaller too; only flat drawings come out larger than at level 6, and those are small anyhow.
-PNG_LEVEL, PNG_STRATEGY = 1, zlib.Z_RLE
 
 
 class ImageCodec(Protocol):
-    """What the engine's model makes pictures with."""
+    """What a stage's model needs of a VAE. Tests use a double with known results."""
 
     def decode(self, latents: torch.Tensor) -> RgbImage:
-        """The picture of denoised latents (4, h/8, w/8)."""
+        """Return the image of denoised latents (4, h/8, w/8), fp32."""
 
-    def encode(self, picture: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
-        """The latents (4, h/8, w/8), fp32, of a picture; the noise picks from the posterior."""
+    def encode(self, image: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
+        """Return the latents (4, h/8, w/8), fp32, of an image.
+
+        `posterior_noise`, of the shape of the latents, picks the sample of the VAE's posterior.
+        """
 
 
 class SdxlVae:
-    """SDXL's VAE. Equals `VaeImageProcessor` and `AutoencoderKL` as stock pipelines use them."""
+    """SDXL's VAE. Equals `VaeImageProcessor` and `AutoencoderKL` in stock pipelines."""
 
     def __init__(self, vae: Any, device: torch.device) -> None:
-        self._vae = vae
+        self._vae = vae  # AutoencoderKL
         self._device = device
         self._dtype: torch.dtype = vae.dtype
         config = vae.config
-        self._scale = float(config.scaling_factor)
-        self._mean = self._channels(getattr(config, "latents_mean", None), 0.0)
-        self._std = self._channels(getattr(config, "latents_std", None), 1.0)
+        self._scaling_factor = float(config.scaling_factor)
+        self._mean = self._per_channel(getattr(config, "latents_mean", None), default=0.0)
+        self._std = self._per_channel(getattr(config, "latents_std", None), default=1.0)
 
     def decode(self, latents: torch.Tensor) -> RgbImage:
-        """See `Pixels`."""
-        raw = latents[None] * self._std / self._scale + self._mean
-        pixels = self._vae.decode(raw.to(self._dtype), return_dict=False)[0][0].float()
-        shades = (pixels / 2 + 0.5).clamp(0, 1) * 255
-        picture: RgbImage = shades.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        return picture
+        """See `ImageCodec`."""
+        raw = latents[None] * self._std / self._scaling_factor + self._mean
+        decoded = self._vae.decode(raw.to(self._dtype), return_dict=False)[0][0].float()
+        levels = (decoded / 2 + 0.5).clamp(0, 1) * 255
+        image: RgbImage = levels.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        return image
 
-    def encode(self, picture: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
-        """See `Pixels`."""
-        shades = torch.from_numpy(picture.copy()).to(self._device).permute(2, 0, 1)[None]
-        pixels = (shades.float() / 255) * 2 - 1
+    def encode(self, image: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
+        """See `ImageCodec`."""
+        levels = torch.from_numpy(image.copy()).to(self._device).permute(2, 0, 1)[None]
+        pixels = (levels.float() / 255) * 2 - 1
         posterior = self._vae.encode(pixels.to(self._dtype)).latent_dist
         raw = posterior.mean.float() + posterior.std.float() * posterior_noise[None]
-        latents: torch.Tensor = ((raw - self._mean) * self._scale / self._std)[0]
+        latents: torch.Tensor = ((raw - self._mean) * self._scaling_factor / self._std)[0]
         return latents
 
-    def _channels(self, values: Any, default: float) -> torch.Tensor:
-        listed = [default] * 4 if values is None else list(values)
+    def _per_channel(self, values: Sequence[float] | None, *, default: float) -> torch.Tensor:
+        """Return one value per latent channel, (1, 4, 1, 1), fp32."""
+        listed = [default] * LATENT_CHANNELS if values is None else list(values)
         return torch.tensor(listed, device=self._device).view(1, -1, 1, 1)
-
-
-def encode_png(picture: RgbImage) -> bytes:
-    """The picture as a PNG file; equal pictures give equal bytes."""
-    file = BytesIO()
-    Image.fromarray(picture).save(
-        file, format="PNG", compress_level=PNG_LEVEL, compress_type=PNG_STRATEGY
-    )
-    return file.getvalue()
