@@ -5,6 +5,7 @@ what to do about it (`remedy`), and a stable name for programs (`code`). No HTTP
 door under `ingress/` maps these classes to its own.
 """
 
+from collections.abc import Iterable
 from copy import copy
 from math import ceil
 from typing import Any, Self
@@ -81,6 +82,18 @@ class ModelNotFound(CallerError):
     """No checkpoint has the requested name; the message lists the names there are."""
 
     code = "MODEL_NOT_FOUND"
+
+
+def model_not_found(subject: str, available: Iterable[str]) -> ModelNotFound:
+    """Return the error for a name that none of the available models or LoRAs has.
+
+    The unknown name is not repeated: it may be a path.
+    """
+    return ModelNotFound(
+        "names no model of this service",
+        subject=subject,
+        remedy=f"Available: {', '.join(available)}",
+    )
 
 
 class Unauthorized(CallerError):

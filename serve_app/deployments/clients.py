@@ -6,7 +6,7 @@ Knows no samples' insides. Ray's own errors stop here and become named ones.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 from ray.exceptions import RayError, RayTaskError
@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.errors import AuraError, EngineFault, LedgerAway, Loading, ReplicaLost
-from serve_app.core.service.events import ReplicaStats, SegmentDone
+from serve_app.core.service.events import ReplicaStats, SegmentDone, StageEvent
 from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobResult, JobState
 from serve_app.core.service.rate_limit import RateLimit
 
@@ -38,14 +38,17 @@ class RemoteStage:
         self._asked: asyncio.Task[list[ReplicaStats]] | None = None
         self._asked_at = 0.0
 
-    async def advance(self, sample: Sample[Any], segment: StageSegment) -> AsyncIterator[Any]:
-        """The events of the replica that took the sample.
+    async def advance(
+        self, sample: Sample[Any], segment: StageSegment
+    ) -> AsyncGenerator[StageEvent, None]:
+        """Stream the events of the replica that takes the sample.
 
         Raises `ReplicaLost` when its process is gone, `Loading` when the deployment can't be
         reached, or the named error the replica raised. Closing it early cancels the sample there.
         """
         response = cast(
-            "DeploymentResponseGenerator[Any]", self._streaming.advance.remote(sample, segment)
+            "DeploymentResponseGenerator[StageEvent]",
+            self._streaming.advance.remote(sample, segment),
         )
         ended = False
         try:

@@ -16,7 +16,7 @@ from serve_app.core.errors import AuraError, Overloaded
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.metrics import InMemoryMeter, Meter
 from serve_app.ingress.access import PUBLIC_ROUTES, AccessPolicy
-from serve_app.ingress.contracts import Conductor
+from serve_app.ingress.contracts import Maker
 from serve_app.ingress.errors import ErrorResponse, respond, respond_to_exception
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.middleware import too_large, wrap
@@ -36,7 +36,7 @@ _UNROUTED = {
 
 def build_api(
     desk: JobService,
-    conductor: Conductor,
+    conductor: Maker,
     facts: ServiceInfo,
     policy: AccessPolicy,
     *,
@@ -54,7 +54,7 @@ def build_api(
 
 def routed(
     desk: JobService,
-    conductor: Conductor,
+    conductor: Maker,
     facts: ServiceInfo,
     policy: AccessPolicy,
     *,

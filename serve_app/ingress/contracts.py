@@ -1,30 +1,32 @@
-"""What the ingress asks of others, as contracts: a conductor that makes, a ledger that remembers.
+"""What the ingress needs of others, as contracts: a maker of images and a ledger of jobs.
 
-Knows neither: `app.py` hands in the real ones, tests hand in others that keep the same promises.
+`app.py` hands in the real ones, and tests hand in doubles that keep the same promises.
 """
 
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from serve_app.core.diffusion.spec import ImageSpec
-from serve_app.core.service.events import GeneratedImage
+from serve_app.core.service.events import ImageEvent
 from serve_app.core.service.info import Health
 from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobResult, JobState
 from serve_app.core.service.rate_limit import RateLimit
+from serve_app.core.service.tasks import ImageTask
 
 
-class Conductor(Protocol):
-    """Who makes images."""
+class Maker(Protocol):
+    """What turns a task into an image, as a stream of events."""
 
-    async def generate(
-        self, id: str, spec: ImageSpec, init_image: bytes | None, timeout: float | None
-    ) -> GeneratedImage:
-        """One image; raises named errors; cancelling the call cancels the image."""
+    def run(self, task: ImageTask) -> AsyncGenerator[ImageEvent, None]:
+        """Stream the events of one image, at last `Generated`; raise named errors.
+
+        Closing the stream cancels the image.
+        """
 
     async def health(self) -> Health:
-        """Whether an image could be made now."""
+        """Return whether an image could be made now."""
 
     def owed_seconds(self) -> float:
-        """Predicted seconds of the work under way."""
+        """Return the predicted seconds of the work in flight."""
 
 
 class Ledger(Protocol):

@@ -17,6 +17,7 @@ from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
+from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.errors import (
     IdempotencyConflict,
     JobCancelled,
@@ -28,11 +29,13 @@ from serve_app.core.errors import (
     ServiceError,
     TermsNotAccepted,
 )
+from serve_app.core.service.events import last_image
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import LOST, IdempotencyClaim, Job, JobResult, JobState
 from serve_app.core.service.moderation import SafetyFilter
 from serve_app.core.service.rate_limit import RateLimit
-from serve_app.ingress.contracts import Conductor, Ledger
+from serve_app.core.service.tasks import ImageTask
+from serve_app.ingress.contracts import Ledger, Maker
 from serve_app.ingress.errors import error_response
 from serve_app.ingress.generation import GenerationJob
 from serve_app.ingress.png_metadata import embed, infotext
@@ -60,7 +63,7 @@ class JobService:
 
     def __init__(
         self,
-        conductor: Conductor,
+        conductor: Maker,
         ledger: Ledger,
         info: ServiceInfo,
         *,
@@ -227,11 +230,18 @@ class JobService:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(
-                        self._conductor.generate(
-                            f"{job.id}-{i}",
-                            piece.spec,
-                            piece.base_image.rgb if piece.base_image else None,
-                            order.timeout,
+                        last_image(
+                            self._conductor.run(
+                                ImageTask(
+                                    id=f"{job.id}-{i}",
+                                    spec=piece.spec,
+                                    inputs=ImageInputs(piece.base_image.rgb)
+                                    if piece.base_image
+                                    else NO_INPUTS,
+                                    timeout_s=order.timeout,
+                                    caller=job.caller,
+                                )
+                            )
                         )
                     )
                     for i, piece in enumerate(order.images)

@@ -1,12 +1,12 @@
-"""What the conductor counts, over the story of a few images."""
+"""What the conductor records of a few images."""
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from serve_app.core.diffusion.spec import Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import (
     AuraError,
     DeadlineExceeded,
@@ -18,6 +18,7 @@ from serve_app.core.errors import (
     ReplicaLost,
     SafetyBlock,
 )
+from serve_app.core.service.events import last_image
 from serve_app.core.service.info import ModelInfo
 from serve_app.core.service.metrics import (
     ACCEPTED,
@@ -30,76 +31,103 @@ from serve_app.core.service.metrics import (
     InMemoryMeter,
     ResumeReason,
 )
-from serve_app.deployments.conductor import Conductor
+from serve_app.core.service.tasks import ImageTask
+from serve_app.deployments.conductor import Conductor, StageClient
 from serve_app.deployments.image_metrics import outcome_of
-from tests.deployments.test_conductor import SPEC, Clock, Loading, Sleeping
 from tests.support.engine_runs import NOISE
-from tests.support.stage_doubles import CountingStage, dies_at
+from tests.support.stage_doubles import (
+    BlockedStage,
+    CountingStage,
+    JumpingLoop,
+    SlowStage,
+    dies_at,
+)
+
+SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=20, guidance=5, handoff=0.8)
 
 
-def conductor(base: Any, refiner: Any, tally: InMemoryMeter) -> Conductor:
-    return Conductor(base, refiner, [ModelInfo("demo", 64, NOISE)], tally)
+def conductor_of(base: StageClient, refiner: StageClient | None, meter: InMemoryMeter) -> Conductor:
+    return Conductor(base, refiner, [ModelInfo("demo", 64, NOISE)], meter)
 
 
-def outcomes(tally: InMemoryMeter) -> dict[str, float]:
-    told = {str(one): tally.value(IMAGES, outcome=one) for one in ImageOutcome}
-    return {name: count for name, count in told.items() if count}
+async def generate(
+    conductor: Conductor, id: str = "a", spec: ImageSpec = SPEC, timeout_s: float | None = None
+) -> None:
+    await last_image(conductor.run(ImageTask(id=id, spec=spec, timeout_s=timeout_s)))
 
 
-async def test_a_story_is_told_in_numbers() -> None:
-    tally, refiner = InMemoryMeter(), CountingStage()
-    working = conductor(CountingStage(trouble=dies_at((1, 13))), refiner, tally)
-    await working.generate("made", SPEC, None, None)
-    await working.generate("resumed", SPEC, None, None)
+def outcomes(meter: InMemoryMeter) -> dict[str, float]:
+    counts = {str(outcome): meter.value(IMAGES, outcome=outcome) for outcome in ImageOutcome}
+    return {name: count for name, count in counts.items() if count}
+
+
+async def test_the_metrics_of_a_few_images_with_every_outcome() -> None:
+    meter, refiner = InMemoryMeter(), CountingStage()
+    conductor = conductor_of(CountingStage(fault=dies_at((1, 13))), refiner, meter)
+    await generate(conductor, "made")
+    await generate(conductor, "resumed")
     with pytest.raises(ModelNotFound):
-        await working.generate("refused", replace(SPEC, model="none"), None, None)
-    slow = conductor(Sleeping(), refiner, tally)
+        await generate(conductor, "refused", replace(SPEC, model="none"))
+    blocked = BlockedStage()
+    slow = conductor_of(blocked, refiner, meter)
     with pytest.raises(DeadlineExceeded):
-        await slow.generate("late", SPEC, None, 0.05)
-    leaving = asyncio.create_task(slow.generate("cancelled", SPEC, None, None))
-    await asyncio.sleep(0.01)
+        await generate(slow, "late", timeout_s=0.05)
+    leaving = asyncio.create_task(generate(slow, "cancelled"))
+    await blocked.has_calls(2)
     leaving.cancel()
     await asyncio.wait([leaving])
     await slow.drain()
     with pytest.raises(Draining):
-        await slow.generate("refused too", SPEC, None, None)
-    assert outcomes(tally) == {"made": 2, "refused": 2, "late": 1, "cancelled": 1}
-    assert tally.value(RESUMES, reason=ResumeReason.LOST) == 1
-    assert tally.value(RESUMES, reason=ResumeReason.PROFILE) == 0
-    assert (tally.value(IN_TIME), tally.value(ACCEPTED)) == (2, 3)
-    assert tally.times(IMAGE_SECONDS) == 2
-    assert [tally.times(STAGE_SECONDS, stage=stage) for stage in Stage] == [2, 2]
+        await generate(slow, "refused too")
+    assert outcomes(meter) == {"made": 2, "refused": 2, "late": 1, "cancelled": 1}
+    assert meter.value(RESUMES, reason=ResumeReason.LOST) == 1
+    assert meter.value(RESUMES, reason=ResumeReason.PROFILE) == 0
+    assert (meter.value(IN_TIME), meter.value(ACCEPTED)) == (2, 3)
+    assert meter.times(IMAGE_SECONDS) == 2
+    assert [meter.times(STAGE_SECONDS, stage=stage) for stage in Stage] == [2, 2]
 
 
-async def test_an_image_that_is_given_up_has_gone_on_one_time_less_than_it_was_lost() -> None:
-    tally = InMemoryMeter()
-    deadly = CountingStage(trouble=lambda call, sample: ReplicaLost("gone"))
+async def test_a_stream_that_is_closed_early_is_a_cancelled_image() -> None:
+    meter = InMemoryMeter()
+    events = conductor_of(CountingStage(), None, meter).run(ImageTask(id="a", spec=SPEC))
+    async with aclosing(events):
+        await anext(events)
+    assert outcomes(meter) == {"cancelled": 1}
+
+
+async def test_a_consumer_that_closes_the_stream_at_the_image_has_it_made() -> None:
+    meter = InMemoryMeter()
+    await generate(conductor_of(CountingStage(), None, meter))  # stops reading at `Generated`
+    assert outcomes(meter) == {"made": 1}
+
+
+async def test_an_image_that_is_given_up_has_resumed_once_less_than_it_was_lost() -> None:
+    meter = InMemoryMeter()
+    deadly = CountingStage(fault=lambda call, sample: ReplicaLost("the replica is gone"))
     with pytest.raises(ReplicaLost):
-        await conductor(deadly, None, tally).generate("a", SPEC, None, None)
-    assert tally.value(RESUMES, reason=ResumeReason.LOST) == len(deadly.calls) - 1 == 2
-    assert outcomes(tally) == {"failed": 1}
-    assert (tally.value(IN_TIME), tally.value(ACCEPTED)) == (0, 1)
-    assert tally.times(STAGE_SECONDS, stage=Stage.BASE) == 0
+        await generate(conductor_of(deadly, None, meter))
+    assert meter.value(RESUMES, reason=ResumeReason.LOST) == len(deadly.calls) - 1 == 2
+    assert outcomes(meter) == {"failed": 1}
+    assert (meter.value(IN_TIME), meter.value(ACCEPTED)) == (0, 1)
+    assert meter.times(STAGE_SECONDS, stage=Stage.BASE) == 0
 
 
-async def test_an_image_that_begins_again_under_another_profile_is_counted_as_that() -> None:
-    tally, never = (
-        InMemoryMeter(),
-        CountingStage(trouble=lambda call, sample: ProfileChanged("again")),
-    )
+async def test_an_image_that_starts_again_under_another_profile_counts_as_resumed() -> None:
+    meter = InMemoryMeter()
+    changing = CountingStage(fault=lambda call, sample: ProfileChanged("again"))
     with pytest.raises(ReplicaLost):
-        await conductor(never, None, tally).generate("a", SPEC, None, None)
-    assert tally.value(RESUMES, reason=ResumeReason.PROFILE) == len(never.calls) - 1 == 2
+        await generate(conductor_of(changing, None, meter))
+    assert meter.value(RESUMES, reason=ResumeReason.PROFILE) == len(changing.calls) - 1 == 2
 
 
-def test_an_image_s_and_a_stage_s_seconds_are_the_loop_s() -> None:
-    tally = InMemoryMeter()
-    working = conductor(Loading(), Loading(), tally)
-    with asyncio.Runner(loop_factory=Clock) as runner:
-        runner.run(working.generate("a", SPEC, None, 1000))
-    assert tally.value(IMAGE_SECONDS) == pytest.approx(200, abs=1)
+def test_durations_of_images_and_stages_are_in_the_event_loop_s_seconds() -> None:
+    meter = InMemoryMeter()
+    conductor = conductor_of(SlowStage(100), SlowStage(100), meter)
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(generate(conductor, timeout_s=1000))
+    assert meter.value(IMAGE_SECONDS) == pytest.approx(200, abs=1)
     for stage in Stage:
-        assert tally.value(STAGE_SECONDS, stage=stage) == pytest.approx(100, abs=1)
+        assert meter.value(STAGE_SECONDS, stage=stage) == pytest.approx(100, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from serve_app.core.service.metrics import Meter
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.app import build_api
-from serve_app.ingress.contracts import Conductor
+from serve_app.ingress.contracts import Maker
 from serve_app.ingress.job_service import JobService
 from tests.support.fake_conductor import INFO, FakeConductor
 
@@ -29,7 +29,7 @@ def ledger() -> Ledger:
 
 
 def api_over(
-    conductor: Conductor,
+    conductor: Maker,
     ledger: Any,
     facts: Any = INFO,
     policy: AccessPolicy = POLICY,
@@ -54,7 +54,7 @@ async def client(painter: FakeConductor, ledger: Ledger) -> AsyncIterator[Client
     opened: list[httpx.AsyncClient] = []
 
     def over(
-        conductor: Conductor = painter,
+        conductor: Maker = painter,
         *,
         peer: str = "127.0.0.1",
         headers: dict[str, str] | None = None,

@@ -95,7 +95,8 @@ def test_a_good_picture_comes_through_with_the_right_pixels(
     file, colours = corpus.PICTURES[name]
     painter.calls.clear()
     assert ask(caller, file).is_success
-    ((_, spec, source, _),) = painter.calls
+    (task,) = painter.calls
+    spec, source = task.spec, task.inputs.init_image
     assert (spec.width, spec.height) == (corpus.WIDTH, corpus.HEIGHT)
     image = Image.frombytes("RGB", (spec.width, spec.height), source or b"")
     for i, colour in enumerate(colours):
@@ -154,10 +155,10 @@ def apart() -> Iterator[tuple[httpx.Client, int]]:
     program = (
         "import time\n"
         "from serve_app.deployments.ledger import Ledger\n"
-        "from tests.support.fake_conductor import Instant\n"
+        "from tests.support.fake_conductor import InstantConductor\n"
         "from tests.ingress.conftest import api_over\n"
         "from tests.support.http_server import serving\n"
-        "with serving(api_over(Instant(), Ledger(None))) as address:\n"
+        "with serving(api_over(InstantConductor(), Ledger(None))) as address:\n"
         "    print(address, flush=True)\n"
         "    input()\n"
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +9,11 @@ import httpx
 import pytest
 
 from serve_app.core.diffusion.sample import Sample, StageSegment
-from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.core.errors import DeadlineExceeded, LedgerAway, OutOfMemory
 from serve_app.core.service.events import GeneratedImage
 from serve_app.core.service.moderation import WordList
 from serve_app.core.service.rate_limit import RateLimit
+from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.generation import plan_generate
@@ -22,7 +21,7 @@ from serve_app.ingress.job_service import JobService, RequestContext
 from serve_app.ingress.native.schemas import GenerateRequest
 from tests.ingress.conftest import Client
 from tests.support.fake_conductor import INFO, PROFILES, FailingConductor, FakeConductor
-from tests.support.stage_doubles import CountingStage
+from tests.support.stage_doubles import CountingStage, StageEvents
 
 ASKED = {"prompt": "a fox", "imageCount": 1}
 KEY = {"Idempotency-Key": "key-1"}
@@ -37,16 +36,14 @@ class Slow(FakeConductor):
         self.begun = asyncio.Event()
         self.cancelled = 0
 
-    async def generate(
-        self, id: str, spec: ImageSpec, source: bytes | None, timeout: float | None
-    ) -> GeneratedImage:
+    async def generate(self, task: ImageTask) -> GeneratedImage:
         self.begun.set()
         try:
             await self.go.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return await super().generate(id, spec, source, timeout)
+        return await super().generate(task)
 
 
 class Away:
@@ -274,9 +271,9 @@ async def test_who_joined_a_job_hears_why_it_failed_and_nobody_makes_it_again(
     client: Client,
 ) -> None:
     class Late(Slow):
-        async def generate(self, *asked: Any) -> GeneratedImage:
-            self.calls.append(asked)
-            await super().generate(*asked)
+        async def generate(self, task: ImageTask) -> GeneratedImage:
+            self.calls.append(task)
+            await super().generate(task)
             raise DeadlineExceeded("too late")
 
     late = Late()
@@ -294,10 +291,10 @@ async def test_who_joined_a_job_hears_why_it_failed_and_nobody_makes_it_again(
 
 async def test_after_a_drain_the_ledger_knows_of_everything(ledger: Ledger) -> None:
     class Waiting(CountingStage):
-        async def advance(self, sample: Sample[Any], leg: StageSegment) -> AsyncIterator[Any]:
+        async def advance(self, sample: Sample[Any], segment: StageSegment) -> StageEvents:
             begun.set()
             await go.wait()
-            async for event in super().advance(sample, leg):
+            async for event in super().advance(sample, segment):
                 yield event
 
     begun, go = asyncio.Event(), asyncio.Event()

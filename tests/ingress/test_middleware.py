@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.core.service.events import GeneratedImage
+from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.access import AccessPolicy, digests
 from tests.ingress.conftest import Client, api_over
@@ -21,7 +23,7 @@ JSON = {"Content-Type": "application/json"}
 class Speechless(FakeConductor):
     """Fails, and can't even say what it owes: no error handler gets through."""
 
-    async def generate(self, *arguments: object) -> bytes:
+    async def generate(self, task: ImageTask) -> GeneratedImage:
         raise ValueError("/secret/path")
 
     def owed_seconds(self) -> float:

@@ -4,7 +4,7 @@ without Ray."""
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import Image
 
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.service.events import ReplicaStats
+from serve_app.core.service.events import ReplicaStats, StageEvent
 from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
@@ -35,8 +35,10 @@ class Here:
     def __init__(self, replica: StageReplica) -> None:
         self.replica = replica
 
-    async def advance(self, sample: Sample[Any], leg: StageSegment) -> AsyncIterator[Any]:
-        async for event in self.replica.advance(sample, leg):
+    async def advance(
+        self, sample: Sample[Any], segment: StageSegment
+    ) -> AsyncGenerator[StageEvent, None]:
+        async for event in self.replica.advance(sample, segment):
             yield event
 
     async def stats(self) -> list[ReplicaStats]:

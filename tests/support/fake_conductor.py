@@ -1,14 +1,16 @@
-"""Conductors that keep the contract without a model: what the routes are tested with."""
+"""Makers that keep the contract without a model: what the routes are tested with."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from io import BytesIO
 
 from PIL import Image
 
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.service.events import GeneratedImage
+from serve_app.core.service.events import Generated, GeneratedImage, ImageEvent
 from serve_app.core.service.info import Health, HealthStatus, License, ModelInfo, ServiceInfo
+from serve_app.core.service.tasks import ImageTask
 
 PROFILES = ((Stage.BASE, "base-float32-4-0123abcd"), (Stage.REFINER, "refiner-float32-4-0123abcd"))
 NOISE = NoiseConfig.from_scheduler_config({})
@@ -28,20 +30,24 @@ INFO = ServiceInfo(
 
 
 class FakeConductor:
-    """Paints every image in one colour at once, and remembers what was asked."""
+    """A maker that paints every image in one colour at once, and remembers its tasks.
+
+    Doubles that differ in how an image is made override `generate`.
+    """
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, ImageSpec, bytes | None, float | None]] = []
+        self.calls: list[ImageTask] = []
         self.current_health = Health(HealthStatus.READY, "", {"base": 1, "refiner": 1}, 0.0)
         self.owed = 12.3  # seconds
         self.warnings: tuple[str, ...] = ()  # of every image
 
-    async def generate(
-        self, id: str, spec: ImageSpec, init_image: bytes | None, timeout: float | None
-    ) -> GeneratedImage:
-        self.calls.append((id, spec, init_image, timeout))
+    async def run(self, task: ImageTask) -> AsyncGenerator[ImageEvent, None]:
+        yield Generated(await self.generate(task))
+
+    async def generate(self, task: ImageTask) -> GeneratedImage:
+        self.calls.append(task)
         file = BytesIO()
-        Image.new("RGB", (spec.width, spec.height), "teal").save(file, "PNG")
+        Image.new("RGB", (task.spec.width, task.spec.height), "teal").save(file, "PNG")
         return GeneratedImage(file.getvalue(), PROFILES, self.warnings)
 
     async def health(self) -> Health:
@@ -52,22 +58,20 @@ class FakeConductor:
 
     @property
     def specs(self) -> list[ImageSpec]:
-        return [spec for _, spec, _, _ in self.calls]
+        return [task.spec for task in self.calls]
 
 
 class InstantConductor(FakeConductor):
-    """The same small picture at once, whatever is asked; remembers nothing."""
+    """The same small image at once, whatever the task; remembers nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         file = BytesIO()
         Image.new("RGB", (8, 8), "teal").save(file, "PNG")
-        self._made = GeneratedImage(file.getvalue(), PROFILES)
+        self._image = GeneratedImage(file.getvalue(), PROFILES)
 
-    async def generate(
-        self, id: str, spec: ImageSpec, init_image: bytes | None, timeout: float | None
-    ) -> GeneratedImage:
-        return self._made
+    async def generate(self, task: ImageTask) -> GeneratedImage:
+        return self._image
 
 
 class FailingConductor(FakeConductor):
@@ -80,14 +84,12 @@ class FailingConductor(FakeConductor):
         self.begun = 0
         self.cancelled = 0
 
-    async def generate(
-        self, id: str, spec: ImageSpec, init_image: bytes | None, timeout: float | None
-    ) -> GeneratedImage:
+    async def generate(self, task: ImageTask) -> GeneratedImage:
         self.begun += 1
-        if id.endswith(f"-{self.at}"):
+        if task.id.endswith(f"-{self.at}"):
             raise self.error
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise

@@ -1,6 +1,7 @@
-"""Stages that keep the `StageClient` contract without Ray: real replicas, or a script of events."""
+"""Stages that keep the `StageClient` contract without Ray: steps are counted, not computed."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,72 +11,115 @@ from serve_app.core.diffusion.sample import Sample, StageSegment, with_prompt_in
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import ReplicaLost
 from serve_app.core.scheduling.step_scheduler import WorkKind
-from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot
+from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot, StageEvent
+from tests.support.builders import replica_stats
+from tests.support.waiting import until_async
 
 # 100 TFLOP a second
 _STEPS = [TurnKind(WorkKind.STEP, stage, "demo", 1024, 1024, 2) for stage in Stage]
-PRICES = CostTable({turn: turn.tflop / 100 for turn in _STEPS})
+COSTS = CostTable({turn: turn.tflop / 100 for turn in _STEPS})
 
-Trouble = Callable[[int, Sample[Any]], Exception | None]
+StageEvents = AsyncGenerator[StageEvent, None]
+Fault = Callable[[int, Sample[Any]], Exception | None]
 
 
 class CountingStage:
-    """Walks a sample by counting: latents are the number of steps taken by anybody.
+    """Walks a sample by counting: its latents are the number of steps taken so far.
 
-    `trouble(call, sample)` is asked before every step and may end the stream with an error.
+    `fault(call, sample)` is called before every step and may return an error to end the stream.
     """
 
     def __init__(
         self,
         *,
         every: int = 5,
-        trouble: Trouble | None = None,
+        fault: Fault | None = None,
         ready: int = 1,
         warnings: tuple[str, ...] = (),
         shortfall: str = "",
-        prices: CostTable = PRICES,
+        costs: CostTable = COSTS,
     ) -> None:
         self.every = every
-        self.trouble = trouble or (lambda call, sample: None)
+        self.fault = fault or (lambda call, sample: None)
         self.ready = ready
         self.warnings = warnings
         self.shortfall = shortfall
-        self.prices = prices
+        self.costs = costs
         self.calls: list[tuple[int, StageSegment]] = []  # index at which each call began
         self.steps = 0
         self.closed = 0
 
-    async def advance(self, sample: Sample[Any], leg: StageSegment) -> AsyncIterator[Any]:
+    async def advance(self, sample: Sample[Any], segment: StageSegment) -> StageEvents:
         call = len(self.calls)
-        self.calls.append((sample.index, leg))
+        self.calls.append((sample.index, segment))
         sample = with_prompt_info(sample, 1, self.warnings)
         try:
-            while sample.index < leg.stop:
-                if error := self.trouble(call, sample):
+            await self.before_first_step(call)
+            while sample.index < segment.stop:
+                if error := self.fault(call, sample):
                     raise error
                 self.steps += 1
                 taken = (sample.latents or 0) + 1
                 sample = replace(sample, index=sample.index + 1, latents=taken, profile="p")
                 if sample.index % self.every == 0:
                     yield Snapshot(sample)
-            yield SegmentDone(
-                sample, b"png %d" % sample.latents if leg.last else None, GpuTime(0.5), self.prices
-            )
+            png = b"png %d" % (sample.latents or 0) if segment.last else None
+            yield SegmentDone(sample, png, GpuTime(0.5), self.costs)
         finally:
             self.closed += 1
 
+    async def before_first_step(self, call: int) -> None:
+        """Return when the sample of call number `call` may take its first step."""
+
+    async def has_calls(self, count: int) -> None:
+        """Wait until so many samples have arrived."""
+        await until_async(lambda: len(self.calls) >= count)
+
     async def stats(self) -> list[ReplicaStats]:
-        return [
-            ReplicaStats(
-                1, "p", "", 0, 0, 0, 0, 0.0, 0.0, 1.5, self.prices, {}, shortfall=self.shortfall
-            )
-        ] * self.ready
+        stats = replica_stats(owed_seconds=1.5, costs=self.costs, shortfall=self.shortfall)
+        return [stats] * self.ready
 
 
-def dies_at(*deaths: tuple[int, int]) -> Trouble:
-    """The replica of call n is lost at a step index, for each pair (n, index)."""
+class BlockedStage(CountingStage):
+    """Takes no step before `release` is set; with `free` calls that need not wait for it."""
 
-    def trouble(call: int, sample: Sample[Any]) -> Exception | None:
-        return ReplicaLost("gone") if (call, sample.index) in deaths else None
+    def __init__(self, *, free: int = 0, costs: CostTable = COSTS) -> None:
+        super().__init__(costs=costs)
+        self.release = asyncio.Event()
+        self._free = free
 
-    return trouble
+    async def before_first_step(self, call: int) -> None:
+        if call >= self._free:
+            await self.release.wait()
+
+
+def dies_at(*deaths: tuple[int, int]) -> Fault:
+    """Return a fault that loses the replica of call n at a step index, for each (n, index)."""
+
+    def fault(call: int, sample: Sample[Any]) -> Exception | None:
+        return ReplicaLost("the replica is gone") if (call, sample.index) in deaths else None
+
+    return fault
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock can be put forward."""
+
+    offset = 0.0  # seconds
+
+    def time(self) -> float:
+        return super().time() + self.offset
+
+
+class SlowStage(CountingStage):
+    """Takes some seconds before the first step of each call, on a `JumpingLoop`."""
+
+    def __init__(self, seconds: float, *, fault: Fault | None = None) -> None:
+        super().__init__(fault=fault)
+        self._seconds = seconds
+
+    async def before_first_step(self, call: int) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, JumpingLoop)
+        loop.offset += self._seconds
+        await asyncio.sleep(0.001)  # a wait in which timers that are due now can fire

@@ -1,28 +1,37 @@
-"""What is said of a sample on its way: by a stage to the conductor, by the conductor to HTTP.
+"""Typed events of an image on its way, and what a replica reports about itself.
 
-Knows no tensors and no Ray; latents inside are whatever form the wire has.
+A stage streams `StageEvent`s to the conductor, and a maker (the conductor, or whatever else turns a
+task into an image) streams `ImageEvent`s to whoever waits for the image. Consumers `match` on the
+type and end with `assert_never`, so that an event they don't know is an error and never mistaken
+for another one. No tensors: latents inside are in whatever form the wire has.
 """
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic, assert_never
 
 from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.sample import L, Sample
 from serve_app.core.diffusion.spec import Stage
+from serve_app.core.errors import EngineFault
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot(Generic[L]):
-    """A sample in the middle of its leg, to be continued elsewhere if need be."""
+    """A sample in the middle of its segment, from which another replica can continue it."""
 
     sample: Sample[L]
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentDone(Generic[L]):
-    """The leg is done. `png` is the picture if it was the last leg; `spent` the GPU time that it
-    took there, and `prices` what turns take there."""
+    """The end of a segment: the sample as the next stage takes it.
+
+    `png` is the finished image after the last segment, else None. `gpu_time` is what the segment
+    took, and `costs` are the replica's costs at its end.
+    """
 
     sample: Sample[L]
     png: bytes | None
@@ -32,12 +41,42 @@ class SegmentDone(Generic[L]):
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """An image at the end of its journey, and the numeric profile of every stage it went through:
-    under equal profiles an equal spec gives equal bytes. `warnings` are for its asker."""
+    """A finished image, and the numeric profile of each stage that it went through.
+
+    Under equal profiles an equal spec gives equal bytes. `warnings` are for the caller.
+    """
 
     png: bytes
     profiles: tuple[tuple[Stage, str], ...]
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The last event of every stream that does not raise."""
+
+    image: GeneratedImage
+
+
+StageEvent = Snapshot[Any] | SegmentDone[Any]
+ImageEvent = StageEvent | Generated
+
+
+async def last_image(events: AsyncGenerator[ImageEvent, None]) -> GeneratedImage:
+    """Wait for the end of a stream and return its image; close the stream however the wait ends.
+
+    Raises what the stream raises, and `EngineFault` if it ends without an image.
+    """
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case Generated(image):
+                    return image
+                case Snapshot() | SegmentDone():
+                    pass
+                case _:
+                    assert_never(event)
+    raise EngineFault("the stream of events ended without an image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +90,10 @@ class ReplicaStats:
     steps: int  # steps of samples: a turn of four samples counts four
     finished: int
     cancelled: int
-    gpu_seconds: float  # of GPU time, since it began
-    wasted_gpu_seconds: float  # of those, what images spent that were cancelled or failed
-    owed_seconds: float  # of GPU time, until all that it has is done and nothing comes
+    gpu_seconds: float  # GPU time since the replica started
+    wasted_gpu_seconds: float  # the part of it that cancelled and failed images took
+    owed_seconds: float  # predicted GPU time until everything accepted is done
     costs: CostTable  # what its turns take, to predict others by
     positions: dict[str, int]  # step index of each sample in flight
-    models: tuple[str, ...] = ()  # those in memory, then those parked on the host
-    shortfall: str = ""  # what its device had no room for
+    models: tuple[str, ...] = ()  # models on the device, then models offloaded to the host
+    shortfall: str = ""  # what the device had no memory for

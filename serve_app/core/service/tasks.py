@@ -11,7 +11,7 @@ class ImageTask:
     """One image to be made for one caller.
 
     `timeout_s` counts from when the task is accepted; None leaves the deadline to the service.
-    `caller` is a name that a key or an address stands for, never the key.
+    `caller` is a name that stands for a key or an address, never the key.
     """
 
     id: str

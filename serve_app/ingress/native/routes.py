@@ -19,7 +19,7 @@ from serve_app.core.diffusion.sizes import SizeRules
 from serve_app.core.diffusion.spec import SEED_RANGE
 from serve_app.core.service.info import HealthStatus, ServiceInfo
 from serve_app.core.service.jobs import Job, JobResult
-from serve_app.ingress.contracts import Conductor
+from serve_app.ingress.contracts import Maker
 from serve_app.ingress.errors import retry_after
 from serve_app.ingress.generation import GenerationJob, check_refine, plan_generate, plan_refine
 from serve_app.ingress.image_input import BaseImage, read_base64, read_image
@@ -143,7 +143,7 @@ def timed(request: Request) -> dict[str, str]:
     return {"Server-Timing": request.state.watch.header}
 
 
-def routes(studio: RequestHandlers, conductor: Conductor, version: str) -> APIRouter:
+def routes(studio: RequestHandlers, conductor: Maker, version: str) -> APIRouter:
     """The routes, ready to be included."""
     router = APIRouter(route_class=StrictRoute, tags=["pictures"])
     desk, facts = studio.jobs, studio.info

@@ -77,7 +77,7 @@ async def test_everything_that_can_be_asked_reaches_the_spec(
     assert (spec.width, spec.height) == (1344, 768)
     assert (spec.steps, spec.guidance, spec.handoff) == (12, 4, 0.6)
     assert (spec.sampler, spec.negative_prompt) == (Sampler.DPMPP_2M_KARRAS, "")
-    assert {timeout for *_, timeout in painter.calls} == {90}
+    assert {task.timeout_s for task in painter.calls} == {90}
 
 
 @pytest.mark.parametrize(("temperature", "guidance"), [(0, 9.3), (0.8, 6.9), (2, 3.3)])
@@ -131,7 +131,7 @@ async def test_both_forms_of_refine_are_taken(
     spec, other = painter.specs
     assert (spec.strength, spec.handoff, spec.steps, spec.guidance) == (0.6, 0.8, 14, 5.5)
     assert (spec.seed, other.seed, spec.prompt) == (3, 4, "warmer")
-    assert len(painter.calls[0][2] or b"") == 1024 * 768 * 3
+    assert len(painter.calls[0].inputs.init_image or b"") == 1024 * 768 * 3
 
 
 async def test_naming_the_refiner_asks_for_the_refiner_alone(

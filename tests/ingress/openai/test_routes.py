@@ -184,7 +184,7 @@ def test_one_file_or_several_are_edited(sdk: openai.OpenAI, painter: FakeConduct
     several = [("a.png", file()), ("b.webp", file("navy", (640, 512), "WEBP"))]
     both = sdk.images.edit(model="gpt-image-1", image=several, prompt="warmer", n=2)
     assert [opened(item.b64_json).size for item in both.data or ()] == [(512, 640), (640, 512)]
-    sources = [source or b"" for _, _, source, _ in painter.calls]
+    sources = [task.inputs.init_image or b"" for task in painter.calls]
     assert [source[:3] for source in sources] == [b"\xff\xa5\x00", b"\x00\x00\x80"]
 
 
