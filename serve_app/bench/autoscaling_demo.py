@@ -103,7 +103,7 @@ def load(seconds: float, seed: int) -> list[Arrival]:
         handoff = _PARTS[min(bisect(ends, at), len(_PARTS) - 1)][2]
         return RequestMix((30,), ((1024, 1024),), (6.9,), (handoff,), heavy=0.0)
 
-    return draw_trace(Workload(rate, mix), rate=1.0, seconds=seconds, draw=Random(seed))
+    return draw_trace(Workload(rate, mix), rate=1.0, seconds=seconds, rng=Random(seed))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
 from serve_app.core.service.events import ReplicaStats
 from serve_app.deployments.ray_metrics import RayMeter
-from serve_app.simulator.cluster import Cluster, journey_of
+from serve_app.simulator.cluster import Cluster, image_of
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.policies import route_by_owed_work, route_by_requests
 from serve_app.simulator.summary import percentile
@@ -87,14 +87,14 @@ def _trace(seconds: float, seed: int) -> list[Arrival]:
     """Images that come at random, together as much work as four replicas do in 85 % of the time."""
     wave, rate, trace = Workload(lambda at: 1.0, lambda at: _MIX), 1.0, list[Arrival]()
     for _ in range(4):  # what is drawn comes to another load than was meant
-        trace = draw_trace(wave, rate=rate, seconds=seconds, draw=Random(seed))
+        trace = draw_trace(wave, rate=rate, seconds=seconds, rng=Random(seed))
         rate *= _LOAD * _GPUS * seconds / sum(_alone(one) for one in trace)
     return trace
 
 
 def _alone(arrival: Arrival) -> float:
     """Seconds of a replica's time, in full batches."""
-    spec, schedule, legs = journey_of(arrival, refiner=False)
+    spec, schedule, legs = image_of(arrival, refiner=False)
     sample: Sample[float] = new_sample("", spec, schedule, legs[0].stage)
     return _COSTS.amortized_seconds(sample, legs[0], _SIZE)
 
@@ -147,7 +147,7 @@ def _simulated(
 ) -> RunResult:
     """The same trace under the same policy on a virtual clock, with steps as long as measured."""
     route = route_by_owed_work() if name == "owed work" else route_by_requests(Random(seed))
-    costs = replace(_COSTS, steps=steps)
+    costs = replace(_COSTS, step_seconds=steps)
     run = Cluster(_SIZE, costs, route, None, {Stage.BASE: _GPUS}).run(trace)
     return RunResult.of([(one.arrival, one.seconds) for one in run.finished])
 

@@ -1,227 +1,172 @@
-"""`simulate`: a trace through a cluster under each policy, printed and plotted.
+"""`aura simulate`: run traces through a simulated cluster under each policy; print and plot.
 
-Knows no Ray and no torch. The capacity that `load` is a share of is that of full batches: what a
-cluster that wasted nothing could do. A steady trace compares routing, on all GPUs; any other one
-compares scaling, on several traces of its kind.
+A steady trace compares routing, on all GPUs. Any other trace compares scaling.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.core.diffusion.sample import StageSegment, new_sample, with_latents
-from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import OperatorError
-from serve_app.core.scheduling.step_scheduler import StepScheduler, WorkKind
-from serve_app.simulator.cluster import Cluster, SimulationResult, journey_of
 from serve_app.simulator.comparison import (
     ALL,
     CHOSEN,
     DEFAULT,
-    LOADING,
     PROMPT,
-    SIZE,
     TUNED,
     Comparison,
-    compare,
-    shared_by_work,
-    work_of,
+    compare_routing,
+    compare_scaling,
 )
-from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.simulator.planning_time import IN_FLIGHT, measure_planning_seconds
 from serve_app.simulator.plot import plot_routing, plot_scaling
-from serve_app.simulator.policies import route_by_owed_work, route_by_requests
-from serve_app.simulator.replica import SimSample
+from serve_app.simulator.plotting import PlotsUnavailable
+from serve_app.simulator.scenario import STEADY, Scenario, make_scenario
 from serve_app.simulator.summary import GRACE, SLO, Summary, summarize
-from serve_app.simulator.traces import WORKLOADS, Arrival, draw_trace, read_trace
-
-TRACES = 5  # with waves: by as many seeds, from the one asked for
-_STEADY = "steady"
-_IN_FLIGHT = 1000  # samples, where planning is measured
-_PLANS = 500
 
 console = Console(highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
 class SimulateOptions:
-    """What is to be simulated; what is None is chosen by the trace."""
+    """The options of the command; what is None depends on the kind of trace."""
 
     gpus: int | None
-    trace: str  # a wave's name, or a CSV file
+    trace: str  # a workload's name, or a CSV file
     load: float | None
     seconds: float | None
     seed: int
     output: Path
 
 
-@dataclass(frozen=True, slots=True)
-class _Defaults:
-    """A wish in full."""
-
-    gpus: int
-    load: float
-    seconds: float
-
-
-def simulate(wish: SimulateOptions) -> int:
-    """The outcome is printed and the PNG written; the exit status."""
-    steady = wish.trace == _STEADY
-    usual = _Defaults(256, 0.85, 90.0) if steady else _Defaults(16, 0.25, 960.0)
-    plan = _Defaults(
-        wish.gpus or usual.gpus, wish.load or usual.load, wish.seconds or usual.seconds
-    )
+def simulate(options: SimulateOptions) -> int:
+    """Print the results, write the plot, and return the exit status."""
     try:
-        traces = _traces(wish, plan)
+        scenario = make_scenario(
+            options.trace,
+            gpus=options.gpus,
+            load=options.load,
+            seconds=options.seconds,
+            seed=options.seed,
+        )
     except OperatorError as error:
         console.print(f"[bold red]error[/] {error}", soft_wrap=True)
         return 2
-    plan = replace(plan, seconds=max(plan.seconds, max(one.at for one in traces[0])))
-    asked = median(_load(trace, plan) for trace in traces)
-    several = "" if len(traces) == 1 else f" of {len(traces)} traces, by medians"
+    traces = len(scenario.traces)
     console.print(
-        f"{median(len(trace) for trace in traces):,.0f} images in {plan.seconds:.0f} s on "
-        f"{plan.gpus} GPUs, {asked:.0%} of what full batches could do{several}; in time is within "
-        f"{SLO:g} times alone and {GRACE:g} s",
+        f"{scenario.images:,.0f} images in {scenario.seconds:.0f} s on {scenario.gpus} GPUs, "
+        f"{scenario.load:.0%} of what full batches could do"
+        f"{'' if traces == 1 else f' (medians of {traces} traces)'}; an image is in time within "
+        f"{SLO:g} times its unloaded latency plus {GRACE:g} s",
         soft_wrap=True,
     )
     began = time.perf_counter()
-    if steady:
-        _compare_routing(traces[0], plan, wish)
+    if options.trace == STEADY:
+        plotted = _compare_routing(scenario, options)
     else:
-        compared = compare(traces, plan.gpus, plan.seconds)
-        console.print(_scaling_table(compared))
-        for line in _savings(compared):
-            console.print(line, soft_wrap=True)
-        plot_scaling(compared, traces[0], wish.output)
+        plotted = _compare_scaling(scenario, options)
     console.print(f"[dim]simulated in {time.perf_counter() - began:.0f} s[/]")
-    console.print(
-        f"planning one step with {_IN_FLIGHT:,} samples in flight: {planning() * 1e6:.0f} µs"
-    )
-    console.print(f"[bold]{wish.output}[/]", soft_wrap=True)
+    microseconds = measure_planning_seconds() * 1e6
+    console.print(f"planning one step with {IN_FLIGHT:,} samples in flight: {microseconds:.0f} µs")
+    if isinstance(plotted, PlotsUnavailable):
+        console.print(str(plotted), markup=False, soft_wrap=True)
+    else:
+        console.print(f"[bold]{plotted}[/]", soft_wrap=True)
     return 0
 
 
-def planning() -> float:
-    """The median seconds that `StepScheduler.plan` takes with a thousand samples that step."""
-    scheduler: StepScheduler[float] = StepScheduler({"": SIZE})
-    draw = Random(0)
-    for number in range(_IN_FLIGHT):
-        arrival = Arrival(0.0, draw.choice((4, 20, 50, 150)), draw.choice((1024, 832)), 1024)
-        spec, schedule, _ = journey_of(arrival, refiner=False)
-        one: SimSample = with_latents(new_sample(str(number), spec, schedule, Stage.BASE), 0.0, 1)
-        scheduler.add(one, StageSegment(Stage.BASE, len(schedule), last=True))
-    seconds: list[float] = []
-    while len(seconds) < _PLANS:
-        began = time.perf_counter()
-        plan = scheduler.plan()
-        took = time.perf_counter() - began
-        assert plan is not None
-        results = [replace(s, index=s.index + (plan.work is WorkKind.STEP)) for s in plan.samples]
-        scheduler.settle(plan, results)
-        if plan.work is WorkKind.STEP:
-            seconds.append(took)
-    return sorted(seconds)[_PLANS // 2]
-
-
-def _traces(wish: SimulateOptions, plan: _Defaults) -> list[list[Arrival]]:
-    """One of a steady wave, or of a file; several of other waves."""
-    wave = WORKLOADS.get(wish.trace)
-    if wave is None:
-        return [read_trace(Path(wish.trace))]
-    traces = []
-    for seed in range(wish.seed, wish.seed + (1 if wish.trace == _STEADY else TRACES)):
-        rate, trace = float(plan.gpus), list[Arrival]()
-        for _ in range(3):  # what is drawn comes to another load than was meant
-            trace = draw_trace(wave, rate=rate, seconds=plan.seconds, draw=Random(seed))
-            rate *= plan.load / _load(trace, plan)
-        traces.append(trace)
-    return traces
-
-
-def _load(trace: Sequence[Arrival], plan: _Defaults) -> float:
-    """What is asked for, of what full batches could do."""
-    return sum(work_of(trace, GpuSpeed()).values()) / plan.seconds / plan.gpus
-
-
-def _compare_routing(trace: Sequence[Arrival], plan: _Defaults, wish: SimulateOptions) -> None:
-    """All GPUs are there, shared out by the work of each stage."""
-    start = shared_by_work(work_of(trace, GpuSpeed()), plan.gpus)
-    routers = {
-        "owed work": route_by_owed_work(),
-        "two choices": route_by_requests(Random(wish.seed)),
-    }
-    runs: dict[str, SimulationResult] = {}
-    for name, route in routers.items():
-        with console.status(f"simulating {name}"):
-            runs[name] = Cluster(SIZE, GpuSpeed(), route, None, start, loading=LOADING).run(trace)
-    outcomes = {name: summarize(run, plan.seconds) for name, run in runs.items()}
-    console.print(_routing_table(outcomes))
+def _compare_routing(scenario: Scenario, options: SimulateOptions) -> Path | PlotsUnavailable:
+    """Print the comparison; return the plot's file, or why there is none."""
+    (trace,) = scenario.traces
+    with console.status("simulating both routers"):
+        runs = compare_routing(trace, scenario.gpus, options.seed)
     console.print(
-        "[dim]a step: the 95th percentile of seconds per step asked for; full: the places of "
-        "batches that images took[/]"
+        _routing_table({name: summarize(run, scenario.seconds) for name, run in runs.items()})
     )
-    plot_routing(runs, trace, wish.output)
+    console.print(
+        "[dim]per step: 95th percentile of latency divided by the requested steps; full: the share "
+        "of batch places that were used[/]"
+    )
+    try:
+        plot_routing(runs, trace, options.output)
+    except PlotsUnavailable as error:
+        return error
+    return options.output
 
 
-def _table(first: str, *heads: str) -> Table:
+def _compare_scaling(scenario: Scenario, options: SimulateOptions) -> Path | PlotsUnavailable:
+    """Print the comparison; return the plot's file, or why there is none."""
+    comparison = compare_scaling(scenario.traces, scenario.gpus, scenario.seconds)
+    console.print(_scaling_table(comparison))
+    for line in _savings(comparison):
+        console.print(line, soft_wrap=True)
+    try:
+        plot_scaling(comparison, scenario.traces[0], options.output)
+    except PlotsUnavailable as error:
+        return error
+    return options.output
+
+
+def _table(first: str, *headings: str) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
     table.add_column(first, no_wrap=True)
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
-def _routing_table(outcomes: Mapping[str, Summary]) -> Table:
+def _routing_table(summaries: Mapping[str, Summary]) -> Table:
     table = _table(
-        "routed by", "in time", "goodput", "p50", "p95", "p99", "a step", "GPU h", "full"
+        "routed by", "in time", "goodput", "p50", "p95", "p99", "per step", "GPU h", "full"
     )
-    for name, one in outcomes.items():
+    for name, summary in summaries.items():
         table.add_row(
             name,
-            f"{one.attained:.1%}",
-            f"{one.goodput:.1f}/s",
-            f"{one.p50:.1f} s",
-            f"{one.p95:.1f} s",
-            f"{one.p99:.1f} s",
-            f"{one.per_step:.2f} s",
-            f"{one.gpu_hours:.2f}",
-            f"{one.occupancy:.0%}",
+            f"{summary.attained:.1%}",
+            f"{summary.goodput:.1f}/s",
+            f"{summary.p50:.1f} s",
+            f"{summary.p95:.1f} s",
+            f"{summary.p99:.1f} s",
+            f"{summary.per_step:.2f} s",
+            f"{summary.gpu_hours:.2f}",
+            f"{summary.occupancy:.0%}",
         )
     return table
 
 
-def _scaling_table(compared: Comparison) -> Table:
-    """Medians, and from the least to the most of all traces."""
-    table = _table("replicas by", "", "in time", "from-to", "GPU h", "from-to", "p95")
-    for setting, outcomes in compared.outcomes.items():
-        attained = sorted(one.attained for one in outcomes)
-        hours = sorted(one.gpu_hours for one in outcomes)
+def _scaling_table(comparison: Comparison) -> Table:
+    table = _table("replicas by", "", "in time", "range", "GPU h", "range", "p95")
+    for setting in comparison.summaries:
+        result = comparison.result(setting)
+        min_attained, max_attained = result.attained_range
+        min_hours, max_hours = result.gpu_hours_range
         table.add_row(
             setting.family,
             setting.name,
-            f"{median(attained):.1%}",
-            f"{100 * attained[0]:.1f}-{100 * attained[-1]:.1f}",
-            f"{median(hours):.2f}",
-            f"{hours[0]:.2f}-{hours[-1]:.2f}",
-            f"{median(one.p95 for one in outcomes):.0f} s",
+            f"{result.attained:.1%}",
+            f"{100 * min_attained:.1f}-{100 * max_attained:.1f}",
+            f"{result.gpu_hours:.2f}",
+            f"{min_hours:.2f}-{max_hours:.2f}",
+            f"{result.p95:.0f} s",
             style="bold" if setting is CHOSEN else "",
         )
     return table
 
 
-def _savings(compared: Comparison) -> list[str]:
-    lines = [f"with as many images in time, {CHOSEN.family}, {CHOSEN.name}, takes"]
+def _savings(comparison: Comparison) -> list[str]:
+    lines = [
+        f"GPU-hours that {CHOSEN.family} ({CHOSEN.name}) saves with as many images in time, by "
+        "medians (and on each trace, against the settings that were best for it):"
+    ]
     for family in (TUNED, PROMPT, DEFAULT, ALL):
-        each = [compared.saved(family, trace) for trace in range(len(compared.outcomes[CHOSEN]))]
+        by_trace = comparison.saved_by_trace(family)
         lines.append(
-            f"  [bold]{compared.saved(family):.0%}[/] fewer GPU-hours than {family}, by medians; "
-            f"{median(each):.0%} ({min(each):.0%} to {max(each):.0%}) trace by trace, than what "
-            "was best for each"
+            f"  [bold]{comparison.saved(family):.0%}[/] against {family} "
+            f"({median(by_trace):.0%}, from {min(by_trace):.0%} to {max(by_trace):.0%})"
         )
     return lines

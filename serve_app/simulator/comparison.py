@@ -1,69 +1,78 @@
-"""Scaling by owed work against scaling by requests: each by several settings, on several traces.
+"""Policies compared: routing on one trace; scaling by several settings on several traces.
 
-Knows neither terminals nor pictures. All have the same router, places, GPUs and traces: only the
-number of replicas differs. The settings were chosen on traces of other seeds.
+Runs that compare scaling share the router, the places, the GPUs and the traces, and differ only in
+the number of replicas. The settings were chosen on traces of other seeds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from random import Random
 from statistics import median
 
 from serve_app.core.capacity.autoscaler import ScalingTargets, allocate_gpus
 from serve_app.core.diffusion.sample import new_sample
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.step_scheduler import BatchSize
-from serve_app.simulator.cluster import Cluster, TimelinePoint, journey_of
+from serve_app.simulator.cluster import Cluster, SimulationResult, TimelinePoint, image_of
 from serve_app.simulator.gpu_speed import GpuSpeed
-from serve_app.simulator.policies import route_by_owed_work, scale_by_owed_work
+from serve_app.simulator.policies import (
+    route_by_owed_work,
+    route_by_requests,
+    scale_by_owed_work,
+)
 from serve_app.simulator.replica import SimSample
-from serve_app.simulator.serve_autoscaling import Autoscaling, scale_by_requests
+from serve_app.simulator.serve_autoscaling import RequestAutoscaling, scale_by_requests
 from serve_app.simulator.summary import Summary, summarize
 from serve_app.simulator.traces import Arrival
 
 SIZE = BatchSize(4, 8)
-LOADING = 20.0  # seconds until a new replica is ready
-_FLOOR = 16  # of so many GPUs, one is of each stage at least
-_START = 3  # of so many GPUs, one has a replica when the trace begins
+LOAD_SECONDS = 20.0  # until a new replica is ready
+_GPUS_PER_MIN_REPLICA = 16  # each stage has at least one replica for this many GPUs
+_GPUS_PER_FIRST_REPLICA = 3  # a trace begins with one replica for this many GPUs
 OWED = "owed work"
 TUNED = "requests, tuned"
-PROMPT = "requests, told at once"  # each second
+PROMPT = "requests, reported at once"  # every second
 DEFAULT = "requests, Serve's own"  # delays
 ALL = "all GPUs"
-_TUNED = ((3.0, 15.0), (2.0, 5.0), (1.5, 15.0), (1.0, 15.0))  # targets and downscale delays
-_TOLD = ((3.0, 30.0), (2.0, 30.0))
-_AT_ONCE = {"look_back": 10.0, "push": 1.0}
+_TUNED_SETTINGS = ((3.0, 15.0), (2.0, 5.0), (1.5, 15.0), (1.0, 15.0))  # target, downscale delay
+_PROMPT_SETTINGS = ((3.0, 30.0), (2.0, 30.0))
+_REPORTED_AT_ONCE = {"look_back_s": 10.0, "report_interval_s": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySetting:
-    """A way to scale."""
+    """One way to scale."""
 
     family: str
     name: str
-    way: ScalingTargets | Autoscaling | None  # None: all GPUs, all the time
+    policy: ScalingTargets | RequestAutoscaling | None  # None: all GPUs, all the time
 
 
-SETTINGS = (  # those that no other beat in both on traces of other seeds
+SETTINGS = (  # those that no other setting beat in both measures, on traces of other seeds
     *(
-        PolicySetting(OWED, f"wait {wait:g} s", ScalingTargets(target_drain_s=wait))
-        for wait in (5.0, 7.0, 10.0)
-    ),
-    *(
-        PolicySetting(TUNED, f"{each:g} each, {down:g} s", Autoscaling(each, 0.0, down))
-        for each, down in _TUNED
+        PolicySetting(OWED, f"drain in {drain:g} s", ScalingTargets(target_drain_s=drain))
+        for drain in (5.0, 7.0, 10.0)
     ),
     *(
         PolicySetting(
-            PROMPT, f"{each:g} each, {down:g} s", Autoscaling(each, 0.0, down, **_AT_ONCE)
+            TUNED, f"{target:g} each, {delay:g} s", RequestAutoscaling(target, 0.0, delay)
         )
-        for each, down in _TOLD
+        for target, delay in _TUNED_SETTINGS
     ),
-    PolicySetting(DEFAULT, "2 each", Autoscaling()),
+    *(
+        PolicySetting(
+            PROMPT,
+            f"{target:g} each, {delay:g} s",
+            RequestAutoscaling(target, 0.0, delay, **_REPORTED_AT_ONCE),
+        )
+        for target, delay in _PROMPT_SETTINGS
+    ),
+    PolicySetting(DEFAULT, "2 each", RequestAutoscaling()),
     PolicySetting(ALL, "", None),
 )
-CHOSEN = SETTINGS[0]  # by the aims that the service has
+CHOSEN = SETTINGS[0]  # the service's default targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,100 +85,166 @@ class ComparisonRun:
     trace: tuple[Arrival, ...]
 
     def run(self) -> tuple[Summary, tuple[TimelinePoint, ...]]:
-        """What became of it, and how things stood meanwhile."""
-        ran = self._cluster().run(self.trace)
-        return summarize(ran, self.seconds), ran.timeline
+        """Return the numbers of the run, and its timeline."""
+        result = self._cluster().run(self.trace)
+        return summarize(result, self.seconds), result.timeline
 
     def _cluster(self) -> Cluster:
-        gpus, way = self.gpus, self.setting.way
+        gpus, policy = self.gpus, self.setting.policy
         work = work_of(self.trace, GpuSpeed())
-        split, scale = shared_by_work(work, gpus), None
-        if isinstance(way, ScalingTargets):
-            scale = scale_by_owed_work(gpus, way)
-        elif way is not None:  # the split that was best: two stages that may have all fare worse
-            scale = scale_by_requests(split, way)
-        start = split if scale is None else shared_by_work(work, max(2, gpus // _START))
-        least = {stage: max(1, gpus // _FLOOR) for stage in Stage}
-        route = route_by_owed_work()
-        return Cluster(SIZE, GpuSpeed(), route, scale, start, least, gpus, loading=LOADING)
+        split, scale = split_by_work(work, gpus), None
+        if isinstance(policy, ScalingTargets):
+            scale = scale_by_owed_work(gpus, policy)
+        elif policy is not None:
+            # A fixed split of the GPUs: without one, the stages take them from each other and do
+            # worse.
+            scale = scale_by_requests(split, policy)
+        start = split
+        if scale is not None:
+            start = split_by_work(work, max(2, gpus // _GPUS_PER_FIRST_REPLICA))
+        return Cluster(
+            size=SIZE,
+            speed=GpuSpeed(),
+            route=route_by_owed_work(),
+            scale=scale,
+            start=start,
+            min_replicas={stage: max(1, gpus // _GPUS_PER_MIN_REPLICA) for stage in Stage},
+            gpus=gpus,
+            load_seconds=LOAD_SECONDS,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SettingResult:
+    """What a setting achieved on all traces: medians, minima and maxima."""
+
+    attained: float
+    attained_range: tuple[float, float]
+    gpu_hours: float
+    gpu_hours_range: tuple[float, float]
+    p95: float
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What became of every setting, by trace; and how things stood in the first trace."""
+    """The result of every setting, by trace; and its timeline on the first trace."""
 
-    outcomes: Mapping[PolicySetting, Sequence[Summary]]
-    moments: Mapping[PolicySetting, Sequence[TimelinePoint]]
+    summaries: Mapping[PolicySetting, Sequence[Summary]]
+    timelines: Mapping[PolicySetting, Sequence[TimelinePoint]]
+
+    def settings_of(self, family: str) -> list[PolicySetting]:
+        """Return the settings of a family."""
+        return [setting for setting in self.summaries if setting.family == family]
+
+    def result(self, setting: PolicySetting) -> SettingResult:
+        """Return what a setting achieved on all traces."""
+        summaries = self.summaries[setting]
+        attained = sorted(summary.attained for summary in summaries)
+        hours = sorted(summary.gpu_hours for summary in summaries)
+        return SettingResult(
+            attained=median(attained),
+            attained_range=(attained[0], attained[-1]),
+            gpu_hours=median(hours),
+            gpu_hours_range=(hours[0], hours[-1]),
+            p95=median(summary.p95 for summary in summaries),
+        )
 
     def points(self, family: str, trace: int | None = None) -> list[tuple[float, float]]:
-        """The share of images in time and GPU-hours of each setting: in one trace, or medians."""
-        return self._points([one for one in self.outcomes if one.family == family], trace)
+        """Return the share of images in time and the GPU-hours of each setting of a family.
+
+        They are those of one trace, or medians over all.
+        """
+        return self._points(self.settings_of(family), trace)
 
     def saved(self, family: str, trace: int | None = None) -> float:
-        """Of the GPU-hours that a family takes to have as many images in time as the chosen
-        setting, the share that the chosen one does without. By medians each setting is one for all
-        traces; in one trace the family has the settings that were best for that very one."""
+        """Return the share of a family's GPU-hours that the chosen setting saves.
+
+        The family's GPU-hours are those it needs to have as many images in time as the chosen
+        setting. By medians, each of its settings is the same for all traces. On one trace, the
+        settings that were best for that very trace count.
+        """
         ((attained, hours),) = self._points([CHOSEN], trace)
         return 1 - hours / hours_for(attained, self.points(family, trace))
+
+    def saved_by_trace(self, family: str) -> list[float]:
+        """Return the share of a family's GPU-hours that is saved, for each trace."""
+        return [self.saved(family, trace) for trace in range(len(self.summaries[CHOSEN]))]
 
     def _points(
         self, settings: Iterable[PolicySetting], trace: int | None = None
     ) -> list[tuple[float, float]]:
-        chosen = [self.outcomes[one] for one in settings]
+        chosen = [self.summaries[setting] for setting in settings]
         if trace is not None:
-            chosen = [[outcomes[trace]] for outcomes in chosen]
+            chosen = [[summaries[trace]] for summaries in chosen]
         return [
-            (median(one.attained for one in outcomes), median(one.gpu_hours for one in outcomes))
-            for outcomes in chosen
+            (
+                median(summary.attained for summary in summaries),
+                median(summary.gpu_hours for summary in summaries),
+            )
+            for summaries in chosen
         ]
 
 
-def compare(traces: Sequence[Sequence[Arrival]], gpus: int, seconds: float) -> Comparison:
-    """Every setting on every trace, on all the CPUs there are."""
-    tasks = [
+def compare_scaling(traces: Sequence[Sequence[Arrival]], gpus: int, seconds: float) -> Comparison:
+    """Run every setting on every trace, on all CPUs."""
+    runs = [
         ComparisonRun(setting, gpus, seconds, tuple(trace))
         for setting in SETTINGS
         for trace in traces
     ]
     with ProcessPoolExecutor() as pool:
-        results = list(pool.map(ComparisonRun.run, tasks))
+        results = list(pool.map(ComparisonRun.run, runs))
     count = len(traces)
     by_setting = {
         setting: results[number * count : (number + 1) * count]
         for number, setting in enumerate(SETTINGS)
     }
     return Comparison(
-        {setting: [outcome for outcome, _ in ran] for setting, ran in by_setting.items()},
-        {setting: ran[0][1] for setting, ran in by_setting.items()},
+        {setting: [summary for summary, _ in pairs] for setting, pairs in by_setting.items()},
+        {setting: pairs[0][1] for setting, pairs in by_setting.items()},
     )
 
 
+def compare_routing(trace: Sequence[Arrival], gpus: int, seed: int) -> dict[str, SimulationResult]:
+    """Run a trace under both routers, on all GPUs, split by the work of each stage."""
+    start = split_by_work(work_of(trace, GpuSpeed()), gpus)
+    routers = {OWED: route_by_owed_work(), "two choices": route_by_requests(Random(seed))}
+    return {
+        name: Cluster(SIZE, GpuSpeed(), route, None, start, load_seconds=LOAD_SECONDS).run(trace)
+        for name, route in routers.items()
+    }
+
+
 def hours_for(attained: float, points: Iterable[tuple[float, float]]) -> float:
-    """GPU-hours for a share of images in time, on the lines between the best of some settings,
-    which no other beats in both; of the nearest of them where none has so many, or so few."""
+    """Return the GPU-hours for a share of images in time, interpolated between settings.
+
+    Only the settings count that no other beats in both measures. Beyond the first or the last of
+    them, the nearest one's GPU-hours are returned.
+    """
     best: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda point: (-point[0], point[1])):
         if not best or point[1] < best[-1][1]:
             best.append(point)
     best.reverse()
-    for (low, before), (high, after) in pairwise(best):
+    for (low, low_hours), (high, high_hours) in pairwise(best):
         if low <= attained < high:
-            return before + (after - before) * (attained - low) / (high - low)
+            return low_hours + (high_hours - low_hours) * (attained - low) / (high - low)
     return best[0][1] if attained < best[0][0] else best[-1][1]
 
 
-def work_of(trace: Iterable[Arrival], costs: GpuSpeed) -> dict[Stage, float]:
-    """GPU-seconds of a trace by stage, where all batches are full."""
+def work_of(trace: Iterable[Arrival], speed: GpuSpeed) -> dict[Stage, float]:
+    """Return the GPU-seconds of a trace by stage, in full batches."""
     work = dict.fromkeys(Stage, 0.0)
     for arrival in trace:
-        spec, schedule, legs = journey_of(arrival, refiner=True)
-        sample: SimSample = new_sample("", spec, schedule, legs[0].stage)
-        for leg, share in zip(legs, costs.amortized_by_segment(sample, legs, SIZE), strict=True):
-            work[leg.stage] += share
+        spec, schedule, segments = image_of(arrival, refiner=True)
+        sample: SimSample = new_sample("", spec, schedule, segments[0].stage)
+        shares = speed.amortized_by_segment(sample, segments, SIZE)
+        for segment, share in zip(segments, shares, strict=True):
+            work[segment.stage] += share
     return work
 
 
-def shared_by_work(work: Mapping[Stage, float], gpus: int) -> dict[Stage, int]:
-    """A number of GPUs, shared out to the stages by the work of each: one each at least."""
-    whole = {stage: max(1, round(1000 * part)) for stage, part in work.items()}
-    return allocate_gpus(whole, dict.fromkeys(Stage, 1), gpus)
+def split_by_work(work: Mapping[Stage, float], gpus: int) -> dict[Stage, int]:
+    """Split a number of GPUs between the stages by their work; each gets at least one."""
+    weights = {stage: max(1, round(1000 * seconds)) for stage, seconds in work.items()}
+    return allocate_gpus(weights, dict.fromkeys(Stage, 1), gpus)

@@ -1,7 +1,7 @@
-"""Seconds that turns take on a pretended GPU: the one thing of a simulation that is made up.
+"""The seconds that turns take on a simulated GPU: the only made-up numbers of a simulation.
 
-Knows no queues. By default a GPU does so many TFLOP a second, with the work of SDXL's own networks;
-a table of measured seconds may say otherwise for turns that it knows.
+By default a GPU does a fixed number of TFLOP per second, on the work of SDXL's own networks. A
+table of measured seconds overrides that for the steps that it lists.
 """
 
 from collections.abc import Mapping
@@ -18,62 +18,63 @@ from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, WorkKind
 class GpuSpeed:
     """A kind of GPU."""
 
-    tflops: float = 400.0  # at work in a UNet: half of what an H200 does in a plain product
+    tflops: float = 400.0  # TFLOP per second in a UNet: half of an H200's rate in a plain product
     vae_tflops: float = 400.0
-    turn: float = 0.002  # seconds of every turn that are no arithmetic
-    prompt: float = 0.004  # seconds to encode one
-    steps: Mapping[tuple[Stage, int, int, int], float] = field(
-        default_factory=dict  # seconds of a step, by stage, width, height and lanes
+    overhead_seconds: float = 0.002  # of every turn, besides arithmetic
+    prompt_seconds: float = 0.004  # to encode one prompt
+    step_seconds: Mapping[tuple[Stage, int, int, int], float] = field(
+        default_factory=dict  # measured, by stage, width, height and lanes
     )
 
     def step(self, stage: Stage, width: int, height: int, lanes: int) -> float:
-        """Seconds of one UNet call."""
-        known = self.steps.get((stage, width, height, lanes))
-        if known is not None:
-            return known
-        return self.turn + step_tflop(stage, width, height, lanes) / self.tflops
+        """Return the seconds of one UNet call; sizes are in pixels."""
+        measured = self.step_seconds.get((stage, width, height, lanes))
+        if measured is not None:
+            return measured
+        return self.overhead_seconds + step_tflop(stage, width, height, lanes) / self.tflops
 
     def decode(self, width: int, height: int) -> float:
-        """Seconds to turn latents into a picture."""
-        return self.turn + decode_tflop(width, height) / self.vae_tflops
+        """Return the seconds of decoding latents to an image of a size in pixels."""
+        return self.overhead_seconds + decode_tflop(width, height) / self.vae_tflops
 
     def turn_seconds(self, plan: Plan[Any]) -> float:
-        """Seconds of a planned turn."""
+        """Return the seconds of a planned turn."""
         first = plan.samples[0]
         spec = first.spec
         if plan.work is WorkKind.STEP:
             return self.step(first.stage, spec.width, spec.height, plan.lanes)
         if plan.work is WorkKind.DECODE:
             return self.decode(spec.width, spec.height)
-        return self.prompt
+        return self.prompt_seconds
 
-    def amortized_seconds(self, sample: Sample[Any], leg: StageSegment, size: BatchSize) -> float:
-        """Seconds of a replica's time that a leg comes to where its batches are full."""
+    def amortized_seconds(
+        self, sample: Sample[Any], segment: StageSegment, size: BatchSize
+    ) -> float:
+        """Return the seconds of a replica's time that a segment costs in full batches."""
         spec = sample.spec
-        steps = max(0, leg.stop - sample.index)
-        whole = self.step(leg.stage, spec.width, spec.height, size.rows)
-        rest = self.prompt + (self.decode(spec.width, spec.height) if leg.last else 0.0)
-        return steps * whole / size.images + rest
+        steps = max(0, segment.stop - sample.index)
+        batch_step = self.step(segment.stage, spec.width, spec.height, size.rows)
+        decode = self.decode(spec.width, spec.height) if segment.last else 0.0
+        return steps * batch_step / size.images + (self.prompt_seconds + decode)
 
     def amortized_by_segment(
-        self, sample: Sample[Any], legs: tuple[StageSegment, ...], size: BatchSize
+        self, sample: Sample[Any], segments: tuple[StageSegment, ...], size: BatchSize
     ) -> tuple[float, ...]:
-        """The share of each leg of an image that begins with the first."""
+        """Return the amortized seconds of each segment of an image that begins with the first."""
         shares = []
-        for leg in legs:
-            shares.append(self.amortized_seconds(sample, leg, size))
-            sample = replace(sample, index=max(sample.index, leg.stop))
+        for segment in segments:
+            shares.append(self.amortized_seconds(sample, segment, size))
+            sample = replace(sample, index=max(sample.index, segment.stop))
         return tuple(shares)
 
     def isolated_seconds(
-        self, spec: ImageSpec, legs: tuple[StageSegment, ...], start: int, size: BatchSize
+        self, spec: ImageSpec, segments: tuple[StageSegment, ...], start: int, size: BatchSize
     ) -> float:
-        """Seconds that an image takes on replicas that do nothing else."""
+        """Return the seconds that an image takes on idle replicas, from the step `start`."""
         seconds, index = 0.0, start
-        for leg in legs:
-            steps = max(0, leg.stop - index)
-            seconds += self.prompt + steps * self.step(
-                leg.stage, spec.width, spec.height, size.rows
-            )
-            index = max(index, leg.stop)
+        for segment in segments:
+            steps = max(0, segment.stop - index)
+            step = self.step(segment.stage, spec.width, spec.height, size.rows)
+            seconds += self.prompt_seconds + steps * step
+            index = max(index, segment.stop)
         return seconds + self.decode(spec.width, spec.height)

@@ -1,16 +1,27 @@
-"""The picture of a simulation: what was asked for, how many replicas there were, what became of it.
-
-Knows no policies, only what became of each.
-"""
+"""Plots of a simulation: what was requested, how many replicas there were, and the results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
+from serve_app.core.diffusion.spec import Stage
 from serve_app.simulator.cluster import SimulationResult
-from serve_app.simulator.comparison import ALL, CHOSEN, DEFAULT, OWED, PROMPT, TUNED, Comparison
+from serve_app.simulator.comparison import (
+    ALL,
+    CHOSEN,
+    DEFAULT,
+    OWED,
+    PROMPT,
+    TUNED,
+    Comparison,
+    PolicySetting,
+)
+from serve_app.simulator.plotting import DPI, label_axes, new_figure
 from serve_app.simulator.traces import Arrival
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _GREY = "#94a3b8"
 _COLOURS = {
@@ -26,101 +37,94 @@ _BIN = 5.0  # seconds
 def plot_routing(
     runs: Mapping[str, SimulationResult], trace: Sequence[Arrival], output: Path
 ) -> None:
-    """The PNG is written: what was asked for, what was under way, and how long it took."""
-    figure = _figure()
-    asked, images, times = figure.subplots(3, 1)
-    end = _asked(asked, trace)
+    """Write a PNG of the requested images, the images in flight, and their latencies.
+
+    Raises `PlotsUnavailable`.
+    """
+    figure = new_figure()
+    requested, in_flight, latencies = figure.subplots(3, 1)
+    end = _plot_requested(requested, trace)
     for (name, run), colour in zip(runs.items(), _COLOURS.values(), strict=False):
-        at = [one.at for one in run.timeline]
-        images.plot(at, [one.images for one in run.timeline], color=colour, label=name)
-        seconds = sorted(one.seconds for one in run.finished)
+        at = [point.at for point in run.timeline]
+        in_flight.plot(at, [point.images for point in run.timeline], color=colour, label=name)
+        seconds = sorted(image.seconds for image in run.finished)
         shares = [(number + 1) / len(seconds) for number in range(len(seconds))]
-        times.plot(seconds, shares, color=colour)
-    _over_time(images, "images under way", "", end)
-    images.legend(loc="upper left", frameon=False)
-    _named(times, "from asking to having it", "share of images")
-    times.set_xlabel("seconds", loc="right")
-    times.set_xlim(left=0)
-    times.set_ylim(0, 1)
-    figure.savefig(output, dpi=130)
+        latencies.plot(seconds, shares, color=colour)
+    _label_over_time(in_flight, "images in flight", "", end)
+    in_flight.legend(loc="upper left", frameon=False)
+    label_axes(latencies, "latency", "share of images")
+    latencies.set_xlabel("seconds", loc="right")
+    latencies.set_xlim(left=0)
+    latencies.set_ylim(0, 1)
+    figure.savefig(output, dpi=DPI)
 
 
-def plot_scaling(compared: Comparison, trace: Sequence[Arrival], output: Path) -> None:
-    """The PNG is written: of the first trace what was asked for and the replicas that there were,
-    by the chosen setting and by those in the middle of two other families; of all traces what
-    each setting came to."""
-    figure = _figure()
-    asked, replicas, reached = figure.subplots(3, 1, height_ratios=(1, 1.4, 2.2))
-    end = _asked(asked, trace)
-    for setting in (CHOSEN, _middle(compared, TUNED), _middle(compared, DEFAULT)):
-        moments = compared.moments[setting]
+def plot_scaling(comparison: Comparison, trace: Sequence[Arrival], output: Path) -> None:
+    """Write a PNG of the first trace and of what each setting achieved on all traces.
+
+    Of the first trace it shows the requested images and the number of replicas, under the chosen
+    setting and under the middle setting of two other families. Raises `PlotsUnavailable`.
+    """
+    figure = new_figure()
+    requested, replicas, achieved = figure.subplots(3, 1, height_ratios=(1, 1.4, 2.2))
+    end = _plot_requested(requested, trace)
+    for setting in (CHOSEN, middle_setting(comparison, TUNED), middle_setting(comparison, DEFAULT)):
+        points = comparison.timelines[setting]
         replicas.step(
-            [one.at for one in moments],
-            [sum(one.replicas.values()) for one in moments],
+            [point.at for point in points],
+            [sum(point.replicas[stage] for stage in Stage) for point in points],
             where="post",
             color=_COLOURS[setting.family],
             label=f"{setting.family}, {setting.name}",
         )
-    _over_time(replicas, "replicas", "base and refiner", end)
+    _label_over_time(replicas, "replicas", "base and refiner", end)
     replicas.yaxis.get_major_locator().set_params(integer=True)
     replicas.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     for family, colour in _COLOURS.items():
-        settings = [one for one in compared.outcomes if one.family == family]
-        above, left = family in (OWED, PROMPT), family == OWED  # labels clear of those beside them
-        for setting in settings:
-            outcomes = compared.outcomes[setting]
-            hours = [one.gpu_hours for one in outcomes]
-            attained = [100 * one.attained for one in outcomes]
-            reached.scatter(hours, attained, s=14, color=colour, alpha=0.25, linewidths=0)
-            at = (median(hours), median(attained))
-            reached.annotate(
-                setting.name,
-                at,
-                xytext=(-6 if left else 6, 6 if above else -11),
-                ha="right" if left else "left",
-                textcoords="offset points",
-                fontsize=8,
-            )
-        points = sorted((hours, 100 * share) for share, hours in compared.points(family))
-        reached.plot(*zip(*points, strict=True), "o-", color=colour, label=family)
-    _named(reached, "what each setting came to: medians, and every trace", "% of images in time")
-    reached.set_xlabel("GPU-hours", loc="right")
-    reached.margins(x=0.09)  # labels have room
-    reached.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    figure.savefig(output, dpi=130)
+        _plot_family(achieved, comparison, family, colour)
+    label_axes(achieved, "each setting: medians, and every trace", "% of images in time")
+    achieved.set_xlabel("GPU-hours", loc="right")
+    achieved.margins(x=0.09)  # so that the labels fit
+    achieved.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.savefig(output, dpi=DPI)
 
 
-def _middle(compared: Comparison, family: str) -> Any:
-    settings = [one for one in compared.outcomes if one.family == family]
+def middle_setting(comparison: Comparison, family: str) -> PolicySetting:
+    """Return the middle one of a family's settings, as they are listed."""
+    settings = comparison.settings_of(family)
     return settings[(len(settings) - 1) // 2]
 
 
-def _figure() -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _plot_family(axes: "Axes", comparison: Comparison, family: str, colour: str) -> None:
+    # Labels of neighbouring families go to different sides, so that none covers another.
+    above, on_left = family in (OWED, PROMPT), family == OWED
+    for setting in comparison.settings_of(family):
+        summaries = comparison.summaries[setting]
+        hours = [summary.gpu_hours for summary in summaries]
+        attained = [100 * summary.attained for summary in summaries]
+        axes.scatter(hours, attained, s=14, color=colour, alpha=0.25, linewidths=0)
+        axes.annotate(
+            setting.name,
+            (median(hours), median(attained)),
+            xytext=(-6 if on_left else 6, 6 if above else -11),
+            ha="right" if on_left else "left",
+            textcoords="offset points",
+            fontsize=8,
+        )
+    points = sorted((hours, 100 * share) for share, hours in comparison.points(family))
+    axes.plot(*zip(*points, strict=True), "o-", color=colour, label=family)
 
-    figure = Figure(figsize=(11, 9), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
-
-def _asked(axes: Any, trace: Sequence[Arrival]) -> float:
-    """The images asked for are drawn; when the last one is."""
-    end = max(one.at for one in trace)
+def _plot_requested(axes: "Axes", trace: Sequence[Arrival]) -> float:
+    """Draw a histogram of the requested images; return when the last one arrives, in seconds."""
+    end = max(arrival.at for arrival in trace)
     bins = [_BIN * number for number in range(int(end / _BIN) + 2)]
-    axes.hist([one.at for one in trace], bins=bins, color=_GREY)
-    _over_time(axes, "images asked for", f"in {_BIN:g} s", end)
+    axes.hist([arrival.at for arrival in trace], bins=bins, color=_GREY)
+    _label_over_time(axes, "requested images", f"in {_BIN:g} s", end)
     return end
 
 
-def _over_time(axes: Any, title: str, unit: str, end: float) -> None:
-    _named(axes, title, unit)
+def _label_over_time(axes: "Axes", title: str, unit: str, end: float) -> None:
+    label_axes(axes, title, unit)
     axes.set_xlim(0, end)
     axes.set_ylim(bottom=0)
-
-
-def _named(axes: Any, title: str, unit: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_ylabel(unit)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)

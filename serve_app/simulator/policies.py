@@ -1,7 +1,7 @@
-"""The policies that are held against each other: the service's, and Ray Serve's way to route.
+"""The policies that are compared: the service's own, and Ray Serve's way to route.
 
-Knows no clock but the time it is told. The service's are `core`'s own; Serve's is written after
-its power-of-two-choices router (2.60).
+The service's policies are `core`'s own code. Serve's is written after its power-of-two-choices
+router (Ray 2.60).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,41 +11,47 @@ from random import Random
 from serve_app.core.capacity.autoscaler import Autoscaler, ScalingTargets
 from serve_app.core.capacity.routing import rank_replicas
 from serve_app.core.diffusion.spec import Stage
-from serve_app.simulator.cluster import Router, Scaler, StageObservation
+from serve_app.simulator.cluster import Scaler, StageObservation
+from serve_app.simulator.pool import Router
 from serve_app.simulator.replica import SimReplica, SimSample
 
 
 def route_by_owed_work() -> Router:
-    """Where the image would be done soonest and costs least, by what each replica owes."""
-    clock, chosen = count(1), dict[str, int]()
+    """Return a router that chooses the replica which finishes the image soonest and costs least."""
+    clock, last_chosen = count(1), dict[str, int]()
 
-    def route(pool: Sequence[SimReplica], sample: SimSample, steps: int, turn: float) -> SimReplica:
-        shape = sample.spec.latent_shape
-        homes = [one.load.with_key(shape, turn) for one in pool]
-        best = rank_replicas(homes, chosen, shape, steps)[0]
-        chosen[best] = next(clock)
-        return next(one for one in pool if one.id == best)
-
-    return route
-
-
-def route_by_requests(draw: Random) -> Router:
-    """The one with fewer images of two that are drawn."""
-
-    def route(pool: Sequence[SimReplica], sample: SimSample, steps: int, turn: float) -> SimReplica:
-        two = draw.sample(range(len(pool)), min(2, len(pool)))
-        return min((pool[index] for index in two), key=lambda one: one.images)
+    def route(
+        replicas: Sequence[SimReplica], sample: SimSample, steps: int, step_seconds: float
+    ) -> SimReplica:
+        key = sample.spec.latent_shape
+        loads = [replica.load.with_key(key, step_seconds) for replica in replicas]
+        best = rank_replicas(loads, last_chosen, key, steps)[0]
+        last_chosen[best] = next(clock)
+        return next(replica for replica in replicas if replica.id == best)
 
     return route
 
 
-def scale_by_owed_work(gpus: int, aims: ScalingTargets) -> Scaler:
-    """As many replicas as the work that is owed and arrives needs: the service's own helm."""
-    helm = Autoscaler()
+def route_by_requests(rng: Random) -> Router:
+    """Return a router that draws two replicas and chooses the one with fewer images."""
 
-    def scale(now: float, seen: Mapping[Stage, StageObservation]) -> Mapping[Stage, int]:
-        nonlocal helm
-        helm = helm.observe({stage: one.look for stage, one in seen.items()}, now, aims, gpus)
-        return helm.targets
+    def route(
+        replicas: Sequence[SimReplica], sample: SimSample, steps: int, step_seconds: float
+    ) -> SimReplica:
+        drawn = rng.sample(range(len(replicas)), min(2, len(replicas)))
+        return min((replicas[index] for index in drawn), key=lambda replica: replica.images)
+
+    return route
+
+
+def scale_by_owed_work(gpus: int, targets: ScalingTargets) -> Scaler:
+    """Return the service's own autoscaler for a fixed number of GPUs."""
+    autoscaler = Autoscaler()
+
+    def scale(now: float, observations: Mapping[Stage, StageObservation]) -> Mapping[Stage, int]:
+        nonlocal autoscaler
+        loads = {stage: observation.load for stage, observation in observations.items()}
+        autoscaler = autoscaler.observe(loads, now, targets, gpus)
+        return autoscaler.targets
 
     return scale

@@ -1,7 +1,7 @@
-"""How Ray Serve scales a deployment by itself: by the requests under way, looked back upon.
+"""How Ray Serve scales a deployment by itself: by a mean of its ongoing requests.
 
 Written after `autoscaling_policy.py`, `_private/autoscaling_state.py` and `_private/router.py` of
-Ray 2.60. Knows no work.
+Ray 2.60.
 """
 
 from collections.abc import Mapping
@@ -11,76 +11,82 @@ from math import ceil
 from serve_app.core.diffusion.spec import Stage
 from serve_app.simulator.cluster import Scaler, StageObservation
 
-_RECORDED = 0.2  # of the seconds looked back upon, those from one count to the next, at most
+_MAX_COUNT_INTERVAL = 0.2  # of the look-back period: the maximum from one count to the next
 
 
 @dataclass(frozen=True, slots=True)
-class Autoscaling:
-    """The settings of an `AutoscalingConfig`, by Serve's defaults; all but the first in seconds."""
+class RequestAutoscaling:
+    """The settings of Serve's `AutoscalingConfig`, with Serve's defaults."""
 
     target_ongoing_requests: float = 2.0
-    upscale_delay: float = 30.0
-    downscale_delay: float = 600.0
-    look_back: float = 30.0
-    push: float = 10.0  # metrics_interval_s
+    upscale_delay_s: float = 30.0
+    downscale_delay_s: float = 600.0
+    look_back_s: float = 30.0
+    report_interval_s: float = 10.0  # `metrics_interval_s`
 
 
 @dataclass(slots=True)
 class _Deployment:
-    """What Serve keeps of one, from look to look."""
+    """What Serve remembers of a deployment from one decision to the next."""
 
-    settings: Autoscaling
+    settings: RequestAutoscaling
     target: int
-    counts: list[tuple[float, int]] = field(default_factory=list)  # when, and how many requests
-    known: list[tuple[float, int]] = field(default_factory=list)  # the same, as pushed last
-    pushed: float = 0.0
-    since: float | None = None  # when more, or fewer, began to be wanted
-    more: bool = False  # which of the two
+    counts: list[tuple[float, int]] = field(default_factory=list)  # times and ongoing requests
+    reported: list[tuple[float, int]] = field(default_factory=list)  # the same, as last reported
+    reported_at: float = 0.0
+    since: float | None = None  # when more, or fewer, replicas began to be wanted
+    upscaling: bool = False  # which of the two
 
     def count(self, requests: int, now: float) -> None:
-        """So many are under way: counted once in a while, and known when they are pushed."""
+        """Count the ongoing requests if a count is due, and report if a report is due."""
         settings = self.settings
-        apart = min(_RECORDED * settings.look_back, settings.push)
-        if not self.counts or now >= self.counts[-1][0] + apart - 1e-9:
+        interval = min(_MAX_COUNT_INTERVAL * settings.look_back_s, settings.report_interval_s)
+        if not self.counts or now >= self.counts[-1][0] + interval - 1e-9:
             self.counts.append((now, requests))
-        if now >= self.pushed + settings.push - 1e-9:
-            self.counts = [one for one in self.counts if one[0] >= now - settings.look_back]
-            self.known, self.pushed = list(self.counts), now
+        if now >= self.reported_at + settings.report_interval_s - 1e-9:
+            oldest = now - settings.look_back_s
+            self.counts = [(at, number) for at, number in self.counts if at >= oldest]
+            self.reported, self.reported_at = list(self.counts), now
 
     def mean(self, now: float) -> float:
-        """Requests under way, as known: a mean over the time looked back upon."""
-        ends = [at for at, _ in self.known[1:]] + [now]
-        area = sum(n * (end - at) for (at, n), end in zip(self.known, ends, strict=True))
-        span = now - self.known[0][0]
-        return area / span if span else self.known[-1][1]
+        """Return the mean over time of the reported ongoing requests."""
+        ends = [at for at, _ in self.reported[1:]] + [now]
+        area = sum(n * (end - at) for (at, n), end in zip(self.reported, ends, strict=True))
+        span = now - self.reported[0][0]
+        return area / span if span else self.reported[-1][1]
 
-    def steer(self, least: int, most: int, now: float) -> None:
-        """The target is what is wanted, if as many more, or fewer, were wanted for the delay."""
-        if not self.known:
+    def update(self, min_replicas: int, max_replicas: int, now: float) -> None:
+        """Set the target if more, or fewer, replicas were wanted for the whole delay."""
+        if not self.reported:
             return
         wanted = ceil(self.mean(now) / self.settings.target_ongoing_requests - 1e-9)
-        wanted = min(most, max(least, wanted))
+        wanted = min(max_replicas, max(min_replicas, wanted))
         if wanted == self.target:
             self.since = None
             return
-        more = wanted > self.target
-        if self.since is None or more is not self.more:
-            self.since, self.more = now, more
-        delay = self.settings.upscale_delay if more else self.settings.downscale_delay
+        upscaling = wanted > self.target
+        if self.since is None or upscaling is not self.upscaling:
+            self.since, self.upscaling = now, upscaling
+        settings = self.settings
+        delay = settings.upscale_delay_s if upscaling else settings.downscale_delay_s
         if now >= self.since + delay - 1e-6:
             self.target, self.since = wanted, None
 
 
-def scale_by_requests(most: Mapping[Stage, int], settings: Autoscaling) -> Scaler:
-    """A replica for every so many requests under way, each stage by itself and up to its most:
-    where more are wanted than there are GPUs, who asks first has them."""
+def scale_by_requests(max_replicas: Mapping[Stage, int], settings: RequestAutoscaling) -> Scaler:
+    """Return a scaler that gives each stage a replica for every few ongoing requests.
+
+    Each stage scales by itself. If the stages together want more replicas than there are GPUs, the
+    first to ask gets them.
+    """
     deployments = dict[Stage, _Deployment]()
 
-    def scale(now: float, seen: Mapping[Stage, StageObservation]) -> Mapping[Stage, int]:
-        for stage, one in seen.items():
-            kept = deployments.setdefault(stage, _Deployment(settings, one.look.replicas))
-            kept.count(one.requests, now)
-            kept.steer(one.look.min_replicas, most[stage], now)
-        return {stage: kept.target for stage, kept in deployments.items()}
+    def scale(now: float, observations: Mapping[Stage, StageObservation]) -> Mapping[Stage, int]:
+        for stage, observation in observations.items():
+            load = observation.load
+            deployment = deployments.setdefault(stage, _Deployment(settings, load.replicas))
+            deployment.count(observation.requests, now)
+            deployment.update(load.min_replicas, max_replicas[stage], now)
+        return {stage: deployment.target for stage, deployment in deployments.items()}
 
     return scale

@@ -1,7 +1,7 @@
-"""What a run came to: goodput, SLO attainment, percentiles, GPU-hours.
+"""The numbers of a run: goodput, SLO attainment, latency percentiles, GPU-hours.
 
-Knows no policies. An image is in time (its SLO) when it took at most so many times the seconds that
-it takes with nobody else there, and a few on top.
+An image meets its SLO (it is "in time") if it took at most `SLO` times its isolated latency plus
+`GRACE` seconds.
 """
 
 from collections.abc import Sequence
@@ -9,31 +9,31 @@ from dataclasses import dataclass
 
 from serve_app.simulator.cluster import SimulationResult
 
-SLO = 4.0  # times alone
-GRACE = 5.0  # seconds on top: nobody waits less for a draft
+SLO = 4.0  # times the isolated latency
+GRACE = 5.0  # seconds on top, for drafts: their isolated latency is short
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run in numbers."""
+    """A run in numbers; latencies are in seconds."""
 
     images: int
-    goodput: float  # images in time, a second
-    ideal: float  # images asked for, a second: all in time
+    goodput: float  # images in time, per second
+    ideal: float  # requested images per second: the goodput if all were in time
     attained: float  # the share of images in time
-    p50: float  # seconds
+    p50: float
     p95: float
     p99: float
-    per_step: float  # 95th percentile of latency per step asked for, seconds
+    per_step: float  # 95th percentile of the latency divided by the requested steps
     gpu_hours: float
-    occupancy: float  # steps of images, of the places in batches paid for
+    occupancy: float  # steps of images, as a share of the batch places that were paid for
 
 
 def summarize(run: SimulationResult, seconds: float) -> Summary:
-    """The outcome of a trace of so many seconds."""
-    in_time = sum(one.seconds <= SLO * one.isolated_seconds + GRACE for one in run.finished)
-    latencies = sorted(one.seconds for one in run.finished)
-    per_step = sorted(one.seconds / one.arrival.steps for one in run.finished)
+    """Return the numbers of a run whose trace is `seconds` long."""
+    in_time = sum(image.seconds <= SLO * image.isolated_seconds + GRACE for image in run.finished)
+    latencies = sorted(image.seconds for image in run.finished)
+    per_step = sorted(image.seconds / image.arrival.steps for image in run.finished)
     return Summary(
         images=len(run.finished),
         goodput=in_time / seconds,
@@ -49,5 +49,5 @@ def summarize(run: SimulationResult, seconds: float) -> Summary:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The least value that so large a share is not above; 0 of nothing."""
+    """Return the value below which a share of the ordered values lies; 0 if there are none."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

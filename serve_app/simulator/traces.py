@@ -1,6 +1,6 @@
-"""Traces: who asks for what, and when. Made by a seeded draw, or read from a file.
+"""Traces: which images are requested, and when. Drawn by a seeded generator or read from a file.
 
-Knows no replicas. Times are seconds from the start.
+Times are in seconds from the start.
 """
 
 import csv
@@ -10,12 +10,20 @@ from math import pi, sin
 from pathlib import Path
 from random import Random
 
-from serve_app.core.errors import SettingsError
+from serve_app.core.errors import OperatorError
+
+_IMAGES_OF_HEAVY_REQUEST = 8
+
+
+class TraceError(OperatorError):
+    """A trace file can't be read, or has a line that is not a requested image."""
+
+    code = "INVALID_TRACE"
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One image asked for."""
+    """One requested image."""
 
     at: float
     steps: int
@@ -27,31 +35,36 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class RequestMix:
-    """What is asked for, each value as often as it stands here."""
+    """What is requested: each value is as likely as it is often in its tuple."""
 
     steps: Sequence[int] = (4, 20, 20, 30, 30, 30, 50, 150)
     sizes: Sequence[tuple[int, int]] = ((1024, 1024), (1024, 1024), (1344, 768))
     guidance: Sequence[float] = (6.9, 6.9, 6.9, 1.0)
     handoffs: Sequence[float] = (0.8, 1.0)
-    heavy: float = 0.05  # how many requests are for eight images at once
+    heavy: float = 0.05  # the share of requests that are for eight images at once
 
-    def draw(self, at: float, draw: Random) -> list[Arrival]:
-        """The images of one request."""
-        width, height = draw.choice(self.sizes)
-        one = Arrival(
+    @property
+    def images_per_request(self) -> float:
+        """The mean number of images of a request."""
+        return 1 + (_IMAGES_OF_HEAVY_REQUEST - 1) * self.heavy
+
+    def draw(self, at: float, rng: Random) -> list[Arrival]:
+        """Draw the images of one request."""
+        width, height = rng.choice(self.sizes)
+        arrival = Arrival(
             at,
-            draw.choice(self.steps),
+            rng.choice(self.steps),
             width,
             height,
-            draw.choice(self.guidance),
-            draw.choice(self.handoffs),
+            rng.choice(self.guidance),
+            rng.choice(self.handoffs),
         )
-        return [one] * (8 if draw.random() < self.heavy else 1)
+        return [arrival] * (_IMAGES_OF_HEAVY_REQUEST if rng.random() < self.heavy else 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """How much is asked for at a time, 1 being the mean, and what."""
+    """The rate of requests at each time, relative to the mean, and their mix."""
 
     rate: Callable[[float], float]
     mix: Callable[[float], RequestMix]
@@ -59,58 +72,64 @@ class Workload:
 
 MIX = RequestMix()
 DRAFTS, FINALS = RequestMix(steps=(4, 4, 8)), RequestMix(steps=(30, 50, 150))
-_BURST, _APART = 60, 240  # seconds
+_BURST_SECONDS, _BURST_INTERVAL = 60, 240
 
 
-def _bursts(at: float) -> RequestMix:
-    """Bursts are of drafts and of finals in turn: as many images, and not the same work."""
-    if at % _APART >= _BURST:
+def _mix_of_bursts(at: float) -> RequestMix:
+    """Bursts are of drafts and of finals in turn: as many images, and very different work."""
+    if at % _BURST_INTERVAL >= _BURST_SECONDS:
         return MIX
-    return DRAFTS if at // _APART % 2 else FINALS
+    return DRAFTS if at // _BURST_INTERVAL % 2 else FINALS
 
 
 WORKLOADS: dict[str, Workload] = {
     "steady": Workload(lambda at: 1.0, lambda at: MIX),
-    "bursts": Workload(lambda at: 2.5 if at % _APART < _BURST else 0.5, _bursts),
+    "bursts": Workload(
+        lambda at: 2.5 if at % _BURST_INTERVAL < _BURST_SECONDS else 0.5, _mix_of_bursts
+    ),
     "day": Workload(lambda at: 1 + 0.8 * sin(2 * pi * at / 600), lambda at: MIX),  # in ten minutes
 }
 
 
-def draw_trace(wave: Workload, *, rate: float, seconds: float, draw: Random) -> list[Arrival]:
-    """Requests that come independently (Poisson), `rate` images a second on the mean, as often as
-    the wave says at each time."""
-    most = max(wave.rate(at * seconds / 1000) for at in range(1000))
+def draw_trace(workload: Workload, *, rate: float, seconds: float, rng: Random) -> list[Arrival]:
+    """Draw requests that come independently of each other, `rate` images per second on average.
+
+    The process is Poisson with a rate that changes over time, drawn by thinning (Lewis and Shedler
+    1979).
+    """
+    max_rate = max(workload.rate(at * seconds / 1000) for at in range(1000))
     arrivals: list[Arrival] = []
     at = 0.0
     while True:
-        mix = wave.mix(at)
-        at += draw.expovariate(rate * most / (1 + 7 * mix.heavy))
+        mix = workload.mix(at)
+        at += rng.expovariate(rate * max_rate / mix.images_per_request)
         if at >= seconds:
             return arrivals
-        if draw.random() * most < wave.rate(at):  # thinning: Lewis and Shedler 1979
-            arrivals += wave.mix(at).draw(at, draw)
+        if rng.random() * max_rate < workload.rate(at):
+            arrivals += workload.mix(at).draw(at, rng)
 
 
 def read_trace(file: Path) -> list[Arrival]:
-    """A CSV file with the fields of `Arrival` as its head; what is left out is as there.
+    """Read a CSV file whose header names fields of `Arrival`; the others have their defaults.
 
-    Raises `SettingsError` that names the line.
+    Raises `TraceError`, which names the line.
     """
-    kinds = {one.name: int if one.type is int else float for one in fields(Arrival)}
+    types = {field.name: int if field.type is int else float for field in fields(Arrival)}
     arrivals = []
     try:
         with file.open(encoding="utf-8", newline="") as lines:
             for number, row in enumerate(csv.DictReader(lines), 2):
                 try:
-                    arrivals.append(
-                        Arrival(**{name: kinds[name](value) for name, value in row.items()})  # type: ignore[arg-type]  # checked here
-                    )
+                    values = {name: types[name](value) for name, value in row.items()}
+                    arrivals.append(Arrival(**values))  # type: ignore[arg-type]  # checked here
                 except (KeyError, ValueError, TypeError) as error:
-                    told = ", ".join(kinds)
-                    raise SettingsError(
-                        f"{file}, line {number}: {error}; a trace has the columns {told}, of which "
-                        "at and steps must be there"
+                    raise TraceError(
+                        f"is not a legal trace: {error}",
+                        subject=f"{file}, line {number},",
+                        remedy=f"The columns are {', '.join(types)}; at and steps are required.",
                     ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} can't be read: {error}") from None
-    return sorted(arrivals, key=lambda one: one.at)
+        raise TraceError(f"can't be read: {error}", subject=str(file)) from None
+    if not arrivals:
+        raise TraceError("has no images", subject=str(file))
+    return sorted(arrivals, key=lambda arrival: arrival.at)

@@ -85,7 +85,7 @@ class SleepingTextEncoders:
         self, reading: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Prompts`."""
-        time.sleep(self._costs.prompt)
+        time.sleep(self._costs.prompt_seconds)
         return torch.zeros(77 * chunks, 8), torch.zeros(4)
 
 

@@ -43,7 +43,9 @@ def test_what_a_step_took_is_the_median_of_the_replicas_at_the_size_that_was_pre
 
 async def test_a_sleeping_replica_takes_the_stated_time_for_whatever_steps_together() -> None:
     steps = {(Stage.BASE, 1024, 1024, LANES): STEP}
-    replica = SleepingStage(stage_config(Stage.BASE, images=4), GpuSpeed(steps=steps, prompt=0.001))
+    replica = SleepingStage(
+        stage_config(Stage.BASE, images=4), GpuSpeed(step_seconds=steps, prompt_seconds=0.001)
+    )
     for number in range(3):
         spec = ImageSpec(
             prompt="a", seed=number, width=NATIVE, height=NATIVE, steps=20, guidance=6.9

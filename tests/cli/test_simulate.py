@@ -1,27 +1,46 @@
-"""`python -m serve_app simulate`: printed, plotted, and honest about a trace that is not there."""
+"""`aura simulate`: printed, plotted, and clear about a missing file or library."""
 
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from serve_app.cli.main import commands
+from tests.support.blocked_imports import blocked_imports
+
+
+def simulate(trace: str, output: Path) -> Result:
+    arguments = ["--gpus", "4", "--trace", trace, "--seconds", "20", "-o", str(output)]
+    return CliRunner().invoke(commands, ["simulate", *arguments])
 
 
 @pytest.mark.parametrize("trace", ["steady", "bursts"])
 def test_a_small_cluster_is_simulated_and_plotted(tmp_path: Path, trace: str) -> None:
-    picture = tmp_path / "out.png"
-    asked = ["simulate", "--gpus", "4", "--trace", trace, "--seconds", "20", "-o", str(picture)]
-    done = CliRunner().invoke(commands, asked)
-    assert done.exit_code == 0, done.output
-    assert "owed work" in done.output
-    assert "planning one step with 1,000 samples in flight" in done.output
-    with Image.open(picture) as image:
+    output = tmp_path / "out.png"
+    result = simulate(trace, output)
+    assert result.exit_code == 0, result.output
+    assert "owed work" in result.output
+    assert "planning one step with 1,000 samples in flight" in result.output
+    assert result.output.rstrip().endswith(str(output))
+    with Image.open(output) as image:
         assert image.width > 1000
 
 
-def test_a_trace_that_is_not_there_is_told(tmp_path: Path) -> None:
-    done = CliRunner().invoke(commands, ["simulate", "--trace", str(tmp_path / "none.csv")])
-    assert done.exit_code == 2
-    assert "can't be read" in done.output
+@pytest.mark.parametrize("trace", ["steady", "bursts"])
+def test_without_matplotlib_the_table_is_printed_and_the_extra_named(
+    tmp_path: Path, trace: str
+) -> None:
+    output = tmp_path / "out.png"
+    with blocked_imports("matplotlib"):
+        result = simulate(trace, output)
+    assert result.exit_code == 0, result.output
+    assert "owed work" in result.output
+    assert "pip install 'aura-serve[plots]'" in result.output.splitlines()[-1]
+    assert not output.exists()
+
+
+def test_a_trace_that_does_not_exist_is_reported(tmp_path: Path) -> None:
+    result = simulate(str(tmp_path / "none.csv"), tmp_path / "out.png")
+    assert result.exit_code == 2
+    assert "can't be read" in result.output

@@ -1,27 +1,26 @@
-"""What is asked for: as often as meant, by equal seeds equally, and read from a file."""
+"""Traces have the intended rate, are equal for equal seeds, and can be read from a file."""
 
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from serve_app.core.errors import SettingsError
-from serve_app.simulator.traces import WORKLOADS, Arrival, draw_trace, read_trace
+from serve_app.simulator.traces import WORKLOADS, Arrival, TraceError, draw_trace, read_trace
 
 
-@pytest.mark.parametrize("wave", WORKLOADS)
-def test_as_many_images_come_as_the_rate_says(wave: str) -> None:
-    trace = draw_trace(WORKLOADS[wave], rate=20.0, seconds=1200, draw=Random(1))
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_as_many_images_arrive_as_the_rate_says(workload: str) -> None:
+    trace = draw_trace(WORKLOADS[workload], rate=20.0, seconds=1200, rng=Random(1))
     assert len(trace) / 1200 == pytest.approx(20, rel=0.1)
-    assert all(0 <= one.at < 1200 for one in trace)
-    assert trace == draw_trace(WORKLOADS[wave], rate=20.0, seconds=1200, draw=Random(1))
+    assert all(0 <= arrival.at < 1200 for arrival in trace)
+    assert trace == draw_trace(WORKLOADS[workload], rate=20.0, seconds=1200, rng=Random(1))
 
 
 def test_bursts_are_of_drafts_and_finals_in_turn() -> None:
-    trace = draw_trace(WORKLOADS["bursts"], rate=20.0, seconds=480, draw=Random(1))
-    finals = [one.steps for one in trace if one.at < 60]
-    drafts = [one.steps for one in trace if 240 <= one.at < 300]
-    between = [one for one in trace if 60 <= one.at < 120]
+    trace = draw_trace(WORKLOADS["bursts"], rate=20.0, seconds=480, rng=Random(1))
+    finals = [arrival.steps for arrival in trace if arrival.at < 60]
+    drafts = [arrival.steps for arrival in trace if 240 <= arrival.at < 300]
+    between = [arrival for arrival in trace if 60 <= arrival.at < 120]
     assert min(finals) == 30 and max(drafts) == 8
     assert len(finals) > 3 * len(between) and len(drafts) > 3 * len(between)
 
@@ -35,15 +34,19 @@ def test_a_trace_is_read_in_order_of_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("at,steps\n1,many\n", "line 2: .*many.*; a trace has the columns at, steps, width"),
-        ("at,stepz\n1,4\n", "line 2: 'stepz'"),
-        ("at\n1\n", "line 2: .*steps.* at and steps must be there"),
+        ("at,steps\n1,many\n", "line 2, .*many.* The columns are at, steps, width"),
+        ("at,stepz\n1,4\n", "line 2, .*'stepz'"),
+        ("at,steps\n1,4,5\n", "line 2, .*None"),
+        ("at,steps\n", "has no images"),
+        ("at\n1\n", "line 2, .*steps.* at and steps are required"),
     ],
 )
-def test_a_line_that_can_not_be_is_told(tmp_path: Path, text: str, sentence: str) -> None:
+def test_a_line_that_is_not_a_requested_image_is_reported(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
     file = tmp_path / "trace.csv"
     file.write_text(text)
-    with pytest.raises(SettingsError, match=sentence):
+    with pytest.raises(TraceError, match=sentence):
         read_trace(file)
-    with pytest.raises(SettingsError, match="can't be read"):
+    with pytest.raises(TraceError, match="can't be read"):
         read_trace(tmp_path / "none.csv")

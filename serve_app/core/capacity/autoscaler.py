@@ -1,7 +1,7 @@
-"""How many replicas each stage should have, by the work it owes: decisions that the service and the
-simulator both take. Work is GPU-seconds, so an image of 150 steps counts for what it is.
+"""How many replicas each stage should have, by the work that it owes.
 
-Knows no replicas, only their numbers; time is an argument.
+The service and the simulator both use these decisions. Work is counted in GPU-seconds, so that an
+image of 150 steps counts for more than a draft. No Ray and no clock: time is an argument.
 """
 
 from collections.abc import Mapping
@@ -10,62 +10,67 @@ from math import ceil, inf
 
 from serve_app.core.diffusion.spec import Stage
 
-_IGNORED_RATE = 0.05  # of a replica: so little that arrives is not worth one more, or the only one
+# In replicas: less arriving work than this justifies neither one more replica nor the only one.
+_IGNORED_RATE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class StageLoad:
-    """What is seen of a stage at one time."""
+    """What is observed of a stage at one time."""
 
-    replicas: int  # those there are, or are coming
+    replicas: int  # present or starting
     min_replicas: int
     max_replicas: int
-    images: int  # under way that are here, or are still to come here
-    owed: float  # GPU-seconds that they still need here, in full batches
-    arrived_total: float  # GPU-seconds of all that was ever accepted: it only grows
-    upstream: float = 0.0  # of what is owed, that of images which are on another stage yet
+    images: int  # in flight, at this stage or still to come to it
+    owed: float  # GPU-seconds that these images still need here, in full batches
+    arrived_total: float  # GPU-seconds here of all images ever accepted: it only grows
+    upstream: float = 0.0  # the part of `owed` of images that are still at another stage
 
 
 @dataclass(frozen=True, slots=True)
 class ScalingTargets:
-    """What scaling is for."""
+    """What autoscaling aims for. Raises `ValueError` for a value that is out of range."""
 
-    target_drain_s: float = 5.0  # seconds in which what is owed now should be done
-    target_utilization: float = 0.85  # how much of its time a replica should work, so that few wait
-    downscale_delay_s: float = 5.0  # seconds that fewer must have been enough before any goes
+    target_drain_s: float = 5.0  # seconds in which the work owed now should be done
+    target_utilization: float = 0.85  # share of its time that a replica should work
+    downscale_delay_s: float = 5.0  # seconds for which fewer replicas must have been enough
 
     def __post_init__(self) -> None:
-        for name, most in (
+        for name, maximum in (
             ("target_drain_s", inf),
             ("target_utilization", 1.0),
             ("downscale_delay_s", inf),
         ):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value <= most or value == inf:
-                told = "above 0" if most == inf else f"above 0 and at most {most:g}"
-                raise ValueError(f"{name} must be a number {told}, got {value}")
+            if type(value) not in (int, float) or not 0 < value <= maximum or value == inf:
+                limits = "above 0" if maximum == inf else f"above 0 and at most {maximum:g}"
+                raise ValueError(f"{name} must be a number {limits}, got {value!r}")
 
 
 def desired_replicas(load: StageLoad, arrival_rate: float, targets: ScalingTargets) -> int:
-    """Enough to do what is owed within the wait, and what arrives, in GPU-seconds a second, without
-    falling behind; and one at least where there are images, even if nobody knows yet what they
-    take.
+    """Return the number of replicas that a stage needs, within its bounds.
 
-    What is coming from another stage can't be begun, so no replica is idle for it: it counts where
-    it arrives, which is when the image is accepted, so that the replica is there when it comes.
+    There are enough to do the owed work within the target drain time, and enough for the arriving
+    work, `arrival_rate` in GPU-seconds per second. A stage with images has at least one replica,
+    even before anything is known of their cost.
+
+    Work that is still at another stage cannot begin here, so no replica waits for it. It counts as
+    arriving work from the moment the image is accepted, so that the replica is ready in time.
     """
     for_queue = (load.owed - load.upstream) / targets.target_drain_s
-    for_flow = arrival_rate / targets.target_utilization - _IGNORED_RATE
-    wanted = max(ceil(max(for_queue, for_flow) - 1e-9), min(1, load.images))
+    for_arrivals = arrival_rate / targets.target_utilization - _IGNORED_RATE
+    wanted = max(ceil(max(for_queue, for_arrivals) - 1e-9), min(1, load.images))
     return min(load.max_replicas, max(load.min_replicas, wanted))
 
 
 def allocate_gpus(
     desired: Mapping[Stage, int], minimum: Mapping[Stage, int], gpus: int
 ) -> dict[Stage, int]:
-    """What each stage gets of a fixed number of GPUs: what it wants where that is enough for all,
-    else its least, and of the rest a share by what it wants. Always the whole number of GPUs is
-    used up before anybody goes short."""
+    """Return each stage's share of a fixed number of GPUs.
+
+    Every stage gets what it desires if the GPUs suffice for all. If not, each gets its minimum, and
+    the rest is divided in proportion to what the stages desire, until all GPUs are used.
+    """
     if sum(desired.values()) <= gpus:
         return dict(desired)
     shares = dict(minimum)
@@ -77,28 +82,31 @@ def allocate_gpus(
 
 @dataclass(frozen=True, slots=True)
 class StageTarget:
-    """How many replicas a stage has been told to have, and what was enough lately."""
+    """The number of replicas that a stage should have, and what it recently desired."""
 
     replicas: int
-    max_desired_since: int = 0  # the most that was wanted since `since`
-    since: float | None = None  # when fewer than the target began to be enough
+    max_desired_since: int = 0  # the maximum desired since `since`
+    since: float | None = None  # when fewer replicas than the target began to be enough
 
     def update(self, desired: int, now: float, targets: ScalingTargets) -> "StageTarget":
-        """The course after another look: up at once, down when fewer were enough for a while, and
-        then to the most that was wanted in it."""
+        """Return the target after another observation.
+
+        It rises at once. It falls when fewer replicas were enough for the downscale delay, and then
+        to the maximum that was desired during that delay.
+        """
         if desired >= self.replicas:
             return StageTarget(desired)
         if self.since is None:
             return replace(self, max_desired_since=desired, since=now)
-        enough = max(self.max_desired_since, desired)
+        maximum = max(self.max_desired_since, desired)
         if now - self.since < targets.downscale_delay_s:
-            return replace(self, max_desired_since=enough)
-        return StageTarget(enough)
+            return replace(self, max_desired_since=maximum)
+        return StageTarget(maximum)
 
 
 @dataclass(frozen=True, slots=True)
 class ArrivalRate:
-    """Work that arrives in a second: a mean over some time that leans to what came last."""
+    """Work that arrives per second: an exponentially weighted mean over a time window."""
 
     per_second: float = 0.0
     began: float | None = None
@@ -106,24 +114,27 @@ class ArrivalRate:
     window_s: float = 30.0  # seconds
 
     def observe(self, work: float, now: float) -> "ArrivalRate":
-        """The flow after so much work since it was last seen: of the first seconds a plain mean."""
+        """Return the rate after `work` arrived since the last call.
+
+        During the first window it is the plain mean since the first call.
+        """
         if self.began is None:
             return replace(self, began=now, at=now)
-        gone = now - self.at
-        if gone <= 0:
+        elapsed = now - self.at
+        if elapsed <= 0:
             return self
-        weight = min(1.0, gone / min(self.window_s, now - self.began))
-        mean = self.per_second + weight * (work / gone - self.per_second)
+        weight = min(1.0, elapsed / min(self.window_s, now - self.began))
+        mean = self.per_second + weight * (work / elapsed - self.per_second)
         return replace(self, per_second=mean, at=now)
 
 
 @dataclass(frozen=True, slots=True)
 class Autoscaler:
-    """How the stages are steered, from one look to the next: a value."""
+    """What the autoscaler remembers of all stages from one observation to the next: a value."""
 
     stage_targets: Mapping[Stage, StageTarget] = field(default_factory=dict)
     arrival_rates: Mapping[Stage, ArrivalRate] = field(default_factory=dict)
-    arrived_totals: Mapping[Stage, float] = field(default_factory=dict)  # as seen last
+    arrived_totals: Mapping[Stage, float] = field(default_factory=dict)  # at the last observation
 
     def observe(
         self,
@@ -132,57 +143,60 @@ class Autoscaler:
         targets: ScalingTargets,
         max_total_replicas: int | None = None,
     ) -> "Autoscaler":
-        """The helm after another look at all stages; of a fixed number of `gpus`, if any.
+        """Return the autoscaler after another observation of all stages.
 
-        A model is loaded on a GPU that moves to another stage, so it moves when that was fair for a
-        while; or at once, to a stage that has none, and where there are fewer GPUs than before.
+        `max_total_replicas` is the number of GPUs that the stages share, if it is fixed. A GPU that
+        moves to another stage has to load another model. So it moves when that has been fair for
+        the downscale delay; or at once, if the other stage has none, or if there are fewer GPUs
+        than before.
         """
-        wanted, flows = {}, {}
-        for stage, look in loads.items():
-            came = max(0.0, look.arrived_total - self.arrived_totals.get(stage, look.arrived_total))
-            flows[stage] = flow = self.arrival_rates.get(stage, ArrivalRate()).observe(came, now)
-            wanted[stage] = desired_replicas(look, flow.per_second, targets)
-        before = {
-            s: self.stage_targets.get(s, StageTarget(look.replicas)) for s, look in loads.items()
+        desired, rates = {}, {}
+        for stage, load in loads.items():
+            arrived = load.arrived_total - self.arrived_totals.get(stage, load.arrived_total)
+            previous_rate = self.arrival_rates.get(stage, ArrivalRate())
+            rates[stage] = rate = previous_rate.observe(max(0.0, arrived), now)
+            desired[stage] = desired_replicas(load, rate.per_second, targets)
+        previous = {
+            stage: self.stage_targets.get(stage, StageTarget(load.replicas))
+            for stage, load in loads.items()
         }
         if max_total_replicas is None:
-            courses = {s: course.update(wanted[s], now, targets) for s, course in before.items()}
+            stage_targets = {
+                stage: target.update(desired[stage], now, targets)
+                for stage, target in previous.items()
+            }
         else:
-            fair = allocate_gpus(
-                wanted,
-                {stage: look.min_replicas for stage, look in loads.items()},
-                max_total_replicas,
-            )
-            courses = _moved(before, fair, now, targets, max_total_replicas)
-        return Autoscaler(
-            courses, flows, {stage: look.arrived_total for stage, look in loads.items()}
-        )
+            minimum = {stage: load.min_replicas for stage, load in loads.items()}
+            shares = allocate_gpus(desired, minimum, max_total_replicas)
+            stage_targets = _move_towards(shares, previous, now, targets, max_total_replicas)
+        arrived_totals = {stage: load.arrived_total for stage, load in loads.items()}
+        return Autoscaler(stage_targets, rates, arrived_totals)
 
     @property
     def targets(self) -> dict[Stage, int]:
-        """How many replicas each stage should have."""
-        return {stage: course.replicas for stage, course in self.stage_targets.items()}
+        """The number of replicas that each stage should have."""
+        return {stage: target.replicas for stage, target in self.stage_targets.items()}
 
 
-def _moved(
-    courses: Mapping[Stage, StageTarget],
-    fair: Mapping[Stage, int],
+def _move_towards(
+    shares: Mapping[Stage, int],
+    stage_targets: Mapping[Stage, StageTarget],
     now: float,
-    aims: ScalingTargets,
+    targets: ScalingTargets,
     gpus: int,
 ) -> dict[Stage, StageTarget]:
-    """The courses, led to fair shares of the GPUs."""
-    starving = any(fair[stage] and not course.replicas for stage, course in courses.items())
-    if starving or sum(course.replicas for course in courses.values()) > gpus:
-        return {stage: StageTarget(share) for stage, share in fair.items()}
+    """Return the targets, moved towards fair shares of the GPUs."""
+    starving = any(shares[stage] and not target.replicas for stage, target in stage_targets.items())
+    if starving or sum(target.replicas for target in stage_targets.values()) > gpus:
+        return {stage: StageTarget(share) for stage, share in shares.items()}
     moved = {
-        stage: course.update(min(course.replicas, fair[stage]), now, aims)
-        for stage, course in courses.items()
+        stage: target.update(min(target.replicas, shares[stage]), now, targets)
+        for stage, target in stage_targets.items()
     }
-    free = gpus - sum(course.replicas for course in moved.values())
-    for stage, course in moved.items():
-        more = max(0, min(free, fair[stage] - course.replicas))
+    free = gpus - sum(target.replicas for target in moved.values())
+    for stage, target in moved.items():
+        more = max(0, min(free, shares[stage] - target.replicas))
         if more:
-            moved[stage] = StageTarget(course.replicas + more)
+            moved[stage] = StageTarget(target.replicas + more)
             free -= more
     return moved

@@ -1,7 +1,6 @@
-"""`Demand`: what the images under way want of a stage, as those who hold them tell it to whoever
-chooses the number of replicas.
+"""`Demand`: the work that in-flight images need from a stage, as reported to the autoscaler.
 
-Knows no replicas and no policy. It travels as plain numbers: Serve carries nothing else.
+It travels as named floats, because Serve's autoscaling metrics carry nothing else.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,21 +12,21 @@ from serve_app.core.diffusion.spec import Stage
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is wanted of a stage."""
+    """The work that in-flight images need from a stage."""
 
-    images: float = 0.0  # under way that are there, or still to come there
-    owed: float = 0.0  # GPU-seconds that they still need there, in full batches
-    upstream: float = 0.0  # of those, what images need that are at another stage yet
-    arrived_total: float = 0.0  # GPU-seconds there of all that was ever accepted: they only grow
+    images: float = 0.0  # in flight, at this stage or still to come to it
+    owed: float = 0.0  # GPU-seconds that these images still need here, in full batches
+    upstream: float = 0.0  # the part of `owed` of images that are still at another stage
+    arrived_total: float = 0.0  # GPU-seconds here of all images ever accepted: it only grows
 
     def __add__(self, other: "Demand") -> "Demand":
-        """What both want."""
-        mine, theirs = astuple(self), astuple(other)
-        return Demand(*(one + more for one, more in zip(mine, theirs, strict=True)))
+        """Return the sum of two demands, field by field."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Demand(*(own + others for own, others in pairs))
 
 
 def to_wire(demands: Mapping[Stage, Demand]) -> dict[str, float]:
-    """What is wanted of each stage, by names like `base_owed`."""
+    """Return the demand of each stage under names such as `base_owed`."""
     return {
         f"{stage}_{field.name}": float(getattr(demand, field.name))
         for stage, demand in demands.items()
@@ -36,18 +35,23 @@ def to_wire(demands: Mapping[Stage, Demand]) -> dict[str, float]:
 
 
 def from_wire(numbers: Mapping[str, float], stages: Iterable[Stage]) -> Demand:
-    """What is wanted of these stages together; nothing of one that is not named.
+    """Return the sum of the demands of these stages; a number that is missing counts as 0.
 
-    An image that goes through two of them counts twice.
+    An image that goes through two of the stages counts twice.
     """
-    named = [field.name for field in fields(Demand)]
-    return sum(
-        (Demand(*(numbers.get(f"{stage}_{name}", 0.0) for name in named)) for stage in stages),
-        Demand(),
-    )
+    names = [field.name for field in fields(Demand)]
+    demands = (Demand(*(numbers.get(f"{stage}_{name}", 0.0) for name in names)) for stage in stages)
+    return sum(demands, Demand())
 
 
 def stage_load(demand: Demand, *, replicas: int, min_replicas: int, max_replicas: int) -> StageLoad:
-    """A stage with so many replicas, or so many to come, as the helm sees it."""
-    images, owed, coming, arrived = astuple(demand)
-    return StageLoad(replicas, min_replicas, max_replicas, int(images), owed, arrived, coming)
+    """Return the load of a stage with this demand and this number of replicas."""
+    return StageLoad(
+        replicas=replicas,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+        images=int(demand.images),
+        owed=demand.owed,
+        arrived_total=demand.arrived_total,
+        upstream=demand.upstream,
+    )

@@ -1,83 +1,99 @@
-"""Where an image goes: the replica that does it soonest, and costs the others least.
+"""Which replica an image goes to: the one that finishes it soonest and delays others least.
 
-A replica steps one shape at a time, a batch of so many images, and lanes that are padded cost as
-much as used ones: so what it has to do is not the sum of its images. Pure functions, for the
-service's router and the simulator's. Knows no samples and no replicas, only their numbers.
+A replica steps one batch key at a time, a batch of images together, and padded lanes cost as much
+as used ones. So the time that a replica needs is not the sum over its images. Pure functions of
+numbers, used by the service's fleet and by the simulator.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-MAX_QUEUED_BATCHES = 3  # batches that a replica may have images for, the one that steps among them
-_IDLE_DISCOUNT = (
-    0.9  # of its seconds, what an idle replica counts: measured prices differ by chance
-)
-MARGINAL_WEIGHT = 2.0  # what a second of a replica's time counts, to one of the image's own waiting
+MAX_QUEUED_BATCHES = 3  # batches that a replica may have images for, including the running one
+# An idle replica's seconds count a little less: measured step times differ by chance.
+_IDLE_DISCOUNT = 0.9
+# The weight of a second of the replica's time, relative to a second of the image's own waiting.
+MARGINAL_WEIGHT = 2.0
+
+
+def max_queued_images(batch_images: int) -> int:
+    """Return the number of images that a replica may have, if it steps `batch_images` together.
+
+    An image that is bound to a replica too early stays behind that replica's queue, however many
+    other replicas become free.
+    """
+    return MAX_QUEUED_BATCHES * batch_images
 
 
 @dataclass(frozen=True, slots=True)
 class KeyLoad:
-    """The images of one shape on a replica."""
+    """The images of one batch key on a replica."""
 
-    steps: int  # that they have still to take, all together
-    max_steps: int  # the most that one of them has
-    step_seconds: float  # seconds of a step there, however many take it
+    steps: int  # that all of them still have to take, together
+    max_steps: int  # the maximum over the images
+    step_seconds: float  # seconds of one step, however many images take it together
 
-    def seconds(self, images: int) -> float:
-        """Until they are done, `images` of them in a batch: never before the longest is."""
-        return max(self.steps / images, self.max_steps) * self.step_seconds
+    def seconds(self, batch_images: int) -> float:
+        """Return the seconds until all are done: never less than the longest image takes."""
+        return max(self.steps / batch_images, self.max_steps) * self.step_seconds
+
+    def add(self, steps: int) -> "KeyLoad":
+        """Return the load with one more image of `steps` steps."""
+        return replace(self, steps=self.steps + steps, max_steps=max(self.max_steps, steps))
 
 
 @dataclass(frozen=True)
 class ReplicaLoad:
-    """A replica as somebody sees it who looks for a home for an image."""
+    """What a replica has to do, as a candidate for an image."""
 
     id: str
     batch_images: int  # that step together
-    loads_by_key: Mapping[Hashable, KeyLoad]  # by shape
+    loads_by_key: Mapping[Hashable, KeyLoad]  # by batch key
     load_seconds: float = 0.0  # seconds until it has the image's model
 
     @cached_property
     def seconds(self) -> float:
-        """Until it has done all that is there."""
-        return sum(crowd.seconds(self.batch_images) for crowd in self.loads_by_key.values())
+        """Seconds until the replica has done all its work."""
+        return sum(load.seconds(self.batch_images) for load in self.loads_by_key.values())
 
     def with_key(self, key: Hashable, step_seconds: float) -> "ReplicaLoad":
-        """The same with a crowd of that shape, be it of nobody, whose steps take `turn` seconds."""
+        """Return a copy that has an entry for this batch key, empty if there was none."""
         if key in self.loads_by_key:
             return self
         return replace(self, loads_by_key={**self.loads_by_key, key: KeyLoad(0, 0, step_seconds)})
 
     def marginal_seconds(self, key: Hashable, steps: int) -> float:
-        """The seconds that one more image adds: few where a batch of its shape has a place free."""
-        crowd = self.loads_by_key[key]
-        with_it = replace(crowd, steps=crowd.steps + steps, max_steps=max(crowd.max_steps, steps))
-        return (
-            self.load_seconds
-            + with_it.seconds(self.batch_images)
-            - crowd.seconds(self.batch_images)
-        )
+        """Return the seconds that one more image adds.
+
+        They are few where a batch of its key has a free place.
+        """
+        load = self.loads_by_key[key]
+        added = load.add(steps).seconds(self.batch_images) - load.seconds(self.batch_images)
+        return self.load_seconds + added
 
 
 def rank_replicas(
     replicas: Iterable[ReplicaLoad], last_chosen: Mapping[str, int], key: Hashable, steps: int
 ) -> list[str]:
-    """The replicas' ids, the best home first for an image of so many steps; all are open to its
-    shape. Of equals the one longest not `chosen`, as a growing number.
+    """Return the replicas' ids, the best one first, for an image of `steps` steps.
 
-    What is there already delays the image; what it adds delays it and whoever comes after it, so
-    that it counts twice. In the simulator, with 256 GPUs at 85 % load, twice makes the batches as
-    full as three times and the waits shorter; once leaves them half empty. While a replica is idle
-    nobody comes after: time is not scarce, it counts once, and the idle one is taken unless another
-    is clearly sooner.
+    Every replica must have an entry for the image's batch key. Among equals the replica that was
+    chosen least recently is first; `last_chosen` grows with each choice.
+
+    The work that a replica already has delays the image. The work that the image adds delays the
+    image and all images that come after it, so it counts twice. In the simulator, with 256 GPUs at
+    85 % load, a weight of 2 fills the batches as well as a weight of 3, with shorter waits; a
+    weight of 1 leaves them half empty. While any replica is idle no later image has to wait, so
+    added work counts once, and the idle replica is taken unless another is clearly sooner.
     """
     replicas = list(replicas)
-    scarce = MARGINAL_WEIGHT if all(home.seconds for home in replicas) else 1.0
+    weight = MARGINAL_WEIGHT if all(replica.seconds for replica in replicas) else 1.0
 
-    def counted(home: ReplicaLoad) -> float:
-        seconds = home.seconds + scarce * home.marginal_seconds(key, steps)
-        return round(seconds if home.seconds else _IDLE_DISCOUNT * seconds, 6)
+    def score(replica: ReplicaLoad) -> float:
+        seconds = replica.seconds + weight * replica.marginal_seconds(key, steps)
+        return round(seconds if replica.seconds else _IDLE_DISCOUNT * seconds, 6)
 
-    ranked = sorted((counted(home), last_chosen.get(home.id, 0), home.id) for home in replicas)
+    ranked = sorted(
+        (score(replica), last_chosen.get(replica.id, 0), replica.id) for replica in replicas
+    )
     return [id for *_, id in ranked]

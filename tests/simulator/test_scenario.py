@@ -1,0 +1,49 @@
+"""What is simulated, by the options of the command."""
+
+from pathlib import Path
+
+import pytest
+
+from serve_app.simulator.scenario import TRACES, load_of, make_scenario
+from serve_app.simulator.traces import Arrival, TraceError
+
+
+def test_a_steady_workload_is_one_trace_with_the_requested_load() -> None:
+    scenario = make_scenario("steady", gpus=8, load=0.5, seconds=120)
+    assert len(scenario.traces) == 1
+    assert scenario.load == pytest.approx(0.5, rel=0.1)
+    assert scenario.images == len(scenario.traces[0])
+
+
+def test_another_workload_is_drawn_with_several_seeds() -> None:
+    scenario = make_scenario("bursts", gpus=4, seconds=60, seed=7)
+    assert len(set(scenario.traces)) == TRACES
+    again = make_scenario("bursts", gpus=4, seconds=60, seed=8)
+    assert again.traces[0] == scenario.traces[1]
+
+
+@pytest.mark.parametrize(
+    ("trace", "gpus", "seconds", "load"), [("steady", 256, 90.0, 0.85), ("day", 16, 960.0, 0.25)]
+)
+def test_what_is_not_given_depends_on_the_kind_of_trace(
+    trace: str, gpus: int, seconds: float, load: float
+) -> None:
+    scenario = make_scenario(trace)
+    assert (scenario.gpus, scenario.seconds) == (gpus, seconds)
+    assert scenario.load == pytest.approx(load, rel=0.05)
+
+
+def test_a_file_is_simulated_to_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text("at,steps\n2000.5,30\n")
+    scenario = make_scenario(str(file), gpus=4)
+    assert scenario.seconds == 2000.5
+    assert scenario.traces == ((Arrival(2000.5, 30),),)
+    with pytest.raises(TraceError, match="can't be read"):
+        make_scenario(str(tmp_path / "none.csv"))
+
+
+def test_load_is_relative_to_what_the_gpus_could_do() -> None:
+    trace = [Arrival(0.0, 30)]
+    assert load_of(trace, 4, 10.0) == pytest.approx(load_of(trace, 1, 10.0) / 4)
+    assert load_of(trace, 1, 10.0) == pytest.approx(load_of(trace * 2, 1, 20.0))
