@@ -18,8 +18,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from serve_app.bench.intervals import bootstrap_interval, share_interval
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.sizes import ASPECTS, SizeRules
-from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.demo.captions import Language
 from serve_app.demo.evaluation import (
     GUIDANCE,

@@ -26,8 +26,9 @@ from serve_app.core.capacity.forecast import forecast, pending_work
 from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.scheduling.step_scheduler import PendingWork
 from serve_app.runtime.build import build_stage_model
 from serve_app.runtime.checkpoints.bundled import demo_folder

@@ -12,7 +12,7 @@ from serve_app.config.models_file import ModelEntry, read_models_file
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.numeric_profile import default_precision
-from serve_app.core.diffusion.spec import LCM_MAX_STEPS, Sampler, Stage
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, SettingsError
 from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
 from serve_app.runtime.checkpoints.bundled import demo_folder
@@ -169,9 +169,10 @@ def _registered(
         guidance=told.guidance if entry.guidance is None else entry.guidance,
         sampler=entry.sampler or told.sampler,
     )
-    if defaults.sampler is Sampler.LCM and (defaults.steps or 0) > LCM_MAX_STEPS:
+    limit = defaults.sampler.definition.distilled_steps
+    if limit is not None and defaults.steps > limit:
         raise SettingsError(
-            f"{where}.steps: must be at most {LCM_MAX_STEPS} with the sampler lcm, "
+            f"{where}.steps: must be at most {limit} with the sampler {defaults.sampler}, "
             f"got {defaults.steps}"
         )
     fits = refiner is None or is_pair(found, refiner)

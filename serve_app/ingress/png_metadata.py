@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.core.diffusion.spec import ImageSpec, SigmaSpacing, Solver
+from serve_app.core.diffusion.spec import ImageSpec
 
 RECORD = "aura"
 INFOTEXT = "parameters"
@@ -32,23 +32,6 @@ _XMP = (
     "</rdf:RDF></x:xmpmeta>"
     '<?xpacket end="r"?>'
 )
-_SAMPLERS = {  # the names that other tools give our solvers
-    Solver.EULER: "Euler",
-    Solver.EULER_A: "Euler a",
-    Solver.HEUN: "Heun",
-    Solver.DDIM: "DDIM",
-    Solver.DPMPP_2M: "DPM++ 2M",
-    Solver.DPMPP_2M_SDE: "DPM++ 2M SDE",
-    Solver.DPMPP_SDE: "DPM++ SDE",
-    Solver.UNIPC: "UniPC",
-    Solver.LCM: "LCM",
-}
-_SCHEDULES = {  # and their schedule types
-    SigmaSpacing.CHECKPOINT: "Automatic",
-    SigmaSpacing.KARRAS: "Karras",
-    SigmaSpacing.EXPONENTIAL: "Exponential",
-    SigmaSpacing.TRAILING: "Simple",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +66,8 @@ def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
     """What tools of the field show under a picture, and fill their forms from."""
     settings: dict[str, object] = {
         "Steps": spec.steps,
-        "Sampler": _SAMPLERS[spec.sampler.solver],
-        "Schedule type": _SCHEDULES[spec.sampler.spacing],
+        "Sampler": spec.sampler.definition.a1111_name,
+        "Schedule type": spec.sampler.spacing.a1111_name,
         "CFG scale": f"{spec.guidance:g}",
         "Seed": spec.seed,
         "Size": f"{spec.width}x{spec.height}",

@@ -21,7 +21,7 @@ from serve_app.core.diffusion.sample import (
     with_profile,
     with_prompt_info,
 )
-from serve_app.core.diffusion.solver import STOCHASTIC, combine, solver_step
+from serve_app.core.diffusion.solver import combine, solver_step
 from serve_app.core.diffusion.spec import LATENT_CHANNELS, ImageSpec, Lora
 from serve_app.core.errors import OperatorError, ProfileChanged, SafetyBlock
 from serve_app.core.scheduling.memory_plan import MemoryPlan
@@ -242,10 +242,10 @@ class StageModel:
         return DenoiserInput(sample.schedule.sigmas[at], sample.schedule.timesteps[at], guide)
 
     def _advance(self, sample: DeviceSample, denoised: torch.Tensor) -> DeviceSample:
-        solver, memory = sample.spec.sampler.solver, sample.solver_state
-        weights = solver_step(solver, sample.schedule, sample.index, len(memory))
+        sampler, memory = sample.spec.sampler, sample.solver_state
+        weights = solver_step(sampler.solver, sample.schedule, sample.index, len(memory))
         fresh, draws = None, sample.noise_draws
-        if solver in STOCHASTIC:
+        if sampler.definition.is_stochastic:
             fresh = self._states[sample.id].noise.draw(draws, self.device.torch_device)
             draws += 1
         moved: torch.Tensor = combine(weights.x_next, _latents(sample), denoised, memory, fresh)

@@ -12,7 +12,8 @@ from serve_app.config.catalog import ModelCatalog, find_checkpoints, service_inf
 from serve_app.config.models_file import ModelsFile, read_models_file
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.model_defaults import ModelDefaults
-from serve_app.core.diffusion.spec import Sampler, Stage
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, OperatorError, SettingsError
 from serve_app.core.service.info import LoraInfo
 from serve_app.runtime.checkpoints.bundled import demo_folder

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from serve_app.core.diffusion.model_defaults import ModelDefaults
-from serve_app.core.diffusion.spec import Sampler
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.service.info import ModelInfo
 from tests.ingress.conftest import Client
 from tests.support.fake_conductor import INFO, NOISE, FakeConductor

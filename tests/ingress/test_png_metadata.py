@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from serve_app.core.diffusion.spec import ImageSpec, Sampler
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.ingress.png_metadata import GenerationRecord, embed, infotext, read_prompt
 from tests.ingress.conftest import Client
 from tests.support.fake_conductor import FakeConductor

@@ -8,7 +8,8 @@ from functools import cache
 import pytest
 
 from serve_app.core.diffusion.sample import StageSegment
-from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.png import encode_png

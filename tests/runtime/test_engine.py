@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from serve_app.core.diffusion.sample import StageSegment
-from serve_app.core.diffusion.spec import ImageSpec, Sampler, Solver, Stage
+from serve_app.core.diffusion.samplers import Sampler, Solver
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import (
     EngineFault,
     ImageTooLarge,

@@ -7,7 +7,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from serve_app.core.diffusion.spec import ImageSpec, Sampler, Solver
+from serve_app.core.diffusion.samplers import Sampler, Solver
+from serve_app.core.diffusion.spec import ImageSpec
 from tests.runtime.conftest import Engines
 from tests.support.engine_runs import walk
 from tests.support.reference_diffusers import Stock

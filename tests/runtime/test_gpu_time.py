@@ -10,7 +10,8 @@ import torch
 from serve_app.core.capacity.forecast import forecast, pending_work
 from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.sample import StageSegment, stage_segments
-from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Finished
 from serve_app.runtime.memory.model_cache import ModelCache

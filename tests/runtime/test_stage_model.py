@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.core.diffusion.spec import ImageSpec, Sampler
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.core.errors import OperatorError
 from serve_app.runtime.memory.memory_probe import lanes_for
 from serve_app.runtime.networks.denoiser import DenoiserInput

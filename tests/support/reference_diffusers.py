@@ -8,7 +8,8 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline
 from PIL import Image
 
-from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from tests.support.reference_schedulers import stock_scheduler
 

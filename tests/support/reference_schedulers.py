@@ -14,7 +14,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from serve_app.core.diffusion.spec import Sampler, SigmaSpacing, Solver
+from serve_app.core.diffusion.samplers import Sampler, SigmaSpacing, Solver
 
 _CLASSES: dict[Solver, tuple[Any, dict[str, Any]]] = {
     Solver.EULER: (EulerDiscreteScheduler, {}),

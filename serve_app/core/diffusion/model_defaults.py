@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from serve_app.core.diffusion.spec import Sampler
+from serve_app.core.diffusion.samplers import Sampler
 
 _STEPS = re.compile(r"(\d+)[ _-]?step")
 

@@ -1,11 +1,12 @@
 """One step of each solver, as arithmetic on anything with + and *.
 
-Knows no tensors, no networks and no loops: it is handed numbers and gives back weighted sums.
-In the noise convention x = picture + sigma * noise every solver here is linear in what it sees,
+No tensors, no networks and no loops: a function takes numbers and returns weights. In the noise
+convention x = picture + sigma * noise every solver here is linear in what it sees,
 
-    x' = a * x + b * denoised + c1 * memory1 + c2 * memory2 + ... + d * fresh_noise
+    x' = a * x + b * denoised + c1 * state1 + c2 * state2 + ... + d * noise
 
-and what it remembers is too, so a batch may mix solvers: each row has its own weights.
+and so is the state that it keeps, so a batch may mix solvers: each row has its own weights. Names
+as in k-diffusion's sampling.py; `ratio` is the share of x that a step keeps.
 """
 
 from collections.abc import Sequence
@@ -13,16 +14,15 @@ from dataclasses import dataclass
 from math import expm1, hypot, log, sqrt
 from typing import Any
 
+from serve_app.core.diffusion.samplers import Solver
 from serve_app.core.diffusion.schedule import Schedule
-from serve_app.core.diffusion.spec import Solver
 
-STOCHASTIC = frozenset({Solver.EULER_A, Solver.DPMPP_2M_SDE, Solver.DPMPP_SDE, Solver.LCM})
-_LCM_DATA, _LCM_TIME = 0.5, 10.0  # sigma_data and timestep_scaling of consistency distillation
+_LCM_SIGMA_DATA, _LCM_TIMESTEP_SCALING = 0.5, 10.0  # consistency distillation, as in diffusers
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A weighted sum of what a step sees."""
+    """The weights of a sum: of x, the denoised x, the solver's state and fresh noise."""
 
     x: float = 0.0
     denoised: float = 0.0
@@ -32,7 +32,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class SolverStep:
-    """One step: the new x, and what is remembered after it."""
+    """One step: the weights of the next x, and of each part of the next state."""
 
     x_next: Weights
     state: tuple[Weights, ...] = ()
@@ -42,16 +42,16 @@ _X, _DENOISED = Weights(x=1.0), Weights(denoised=1.0)
 
 
 def solver_step(solver: Solver, schedule: Schedule, index: int, state_size: int) -> SolverStep:
-    """The weights of step `index`, from its sigma to the next one.
+    """Return the weights of step `index`, which goes from its sigma to the next one.
 
-    `remembered` is how much memory is at hand: without it a solver takes a first-order step, as
-    after a hand-off, or where an image enters late.
+    `state_size` is the length of the state so far. With 0, as after a hand-off or where an image
+    enters late, a solver takes a first-order step.
     """
     sigmas = schedule.sigmas
-    now, after = sigmas[index], sigmas[index + 1]
+    sigma, sigma_next = sigmas[index], sigmas[index + 1]
     match solver:
         case Solver.EULER_A:
-            return _ancestral(now, after)
+            return _ancestral(sigma, sigma_next)
         case Solver.HEUN:
             return _heun(sigmas, index, state_size)
         case Solver.DPMPP_2M | Solver.DPMPP_2M_SDE:
@@ -61,115 +61,131 @@ def solver_step(solver: Solver, schedule: Schedule, index: int, state_size: int)
         case Solver.UNIPC:
             return _unipc(sigmas, index, state_size)
         case Solver.LCM:
-            return _lcm(now, after, schedule.timesteps[index])
+            return _lcm(sigma, sigma_next, schedule.timesteps[index])
         case _:  # Euler, and DDIM
-            return SolverStep(_toward(now, schedule.target_sigmas[index], after))
+            return SolverStep(_euler(sigma, schedule.target_sigmas[index], sigma_next))
 
 
 def combine(weights: Weights, x: Any, denoised: Any, state: Sequence[Any], noise: Any) -> Any:
-    """The sum. Terms without a weight are not touched, so they may be None."""
+    """Return the weighted sum. A term of weight 0 is not used, so it may be None."""
     terms = [(weights.x, x), (weights.denoised, denoised), *zip(weights.state, state, strict=False)]
     terms.append((weights.noise, noise))
-    seen = [weight * term for weight, term in terms if weight]
-    return sum(seen[1:], start=seen[0])
+    products = [weight * term for weight, term in terms if weight]
+    return sum(products[1:], start=products[0])
 
 
-def _toward(now: float, lands: float, after: float) -> Weights:
-    """Euler: Karras et al. 2022, algorithm 2 without churn. DDIM: Song et al. 2021, equation 12,
-    which is the same in this convention, but that diffusers' class may land beside the next level,
-    and at last above 0; what stands there is read on in the convention of unit variance."""
-    unit = hypot(1, lands) / hypot(1, after)
-    keep = lands / now
-    return Weights(x=keep / unit, denoised=(1 - keep) / unit)
+def _euler(sigma: float, target: float, sigma_next: float) -> Weights:
+    """Karras et al. 2022, algorithm 2 without churn; DDIM is Song et al. 2021, equation 12.
+
+    Both are the same in this convention, except that diffusers' DDIM may go to a target beside the
+    next sigma, at last above 0. The next step takes x at unit variance to be at `sigma_next`.
+    """
+    scale = hypot(1, target) / hypot(1, sigma_next)
+    ratio = target / sigma
+    return Weights(x=ratio / scale, denoised=(1 - ratio) / scale)
 
 
-def _ancestral(now: float, after: float) -> SolverStep:
-    """k-diffusion's split of the step into sigma_down and sigma_up."""
-    up = sqrt(max(0.0, after**2 * (now**2 - after**2) / now**2))
-    down = sqrt(max(0.0, after**2 - up**2))
-    return SolverStep(Weights(x=down / now, denoised=1 - down / now, noise=up))
+def _ancestral(sigma: float, sigma_next: float) -> SolverStep:
+    """k-diffusion's split of a step into `sigma_down` and `sigma_up`."""
+    sigma_up = sqrt(max(0.0, sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2))
+    sigma_down = sqrt(max(0.0, sigma_next**2 - sigma_up**2))
+    ratio = sigma_down / sigma
+    return SolverStep(Weights(x=ratio, denoised=1 - ratio, noise=sigma_up))
 
 
-def _heun(sigmas: Sequence[float], index: int, remembered: int) -> SolverStep:
-    """Karras et al. 2022, algorithm 1 without churn: a step is two calls of the network, an Euler
-    step that remembers its slope and where it began, and a second look from where it led."""
-    now, after = sigmas[index], sigmas[index + 1]
-    if remembered:
-        gap = now - sigmas[index - 1]  # of the step: this call looks from its end
-        share = gap / (2 * now)
-        return SolverStep(Weights(x=share, denoised=-share, state=(gap / 2, 1.0)))
-    moved = _toward(now, after, after)
-    if after == 0:
-        return SolverStep(moved)
-    return SolverStep(moved, (Weights(x=1 / now, denoised=-1 / now), _X))
+def _heun(sigmas: Sequence[float], index: int, state_size: int) -> SolverStep:
+    """Karras et al. 2022, algorithm 1 without churn, one network evaluation at a time.
+
+    The first is an Euler step that keeps its slope and its x. The second, at the end of that step,
+    goes again from that x by the mean of both slopes.
+    """
+    sigma, sigma_next = sigmas[index], sigmas[index + 1]
+    if state_size:
+        dt = sigma - sigmas[index - 1]
+        slope = dt / (2 * sigma)
+        return SolverStep(Weights(x=slope, denoised=-slope, state=(dt / 2, 1.0)))
+    x_next = _euler(sigma, sigma_next, sigma_next)
+    if sigma_next == 0:
+        return SolverStep(x_next)
+    return SolverStep(x_next, (Weights(x=1 / sigma, denoised=-1 / sigma), _X))
 
 
-def _dpmpp_2m(sigmas: Sequence[float], index: int, remembered: int, *, sde: bool) -> SolverStep:
-    """Lu et al. 2022 (DPM-Solver++), algorithm 2, midpoint; as an SDE, its appendix."""
-    now, after = sigmas[index], sigmas[index + 1]
-    keep = (after / now) ** 2 if sde else after / now
-    lean = 0.0
-    if remembered and after > 0:
-        lean = (1 - keep) * log(now / after) / (2 * log(sigmas[index - 1] / now))
-    moved = Weights(keep, 1 - keep + lean, (-lean,), after * sqrt(1 - keep) if sde else 0.0)
-    return SolverStep(moved, (_DENOISED,))
+def _dpmpp_2m(sigmas: Sequence[float], index: int, state_size: int, *, sde: bool) -> SolverStep:
+    """Lu et al. 2022 (DPM-Solver++), algorithm 2, midpoint; the SDE is in its appendix."""
+    sigma, sigma_next = sigmas[index], sigmas[index + 1]
+    ratio = (sigma_next / sigma) ** 2 if sde else sigma_next / sigma
+    noise = sigma_next * sqrt(1 - ratio) if sde else 0.0
+    correction = _midpoint(ratio, sigmas, index) if state_size and sigma_next > 0 else 0.0
+    x_next = Weights(ratio, 1 - ratio + correction, (-correction,), noise)
+    return SolverStep(x_next, (_DENOISED,))
 
 
-def _dpmpp_sde(sigmas: Sequence[float], index: int, remembered: int) -> SolverStep:
-    """Lu et al. 2022, the singlestep second-order SDE: two calls of the network make a step, and
-    the second goes from where the first began. The last call is always of first order."""
-    now, after = sigmas[index], sigmas[index + 1]
-    if not (remembered and index % 2 and after > 0):
-        keep = (after / now) ** 2
-        moved = Weights(x=keep, denoised=1 - keep, noise=after * sqrt(1 - keep))
-        return SolverStep(moved, (_X, _DENOISED))
-    began = sigmas[index - 1]
-    keep = (after / began) ** 2
-    lean = (1 - keep) * log(began / after) / (2 * log(began / now))
-    return SolverStep(Weights(0.0, lean, (keep, 1 - keep - lean), after * sqrt(1 - keep)))
+def _dpmpp_sde(sigmas: Sequence[float], index: int, state_size: int) -> SolverStep:
+    """Lu et al. 2022, singlestep second-order SDE: two network evaluations make a step.
+
+    The second goes from the x of the first. The last evaluation is of first order.
+    """
+    sigma, sigma_next = sigmas[index], sigmas[index + 1]
+    if not (state_size and index % 2 and sigma_next > 0):
+        ratio = (sigma_next / sigma) ** 2
+        x_next = Weights(x=ratio, denoised=1 - ratio, noise=sigma_next * sqrt(1 - ratio))
+        return SolverStep(x_next, (_X, _DENOISED))
+    start = sigmas[index - 1]
+    ratio = (sigma_next / start) ** 2
+    correction = (1 - ratio) * log(start / sigma_next) / (2 * log(start / sigma))
+    state = (ratio, 1 - ratio - correction)
+    return SolverStep(Weights(0.0, correction, state, sigma_next * sqrt(1 - ratio)))
 
 
-def _unipc(sigmas: Sequence[float], index: int, remembered: int) -> SolverStep:
-    """Zhao et al. 2023 (UniPC), order 2, B(h) = e^h - 1: x is corrected by what the network says of
-    it, then a multistep predictor goes on. Remembers the corrected x and two denoised."""
-    now, after = sigmas[index], sigmas[index + 1]
-    here = _X if remembered == 0 else _corrected(sigmas, index, remembered)
-    keep = after / now
-    lean = 0.0
-    if remembered and after > 0:
-        lean = (1 - keep) * log(now / after) / (2 * log(sigmas[index - 1] / now))
-    before = (
-        (keep * here.state[1] - lean, *(keep * w for w in here.state[2:])) if remembered else ()
+def _midpoint(ratio: float, sigmas: Sequence[float], index: int) -> float:
+    """Return the weight of the difference between the last two denoised."""
+    sigma, sigma_next = sigmas[index], sigmas[index + 1]
+    return (1 - ratio) * log(sigma / sigma_next) / (2 * log(sigmas[index - 1] / sigma))
+
+
+def _unipc(sigmas: Sequence[float], index: int, state_size: int) -> SolverStep:
+    """Zhao et al. 2023 (UniPC), order 2 with B(h) = e^h - 1.
+
+    UniC corrects x by what the network says of it, then UniP, a multistep predictor, goes on. The
+    state is the corrected x and the last two denoised.
+    """
+    sigma, sigma_next = sigmas[index], sigmas[index + 1]
+    ratio = sigma_next / sigma
+    if not state_size:
+        return SolverStep(Weights(x=ratio, denoised=1 - ratio), (_X, _DENOISED))
+    corrected = _corrected(sigmas, index, state_size)
+    correction = _midpoint(ratio, sigmas, index) if sigma_next > 0 else 0.0
+    last_x, last_denoised, *older = (ratio * weight for weight in corrected.state)
+    x_next = Weights(
+        denoised=ratio * corrected.denoised + 1 - ratio + correction,
+        state=(last_x, last_denoised - correction, *older),
     )
-    moved = Weights(
-        x=keep * here.x,
-        denoised=keep * here.denoised + 1 - keep + lean,
-        state=(keep * here.state[0], *before) if remembered else (),
-    )
-    older = (Weights(state=(0.0, 1.0)),) if remembered else ()
-    return SolverStep(moved, (here, _DENOISED, *older))
+    return SolverStep(x_next, (corrected, _DENOISED, Weights(state=(0.0, 1.0))))
 
 
-def _corrected(sigmas: Sequence[float], index: int, remembered: int) -> Weights:
-    """UniC of the order that the step before had: memory is its x, its denoised, the one before."""
-    began, now = sigmas[index - 1], sigmas[index]
-    keep = now / began
-    if remembered < 3:
-        return Weights(0.0, (1 - keep) / 2, (keep, (1 - keep) / 2))
-    width = log(began / now)
-    back = log(began / sigmas[index - 2]) / width  # where the older denoised stands, in widths
-    phi = expm1(-width)
-    first = (phi / -width - 1) / phi
-    second = ((phi / -width - 1) / -width - 0.5) * 2 / phi
-    newest = (second - back * first) / (1 - back)
-    oldest = (first - newest) / back
-    pull = 1 - keep
-    return Weights(0.0, pull * newest, (keep, pull * (1 - newest - oldest), pull * oldest))
+def _corrected(sigmas: Sequence[float], index: int, state_size: int) -> Weights:
+    """Return the weights of x corrected by UniC, of the order that the last step had.
+
+    The state is x before that step, its denoised, and the denoised before it.
+    """
+    sigma, sigma_last = sigmas[index], sigmas[index - 1]
+    ratio = sigma / sigma_last
+    if state_size < 3:
+        return Weights(0.0, (1 - ratio) / 2, (ratio, (1 - ratio) / 2))
+    h = log(sigma_last / sigma)
+    r = log(sigma_last / sigmas[index - 2]) / h  # where the oldest denoised is, in units of h
+    phi = expm1(-h)
+    b1 = (phi / -h - 1) / phi
+    b2 = ((phi / -h - 1) / -h - 0.5) * 2 / phi
+    newest = (b2 - r * b1) / (1 - r)
+    oldest = (b1 - newest) / r
+    state = (ratio, (1 - ratio) * (1 - newest - oldest), (1 - ratio) * oldest)
+    return Weights(0.0, (1 - ratio) * newest, state)
 
 
-def _lcm(now: float, after: float, timestep: float) -> SolverStep:
-    """Luo et al. 2023 (LCM), algorithm 3: to the picture in one leap, and noise again."""
-    time = timestep * _LCM_TIME
-    skip = _LCM_DATA**2 / (time**2 + _LCM_DATA**2)
-    out = time / hypot(time, _LCM_DATA)
-    return SolverStep(Weights(x=skip / hypot(1, now), denoised=out, noise=after))
+def _lcm(sigma: float, sigma_next: float, timestep: float) -> SolverStep:
+    """Luo et al. 2023 (LCM), algorithm 3: one leap to the picture, then fresh noise."""
+    t = timestep * _LCM_TIMESTEP_SCALING
+    c_skip = _LCM_SIGMA_DATA**2 / (t**2 + _LCM_SIGMA_DATA**2)
+    c_out = t / hypot(t, _LCM_SIGMA_DATA)
+    return SolverStep(Weights(x=c_skip / hypot(1, sigma), denoised=c_out, noise=sigma_next))

@@ -7,89 +7,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
 
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.errors import InvalidRequest
 
 STEPS_RANGE = (1, 150)
 GUIDANCE_RANGE = (0.0, 20.0)
 SEED_RANGE = (0, 2**32 - 1)
 LORA_WEIGHT_RANGE = (-2.0, 2.0)
-LCM_MAX_STEPS = 50  # an LCM was distilled from so many, and takes some of them
 PIXELS_PER_LATENT = 8  # along each side; diffusers' vae_scale_factor
 LATENT_CHANNELS = 4  # of SDXL's VAE
-
-
-class Solver(StrEnum):
-    """How one step is taken, and the diffusers class each equals; `Sampler` has the options."""
-
-    EULER = "euler"  # EulerDiscreteScheduler
-    EULER_A = "euler_a"  # EulerAncestralDiscreteScheduler
-    HEUN = "heun"  # HeunDiscreteScheduler
-    DDIM = "ddim"  # DDIMScheduler
-    DPMPP_2M = "dpmpp_2m"  # DPMSolverMultistepScheduler
-    DPMPP_2M_SDE = "dpmpp_2m_sde"  # the same, algorithm_type="sde-dpmsolver++"
-    DPMPP_SDE = "dpmpp_sde"  # DPMSolverSinglestepScheduler, algorithm_type="sde-dpmsolver++"
-    UNIPC = "unipc"  # UniPCMultistepScheduler
-    LCM = "lcm"  # LCMScheduler
-
-
-class SigmaSpacing(StrEnum):
-    """Which noise levels are walked, and the option of the diffusers class."""
-
-    CHECKPOINT = ""  # its own timestep_spacing
-    KARRAS = "karras"  # use_karras_sigmas=True
-    EXPONENTIAL = "exponential"  # use_exponential_sigmas=True
-    TRAILING = "trailing"  # timestep_spacing="trailing"; ComfyUI's "simple" but for rounding
-
-
-class Sampler(StrEnum):
-    """A solver and its levels, by the names the field gives them; all that diffusers has."""
-
-    EULER = "euler"
-    EULER_KARRAS = "euler_karras"
-    EULER_EXPONENTIAL = "euler_exponential"
-    EULER_TRAILING = "euler_trailing"
-    EULER_A = "euler_a"
-    EULER_A_TRAILING = "euler_a_trailing"
-    HEUN = "heun"
-    HEUN_KARRAS = "heun_karras"
-    HEUN_EXPONENTIAL = "heun_exponential"
-    HEUN_TRAILING = "heun_trailing"
-    DDIM = "ddim"
-    DDIM_TRAILING = "ddim_trailing"
-    DPMPP_2M = "dpmpp_2m"
-    DPMPP_2M_KARRAS = "dpmpp_2m_karras"
-    DPMPP_2M_EXPONENTIAL = "dpmpp_2m_exponential"
-    DPMPP_2M_TRAILING = "dpmpp_2m_trailing"
-    DPMPP_2M_SDE = "dpmpp_2m_sde"
-    DPMPP_2M_SDE_KARRAS = "dpmpp_2m_sde_karras"
-    DPMPP_2M_SDE_EXPONENTIAL = "dpmpp_2m_sde_exponential"
-    DPMPP_2M_SDE_TRAILING = "dpmpp_2m_sde_trailing"
-    DPMPP_SDE = "dpmpp_sde"
-    DPMPP_SDE_KARRAS = "dpmpp_sde_karras"
-    DPMPP_SDE_EXPONENTIAL = "dpmpp_sde_exponential"
-    UNIPC = "unipc"
-    UNIPC_KARRAS = "unipc_karras"
-    UNIPC_EXPONENTIAL = "unipc_exponential"
-    UNIPC_TRAILING = "unipc_trailing"
-    LCM = "lcm"
-
-    @property
-    def spacing(self) -> SigmaSpacing:
-        """The end of the name; without one, the checkpoint's own."""
-        return next(
-            (levels for levels in SigmaSpacing if levels and self.endswith(levels)),
-            SigmaSpacing(""),
-        )
-
-    @property
-    def solver(self) -> Solver:
-        """The name without its levels."""
-        return Solver(self.removesuffix(f"_{self.spacing}"))
-
-    @property
-    def nfe(self) -> int:
-        """Calls of the network that one step takes."""
-        return 2 if self.solver is Solver.HEUN else 1
 
 
 class Stage(StrEnum):
@@ -134,9 +60,9 @@ class ImageSpec:
         if not self.prompt:
             raise InvalidRequest("prompt", "must not be empty")
         _check_range("seed", self.seed, *SEED_RANGE)
-        _check_range("steps", self.steps, *STEPS_RANGE)
-        if self.sampler is Sampler.LCM:
-            _check_range("steps", self.steps, STEPS_RANGE[0], LCM_MAX_STEPS)
+        min_steps, max_steps = STEPS_RANGE
+        max_steps = self.sampler.definition.distilled_steps or max_steps
+        _check_range("steps", self.steps, min_steps, max_steps)
         _check_range("guidanceScale", self.guidance, *GUIDANCE_RANGE)
         _check_range("handoff", self.handoff, 0, 1)
         if self.strength is not None:
@@ -165,14 +91,18 @@ class ImageSpec:
 
     @property
     def nfe(self) -> int:
-        """Calls of the network from where it enters the schedule to its end, about."""
-        entered = self.steps if self.strength is None else max(1, int(self.steps * self.strength))
-        return entered * self.sampler.nfe
+        """Network evaluations from its first step to its last, to within one."""
+        return steps_after_strength(self.steps, self.strength) * self.sampler.nfe
 
     @property
     def latent_shape(self) -> tuple[int, int]:
         """Height and width of its latents."""
         return self.height // PIXELS_PER_LATENT, self.width // PIXELS_PER_LATENT
+
+
+def steps_after_strength(steps: int, strength: float | None) -> int:
+    """Return how many steps run: all of them from noise, at least one from an initial image."""
+    return steps if strength is None else max(1, min(int(steps * strength), steps))
 
 
 def _check_range(path: str, value: float, low: float, high: float) -> None:

@@ -19,14 +19,9 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.sizes import ASPECTS
-from serve_app.core.diffusion.spec import (
-    GUIDANCE_RANGE,
-    LORA_WEIGHT_RANGE,
-    SEED_RANGE,
-    STEPS_RANGE,
-    Sampler,
-)
+from serve_app.core.diffusion.spec import GUIDANCE_RANGE, LORA_WEIGHT_RANGE, SEED_RANGE, STEPS_RANGE
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.jobs import JobState
 

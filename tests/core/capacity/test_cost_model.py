@@ -15,8 +15,9 @@ from serve_app.core.capacity.cost_model import (
     turn_kind,
 )
 from serve_app.core.diffusion.sample import Sample, new_sample
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
 from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
 
 SPEC = ImageSpec(prompt="a fox", seed=0, width=1024, height=1024, steps=30, guidance=5)

@@ -11,8 +11,9 @@ from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.forecast import amortized_seconds, forecast, pending_work
 from serve_app.core.capacity.gpu_time import GpuTimeAccount
 from serve_app.core.diffusion.sample import Sample, StageSegment, stage_segments, with_latents
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import make_schedule
-from serve_app.core.diffusion.spec import Lora, Sampler, Stage
+from serve_app.core.diffusion.spec import Lora, Stage
 from serve_app.core.scheduling.step_scheduler import BatchSize, PendingWork, StepScheduler, WorkKind
 from tests.core.scheduling.test_step_scheduler import NOISE, filled, run, sample, whole
 

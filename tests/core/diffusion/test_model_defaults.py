@@ -1,7 +1,7 @@
 import pytest
 
 from serve_app.core.diffusion.model_defaults import ModelDefaults, defaults_of
-from serve_app.core.diffusion.spec import Sampler
+from serve_app.core.diffusion.samplers import Sampler
 
 TURBO = ModelDefaults(4, 1.0, Sampler.EULER_A_TRAILING)
 LIGHTNING = ModelDefaults(4, 1.0, Sampler.EULER_TRAILING)

@@ -16,8 +16,9 @@ from serve_app.core.diffusion.sample import (
     with_profile,
     with_prompt_info,
 )
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
 
 SPEC = ImageSpec(prompt="a fox", seed=0, width=64, height=64, steps=20, guidance=5, handoff=0.8)
 NOISE = NoiseConfig(timestep_spacing="leading", steps_offset=1)

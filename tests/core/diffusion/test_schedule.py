@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from serve_app.core.diffusion.samplers import Sampler, Solver
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import LCM_MAX_STEPS, Sampler, Solver
 from serve_app.core.errors import CheckpointError
 from tests.support.reference_schedulers import stock_scheduler
 
@@ -44,7 +44,7 @@ def test_levels_and_timesteps_are_those_of_diffusers(
         return  # these two classes pass the setting over; here it counts for every sampler
     endless = config.get("rescale_betas_zero_snr") and sampler.solver in (Solver.DDIM, Solver.LCM)
     for steps in (2, 3, 4, 5, 9, 18, 20, 25, 30, 50, 87, 99, 150):
-        if sampler is Sampler.LCM and steps > LCM_MAX_STEPS:
+        if steps > (sampler.definition.distilled_steps or steps):
             continue
         theirs = stock(sampler, config, steps)
         ours = make_schedule(noise, sampler, steps, None, 1.0)
@@ -53,7 +53,7 @@ def test_levels_and_timesteps_are_those_of_diffusers(
         levels = theirs.sigmas.tolist() if hasattr(theirs, "sigmas") else levels_of(theirs)
         first = 1 if endless else 0  # infinite in these two classes, 4096 in the others and here
         assert list(ours.sigmas)[first:] == pytest.approx(levels[first:], rel=1e-4)
-        if sampler.solver in (Solver.EULER, Solver.EULER_A, Solver.HEUN):
+        if sampler.definition.has_fractional_timesteps:
             assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=1e-4)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from serve_app.core.diffusion.samplers import Sampler, Solver
 from serve_app.core.diffusion.schedule import NoiseConfig, Schedule, make_schedule
-from serve_app.core.diffusion.solver import STOCHASTIC, SolverStep, combine, solver_step
-from serve_app.core.diffusion.spec import LCM_MAX_STEPS, Sampler, Solver
+from serve_app.core.diffusion.solver import SolverStep, combine, solver_step
 from tests.support.reference_schedulers import stock_scheduler
 
 NOISE = NoiseConfig(1000, 0.00085, 0.012, "scaled_linear", None, "epsilon", "leading", 1, False)
@@ -57,7 +57,7 @@ def stock_walk(sampler: Sampler, steps: int, start: int) -> torch.Tensor:
     x = torch.randn(2, 4, 3, generator=draws) * scheduler.init_noise_sigma
     for t in scheduler.timesteps[start:]:
         answer = network(scheduler.scale_model_input(x, t), float(t))
-        extra = {"generator": draws} if sampler.solver in STOCHASTIC else {}
+        extra = {"generator": draws} if sampler.definition.is_stochastic else {}
         x = scheduler.step(answer, t, x, **extra).prev_sample
     return x
 
@@ -67,14 +67,14 @@ def our_walk(sampler: Sampler, steps: int, start: int) -> torch.Tensor:
     draws = torch.Generator().manual_seed(3)
     x = torch.randn(2, 4, 3, generator=draws) * schedule.init_noise_sigma
     if start:  # where it enters, unit variance or not, is the scale of that level
-        bare = sampler.solver in (Solver.EULER, Solver.EULER_A, Solver.HEUN)
+        bare = sampler.definition.has_fractional_timesteps
         scale = math.hypot(1, schedule.sigmas[start])
         x = x if bare else x / schedule.init_noise_sigma * scale
     memory: tuple[torch.Tensor, ...] = ()
     for index in range(start, len(schedule)):
         sigma, t = schedule.sigmas[index], schedule.timesteps[index]
         denoised = x - sigma * network(x / math.hypot(1, sigma), t)
-        fresh = torch.randn(x.shape, generator=draws) if sampler.solver in STOCHASTIC else None
+        fresh = torch.randn(x.shape, generator=draws) if sampler.definition.is_stochastic else None
         taken = solver_step(sampler.solver, schedule, index, len(memory))
         x, memory = step(taken, x, denoised, memory, fresh)
     return x
@@ -85,7 +85,7 @@ def our_walk(sampler: Sampler, steps: int, start: int) -> torch.Tensor:
     ("steps", "start"), [(1, 0), (2, 0), (3, 0), (9, 0), (20, 0), (20, 8), (9, 3)]
 )
 def test_a_walk_is_the_one_of_diffusers(sampler: Sampler, steps: int, start: int) -> None:
-    start = 2 * start if sampler.solver is Solver.HEUN else start
+    start *= sampler.nfe
     theirs, ours = stock_walk(sampler, steps, start), our_walk(sampler, steps, start)
     assert torch.allclose(ours, theirs, atol=1e-4), (ours - theirs).abs().max()
 
@@ -93,7 +93,7 @@ def test_a_walk_is_the_one_of_diffusers(sampler: Sampler, steps: int, start: int
 @pytest.mark.parametrize("sampler", list(Sampler))
 @pytest.mark.parametrize("steps", [1, 2, 20, 150])
 def test_a_constant_target_is_reached_exactly(sampler: Sampler, steps: int) -> None:
-    if sampler is Sampler.LCM and steps > LCM_MAX_STEPS:
+    if steps > (sampler.definition.distilled_steps or steps):
         return
     landed = solve(sampler, steps, lambda x, s: 0.25, x=9.0, fresh=0.7)
     goal = pytest.approx(0.25, abs=1e-12)
@@ -108,7 +108,7 @@ def test_a_constant_target_is_reached_exactly(sampler: Sampler, steps: int) -> N
     assert landed == goal
 
 
-@pytest.mark.parametrize("sampler", [s for s in Sampler if s.solver not in STOCHASTIC])
+@pytest.mark.parametrize("sampler", [s for s in Sampler if not s.definition.is_stochastic])
 def test_gaussian_data_follows_the_closed_form_and_more_steps_come_closer(
     sampler: Sampler,
 ) -> None:

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, SigmaSpacing, Solver
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import ImageSpec, Lora
 from serve_app.core.errors import InvalidRequest
 
 PLAIN = ImageSpec(prompt="a fox", seed=0, width=1024, height=768, steps=30, guidance=6.9)
@@ -40,17 +41,6 @@ def test_the_edges_of_every_range_are_legal() -> None:
 @pytest.mark.parametrize(("guidance", "rows"), [(0, 1), (1, 1), (1.01, 2), (9, 2)])
 def test_guidance_above_one_takes_two_rows(guidance: float, rows: int) -> None:
     assert replace(PLAIN, guidance=guidance).rows == rows
-
-
-@pytest.mark.parametrize("sampler", list(Sampler))
-def test_a_sampler_is_named_by_its_solver_and_its_levels(sampler: Sampler) -> None:
-    assert "_".join(filter(None, (sampler.solver, sampler.spacing))) == sampler
-
-
-def test_all_that_diffusers_has_can_be_asked_for() -> None:
-    assert len({s.solver for s in Sampler}) == len(Solver)
-    assert Sampler("dpmpp_sde_karras").solver is Solver.DPMPP_SDE
-    assert Sampler("euler_a").spacing is SigmaSpacing.CHECKPOINT
 
 
 def test_an_lcm_takes_no_more_steps_than_it_was_distilled_from() -> None:

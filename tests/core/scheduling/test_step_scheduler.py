@@ -17,8 +17,9 @@ from serve_app.core.diffusion.sample import (
     with_latents,
     with_prompt_info,
 )
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, StepScheduler, WorkKind
 
 NOISE = NoiseConfig(timestep_spacing="leading", steps_offset=1)

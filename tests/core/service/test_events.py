@@ -7,8 +7,9 @@ import pytest
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.sample import Sample, new_sample
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import EngineFault
 from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
 from serve_app.core.service.events import (

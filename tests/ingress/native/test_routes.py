@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from serve_app.core import errors
-from serve_app.core.diffusion.spec import Sampler
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.service.info import Health, HealthStatus
 from tests.ingress.conftest import Client
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor

@@ -10,8 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 from serve_app.core.diffusion.model_defaults import ModelDefaults
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig
-from serve_app.core.diffusion.spec import Sampler, Stage
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect, is_pair, num_parameters
 

@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 from serve_app.core.diffusion.model_defaults import ModelDefaults
-from serve_app.core.diffusion.spec import ImageSpec, Sampler, Stage
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import CheckpointError, ConfigsError
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect, num_parameters
 from serve_app.runtime.checkpoints.licenses import RAIL, license_of

@@ -14,7 +14,8 @@ import psutil
 import pytest
 import torch
 
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, Stage
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
 from serve_app.core.errors import DeviceFull, ModelNotFound, ModelUnavailable, ProfileChanged
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.runtime.build import build_stage_model

@@ -16,7 +16,8 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 
 from serve_app.core.diffusion.sample import StageSegment, for_stage, stage_segments
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, Stage
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
 from serve_app.core.errors import DeviceFull, ModelUnavailable
 from serve_app.core.scheduling.memory_plan import MemoryPlan, MemorySaving
 from serve_app.runtime.build import build_stage_model

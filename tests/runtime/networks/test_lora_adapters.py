@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Sampler, Stage
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
 from serve_app.core.errors import CheckpointError, ModelUnavailable
 from serve_app.core.scheduling.memory_plan import MemoryPlan, MemorySaving
 from serve_app.runtime.build import build_stage_model
