@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 .PHONY: serve test test-all check bench clean
 
 serve: $(VENV)/.runtime  ## start the service on http://localhost:4000 (or BACKEND_PORT)
-	$(BIN)/python -m serve_app up
+	$(BIN)/aura up
 
 # Two processes share the rooms, each file in one of them. Not Ray, whose tests take time and want
 # the machine to themselves; and not what bears one name for many tests, of which they would run one.
@@ -29,14 +29,14 @@ check: $(VENV)/.dev  ## style and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.runtime  ## the engine, its predictions, a request outside it, the PNG encoders
-	$(BIN)/python -m serve_app bench engine
-	$(BIN)/python -m serve_app bench cost
-	$(BIN)/python -m serve_app bench http
-	$(BIN)/python -m serve_app bench png
-	$(BIN)/python -m serve_app bench demo
-	$(BIN)/python -m serve_app bench refiner
-	$(BIN)/python -m serve_app bench routing
-	$(BIN)/python -m serve_app bench scaling
+	$(BIN)/aura bench engine
+	$(BIN)/aura bench cost
+	$(BIN)/aura bench http
+	$(BIN)/aura bench png
+	$(BIN)/aura bench demo
+	$(BIN)/aura bench refiner
+	$(BIN)/aura bench routing
+	$(BIN)/aura bench scaling
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage

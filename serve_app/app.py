@@ -173,11 +173,11 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
             cpu_threads=threads,
             max_batch_images=images,
             strict=settings.model_determinism == "strict",
-            snapshot_interval_steps=settings.snapshot_every,
+            snapshot_interval_steps=settings.snapshot_interval_steps,
             safety_checker_dir=settings.safety_checker_dir,
-            max_loaded_models=settings.models_in_memory,
+            max_loaded_models=settings.max_loaded_models,
             loras=loras if checkpoints[0].stage is Stage.BASE else (),
-            max_loaded_loras=settings.loras_in_memory,
+            max_loaded_loras=settings.max_loaded_loras,
             memory_fraction=min(gpus or 1.0, 1.0),
         )
         return deploy_stage(
@@ -191,10 +191,10 @@ def bind_service(args: AppArgs, gpus_there: float, cpus: int) -> Application:
             anonymous=settings.allow_anonymous,
             hosts=settings.hosts,
             origins=settings.origins,
-            max_body_bytes=settings.max_body_mb * 2**20,
+            max_body_bytes=settings.max_body_mib * 2**20,
         ),
-        blocked_words=settings.words(),
-        rate_limit=settings.rate_limit_policy,
+        blocked_words=settings.blocked_words(),
+        rate_limit=settings.rate_limit,
         max_total_replicas=pool,
         scale_to_zero=() if all(scale.min_replicas for scale in scales) else (Stage.REFINER,),
     )

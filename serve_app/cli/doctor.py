@@ -97,9 +97,9 @@ def _summary(findings: Sequence[Finding]) -> Iterator[Text]:
     told = ", ".join(f"{counts[one]} {one}" for one in Verdict if counts[one])
     yield Text(f"{len(findings)} checks: {told}", style="bold")
     if counts[Verdict.FAIL]:
-        yield Text("Mend what fails, then again: python -m serve_app doctor")
+        yield Text("Mend what fails, then again: aura doctor")
     else:
-        yield Text("Start it with: make serve, or python -m serve_app up")
+        yield Text("Start it with: make serve, or aura up")
 
 
 def _ascii(text: str) -> str:

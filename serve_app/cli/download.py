@@ -63,7 +63,7 @@ class DownloadOptions:
     @property
     def again(self) -> str:
         """The command that asks for this."""
-        parts = ["python", "-m", "serve_app", "download", self.what]
+        parts = ["aura", "download", self.what]
         if self.folder != Path("models"):
             parts += ["--folder", str(self.folder)]
         if self.revision:
@@ -261,7 +261,7 @@ def _tell_what_is_next(plans: list[Plan]) -> None:
             f"a refiner needs a base. Next: {DOWNLOAD_COMMAND[Stage.BASE]}", soft_wrap=True
         )
     else:
-        console.print("Next: make serve, or python -m serve_app up", soft_wrap=True)
+        console.print("Next: make serve, or aura up", soft_wrap=True)
 
 
 def _terminal() -> Ask | None:

@@ -31,7 +31,7 @@ from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
 from serve_app.runtime.png import encode_png
 
-_HELP = "see python -m serve_app generate --help"
+_HELP = "see aura generate --help"
 console = Console(stderr=True, highlight=False)
 
 
@@ -75,7 +75,7 @@ def _draw(wishes: Mapping[str, Any], output: Path) -> list[Path]:
     lineup = find_checkpoints(settings)
     facts = service_info(settings, lineup, device.torch_device.type)
     order = plan_generate(_request(wishes), facts, secrets.randbelow(SEED_RANGE[1] + 1))
-    filtered = WordList(settings.words())
+    filtered = WordList(settings.blocked_words())
     if any(filtered.refuses_prompt(piece.spec.prompt) for piece in order.images):
         raise SafetyBlock("the safety filter refuses this prompt")
     for warning in order.warnings:

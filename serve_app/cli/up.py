@@ -44,7 +44,7 @@ def up(config: Path) -> int:
         read.check_applied()
         settings = Settings.read(read.args.settings)
         find_checkpoints(settings)
-        settings.words()
+        settings.blocked_words()
         port = port_of(settings, read.http)
         check_port(host_of(settings, read.http), port)
         _check_metrics_port(settings.metrics_port, port)
@@ -56,7 +56,7 @@ def up(config: Path) -> int:
         environment["CUDA_VISIBLE_DEVICES"] = settings.model_device.removeprefix("cuda:")
         environment["MODEL_DEVICE"] = "cuda"
     holder = subprocess.Popen(
-        [sys.executable, "-m", "serve_app", "hold", "--config", str(config)],
+        [sys.executable, "-m", "serve_app", "_run", "--config", str(config)],
         stdin=subprocess.PIPE,  # closes when this process dies, however it dies
         start_new_session=True,
         env=environment,
@@ -146,7 +146,7 @@ def _check_metrics_port(metrics: int | None, service: int) -> None:
     if problem:
         raise SettingsError(
             f"METRICS_PORT={metrics} can't be used ({problem}). Choose another: "
-            f"METRICS_PORT={max(metrics, service) + 1} python -m serve_app up",
+            f"METRICS_PORT={max(metrics, service) + 1} aura up",
             "METRICS_PORT",
         )
 
@@ -214,7 +214,7 @@ def _greet(settings: Settings, options: dict[str, Any], asked_host: str | None) 
     if settings.models_file:
         table.add_row("", f"and those of {settings.models_file}")
     if checkpoint is None:
-        table.add_row("", "[yellow]for real pictures: python -m serve_app download[/]")
+        table.add_row("", "[yellow]for real pictures: aura download[/]")
     table.add_row("terms", f"{address}/licenses")
     table.add_row("try", f"curl {address}/health")
     if settings.metrics_port:

@@ -34,7 +34,7 @@ def choose_device(name: str, *, gpus: float) -> str:
         raise SettingsError(
             f"MODEL_DEVICE={name} chooses a card of this machine, which must be done before Ray "
             f"starts: export CUDA_VISIBLE_DEVICES={card} MODEL_DEVICE=cuda, or start with: "
-            "python -m serve_app up"
+            "aura up"
         )
     if name != "auto":
         return name
@@ -199,12 +199,12 @@ def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> Serv
         refiner=refiner.name if refiner else None,
         device=device,
         precision=precision_of(settings, device),
-        default_image_count=settings.image_count,
+        default_image_count=settings.default_image_count,
         warnings=() if settings.model_checkpoint_dir else (DEMO_NOTICE,),
         licenses=tuple(licenses),
-        max_prompt_chars=settings.prompt_max_chars,
+        max_prompt_chars=settings.max_prompt_chars,
         safety_filters=tuple(name for name, setting in filters.items() if setting),
         terms_required=settings.require_terms_acceptance,
         loras=tuple(lora.info for lora in catalog.loras),
-        max_loras=settings.loras_in_memory,
+        max_loras=settings.max_loaded_loras,
     )

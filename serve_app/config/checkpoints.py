@@ -15,12 +15,12 @@ ENV_VAR = {
     Stage.REFINER: "MODEL_REFINER_CHECKPOINT_DIR",
 }
 DOWNLOAD_COMMAND = {
-    Stage.BASE: "python -m serve_app download sdxl",
-    Stage.REFINER: "python -m serve_app download sdxl-refiner",
+    Stage.BASE: "aura download sdxl",
+    Stage.REFINER: "aura download sdxl-refiner",
 }
 DEMO_NOTICE = (
     "This is the demo checkpoint: it draws plain shapes, in images of 128 pixels a side. For "
-    "photographs and paintings get Stable Diffusion XL with: python -m serve_app download, or set "
+    "photographs and paintings get Stable Diffusion XL with: aura download, or set "
     "MODEL_CHECKPOINT_DIR to a folder of it; then start again."
 )
 

@@ -68,7 +68,7 @@ def read_config(path: Path) -> ServeConfig:
     config = _load(path)
     found = list(lint(config))
     if found:
-        more = f" ({len(found) - 1} more: python -m serve_app check-config {path})"
+        more = f" ({len(found) - 1} more: aura check-config {path})"
         raise SettingsError(f"{path}: {found[0]}{more if len(found) > 1 else ''}")
     file = ServeFile.model_validate(config)
     application = next(one for one in file.applications if one.import_path == BUILDER)
@@ -121,6 +121,6 @@ def check_port(host: str, port: int) -> None:
         except OSError as error:
             raise SettingsError(
                 f"BACKEND_PORT={port} can't be used on {host} ({error.strerror}). Choose another: "
-                f"BACKEND_PORT={port + 1} python -m serve_app up",
+                f"BACKEND_PORT={port + 1} aura up",
                 "BACKEND_PORT",
             ) from None

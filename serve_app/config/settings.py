@@ -1,157 +1,217 @@
-"""Every knob once, frozen: environment over .env.local over .env over a config's own defaults.
+"""`Settings`: every environment variable of the service, parsed, validated and frozen.
 
-Read once, in the builder or the command line, and passed on by value. Knows no Ray and no torch.
+Read once, in the builder or the command line, and passed on by value. No Ray, no torch.
+
+The environment wins over `.env.local`, that over `.env`, and that over `args.settings` of a serve
+config. Each variable may also be written with the prefix AURA_, for machines where another program
+reads the bare name.
 """
 
-import difflib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serve_app.config.setting_names import Given, SettingNames
+from serve_app.config.setting_types import (
+    AbsolutePath,
+    BaseUrl,
+    DeviceName,
+    Origins,
+    TextList,
+    origin,
+)
 from serve_app.core.errors import SettingsError
 from serve_app.core.service.rate_limit import RateLimit
+from serve_app.core.validation_message import validation_message
 
 ENV_FILES = (".env", ".env.local")  # the later one wins
-IGNORED = frozenset({"GEMINI_API_KEY", "API_KEY"})  # the frontend's own, in the same file
-_PORTS = {"http": 80, "https": 443}  # which browsers leave out
-_NEAR = 0.86  # likeness from which a name is taken for a slip of ours
-_DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
-def _device(name: str) -> str:
-    if not _DEVICES.fullmatch(name):
-        raise ValueError("must be auto, cuda, cuda:N, mps or cpu")
-    return name
-
-
-def _listed(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return tuple(part for part in (p.strip() for p in value.split(",")) if part)
-
-
-def _origin(text: str) -> str:
-    """Scheme, name and port of an address, as browsers send them. Raises `ValueError`."""
-    if text == "*":
-        raise ValueError("must name the origins that may call: with * every page could")
-    problem = ValueError("must be addresses like https://app.example.org")
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-        name = host and (f"[{host}]" if ":" in host else host.encode("idna").decode())
-    except ValueError:
-        raise problem from None
-    if parts.scheme not in _PORTS or not name or "@" in parts.netloc:
-        raise problem
-    told = "" if port in (None, _PORTS[parts.scheme]) else f":{port}"
-    return f"{parts.scheme}://{name}{told}"
-
-
-def _origins(texts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(map(_origin, texts))
-
-
-def _address(text: str) -> str:
-    _origin(text)
-    return text.rstrip("/")
-
-
-def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
-
-
-Folder = Annotated[Path, AfterValidator(_absolute)]
-Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
-
-
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings of the service. The upper-case name of a field is its variable."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", env_ignore_empty=True, env_file_encoding="utf-8"
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_checkpoint_dir: AbsolutePath | None = Field(
+        None,
+        description="SDXL base checkpoint: a diffusers folder or a .safetensors file. "
+        "Empty: the demo, which draws plain shapes",
     )
-
-    model_checkpoint_dir: Folder | None = None
-    model_refiner_checkpoint_dir: Folder | None = None
-    model_config_dir: Folder | None = None
-    models_file: Folder | None = None
-    models_in_memory: int = Field(1, ge=1, le=64)
-    loras_in_memory: int = Field(8, ge=1, le=64)
-    model_device: Annotated[str, AfterValidator(_device)] = "auto"
-    model_precision: Literal["fp32", "fp16", "bf16"] | None = None
-    enable_xformers: bool = False
-    model_max_batch_size: int | None = Field(None, ge=1, le=64)
-    total_gpus: int | None = Field(None, ge=1)
-    model_determinism: Literal["strict", "fast"] = "strict"
-    model_cpu_threads: int | None = Field(None, ge=1, le=256)
-    snapshot_every: int = Field(5, ge=1, le=150)
-    image_count: int = Field(2, ge=1, le=8)
-    backend_port: int = Field(4000, ge=1, le=65535)
-    metrics_port: int | None = Field(None, ge=1, le=65535)
-    image_service_base_url: Annotated[str, AfterValidator(_address)] | None = None
-    allowed_origins: Annotated[Listed, AfterValidator(_origins)] = ()
-    vite_port: int = Field(5173, ge=1, le=65535)
-    allowed_hosts: Listed = ()
-    api_keys: Listed = Field((), repr=False)
-    allow_anonymous: bool = False
-    max_body_mb: int = Field(32, ge=1, le=1024)
-    prompt_max_chars: int = Field(500, ge=1, le=8000)
-    rate_limit: float = Field(0, ge=0)
-    rate_burst: float | None = Field(None, gt=0)
-    safety_words_file: Folder | None = None
-    safety_checker_dir: Folder | None = None
-    require_terms_acceptance: bool = False
-    ledger_file: Folder | None = None
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """A config's own defaults come last: what the operator exports or writes down wins."""
-        return env_settings, dotenv_settings, init_settings
+    model_refiner_checkpoint_dir: AbsolutePath | None = Field(
+        None, description="SDXL refiner: a diffusers folder. Empty: base makes the whole image"
+    )
+    model_config_dir: AbsolutePath | None = Field(
+        None,
+        description="Diffusers folder of an SDXL base, for the configs and tokenizers that single "
+        "files lack. Empty: MODEL_CHECKPOINT_DIR, if that is a folder",
+    )
+    models_file: AbsolutePath | None = Field(
+        None, description="YAML file with further models and LoRAs by name. Empty: none"
+    )
+    max_loaded_models: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Models that a replica keeps in memory at the same time. Where one replica "
+        "runs base and refiner, 2 keeps both on the card, if it has room",
+    )
+    max_loaded_loras: int = Field(
+        8, ge=1, le=64, description="LoRAs that stay attached to each loaded model"
+    )
+    model_device: DeviceName = Field(
+        "auto", description="auto, cuda, cuda:N (one card of this machine; needs `up`), mps or cpu"
+    )
+    model_precision: Literal["fp32", "fp16", "bf16"] | None = Field(
+        None, description="Precision of the weights. Empty: fp16 on a GPU, fp32 on the CPU"
+    )
+    enable_xformers: bool = Field(
+        False, description="1: xFormers attention where it runs. 0: the attention of PyTorch"
+    )
+    model_max_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Images that step together on one replica; fewer where the GPU lacks memory. "
+        "Empty: 4 on CUDA, 2 on the CPU, 1 on Apple",
+    )
+    total_gpus: int | None = Field(
+        None,
+        ge=1,
+        description="GPUs that the replicas of base and refiner may use together when they scale. "
+        "Empty: only max_replicas limits them",
+    )
+    model_determinism: Literal["strict", "fast"] = Field(
+        "strict",
+        description="strict: the same bytes whatever shares the batch. fast: no padding, so the "
+        "last bits may differ",
+    )
+    model_cpu_threads: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="CPU threads of each replica; they decide bits, so use a power of two. "
+        "Empty: a fair share of the machine",
+    )
+    snapshot_interval_steps: int = Field(
+        5,
+        ge=1,
+        le=150,
+        description="Denoising steps between two snapshots, from which an image continues when its "
+        "process dies",
+    )
+    default_image_count: int = Field(
+        2, ge=1, le=8, description="Images per request when the caller gives no count"
+    )
+    backend_port: int = Field(4000, ge=1, le=65535, description="Port of the service")
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port on which `up` shows Prometheus metrics, to this machine only. "
+        "Empty: no metrics",
+    )
+    image_service_base_url: BaseUrl | None = Field(
+        None,
+        description="Address under which clients reach the service; printed at start, and allowed "
+        "as an origin and a host",
+    )
+    allowed_origins: Origins = Field(
+        (), description="Browser origins that may call, besides local development; comma separated"
+    )
+    vite_port: int = Field(
+        5173, ge=1, le=65535, description="Port of the frontend's development server"
+    )
+    allowed_hosts: TextList = Field(
+        (),
+        description="Host names of the service, besides localhost; comma separated. "
+        "`*.example.org` and `*` are understood",
+    )
+    api_keys: TextList = Field(
+        (),
+        repr=False,
+        description="Keys that callers send as `Authorization: Bearer KEY`; comma separated. "
+        "Empty: only this machine may call",
+    )
+    allow_anonymous: bool = Field(
+        False, description="1: other machines may call without a key. Behind a proxy, set API_KEYS"
+    )
+    max_body_mib: int = Field(
+        32, ge=1, le=1024, description="Longest request body, in MiB (2**20 bytes)"
+    )
+    max_prompt_chars: int = Field(
+        500,
+        ge=1,
+        le=8000,
+        description="Longest prompt on /generate and /refine, in characters; the OpenAI routes "
+        "take 4000",
+    )
+    rate_limit_mpsteps_per_minute: float = Field(
+        0,
+        ge=0,
+        description="What each caller may use per minute, in megapixel-steps; an image of 1024 x "
+        "1024 pixels and 30 steps is 31. 0: no limit",
+    )
+    rate_burst_mpsteps: float | None = Field(
+        None,
+        gt=0,
+        description="What a caller may use at once before the rate counts, in megapixel-steps. "
+        "Empty: one minute's worth",
+    )
+    safety_words_file: AbsolutePath | None = Field(
+        None,
+        description="File of words and phrases, one per line, that no prompt may contain. "
+        "Empty: no filter",
+    )
+    safety_checker_dir: AbsolutePath | None = Field(
+        None,
+        description="Folder of the stock safety checker, which judges finished images. "
+        "Empty: no filter",
+    )
+    require_terms_acceptance: bool = Field(
+        False, description="1: a caller must accept the models' terms first (POST /licenses)"
+    )
+    ledger_file: AbsolutePath | None = Field(
+        None,
+        description="File for jobs, idempotency keys and accepted terms. "
+        "Empty: a file in ~/.local/state/aura-serve",
+    )
 
     @classmethod
     def read(cls, defaults: Mapping[str, str] | None = None, folder: Path = Path()) -> "Settings":
-        """The settings in force here: `folder` is where the .env files are.
+        """Return the settings in force; `folder` holds the .env files, `defaults` come last.
 
-        Raises `SettingsError` with one line that names the variable and what it may be.
+        Raises `SettingsError` that names the variable and its legal values.
         """
-        files = [folder / name for name in ENV_FILES]
         defaults = dict(defaults or {})
         check_given(defaults)
-        named = set(os.environ)
-        for file in files:
-            named |= set(dotenv_values(file)) if file.is_file() else set()
-        _refuse_near_misses(named)
-        lowered = {name.lower(): value for name, value in defaults.items() if value}
-        try:
-            return cls(_env_file=files, **lowered)  # type: ignore[arg-type]  # from text
-        except ValidationError as error:
-            raise _illegal(str(error.errors()[0]["loc"][0]).upper(), error) from None
+        files = [folder / name for name in ENV_FILES]
+        sources: list[tuple[str, Mapping[str, str | None]]] = [
+            ("args.settings", defaults),
+            *((str(file), dotenv_values(file)) for file in files if file.is_file()),
+            ("the environment", os.environ),
+        ]
+        given: dict[str, Given] = {}
+        for label, source in sources:
+            _NAMES.refuse_near_misses(source)
+            given |= _NAMES.given_in(source, label)
+        return _validated(given)
 
     @property
     def origins(self) -> tuple[str, ...]:
         """The browser origins that may call: the list, our own address, local development."""
-        own = (_origin(self.image_service_base_url),) if self.image_service_base_url else ()
+        own = (origin(self.image_service_base_url),) if self.image_service_base_url else ()
         ports = (self.vite_port, 3000, 8080, 8082)
         local = tuple(f"http://{h}:{p}" for p in ports for h in ("localhost", "127.0.0.1"))
         return tuple(dict.fromkeys((*self.allowed_origins, *own, *local)))
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The names this service goes by, besides the local ones: the list, our own address."""
+        """The host names of this service besides the local ones: the list, our own address."""
         own = urlsplit(self.image_service_base_url or "").hostname
         if own is None:
             return self.allowed_hosts
@@ -159,78 +219,72 @@ class Settings(BaseSettings):
 
     @property
     def is_public(self) -> bool:
-        """Whether others than this machine may ask: with a key, or because the operator says so."""
+        """Whether other machines may call: with a key, or because the operator allows it."""
         return bool(self.api_keys) or self.allow_anonymous
 
     @property
-    def rate_limit_policy(self) -> RateLimit | None:
-        """What each caller may use, in megapixel-steps; None without a limit."""
-        if not self.rate_limit:
-            return None
-        return RateLimit(self.rate_limit / 60, self.rate_burst or self.rate_limit)
+    def rate_limit(self) -> RateLimit | None:
+        """The rate limit of each caller, in megapixel-steps per second; None without a limit."""
+        rate = self.rate_limit_mpsteps_per_minute
+        return RateLimit(rate / 60, self.rate_burst_mpsteps or rate) if rate else None
 
-    def words(self) -> tuple[str, ...]:
-        """The words of SAFETY_WORDS_FILE, one a line; # begins a comment.
+    def blocked_words(self) -> tuple[str, ...]:
+        """Return the words of SAFETY_WORDS_FILE: one per line; # begins a comment.
 
-        Raises `SettingsError`.
+        Raises `SettingsError` if the file can't be read or has no words.
         """
         if self.safety_words_file is None:
             return ()
+        variable = f"SAFETY_WORDS_FILE={self.safety_words_file}"
         try:
             lines = self.safety_words_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(
-                f"SAFETY_WORDS_FILE={self.safety_words_file} can't be read: {error}",
-                "SAFETY_WORDS_FILE",
-            ) from None
+            raise SettingsError(f"{variable} can't be read: {error}", "SAFETY_WORDS_FILE") from None
         words = tuple(w for w in (line.partition("#")[0].strip() for line in lines) if w)
         if not words:
             raise SettingsError(
-                f"SAFETY_WORDS_FILE={self.safety_words_file} has no words in it: one a line. "
-                "Empty the setting to have no filter",
+                f"{variable} contains no words",
                 "SAFETY_WORDS_FILE",
+                remedy="Write one per line, or empty the setting to have no filter",
             )
         return words
 
     @property
     def ledger(self) -> Path:
         """The file of the ledger."""
-        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-        return self.ledger_file or home / "aura-serve" / f"ledger-{self.backend_port}.sqlite"
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        return self.ledger_file or state / "aura-serve" / f"ledger-{self.backend_port}.sqlite"
+
+
+VARIABLES = {field.upper(): field for field in Settings.model_fields}  # the current, bare names
+_NAMES = SettingNames(VARIABLES)
+
+
+def is_setting(name: str) -> bool:
+    """Return whether a variable is a setting: by its name, with the prefix, or by an old name."""
+    return _NAMES.field_of(name) is not None
 
 
 def check_given(given: Mapping[str, str]) -> None:
-    """Returns where each is a setting with a legal value, as those of a config must be: nobody else
-    reads them there.
+    """Check that every name is a setting and has a legal value; empty values count as unset.
 
-    Raises `SettingsError` with what it may be.
+    Config files go through no other validation. Raises `SettingsError`.
     """
-    ours = {field.upper(): about for field, about in Settings.model_fields.items()}
-    for name, value in given.items():
-        about = ours.get(name.upper())
-        if about is None:
-            near = difflib.get_close_matches(name.upper(), ours, n=1)
-            told = f"; did you mean {near[0]}?" if near else ": see .env.example"
-            raise SettingsError(f"{name} is no setting of this service{told}", name, *near)
-        kind: Any = Annotated[about.annotation, name, *about.metadata]  # metadata may be none
-        try:
-            if value:
-                TypeAdapter(kind).validate_python(value)
-        except ValidationError as error:
-            raise _illegal(name, error) from None
-
-
-def _illegal(name: str, error: ValidationError) -> SettingsError:
-    first = error.errors()[0]
-    said = first["msg"].removeprefix("Value error, ")
-    return SettingsError(f"{name}={first['input']}: {said}", name)
-
-
-def _refuse_near_misses(named: set[str]) -> None:
-    ours = {field.upper() for field in Settings.model_fields}
-    for name in sorted(named - ours - IGNORED):
-        near = difflib.get_close_matches(name.upper(), ours, n=1, cutoff=_NEAR)
-        if near:
+    for name in given:
+        if not is_setting(name):
+            meant = _NAMES.meant(name)
+            remedy = f"Did you mean {meant}?" if meant else "See .env.example"
             raise SettingsError(
-                f"{name} is no setting of this service; did you mean {near[0]}?", name, near[0]
+                f"{name} is not a setting of this service", name, meant or "", remedy=remedy
             )
+    _validated(_NAMES.given_in(given, "args.settings", warn=False))
+
+
+def _validated(given: Mapping[str, Given]) -> Settings:
+    """Return the settings. Raises `SettingsError` for the first illegal value."""
+    try:
+        return Settings.model_validate({field: value for field, (_, value) in given.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, value = given[str(first["loc"][0])]
+        raise SettingsError(f"{name}={value}: {validation_message(first)}", name) from None

@@ -23,7 +23,7 @@ def read_serve_config(path: Path) -> tuple[dict[str, Any] | None, AppArgs, Findi
         mend = editing(path)
         if not path.exists():
             said = f"{path} is not there: run this where it is, or name another"
-            mend = "python -m serve_app doctor --config PATH"
+            mend = "aura doctor --config PATH"
         return None, AppArgs(), fail("config", said, mend)
     return config.http, config.args, fine("config", f"{path} is a serve config of this service")
 

@@ -159,7 +159,7 @@ def _room(
     models = [Weights(one.stage, num_parameters(one), one.native_size) for one in found.whole]
     bases = [one for one in models if one.stage is Stage.BASE]
     refiner = next((one for one in models if one.stage is Stage.REFINER), None)
-    in_memory = settings.models_in_memory
+    in_memory = settings.max_loaded_models
     load = capacity.Load(
         capacity.replicas_of(args, bases, refiner, device, len(there), in_memory),
         images=max_batch_images(settings, device),

@@ -105,7 +105,7 @@ def stage_of(index: Mapping[str, Any], asked: RepoRequest) -> Stage:
         raise DownloadError(
             f"{asked.name} is no SDXL base or refiner: its {INDEX} says {kind}, and must say "
             f"{' or '.join(_STAGES)}. Choose another repository, or: "
-            "python -m serve_app download sdxl"
+            "aura download sdxl"
         )
     return stage
 

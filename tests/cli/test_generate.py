@@ -1,4 +1,4 @@
-"""`python -m serve_app generate`: the whole command, without a server."""
+"""`aura generate`: the whole command, without a server."""
 
 import json
 import subprocess

@@ -181,7 +181,7 @@ def test_stages_take_turns_on_the_only_card_unless_their_sections_say_how_else(
 
 
 def test_what_else_a_config_says_stays_when_stages_take_turns() -> None:
-    args = AppArgs(ingress=DeploymentScale(min_replicas=2), settings={"IMAGE_COUNT": "1"})
+    args = AppArgs(ingress=DeploymentScale(min_replicas=2), settings={"DEFAULT_IMAGE_COUNT": "1"})
     settled = args.with_defaults("cuda", 1, refiner=True)
     assert settled == AppArgs(
         ingress=args.ingress, combined=DeploymentScale(), settings=args.settings

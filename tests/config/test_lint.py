@@ -95,11 +95,12 @@ def test_a_config_without_a_slip_has_none() -> None:
         ),
         (
             config(args={"settings": {"MODEL_DEVISE": "cpu"}}),
-            f"{SETTINGS}: MODEL_DEVISE is no setting of this service; did you mean MODEL_DEVICE?",
+            f"{SETTINGS}: MODEL_DEVISE is not a setting of this service. "
+            "Did you mean MODEL_DEVICE?",
         ),
         (
             config(args={"settings": {"COLOUR": "red"}}),
-            f"{SETTINGS}: COLOUR is no setting of this service: see .env.example",
+            f"{SETTINGS}: COLOUR is not a setting of this service. See .env.example",
         ),
         (
             overriding("Ingress", max_ongoing_request=5),
@@ -166,11 +167,11 @@ def test_a_misspelt_key_is_told(wrong: dict[str, Any], said: str) -> None:
         ),
         (
             config(args={"settings": {"MODEL_PRECISION": "fp8"}}),
-            f"{SETTINGS}: MODEL_PRECISION=fp8: Input should be 'fp32', 'fp16' or 'bf16'",
+            f"{SETTINGS}: MODEL_PRECISION=fp8: must be 'fp32', 'fp16' or 'bf16'",
         ),
         (
             config(args={"settings": {"MODEL_MAX_BATCH_SIZE": 0}}),
-            f"{SETTINGS}: MODEL_MAX_BATCH_SIZE=0: Input should be greater than or equal to 1",
+            f"{SETTINGS}: MODEL_MAX_BATCH_SIZE=0: must be at least 1",
         ),
         (
             overriding("BaseGenerator", num_replicas=2),
@@ -232,7 +233,7 @@ def scaled_by(policy: Any, args: Any = VARYING) -> dict[str, Any]:
         (
             {"policy_function": POLICY, "policy_kwargs": {"target_drain_s": "long"}},
             VARYING,
-            ".policy_kwargs.target_drain_s must be a number above 0, got long",
+            ".policy_kwargs.target_drain_s must be a number above 0, got 'long'",
         ),
         ({"policy_function": POLICY, "policy_kwargs": 4}, VARYING, ".policy_kwargs must hold keys"),
     ],

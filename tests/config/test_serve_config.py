@@ -273,8 +273,7 @@ def test_the_manifest_has_names_of_secrets_and_no_secret() -> None:
         (
             "http_option: {}\n"
             "applications: [{import_path: 'serve_app.app:build', args: {bsae: {}}}]",
-            "http_option is unknown; did you mean http_options? (1 more: python -m serve_app "
-            "check-config ",
+            "http_option is unknown; did you mean http_options? (1 more: aura check-config ",
         ),
         ("kind: RayService", "is no serve config: 'spec'"),
         ("{kind: RayService, spec: {serveConfigV2: 'a: 1'}}", "applications is missing"),

@@ -1,33 +1,101 @@
+"""Settings: where they are read from, by which names, and what is refused."""
+
+import logging
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from serve_app.config.settings import Settings
+from serve_app.config.deprecated_names import SETTINGS as DEPRECATED
+from serve_app.config.settings import VARIABLES, Settings, check_given
+from serve_app.config.settings_reference import markdown_table
 from serve_app.core.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
+GUIDE = (  # the names that users of the guide have in their files
+    "IMAGE_SERVICE_BASE_URL",
+    "MODEL_CHECKPOINT_DIR",
+    "MODEL_REFINER_CHECKPOINT_DIR",
+    "MODEL_DEVICE",
+    "MODEL_PRECISION",
+    "ENABLE_XFORMERS",
+    "MODEL_MAX_BATCH_SIZE",
+    "BACKEND_PORT",
+)
 
 
 @pytest.fixture(autouse=True)
-def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_the_environment_wins_over_env_local_over_env_over_a_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".env").write_text("IMAGE_COUNT=3\nBACKEND_PORT=4003\nSNAPSHOT_EVERY=3\n")
-    (tmp_path / ".env.local").write_text("IMAGE_COUNT=4\nBACKEND_PORT=4004\n")
-    monkeypatch.setenv("IMAGE_COUNT", "5")
-    settings = Settings.read({"SNAPSHOT_EVERY": "9", "MODEL_DEVICE": "cpu"}, tmp_path)
-    assert settings.image_count == 5
+    (tmp_path / ".env").write_text("VITE_PORT=3\nBACKEND_PORT=4003\nSNAPSHOT_INTERVAL_STEPS=3\n")
+    (tmp_path / ".env.local").write_text("VITE_PORT=4\nBACKEND_PORT=4004\n")
+    monkeypatch.setenv("VITE_PORT", "5")
+    settings = Settings.read({"SNAPSHOT_INTERVAL_STEPS": "9", "MODEL_DEVICE": "cpu"}, tmp_path)
+    assert settings.vite_port == 5
     assert settings.backend_port == 4004
-    assert settings.snapshot_every == 3
+    assert settings.snapshot_interval_steps == 3
     assert settings.model_device == "cpu"
     assert settings.model_determinism == "strict"
+
+
+def test_every_setting_has_a_prefixed_name_too(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("AURA_API_KEYS=a,b\nAURA_METRICS_PORT=4100\naura_vite_port=9\n")
+    settings = Settings.read(folder=tmp_path)
+    assert settings.api_keys == ("a", "b")
+    assert (settings.metrics_port, settings.vite_port) == (4100, 9)
+
+
+def test_sources_keep_their_order_whichever_name_they_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env.local").write_text("AURA_BACKEND_PORT=4001\n")
+    monkeypatch.setenv("BACKEND_PORT", "4002")
+    assert Settings.read({"AURA_BACKEND_PORT": "4000"}, tmp_path).backend_port == 4002
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("API_KEYS", "AURA_API_KEYS"), ("MAX_BODY_MB", "MAX_BODY_MIB")],
+)
+def test_two_names_of_one_setting_must_agree(tmp_path: Path, first: str, second: str) -> None:
+    file = tmp_path / ".env.local"
+    file.write_text(f"{first}=7\n{second}=7\n")
+    Settings.read(folder=tmp_path)
+    file.write_text(f"{first}=7\n{second}=8\n")
+    with pytest.raises(SettingsError) as refused:
+        Settings.read(folder=tmp_path)
+    assert refused.value.problem == (
+        f"{first} and {second} in {file} are names of the same setting, with different values"
+    )
+    assert refused.value.remedy == "Remove one of them"
+
+
+@pytest.mark.parametrize(("old", "new"), DEPRECATED.items())
+def test_an_old_name_is_understood_with_a_warning_that_gives_the_new_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, old: str, new: str
+) -> None:
+    (tmp_path / ".env.local").write_text(f"{old}=3\n")
+    assert getattr(Settings.read(folder=tmp_path), VARIABLES[new]) == 3
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"{old} is deprecated and will be removed: use {new}" in record.getMessage()
+
+
+def test_current_names_and_those_of_the_guide_give_no_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert set(GUIDE) <= set(VARIABLES)
+    (tmp_path / ".env.local").write_text((ROOT / ".env.example").read_text())
+    Settings.read(folder=tmp_path)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -38,39 +106,57 @@ def test_the_environment_wins_over_env_local_over_env_over_a_config(
         ("ENABLE_XFORMER", "ENABLE_XFORMERS"),
         ("MODEL_BATCH_SIZE", "MODEL_MAX_BATCH_SIZE"),
         ("model_precison", "MODEL_PRECISION"),
+        ("AURA_MODEL_DEVISE", "AURA_MODEL_DEVICE"),
+        ("MODELS_IN_MEMRY", "MAX_LOADED_MODELS"),  # near an old name
+        ("AURA_RATE_LIMITS", "AURA_RATE_LIMIT_MPSTEPS_PER_MINUTE"),
     ],
 )
 def test_a_near_miss_is_an_error_that_names_what_was_meant(
     tmp_path: Path, name: str, meant: str
 ) -> None:
     (tmp_path / ".env.local").write_text(f"{name}=1\n")
-    with pytest.raises(SettingsError, match=f"{name} is no setting .* did you mean {meant}"):
+    with pytest.raises(SettingsError, match=f"{name} is not a setting .* mean {meant}") as refused:
         Settings.read(folder=tmp_path)
+    assert (refused.value.variable, refused.value.suggestion) == (name, meant)
 
 
-def test_the_frontends_own_names_pass(tmp_path: Path) -> None:
-    (tmp_path / ".env.local").write_text("GEMINI_API_KEY=abc\nVITE_API_URL=x\nNODE_ENV=dev\n")
+def test_variables_of_other_programs_are_ignored(tmp_path: Path) -> None:
+    (tmp_path / ".env.local").write_text(
+        "GEMINI_API_KEY=abc\nVITE_API_URL=x\nNODE_ENV=dev\nAURA_THEME=dark\nAPI_KEY=a\n"
+    )
     Settings.read(folder=tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
+    ("name", "value", "problem"),
     [
-        ("MODEL_DEVICE", "gpu", "MODEL_DEVICE=gpu: must be auto, cuda, cuda:N, mps or cpu"),
-        ("MODEL_PRECISION", "fp8", "MODEL_PRECISION=fp8"),
-        ("MODEL_MAX_BATCH_SIZE", "0", "MODEL_MAX_BATCH_SIZE=0"),
-        ("BACKEND_PORT", "port", "BACKEND_PORT=port"),
-        ("ENABLE_XFORMERS", "maybe", "ENABLE_XFORMERS=maybe"),
+        ("MODEL_DEVICE", "gpu", "must be auto, cuda, cuda:N, mps or cpu"),
+        ("MODEL_PRECISION", "fp8", "must be 'fp32', 'fp16' or 'bf16'"),
+        ("MODEL_MAX_BATCH_SIZE", "0", "must be at least 1"),
+        ("MODEL_MAX_BATCH_SIZE", "65", "must be at most 64"),
+        ("RATE_BURST_MPSTEPS", "0", "must be above 0"),
+        ("AURA_BACKEND_PORT", "port", "must be a whole number"),
+        ("ENABLE_XFORMERS", "maybe", "must be 1 or 0, or true or false"),
     ],
 )
-def test_an_illegal_value_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str
+def test_an_illegal_value_is_refused_in_one_line_with_what_is_legal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as refused:
         Settings.read(folder=tmp_path)
-    assert sentence in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert str(refused.value) == f"{name}={value}: {problem}"
+    assert refused.value.variable == name
+
+
+def test_settings_in_a_config_must_be_settings_with_legal_values() -> None:
+    check_given({"MODEL_DEVICE": "cpu", "AURA_VITE_PORT": "1", "IMAGE_COUNT": "2", "API_KEYS": ""})
+    with pytest.raises(SettingsError, match=r"COLOUR is not a setting .* See \.env\.example"):
+        check_given({"COLOUR": "red"})
+    with pytest.raises(SettingsError, match="Did you mean LEDGER_FILE"):
+        check_given({"LEDGER": "a"})
+    with pytest.raises(SettingsError, match="IMAGE_COUNT=9: must be at most 8"):
+        check_given({"IMAGE_COUNT": "9"})
 
 
 def test_empty_values_count_as_unset(tmp_path: Path) -> None:
@@ -103,12 +189,12 @@ def test_origins_are_the_list_our_own_address_and_local_development(tmp_path: Pa
 
 
 def test_an_origin_is_reduced_to_what_browsers_send(tmp_path: Path) -> None:
-    told = {
+    given = {
         "ALLOWED_ORIGINS": "https://A.example:443/,http://b.example:81/page,https://münchen.de",
         "IMAGE_SERVICE_BASE_URL": "http://[fd00::1]:4000/images/",
         "ALLOWED_HOSTS": "pictures.example",
     }
-    settings = Settings.read(told, tmp_path)
+    settings = Settings.read(given, tmp_path)
     assert settings.origins[:4] == (
         "https://a.example",
         "http://b.example:81",
@@ -122,7 +208,7 @@ def test_an_origin_is_reduced_to_what_browsers_send(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "origin", ["*", "a.example", "ftp://a.example", "https://", "https://a@b", "https://a:9x"]
 )
-def test_what_is_no_origin_is_told(tmp_path: Path, origin: str) -> None:
+def test_a_text_that_is_not_an_origin_is_refused(tmp_path: Path, origin: str) -> None:
     for name in ("ALLOWED_ORIGINS", "IMAGE_SERVICE_BASE_URL"):
         with pytest.raises(SettingsError, match=f"{name}=.*must"):
             Settings.read({name: origin}, tmp_path)
@@ -134,7 +220,16 @@ def test_the_example_names_every_setting_and_is_legal(tmp_path: Path) -> None:
     settings = Settings.read(folder=tmp_path)
     assert settings.image_service_base_url == "http://localhost:4000"
     named = {line.split("=")[0] for line in text.splitlines() if line and line[0] != "#"}
-    assert named == {f.upper() for f in Settings.model_fields} | {"GEMINI_API_KEY"}
+    assert named == {*VARIABLES, "GEMINI_API_KEY"}
+
+
+def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
+    text = (ROOT / ".env.example").read_text()
+    (tmp_path / ".env.local").write_text(text)
+    address = {"image_service_base_url"}  # the guide's own, which is set
+    assert Settings.read(folder=tmp_path).model_dump(exclude=address) == Settings().model_dump(
+        exclude=address
+    )
 
 
 def test_the_guides_export_works_on_the_example() -> None:
@@ -145,3 +240,22 @@ def test_the_guides_export_works_on_the_example() -> None:
     )
     assert "BACKEND_PORT=4000" in done.stdout.splitlines()
     assert "IMAGE_SERVICE_BASE_URL=http://localhost:4000" in done.stdout.splitlines()
+
+
+def test_the_reference_has_a_row_for_every_setting() -> None:
+    rows = markdown_table().splitlines()
+    assert [re.findall("`([A-Z_]+)`", row)[0] for row in rows[2:]] == [*VARIABLES]
+    assert len({row.count(" | ") for row in rows}) == 1
+    assert (
+        "| `MAX_BODY_MIB` | integer | `32` | 1 to 1024 | Longest request body, in MiB "
+        "(2**20 bytes) | `MAX_BODY_MB` |" in rows
+    )
+    precision = next(row for row in rows if "`MODEL_PRECISION`" in row)
+    assert "| text | empty | `fp32`, `fp16`, `bf16` |" in precision
+
+
+def test_the_configuration_page_has_the_table_of_the_settings() -> None:
+    page = ROOT / "docs" / "configuration.md"
+    if not page.exists():
+        pytest.skip("the page is not written yet")
+    assert markdown_table() in page.read_text()

@@ -253,7 +253,7 @@ def test_numbers_are_told_every_second_and_what_the_policy_says_is_done_at_once(
 def test_the_controller_needs_neither_torch_nor_the_app_to_load_the_policy() -> None:
     code = (
         "import sys, serve_app.deployments.autoscaling; "
-        "print({'torch', 'serve_app.app', 'pydantic_settings'} & set(sys.modules))"
+        "print({'torch', 'serve_app.app', 'serve_app.config'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

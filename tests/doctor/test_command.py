@@ -24,7 +24,7 @@ SECTIONS: list[tuple[str, list[Finding]]] = [
     (
         "models",
         [
-            fail("base", LONG, "python -m serve_app download sdxl --folder 'a [b]'"),
+            fail("base", LONG, "aura download sdxl --folder 'a [b]'"),
             warn("device", "MODEL_DEVICE=cpu leaves the card unused", "MODEL_DEVICE=auto"),
         ],
     ),
@@ -38,12 +38,12 @@ machine
 
 models
   FAIL  base         {LONG}
-                     $ python -m serve_app download sdxl --folder 'a [b]'
+                     $ aura download sdxl --folder 'a [b]'
   WARN  device       MODEL_DEVICE=cpu leaves the card unused
                      .env.local: MODEL_DEVICE=auto
 
 4 checks: 1 OK, 1 WARN, 1 FAIL, 1 SKIP
-Mend what fails, then again: python -m serve_app doctor
+Mend what fails, then again: aura doctor
 """
 
 
@@ -73,7 +73,7 @@ def test_on_a_terminal_sentences_are_wrapped_and_commands_are_not(width: int) ->
     assert "\x1b[" in text
     bare = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
     commands = [line for line in bare if line.strip().startswith("$ ")]
-    assert commands == [" " * 23 + "$ python -m serve_app download sdxl --folder 'a [b]'"]
+    assert commands == [" " * 23 + "$ aura download sdxl --folder 'a [b]'"]
     others = [line for line in bare if line not in commands]
     assert max(map(len, others)) <= width
     joined = " ".join(" ".join(bare).split())
@@ -95,7 +95,7 @@ def test_the_json_is_one_object_and_no_more(
         "check": "base",
         "verdict": "FAIL",
         "said": f"MODEL_CHECKPOINT_DIR={folder}/nowhere does not exist",
-        "mend": "python -m serve_app download sdxl",
+        "mend": "aura download sdxl",
     }
 
 
@@ -147,9 +147,9 @@ def test_a_torch_that_can_not_be_imported_is_a_finding(folder: Path, port: int) 
 
 
 def test_a_half_installed_package_is_told_and_how_to_install_it(folder: Path) -> None:
-    done = examined(folder, before="sys.modules['pydantic_settings'] = None")
+    done = examined(folder, before="sys.modules['dotenv'] = None")
     assert done.returncode == 1 and done.stderr == ""
-    assert "a package of this service can't be imported: import of pydantic_settings" in done.stdout
+    assert "a package of this service can't be imported: import of dotenv" in done.stdout
     assert "$ python -m pip install -e .\n" in done.stdout
 
 

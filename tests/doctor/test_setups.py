@@ -28,7 +28,7 @@ def test_what_is_told_to_mend_it_does(setup: SetUp, grounds: Probes, broken: Bre
     broken(setup)
     mended = set()
     for check, _, _, mend in wrong(grounds):
-        if "serve_app " not in mend and "hf " not in mend:  # which fetch, or draw
+        if "aura " not in mend and "hf " not in mend:  # which fetch, or draw
             setup.paste(mend)
             mended.add(check)
     assert mended
@@ -59,7 +59,7 @@ def test_single_files_and_a_list_of_models_are_found_sound_and_counted(
     to_single_file(configs, setup.folder / "fox.safetensors")
     setup.listing("{ink: {path: ink}, owl: {path: fox.safetensors, license: Owl Licence}}")
     setup.set(
-        MODEL_CHECKPOINT_DIR="./fox.safetensors", MODEL_CONFIG_DIR=configs, MODELS_IN_MEMORY=2
+        MODEL_CHECKPOINT_DIR="./fox.safetensors", MODEL_CONFIG_DIR=configs, MAX_LOADED_MODELS=2
     )
     assert [check for check, *_ in wrong(grounds)] == ["device"]
     findings = {one.check: one.message for section in run(grounds) for one in section.findings}
@@ -82,7 +82,7 @@ def test_on_one_card_base_and_refiner_are_counted_in_turn_and_so_are_their_copie
     assert findings["gpus"].message == "1 replicas ask Ray for 1 GPUs, of 1"
     assert findings["memory"].message.startswith("base and refiner in turn need 1.0 GiB (fp16, 2")
     assert findings["host memory"].message.startswith("copies of the models that take turns")
-    setup.export(MODELS_IN_MEMORY=2)
+    setup.export(MAX_LOADED_MODELS=2)
     findings = {f.check: f for section in run(one) for f in section.findings}
     assert findings["memory"].message.startswith("base and refiner need 1.1 GiB (fp16, 2")
     assert "host memory" not in findings

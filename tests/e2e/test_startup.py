@@ -56,7 +56,7 @@ def test_up_refuses_a_broken_checkpoint_in_one_line_before_ray_starts(
     assert done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
     assert f"MODEL_CHECKPOINT_DIR={folder} {sentence}" in line
-    assert "Get it whole with: python -m serve_app download sdxl" in line
+    assert "Get it whole with: aura download sdxl" in line
 
 
 def test_up_tells_a_port_in_use_and_a_misspelt_setting(environment: dict[str, str]) -> None:
@@ -106,7 +106,7 @@ def test_under_plain_serve_the_same_line_is_the_applications_status(
 
     message = until(failed)
     assert f"MODEL_CHECKPOINT_DIR={folder} {sentence}" in message
-    assert "python -m serve_app download sdxl" in message
+    assert "aura download sdxl" in message
     serve.delete("broken")
 
 

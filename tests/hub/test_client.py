@@ -21,7 +21,7 @@ BIG = "text_encoder_2/model.safetensors"
 SMALL = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "tokenizer/merges.txt"
 SIZE = 24_000_000 // 256 * 256  # http_get writes ten million bytes at a time
-AGAIN = "python -m serve_app download sdxl --accept-license"
+AGAIN = "aura download sdxl --accept-license"
 
 
 @pytest.fixture

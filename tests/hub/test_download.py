@@ -57,7 +57,7 @@ def test_both_checkpoints_arrive_whole_and_the_service_is_told(hub: Hub, run: Do
         b"\nMODEL_REFINER_CHECKPOINT_DIR=./models/sdxl-refiner\n",
     )
     assert "to ./models/sdxl-base" in told and "files to fetch, " in told and " MB" in told
-    assert told.endswith("Next: make serve, or python -m serve_app up\n")
+    assert told.endswith("Next: make serve, or aura up\n")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_class_of_a_repository_decides_its_variable(
     status, told = run("artist/polish")
     assert status == 0, told
     assert "MODEL_REFINER_CHECKPOINT_DIR=./models/polish stands in .env.local" in told
-    assert told.endswith("a refiner needs a base. Next: python -m serve_app download sdxl\n")
+    assert told.endswith("a refiner needs a base. Next: aura download sdxl\n")
     hub.shelves["artist/other"] = Shelf(
         {**small[Stage.BASE], "model_index.json": b'{"_class_name": "FluxPipeline"}'}
     )
@@ -263,7 +263,7 @@ def test_without_a_terminal_the_flag_is_named(hub: Hub) -> None:
         line, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr.endswith("then: python -m serve_app download sdxl --accept-license\n")
+    assert done.stderr.endswith("then: aura download sdxl --accept-license\n")
     assert "no terminal to ask on: read it at https://huggingface.co/stabilityai" in done.stderr
     assert hub.fetched() == {"model_index.json"}
 

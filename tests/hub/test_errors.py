@@ -10,7 +10,7 @@ from tests.hub.conftest import Download
 from tests.hub.test_download import command
 from tests.support.fake_hub import BASE, Hub, closed_port
 
-AGAIN = "then: python -m serve_app download sdxl --accept-license"
+AGAIN = "then: aura download sdxl --accept-license"
 
 
 def gated(status: int) -> Callable[[Hub], None]:
@@ -72,7 +72,7 @@ TROUBLES: dict[str, tuple[Callable[[Hub], None], str | None, str]] = {
     "a hub that is down": (
         refusing(503),
         None,
-        "error {hub} answers 503 (come back later). What came is kept; go on later with: python",
+        "error {hub} answers 503 (come back later). What came is kept; go on later with: aura",
     ),
     "a login page": (
         behind_a_login,
@@ -142,7 +142,7 @@ def test_a_name_that_no_hub_has_is_told(run: Download) -> None:
     ("silent", "extra", "sentence"),
     [
         (True, {"HF_HUB_DOWNLOAD_TIMEOUT": "1"}, "said nothing for 1 s. What came is kept; go on"),
-        (False, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids the network: unset it, then: py"),
+        (False, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids the network: unset it, then: au"),
         (False, {"MODEL_PRECISION": "fp8"}, "error MODEL_PRECISION=fp8: "),
     ],
 )

@@ -15,7 +15,7 @@ from serve_app.hub.selection import (
     stage_of,
 )
 
-ASKED = RepoRequest("artist/model", "main", "https://hub.example", "python -m serve_app download")
+ASKED = RepoRequest("artist/model", "main", "https://hub.example", "aura download")
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 CONFIGS = {
     "LICENSE.md",

@@ -22,7 +22,7 @@ SLOW: Found = (
     "WARN",
     "the CPU, since no GPU is seen: SDXL pictures will be slow; smaller ones with fewer steps are "
     "quicker, a GPU of 12 GB or more is the cure",
-    'python -m serve_app generate "a fox" --steps 12',
+    'aura generate "a fox" --steps 12',
 )
 NO_TOKEN: Found = (
     "hub",
@@ -34,13 +34,13 @@ NO_TOKEN: Found = (
 
 
 Break = Callable[[SetUp], list[Found]]
-FETCH = "python -m serve_app download artist/fox"
+FETCH = "aura download artist/fox"
 
 
 def wrong_path(setup: SetUp) -> list[Found]:
     setup.set(MODEL_CHECKPOINT_DIR="./models/sdxl-bse")
     said = f"MODEL_CHECKPOINT_DIR={setup.folder}/models/sdxl-bse does not exist"
-    return [("base", "FAIL", said, "python -m serve_app download sdxl"), NO_TOKEN, SLOW]
+    return [("base", "FAIL", said, "aura download sdxl"), NO_TOKEN, SLOW]
 
 
 def wrong_path_beside_the_right_one(setup: SetUp) -> list[Found]:
@@ -103,7 +103,7 @@ def refiner_in_the_place_of_the_base(setup: SetUp) -> list[Found]:
 def refiner_alone(setup: SetUp) -> list[Found]:
     folder = setup.weights(Stage.REFINER, "models/sdxl-refiner")
     said = f"MODEL_REFINER_CHECKPOINT_DIR={folder} is set without MODEL_CHECKPOINT_DIR"
-    return [("base", "FAIL", said, "python -m serve_app download sdxl"), NO_TOKEN]
+    return [("base", "FAIL", said, "aura download sdxl"), NO_TOKEN]
 
 
 def refiner_of_another_noise(setup: SetUp) -> list[Found]:
@@ -124,7 +124,7 @@ def unset(setup: SetUp) -> list[Found]:
         "MODEL_CHECKPOINT_DIR is not set, so the demo draws plain shapes, whatever else stands in "
         ".env.local"
     )
-    return [("base", "WARN", said, "python -m serve_app download")]
+    return [("base", "WARN", said, "aura download")]
 
 
 def unset_beside_weights(setup: SetUp) -> list[Found]:
@@ -144,7 +144,7 @@ def half_downloaded(setup: SetUp) -> list[Found]:
     with (parts / "83e012a8").open("wb") as part:
         part.truncate(3 * 2**30)  # sparse: no disk is filled
     said = f"{setup.folder}/models/sdxl-base holds 3.0 GiB of a download that did not end"
-    return [("download", "WARN", said, "python -m serve_app download sdxl"), NO_TOKEN]
+    return [("download", "WARN", said, "aura download sdxl"), NO_TOKEN]
 
 
 def half_downloaded_by_the_hub_s_own_tool(setup: SetUp) -> list[Found]:
@@ -154,7 +154,7 @@ def half_downloaded_by_the_hub_s_own_tool(setup: SetUp) -> list[Found]:
     with (parts / "x.83e012a8.incomplete").open("wb") as part:
         part.truncate(2**30)
     setup.set(MODEL_CHECKPOINT_DIR="elsewhere/sdxl-base")
-    fetch = f"python -m serve_app download sdxl --folder {setup.folder}/elsewhere"
+    fetch = f"aura download sdxl --folder {setup.folder}/elsewhere"
     return [
         ("base", "FAIL", f"MODEL_CHECKPOINT_DIR={folder} lacks model_index.json", fetch),
         ("download", "WARN", f"{folder} holds 1.0 GiB of a download that did not end", fetch),
@@ -171,14 +171,14 @@ def terms_not_accepted(setup: SetUp) -> list[Found]:
         "sdxl-base is under CreativeML Open RAIL++-M (assumed: its folder does not say), and no "
         "acceptance of it lies beside its weights (acceptance.json): read it, accept it"
     )
-    return [("licence", "WARN", said, "python -m serve_app download sdxl"), SLOW]
+    return [("licence", "WARN", said, "aura download sdxl"), SLOW]
 
 
 def single_file_without_configs(setup: SetUp) -> list[Found]:
     file = to_single_file(demo_folder(Stage.BASE), setup.folder / "fox.safetensors")
     setup.set(MODEL_CHECKPOINT_DIR="./fox.safetensors")
     said = f"MODEL_CHECKPOINT_DIR={file} is a single file, which lacks configs and tokenizers"
-    return [("base", "FAIL", said, "python -m serve_app download sdxl"), NO_TOKEN, SLOW]
+    return [("base", "FAIL", said, "aura download sdxl"), NO_TOKEN, SLOW]
 
 
 def single_file_beside_a_folder_with_configs(setup: SetUp) -> list[Found]:
@@ -195,7 +195,7 @@ def file_that_is_no_checkpoint(setup: SetUp) -> list[Found]:
         "safetensors file inside: it is a web page, as a site sends it with a 403 to who may not "
         "have the file"
     )
-    return [("base", "FAIL", said, "python -m serve_app download sdxl"), NO_TOKEN, SLOW]
+    return [("base", "FAIL", said, "aura download sdxl"), NO_TOKEN, SLOW]
 
 
 def unknown_key_of_a_model(setup: SetUp) -> list[Found]:
@@ -217,7 +217,7 @@ def listed_file_without_configs(setup: SetUp) -> list[Found]:
         f"MODELS_FILE={file}: models.fox.path={fox} is a single file, which lacks configs and "
         "tokenizers"
     )
-    return [("models file", "FAIL", said, "python -m serve_app download sdxl")]
+    return [("models file", "FAIL", said, "aura download sdxl")]
 
 
 def lora_for_another_model(setup: SetUp) -> list[Found]:
@@ -263,7 +263,7 @@ def terms_of_a_listed_model_not_accepted(setup: SetUp) -> list[Found]:
 
 def misspelt(setup: SetUp) -> list[Found]:
     setup.set(MODEL_PRECISON="fp16")
-    said = "MODEL_PRECISON is no setting of this service; did you mean MODEL_PRECISION?"
+    said = "MODEL_PRECISON is not a setting of this service. Did you mean MODEL_PRECISION?"
     return [
         ("settings", "FAIL", said, "sed -i.bak 's/MODEL_PRECISON=/MODEL_PRECISION=/' .env.local")
     ]
@@ -271,19 +271,19 @@ def misspelt(setup: SetUp) -> list[Found]:
 
 def misspelt_and_exported(setup: SetUp) -> list[Found]:
     setup.export(MODEL_DEVISE="cpu")
-    said = "MODEL_DEVISE is no setting of this service; did you mean MODEL_DEVICE?"
+    said = "MODEL_DEVISE is not a setting of this service. Did you mean MODEL_DEVICE?"
     return [("settings", "FAIL", said, 'export MODEL_DEVICE="$MODEL_DEVISE"; unset MODEL_DEVISE')]
 
 
 def illegal_value(setup: SetUp) -> list[Found]:
     setup.set(MODEL_PRECISION="fp8")
-    said = "MODEL_PRECISION=fp8: Input should be 'fp32', 'fp16' or 'bf16'"
+    said = "MODEL_PRECISION=fp8: must be 'fp32', 'fp16' or 'bf16'"
     return [("settings", "FAIL", said, "MODEL_PRECISION=")]
 
 
 def every_origin(setup: SetUp) -> list[Found]:
     setup.export(ALLOWED_ORIGINS="*")
-    said = "ALLOWED_ORIGINS=*: must name the origins that may call: with * every page could"
+    said = "ALLOWED_ORIGINS=*: must name the origins that may call: * would let every web page in"
     return [("settings", "FAIL", said, "unset ALLOWED_ORIGINS")]
 
 
@@ -307,7 +307,7 @@ def no_config(setup: SetUp) -> list[Found]:
     (setup.folder / "serve_config.yaml").unlink()
     setup.export(BACKEND_PORT=setup.port)
     said = "serve_config.yaml is not there: run this where it is, or name another"
-    return [("config", "FAIL", said, "python -m serve_app doctor --config PATH")]
+    return [("config", "FAIL", said, "aura doctor --config PATH")]
 
 
 def another_address(setup: SetUp) -> list[Found]:
@@ -398,7 +398,7 @@ def cuda_without_a_card(setup: SetUp) -> list[Found]:
     )
     said = "MODEL_DEVICE=cuda, but no CUDA device is seen"
     return [
-        ("base", "WARN", base, "python -m serve_app download"),
+        ("base", "WARN", base, "aura download"),
         ("device", "FAIL", said, "MODEL_DEVICE=auto"),
     ]
 

@@ -15,7 +15,7 @@ from serve_app.doctor.checks.gpu_probe import Card, gib
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
 
 _NO_REFINER = f"{ENV_VAR[Stage.REFINER]}="
-_TOGETHER = "MODELS_IN_MEMORY=2"
+_TOGETHER = "MAX_LOADED_MODELS=2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def _remedy(
     need = partial(load.need, on_host=not gpu)
     alone = [replica.alone for replica in held]
     if alone != list(held) and need(alone) <= room:
-        return "MODELS_IN_MEMORY=1"
+        return "MAX_LOADED_MODELS=1"
     half = "fp16" if gpu else load.precision  # a CPU gains nothing by it
     if half != load.precision and need(held, precision=half) <= room:
         return f"MODEL_PRECISION={half}"

@@ -14,7 +14,7 @@ _DRIVER, _DRIVER_IN_WINDOWS = (
     "sudo ubuntu-drivers install",
     "explorer.exe https://www.nvidia.com/drivers",
 )
-_SMALLER = 'python -m serve_app generate "a fox" --steps 12'
+_SMALLER = 'aura generate "a fox" --steps 12'
 
 
 def device_of(settings: Settings, graphics: GpuReport) -> str:

@@ -43,7 +43,7 @@ from serve_app.runtime.checkpoints.licenses import license_of, license_of_lora
 _POINTER = b"version https://git-lfs"
 _PAGES = (b"<!doctype", b"<html", b"<?xml")
 _MODELS = Path("models")  # where `download` puts them, in the working folder
-_DOWNLOAD = "python -m serve_app download"
+_DOWNLOAD = "aura download"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def check_token(found: list[Finding], download: Finding) -> Finding:
 def check_filters(settings: Settings) -> Finding:
     """Whether the safety filters that are on can be used."""
     try:
-        words = settings.words()
+        words = settings.blocked_words()
         if settings.safety_checker_dir:
             check_safety_checker(settings.safety_checker_dir)
     except CheckpointError as error:

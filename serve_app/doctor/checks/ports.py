@@ -68,7 +68,7 @@ def check_service_port(host: str, port: int) -> Finding:
     try:
         check_port(host, port)
     except SettingsError as error:
-        mend = f"BACKEND_PORT={_free_port(host, port)} python -m serve_app up"
+        mend = f"BACKEND_PORT={_free_port(host, port)} aura up"
         if _is_ours(host, port):
             said = f"Aura Serve runs on {host}:{port} already: a second one needs another port"
             return warn("port", said, mend)

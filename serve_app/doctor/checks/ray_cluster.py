@@ -78,7 +78,7 @@ def check_cluster(cluster: Cluster) -> Finding:
         "ray",
         f"a cluster runs at {cluster.address}, and the service would join it: this shell's "
         "environment would not reach its replicas",
-        "RAY_ADDRESS=local python -m serve_app up",
+        "RAY_ADDRESS=local aura up",
     )
 
 

@@ -197,7 +197,7 @@ def _xformers_runs(device: torch.device, dtype: torch.dtype) -> bool:
     trouble = xformers_problem(device, dtype)
     if trouble:
         logger.warning(
-            "ENABLE_XFORMERS=1, but %s; PyTorch SDPA is used. See: python -m serve_app doctor",
+            "ENABLE_XFORMERS=1, but %s; PyTorch SDPA is used. See: aura doctor",
             trouble,
         )
     return not trouble

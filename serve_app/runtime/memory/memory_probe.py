@@ -200,8 +200,8 @@ def find_memory_plan(
     if found is None:
         raise DeviceFull(
             "the device has no room for one image, though all was given up that can be. Free its "
-            "memory (nvidia-smi shows who has it), or set MODEL_PRECISION=fp16, MODELS_IN_MEMORY=1 "
-            "or MODEL_DEVICE=cpu"
+            "memory (nvidia-smi shows who has it), or set MODEL_PRECISION=fp16, "
+            "MAX_LOADED_MODELS=1 or MODEL_DEVICE=cpu"
         )
     if said := shortfall(images, found):
         logger.warning(said)

@@ -179,6 +179,6 @@ def _sentence(what: str, error: Exception) -> str:
     if isinstance(error, DeviceFull) or is_out_of_memory(error):
         return (
             f"the device has no room for {what}: the service's operator can lower "
-            "MODELS_IN_MEMORY or LORAS_IN_MEMORY, or use MODEL_PRECISION=fp16"
+            "MAX_LOADED_MODELS or MAX_LOADED_LORAS, or use MODEL_PRECISION=fp16"
         )
     return f"{what} can't be loaded; the service's log says why"

@@ -68,7 +68,7 @@ COPIES = (
                 "base needs 16.9 GiB (fp16, 4 images together, 2 models in memory), and the NVIDIA "
                 "RTX has 16.0 GiB: to have room, fewer images would be made at a time, or all more "
                 "slowly",
-                "MODELS_IN_MEMORY=1",
+                "MAX_LOADED_MODELS=1",
             ),
         ),
         (
@@ -147,7 +147,7 @@ COPIES = (
                 "memory",
                 "base and refiner in turn need 10.4 GiB (fp16, 4 images together), and the NVIDIA "
                 "RTX has 24.0 GiB, 24.0 GiB of it free: enough for both at once, by "
-                "MODELS_IN_MEMORY=2",
+                "MAX_LOADED_MODELS=2",
             ),
         ),
         (
@@ -158,7 +158,7 @@ COPIES = (
                 "base and refiner need 16.1 GiB (fp16, 4 images together, 2 models in memory), and "
                 "the NVIDIA RTX has 12.0 GiB: to have room, fewer images would be made at a time, "
                 "or all more slowly",
-                "MODELS_IN_MEMORY=1",
+                "MAX_LOADED_MODELS=1",
             ),
         ),
         (
@@ -349,7 +349,7 @@ def test_sdxl_has_room_where_a_config_is_for(
     args = read_config(Path(__file__).parents[3] / "configs" / config).args
     said = args.settings
     device = said.get("MODEL_DEVICE", "cuda")
-    room = int(said.get("MODELS_IN_MEMORY", "1"))
+    room = int(said.get("MAX_LOADED_MODELS", "1"))
     replicas = replicas_of(args, [ONE], POLISH, device, cards, room)
     images = int(said["MODEL_MAX_BATCH_SIZE"])
     asked = Load(replicas, images, said.get("MODEL_PRECISION", "fp16"), vae_half=device == "cuda")
@@ -393,7 +393,7 @@ def verify(findings: list[Finding]) -> None:
                 fail(
                     "host memory",
                     f"{COPIES.format('12.1')}8.0 GiB can be taken",
-                    "MODELS_IN_MEMORY=2",
+                    "MAX_LOADED_MODELS=2",
                 )
             ],
         ),

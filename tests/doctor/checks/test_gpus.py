@@ -194,7 +194,7 @@ def test_kernels_run_on_their_own_major_version_and_ptx_on_whatever_is_newer(
                 "device",
                 "the CPU, since no GPU is seen: SDXL pictures will be slow; smaller ones with "
                 "fewer steps are quicker, a GPU of 12 GB or more is the cure",
-                'python -m serve_app generate "a fox" --steps 12',
+                'aura generate "a fox" --steps 12',
             ),
         ),
         (

@@ -28,7 +28,7 @@ def test_a_port_in_use_is_told_with_one_that_is_free(
     ((check, verdict, said, mend),) = wrong(grounds)
     assert (check, verdict) == ("port", "FAIL")
     assert said == f"BACKEND_PORT={setup.port} can't be used on 127.0.0.1 (Address already in use)"
-    free = int(mend.removeprefix("BACKEND_PORT=").removesuffix(" python -m serve_app up"))
+    free = int(mend.removeprefix("BACKEND_PORT=").removesuffix(" aura up"))
     with socket.create_server(("127.0.0.1", free)):
         assert free > setup.port
 
@@ -80,7 +80,7 @@ def test_the_service_itself_on_its_port_is_no_failure(
     assert said == (
         f"Aura Serve runs on 127.0.0.1:{setup.port} already: a second one needs another port"
     )
-    assert mend.endswith(" python -m serve_app up")
+    assert mend.endswith(" aura up")
 
 
 def test_a_ray_dashboard_open_to_all_is_found_unless_it_asks_for_a_token(
@@ -124,7 +124,7 @@ def test_a_cluster_that_runs_here_is_told_since_the_service_would_join_it(
                 "WARN",
                 f"a cluster runs at {address}, and the service would join it: this shell's "
                 "environment would not reach its replicas",
-                "RAY_ADDRESS=local python -m serve_app up",
+                "RAY_ADDRESS=local aura up",
             )
         ]
         setup.export(RAY_ADDRESS="local")

@@ -291,7 +291,7 @@ def test_a_model_that_is_not_known_or_can_not_be_loaded_ends_its_own_samples_alo
         drain(engine)
         assert heard["first"].finished
         assert isinstance(heard["other"].failed.error, ModelNotFound)
-        for name, told in (("broken", "log says why"), ("large", "MODELS_IN_MEMORY")):
+        for name, told in (("broken", "log says why"), ("large", "MAX_LOADED_MODELS")):
             error = heard[name].failed.error
             assert isinstance(error, ModelUnavailable)
             assert told in str(error)
@@ -390,7 +390,7 @@ def test_a_lora_that_was_not_proved_is_not_worn() -> None:
     model = analytic_model(denoiser, adapters=wardrobe)
     shelf = ModelCache.of(model)
     denoiser.failures.append(torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(ModelUnavailable, match=r"no room for the LoRA ink: .* LORAS_IN_MEMORY"):
+    with pytest.raises(ModelUnavailable, match=r"no room for the LoRA ink: .* MAX_LOADED_LORAS"):
         shelf.attach("", "ink", [])
     assert (shelf.attached_loras, wardrobe.worn) == ({"": ()}, ())
     shelf.attach("", "ink", [])

@@ -249,7 +249,7 @@ def test_a_model_that_finds_no_room_to_come_back_stays_parked_and_comes_later() 
     makers = named({"demo": 0.5}, made) | {"": refiner}
     shelf = ModelCache(makers, offload_capacity=1, pinned=[""], clock=lambda: now[0])
     stuck.full = True
-    with pytest.raises(ModelUnavailable, match=r"no room for the refiner: .* MODELS_IN_MEMORY"):
+    with pytest.raises(ModelUnavailable, match=r"no room for the refiner: .* MAX_LOADED_MODELS"):
         shelf.load("", ["demo"])
     assert shelf.batch_sizes == {}
     assert set(shelf.memory_plans) == {"demo", ""}

@@ -1,0 +1,55 @@
+"""Old names that are understood for one release: settings, args and the autoscaling policy.
+
+Whoever reads one of these names logs a warning that gives the new one.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+SETTINGS = {
+    "RATE_LIMIT": "RATE_LIMIT_MPSTEPS_PER_MINUTE",
+    "RATE_BURST": "RATE_BURST_MPSTEPS",
+    "MAX_BODY_MB": "MAX_BODY_MIB",
+    "SNAPSHOT_EVERY": "SNAPSHOT_INTERVAL_STEPS",
+    "IMAGE_COUNT": "DEFAULT_IMAGE_COUNT",
+    "PROMPT_MAX_CHARS": "MAX_PROMPT_CHARS",
+    "MODELS_IN_MEMORY": "MAX_LOADED_MODELS",
+    "LORAS_IN_MEMORY": "MAX_LOADED_LORAS",
+}
+ARGS = {"both": "combined"}
+POLICIES = {
+    "serve_app.deployments.autoscaling:OwedWork": (
+        "serve_app.deployments.autoscaling:OwedWorkAutoscaler"
+    ),
+}
+POLICY_KWARGS = {
+    "wait": "target_drain_s",
+    "busy": "target_utilization",
+    "patience": "downscale_delay_s",
+}
+
+_log = logging.getLogger(__name__)
+
+
+def warn_deprecated(old: str, new: str, *, where: str) -> None:
+    """Log that an old name was read, where it was read, and what to write instead."""
+    _log.warning("%s: %s is deprecated and will be removed: use %s", where, old, new)
+
+
+def with_current_keys(
+    section: Mapping[Any, Any], renamed: Mapping[str, str], *, where: str
+) -> dict[Any, Any]:
+    """Return a section with its old keys renamed, and warn of each.
+
+    An old key beside its new one stays, so that validation refuses it as unknown.
+    """
+    current = {}
+    for key, value in section.items():
+        new = renamed.get(key)
+        if new is None or new in section:
+            current[key] = value
+        else:
+            warn_deprecated(key, new, where=where)
+            current[new] = value
+    return current

@@ -1,0 +1,60 @@
+"""The types of settings that pydantic does not have: devices, origins, lists and absolute paths."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}  # which browsers leave out
+_DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def _check_device(name: str) -> str:
+    if not _DEVICES.fullmatch(name):
+        raise ValueError("must be auto, cuda, cuda:N, mps or cpu")
+    return name
+
+
+def _split_list(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(part for part in (p.strip() for p in value.split(",")) if part)
+
+
+def origin(text: str) -> str:
+    """Return scheme, host and port of an address as browsers send them. Raises `ValueError`."""
+    if text == "*":
+        raise ValueError("must name the origins that may call: * would let every web page in")
+    problem = ValueError("must be addresses such as https://app.example.org")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+        name = host and (f"[{host}]" if ":" in host else host.encode("idna").decode())
+    except ValueError:
+        raise problem from None
+    if parts.scheme not in _DEFAULT_PORTS or not name or "@" in parts.netloc:
+        raise problem
+    suffix = "" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}"
+    return f"{parts.scheme}://{name}{suffix}"
+
+
+def _origins(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(origin, texts))
+
+
+def _address(text: str) -> str:
+    origin(text)
+    return text.rstrip("/")
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+DeviceName = Annotated[str, AfterValidator(_check_device)]
+Origins = Annotated[TextList, AfterValidator(_origins)]
+BaseUrl = Annotated[str, AfterValidator(_address)]

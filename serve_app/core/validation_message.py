@@ -1,0 +1,52 @@
+"""One clause for an error that pydantic found, in the words of our own errors: "must be ...".
+
+No pydantic: an error arrives as the mapping that `ValidationError.errors()` gives.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_TEMPLATES = {  # by the type of the error; filled in from its context
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be 1 or 0, or true or false",
+    "string_type": "must be a text",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "model_type": "must be a section with keys",
+    "dict_type": "must be a section with keys",
+    "list_type": "must be a list",
+    "missing": "is missing",
+    "extra_forbidden": "is unknown",
+}
+
+
+def validation_message(error: Mapping[str, Any]) -> str:
+    """Return what is wrong, for one entry of `ValidationError.errors()`.
+
+    An entry of the type `value_error` keeps the exception that a validator raised; its text is the
+    message as we wrote it. Types without a template keep the message of pydantic.
+    """
+    kind = error["type"]
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    template = _TEMPLATES.get(kind)
+    if template is None:
+        return str(error["msg"])
+    return template.format_map({key: _plain(value) for key, value in error.get("ctx", {}).items()})
+
+
+def _plain(value: Any) -> Any:
+    """Return a whole float as an integer: pydantic turns the bounds of a float into floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
