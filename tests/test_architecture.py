@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "core": (set(), set()),
     "runtime.checkpoints": (CORE | {"runtime.checkpoints"}, set()),
     "runtime": (CORE | {"runtime"}, {"torch", "diffusers", "transformers", "xformers", "peft"}),
+    "deployments.graph": (CORE | {"runtime.checkpoints", "config", "deployments"}, {"ray"}),
     "deployments": (CORE | {"runtime", "deployments"}, {"ray"}),
     "ingress.native": (CORE | {"ingress"}, {"fastapi", "starlette"}),
     "ingress.openai": (CORE | {"ingress"}, {"fastapi", "starlette"}),
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
         | {"bench"},
         {"torch", "diffusers", "ray", "starlette"},
     ),
-    "app": (CORE | {"runtime", "config", "deployments", "ingress"}, {"ray"}),
+    "app": (CORE | {"config", "deployments", "ingress"}, {"ray"}),
     "cli": (
         CORE
         | {"runtime", "config", "ingress", "hub", "doctor", "simulator", "bench", "demo", "cli"},

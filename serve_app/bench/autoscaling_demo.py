@@ -24,13 +24,13 @@ from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.app import bind_graph, deploy_stage
 from serve_app.bench.load_generator import Response, replay
 from serve_app.bench.local_ray import local_ray
 from serve_app.bench.timeline import TimelinePoint, plot_timeline
 from serve_app.config.app_args import DeploymentScale
 from serve_app.config.lint import POLICY
 from serve_app.core.diffusion.spec import Stage
+from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.summary import percentile

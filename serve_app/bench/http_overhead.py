@@ -15,6 +15,7 @@ import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve_app.app import IngressConfig, bind_graph, deploy_stage
 from serve_app.bench.local_ray import free_port
 from serve_app.bench.sample_pictures import draw_picture
 from serve_app.config.app_args import DeploymentScale
@@ -41,7 +41,10 @@ from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.service.events import ReplicaStats, SegmentDone
 from serve_app.core.service.info import ModelInfo, ServiceInfo
+from serve_app.deployments.graph import bind_graph, deploy_stage
+from serve_app.deployments.ingress_replica import IngressConfig
 from serve_app.ingress.access import AccessPolicy
+from serve_app.ingress.http_ingress import HttpConfig, open_ingress
 from serve_app.runtime.png import encode_png
 
 _SIDE = 1024
@@ -147,10 +150,8 @@ def _graph(png: bytes, ledger: Path) -> Any:
         default_image_count=1,
     )
     base, refiner = _stages(png)
-    config = IngressConfig(
-        info=facts, access_policy=AccessPolicy(), blocked_words=(), rate_limit=None
-    )
-    return bind_graph(config, ledger, base, refiner, scale, _DRAIN)
+    http = partial(open_ingress, HttpConfig(info=facts, access_policy=AccessPolicy()))
+    return bind_graph(IngressConfig(http, facts.models), ledger, base, refiner, scale, _DRAIN)
 
 
 def _stages(png: bytes) -> list[Any]:

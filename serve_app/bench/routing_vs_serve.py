@@ -14,7 +14,6 @@ from ray import serve
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.app import ROUTER, bind_graph, deploy_stage
 from serve_app.bench.load_generator import replay
 from serve_app.bench.local_ray import local_ray
 from serve_app.config.app_args import DeploymentScale
@@ -22,6 +21,7 @@ from serve_app.core.diffusion.sample import Sample, new_sample
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
 from serve_app.core.service.events import ReplicaStats
+from serve_app.deployments.graph import ROUTER, bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.simulator.cluster import Cluster, image_of
 from serve_app.simulator.gpu_speed import GpuSpeed

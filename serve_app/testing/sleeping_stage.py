@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from serve_app.app import IngressConfig
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.spec import Lora, Stage
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.core.service.metrics import InMemoryMeter, Meter
+from serve_app.deployments.ingress_replica import IngressConfig
 from serve_app.deployments.stage_replica import ModelSource, StageConfig, StageReplica
 from serve_app.ingress.access import AccessPolicy
+from serve_app.ingress.http_ingress import HttpConfig, open_ingress
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.model_cache import ModelCache
@@ -122,13 +123,8 @@ def ingress_config(*, refiner: bool, pool: int | None = None) -> IngressConfig:
         precision="none",
         default_image_count=1,
     )
-    return IngressConfig(
-        info=facts,
-        access_policy=AccessPolicy(),
-        blocked_words=(),
-        rate_limit=None,
-        max_total_replicas=pool,
-    )
+    http = partial(open_ingress, HttpConfig(info=facts, access_policy=AccessPolicy()))
+    return IngressConfig(http, facts.models, max_total_replicas=pool)
 
 
 def _shelf(costs: GpuSpeed, config: StageConfig) -> ModelCache:

@@ -11,7 +11,7 @@ import yaml
 from ray.serve._private.build_app import build_app
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.app import IngressConfig, bind_service
+from serve_app.app import http
 from serve_app.cli.check_config import check_configs
 from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.lint import POLICY, SECTIONS
@@ -19,6 +19,8 @@ from serve_app.config.serve_config import lint_file, read_config
 from serve_app.config.settings import Settings, check_given
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
+from serve_app.deployments.graph import bind_service
+from serve_app.deployments.ingress_replica import IngressConfig
 from serve_app.ingress.native.schemas import GenerateRequest
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +70,7 @@ def bound(path: Path, gpus: float, device: str) -> dict[str, dict[str, Any]]:
     args = read_config(path).args
     demo = {"MODEL_CHECKPOINT_DIR": "", "MODEL_REFINER_CHECKPOINT_DIR": "", "MODEL_DEVICE": device}
     args = args.model_copy(update={"settings": args.settings | demo})
-    application = bind_service(args, gpus, 8)
+    application = bind_service(args, gpus, 8, http)
     built = build_app(application, name="aura")
     found = {}
     for one in built.deployments:
@@ -128,7 +130,7 @@ def test_a_shipped_config_comes_to_the_deployments_that_it_promises(path: Path) 
 def ingress_of(args: dict[str, Any], gpus: float, **settings: str) -> IngressConfig:
     """What the ingress is told on a cluster with so many GPUs."""
     asked = AppArgs.model_validate(args | {"settings": {"MODEL_DEVICE": "cuda"} | settings})
-    built = build_app(bind_service(asked, gpus, 8), name="aura")
+    built = build_app(bind_service(asked, gpus, 8, http), name="aura")
     (ingress,) = (one for one in built.deployments if one.name == "Ingress")
     config: IngressConfig = ingress.init_args[0]
     return config
@@ -228,7 +230,7 @@ def test_replicas_of_the_manifest_are_on_gpu_pods_and_there_are_as_many_as_may_c
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pods()["gpu"][
         "tolerations"
     ]
-    scales = read_config(MANIFEST).args.scales(refiner=True)
+    scales = (read_config(MANIFEST).args.base, read_config(MANIFEST).args.refiner)
     assert sum(one.min_replicas for one in scales) == group["minReplicas"] == group["replicas"]
     assert int(read_config(MANIFEST).args.settings["TOTAL_GPUS"]) == group["maxReplicas"]
     assert all(one.max_total < group["maxReplicas"] for one in scales)

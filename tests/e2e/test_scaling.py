@@ -10,10 +10,10 @@ import httpx
 import pytest
 from ray import serve
 
-from serve_app.app import bind_graph, deploy_stage
 from serve_app.bench.autoscaling_demo import deploy, observe
 from serve_app.config.app_args import DeploymentScale
 from serve_app.core.diffusion.spec import Stage
+from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.testing.sleeping_stage import NATIVE, SleepingStage, ingress_config, stage_config

@@ -9,6 +9,7 @@ from functools import partial
 
 from serve_app.config.app_args import AppArgs
 from serve_app.config.checkpoints import ENV_VAR
+from serve_app.config.topology import Topology
 from serve_app.core.diffusion.spec import Stage
 from serve_app.doctor.checks.gpu_memory import DtypeBytes, Replica, Weights, placed
 from serve_app.doctor.checks.gpu_probe import Card, gib
@@ -70,16 +71,17 @@ def replicas_of(
     room: int,
 ) -> tuple[Replica, ...]:
     """The replicas that a config starts with, with `room` for so many models on each."""
-    refined = refiner is not None
-    args = args.with_defaults(device, gpus, refiner=refined)
-    share = args.gpu_share(gpus, refiner=refined)
-    kinds = [tuple(bases)]
-    if refiner is not None:
-        kinds = [(*bases, refiner)] if args.combined else [tuple(bases), (refiner,)]
+    topology = Topology.resolve(args, device, gpus, refiner=refiner is not None)
+    weights = {Stage.BASE: tuple(bases), Stage.REFINER: (refiner,) if refiner else ()}
     return tuple(
-        Replica(models, scale.gpus_on(device, share), room, parked=int(refined and len(kinds) == 1))
-        for models, scale in zip(kinds, args.scales(refiner=refined), strict=True)
-        for _ in range(scale.min_replicas)
+        Replica(
+            tuple(model for stage in deployment.stages for model in weights[stage]),
+            deployment.num_gpus,
+            room,
+            parked=len(deployment.stages) - 1,
+        )
+        for deployment in topology.stages
+        for _ in range(deployment.scale.min_replicas)
     )
 
 

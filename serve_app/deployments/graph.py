@@ -1,0 +1,211 @@
+"""The graph of deployments: args and settings in, bound Serve application out.
+
+Settings are read once, where the graph is built, and every deployment gets what it needs by value.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import RequestRouterConfig
+
+from serve_app.config.app_args import AppArgs, DeploymentScale
+from serve_app.config.catalog import (
+    ModelCatalog,
+    choose_device,
+    find_checkpoints,
+    max_batch_images,
+    service_info,
+)
+from serve_app.config.settings import Settings
+from serve_app.config.topology import StageDeployment, Topology
+from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.errors import SettingsError
+from serve_app.core.service.info import ServiceInfo
+from serve_app.deployments.ingress_replica import IngressConfig, IngressReplica, OpenHttp
+from serve_app.deployments.ledger import Ledger
+from serve_app.deployments.ray_metrics import RayMeter
+from serve_app.deployments.replica_counts import ingress_replicas, stage_replicas
+from serve_app.deployments.router import REPORTS_EVERY
+from serve_app.deployments.stage_replica import LoraSource, ModelSource, StageConfig, StageReplica
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+
+ROUTER = "serve_app.deployments.router.OwedWorkRouter"
+_MAX_REQUESTS = 1000  # that an ingress replica holds open
+_HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head node alone
+
+HttpOf = Callable[[Settings, ServiceInfo], OpenHttp]
+
+
+def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Application:
+    """Bind the application for a cluster.
+
+    `gpus` is what the cluster has, `cpus` what its smallest machine has, and `http` makes what
+    opens the HTTP side of an ingress replica.
+    """
+    settings = Settings.read(args.settings)
+    device = choose_device(settings.model_device, gpus=gpus)
+    catalog = find_checkpoints(settings)
+    topology = Topology.resolve(
+        args,
+        device,
+        gpus,
+        refiner=catalog.refiner is not None,
+        total_gpus=settings.total_gpus,
+    )
+    if device == "cuda" and gpus < 1 and topology.stages[0].scale.num_gpus is None:
+        raise SettingsError(
+            "MODEL_DEVICE=cuda, but Ray sees no GPU, so replicas would wait for ever",
+            "MODEL_DEVICE",
+            remedy="Check nvidia-smi, or set MODEL_DEVICE=cpu. If GPU nodes join later, set "
+            "num_gpus: 1 for each stage in the args",
+        )
+    images = max_batch_images(settings, device)
+    threads = settings.model_cpu_threads or _cpu_threads(topology, cpus)
+    stages = [
+        deploy_stage(
+            StageReplica,
+            stage.name,
+            stage.scale,
+            images=images,
+            gpus=stage.num_gpus,
+            drain=args.drain_seconds,
+        ).bind(_stage_config(stage, settings, catalog, device, images, threads), RayMeter)
+        for stage in topology.stages
+    ]
+    info = service_info(settings, catalog, device)
+    return bind_graph(
+        IngressConfig(
+            http(settings, info), info.models, topology.max_total_replicas, topology.scale_to_zero
+        ),
+        settings.ledger,
+        stages[0],
+        stages[-1] if catalog.refiner else None,
+        args.ingress,
+        args.drain_seconds,
+    )
+
+
+def deploy_stage(
+    kind: type,
+    name: str,
+    scale: DeploymentScale,
+    *,
+    images: int,
+    gpus: float,
+    drain: float,
+    router: str = ROUTER,
+) -> Deployment:
+    """Return a stage as a deployment, not yet bound.
+
+    `images` are how many step together on each replica. A replica that retires may finish its
+    images for `drain` seconds; then they are continued elsewhere.
+    """
+    max_batches = MAX_QUEUED_BATCHES + 1  # one more, since several ingresses choose independently
+    return cast(Deployment, serve.deployment(kind)).options(
+        name=name,
+        max_ongoing_requests=max_batches * images,
+        graceful_shutdown_timeout_s=drain,
+        ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus},
+        request_router_config=RequestRouterConfig.model_validate(
+            {
+                "request_router_class": router,
+                "request_router_kwargs": {"images": images},
+                "request_routing_stats_period_s": REPORTS_EVERY,
+                "initial_backoff_s": 0.005,
+                "backoff_multiplier": 1.5,
+                "max_backoff_s": 0.1,
+            }
+        ),
+        **stage_replicas(scale.min_replicas, scale.max_total, images),
+    )
+
+
+def bind_graph(
+    config: IngressConfig,
+    ledger_file: Path,
+    base: Application,
+    refiner: Application | None,
+    scale: DeploymentScale,
+    drain: float,
+) -> Application:
+    """Bind the ingress over its ledger and its stages, which may be the same deployment.
+
+    The ledger runs on the head node, where its file is: on another node it would start a new one.
+    """
+    ledger = cast(Deployment, serve.deployment(Ledger)).options(
+        name="Ledger",
+        num_replicas=1,
+        max_ongoing_requests=_MAX_REQUESTS,
+        health_check_period_s=1,
+        graceful_shutdown_timeout_s=1,
+        ray_actor_options={"num_cpus": 0, "num_gpus": 0, "resources": _HEAD},
+    )
+    return (
+        cast(Deployment, serve.deployment(serve.ingress()(IngressReplica)))
+        .options(
+            name="Ingress",
+            max_ongoing_requests=_MAX_REQUESTS,
+            graceful_shutdown_timeout_s=drain,
+            ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
+            **ingress_replicas(scale.min_replicas, scale.max_total, _MAX_REQUESTS),
+        )
+        .bind(config, ledger.bind(ledger_file), base, refiner)
+    )
+
+
+def _stage_config(
+    stage: StageDeployment,
+    settings: Settings,
+    catalog: ModelCatalog,
+    device: str,
+    images: int,
+    threads: int,
+) -> StageConfig:
+    checkpoints = [model.checkpoint for model in catalog.models]
+    if Stage.BASE not in stage.stages:
+        checkpoints = []
+    if catalog.refiner and Stage.REFINER in stage.stages:
+        checkpoints.append(catalog.refiner)
+    loras = [LoraSource(lora.info.name, lora.file.path, lora.info.models) for lora in catalog.loras]
+    return StageConfig(
+        models=tuple(map(_model_source, checkpoints)),
+        device=device,
+        precision=settings.model_precision,
+        xformers=settings.enable_xformers,
+        cpu_threads=threads,
+        max_batch_images=images,
+        strict=settings.model_determinism == "strict",
+        snapshot_interval_steps=settings.snapshot_interval_steps,
+        safety_checker_dir=settings.safety_checker_dir,
+        max_loaded_models=settings.max_loaded_models,
+        loras=tuple(loras) if Stage.BASE in stage.stages else (),
+        max_loaded_loras=settings.max_loaded_loras,
+        memory_fraction=min(stage.num_gpus or 1.0, 1.0),
+    )
+
+
+def _model_source(checkpoint: Checkpoint) -> ModelSource:
+    """Return where a replica finds a checkpoint.
+
+    The demo checkpoint is part of the package, wherever that is installed on the replica's machine.
+    """
+    is_demo = checkpoint.path == demo_folder(checkpoint.stage)
+    configs = checkpoint.folder if checkpoint.file else None
+    path = None if is_demo else checkpoint.path
+    return ModelSource(checkpoint.name, path, configs, checkpoint.stage)
+
+
+def _cpu_threads(topology: Topology, cpus: int) -> int:
+    """Return the CPU threads of each stage replica: its share of the smallest machine.
+
+    The number decides bits, so it depends on the machines and on the largest number of replicas in
+    the args. It is a power of two, because kernels divide other numbers of threads unevenly, and
+    then the position of a row in its batch shows in its last bits.
+    """
+    share = max(1, cpus // topology.max_replicas)
+    return 1 << (share.bit_length() - 1)

@@ -1,0 +1,127 @@
+"""`IngressReplica`: a CPU replica with a conductor behind an HTTP app that it is given.
+
+No HTTP: `app.py` passes in what opens the app, and Serve asks the replica for it.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.core.capacity.demand import to_wire
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.service.info import ModelInfo
+from serve_app.core.service.metrics import Meter
+from serve_app.deployments.autoscaling import MAX_TOTAL_REPLICAS
+from serve_app.deployments.clients import RemoteLedger, RemoteStage
+from serve_app.deployments.conductor import Conductor
+from serve_app.deployments.ray_metrics import RayMeter
+
+_CANCEL_TIMEOUT_S = 5.0  # in which every ingress replica should have answered
+
+
+class HttpIngress(Protocol):
+    """The HTTP side of one ingress replica, and the jobs that it works at."""
+
+    @property
+    def asgi(self) -> Any:
+        """The ASGI app."""
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel the job if this process works at it."""
+
+    async def drain(self) -> None:
+        """Wait until every job of this process has ended and the ledger knows of it."""
+
+
+class OpenHttp(Protocol):
+    """A factory of the HTTP side. It is pickled by reference and called in the replica."""
+
+    def __call__(
+        self,
+        conductor: Conductor,
+        ledger: RemoteLedger,
+        meter: Meter,
+        cancel_everywhere: Callable[[str], Awaitable[None]],
+    ) -> HttpIngress:
+        """Open the HTTP side over a conductor and the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class IngressConfig:
+    """All that an ingress replica needs to know, by value."""
+
+    open_http: OpenHttp
+    models: tuple[ModelInfo, ...]  # the default one first
+    max_total_replicas: int | None = None  # of the stages that autoscale, together; None: no limit
+    scale_to_zero: tuple[Stage, ...] = ()  # stages that may have no replica
+
+
+class IngressReplica:
+    """One ingress process: the HTTP side, a conductor, and handles to stages and ledger."""
+
+    def __init__(
+        self,
+        config: IngressConfig,
+        ledger: "DeploymentHandle[Any]",
+        base: "DeploymentHandle[Any]",
+        refiner: "DeploymentHandle[Any] | None",
+    ) -> None:
+        self._config = config
+        meter = RayMeter()
+        clients = _stage_clients(base, refiner)
+        self._conductor = Conductor(*clients, config.models, meter, config.scale_to_zero)
+        context = serve.get_replica_context()
+        self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
+        self._http = config.open_http(
+            self._conductor, RemoteLedger(ledger), meter, self._cancel_everywhere
+        )
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Return the ASGI app. Serve calls this in the replica, so the app is never pickled."""
+        return self._http.asgi
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return the demand of what was accepted here; Serve passes it to the policy."""
+        numbers = to_wire(await self._conductor.demands())
+        limit = self._config.max_total_replicas
+        return numbers if limit is None else numbers | {MAX_TOTAL_REPLICAS: limit}
+
+    async def cancel(self, job_id: str) -> None:
+        """Cancel the job if this replica works at it."""
+        self._http.cancel(job_id)
+
+    async def drain(self) -> None:
+        """Refuse new images, and wait until every accepted one has ended and the ledger knows."""
+        await self._conductor.drain()
+        await self._http.drain()
+
+    async def __del__(self) -> None:
+        """Drain: Serve calls this before a replica retires.
+
+        Jobs whose caller has disconnected would be lost otherwise.
+        """
+        await self.drain()
+
+    async def _cancel_everywhere(self, job_id: str) -> None:
+        # a replica that does not answer may still cancel: the ledger will show it
+        with suppress(TimeoutError, RayError, DeploymentUnavailableError):
+            calls = self._replicas.broadcast("cancel", job_id)
+            await calls.results_async(timeout_s=_CANCEL_TIMEOUT_S, return_exceptions=True)
+
+
+def _stage_clients(
+    base: "DeploymentHandle[Any]", refiner: "DeploymentHandle[Any] | None"
+) -> tuple[RemoteStage, RemoteStage | None]:
+    """Return the clients of both stages: the same one where one deployment runs both."""
+    if refiner is None:
+        return RemoteStage("base", base), None
+    if refiner.deployment_id == base.deployment_id:
+        combined = RemoteStage("base and refiner", base)
+        return combined, combined
+    return RemoteStage("base", base), RemoteStage("refiner", refiner)

@@ -1,0 +1,77 @@
+"""The HTTP side of one ingress replica: the app, and the jobs that it works at.
+
+No Ray: the conductor, the ledger and the meter are handed in.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp
+
+from serve_app import __version__
+from serve_app.core.service.info import ServiceInfo
+from serve_app.core.service.metrics import Meter
+from serve_app.core.service.moderation import WordList
+from serve_app.core.service.rate_limit import RateLimit
+from serve_app.ingress.access import AccessPolicy
+from serve_app.ingress.app import build_api
+from serve_app.ingress.contracts import Ledger, Maker
+from serve_app.ingress.job_service import JobService
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """All that the HTTP side needs to know, by value; of keys it has the digests alone."""
+
+    info: ServiceInfo
+    access_policy: AccessPolicy
+    blocked_words: tuple[str, ...] = ()
+    rate_limit: RateLimit | None = None
+
+
+class HttpIngress:
+    """The ASGI app over a job service of its own."""
+
+    def __init__(self, asgi: ASGIApp, jobs: JobService) -> None:
+        self.asgi = asgi
+        self._jobs = jobs
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel the job if this process works at it."""
+        self._jobs.stop(job_id)
+
+    async def drain(self) -> None:
+        """Wait until every job of this process has ended and the ledger knows of it."""
+        await self._jobs.drain()
+
+
+def open_ingress(
+    config: HttpConfig,
+    maker: Maker,
+    ledger: Ledger,
+    meter: Meter,
+    cancel_everywhere: Callable[[str], Awaitable[None]],
+) -> HttpIngress:
+    """Open the HTTP side over a maker of images and the ledger.
+
+    `cancel_everywhere` cancels a job in whichever ingress process works at it.
+    """
+    words = config.blocked_words
+    jobs = JobService(
+        maker,
+        ledger,
+        config.info,
+        prompt_filter=WordList(words) if words else None,
+        rate_limit=config.rate_limit,
+        cancel_everywhere=cancel_everywhere,
+    )
+    asgi = build_api(
+        jobs,
+        maker,
+        config.info,
+        config.access_policy,
+        version=__version__,
+        proxy_names=True,
+        meter=meter,
+    )
+    return HttpIngress(asgi, jobs)
