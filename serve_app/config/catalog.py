@@ -142,13 +142,13 @@ def find_loras(settings: Settings, models: Sequence[CatalogModel]) -> tuple[Cata
             file = inspect_lora(entry.path)
         except CheckpointError as error:
             raise error.about(f"{where}={entry.path}") from None
-        widths = {model.checkpoint.name: model.checkpoint.text_width for model in models}
-        fits = tuple(one for one, width in widths.items() if file.text_width in (None, width))
+        widths = {model.checkpoint.name: model.checkpoint.cross_attention_dim for model in models}
+        dim = file.cross_attention_dim
+        fits = tuple(name for name, width in widths.items() if dim in (None, width))
         if models and not fits:
             told = ", ".join(f"{one} to {width}" for one, width in widths.items())
             raise CheckpointError(
-                f"fits none of the models: its layers attend to texts of width {file.text_width}, "
-                f"{told}",
+                f"fits none of the models: its layers attend to texts of width {dim}, {told}",
                 subject=f"{where}={entry.path}",
             )
         found.append(CatalogLora(file, LoraInfo(name, fits, entry.weight), entry.license))

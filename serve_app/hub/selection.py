@@ -11,7 +11,7 @@ from typing import Any
 from serve_app.core.diffusion.numeric_profile import default_precision
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, DownloadError
-from serve_app.runtime.checkpoints.checkpoint import NETWORKS, REPOSITORY, components, is_half
+from serve_app.runtime.checkpoints.checkpoint import NETWORKS, REPOSITORY, components, is_fp16
 
 INDEX = "model_index.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -158,12 +158,12 @@ def size_of(entries: Iterable[RepoFile]) -> int:
 
 def _of_component(files: Iterable[str], *, half: bool) -> list[str]:
     weights = [name for name in files if _WEIGHTS.fullmatch(name)]
-    halves = [name for name in weights if is_half(name)]
-    plain = [name for name in weights if not is_half(name)]
+    halves = [name for name in weights if is_fp16(name)]
+    plain = [name for name in weights if not is_fp16(name)]
     half = bool(halves) and (half or not plain)
     texts = [
         name
         for name in files
-        if name.endswith((".json", ".txt")) and (_SHARDS not in name or is_half(name) == half)
+        if name.endswith((".json", ".txt")) and (_SHARDS not in name or is_fp16(name) == half)
     ]
     return [*(halves if half else plain), *texts]

@@ -226,7 +226,7 @@ def lora_for_another_model(setup: SetUp) -> list[Found]:
     file = setup.listing(loras="{ink: {path: ink.safetensors}}")
     said = (
         f"MODELS_FILE={file}: loras.ink.path={ink} is a LoRA for another kind of model; only "
-        "SDXL's fit here"
+        "LoRAs for SDXL fit"
     )
     return [("models file", "FAIL", said, f'"${{EDITOR:-vi}}" {file}')]
 

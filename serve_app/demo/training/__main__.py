@@ -28,7 +28,7 @@ from serve_app.demo.training.unet import (
     untaught,
 )
 from serve_app.demo.training.vae import finished_vae, train_vae, vae_run
-from serve_app.runtime.checkpoints.bundled import HOME, NAMES
+from serve_app.runtime.checkpoints.bundled import FOLDER_NAMES, WEIGHTS_FOLDER
 from serve_app.runtime.networks.quiet import diffusers, transformers
 
 
@@ -49,7 +49,7 @@ IN_ORDER = ((Part.VAE,), (Part.GALLERY,), (Part.BASE, Part.REFINER), (Part.PACK,
 def train(
     part: Annotated[Part, typer.Argument(help="everything, or one part of it")] = Part.ALL,
     folder: Annotated[Path, typer.Option(help="of states and records")] = Path("models/training"),
-    output: Annotated[Path, typer.Option(help="where the checkpoint is packed")] = HOME,
+    output: Annotated[Path, typer.Option(help="where the checkpoint is packed")] = WEIGHTS_FOLDER,
     seed: Annotated[int, typer.Option(help="of all chance")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads of one part")] = os.cpu_count() or 1,
     vae_steps: Annotated[int, typer.Option(help="of the autoencoder's course")] = 5000,
@@ -71,7 +71,7 @@ def train(
     if part is Part.VAE:
         train_vae(courses[Part.VAE])
         return
-    vae = finished_vae(courses[Part.VAE], output / NAMES[Stage.BASE] / "vae")
+    vae = finished_vae(courses[Part.VAE], output / FOLDER_NAMES[Stage.BASE] / "vae")
     words = new_tokenizer(folder / f"words-{part}", seed)
     if part is Part.PACK:
         parts = {Part.BASE: Stage.BASE, Part.REFINER: Stage.REFINER}

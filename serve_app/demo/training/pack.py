@@ -9,7 +9,7 @@ from typing import Any
 
 from serve_app.core.diffusion.spec import Stage
 from serve_app.demo.training.unet import TrainedStage, scheduler
-from serve_app.runtime.checkpoints.bundled import NAMES
+from serve_app.runtime.checkpoints.bundled import FOLDER_NAMES
 from serve_app.runtime.networks.quiet import diffusers, transformers
 
 LARGEST = 20_000_000  # bytes, both together
@@ -32,8 +32,8 @@ def pack(
         for network in networks.networks.values():
             network.half()
         pipeline = _pipeline(stage, vae, words, networks)
-        pipeline.save_pretrained(home / NAMES[stage])
-    folders = [home / name for name in NAMES.values()]
+        pipeline.save_pretrained(home / FOLDER_NAMES[stage])
+    folders = [home / name for name in FOLDER_NAMES.values()]
     for folder in folders:
         note = folder / "training.json"
         before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}

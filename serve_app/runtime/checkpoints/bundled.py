@@ -1,16 +1,16 @@
-"""Where the demo checkpoint lies: inside the package, so that it is there on every machine.
+"""The demo checkpoint, which ships inside the package. No torch.
 
-Knows no torch. What is in the folders is told by their README.md.
+Its weights are described in the README.md of each folder.
 """
 
 from pathlib import Path
 
 from serve_app.core.diffusion.spec import Stage
 
-HOME = Path(__file__).parents[2] / "demo" / "weights"
-NAMES = {Stage.BASE: "demo", Stage.REFINER: "demo-refiner"}
+WEIGHTS_FOLDER = Path(__file__).parents[2] / "demo" / "weights"
+FOLDER_NAMES = {Stage.BASE: "demo", Stage.REFINER: "demo-refiner"}
 
 
 def demo_folder(stage: Stage) -> Path:
-    """The diffusers folder of a stage of the demo."""
-    return HOME / NAMES[stage]
+    """Return the diffusers folder of one stage of the demo."""
+    return WEIGHTS_FOLDER / FOLDER_NAMES[stage]

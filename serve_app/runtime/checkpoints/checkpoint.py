@@ -1,9 +1,8 @@
-"""A checkpoint, read without loading it: is it whole, and what does it say of itself?
+"""A checkpoint, inspected without loading it: is it complete, and what does it say of itself?
 
-A folder in diffusers' layout, or a single file and a folder with the configs it lacks.
-Knows no torch, so that the builder and the command line can ask in milliseconds.
-Only safetensors are taken: a pickle can run code, and the file's own header is what counts, not
-its name.
+It is a folder in diffusers' layout, or a single file with a folder for the configs it lacks. No
+torch, so the application builder and the command line get their answer in milliseconds. Only
+safetensors are accepted, because a pickle can run code; the header of a file counts, not its name.
 """
 
 import json
@@ -22,7 +21,7 @@ from serve_app.runtime.checkpoints.safetensors_header import read_header
 from serve_app.runtime.checkpoints.single_file import SUFFIX, SingleFile, read_single_file
 
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
-_HALF = re.compile(r"\.fp16[.-]")
+_FP16 = re.compile(r"\.fp16[.-]")
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 REPOSITORY = {
     Stage.BASE: "stabilityai/stable-diffusion-xl-base-1.0",
@@ -32,25 +31,23 @@ REPOSITORY = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All that a stage needs. Equal facts, equal pictures (weights apart)."""
+    """Everything a stage needs to know of its checkpoint before it loads the weights."""
 
     stage: Stage
     folder: Path  # of everything, or of what `file` lacks
-    name: str  # how answers call it
+    name: str  # in responses and requests
     noise_config: NoiseConfig
-    native_size: int  # native side of a picture, pixels
+    native_size: int  # side of the images it was trained on, in pixels
     variant: str | None  # of the weight files: None or "fp16"
-    requires_aesthetics_score: (
-        bool  # five size ids, the last an aesthetic score, as the refiner was trained
-    )
-    force_zeros_for_empty_prompt: bool  # an absent negative prompt is zeros, not the encoding of ""
+    requires_aesthetics_score: bool  # the last of five time ids is an aesthetic score (refiner)
+    force_zeros_for_empty_prompt: bool  # an absent negative prompt is zeros, not an encoded ""
     file: SingleFile | None = None  # where the weights are, if not in the folder
     defaults: ModelDefaults = SDXL_DEFAULTS
-    text_width: int | None = None  # of the text that its UNet attends to
+    cross_attention_dim: int | None = None  # width of the text embeddings its UNet attends to
 
     @property
     def path(self) -> Path:
-        """What `inspect` was asked for."""
+        """The path that `inspect` was called with."""
         return self.file.path if self.file else self.folder
 
 
@@ -70,7 +67,7 @@ def inspect(path: Path, stage: Stage, *, configs: Path | None = None) -> Checkpo
 
 
 def is_pair(base: Checkpoint, refiner: Checkpoint) -> bool:
-    """Whether the refiner can continue what base began."""
+    """Return whether the refiner can continue images that the base model began."""
     return (
         base.noise_config.has_same_noise_as(refiner.noise_config)
         and base.native_size == refiner.native_size
@@ -78,33 +75,52 @@ def is_pair(base: Checkpoint, refiner: Checkpoint) -> bool:
 
 
 def components(index: Mapping[str, Any], stage: Stage) -> frozenset[str]:
-    """The parts that a model_index.json names, each a folder; all that the stage needs are there.
+    """Return the components that a model_index.json names, each the name of a folder.
 
-    Raises `CheckpointError` for the first one that is not.
+    Raises `CheckpointError` when one that the stage needs is missing.
     """
     present = {
         name
-        for name, made_of in index.items()
-        if isinstance(made_of, list) and made_of and made_of[0] is not None
+        for name, entry in index.items()  # [library, class], or [None, None]
+        if isinstance(entry, list) and entry and entry[0] is not None
     }
-    for name in sorted(_needed(stage) - present):
+    for name in sorted(_required(stage) - present):
         raise CheckpointError(f"lacks {name} in model_index.json")
     return frozenset(present)
 
 
-def is_half(name: str) -> bool:
-    """Whether a weight file is of the fp16 variant, which is loaded only where it is alone."""
-    return _HALF.search(name) is not None
-
-
-def _needed(stage: Stage) -> set[str]:
-    needed = {"unet", "vae", "scheduler", "text_encoder_2", "tokenizer_2"}
-    return needed | {"text_encoder", "tokenizer"} if stage is Stage.BASE else needed
+def is_fp16(name: str) -> bool:
+    """Return whether a weight file is of the fp16 variant, which is loaded when it is alone."""
+    return _FP16.search(name) is not None
 
 
 def is_single_file(path: Path) -> bool:
     """Return whether a path names a single-file checkpoint, which need not exist."""
     return path.suffix == SUFFIX and not path.is_dir()
+
+
+def num_parameters(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return the number of parameters of each network, from the headers of the weight files."""
+    counts = checkpoint.file.num_parameters() if checkpoint.file else {}
+    for name in _required(checkpoint.stage) & set(NETWORKS) - counts.keys():
+        files = _weight_files(checkpoint.folder / name)
+        headers = [read_header(file, _label(file)) for file in files]
+        counts[name] = sum(prod(shape) for header in headers for shape in header.shapes.values())
+    return counts
+
+
+def check_safety_checker(folder: Path) -> None:
+    """Raise `CheckpointError`, with the folder as subject, unless it holds a safety checker."""
+    try:
+        _read_json(folder, "config.json")
+        _check_weights(folder, "the safety checker")
+    except CheckpointError as error:
+        raise error.about(str(folder)) from None
+
+
+def _required(stage: Stage) -> set[str]:
+    required = {"unet", "vae", "scheduler", "text_encoder_2", "tokenizer_2"}
+    return required | {"text_encoder", "tokenizer"} if stage is Stage.BASE else required
 
 
 def _inspect_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
@@ -116,53 +132,52 @@ def _inspect_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
     if configs is None:
         raise ConfigsError("is a single file, which lacks configs and tokenizers")
     try:
-        folder = _inspect_folder(configs, stage, elsewhere=file.components)
+        folder = _inspect_folder(configs, stage, in_file=file.components)
     except CheckpointError as error:
         raise ConfigsError(f"takes its configs from {configs}, which {error.problem}") from None
-    names = ("unet", "text_encoder_2")
-    mismatch = file.config_mismatch({name: _json(configs, f"{name}/config.json") for name in names})
+    mismatch = file.config_mismatch(
+        {name: _read_json(configs, f"{name}/config.json") for name in ("unet", "text_encoder_2")}
+    )
     if mismatch:
         raise CheckpointError(f"does not match the configs in {configs}: {mismatch}")
     noise = folder.noise_config
     if file.prediction_type is not None:
         noise = replace(noise, prediction_type=file.prediction_type)
-    if (
-        file.rescale_betas_zero_snr
-    ):  # which only trailing timesteps reach: Lin et al. 2023, section 3.3
+    if file.rescale_betas_zero_snr:
+        # Only trailing timesteps reach zero SNR: Lin et al. 2023, section 3.3.
         noise = replace(noise, rescale_betas_zero_snr=True, timestep_spacing="trailing")
     defaults = defaults_of([path.stem, file.title])
     return replace(folder, name=path.stem, noise_config=noise, file=file, defaults=defaults)
 
 
 def _inspect_folder(
-    folder: Path, stage: Stage, elsewhere: frozenset[str] = frozenset()
+    folder: Path, stage: Stage, in_file: frozenset[str] = frozenset()
 ) -> Checkpoint:
+    """Inspect a diffusers folder, which need not have the networks that are `in_file`."""
     if not folder.is_dir():
         problem = (
             "is not a folder, nor a .safetensors file" if folder.exists() else "does not exist"
         )
         raise CheckpointError(problem)
-    index = _json(folder, "model_index.json")
+    index = _read_json(folder, "model_index.json")
     components(index, stage)
-    needed = _needed(stage)
-    for name in sorted(needed):
+    required = _required(stage)
+    for name in sorted(required):
         if not (folder / name).is_dir():
             raise CheckpointError(f"lacks its folder {name}")
-    here = [name for name in NETWORKS if name in needed - elsewhere]
-    variants = {_weights(folder / name, name) for name in here}
-    unet, vae = _json(folder, "unet/config.json"), _json(folder, "vae/config.json")
+    networks = [name for name in NETWORKS if name in required - in_file]
+    variants = {_check_weights(folder / name, name) for name in networks}
+    unet, vae = _read_json(folder, "unet/config.json"), _read_json(folder, "vae/config.json")
+    in_channels = unet.get("in_channels", LATENT_CHANNELS)
     pixels_per_latent = 2 ** (len(vae.get("block_out_channels", ())) - 1)
-    if (
-        unet.get("in_channels", LATENT_CHANNELS) != LATENT_CHANNELS
-        or pixels_per_latent != PIXELS_PER_LATENT
-    ):
+    if (in_channels, pixels_per_latent) != (LATENT_CHANNELS, PIXELS_PER_LATENT):
         raise CheckpointError("is not SDXL: its latents have another shape")
     if unet.get("time_cond_proj_dim") is not None:
         raise CheckpointError(
-            "is told its guidance as a number (time_cond_proj_dim): not known here"
+            "takes its guidance scale as an embedding (time_cond_proj_dim), which is not supported"
         )
     name = folder.resolve().name
-    scheduler = _json(folder, "scheduler/scheduler_config.json")
+    scheduler = _read_json(folder, "scheduler/scheduler_config.json")
     return Checkpoint(
         stage=stage,
         folder=folder,
@@ -170,7 +185,7 @@ def _inspect_folder(
         noise_config=NoiseConfig.from_scheduler_config(scheduler),
         native_size=int(unet.get("sample_size") or 128) * PIXELS_PER_LATENT,
         variant="fp16" if "fp16" in variants else None,
-        text_width=unet.get("cross_attention_dim"),
+        cross_attention_dim=unet.get("cross_attention_dim"),
         requires_aesthetics_score=bool(index.get("requires_aesthetics_score", False)),
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
         defaults=defaults_of(
@@ -179,26 +194,7 @@ def _inspect_folder(
     )
 
 
-def num_parameters(checkpoint: Checkpoint) -> dict[str, int]:
-    """How many numbers the weights of each network have, by the headers of their files."""
-    counts = checkpoint.file.num_parameters() if checkpoint.file else {}
-    for name in _needed(checkpoint.stage) & set(NETWORKS) - counts.keys():
-        files = _weight_files(checkpoint.folder / name)
-        headers = (read_header(file, _called(file)) for file in files)
-        counts[name] = sum(prod(shape) for header in headers for shape in header.shapes.values())
-    return counts
-
-
-def check_safety_checker(folder: Path) -> None:
-    """Raise `CheckpointError`, with the folder as subject, unless it holds a safety checker."""
-    try:
-        _json(folder, "config.json")
-        _weights(folder, "the safety checker")
-    except CheckpointError as error:
-        raise error.about(str(folder)) from None
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -210,23 +206,23 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _weights(folder: Path, name: str) -> str | None:
-    """The variant of a network's weight files, after a look at every header."""
+def _check_weights(folder: Path, network: str) -> str | None:
+    """Return the variant of a network's weight files, after a check of every header."""
     files = _weight_files(folder)
     if not files:
         if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
-            raise CheckpointError(f"holds a pickle in {name}, where only safetensors are loaded")
-        raise CheckpointError(f"lacks the weights of {name} (*.safetensors)")
+            raise CheckpointError(f"holds a pickle in {network}, where only safetensors are loaded")
+        raise CheckpointError(f"lacks the weights of {network} (*.safetensors)")
     for file in files:
-        read_header(file, _called(file))
-    return "fp16" if is_half(files[0].name) else None
+        read_header(file, _label(file))
+    return "fp16" if is_fp16(files[0].name) else None
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that are loaded: the full ones where there are any, else the halves."""
+    """Return the files that diffusers loads: the full ones where there are any, else fp16."""
     files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if not is_half(file.name)] or files
+    return [file for file in files if not is_fp16(file.name)] or files
 
 
-def _called(file: Path) -> str:
+def _label(file: Path) -> str:
     return f"{file.parent.name}/{file.name}"

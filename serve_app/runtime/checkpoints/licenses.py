@@ -1,7 +1,7 @@
-"""Under what terms a checkpoint's pictures are made: read from its folder, or from its card.
+"""The licence of a checkpoint or a LoRA, read from its folder, its file or its model card.
 
-Knows no torch and no HTTP. The operator's own copy of the licence is passed on as it lies there;
-the restrictions are a summary of ours, and say so.
+The licence text in a folder is passed on unchanged. `RESTRICTIONS` is this project's summary, and
+every place that shows it says so. No torch, no HTTP.
 """
 
 import re
@@ -13,9 +13,9 @@ from serve_app.runtime.checkpoints.lora_file import LoraFile
 
 RAIL = "CreativeML Open RAIL++-M"
 _RAIL_URL = "https://huggingface.co/{}/blob/main/LICENSE.md"
-_LONGEST = 100_000  # characters of a licence that are passed on
+_MAX_TEXT = 100_000  # characters of a licence that are passed on
 _TAGS = re.compile(r"^(license|license_name):\s*[\"']?([\w.+-]+)", re.MULTILINE)
-RESTRICTIONS = (  # what Attachment A of the licence forbids, in our words; its text binds
+RESTRICTIONS = (  # a summary of Attachment A of the licence; its own text binds
     "breaking any law or regulation that applies",
     "exploiting or harming minors, or trying to",
     "making or spreading what is verifiably false in order to harm others",
@@ -30,56 +30,66 @@ RESTRICTIONS = (  # what Attachment A of the licence forbids, in our words; its 
 )
 
 
-def license_of(checkpoint: Checkpoint, said: str | None = None) -> License:
-    """The terms of a checkpoint: what the operator has `said`, else its folder or its file, else
-    those of the family it belongs to. The folder that lends a single file its configs says nothing
-    of the file's terms."""
-    if said or checkpoint.file:
-        return _license_said(
-            checkpoint, said or (checkpoint.file and checkpoint.file.license) or ""
-        )
-    text = _first(checkpoint.folder, "LICENSE*")
-    tags: dict[str, str] = dict(_TAGS.findall(_first(checkpoint.folder, "README*")))
-    said = (tags.get("license_name") or tags.get("license") or "").lower()
-    if "open rail" in text.lower() or "openrail" in said or not (text or said):
-        assumed = "" if text or said else " (assumed: its folder does not say)"
+def license_of(checkpoint: Checkpoint, stated: str | None = None) -> License:
+    """Return the licence of a checkpoint.
+
+    It is the name that the operator `stated`, or else that of the checkpoint's folder or file, or
+    else SDXL's own. The folder that lends a single file its configs says nothing about the
+    licence of the file.
+    """
+    if stated or checkpoint.file:
+        in_file = checkpoint.file.license if checkpoint.file else ""
+        return _named_license(checkpoint, stated or in_file)
+    text = _first_text(checkpoint.folder, "LICENSE*")
+    tags: dict[str, str] = dict(_TAGS.findall(_first_text(checkpoint.folder, "README*")))
+    on_card = (tags.get("license_name") or tags.get("license") or "").lower()
+    if "open rail" in text.lower() or "openrail" in on_card or not (text or on_card):
+        assumed = "" if text or on_card else " (assumed: its folder does not say)"
         url = _RAIL_URL.format(REPOSITORY[checkpoint.stage])
         return License(checkpoint.name, RAIL + assumed, url, RESTRICTIONS, text)
-    return License(checkpoint.name, said or "see text", "", (), text)
+    return License(checkpoint.name, on_card or "see text", "", (), text)
 
 
-def _license_said(checkpoint: Checkpoint, said: str) -> License:
-    if said and "openrail" not in said.lower().replace(" ", ""):
-        return License(checkpoint.name, said, "", (), "")
-    assumed = "" if said else " (assumed: the file does not say)"
+def _named_license(checkpoint: Checkpoint, license_name: str) -> License:
+    if license_name and not _is_open_rail(license_name):
+        return License(checkpoint.name, license_name, "", (), "")
+    assumed = "" if license_name else " (assumed: the file does not say)"
     url = _RAIL_URL.format(REPOSITORY[checkpoint.stage])
     return License(checkpoint.name, RAIL + assumed, url, RESTRICTIONS, "")
 
 
-def license_of_lora(name: str, file: LoraFile, said: str | None = None) -> License:
-    """The terms of a LoRA: what the operator has `said`, else its file's own notes. Nothing is
-    taken for granted: people train LoRAs under terms of all kinds."""
-    named = said or file.license or "not known"
-    restrictions = RESTRICTIONS if "openrail" in named.lower().replace(" ", "") else ()
-    return License(name, named, "", restrictions, "")
+def license_of_lora(name: str, file: LoraFile, stated: str | None = None) -> License:
+    """Return the licence of a LoRA: the one that the operator `stated`, or else its file's.
+
+    Nothing is assumed, because LoRAs are published under licences of all kinds.
+    """
+    license_name = stated or file.license or "not known"
+    restrictions = RESTRICTIONS if _is_open_rail(license_name) else ()
+    return License(name, license_name, "", restrictions, "")
 
 
-def license_on_card(repository: str, said: str, url: str) -> License:
-    """The terms of a repository whose files are not here yet: what its card says, at `url`.
+def license_on_card(repository: str, tag: str, url: str) -> License:
+    """Return the licence of a repository that is not downloaded yet.
 
-    Those of SDXL itself are known, whatever a mirror's card says.
+    `tag` is the license tag of its model card, and `url` links to the card. The licence of SDXL
+    itself is known, whatever the card of a mirror says.
     """
     if repository in REPOSITORY.values():
         return License(repository, RAIL, _RAIL_URL.format(repository), RESTRICTIONS, "")
-    restrictions = RESTRICTIONS if "openrail" in said.lower() else ()
-    name = RAIL if said.lower() == "openrail++" else said or "none named on its card"
+    restrictions = RESTRICTIONS if "openrail" in tag.lower() else ()
+    name = RAIL if tag.lower() == "openrail++" else tag or "none named on its card"
     return License(repository, name, url, restrictions, "")
 
 
-def _first(folder: Path, pattern: str) -> str:
+def _is_open_rail(license_name: str) -> bool:
+    return "openrail" in license_name.lower().replace(" ", "")
+
+
+def _first_text(folder: Path, pattern: str) -> str:
+    """Return the start of the first readable file that matches, "" when there is none."""
     for file in sorted(folder.glob(pattern)):
         try:
-            return file.read_text(encoding="utf-8", errors="replace")[:_LONGEST]
+            return file.read_text(encoding="utf-8", errors="replace")[:_MAX_TEXT]
         except OSError:
             continue
     return ""

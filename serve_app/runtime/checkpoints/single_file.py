@@ -1,7 +1,8 @@
-"""A checkpoint in one file, in the layout SDXL was published in: what is it, and what is inside?
+"""A checkpoint in one .safetensors file, inspected without loading it. No torch.
 
-Knows no torch: names and shapes of tensors say it all. The layout is that of Stability's
-generative-models (LDM): `model.diffusion_model`, `first_stage_model`, `conditioner.embedders`.
+The layout is the one in which SDXL was published, that of Stability AI's generative-models (LDM):
+`model.diffusion_model`, `first_stage_model`, `conditioner.embedders`. Names and shapes of tensors
+tell what the file is, and which networks it contains.
 """
 
 from collections.abc import Mapping
@@ -18,15 +19,16 @@ SUFFIX = ".safetensors"
 _UNET = "model.diffusion_model."
 _VAES = ("first_stage_model.", "vae.")
 _CLIP = "conditioner.embedders.0.transformer."
-_OPEN_CLIP = {  # by stage: the refiner has no other text encoder
+_OPEN_CLIP = {  # the refiner has no other text encoder, so its index differs
     Stage.BASE: "conditioner.embedders.1.model.",
     Stage.REFINER: "conditioner.embedders.0.model.",
 }
-_FIRST = _UNET + "input_blocks.0.0.weight"
-_LABEL = _UNET + "label_emb.0.0.weight"
+_CONV_IN = _UNET + "input_blocks.0.0.weight"  # (block_out_channels[0], in_channels, 3, 3)
+_LABEL_EMB = _UNET + "label_emb.0.0.weight"  # embeds pooled text and time ids
 _CROSS_ATTENTION = ".attn2.to_k.weight"
-_CONTEXTS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}  # width of what is attended to
-_FOREIGN_KINDS = (  # part of a tensor's name, and what has such a part
+_STAGE_OF_DIM = {2048: Stage.BASE, 1280: Stage.REFINER}  # by cross_attention_dim
+_OLD_MODEL_OF_DIM = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}
+_FOREIGN_KINDS = (  # a part of a tensor's name, and the problem of a file that has such a tensor
     ("lora_", "is a LoRA and no whole checkpoint"),
     (".lora", "is a LoRA and no whole checkpoint"),
     ("hada_w1_a", "is a LoRA and no whole checkpoint"),
@@ -46,114 +48,126 @@ _FOREIGN_KINDS = (  # part of a tensor's name, and what has such a part
 
 @dataclass(frozen=True, slots=True)
 class SingleFile:
-    """A whole SDXL in one file, as its header has it."""
+    """What the header of an SDXL checkpoint in one file says."""
 
     path: Path
-    stage: Stage | None  # None: a UNet alone, of sizes that are not SDXL's own
-    components: frozenset[str]  # networks, by their names in a diffusers folder
-    prediction_type: str | None  # None: it does not say
-    rescale_betas_zero_snr: bool | None  # None: it does not say
-    title: str  # what its notes call it, "" when they don't
-    license: str  # what its notes say of terms, "" when they don't
+    stage: Stage | None  # None: a UNet alone, of sizes other than SDXL's own
+    components: frozenset[str]  # its networks, by their names in a diffusers folder
+    prediction_type: str | None  # diffusers' name; None when the file does not say
+    rescale_betas_zero_snr: bool | None  # None when the file does not say
+    title: str  # "modelspec.title" of its metadata, or ""
+    license: str  # "modelspec.license" of its metadata, or ""
     header: Header
 
     def num_parameters(self) -> dict[str, int]:
-        """How many numbers the weights of each network inside have."""
-        open_clip = _OPEN_CLIP[self.stage or Stage.BASE]
-        begin = {
+        """Return the number of parameters of each network in the file."""
+        prefixes = {
             "unet": (_UNET,),
             "vae": _VAES,
             "text_encoder": (_CLIP,),
-            "text_encoder_2": (open_clip,),
+            "text_encoder_2": (_OPEN_CLIP[self.stage or Stage.BASE],),
         }
         shapes = self.header.shapes
         return {
-            name: sum(prod(shape) for key, shape in shapes.items() if key.startswith(begin[name]))
+            name: sum(prod(shapes[key]) for key in shapes if key.startswith(prefixes[name]))
             for name in self.components
         }
 
     def config_mismatch(self, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
-        """Return how this file contradicts configs of networks, None when they describe it."""
+        """Return how this file contradicts `configs`, or None when they describe it.
+
+        `configs` are the config.json of `unet` and `text_encoder_2`.
+        """
         unet = configs["unet"]
-        wanted = {
-            _FIRST: (0, next(iter(unet.get("block_out_channels", ())), None)),
-            _LABEL: (1, unet.get("projection_class_embeddings_input_dim")),
-            self._cross_attention: (1, unet.get("cross_attention_dim")),
+        expected = {  # of a tensor: the axis, and its size
+            _CONV_IN: (0, next(iter(unet.get("block_out_channels", ())), None)),
+            _LABEL_EMB: (1, unet.get("projection_class_embeddings_input_dim")),
+            self._first_cross_attention: (1, unet.get("cross_attention_dim")),
         }
         if self.stage is not None and "text_encoder_2" in self.components:
             name = _OPEN_CLIP[self.stage] + "positional_embedding"
-            wanted[name] = (1, configs["text_encoder_2"].get("hidden_size"))
-        for name, (axis, size) in wanted.items():
+            expected[name] = (1, configs["text_encoder_2"].get("hidden_size"))
+        for name, (axis, size) in expected.items():
             shape = self.header.shapes.get(name, ())
             if len(shape) <= axis or shape[axis] != size:
                 return f"its {name} has shape {list(shape)}, and they want {size} on axis {axis}"
         return None
 
     @property
-    def _cross_attention(self) -> str:
-        return next(
-            (n for n in sorted(self.header.shapes) if n.endswith(_CROSS_ATTENTION)),
-            _CROSS_ATTENTION,
-        )
+    def _first_cross_attention(self) -> str:
+        names = (name for name in sorted(self.header.shapes) if name.endswith(_CROSS_ATTENTION))
+        return next(names, _CROSS_ATTENTION)
 
 
 def read_single_file(path: Path) -> SingleFile:
-    """What a file is. Raises `CheckpointError` when it is no whole SDXL."""
+    """Return what a file is. Raises `CheckpointError` when it is no whole SDXL checkpoint."""
     header = read_header(path, path.name)
     names = header.shapes.keys()
     _check_kind(header)
-    refiner = any(name.startswith(_OPEN_CLIP[Stage.REFINER]) for name in names)
-    base = any(name.startswith(_OPEN_CLIP[Stage.BASE]) for name in names)
-    clip = any(name.startswith(_CLIP) for name in names)
-    if base != clip:
-        there, lacking = ("second", "first") if base else ("first", "second")
-        raise CheckpointError(f"holds the {there} text encoder and lacks the {lacking}")
-    inside = {"unet"}
-    if any(name.startswith(_VAES) for name in names):
-        inside.add("vae")
-    if base or refiner:
-        inside.add("text_encoder_2")
-    if clip:
-        inside.add("text_encoder")
-    notes = header.metadata
-    said = notes.get("modelspec.prediction_type", "").lower()
-    v = "v_pred" in names or said in ("v", "v_prediction", "v-prediction")
+
+    def has(*prefixes: str) -> bool:
+        return any(name.startswith(prefixes) for name in names)
+
+    is_refiner, is_base, has_clip = (
+        has(_OPEN_CLIP[Stage.REFINER]),
+        has(_OPEN_CLIP[Stage.BASE]),
+        has(_CLIP),
+    )
+    if is_base != has_clip:
+        present, missing = ("second", "first") if is_base else ("first", "second")
+        raise CheckpointError(f"holds the {present} text encoder and lacks the {missing}")
+    components = {
+        "unet": True,
+        "vae": has(*_VAES),
+        "text_encoder": has_clip,
+        "text_encoder_2": is_base or is_refiner,
+    }
+    metadata = header.metadata
+    prediction = metadata.get("modelspec.prediction_type", "").lower()
+    is_v = "v_pred" in names or prediction in ("v", "v_prediction", "v-prediction")
+    epsilon = prediction if prediction == "epsilon" else None
     return SingleFile(
         path=path,
-        stage=Stage.BASE if base else Stage.REFINER if refiner else _stage_of_unet(header),
-        components=frozenset(inside),
-        prediction_type="v_prediction" if v else said if said == "epsilon" else None,
+        stage=Stage.BASE if is_base else Stage.REFINER if is_refiner else _stage_of_unet(header),
+        components=frozenset(name for name, is_present in components.items() if is_present),
+        prediction_type="v_prediction" if is_v else epsilon,
         rescale_betas_zero_snr=True if "ztsnr" in names else None,
-        title=notes.get("modelspec.title", ""),
-        license=notes.get("modelspec.license", ""),
+        title=metadata.get("modelspec.title", ""),
+        license=metadata.get("modelspec.license", ""),
         header=header,
     )
 
 
 def _stage_of_unet(header: Header) -> Stage | None:
-    """The stage by the width of what a UNet attends to."""
-    widths = {shape[-1] for name, shape in header.shapes.items() if name.endswith(_CROSS_ATTENTION)}
-    return {2048: Stage.BASE, 1280: Stage.REFINER}.get(widths.pop()) if len(widths) == 1 else None
+    """Return the stage by the UNet's cross_attention_dim."""
+    dims = {shape[-1] for name, shape in header.shapes.items() if name.endswith(_CROSS_ATTENTION)}
+    return _STAGE_OF_DIM.get(dims.pop()) if len(dims) == 1 else None
 
 
 def _check_kind(header: Header) -> None:
-    """Returns for an SDXL of either stage; raises `CheckpointError` that says what it is else."""
+    """Raise `CheckpointError`, which says what the file is, unless it is SDXL of either stage."""
     shapes = header.shapes
-    for part, sentence in _FOREIGN_KINDS:
+    for part, problem in _FOREIGN_KINDS:
         if any(part in name for name in shapes):
-            raise CheckpointError(sentence)
-    if _FIRST not in shapes:
-        vae = any(n.removeprefix(p).startswith("decoder.conv_in") for n in shapes for p in _VAES)
+            raise CheckpointError(problem)
+    if _CONV_IN not in shapes:
+        is_vae = any(
+            name.removeprefix(prefix).startswith("decoder.conv_in")
+            for name in shapes
+            for prefix in _VAES
+        )
         raise CheckpointError(
-            "is a VAE and no whole checkpoint" if vae else "holds no SDXL: its UNet is not there"
+            "is a VAE and no whole checkpoint" if is_vae else "holds no SDXL: its UNet is missing"
         )
     for name, shape in shapes.items():
-        if name.endswith(_CROSS_ATTENTION) and shape[-1] in _CONTEXTS:
-            raise CheckpointError(f"is a {_CONTEXTS[shape[-1]]} checkpoint; only SDXL runs here")
-    if _LABEL not in shapes:
-        raise CheckpointError("holds no SDXL: its UNet is told no picture sizes")
-    if shapes[_FIRST][1:2] != (LATENT_CHANNELS,):
+        if name.endswith(_CROSS_ATTENTION) and shape[-1] in _OLD_MODEL_OF_DIM:
+            raise CheckpointError(
+                f"is a {_OLD_MODEL_OF_DIM[shape[-1]]} checkpoint; only SDXL runs here"
+            )
+    if _LABEL_EMB not in shapes:
+        raise CheckpointError("holds no SDXL: its UNet takes no image sizes (label_emb)")
+    if shapes[_CONV_IN][1:2] != (LATENT_CHANNELS,):
         raise CheckpointError(
-            f"is an inpainting or editing checkpoint ({shapes[_FIRST][1]} channels in); only plain "
-            "SDXL runs here"
+            f"is an inpainting or editing checkpoint ({shapes[_CONV_IN][1]} channels in); only "
+            "plain SDXL runs here"
         )

@@ -30,7 +30,7 @@ from serve_app.demo.training.unet import (
     untaught,
 )
 from serve_app.demo.training.vae import finished_vae, train_vae, vae_run
-from serve_app.runtime.checkpoints.bundled import NAMES
+from serve_app.runtime.checkpoints.bundled import FOLDER_NAMES
 from serve_app.runtime.checkpoints.checkpoint import inspect, is_pair
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
@@ -38,7 +38,7 @@ from serve_app.runtime.networks.quiet import diffusers, transformers
 
 SEED = 4
 ORIGIN = {"seed": SEED, "commit": "none"}
-BASE, REFINER = NAMES[Stage.BASE], NAMES[Stage.REFINER]
+BASE, REFINER = FOLDER_NAMES[Stage.BASE], FOLDER_NAMES[Stage.REFINER]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_a_stage_made_anew_leaves_the_other_and_the_autoencoder_as_they_are(
     changed = {file.parent for file, was in before.items() if file.read_bytes() != was}
     refiner = home / REFINER
     assert changed == {home / BASE, refiner, refiner / "unet", refiner / "text_encoder_2"}
-    notes = [json.loads((home / name / "training.json").read_text()) for name in NAMES.values()]
+    notes = [json.loads((home / name / "training.json").read_text()) for name in (BASE, REFINER)]
     assert notes[0] == notes[1]
     assert (notes[0]["base"]["steps"], notes[0]["refiner"]["steps"]) == (2, 3)
 

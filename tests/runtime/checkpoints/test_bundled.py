@@ -1,3 +1,5 @@
+"""The demo checkpoint in the package: small, complete, safe to load, and documented."""
+
 import json
 import re
 from dataclasses import replace
@@ -9,23 +11,23 @@ from safetensors import safe_open
 from serve_app.core.diffusion.spec import Stage
 from serve_app.demo.captions import AS_PEOPLE_DO, Language, caption
 from serve_app.demo.training.dataset import scene
-from serve_app.runtime.checkpoints.bundled import HOME, demo_folder
+from serve_app.runtime.checkpoints.bundled import WEIGHTS_FOLDER, demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, is_pair
 from serve_app.runtime.networks.quiet import diffusers, transformers
 
 
 def test_both_stages_together_take_less_than_20_megabytes() -> None:
-    assert sum(f.stat().st_size for f in HOME.rglob("*") if f.is_file()) <= 20_000_000
+    assert sum(f.stat().st_size for f in WEIGHTS_FOLDER.rglob("*") if f.is_file()) <= 20_000_000
 
 
-def test_they_fit_together(checkpoints: dict[Stage, Checkpoint]) -> None:
+def test_base_and_refiner_fit_together(checkpoints: dict[Stage, Checkpoint]) -> None:
     base, refiner = checkpoints[Stage.BASE], checkpoints[Stage.REFINER]
     assert is_pair(base, refiner)
     assert (base.name, refiner.name, base.native_size) == ("demo", "demo-refiner", 128)
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_a_folder_holds_half_precision_safetensors_and_nothing_that_runs_code(
+def test_a_folder_holds_fp16_safetensors_and_nothing_that_runs_code(
     stage: Stage,
 ) -> None:
     files = [f for f in demo_folder(stage).rglob("*") if f.is_file()]
@@ -33,12 +35,12 @@ def test_a_folder_holds_half_precision_safetensors_and_nothing_that_runs_code(
     for file in files:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as weights:
-                kinds = {weights.get_tensor(key).dtype for key in [*weights.keys()]}
-            assert kinds == {torch.float16}, file
+                dtypes = {weights.get_tensor(key).dtype for key in [*weights.keys()]}
+            assert dtypes == {torch.float16}, file
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_stock_diffusers_loads_it_without_a_word_of_help(stage: Stage) -> None:
+def test_stock_diffusers_loads_it_without_extra_arguments(stage: Stage) -> None:
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
         demo_folder(stage), local_files_only=True, use_safetensors=True
     )
@@ -47,7 +49,7 @@ def test_stock_diffusers_loads_it_without_a_word_of_help(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_it_says_where_it_comes_from(stage: Stage) -> None:
+def test_each_folder_records_how_it_was_trained(stage: Stage) -> None:
     record = json.loads((demo_folder(stage) / "training.json").read_text())
     assert set(record) == {"vae", "base", "refiner"}
     for course in record.values():

@@ -1,4 +1,4 @@
-"""Folders that are not whole: each is named in one line with the command that mends it."""
+"""Checkpoint folders: refused in one line when incomplete, else read for what they say."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect, is_pair, num_parameters
 
-Break = Callable[[Path], object]
+Damage = Callable[[Path], object]
 
 
 @pytest.fixture
@@ -33,12 +33,17 @@ def pickle_in_disguise(folder: Path) -> None:
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"PK\x03\x04" + bytes(99))
 
 
+def file_instead(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.touch()
+
+
 def truncate(folder: Path) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
 
 
-def edit(name: str, **changes: object) -> Break:
+def edit(name: str, **changes: object) -> Damage:
     def change(folder: Path) -> None:
         content = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(content | changes))
@@ -46,9 +51,9 @@ def edit(name: str, **changes: object) -> Break:
     return change
 
 
-BROKEN: dict[str, tuple[Break, str]] = {
+BROKEN: dict[str, tuple[Damage, str]] = {
     "missing": (lambda f: shutil.rmtree(f), "does not exist"),
-    "a file": (lambda f: (shutil.rmtree(f), f.touch()), "is not a folder"),
+    "a file": (file_instead, "is not a folder"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "lacks model_index.json"),
     "bad index": (lambda f: (f / "model_index.json").write_text("{"), "unreadable model_index"),
     "a listed index": (lambda f: (f / "model_index.json").write_text("[]"), "unreadable model_ind"),
@@ -62,9 +67,9 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "a disguise": (pickle_in_disguise, "which is no safetensors file inside"),
     "truncated": (truncate, "truncated unet/diffusion_pytorch_model.safetensors"),
     "inpainting": (edit("unet/config.json", in_channels=9), "is not SDXL"),
-    "an LCM that is told its guidance": (
+    "an LCM with its guidance scale embedded": (
         edit("unet/config.json", time_cond_proj_dim=256),
-        "is told its guidance as a number (time_cond_proj_dim)",
+        "takes its guidance scale as an embedding (time_cond_proj_dim)",
     ),
     "odd scheduler": (
         edit("scheduler/scheduler_config.json", beta_schedule="sigmoid"),
@@ -74,18 +79,18 @@ BROKEN: dict[str, tuple[Break, str]] = {
 
 
 @pytest.mark.parametrize("name", list(BROKEN))
-def test_a_broken_folder_is_told_in_one_line(base: Path, name: str) -> None:
-    damage, sentence = BROKEN[name]
+def test_a_broken_folder_is_refused_in_one_line(base: Path, name: str) -> None:
+    damage, problem = BROKEN[name]
     damage(base)
     with pytest.raises(CheckpointError) as refused:
         inspect(base, Stage.BASE)
     error = refused.value
     assert (error.subject, error.remedy) == (str(base), "")
-    assert sentence in error.problem
+    assert problem in error.problem
     assert "\n" not in error.problem
 
 
-def test_a_whole_folder_tells_what_it_is(checkpoints: dict[Stage, Checkpoint]) -> None:
+def test_a_complete_folder_describes_itself(checkpoints: dict[Stage, Checkpoint]) -> None:
     base, refiner = checkpoints[Stage.BASE], checkpoints[Stage.REFINER]
     assert (base.name, base.native_size, base.variant) == ("demo", 128, None)
     assert (base.requires_aesthetics_score, base.force_zeros_for_empty_prompt) == (False, True)
@@ -97,7 +102,7 @@ def test_a_whole_folder_tells_what_it_is(checkpoints: dict[Stage, Checkpoint]) -
     assert is_pair(base, refiner)
 
 
-def test_a_distilled_folder_is_known_by_its_name_its_origin_or_its_scheduler(base: Path) -> None:
+def test_a_distilled_model_is_recognized_by_name_origin_or_scheduler(base: Path) -> None:
     assert inspect(base, Stage.BASE).defaults == ModelDefaults()
     edit("model_index.json", _name_or_path="stabilityai/sdxl-turbo")(base)
     assert inspect(base, Stage.BASE).defaults.sampler is Sampler.EULER_A_TRAILING
@@ -117,16 +122,16 @@ def test_half_precision_files_are_a_variant(base: Path) -> None:
     assert inspect(base, Stage.BASE).variant == "fp16"
 
 
-def test_the_headers_tell_how_many_parameters_would_be_loaded(base: Path) -> None:
-    counted = num_parameters(inspect(base, Stage.BASE))
-    for name, count in counted.items():
+def test_headers_give_the_number_of_parameters_that_would_be_loaded(base: Path) -> None:
+    counts = num_parameters(inspect(base, Stage.BASE))
+    for name, count in counts.items():
         (file,) = (base / name).glob("*.safetensors")
         assert count == sum(tensor.numel() for tensor in load_file(file).values())
-    assert set(counted) == {"unet", "vae", "text_encoder", "text_encoder_2"}
+    assert set(counts) == {"unet", "vae", "text_encoder", "text_encoder_2"}
     unet = base / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(unet, unet.with_suffix(".fp16.safetensors"))
     both = inspect(base, Stage.BASE)
-    assert both.variant is None and num_parameters(both) == counted  # the full files are loaded
+    assert both.variant is None and num_parameters(both) == counts  # the full files are loaded
 
 
 def test_a_refiner_with_another_noise_schedule_or_native_size_is_no_pair(

@@ -1,3 +1,5 @@
+"""Licences of checkpoints, from a licence file, a model card, or the model's family."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,39 +15,39 @@ def sdxl(tmp_path: Path, checkpoints: dict[Stage, Checkpoint]) -> Checkpoint:
     return replace(checkpoints[Stage.BASE], name="sdxl-base", folder=tmp_path)
 
 
-def test_a_folder_that_says_nothing_is_taken_for_sdxl_and_told_so(sdxl: Checkpoint) -> None:
-    told = license_of(sdxl)
-    assert told.name == f"{RAIL} (assumed: its folder does not say)"
-    assert "stable-diffusion-xl-base-1.0" in told.url
-    assert told.restrictions == RESTRICTIONS
+def test_a_folder_without_a_licence_is_assumed_to_be_sdxl_and_says_so(sdxl: Checkpoint) -> None:
+    license = license_of(sdxl)
+    assert license.name == f"{RAIL} (assumed: its folder does not say)"
+    assert "stable-diffusion-xl-base-1.0" in license.url
+    assert license.restrictions == RESTRICTIONS
     refiner = license_of(replace(sdxl, stage=Stage.REFINER))
     assert "stable-diffusion-xl-refiner-1.0" in refiner.url
 
 
-def test_the_text_in_the_folder_is_passed_on(sdxl: Checkpoint) -> None:
+def test_the_licence_text_of_the_folder_is_passed_on(sdxl: Checkpoint) -> None:
     (sdxl.folder / "LICENSE.md").write_text("CreativeML Open RAIL++-M License\n…")
-    told = license_of(sdxl)
-    assert (told.name, told.restrictions) == (RAIL, RESTRICTIONS)
-    assert told.text.startswith("CreativeML")
+    license = license_of(sdxl)
+    assert (license.name, license.restrictions) == (RAIL, RESTRICTIONS)
+    assert license.text.startswith("CreativeML")
 
 
-def test_a_fine_tune_has_the_licence_its_card_names(sdxl: Checkpoint) -> None:
+def test_a_fine_tune_has_the_licence_that_its_card_names(sdxl: Checkpoint) -> None:
     (sdxl.folder / "README.md").write_text("---\nlicense: openrail++\n---\n")
     assert license_of(sdxl).name == RAIL
     (sdxl.folder / "README.md").write_text("---\nlicense: other\nlicense_name: sai-nc\n---\n")
-    told = license_of(sdxl)
-    assert (told.name, told.restrictions) == ("sai-nc", ())
+    license = license_of(sdxl)
+    assert (license.name, license.restrictions) == ("sai-nc", ())
 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_the_demo_is_free_and_says_so(checkpoints: dict[Stage, Checkpoint], stage: Stage) -> None:
-    told = license_of(checkpoints[stage])
-    assert (told.name, told.restrictions) == ("apache-2.0", ())
-    assert "Apache License" in told.text
+    license = license_of(checkpoints[stage])
+    assert (license.name, license.restrictions) == ("apache-2.0", ())
+    assert "Apache License" in license.text
 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_sdxl_s_own_licence_is_known_whatever_a_mirror_s_card_says(stage: Stage) -> None:
-    told = license_on_card(REPOSITORY[stage], "mit", "https://mirror.example")
-    assert (told.name, told.restrictions) == (RAIL, RESTRICTIONS)
-    assert told.url == f"https://huggingface.co/{REPOSITORY[stage]}/blob/main/LICENSE.md"
+    license = license_on_card(REPOSITORY[stage], "mit", "https://mirror.example")
+    assert (license.name, license.restrictions) == (RAIL, RESTRICTIONS)
+    assert license.url == f"https://huggingface.co/{REPOSITORY[stage]}/blob/main/LICENSE.md"

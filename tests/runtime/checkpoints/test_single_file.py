@@ -1,4 +1,4 @@
-"""One file in the published layout: told for what it is, and loaded to the folder's own bits."""
+"""Single-file checkpoints: recognized by their headers, and loaded to the bits of a folder."""
 
 import json
 import shutil
@@ -26,29 +26,29 @@ SPEC = ImageSpec(prompt="a red circle", seed=5, width=128, height=128, steps=4, 
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoints: dict[Stage, Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tune(checkpoints: dict[Stage, Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("single") / "demo-tune.safetensors"
     return to_single_file(checkpoints[Stage.BASE].folder, file)
 
 
-def same_tensors(ours: Checkpoint, theirs: Checkpoint, device: Device) -> None:
-    """Every tensor, every encoding."""
+def assert_same_tensors(ours: Checkpoint, theirs: Checkpoint, device: Device) -> None:
+    """Compare every tensor of two checkpoints, and an encoded prompt."""
     first, second = load(ours, device), load(theirs, device)
     for network in ("unet", "vae"):
-        ones, others = (getattr(m, network).state_dict() for m in (first, second))
-        assert ones.keys() == others.keys()
-        assert all(torch.equal(ones[name], others[name]) for name in ones)
-        assert all(ones[name].dtype == others[name].dtype for name in ones)
-    read = [
+        mine, other = (getattr(m, network).state_dict() for m in (first, second))
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
+        assert all(mine[name].dtype == other[name].dtype for name in mine)
+    encodings = [
         m.text_encoders.encode(m.text_encoders.tokenize("a (red:1.3) fox", "p"), 2)
         for m in (first, second)
     ]
-    assert all(torch.equal(one, other) for one, other in zip(*read, strict=True))
+    assert all(torch.equal(mine, other) for mine, other in zip(*encodings, strict=True))
 
 
 @pytest.mark.parametrize("without", [(), ("vae",), TEXT, ("vae", *TEXT)], ids="+".join)
 @pytest.mark.parametrize("stage", Stage)
-def test_a_file_loads_to_the_folder_s_own_bits_whatever_it_lacks(
+def test_a_file_loads_to_the_bits_of_the_folder_whatever_it_lacks(
     checkpoints: dict[Stage, Checkpoint],
     cpu: Device,
     tmp_path: Path,
@@ -57,44 +57,42 @@ def test_a_file_loads_to_the_folder_s_own_bits_whatever_it_lacks(
 ) -> None:
     folder = checkpoints[stage]
     file = to_single_file(folder.folder, tmp_path / "tune.safetensors", without=without)
-    told = inspect(file, stage, configs=folder.folder)
-    assert told.file is not None
-    assert not told.file.components & set(without)
-    assert (told.name, told.native_size, told.noise_config) == (
+    checkpoint = inspect(file, stage, configs=folder.folder)
+    assert checkpoint.file is not None
+    assert not checkpoint.file.components & set(without)
+    assert (checkpoint.name, checkpoint.native_size, checkpoint.noise_config) == (
         "tune",
         folder.native_size,
         folder.noise_config,
     )
-    same_tensors(folder, told, cpu)
+    assert_same_tensors(folder, checkpoint, cpu)
 
 
 @pytest.mark.parametrize("without", [(), ("vae", *TEXT)], ids="+".join)
 @pytest.mark.parametrize("stage", Stage)
-def test_a_file_and_what_it_takes_from_its_folder_have_as_many_parameters(
+def test_a_file_with_what_its_folder_lends_has_as_many_parameters(
     checkpoints: dict[Stage, Checkpoint], tmp_path: Path, stage: Stage, without: tuple[str, ...]
 ) -> None:
     folder = checkpoints[stage]
     file = to_single_file(folder.folder, tmp_path / "tune.safetensors", without=without)
-    counted, known = (
-        num_parameters(inspect(file, stage, configs=folder.folder)),
-        num_parameters(folder),
-    )
-    if not without:  # a file has more that nobody loads: a scale of likeness, numbered places
-        known["text_encoder_2"] += 1
-        known.update({"text_encoder": known["text_encoder"] + 77} if stage is Stage.BASE else {})
-    assert counted == known
+    expected = num_parameters(folder)
+    if not without:  # a file also has tensors that nothing loads: logit_scale and position_ids
+        expected["text_encoder_2"] += 1
+        if stage is Stage.BASE:
+            expected["text_encoder"] += 77
+    assert num_parameters(inspect(file, stage, configs=folder.folder)) == expected
 
 
-def test_a_file_paints_the_folder_s_own_picture(
-    checkpoints: dict[Stage, Checkpoint], cpu: Device, whole: Path
+def test_a_file_makes_the_same_image_as_its_folder(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, tune: Path
 ) -> None:
     folder = checkpoints[Stage.BASE]
-    file = inspect(whole, Stage.BASE, configs=folder.folder)
-    pictures = [LocalPipeline([one], cpu, images=1).generate([SPEC])[0] for one in (folder, file)]
-    assert pictures[0].tobytes() == pictures[1].tobytes()
+    file = inspect(tune, Stage.BASE, configs=folder.folder)
+    images = [LocalPipeline([c], cpu, images=1).generate([SPEC])[0] for c in (folder, file)]
+    assert images[0].tobytes() == images[1].tobytes()
 
 
-def test_a_vae_with_attention_as_sdxl_s_own_loads_too(
+def test_a_vae_with_attention_loads_as_that_of_sdxl_does(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(checkpoints[Stage.BASE].folder, tmp_path / "sdxl"))
@@ -104,35 +102,35 @@ def test_a_vae_with_attention_as_sdxl_s_own_loads_too(
     shutil.rmtree(folder / "vae")
     attentive.save_pretrained(folder / "vae")
     file = to_single_file(folder, tmp_path / "tune.safetensors")
-    same_tensors(inspect(folder, Stage.BASE), inspect(file, Stage.BASE, configs=folder), cpu)
+    assert_same_tensors(inspect(folder, Stage.BASE), inspect(file, Stage.BASE, configs=folder), cpu)
 
 
-def test_a_file_says_how_it_predicts_and_where_its_noise_ends(
+def test_a_file_gives_its_prediction_type_and_zero_terminal_snr(
     checkpoints: dict[Stage, Checkpoint], tmp_path: Path
 ) -> None:
     folder = checkpoints[Stage.BASE].folder
-    marks = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    markers = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
     without = ("vae", *TEXT)
-    both = to_single_file(folder, tmp_path / "v.safetensors", without=without, more=marks)
+    both = to_single_file(folder, tmp_path / "v.safetensors", without=without, more=markers)
     noise = inspect(both, Stage.BASE, configs=folder).noise_config
     assert (noise.prediction_type, noise.rescale_betas_zero_snr) == ("v_prediction", True)
     assert noise.timestep_spacing == "trailing"
-    notes = {"modelspec.prediction_type": "v"}
-    noted = to_single_file(folder, tmp_path / "n.safetensors", without=without, notes=notes)
+    metadata = {"modelspec.prediction_type": "v"}
+    noted = to_single_file(folder, tmp_path / "n.safetensors", without=without, notes=metadata)
     noise = inspect(noted, Stage.BASE, configs=folder).noise_config
     assert (noise.prediction_type, noise.rescale_betas_zero_snr) == ("v_prediction", False)
     assert noise.timestep_spacing == "leading"
 
 
-def test_a_distilled_file_is_known_by_its_name_or_its_title(
+def test_a_distilled_file_is_recognized_by_its_name_or_its_title(
     checkpoints: dict[Stage, Checkpoint], tmp_path: Path
 ) -> None:
     folder, without = checkpoints[Stage.BASE].folder, ("vae", *TEXT)
     named = to_single_file(folder, tmp_path / "fox_lightning_8step.safetensors", without=without)
-    few = ModelDefaults(8, 1.0, Sampler.EULER_TRAILING)
-    assert inspect(named, Stage.BASE, configs=folder).defaults == few
-    notes = {"modelspec.title": "Fox LCM"}
-    titled = to_single_file(folder, tmp_path / "a.safetensors", without=without, notes=notes)
+    lightning = ModelDefaults(8, 1.0, Sampler.EULER_TRAILING)
+    assert inspect(named, Stage.BASE, configs=folder).defaults == lightning
+    metadata = {"modelspec.title": "Fox LCM"}
+    titled = to_single_file(folder, tmp_path / "a.safetensors", without=without, notes=metadata)
     assert inspect(titled, Stage.BASE, configs=folder).defaults == ModelDefaults(
         4, 1.0, Sampler.LCM
     )
@@ -155,10 +153,10 @@ FOREIGN: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "VAE": ({"decoder.conv_in.weight": (1,)}, "is a VAE and no whole checkpoint"),
     "VAE, prefixed": ({"first_stage_model.decoder.conv_in.weight": (1,)}, "is a VAE and no whole"),
     "UNet": ({"down_blocks.0.resnets.0.x": (1,)}, "is one network in diffusers' layout"),
-    "nothing": ({"x": (1,)}, "holds no SDXL: its UNet is not there"),
+    "nothing": ({"x": (1,)}, "holds no SDXL: its UNet is missing"),
     "no sizes": (
         {f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3)},
-        "holds no SDXL: its UNet is told no picture sizes",
+        "holds no SDXL: its UNet takes no image sizes",
     ),
     "inpainting": (
         {
@@ -196,22 +194,22 @@ FOREIGN: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
 
 
 @pytest.mark.parametrize("name", list(FOREIGN))
-def test_a_file_of_another_kind_is_told_for_what_it_is(
+def test_a_file_of_another_kind_is_refused_as_what_it_is(
     checkpoints: dict[Stage, Checkpoint], tmp_path: Path, name: str
 ) -> None:
-    shapes, sentence = FOREIGN[name]
+    shapes, problem = FOREIGN[name]
     file = tmp_path / "mine.safetensors"
     save_file({key: torch.zeros(shape, dtype=torch.uint8) for key, shape in shapes.items()}, file)
     with pytest.raises(CheckpointError) as refused:
         inspect(file, Stage.BASE, configs=checkpoints[Stage.BASE].folder)
     error = refused.value
     assert error.subject == str(file)
-    assert sentence in error.problem
+    assert problem in error.problem
     assert "\n" not in error.problem
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_without_a_folder_of_configs_a_file_asks_for_one(
+def test_a_file_without_a_folder_of_configs_is_refused(
     checkpoints: dict[Stage, Checkpoint], tmp_path: Path, stage: Stage
 ) -> None:
     file = to_single_file(checkpoints[stage].folder, tmp_path / "tune.safetensors")
@@ -221,11 +219,11 @@ def test_without_a_folder_of_configs_a_file_asks_for_one(
         inspect(file, stage, configs=tmp_path)
 
 
-def test_a_file_that_is_truncated_or_lacks_a_tensor_is_told(
-    checkpoints: dict[Stage, Checkpoint], cpu: Device, whole: Path, tmp_path: Path
+def test_a_file_that_is_truncated_or_lacks_a_tensor_is_refused(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, tune: Path, tmp_path: Path
 ) -> None:
     folder, short = checkpoints[Stage.BASE].folder, tmp_path / "short.safetensors"
-    short.write_bytes(whole.read_bytes()[:-9])
+    short.write_bytes(tune.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match=r"holds a truncated short\.safetensors"):
         inspect(short, Stage.BASE, configs=folder)
     pruned = Path(shutil.copytree(folder, tmp_path / "pruned"))
@@ -236,10 +234,10 @@ def test_a_file_that_is_truncated_or_lacks_a_tensor_is_told(
     with pytest.raises(
         CheckpointError, match=r"demo-tune\.safetensors does not match .*: it lacks tensors"
     ):
-        load(inspect(whole, Stage.BASE, configs=pruned), cpu)
+        load(inspect(tune, Stage.BASE, configs=pruned), cpu)
 
 
-def test_a_file_s_terms_are_its_own_and_not_those_of_the_folder_that_lends_configs(
+def test_a_file_does_not_have_the_licence_of_the_folder_that_lends_configs(
     checkpoints: dict[Stage, Checkpoint], tmp_path: Path
 ) -> None:
     folder = checkpoints[Stage.BASE].folder
@@ -247,7 +245,7 @@ def test_a_file_s_terms_are_its_own_and_not_those_of_the_folder_that_lends_confi
     assert license_of(inspect(silent, Stage.BASE, configs=folder)).name == (
         f"{RAIL} (assumed: the file does not say)"
     )
-    notes = {"modelspec.license": "Fair AI Public License 1.0-SD"}
-    noted = to_single_file(folder, tmp_path / "b.safetensors", notes=notes)
-    told = license_of(inspect(noted, Stage.BASE, configs=folder))
-    assert (told.name, told.restrictions) == ("Fair AI Public License 1.0-SD", ())
+    metadata = {"modelspec.license": "Fair AI Public License 1.0-SD"}
+    noted = to_single_file(folder, tmp_path / "b.safetensors", notes=metadata)
+    license = license_of(inspect(noted, Stage.BASE, configs=folder))
+    assert (license.name, license.restrictions) == ("Fair AI Public License 1.0-SD", ())
