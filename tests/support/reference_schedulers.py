@@ -1,4 +1,4 @@
-"""The oracle of schedules and steps: the diffusers class and options that each sampler equals."""
+"""The diffusers class and options that each sampler equals: the oracle of schedules and steps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -39,6 +39,6 @@ _OPTIONS: dict[SigmaSpacing, dict[str, Any]] = {
 
 
 def stock_scheduler(sampler: Sampler, config: Mapping[str, Any]) -> Any:
-    """The scheduler of a sampler over a `scheduler_config.json`."""
-    made, options = _CLASSES[sampler.solver]
-    return made.from_config({**config, **options, **_OPTIONS[sampler.spacing]})
+    """Return the diffusers scheduler of a sampler for a `scheduler_config.json`."""
+    scheduler, options = _CLASSES[sampler.solver]
+    return scheduler.from_config({**config, **options, **_OPTIONS[sampler.spacing]})

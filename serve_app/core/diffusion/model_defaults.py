@@ -1,8 +1,8 @@
-"""What a checkpoint is asked for when nobody says: steps, guidance, sampler.
+"""The defaults of a checkpoint: steps, guidance and sampler of a request that names none.
 
-Knows no files: names and notes are handed in. A checkpoint that was distilled to few steps goes
-wrong with the defaults of the others, and says what it is in its name. Table after the cards of
-SDXL-Turbo, SDXL-Lightning, Hyper-SD (ByteDance) and LCM-SDXL; their guidance 0 is our 1: off.
+No files: the caller passes names and metadata. A checkpoint distilled to few steps needs other
+defaults than SDXL, and its name says so. The table follows the model cards of SDXL-Turbo,
+SDXL-Lightning, Hyper-SD (ByteDance) and LCM-SDXL; their guidance 0 (off) is 1 here.
 """
 
 import re
@@ -16,10 +16,10 @@ _STEPS = re.compile(r"(\d+)[ _-]?step")
 
 @dataclass(frozen=True, slots=True)
 class ModelDefaults:
-    """What counts where a request says nothing."""
+    """The values for fields that a request leaves out."""
 
     steps: int = 30
-    guidance: float | None = None  # None: as the request's temperature says
+    guidance: float | None = None  # None: from the request's temperature
     sampler: Sampler = Sampler.EULER
 
 
@@ -28,13 +28,15 @@ SDXL_DEFAULTS = ModelDefaults()
 
 @dataclass(frozen=True, slots=True)
 class DistilledFamily:
-    pattern: re.Pattern[str]  # in a name, in lower case
-    steps: int
-    step_counts: frozenset[int]  # step counts that a name may promise
+    """Checkpoints that were distilled to few steps in the same way."""
+
+    pattern: re.Pattern[str]  # of its names, in lower case
+    steps: int  # where the name gives no step count
+    step_counts: frozenset[int]  # that a name may give
     sampler: Sampler
 
 
-_FAMILIES = (  # LCM last: merges are named after both, as "lightning-lcm"
+_FAMILIES = (  # LCM last: a merge has both names, such as "lightning-lcm"
     DistilledFamily(re.compile("lightning"), 4, frozenset({2, 4, 8}), Sampler.EULER_TRAILING),
     DistilledFamily(re.compile("hyper[ _-]?sd"), 4, frozenset({2, 4, 8}), Sampler.DDIM_TRAILING),
     DistilledFamily(re.compile("turbo"), 4, frozenset({1, 2, 3, 4}), Sampler.EULER_A_TRAILING),
@@ -43,12 +45,12 @@ _FAMILIES = (  # LCM last: merges are named after both, as "lightning-lcm"
 
 
 def defaults_of(names: Iterable[str], scheduler: str = "") -> ModelDefaults:
-    """The defaults of a checkpoint by all that it is called, and by its scheduler's class."""
+    """Return the defaults of a checkpoint from its names and the class of its scheduler."""
     words = " ".join(names).lower()
     if scheduler == "LCMScheduler":
         words += " lcm"
-    for kind in _FAMILIES:
-        if kind.pattern.search(words):
-            promised = {int(number) for number in _STEPS.findall(words)} & kind.step_counts
-            return ModelDefaults(min(promised, default=kind.steps), 1.0, kind.sampler)
+    for family in _FAMILIES:
+        if family.pattern.search(words):
+            named = {int(number) for number in _STEPS.findall(words)} & family.step_counts
+            return ModelDefaults(min(named, default=family.steps), 1.0, family.sampler)
     return SDXL_DEFAULTS

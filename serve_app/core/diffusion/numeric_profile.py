@@ -1,6 +1,6 @@
-"""`NumericProfile`: all that decides the bits of a picture besides its spec.
+"""`NumericProfile`: everything but the spec that decides the bits of an image.
 
-Knows no devices: the runtime looks them up and says what it found.
+No torch: the runtime inspects its device and fills in the fields.
 """
 
 from dataclasses import astuple, dataclass
@@ -16,26 +16,26 @@ def default_precision(device: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NumericProfile:
-    """One per stage and device kind. Two replicas with equal profiles make equal bytes."""
+    """One per stage and kind of device. Replicas with equal profiles make equal bytes."""
 
     stage: Stage
-    device: str  # the kind, "cpu AVX512" or "NVIDIA H200": never a card's number
+    device: str  # its kind, such as "cpu AVX512" or "NVIDIA H200", without the index
     dtype: str
     vae_dtype: str
     attention: str
-    lanes: int  # rows of every UNet call; 0 in fast mode, where company decides the last bits
-    memory_savings: tuple[str, ...]  # what was given up for room
+    lanes: int  # rows of every UNet call; 0 in fast mode, where the batch affects the last bits
+    memory_savings: tuple[str, ...]  # names of the savings that are on, such as VAE tiling
     cpu_threads: int
     torch: str
-    model: str  # the checkpoint's name: a snapshot of one is nothing to another
+    model: str  # the name of the checkpoint, which alone can continue its snapshots
 
     @property
     def strict(self) -> bool:
-        """Whether bytes are promised."""
+        """Whether the bytes of an image are independent of its batch."""
         return self.lanes > 0
 
     @property
     def name(self) -> str:
-        """A short name for snapshots and pictures: readable, with a digest of every field."""
+        """A short name for snapshots and image metadata: readable, with a digest of every field."""
         digest = sha256(repr(astuple(self)).encode()).hexdigest()[:8]
         return f"{self.stage}-{self.dtype}-{self.lanes or 'fast'}-{digest}"

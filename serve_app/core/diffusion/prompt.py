@@ -1,23 +1,23 @@
-"""The words of a prompt: what weighs more or less, where a new chunk begins, and what fills one.
+r"""Prompt syntax: the weight of each word, and how tokens fill the encoders' chunks.
 
-Knows no tokenizer and no encoder: text comes in, tokens are numbers that somebody made of it.
-The syntax is AUTOMATIC1111's: `(a)` weighs 1.1, `[a]` 1/1.1, `(a:1.3)` 1.3, and groups multiply;
-`\\(` is the bracket itself; `BREAK` ends a chunk. As there, a group that nobody closes goes on to
-the end, and a bracket that closes nothing is text. Where that parser fails, drops or forgets, this
-one takes what stands there: `(a:1.2.3)` is no error but text in brackets, a backslash before
-anything else stays, and a BREAK in a group still breaks. `[a:b:0.5]` edits no prompt: it is text in
-brackets.
+No tokenizer and no encoder: tokens are numbers that the caller makes from text. The syntax is
+AUTOMATIC1111's: `(a)` has weight 1.1, `[a]` 1/1.1, `(a:1.3)` 1.3, and nested groups multiply;
+`\(` is the bracket itself; `BREAK` ends a chunk. As in AUTOMATIC1111, an unclosed group extends to
+the end, and an unmatched closing bracket is text. Where its parser fails or drops input, this one
+keeps it: `(a:1.2.3)` is text in brackets instead of an error, a backslash before any other
+character stays, and a BREAK inside a group still breaks. There is no prompt editing: `[a:b:0.5]` is
+text in brackets.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-CHUNK_TOKENS = 75  # tokens between the start and the end that an encoder wants around them
-MAX_CHUNKS = 32  # 2400 tokens: 8000 characters of plain words have about 1800
-WEIGHT_RANGE = (0.0, 2.0)  # the range that compel gives; AUTOMATIC1111 and ComfyUI give none
-_NEAR = 20  # tokens: AUTOMATIC1111's comma_padding_backtrack
-_PLAIN = {"(": 1.1, "[": 1 / 1.1}  # what a group weighs that has no number
+CHUNK_TOKENS = 75  # without the start and end tokens, which an encoder adds
+MAX_CHUNKS = 32  # 2400 tokens; 8000 characters of plain words have about 1800
+WEIGHT_RANGE = (0.0, 2.0)  # as in compel; AUTOMATIC1111 and ComfyUI have no limits
+_COMMA_BACKTRACK = 20  # tokens: AUTOMATIC1111's comma_padding_backtrack
+_DEFAULT_WEIGHTS = {"(": 1.1, "[": 1 / 1.1}  # of a group without a number
 _MARK = re.compile(
     r"\\[\\()\[\]]"
     r"|[()\[\]]"
@@ -25,55 +25,55 @@ _MARK = re.compile(
     r"|\bBREAK\b"
 )
 
-Token = tuple[int, float]  # its number and its weight
+Token = tuple[int, float]  # its id and its weight
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedText:
-    """A stretch of text of one weight. The weight is the one asked for: see `held`."""
+    """A stretch of text with one weight, as requested: `clamp_weight` limits it later."""
 
     text: str
     weight: float = 1.0
 
 
 def parse(prompt: str) -> tuple[tuple[WeightedText, ...], ...]:
-    """The sections of a prompt, parted by BREAK, each in phrases whose neighbours weigh otherwise.
+    """Return the sections of a prompt, split at BREAK, each as phrases of different weights.
 
-    Every text has a reading. Without marks it is one phrase, the whole of it.
+    Never fails. A prompt without markup is one section of one phrase.
     """
     marks = list(_MARK.finditer(prompt))
     groups = _groups(marks)
     sections: list[list[WeightedText]] = [[]]
-    open_groups = {"(": [1.0], "[": [1.0]}  # their products, the innermost last
-    at = 0
+    open_groups = {"(": [1.0], "[": [1.0]}  # products of their weights, the innermost last
+    start = 0
     for number, mark in enumerate(marks):
-        text, said = prompt[at : mark.start()], mark[0]
-        at = mark.end()
-        if said[0] == "\\":
-            text += said[1]
-        elif number not in groups and said != "BREAK":
-            text += said
+        text, symbol = prompt[start : mark.start()], mark[0]
+        start = mark.end()
+        if symbol[0] == "\\":
+            text += symbol[1]
+        elif number not in groups and symbol != "BREAK":
+            text += symbol
         weight = open_groups["("][-1] * open_groups["["][-1]
         _append(sections[-1], WeightedText(text, weight))
-        if said == "BREAK":
+        if symbol == "BREAK":
             sections.append([])
         elif number in groups:
-            products = open_groups[_kind(said)]
-            if said in open_groups:
+            products = open_groups[_kind(symbol)]
+            if symbol in open_groups:
                 products.append(products[-1] * groups[number])
             else:
                 products.pop()
-    _append(sections[-1], WeightedText(prompt[at:], open_groups["("][-1] * open_groups["["][-1]))
+    _append(sections[-1], WeightedText(prompt[start:], open_groups["("][-1] * open_groups["["][-1]))
     return tuple(map(tuple, sections))
 
 
 def strip_markup(prompt: str) -> str:
-    """The text that is drawn, without its marks."""
+    """Return the text that the encoders see, without markup."""
     return " ".join("".join(phrase.text for phrase in section) for section in parse(prompt))
 
 
 def clamp_weight(weight: float) -> float:
-    """The weight, or the nearest one in `WEIGHTS`; 0 for one that overflowed into no number."""
+    """Return the nearest weight in `WEIGHT_RANGE`; 0 for NaN, which an overflow can give."""
     low, high = WEIGHT_RANGE
     return min(max(low, weight), high)
 
@@ -81,11 +81,11 @@ def clamp_weight(weight: float) -> float:
 def chunk_tokens(
     sections: Sequence[Sequence[Token]], comma: int | None
 ) -> tuple[tuple[Token, ...], ...]:
-    """The tokens in chunks of at most `CHUNK`, in order; at least one chunk.
+    """Return the tokens in chunks of at most `CHUNK_TOKENS`, in order; at least one chunk.
 
-    A section begins a chunk; an empty one is a chunk, unless it is the last. What follows the last
-    comma of a full chunk, if near the end, begins the next one, so that no phrase is torn.
-    `comma` is the number of that token, if there is one. AUTOMATIC1111's defaults give the same.
+    Every section starts a chunk; an empty section is a chunk, unless it is the last. Tokens after
+    the last comma of a full chunk, if few, move to the next chunk, so that no phrase is split.
+    `comma` is the id of the comma token, if the tokenizer has one. Equals AUTOMATIC1111's defaults.
     """
     chunks: list[list[Token]] = []
     for section in sections:
@@ -102,30 +102,33 @@ def chunk_tokens(
 
 
 def _groups(marks: Sequence[re.Match[str]]) -> dict[int, float]:
-    """What each group weighs, by the places of the marks that open it and, if one does, close it.
+    """Return the weight of each group, by the indices of its opening and closing marks.
 
-    Round and square brackets are paired apart from each other, as in AUTOMATIC1111: `(a [b) c]`.
+    An unclosed group has only the first. Round and square brackets are matched independently, as in
+    AUTOMATIC1111: `(a [b) c]`.
     """
     groups: dict[int, float] = {}
-    waiting: dict[str, list[int]] = {"(": [], "[": []}
+    unclosed: dict[str, list[int]] = {"(": [], "[": []}
     for number, mark in enumerate(marks):
-        said = mark[0]
-        if said in waiting:
-            waiting[said].append(number)
-            groups[number] = _PLAIN[said]
-        elif said[0] in ")]:" and waiting[_kind(said)]:
-            opened = waiting[_kind(said)].pop()
+        symbol = mark[0]
+        if symbol in unclosed:
+            unclosed[symbol].append(number)
+            groups[number] = _DEFAULT_WEIGHTS[symbol]
+        elif symbol[0] in ")]:" and unclosed[_kind(symbol)]:
+            opening = unclosed[_kind(symbol)].pop()
             if mark[1] is not None:
-                groups[opened] = float(mark[1])
-            groups[number] = groups[opened]
+                groups[opening] = float(mark[1])
+            groups[number] = groups[opening]
     return groups
 
 
 def _kind(bracket: str) -> str:
+    """Return the opening bracket of the same kind."""
     return "[" if bracket in "[]" else "("
 
 
 def _append(section: list[WeightedText], phrase: WeightedText) -> None:
+    """Append a phrase; extend the last one if it has the same weight."""
     if section and section[-1].weight == phrase.weight:
         section[-1] = WeightedText(section[-1].text + phrase.text, phrase.weight)
     elif phrase.text:
@@ -133,8 +136,8 @@ def _append(section: list[WeightedText], phrase: WeightedText) -> None:
 
 
 def _after_comma(chunk: Sequence[Token], comma: int | None) -> int:
-    """The place after the last comma of a full chunk, if fewer than `_NEAR` tokens follow it."""
-    for place in range(CHUNK_TOKENS, CHUNK_TOKENS - _NEAR, -1):
-        if chunk[place - 1][0] == comma:
-            return place
+    """Return the index after a full chunk's last comma, or its end if that comma is far from it."""
+    for index in range(CHUNK_TOKENS, CHUNK_TOKENS - _COMMA_BACKTRACK, -1):
+        if chunk[index - 1][0] == comma:
+            return index
     return CHUNK_TOKENS

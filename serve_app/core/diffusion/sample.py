@@ -1,7 +1,7 @@
-"""`Sample`: a spec in flight, and the legs of its way through the stages.
+"""`Sample`: a spec in flight, and the segments that each stage runs of it.
 
-Knows no tensors (latents are whatever the runtime puts there), no replicas and no clock.
-Nothing here changes a sample: every function returns the next one.
+No torch, no replicas, no clock: latents are whatever the runtime puts there. Samples are immutable:
+every function returns a new one.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ L = TypeVar("L")  # latents: torch on a device, numpy on the wire, floats in a p
 
 @dataclass(frozen=True, slots=True)
 class Sample(Generic[L]):
-    """One image in flight: all that is needed to continue it, anywhere, to the same bytes.
+    """One image in flight: everything needed to continue it anywhere, to the same bytes.
 
-    `source` holds a base image's RGB bytes until it has become latents. `draws` counts the latent
-    shaped draws taken from the seed's generator, so that a resumed sample draws what comes next.
-    `profile` names the numeric profile its stage began it under; None before that. `chunks` is how
-    long its prompts are to the stage that conditioned it last. `warnings` are for its asker.
+    `index` is the next step. `inputs` is empty once they are latents. `noise_draws` counts the
+    latents drawn from the seed's generator, so that a resumed sample draws the next one. `profile`
+    names the numeric profile that its stage began with; None before that. `chunks` is the length of
+    its prompts at the stage that encoded them last. `warnings` are for the caller.
     """
 
     id: str
@@ -33,9 +33,7 @@ class Sample(Generic[L]):
     stage: Stage
     index: int
     latents: L | None = None  # (4, h/8, w/8)
-    solver_state: tuple[
-        L, ...
-    ] = ()  # what the solver remembers of earlier steps, each of that shape
+    solver_state: tuple[L, ...] = ()  # of earlier steps, such as denoised latents; same shape
     noise_draws: int = 0
     inputs: ImageInputs = NO_INPUTS
     profile: str | None = None
@@ -49,8 +47,10 @@ class Sample(Generic[L]):
 
     @property
     def active_loras(self) -> tuple[Lora, ...]:
-        """What its model wears for it, in an order of their own: sums of floats know their order.
-        The refiner wears nothing: a LoRA was trained on base."""
+        """The LoRAs that its model applies, sorted, since a sum of floats depends on its order.
+
+        None at the refiner: a LoRA is trained on base.
+        """
         if self.stage is not Stage.BASE:
             return ()
         return tuple(sorted(lora for lora in self.spec.loras if lora.weight))
@@ -64,7 +64,7 @@ class Sample(Generic[L]):
 
 @dataclass(frozen=True, slots=True)
 class StageSegment:
-    """A stretch of the schedule that one stage walks: up to `stop`, and then decodes if `last`."""
+    """The steps that one stage runs: up to `stop`, and then the decode if it is the last."""
 
     stage: Stage
     stop: int
@@ -78,22 +78,22 @@ def new_sample(
     stage: Stage,
     inputs: ImageInputs = NO_INPUTS,
 ) -> Sample[L]:
-    """The sample before its first step. Raises `ValueError` when source and strength disagree."""
+    """Return a sample before its first step; raise `ValueError` if inputs and spec disagree."""
     init_image = inputs.init_image
     if (init_image is None) != (spec.strength is None):
-        raise ValueError("a base image needs a strength, and a strength a base image")
+        raise ValueError("an initial image needs a strength, and a strength an initial image")
     if init_image is not None and len(init_image) != spec.width * spec.height * 3:
-        raise ValueError("the base image has another size than the spec")
+        raise ValueError("the initial image has another size than the spec")
     return Sample(id, spec, schedule, stage, index=schedule.start_index, inputs=inputs)
 
 
 def stage_segments(
     schedule: Schedule, handoff: float, *, refiner: bool
 ) -> tuple[StageSegment, ...]:
-    """The legs of an image, in order; the last one decodes.
+    """Return the segments of an image, in order; the last one decodes.
 
-    Without a refiner, or with handoff 1, base walks it all. A base leg without steps is left out;
-    a refiner leg without steps stays, since the last stage decodes, as in diffusers.
+    Without a refiner, or with handoff 1, base runs every step. A base segment without steps is left
+    out; a refiner segment without steps stays, since the last stage decodes, as in diffusers.
     """
     end = len(schedule)
     if not refiner or handoff >= 1:
@@ -105,14 +105,14 @@ def stage_segments(
 
 
 def with_latents(sample: Sample[L], latents: L, noise_draws: int) -> Sample[L]:
-    """The sample with its first latents; the base image, if any, is no longer carried."""
+    """Return the sample with its first latents, and without the inputs they were made from."""
     return replace(sample, latents=latents, noise_draws=noise_draws, inputs=NO_INPUTS)
 
 
 def after_step(
     sample: Sample[L], latents: L, solver_state: tuple[L, ...], noise_draws: int
 ) -> Sample[L]:
-    """The same sample one step on."""
+    """Return the sample after one more step."""
     return replace(
         sample,
         index=sample.index + 1,
@@ -123,7 +123,7 @@ def after_step(
 
 
 def with_profile(sample: Sample[L], profile: str) -> Sample[L]:
-    """The sample, bound to the numeric profile that makes its bits."""
+    """Return the sample, bound to the numeric profile that decides its bits."""
     return replace(sample, profile=profile)
 
 
@@ -133,13 +133,13 @@ def with_model(sample: Sample[L], model: str) -> Sample[L]:
 
 
 def with_prompt_info(sample: Sample[L], chunks: int, warnings: tuple[str, ...]) -> Sample[L]:
-    """The sample, conditioned by so many chunks; every warning is carried once."""
-    known = dict.fromkeys((*sample.warnings, *warnings))
-    return replace(sample, chunks=chunks, warnings=tuple(known))
+    """Return the sample with the length of its prompts, and new warnings added without doubles."""
+    merged = dict.fromkeys((*sample.warnings, *warnings))
+    return replace(sample, chunks=chunks, warnings=tuple(merged))
 
 
 def map_latents(sample: Sample[L], convert: Callable[[L], M]) -> Sample[M]:
-    """The same sample with its latents in another form, made by `carry`: onto the wire and back."""
+    """Return the sample with latents and solver state converted, as to the host and back."""
     return Sample(
         id=sample.id,
         spec=sample.spec,
@@ -157,5 +157,5 @@ def map_latents(sample: Sample[L], convert: Callable[[L], M]) -> Sample[M]:
 
 
 def for_stage(sample: Sample[L], stage: Stage) -> Sample[L]:
-    """The sample at the door of another stage, whose solver starts without memory."""
+    """Return the sample at the start of another stage, whose solver has no state yet."""
     return replace(sample, stage=stage, solver_state=(), profile=None)

@@ -1,7 +1,7 @@
-"""Which picture sizes a checkpoint makes well, from its native side alone.
+"""The image sizes that suit a checkpoint, from its native size alone.
 
-Knows no checkpoint files and no HTTP. SDXL was trained on areas near one megapixel (Podell et al.
-2023, appendix I); a checkpoint with another native side gets the same ratios, scaled.
+No checkpoint files. SDXL was trained on areas near one megapixel (Podell et al. 2023, appendix I);
+a checkpoint with another native size gets the same ratios, scaled.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from serve_app.core.diffusion.spec import PIXELS_PER_LATENT
 from serve_app.core.errors import InvalidRequest
 
 SDXL_SIDE = 1024
-ASPECTS: dict[str, tuple[int, int]] = {  # width, height at a native side of 1024
+ASPECTS: dict[str, tuple[int, int]] = {  # width, height at a native size of 1024
     "Auto": (1024, 1024),
     "1:1": (1024, 1024),
     "3:2": (1216, 832),
@@ -28,33 +28,33 @@ ASPECTS: dict[str, tuple[int, int]] = {  # width, height at a native side of 102
 
 @dataclass(frozen=True, slots=True)
 class SizeRules:
-    """The sizes legal for a checkpoint whose native picture is `native` pixels a side."""
+    """The legal sizes for a checkpoint."""
 
-    native_size: int
+    native_size: int  # pixels a side
 
     @property
     def min_side(self) -> int:
-        """The least side in pixels: a quarter of the native one."""
+        """The shortest side in pixels: a quarter of the native size."""
         return _snap(self.native_size / 4)
 
     @property
     def max_side(self) -> int:
-        """The greatest side in pixels: twice the native one."""
+        """The longest side in pixels: twice the native size."""
         return _snap(self.native_size * 2)
 
     @property
     def max_pixels(self) -> int:
-        """The greatest area: 2.4 megapixels at SDXL's native side."""
+        """The largest area: 2.4 megapixels at SDXL's native size."""
         return int(2_400_000 * (self.native_size / SDXL_SIDE) ** 2)
 
     @property
     def largest(self) -> tuple[int, int]:
-        """Width and height of a picture that takes the most room."""
+        """Width and height of an image that takes the most memory."""
         height = self.max_pixels // self.max_side // PIXELS_PER_LATENT * PIXELS_PER_LATENT
         return self.max_side, height
 
     def for_aspect(self, aspect: str) -> tuple[int, int]:
-        """Width and height for a named aspect ratio. Raises `InvalidRequest` for an unknown one."""
+        """Return width and height for a named aspect ratio; raise `InvalidRequest` if unknown."""
         if aspect not in ASPECTS:
             raise InvalidRequest("aspectRatio", f"must be one of {', '.join(ASPECTS)}")
         width, height = ASPECTS[aspect]
@@ -62,7 +62,7 @@ class SizeRules:
         return _snap(width * scale), _snap(height * scale)
 
     def check(self, width: int, height: int) -> None:
-        """Returns when the size is legal; raises `InvalidRequest` with the range if not."""
+        """Raise `InvalidRequest` with the legal range unless the size is legal."""
         for name, side in (("width", width), ("height", height)):
             if side % PIXELS_PER_LATENT or not self.min_side <= side <= self.max_side:
                 raise InvalidRequest(
@@ -76,8 +76,10 @@ class SizeRules:
             )
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:
-        """The legal size that stands for one meant for SDXL: the same where it is legal here,
-        else scaled as the native side is, and fitted."""
+        """Return the legal size for one meant for SDXL.
+
+        The same size if it is legal, else scaled by the ratio of the native sizes, and fitted.
+        """
         try:
             self.check(width, height)
         except InvalidRequest:
@@ -86,9 +88,9 @@ class SizeRules:
         return width, height
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
-        """The legal size nearest to a picture's own, its aspect ratio kept as far as may be.
+        """Return the legal size nearest to an image's own, with its aspect ratio where possible.
 
-        A legal size is returned unchanged.
+        Returns a legal size unchanged.
         """
         scale = min(
             1.0, self.max_side / max(width, height), sqrt(self.max_pixels / (width * height))
@@ -103,4 +105,5 @@ class SizeRules:
 
 
 def _snap(side: float) -> int:
+    """Return the nearest multiple of `PIXELS_PER_LATENT`, at least one."""
     return max(1, round(side / PIXELS_PER_LATENT)) * PIXELS_PER_LATENT

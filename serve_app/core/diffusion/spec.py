@@ -1,6 +1,7 @@
-"""`ImageSpec`: one image asked for. Frozen, and legal by construction.
+"""`ImageSpec`: one requested image, frozen and legal by construction.
 
-Knows nothing of how the image is made, of HTTP names, or of what a checkpoint can do.
+It does not know how the image is made, or what a checkpoint can do. Its errors name fields as
+requests do.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ LATENT_CHANNELS = 4  # of SDXL's VAE
 
 
 class Stage(StrEnum):
-    """Which of the two experts works: base at high noise, refiner at low noise."""
+    """One of the two experts: base at high noise, refiner at low noise."""
 
     BASE = "base"
     REFINER = "refiner"
@@ -27,7 +28,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Lora:
-    """A LoRA by its name in the registry, and how strongly it counts."""
+    """A LoRA by its name in MODELS_FILE, and its weight."""
 
     name: str
     weight: float = 1.0
@@ -35,12 +36,12 @@ class Lora:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpec:
-    """One image asked for.
+    """One requested image.
 
-    `negative_prompt` None is not "": the checkpoint decides what an absent one means.
-    `strength` is None for an image from noise, else where a base image enters the schedule.
-    `handoff` is the fraction of the noise range that belongs to base: 1 is base alone.
-    Raises `InvalidRequest` for a value outside its range.
+    A `negative_prompt` of None is not "": the checkpoint decides what an absent one means.
+    `strength` is None for text-to-image, else the share of the steps that run on the initial image.
+    `handoff` is the share of the noise range that belongs to base: 1 is base alone. Raises
+    `InvalidRequest` for a value outside its range.
     """
 
     prompt: str
@@ -81,12 +82,12 @@ class ImageSpec:
 
     @property
     def is_guided(self) -> bool:
-        """Whether classifier-free guidance is on. At 1 or below it is off, as in diffusers."""
+        """Whether classifier-free guidance is on: above 1, as in diffusers."""
         return self.guidance > 1
 
     @property
     def rows(self) -> int:
-        """UNet rows one step of this image takes: two when guided, else one."""
+        """UNet rows per network evaluation: two with guidance, else one."""
         return 2 if self.is_guided else 1
 
     @property
@@ -96,7 +97,7 @@ class ImageSpec:
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """Height and width of its latents."""
+        """Height and width of the latents."""
         return self.height // PIXELS_PER_LATENT, self.width // PIXELS_PER_LATENT
 
 
@@ -106,5 +107,6 @@ def steps_after_strength(steps: int, strength: float | None) -> int:
 
 
 def _check_range(path: str, value: float, low: float, high: float) -> None:
+    """Raise `InvalidRequest` unless the value is finite and in the range, ends included."""
     if not (isfinite(value) and low <= value <= high):
         raise InvalidRequest(path, f"must be between {low:g} and {high:g}, got {value}")

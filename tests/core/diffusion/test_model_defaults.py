@@ -32,7 +32,7 @@ def test_a_distilled_checkpoint_is_known_by_its_name(name: str, defaults: ModelD
     assert defaults_of([name]) == defaults
 
 
-def test_any_of_its_names_or_its_scheduler_will_do() -> None:
+def test_every_name_and_the_scheduler_count() -> None:
     assert defaults_of(["model", "A Fox, SDXL Lightning"]) == LIGHTNING
     assert defaults_of(["model"], "LCMScheduler") == LCM
     assert defaults_of(["model"], "EulerDiscreteScheduler") == ModelDefaults()

@@ -1,4 +1,5 @@
 from dataclasses import fields, replace
+from typing import Any
 
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.spec import Stage
@@ -17,10 +18,12 @@ PROFILE = NumericProfile(
 )
 
 
-def test_every_field_shows_in_the_name() -> None:
+def test_every_field_changes_the_name() -> None:
     for field in fields(PROFILE):
         value = getattr(PROFILE, field.name)
-        other = Stage.REFINER if field.name == "stage" else 4 if isinstance(value, int) else "x"
+        other: Any = (
+            Stage.REFINER if field.name == "stage" else 4 if isinstance(value, int) else "x"
+        )
         assert replace(PROFILE, **{field.name: other}).name != PROFILE.name
 
 
@@ -29,7 +32,7 @@ def test_equal_profiles_have_equal_names() -> None:
     assert PROFILE.name.startswith("base-float32-8-")
 
 
-def test_without_fixed_lanes_no_bytes_are_promised() -> None:
+def test_a_profile_without_fixed_lanes_is_not_strict() -> None:
     fast = replace(PROFILE, lanes=0)
     assert PROFILE.strict
     assert not fast.strict

@@ -1,4 +1,5 @@
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,8 +21,8 @@ marked = st.lists(st.sampled_from([*"ab ,:.019+-\\()[]", " BREAK "])).map("".joi
 tokens = st.lists(st.tuples(st.integers(0, 20), st.just(1.0)), max_size=400)
 
 
-def phrases(prompt: str) -> list[tuple[str, float]]:
-    """The phrases of a prompt that has one section."""
+def phrases(prompt: str) -> list[tuple[str, Any]]:
+    """Return the phrases of a prompt that has one section."""
     (section,) = parse(prompt)
     return [(phrase.text, pytest.approx(phrase.weight)) for phrase in section]
 
@@ -49,11 +50,11 @@ def phrases(prompt: str) -> list[tuple[str, float]]:
         ("", []),
     ],
 )
-def test_a_group_weighs_what_it_says(prompt: str, expected: list[tuple[str, float]]) -> None:
+def test_a_group_has_the_weight_it_states(prompt: str, expected: list[tuple[str, float]]) -> None:
     assert phrases(prompt) == expected
 
 
-def test_the_example_of_the_parser_that_it_equals() -> None:
+def test_the_example_in_automatic1111_s_parser() -> None:
     assert phrases("a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).") == [
         ("a ", 1),
         ("house", 1.3 * 1.1 * 1.1),
@@ -79,7 +80,7 @@ def test_the_example_of_the_parser_that_it_equals() -> None:
         ("a \\n b\\", [("a \\n b\\", 1)]),
     ],
 )
-def test_what_is_no_mark_is_text(prompt: str, expected: list[tuple[str, float]]) -> None:
+def test_malformed_markup_is_text(prompt: str, expected: list[tuple[str, float]]) -> None:
     assert phrases(prompt) == expected
 
 
@@ -98,12 +99,12 @@ def test_a_group_of_weight_one_is_the_text_inside() -> None:
         ("a break BREAKS outBREAK _BREAK", ["a break BREAKS outBREAK _BREAK"]),
     ],
 )
-def test_the_word_break_parts_sections(prompt: str, expected: list[str]) -> None:
+def test_the_word_break_splits_sections(prompt: str, expected: list[str]) -> None:
     sections = ["".join(phrase.text for phrase in section) for section in parse(prompt)]
     assert sections == expected
 
 
-def test_a_group_goes_on_over_a_break() -> None:
+def test_a_group_continues_after_a_break() -> None:
     assert parse("(a BREAK b:1.5) c") == (
         (WeightedText("a ", 1.5),),
         (WeightedText(" b", 1.5), WeightedText(" c")),
@@ -111,22 +112,22 @@ def test_a_group_goes_on_over_a_break() -> None:
 
 
 @given(st.text().filter(lambda text: not set(text) & set(r"\()[]:") and "BREAK" not in text))
-def test_text_without_marks_is_one_phrase(text: str) -> None:
+def test_text_without_markup_is_one_phrase(text: str) -> None:
     assert parse(text) == ((WeightedText(text),) if text else (),)
 
 
 @given(marked)
-def test_every_text_has_a_reading_that_adds_nothing(prompt: str) -> None:
+def test_every_text_parses_and_gains_no_letter(prompt: str) -> None:
     sections = parse(prompt)
     assert all(phrase.text for section in sections for phrase in section)
     for section in sections:
         weights = [phrase.weight for phrase in section]
-        assert all(one != following for one, following in pairwise(weights))
-    read = iter(prompt)
-    assert all(letter in read for letter in strip_markup(prompt).replace(" ", ""))
+        assert all(weight != following for weight, following in pairwise(weights))
+    letters = iter(prompt)
+    assert all(letter in letters for letter in strip_markup(prompt).replace(" ", ""))
 
 
-def test_the_plain_text_has_no_marks() -> None:
+def test_strip_markup_leaves_the_text() -> None:
     assert strip_markup(r"a (re(d:1.2)) \(circle\) BREAK [blue] :)") == "a red (circle)   blue :)"
 
 
@@ -134,12 +135,12 @@ def test_the_plain_text_has_no_marks() -> None:
     ("weight", "expected"),
     [(-1, 0), (0, 0), (0.3, 0.3), (1, 1), (2, 2), (2.1, 2), (float("inf"), 2), (float("nan"), 0)],
 )
-def test_a_weight_is_held_in_its_range(weight: float, expected: float) -> None:
+def test_a_weight_is_clamped_to_its_range(weight: float, expected: float) -> None:
     assert clamp_weight(weight) == expected
 
 
 @pytest.mark.parametrize("depth", [1, 7, 100, 3000])
-def test_groups_in_groups_are_held_too(depth: int) -> None:
+def test_the_weight_of_nested_groups_is_clamped_too(depth: int) -> None:
     ((phrase,),) = parse("(" * depth + "a" + ":9)" * depth)
     assert clamp_weight(phrase.weight) == WEIGHT_RANGE[1]
     ((phrase,),) = parse("((a:0):" + "9" * 400 + ")")
@@ -166,7 +167,7 @@ def test_a_chunk_has_seventy_five_tokens(count: int, expected: list[int]) -> Non
     assert sizes(words(count)) == expected
 
 
-def test_a_section_begins_a_chunk() -> None:
+def test_a_section_starts_a_chunk() -> None:
     assert sizes(words(3), words(80), words(75), words(1)) == [3, 75, 5, 75, 1]
 
 
@@ -175,9 +176,9 @@ def test_an_empty_section_is_a_chunk_unless_it_is_the_last() -> None:
     assert sizes([], []) == [0]
 
 
-def comma_at(place: int, then: int) -> list[Token]:
-    """A comma as the token at a place, and so many words after it."""
-    return [*words(place), (COMMA, 1.0), *words(then)]
+def comma_at(index: int, following: int) -> list[Token]:
+    """Return `index` words, a comma, and then the number of following words."""
+    return [*words(index), (COMMA, 1.0), *words(following)]
 
 
 @pytest.mark.parametrize(
@@ -192,18 +193,18 @@ def comma_at(place: int, then: int) -> list[Token]:
         ([*comma_at(60, 14), (COMMA, 1.0), *words(2)], [75, 3]),
         ([*comma_at(60, 4), *comma_at(5, 4), *words(9)], [71, 13]),
     ],
-    ids=["fits", "torn", "near", "far", "at the end", "after it", "ends there", "the last of two"],
+    ids=["fits", "split", "near", "far", "at the end", "after it", "ends there", "the last of two"],
 )
-def test_a_phrase_after_a_late_comma_is_not_torn(section: list[Token], expected: list[int]) -> None:
+def test_a_phrase_after_a_late_comma_stays_whole(section: list[Token], expected: list[int]) -> None:
     assert sizes(section) == expected
 
 
-def test_without_a_token_for_the_comma_a_chunk_is_full() -> None:
+def test_without_a_comma_token_every_chunk_is_full() -> None:
     assert [len(chunk) for chunk in chunk_tokens([comma_at(60, 15)], None)] == [75, 1]
 
 
 @given(st.lists(tokens, min_size=1, max_size=4))
-def test_chunks_hold_every_token_once_and_in_order(sections: list[list[Token]]) -> None:
+def test_chunks_have_every_token_once_and_in_order(sections: list[list[Token]]) -> None:
     chunks = chunk_tokens(sections, COMMA)
     assert [token for chunk in chunks for token in chunk] == [t for s in sections for t in s]
     assert chunks

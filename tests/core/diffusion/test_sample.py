@@ -25,7 +25,7 @@ NOISE = NoiseConfig(timestep_spacing="leading", steps_offset=1)
 SCHEDULE = make_schedule(NOISE, Sampler.EULER, 20, None, 0.8)
 
 
-def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -> None:
+def test_base_runs_the_steps_before_the_handoff_and_the_refiner_the_rest() -> None:
     assert stage_segments(SCHEDULE, 0.8, refiner=True) == (
         StageSegment(Stage.BASE, SCHEDULE.handoff_index, last=False),
         StageSegment(Stage.REFINER, 20, last=True),
@@ -33,7 +33,7 @@ def test_an_image_walks_base_to_the_handoff_and_the_refiner_to_the_end() -> None
 
 
 @pytest.mark.parametrize(("handoff", "refiner"), [(0.8, False), (1.0, True)])
-def test_base_walks_it_all_without_a_refiner_or_with_handoff_one(
+def test_base_runs_every_step_without_a_refiner_or_with_handoff_one(
     handoff: float, refiner: bool
 ) -> None:
     assert stage_segments(SCHEDULE, handoff, refiner=refiner) == (
@@ -41,7 +41,7 @@ def test_base_walks_it_all_without_a_refiner_or_with_handoff_one(
     )
 
 
-def test_an_image_that_enters_after_the_handoff_meets_the_refiner_alone() -> None:
+def test_an_image_that_starts_after_the_handoff_is_the_refiner_s_alone() -> None:
     late = make_schedule(NOISE, Sampler.EULER, 20, 0.1, 0.8)
     assert stage_segments(late, 0.8, refiner=True) == (StageSegment(Stage.REFINER, 20, last=True),)
 
@@ -54,7 +54,7 @@ def test_a_refiner_without_steps_still_decodes() -> None:
     )
 
 
-def test_a_sample_grows_by_new_values_only() -> None:
+def test_a_step_returns_a_new_sample_and_leaves_the_old_one() -> None:
     start: Sample[float] = new_sample("a", SPEC, SCHEDULE, Stage.BASE)
     stepped = after_step(with_latents(with_profile(start, "p"), 1.0, 1), 0.5, (0.25,), 2)
     assert (start.index, start.latents, start.noise_draws, start.profile) == (0, None, 0, None)
@@ -66,7 +66,7 @@ def test_a_sample_grows_by_new_values_only() -> None:
     )
 
 
-def test_the_solver_forgets_and_the_profile_is_dropped_at_the_door_of_a_stage() -> None:
+def test_another_stage_starts_without_solver_state_and_profile() -> None:
     sample: Sample[float] = after_step(
         with_latents(with_profile(new_sample("a", SPEC, SCHEDULE, Stage.BASE), "p"), 1.0, 1),
         0.5,
@@ -78,7 +78,7 @@ def test_the_solver_forgets_and_the_profile_is_dropped_at_the_door_of_a_stage() 
     assert (crossed.latents, crossed.index, crossed.noise_draws) == (0.5, 1, 1)
 
 
-def test_a_base_image_is_carried_until_it_is_latents() -> None:
+def test_the_initial_image_is_dropped_once_it_is_latents() -> None:
     spec = replace(SPEC, strength=0.5)
     sample: Sample[float] = new_sample(
         "a", spec, SCHEDULE, Stage.BASE, ImageInputs(bytes(64 * 64 * 3))
@@ -88,16 +88,17 @@ def test_a_base_image_is_carried_until_it_is_latents() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strength", "source"), [(None, bytes(64 * 64 * 3)), (0.5, None), (0.5, b"short")]
+    ("strength", "init_image"), [(None, bytes(64 * 64 * 3)), (0.5, None), (0.5, b"short")]
 )
-def test_a_base_image_and_its_strength_come_together(
-    strength: float | None, source: bytes | None
+def test_an_initial_image_and_a_strength_need_each_other(
+    strength: float | None, init_image: bytes | None
 ) -> None:
-    with pytest.raises(ValueError, match="base image"):
-        new_sample("a", replace(SPEC, strength=strength), SCHEDULE, Stage.BASE, ImageInputs(source))
+    spec, inputs = replace(SPEC, strength=strength), ImageInputs(init_image)
+    with pytest.raises(ValueError, match="initial image"):
+        new_sample("a", spec, SCHEDULE, Stage.BASE, inputs)
 
 
-def test_a_carried_sample_differs_in_the_form_of_its_latents_alone() -> None:
+def test_map_latents_changes_latents_and_solver_state_and_nothing_else() -> None:
     sample: Sample[float] = after_step(
         with_latents(
             with_prompt_info(new_sample("a", SPEC, SCHEDULE, Stage.BASE), 3, ("cut",)), 1.0, 1
@@ -106,14 +107,14 @@ def test_a_carried_sample_differs_in_the_form_of_its_latents_alone() -> None:
         (0.25,),
         1,
     )
-    there = map_latents(sample, str)
-    assert (there.latents, there.solver_state) == ("0.5", ("0.25",))
-    assert map_latents(there, float) == sample
+    texts = map_latents(sample, str)
+    assert (texts.latents, texts.solver_state) == ("0.5", ("0.25",))
+    assert map_latents(texts, float) == sample
     bare: Sample[float] = new_sample("a", SPEC, SCHEDULE, Stage.BASE)
-    assert map_latents(bare, str) == bare
+    assert map_latents(map_latents(bare, str), float) == bare
 
 
-def test_a_sample_takes_its_warnings_along_and_says_each_once() -> None:
+def test_a_sample_keeps_its_warnings_without_doubles() -> None:
     base: Sample[float] = with_prompt_info(
         new_sample("a", SPEC, SCHEDULE, Stage.BASE), 3, ("cut", "weighed")
     )

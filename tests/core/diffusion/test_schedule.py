@@ -1,5 +1,6 @@
-"""Schedules against the diffusers class that each sampler names, float by float."""
+"""Schedules against the diffusers class of each sampler, value by value."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ CONFIGS = [
 NOISE = NoiseConfig.from_scheduler_config(SDXL)
 
 
-def stock(sampler: Sampler, config: dict[str, Any], steps: int) -> Any:
+def diffusers_scheduler(sampler: Sampler, config: dict[str, Any], steps: int) -> Any:
     scheduler = stock_scheduler(sampler, config)
     scheduler.set_timesteps(steps)
     return scheduler
@@ -36,38 +37,38 @@ def stock(sampler: Sampler, config: dict[str, Any], steps: int) -> Any:
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(map(str, c.values()))[:60])
-def test_levels_and_timesteps_are_those_of_diffusers(
+def test_sigmas_and_timesteps_equal_those_of_diffusers(
     sampler: Sampler, config: dict[str, Any]
 ) -> None:
     noise = NoiseConfig.from_scheduler_config(config)
     if config.get("rescale_betas_zero_snr") and sampler.solver in (Solver.HEUN, Solver.DPMPP_SDE):
-        return  # these two classes pass the setting over; here it counts for every sampler
-    endless = config.get("rescale_betas_zero_snr") and sampler.solver in (Solver.DDIM, Solver.LCM)
+        return  # these two classes ignore the setting; this service does not
+    is_infinite = sampler.solver in (Solver.DDIM, Solver.LCM)  # 4096 in the others, and here
+    first = 1 if config.get("rescale_betas_zero_snr") and is_infinite else 0
     for steps in (2, 3, 4, 5, 9, 18, 20, 25, 30, 50, 87, 99, 150):
         if steps > (sampler.definition.distilled_steps or steps):
             continue
-        theirs = stock(sampler, config, steps)
+        theirs = diffusers_scheduler(sampler, config, steps)
         ours = make_schedule(noise, sampler, steps, None, 1.0)
         # Timesteps between two trained ones come from single precision in diffusers.
         assert list(ours.timesteps) == pytest.approx(theirs.timesteps.tolist(), abs=2e-3)
-        levels = theirs.sigmas.tolist() if hasattr(theirs, "sigmas") else levels_of(theirs)
-        first = 1 if endless else 0  # infinite in these two classes, 4096 in the others and here
-        assert list(ours.sigmas)[first:] == pytest.approx(levels[first:], rel=1e-4)
+        sigmas = theirs.sigmas.tolist() if hasattr(theirs, "sigmas") else sigmas_of(theirs)
+        assert list(ours.sigmas)[first:] == pytest.approx(sigmas[first:], rel=1e-4)
         if sampler.definition.has_fractional_timesteps:
             assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=1e-4)
 
 
-def levels_of(scheduler: Any) -> list[float]:
-    """The sigmas of a class that has none, of its timesteps."""
-    kept = scheduler.alphas_cumprod[scheduler.timesteps.long()].double()
-    return [*((1 - kept) / kept).sqrt().tolist(), 0.0]
+def sigmas_of(scheduler: Any) -> list[float]:
+    """Return the sigmas of a class that has only timesteps."""
+    alphas_cumprod = scheduler.alphas_cumprod[scheduler.timesteps.long()].double()
+    return [*((1 - alphas_cumprod) / alphas_cumprod).sqrt().tolist(), 0.0]
 
 
 @pytest.mark.parametrize("steps", [61, 103])
-def test_trailing_spacing_has_as_many_steps_as_asked_where_diffusers_slips(steps: int) -> None:
-    """For these counts numpy's arange gives one element too many, and stock ends at timestep -1."""
+def test_trailing_spacing_has_the_requested_steps_where_diffusers_has_one_more(steps: int) -> None:
+    """Numpy's arange has an element too many for these counts: diffusers ends at timestep -1."""
     config = SDXL | {"timestep_spacing": "trailing"}
-    assert stock(Sampler.EULER, config, steps).timesteps[-1] == -1
+    assert diffusers_scheduler(Sampler.EULER, config, steps).timesteps[-1] == -1
     ours = make_schedule(NoiseConfig.from_scheduler_config(config), Sampler.EULER, steps, None, 1.0)
     assert len(ours) == steps
     assert min(ours.timesteps) >= 0
@@ -77,9 +78,7 @@ def test_trailing_spacing_has_as_many_steps_as_asked_where_diffusers_slips(steps
     ("steps", "strength", "start"),
     [(20, None, 0), (20, 0.6, 8), (20, 1.0, 0), (4, 0.2, 3), (1, 0.1, 0), (30, 0.2, 24)],
 )
-def test_strength_says_where_an_image_enters(
-    steps: int, strength: float | None, start: int
-) -> None:
+def test_strength_decides_the_first_step(steps: int, strength: float | None, start: int) -> None:
     schedule = make_schedule(NOISE, Sampler.EULER, steps, strength, 1.0)
     assert schedule.start_index == start
     assert schedule.steps_to_run == steps - start >= 1
@@ -106,9 +105,11 @@ def test_a_stage_may_have_no_steps(
     assert make_schedule(NOISE, sampler, steps, None, handoff).handoff_index == index
 
 
-def test_a_pair_of_heun_is_never_cut() -> None:
-    """31 calls for 16 steps. Stock hands over after the first call of a pair, at a level where the
-    other stage does not begin."""
+def test_the_handoff_never_splits_a_pair_of_heun() -> None:
+    """Check the 31 evaluations of 16 steps.
+
+    Diffusers hands over after the first evaluation of a pair, where the other stage can't begin.
+    """
     schedule = make_schedule(NOISE, Sampler.HEUN, 16, 0.7, 0.6)
     assert len(schedule) == 31
     assert schedule.start_index == 10
@@ -117,12 +118,12 @@ def test_a_pair_of_heun_is_never_cut() -> None:
     assert make_schedule(NOISE, Sampler.HEUN, 16, None, 1.0).handoff_index == 31
 
 
-def test_an_image_that_enters_late_is_handed_over_where_it_enters() -> None:
+def test_an_image_that_starts_late_is_handed_over_where_it_starts() -> None:
     schedule = make_schedule(NOISE, Sampler.EULER, 30, 0.1, 0.8)
     assert schedule.handoff_index == schedule.start_index == 27
 
 
-def test_karras_timesteps_may_repeat_so_steps_are_told_by_index() -> None:
+def test_karras_timesteps_may_repeat_so_a_step_is_an_index() -> None:
     schedule = make_schedule(NOISE, Sampler.DPMPP_2M_KARRAS, 50, None, 1.0)
     assert len(set(schedule.timesteps)) < len(schedule)
     assert len(set(schedule.sigmas)) == len(schedule.sigmas)
@@ -138,16 +139,21 @@ def test_karras_timesteps_may_repeat_so_steps_are_told_by_index() -> None:
         ("use_flow_sigmas", True),
     ],
 )
-def test_a_setting_that_is_not_understood_is_named(key: str, value: object) -> None:
+def test_an_unsupported_setting_is_named(key: str, value: object) -> None:
     with pytest.raises(CheckpointError, match=f"scheduler_config.json has {key}="):
         NoiseConfig.from_scheduler_config(SDXL | {key: value})
 
 
-def test_an_empty_config_has_diffusers_defaults() -> None:
-    assert NoiseConfig.from_scheduler_config({}) == NoiseConfig()
+@pytest.mark.parametrize(
+    "solver", [Solver.EULER, Solver.EULER_A, Solver.DPMPP_2M, Solver.DPMPP_2M_SDE, Solver.UNIPC]
+)
+def test_an_empty_config_has_diffusers_defaults(solver: Solver) -> None:
+    theirs = stock_scheduler(Sampler(solver), {}).config
+    ours = asdict(NoiseConfig.from_scheduler_config({}))
+    assert ours == {key: theirs[key] for key in ours}
 
 
-def test_two_checkpoints_fit_when_a_timestep_means_the_same_noise() -> None:
+def test_checkpoints_have_the_same_noise_when_their_sigmas_are_equal() -> None:
     other = NoiseConfig.from_scheduler_config(SDXL | {"timestep_spacing": "trailing"})
     assert NOISE.has_same_noise_as(other)
     assert not NOISE.has_same_noise_as(NoiseConfig())

@@ -12,8 +12,9 @@ side = st.integers(1, 8192)
 @pytest.mark.parametrize("native", [128, 512, 1024])
 def test_every_named_aspect_is_a_legal_size(native: int) -> None:
     rules = SizeRules(native)
-    for aspect in ASPECTS:
-        rules.check(*rules.for_aspect(aspect))
+    for size in map(rules.for_aspect, ASPECTS):
+        rules.check(*size)
+        assert rules.fit(*size) == size
 
 
 def test_the_aspects_of_sdxl_are_sizes_it_was_trained_on() -> None:
@@ -24,8 +25,8 @@ def test_the_aspects_of_sdxl_are_sizes_it_was_trained_on() -> None:
 def test_a_named_aspect_is_close_to_its_ratio() -> None:
     for aspect in ASPECTS.keys() - {"Auto"}:
         width, height = SDXL.for_aspect(aspect)
-        across, down = map(int, aspect.split(":"))
-        assert abs(width / height / (across / down) - 1) < 0.05
+        wide, high = map(int, aspect.split(":"))
+        assert abs(width / height / (wide / high) - 1) < 0.05
 
 
 def test_an_unknown_aspect_is_refused_with_the_list() -> None:
@@ -36,6 +37,7 @@ def test_an_unknown_aspect_is_refused_with_the_list() -> None:
 @pytest.mark.parametrize("size", [(256, 256), (2048, 1168), (1024, 1024)])
 def test_sizes_within_the_range_are_legal(size: tuple[int, int]) -> None:
     SDXL.check(*size)
+    assert SDXL.fit(*size) == SDXL.scaled(*size) == size
 
 
 @pytest.mark.parametrize(
@@ -47,14 +49,14 @@ def test_sizes_within_the_range_are_legal(size: tuple[int, int]) -> None:
         ((2048, 2048), "width"),
     ],
 )
-def test_sizes_outside_are_refused_by_name(size: tuple[int, int], path: str) -> None:
+def test_sizes_outside_the_range_are_refused_by_name(size: tuple[int, int], path: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         SDXL.check(*size)
     assert refused.value.path == path
 
 
 @given(side, side, st.sampled_from([128, 512, 1024]))
-def test_any_picture_has_a_legal_size_near_it(width: int, height: int, native: int) -> None:
+def test_every_image_fits_a_legal_size(width: int, height: int, native: int) -> None:
     rules = SizeRules(native)
     fitted = rules.fit(width, height)
     rules.check(*fitted)
