@@ -49,7 +49,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "app": (CORE | {"config", "deployments", "ingress"}, {"ray"}),
     "cli": (
         CORE
-        | {"runtime", "config", "ingress", "hub", "doctor", "simulator", "bench", "demo", "cli"},
+        | {"runtime", "config", "ingress", "hub", "doctor", "simulator", "bench", "demo", "cli"}
+        | {"deployments.ray_private"},
         {"torch", "ray"},
     ),
     "__main__": ({"cli"}, set()),

@@ -18,8 +18,6 @@ from typing import Any
 from pydantic import BaseModel
 from ray import serve
 from ray.serve import Application
-from ray.serve._private.common import ReplicaState
-from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +30,7 @@ from serve_app.config.lint import POLICY
 from serve_app.core.diffusion.spec import Stage
 from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
+from serve_app.deployments.ray_private import ReplicaState, serve_client
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.summary import percentile
 from serve_app.simulator.traces import Arrival, RequestMix, Workload, draw_trace
@@ -126,7 +125,7 @@ def deploy(name: str, route: str, folder: str) -> None:
         "args": {"ledger": f"{folder}/ledger.sqlite"},
         "autoscaling_policy": {"policy_function": POLICY, "policy_kwargs": _AIMS},
     }
-    client: Any = _get_global_client()
+    client = serve_client()
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
 

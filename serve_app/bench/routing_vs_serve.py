@@ -23,6 +23,7 @@ from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
 from serve_app.core.service.events import ReplicaStats
 from serve_app.deployments.graph import ROUTER, bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
+from serve_app.deployments.ray_private import POWER_OF_TWO_CHOICES
 from serve_app.simulator.cluster import Cluster, image_of
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.policies import route_by_owed_work, route_by_requests
@@ -31,7 +32,6 @@ from serve_app.simulator.traces import Arrival, RequestMix, Workload, draw_trace
 from serve_app.testing.sleeping_stage import SCALE, SleepingStage, ingress_config, stage_config
 
 _APP, _STAGE = "bench", "BaseGenerator"
-_SERVES_OWN = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
 _GPUS, _SIZE = 4, BatchSize(4, 8)
 _LOAD = 0.85  # of what full batches could do
 _MIX = RequestMix(
@@ -68,7 +68,7 @@ class RunResult:
 
 def compare(*, rounds: int, seconds: float, seed: int) -> None:
     """Prints latency under both routers, and what the simulator says of each."""
-    routers = {"owed work": ROUTER, "two choices": _SERVES_OWN}
+    routers = {"owed work": ROUTER, "two choices": POWER_OF_TWO_CHOICES}
     said: dict[str, list[RunResult]] = {name: [] for name in routers}
     did: dict[str, list[RunResult]] = {name: [] for name in routers}
     with local_ray(_GPUS) as (port, folder):

@@ -18,7 +18,6 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +28,7 @@ from serve_app.config.serve_config import LOOPBACK, check_port, host_of, port_of
 from serve_app.config.serve_schema import ServedApplication
 from serve_app.config.settings import Settings
 from serve_app.core.errors import OperatorError, SettingsError
+from serve_app.deployments.ray_private import serve_client
 
 _DRAIN = 600.0  # seconds that images under way may take, unless the args allow more
 _PAUSE = 0.1  # seconds between two looks at what is started
@@ -122,7 +122,7 @@ def _deploy(application: ServedApplication) -> None:
     """The application runs, as under `serve run`: an autoscaling policy of all its deployments is
     not for `serve.run`. Raises `RuntimeError` with all that Serve says, where it can't."""
     content = application.model_dump(exclude_unset=True)
-    client: Any = _get_global_client()
+    client = serve_client()
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [content]}))
     while (status := serve.status().applications[application.name]).status not in _STARTED:
         time.sleep(_PAUSE)

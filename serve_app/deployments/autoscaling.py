@@ -1,95 +1,148 @@
-"""Core's scaling decision as Serve's autoscaling policy of the whole application.
+"""The autoscaler as Ray Serve's autoscaling policy of the whole application.
 
-Knows no samples and makes no choice: of what ingress replicas tell, it makes looks for the helm.
-Serve's controller gets this module by value, and imports what it imports: keep that light.
+It makes no decision: from what the ingress replicas report, it makes stage loads for core's
+autoscaler. Serve's controller pickles this module by value and imports what it imports, so its
+imports must stay light.
 """
 
+import logging
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
+from typing import Any, cast
 
 from ray.serve.config import AutoscalingContext
 
-from serve_app.core.capacity.autoscaler import Autoscaler, ScalingTargets, StageLoad
+from serve_app.core.capacity.autoscaler import (
+    DEPRECATED_TARGET_NAMES,
+    Autoscaler,
+    ScalingTargets,
+    StageLoad,
+)
 from serve_app.core.capacity.demand import Demand, from_wire, stage_load, to_wire
 from serve_app.core.diffusion.spec import Stage
 
-MAX_TOTAL_REPLICAS = (
-    "pool"  # of an ingress's numbers: the replicas that those stages may have together
-)
+logger = logging.getLogger("aura.autoscaling")
+
+# Among an ingress replica's reports: how many replicas the stages may have together.
+MAX_TOTAL_REPLICAS = "max_total_replicas"
 _INGRESS = "Ingress"
-_STAGES = {  # what runs where
+_STAGES = {  # by deployment
     "BaseGenerator": (Stage.BASE,),
     "Refiner": (Stage.REFINER,),
     "BaseAndRefiner": (Stage.BASE, Stage.REFINER),
 }
-_NUMBERS = {MAX_TOTAL_REPLICAS, *to_wire(dict.fromkeys(Stage, Demand()))}  # Serve may add its own
+_REPORTED = {MAX_TOTAL_REPLICAS, *to_wire(dict.fromkeys(Stage, Demand()))}  # Serve adds its own
 Contexts = Mapping[Any, AutoscalingContext]  # by DeploymentID
 States = dict[Any, dict[str, Any]]
 
 
-class OwedWorkAutoscaler:
-    """Scales the stages by the GPU time that is owed and arrives, the ingress by its requests.
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """What the policy remembers; Serve keeps it with the ingress."""
 
-    `aims` are those of `core.scaling.Aims`. The helm is kept in the ingress's policy state.
+    autoscaler: Autoscaler
+    reporters: frozenset[Any]  # the ingress replicas that reported
+
+
+class OwedWorkAutoscaler:
+    """Scales the stages by the GPU time that is owed and arrives, and the ingress by its requests.
+
+    The arguments are the fields of `ScalingTargets`, in `policy_kwargs` of a serve config.
     """
 
-    def __init__(self, **aims: float) -> None:
-        self._aims = ScalingTargets(**aims)
+    def __init__(self, **targets: float) -> None:
+        self._targets = ScalingTargets(**_current_names(targets))
 
     def __call__(self, contexts: Contexts) -> tuple[dict[Any, int], States]:
-        """How many replicas each deployment should have, and what to remember of it.
+        """Return the number of replicas of each deployment, and the state to remember.
 
-        While no ingress has told anything, every stage keeps what it has.
+        Until an ingress replica has reported, every stage keeps the replicas that it has.
         """
         by_name = {context.deployment_name: context for context in contexts.values()}
         targets = {id: context.target_num_replicas for id, context in contexts.items()}
         ingress = by_name.get(_INGRESS)
         if ingress is None:
             return targets, {}
-        targets[ingress.deployment_id] = _for_callers(ingress)
-        helm, tellers = ingress.policy_state.get("helm", Autoscaler()), set[Any]()
-        told = _told(ingress)
-        if told:
-            scaled = {stages[0]: by_name[n] for n, stages in _STAGES.items() if n in by_name}
-            looks = {stage: _look(context, told.values()) for stage, context in scaled.items()}
-            pools = [
-                int(numbers[MAX_TOTAL_REPLICAS])
-                for numbers in told.values()
-                if MAX_TOTAL_REPLICAS in numbers
-            ]
-            pool = min(pools, default=None)  # the old and the new one, while Serve redeploys
-            tellers = set(told)
-            if tellers != ingress.policy_state.get("tellers"):
-                helm = replace(
-                    helm, arrived_totals={}
-                )  # what others count began before they were heard
-            helm = helm.observe(looks, ingress.current_time, self._aims, pool)
-            wanted = helm.targets
-            targets |= {one.deployment_id: wanted[stage] for stage, one in scaled.items()}
-        return targets, {ingress.deployment_id: {"helm": helm, "tellers": tellers}}
+        targets[ingress.deployment_id] = _ingress_replicas(ingress)
+        state = ingress.policy_state.get("state") or PolicyState(Autoscaler(), frozenset())
+        if reports := _latest_reports(ingress):
+            stages = {
+                stages[0]: by_name[name] for name, stages in _STAGES.items() if name in by_name
+            }
+            now = cast(float, ingress.current_time)  # Serve always sets it
+            state = self._observe(state, stages, reports, now)
+            replicas = state.autoscaler.targets
+            targets |= {context.deployment_id: replicas[stage] for stage, context in stages.items()}
+        return targets, {ingress.deployment_id: {"state": state}}
+
+    def _observe(
+        self,
+        state: PolicyState,
+        stages: Mapping[Stage, AutoscalingContext],
+        reports: Mapping[Any, Mapping[str, float]],
+        now: float,
+    ) -> PolicyState:
+        loads = {stage: _load(context, reports.values()) for stage, context in stages.items()}
+        limits = [
+            int(numbers[MAX_TOTAL_REPLICAS])
+            for numbers in reports.values()
+            if MAX_TOTAL_REPLICAS in numbers
+        ]
+        autoscaler, reporters = state.autoscaler, frozenset(reports)
+        if reporters != state.reporters:
+            # Totals that other replicas counted before they reported are not arriving work.
+            autoscaler = replace(autoscaler, arrived_totals={})
+        # While Serve redeploys, old and new replicas may report two limits: the smaller one holds.
+        limit = min(limits, default=None)
+        return PolicyState(autoscaler.observe(loads, now, self._targets, limit), reporters)
 
 
-def _told(ingress: AutoscalingContext) -> dict[Any, dict[str, float]]:
-    """The latest numbers of each ingress replica that told any."""
+class OwedWork(OwedWorkAutoscaler):
+    """The old name of `OwedWorkAutoscaler`, understood for one release."""
+
+    def __init__(self, **targets: float) -> None:
+        logger.warning(
+            "the autoscaling policy %s:OwedWork is deprecated; use %s:OwedWorkAutoscaler",
+            __name__,
+            __name__,
+        )
+        super().__init__(**targets)
+
+
+def _current_names(targets: Mapping[str, float]) -> dict[str, float]:
+    """Return the targets under their current names, with a warning for each old one."""
+    current = {}
+    for name, value in targets.items():
+        new_name = DEPRECATED_TARGET_NAMES.get(name, name)
+        if new_name != name:
+            logger.warning("policy_kwargs.%s is deprecated; use %s", name, new_name)
+        if new_name in current:
+            raise ValueError(f"{new_name} is given twice, once under an old name")
+        current[new_name] = value
+    return current
+
+
+def _latest_reports(ingress: AutoscalingContext) -> dict[Any, dict[str, float]]:
+    """Return the latest numbers of each ingress replica that has reported any."""
     latest: dict[Any, dict[str, float]] = {}
     for name, by_replica in (ingress.raw_metrics or {}).items():
         for replica, series in by_replica.items():
-            if series and name in _NUMBERS:
+            if series and name in _REPORTED:
                 latest.setdefault(replica, {})[name] = series[-1].value
     return latest
 
 
-def _look(context: AutoscalingContext, told: Collection[Mapping[str, float]]) -> StageLoad:
-    """A stage, by what all ingress replicas want of it.
+def _load(context: AutoscalingContext, reports: Collection[Mapping[str, float]]) -> StageLoad:
+    """Return the load of a stage, from the reports of all ingress replicas.
 
-    One that is retiring tells nothing any more: its last images are those that Serve counts.
+    An ingress replica that is being removed no longer reports. Its last images are known only from
+    the requests that Serve counts.
     """
     stages = _STAGES[context.deployment_name]
-    demand = sum((from_wire(numbers, stages) for numbers in told), Demand())
+    demand = sum((from_wire(numbers, stages) for numbers in reports), Demand())
     if len(stages) > 1:
-        demand = replace(demand, upstream=0.0)  # from no other replica than these
+        demand = replace(demand, upstream=0.0)  # these very replicas run both stages
     if not demand.images and context.total_num_requests > 0:
         demand += Demand(images=1)
     return stage_load(
@@ -100,8 +153,8 @@ def _look(context: AutoscalingContext, told: Collection[Mapping[str, float]]) ->
     )
 
 
-def _for_callers(ingress: AutoscalingContext) -> int:
-    """As Serve itself does it: a replica for every so many requests."""
+def _ingress_replicas(ingress: AutoscalingContext) -> int:
+    """Return the number of ingress replicas as Serve itself computes it: by ongoing requests."""
     config: Any = ingress.config
-    each: float = config.get_target_ongoing_requests()
-    return max(1, ceil(ingress.total_num_requests / each))
+    requests_per_replica: float = config.get_target_ongoing_requests()
+    return max(1, ceil(ingress.total_num_requests / requests_per_replica))

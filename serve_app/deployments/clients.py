@@ -18,6 +18,7 @@ from serve_app.core.errors import AuraError, EngineFault, LedgerAway, Loading, R
 from serve_app.core.service.events import ReplicaStats, SegmentDone, StageEvent
 from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobResult, JobState
 from serve_app.core.service.rate_limit import RateLimit
+from serve_app.deployments.ray_private import broadcast_results
 
 logger = logging.getLogger("aura.remote")
 
@@ -80,10 +81,8 @@ class RemoteStage:
 
     async def _ask_all(self) -> list[ReplicaStats]:
         try:
-            # Serve's `results_async` would give nothing at all when one replica is silent, as those
-            # of a dead node are until Ray has noticed.
-            calls = self._handle.broadcast("stats")._fetch_replica_results_async()
-            asked = await asyncio.wait_for(calls, _RPC_TIMEOUT)
+            results = broadcast_results(self._handle.broadcast("stats"))
+            asked = await asyncio.wait_for(results, _RPC_TIMEOUT)
         except (TimeoutError, RayError, DeploymentUnavailableError):
             return []
         waits = (asyncio.wait_for(one.get_async(), _RPC_TIMEOUT) for one in asked)

@@ -28,8 +28,8 @@ from serve_app.core.service.info import ServiceInfo
 from serve_app.deployments.ingress_replica import IngressConfig, IngressReplica, OpenHttp
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.ray_metrics import RayMeter
-from serve_app.deployments.replica_counts import ingress_replicas, stage_replicas
 from serve_app.deployments.router import REPORTS_EVERY
+from serve_app.deployments.scaling_options import ingress_scaling, stage_scaling
 from serve_app.deployments.stage_replica import LoraSource, ModelSource, StageConfig, StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
@@ -121,7 +121,7 @@ def deploy_stage(
                 "max_backoff_s": 0.1,
             }
         ),
-        **stage_replicas(scale.min_replicas, scale.max_total, images),
+        **stage_scaling(scale.min_replicas, scale.max_total, images),
     )
 
 
@@ -152,7 +152,7 @@ def bind_graph(
             max_ongoing_requests=_MAX_REQUESTS,
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
-            **ingress_replicas(scale.min_replicas, scale.max_total, _MAX_REQUESTS),
+            **ingress_scaling(scale.min_replicas, scale.max_total, _MAX_REQUESTS),
         )
         .bind(config, ledger.bind(ledger_file), base, refiner)
     )

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.serve._private.build_app import build_app
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.app import http
@@ -22,6 +21,7 @@ from serve_app.core.errors import SettingsError
 from serve_app.deployments.graph import bind_service
 from serve_app.deployments.ingress_replica import IngressConfig
 from serve_app.ingress.native.schemas import GenerateRequest
+from tests.support.ray_private import build_app
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve_app.core.capacity.cost_model import CostTable
@@ -18,6 +17,7 @@ from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot
 from serve_app.deployments.clients import RemoteStage
 from tests.support.engine_runs import NOISE
+from tests.support.ray_private import DeploymentID
 
 SPEC = ImageSpec(prompt="a", seed=1, width=64, height=64, steps=2, guidance=1)
 SAMPLE: Any = new_sample("one", SPEC, make_schedule(NOISE, SPEC.sampler, 2, None, 1.0), Stage.BASE)

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
-from ray.serve._private.common import DeploymentHandleSource, DeploymentID, RequestMetadata
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
@@ -16,6 +15,13 @@ from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.scheduling.step_scheduler import BatchSize, PendingWork, WorkKind
 from serve_app.deployments.router import OwedWorkRouter
+from tests.support.ray_private import (
+    DeploymentHandleSource,
+    DeploymentID,
+    RequestMetadata,
+    choose_replica,
+    stop_routing,
+)
 
 STAGE = DeploymentID("BaseGenerator", "aura")
 PRICES = CostTable(
@@ -76,12 +82,11 @@ async def routing(*replicas: Counting) -> AsyncIterator[OwedWorkRouter]:
     router.initialize_state()
     router.update_replicas(cast("list[RunningReplica]", list(replicas)))
     yield router
-    for task in list(router._routing_tasks):
-        task.cancel()
+    stop_routing(router)
 
 
 async def routed(router: OwedWorkRouter, asked: PendingRequest) -> str:
-    replica = await asyncio.wait_for(router._choose_replica_for_request(asked), SOON)
+    replica = await asyncio.wait_for(choose_replica(router, asked), SOON)
     return replica.replica_id.unique_id
 
 
@@ -160,9 +165,7 @@ async def test_a_refused_image_finds_another_place() -> None:
             if replica.replica_id.unique_id == first:
                 router._replica_queue_len_cache.update(replica.replica_id, 100)
                 cast("Any", replica).requests = 100
-        again = await asyncio.wait_for(
-            router._choose_replica_for_request(asked, is_retry=True), SOON
-        )
+        again = await asyncio.wait_for(choose_replica(router, asked, is_retry=True), SOON)
         assert again.replica_id.unique_id != first
 
 

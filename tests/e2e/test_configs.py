@@ -13,6 +13,7 @@ import yaml
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.deployments.ray_private import serve_client
 from tests.e2e.conftest import until
 
 pytestmark = pytest.mark.ray
@@ -46,13 +47,11 @@ def gpus() -> float:
 @contextmanager
 def running(config: Any, name: str) -> Iterator[None]:
     """The application of a config runs under this name and path, with its args, on this machine."""
-    from ray.serve.context import _get_global_client
-
     application = copy.deepcopy(config["applications"][0])
     application |= {"name": name, "route_prefix": f"/{name}"}
     settings = application["args"].setdefault("settings", {})
     settings |= HERE
-    client = _get_global_client()
+    client = serve_client()
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
     def ready() -> bool:

@@ -18,6 +18,7 @@ from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.catalog import choose_device
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
+from serve_app.deployments.ray_private import serve_client
 from serve_app.doctor.checks.ports import listeners
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.e2e.conftest import free_port, until
@@ -88,8 +89,6 @@ def test_up_tells_a_port_in_use_and_a_misspelt_setting(environment: dict[str, st
 def test_under_plain_serve_the_same_line_is_the_applications_status(
     cluster: int, tmp_path: Path
 ) -> None:
-    from ray.serve.context import _get_global_client
-
     folder, sentence = broken("missing", tmp_path)
     application: dict[str, Any] = {
         "name": "broken",
@@ -97,7 +96,7 @@ def test_under_plain_serve_the_same_line_is_the_applications_status(
         "import_path": "serve_app.app:build",
         "args": {"settings": {"MODEL_CHECKPOINT_DIR": str(folder)}},
     }
-    client = _get_global_client()
+    client = serve_client()
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
     def failed() -> str | None:

@@ -11,10 +11,10 @@ from typing import Any
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
-from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.core.service.events import ReplicaStats
+from serve_app.deployments.ray_private import serve_client
 from tests.e2e.conftest import APP, STAGES, free_port
 
 _INGRESS = 1  # CPUs, which the head node has more than the others
@@ -53,7 +53,7 @@ def start(port: int, ledger: str) -> None:
             },
         },
     }
-    client = _get_global_client()
+    client = serve_client()
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
 
@@ -75,7 +75,7 @@ def alive() -> set[str]:
 
 def places() -> dict[str, dict[int, str]]:
     """Where Serve takes the running replicas of each deployment to be: node by process."""
-    deployments = _get_global_client().get_serve_details()["applications"][APP]["deployments"]
+    deployments = serve_client().get_serve_details()["applications"][APP]["deployments"]
     return {
         name: {r["pid"]: r["node_id"] for r in one["replicas"] if r["state"] == "RUNNING"}
         for name, one in deployments.items()

@@ -12,6 +12,12 @@ from serve_app.core.diffusion.spec import Stage
 
 # In replicas: less arriving work than this justifies neither one more replica nor the only one.
 _IGNORED_RATE = 0.05
+# Names of the fields of `ScalingTargets` that are understood for one more release.
+DEPRECATED_TARGET_NAMES = {
+    "wait": "target_drain_s",
+    "busy": "target_utilization",
+    "patience": "downscale_delay_s",
+}
 
 
 @dataclass(frozen=True, slots=True)
