@@ -151,7 +151,9 @@ def _graph(png: bytes, ledger: Path) -> Any:
     )
     base, refiner = _stages(png)
     http = partial(open_ingress, HttpConfig(info=facts, access_policy=AccessPolicy()))
-    return bind_graph(IngressConfig(http, facts.models), ledger, base, refiner, scale, _DRAIN)
+    return bind_graph(
+        IngressConfig(http, facts.models, facts.refiner), ledger, base, refiner, scale, _DRAIN
+    )
 
 
 def _stages(png: bytes) -> list[Any]:

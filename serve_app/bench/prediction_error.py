@@ -25,11 +25,12 @@ from serve_app.bench.intervals import bootstrap_interval
 from serve_app.core.capacity.forecast import forecast, pending_work
 from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import PendingWork
+from serve_app.core.scheduling.work import PendingWork
 from serve_app.runtime.build import build_stage_model
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
@@ -101,14 +102,15 @@ class Queue:
 
     def __init__(self, clock: Callable[[], float], device: Device) -> None:
         found = [inspect(demo_folder(stage), stage) for stage in Stage]
-        makers: dict[str, Loader] = {
-            one.name if one.stage is Stage.BASE else "": partial(
+        makers: dict[ModelKey, Loader] = {
+            ModelKey(one.stage, one.name): partial(
                 build_stage_model, one, device, images=_IMAGES, strict=True
             )
             for one in found
         }
-        shelf = ModelCache(makers, capacity=len(makers), pinned=[""])
-        self._noise, self._model = found[0].noise_config, shelf.default
+        shelf = ModelCache(makers, capacity=len(makers), pinned=list(makers)[1:])
+        self._noise = found[0].noise_config
+        self._model, self._refiner = (checkpoint.name for checkpoint in found)
         self._engine = Engine(shelf, snapshot_every=_NEVER, clock=clock)
         self._clock = clock
         self._images: list[Image] = []
@@ -150,7 +152,7 @@ class Queue:
         return told.seconds
 
     def _image(self, spec: ImageSpec) -> Image:
-        spec = replace(spec, model=self._model)
+        spec = replace(spec, model=self._model, refiner=self._refiner)
         schedule = make_schedule(self._noise, spec.sampler, spec.steps, spec.strength, spec.handoff)
         legs = stage_segments(schedule, spec.handoff, refiner=True)
         source = None if spec.strength is None else bytes(3 * spec.width * spec.height)

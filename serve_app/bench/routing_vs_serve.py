@@ -19,7 +19,7 @@ from serve_app.bench.local_ray import local_ray
 from serve_app.config.app_args import DeploymentScale
 from serve_app.core.diffusion.sample import Sample, new_sample
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
+from serve_app.core.scheduling.work import BatchSize, WorkKind
 from serve_app.core.service.events import ReplicaStats
 from serve_app.deployments.graph import ROUTER, bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter

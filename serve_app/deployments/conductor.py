@@ -86,10 +86,12 @@ class Conductor:
         models: Sequence[ModelInfo],
         meter: Meter | None = None,
         scale_to_zero: Collection[Stage] = (),
+        refiner_name: str | None = None,
     ) -> None:
         self._stages = {Stage.BASE: base} | ({Stage.REFINER: refiner} if refiner else {})
         self._models = {model.name: model for model in models}
         self._default_model = models[0]
+        self._refiner_name = refiner_name
         self._backlog = Backlog(self._stages)
         self._meter = meter or InMemoryMeter()
         self._scale_to_zero = scale_to_zero
@@ -180,7 +182,7 @@ class Conductor:
         model = self._models.get(task.spec.model) if task.spec.model else self._default_model
         if model is None:
             raise model_not_found("model", self._models)
-        spec = replace(task.spec, model=model.name)
+        spec = replace(task.spec, model=model.name, refiner=self._refiner_name)
         schedule = make_schedule(
             model.noise_config, spec.sampler, spec.steps, spec.strength, spec.handoff
         )

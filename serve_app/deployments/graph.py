@@ -80,7 +80,11 @@ def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Applica
     info = service_info(settings, catalog, device)
     return bind_graph(
         IngressConfig(
-            http(settings, info), info.models, topology.max_total_replicas, topology.scale_to_zero
+            http(settings, info),
+            info.models,
+            info.refiner,
+            topology.max_total_replicas,
+            topology.scale_to_zero,
         ),
         settings.ledger,
         stages[0],

@@ -58,6 +58,7 @@ class IngressConfig:
 
     open_http: OpenHttp
     models: tuple[ModelInfo, ...]  # the default one first
+    refiner_name: str | None = None
     max_total_replicas: int | None = None  # of the stages that autoscale, together; None: no limit
     scale_to_zero: tuple[Stage, ...] = ()  # stages that may have no replica
 
@@ -75,7 +76,9 @@ class IngressReplica:
         self._config = config
         meter = RayMeter()
         clients = _stage_clients(base, refiner)
-        self._conductor = Conductor(*clients, config.models, meter, config.scale_to_zero)
+        self._conductor = Conductor(
+            *clients, config.models, meter, config.scale_to_zero, config.refiner_name
+        )
         context = serve.get_replica_context()
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
         self._http = config.open_http(

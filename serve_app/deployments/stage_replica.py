@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve_app.core.capacity.fleet import ReplicaReport
 from serve_app.core.capacity.forecast import forecast
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import shortfalls
@@ -46,9 +47,9 @@ class ModelSource:
     stage: Stage = Stage.BASE
 
     @property
-    def key(self) -> str:
-        """What samples call it: see `Sample.model`."""
-        return self.name if self.stage is Stage.BASE else ""
+    def key(self) -> ModelKey:
+        """The key by which samples name it."""
+        return ModelKey(self.stage, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def load_models(config: StageConfig) -> "ModelCache":
         ImageSafetyChecker(config.safety_checker_dir, device) if config.safety_checker_dir else None
     )
     files = {lora.name: inspect_lora(lora.path) for lora in config.loras}
-    makers: dict[str, Loader] = {}
+    makers: dict[ModelKey, Loader] = {}
     for source in config.models:
         path = source.path or demo_folder(source.stage)
         found = inspect(path, source.stage, configs=source.configs_dir)
@@ -149,8 +150,11 @@ class StageReplica:
         shelf = load(config)
         self._profile = shelf.profile.name
         self._images = config.max_batch_images
-        refiner = str(Stage.REFINER) if len(config.stages) > 1 else ""  # alone it needs no name
-        self._called = {one.key: one.key or refiner for one in config.models}
+        refiner = str(Stage.REFINER) if len(config.stages) > 1 else None  # alone it needs no name
+        self._labels = {
+            source.key: source.name if source.stage is Stage.BASE else refiner
+            for source in config.models
+        }
         self._pngs = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
         self._log = EngineMetrics(meter())
         self._telling: asyncio.Task[None] | None = None
@@ -200,8 +204,9 @@ class StageReplica:
     async def stats(self) -> ReplicaStats:
         """What this replica is and has done, as of its last turn."""
         engine = self._engine.stats()
-        there = engine.models
-        fits = {called: there[key] for key, called in self._called.items() if key in there}
+        plans = {
+            label: engine.models[key] for key, label in self._labels.items() if key in engine.models
+        }
         return ReplicaStats(
             pid=os.getpid(),
             profile=self._profile,
@@ -215,8 +220,8 @@ class StageReplica:
             owed_seconds=forecast(self._engine.pending(), engine.costs).seconds,
             costs=engine.costs,
             positions=engine.positions,
-            models=tuple(self._called[key] for key in there),
-            shortfall=shortfalls(self._images, fits),
+            models=tuple(str(key) for key in engine.models),
+            shortfall=shortfalls(self._images, plans),
         )
 
     async def record_routing_stats(self) -> dict[str, Any]:

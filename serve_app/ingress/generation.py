@@ -211,7 +211,7 @@ def _job(
     warnings: Sequence[str],
     timeout: float | None,
 ) -> GenerationJob:
-    model = pieces[0].spec.model
+    model = pieces[0].spec.model or facts.default_model.name
     refined = facts.refiner is not None and pieces[0].spec.handoff < 1
     models = {str(Stage.BASE): model}
     if refined and facts.refiner:

@@ -50,7 +50,7 @@ def lora_warnings(prompt: str, spec: ImageSpec, facts: ServiceInfo) -> tuple[str
     said = []
     if _TAG in prompt:
         said.append(f"{_TAG}…> in the prompt is read as words: name LoRAs in the field loras")
-    model = facts.find_model(spec.model)
+    model = facts.find_model(spec.model or facts.default_model.name)
     if spec.loras and model and spec.handoff < 1:
         schedule = make_schedule(
             model.noise_config, spec.sampler, spec.steps, spec.strength, spec.handoff

@@ -15,6 +15,7 @@ import torch
 
 from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.gpu_time import GpuTime, GpuTimeAccount
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, with_profile
 from serve_app.core.errors import (
     AuraError,
@@ -27,7 +28,8 @@ from serve_app.core.errors import (
     ReplicaLost,
 )
 from serve_app.core.scheduling.memory_plan import MemoryPlan
-from serve_app.core.scheduling.step_scheduler import PendingWork, Plan, StepScheduler, WorkKind
+from serve_app.core.scheduling.step_scheduler import StepScheduler
+from serve_app.core.scheduling.work import PendingWork, Plan, WorkKind
 from serve_app.core.service.events import Snapshot
 from serve_app.runtime.engine_events import Failed, Finished, Listener, notify
 from serve_app.runtime.memory.device import is_out_of_memory
@@ -56,7 +58,7 @@ class EngineStats:
     costs: CostTable
     positions: dict[str, int]  # index of each sample in flight
     models: dict[
-        str, MemoryPlan
+        ModelKey, MemoryPlan
     ]  # those in memory, then those parked; and what was given up for each
 
 
@@ -215,7 +217,7 @@ class Engine:
     def _run_plan(self, plan: Plan[torch.Tensor]) -> tuple[list[DeviceSample], RgbImage | None]:
         if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
             return self._load(plan), None
-        model = self.models[plan.samples[0].model]
+        model = self.models[plan.samples[0].model_key]
         if plan.work is WorkKind.STEP:
             return model.step(plan.samples, plan.lanes), None
         (sample,) = plan.samples
@@ -227,10 +229,12 @@ class Engine:
 
     def _load(self, plan: Plan[torch.Tensor]) -> list[DeviceSample]:
         try:
+            model = plan.samples[0].model_key
             if plan.work is WorkKind.LOAD:
-                self.models.load(plan.load, plan.evict)
+                self.models.load(model, [key for key in plan.evict if isinstance(key, ModelKey)])
             else:
-                self.models.attach(plan.samples[0].model, plan.load, plan.evict)
+                evict = [name for name in plan.evict if isinstance(name, str)]
+                self.models.attach(model, str(plan.load), evict)
         finally:
             self._scheduler.set_resident(self.models.batch_sizes, self.models.attached_loras)
             self._account.set_batch_sizes(self.models.batch_sizes)

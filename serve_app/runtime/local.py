@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.schedule import Schedule, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
@@ -50,9 +51,9 @@ class LocalPipeline:
         self._noise = {one.stage: one.noise_config for one in checkpoints}
         self._profiles: dict[Stage, str] = {}
         room = len(loras) if loras else 1
-        makers: dict[str, Loader] = {}
+        makers: dict[ModelKey, Loader] = {}
         for one in checkpoints:
-            makers[one.name if one.stage is Stage.BASE else ""] = partial(
+            makers[ModelKey(one.stage, one.name)] = partial(
                 build_stage_model,
                 one,
                 device,
@@ -62,7 +63,7 @@ class LocalPipeline:
                 loras=loras if one.stage is Stage.BASE else None,
                 lora_capacity=room,
             )
-        later = [name for name in makers if not name]
+        later = [key for key in makers if key.stage is Stage.REFINER]
         shelf = ModelCache(
             makers,
             capacity=1 if device.has_own_memory else len(makers),

@@ -25,7 +25,7 @@ from serve_app.core.diffusion.solver import combine, solver_step
 from serve_app.core.diffusion.spec import LATENT_CHANNELS, ImageSpec, Lora
 from serve_app.core.errors import OperatorError, ProfileChanged, SafetyBlock
 from serve_app.core.scheduling.memory_plan import MemoryPlan
-from serve_app.core.scheduling.step_scheduler import BatchSize
+from serve_app.core.scheduling.work import BatchSize
 from serve_app.core.service.moderation import SafetyFilter
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.conditioning import Conditioner, Conditioning

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.scheduling.step_scheduler import Plan
+from serve_app.core.scheduling.work import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample,
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, Schedule, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize
+from serve_app.core.scheduling.work import BatchSize
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.pool import ReplicaPool, Router
 from serve_app.simulator.replica import SimReplica, SimSample

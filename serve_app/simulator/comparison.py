@@ -14,7 +14,7 @@ from statistics import median
 from serve_app.core.capacity.autoscaler import ScalingTargets, allocate_gpus
 from serve_app.core.diffusion.sample import new_sample
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize
+from serve_app.core.scheduling.work import BatchSize
 from serve_app.simulator.cluster import Cluster, SimulationResult, TimelinePoint, image_of
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.policies import (

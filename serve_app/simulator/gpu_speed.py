@@ -11,7 +11,7 @@ from typing import Any
 from serve_app.core.capacity.cost_model import decode_tflop, step_tflop
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, WorkKind
+from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
 
 
 @dataclass(frozen=True, slots=True)

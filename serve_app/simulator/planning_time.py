@@ -5,9 +5,11 @@ from dataclasses import replace
 from random import Random
 from statistics import median_high
 
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, new_sample, with_latents
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.scheduling.step_scheduler import StepScheduler, WorkKind
+from serve_app.core.scheduling.step_scheduler import StepScheduler
+from serve_app.core.scheduling.work import WorkKind
 from serve_app.simulator.cluster import image_of
 from serve_app.simulator.comparison import SIZE
 from serve_app.simulator.replica import SimSample
@@ -19,7 +21,7 @@ _PLANS = 500
 
 def measure_planning_seconds(plans: int = _PLANS) -> float:
     """Return the median seconds of `StepScheduler.plan` with a thousand samples that step."""
-    scheduler: StepScheduler[float] = StepScheduler({"": SIZE})
+    scheduler: StepScheduler[float] = StepScheduler({ModelKey(Stage.BASE): SIZE})
     rng = Random(0)
     for number in range(IN_FLIGHT):
         arrival = Arrival(0.0, rng.choice((4, 20, 50, 150)), rng.choice((1024, 832)), 1024)

@@ -11,7 +11,7 @@ from serve_app.core.capacity.dispatcher import Dispatcher
 from serve_app.core.capacity.routing import max_queued_images
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize
+from serve_app.core.scheduling.work import BatchSize
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.replica import SimReplica, SimSample
 

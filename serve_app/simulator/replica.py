@@ -6,9 +6,11 @@ It has no clock: its owner gets the length of a turn, and says when the turn has
 from collections.abc import Hashable
 
 from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, after_step, with_latents
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, StepScheduler, WorkKind
+from serve_app.core.scheduling.step_scheduler import StepScheduler
+from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
 from serve_app.simulator.gpu_speed import GpuSpeed
 
 SimSample = Sample[float]  # its latents are a number without meaning
@@ -26,7 +28,7 @@ class SimReplica:
         self.steps = 0  # that images took
         self.places = 0  # in the batches of these steps, used or empty
         self._speed = speed
-        self._scheduler: StepScheduler[float] = StepScheduler({"": size})
+        self._scheduler: StepScheduler[float] = StepScheduler({ModelKey(stage): size})
         self._load: ReplicaLoad | None = None  # None: changed since it was last computed
         self._owed_by_image: dict[str, float] = {}
         self._plan: Plan[float] | None = None

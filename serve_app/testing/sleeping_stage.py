@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.spec import Lora, Stage
@@ -118,18 +119,18 @@ def ingress_config(*, refiner: bool, pool: int | None = None) -> IngressConfig:
     """What the ingress before them is told; of its stages, `pool` replicas may be there."""
     facts = ServiceInfo(
         models=(ModelInfo(str(Stage.BASE), NATIVE, _NOISE),),
-        refiner="sleeping" if refiner else None,
+        refiner=str(Stage.REFINER) if refiner else None,
         device="none",
         precision="none",
         default_image_count=1,
     )
     http = partial(open_ingress, HttpConfig(info=facts, access_policy=AccessPolicy()))
-    return IngressConfig(http, facts.models, max_total_replicas=pool)
+    return IngressConfig(http, facts.models, facts.refiner, max_total_replicas=pool)
 
 
 def _shelf(costs: GpuSpeed, config: StageConfig) -> ModelCache:
-    makers: dict[str, Any] = {
-        source.key: partial(_model, costs, source.stage, source.key, config.max_batch_images)
+    makers: dict[ModelKey, Any] = {
+        source.key: partial(_model, costs, source.stage, source.name, config.max_batch_images)
         for source in config.models
     }
     return ModelCache(makers, capacity=config.max_loaded_models)

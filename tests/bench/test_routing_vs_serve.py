@@ -6,10 +6,11 @@ import pytest
 
 from serve_app.bench.routing_vs_serve import RunResult, _alone, _measured, _trace
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import WorkKind
+from serve_app.core.scheduling.work import WorkKind
 from serve_app.core.service.events import ReplicaStats, SegmentDone
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.traces import Arrival
@@ -33,7 +34,7 @@ def test_what_was_played_is_told_by_image_and_by_step() -> None:
 
 
 def test_what_a_step_took_is_the_median_of_the_replicas_at_the_size_that_was_pretended() -> None:
-    turn = TurnKind(WorkKind.STEP, Stage.BASE, "base", NATIVE, NATIVE, LANES)
+    turn = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "base"), NATIVE, NATIVE, LANES)
     facts = [
         ReplicaStats(0, "", "", 0, 0, 0, 0, 0.0, 0.0, 0.0, CostTable({turn: seconds}), {})
         for seconds in (0.1, 0.2, 0.6)

@@ -10,6 +10,7 @@ import pytest
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.demand import Demand
 from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
@@ -23,7 +24,7 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaLost,
 )
-from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
+from serve_app.core.scheduling.work import BatchSize, WorkKind
 from serve_app.core.service.events import (
     Generated,
     GeneratedImage,
@@ -225,10 +226,12 @@ async def test_closing_the_stream_cancels_the_image() -> None:
 async def test_an_image_that_would_be_late_is_refused_and_those_before_it_count_by_batches() -> (
     None
 ):
-    step = TurnKind(WorkKind.STEP, Stage.BASE, "demo", 64, 64, 4)
-    prompt = TurnKind(WorkKind.CONDITION, Stage.BASE, "demo", rows=2)
+    step = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "demo"), 64, 64, 4)
+    prompt = TurnKind(WorkKind.CONDITION, ModelKey(Stage.BASE, "demo"), rows=2)
     known = {step: 1.0, replace(step, work=WorkKind.DECODE, rows=0): 0.0, prompt: 0.0}
-    base = BlockedStage(free=1, costs=CostTable(known, {"demo": BatchSize(2, 4)}))
+    base = BlockedStage(
+        free=1, costs=CostTable(known, {ModelKey(Stage.BASE, "demo"): BatchSize(2, 4)})
+    )
     conductor = conductor_of(base)
     await generate(conductor, "warm")
     with pytest.raises(Overloaded, match=r"about 20 s, and 19 s"):
@@ -248,10 +251,12 @@ async def test_an_image_that_would_be_late_is_refused_and_those_before_it_count_
     assert {image.png for image in await asyncio.gather(*tasks)} == {b"png 10", b"png 20"}
 
 
-STEPS = {stage: TurnKind(WorkKind.STEP, stage, "demo", 64, 64, 4) for stage in Stage}
-PROMPTS = [TurnKind(WorkKind.CONDITION, stage, "demo", rows=2) for stage in Stage]
+STEPS = {stage: TurnKind(WorkKind.STEP, ModelKey(stage, "demo"), 64, 64, 4) for stage in Stage}
+PROMPTS = [TurnKind(WorkKind.CONDITION, ModelKey(stage, "demo"), rows=2) for stage in Stage]
 FREE = dict.fromkeys([*PROMPTS, replace(STEPS[Stage.REFINER], work=WorkKind.DECODE, rows=0)], 0.0)
-SECOND = CostTable({**dict.fromkeys(STEPS.values(), 1.0), **FREE}, {"demo": BatchSize(2, 4)})
+SECOND = CostTable(
+    {**dict.fromkeys(STEPS.values(), 1.0), **FREE}, {ModelKey(Stage.BASE, "demo"): BatchSize(2, 4)}
+)
 
 
 async def test_demands_count_images_at_a_stage_or_upstream_and_all_that_ever_arrived() -> None:

@@ -10,10 +10,11 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.fleet import ReplicaReport, key_of
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, PendingWork, WorkKind
+from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
 from serve_app.deployments.router import OwedWorkRouter
 from tests.support.ray_private import (
     DeploymentHandleSource,
@@ -25,7 +26,8 @@ from tests.support.ray_private import (
 
 STAGE = DeploymentID("BaseGenerator", "aura")
 PRICES = CostTable(
-    {TurnKind(WorkKind.STEP, Stage.BASE, "", 1024, 1024, 8): 0.1}, {"": BatchSize(4, 8)}
+    {TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 1024, 1024, 8): 0.1},
+    {ModelKey(Stage.BASE): BatchSize(4, 8)},
 )
 SOON = 5.0  # seconds, in which what must happen happens
 
@@ -38,7 +40,9 @@ class Counting:
     ) -> None:
         self.replica_id = ReplicaID(name, STAGE)
         self.max_ongoing_requests = most
-        self.routing_stats = ReplicaReport.of(1, "p", owed, [""], PRICES).to_wire()
+        self.routing_stats = ReplicaReport.of(
+            1, "p", owed, [ModelKey(Stage.BASE)], PRICES
+        ).to_wire()
         self.requests = requests  # of whomever
 
     async def get_queue_len(self, *, deadline_s: float) -> int:

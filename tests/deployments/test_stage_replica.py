@@ -24,6 +24,7 @@ from serve_app.core.service.metrics import (
 from serve_app.deployments.stage_replica import ModelSource, StageConfig, StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.support.engine_runs import sample_of
+from tests.support.keys import base_key
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=150, guidance=5)
 END = StageSegment(Stage.BASE, 150, last=True)
@@ -116,10 +117,10 @@ async def test_routers_hear_what_is_left_and_what_it_takes_here(replica: StageRe
         await asyncio.sleep(0.005)
     task.cancel()
     shape, steps, turn = told.remaining[key]
-    assert shape.startswith(f"({SPEC.height // 8}, {SPEC.width // 8}, ")
+    assert f"latent_shape=({SPEC.height // 8}, {SPEC.width // 8})" in shape
     assert 0 < steps <= SPEC.steps
     assert turn in told.costs.seconds_by_turn
-    assert told.models == ("demo",)
+    assert told.models == (base_key("demo"),)
     again = ReplicaReport.from_wire(await replica.record_routing_stats())
     assert (again.number, again.profile) == (told.number + 1, told.profile)
     while (await replica.stats()).positions:

@@ -68,14 +68,14 @@ def test_a_picture_refined_on_one_replica_is_what_two_engines_make_to_the_byte(
 ) -> None:
     health = httpx.get(f"{address}/health", timeout=10).json()
     assert (health["status"], health["replicas"]) == ("ready", {"base": 1, "refiner": 1})
-    assert facts().models == ("demo", "refiner")
+    assert facts().models == ("demo", "demo-refiner")
     args = read_config(CONFIG).args
     monkeypatch.setenv("MODEL_CPU_THREADS", THREADS)
     monkeypatch.setenv("MODEL_MAX_BATCH_SIZE", args.settings["MODEL_MAX_BATCH_SIZE"])
     wishes = {"prompt": "a red heart", "seed": 8, "steps": 6, "imageCount": 2}
     answer = httpx.post(f"{address}/generate", json=wishes, timeout=180)
     assert answer.json()["meta"]["refined"]
-    assert facts().models == ("refiner", "demo")
+    assert facts().models == ("demo-refiner", "demo")
     assert generate(wishes, tmp_path / "heart.png") == 0
     assert images(answer) == [(tmp_path / f"heart-{n}.png").read_bytes() for n in (1, 2)]
 

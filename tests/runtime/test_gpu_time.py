@@ -19,6 +19,7 @@ from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.networks.vae import RgbImage
 from tests.support.analytic_model import ConstantDenoiser, MeanPixels, analytic_model
 from tests.support.engine_runs import Heard, drain, sample_of
+from tests.support.keys import REFINER, base_key
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance=5)
 WIDE = replace(SPEC, width=128)
@@ -70,13 +71,13 @@ def timed(lanes: int = 8) -> tuple[Engine, Timer, TimedDenoiser]:
     timer = Timer()
     base, refiner = TimedDenoiser(timer, 0.1, 1e-3), TimedDenoiser(timer, 0.05, 2e-3)
     models = {
-        name: analytic_model(
-            denoiser, lanes=lanes, stage=stage, model=name, pixels=TimedPixels(timer)
+        key: analytic_model(
+            denoiser, lanes=lanes, stage=key.stage, model=str(key), pixels=TimedPixels(timer)
         )
-        for name, stage, denoiser in (("fox", Stage.BASE, base), ("", Stage.REFINER, refiner))
+        for key, denoiser in ((base_key("fox"), base), (REFINER, refiner))
     }
     makers = {name: lambda to_come, before, one=one: one for name, one in models.items()}
-    shelf = ModelCache(makers, capacity=2, pinned=[""])
+    shelf = ModelCache(makers, capacity=2, pinned=[REFINER])
     return Engine(shelf, snapshot_every=10**9, clock=timer), timer, base
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.samplers import Sampler
-from serve_app.core.diffusion.spec import ImageSpec
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import OperatorError
 from serve_app.runtime.memory.memory_probe import lanes_for
 from serve_app.runtime.networks.denoiser import DenoiserInput
@@ -43,7 +44,7 @@ def test_a_conditioned_sample_says_how_long_its_prompts_are_and_what_to_warn_of(
     model = analytic_model(ConstantDenoiser())
     spec = replace(SPEC, prompt="a fox! BREAK in the snow", negative_prompt="a BREAK b BREAK c")
     begun = model.condition(live(sample_of(spec)))
-    assert begun.batch_key == (8, 8, 3, "")
+    assert begun.batch_key == BatchKey(ModelKey(Stage.BASE), (8, 8), 3)
     assert begun.warnings == ("the prompt shouts",)
     again = model.condition(live(to_host(begun)))
     assert (again.chunks, again.warnings) == (begun.chunks, begun.warnings)

@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.core.capacity.autoscaler import ScalingTargets
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize
+from serve_app.core.scheduling.work import BatchSize
 from serve_app.simulator.cluster import Cluster, SimulationResult, StageObservation
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.policies import (

@@ -7,16 +7,17 @@ from typing import Any
 
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.gpu_time import GpuTime
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, with_prompt_info
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import ReplicaLost
-from serve_app.core.scheduling.step_scheduler import WorkKind
+from serve_app.core.scheduling.work import WorkKind
 from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot, StageEvent
 from tests.support.builders import replica_stats
 from tests.support.waiting import until_async
 
 # 100 TFLOP a second
-_STEPS = [TurnKind(WorkKind.STEP, stage, "demo", 1024, 1024, 2) for stage in Stage]
+_STEPS = [TurnKind(WorkKind.STEP, ModelKey(stage, "demo"), 1024, 1024, 2) for stage in Stage]
 COSTS = CostTable({turn: turn.tflop / 100 for turn in _STEPS})
 
 StageEvents = AsyncGenerator[StageEvent, None]

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, median_low
 from typing import Any
 
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
+from serve_app.core.scheduling.work import BatchSize, WorkKind
 
 _MEGAPIXEL = 1024 * 1024
 _UNET_TFLOP = {Stage.BASE: (5.95, 0.81), Stage.REFINER: (6.12, 1.17)}  # per area, per area squared
@@ -61,12 +62,17 @@ class TurnKind:
     """A kind of turn: those alike in all of this take one device equally long."""
 
     work: WorkKind
-    stage: Stage
-    name: str  # of the model, or of what is loaded
+    model: ModelKey
     width: int = 0  # pixels
     height: int = 0  # pixels
     rows: int = 0  # of the UNet call, padding included; or prompts
-    loras: int = 0  # worn: they slow a step
+    loras: int = 0  # active ones: they slow a step
+    attached: str | None = None  # what an ATTACH attaches
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of its model."""
+        return self.model.stage
 
     @property
     def tflop(self) -> float:
@@ -82,21 +88,26 @@ class TurnKind:
                 return 0.0
 
 
-def turn_kind(work: WorkKind, sample: Sample[Any], *, lanes: int = 0, load: str = "") -> TurnKind:
-    """The kind of a turn that the sample takes part in; `lanes` and `load` as a plan has them."""
-    spec = sample.spec
+def turn_kind(
+    work: WorkKind, sample: Sample[Any], *, lanes: int = 0, load: ModelKey | str | None = None
+) -> TurnKind:
+    """Return the kind of a turn that the sample takes part in, with `lanes` and `load` of its plan.
+
+    A LOAD is always of the sample's own model.
+    """
+    spec, model = sample.spec, sample.model_key
     match work:
-        case WorkKind.LOAD | WorkKind.ATTACH:
-            return TurnKind(work, sample.stage, load)
+        case WorkKind.LOAD:
+            return TurnKind(work, model)
+        case WorkKind.ATTACH:
+            return TurnKind(work, model, attached=load if isinstance(load, str) else None)
         case WorkKind.CONDITION:
-            return TurnKind(work, sample.stage, sample.model, rows=spec.rows)
+            return TurnKind(work, model, rows=spec.rows)
         case WorkKind.STEP:
-            worn = len(sample.active_loras)
-            return TurnKind(
-                work, sample.stage, sample.model, spec.width, spec.height, lanes, loras=worn
-            )
+            active = len(sample.active_loras)
+            return TurnKind(work, model, spec.width, spec.height, lanes, loras=active)
         case _:
-            return TurnKind(work, sample.stage, sample.model, spec.width, spec.height)
+            return TurnKind(work, model, spec.width, spec.height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +116,18 @@ class CostTable:
     many samples of each model step together there. A value that travels."""
 
     seconds_by_turn: Mapping[TurnKind, float] = field(default_factory=dict)
-    batch_sizes: Mapping[str, BatchSize] = field(default_factory=dict)
+    batch_sizes: Mapping[ModelKey, BatchSize] = field(default_factory=dict)
+    default_batch_size: BatchSize | None = None  # of a model that was never there
 
     @property
     def is_calibrated(self) -> bool:
         """Whether a step was ever seen."""
         return any(turn.work is WorkKind.STEP for turn in self.seconds_by_turn)
 
-    def batch_size(self, model: str) -> BatchSize:
-        """The batch of a model; of one that was never there, what another has."""
-        return self.batch_sizes.get(model) or next(iter(self.batch_sizes.values()), _ONE_BY_ONE)
+    def batch_size(self, model: ModelKey) -> BatchSize:
+        """Return the batch size of a model; of an unknown one, the default, else another's."""
+        another = next(iter(self.batch_sizes.values()), _ONE_BY_ONE)
+        return self.batch_sizes.get(model) or self.default_batch_size or another
 
     def seconds(self, turn: TurnKind) -> float:
         """Predicted seconds of one turn.
@@ -142,7 +155,7 @@ class CostModel:
         self.table = CostTable()  # replaced whole: whoever reads it needs no lock
         self._seen: dict[TurnKind, deque[float]] = {}
 
-    def set_batch_sizes(self, batch_sizes: Mapping[str, BatchSize]) -> None:
+    def set_batch_sizes(self, batch_sizes: Mapping[ModelKey, BatchSize]) -> None:
         """So many samples of these models step together."""
         self.table = replace(self.table, batch_sizes={**self.table.batch_sizes, **batch_sizes})
 

@@ -7,15 +7,15 @@ it on need not know this package.
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve_app.core.capacity.cost_model import CostTable, TurnKind, turn_kind
 from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES, KeyLoad, ReplicaLoad, rank_replicas
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, PendingWork, WorkKind
+from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
 
 _DEFAULT_LOAD_SECONDS = 20.0  # seconds to load a model, where none was loaded yet
 _MAX_MISSED_REPORTS = 2  # reports that may have been on their way when an image came or went
@@ -27,18 +27,18 @@ class ReplicaReport:
     """What a replica has to do, by its own account."""
 
     number: int  # grows with each
-    profile: str  # its numeric one: what is alike in replicas that should be equally fast
+    profile: str | None  # its numeric one: what is alike in replicas that should be equally fast
     remaining: Mapping[str, RemainingWork]  # by `key_of` an image
-    models: tuple[str, ...]  # in memory, here or on the host
+    models: tuple[ModelKey, ...]  # in memory, here or on the host
     costs: CostTable
 
     @classmethod
     def of(
         cls,
         number: int,
-        profile: str,
+        profile: str | None,
         owed: Iterable[PendingWork[Any]],
-        models: Iterable[str],
+        models: Iterable[ModelKey],
         prices: CostTable,
     ) -> "ReplicaReport":
         """The report of a replica that owes this."""
@@ -54,10 +54,11 @@ class ReplicaReport:
             "number": self.number,
             "profile": self.profile,
             "left": {id: [*one, *_plain(turn)] for id, (*one, turn) in self.remaining.items()},
-            "models": list(self.models),
-            "sizes": {
-                name: [size.images, size.lanes] for name, size in self.costs.batch_sizes.items()
-            },
+            "models": [[str(model.stage), model.name] for model in self.models],
+            "sizes": [
+                [str(model.stage), model.name, size.images, size.lanes]
+                for model, size in self.costs.batch_sizes.items()
+            ],
             "prices": [
                 [seconds, *_plain(turn)]
                 for turn, seconds in known
@@ -76,8 +77,14 @@ class ReplicaReport:
                 id: (shape, steps, _turn(turn))
                 for id, (shape, steps, *turn) in plain["left"].items()
             },
-            models=tuple(plain["models"]),
-            costs=CostTable(known, {name: BatchSize(*two) for name, two in plain["sizes"].items()}),
+            models=tuple(ModelKey(Stage(stage), name) for stage, name in plain["models"]),
+            costs=CostTable(
+                known,
+                {
+                    ModelKey(Stage(stage), name): BatchSize(images, lanes)
+                    for stage, name, images, lanes in plain["sizes"]
+                },
+            ),
         )
 
 
@@ -111,13 +118,14 @@ class Fleet:
         self._replicas: dict[str, _Replica] = {}
         self._chosen = Counter[str]()  # replica: when it was chosen last
         # As reported last, by profile, for all of it: prices measured on each would differ by
-        # chance, and chance would choose. Those of all are at "", for newcomers.
-        self._costs = {"": CostTable(batch_sizes={"": BatchSize(images, 2 * images)})}
+        # chance, and chance would choose. Those of all are at None, for newcomers.
+        everywhere = CostTable(default_batch_size=BatchSize(images, 2 * images))
+        self._costs: dict[str | None, CostTable] = {None: everywhere}
 
     def set_replicas(self, replicas: Collection[str]) -> None:
         """These are the replicas there are."""
         self._replicas = {
-            id: self._replicas.get(id) or _Replica(ReplicaReport(0, "", {}, (), CostTable()))
+            id: self._replicas.get(id) or _Replica(ReplicaReport(0, None, {}, (), CostTable()))
             for id in replicas
         }
         self._chosen = Counter({id: self._chosen[id] for id in replicas})
@@ -129,11 +137,12 @@ class Fleet:
             return
         report = ReplicaReport.from_wire(packed)
         replica.report, replica.loads_by_key = report, None
-        for profile in (report.profile, ""):
+        for profile in (report.profile, None):
             before = self._costs.get(profile, CostTable())
-            self._costs[profile] = CostTable(
-                {**before.seconds_by_turn, **report.costs.seconds_by_turn},
-                {**before.batch_sizes, **report.costs.batch_sizes},
+            self._costs[profile] = replace(
+                before,
+                seconds_by_turn={**before.seconds_by_turn, **report.costs.seconds_by_turn},
+                batch_sizes={**before.batch_sizes, **report.costs.batch_sizes},
             )
         for image in replica.sent:
             replica.missed_reports[image] = (
@@ -170,7 +179,7 @@ class Fleet:
 
     def isolated_seconds(self, sample: Sample[Any], leg: StageSegment) -> float:
         """Seconds of the sample's steps, if nobody else is there."""
-        prices = self._costs[""]
+        prices = self._costs[None]
         _, steps, turn = _remaining_work(sample, leg, prices)
         return steps * prices.seconds(turn)
 
@@ -183,13 +192,13 @@ class Fleet:
         homes, shape = [], shape_of(sample)
         for id, replica in self._replicas.items():
             prices = self._costs_of(replica)
-            size = prices.batch_size(sample.model)
+            size = prices.batch_size(sample.model_key)
             if replica.images >= min(max_images, MAX_QUEUED_BATCHES * size.images):
                 continue
             load = 0.0
-            if replica.report.number and sample.model not in replica.report.models:
+            if replica.report.number and sample.model_key not in replica.report.models:
                 load = (
-                    prices.seconds(turn_kind(WorkKind.LOAD, sample, load=sample.model))
+                    prices.seconds(turn_kind(WorkKind.LOAD, sample, load=sample.model_key))
                     or _DEFAULT_LOAD_SECONDS
                 )
             if replica.loads_by_key is None:
@@ -216,7 +225,7 @@ def shape_of(sample: Sample[Any]) -> str:
 
 def _remaining_work(sample: Sample[Any], leg: StageSegment, prices: CostTable) -> RemainingWork:
     """What a leg comes to, in batches that are full."""
-    turn = turn_kind(WorkKind.STEP, sample, lanes=prices.batch_size(sample.model).rows)
+    turn = turn_kind(WorkKind.STEP, sample, lanes=prices.batch_size(sample.model_key).rows)
     return shape_of(sample), max(0, leg.stop - sample.index), turn
 
 
@@ -231,9 +240,10 @@ def _loads_by_key(left: Iterable[RemainingWork], prices: CostTable) -> dict[Hash
 
 
 def _plain(turn: TurnKind) -> list[Any]:
-    return [str(one) if isinstance(one, StrEnum) else one for one in astuple(turn)]
+    stage, name = turn.model
+    return [str(turn.work), str(stage), name, turn.width, turn.height, turn.rows, turn.loras]
 
 
 def _turn(plain: Sequence[Any]) -> TurnKind:
-    work, stage, *rest = plain
-    return TurnKind(WorkKind(work), Stage(stage), *rest)
+    work, stage, name, *rest = plain
+    return TurnKind(WorkKind(work), ModelKey(Stage(stage), name), *rest)

@@ -12,7 +12,7 @@ from serve_app.core.capacity.cost_model import CostTable, TurnKind, share_by_row
 from serve_app.core.diffusion.inputs import NO_INPUTS
 from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage
 from serve_app.core.scheduling.batching import choose_batch
-from serve_app.core.scheduling.step_scheduler import BatchSize, PendingWork, WorkKind
+from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
 
 _BEFORE_FIRST_STEP = (WorkKind.LOAD, WorkKind.ATTACH, WorkKind.CONDITION)
 
@@ -51,7 +51,7 @@ def forecast(pending: Iterable[PendingWork[Any]], costs: CostTable) -> Forecast:
     for turn, waiting in loads.items():
         charge(turn, 1, waiting)
     for queue in shapes.values():
-        size = costs.batch_size(queue[0].sample.model)
+        size = costs.batch_size(queue[0].sample.model_key)
         for times, batch in _equal_batches(queue, size):
             lanes = size.lanes or sum(one.sample.spec.rows for one in batch)
             charge(turn_kind(WorkKind.STEP, batch[0].sample, lanes=lanes), times, batch)
@@ -64,7 +64,7 @@ def amortized_seconds(pending: Iterable[PendingWork[Any]], costs: CostTable) -> 
     seconds = 0.0
     for one in pending:
         sample = one.sample
-        size = costs.batch_size(sample.model)
+        size = costs.batch_size(sample.model_key)
         lanes = size.lanes or size.images * sample.spec.rows
         step = costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=lanes))
         seconds += one.steps_left * step / size.images
@@ -86,7 +86,7 @@ def pending_work(sample: Sample[Any], segments: Iterable[StageSegment]) -> list[
 
 def _to_load(one: PendingWork[Any]) -> Iterator[TurnKind]:
     if one.work is WorkKind.LOAD:
-        yield turn_kind(WorkKind.LOAD, one.sample, load=one.sample.model)
+        yield turn_kind(WorkKind.LOAD, one.sample, load=one.sample.model_key)
     elif one.work is WorkKind.ATTACH:
         for lora in one.sample.active_loras:
             yield turn_kind(WorkKind.ATTACH, one.sample, load=lora.name)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.core.capacity.cost_model import CostModel, CostTable, share_by_rows, turn_kind
-from serve_app.core.scheduling.step_scheduler import BatchSize, Plan
+from serve_app.core.diffusion.keys import ModelKey
+from serve_app.core.scheduling.work import BatchSize, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class GpuTimeAccount:
         """What each kind of turn takes: a value, replaced whole."""
         return self._book.table
 
-    def set_batch_sizes(self, batch_sizes: Mapping[str, BatchSize]) -> None:
+    def set_batch_sizes(self, batch_sizes: Mapping[ModelKey, BatchSize]) -> None:
         """So many samples of these models step together."""
         self._book.set_batch_sizes(batch_sizes)
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
+from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.schedule import Schedule
 from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
 
 M = TypeVar("M")
-BatchKey = tuple[int | str | Lora, ...]
 L = TypeVar("L")  # latents: torch on a device, numpy on the wire, floats in a proof
 
 
@@ -41,9 +41,10 @@ class Sample(Generic[L]):
     warnings: tuple[str, ...] = ()
 
     @property
-    def model(self) -> str:
-        """The checkpoint that steps it; "" at the refiner, which is one for all."""
-        return self.spec.model if self.stage is Stage.BASE else ""
+    def model_key(self) -> ModelKey:
+        """The checkpoint that steps it at its stage."""
+        name = self.spec.model if self.stage is Stage.BASE else self.spec.refiner
+        return ModelKey(self.stage, name)
 
     @property
     def active_loras(self) -> tuple[Lora, ...]:
@@ -57,9 +58,8 @@ class Sample(Generic[L]):
 
     @property
     def batch_key(self) -> BatchKey:
-        """What is alike in samples that step together, and the only thing that must be: latent
-        height and width, chunks, the model, and what it wears."""
-        return *self.spec.latent_shape, self.chunks, self.model, *self.active_loras
+        """What is equal in all samples that step together."""
+        return BatchKey(self.model_key, self.spec.latent_shape, self.chunks, self.active_loras)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +127,11 @@ def with_profile(sample: Sample[L], profile: str) -> Sample[L]:
     return replace(sample, profile=profile)
 
 
-def with_model(sample: Sample[L], model: str) -> Sample[L]:
-    """The sample, bound to a checkpoint."""
-    return replace(sample, spec=replace(sample.spec, model=model))
+def with_model(sample: Sample[L], model: ModelKey) -> Sample[L]:
+    """Return the sample, bound to the checkpoint that steps it at the key's stage."""
+    if model.stage is Stage.BASE:
+        return replace(sample, spec=replace(sample.spec, model=model.name))
+    return replace(sample, spec=replace(sample.spec, refiner=model.name))
 
 
 def with_prompt_info(sample: Sample[L], chunks: int, warnings: tuple[str, ...]) -> Sample[L]:

@@ -54,7 +54,8 @@ class ImageSpec:
     sampler: Sampler = Sampler.EULER
     strength: float | None = None
     handoff: float = 1.0
-    model: str = ""  # name of its base checkpoint; "" takes the one that is the default
+    model: str | None = None  # name of the base checkpoint; None: the default one
+    refiner: str | None = None  # name of the refiner; None: the only one
     loras: tuple[Lora, ...] = ()  # that base wears
 
     def __post_init__(self) -> None:

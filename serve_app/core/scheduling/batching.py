@@ -3,8 +3,11 @@
 Knows no samples, replicas or clocks, only the few numbers each decision needs.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)  # what may be in memory: a model, or an extension of one
 
 
 def choose_batch(ranked: Iterable[tuple[str, int]], *, images: int, rows: int) -> tuple[str, ...]:
@@ -26,20 +29,20 @@ def choose_batch(ranked: Iterable[tuple[str, int]], *, images: int, rows: int) -
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(Generic[K]):
     """Of those that wait for things in memory: who has all, and what is to come for the others."""
 
     ready: tuple[str, ...]  # ids
-    load: str | None = None
-    evict: tuple[str, ...] = ()  # what makes room for it
+    load: K | None = None
+    evict: tuple[K, ...] = ()  # what makes room for it
 
 
 def admit(
-    waiting: Iterable[tuple[str, Sequence[str]]],
-    resident: Sequence[str],
-    in_use: Collection[str],
+    waiting: Iterable[tuple[str, Sequence[K]]],
+    resident: Sequence[K],
+    in_use: Collection[K],
     capacity: int,
-) -> Admission:
+) -> Admission[K]:
     """What becomes of samples that wait for models or LoRAs, in order of arrival: their ids, and
     what each needs.
 
@@ -49,7 +52,8 @@ def admit(
     ends. So a crowd that asks for one can't keep another away. Who needs more than there is room
     for gets it all the same.
     """
-    begin, load, leaving = [], None, list[str]()
+    begin, leaving = list[str](), list[K]()
+    load: K | None = None
     kept = set(in_use)
     for id, needs in waiting:
         missing = [one for one in needs if one not in resident]

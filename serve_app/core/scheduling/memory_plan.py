@@ -55,7 +55,7 @@ def shortfall(max_images: int, plan: MemoryPlan) -> str:
     return "" if plan == wish else f"too little memory for {wish}: now {plan}"
 
 
-def shortfalls(max_images: int, plans: Mapping[str, MemoryPlan]) -> str:
+def shortfalls(max_images: int, plans: Mapping[str | None, MemoryPlan]) -> str:
     """The shortfalls of models in one line, each after the model's name where it has one."""
     said = {name: shortfall(max_images, fit) for name, fit in plans.items()}
     return "; ".join(f"{name}: {one}" if name else one for name, one in said.items() if one)

@@ -7,73 +7,17 @@ the one thread that owns it, so a plan is never half true.
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Generic
+from typing import Generic, TypeVar
 
-from serve_app.core.diffusion.sample import BatchKey, L, Sample, StageSegment
+from serve_app.core.diffusion.keys import BatchKey, ModelKey
+from serve_app.core.diffusion.sample import L, Sample, StageSegment
 from serve_app.core.scheduling.batching import choose_batch
 from serve_app.core.scheduling.residency import Residency
+from serve_app.core.scheduling.work import BatchSize, PendingWork, Plan, WorkKind
 
-
-class WorkKind(StrEnum):
-    """The kinds of turn. CONDITION, ENCODE and DECODE take one sample at a time."""
-
-    LOAD = "load"  # a model into memory, for all that wait for it
-    ATTACH = "attach"  # a LoRA to a model, likewise
-    CONDITION = "condition"  # prompt to embeddings; starting noise
-    ENCODE = "encode"  # base image to noised latents
-    STEP = "step"
-    DECODE = "decode"  # latents to pixels
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSize:
-    """How many samples of a model step together, and in how many rows.
-
-    `lanes` is the fixed number of rows of every UNet call, or 0 for as many rows as there are.
-    """
-
-    images: int
-    lanes: int
-
-    def __post_init__(self) -> None:
-        if self.images < 1 or (self.lanes and self.lanes < 2):
-            raise ValueError("at least one image, and room for its two rows")
-
-    @property
-    def rows(self) -> int:
-        """The most rows of one UNet call."""
-        return self.lanes or 2 * self.images
-
-
-@dataclass(frozen=True, slots=True)
-class Plan(Generic[L]):
-    """One turn of GPU work, for samples of one model. `lanes` is how many rows the UNet call has,
-    padding included; `load` is the model, or the LoRA, that is to come, and `drop` those that make
-    room for it."""
-
-    work: WorkKind
-    samples: tuple[Sample[L], ...]
-    lanes: int = 0
-    load: str = ""
-    evict: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PendingWork(Generic[L]):
-    """What is left of a sample here: its leg, and the work that it waits for next."""
-
-    sample: Sample[L]
-    segment: StageSegment
-    work: WorkKind
-    due: int  # see `policy.choose_batch`
-
-    @property
-    def steps_left(self) -> int:
-        """Those it still takes."""
-        return max(0, self.segment.stop - self.sample.index)
+_Loadable = TypeVar("_Loadable", ModelKey, str)  # a model, or a LoRA of one
 
 
 @dataclass(slots=True)
@@ -99,7 +43,7 @@ class StepScheduler(Generic[L]):
 
     def __init__(
         self,
-        batch_sizes: Mapping[str, BatchSize],
+        batch_sizes: Mapping[ModelKey, BatchSize],
         *,
         model_capacity: int = 1,
         lora_capacity: int = 1,
@@ -107,12 +51,12 @@ class StepScheduler(Generic[L]):
         self._entries: dict[str, _QueuedSample[L]] = {}  # in order of arrival
         self._queues: dict[WorkKind, dict[str, _QueuedSample[L]]] = {work: {} for work in WorkKind}
         self._ranked: dict[BatchKey, list[tuple[int, int, str]]] = {}  # those that step
-        self._in_use = Counter[str]()  # by model: all that wait for it no more
+        self._in_use = Counter[ModelKey]()  # by model: all that wait for it no more
         self._arrived = 0
         self._sizes = dict(batch_sizes)
-        self._models = Residency(batch_sizes, model_capacity)
+        self._models = Residency[ModelKey](batch_sizes, model_capacity)
         self._lora_capacity = lora_capacity
-        self._loras = {model: Residency((), lora_capacity) for model in batch_sizes}
+        self._loras = {model: Residency[str]((), lora_capacity) for model in batch_sizes}
         self._turn = 0  # step turns planned so far
         self._stepped_last = False
         self._decoded_last = False  # of the turns aside
@@ -157,15 +101,15 @@ class StepScheduler(Generic[L]):
 
     def set_resident(
         self,
-        batch_sizes: Mapping[str, BatchSize],
-        loras: Mapping[str, Collection[str]] | None = None,
+        batch_sizes: Mapping[ModelKey, BatchSize],
+        loras: Mapping[ModelKey, Collection[str]] | None = None,
     ) -> None:
         """These are the models in memory now, and the LoRAs attached to each; what was known of
         their order is kept."""
         self._sizes = dict(batch_sizes)
         self._models.set_resident(batch_sizes)
         self._loras = {
-            model: self._loras.get(model) or Residency((), self._lora_capacity)
+            model: self._loras.get(model) or Residency[str]((), self._lora_capacity)
             for model in batch_sizes
         }
         for model, seats in self._loras.items():
@@ -215,8 +159,11 @@ class StepScheduler(Generic[L]):
                 WorkKind.LOAD,
                 WorkKind.ATTACH,
             ):  # who has all begins, before it may go again
-                seats = self._models if plan.work is WorkKind.LOAD else self._loras[sample.model]
-                ready = seats.has_all(_needs(plan.work, sample))
+                ready = (
+                    self._models.has_all(_models_needed(sample))
+                    if plan.work is WorkKind.LOAD
+                    else self._loras[sample.model_key].has_all(_loras_needed(sample))
+                )
                 following = _after(plan.work, sample, entry.segment) if ready else plan.work
             else:
                 following = _next_work(plan.work, sample, entry.segment)
@@ -234,7 +181,7 @@ class StepScheduler(Generic[L]):
         self._dequeue(entry)
         entry.sample, entry.work = sample, work
         self._queues[work][sample.id] = entry
-        self._in_use[sample.model] += 1
+        self._in_use[sample.model_key] += 1
         if work is WorkKind.STEP:
             insort(self._ranked.setdefault(sample.batch_key, []), entry.rank)
 
@@ -243,7 +190,7 @@ class StepScheduler(Generic[L]):
         sample = entry.sample
         del self._queues[entry.work][sample.id]
         if entry.work is not WorkKind.LOAD:
-            self._in_use[sample.model] -= 1
+            self._in_use[sample.model_key] -= 1
         if entry.work is WorkKind.STEP:
             ranks = self._ranked[sample.batch_key]
             del ranks[bisect_left(ranks, entry.rank)]
@@ -256,16 +203,16 @@ class StepScheduler(Generic[L]):
         wanted = []
         if self._queues[WorkKind.LOAD]:
             busy = {model for model, entries in self._in_use.items() if entries}
+            waiting = self._queues[WorkKind.LOAD]
             wanted.append(
-                self._plan_load_of(WorkKind.LOAD, self._models, self._queues[WorkKind.LOAD], busy)
+                self._plan_load_of(WorkKind.LOAD, self._models, waiting, _models_needed, busy)
             )
         if attaching := self._queues[WorkKind.ATTACH]:
-            for model in {e.sample.model for e in attaching.values()}:
-                waiting = {id: e for id, e in attaching.items() if e.sample.model == model}
+            for model in {e.sample.model_key for e in attaching.values()}:
+                waiting = {id: e for id, e in attaching.items() if e.sample.model_key == model}
+                busy_loras, seats = self._loras_in_use(model), self._loras[model]
                 wanted.append(
-                    self._plan_load_of(
-                        WorkKind.ATTACH, self._loras[model], waiting, self._loras_in_use(model)
-                    )
+                    self._plan_load_of(WorkKind.ATTACH, seats, waiting, _loras_needed, busy_loras)
                 )
         plans = [plan for plan in wanted if plan is not None]
         return min(plans, key=lambda p: self._entries[p.samples[0].id].arrival, default=None)
@@ -273,33 +220,37 @@ class StepScheduler(Generic[L]):
     def _plan_load_of(
         self,
         work: WorkKind,
-        seats: Residency,
+        seats: Residency[_Loadable],
         waiting: Mapping[str, _QueuedSample[L]],
-        busy: Collection[str],
+        needs: Callable[[Sample[L]], tuple[_Loadable, ...]],
+        busy: Collection[_Loadable],
     ) -> Plan[L] | None:
         """LOAD or ATTACH, among those that wait for it."""
-        seating = seats.admit([(id, _needs(work, e.sample)) for id, e in waiting.items()], busy)
+        seating = seats.admit([(id, needs(e.sample)) for id, e in waiting.items()], busy)
         for entry in [waiting[id] for id in seating.ready]:
             self._move(entry, entry.sample, _after(work, entry.sample, entry.segment))
         if seating.load is None:
             return None
-        samples = [e.sample for e in waiting.values() if seating.load in _needs(work, e.sample)]
+        samples = [e.sample for e in waiting.values() if seating.load in needs(e.sample)]
         return Plan(work, tuple(samples), load=seating.load, evict=seating.evict)
 
-    def _loras_in_use(self, model: str) -> set[str]:
+    def _loras_in_use(self, model: ModelKey) -> set[str]:
         """The LoRAs that samples of a model wear, or will at their next turn."""
         queues = (
             self._queues[work] for work in (WorkKind.CONDITION, WorkKind.ENCODE, WorkKind.STEP)
         )
         entries = (entry for queue in queues for entry in queue.values())
         return {
-            lora.name for e in entries if e.sample.model == model for lora in e.sample.active_loras
+            lora.name
+            for e in entries
+            if e.sample.model_key == model
+            for lora in e.sample.active_loras
         }
 
     def _plan_step(self) -> Plan[L]:
         ranks = min(self._ranked.values())  # those of the most urgent one's shape
         first = self._entries[ranks[0][-1]].sample
-        size = self._sizes[first.model]
+        size = self._sizes[first.model_key]
         in_order = ((id, self._entries[id].sample.spec.rows) for *_, id in ranks)
         ids = choose_batch(in_order, images=size.images, rows=size.rows)
         samples = tuple(self._entries[id].sample for id in ids)
@@ -308,13 +259,12 @@ class StepScheduler(Generic[L]):
         return Plan(WorkKind.STEP, samples, size.lanes or sum(s.spec.rows for s in samples))
 
 
-def _needs(work: WorkKind, sample: Sample[L]) -> tuple[str, ...]:
-    """What must be in memory for a sample: its model (LOAD), or its LoRAs (ATTACH)."""
-    return (
-        (sample.model,)
-        if work is WorkKind.LOAD
-        else tuple(lora.name for lora in sample.active_loras)
-    )
+def _models_needed(sample: Sample[L]) -> tuple[ModelKey, ...]:
+    return (sample.model_key,)
+
+
+def _loras_needed(sample: Sample[L]) -> tuple[str, ...]:
+    return tuple(lora.name for lora in sample.active_loras)
 
 
 def _after(work: WorkKind, sample: Sample[L], leg: StageSegment) -> WorkKind:

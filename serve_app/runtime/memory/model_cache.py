@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from traceback import clear_frames
 
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import with_model
-from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import DeviceFull, ModelNotFound, ModelUnavailable
 from serve_app.core.scheduling.memory_plan import MemoryPlan
-from serve_app.core.scheduling.step_scheduler import BatchSize
+from serve_app.core.scheduling.work import BatchSize
 from serve_app.runtime.memory.device import is_out_of_memory
 from serve_app.runtime.stage_model import HostSample, StageModel
 
@@ -23,7 +23,6 @@ logger = logging.getLogger("aura.runtime")
 
 # Is told how many models are to come beside this one, and how it was fitted when it was here last.
 Loader = Callable[[int, MemoryPlan | None], StageModel]
-_REFINER = "the refiner"  # which has no name: it is one for all
 _RETRY_AFTER = 60.0  # seconds for which a model that could not be loaded is not tried again
 
 
@@ -37,18 +36,19 @@ class ModelCache:
 
     def __init__(
         self,
-        loaders: Mapping[str, Loader],
+        loaders: Mapping[ModelKey, Loader],
         *,
         capacity: int = 1,
         offload_capacity: int = 0,
-        pinned: Collection[str] = (),
+        pinned: Collection[ModelKey] = (),
         lora_capacity: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loaders = dict(loaders)
         self._clock = clock
-        self._failed: dict[tuple[str, ...], tuple[float, str]] = {}  # when, and the sentence
-        self.default = next(iter(self._loaders))  # for samples that name no model
+        # When loading a model, or attaching a LoRA to it, failed, and the sentence.
+        self._failed: dict[ModelKey | tuple[ModelKey, str], tuple[float, str]] = {}
+        self.default = next(iter(self._loaders))
         self.capacity = min(capacity, len(self._loaders))
         self.lora_capacity = lora_capacity  # of each model
         first = self._loaders[self.default](self.capacity - 1, None)
@@ -56,7 +56,7 @@ class ModelCache:
         self.profile = first.profile  # of the default one, as it was when it came first
         self._resident = {self.default: first}
         self._plans = {self.default: first.memory_plan}  # of all that ever were here
-        self._offloaded: dict[str, StageModel] = {}  # the one that left longest ago first
+        self._offloaded: dict[ModelKey, StageModel] = {}  # the one that left longest ago first
         self._offloads = offload_capacity > 0
         self._total_capacity = self.capacity + offload_capacity  # models in all
         self._pinned = pinned
@@ -69,27 +69,27 @@ class ModelCache:
     @classmethod
     def of(cls, model: StageModel) -> "ModelCache":
         """A shelf for one model that is loaded already."""
-        return cls({"": lambda to_come, before: model})
+        return cls({ModelKey(model.profile.stage, model.profile.model): lambda *_: model})
 
     @property
-    def batch_sizes(self) -> dict[str, BatchSize]:
+    def batch_sizes(self) -> dict[ModelKey, BatchSize]:
         """Those in memory, by name, and how many samples of each step together."""
         return {name: model.batch_size for name, model in self._resident.items()}
 
     @property
-    def attached_loras(self) -> dict[str, tuple[str, ...]]:
+    def attached_loras(self) -> dict[ModelKey, tuple[str, ...]]:
         """The LoRAs attached to each of those in memory."""
         return {name: model.attached_loras for name, model in self._resident.items()}
 
     @property
-    def memory_plans(self) -> dict[str, MemoryPlan]:
+    def memory_plans(self) -> dict[ModelKey, MemoryPlan]:
         """Those in memory and then those parked, by name, and what was given up for each."""
         return {
             name: one.memory_plan
             for name, one in (*self._resident.items(), *self._offloaded.items())
         }
 
-    def __getitem__(self, name: str) -> StageModel:
+    def __getitem__(self, name: ModelKey) -> StageModel:
         """A model that is in memory. Raises `KeyError`."""
         return self._resident[name]
 
@@ -99,18 +99,22 @@ class ModelCache:
         Raises `ModelNotFound`, or `ModelUnavailable` where loading it or one of its LoRAs has just
         failed: trying again would put another out, as often as anybody asks.
         """
-        if sample.stage is Stage.BASE and not sample.model:
-            sample = with_model(sample, self.default)
-        if sample.model not in self._loaders:
-            there = ", ".join(name for name in self._loaders if name)
-            raise ModelNotFound(f"there is no such model on this replica; there is {there}")
-        for what in ((sample.model,), *((sample.model, lora.name) for lora in sample.active_loras)):
+        if sample.model_key.name is None:
+            default = next((key for key in self._loaders if key.stage is sample.stage), None)
+            sample = sample if default is None else with_model(sample, default)
+        model = sample.model_key
+        if model not in self._loaders:
+            available = ", ".join(map(str, self._loaders))
+            raise ModelNotFound(f"there is no such model on this replica; there is {available}")
+        needs: list[ModelKey | tuple[ModelKey, str]] = [model]
+        needs += [(model, lora.name) for lora in sample.active_loras]
+        for what in needs:
             failed = self._failed.get(what)
             if failed and self._clock() - failed[0] < _RETRY_AFTER:
                 raise ModelUnavailable(failed[1])
         return sample
 
-    def load(self, name: str, evict: Sequence[str]) -> None:
+    def load(self, name: ModelKey, evict: Sequence[ModelKey]) -> None:
         """The model is in memory, and those to `drop` are not: they are parked, or nothing of them
         is anywhere.
 
@@ -123,12 +127,11 @@ class ModelCache:
         except Exception as error:
             clear_frames(error.__traceback__)  # which hold what was made of it
             self.device.empty_cache()
-            called = f"the model {name}" if name else _REFINER
-            raise self._record_failure((name,), called, error) from error
+            raise self._record_failure(name, f"the model {name}", error) from error
 
-    def _evict(self, coming: str, evict: Sequence[str]) -> None:
+    def _evict(self, coming: ModelKey, evict: Sequence[ModelKey]) -> None:
         for gone in evict:
-            logger.info("%s makes room for %s", gone or _REFINER, coming or _REFINER)
+            logger.info("%s makes room for %s", gone, coming)
             model = self._resident.pop(gone)
             if self._offloads:
                 model.offload()
@@ -138,7 +141,7 @@ class ModelCache:
         for one in may_go[: max(0, over)]:
             del self._offloaded[one]
 
-    def _bring_in(self, name: str) -> None:
+    def _bring_in(self, name: ModelKey) -> None:
         if name in self._offloaded:
             self._offloaded[name].restore()
             self._resident[name] = self._offloaded.pop(name)
@@ -148,7 +151,7 @@ class ModelCache:
         self._resident[name] = self._loaders[name](to_come, self._plans.get(name))
         self._plans[name] = self._resident[name].memory_plan
 
-    def attach(self, model: str, lora: str, evict: Sequence[str]) -> None:
+    def attach(self, model: ModelKey, lora: str, evict: Sequence[str]) -> None:
         """Samples may wear the LoRA on a model in memory; nothing of those to `drop` is there.
 
         Raises `ModelUnavailable`; nothing of the failed one stays.
@@ -161,7 +164,7 @@ class ModelCache:
             raise self._record_failure((model, lora), f"the LoRA {lora}", error) from error
 
     def _record_failure(
-        self, what: tuple[str, ...], called: str, error: Exception
+        self, what: ModelKey | tuple[ModelKey, str], called: str, error: Exception
     ) -> ModelUnavailable:
         """The error to be raised; its sentence alone is kept, for an error that is raised again and
         again holds on to whatever saw it."""

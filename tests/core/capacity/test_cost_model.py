@@ -14,11 +14,12 @@ from serve_app.core.capacity.cost_model import (
     step_tflop,
     turn_kind,
 )
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, new_sample
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
+from serve_app.core.scheduling.work import BatchSize, WorkKind
 
 SPEC = ImageSpec(prompt="a fox", seed=0, width=1024, height=1024, steps=30, guidance=5)
 
@@ -41,7 +42,7 @@ def test_a_row_costs_what_the_block_structure_counts(stage: Stage, side: int, tf
 
 
 def step(side: int, rows: int = 8, stage: Stage = Stage.BASE, loras: int = 0) -> TurnKind:
-    return TurnKind(WorkKind.STEP, stage, "fox", side, side, rows, loras)
+    return TurnKind(WorkKind.STEP, ModelKey(stage, "fox"), side, side, rows, loras)
 
 
 def test_a_turn_is_shared_by_rows_and_nothing_of_it_is_left_over() -> None:
@@ -69,25 +70,26 @@ def test_what_was_not_seen_lies_between_its_likes_and_beyond_them_in_proportion(
 
 def test_likes_are_of_the_same_stage_else_of_the_same_work_else_steps() -> None:
     refiner = step(1024, 2, Stage.REFINER)
-    decode = TurnKind(WorkKind.DECODE, Stage.BASE, "fox", 1024, 1024)
+    decode = TurnKind(WorkKind.DECODE, ModelKey(Stage.BASE, "fox"), 1024, 1024)
     prices = CostTable({step(1024, 2): 13.52})
     assert prices.seconds(refiner) == pytest.approx(14.58)
     assert prices.seconds(decode) == pytest.approx(10.47)
     prices = CostTable({step(1024, 2): 13.52, step(512, 2, Stage.REFINER): 1.0, decode: 3.0})
     assert prices.seconds(refiner) == pytest.approx(14.58 / (2 * (6.12 / 4 + 1.17 / 16)))
-    assert prices.seconds(replace(decode, name="owl", height=512)) == 1.5
+    assert prices.seconds(replace(decode, model=ModelKey(Stage.BASE, "owl"), height=512)) == 1.5
 
 
 def test_likes_of_equal_work_count_by_their_mean() -> None:
     wide, high = (
-        TurnKind(WorkKind.STEP, Stage.BASE, "fox", *side, 8) for side in ((64, 128), (128, 64))
+        TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "fox"), *side, 8)
+        for side in ((64, 128), (128, 64))
     )
     prices = CostTable({wide: 1.0, high: 2.0})
-    assert prices.seconds(replace(wide, name="owl")) == 1.5
+    assert prices.seconds(replace(wide, model=ModelKey(Stage.BASE, "owl"))) == 1.5
 
 
 def test_a_prompt_s_work_goes_by_how_many_there_are() -> None:
-    one = TurnKind(WorkKind.CONDITION, Stage.BASE, "fox", rows=1)
+    one = TurnKind(WorkKind.CONDITION, ModelKey(Stage.BASE, "fox"), rows=1)
     assert CostTable({one: 0.1}).seconds(replace(one, rows=2)) == pytest.approx(0.2)
 
 
@@ -98,16 +100,19 @@ def test_before_anything_was_seen_a_slow_machine_is_assumed() -> None:
 
 
 def test_a_load_is_free_until_one_was_seen() -> None:
-    load = TurnKind(WorkKind.LOAD, Stage.BASE, "fox")
+    load = TurnKind(WorkKind.LOAD, ModelKey(Stage.BASE, "fox"))
     assert CostTable({step(64): 1.0}).seconds(load) == 0
-    assert CostTable({load: 3.0}).seconds(replace(load, name="owl")) == 3
+    assert CostTable({load: 3.0}).seconds(replace(load, model=ModelKey(Stage.BASE, "owl"))) == 3
 
 
 def test_a_model_that_was_never_there_is_taken_to_step_like_another() -> None:
-    sizes = {"fox": BatchSize(4, 8), "owl": BatchSize(2, 4)}
-    assert CostTable(batch_sizes=sizes).batch_size("owl") == BatchSize(2, 4)
-    assert CostTable(batch_sizes=sizes).batch_size("ink") == BatchSize(4, 8)
-    assert CostTable().batch_size("ink") == BatchSize(1, 0)
+    sizes = {
+        ModelKey(Stage.BASE, "fox"): BatchSize(4, 8),
+        ModelKey(Stage.BASE, "owl"): BatchSize(2, 4),
+    }
+    assert CostTable(batch_sizes=sizes).batch_size(ModelKey(Stage.BASE, "owl")) == BatchSize(2, 4)
+    assert CostTable(batch_sizes=sizes).batch_size(ModelKey(Stage.BASE, "ink")) == BatchSize(4, 8)
+    assert CostTable().batch_size(ModelKey(Stage.BASE, "ink")) == BatchSize(1, 0)
 
 
 def test_a_turn_that_the_machine_held_up_does_not_spoil_what_is_usual() -> None:
@@ -142,20 +147,23 @@ def test_a_meter_forgets_the_kinds_that_it_has_not_seen_for_longest() -> None:
 
 def test_a_meter_remembers_the_batches_of_models_that_have_left() -> None:
     book = CostModel()
-    book.set_batch_sizes({"fox": BatchSize(4, 8)})
-    book.set_batch_sizes({"owl": BatchSize(2, 4)})
-    assert book.table.batch_size("fox") == BatchSize(4, 8)
+    book.set_batch_sizes({ModelKey(Stage.BASE, "fox"): BatchSize(4, 8)})
+    book.set_batch_sizes({ModelKey(Stage.BASE, "owl"): BatchSize(2, 4)})
+    assert book.table.batch_size(ModelKey(Stage.BASE, "fox")) == BatchSize(4, 8)
 
 
 @pytest.mark.parametrize(
     ("work", "turn"),
     [
-        (WorkKind.LOAD, TurnKind(WorkKind.LOAD, Stage.BASE, "new")),
-        (WorkKind.ATTACH, TurnKind(WorkKind.ATTACH, Stage.BASE, "new")),
-        (WorkKind.CONDITION, TurnKind(WorkKind.CONDITION, Stage.BASE, "fox", rows=2)),
-        (WorkKind.ENCODE, TurnKind(WorkKind.ENCODE, Stage.BASE, "fox", 1024, 1024)),
-        (WorkKind.STEP, TurnKind(WorkKind.STEP, Stage.BASE, "fox", 1024, 1024, 8, 1)),
-        (WorkKind.DECODE, TurnKind(WorkKind.DECODE, Stage.BASE, "fox", 1024, 1024)),
+        (WorkKind.LOAD, TurnKind(WorkKind.LOAD, ModelKey(Stage.BASE, "fox"))),
+        (
+            WorkKind.ATTACH,
+            TurnKind(WorkKind.ATTACH, ModelKey(Stage.BASE, "fox"), attached="new"),
+        ),
+        (WorkKind.CONDITION, TurnKind(WorkKind.CONDITION, ModelKey(Stage.BASE, "fox"), rows=2)),
+        (WorkKind.ENCODE, TurnKind(WorkKind.ENCODE, ModelKey(Stage.BASE, "fox"), 1024, 1024)),
+        (WorkKind.STEP, TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "fox"), 1024, 1024, 8, 1)),
+        (WorkKind.DECODE, TurnKind(WorkKind.DECODE, ModelKey(Stage.BASE, "fox"), 1024, 1024)),
     ],
 )
 def test_the_kind_of_a_turn_is_all_that_decides_how_long_it_takes(

@@ -8,14 +8,15 @@ import pytest
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.fleet import Fleet, ReplicaReport, key_of, shape_of
 from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, PendingWork, WorkKind
+from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
 
-STEP = TurnKind(WorkKind.STEP, Stage.BASE, "sdxl", 1024, 1024, 8)
-LOAD = TurnKind(WorkKind.LOAD, Stage.BASE, "anime")
-PRICES = CostTable({STEP: 0.1, LOAD: 7.0}, {"sdxl": BatchSize(4, 8)})
+STEP = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "sdxl"), 1024, 1024, 8)
+LOAD = TurnKind(WorkKind.LOAD, ModelKey(Stage.BASE, "anime"))
+PRICES = CostTable({STEP: 0.1, LOAD: 7.0}, {ModelKey(Stage.BASE, "sdxl"): BatchSize(4, 8)})
 MOST = 100
 
 
@@ -39,7 +40,8 @@ def report(
     profile: str = "h200",
 ) -> Any:
     owed = [PendingWork(one, leg(one), WorkKind.STEP, due=0) for one in samples]
-    return ReplicaReport.of(number, profile, owed, models, prices).to_wire()
+    keys = [ModelKey(Stage.BASE, model) for model in models]
+    return ReplicaReport.of(number, profile, owed, keys, prices).to_wire()
 
 
 def fleet(*ids: str) -> Fleet:

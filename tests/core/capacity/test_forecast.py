@@ -10,18 +10,20 @@ from hypothesis import strategies as st
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.forecast import amortized_seconds, forecast, pending_work
 from serve_app.core.capacity.gpu_time import GpuTimeAccount
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, stage_segments, with_latents
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import Lora, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, PendingWork, StepScheduler, WorkKind
+from serve_app.core.scheduling.step_scheduler import StepScheduler
+from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
 from tests.core.scheduling.test_step_scheduler import NOISE, filled, run, sample, whole
 
 SIZE = BatchSize(4, 8)
-STEP = TurnKind(WorkKind.STEP, Stage.BASE, "", 64, 64, 8)
-PROMPT = TurnKind(WorkKind.CONDITION, Stage.BASE, "", rows=2)
-DECODE = TurnKind(WorkKind.DECODE, Stage.BASE, "", 64, 64)
-PRICES = CostTable({STEP: 1.0, PROMPT: 0.25, DECODE: 0.5}, {"": SIZE})
+STEP = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 64, 64, 8)
+PROMPT = TurnKind(WorkKind.CONDITION, ModelKey(Stage.BASE), rows=2)
+DECODE = TurnKind(WorkKind.DECODE, ModelKey(Stage.BASE), 64, 64)
+PRICES = CostTable({STEP: 1.0, PROMPT: 0.25, DECODE: 0.5}, {ModelKey(Stage.BASE): SIZE})
 
 
 def owed(
@@ -53,7 +55,7 @@ def test_the_last_of_a_batch_pays_alone_for_what_is_left() -> None:
 
 
 def test_shapes_step_apart() -> None:
-    wide = TurnKind(WorkKind.STEP, Stage.BASE, "", 128, 64, 8)
+    wide = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 128, 64, 8)
     prices = replace(PRICES, seconds_by_turn={**PRICES.seconds_by_turn, wide: 3.0})
     told = forecast([owed(sample("a", 10)), owed(sample("wide", 10, side=128))], prices)
     assert told.shares == {"a": 10.75, "wide": 30 + 0.25 + 1.0}
@@ -62,7 +64,7 @@ def test_shapes_step_apart() -> None:
 def test_without_fixed_lanes_a_step_costs_the_rows_that_are_there() -> None:
     rows = {2: 1.0, 3: 1.5, 4: 1.75}
     known = {replace(STEP, rows=count): seconds for count, seconds in rows.items()}
-    prices = CostTable({**known, PROMPT: 0.0, DECODE: 0.0}, {"": BatchSize(4, 0)})
+    prices = CostTable({**known, PROMPT: 0.0, DECODE: 0.0}, {ModelKey(Stage.BASE): BatchSize(4, 0)})
     queue = [owed(sample("a", 10)), owed(sample("b", 10)), owed(sample("c", 4, guidance=1))]
     told = forecast(queue[::2], prices)
     assert told.seconds == 4 * 1.5 + 6 * 1.0
@@ -80,7 +82,7 @@ def test_what_is_done_is_not_paid_again() -> None:
 
 
 def test_a_base_image_is_encoded_first() -> None:
-    encode = TurnKind(WorkKind.ENCODE, Stage.BASE, "", 64, 64)
+    encode = TurnKind(WorkKind.ENCODE, ModelKey(Stage.BASE), 64, 64)
     prices = replace(PRICES, seconds_by_turn={**PRICES.seconds_by_turn, encode: 0.125})
     assert forecast([owed(sample("a", 10, strength=0.5))], prices).seconds == 5.875
     assert forecast([owed(sample("a", 10, strength=0.5), WorkKind.ENCODE)], prices).seconds == 5.625
@@ -90,8 +92,8 @@ def test_what_several_wait_for_is_loaded_once() -> None:
     spec = replace(sample("a").spec, model="owl", loras=(Lora("ink"), Lora("wash")))
     waiting = [replace(sample(id), spec=spec) for id in "ab"]
     known = {
-        TurnKind(WorkKind.LOAD, Stage.BASE, "owl"): 8.0,
-        TurnKind(WorkKind.ATTACH, Stage.BASE, "ink"): 2.0,
+        TurnKind(WorkKind.LOAD, ModelKey(Stage.BASE, "owl")): 8.0,
+        TurnKind(WorkKind.ATTACH, ModelKey(Stage.BASE, "ink")): 2.0,
     }
     alone = forecast([owed(one) for one in waiting], CostTable(known)).seconds
     loading = forecast([owed(one, WorkKind.LOAD) for one in waiting], CostTable(known))
@@ -105,7 +107,7 @@ def test_an_image_costs_a_busy_device_its_share_of_full_batches() -> None:
     assert amortized_seconds([one], PRICES) == 10 / 4 + 0.75
     assert amortized_seconds([one, one], PRICES) == 2 * (10 / 4 + 0.75)
     assert amortized_seconds([], PRICES) == 0
-    alone = replace(PRICES, batch_sizes={"": BatchSize(1, 8)})
+    alone = replace(PRICES, batch_sizes={ModelKey(Stage.BASE): BatchSize(1, 8)})
     assert amortized_seconds([one], alone) == forecast([one], alone).seconds == 10.75
 
 
@@ -134,7 +136,7 @@ def drained(scheduler: StepScheduler[float], prices: CostTable) -> tuple[float, 
     """Seconds until the scheduler is empty, and of each image, when turns take just these."""
     account, spent = GpuTimeAccount(), dict[str, float]()
     while (plan := scheduler.plan()) is not None:
-        kind: Any = TurnKind(plan.work, Stage.BASE, "", 64, 64, plan.lanes)
+        kind: Any = TurnKind(plan.work, ModelKey(Stage.BASE), 64, 64, plan.lanes)
         if plan.work is WorkKind.CONDITION:
             kind = replace(PROMPT, rows=plan.samples[0].spec.rows)
         elif plan.work is WorkKind.DECODE:
@@ -153,7 +155,7 @@ def test_a_forecast_is_what_the_scheduler_then_takes(
     queue: list[tuple[int, float]], size: BatchSize
 ) -> None:
     rows = {replace(STEP, rows=count): 1.0 + count / 8 for count in range(1, 9)}
-    prices = CostTable({**rows, PROMPT: 0.25, DECODE: 0.5}, {"": size})
+    prices = CostTable({**rows, PROMPT: 0.25, DECODE: 0.5}, {ModelKey(Stage.BASE): size})
     samples = [sample(str(n), steps, guidance=g) for n, (steps, g) in enumerate(queue)]
     scheduler = filled(*samples, images=size.images, lanes=size.lanes)
     told = forecast(scheduler.pending(), replace(prices, seconds_by_turn=prices.seconds_by_turn))

@@ -2,7 +2,9 @@ import pytest
 
 from serve_app.core.capacity.cost_model import turn_kind
 from serve_app.core.capacity.gpu_time import GpuTime, GpuTimeAccount
-from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, WorkKind
+from serve_app.core.diffusion.keys import ModelKey
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
 from tests.core.scheduling.test_step_scheduler import sample
 
 GUIDED, PLAIN = sample("guided"), sample("plain", guidance=1)
@@ -28,14 +30,16 @@ def test_what_a_cancelled_image_spent_was_wasted_and_is_told_once() -> None:
 
 def test_turns_that_were_made_whole_teach_what_turns_take() -> None:
     account = GpuTimeAccount()
-    account.set_batch_sizes({"": BatchSize(4, 8)})
+    account.set_batch_sizes({ModelKey(Stage.BASE): BatchSize(4, 8)})
     account.charge(STEP, 3.0, completed=True)
     account.charge(STEP, 9.0, completed=False)
-    account.charge(Plan(WorkKind.LOAD, (PLAIN,), load="owl"), 7.0, completed=True)
+    account.charge(
+        Plan(WorkKind.LOAD, (PLAIN,), load=ModelKey(Stage.BASE, "owl")), 7.0, completed=True
+    )
     prices = account.cost_table
     assert prices.seconds(turn_kind(WorkKind.STEP, PLAIN, lanes=8)) == 3.0
-    assert prices.seconds(turn_kind(WorkKind.LOAD, PLAIN, load="owl")) == 7.0
-    assert prices.batch_size("") == BatchSize(4, 8)
+    assert prices.seconds(turn_kind(WorkKind.LOAD, PLAIN, load=ModelKey(Stage.BASE, "owl"))) == 7.0
+    assert prices.batch_size(ModelKey(Stage.BASE)) == BatchSize(4, 8)
     assert account.total_seconds == pytest.approx(19)
 
 

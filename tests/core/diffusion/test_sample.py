@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.sample import (
     Sample,
     StageSegment,
@@ -124,15 +125,19 @@ def test_a_sample_keeps_its_warnings_without_doubles() -> None:
 
 def test_the_length_of_its_prompts_is_part_of_its_shape() -> None:
     bare: Sample[float] = new_sample("a", SPEC, SCHEDULE, Stage.BASE)
-    assert bare.batch_key == (8, 8, 1, "")
-    assert with_prompt_info(bare, 3, ()).batch_key == (8, 8, 3, "")
+    assert bare.batch_key == BatchKey(ModelKey(Stage.BASE), (8, 8), 1)
+    assert with_prompt_info(bare, 3, ()).batch_key == BatchKey(ModelKey(Stage.BASE), (8, 8), 3)
 
 
 def test_its_model_is_part_of_its_shape_but_not_at_the_refiner_which_is_one_for_all() -> None:
     bare: Sample[float] = new_sample("a", SPEC, SCHEDULE, Stage.BASE)
-    fox = with_model(bare, "fox")
-    assert (fox.model, fox.batch_key) == ("fox", (8, 8, 1, "fox"))
-    assert (fox.spec.model, bare.spec.model) == ("fox", "")
+    fox = with_model(bare, ModelKey(Stage.BASE, "fox"))
+    key = ModelKey(Stage.BASE, "fox")
+    assert (fox.model_key, fox.batch_key) == (key, BatchKey(key, (8, 8), 1))
+    assert (fox.spec.model, bare.spec.model) == ("fox", None)
+    assert [str(bare.model_key), str(key)] == ["the base model", "fox"]
+    refined = with_model(for_stage(fox, Stage.REFINER), ModelKey(Stage.REFINER, "owl"))
+    assert (refined.model_key, refined.spec.model) == (ModelKey(Stage.REFINER, "owl"), "fox")
     assert for_stage(fox, Stage.REFINER).batch_key == for_stage(bare, Stage.REFINER).batch_key
 
 

@@ -7,18 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage, with_model
 from serve_app.core.diffusion.spec import Lora, Stage
 from serve_app.core.scheduling.batching import Admission, admit
-from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, StepScheduler, WorkKind
+from serve_app.core.scheduling.step_scheduler import StepScheduler
+from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
 from tests.core.scheduling.test_step_scheduler import run, sample, whole
+from tests.support.keys import REFINER, base_key
 
 Turn = tuple[Plan[float], tuple[str, ...]]
 
 
 def of(model: str, id: str, steps: int = 4, loras: str = "") -> Sample[float]:
     """A sample of a model with LoRAs of one letter."""
-    one = with_model(sample(id, steps), model)
+    one = with_model(sample(id, steps), base_key(model))
     return replace(one, spec=replace(one.spec, loras=tuple(map(Lora, loras))))
 
 
@@ -30,13 +33,13 @@ class Replica:
         room: int,
         *,
         images: int = 2,
-        broken: str = "",
+        broken: str | None = None,
         sizes: dict[str, BatchSize] | None = None,
         lora_room: int = 2,
     ) -> None:
         self.room, self.lora_room, self.broken = room, lora_room, broken
-        self.here = ["a"]
-        self.worn: dict[str, list[str]] = {"a": []}  # LoRAs attached to each model
+        self.here = [base_key("a")]
+        self.worn: dict[ModelKey, list[str]] = {base_key("a"): []}  # LoRAs attached to each model
         self.sizes = sizes or {}  # of models that are not as the others
         self._usual = BatchSize(images, 2 * images)
         self.scheduler: StepScheduler[float] = StepScheduler(
@@ -49,11 +52,11 @@ class Replica:
 
     def turns(self) -> Iterator[Turn]:
         while (plan := self.scheduler.plan()) is not None:
-            models = {one.model for one in plan.samples}
+            models = {one.model_key for one in plan.samples}
             assert len(models) == 1, "a batch mixes models"
             if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
                 (self._load if plan.work is WorkKind.LOAD else self._attach)(plan, *models)
-                if plan.load == self.broken:
+                if self._is_broken(plan.load):
                     for one in plan.samples:
                         self.scheduler.cancel(one.id)
                     yield plan, ()
@@ -64,37 +67,43 @@ class Replica:
                 sets = {one.active_loras for one in plan.samples}
                 assert len(sets) == 1, "a batch mixes LoRAs"
                 if plan.work is not WorkKind.DECODE:
-                    worn = self.worn[plan.samples[0].model]
+                    worn = self.worn[plan.samples[0].model_key]
                     assert {lora.name for lora in sets.pop()} <= set(worn), "a LoRA is not there"
                 yield plan, self._ids(self.scheduler.settle(plan, run(plan)))
 
-    def _attach(self, plan: Plan[float], model: str) -> None:
+    def _is_broken(self, load: ModelKey | str | None) -> bool:
+        return str(load) == self.broken
+
+    def _attach(self, plan: Plan[float], model: ModelKey) -> None:
         worn = self.worn[model]
         for gone in plan.evict:
+            assert isinstance(gone, str)
             worn.remove(gone)
-        if plan.load != self.broken:
-            worn.append(plan.load)
+        if not self._is_broken(plan.load):
+            worn.append(str(plan.load))
         most = max(len(one.active_loras) for one in self.scheduler.samples())
         assert len(worn) <= max(self.lora_room, most)
         self.loads.append(f"{model}+{plan.load}")
         self.scheduler.set_resident(self._batches(), self.worn)
 
-    def _load(self, plan: Plan[float], model: str) -> None:
+    def _load(self, plan: Plan[float], model: ModelKey) -> None:
         assert plan.load == model
         for gone in plan.evict:
-            under_way = {one.model for one in self.scheduler.samples() if one.latents is not None}
+            assert isinstance(gone, ModelKey)
+            running = (one for one in self.scheduler.samples() if one.latents is not None)
+            under_way = {one.model_key for one in running}
             assert gone not in under_way, "a model goes whose samples are under way"
             self.here.remove(gone)
             del self.worn[gone]
-        if model != self.broken:
+        if not self._is_broken(model):
             self.here.append(model)
             self.worn[model] = []
         assert len(self.here) <= self.room
-        self.loads.append(model)
+        self.loads.append(str(model))
         self.scheduler.set_resident(self._batches(), self.worn)
 
-    def _batches(self) -> dict[str, BatchSize]:
-        return {name: self.sizes.get(name, self._usual) for name in self.here}
+    def _batches(self) -> dict[ModelKey, BatchSize]:
+        return {key: self.sizes.get(str(key), self._usual) for key in self.here}
 
     @staticmethod
     def _ids(done: tuple[Sample[float], ...]) -> tuple[str, ...]:
@@ -140,7 +149,7 @@ def test_the_model_longest_without_a_newcomer_goes_and_never_one_at_work() -> No
     for one in (of("b", "3", 20), of("c", "4", 20)):
         replica.add(one)
     drops = [plan.evict for plan, _ in replica.turns() if plan.work is WorkKind.LOAD]
-    assert (drops, set(replica.here)) == ([("a",)], {"b", "c"})
+    assert (drops, set(replica.here)) == ([(base_key("a"),)], {base_key("b"), base_key("c")})
 
 
 @pytest.mark.parametrize("room", [1, 2])
@@ -188,7 +197,7 @@ def test_who_waits_may_leave_and_the_others_then_need_not_make_room() -> None:
 
 def test_there_must_be_room_for_a_model() -> None:
     with pytest.raises(ValueError, match="room"):
-        StepScheduler({"": BatchSize(1, 2)}, model_capacity=0)
+        StepScheduler({ModelKey(Stage.BASE): BatchSize(1, 2)}, model_capacity=0)
 
 
 def test_a_lora_is_attached_once_for_all_that_wait_for_it_and_batches_never_mix() -> None:
@@ -212,7 +221,7 @@ def test_the_lora_longest_without_a_newcomer_goes_and_never_one_that_is_worn() -
     for id, loras in (("3", "y"), ("4", "z")):
         replica.add(of("a", id, 20, loras))
     drops = [plan.evict for plan, _ in replica.turns() if plan.work is WorkKind.ATTACH]
-    assert (drops, replica.worn) == ([("x",)], {"a": ["y", "z"]})
+    assert (drops, replica.worn) == ([("x",)], {base_key("a"): ["y", "z"]})
 
 
 def test_a_model_that_leaves_takes_its_loras_along() -> None:
@@ -296,7 +305,9 @@ def test_a_step_is_of_one_model_however_many_may_step_together() -> None:
     for one in (of("a", "1"), of("b", "2"), of("a", "3"), of("b", "4")):
         replica.add(replace(one, chunks=1))
     batches = [
-        {s.model for s in plan.samples} for plan, _ in replica.turns() if plan.work is WorkKind.STEP
+        {str(s.model_key) for s in plan.samples}
+        for plan, _ in replica.turns()
+        if plan.work is WorkKind.STEP
     ]
     assert {"a"} in batches and {"b"} in batches
 
@@ -309,7 +320,7 @@ def test_each_model_steps_as_many_in_as_many_lanes_as_it_was_fitted_for() -> Non
     steps = [plan for plan, _ in replica.turns() if plan.work is WorkKind.STEP]
     seen = {model: set[tuple[int, int]]() for model in "abc"}
     for plan in steps:
-        seen[plan.samples[0].model].add((len(plan.samples), plan.lanes))
+        seen[str(plan.samples[0].model_key)].add((len(plan.samples), plan.lanes))
     assert max(seen["a"]) == (3, 8)
     assert seen["b"] == {(1, 2)}
     assert max(seen["c"]) == (2, 4)
@@ -368,19 +379,20 @@ def test_base_and_refiner_in_turn_serve_whoever_waits_however_many_come(pause: i
     for plan, done in replica.turns():
         (here,) = replica.here
         for id in done:
-            if here == "a":
+            if here.stage is Stage.BASE:
                 base = replace(of("a", id), index=3, latents=1.0)
                 leg = StageSegment(Stage.REFINER, 4, last=True)
-                replica.scheduler.add(for_stage(base, Stage.REFINER), leg)
+                refined = with_model(for_stage(base, Stage.REFINER), REFINER)
+                replica.scheduler.add(refined, leg)
             else:
                 took.append(steps - born[int(id)])
         if plan.work is WorkKind.LOAD:
-            waiting = {one.id for one in replica.scheduler.samples() if one.model == here}
+            waiting = {one.id for one in replica.scheduler.samples() if one.model_key == here}
             assert {one.id for one in plan.samples} == waiting, "a change leaves somebody behind"
         if plan.work is WorkKind.STEP:
             steps += 1
             if steps % pause == 0 and len(born) < 200:
                 come()
     assert len(took) == len(born) == 200
-    assert replica.loads == (["", "a"] * len(replica.loads))[: len(replica.loads)]
+    assert replica.loads == (["refiner", "a"] * len(replica.loads))[: len(replica.loads)]
     assert max(took) <= 12

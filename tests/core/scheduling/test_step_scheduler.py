@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import (
     Sample,
     StageSegment,
@@ -20,7 +21,8 @@ from serve_app.core.diffusion.sample import (
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.step_scheduler import BatchSize, Plan, StepScheduler, WorkKind
+from serve_app.core.scheduling.step_scheduler import StepScheduler
+from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
 
 NOISE = NoiseConfig(timestep_spacing="leading", steps_offset=1)
 
@@ -69,7 +71,9 @@ def turns(scheduler: StepScheduler[float]) -> Iterator[tuple[Plan[float], tuple[
 
 
 def filled(*samples: Sample[float], images: int = 4, lanes: int = 8) -> StepScheduler[float]:
-    scheduler: StepScheduler[float] = StepScheduler({"": BatchSize(images, lanes)})
+    scheduler: StepScheduler[float] = StepScheduler(
+        {ModelKey(Stage.BASE): BatchSize(images, lanes)}
+    )
     for one in samples:
         scheduler.add(one, whole(one))
     return scheduler
@@ -209,7 +213,7 @@ def test_an_evicted_sample_is_handed_back_as_it_stands_and_continues_elsewhere()
 
 
 def test_a_leg_that_is_not_the_last_ends_without_a_decode() -> None:
-    scheduler: StepScheduler[float] = StepScheduler({"": BatchSize(4, 8)})
+    scheduler: StepScheduler[float] = StepScheduler({ModelKey(Stage.BASE): BatchSize(4, 8)})
     scheduler.add(sample("a", 10), StageSegment(Stage.BASE, 3, last=False))
     works = [plan.work for plan, _ in turns(scheduler)]
     assert works == [WorkKind.CONDITION, WorkKind.STEP, WorkKind.STEP, WorkKind.STEP]
@@ -263,7 +267,9 @@ def test_everything_accepted_ends_once_with_all_its_steps(
     asked: list[tuple[int, float, int, bool]], images: int, strict: bool
 ) -> None:
     lanes = 2 * images if strict else 0
-    scheduler: StepScheduler[float] = StepScheduler({"": BatchSize(images, lanes)})
+    scheduler: StepScheduler[float] = StepScheduler(
+        {ModelKey(Stage.BASE): BatchSize(images, lanes)}
+    )
     for number, (steps, guidance, side, from_image) in enumerate(asked):
         one = sample(
             str(number),

@@ -6,12 +6,13 @@ import pytest
 
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.gpu_time import GpuTime
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, new_sample
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import EngineFault
-from serve_app.core.scheduling.step_scheduler import BatchSize, WorkKind
+from serve_app.core.scheduling.work import BatchSize, WorkKind
 from serve_app.core.service.events import (
     Generated,
     GeneratedImage,
@@ -68,7 +69,8 @@ async def test_an_event_that_the_consumer_does_not_know_is_an_error() -> None:
 
 def test_what_travels_between_processes_arrives_equal() -> None:
     costs = CostTable(
-        {TurnKind(WorkKind.STEP, Stage.BASE, "fox", 64, 64, 8): 0.1}, {"fox": BatchSize(4, 8)}
+        {TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "fox"), 64, 64, 8): 0.1},
+        {ModelKey(Stage.BASE, "fox"): BatchSize(4, 8)},
     )
     stats = replica_stats(gpu_seconds=2.0, costs=costs, positions={"a": 3})
     result = JobResult((b"png",), "{}", 1.0)

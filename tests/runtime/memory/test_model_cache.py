@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
 from serve_app.core.errors import DeviceFull, ModelNotFound, ModelUnavailable, ProfileChanged
@@ -29,6 +30,7 @@ from tests.runtime.conftest import IMAGES
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.checkpoints import perturbed
 from tests.support.engine_runs import Heard, drain, sample_of, whole
+from tests.support.keys import base_key, by_base_key
 
 SPEC = ImageSpec(prompt="a red circle", seed=3, width=128, height=128, steps=5, guidance=5)
 ROUNDS = 100
@@ -43,7 +45,7 @@ def both(
     return {"demo": checkpoints[Stage.BASE], "tune": inspect(folder, Stage.BASE)}
 
 
-Makers = dict[str, Loader]
+Makers = dict[ModelKey, Loader]
 
 
 def maker(denoiser: ConstantDenoiser, **options: Any) -> Loader:
@@ -53,7 +55,7 @@ def maker(denoiser: ConstantDenoiser, **options: Any) -> Loader:
 
 def makers(both: dict[str, Checkpoint], cpu: Device, images: int = IMAGES) -> Makers:
     return {
-        name: partial(build_stage_model, one, cpu, images=images, strict=True)
+        base_key(name): partial(build_stage_model, one, cpu, images=images, strict=True)
         for name, one in both.items()
     }
 
@@ -84,7 +86,7 @@ def test_two_models_asked_for_at_once_paint_what_each_paints_alone(
 ) -> None:
     alone = []
     for spec in crowd():
-        one = {spec.model: both[spec.model]}
+        one = {name: model for name, model in both.items() if name == spec.model}
         alone += painted(Engine(ModelCache(makers(one, cpu)), snapshot_every=1), spec)
     together = Engine(ModelCache(makers(both, cpu), capacity=room), snapshot_every=1)
     assert painted(together, *crowd()) == alone
@@ -96,7 +98,9 @@ def test_batches_never_mix_models() -> None:
     """Each model has its own shade, so that a row in the wrong batch would show."""
     shades = {"light": 0.75, "dark": 0.25}
     denoisers = {name: ConstantDenoiser(shade) for name, shade in shades.items()}
-    shelf = ModelCache({name: maker(d, model=name) for name, d in denoisers.items()}, capacity=2)
+    shelf = ModelCache(
+        {base_key(name): maker(d, model=name) for name, d in denoisers.items()}, capacity=2
+    )
     engine = Engine(shelf, snapshot_every=5)
     heard = [Heard() for _ in range(6)]
     for number, listener in enumerate(heard):
@@ -115,13 +119,13 @@ def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
     small, large = ConstantDenoiser(0.75), ConstantDenoiser(0.25)
     shelf = ModelCache(
         {
-            "small": maker(small, model="small"),
-            "large": maker(large, model="large", lanes=2, images=1),
+            base_key("small"): maker(small, model="small"),
+            base_key("large"): maker(large, model="large", lanes=2, images=1),
         },
         capacity=2,
     )
     engine = Engine(shelf, snapshot_every=5)
-    assert engine.stats().models == {"small": MemoryPlan(4)}
+    assert engine.stats().models == {base_key("small"): MemoryPlan(4)}
     heard = {name: [Heard() for _ in range(3)] for name in ("small", "large")}
     for name, listeners in heard.items():
         for number, listener in enumerate(listeners):
@@ -130,9 +134,9 @@ def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
     drain(engine)
     assert set(large.batches) == {(1, 2)}
     assert max(small.batches) == (3, 8)
-    assert engine.stats().models == {"small": MemoryPlan(4), "large": MemoryPlan(1)}
+    assert engine.stats().models == by_base_key({"small": MemoryPlan(4), "large": MemoryPlan(1)})
     profiles = {name: {one.finished.sample.profile for one in heard[name]} for name in heard}
-    assert profiles == {name: {shelf[name].profile.name} for name in heard}
+    assert profiles == {name: {shelf[base_key(name)].profile.name} for name in heard}
 
 
 def test_a_model_that_comes_again_with_another_fit_does_not_continue_its_old_snapshots() -> None:
@@ -142,7 +146,7 @@ def test_a_model_that_comes_again_with_another_fit_does_not_continue_its_old_sna
         lanes, images = next(fits)
         return analytic_model(ConstantDenoiser(), model="one", lanes=lanes, images=images)
 
-    shelf = ModelCache({"one": refitted, "two": maker(ConstantDenoiser())})
+    shelf = ModelCache(by_base_key({"one": refitted, "two": maker(ConstantDenoiser())}))
     engine = Engine(shelf, snapshot_every=5)
     spec = replace(SPEC, width=64, height=64)
     ends = []
@@ -182,7 +186,8 @@ def test_a_model_has_left_memory_when_the_next_one_is_made() -> None:
         seen.append(weakref.ref(ring := Ring()))
         return analytic_model(ring, model=name)
 
-    engine = Engine(ModelCache({name: partial(watched, name) for name in "ab"}), snapshot_every=5)
+    loaders: Makers = {base_key(name): partial(watched, name) for name in "ab"}
+    engine = Engine(ModelCache(loaders), snapshot_every=5)
     for number in range(4):
         spec = replace(SPEC, width=64, height=64, model="ab"[number % 2])
         painted(engine, replace(spec, seed=number))
@@ -196,9 +201,10 @@ def test_a_model_that_comes_again_is_told_how_it_was_fitted() -> None:
         heard.append(before)
         return analytic_model(ConstantDenoiser(), model="one", lanes=2, images=1)
 
-    shelf = ModelCache({"one": listening, "two": maker(ConstantDenoiser(), model="two")})
-    shelf.load("two", ["one"])
-    shelf.load("one", ["two"])
+    one, two = base_key("one"), base_key("two")
+    shelf = ModelCache({one: listening, two: maker(ConstantDenoiser(), model="two")})
+    shelf.load(two, [one])
+    shelf.load(one, [two])
     assert heard == [None, MemoryPlan(1)]
 
 
@@ -210,11 +216,12 @@ def test_a_model_that_could_not_be_loaded_puts_no_other_out_for_a_minute() -> No
         raise OSError("no such file")
 
     shelf = ModelCache(
-        {"one": maker(ConstantDenoiser(), model="one"), "bad": broken}, clock=lambda: now[0]
+        by_base_key({"one": maker(ConstantDenoiser(), model="one"), "bad": broken}),
+        clock=lambda: now[0],
     )
     sample = sample_of(replace(SPEC, model="bad"), "x")
     with pytest.raises(ModelUnavailable):
-        shelf.load("bad", [])
+        shelf.load(base_key("bad"), [])
     for now[0] in (0.0, 59.0):
         with pytest.raises(ModelUnavailable, match="the model bad can't be loaded"):
             shelf.admit(sample)
@@ -231,7 +238,8 @@ def test_each_model_is_told_how_many_are_to_come_beside_it(room: int, told: list
         heard.append(to_come)
         return analytic_model(ConstantDenoiser())
 
-    engine = Engine(ModelCache(dict.fromkeys("abc", listening), capacity=room), snapshot_every=5)
+    loaders = by_base_key(dict.fromkeys("abc", listening))
+    engine = Engine(ModelCache(loaders, capacity=room), snapshot_every=5)
     for name in "bc":
         painted(engine, replace(SPEC, width=64, height=64, model=name))
     assert heard == told
@@ -245,9 +253,9 @@ def test_nothing_of_a_model_that_could_not_be_made_stays_though_its_failure_is_k
         made.append(weakref.ref(part))
         raise DeviceFull("the device has no room for one image")
 
-    shelf = ModelCache({"first": maker(ConstantDenoiser()), "half": half_made})
+    shelf = ModelCache(by_base_key({"first": maker(ConstantDenoiser()), "half": half_made}))
     with pytest.raises(ModelUnavailable, match="no room for the model half") as failed:
-        shelf.load("half", ["first"])
+        shelf.load(base_key("half"), [base_key("first")])
     assert isinstance(failed.value.__cause__, DeviceFull)
     assert made[0]() is None
     assert shelf.batch_sizes == {}
@@ -256,13 +264,13 @@ def test_nothing_of_a_model_that_could_not_be_made_stays_though_its_failure_is_k
 def test_a_snapshot_of_one_model_is_nothing_to_another() -> None:
     denoiser = ConstantDenoiser()
     names = ("one", "two")
-    shelf = ModelCache({n: maker(denoiser, model=n) for n in names}, capacity=2)
+    shelf = ModelCache({base_key(n): maker(denoiser, model=n) for n in names}, capacity=2)
     engine, heard = Engine(shelf, snapshot_every=1), Heard()
     sample = sample_of(replace(SPEC, width=64, height=64, model="one"))
     engine.submit(sample, whole(sample), heard)
     drain(engine)
     left = heard.finished.sample
-    assert left.profile == shelf["one"].profile.name
+    assert left.profile == shelf[base_key("one")].profile.name
     other, again = Heard(), Heard()
     moved = replace(left, id="moved", spec=replace(left.spec, model="two"))
     engine.submit(moved, whole(sample), other)
@@ -280,7 +288,7 @@ def test_a_model_that_is_not_known_or_can_not_be_loaded_ends_its_own_samples_alo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     first = maker(ConstantDenoiser(), model="first")
-    shelf = ModelCache({"first": first, "broken": broken, "large": too_large})
+    shelf = ModelCache(by_base_key({"first": first, "broken": broken, "large": too_large}))
     engine = Engine(shelf, snapshot_every=5)
     heard = {name: Heard() for name in ("first", "broken", "large", "other")}
     for _ in range(2):
@@ -320,7 +328,7 @@ def test_switching_leaves_nothing_behind(
         name: partial(build_stage_model, one, cpu, images=1, strict=False)
         for name, one in both.items()
     }
-    shelf = ModelCache({name: partial(watched, make) for name, make in made.items()})
+    shelf = ModelCache({base_key(name): partial(watched, make) for name, make in made.items()})
     engine, process = Engine(shelf, snapshot_every=1), psutil.Process()
     pictures: dict[str, set[bytes]] = {name: set() for name in both}
 
@@ -341,7 +349,7 @@ def test_switching_leaves_nothing_behind(
     print(f"{rest} rounds: resident {grown / 2**20:+.1f} MB, Python's own {left / 2**10:+.0f} KB")
     assert len(seen) == rounds + 1
     assert [one for one in seen if one() is not None] == seen[-1:]
-    assert tuple(shelf.batch_sizes) == ("demo",)
+    assert tuple(shelf.batch_sizes) == (base_key("demo"),)
     assert {name: len(kinds) for name, kinds in pictures.items()} == {"demo": 1, "tune": 1}
     assert pictures["demo"] != pictures["tune"]
     weights = sum(f.stat().st_size for f in both["demo"].folder.rglob("*.safetensors"))
@@ -353,9 +361,9 @@ def test_a_failure_that_is_told_again_and_again_keeps_hold_of_nobody() -> None:
     def broken(to_come: int, before: MemoryPlan | None) -> StageModel:
         raise OSError("gone")
 
-    shelf = ModelCache({"first": maker(ConstantDenoiser()), "broken": broken})
+    shelf = ModelCache(by_base_key({"first": maker(ConstantDenoiser()), "broken": broken}))
     with pytest.raises(ModelUnavailable):
-        shelf.load("broken", [])
+        shelf.load(base_key("broken"), [])
     told = []
     for _ in range(3):
         with pytest.raises(ModelUnavailable) as refused:
@@ -391,9 +399,9 @@ def test_a_lora_that_was_not_proved_is_not_worn() -> None:
     shelf = ModelCache.of(model)
     denoiser.failures.append(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(ModelUnavailable, match=r"no room for the LoRA ink: .* MAX_LOADED_LORAS"):
-        shelf.attach("", "ink", [])
-    assert (shelf.attached_loras, wardrobe.worn) == ({"": ()}, ())
-    shelf.attach("", "ink", [])
-    assert shelf.attached_loras == {"": ("ink",)}
-    shelf.attach("", "oil", ["ink"])
-    assert shelf.attached_loras == {"": ("oil",)}
+        shelf.attach(shelf.default, "ink", [])
+    assert (shelf.attached_loras, wardrobe.worn) == ({shelf.default: ()}, ())
+    shelf.attach(shelf.default, "ink", [])
+    assert shelf.attached_loras == {shelf.default: ("ink",)}
+    shelf.attach(shelf.default, "oil", ["ink"])
+    assert shelf.attached_loras == {shelf.default: ("oil",)}

@@ -15,6 +15,7 @@ import pytest
 import torch
 from peft.tuners.lora.layer import LoraLayer
 
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, for_stage, stage_segments
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
@@ -37,8 +38,10 @@ from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.stage_model import HostSample, Parts, StageModel
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.engine_runs import drain, sample_of, walk
+from tests.support.keys import REFINER, base_key
 from tests.support.lora_files import lora_file
 
+DEMO = base_key("demo")
 SPEC = ImageSpec(
     prompt="a red circle", seed=3, width=128, height=128, steps=4, guidance=5, handoff=0.6
 )
@@ -88,15 +91,14 @@ def card() -> Card:
     return Card(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 2)
 
 
-def named(shades: dict[str, float], made: list[str]) -> dict[str, Loader]:
+def named(shades: dict[ModelKey, float], made: list[str]) -> dict[ModelKey, Loader]:
     """Makers of analytic models that note what they make."""
 
-    def make(name: str, to_come: int, before: MemoryPlan | None) -> StageModel:
-        made.append(name)
-        stage = Stage.BASE if name else Stage.REFINER
-        return analytic_model(ConstantDenoiser(shades[name]), model=name, stage=stage)
+    def make(key: ModelKey, to_come: int, before: MemoryPlan | None) -> StageModel:
+        made.append(str(key))
+        return analytic_model(ConstantDenoiser(shades[key]), model=str(key), stage=key.stage)
 
-    return {name: partial(make, name) for name in shades}
+    return {key: partial(make, key) for key in shades}
 
 
 def journeys(engine: Engine, specs: Sequence[ImageSpec]) -> list[bytes]:
@@ -133,12 +135,12 @@ def test_base_and_refiner_on_one_engine_paint_what_they_paint_on_two(
     models: dict[str, dict[Stage, StageModel]], apart: list[bytes], room: int
 ) -> None:
     strict = models["strict"]
-    makers: dict[str, Loader] = {
-        "demo": lambda to_come, before: strict[Stage.BASE],
-        "": lambda to_come, before: strict[Stage.REFINER],
+    makers: dict[ModelKey, Loader] = {
+        DEMO: lambda to_come, before: strict[Stage.BASE],
+        REFINER: lambda to_come, before: strict[Stage.REFINER],
     }
     together = Engine(
-        ModelCache(makers, capacity=room, offload_capacity=1, pinned=[""]), snapshot_every=1
+        ModelCache(makers, capacity=room, offload_capacity=1, pinned=[REFINER]), snapshot_every=1
     )
     assert journeys(together, CROWD) == apart
     assert len(set(apart)) == len(CROWD)
@@ -159,34 +161,36 @@ def test_base_and_refiner_larger_together_than_the_card_paint_the_same_bytes(
         sizes.append(card.bytes["now"])
         return model
 
-    makers: dict[str, Loader] = {
-        "demo": partial(make, Stage.BASE),
-        "": partial(make, Stage.REFINER),
+    makers: dict[ModelKey, Loader] = {
+        DEMO: partial(make, Stage.BASE),
+        REFINER: partial(make, Stage.REFINER),
     }
-    shelf = ModelCache(makers, offload_capacity=1, pinned=[""])
+    shelf = ModelCache(makers, offload_capacity=1, pinned=[REFINER])
     card.bytes["room"] = max(sizes)
     engine = Engine(shelf, snapshot_every=1)
     for _ in range(2):
-        assert tuple(shelf.batch_sizes) in (("demo",), ("",))
+        assert tuple(shelf.batch_sizes) in ((DEMO,), (REFINER,))
         assert journeys(engine, CROWD[:2]) == apart[:2]
     assert card.bytes["peak"] == max(sizes)
-    assert (tuple(shelf.batch_sizes), card.bytes["now"]) == (("",), sizes[1])
+    assert (tuple(shelf.batch_sizes), card.bytes["now"]) == ((REFINER,), sizes[1])
     assert len(sizes) == 2
 
 
 def test_a_hundred_swaps_make_each_model_once_and_serve_whoever_comes() -> None:
     made: list[str] = []
-    shelf = ModelCache(named({"demo": 0.75, "": 0.25}, made), offload_capacity=1, pinned=[""])
+    shelf = ModelCache(
+        named({DEMO: 0.75, REFINER: 0.25}, made), offload_capacity=1, pinned=[REFINER]
+    )
     engine = Engine(shelf, snapshot_every=9)
-    assert made == ["demo", ""]
-    assert tuple(shelf.batch_sizes) == ("demo",)
+    assert made == ["demo", "refiner"]
+    assert tuple(shelf.batch_sizes) == (DEMO,)
     profiles = set()
     for number in range(50):
         spec = replace(SPEC, width=64, height=64, seed=number, steps=2)
         journeys(engine, [spec])
         profiles.add((shelf.profile, tuple(shelf.memory_plans)))
-        assert tuple(shelf.batch_sizes) == ("",)
-    assert made == ["demo", ""]
+        assert tuple(shelf.batch_sizes) == (REFINER,)
+    assert made == ["demo", "refiner"]
     assert len(profiles) == 1
 
 
@@ -203,13 +207,13 @@ def test_so_many_stay_on_the_host_and_some_always(
     parked: int, always: list[str], loads: str, made: str
 ) -> None:
     seen: list[str] = []
-    makers = named(dict.fromkeys("abcr", 0.5), seen)
-    shelf = ModelCache(makers, offload_capacity=parked, pinned=always)
-    for name in loads:
-        (here,) = shelf.batch_sizes
-        if name != here:
-            shelf.load(name, [here])
-        assert tuple(shelf.batch_sizes) == (name,)
+    makers = named(dict.fromkeys(map(base_key, "abcr"), 0.5), seen)
+    shelf = ModelCache(makers, offload_capacity=parked, pinned=list(map(base_key, always)))
+    for key in map(base_key, loads):
+        (resident,) = shelf.batch_sizes
+        if key != resident:
+            shelf.load(key, [resident])
+        assert tuple(shelf.batch_sizes) == (key,)
         assert len(shelf.memory_plans) <= 1 + parked
     assert "".join(seen) == made
 
@@ -218,9 +222,9 @@ def test_a_refiner_that_can_not_be_loaded_is_told_at_the_start_by_its_own_error(
     def broken(to_come: int, before: MemoryPlan | None) -> StageModel:
         raise DeviceFull("the device has no room for one image")
 
-    makers = named({"demo": 0.5}, []) | {"": broken}
+    makers = named({DEMO: 0.5}, []) | {REFINER: broken}
     with pytest.raises(DeviceFull, match="no room for one image"):
-        ModelCache(makers, offload_capacity=1, pinned=[""])
+        ModelCache(makers, offload_capacity=1, pinned=[REFINER])
 
 
 @dataclass(slots=True)
@@ -243,24 +247,26 @@ def test_a_model_that_finds_no_room_to_come_back_stays_parked_and_comes_later() 
     now, stuck, made = [0.0], Stuck(), list[str]()
 
     def refiner(to_come: int, before: MemoryPlan | None) -> StageModel:
-        made.append("")
+        made.append("refiner")
         return analytic_model(ConstantDenoiser(), stage=Stage.REFINER, parking=stuck)
 
-    makers = named({"demo": 0.5}, made) | {"": refiner}
-    shelf = ModelCache(makers, offload_capacity=1, pinned=[""], clock=lambda: now[0])
+    makers = named({DEMO: 0.5}, made) | {REFINER: refiner}
+    shelf = ModelCache(makers, offload_capacity=1, pinned=[REFINER], clock=lambda: now[0])
     stuck.full = True
-    with pytest.raises(ModelUnavailable, match=r"no room for the refiner: .* MAX_LOADED_MODELS"):
-        shelf.load("", ["demo"])
+    with pytest.raises(
+        ModelUnavailable, match=r"no room for the model refiner: .* MAX_LOADED_MODELS"
+    ):
+        shelf.load(REFINER, [DEMO])
     assert shelf.batch_sizes == {}
-    assert set(shelf.memory_plans) == {"demo", ""}
-    with pytest.raises(ModelUnavailable, match="no room for the refiner"):
+    assert set(shelf.memory_plans) == {DEMO, REFINER}
+    with pytest.raises(ModelUnavailable, match="no room for the model refiner"):
         shelf.admit(sample_of(replace(SPEC, handoff=0.0), refiner=True))
-    shelf.load("demo", [])
+    shelf.load(DEMO, [])
     stuck.full, now[0] = False, 60.0
     engine, (picture,) = Engine(shelf, snapshot_every=9), [replace(SPEC, width=64, height=64)]
     assert journeys(engine, [picture])
     assert stuck.here
-    assert made == ["demo", ""]
+    assert made == ["demo", "refiner"]
 
 
 def test_networks_that_find_no_room_to_come_back_leave_nothing_on_the_card(

@@ -34,6 +34,7 @@ from serve_app.runtime.networks.lora_adapters import PeftLoraAdapters
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.stage_model import Parts, StageModel
 from tests.support.engine_runs import Heard, drain, sample_of, walk, whole
+from tests.support.keys import base_key
 from tests.support.lora_files import lora_file, merged
 from tests.support.reference_diffusers import Stock
 
@@ -78,7 +79,7 @@ def engine_over(
 ) -> Engine:
     make = partial(build_stage_model, checkpoint, device, images=2, strict=True, loras=files)
     ticks = count()  # a second a look, so that every step has its snapshot
-    shelf = ModelCache({"demo": make}, lora_capacity=room)
+    shelf = ModelCache({base_key("demo"): make}, lora_capacity=room)
     return Engine(shelf, snapshot_every=1, clock=lambda: float(next(ticks)))
 
 
@@ -223,7 +224,7 @@ def test_the_order_they_are_asked_in_and_one_that_weighs_nothing_change_no_byte(
     some = [("unet", 1.0), ("soft.v1", 0.5)]
     one, other, more = (wearing(*worn) for worn in (some, some[::-1], [*some, ("text", 0.0)]))
     assert len(set(painted(engine, one, other, more))) == 1
-    assert "text" not in engine.models.attached_loras["demo"]
+    assert "text" not in engine.models.attached_loras[base_key("demo")]
 
 
 def test_an_image_continues_with_what_it_wears(
@@ -301,7 +302,8 @@ def test_one_that_can_not_be_attached_ends_its_own_samples_alone_and_is_not_trie
         build_stage_model, checkpoints[Stage.BASE], cpu, images=2, strict=True, loras=there
     )
     engine = Engine(
-        ModelCache({"demo": make}, lora_capacity=2, clock=lambda: now[0]), snapshot_every=9
+        ModelCache({base_key("demo"): make}, lora_capacity=2, clock=lambda: now[0]),
+        snapshot_every=9,
     )
 
     def ask() -> dict[str, Heard]:
@@ -335,7 +337,7 @@ def test_switching_leaves_nothing_behind(
     make = partial(
         build_stage_model, checkpoints[Stage.BASE], cpu, images=1, strict=False, loras=files
     )
-    engine = Engine(ModelCache({"demo": make}, lora_capacity=1), snapshot_every=9)
+    engine = Engine(ModelCache({base_key("demo"): make}, lora_capacity=1), snapshot_every=9)
     pictures: dict[str, set[bytes]] = {name: set() for name in names}
 
     def switch(times: int) -> None:

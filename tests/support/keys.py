@@ -1,0 +1,20 @@
+"""Short names for model keys."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from serve_app.core.diffusion.keys import ModelKey
+from serve_app.core.diffusion.spec import Stage
+
+T = TypeVar("T")
+REFINER = ModelKey(Stage.REFINER, "refiner")
+
+
+def base_key(name: str) -> ModelKey:
+    """Return the key of the base model of that name."""
+    return ModelKey(Stage.BASE, name)
+
+
+def by_base_key(by_name: Mapping[str, T]) -> dict[ModelKey, T]:
+    """Return what belongs to base models, by their keys instead of their names."""
+    return {base_key(name): value for name, value in by_name.items()}
