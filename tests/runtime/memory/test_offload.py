@@ -64,7 +64,7 @@ class Card(Device):
     blocks: list[int] = field(default_factory=list)  # bytes of each that was pinned
 
     @property
-    def is_apart(self) -> bool:
+    def has_own_memory(self) -> bool:
         return True
 
     def pinned(self, bytes: int) -> torch.Tensor:
