@@ -1,6 +1,6 @@
-"""The command `check-config`: what is wrong with serve configs, told on the terminal.
+"""`aura check-config`: print what is wrong with serve configs.
 
-Looks at the files alone, so that it says the same of them on every machine. Knows no checks.
+Reads the files only, so the result is the same on every machine.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,16 @@ from serve_app.core.errors import SettingsError
 
 
 def check_configs(files: Sequence[Path]) -> int:
-    """A line for each slip, or one for a file without any; 1 where there is a slip, else 0."""
+    """Print a line for each problem, or one for a file without any; return 1 if there is one."""
     failed = False
     for file in files:
         try:
-            told = lint_file(file)
+            problems = lint_file(file)
         except SettingsError as error:
             failed = True
             print(error)
             continue
-        failed = failed or bool(told)
-        print("\n".join(f"{file}: {one}" for one in told or ("every key is one that is read",)))
+        failed = failed or bool(problems)
+        for line in problems or ("every key is known",):
+            print(f"{file}: {line}")
     return int(failed)

@@ -1,7 +1,6 @@
-"""`download`: real weights in a folder, verified, with their licence accepted and .env.local set.
+"""`aura download`: put real weights into a folder, verified, and point .env.local at them.
 
-The terminal's side only: what is needed, fetched and written is decided in `hub`. Knows no Ray and
-no torch.
+The terminal's side only: `hub` decides what is needed, downloads and writes. No Ray, no torch.
 """
 
 import shlex
@@ -29,31 +28,30 @@ from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError, DownloadError
 from serve_app.core.service.info import License
-from serve_app.hub import acceptance, env_file
-from serve_app.hub import local_files as local
+from serve_app.hub import acceptance, env_file, local_files
 from serve_app.hub.acceptance import Acceptance
-from serve_app.hub.client import fetch, hub_address, look_up, read_index
+from serve_app.hub.client import fetch_file, get_repository, hub_endpoint, read_index
 from serve_app.hub.selection import (
     HubRepo,
     RepoFile,
     RepoRequest,
     Repository,
-    half_wanted,
+    prefers_half,
     repos_for,
     select_files,
-    size_of,
     stage_of,
+    total_size,
 )
 from serve_app.runtime.checkpoints.licenses import license_on_card
 
 ENV_FILE, ENV_EXAMPLE = Path(".env.local"), Path(".env.example")
-Ask = Callable[[str], str]  # a question to the answer
+Ask = Callable[[str], str]  # returns the answer to a question
 console = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadOptions:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     what: str = "all"
     folder: Path = Path("models")
@@ -61,8 +59,8 @@ class DownloadOptions:
     accept_license: bool = False
 
     @property
-    def again(self) -> str:
-        """The command that asks for this."""
+    def command(self) -> str:
+        """The command line with these options."""
         parts = ["aura", "download", self.what]
         if self.folder != Path("models"):
             parts += ["--folder", str(self.folder)]
@@ -72,33 +70,36 @@ class DownloadOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One checkpoint to be there whole."""
+class PlannedDownload:
+    """One checkpoint, and where it goes."""
 
     repository: Repository
     folder: Path
     value: str  # the folder as .env.local has it
     stage: Stage
-    entries: tuple[RepoFile, ...]
+    files: tuple[RepoFile, ...]
     license: License
 
 
 def download(
-    wish: DownloadOptions,
+    options: DownloadOptions,
     *,
     ask: Ask | None = None,
-    address: str | None = None,
+    endpoint: str | None = None,
     free: int | None = None,
 ) -> int:
-    """The checkpoints are there, whole, and told to the service; the exit status.
+    """Download checkpoints, point .env.local at them, and return the exit status.
 
-    `ask` puts a question to a person: the terminal's own where there is one. `address` of the hub
-    and `free` bytes of the disk are found out unless they are given.
+    `ask` puts a question to a person; by default the terminal, if there is one. The `endpoint` of
+    the hub and the `free` bytes of the disk are determined unless they are given.
     """
     try:
-        _download(wish, ask or _terminal(), address or hub_address(), free)
+        _download(options, ask or _terminal(), endpoint or hub_endpoint(), free)
     except KeyboardInterrupt:
-        console.print(f"\nstopped. What came is kept; go on with: {wish.again}", soft_wrap=True)
+        console.print(
+            f"\nstopped. What arrived is kept; resume with: {escape(options.command)}",
+            soft_wrap=True,
+        )
         return 130
     except (AuraError, OSError) as error:
         console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
@@ -106,124 +107,143 @@ def download(
     return 0
 
 
-def _download(wish: DownloadOptions, ask: Ask | None, address: str, free: int | None) -> None:
+def _download(options: DownloadOptions, ask: Ask | None, endpoint: str, free: int | None) -> None:
     settings = Settings.read()
-    half = half_wanted(settings.model_precision, settings.model_device)
-    plans = [_plan(source, wish, address, half=half) for source in repos_for(wish.what)]
-    _accept(plans, wish, ask)
+    half = prefers_half(settings.model_precision, settings.model_device)
+    plans = [_plan(repo, options, endpoint, half=half) for repo in repos_for(options.what)]
+    _accept_licenses(plans, options, ask)
     with ExitStack() as stack:
         for plan in plans:
-            stack.enter_context(local.alone(plan.folder, wish.again))
-        _fetch(plans, wish, free, half=half)
+            stack.enter_context(local_files.download_lock(plan.folder, options.command))
+        _fetch(plans, options, free, half=half)
     for plan in plans:
-        local.tidy(plan.folder)
+        local_files.remove_parts(plan.folder)
         inspect(plan.folder.absolute(), plan.stage)
-    env_file.write(ENV_FILE, ENV_EXAMPLE, {ENV_VAR[p.stage]: p.value for p in plans})
-    _tell_what_is_next(plans)
+    env_file.write(ENV_FILE, ENV_EXAMPLE, {ENV_VAR[plan.stage]: plan.value for plan in plans})
+    _print_next_steps(plans)
 
 
-def _plan(source: HubRepo, wish: DownloadOptions, address: str, *, half: bool) -> Plan:
-    folder = wish.folder / source.folder
-    value = env_file.as_value(folder)
-    before = acceptance.recorded(folder)
-    if before and before.repository != source.name:
+def _plan(repo: HubRepo, options: DownloadOptions, endpoint: str, *, half: bool) -> PlannedDownload:
+    """Look a repository up, and choose its folder and files."""
+    folder = options.folder / repo.folder
+    value = env_file.path_value(folder)
+    previous = acceptance.read(folder)
+    if previous and previous.repository != repo.name:
         raise DownloadError(
-            f"{folder} holds {before.repository}, not {source.name}: choose another place with "
-            "--folder"
+            f"holds {previous.repository}, not {repo.name}",
+            subject=str(folder),
+            remedy="Choose another folder with --folder",
         )
-    revision = wish.revision or (before.revision if before else "main")
-    repository = look_up(RepoRequest(source.name, revision, address, wish.again))
+    revision = options.revision or (previous.revision if previous else "main")
+    repository = get_repository(RepoRequest(repo.name, revision, endpoint, options.command))
     index = read_index(repository)
-    stage = stage_of(index, repository.asked)
-    terms = license_on_card(source.name, repository.license, repository.license_url)
-    entries = select_files(repository, index, stage, half=False)
-    if len(local.sized(entries, folder)) < len(entries):  # full files are loaded where they lie
-        entries = select_files(repository, index, stage, half=half)
+    stage = stage_of(index, repository.request)
+    terms = license_on_card(repo.name, repository.license, repository.license_url)
+    files = select_files(repository, index, stage, half=False)
+    if len(local_files.with_right_size(files, folder)) < len(files):
+        files = select_files(repository, index, stage, half=half)
+    # else: files in full precision that are already on disk serve at every precision
     console.print(
-        f"[bold]{escape(source.name)}[/] at {repository.commit[:12]}, the {stage}, "
-        f"{decimal(size_of(entries))} to {escape(value)}",
+        f"[bold]{escape(repo.name)}[/] at {repository.commit[:12]}, the {stage}, "
+        f"{decimal(total_size(files))} to {escape(value)}",
         soft_wrap=True,
     )
-    return Plan(repository, folder, value, stage, entries, terms)
+    return PlannedDownload(repository, folder, value, stage, files, terms)
 
 
-def _accept(plans: list[Plan], wish: DownloadOptions, ask: Ask | None) -> None:
-    """Every licence is accepted, and that stands beside the weights, with the commit."""
-    befores = {plan.folder: acceptance.recorded(plan.folder) for plan in plans}
-    asking = [
-        plan
-        for plan in plans
-        if not ((before := befores[plan.folder]) and before.covers(plan.license))
-    ]
-    if asking:
-        _show([plan.license for plan in asking])
-        if not wish.accept_license:
-            _ask_for([plan.license for plan in asking], wish, ask)
+def _accept_licenses(
+    plans: list[PlannedDownload], options: DownloadOptions, ask: Ask | None
+) -> None:
+    """Get every licence accepted, and record that beside the weights, with the commit.
+
+    Raises `DownloadError` if one is not accepted.
+    """
+    previous = {plan.folder: acceptance.read(plan.folder) for plan in plans}
+    new = []
+    for plan in plans:
+        record = previous[plan.folder]
+        if record is None or not record.covers(plan.license):
+            new.append(plan)
+    if new:
+        _print_licenses([plan.license for plan in new])
+        if not options.accept_license:
+            _ask_for([plan.license for plan in new], options, ask)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for plan in plans:
-        before = befores[plan.folder]
-        acceptance.record(
+        record = previous[plan.folder]
+        acceptance.write(
             plan.folder,
             Acceptance(
-                repository=plan.repository.asked.name,
+                repository=plan.repository.request.name,
                 revision=plan.repository.commit,
                 license=plan.license.name,
                 license_url=plan.license.url,
-                accepted_at=now if plan in asking or not before else before.accepted_at,
+                accepted_at=now if plan in new or not record else record.accepted_at,
             ),
         )
 
 
-def _show(licenses: list[License]) -> None:
-    for one in licenses:
-        console.print(f"licence of {escape(one.model)}: [bold]{escape(one.name)}[/]")
-        console.print(f"  {escape(one.url)}", soft_wrap=True)
-    restrictions = next((one.restrictions for one in licenses if one.restrictions), ())
+def _print_licenses(licenses: list[License]) -> None:
+    for license in licenses:
+        console.print(f"licence of {escape(license.model)}: [bold]{escape(license.name)}[/]")
+        console.print(f"  {escape(license.url)}", soft_wrap=True)
+    restrictions = next((each.restrictions for each in licenses if each.restrictions), ())
     if restrictions:
-        console.print("In short it forbids (its own text binds):")
+        console.print("In short, it forbids (only its own text is binding):")
         for restriction in restrictions:
             console.print(f"  - {restriction}", soft_wrap=True)
 
 
-def _ask_for(licenses: list[License], wish: DownloadOptions, ask: Ask | None) -> None:
-    urls = " and ".join(one.url for one in licenses)
+def _ask_for(licenses: list[License], options: DownloadOptions, ask: Ask | None) -> None:
+    """Ask a person to accept the licences. Raises `DownloadError` if nobody does."""
+    urls = " and ".join(license.url for license in licenses)
     if ask is None:
         raise DownloadError(
-            "the licence must be accepted, and there is no terminal to ask on: read it at "
-            f"{urls}, then: {wish.again} --accept-license"
+            "the licence must be accepted, and there is no terminal to ask on",
+            remedy=f"Read it at {urls}, then run: {options.command} --accept-license",
         )
     if ask("Do you accept? [y/N] ").strip().lower() not in ("y", "yes"):
         raise DownloadError(
-            f"the licence was not accepted, so nothing was fetched. Read it at {urls}, then: "
-            f"{wish.again}"
+            "the licence was not accepted, so nothing was downloaded",
+            remedy=f"Read it at {urls}, then run: {options.command}",
         )
 
 
-def _fetch(plans: list[Plan], wish: DownloadOptions, free: int | None, *, half: bool) -> None:
-    there = sum(size_of(local.sized(plan.entries, plan.folder)) for plan in plans)
-    with _bar("verifying what is there", there) as (_, tell):
-        lacking = [(plan, local.missing(plan.entries, plan.folder, tell)) for plan in plans]
-    whole = sum(size_of(entries) for _, entries in lacking)
-    begun = sum(local.begun(entries, plan.folder) for plan, entries in lacking)
-    room = local.free_bytes(wish.folder) if free is None else free
-    local.check_free_space(whole - begun, room, wish.folder, wish.again)
-    if not whole:
+def _fetch(
+    plans: list[PlannedDownload], options: DownloadOptions, free: int | None, *, half: bool
+) -> None:
+    """Verify what is on disk, and download what is missing."""
+    present = sum(
+        total_size(local_files.with_right_size(plan.files, plan.folder)) for plan in plans
+    )
+    with _bar("verifying files on disk", present) as (_, advance):
+        missing = [(plan, local_files.missing(plan.files, plan.folder, advance)) for plan in plans]
+    total = sum(total_size(files) for _, files in missing)
+    resumed = sum(local_files.resumable_bytes(files, plan.folder) for plan, files in missing)
+    available = local_files.free_bytes(options.folder) if free is None else free
+    local_files.check_free_space(total - resumed, available, options.folder, options.command)
+    if not total:
         return
-    count = sum(len(entries) for _, entries in lacking)
-    form = "as fp16 where the repository has it" if half else "in full precision"
-    console.print(f"{count} files to fetch, {decimal(whole - begun)}, {form}", soft_wrap=True)
-    with _bar("", whole, begun) as (show, tell):
-        for plan, entries in lacking:
-            for entry in entries:
-                show(f"{plan.folder.name}/{entry.path}")
-                fetch(plan.repository, entry, plan.folder, tell)
+    count = sum(len(files) for _, files in missing)
+    variant = "in fp16 where the repository has it" if half else "in full precision"
+    console.print(
+        f"{count} files to download, {decimal(total - resumed)}, {variant}", soft_wrap=True
+    )
+    with _bar("", total, resumed) as (set_title, advance):
+        for plan, files in missing:
+            for file in files:
+                set_title(f"{plan.folder.name}/{file.path}")
+                fetch_file(plan.repository, file, plan.folder, advance)
 
 
 @contextmanager
 def _bar(
     title: str, total: int, done: int = 0
 ) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
-    """A progress bar of bytes: what changes its title, what adds to it. Unseen for no bytes."""
+    """Show a progress bar of bytes; yield what sets its title and what advances it.
+
+    Nothing is shown for a total of 0.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -239,10 +259,10 @@ def _bar(
         )
 
 
-def _tell_what_is_next(plans: list[Plan]) -> None:
+def _print_next_steps(plans: list[PlannedDownload]) -> None:
     for plan in plans:
         console.print(
-            f"{ENV_VAR[plan.stage]}={escape(plan.value)} stands in {ENV_FILE}", soft_wrap=True
+            f"{ENV_FILE} has {ENV_VAR[plan.stage]}={escape(plan.value)} now", soft_wrap=True
         )
     settings = Settings.read()
     in_force = {
@@ -250,22 +270,23 @@ def _tell_what_is_next(plans: list[Plan]) -> None:
         Stage.REFINER: settings.model_refiner_checkpoint_dir,
     }
     for plan in plans:
+        variable = ENV_VAR[plan.stage]
         if in_force[plan.stage] != plan.folder.absolute():
             console.print(
-                f"[yellow]but the environment says {ENV_VAR[plan.stage]}="
-                f"{escape(str(in_force[plan.stage]))}, and wins: unset {ENV_VAR[plan.stage]}[/]",
+                f"[yellow]but {variable}={escape(str(in_force[plan.stage]))} in the environment "
+                f"takes precedence: unset {variable}[/]",
                 soft_wrap=True,
             )
     if in_force[Stage.BASE] is None:
         console.print(
-            f"a refiner needs a base. Next: {DOWNLOAD_COMMAND[Stage.BASE]}", soft_wrap=True
+            f"A refiner needs a base. Next: {DOWNLOAD_COMMAND[Stage.BASE]}", soft_wrap=True
         )
     else:
         console.print("Next: make serve, or aura up", soft_wrap=True)
 
 
 def _terminal() -> Ask | None:
-    """The person at the terminal, None without one."""
+    """Return what asks the person at the terminal, None without one."""
 
     def ask(question: str) -> str:
         try:

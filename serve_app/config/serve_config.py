@@ -120,7 +120,7 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise SettingsError(
-                f"BACKEND_PORT={port} can't be used on {host} ({error.strerror}). Choose another: "
-                f"BACKEND_PORT={port + 1} aura up",
+                f"BACKEND_PORT={port} can't be used on {host} ({error.strerror})",
                 "BACKEND_PORT",
+                remedy=f"Choose another: BACKEND_PORT={port + 1} aura up",
             ) from None

@@ -1,5 +1,6 @@
-"""What is wrong with a set-up, found before the service starts: facts gathered, then judged.
+"""Find what is wrong with an installation before the service starts: probe, then judge.
 
-Every check is a plain function from facts to findings, so a broken machine is a value in a test.
-Knows no Ray, and asks nothing of any other machine but the Ray cluster that the settings name.
+Probes read the machine; every check is a plain function from their values to findings, so a test
+describes a broken machine as a value. No Ray is imported. Of other machines, only the Ray cluster
+that RAY_ADDRESS names is contacted.
 """

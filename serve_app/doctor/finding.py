@@ -1,6 +1,6 @@
-"""`Finding`: what one check saw, what it makes of it, and the command that mends it.
+"""`Finding`: the result of one check, and the command that fixes what is wrong.
 
-Knows no checks and no terminal.
+No checks, no terminal.
 """
 
 import re
@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from serve_app.core.errors import AuraError
+
 _SETTING = re.compile(r"([A-Z][A-Z0-9_]*)=(\S*)")
 
 
@@ -17,59 +19,68 @@ class Verdict(StrEnum):
     """What a finding means for the service."""
 
     OK = "OK"
-    WARN = "WARN"  # it starts, but not as somebody may expect
+    WARN = "WARN"  # it starts, but perhaps not as expected
     FAIL = "FAIL"  # it does not start, or not safely
-    SKIP = "SKIP"  # not examined, because of another finding or of the platform
+    SKIP = "SKIP"  # not checked, because of another finding or of the platform
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the examination. Whatever is wrong comes with what mends it."""
+    """The result of one check. A problem always comes with its fix, and nothing else has one."""
 
     check: str
     verdict: Verdict
-    message: str  # one sentence: what was found, which value, what is needed
+    message: str  # one sentence: what was found, the value, what is needed
     fix: str = ""  # one command to paste, or one line for .env.local
 
     def __post_init__(self) -> None:
         if "\n" in self.message or "\n" in self.fix:
-            raise ValueError(f"{self.check}: a finding is one line")
+            raise ValueError(f"{self.check}: a finding must be one line")
         if bool(self.fix) != (self.verdict in (Verdict.WARN, Verdict.FAIL)):
-            raise ValueError(f"{self.check}: what is wrong, and nothing else, has what mends it")
+            raise ValueError(f"{self.check}: WARN and FAIL need a fix, OK and SKIP have none")
 
     @property
     def is_for_env_file(self) -> bool:
-        """Whether the mend is a line for .env.local rather than a command."""
+        """Whether the fix is a line for .env.local rather than a command."""
         return _SETTING.fullmatch(self.fix) is not None
 
     def for_environment(self, exported: Container[str]) -> "Finding":
-        """The same, mended where the variable stands: an exported one wins over .env.local."""
-        found = _SETTING.fullmatch(self.fix)
-        if found is None or found[1] not in exported:
+        """Return the finding with a fix for the shell if the variable to change is exported.
+
+        An exported variable takes precedence over .env.local.
+        """
+        setting = _SETTING.fullmatch(self.fix)
+        if setting is None or setting[1] not in exported:
             return self
-        return replace(self, fix=f"export {self.fix}" if found[2] else f"unset {found[1]}")
+        return replace(self, fix=f"export {self.fix}" if setting[2] else f"unset {setting[1]}")
 
 
-def fine(check: str, said: str) -> Finding:
-    """All is well."""
-    return Finding(check, Verdict.OK, said)
+def fine(check: str, message: str) -> Finding:
+    """Return a finding that nothing is wrong."""
+    return Finding(check, Verdict.OK, message)
 
 
-def warn(check: str, said: str, mend: str) -> Finding:
-    """It starts, but not as somebody may expect."""
-    return Finding(check, Verdict.WARN, said, mend)
+def warn(check: str, message: str, fix: str) -> Finding:
+    """Return a finding that the service starts, but perhaps not as expected."""
+    return Finding(check, Verdict.WARN, message, fix)
 
 
-def fail(check: str, said: str, mend: str) -> Finding:
-    """It does not start, or not safely."""
-    return Finding(check, Verdict.FAIL, said, mend)
+def fail(check: str, message: str, fix: str) -> Finding:
+    """Return a finding that the service does not start, or not safely."""
+    return Finding(check, Verdict.FAIL, message, fix)
 
 
-def skip(check: str, said: str) -> Finding:
-    """It was not examined."""
-    return Finding(check, Verdict.SKIP, said)
+def skip(check: str, message: str) -> Finding:
+    """Return a finding that something was not checked."""
+    return Finding(check, Verdict.SKIP, message)
 
 
-def editing(file: Path) -> str:
-    """The mend of what only its operator can write: the command that opens the file."""
+def edit_command(file: Path) -> str:
+    """Return the command that opens a file in an editor: the fix that only a person can make."""
     return f'"${{EDITOR:-vi}}" {shlex.quote(str(file))}'
+
+
+def problem_of(error: AuraError) -> str:
+    """Return what is wrong with what, on one line, without the error's remedy."""
+    sentence = f"{error.subject} {error.problem}" if error.subject else error.problem
+    return " ".join(sentence.split())

@@ -1,10 +1,9 @@
-"""The whole examination: what is looked at, in which order, and what depends on what.
+"""Run all checks: in which order, and which depend on which.
 
-A check that fails itself is a finding too. Knows no terminal.
+A check that raises is a finding too. No terminal.
 """
 
 import os
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from serve_app.config.app_args import AppArgs
 from serve_app.config.catalog import max_batch_images, precision_of
 from serve_app.config.serve_config import host_of, port_of
 from serve_app.config.settings import Settings
+from serve_app.config.topology import Topology
 from serve_app.core.diffusion.spec import Stage
+from serve_app.core.errors import SettingsError
 from serve_app.doctor.checks import (
     access,
     capacity,
@@ -28,52 +29,53 @@ from serve_app.doctor.checks import (
     ports,
     ray_cluster,
 )
-from serve_app.doctor.checks.gpu_memory import Weights
+from serve_app.doctor.checks.gpu_memory import ModelSize
 from serve_app.doctor.checks.gpu_probe import GpuReport
 from serve_app.doctor.checks.machine import Machine
-from serve_app.doctor.checks.models import Models
+from serve_app.doctor.checks.models import FoundModels
 from serve_app.doctor.checks.ray_cluster import Cluster
-from serve_app.doctor.finding import Finding, Verdict, fail, skip
+from serve_app.doctor.finding import Finding, Verdict, fail, problem_of, skip
 from serve_app.doctor.inputs import read_serve_config, read_settings
 from serve_app.runtime.checkpoints.checkpoint import num_parameters
 
-_NEEDS_SETTINGS = {
+_NEED_SETTINGS = {  # checks of each section that can't run without settings
     "models": ("base", "models file", "device", "precision", "memory"),
-    "callers": ("port", "address", "keys", "origins"),
+    "access": ("port", "address", "keys", "origins"),
     "disk": ("ledger", "disk"),
 }
+_MAX_CHARS = 300  # of an unexpected error
 
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """What is examined: each a fact, or what looks for it. The defaults look at this machine."""
+    """What is examined: the serve config, and functions that probe the rest of the machine."""
 
     config: Path = Path("serve_config.yaml")
     machine: Callable[[], Machine] = machine.probe
-    graphics: Callable[[], GpuReport] = gpu_probe.probe
+    gpus: Callable[[], GpuReport] = gpu_probe.probe
     cluster: Callable[[], Cluster] = ray_cluster.probe
 
 
-class Inputs:
-    """What is found out once, when it is first needed: looking may fail like any check."""
+class ProbeResults:
+    """What the probes return, each called once, when it is first needed: a probe may raise."""
 
-    def __init__(self, grounds: Probes) -> None:
-        self._grounds = grounds
+    def __init__(self, probes: Probes) -> None:
+        self._probes = probes
 
     @cached_property
     def machine(self) -> Machine:
-        """The machine."""
-        return self._grounds.machine()
+        """The machine and its Python."""
+        return self._probes.machine()
 
     @cached_property
-    def graphics(self) -> GpuReport:
-        """torch and the cards."""
-        return self._grounds.graphics()
+    def gpus(self) -> GpuReport:
+        """The build of torch, the driver and the GPUs."""
+        return self._probes.gpus()
 
     @cached_property
     def cluster(self) -> Cluster:
-        """Ray, from outside."""
-        return self._grounds.cluster()
+        """Ray, seen from outside."""
+        return self._probes.cluster()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,99 +87,121 @@ class Section:
 
 
 def run(probes: Probes) -> tuple[Section, ...]:
-    """Everything, in the order in which a person would mend it."""
-    facts = Inputs(probes)
-    http, args, of_config = read_serve_config(probes.config)
-    settings, of_settings = read_settings(args)
-    config = shlex.quote(str(probes.config))
+    """Run all checks, in the order in which a person would fix what they find."""
+    results = ProbeResults(probes)
+    http, args, config_finding = read_serve_config(probes.config)
+    settings, settings_finding = read_settings(args)
     sections = {
-        "machine": _machine(facts),
-        "settings": iter((of_config, of_settings)),
-        "models": _needing(settings, "models", lambda s: _models(s, args, facts, config)),
-        "callers": _needing(settings, "callers", lambda s: _callers(s, http)),
-        "ray": _ray(facts),
-        "disk": _needing(settings, "disk", _disk),
+        "machine": _check_machine(results),
+        "settings": iter((config_finding, settings_finding)),
+        "models": _with_settings(
+            settings, "models", lambda read: _check_models(read, args, results, probes.config)
+        ),
+        "access": _with_settings(settings, "access", lambda read: _check_access(read, http)),
+        "ray": _check_ray(results),
+        "disk": _with_settings(settings, "disk", _check_disk),
     }
     return tuple(
-        Section(title, tuple(one.for_environment(os.environ) for one in _guarded(title, findings)))
+        Section(
+            title,
+            tuple(finding.for_environment(os.environ) for finding in _guarded(title, findings)),
+        )
         for title, findings in sections.items()
     )
 
 
-def _needing(
-    settings: Settings | None, title: str, findings: Callable[[Settings], Iterator[Finding]]
+def _with_settings(
+    settings: Settings | None, title: str, check: Callable[[Settings], Iterator[Finding]]
 ) -> Iterator[Finding]:
+    """Return the findings of a section, or skip its checks without settings."""
     if settings is None:
-        reason = "not examined, because the settings can't be read"
-        return iter([skip(check, reason) for check in _NEEDS_SETTINGS[title]])
-    return findings(settings)
+        reason = "not checked, because the settings can't be read"
+        return iter([skip(name, reason) for name in _NEED_SETTINGS[title]])
+    return check(settings)
 
 
 def _guarded(title: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """The findings, and one more where looking for them fails."""
+    """Yield the findings, and one more if a check raises."""
     try:
         yield from findings
-    except Exception as error:  # of whatever a broken set-up makes of our own looking
-        told = " ".join(str(error).split())[:300]
-        yield fail(title, f"can't be examined: {type(error).__name__}: {told}", machine.INSTALL)
+    except Exception as error:  # a broken installation can make any probe fail in any way
+        problem = " ".join(str(error).split())[:_MAX_CHARS]
+        message = f"the checks failed themselves: {type(error).__name__}: {problem}"
+        yield fail(title, message, machine.INSTALL_COMMAND)
 
 
-def _machine(facts: Inputs) -> Iterator[Finding]:
-    yield machine.check_python(facts.machine)
-    yield machine.check_platform(facts.machine)
-    yield machine.check_packages(facts.machine)
-    yield gpus.check_torch(facts.graphics, facts.machine)
-    yield machine.check_clock(facts.machine)
+def _check_machine(results: ProbeResults) -> Iterator[Finding]:
+    yield machine.check_python(results.machine)
+    yield machine.check_platform(results.machine)
+    yield machine.check_packages(results.machine)
+    yield gpus.check_torch(results.gpus, results.machine)
+    yield machine.check_clock(results.machine)
 
 
-def _models(settings: Settings, args: AppArgs, facts: Inputs, config: str) -> Iterator[Finding]:
-    found, findings = models.find(settings)
+def _check_models(
+    settings: Settings, args: AppArgs, results: ProbeResults, config: Path
+) -> Iterator[Finding]:
+    found, findings = models.find_models(settings)
     yield from findings
-    found, of_file = models.find_listed(settings, found)
-    yield of_file
-    downloads = models.check_downloads(settings, found)
-    yield downloads
-    yield models.check_token(findings, downloads)
-    if found.whole:
+    found, list_finding = models.find_listed_models(settings, found)
+    yield list_finding
+    download_finding = models.check_downloads(settings, found)
+    yield download_finding
+    yield models.check_token(findings, download_finding)
+    if found.checkpoints:
         yield models.check_licenses(settings, found)
     yield models.check_filters(settings)
-    of_device = gpus.check_device(settings, facts.graphics, demo=found.demo)
-    yield of_device
-    yield gpus.check_precision(settings, facts.graphics)
-    yield gpus.check_xformers(settings, gpus.probe_xformers(settings, facts.graphics))
-    if found.base is None or of_device.verdict in (Verdict.FAIL, Verdict.SKIP):
-        yield skip("memory", "not examined, because the base or the device can't be used")
+    device_finding = gpus.check_device(settings, results.gpus, is_demo=found.is_demo)
+    yield device_finding
+    yield gpus.check_precision(settings, results.gpus)
+    yield gpus.check_xformers(settings, gpus.probe_xformers(settings, results.gpus))
+    if found.base is None or device_finding.verdict in (Verdict.FAIL, Verdict.SKIP):
+        yield skip("memory", "not checked, because the base model or the device can't be used")
         return
-    yield from _room(settings, args, facts, found, config)
+    yield from _check_capacity(settings, args, results, found, config)
 
 
-def _room(
-    settings: Settings, args: AppArgs, facts: Inputs, found: Models, config: str
+def _check_capacity(
+    settings: Settings, args: AppArgs, results: ProbeResults, found: FoundModels, config: Path
 ) -> Iterator[Finding]:
-    device = gpus.device_of(settings, facts.graphics)
-    there = gpus.chosen(settings, facts.graphics)
-    models = [Weights(one.stage, num_parameters(one), one.native_size) for one in found.whole]
-    bases = [one for one in models if one.stage is Stage.BASE]
-    refiner = next((one for one in models if one.stage is Stage.REFINER), None)
-    in_memory = settings.max_loaded_models
-    load = capacity.Load(
-        capacity.replicas_of(args, bases, refiner, device, len(there), in_memory),
+    device = gpus.device_of(settings, results.gpus)
+    selected = gpus.selected_gpus(settings, results.gpus)
+    sizes = [
+        ModelSize(checkpoint.stage, num_parameters(checkpoint), checkpoint.native_size)
+        for checkpoint in found.checkpoints
+    ]
+    bases = [size for size in sizes if size.stage is Stage.BASE]
+    refiner = next((size for size in sizes if size.stage is Stage.REFINER), None)
+    try:
+        topology = Topology.resolve(
+            args,
+            device,
+            len(selected),
+            refiner=refiner is not None,
+            total_gpus=settings.total_gpus,
+        )
+    except SettingsError as error:
+        yield fail("gpus", problem_of(error), f"{error.variable}=")
+        return
+    load = capacity.PlannedLoad(
+        capacity.planned_replicas(topology, bases, refiner, settings.max_loaded_models),
         images=max_batch_images(settings, device),
         precision=precision_of(settings, device),
-        vae_half=device == "cuda" and all(card.bf16 for card in there),
+        vae_half=device == "cuda" and all(gpu.has_bf16 for gpu in selected),
     )
-    if facts.cluster.named and facts.cluster.answers:
-        yield skip("memory", f"not examined: the cards of {facts.cluster.address} count")
+    if results.cluster.from_environment and results.cluster.responds:
+        address = results.cluster.address
+        yield skip("memory", f"not checked: the service runs on the GPUs of the Ray at {address}")
         return
     if device != "cuda":
-        yield capacity.check_ram(load, facts.machine.memory)
+        yield capacity.check_ram(load, results.machine.available_memory)
         return
-    yield capacity.check_gpus(load, there, config)
-    yield capacity.check_vram(load, there)
-    yield from capacity.check_copies(load, there, facts.machine.memory)
+    yield capacity.check_gpu_count(load, selected, config)
+    yield capacity.check_gpu_memory(load, selected)
+    yield from capacity.check_host_copies(load, selected, results.machine.available_memory)
 
 
-def _callers(settings: Settings, http: dict[str, Any] | None) -> Iterator[Finding]:
+def _check_access(settings: Settings, http: dict[str, Any] | None) -> Iterator[Finding]:
     options = http or {}
     port, host = port_of(settings, options), host_of(settings, options)
     yield ports.check_service_port(host, port)
@@ -186,17 +210,17 @@ def _callers(settings: Settings, http: dict[str, Any] | None) -> Iterator[Findin
     yield access.check_origins(settings, port)
 
 
-def _ray(facts: Inputs) -> Iterator[Finding]:
-    yield ray_cluster.check_cluster(facts.cluster)
-    yield ray_cluster.check_exposure(facts.cluster)
+def _check_ray(results: ProbeResults) -> Iterator[Finding]:
+    yield ray_cluster.check_cluster(results.cluster)
+    yield ray_cluster.check_exposure(results.cluster)
 
 
-def _disk(settings: Settings) -> Iterator[Finding]:
+def _check_disk(settings: Settings) -> Iterator[Finding]:
     yield disk.check_ledger(settings.ledger)
-    found = [
+    usages = [
         disk.probe("the ledger", settings.ledger.parent),
         disk.probe("Ray's files", Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())),
     ]
     if settings.model_checkpoint_dir:
-        found.append(disk.probe("the models", settings.model_checkpoint_dir))
-    yield disk.check_room(found)
+        usages.append(disk.probe("the models", settings.model_checkpoint_dir))
+    yield disk.check_free_space(usages)

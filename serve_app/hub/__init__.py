@@ -1,5 +1,5 @@
-"""Weights from a model hub: what is there, which files are needed, fetched whole and verified.
+"""Weights from a model hub: what a repository holds, which files are needed, a verified download.
 
-Knows no torch, no Ray, no terminal. huggingface_hub is imported where it is spoken to, since it
-reads HF_ENDPOINT, HF_HOME and its other settings as it is imported.
+No torch, no Ray, no terminal. huggingface_hub is imported inside the functions that use it, because
+it reads HF_ENDPOINT, HF_HOME and its other environment variables at import time.
 """

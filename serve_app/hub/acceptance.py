@@ -1,6 +1,6 @@
-"""The acceptance of a licence, kept beside the weights it is for, with the commit that was fetched.
+"""The record that somebody accepted a licence, kept in the folder of the weights it covers.
 
-Knows no network and no terminal: who asks, and how, is no matter here.
+No network and no terminal: the command line asks the question.
 """
 
 import json
@@ -14,21 +14,21 @@ FILE = "acceptance.json"
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """That somebody accepted a licence, and for what."""
+    """One accepted licence, and the weights it was accepted for."""
 
     repository: str
-    revision: str  # the commit that the weights are of
+    revision: str  # the commit of the downloaded weights
     license: str
     license_url: str
     accepted_at: str  # ISO 8601, UTC
 
     def covers(self, license: License) -> bool:
-        """Whether nobody needs to be asked again."""
+        """Return whether this acceptance is for the given licence."""
         return (self.license, self.license_url) == (license.name, license.url)
 
 
-def recorded(folder: Path) -> Acceptance | None:
-    """What stands in a folder; None when nothing does, or nothing that can be read."""
+def read(folder: Path) -> Acceptance | None:
+    """Return the acceptance recorded in a folder; None without a readable one."""
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return Acceptance(**{name: str(value) for name, value in content.items()})
@@ -36,8 +36,11 @@ def recorded(folder: Path) -> Acceptance | None:
         return None
 
 
-def record(folder: Path, acceptance: Acceptance) -> None:
-    """It stands in the folder, which is there. Raises `OSError`."""
+def write(folder: Path, acceptance: Acceptance) -> None:
+    """Record an acceptance in a folder, which is created if it does not exist.
+
+    Raises `OSError`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(acceptance), indent=2, ensure_ascii=False)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
-"""What is asked of a hub, in huggingface_hub's own words: a repository's facts, and its files.
+"""A client of the model hub: repository metadata and file downloads, through huggingface_hub.
 
-Knows no terminal, and decides nothing. `hf_hub_download` begins every file anew; its own `http_get`
-goes on where a part ends, so files are fetched with that and put in place once verified.
+No terminal, no decisions. `hf_hub_download` starts every file from the beginning; its private
+`http_get` can resume, so files are downloaded with that, verified, and then moved into place.
+tests/hub/test_http_get.py states what this module expects of `http_get`.
 """
 
 import json
@@ -16,26 +17,39 @@ from typing import Any, BinaryIO
 from serve_app import __version__
 from serve_app.core.errors import DownloadError
 from serve_app.hub.errors import hub_errors
-from serve_app.hub.local_files import matches, part_of, size_there
+from serve_app.hub.local_files import matches, part_path, size_on_disk
 from serve_app.hub.selection import INDEX, RepoFile, RepoRequest, Repository
 
+OnBytes = Callable[[int], object]  # called with each count of bytes that arrived
 _LIBRARY = "aura-serve"
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_RANGE_NOT_SATISFIABLE = 416
 
 
-def hub_address() -> str:
-    """The hub that HF_ENDPOINT names, else Hugging Face's own.
+def hub_endpoint() -> str:
+    """Return the hub that HF_ENDPOINT names, or Hugging Face's own.
 
-    It is told of no more than the files asked for, unless HF_HUB_DISABLE_TELEMETRY=0 is set.
+    Turns huggingface_hub's telemetry off, unless HF_HUB_DISABLE_TELEMETRY=0 is set.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import constants
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # `troubles` tells what is wrong
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # `hub_errors` reports problems
     return constants.ENDPOINT
 
 
-def look_up(asked: RepoRequest) -> Repository:
-    """The repository at the commit that the revision means now.
+def is_logged_in() -> bool:
+    """Return whether a token is set or stored by `hf auth login`, without asking the hub."""
+    from huggingface_hub import constants
+
+    file = Path(constants.HF_TOKEN_PATH)
+    return any(os.environ.get(name) for name in _TOKEN_VARIABLES) or (
+        file.is_file() and file.stat().st_size > 0
+    )
+
+
+def get_repository(request: RepoRequest) -> Repository:
+    """Return a repository at the commit that the requested revision means now.
 
     Raises `DownloadError`.
     """
@@ -43,29 +57,29 @@ def look_up(asked: RepoRequest) -> Repository:
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub.errors import HFValidationError
 
-    api = HfApi(endpoint=asked.address, library_name=_LIBRARY, library_version=__version__)
-    with hub_errors(asked):
+    api = HfApi(endpoint=request.endpoint, library_name=_LIBRARY, library_version=__version__)
+    with hub_errors(request):
         try:
             info = api.model_info(
-                asked.name,
-                revision=asked.revision,
+                request.name,
+                revision=request.revision,
                 files_metadata=True,
                 timeout=HF_HUB_DOWNLOAD_TIMEOUT,
             )
         except HFValidationError:
             raise
         except (ValueError, KeyError, TypeError):
-            raise _no_hub(asked) from None
+            raise _not_a_hub(request) from None
     if not info.sha:
-        raise _no_hub(asked)
+        raise _not_a_hub(request)
     card: dict[str, Any] = info.card_data.to_dict() if info.card_data else {}
     link = str(card.get("license_link") or "")
     return Repository(
-        asked=asked,
+        request=request,
         commit=info.sha,
         license=str(card.get("license_name") or card.get("license") or ""),
-        license_url=link if link.startswith("http") else asked.page,
-        entries=tuple(
+        license_url=link if link.startswith("http") else request.page,
+        files=tuple(
             RepoFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
             for file in info.siblings or ()
         ),
@@ -73,108 +87,110 @@ def look_up(asked: RepoRequest) -> Repository:
 
 
 def read_index(repository: Repository) -> dict[str, Any]:
-    """The model_index.json of a repository, without a trace on the disk. Raises `DownloadError`."""
-    asked = repository.asked
-    entry = next((entry for entry in repository.entries if entry.path == INDEX), None)
-    if entry is None:
+    """Return the model_index.json of a repository, without writing it to disk.
+
+    Raises `DownloadError`.
+    """
+    name = repository.request.name
+    file = next((file for file in repository.files if file.path == INDEX), None)
+    if file is None:
         raise DownloadError(
-            f"{asked.name} is no diffusers repository: it has no {INDEX}. Choose one that has"
+            f"is not a diffusers repository: it has no {INDEX}",
+            subject=name,
+            remedy="Choose another repository",
         )
     content = BytesIO()
-    with hub_errors(asked):
-        _get(repository, entry, content, 0, lambda _: None)
+    with hub_errors(repository.request):
+        _get(repository, file, content, 0, lambda _: None)
     try:
         index = json.loads(content.getvalue())
     except ValueError:
         index = None
     if not isinstance(index, dict):
-        raise DownloadError(f"{asked.name} has an unreadable {INDEX}. Choose another repository")
+        raise DownloadError(
+            f"has an unreadable {INDEX}", subject=name, remedy="Choose another repository"
+        )
     return index
 
 
-def fetch(
-    repository: Repository, entry: RepoFile, folder: Path, tell: Callable[[int], object]
-) -> None:
-    """The file lies in the folder, whole and verified; `tell` got each count of bytes that came.
+def fetch_file(repository: Repository, file: RepoFile, folder: Path, on_bytes: OnBytes) -> None:
+    """Download one file into a folder and verify its hash.
 
-    What came before a trouble stays, and the next call goes on from there. Raises `DownloadError`;
-    when the content is not what the hub promised, nothing of it is kept.
+    An interrupted download keeps what arrived, and the next call resumes from it. Content with
+    another hash than the hub announced is deleted. Raises `DownloadError`.
     """
-    part, target = part_of(folder, entry), folder / entry.path
-    with hub_errors(repository.asked):
+    part, target = part_path(folder, file), folder / file.path
+    request = repository.request
+    with hub_errors(request):
         part.parent.mkdir(parents=True, exist_ok=True)
-        _fill(repository, entry, part, tell)
+        _fill(repository, file, part, on_bytes)
         with part.open("rb") as stream:
-            sound = matches(entry, stream)
-        if not sound:
+            is_sound = matches(file, stream)
+        if not is_sound:
             part.unlink()
-            kind = "sha256" if entry.sha256 else "git hash"
             raise DownloadError(
-                f"{entry.path} of {repository.asked.name} came with another {kind} than the "
-                f"{entry.hash[:12]}… that the hub promises, so it was removed. Fetch it again "
-                f"with: {repository.asked.again}; should that help nothing, a proxy or mirror on "
-                "the way alters files"
+                f"arrived with another {'sha256' if file.sha256 else 'git hash'} than the "
+                f"{file.hash[:12]}… that the hub announces, and was deleted",
+                subject=f"{file.path} of {request.name}",
+                remedy=f"Download it again: {request.command}. If that fails too, a proxy or a "
+                "mirror changes files on the way",
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
 
 
-def _fill(
-    repository: Repository, entry: RepoFile, part: Path, tell: Callable[[int], object]
-) -> None:
-    """Bytes are appended to the part until it has its size, or does not grow any more."""
+def _fill(repository: Repository, file: RepoFile, part: Path, on_bytes: OnBytes) -> None:
+    """Append to the part file until it is complete, or the hub has no more of it."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
-    if size_there(part) > (entry.size or 0):
+    if size_on_disk(part) > (file.size or 0):
         part.unlink()
     part.touch()
-    while (had := size_there(part)) != entry.size:
+    while (size := size_on_disk(part)) != file.size:
         with part.open("ab") as stream:
             try:
-                return _get(repository, entry, stream, had, tell)
-            except HfHubHTTPError as error:
-                if error.response.status_code != 416:  # the hub's file ends before the part does
+                _get(repository, file, stream, size, on_bytes)
+                return
+            except HfHubHTTPError as error:  # 416: the hub's file ends before the part does
+                if error.response.status_code != _RANGE_NOT_SATISFIABLE:
                     raise
-                return None
-            except httpx2.ReadError:  # the one break that http_get does not mend itself
-                if stream.tell() == had:
+                return
+            except httpx2.ReadError:  # the one network error that http_get does not retry itself
+                if stream.tell() == size:
                     raise
 
 
 def _get(
-    repository: Repository,
-    entry: RepoFile,
-    stream: BinaryIO,
-    had: int,
-    tell: Callable[[int], object],
+    repository: Repository, file: RepoFile, stream: BinaryIO, resume_from: int, on_bytes: OnBytes
 ) -> None:
+    """Append the content of a file, from a byte offset on, to a stream."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    asked = repository.asked
+    request = repository.request
     http_get(
-        hf_hub_url(asked.name, entry.path, revision=repository.commit, endpoint=asked.address),
+        hf_hub_url(request.name, file.path, revision=repository.commit, endpoint=request.endpoint),
         stream,
-        resume_size=had,
+        resume_size=resume_from,
         headers=build_hf_headers(
             library_name=_LIBRARY,
             library_version=__version__,
-            headers={"Accept-Encoding": "identity"},  # a range of a compressed body is no range
+            headers={"Accept-Encoding": "identity"},  # a range of a compressed body is useless
         ),
-        tqdm_class=_counting(had, tell),
+        tqdm_class=progress_class(resume_from, on_bytes),
     )
 
 
-def _counting(had: int, tell: Callable[[int], object]) -> type[Any]:
-    """A progress bar as http_get makes itself one, which only passes on how many bytes came."""
+def progress_class(resume_from: int, on_bytes: OnBytes) -> type[Any]:
+    """Return a stand-in for tqdm that passes byte counts on and shows nothing."""
 
-    class Counting:
+    class Progress:
         def __init__(self, *, initial: int, **_: object) -> None:
-            tell(initial - had)  # below 0 when the server begins anew
+            on_bytes(initial - resume_from)  # below 0 if the server starts from the beginning
 
-        def __enter__(self) -> "Counting":
+        def __enter__(self) -> "Progress":
             return self
 
         def __exit__(
@@ -185,13 +201,14 @@ def _counting(had: int, tell: Callable[[int], object]) -> type[Any]:
         ) -> None: ...
 
         def update(self, count: int) -> None:
-            tell(count)
+            on_bytes(count)
 
-    return Counting
+    return Progress
 
 
-def _no_hub(asked: RepoRequest) -> DownloadError:
+def _not_a_hub(request: RepoRequest) -> DownloadError:
     return DownloadError(
-        f"{asked.address} answers, but not as a hub does: is a login page or a proxy in between? "
-        f"Check HF_ENDPOINT and the network, then: {asked.again}"
+        "does not answer as a model hub: a login page or a proxy may be in between",
+        subject=request.endpoint,
+        remedy=f"Check HF_ENDPOINT and the network, then run: {request.command}",
     )

@@ -1,7 +1,7 @@
-"""Variables written into .env.local, and nothing else in it touched.
+"""Write variables to .env.local without touching anything else in it.
 
-Knows nothing of what the variables mean. The file must go on working with
-`export $(grep -v '^#' .env.local | xargs)`, so a value has no character that a shell would read.
+The file must work with `export $(grep -v '^#' .env.local | xargs)`, so a value may not contain
+characters that a shell interprets.
 """
 
 import re
@@ -13,46 +13,53 @@ from serve_app.core.errors import SettingsError
 _SAFE = re.compile(r"[\w./+:@%,-]+")
 
 
-def edited(content: bytes, values: Mapping[str, str]) -> bytes:
-    """The content with these variables set: every line of theirs replaced, or one appended.
+def with_variables(content: bytes, values: Mapping[str, str]) -> bytes:
+    """Return the content with each variable set: its lines replaced, or one line appended.
 
-    Comments and all other lines stay byte for byte, line endings too.
+    Comments, all other lines and the line endings stay byte for byte.
     """
     for name, value in values.items():
-        content = _set(content, name.encode(), value.encode())
+        content = _with_variable(content, name.encode(), value.encode())
     return content
 
 
 def write(file: Path, example: Path, values: Mapping[str, str]) -> None:
-    """The variables stand in `file`, made from `example` where it was not there.
+    """Set variables in `file`, which is created from `example` if it does not exist.
 
-    Written in place, so that a link stays a link and its permissions stay. Raises `OSError`.
+    The file is written in place, so a symbolic link stays one and permissions stay. Raises
+    `OSError`.
     """
-    before = file.read_bytes() if file.exists() else None
-    start = before if before is not None else example.read_bytes() if example.exists() else b""
-    after = edited(start, values)
-    if after != before:
-        file.write_bytes(after)
+    previous = file.read_bytes() if file.exists() else None
+    content = previous
+    if content is None:
+        content = example.read_bytes() if example.exists() else b""
+    content = with_variables(content, values)
+    if content != previous:
+        file.write_bytes(content)
 
 
-def _set(content: bytes, name: bytes, value: bytes) -> bytes:
-    own = re.compile(rb"^([ \t]*(?:export[ \t]+)?%b)[ \t]*=[^\r\n]*" % name, re.MULTILINE)
-    content, found = own.subn(lambda match: match[1] + b"=" + value, content)
-    if found:
-        return content
-    end = b"\r\n" if b"\r\n" in content else b"\n"
-    gap = b"" if not content or content.endswith(b"\n") else end
-    return content + gap + name + b"=" + value + end
+def path_value(folder: Path) -> str:
+    """Return a folder as a value for .env.local; a relative one as ./….
 
-
-def as_value(folder: Path) -> str:
-    """A folder as a value: ./models/… for a relative one. Raises `SettingsError`."""
+    Raises `SettingsError` for characters that a shell interprets.
+    """
     text = folder.as_posix()
     if not folder.is_absolute() and not text.startswith(".."):
         text = f"./{text}"
     if not _SAFE.fullmatch(text):
         raise SettingsError(
-            f"--folder: {text} can't stand in .env.local, whose values have letters, digits and "
-            "./_-+:@%, only: no spaces, no quotes. Choose another with --folder"
+            f"the folder {text} can't be written to .env.local: only letters, digits and ./_-+:@%, "
+            "are allowed in it, no spaces and no quotes",
+            remedy="Choose another one with --folder",
         )
     return text
+
+
+def _with_variable(content: bytes, name: bytes, value: bytes) -> bytes:
+    lines = re.compile(rb"^([ \t]*(?:export[ \t]+)?%b)[ \t]*=[^\r\n]*" % name, re.MULTILINE)
+    content, replaced = lines.subn(lambda match: match[1] + b"=" + value, content)
+    if replaced:
+        return content
+    end = b"\r\n" if b"\r\n" in content else b"\n"
+    gap = b"" if not content or content.endswith(b"\n") else end
+    return content + gap + name + b"=" + value + end

@@ -1,7 +1,7 @@
-"""What of a repository lies in its folder: whole, begun, or not at all; and whether the rest fits.
+"""The files of a repository on disk: complete, partial or missing; and whether the rest fits.
 
-Knows no network. A file that is still coming lies among the parts, called by the hash it will
-have: a part is never continued with another content, and a name in the folder is always whole.
+No network. A file that is still downloading is in the parts folder, named by the hash it will
+have, so a part is never resumed with different content, and a file at its final path is complete.
 """
 
 import hashlib
@@ -17,76 +17,86 @@ from serve_app.core.errors import DownloadError
 from serve_app.hub.selection import RepoFile
 
 _PARTS = ".parts"
-_CHUNK = 1 << 20
-_SPARE = 500_000_000  # bytes that stay free: a full disk stops more than a download
+_CHUNK = 1 << 20  # bytes read at once
+_RESERVE = 500_000_000  # bytes that stay free: a full disk breaks more than a download
 
 
-def part_of(folder: Path, entry: RepoFile) -> Path:
-    """Where the file lies while it comes."""
-    return folder / _PARTS / entry.hash
+def part_path(folder: Path, file: RepoFile) -> Path:
+    """Return the path of a file while it downloads."""
+    return folder / _PARTS / file.hash
 
 
-def size_there(file: Path) -> int:
-    """The bytes of a file, 0 when there is none."""
-    return file.stat().st_size if file.is_file() else 0
+def size_on_disk(path: Path) -> int:
+    """Return the size of a file in bytes, 0 if it does not exist."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def matches(
-    entry: RepoFile, stream: BinaryIO, tell: Callable[[int], object] = lambda _: None
+    file: RepoFile, stream: BinaryIO, on_bytes: Callable[[int], object] = lambda _: None
 ) -> bool:
-    """Whether the content is what the hub promised; `tell` gets each count of bytes read."""
-    digest = hashlib.sha256() if entry.sha256 else hashlib.sha1(f"blob {entry.size}\0".encode())
+    """Return whether a stream has the hash that the hub announces.
+
+    `on_bytes` is called with each count of bytes read.
+    """
+    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {file.size}\0".encode())
     while chunk := stream.read(_CHUNK):
         digest.update(chunk)
-        tell(len(chunk))
-    return digest.hexdigest() == entry.hash
+        on_bytes(len(chunk))
+    return digest.hexdigest() == file.hash
 
 
-def sized(entries: Iterable[RepoFile], folder: Path) -> tuple[RepoFile, ...]:
-    """The files that are there in their right size, and so are worth a look inside."""
-    files = ((entry, folder / entry.path) for entry in entries)
-    return tuple(e for e, file in files if file.is_file() and file.stat().st_size == e.size)
+def with_right_size(files: Iterable[RepoFile], folder: Path) -> tuple[RepoFile, ...]:
+    """Return the files that exist with their right size, and so are worth verifying."""
+    paths = ((file, folder / file.path) for file in files)
+    return tuple(f for f, path in paths if path.is_file() and path.stat().st_size == f.size)
 
 
 def missing(
-    entries: Iterable[RepoFile], folder: Path, tell: Callable[[int], object] = lambda _: None
+    files: Iterable[RepoFile], folder: Path, on_bytes: Callable[[int], object] = lambda _: None
 ) -> tuple[RepoFile, ...]:
-    """The files that are not there whole: each one that is has been read and verified."""
-    entries = tuple(entries)
-    whole = set()
-    for entry in sized(entries, folder):
-        with (folder / entry.path).open("rb") as stream:
-            if matches(entry, stream, tell):
-                whole.add(entry)
-    return tuple(entry for entry in entries if entry not in whole)
+    """Return the files that are absent or wrong, after reading and verifying all others."""
+    files = tuple(files)
+    verified = set()
+    for file in with_right_size(files, folder):
+        with (folder / file.path).open("rb") as stream:
+            if matches(file, stream, on_bytes):
+                verified.add(file)
+    return tuple(file for file in files if file not in verified)
 
 
-def begun(entries: Iterable[RepoFile], folder: Path) -> int:
-    """How many bytes of these files have come already, and will not be asked for again."""
-    sizes = ((size_there(part_of(folder, entry)), entry.size or 0) for entry in entries)
-    return sum(there for there, size in sizes if there <= size)
+def resumable_bytes(files: Iterable[RepoFile], folder: Path) -> int:
+    """Return how many bytes of these files are in parts, and need not be downloaded again."""
+    sizes = ((size_on_disk(part_path(folder, file)), file.size or 0) for file in files)
+    return sum(present for present, size in sizes if present <= size)
 
 
 def free_bytes(folder: Path) -> int:
-    """The free space of the disk that the folder lies on, or will lie on."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
+    """Return the free space of the disk of a folder, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
-def check_free_space(needed: int, free: int, folder: Path, again: str) -> None:
-    """Returns when so many bytes fit, with some to spare. Raises `DownloadError`."""
-    if needed and needed + _SPARE > free:
+def check_free_space(needed: int, free: int, folder: Path, command: str) -> None:
+    """Check that `needed` bytes fit on the disk and leave a reserve.
+
+    Raises `DownloadError`, which names the command to run again.
+    """
+    if needed and needed + _RESERVE > free:
         raise DownloadError(
-            f"{folder} has {decimal(free)} free, and {decimal(needed + _SPARE)} are needed: "
-            f"{decimal(needed)} are still to fetch, {decimal(_SPARE)} stay free. Make room or "
-            f"choose another disk with --folder, then: {again}"
+            f"has {decimal(free)} free, and {decimal(needed + _RESERVE)} are needed: "
+            f"{decimal(needed)} to download and {decimal(_RESERVE)} that stay free",
+            subject=str(folder),
+            remedy=f"Free some space or choose another disk with --folder, then run: {command}",
         )
 
 
 @contextmanager
-def alone(folder: Path, again: str) -> Iterator[None]:
-    """Nobody else fetches into the folder meanwhile. Raises `DownloadError` when somebody does."""
-    import fcntl  # not on Windows, where `doctor` alone gets as far as this file
+def download_lock(folder: Path, command: str) -> Iterator[None]:
+    """Keep other downloads out of a folder.
+
+    Raises `DownloadError` if one is running, which names the command to run again.
+    """
+    import fcntl  # absent on Windows, where `doctor` must be able to import this module
 
     parts = folder / _PARTS
     parts.mkdir(parents=True, exist_ok=True)
@@ -95,20 +105,19 @@ def alone(folder: Path, again: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DownloadError(
-                f"another download into {folder} is running: wait for its end, then: {again}"
+                f"another download into {folder} is running",
+                remedy=f"Wait until it ends, then run: {command}",
             ) from None
         yield
 
 
-def unfinished(folder: Path) -> int:
-    """The bytes of files that began to come into the folder and did not end, by our own download
-    or by huggingface_hub's.
-    """
+def unfinished_bytes(folder: Path) -> int:
+    """Return the bytes of unfinished downloads in a folder: ours and huggingface_hub's."""
     ours = (folder / _PARTS).glob("*")  # the lock among them has no bytes
-    foreign = (folder / ".cache" / "huggingface" / "download").rglob("*.incomplete")
-    return sum(size_there(file) for file in (*ours, *foreign))
+    theirs = (folder / ".cache" / "huggingface" / "download").rglob("*.incomplete")
+    return sum(size_on_disk(file) for file in (*ours, *theirs))
 
 
-def tidy(folder: Path) -> None:
-    """No parts are left, those of other revisions neither."""
+def remove_parts(folder: Path) -> None:
+    """Delete all parts, those of other revisions too."""
     shutil.rmtree(folder / _PARTS, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""What is in a repository of weights, and which of its files a stage needs.
+"""Which repositories a word means, and which files of a repository a stage needs.
 
-Pure: knows no network and no disk, so every choice can be tried on a list of names.
+Pure: no network, no disk, so every choice can be tested on a list of names.
 """
 
 import re
@@ -20,7 +20,7 @@ _IN_COMPONENT = re.compile(r"(\w+)/([\w-][\w.-]*)")
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.fp16)?(-\d{5}-of-\d{5})?(\.fp16)?\.safetensors"
 )
-_SHARDS = ".safetensors.index."  # the list of the files that weights are cut into
+_SHARD_INDEX = ".safetensors.index."  # in the name of the list of shards
 _STAGES = {
     "StableDiffusionXLPipeline": Stage.BASE,
     "StableDiffusionXLImg2ImgPipeline": Stage.REFINER,
@@ -29,7 +29,7 @@ _STAGES = {
 
 @dataclass(frozen=True, slots=True)
 class HubRepo:
-    """A repository that can be asked for, and what its folder is called here."""
+    """A repository, and the folder that it is downloaded to."""
 
     name: str  # OWNER/NAME
     folder: str
@@ -37,17 +37,17 @@ class HubRepo:
 
 @dataclass(frozen=True, slots=True)
 class RepoRequest:
-    """One repository as it was asked for: of which hub, in which revision, by which command."""
+    """A repository at a revision on a hub, and the command line that asked for it."""
 
     name: str
     revision: str
-    address: str  # of the hub
-    again: str  # the command that asked, and that goes on after a trouble
+    endpoint: str  # of the hub
+    command: str  # to run again after a problem; it resumes
 
     @property
     def page(self) -> str:
-        """Where a person reads of the repository and accepts its terms."""
-        return f"{self.address}/{self.name}"
+        """The web page that describes the repository and shows its terms."""
+        return f"{self.endpoint}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +57,23 @@ class RepoFile:
     path: str
     size: int | None  # bytes
     sha256: str | None  # of a large (LFS) file
-    blob: str | None  # git's own sha1 of any other
+    git_sha1: str | None  # of any other file: its blob id
 
     @property
     def hash(self) -> str:
-        """What the content is verified by, "" when the hub does not say."""
-        return self.sha256 or self.blob or ""
+        """The hash that the content is verified by, "" if the hub does not state it."""
+        return self.sha256 or self.git_sha1 or ""
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
     """A repository at one commit."""
 
-    asked: RepoRequest
+    request: RepoRequest
     commit: str
-    license: str  # as its card names it, "" when it does not
+    license: str  # as its card names it, "" if it does not
     license_url: str
-    entries: tuple[RepoFile, ...]
+    files: tuple[RepoFile, ...]
 
 
 HUB_REPOS = {
@@ -82,88 +82,104 @@ HUB_REPOS = {
 }
 
 
-def repos_for(wish: str) -> tuple[HubRepo, ...]:
-    """The repositories that a word on the command line means. Raises `DownloadError`."""
-    if wish == "all":
+def repos_for(word: str) -> tuple[HubRepo, ...]:
+    """Return the repositories that an argument of `aura download` means.
+
+    Raises `DownloadError`.
+    """
+    if word == "all":
         return tuple(HUB_REPOS.values())
-    for word, source in HUB_REPOS.items():
-        if wish in (word, source.name):
-            return (source,)
-    if not _NAME.fullmatch(wish):
+    for alias, repo in HUB_REPOS.items():
+        if word in (alias, repo.name):
+            return (repo,)
+    if not _NAME.fullmatch(word):
         raise DownloadError(
-            f"{wish} can't be downloaded: it must be sdxl, sdxl-refiner, all, or the OWNER/NAME "
+            f"{word} can't be downloaded: it must be sdxl, sdxl-refiner, all, or the OWNER/NAME "
             "of a repository"
         )
-    return (HubRepo(wish, wish.partition("/")[2]),)
+    return (HubRepo(word, word.partition("/")[2]),)
 
 
-def stage_of(index: Mapping[str, Any], asked: RepoRequest) -> Stage:
-    """The stage that a model_index.json is of, by its class. Raises `DownloadError`."""
-    kind = index.get("_class_name")
-    stage = _STAGES.get(kind) if isinstance(kind, str) else None
+def stage_of(index: Mapping[str, Any], request: RepoRequest) -> Stage:
+    """Return the stage that a model_index.json is for, by its pipeline class.
+
+    Raises `DownloadError`.
+    """
+    pipeline = index.get("_class_name")
+    stage = _STAGES.get(pipeline) if isinstance(pipeline, str) else None
     if stage is None:
         raise DownloadError(
-            f"{asked.name} is no SDXL base or refiner: its {INDEX} says {kind}, and must say "
-            f"{' or '.join(_STAGES)}. Choose another repository, or: "
-            "aura download sdxl"
+            f"is neither an SDXL base nor a refiner: the class in its {INDEX} is {pipeline}, and "
+            f"must be {' or '.join(_STAGES)}",
+            subject=request.name,
+            remedy="Choose another repository, or run: aura download sdxl",
         )
     return stage
 
 
-def half_wanted(precision: str | None, device: str) -> bool:
-    """Whether the fp16 files serve best: half the bytes, unless the service computes in fp32."""
+def prefers_half(precision: str | None, device: str) -> bool:
+    """Return whether to download fp16 files: half the bytes, unless the service runs in fp32."""
     return (precision or default_precision(device)) != "fp32"
 
 
 def select_files(
     repository: Repository, index: Mapping[str, Any], stage: Stage, *, half: bool
 ) -> tuple[RepoFile, ...]:
-    """The files of a whole stage, the smallest first: one variant of each network's weights.
+    """Return the files of a whole stage, smallest first, with one variant of each network.
 
-    Where a network has but one variant, it is that one. Raises `DownloadError` when the
-    repository lacks something, has it as a pickle only, or the hub gives no size or hash.
+    A network that has only one variant comes in that one, whatever `half` says. Raises
+    `DownloadError` if the repository lacks a component, has weights only as a pickle, or the hub
+    states no size or hash.
     """
+    request = repository.request
     try:
         parts = components(index, stage)
     except CheckpointError as error:
         raise DownloadError(
-            f"{repository.asked.name} {error}, so it can't be the {stage}. Choose another"
+            f"{error.problem}, so it can't be the {stage}",
+            subject=request.name,
+            remedy="Choose another repository",
         ) from None
-    chosen = [entry for entry in repository.entries if _AT_ROOT.fullmatch(entry.path)]
+    chosen = [file for file in repository.files if _AT_ROOT.fullmatch(file.path)]
     folders: dict[str, dict[str, RepoFile]] = {part: {} for part in parts}
-    for entry in repository.entries:
-        if (found := _IN_COMPONENT.fullmatch(entry.path)) and found[1] in parts:
-            folders[found[1]][found[2]] = entry
+    for file in repository.files:
+        if (match := _IN_COMPONENT.fullmatch(file.path)) and match[1] in parts:
+            folders[match[1]][match[2]] = file
     for part, files in sorted(folders.items()):
-        names = _of_component(files, half=half)
+        names = _select_names(files, half=half)
         if part in NETWORKS and not any(_WEIGHTS.fullmatch(name) for name in names):
             raise DownloadError(
-                f"{repository.asked.name} has no weights of {part} as safetensors, and nothing "
-                "else is loaded here: pickles can run code. Choose another repository"
+                f"has no safetensors weights for {part}, and only safetensors are loaded: a pickle "
+                "can run code",
+                subject=request.name,
+                remedy="Choose another repository",
             )
         chosen += [files[name] for name in names]
-    for entry in chosen:
-        if entry.size is None or not entry.hash:
+    for file in chosen:
+        if file.size is None or not file.hash:
             raise DownloadError(
-                f"{repository.asked.address} says neither size nor hash of {entry.path}, so it "
-                "can't be verified. Unset HF_ENDPOINT, or name a whole mirror in it"
+                f"states no size or hash for {file.path}, so it can't be verified",
+                subject=request.endpoint,
+                remedy="Unset HF_ENDPOINT, or set it to a complete mirror",
             )
-    return tuple(sorted(chosen, key=lambda entry: (entry.size, entry.path)))
+    return tuple(sorted(chosen, key=lambda file: (file.size, file.path)))
 
 
-def size_of(entries: Iterable[RepoFile]) -> int:
-    """How many bytes the files have together."""
-    return sum(entry.size or 0 for entry in entries)
+def total_size(files: Iterable[RepoFile]) -> int:
+    """Return the size of all files together, in bytes."""
+    return sum(file.size or 0 for file in files)
 
 
-def _of_component(files: Iterable[str], *, half: bool) -> list[str]:
-    weights = [name for name in files if _WEIGHTS.fullmatch(name)]
-    halves = [name for name in weights if is_fp16(name)]
-    plain = [name for name in weights if not is_fp16(name)]
-    half = bool(halves) and (half or not plain)
+def _select_names(names: Iterable[str], *, half: bool) -> list[str]:
+    """Return the weights of one variant, and the configs and lists that belong to it."""
+    names = list(names)
+    weights = [name for name in names if _WEIGHTS.fullmatch(name)]
+    half_weights = [name for name in weights if is_fp16(name)]
+    full_weights = [name for name in weights if not is_fp16(name)]
+    half = bool(half_weights) and (half or not full_weights)
     texts = [
         name
-        for name in files
-        if name.endswith((".json", ".txt")) and (_SHARDS not in name or is_fp16(name) == half)
+        for name in names
+        if name.endswith((".json", ".txt")) and (_SHARD_INDEX not in name or is_fp16(name) == half)
     ]
-    return [*(halves if half else plain), *texts]
+    return [*(half_weights if half else full_weights), *texts]

@@ -1,25 +1,26 @@
-"""A finding is one line, and what is wrong comes with what mends it."""
+"""A finding is one line, and a problem comes with its fix."""
 
 import pytest
 
-from serve_app.doctor.finding import Finding, Verdict, fail, fine, warn
+from serve_app.core.errors import CheckpointError
+from serve_app.doctor.finding import Finding, Verdict, fail, fine, problem_of, warn
 
 
-def test_what_is_wrong_needs_a_mend_and_what_is_right_has_none() -> None:
-    with pytest.raises(ValueError, match="disk: what is wrong, and nothing else"):
+def test_a_problem_needs_a_fix_and_nothing_else_has_one() -> None:
+    with pytest.raises(ValueError, match="disk: WARN and FAIL need a fix, OK and SKIP have none"):
         Finding("disk", Verdict.FAIL, "full")
-    with pytest.raises(ValueError, match="disk: what is wrong, and nothing else"):
+    with pytest.raises(ValueError, match="disk: WARN and FAIL need a fix, OK and SKIP have none"):
         Finding("disk", Verdict.OK, "empty", "df")
 
 
-def test_it_is_one_line() -> None:
-    for said, mend in (("full\nup", "df"), ("full", "df\nrm")):
-        with pytest.raises(ValueError, match="one line"):
-            fail("disk", said, mend)
+@pytest.mark.parametrize(("message", "fix"), [("full\nup", "df"), ("full", "df\nrm")])
+def test_a_finding_is_one_line(message: str, fix: str) -> None:
+    with pytest.raises(ValueError, match="must be one line"):
+        fail("disk", message, fix)
 
 
 @pytest.mark.parametrize(
-    ("mend", "aimed"),
+    ("fix", "fix_in_shell"),
     [
         ("MODEL_DEVICE=cpu", "export MODEL_DEVICE=cpu"),
         ("MODEL_DEVICE=", "unset MODEL_DEVICE"),
@@ -27,12 +28,18 @@ def test_it_is_one_line() -> None:
         ("MODEL_DEVICE=cpu make serve", "MODEL_DEVICE=cpu make serve"),
     ],
 )
-def test_a_variable_that_is_exported_is_mended_there(mend: str, aimed: str) -> None:
-    assert warn("device", "slow", mend).for_environment({"MODEL_DEVICE"}).fix == aimed
+def test_an_exported_variable_is_fixed_in_the_shell(fix: str, fix_in_shell: str) -> None:
+    assert warn("device", "slow", fix).for_environment({"MODEL_DEVICE"}).fix == fix_in_shell
     assert fine("device", "fast").for_environment({"MODEL_DEVICE"}) == fine("device", "fast")
 
 
-def test_a_line_for_the_env_file_is_told_from_a_command() -> None:
+def test_a_line_for_the_env_file_differs_from_a_command() -> None:
     assert warn("device", "slow", "MODEL_DEVICE=cpu").is_for_env_file
     assert not warn("device", "slow", "MODEL_DEVICE=cpu make serve").is_for_env_file
     assert not warn("device", "slow", "export MODEL_DEVICE=cpu").is_for_env_file
+
+
+def test_the_problem_of_an_error_is_its_sentence_without_the_remedy() -> None:
+    error = CheckpointError("lacks\n  unet", subject="./fox", remedy="Download it again")
+    assert problem_of(error) == "./fox lacks unet"
+    assert problem_of(CheckpointError("no checkpoint")) == "no checkpoint"

@@ -1,113 +1,130 @@
-"""Set-ups that are really broken are found so, word for word, and mended by what is told."""
+"""Broken set-ups: doctor finds exactly what is wrong, and its fixes work."""
 
 import shutil
 from dataclasses import replace
 
 import pytest
 
-from serve_app.doctor.checks import ray_cluster as cluster
-from serve_app.doctor.finding import Verdict
+from serve_app.doctor.checks.ray_cluster import Cluster
+from serve_app.doctor.finding import Finding, Verdict
 from serve_app.doctor.run import Probes, run
-from tests.doctor.checks.test_gpus import ADA, with_cards
-from tests.doctor.conftest import wrong
-from tests.support.broken_setups import BROKEN, MENDED_AT_ONCE, Break
+from tests.support.broken_setups import BROKEN, FIXED_AT_ONCE, Break
+from tests.support.machines import ADA, problems, with_gpus
 from tests.support.setups import SetUp
 from tests.support.single_files import to_single_file
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda b: b.__name__.replace("_", " "))
-def test_a_broken_set_up_is_found_and_nothing_else_is(
-    setup: SetUp, grounds: Probes, broken: Break
+def findings_by_check(probes: Probes) -> dict[str, Finding]:
+    return {finding.check: finding for section in run(probes) for finding in section.findings}
+
+
+def name_of(broken: Break) -> str:
+    return broken.__name__.replace("_", " ")
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=name_of)
+def test_doctor_finds_what_is_wrong_and_nothing_else(
+    setup: SetUp, probes: Probes, broken: Break
 ) -> None:
     expected = broken(setup)
-    assert wrong(grounds) == expected
+    assert problems(probes) == expected
 
 
-@pytest.mark.parametrize("broken", MENDED_AT_ONCE, ids=lambda b: b.__name__.replace("_", " "))
-def test_what_is_told_to_mend_it_does(setup: SetUp, grounds: Probes, broken: Break) -> None:
+@pytest.mark.parametrize("broken", FIXED_AT_ONCE, ids=name_of)
+def test_the_suggested_fix_works(setup: SetUp, probes: Probes, broken: Break) -> None:
     broken(setup)
-    mended = set()
-    for check, _, _, mend in wrong(grounds):
-        if "aura " not in mend and "hf " not in mend:  # which fetch, or draw
-            setup.paste(mend)
-            mended.add(check)
-    assert mended
-    assert not mended & {check for check, *_ in wrong(grounds)}
+    fixed = set()
+    for check, _, _, fix in problems(probes):
+        if not fix.startswith(("aura ", "hf ")):  # which download, or generate an image
+            setup.apply(fix)
+            fixed.add(check)
+    assert fixed
+    assert not fixed & {check for check, *_ in problems(probes)}
 
 
-def test_a_sound_set_up_is_found_sound(setup: SetUp, grounds: Probes) -> None:
-    findings = [one for section in run(grounds) for one in section.findings]
-    assert {one.verdict for one in findings} == {Verdict.OK}
-    assert len({one.check for one in findings}) == len(findings)
+def test_a_sound_set_up_has_no_problem(setup: SetUp, probes: Probes) -> None:
+    findings = [finding for section in run(probes) for finding in section.findings]
+    assert {finding.verdict for finding in findings} == {Verdict.OK}
+    assert len({finding.check for finding in findings}) == len(findings)
     assert not (setup.folder.parent / "state").exists()  # it leaves nothing behind
 
 
-def test_what_a_download_left_in_a_whole_folder_is_no_trouble(
-    setup: SetUp, grounds: Probes
+def test_remains_of_a_download_in_a_complete_folder_are_no_problem(
+    setup: SetUp, probes: Probes
 ) -> None:
     parts = setup.weights() / ".cache/huggingface/download"
     parts.mkdir(parents=True)
     (parts / "x.83e012a8.incomplete").write_bytes(bytes(2**20))
-    assert [check for check, *_ in wrong(grounds)] == ["device"]
+    assert [check for check, *_ in problems(probes)] == ["device"]
 
 
-def test_single_files_and_a_list_of_models_are_found_sound_and_counted(
-    setup: SetUp, grounds: Probes
+def test_single_files_and_listed_models_are_checked_and_counted(
+    setup: SetUp, probes: Probes
 ) -> None:
     configs = setup.weights()
     shutil.copytree(configs, setup.folder / "ink")
     to_single_file(configs, setup.folder / "fox.safetensors")
-    setup.listing("{ink: {path: ink}, owl: {path: fox.safetensors, license: Owl Licence}}")
+    setup.list_models("{ink: {path: ink}, owl: {path: fox.safetensors, license: Owl Licence}}")
     setup.set(
         MODEL_CHECKPOINT_DIR="./fox.safetensors", MODEL_CONFIG_DIR=configs, MAX_LOADED_MODELS=2
     )
-    assert [check for check, *_ in wrong(grounds)] == ["device"]
-    findings = {one.check: one.message for section in run(grounds) for one in section.findings}
-    whole = "fox.safetensors is whole: 0.01 billion parameters, 128 pixels a side"
-    assert findings["base"] == f"{setup.folder}/{whole}"
-    assert findings["models file"] == f"{setup.folder}/models.yaml adds ink, owl"
-    assert findings["licence"] == (
+    assert [check for check, *_ in problems(probes)] == ["device"]
+    findings = findings_by_check(probes)
+    complete = "fox.safetensors is complete: 0.01 billion parameters, 128 x 128 pixels"
+    assert findings["base"].message == f"{setup.folder}/{complete}"
+    assert findings["models file"].message == f"{setup.folder}/models.yaml adds ink, owl"
+    assert findings["licence"].message == (
         "fox is under CreativeML Open RAIL++-M (assumed: the file does not say); "
         "owl is under Owl Licence; accepted for ink"
     )
-    assert "(fp32, 2 images together, 2 models in memory)" in findings["memory"]
+    assert "(fp32, 2 images together, 2 models in memory)" in findings["memory"].message
 
 
-def test_on_one_card_base_and_refiner_are_counted_in_turn_and_so_are_their_copies(
-    setup: SetUp, grounds: Probes
+def test_on_one_gpu_base_and_refiner_take_turns_and_their_host_copies_count(
+    setup: SetUp, probes: Probes
 ) -> None:
     setup.export(MODEL_MAX_BATCH_SIZE=2)
-    one = replace(grounds, graphics=lambda: with_cards(ADA))
-    findings = {f.check: f for section in run(one) for f in section.findings}
-    assert findings["gpus"].message == "1 replicas ask Ray for 1 GPUs, of 1"
+    one_gpu = replace(probes, gpus=lambda: with_gpus(ADA))
+    findings = findings_by_check(one_gpu)
+    assert findings["gpus"].message == "1 replica needs 1 of 1 GPU"
     assert findings["memory"].message.startswith("base and refiner in turn need 1.0 GiB (fp16, 2")
-    assert findings["host memory"].message.startswith("copies of the models that take turns")
+    assert findings["host memory"].message.startswith("the models that take turns on the GPU need")
     setup.export(MAX_LOADED_MODELS=2)
-    findings = {f.check: f for section in run(one) for f in section.findings}
+    findings = findings_by_check(one_gpu)
     assert findings["memory"].message.startswith("base and refiner need 1.1 GiB (fp16, 2")
     assert "host memory" not in findings
 
 
-def test_what_depends_on_unreadable_settings_is_not_examined_and_the_rest_is(
-    setup: SetUp, grounds: Probes
+def test_a_total_of_gpus_that_is_too_small_is_found(setup: SetUp, probes: Probes) -> None:
+    setup.export(TOTAL_GPUS=1)
+    setup.edit_config("base: { min_replicas: 1", "base: { min_replicas: 1, num_gpus: 1")
+    two_gpus = replace(probes, gpus=lambda: with_gpus(ADA, ADA))
+    ((check, verdict, message, fix),) = problems(two_gpus)
+    assert (check, verdict, fix) == ("gpus", "FAIL", "unset TOTAL_GPUS")
+    assert message == ("TOTAL_GPUS=1 has room for 1 replicas of 1 GPUs, and the stages need 2")
+
+
+def test_without_readable_settings_only_independent_checks_run(
+    setup: SetUp, probes: Probes
 ) -> None:
     setup.export(MODEL_PRECISION="fp8")
-    findings = {one.check: one for section in run(grounds) for one in section.findings}
-    skipped = {name for name, one in findings.items() if one.verdict is Verdict.SKIP}
+    findings = findings_by_check(probes)
+    skipped = {name for name, finding in findings.items() if finding.verdict is Verdict.SKIP}
     assert skipped == {
         *("base", "models file", "device", "precision", "memory"),
         *("port", "address", "keys", "origins", "ledger", "disk"),
     }
-    assert findings["base"].message == "not examined, because the settings can't be read"
+    assert findings["base"].message == "not checked, because the settings can't be read"
     assert findings["ray"].verdict is findings["clock"].verdict is Verdict.OK
 
 
-def test_a_check_that_fails_itself_is_a_finding_and_the_rest_goes_on(grounds: Probes) -> None:
-    def broken() -> cluster.Cluster:
-        raise RuntimeError("the kernel\nsays no")
+def test_a_probe_that_raises_is_a_finding_and_the_other_checks_run(probes: Probes) -> None:
+    def broken() -> Cluster:
+        raise RuntimeError("the kernel\nrefuses")
 
-    sections = run(replace(grounds, cluster=broken))
-    findings = {one.check: one for section in sections for one in section.findings}
-    assert findings["ray"].message == "can't be examined: RuntimeError: the kernel says no"
+    findings = findings_by_check(replace(probes, cluster=broken))
+    assert findings["ray"].message == (
+        "the checks failed themselves: RuntimeError: the kernel refuses"
+    )
     assert findings["ray"].verdict is Verdict.FAIL
     assert findings["ledger"].verdict is Verdict.OK

@@ -19,7 +19,7 @@ from serve_app.config.catalog import choose_device
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 from serve_app.deployments.ray_private import serve_client
-from serve_app.doctor.checks.ports import listeners
+from serve_app.doctor.checks.ports import find_listeners
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.e2e.conftest import free_port, until
 
@@ -153,7 +153,7 @@ def test_up_serves_on_its_port_and_drains_on_sigterm(
         until(ready, 120)
         metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10)
         assert "ray_" in metrics.text
-        heard = {one.address for one in listeners() or () if one.port in (port, metrics_port)}
+        heard = {one.address for one in find_listeners() or () if one.port in (port, metrics_port)}
         assert heard <= {"127.0.0.1"}  # empty where the system does not tell
 
         def call() -> None:

@@ -1,4 +1,4 @@
-"""What a hub, a token or a network can refuse: one line each, with the next command."""
+"""Failures of the hub, the token or the network: each is one line with the next command."""
 
 import subprocess
 from collections.abc import Callable
@@ -6,163 +6,174 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.conftest import Download
-from tests.hub.test_download import command
-from tests.support.fake_hub import BASE, Hub, closed_port
+from tests.support.fake_hub import BASE, FakeHub, RunDownload, download_command
+from tests.support.ports import free_port
 
-AGAIN = "then: aura download sdxl --accept-license"
-
-
-def gated(status: int) -> Callable[[Hub], None]:
-    def change(hub: Hub) -> None:
-        hub.shelves[BASE].gated = status
-
-    return change
+COMMAND = "aura download sdxl --accept-license"
 
 
-def private(hub: Hub) -> None:
-    hub.shelves[BASE].tokens = ("good",)
-
-
-def gone(hub: Hub) -> None:
-    del hub.shelves[BASE]
-
-
-def refusing(status: int) -> Callable[[Hub], None]:
-    def change(hub: Hub) -> None:
-        hub.refuses = status
+def gated(status: int) -> Callable[[FakeHub], None]:
+    def change(hub: FakeHub) -> None:
+        hub.repos[BASE].gated = status
 
     return change
 
 
-def behind_a_login(hub: Hub) -> None:
-    hub.says = "<html>Sign in to the café's network</html>"
+def private(hub: FakeHub) -> None:
+    hub.repos[BASE].tokens = ("good",)
 
 
-def no_list(hub: Hub) -> None:
-    hub.says = "[]"
+def removed(hub: FakeHub) -> None:
+    del hub.repos[BASE]
 
 
-TROUBLES: dict[str, tuple[Callable[[Hub], None], str | None, str]] = {
+def answering(status: int) -> Callable[[FakeHub], None]:
+    def change(hub: FakeHub) -> None:
+        hub.status = status
+
+    return change
+
+
+def behind_a_login(hub: FakeHub) -> None:
+    hub.page = "<html>Sign in to the café's network</html>"
+
+
+def no_list(hub: FakeHub) -> None:
+    hub.page = "[]"
+
+
+FAILURES: dict[str, tuple[Callable[[FakeHub], None], str | None, str]] = {
     "gated, not on the list": (
         gated(403),
         "good",
-        f"error {BASE} is gated (403): accept its terms on {{hub}}/{BASE}, then: hf auth login, "
-        f"{AGAIN}",
+        f"error {BASE} is gated (403). Accept its terms on {{hub}}/{BASE}, then run: hf auth "
+        f"login, then: {COMMAND}",
     ),
-    "gated, no token": (gated(401), None, f"is gated (401): accept its terms on {{hub}}/{BASE}, "),
+    "gated, no token": (gated(401), None, f"is gated (401). Accept its terms on {{hub}}/{BASE}, "),
     "a bad token": (
         private,
         "bad",
-        "error {hub} does not take your token (401): log in anew with: hf auth login (HF_TOKEN, "
-        f"where it is set, wins over that), {AGAIN}",
+        "error {hub} rejects your token (401). Log in again: hf auth login (HF_TOKEN, if set, "
+        f"takes precedence), then: {COMMAND}",
     ),
-    "no such repository, no token": (gone, None, f"error {BASE} is not there, or is private (401)"),
+    "no such repository, no token": (
+        removed,
+        None,
+        f"error {BASE} does not exist, or is private (401)",
+    ),
     "no such repository": (
-        gone,
+        removed,
         "good",
-        f"error {BASE} is not there, or is private (404): check the name on {{hub}}/{BASE}; to a "
-        f"private one your token must have access: hf auth login, {AGAIN}",
+        f"error {BASE} does not exist, or is private (404). Check the name on {{hub}}/{BASE}. A "
+        f"private repository needs a token with access to it: hf auth login, then: {COMMAND}",
     ),
     "a token with too few rights": (
-        refusing(403),
+        answering(403),
         "good",
-        f"error your token may not read {BASE} (403): accept the terms on {{hub}}/{BASE}, give ",
+        f"error {BASE} can't be read with your token (403). Accept the terms on {{hub}}/{BASE}, ",
     ),
     "a hub that is down": (
-        refusing(503),
+        answering(503),
         None,
-        "error {hub} answers 503 (come back later). What came is kept; go on later with: aura",
+        "error {hub} answers 503 (come back later). What arrived is kept; resume later with: aura",
     ),
     "a login page": (
         behind_a_login,
         None,
-        "error {hub} answers, but not as a hub does: is a login",
+        "error {hub} does not answer as a model hub: a login page or a proxy",
     ),
-    "something else": (no_list, None, "error {hub} answers, but not as a hub does: is a login"),
+    "something else": (no_list, None, "error {hub} does not answer as a model hub: a login page"),
 }
 
 
-@pytest.mark.parametrize("name", list(TROUBLES))
-def test_a_refusal_is_told_in_one_line(
-    hub: Hub, run: Download, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize("name", list(FAILURES))
+def test_a_failure_is_one_line_and_leaves_nothing_behind(
+    hub: FakeHub, run: RunDownload, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    change, token, sentence = TROUBLES[name]
+    change, token, sentence = FAILURES[name]
     change(hub)
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
-    status, told = run()
+    status, output = run()
     assert status == 2
-    assert sentence.format(hub=hub.address) in told
-    assert len(told.splitlines()) == 1
+    assert sentence.format(hub=hub.address) in output
+    assert len(output.splitlines()) == 1
     assert not Path("models").exists()
 
 
-def test_an_unknown_revision_is_told(run: Download) -> None:
-    status, told = run(revision="v9")
+def test_an_unknown_revision_is_an_error(run: RunDownload) -> None:
+    status, output = run(revision="v9")
     assert status == 2
-    assert f"{BASE} has no revision v9 (404): choose one of http://" in told
-    assert "/commits, or give --revision main" in told
+    assert f"{BASE} has no revision v9 (404). Choose one from http://" in output
+    assert "/commits, or pass --revision main" in output
 
 
-def test_a_token_opens_what_is_private_and_goes_to_the_hub_alone(
-    hub: Hub, run: Download, monkeypatch: pytest.MonkeyPatch
+def test_a_token_is_sent_to_the_hub_only(
+    hub: FakeHub, run: RunDownload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private(hub)
     monkeypatch.setenv("HF_TOKEN", "good")
-    status, told = run()
-    assert status == 0, told
-    sent = {request.path.startswith("/cdn/"): request.authorization for request in hub.log}
+    status, output = run()
+    assert status == 0, output
+    sent = {request.path.startswith("/cdn/"): request.authorization for request in hub.requests}
     assert sent == {True: None, False: "Bearer good"}
 
 
-def test_a_network_that_is_not_there_is_told(run: Download) -> None:
-    address = f"http://127.0.0.1:{closed_port()}"
-    status, told = run(address=address)
+def test_a_hub_that_can_not_be_reached_is_an_error(run: RunDownload) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    status, output = run(endpoint=endpoint)
     assert status == 2
-    assert f"error {address} can't be reached ([Errno " in told
-    assert "Connection refused): check the network, and HTTPS_PROXY where there is" in told
-    assert told.endswith(f"{AGAIN}\n")
+    assert f"error {endpoint} can't be reached ([Errno " in output
+    assert "Connection refused). Check the network, and HTTPS_PROXY if there is a proxy" in output
+    assert output.endswith(f"then run: {COMMAND}\n")
 
 
-@pytest.mark.parametrize("address", ["huggingface.co", "http://hub:port", "ftp://hub.example"])
-def test_an_address_that_is_none_is_told(run: Download, address: str) -> None:
-    status, told = run(address=address)
+@pytest.mark.parametrize("endpoint", ["huggingface.co", "http://hub:port", "ftp://hub.example"])
+def test_an_endpoint_that_is_not_a_url_is_an_error(run: RunDownload, endpoint: str) -> None:
+    status, output = run(endpoint=endpoint)
     assert status == 2
-    assert f"HF_ENDPOINT={address} is no address like https://huggingface.co" in told
+    assert f"HF_ENDPOINT={endpoint} is not a URL like https://huggingface.co" in output
 
 
-def test_a_name_that_no_hub_has_is_told(run: Download) -> None:
-    status, told = run("artist/a--b")
+def test_an_invalid_repository_name_is_an_error(run: RunDownload) -> None:
+    status, output = run("artist/a--b")
     assert status == 2
-    assert "error artist/a--b is no name of a repository: " in told
+    assert "error artist/a--b is not a valid repository name: " in output
 
 
 @pytest.mark.parametrize(
-    ("silent", "extra", "sentence"),
+    ("is_silent", "variables", "message"),
     [
-        (True, {"HF_HUB_DOWNLOAD_TIMEOUT": "1"}, "said nothing for 1 s. What came is kept; go on"),
-        (False, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids the network: unset it, then: au"),
+        (
+            True,
+            {"HF_HUB_DOWNLOAD_TIMEOUT": "1"},
+            "sent nothing for 1 s. What arrived is kept; resume",
+        ),
+        (
+            False,
+            {"HF_HUB_OFFLINE": "1"},
+            "HF_HUB_OFFLINE forbids network access. Unset it, then run: aura",
+        ),
         (False, {"MODEL_PRECISION": "fp8"}, "error MODEL_PRECISION=fp8: "),
     ],
 )
 def test_the_variables_of_huggingface_hub_and_ours_are_obeyed(
-    hub: Hub, silent: bool, extra: dict[str, str], sentence: str
+    hub: FakeHub, is_silent: bool, variables: dict[str, str], message: str
 ) -> None:
-    hub.silent = silent
-    line, environment = command(hub, "sdxl", "--accept-license", **extra)
+    hub.is_silent = is_silent
+    line, environment = download_command(hub, "sdxl", "--accept-license", **variables)
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert sentence in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_repository_of_another_kind_is_told(hub: Hub, run: Download) -> None:
-    del hub.shelves[BASE].files["model_index.json"]
-    status, told = run()
+def test_a_repository_without_a_readable_index_is_an_error(hub: FakeHub, run: RunDownload) -> None:
+    del hub.repos[BASE].files["model_index.json"]
+    status, output = run()
     assert status == 2
-    assert f"error {BASE} is no diffusers repository: it has no model_index.json" in told
-    hub.shelves[BASE].files["model_index.json"] = b"[]"
-    status, told = run()
+    assert f"error {BASE} is not a diffusers repository: it has no model_index.json" in output
+    hub.repos[BASE].files["model_index.json"] = b"[]"
+    status, output = run()
     assert status == 2
-    assert f"error {BASE} has an unreadable model_index.json. Choose another repository" in told
+    assert f"error {BASE} has an unreadable model_index.json. Choose another repository" in output

@@ -1,4 +1,4 @@
-"""Which files are wanted, on the list of names that SDXL's own repositories have."""
+"""Which files are selected from the names that SDXL's own repositories have."""
 
 import pytest
 
@@ -9,13 +9,13 @@ from serve_app.hub.selection import (
     RepoFile,
     RepoRequest,
     Repository,
-    half_wanted,
+    prefers_half,
     repos_for,
     select_files,
     stage_of,
 )
 
-ASKED = RepoRequest("artist/model", "main", "https://hub.example", "aura download")
+REQUEST = RepoRequest("artist/model", "main", "https://hub.example", "aura download")
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 CONFIGS = {
     "LICENSE.md",
@@ -36,7 +36,7 @@ FULL = {
     "vae/diffusion_pytorch_model.safetensors",
 }
 HALF = {path.replace(".safetensors", ".fp16.safetensors") for path in FULL}
-UNWANTED = {
+OTHERS = {
     ".gitattributes",
     "01.png",
     "sd_xl_base_1.0.safetensors",
@@ -58,7 +58,7 @@ UNWANTED = {
     "unet/../config.json",
     "unet/more/config.json",
 }
-INDEX = {
+INDEX: dict[str, object] = {
     "_class_name": "StableDiffusionXLPipeline",
     "force_zeros_for_empty_prompt": True,
     "image_encoder": [None, None],
@@ -70,27 +70,33 @@ INDEX = {
 
 
 def repository(paths: set[str], size: int | None = 7, sha256: str | None = "ab") -> Repository:
-    entries = tuple(RepoFile(path, size, sha256, None) for path in sorted(paths))
-    return Repository(ASKED, "c0ffee", "openrail++", ASKED.page, entries)
+    files = tuple(RepoFile(path, size, sha256, None) for path in sorted(paths))
+    return Repository(REQUEST, "c0ffee", "openrail++", REQUEST.page, files)
 
 
-def paths_wanted(paths: set[str], *, half: bool, index: dict[str, object] = INDEX) -> set[str]:
-    return {e.path for e in select_files(repository(paths), index, Stage.BASE, half=half)}
+def selected(
+    paths: set[str],
+    *,
+    half: bool,
+    index: dict[str, object] = INDEX,
+    stage: Stage = Stage.BASE,
+) -> set[str]:
+    return {file.path for file in select_files(repository(paths), index, stage, half=half)}
 
 
-def test_half_precision_takes_the_fp16_files_alone_and_full_the_others() -> None:
-    everything = CONFIGS | FULL | HALF | UNWANTED
-    assert paths_wanted(everything, half=True) == CONFIGS | HALF
-    assert paths_wanted(everything, half=False) == CONFIGS | FULL
+def test_half_selects_the_fp16_files_and_full_the_others() -> None:
+    everything = CONFIGS | FULL | HALF | OTHERS
+    assert selected(everything, half=True) == CONFIGS | HALF
+    assert selected(everything, half=False) == CONFIGS | FULL
 
 
 @pytest.mark.parametrize("half", [True, False])
-def test_where_there_is_one_variant_it_is_that_one(half: bool) -> None:
+def test_the_only_variant_is_selected_at_any_precision(half: bool) -> None:
     mixed = {path for path in FULL if "vae" in path} | {p for p in HALF if "vae" not in p}
-    assert paths_wanted(CONFIGS | mixed, half=half) == CONFIGS | mixed
+    assert selected(CONFIGS | mixed, half=half) == CONFIGS | mixed
 
 
-def test_weights_cut_into_shards_come_with_the_list_of_their_own_variant() -> None:
+def test_shards_are_selected_with_the_index_of_their_variant() -> None:
     full = {
         "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
         "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
@@ -102,57 +108,62 @@ def test_weights_cut_into_shards_come_with_the_list_of_their_own_variant() -> No
         "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
     }
     others = CONFIGS | {path for path in FULL if "unet" not in path}
-    assert paths_wanted(others | full | half, half=True) == others | half
-    assert paths_wanted(others | full | half, half=False) == others | full
+    assert selected(others | full | half, half=True) == others | half
+    assert selected(others | full | half, half=False) == others | full
 
 
-def test_a_part_that_only_this_pipeline_has_comes_too() -> None:
+def test_a_further_component_of_the_pipeline_is_selected_too() -> None:
     more = {"image_encoder/config.json", "image_encoder/model.safetensors"}
     index: dict[str, object] = {**INDEX, "image_encoder": ["transformers", "CLIPVision"]}
-    assert paths_wanted(CONFIGS | FULL | more, half=False, index=index) == CONFIGS | FULL | more
+    assert selected(CONFIGS | FULL | more, half=False, index=index) == CONFIGS | FULL | more
 
 
 def test_a_refiner_needs_one_text_encoder() -> None:
     index = INDEX | {"text_encoder": [None, None], "tokenizer": [None, None]}
-    paths = {
-        e.path for e in select_files(repository(CONFIGS | FULL), index, Stage.REFINER, half=False)
-    }
+    paths = selected(CONFIGS | FULL, half=False, index=index, stage=Stage.REFINER)
     assert not any(path.startswith(("text_encoder/", "tokenizer/")) for path in paths)
     with pytest.raises(DownloadError, match=r"artist/model lacks text_encoder in model_index.json"):
-        select_files(repository(CONFIGS | FULL), index, Stage.BASE, half=False)
+        selected(CONFIGS | FULL, half=False, index=index)
 
 
 def test_the_small_files_come_first() -> None:
-    entries = (
+    files = (
         RepoFile("model_index.json", 500, None, "aa"),
         *(RepoFile(path, 7000, "bb", None) for path in sorted(FULL)),
         *(RepoFile(f"{part}/config.json", 60, None, "aa") for part in PARTS),
     )
-    found = select_files(Repository(ASKED, "c", "", "", entries), INDEX, Stage.BASE, half=False)
-    assert [e.size for e in found] == [60] * 4 + [500] + [7000] * 4
+    sorted_files = select_files(
+        Repository(REQUEST, "c", "", "", files), INDEX, Stage.BASE, half=False
+    )
+    assert [file.size for file in sorted_files] == [60] * 4 + [500] + [7000] * 4
 
 
 def test_pickles_alone_are_refused() -> None:
     pickled = CONFIGS | FULL - {"unet/diffusion_pytorch_model.safetensors"}
     pickled |= {"unet/diffusion_pytorch_model.bin"}
-    with pytest.raises(DownloadError, match="has no weights of unet as safetensors"):
-        paths_wanted(pickled, half=True)
+    with pytest.raises(DownloadError, match="has no safetensors weights for unet"):
+        selected(pickled, half=True)
 
 
 @pytest.mark.parametrize(("size", "sha256"), [(None, "ab"), (7, None)])
-def test_what_could_not_be_verified_is_refused(size: int | None, sha256: str | None) -> None:
-    with pytest.raises(DownloadError, match=r"says neither size nor hash of .*HF_ENDPOINT"):
+def test_files_that_can_not_be_verified_are_refused(size: int | None, sha256: str | None) -> None:
+    with pytest.raises(DownloadError, match=r"states no size or hash for .*HF_ENDPOINT"):
         select_files(repository(CONFIGS | FULL, size, sha256), INDEX, Stage.BASE, half=True)
 
 
-def test_the_stage_is_that_of_the_class() -> None:
-    assert stage_of({"_class_name": "StableDiffusionXLPipeline"}, ASKED) is Stage.BASE
-    assert stage_of({"_class_name": "StableDiffusionXLImg2ImgPipeline"}, ASKED) is Stage.REFINER
-    for kind in ("StableDiffusionPipeline", "StableDiffusionXLInpaintPipeline", None, ["a", "b"]):
+def test_the_pipeline_class_determines_the_stage() -> None:
+    assert stage_of({"_class_name": "StableDiffusionXLPipeline"}, REQUEST) is Stage.BASE
+    assert stage_of({"_class_name": "StableDiffusionXLImg2ImgPipeline"}, REQUEST) is Stage.REFINER
+    for pipeline in (
+        "StableDiffusionPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        None,
+        ["a", "b"],
+    ):
         with pytest.raises(
-            DownloadError, match=r"is no SDXL base or refiner: its model_index.json"
+            DownloadError, match=r"is neither an SDXL base nor a refiner: the class"
         ):
-            stage_of({"_class_name": kind}, ASKED)
+            stage_of({"_class_name": pipeline}, REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -167,13 +178,13 @@ def test_the_stage_is_that_of_the_class() -> None:
         (None, "mps", True),
     ],
 )
-def test_half_the_bytes_unless_the_service_computes_in_fp32(
+def test_fp16_files_are_preferred_unless_the_service_runs_in_fp32(
     precision: str | None, device: str, half: bool
 ) -> None:
-    assert half_wanted(precision, device) is half
+    assert prefers_half(precision, device) is half
 
 
-def test_words_stand_for_repositories() -> None:
+def test_words_mean_repositories() -> None:
     (base,) = repos_for("sdxl")
     (refiner,) = repos_for("sdxl-refiner")
     assert base == HubRepo("stabilityai/stable-diffusion-xl-base-1.0", "sdxl-base")
@@ -183,7 +194,7 @@ def test_words_stand_for_repositories() -> None:
     assert repos_for("artist/model_v1.0") == (HubRepo("artist/model_v1.0", "model_v1.0"),)
 
 
-@pytest.mark.parametrize("wish", ["sdxl-base", "", "a/b/c", "../up", "a/..", "a/b c", "-a/b"])
-def test_a_word_that_stands_for_nothing_is_told_what_it_may_be(wish: str) -> None:
+@pytest.mark.parametrize("word", ["sdxl-base", "", "a/b/c", "../up", "a/..", "a/b c", "-a/b"])
+def test_an_unknown_word_is_an_error_that_lists_the_known(word: str) -> None:
     with pytest.raises(DownloadError, match=r"must be sdxl, sdxl-refiner, all, or the OWNER/NAME"):
-        repos_for(wish)
+        repos_for(word)

@@ -1,12 +1,14 @@
-"""A hub on loopback: it speaks what huggingface_hub asks of the real one, and can do it badly.
+"""A fake model hub on loopback: it speaks the protocol of huggingface_hub, and can misbehave.
 
 Repositories are dictionaries of files. Large files (*.safetensors) are redirected to another
-origin, as the real hub does. Everything that was asked stands in a log.
+origin, as the real hub does. Every request is recorded.
 """
 
 import json
+import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,34 +16,53 @@ from dataclasses import dataclass, field
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
+from serve_app.cli.download import Ask
+
+ROOT = Path(__file__).parent.parent.parent
 COMMIT = "c0ffee" + "0" * 34
 LATER = "facade" + "0" * 34
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
 
 
+class RunDownload(Protocol):
+    """Runs `aura download` in this process; returns its exit status and what it printed."""
+
+    def __call__(
+        self,
+        what: str = ...,
+        *,
+        accept_license: bool = ...,
+        revision: str | None = ...,
+        folder: Path = ...,
+        ask: Ask | None = ...,
+        endpoint: str | None = ...,
+        free: int | None = ...,
+    ) -> tuple[int, str]: ...
+
+
 @dataclass
 class Cut:
-    """An answer that ends before its time: after so many bytes of its body."""
+    """A response that ends too early, after some bytes of its body."""
 
     after: int
-    how: str  # close, reset, or stall
+    how: Literal["close", "reset", "stall"]
 
 
 @dataclass
-class Shelf:
-    """One repository, and what is wrong with it."""
+class FakeRepo:
+    """One repository, and how it misbehaves."""
 
     files: dict[str, bytes]
     card: dict[str, object] = field(default_factory=lambda: {"license": "openrail++"})
     revisions: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})
     gated: int | None = None  # the status of its files
-    tokens: tuple[str, ...] = ()  # what opens it, when not everything does
-    altered: dict[str, bytes] = field(default_factory=dict)  # sent instead
-    cuts: dict[str, list[Cut]] = field(default_factory=dict)  # of the answers to come
+    tokens: tuple[str, ...] = ()  # that may read it; any if there are none
+    altered: dict[str, bytes] = field(default_factory=dict)  # content sent instead
+    cuts: dict[str, list[Cut]] = field(default_factory=dict)  # of the next responses
 
 
 @dataclass(frozen=True)
@@ -51,107 +72,111 @@ class Request:
     authorization: str | None
 
 
-class Hub(ThreadingHTTPServer):
+class FakeHub(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.shelves: dict[str, Shelf] = {}
-        self.log: list[Request] = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.repos: dict[str, FakeRepo] = {}
+        self.requests: list[Request] = []
+        self.stalled = threading.Event()  # set when a response stops in the middle
         self.ended = threading.Event()
-        self.says: str | None = None  # one page for every address, as behind a login
-        self.silent = False
-        self.refuses: int | None = None  # the status of every answer
+        self.page: str | None = None  # the response to every request, as behind a login
+        self.is_silent = False
+        self.status: int | None = None  # of every response
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def asked_for(self, path: str) -> list[str | None]:
-        """The Range of each request that was answered with bytes of the file."""
-        return [r.range for r in self.log if r.path.startswith("/cdn/") and r.path.endswith(path)]
+    def ranges_of(self, path: str) -> list[str | None]:
+        """Return the Range of each request that was answered with bytes of a file."""
+        cdn = (request for request in self.requests if request.path.startswith("/cdn/"))
+        return [request.range for request in cdn if request.path.endswith(path)]
 
-    def fetched(self) -> set[str]:
-        """The paths of all files that were asked for."""
-        return {r.path.split("/resolve/")[1][41:] for r in self.log if "/resolve/" in r.path}
+    def requested_files(self) -> set[str]:
+        """Return the paths of all files that were requested."""
+        paths = (request.path for request in self.requests)
+        return {path.split("/resolve/")[1][41:] for path in paths if "/resolve/" in path}
 
 
-class Answer(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # headers and body are two writes
-    server: Hub
+    server: FakeHub
 
     def log_message(self, format: str, *args: Any) -> None: ...
 
     def do_GET(self) -> None:
+        hub, headers = self.server, self.headers
         path = unquote(urlsplit(self.path).path)
-        headers = self.headers
-        self.server.log.append(Request(path, headers.get("Range"), headers.get("Authorization")))
-        if self.server.silent:
-            self.server.ended.wait()
-        elif self.server.refuses:
-            self.refuse(self.server.refuses, None, "come back later")
-        elif self.server.says is not None:
-            self.send(200, self.server.says.encode(), {"Content-Type": "text/html"})
+        hub.requests.append(Request(path, headers.get("Range"), headers.get("Authorization")))
+        if hub.is_silent:
+            hub.ended.wait()
+        elif hub.status:
+            self.send_failure(hub.status, None, "come back later")
+        elif hub.page is not None:
+            self.send(200, hub.page.encode(), {"Content-Type": "text/html"})
         elif path.startswith("/api/models/"):
             name, _, revision = path.removeprefix("/api/models/").partition("/revision/")
-            self.describe(name, revision)
+            self.send_info(name, revision)
         elif path.startswith("/cdn/"):
             _, _, owner, repository, file = path.split("/", 4)
-            self.content(self.server.shelves[f"{owner}/{repository}"], file)
+            self.send_content(hub.repos[f"{owner}/{repository}"], file)
         elif "/resolve/" in path:
             name, _, rest = path[1:].partition("/resolve/")
-            self.resolve(name, *rest.split("/", 1))
+            self.send_file(name, *rest.split("/", 1))
         else:
-            self.refuse(404, None, "Not found")
+            self.send_failure(404, None, "Not found")
 
-    def opened(self, name: str) -> Shelf | None:
-        shelf = self.server.shelves.get(name)
+    def authorized(self, name: str) -> FakeRepo | None:
+        """Return the repository, or send the failure that the real hub sends."""
+        repo = self.server.repos.get(name)
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if shelf is None:
-            self.refuse(404 if token else 401, "RepoNotFound", "Repository not found")
-        elif shelf.tokens and token not in shelf.tokens:
-            self.refuse(401, None, "Invalid credentials in Authorization header")
+        if repo is None:
+            self.send_failure(404 if token else 401, "RepoNotFound", "Repository not found")
+        elif repo.tokens and token not in repo.tokens:
+            self.send_failure(401, None, "Invalid credentials in Authorization header")
         else:
-            return shelf
+            return repo
         return None
 
-    def describe(self, name: str, revision: str) -> None:
-        if (shelf := self.opened(name)) is None:
+    def send_info(self, name: str, revision: str) -> None:
+        if (repo := self.authorized(name)) is None:
             return
-        commit = shelf.revisions.get(revision)
-        if commit is None and revision in shelf.revisions.values():
+        commit = repo.revisions.get(revision)
+        if commit is None and revision in repo.revisions.values():
             commit = revision
         if commit is None:
-            self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            self.send_failure(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             return
-        siblings = [described(path, content) for path, content in shelf.files.items()]
-        facts = {"id": name, "sha": commit, "cardData": shelf.card, "siblings": siblings}
-        self.send(200, json.dumps(facts).encode(), {"Content-Type": "application/json"})
+        siblings = [file_info(path, content) for path, content in repo.files.items()]
+        info = {"id": name, "sha": commit, "cardData": repo.card, "siblings": siblings}
+        self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
-    def resolve(self, name: str, commit: str, file: str) -> None:
-        if (shelf := self.opened(name)) is None:
+    def send_file(self, name: str, commit: str, file: str) -> None:
+        if (repo := self.authorized(name)) is None:
             return
-        if shelf.gated:
-            self.refuse(shelf.gated, "GatedRepo", f"Access to model {name} is restricted")
-        elif commit not in shelf.revisions.values() or file not in shelf.files:
-            self.refuse(404, "EntryNotFound", "Entry not found")
+        if repo.gated:
+            self.send_failure(repo.gated, "GatedRepo", f"Access to model {name} is restricted")
+        elif commit not in repo.revisions.values() or file not in repo.files:
+            self.send_failure(404, "EntryNotFound", "Entry not found")
         elif file.endswith(".safetensors"):
-            there = f"http://localhost:{self.server.server_port}/cdn/{name}/{file}"
-            self.send(302, b"", {"Location": there, "X-Repo-Commit": commit})
+            cdn = f"http://localhost:{self.server.server_port}/cdn/{name}/{file}"
+            self.send(302, b"", {"Location": cdn, "X-Repo-Commit": commit})
         else:
-            self.content(shelf, file)
+            self.send_content(repo, file)
 
-    def content(self, shelf: Shelf, file: str) -> None:
-        content = shelf.altered.get(file, shelf.files[file])
+    def send_content(self, repo: FakeRepo, file: str) -> None:
+        content = repo.altered.get(file, repo.files[file])
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         if start and start >= len(content):
-            self.refuse(416, None, "Range not satisfiable")
+            self.send_failure(416, None, "Range not satisfiable")
             return
         headers = {"ETag": '"an etag"'}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        cuts = shelf.cuts.get(file)
+        cuts = repo.cuts.get(file)
         cut = cuts.pop(0) if cuts else None
         self.send(206 if start else 200, content[start:], headers, cut)
 
@@ -168,53 +193,22 @@ class Answer(BaseHTTPRequestHandler):
         self.wfile.write(body[: cut.after])
         self.close_connection = True
         if cut.how == "stall":
+            self.server.stalled.set()
             self.server.ended.wait()
         elif cut.how == "reset":
-            gone = struct.pack("ii", 1, 0)  # lingers not at all: the peer gets a reset
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, gone)
+            no_linger = struct.pack("ii", 1, 0)  # the client gets a reset at once
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
             self.connection.close()
 
-    def refuse(self, status: int, code: str | None, message: str) -> None:
+    def send_failure(self, status: int, code: str | None, message: str) -> None:
         headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
         self.send(status, b"", headers)
 
 
-def described(path: str, content: bytes) -> dict[str, object]:
-    """A file as the hub's API has it."""
-    blob = sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    facts: dict[str, object] = {"rfilename": path, "size": len(content), "blobId": blob}
-    if path.endswith(".safetensors"):
-        lfs = {"size": len(content), "sha256": sha256(content).hexdigest(), "pointerSize": 134}
-        facts |= {"lfs": lfs, "blobId": "0" * 40}
-    return facts
-
-
-def read(folder: Path) -> dict[str, bytes]:
-    """A folder as the files of a repository."""
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
-
-
-def weights(size: int, name: str = "w") -> bytes:
-    """A safetensors file with so many bytes of data."""
-    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
-    header = json.dumps({name: entry}).encode()
-    return len(header).to_bytes(8, "little") + header + bytes(range(256)) * (size // 256)
-
-
-def closed_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
-def serving() -> Iterator[Hub]:
-    with Hub() as hub:
+def fake_hub() -> Iterator[FakeHub]:
+    """Run a hub for the duration of the block."""
+    with FakeHub() as hub:
         thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
@@ -223,3 +217,45 @@ def serving() -> Iterator[Hub]:
             hub.ended.set()
             hub.shutdown()
             thread.join()
+
+
+def download_command(
+    hub: FakeHub, *options: str, **variables: str
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command line and the environment of `aura download` in another process."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.address, **variables}
+    environment.pop("HF_HUB_DISABLE_TELEMETRY", None)
+    return [sys.executable, "-m", "serve_app", "download", *options], environment
+
+
+def file_info(path: str, content: bytes) -> dict[str, object]:
+    """Return a file as the hub's API describes it."""
+    blob = sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    info: dict[str, object] = {"rfilename": path, "size": len(content), "blobId": blob}
+    if path.endswith(".safetensors"):
+        lfs = {"size": len(content), "sha256": sha256(content).hexdigest(), "pointerSize": 134}
+        info |= {"lfs": lfs, "blobId": "0" * 40}
+    return info
+
+
+def hash_of(path: str, content: bytes) -> str:
+    """Return the hash that a client verifies a file by."""
+    info = file_info(path, content)
+    lfs = info.get("lfs")
+    return str(lfs["sha256"] if isinstance(lfs, dict) else info["blobId"])
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file in a folder, by its relative path."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def fake_weights(size: int, name: str = "w") -> bytes:
+    """Return a safetensors file with `size` bytes of data, a multiple of 256."""
+    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({name: entry}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(range(256)) * (size // 256)

@@ -1,4 +1,4 @@
-"""`SetUp`: a working folder that can be broken, and mended as a person would mend it."""
+"""`SetUp`: a working folder that a test can break, and fix as a person would."""
 
 import os
 import shutil
@@ -12,10 +12,11 @@ import pytest
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.doctor.finding import Finding, Verdict
-from serve_app.hub.acceptance import Acceptance, record
+from serve_app.hub import acceptance
+from serve_app.hub.acceptance import Acceptance
 from serve_app.runtime.checkpoints.bundled import demo_folder
 
-OURS = (
+VARIABLES = (
     *(field.upper() for field in Settings.model_fields),
     *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_ADDRESS", "RAY_AUTH_MODE", "NO_COLOR"),
 )
@@ -23,60 +24,63 @@ OURS = (
 
 @dataclass(frozen=True, slots=True)
 class SetUp:
-    """A working folder, what is exported, and the port the service would take."""
+    """A working folder, its exported variables, and the port of the service."""
 
     folder: Path
     port: int
     monkeypatch: pytest.MonkeyPatch
 
     def set(self, **variables: object) -> None:
-        """Variables stand in .env.local."""
+        """Append variables to .env.local."""
         lines = "".join(f"{name}={value}\n" for name, value in variables.items())
         with (self.folder / ".env.local").open("a") as file:
             file.write(lines)
 
     def export(self, **variables: object) -> None:
-        """Variables stand in the environment."""
+        """Set variables in the environment."""
         for name, value in variables.items():
             self.monkeypatch.setenv(name, str(value))
 
     def weights(self, stage: Stage = Stage.BASE, name: str = "models/sdxl-base") -> Path:
-        """A whole checkpoint lies there, its licence accepted, and the service is told."""
+        """Add a complete checkpoint with an accepted licence, and set its variable."""
         folder = Path(shutil.copytree(demo_folder(stage), self.folder / name))
-        record(folder, Acceptance("artist/fox", "c0ffee", "mit", "", "2026-01-01T00:00:00+00:00"))
-        base = stage is Stage.BASE
+        accepted = Acceptance("artist/fox", "c0ffee", "mit", "", "2026-01-01T00:00:00+00:00")
+        acceptance.write(folder, accepted)
+        is_base = stage is Stage.BASE
         self.set(
-            **{"MODEL_CHECKPOINT_DIR" if base else "MODEL_REFINER_CHECKPOINT_DIR": f"./{name}"}
+            **{"MODEL_CHECKPOINT_DIR" if is_base else "MODEL_REFINER_CHECKPOINT_DIR": f"./{name}"}
         )
         return folder
 
-    def listing(self, models: str = "{}", loras: str = "{}") -> Path:
-        """MODELS_FILE, exported, says so."""
+    def list_models(self, models: str = "{}", loras: str = "{}") -> Path:
+        """Write a MODELS_FILE and export its path."""
         file = self.folder / "models.yaml"
         file.write_text(f"models: {models}\nloras: {loras}\n")
         self.export(MODELS_FILE=file)
         return file
 
-    def paste(self, mend: str) -> None:
-        """A mend is put into .env.local, or into the shell, as a person would."""
-        if Finding("", Verdict.FAIL, "", mend).is_for_env_file:
-            return self.set(**dict([mend.split("=", 1)]))
+    def apply(self, fix: str) -> None:
+        """Put a fix into .env.local, or run it in a shell, as a person would."""
+        if Finding("", Verdict.FAIL, "", fix).is_for_env_file:
+            return self.set(**dict([fix.split("=", 1)]))
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "-c", f"{mend}\nenv -0"],
+        shell = subprocess.run(
+            ["bash", "-c", f"{fix}\nenv -0"],
             env=os.environ | {"PATH": path},
             capture_output=True,
             check=True,
         )
-        after = dict(line.split("=", 1) for line in done.stdout.decode().split("\0") if line)
-        for name in (set(os.environ) | set(after)) & {*OURS, "MODEL_DEVISE"}:
-            if name in after:
-                self.monkeypatch.setenv(name, after[name])
+        lines = shell.stdout.decode().split("\0")
+        exported = dict(line.split("=", 1) for line in lines if line)
+        for name in (set(os.environ) | set(exported)) & {*VARIABLES, "MODEL_DEVISE"}:
+            if name in exported:
+                self.monkeypatch.setenv(name, exported[name])
             else:
                 self.monkeypatch.delenv(name)
+        return None
 
     def edit_config(self, old: str, new: str) -> None:
-        """The serve config says something else."""
+        """Replace some text of the serve config."""
         config = self.folder / "serve_config.yaml"
         text = config.read_text()
         assert old in text

@@ -58,7 +58,7 @@ class TrainingRun:
                 group["lr"] = self.rate_at(step)
             optimizer.zero_grad(set_to_none=True)
             value = loss(step)
-            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            value.backward()
             nn.utils.clip_grad_norm_(weights, _CLIP)
             optimizer.step()
             self._fold(networks, average, step)

@@ -1,1 +1,1 @@
-"""The doctor's checks, one subject a module."""
+"""One module for each subject: its probe, if it has one, and its checks."""

@@ -1,6 +1,6 @@
-"""Who reaches the service, and from where: its address, its keys, the origins of pages.
+"""Who can reach the service, and from where: its address, its keys, the origins of web pages.
 
-Pure: knows the settings and where the service would listen, and opens no socket.
+Pure: knows the settings and the address that the service would listen on; opens no socket.
 """
 
 from ipaddress import ip_address
@@ -13,12 +13,12 @@ from serve_app.doctor.finding import Finding, fail, fine, warn
 NEW_KEY = (
     "python -c \"import secrets; print('\\nAPI_KEYS=' + secrets.token_urlsafe(24))\" >> .env.local"
 )
-_LOCAL = ("localhost", LOOPBACK, "::1")
-_SHORT = 16  # characters, under which a key can be guessed
+_LOOPBACK_NAMES = ("localhost", LOOPBACK, "::1")
+_MIN_KEY_CHARS = 16  # a shorter key can be guessed
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or a name is this machine's own, which no other machine reaches."""
+    """Return whether an address or a name can be reached from this machine only."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -26,77 +26,84 @@ def is_loopback(host: str) -> bool:
 
 
 def check_address(settings: Settings, port: int) -> Finding:
-    """Whether the address that the frontend is given is the one where the service listens."""
+    """Check that IMAGE_SERVICE_BASE_URL names the port that the service listens on."""
     url = settings.image_service_base_url
     if url is None:
         return fine("address", f"http://localhost:{port}")
     parts = urlsplit(url)
-    told = parts.port or (443 if parts.scheme == "https" else 80)
-    if parts.hostname in _LOCAL and told != port:
+    url_port = parts.port or (443 if parts.scheme == "https" else 80)
+    if parts.hostname in _LOOPBACK_NAMES and url_port != port:
         return warn(
             "address",
             f"IMAGE_SERVICE_BASE_URL={url}, but the service listens on port {port}: a frontend "
-            "that reads it gets no answer",
+            "that uses this URL gets no answer",
             f"IMAGE_SERVICE_BASE_URL=http://localhost:{port}",
         )
     return fine("address", url)
 
 
 def check_keys(settings: Settings, host: str | None) -> Finding:
-    """Whether those may ask who should; `host` is the config's own, None where it names none."""
+    """Check that everybody who can reach the service needs a key, or that nobody else can.
+
+    `host` is the one in the serve config, None if it names none.
+    """
     url = settings.image_service_base_url or ""
-    elsewhere = urlsplit(url).hostname not in (*_LOCAL, None)
-    asked = host or LOOPBACK
-    if short := [key for key in settings.api_keys if len(key) < _SHORT]:
+    url_is_remote = urlsplit(url).hostname not in (*_LOOPBACK_NAMES, None)
+    address = host or LOOPBACK
+    if short := [key for key in settings.api_keys if len(key) < _MIN_KEY_CHARS]:
         return warn(
             "keys",
-            f"{len(short)} of {len(settings.api_keys)} API_KEYS can be guessed: shorter than "
-            f"{_SHORT} characters",
+            f"{len(short)} of {len(settings.api_keys)} API_KEYS can be guessed: they have fewer "
+            f"than {_MIN_KEY_CHARS} characters",
             f"unset API_KEYS; {NEW_KEY}",
         )
     if settings.api_keys:
-        return fine("keys", f"{len(settings.api_keys)}, of which every caller needs one")
+        return fine("keys", f"every caller needs a key; API_KEYS has {len(settings.api_keys)}")
     if settings.allow_anonymous:
-        if is_loopback(asked) and not elsewhere:
-            return fine("keys", f"none: whoever reaches {asked} may ask (ALLOW_ANONYMOUS=1)")
+        if is_loopback(address) and not url_is_remote:
+            return fine(
+                "keys", f"no key is needed (ALLOW_ANONYMOUS=1) by callers that reach {address}"
+            )
         return warn(
             "keys",
-            f"ALLOW_ANONYMOUS=1 without API_KEYS: whoever reaches {asked} may have pictures made",
+            f"ALLOW_ANONYMOUS=1 without API_KEYS: everybody who reaches {address} can generate "
+            "images",
             NEW_KEY,
         )
-    if not is_loopback(asked):
+    if not is_loopback(address):
         return warn(
             "keys",
-            f"the config's host is {asked}, but without API_KEYS the service listens on "
-            f"{LOOPBACK} alone",
+            f"the host in the serve config is {address}, but without API_KEYS the service listens "
+            f"on {LOOPBACK} only",
             NEW_KEY,
         )
-    if elsewhere:
+    if url_is_remote:
         return warn(
             "keys",
-            f"IMAGE_SERVICE_BASE_URL={url} sends other machines here, but without API_KEYS this "
-            "machine alone may ask",
+            f"IMAGE_SERVICE_BASE_URL={url} is for other machines, but without API_KEYS only this "
+            "machine can reach the service",
             NEW_KEY,
         )
-    return fine("keys", "none: this machine alone may ask")
+    return fine("keys", "no key is needed: only this machine can reach the service")
 
 
 def check_origins(settings: Settings, port: int) -> Finding:
-    """Whether the pages that should call the service can."""
+    """Check that the web pages in ALLOWED_ORIGINS can call the service."""
     if settings.vite_port == port:
         return fail(
             "origins",
-            f"VITE_PORT={port} is the service's own port: the frontend's development server needs "
-            "another",
+            f"VITE_PORT={port} is the port of this service: the frontend's development server "
+            "needs another one",
             f"VITE_PORT={5173 if port != 5173 else 5174}",
         )
     url = settings.image_service_base_url or ""
     secure = [origin for origin in settings.allowed_origins if origin.startswith("https:")]
-    if secure and url.startswith("http:") and urlsplit(url).hostname not in _LOCAL:
+    if secure and url.startswith("http:") and urlsplit(url).hostname not in _LOOPBACK_NAMES:
         return warn(
             "origins",
-            f"pages of {secure[0]} can't call {url}: browsers keep https pages from http addresses",
+            f"pages of {secure[0]} can't call {url}: browsers block requests from https pages to "
+            "http addresses",
             f"IMAGE_SERVICE_BASE_URL=https:{url.removeprefix('http:')}",
         )
-    named = ", ".join(settings.allowed_origins) or "no page from elsewhere"
-    return fine("origins", f"{named}; local development on port {settings.vite_port}")
+    origins = ", ".join(settings.allowed_origins) or "no other origin"
+    return fine("origins", f"{origins}; local development on port {settings.vite_port}")

@@ -1,194 +1,218 @@
-"""Whether the replicas of a config find room: GPUs enough, and memory enough on each.
+"""Check that the replicas of a serve config fit: enough GPUs, and enough memory on each.
 
-Knows no files: what the weights come to, and what the cards have, is handed in.
+No files: the sizes of models and the memory of GPUs are passed in.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
-from serve_app.config.app_args import AppArgs
 from serve_app.config.checkpoints import ENV_VAR
 from serve_app.config.topology import Topology
 from serve_app.core.diffusion.spec import Stage
-from serve_app.doctor.checks.gpu_memory import DtypeBytes, Replica, Weights, placed
-from serve_app.doctor.checks.gpu_probe import Card, gib
-from serve_app.doctor.finding import Finding, fail, fine, skip, warn
+from serve_app.doctor.checks.gpu_memory import DtypeBytes, ModelSize, Replica, assign_to_gpus
+from serve_app.doctor.checks.gpu_probe import Gpu, gib
+from serve_app.doctor.finding import Finding, edit_command, fail, fine, skip, warn
 
 _NO_REFINER = f"{ENV_VAR[Stage.REFINER]}="
-_TOGETHER = "MAX_LOADED_MODELS=2"
+_BOTH_LOADED = "MAX_LOADED_MODELS=2"
+_UNKNOWN_MEMORY = "this system does not say how much memory is available"
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What is to run at once."""
+class PlannedLoad:
+    """What the service starts: its replicas, and how each of them runs."""
 
     replicas: tuple[Replica, ...]
-    images: int  # that step together on each
+    images: int  # that step together on each replica
     precision: str
     vae_half: bool  # whether the VAE may run in bf16
 
-    def need(
+    def total_bytes(
         self,
-        held: Iterable[Replica],
+        replicas: Iterable[Replica],
         *,
         images: int | None = None,
         precision: str | None = None,
         on_host: bool = False,
     ) -> int:
-        """Bytes for these replicas, as they are or with fewer images or another precision; on the
-        host with what is parked there."""
+        """Return the bytes that replicas need, perhaps with fewer images or another precision.
+
+        `on_host` counts the models that are offloaded to host memory too.
+        """
         return sum(
-            replica.need(
+            replica.total_bytes(
                 images or self.images,
                 precision or self.precision,
                 vae_half=self.vae_half,
                 on_host=on_host,
             )
-            for replica in held
+            for replica in replicas
         )
 
-    def copies(self, precision: str | None = None) -> int:
-        """Bytes of the host's memory from which cards fetch the models that take turns."""
-        numbers = DtypeBytes.of(precision or self.precision, vae_half=self.vae_half)
-        return sum(r.held(numbers, on_host=True) for r in self.replicas if r.takes_turns)
+    def host_copy_bytes(self, precision: str | None = None) -> int:
+        """Return the bytes of host memory that hold the models which take turns on a GPU."""
+        dtypes = DtypeBytes.of(precision or self.precision, vae_half=self.vae_half)
+        return sum(
+            replica.weight_bytes(dtypes, on_host=True)
+            for replica in self.replicas
+            if replica.swaps_stages
+        )
 
     @property
     def label(self) -> str:
-        """How it is set up, in words."""
-        together = f"{self.images} images together" if self.images > 1 else "one image at a time"
-        models = max(min(one.room, len(one.models)) for one in self.replicas)
-        kept = f", {models} models in memory" if models > 1 else ""
-        return f"{self.precision}, {together}{kept}"
+        """How the replicas run, in words."""
+        images = f"{self.images} images together" if self.images > 1 else "one image at a time"
+        loaded = max(min(replica.max_loaded, len(replica.models)) for replica in self.replicas)
+        models = f", {loaded} models in memory" if loaded > 1 else ""
+        return f"{self.precision}, {images}{models}"
 
 
-def replicas_of(
-    args: AppArgs,
-    bases: Sequence[Weights],
-    refiner: Weights | None,
-    device: str,
-    gpus: int,
-    room: int,
+def planned_replicas(
+    topology: Topology, bases: Sequence[ModelSize], refiner: ModelSize | None, max_loaded: int
 ) -> tuple[Replica, ...]:
-    """The replicas that a config starts with, with `room` for so many models on each."""
-    topology = Topology.resolve(args, device, gpus, refiner=refiner is not None)
-    weights = {Stage.BASE: tuple(bases), Stage.REFINER: (refiner,) if refiner else ()}
+    """Return the replicas that a topology starts with."""
+    models = {Stage.BASE: tuple(bases), Stage.REFINER: (refiner,) if refiner else ()}
     return tuple(
         Replica(
-            tuple(model for stage in deployment.stages for model in weights[stage]),
+            tuple(model for stage in deployment.stages for model in models[stage]),
             deployment.num_gpus,
-            room,
-            parked=len(deployment.stages) - 1,
+            max_loaded,
+            offloaded=len(deployment.stages) - 1,
         )
         for deployment in topology.stages
         for _ in range(deployment.scale.min_replicas)
     )
 
 
-def check_gpus(load: Load, cards: Sequence[Card], config: str) -> Finding:
-    """Whether Ray finds a GPU, or the part of one, for every replica."""
-    asked = sum(replica.share for replica in load.replicas)
-    said = f"{len(load.replicas)} replicas ask Ray for {asked:g} GPUs"
-    if placed(load.replicas, len(cards)) is not None:
-        return fine("gpus", f"{said}, of {len(cards)}")
-    said += f", and there are {len(cards)}: the rest would wait for ever"
-    return fail("gpus", said, f'"${{EDITOR:-vi}}" {config}')
+def check_gpu_count(load: PlannedLoad, gpus: Sequence[Gpu], config: Path) -> Finding:
+    """Check that Ray finds a GPU, or its share of one, for every replica."""
+    requested = sum(replica.gpu_share for replica in load.replicas)
+    message = (
+        f"{_count(len(load.replicas), 'replica')} {'needs' if len(load.replicas) == 1 else 'need'} "
+        f"{requested:g} of {_count(len(gpus), 'GPU')}"
+    )
+    if assign_to_gpus(load.replicas, len(gpus)) is not None:
+        return fine("gpus", message)
+    return fail(
+        "gpus", f"{message}: the replicas that don't fit would never start", edit_command(config)
+    )
 
 
-def check_vram(load: Load, cards: Sequence[Card]) -> Finding:
-    """Whether each card holds the replicas that come to it, at work."""
-    layout = placed(load.replicas, len(cards))
+def check_gpu_memory(load: PlannedLoad, gpus: Sequence[Gpu]) -> Finding:
+    """Check that each GPU has the memory for the replicas on it; return the worst finding."""
+    layout = assign_to_gpus(load.replicas, len(gpus))
     if layout is None:
         layout = (tuple(r for r in load.replicas if Stage.BASE in r.stages)[:1],)
-    judged = [_judge(load, held, card) for held, card in zip(layout, cards, strict=False) if held]
-    return next((one for one in judged if one.fix), judged[0])
+    findings = [
+        _check_one_gpu(load, replicas, gpu)
+        for replicas, gpu in zip(layout, gpus, strict=False)
+        if replicas
+    ]
+    return next((finding for finding in findings if finding.fix), findings[0])
 
 
-def check_ram(load: Load, free: int) -> Finding:
-    """Whether the machine's own memory holds all replicas, at work."""
-    need = load.need(load.replicas, on_host=True)
-    if not free:
-        return skip("memory", "how much memory is free can't be told on this system")
-    said = f"the models need {gib(need)} of memory ({load.label}), and {gib(free)} can be taken"
-    if need <= free:
-        return fine("memory", said)
-    return fail("memory", said, _remedy(load, load.replicas, free, gpu=False))
-
-
-def check_copies(load: Load, cards: Sequence[Card], free: int) -> Iterator[Finding]:
-    """Whether the machine's own memory holds the models that take turns on a card."""
-    need = load.copies()
-    if not need:
-        return
-    if not free:
-        yield skip("host memory", "how much memory is free can't be told on this system")
-        return
-    said = (
-        f"copies of the models that take turns on the card need {gib(need)} of the machine's own "
-        f"memory, which can't be swapped out, and {gib(free)} can be taken"
+def check_ram(load: PlannedLoad, available: int) -> Finding:
+    """Check that the machine's own memory is enough for all replicas; 0 means unknown."""
+    needed = load.total_bytes(load.replicas, on_host=True)
+    if not available:
+        return skip("memory", _UNKNOWN_MEMORY)
+    message = (
+        f"the models need {gib(needed)} of memory ({load.label}), and {gib(available)} are "
+        "available"
     )
-    if need <= free:
-        yield fine("host memory", said)
-    elif load.copies("fp16") <= free:
-        yield fail("host memory", said, "MODEL_PRECISION=fp16")
-    elif any(_beside(load, load.replicas, card) for card in cards):
-        yield fail("host memory", said, _TOGETHER)
+    if needed <= available:
+        return fine("memory", message)
+    return fail("memory", message, _remedy(load, load.replicas, available, on_gpu=False))
+
+
+def check_host_copies(load: PlannedLoad, gpus: Sequence[Gpu], available: int) -> Iterator[Finding]:
+    """Check that host memory can hold the models that take turns on a GPU; 0 means unknown."""
+    needed = load.host_copy_bytes()
+    if not needed:
+        return
+    if not available:
+        yield skip("host memory", _UNKNOWN_MEMORY)
+        return
+    message = (
+        f"the models that take turns on the GPU need {gib(needed)} of pinned host memory for their "
+        f"copies, and {gib(available)} are available"
+    )
+    if needed <= available:
+        yield fine("host memory", message)
+    elif load.host_copy_bytes("fp16") <= available:
+        yield fail("host memory", message, "MODEL_PRECISION=fp16")
+    elif any(_fits_both(load, load.replicas, gpu) for gpu in gpus):
+        yield fail("host memory", message, _BOTH_LOADED)
     else:
-        yield fail("host memory", said, _NO_REFINER)
+        yield fail("host memory", message, _NO_REFINER)
 
 
-def _beside(load: Load, held: Sequence[Replica], card: Card) -> bool:
-    """Whether base and refiner that take turns need not: the card has room for both at once."""
-    both = [replace(one, room=2) for one in held if one.takes_turns]
-    return len(both) == len(held) == 1 and not both[0].takes_turns and load.need(both) <= card.free
+def _fits_both(load: PlannedLoad, replicas: Sequence[Replica], gpu: Gpu) -> bool:
+    """Return whether a GPU has memory for a base and a refiner that need not take turns then."""
+    loaded = [replace(replica, max_loaded=2) for replica in replicas if replica.swaps_stages]
+    return (
+        len(loaded) == len(replicas) == 1
+        and not loaded[0].swaps_stages
+        and load.total_bytes(loaded) <= gpu.free
+    )
 
 
-def _judge(load: Load, held: Sequence[Replica], card: Card) -> Finding:
-    need = load.need(held)
-    stages = list(dict.fromkeys(stage.value for replica in held for stage in replica.stages))
-    names = " and ".join(stages) + (" in turn" if any(r.takes_turns for r in held) else "")
-    said = f"{names} need {gib(need)} ({load.label}), and the {card.name} has {gib(card.total)}"
-    if len(stages) == 1:
-        said = said.replace(" need ", " needs ", 1)
-    if need > card.total:
-        least = "MODEL_MAX_BATCH_SIZE=1" if load.images > 1 else "ENABLE_XFORMERS=1"
+def _check_one_gpu(load: PlannedLoad, replicas: Sequence[Replica], gpu: Gpu) -> Finding:
+    needed = load.total_bytes(replicas)
+    stages = list(dict.fromkeys(stage.value for replica in replicas for stage in replica.stages))
+    names = " and ".join(stages)
+    if any(replica.swaps_stages for replica in replicas):
+        names += " in turn"
+    message = (
+        f"{names} {'needs' if len(stages) == 1 else 'need'} {gib(needed)} ({load.label}), and the "
+        f"{gpu.name} has {gib(gpu.total)}"
+    )
+    if needed > gpu.total:
+        fallback = "MODEL_MAX_BATCH_SIZE=1" if load.images > 1 else "ENABLE_XFORMERS=1"
         return warn(
             "memory",
-            f"{said}: to have room, fewer images would be made at a time, or all more slowly",
-            _remedy(load, held, card.total, otherwise=least),
+            f"{message}: fewer images will be generated at once, or all of them more slowly",
+            _remedy(load, replicas, gpu.total, fallback=fallback),
         )
-    if need > card.free:
+    if needed > gpu.free:
         return warn(
             "memory",
-            f"{said}, but other processes leave only {gib(card.free)} of it free",
-            _remedy(load, held, card.free, otherwise="nvidia-smi"),
+            f"{message}, of which other processes leave {gib(gpu.free)} free",
+            _remedy(load, replicas, gpu.free, fallback="nvidia-smi"),
         )
-    more = f": enough for both at once, by {_TOGETHER}" if _beside(load, held, card) else ""
-    return fine("memory", f"{said}, {gib(card.free)} of it free{more}")
+    hint = f"; with {_BOTH_LOADED} both stay loaded" if _fits_both(load, replicas, gpu) else ""
+    return fine("memory", f"{message}, {gib(gpu.free)} of it free{hint}")
 
 
 def _remedy(
-    load: Load,
-    held: Sequence[Replica],
-    room: int,
+    load: PlannedLoad,
+    replicas: Sequence[Replica],
+    available: int,
     *,
-    otherwise: str = "MODEL_CHECKPOINT_DIR=",
-    gpu: bool = True,
+    fallback: str = "MODEL_CHECKPOINT_DIR=",
+    on_gpu: bool = True,
 ) -> str:
-    """The first of the guide's measures that helps, the one that costs least first."""
-    need = partial(load.need, on_host=not gpu)
-    alone = [replica.alone for replica in held]
-    if alone != list(held) and need(alone) <= room:
+    """Return the first setting that makes replicas fit, the one that costs least first."""
+    total_bytes = partial(load.total_bytes, on_host=not on_gpu)
+    one_model = [replica.with_one_model for replica in replicas]
+    if one_model != list(replicas) and total_bytes(one_model) <= available:
         return "MAX_LOADED_MODELS=1"
-    half = "fp16" if gpu else load.precision  # a CPU gains nothing by it
-    if half != load.precision and need(held, precision=half) <= room:
+    half = "fp16" if on_gpu else load.precision  # a CPU gains nothing from fp16
+    if half != load.precision and total_bytes(replicas, precision=half) <= available:
         return f"MODEL_PRECISION={half}"
     for images in range(load.images - 1, 0, -1):
-        if need(held, images=images) <= room:
+        if total_bytes(replicas, images=images) <= available:
             return f"MODEL_MAX_BATCH_SIZE={images}"
-    if half != load.precision and need(held, images=1, precision=half) <= room:
-        return f"MODEL_PRECISION={half}"  # then the next examination asks for fewer images
-    base = [replica.unrefined for replica in held if Stage.BASE in replica.stages]
-    if base and base != list(held) and need(base, images=1, precision=half) <= room:
+    if half != load.precision and total_bytes(replicas, images=1, precision=half) <= available:
+        return f"MODEL_PRECISION={half}"  # the next run of `doctor` will suggest fewer images
+    bases = [replica.without_refiner for replica in replicas if Stage.BASE in replica.stages]
+    is_smaller = bases and bases != list(replicas)
+    if is_smaller and total_bytes(bases, images=1, precision=half) <= available:
         return _NO_REFINER
-    return otherwise
+    return fallback
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,6 +1,6 @@
-"""The disk: whether the ledger can be kept where it is to be, and how much room is left.
+"""Check the disks: whether the ledger can be written, and how much space is free.
 
-Leaves nothing behind: what must be writable is tried with a file that has no name.
+Nothing is left behind: whether a folder is writable is tried with a file that has no name.
 """
 
 import shlex
@@ -12,78 +12,81 @@ from pathlib import Path
 from serve_app.doctor.checks.gpu_probe import gib
 from serve_app.doctor.finding import Finding, fail, fine, warn
 
-_LEAST, _LITTLE = 1 << 30, 5 << 30  # bytes: the ledger alone keeps half a GiB of answers
-_MAGIC = b"SQLite format 3\0"
-_FULL = 0.95  # of a disk: from there on Ray writes nothing more to it
+_MIN_FREE = 1 << 30  # bytes: the ledger alone keeps up to half a GiB of images
+_LOW_FREE = 5 << 30  # bytes
+_RAY_LIMIT = 0.95  # Ray writes nothing to a disk that is fuller (RAY_local_fs_capacity_threshold)
+_SQLITE_HEADER = b"SQLite format 3\0"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A folder that the service writes to, and the disk under it."""
+class DiskUsage:
+    """A folder that the service writes to, and its disk."""
 
-    what: str
+    purpose: str
     folder: Path
     free: int  # bytes
     total: int
 
 
-def probe(what: str, folder: Path) -> Place:
-    """A folder that is there, or will be."""
-    there = _nearest(folder)
-    usage = shutil.disk_usage(there)
-    return Place(what, there, usage.free, usage.total)
+def probe(purpose: str, folder: Path) -> DiskUsage:
+    """Return the disk of a folder, which need not exist yet."""
+    existing = _nearest_existing(folder)
+    usage = shutil.disk_usage(existing)
+    return DiskUsage(purpose, existing, usage.free, usage.total)
 
 
-def check_room(places: list[Place]) -> Finding:
-    """Whether each disk has room for what the service writes."""
-    for place in places:
-        said = f"{gib(place.free)} of {gib(place.total)} free in {place.folder} ({place.what})"
-        mend = f"du -xhd1 {shlex.quote(str(place.folder))} | sort -h"
-        if place.free < _LEAST:
-            return fail("disk", f"{said}: {gib(_LEAST)} are needed", mend)
-        if place.free < place.total * (1 - _FULL):
-            return warn("disk", f"{said}: Ray writes no more to a disk that is 95 % full", mend)
-        if place.free < _LITTLE:
-            return warn("disk", f"{said}: under {gib(_LITTLE)} it gets tight", mend)
+def check_free_space(usages: list[DiskUsage]) -> Finding:
+    """Check that each disk has space for what the service writes."""
+    for usage in usages:
+        message = (
+            f"{gib(usage.free)} of {gib(usage.total)} are free in {usage.folder} ({usage.purpose})"
+        )
+        fix = f"du -xhd1 {shlex.quote(str(usage.folder))} | sort -h"
+        if usage.free < _MIN_FREE:
+            return fail("disk", f"{message}, and at least {gib(_MIN_FREE)} are needed", fix)
+        if usage.free < usage.total * (1 - _RAY_LIMIT):
+            return warn("disk", f"{message}: Ray stops writing to a disk that is 95 % full", fix)
+        if usage.free < _LOW_FREE:
+            return warn("disk", f"{message}: less than {gib(_LOW_FREE)} may not last", fix)
     disks: dict[tuple[int, int], list[str]] = {}
-    for place in places:
-        disks.setdefault((place.free, place.total), []).append(place.what)
-    told = [f"{gib(free)} for {', '.join(held)}" for (free, _), held in disks.items()]
-    return fine("disk", f"free: {'; '.join(told)}")
+    for usage in usages:
+        disks.setdefault((usage.free, usage.total), []).append(usage.purpose)
+    listed = [f"{gib(free)} for {', '.join(purposes)}" for (free, _), purposes in disks.items()]
+    return fine("disk", f"free: {'; '.join(listed)}")
 
 
 def check_ledger(file: Path) -> Finding:
-    """Whether the ledger can be opened, or made, where the settings have it."""
-    elsewhere = "LEDGER_FILE="
+    """Check that the ledger can be opened, or created, at the path in the settings."""
+    default = "LEDGER_FILE="
     if file.is_dir():
-        return fail("ledger", f"{file} is a folder, and must be a file", elsewhere)
-    there = _nearest(file.parent)
-    if not there.is_dir():
-        return fail("ledger", f"{file} can't be made: {there} is a file, no folder", elsewhere)
+        return fail("ledger", f"{file} is a folder, and must be a file", default)
+    existing = _nearest_existing(file.parent)
+    if not existing.is_dir():
+        return fail("ledger", f"{file} can't be created: {existing} is not a folder", default)
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         return fail(
             "ledger",
-            f"{file} can't be kept: {there} can't be written to ({error.strerror})",
-            f"sudo chown -R $USER {shlex.quote(str(there))}",
+            f"{file} can't be written: {existing} is not writable ({error.strerror})",
+            f"sudo chown -R $USER {shlex.quote(str(existing))}",
         )
     if file.exists() and not _is_database(file):
         return fail(
             "ledger",
-            f"{file} is no ledger: something else than an SQLite database lies there",
+            f"{file} is not a ledger: it is not an SQLite database",
             f"mv {shlex.quote(str(file))} {shlex.quote(str(file))}.other",
         )
-    return fine("ledger", f"{file} can be kept")
+    return fine("ledger", f"{file} can be written")
 
 
 def _is_database(file: Path) -> bool:
-    """Whether SQLite would take the file: one that begins as its files do, or an empty one."""
+    """Return whether SQLite would open the file: it has SQLite's header or is empty."""
     with file.open("rb") as stream:
-        return stream.read(len(_MAGIC)) in (_MAGIC, b"")
+        return stream.read(len(_SQLITE_HEADER)) in (_SQLITE_HEADER, b"")
 
 
-def _nearest(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
+def _nearest_existing(folder: Path) -> Path:
+    """Return the folder itself, or the nearest one above it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -1,10 +1,10 @@
-"""Whether the models fit: bytes of weights by the files' headers, and an allowance for the work.
+"""Estimate the memory that models need: weights by their files' headers, and a working allowance.
 
-Pure: knows no cards and no files. The allowance was counted, not guessed: the live tensors of
-SDXL's own UNet and VAE at 1024 x 1024 pixels, with fused attention, are 79 values per pixel for
-each row of the base (95 for the refiner) and 769 per pixel for a picture decoded. `OVERHEAD` is an
-assumption: what Python, torch, CUDA, its kernels' workspaces and gaps between blocks take in a
-process (without a GPU 0.4 GiB were measured).
+Pure: no GPUs, no files. The allowance was counted: the live tensors of SDXL's own UNet and VAE at
+1024 x 1024 pixels, with fused attention, are 79 values per pixel for each row of the base (95 for
+the refiner) and 769 per pixel for a decoded image. `PROCESS_OVERHEAD` is an assumption: what
+Python, torch, CUDA, kernel workspaces and gaps between blocks take in a process (0.4 GiB were
+measured without a GPU).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,99 +12,108 @@ from dataclasses import dataclass, replace
 
 from serve_app.core.diffusion.spec import Stage
 
-ROW = 95  # values per pixel that one row of a UNet call has alive
-PICTURE = 770  # values per pixel that the VAE has alive as it decodes
-OVERHEAD = 1 << 30  # bytes of a process besides weights and tensors: assumed
+UNET_VALUES = 95  # live values per pixel and UNet row
+DECODE_VALUES = 770  # live values per pixel while the VAE decodes
+PROCESS_OVERHEAD = 1 << 30  # bytes of a process besides weights and tensors: assumed
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_ROWS = 2  # of a guided image
+_ROWS = 2  # UNet rows of an image with guidance
+_ROUNDING = 1e-9  # of a sum of GPU shares
 
 
 @dataclass(frozen=True, slots=True)
 class DtypeBytes:
-    """How many bytes a number takes."""
+    """Bytes of one number in the networks and in the VAE."""
 
     size: int
     vae_size: int
 
     @classmethod
     def of(cls, precision: str, *, vae_half: bool) -> "DtypeBytes":
-        """At a precision: the VAE never runs in fp16, but may in bf16."""
+        """Return the sizes at a precision; the VAE never runs in fp16, but may run in bf16."""
         size = _BYTES[precision]
         return cls(size, 2 if vae_half and size == 2 else 4)
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """One model, as far as memory goes."""
+class ModelSize:
+    """The memory-relevant facts of one model."""
 
     stage: Stage
-    num_parameters: Mapping[str, int]  # numbers in the weights of each network
-    side: int  # native side of a picture, pixels
+    num_parameters: Mapping[str, int]  # of each network
+    native_size: int  # side of an image in pixels
 
-    def held(self, numbers: DtypeBytes) -> int:
-        """Bytes of its networks."""
+    def weight_bytes(self, dtypes: DtypeBytes) -> int:
+        """Return the bytes of its weights."""
         return sum(
-            count * (numbers.vae_size if name == "vae" else numbers.size)
+            count * (dtypes.vae_size if name == "vae" else dtypes.size)
             for name, count in self.num_parameters.items()
         )
 
-    def work(self, images: int, numbers: DtypeBytes) -> int:
-        """Bytes alive while so many native images step together, and one is decoded."""
-        values = ROW * _ROWS * images * numbers.size + PICTURE * numbers.vae_size
-        return self.side**2 * values
+    def working_bytes(self, images: int, dtypes: DtypeBytes) -> int:
+        """Return the bytes alive while `images` native images step together and one is decoded."""
+        values = UNET_VALUES * _ROWS * images * dtypes.size + DECODE_VALUES * dtypes.vae_size
+        return self.native_size**2 * values
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A process of one stage, or of both, as far as its memory goes."""
+    """The memory-relevant facts of a process that runs one stage or both."""
 
-    models: tuple[Weights, ...]  # that may be asked for
-    share: float  # of a GPU
-    room: int = 1  # so many of them are in memory at a time
-    parked: int = 0  # and so many more on the host
+    models: tuple[ModelSize, ...]  # that requests may name
+    gpu_share: float
+    max_loaded: int = 1  # models on the device at once
+    offloaded: int = 0  # further models in host memory
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """What it runs, base first."""
+        """The stages it runs, base first."""
         return tuple(dict.fromkeys(model.stage for model in self.models))
 
     @property
-    def alone(self) -> "Replica":
-        """The same with one model in memory."""
-        return replace(self, room=1)
+    def with_one_model(self) -> "Replica":
+        """The same replica with one model on the device at once."""
+        return replace(self, max_loaded=1)
 
     @property
-    def unrefined(self) -> "Replica":
-        """The same without the refiner."""
+    def without_refiner(self) -> "Replica":
+        """The same replica without the refiner."""
         bases = tuple(model for model in self.models if model.stage is Stage.BASE)
         return replace(self, models=bases)
 
     @property
-    def takes_turns(self) -> bool:
-        """Whether base and refiner leave the device for one another."""
-        return len(self.stages) > 1 and self.room < len(self.models)
+    def swaps_stages(self) -> bool:
+        """Whether base and refiner take turns on the device."""
+        return len(self.stages) > 1 and self.max_loaded < len(self.models)
 
-    def held(self, numbers: DtypeBytes, *, on_host: bool = False) -> int:
-        """Bytes of the models in memory, and on the host of those parked there too. The largest
-        count: no choice takes more."""
-        sizes = sorted((model.held(numbers) for model in self.models), reverse=True)
-        return sum(sizes[: self.room + self.parked * on_host])
+    def weight_bytes(self, dtypes: DtypeBytes, *, on_host: bool = False) -> int:
+        """Return the largest number of bytes that the weights of loaded models can take.
 
-    def need(self, images: int, precision: str, *, vae_half: bool, on_host: bool = False) -> int:
-        """Bytes that it takes while so many native images step together."""
-        numbers = DtypeBytes.of(precision, vae_half=vae_half)
-        work = max(model.work(images, numbers) for model in self.models)
-        return self.held(numbers, on_host=on_host) + work + OVERHEAD
+        `on_host` counts the offloaded models too.
+        """
+        sizes = sorted((model.weight_bytes(dtypes) for model in self.models), reverse=True)
+        return sum(sizes[: self.max_loaded + self.offloaded * on_host])
+
+    def total_bytes(
+        self, images: int, precision: str, *, vae_half: bool, on_host: bool = False
+    ) -> int:
+        """Return the bytes that it needs while `images` native images step together."""
+        dtypes = DtypeBytes.of(precision, vae_half=vae_half)
+        working = max(model.working_bytes(images, dtypes) for model in self.models)
+        return self.weight_bytes(dtypes, on_host=on_host) + working + PROCESS_OVERHEAD
 
 
-def placed(replicas: Sequence[Replica], cards: int) -> tuple[tuple[Replica, ...], ...] | None:
-    """The replicas of each card, whole ones first; None when they ask for more cards."""
-    room = [1.0] * cards
-    held: list[list[Replica]] = [[] for _ in room]
-    for replica in sorted(replicas, key=lambda one: -one.share):
-        fitting = [n for n, left in enumerate(room) if left + 1e-9 >= replica.share]
+def assign_to_gpus(
+    replicas: Sequence[Replica], num_gpus: int
+) -> tuple[tuple[Replica, ...], ...] | None:
+    """Return the replicas of each GPU, the largest shares placed first; None if they don't fit."""
+    available = [1.0] * num_gpus
+    assigned: list[list[Replica]] = [[] for _ in available]
+    for replica in sorted(replicas, key=lambda replica: -replica.gpu_share):
+        fitting = [
+            index for index, share in enumerate(available) if share + _ROUNDING >= replica.gpu_share
+        ]
         if not fitting:
             return None
-        room[fitting[0]] -= replica.share
-        held[fitting[0]].append(replica)
-    return tuple(map(tuple, held))
+        available[fitting[0]] -= replica.gpu_share
+        assigned[fitting[0]].append(replica)
+    return tuple(map(tuple, assigned))

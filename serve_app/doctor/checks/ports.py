@@ -1,106 +1,100 @@
-"""Which ports of this machine somebody listens on, and whether the service's own is free.
+"""Which ports of this machine are listened on, and whether the service's own port is free.
 
-Knows no Ray. Asks this machine alone: the kernel's tables, and the port itself.
+No Ray. Contacts this machine only.
 """
 
 import json
-import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from ipaddress import ip_address
-from pathlib import Path
+
+import psutil
 
 from serve_app.config.serve_config import LOOPBACK, check_port
 from serve_app.core.errors import SettingsError
-from serve_app.doctor.finding import Finding, fail, fine, warn
+from serve_app.doctor.finding import Finding, fail, fine, problem_of, warn
 
-_TABLES = ("tcp", "tcp6")
-_LISTEN = "0A"
-_PATIENCE = 1.0  # seconds
-_TRIES = 50  # ports looked at for a free one
-_ANY = {"0.0.0.0": LOOPBACK, "::": "::1"}
+_TIMEOUT = 1.0  # seconds
+_MAX_TRIES = 50  # ports tried for a free one
+_MAX_BODY = 1 << 16  # bytes read of a response
+_FIRST_UNPRIVILEGED = 1024
+_CONNECT_TO = {"0.0.0.0": LOOPBACK, "::": "::1"}  # for addresses that mean every interface
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An address and a port that somebody listens on."""
+    """An address and a port that a process listens on."""
 
     address: str
     port: int
 
     @property
-    def is_open(self) -> bool:
+    def is_public(self) -> bool:
         """Whether other machines may reach it."""
         return not ip_address(self.address).is_loopback
 
 
-def listeners() -> frozenset[Listener] | None:
-    """Everything that listens here; None where the kernel has no table of it."""
-    if sys.platform != "linux":
+def find_listeners() -> frozenset[Listener] | None:
+    """Return everything that listens on TCP; None if the system does not say, as macOS."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.Error:
         return None
-    found: set[Listener] = set()
-    for table in _TABLES:
-        with suppress(OSError):
-            found |= read_table((Path("/proc/net") / table).read_text().splitlines()[1:])
-    return frozenset(found)
-
-
-def read_table(lines: Iterable[str]) -> set[Listener]:
-    """The listeners in lines of /proc/net/tcp and tcp6."""
-    rows = (line.split() for line in lines)
-    return {_listener(row[1]) for row in rows if row[3] == _LISTEN}
-
-
-def _listener(text: str) -> Listener:
-    """Of an address as the kernel prints it: words of four bytes in its own order, in hex."""
-    host, _, port = text.partition(":")
-    words = [host[n : n + 8] for n in range(0, len(host), 8)]
-    packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
-    address = ip_address(packed)
-    mapped = getattr(address, "ipv4_mapped", None)
-    return Listener(str(mapped or address), int(port, 16))
+    return frozenset(
+        Listener(_unmapped(connection.laddr.ip), connection.laddr.port)
+        for connection in connections
+        if connection.laddr and connection.status == psutil.CONN_LISTEN
+    )
 
 
 def check_service_port(host: str, port: int) -> Finding:
-    """Whether the service could listen where it is to."""
+    """Check that the service can listen on its address."""
     try:
         check_port(host, port)
     except SettingsError as error:
-        mend = f"BACKEND_PORT={_free_port(host, port)} aura up"
-        if _is_ours(host, port):
-            said = f"Aura Serve runs on {host}:{port} already: a second one needs another port"
-            return warn("port", said, mend)
-        said, _, _ = str(error).partition(". Choose another")
-        return fail("port", said, mend)
+        fix = f"BACKEND_PORT={_free_port(host, port)} aura up"
+        if _is_aura(host, port):
+            return warn(
+                "port",
+                f"Aura Serve already runs on {host}:{port}: a second one needs another port",
+                fix,
+            )
+        return fail("port", problem_of(error), fix)
     return fine("port", f"{host}:{port} is free")
 
 
-def ask(host: str, port: int, path: str) -> tuple[int, bytes] | None:
-    """The status and the body of a GET over plain HTTP; None without an answer in a second."""
-    connection = HTTPConnection(_ANY.get(host, host), port, timeout=_PATIENCE)
+def http_get(host: str, port: int, path: str) -> tuple[int, bytes] | None:
+    """Return the status and body of a plain HTTP response; None without one within a second."""
+    connection = HTTPConnection(_CONNECT_TO.get(host, host), port, timeout=_TIMEOUT)
     try:
         connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read(1 << 16)
+        response = connection.getresponse()
+        return response.status, response.read(_MAX_BODY)
     except (OSError, HTTPException):
         return None
     finally:
         connection.close()
 
 
-def _is_ours(host: str, port: int) -> bool:
-    answer = ask(host, port, "/livez")
+def _unmapped(address: str) -> str:
+    """Return an IPv4 address that is written as IPv6 (::ffff:127.0.0.1) as itself."""
+    mapped = getattr(ip_address(address), "ipv4_mapped", None)
+    return str(mapped or address)
+
+
+def _is_aura(host: str, port: int) -> bool:
+    """Return whether an Aura Serve answers on a port."""
+    response = http_get(host, port, "/livez")
     with suppress(ValueError):
-        return answer is not None and json.loads(answer[1]) == {"status": "alive"}
+        return response is not None and json.loads(response[1]) == {"status": "alive"}
     return False
 
 
 def _free_port(host: str, port: int) -> int:
-    """The next one that is free, after the least that needs no rights."""
-    first = max(port, 1023) + 1
-    for candidate in range(first, min(first + _TRIES, 65536)):
+    """Return the next free port that needs no privileges."""
+    first = max(port + 1, _FIRST_UNPRIVILEGED)
+    for candidate in range(first, min(first + _MAX_TRIES, 65536)):
         with suppress(SettingsError):
             check_port(host, candidate)
             return candidate

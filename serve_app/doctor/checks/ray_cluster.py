@@ -1,7 +1,7 @@
-"""Ray on this machine: the cluster that the service would join, and whether strangers reach it.
+"""Check Ray on this machine: the cluster that the service would join, and who can reach it.
 
-Knows no Ray: its ports and files are looked at from outside. Whoever reaches the dashboard, the GCS
-or the client port of a cluster without a token runs code on this machine (CVE-2023-48022).
+No Ray is imported: its ports and files are probed from outside. Whoever reaches the dashboard, the
+GCS or the client port of a cluster without a token can run code on this machine (CVE-2023-48022).
 """
 
 import os
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.config.serve_config import LOOPBACK
-from serve_app.doctor.checks.ports import Listener, ask, listeners
+from serve_app.doctor.checks.ports import Listener, find_listeners, http_get
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
 
-PORTS = {8265: "dashboard", 6379: "GCS", 10001: "client"}  # Ray's own, by default
+PORTS = {8265: "dashboard", 6379: "GCS", 10001: "client"}  # Ray's defaults
 _DASHBOARD = "dashboard"
-_PATIENCE = 2.0  # seconds
-_GUARDED = (401, 403)
+_TIMEOUT = 2.0  # seconds
+_TOKEN_REQUIRED = (401, 403)
 _RESTART = (
     "ray stop && ray get-auth-token --generate > /dev/null && "
     "RAY_AUTH_MODE=token ray start --head --dashboard-host=127.0.0.1"
@@ -29,105 +29,125 @@ _RESTART = (
 class Cluster:
     """What can be seen of Ray from outside."""
 
-    address: str  # of the cluster that would be joined, "" when a new one would start
-    named: bool  # whether RAY_ADDRESS says so, rather than a cluster that runs here
-    answers: bool
+    address: str  # of the cluster that the service would join, "" if it would start its own
+    from_environment: bool  # whether RAY_ADDRESS names it; else it was found on this machine
+    responds: bool
     auth_mode: str  # RAY_AUTH_MODE
-    exposed: tuple[tuple[str, Listener], ...] | None  # what of Ray's listens to all; None: unknown
-    guarded: bool | None  # whether its dashboard asks for a token; None without a dashboard
+    exposed: tuple[tuple[str, Listener], ...] | None  # Ray's public ports; None if unknown
+    requires_token: bool | None  # whether its dashboard does; None without a dashboard
 
 
 def probe(ports: Mapping[int, str] = PORTS) -> Cluster:
-    """Ray as it can be seen from here."""
-    named = os.environ.get("RAY_ADDRESS", "")
-    address = _current() if named in ("", "auto") else "" if named == "local" else named
-    there = listeners()
+    """Probe Ray on this machine; `ports` names those that belong to it."""
+    setting = os.environ.get("RAY_ADDRESS", "")
+    if setting in ("", "auto"):
+        address = _running_cluster()
+    else:
+        address = "" if setting == "local" else setting
+    listeners = find_listeners()
     exposed = None
-    if there is not None:
-        ours = [(ports[one.port], one) for one in there if one.port in ports]
-        exposed = tuple(sorted((pair for pair in ours if pair[1].is_open), key=repr))
+    if listeners is not None:
+        public = [
+            (ports[listener.port], listener)
+            for listener in listeners
+            if listener.port in ports and listener.is_public
+        ]
+        exposed = tuple(sorted(public, key=repr))
     return Cluster(
-        address=address or (named if named == "auto" else ""),
-        named=bool(named),
-        answers=_answers(address),
+        address=address or (setting if setting == "auto" else ""),
+        from_environment=bool(setting),
+        responds=_responds(address),
         auth_mode=os.environ.get("RAY_AUTH_MODE", "").lower(),
         exposed=exposed,
-        guarded=_is_guarded(ports, there or frozenset()),
+        requires_token=_requires_token(ports, listeners or frozenset()),
     )
 
 
 def check_cluster(cluster: Cluster) -> Finding:
-    """Whether the service gets the Ray that its operator thinks of."""
+    """Check that the service gets the Ray cluster that its operator expects."""
     if not cluster.address:
-        return fine("ray", "a cluster of its own, started and ended with the service")
-    if cluster.named and not cluster.answers:
+        return fine("ray", "the service starts and stops a cluster of its own")
+    if cluster.from_environment and not cluster.responds:
         return fail(
             "ray",
-            f"RAY_ADDRESS={cluster.address}, but no Ray answers there",
+            f"RAY_ADDRESS={cluster.address}, but no Ray responds at this address",
             "unset RAY_ADDRESS",
         )
-    if cluster.named:
+    if cluster.from_environment:
         return fine(
             "ray",
-            f"the cluster at {cluster.address} answers; this shell's environment does not reach "
-            "it: settings belong under `args: settings:` of the config",
+            f"the cluster at {cluster.address} responds; environment variables of this shell do "
+            "not reach it: put settings under `args: settings:` in the serve config",
         )
-    if not cluster.answers:
-        return fine("ray", f"a cluster of its own; the one noted at {cluster.address} is gone")
+    if not cluster.responds:
+        return fine(
+            "ray",
+            "the service starts and stops a cluster of its own; the one that ran at "
+            f"{cluster.address} has ended",
+        )
     return warn(
         "ray",
-        f"a cluster runs at {cluster.address}, and the service would join it: this shell's "
-        "environment would not reach its replicas",
+        f"a cluster runs at {cluster.address}, and the service would join it: environment "
+        "variables of this shell would not reach its replicas",
         "RAY_ADDRESS=local aura up",
     )
 
 
 def check_exposure(cluster: Cluster) -> Finding:
-    """Whether strangers could give Ray orders."""
+    """Check that other machines can't run code through Ray's ports."""
     if cluster.exposed is None:
-        return skip("ray ports", "which ports listen can't be told on this system")
+        return skip("ray ports", "this system does not say which ports are listened on")
     if cluster.exposed:
-        told = ", ".join(f"{what} on {one.address}:{one.port}" for what, one in cluster.exposed)
-        guarded = cluster.auth_mode == "token" if cluster.guarded is None else cluster.guarded
-        if not guarded:
+        listed = ", ".join(
+            f"{service} on {listener.address}:{listener.port}"
+            for service, listener in cluster.exposed
+        )
+        is_guarded = cluster.requires_token
+        if is_guarded is None:
+            is_guarded = cluster.auth_mode == "token"
+        if not is_guarded:
             return fail(
                 "ray ports",
-                f"other machines reach Ray's {told} without a token, and may run code here",
+                f"other machines reach Ray's {listed} without a token, and can run code on this "
+                "machine",
                 _RESTART,
             )
-        return fine("ray ports", f"other machines reach Ray's {told}, which asks for a token")
+        return fine("ray ports", f"other machines reach Ray's {listed}, which require a token")
     if cluster.auth_mode == "disabled":
         return warn(
             "ray ports",
-            "RAY_AUTH_MODE=disabled: whoever reaches the ports of the service's own Ray may run "
-            "code here",
+            "RAY_AUTH_MODE=disabled: whoever reaches the ports of the service's own Ray can run "
+            "code on this machine",
             "unset RAY_AUTH_MODE",
         )
-    return fine("ray ports", "none is open to other machines")
+    return fine("ray ports", "other machines reach none of Ray's ports")
 
 
-def _current() -> str:
-    """The address of a cluster that `ray start` noted on this machine."""
-    home = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+def _running_cluster() -> str:
+    """Return the address that `ray start` wrote down on this machine, "" without one."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     try:
-        return (Path(home) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
+        return (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
 
 
-def _answers(address: str) -> bool:
+def _responds(address: str) -> bool:
+    """Return whether a TCP connection to an address can be opened."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
         return False
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), _PATIENCE):
+        with socket.create_connection((host.strip("[]"), int(port)), _TIMEOUT):
             return True
     except (OSError, OverflowError):
         return False
 
 
-def _is_guarded(ports: Mapping[int, str], there: frozenset[Listener]) -> bool | None:
-    for port in sorted({one.port for one in there if ports.get(one.port) == _DASHBOARD}):
-        answer = ask(LOOPBACK, port, "/api/version")
-        return answer is not None and answer[0] in _GUARDED
-    return None
+def _requires_token(ports: Mapping[int, str], listeners: frozenset[Listener]) -> bool | None:
+    """Return whether the dashboard requires a token; None without a dashboard."""
+    dashboards = {listener.port for listener in listeners if ports.get(listener.port) == _DASHBOARD}
+    if not dashboards:
+        return None
+    response = http_get(LOOPBACK, min(dashboards), "/api/version")
+    return response is not None and response[0] in _TOKEN_REQUIRED

@@ -1,4 +1,4 @@
-"""Who reaches the service: settings as values."""
+"""Checks of who can reach the service, with settings as values."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def read(**values: str) -> Settings:
 
 
 @pytest.mark.parametrize(
-    ("host", "own"),
+    ("host", "expected"),
     [
         ("127.0.0.1", True),
         ("127.8.9.1", True),
@@ -33,8 +33,8 @@ def read(**values: str) -> Settings:
         ("pictures.example", False),
     ],
 )
-def test_loopback_is_what_no_other_machine_reaches(host: str, own: bool) -> None:
-    assert is_loopback(host) is own
+def test_a_loopback_address_is_one_that_no_other_machine_reaches(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_loopback_is_what_no_other_machine_reaches(host: str, own: bool) -> None
             warn(
                 "address",
                 "IMAGE_SERVICE_BASE_URL=http://localhost, but the service listens on port 4000: a "
-                "frontend that reads it gets no answer",
+                "frontend that uses this URL gets no answer",
                 "IMAGE_SERVICE_BASE_URL=http://localhost:4000",
             ),
         ),
     ],
 )
-def test_address(url: str, finding: Finding) -> None:
+def test_the_address_must_name_the_port(url: str, finding: Finding) -> None:
     settings = read(**({BASE_URL: url} if url else {}))
     assert check_address(settings, 4000) == finding
 
@@ -62,29 +62,29 @@ def test_address(url: str, finding: Finding) -> None:
 @pytest.mark.parametrize(
     ("settings", "host", "finding"),
     [
-        ({}, None, fine("keys", "none: this machine alone may ask")),
-        ({"API_KEYS": KEY}, "0.0.0.0", fine("keys", "1, of which every caller needs one")),
+        ({}, None, fine("keys", "no key is needed: only this machine can reach the service")),
+        ({"API_KEYS": KEY}, "0.0.0.0", fine("keys", "every caller needs a key; API_KEYS has 1")),
         (
             {"API_KEYS": f"{KEY},secret"},
             "0.0.0.0",
             warn(
                 "keys",
-                "1 of 2 API_KEYS can be guessed: shorter than 16 characters",
+                "1 of 2 API_KEYS can be guessed: they have fewer than 16 characters",
                 f"unset API_KEYS; {NEW_KEY}",
             ),
         ),
         (
             {"ALLOW_ANONYMOUS": "1"},
             "127.0.0.1",
-            fine("keys", "none: whoever reaches 127.0.0.1 may ask (ALLOW_ANONYMOUS=1)"),
+            fine("keys", "no key is needed (ALLOW_ANONYMOUS=1) by callers that reach 127.0.0.1"),
         ),
         (
             {"ALLOW_ANONYMOUS": "1"},
             "0.0.0.0",
             warn(
                 "keys",
-                "ALLOW_ANONYMOUS=1 without API_KEYS: whoever reaches 0.0.0.0 may have pictures "
-                "made",
+                "ALLOW_ANONYMOUS=1 without API_KEYS: everybody who reaches 0.0.0.0 can generate "
+                "images",
                 NEW_KEY,
             ),
         ),
@@ -93,21 +93,23 @@ def test_address(url: str, finding: Finding) -> None:
             "127.0.0.1",
             warn(
                 "keys",
-                "IMAGE_SERVICE_BASE_URL=https://pictures.example sends other machines here, but "
-                "without API_KEYS this machine alone may ask",
+                "IMAGE_SERVICE_BASE_URL=https://pictures.example is for other machines, but "
+                "without API_KEYS only this machine can reach the service",
                 NEW_KEY,
             ),
         ),
     ],
 )
-def test_keys(settings: dict[str, str], host: str | None, finding: Finding) -> None:
+def test_everybody_who_can_reach_the_service_needs_a_key(
+    settings: dict[str, str], host: str | None, finding: Finding
+) -> None:
     assert check_keys(read(**settings), host) == finding
 
 
 @pytest.mark.parametrize(
     ("settings", "finding"),
     [
-        ({}, fine("origins", "no page from elsewhere; local development on port 5173")),
+        ({}, fine("origins", "no other origin; local development on port 5173")),
         (
             {"ALLOWED_ORIGINS": "https://app.example", BASE_URL: "https://pictures.example"},
             fine("origins", "https://app.example; local development on port 5173"),
@@ -117,7 +119,7 @@ def test_keys(settings: dict[str, str], host: str | None, finding: Finding) -> N
             warn(
                 "origins",
                 "pages of https://app.example can't call http://pictures.example:4000: browsers "
-                "keep https pages from http addresses",
+                "block requests from https pages to http addresses",
                 "IMAGE_SERVICE_BASE_URL=https://pictures.example:4000",
             ),
         ),
@@ -125,14 +127,13 @@ def test_keys(settings: dict[str, str], host: str | None, finding: Finding) -> N
             {"VITE_PORT": "5173", "BACKEND_PORT": "5173"},
             fail(
                 "origins",
-                "VITE_PORT=5173 is the service's own port: the frontend's development server needs "
-                "another",
+                "VITE_PORT=5173 is the port of this service: the frontend's development server "
+                "needs another one",
                 "VITE_PORT=5174",
             ),
         ),
     ],
 )
-def test_origins(settings: dict[str, str], finding: Finding) -> None:
-    found = read(**settings)
-    port = found.backend_port
-    assert check_origins(found, port) == finding
+def test_listed_origins_must_be_able_to_call(settings: dict[str, str], finding: Finding) -> None:
+    values = read(**settings)
+    assert check_origins(values, values.backend_port) == finding

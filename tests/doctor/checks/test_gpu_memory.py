@@ -1,4 +1,4 @@
-"""What SDXL takes, by its real numbers; and the allowance, counted on its real networks."""
+"""The memory that SDXL needs, by its real sizes; the allowance, counted on its real networks."""
 
 import weakref
 from collections.abc import Callable
@@ -11,53 +11,47 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.doctor.checks.gpu_memory import OVERHEAD, PICTURE, ROW, Replica, Weights, placed
-from tests.doctor.conftest import GIB
-
-BASE = {
-    "unet": 2_567_463_684,
-    "vae": 83_653_863,
-    "text_encoder": 123_060_480,
-    "text_encoder_2": 694_659_840,
-}
-REFINER = {"unet": 2_259_526_660, "vae": 83_653_863, "text_encoder_2": 694_659_840}
-
-
-ONE = Weights(Stage.BASE, BASE, 1024)
-POLISH = Weights(Stage.REFINER, REFINER, 1024)
+from serve_app.doctor.checks.gpu_memory import (
+    DECODE_VALUES,
+    PROCESS_OVERHEAD,
+    UNET_VALUES,
+    Replica,
+    assign_to_gpus,
+)
+from tests.support.machines import GIB
+from tests.support.sdxl_sizes import BASE_PARAMETERS, REFINER_PARAMETERS, base, both, refiner
 
 
-def base(share: float = 1, models: int = 1) -> Replica:
-    return Replica((ONE,) * models, share, room=models)
+def fp16_bytes(replica: Replica, *, on_host: bool = False) -> int:
+    return replica.total_bytes(2, "fp16", vae_half=True, on_host=on_host)
 
 
-def refiner(share: float = 1) -> Replica:
-    return Replica((POLISH,), share)
-
-
-def both(room: int = 1, bases: int = 1) -> Replica:
-    return Replica((*(ONE,) * bases, POLISH), 1, room, parked=1)
-
-
-def test_weights_and_work_follow_precision_and_images() -> None:
+def test_weights_and_working_memory_grow_with_precision_and_images() -> None:
     pixels = 1024 * 1024
-    weights = sum(BASE.values())
-    one = base().need(1, "fp16", vae_half=True)
-    assert one == 2 * weights + pixels * (2 * ROW * 2 + PICTURE * 2) + OVERHEAD
-    assert base().need(2, "fp16", vae_half=True) - one == pixels * 2 * ROW * 2
-    assert base().need(1, "fp32", vae_half=True) - OVERHEAD == 2 * (one - OVERHEAD)
-    assert base().need(1, "bf16", vae_half=True) == one
-    assert base(models=3).need(1, "fp16", vae_half=True) - one == 2 * 2 * weights
+    weights = sum(BASE_PARAMETERS.values())
+    one_image = base().total_bytes(1, "fp16", vae_half=True)
+    assert (
+        one_image
+        == 2 * weights + pixels * (2 * UNET_VALUES * 2 + DECODE_VALUES * 2) + PROCESS_OVERHEAD
+    )
+    assert base().total_bytes(2, "fp16", vae_half=True) - one_image == pixels * 2 * UNET_VALUES * 2
+    assert base().total_bytes(1, "fp32", vae_half=True) - PROCESS_OVERHEAD == 2 * (
+        one_image - PROCESS_OVERHEAD
+    )
+    assert base().total_bytes(1, "bf16", vae_half=True) == one_image
+    assert base(models=3).total_bytes(1, "fp16", vae_half=True) - one_image == 2 * 2 * weights
 
 
-def test_a_vae_that_can_t_run_in_bf16_runs_in_fp32_never_in_fp16() -> None:
-    more = base().need(1, "fp16", vae_half=False) - base().need(1, "fp16", vae_half=True)
-    assert more == 2 * BASE["vae"] + 2 * PICTURE * 1024 * 1024
+def test_a_vae_that_cannot_run_in_bf16_runs_in_fp32() -> None:
+    difference = base().total_bytes(1, "fp16", vae_half=False) - base().total_bytes(
+        1, "fp16", vae_half=True
+    )
+    assert difference == 2 * BASE_PARAMETERS["vae"] + 2 * DECODE_VALUES * 1024 * 1024
 
 
 @pytest.mark.parametrize(
-    ("card", "replicas", "images", "fits"),
-    [  # the guide's rows: base alone on 12 GB with 1 or 2 images; the refiner too from 24 GB on
+    ("gpu_memory", "replicas", "images", "fits"),
+    [  # the base alone fits in 12 GB with one or two images, base and refiner from 24 GB on
         (12, [base()], 1, True),
         (12, [base()], 2, True),
         (16, [base()], 4, True),
@@ -69,42 +63,43 @@ def test_a_vae_that_can_t_run_in_bf16_runs_in_fp32_never_in_fp16() -> None:
         (8, [base()], 1, False),
     ],
 )
-def test_the_guide_s_cards(card: int, replicas: list[Replica], images: int, fits: bool) -> None:
-    need = sum(one.need(images, "fp16", vae_half=True) for one in replicas)
-    assert (need <= card * GIB) is fits
+def test_usual_gpus_hold_what_they_are_recommended_for(
+    gpu_memory: int, replicas: list[Replica], images: int, fits: bool
+) -> None:
+    needed = sum(replica.total_bytes(images, "fp16", vae_half=True) for replica in replicas)
+    assert (needed <= gpu_memory * GIB) is fits
 
 
-def test_of_two_that_take_turns_the_larger_counts_and_on_the_host_both_do() -> None:
-    half = {"vae_half": True}
-    assert both().need(2, "fp16", **half) == base().need(2, "fp16", **half)
-    together = both(room=2).need(2, "fp16", **half)
-    assert together - both().need(2, "fp16", **half) == 2 * sum(REFINER.values())
-    assert both().need(2, "fp16", on_host=True, **half) == together
-    assert both(room=2).need(2, "fp16", on_host=True, **half) == together
-    assert [one.takes_turns for one in (both(), both(2), both(2, bases=2), base(models=2))] == [
-        *(True, False),
-        *(True, False),
-    ]
-    of_three = both(bases=2).need(2, "fp16", on_host=True, **half)
-    assert of_three == base(models=2).need(2, "fp16", **half)
+def test_of_models_that_take_turns_the_larger_counts_and_on_the_host_both() -> None:
+    assert fp16_bytes(both()) == fp16_bytes(base())
+    together = fp16_bytes(both(max_loaded=2))
+    assert together - fp16_bytes(both()) == 2 * sum(REFINER_PARAMETERS.values())
+    assert fp16_bytes(both(), on_host=True) == together
+    assert fp16_bytes(both(max_loaded=2), on_host=True) == together
+    assert both().swaps_stages and both(2, bases=2).swaps_stages
+    assert not both(2).swaps_stages and not base(models=2).swaps_stages
+    assert fp16_bytes(both(bases=2), on_host=True) == fp16_bytes(base(models=2))
 
 
-def test_replicas_go_where_a_card_has_room() -> None:
-    assert placed([base(), refiner()], 2) == ((base(),), (refiner(),))
-    assert placed([base(), refiner()], 1) is None
-    assert placed([base(0.5), refiner(0.5)], 1) == ((base(0.5), refiner(0.5)),)
-    assert placed([base(0.3), refiner(), base(0.3)], 2) == ((refiner(),), (base(0.3), base(0.3)))
-    assert placed([base(1 / 3)] * 3, 1) == ((base(1 / 3),) * 3,)
-    assert placed([base(0)] * 2, 0) is None
+def test_replicas_go_to_the_first_gpu_with_a_free_share() -> None:
+    assert assign_to_gpus([base(), refiner()], 2) == ((base(),), (refiner(),))
+    assert assign_to_gpus([base(), refiner()], 1) is None
+    assert assign_to_gpus([base(0.5), refiner(0.5)], 1) == ((base(0.5), refiner(0.5)),)
+    assert assign_to_gpus([base(0.3), refiner(), base(0.3)], 2) == (
+        (refiner(),),
+        (base(0.3), base(0.3)),
+    )
+    assert assign_to_gpus([base(1 / 3)] * 3, 1) == ((base(1 / 3),) * 3,)
+    assert assign_to_gpus([base(0)] * 2, 0) is None
 
 
-class Alive(TorchDispatchMode):
-    """Counts the bytes of tensors as they come and go; on the meta device nothing is computed."""
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of live tensors; on the meta device nothing is computed."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.peak = self._now = 0
-        self._seen: dict[int, int] = {}
+        TorchDispatchMode.__init__(self)
+        self.peak = self._live = 0
+        self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(
         self,
@@ -117,19 +112,19 @@ class Alive(TorchDispatchMode):
         for tensor in tree_leaves(out):
             storage = tensor.untyped_storage()
             key = storage._cdata
-            if key not in self._seen:
-                self._seen[key] = storage.nbytes()
-                self._now += storage.nbytes()
-                self.peak = max(self.peak, self._now)
-                weakref.finalize(storage, self._gone, key)
+            if key not in self._sizes:
+                self._sizes[key] = storage.nbytes()
+                self._live += storage.nbytes()
+                self.peak = max(self.peak, self._live)
+                weakref.finalize(storage, self._free, key)
         return out
 
-    def _gone(self, key: int) -> None:
-        self._now -= self._seen.pop(key)
+    def _free(self, key: int) -> None:
+        self._live -= self._sizes.pop(key)
 
 
-class Fused:
-    """An attention processor that makes what fused attention makes: its output, no scores."""
+class FusedAttention:
+    """An attention processor that allocates what fused attention does: its output, no scores."""
 
     def __call__(
         self,
@@ -155,7 +150,7 @@ class Fused:
 
 
 def unet(stage: Stage) -> Any:
-    """SDXL's own UNet of a stage, without weights."""
+    """Return SDXL's own UNet of a stage."""
     shared = {
         "addition_embed_type": "text_time",
         "use_linear_projection": True,
@@ -186,14 +181,14 @@ def unet(stage: Stage) -> Any:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("stage", "values"), [(Stage.BASE, 79), (Stage.REFINER, 95)])
-def test_a_row_takes_what_is_allowed_for_it(stage: Stage, values: int) -> None:
+def test_a_unet_row_needs_no_more_than_the_allowance(stage: Stage, values: int) -> None:
     peaks = []
     with torch.device("meta"), torch.no_grad():
         network = unet(stage).half().eval()
-        network.set_attn_processor(Fused())
+        network.set_attn_processor(FusedAttention())
         assert (
             sum(p.numel() for p in network.parameters())
-            == (BASE if stage is Stage.BASE else REFINER)["unet"]
+            == (BASE_PARAMETERS if stage is Stage.BASE else REFINER_PARAMETERS)["unet"]
         )
         for rows in (2, 8):
             inputs = (
@@ -205,15 +200,15 @@ def test_a_row_takes_what_is_allowed_for_it(stage: Stage, values: int) -> None:
                 "text_embeds": torch.empty(rows, 1280, dtype=torch.half),
                 "time_ids": torch.empty(rows, 6 if stage is Stage.BASE else 5, dtype=torch.half),
             }
-            with Alive() as alive:
+            with LiveBytes() as live:
                 network(*inputs, added_cond_kwargs=added, return_dict=False)
-            peaks.append(alive.peak)
+            peaks.append(live.peak)
     per_row = (peaks[1] - peaks[0]) / 6 / 2 / 1024**2
-    assert round(per_row) == values <= ROW
+    assert round(per_row) == values <= UNET_VALUES
 
 
 @pytest.mark.long
-def test_a_picture_takes_what_is_allowed_for_it() -> None:
+def test_decoding_an_image_needs_no_more_than_the_allowance() -> None:
     with torch.device("meta"), torch.no_grad():
         vae: Any = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
@@ -221,8 +216,8 @@ def test_a_picture_takes_what_is_allowed_for_it() -> None:
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
         ).eval()
-        vae.set_attn_processor(Fused())
-        assert sum(p.numel() for p in vae.parameters()) == BASE["vae"]
-        with Alive() as alive:
+        vae.set_attn_processor(FusedAttention())
+        assert sum(p.numel() for p in vae.parameters()) == BASE_PARAMETERS["vae"]
+        with LiveBytes() as live:
             vae.decode(torch.empty(1, 4, 128, 128), return_dict=False)
-    assert 0.99 * PICTURE < alive.peak / 4 / 1024**2 <= PICTURE
+    assert 0.99 * DECODE_VALUES < live.peak / 4 / 1024**2 <= DECODE_VALUES

@@ -1,129 +1,135 @@
-"""torch, driver and cards that do not fit together, as values; the probe of xFormers for real."""
+"""GPUs, drivers and builds of torch that do not fit together, as values; xFormers for real."""
 
 from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 from serve_app.config.settings import Settings
-from serve_app.doctor.checks import gpus as cards
-from serve_app.doctor.checks.gpu_probe import Card, GpuReport, Torch, probe
+from serve_app.doctor.checks import gpus as checks
+from serve_app.doctor.checks.gpu_probe import Gpu, GpuReport, TorchBuild, probe
+from serve_app.doctor.checks.gpus import XformersReport
 from serve_app.doctor.checks.machine import Machine
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
-from tests.doctor.conftest import GIB, SOUND, WITHOUT_CARD, machine
+from tests.support.machines import (
+    ADA,
+    GIB,
+    SOUND_MACHINE,
+    WITHOUT_GPU,
+    WSL_2,
+    machine,
+    with_gpus,
+)
 
-ADA = Card("NVIDIA RTX 4090", 24 * GIB, 23 * GIB, (8, 9), bf16=True)
-TURING = Card("NVIDIA RTX 2080 Ti", 11 * GIB, 10 * GIB, (7, 5), bf16=False)
-KEPLER = Card("NVIDIA Tesla K80", 12 * GIB, 12 * GIB, (3, 7), bf16=False)
-BLACKWELL = Card("NVIDIA B200", 180 * GIB, 180 * GIB, (10, 0), bf16=True)
-ARCHS = ("sm_75", "sm_80", "sm_86", "sm_90")
-WSL = machine(release="5.15.153.1-microsoft-standard-WSL2")
+TURING = Gpu("NVIDIA RTX 2080 Ti", 11 * GIB, 10 * GIB, (7, 5), has_bf16=False)
+KEPLER = Gpu("NVIDIA Tesla K80", 12 * GIB, 12 * GIB, (3, 7), has_bf16=False)
+BLACKWELL = Gpu("NVIDIA B200", 180 * GIB, 180 * GIB, (10, 0), has_bf16=True)
+WSL = machine(release=WSL_2)
 REINSTALL = "python -m pip uninstall -y torch && python -m pip install -e ."
 IN_WINDOWS = "explorer.exe https://www.nvidia.com/drivers"
-
-
-def with_cards(*there: Card, archs: tuple[str, ...] = ARCHS) -> GpuReport:
-    torch = Torch("2.13.0", "12.8", archs, mps=False, cards=there)
-    return GpuReport(torch, "", driver=(12, 8), nvidia=True, visible=None)
 
 
 def read(**values: str) -> Settings:
     return Settings.read({name.upper(): value for name, value in values.items()})
 
 
-UNSEEN = replace(with_cards(), problem="")
-CPU_BUILD = replace(UNSEEN, torch=Torch("2.13.0+cpu", None, (), mps=False, cards=()))
+UNSEEN = with_gpus()
+CPU_BUILD = replace(UNSEEN, torch=TorchBuild("2.13.0+cpu", None, (), has_mps=False, gpus=()))
 
 
 @pytest.mark.parametrize(
-    ("graphics", "here", "finding"),
+    ("report", "machine", "finding"),
     [
         (
-            with_cards(ADA),
-            SOUND,
-            fine("torch", "torch 2.13.0, for CUDA 12.8, which the driver runs"),
+            with_gpus(ADA),
+            SOUND_MACHINE,
+            fine("torch", "torch 2.13.0, built for CUDA 12.8, which the driver supports"),
         ),
         (
-            WITHOUT_CARD,
-            SOUND,
-            fine("torch", "torch 2.13.0, for CUDA 12.8; there is no NVIDIA card that it could use"),
+            WITHOUT_GPU,
+            SOUND_MACHINE,
+            fine("torch", "torch 2.13.0, built for CUDA 12.8; this machine has no NVIDIA GPU"),
         ),
         (
-            replace(WITHOUT_CARD, torch=None, problem="libtorch_cpu.so: no such file"),
-            SOUND,
+            replace(WITHOUT_GPU, torch=None, problem="libtorch_cpu.so: no such file"),
+            SOUND_MACHINE,
             fail("torch", "torch can't be used: libtorch_cpu.so: no such file", REINSTALL),
         ),
         (
             CPU_BUILD,
-            SOUND,
+            SOUND_MACHINE,
             fail(
                 "torch",
-                "torch 2.13.0+cpu, without CUDA, so the NVIDIA card of this machine stays unused",
+                "torch 2.13.0+cpu, built without CUDA, can't use the NVIDIA GPU of this machine",
                 REINSTALL,
             ),
         ),
         (
-            replace(UNSEEN, driver=None),
-            SOUND,
+            replace(UNSEEN, driver_cuda=None),
+            SOUND_MACHINE,
             fail(
                 "torch",
-                "torch 2.13.0, for CUDA 12.8, but the NVIDIA card of this machine has no driver "
-                "that can be loaded",
+                "torch 2.13.0, built for CUDA 12.8, but the NVIDIA GPU of this machine has no "
+                "driver that can be loaded",
                 "sudo ubuntu-drivers install",
             ),
         ),
         (
-            replace(UNSEEN, driver=(11, 4)),
-            SOUND,
+            replace(UNSEEN, driver_cuda=(11, 4)),
+            SOUND_MACHINE,
             fail(
                 "torch",
-                "torch 2.13.0, for CUDA 12.8, but the NVIDIA driver runs nothing newer than CUDA "
-                "11.4: a newer driver is needed",
+                "torch 2.13.0, built for CUDA 12.8, but the NVIDIA driver supports CUDA 11.4 at "
+                "most: install a newer driver",
                 "sudo ubuntu-drivers install",
             ),
         ),
         (
-            replace(UNSEEN, driver=(11, 4)),
+            replace(UNSEEN, driver_cuda=(11, 4)),
             WSL,
             fail(
                 "torch",
-                "torch 2.13.0, for CUDA 12.8, but the NVIDIA driver runs nothing newer than CUDA "
-                "11.4: a newer driver is needed, in Windows",
+                "torch 2.13.0, built for CUDA 12.8, but the NVIDIA driver supports CUDA 11.4 at "
+                "most: install a newer driver in Windows",
                 IN_WINDOWS,
             ),
         ),
         (
-            replace(UNSEEN, visible="-1"),
-            SOUND,
+            replace(UNSEEN, visible_devices="-1"),
+            SOUND_MACHINE,
             fail(
                 "torch",
-                "torch 2.13.0, for CUDA 12.8, but CUDA_VISIBLE_DEVICES=-1 hides the NVIDIA card",
+                "torch 2.13.0, built for CUDA 12.8, but CUDA_VISIBLE_DEVICES=-1 hides the NVIDIA "
+                "GPU",
                 "unset CUDA_VISIBLE_DEVICES",
             ),
         ),
         (
             UNSEEN,
-            SOUND,
-            fail("torch", "torch 2.13.0, for CUDA 12.8, but it sees no card", "nvidia-smi"),
+            SOUND_MACHINE,
+            fail("torch", "torch 2.13.0, built for CUDA 12.8, but it sees no GPU", "nvidia-smi"),
         ),
         (
-            with_cards(ADA, KEPLER),
-            SOUND,
+            with_gpus(ADA, KEPLER),
+            SOUND_MACHINE,
             fail(
                 "torch",
-                "torch 2.13.0, for CUDA 12.8, has kernels for sm_75, sm_80, sm_86, sm_90, none of "
-                "them for the NVIDIA Tesla K80 (compute capability 3.7)",
+                "torch 2.13.0, built for CUDA 12.8, has kernels for sm_75, sm_80, sm_86, sm_90, "
+                "but none for the NVIDIA Tesla K80 (compute capability 3.7)",
                 "MODEL_DEVICE=cpu",
             ),
         ),
     ],
 )
-def test_torch(graphics: GpuReport, here: Machine, finding: Finding) -> None:
-    assert cards.check_torch(graphics, here) == finding
+def test_torch_must_fit_the_driver_and_the_gpus(
+    report: GpuReport, machine: Machine, finding: Finding
+) -> None:
+    assert checks.check_torch(report, machine) == finding
 
 
 @pytest.mark.parametrize(
-    ("archs", "card", "runs"),
+    ("archs", "gpu", "runs"),
     [
         (("sm_80",), ADA, True),
         (("sm_90",), ADA, False),
@@ -134,20 +140,20 @@ def test_torch(graphics: GpuReport, here: Machine, finding: Finding) -> None:
         (("sm_90", "compute_120"), BLACKWELL, False),
     ],
 )
-def test_kernels_run_on_their_own_major_version_and_ptx_on_whatever_is_newer(
-    archs: tuple[str, ...], card: Card, runs: bool
+def test_kernels_run_on_their_major_version_and_ptx_on_everything_newer(
+    archs: tuple[str, ...], gpu: Gpu, runs: bool
 ) -> None:
-    finding = cards.check_torch(with_cards(card, archs=archs), SOUND)
+    finding = checks.check_torch(with_gpus(gpu, archs=archs), SOUND_MACHINE)
     assert (finding.fix == "") is runs
 
 
 @pytest.mark.parametrize(
-    ("wish", "graphics", "finding"),
+    ("setting", "report", "finding"),
     [
-        ("auto", with_cards(ADA), fine("device", "NVIDIA RTX 4090 (23.0 GiB of 24.0 GiB free)")),
+        ("auto", with_gpus(ADA), fine("device", "NVIDIA RTX 4090 (23.0 GiB of 24.0 GiB free)")),
         (
             "cuda",
-            with_cards(ADA, TURING),
+            with_gpus(ADA, TURING),
             fine(
                 "device",
                 "NVIDIA RTX 4090 (23.0 GiB of 24.0 GiB free) and NVIDIA RTX 2080 Ti (10.0 GiB of "
@@ -156,67 +162,69 @@ def test_kernels_run_on_their_own_major_version_and_ptx_on_whatever_is_newer(
         ),
         (
             "cuda:1",
-            with_cards(ADA, TURING),
+            with_gpus(ADA, TURING),
             fine("device", "NVIDIA RTX 2080 Ti (10.0 GiB of 11.0 GiB free)"),
         ),
         (
             "cuda",
-            WITHOUT_CARD,
-            fail("device", "MODEL_DEVICE=cuda, but no CUDA device is seen", "MODEL_DEVICE=auto"),
+            WITHOUT_GPU,
+            fail("device", "MODEL_DEVICE=cuda, but torch sees no GPU", "MODEL_DEVICE=auto"),
         ),
         (
             "cuda:3",
-            with_cards(ADA, TURING),
+            with_gpus(ADA, TURING),
             fail(
                 "device",
-                "MODEL_DEVICE=cuda:3, but there are 2 cards, numbered from 0",
+                "MODEL_DEVICE=cuda:3, but the number must be between 0 and 1",
                 "MODEL_DEVICE=cuda:1",
             ),
         ),
         (
             "mps",
-            WITHOUT_CARD,
-            fail("device", "MODEL_DEVICE=mps, but this is no Apple GPU", "MODEL_DEVICE=auto"),
+            WITHOUT_GPU,
+            fail(
+                "device", "MODEL_DEVICE=mps, but this machine has no Apple GPU", "MODEL_DEVICE=auto"
+            ),
         ),
         (
             "cpu",
-            with_cards(ADA),
+            with_gpus(ADA),
             warn(
                 "device",
-                "MODEL_DEVICE=cpu leaves the NVIDIA RTX 4090 unused: pictures will be slow",
+                "MODEL_DEVICE=cpu leaves the NVIDIA RTX 4090 unused: images will be slow",
                 "MODEL_DEVICE=auto",
             ),
         ),
         (
             "auto",
-            WITHOUT_CARD,
+            WITHOUT_GPU,
             warn(
                 "device",
-                "the CPU, since no GPU is seen: SDXL pictures will be slow; smaller ones with "
-                "fewer steps are quicker, a GPU of 12 GB or more is the cure",
+                "the CPU, because torch sees no GPU: SDXL will be slow without a GPU of 12 GB or "
+                "more, and faster with fewer steps and smaller images",
                 'aura generate "a fox" --steps 12',
             ),
         ),
         (
             "auto",
-            replace(WITHOUT_CARD, torch=None, problem="broken"),
-            skip("device", "not examined, because torch can't be used"),
+            replace(WITHOUT_GPU, torch=None, problem="broken"),
+            skip("device", "not checked, because torch can't be used"),
         ),
     ],
 )
-def test_device(wish: str, graphics: GpuReport, finding: Finding) -> None:
-    assert cards.check_device(read(model_device=wish), graphics, demo=False) == finding
+def test_the_selected_device_must_exist(setting: str, report: GpuReport, finding: Finding) -> None:
+    assert checks.check_device(read(model_device=setting), report, is_demo=False) == finding
 
 
-def test_the_apple_gpu_is_taken_as_it_is() -> None:
-    torch = Torch("2.13.0", None, (), mps=True, cards=())
-    graphics = replace(WITHOUT_CARD, torch=torch)
-    finding = cards.check_device(read(model_device="mps"), graphics, demo=False)
-    assert finding == fine("device", "the Apple GPU, slower than an NVIDIA card")
+def test_an_apple_gpu_can_be_used() -> None:
+    torch = TorchBuild("2.13.0", None, (), has_mps=True, gpus=())
+    report = replace(WITHOUT_GPU, torch=torch)
+    finding = checks.check_device(read(model_device="mps"), report, is_demo=False)
+    assert finding == fine("device", "the Apple GPU, which is slower than an NVIDIA GPU")
 
 
 @pytest.mark.parametrize(
-    ("precision", "card", "finding"),
+    ("precision", "gpu", "finding"),
     [
         ("bf16", ADA, fine("precision", "bf16 on cuda")),
         ("fp16", TURING, fine("precision", "fp16 on cuda")),
@@ -225,48 +233,49 @@ def test_the_apple_gpu_is_taken_as_it_is() -> None:
             TURING,
             warn(
                 "precision",
-                "MODEL_PRECISION=bf16, which the NVIDIA RTX 2080 Ti only emulates, slowly: compute "
-                "capability 7.5, and 8.0 is needed",
+                "MODEL_PRECISION=bf16, which the NVIDIA RTX 2080 Ti only emulates, slowly: its "
+                "compute capability is 7.5, and bf16 needs 8.0",
                 "MODEL_PRECISION=fp16",
             ),
         ),
     ],
 )
-def test_precision_on_a_card(precision: str, card: Card, finding: Finding) -> None:
-    assert cards.check_precision(read(model_precision=precision), with_cards(card)) == finding
+def test_a_gpu_must_support_the_precision(precision: str, gpu: Gpu, finding: Finding) -> None:
+    assert checks.check_precision(read(model_precision=precision), with_gpus(gpu)) == finding
 
 
-def test_xformers_are_judged_by_a_probe_that_really_ran() -> None:
+def test_xformers_is_judged_by_a_real_probe() -> None:
     off, on = read(), read(enable_xformers="1")
-    assert cards.probe_xformers(off, WITHOUT_CARD) is None
-    finding = cards.check_xformers(off, None)
-    assert finding == fine("xformers", "off: attention is PyTorch's own")
-    finding = cards.check_xformers(on, cards.probe_xformers(on, WITHOUT_CARD))
+    assert checks.probe_xformers(off, WITHOUT_GPU) is None
+    finding = checks.check_xformers(off, None)
+    assert finding == fine("xformers", "off: PyTorch's own attention is used")
+    finding = checks.check_xformers(on, checks.probe_xformers(on, WITHOUT_GPU))
     if find_spec("xformers") is None:
         assert finding == warn(
             "xformers",
-            "ENABLE_XFORMERS=1, but xFormers is not installed, so attention is PyTorch's own",
+            "ENABLE_XFORMERS=1, but xFormers is not installed: PyTorch's own attention is used",
             "python -m pip install -e '.[xformers]'",
         )
     else:
         assert finding.fix == "ENABLE_XFORMERS=0"
 
 
-def test_xformers_that_do_not_run_are_turned_off_and_those_that_run_are_left() -> None:
+def test_xformers_is_switched_off_if_it_does_not_work() -> None:
     on = read(enable_xformers="1")
-    trouble = "xFormers does not run on cuda with torch.float16 (no kernel image)"
-    assert cards.check_xformers(on, trouble) == warn(
+    problem = "xFormers does not run on cuda with torch.float16 (no kernel image)"
+    assert checks.check_xformers(on, XformersReport(problem, is_installed=True)) == warn(
         "xformers",
-        f"ENABLE_XFORMERS=1, but {trouble}, so attention is PyTorch's own",
+        f"ENABLE_XFORMERS=1, but {problem}: PyTorch's own attention is used",
         "ENABLE_XFORMERS=0",
     )
-    ran = fine("xformers", "a probe of its attention ran on the device")
-    assert cards.check_xformers(on, "") == ran
-    unused = skip("xformers", "not probed, because the device can't be used")
-    assert cards.check_xformers(on, None) == unused
+    works = XformersReport("", is_installed=True)
+    finding = fine("xformers", "its attention works on this device")
+    assert checks.check_xformers(on, works) == finding
+    skipped = skip("xformers", "not checked, because the device can't be used")
+    assert checks.check_xformers(on, None) == skipped
 
 
-def test_this_machine_s_torch_is_asked() -> None:
-    graphics = probe()
-    assert graphics.torch is not None and graphics.problem == ""
-    assert graphics.torch.version.startswith("2.13")
+def test_the_torch_of_this_machine_can_be_probed() -> None:
+    report = probe()
+    assert report.torch is not None and report.problem == ""
+    assert report.torch.version == torch.__version__

@@ -1,13 +1,14 @@
-"""The machine's own checks, on machines that are values."""
+"""Checks of the machine, with machines as values."""
 
+import psutil
 import pytest
 
-from serve_app.doctor.checks import machine as room
+from serve_app.doctor.checks import machine as checks
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
-from tests.doctor.conftest import SOUND, machine
+from tests.support.machines import WSL_2, machine
 
-NT = "sudo timedatectl set-ntp true"
-WSL_2, WSL_1 = "5.15.153.1-microsoft-standard-WSL2", "4.4.0-19041-Microsoft"
+NTP = "sudo timedatectl set-ntp true"
+WSL_1 = "4.4.0-19041-Microsoft"
 
 
 @pytest.mark.parametrize(
@@ -15,8 +16,8 @@ WSL_2, WSL_1 = "5.15.153.1-microsoft-standard-WSL2", "4.4.0-19041-Microsoft"
     [
         ({}, fine("python", "Python 3.11.9, in a virtual environment")),
         (
-            {"python": (3, 13, 0), "isolated": False},
-            fine("python", "Python 3.13.0, outside any virtual environment"),
+            {"python": (3, 13, 0), "in_virtualenv": False},
+            fine("python", "Python 3.13.0, outside a virtual environment"),
         ),
         (
             {"python": (3, 9, 18)},
@@ -28,8 +29,8 @@ WSL_2, WSL_1 = "5.15.153.1-microsoft-standard-WSL2", "4.4.0-19041-Microsoft"
         ),
     ],
 )
-def test_python(changes: dict[str, object], finding: Finding) -> None:
-    assert room.check_python(machine(**changes)) == finding
+def test_python_must_be_new_enough(changes: dict[str, object], finding: Finding) -> None:
+    assert checks.check_python(machine(**changes)) == finding
 
 
 @pytest.mark.parametrize(
@@ -45,17 +46,17 @@ def test_python(changes: dict[str, object], finding: Finding) -> None:
             {"system": "Windows", "release": "11", "architecture": "AMD64"},
             fail(
                 "platform",
-                "Windows 11, AMD64: this service runs on Linux and macOS, and on Windows inside "
+                "Windows 11, AMD64: the service runs on Linux and macOS, and on Windows inside "
                 "WSL 2",
                 "wsl --install Ubuntu",
             ),
         ),
         (
-            {"release": WSL_1, "distribution": "Debian"},
+            {"release": WSL_1, "wsl_distribution": "Debian"},
             fail(
                 "platform",
-                f"Linux {WSL_1}, x86_64: this is WSL 1, which has neither GPU nor shared memory "
-                "for Ray; WSL 2 is needed (the command is for PowerShell)",
+                f"Linux {WSL_1}, x86_64: this is WSL 1, which has no GPU and no shared memory for "
+                "Ray; WSL 2 is needed (run the command in PowerShell)",
                 "wsl --set-version Debian 2",
             ),
         ),
@@ -63,26 +64,25 @@ def test_python(changes: dict[str, object], finding: Finding) -> None:
             {"system": "FreeBSD", "release": "14.1"},
             warn(
                 "platform",
-                "FreeBSD 14.1, x86_64: nobody has tried this service here; Linux and macOS are "
-                "known to run it",
+                "FreeBSD 14.1, x86_64: the service has been tried on Linux and macOS only",
                 "make test",
             ),
         ),
     ],
 )
-def test_platform(changes: dict[str, object], finding: Finding) -> None:
-    assert room.check_platform(machine(**changes)) == finding
+def test_the_platform_must_be_supported(changes: dict[str, object], finding: Finding) -> None:
+    assert checks.check_platform(machine(**changes)) == finding
 
 
 @pytest.mark.parametrize(
-    ("lacking", "finding"),
+    ("unmet", "finding"),
     [
-        ((), fine("packages", "all that is required is installed, in the versions required")),
+        ((), fine("packages", "all requirements are met")),
         (
             ("rich is missing", "torch<2.14,>=2.13 is 2.4.1"),
             fail(
                 "packages",
-                "not as required: rich is missing, torch<2.14,>=2.13 is 2.4.1",
+                "requirements are not met: rich is missing, torch<2.14,>=2.13 is 2.4.1",
                 "python -m pip install -e .",
             ),
         ),
@@ -90,72 +90,74 @@ def test_platform(changes: dict[str, object], finding: Finding) -> None:
             None,
             warn(
                 "packages",
-                "aura-serve itself is not installed, so what it requires can't be compared",
+                "aura-serve itself is not installed, so its requirements can't be checked",
                 "python -m pip install -e .",
             ),
         ),
     ],
 )
-def test_packages(lacking: tuple[str, ...] | None, finding: Finding) -> None:
-    assert room.check_packages(machine(lacking=lacking)) == finding
+def test_requirements_must_be_met(unmet: tuple[str, ...] | None, finding: Finding) -> None:
+    assert checks.check_packages(machine(unmet_requirements=unmet)) == finding
 
 
 @pytest.mark.parametrize(
     ("changes", "finding"),
     [
-        ({}, fine("clock", "the clock says 2027-01-15 08:00 UTC, kept right by the network")),
+        ({}, fine("clock", "the clock says 2027-01-15 08:00 UTC, synchronised over the network")),
         (
-            {"synchronised": False},
+            {"is_synchronised": False},
             warn(
                 "clock",
-                "the clock says 2027-01-15 08:00 UTC, and nothing keeps it right: the kernel says "
-                "so",
-                NT,
+                "the clock says 2027-01-15 08:00 UTC, and the kernel says that nothing "
+                "synchronises it",
+                NTP,
             ),
         ),
         (
-            {"synchronised": None},
+            {"is_synchronised": None},
             skip(
                 "clock",
-                "the clock says 2027-01-15 08:00 UTC; whether it is kept right can't be told here",
+                "the clock says 2027-01-15 08:00 UTC; this system does not say whether it is "
+                "synchronised",
             ),
         ),
         (
-            {"synchronised": False, "release": WSL_2},
+            {"is_synchronised": False, "release": WSL_2},
             skip(
                 "clock",
-                "the clock says 2027-01-15 08:00 UTC; whether it is kept right can't be told here",
+                "the clock says 2027-01-15 08:00 UTC; this system does not say whether it is "
+                "synchronised",
             ),
         ),
         (
-            {"now": 1_000_000_000.0},
+            {"clock": 1_000_000_000.0},
             fail(
                 "clock",
                 "the clock says 2001-09-09 01:46 UTC, but a file of this package was written "
-                "2026-09-21 14:13 UTC: with a wrong clock certificates don't verify, and jobs and "
-                "allowances expire at wrong times",
-                NT,
+                "2026-09-21 14:13 UTC: with a wrong clock certificates fail, and jobs and rate "
+                "limits expire at wrong times",
+                NTP,
             ),
         ),
     ],
 )
-def test_clock(changes: dict[str, object], finding: Finding) -> None:
-    assert room.check_clock(machine(**changes)) == finding
+def test_the_clock_must_be_right(changes: dict[str, object], finding: Finding) -> None:
+    assert checks.check_clock(machine(**changes)) == finding
 
 
 @pytest.mark.parametrize(
-    ("changes", "mend"),
+    ("changes", "fix"),
     [
         ({"release": WSL_2}, "sudo hwclock --hctosys"),
         ({"system": "Darwin"}, "sudo sntp -sS time.apple.com"),
     ],
 )
-def test_a_clock_is_set_as_the_system_has_it(changes: dict[str, object], mend: str) -> None:
-    assert room.check_clock(machine(now=0.0, **changes)).fix == mend
+def test_the_clock_is_set_with_the_tool_of_the_system(changes: dict[str, object], fix: str) -> None:
+    assert checks.check_clock(machine(clock=0.0, **changes)).fix == fix
 
 
-def test_this_machine_can_be_looked_at() -> None:
-    here = room.probe()
-    assert here.python >= room.OLDEST and here.lacking == ()
-    assert here.now > here.newest > SOUND.newest - 3e9
-    assert here.memory > 2**28
+def test_this_machine_can_be_probed() -> None:
+    probed = checks.probe()
+    assert probed.python >= checks.MIN_PYTHON and probed.unmet_requirements == ()
+    assert probed.clock > probed.newest_source > 1_000_000_000
+    assert 2**28 < probed.available_memory <= psutil.virtual_memory().total
