@@ -65,7 +65,8 @@ def test_without_a_terminal_a_finding_is_one_line_of_ascii() -> None:
 def test_no_color_is_honoured_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     text = printed(80, is_terminal=True)
-    assert text.isascii() and "\x1b[3" not in text
+    assert text.isascii()
+    assert "\x1b[3" not in text
 
 
 @pytest.mark.parametrize("width", [64, 80, 120, 200])
@@ -78,7 +79,9 @@ def test_on_a_terminal_sentences_are_wrapped_and_commands_are_not(width: int) ->
     others = [line for line in plain if line not in commands]
     assert max(map(len, others)) <= width
     joined = " ".join(" ".join(plain).split())
-    assert LONG in joined and "✗ FAIL" in joined and "✓ OK" in joined
+    assert LONG in joined
+    assert "✗ FAIL" in joined
+    assert "✓ OK" in joined
 
 
 def test_the_json_is_one_object(folder: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +90,8 @@ def test_the_json_is_one_object(folder: Path, port: int, monkeypatch: pytest.Mon
     assert done.exit_code == 1
     content = json.loads(done.stdout)
     assert set(content) == {"ok", "version", "findings"}
-    assert content["ok"] is False and content["version"] == __version__
+    assert content["ok"] is False
+    assert content["version"] == __version__
     assert {tuple(finding) for finding in content["findings"]} == {
         ("check", "verdict", "message", "fix")
     }
@@ -148,14 +152,16 @@ def test_it_needs_no_ray_and_imports_no_pipeline(folder: Path, port: int) -> Non
 
 def test_a_torch_that_cannot_be_imported_is_a_finding(folder: Path, port: int) -> None:
     done = run_doctor(folder, setup_code="sys.modules['torch'] = None")
-    assert done.returncode == 1 and done.stderr == ""
+    assert done.returncode == 1
+    assert done.stderr == ""
     assert "  FAIL  torch        torch can't be used: import of torch halted" in done.stdout
     assert "  SKIP  device       not checked, because torch can't be used" in done.stdout
 
 
 def test_a_half_installed_package_is_reported_with_the_install_command(folder: Path) -> None:
     done = run_doctor(folder, setup_code="sys.modules['dotenv'] = None")
-    assert done.returncode == 1 and done.stderr == ""
+    assert done.returncode == 1
+    assert done.stderr == ""
     assert "a package that this service needs can't be imported: import of dotenv" in done.stdout
     assert "$ python -m pip install -e .\n" in done.stdout
 

@@ -9,7 +9,9 @@ import pytest
 from rich.filesize import decimal
 
 from serve_app.core.diffusion.spec import Stage
+from serve_app.hub.client import fetch_file, get_repository
 from serve_app.hub.local_files import download_lock
+from serve_app.hub.selection import RepoRequest
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from tests.support.fake_hub import (
     BASE,
@@ -62,7 +64,8 @@ def test_the_next_run_resumes_a_broken_download(hub: FakeHub, run: RunDownload, 
     assert f"{hub.address} broke off the connection (" in output
     assert f"What arrived is kept; resume with: {COMMAND}" in output
     size = part(hub, BIG).stat().st_size
-    assert size >= 10_000_000 and not (FOLDER / BIG).exists()
+    assert size >= 10_000_000
+    assert not (FOLDER / BIG).exists()
     hub.requests.clear()
     status, output = run()
     assert status == 0, output
@@ -71,6 +74,18 @@ def test_the_next_run_resumes_a_broken_download(hub: FakeHub, run: RunDownload, 
     assert (FOLDER / BIG).read_bytes() == big
     assert not (FOLDER / ".parts").exists()
     assert inspect(FOLDER, Stage.BASE).name == "sdxl-base"
+
+
+def test_the_bytes_that_arrive_are_counted(hub: FakeHub, big: bytes) -> None:
+    part(hub, BIG).parent.mkdir(parents=True)
+    part(hub, BIG).write_bytes(big[:1_000_000])
+    hub.repos[BASE].cuts[BIG] = [Cut(21_000_000, "close")]
+    repository = get_repository(RepoRequest(BASE, "main", hub.address, "aura download"))
+    (file,) = [file for file in repository.files if file.path == BIG]
+    counts: list[int] = []
+    fetch_file(repository, file, FOLDER, counts.append)
+    assert len(hub.ranges_of(BIG)) == 2
+    assert sum(counts) == len(big) - 1_000_000
 
 
 def test_ctrl_c_keeps_what_arrived_and_the_same_command_resumes(
@@ -92,7 +107,8 @@ def test_ctrl_c_keeps_what_arrived_and_the_same_command_resumes(
     _, output = process.communicate(timeout=20)
     assert process.returncode == 130
     assert output.endswith(f"stopped. What arrived is kept; resume with: {COMMAND}\n")
-    assert "Traceback" not in output and not Path(".env.local").exists()
+    assert "Traceback" not in output
+    assert not Path(".env.local").exists()
     assert run()[0] == 0
     assert hub.ranges_of(BIG)[1] in ("bytes=20971520-", "bytes=21000000-")
     assert (FOLDER / BIG).read_bytes() == big
@@ -112,7 +128,8 @@ def test_wrong_content_is_deleted(hub: FakeHub, run: RunDownload, path: str, cha
     kind = "sha256" if path == SMALL else "git hash"
     assert f"{path} of {BASE} arrived with another {kind} than the " in output
     assert f"and was deleted. Download it again: {COMMAND}" in output
-    assert not part(hub, path).exists() and not (FOLDER / path).exists()
+    assert not part(hub, path).exists()
+    assert not (FOLDER / path).exists()
     assert not Path(".env.local").exists()
     hub.repos[BASE].altered.clear()
     assert run()[0] == 0
@@ -134,7 +151,8 @@ def test_a_part_that_the_hub_can_not_complete_is_deleted(hub: FakeHub, run: RunD
     status, output = run()
     assert status == 2
     assert hub.ranges_of(SMALL) == [f"bytes={len(content) - 1}-"]
-    assert "arrived with another sha256" in output and not part(hub, SMALL).exists()
+    assert "arrived with another sha256" in output
+    assert not part(hub, SMALL).exists()
 
 
 def test_too_small_a_disk_is_an_error_before_the_download(

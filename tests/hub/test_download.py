@@ -66,7 +66,9 @@ def test_both_checkpoints_are_downloaded_and_put_into_env_local(
         b"\nMODEL_REFINER_CHECKPOINT_DIR=\n",
         b"\nMODEL_REFINER_CHECKPOINT_DIR=./models/sdxl-refiner\n",
     )
-    assert "to ./models/sdxl-base" in output and "files to download, " in output and " MB" in output
+    assert "to ./models/sdxl-base" in output
+    assert "files to download, " in output
+    assert " MB" in output
     assert output.endswith("Next: make serve, or aura up\n")
 
 
@@ -107,7 +109,8 @@ def test_full_precision_files_on_disk_serve_any_precision(
     assert run()[0] == 0
     monkeypatch.setenv("MODEL_PRECISION", "fp16")
     status, output = run()
-    assert status == 0 and "files to download" not in output
+    assert status == 0
+    assert "files to download" not in output
     (FOLDER / "vae/diffusion_pytorch_model.safetensors").unlink()
     assert run()[0] == 0
     assert (FOLDER / "vae/diffusion_pytorch_model.fp16.safetensors").exists()
@@ -120,10 +123,13 @@ def test_the_licence_is_shown_accepted_and_recorded_once(hub: FakeHub, run: RunD
     assert status == 0, output
     assert questions == ["Do you accept? [y/N] "]
     url = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md"
-    assert RAIL in output and url in output and "exploiting or harming minors" in output
+    assert RAIL in output
+    assert url in output
+    assert "exploiting or harming minors" in output
     record = acceptance_of()
     accepted = datetime.fromisoformat(record.pop("accepted_at"))
-    assert accepted.utcoffset() is not None and accepted.timestamp() <= datetime.now().timestamp()
+    assert accepted.utcoffset() is not None
+    assert accepted.timestamp() <= datetime.now().timestamp()
     assert record == {
         "repository": BASE,
         "revision": COMMIT,
@@ -135,7 +141,8 @@ def test_the_licence_is_shown_accepted_and_recorded_once(hub: FakeHub, run: RunD
     status, output = run(accept_license=False, ask=person(questions=questions))
     assert (status, len(questions)) == (0, 1)
     assert acceptance_of() == previous
-    assert "licence of" not in output and "files to download" not in output
+    assert "licence of" not in output
+    assert "files to download" not in output
 
 
 def test_without_acceptance_nothing_is_downloaded(hub: FakeHub, run: RunDownload) -> None:
@@ -152,7 +159,8 @@ def test_a_licence_that_changed_must_be_accepted_again(hub: FakeHub, run: RunDow
     hub.repos["artist/fox"].card = {"license": "other", "license_name": "fox-nc"}
     questions: list[str] = []
     assert run("artist/fox", accept_license=False, ask=person("n", questions=questions))[0] == 2
-    assert questions and acceptance_of(Path("models/fox"))["license"] == "mit"
+    assert questions
+    assert acceptance_of(Path("models/fox"))["license"] == "mit"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +184,8 @@ def test_other_repositories_have_the_licence_on_their_card(
     hub.repos["artist/fox"] = FakeRepo(hub.repos[BASE].files, card)
     status, output = run("artist/fox")
     assert status == 0, output
-    assert name in output and ("In short, it forbids" in output) is restricted
+    assert name in output
+    assert ("In short, it forbids" in output) is restricted
     record = acceptance_of(Path("models/fox"))
     assert (record["license"], record["license_url"]) == (name, url.format(hub=hub.address))
     assert ".env.local has MODEL_CHECKPOINT_DIR=./models/fox now" in output
@@ -250,7 +259,8 @@ def test_a_folder_of_another_repository_is_not_touched(hub: FakeHub, run: RunDow
     assert status == 2
     assert "models/fox holds one/fox, not two/fox. Choose another folder with --folder" in output
     status, output = run("two/fox", folder=Path("with space"))
-    assert status == 2 and "can't be written to .env.local" in output
+    assert status == 2
+    assert "can't be written to .env.local" in output
 
 
 def test_a_variable_in_the_environment_takes_precedence_and_is_reported(
@@ -281,7 +291,8 @@ def test_a_person_at_a_terminal_can_accept(hub: FakeHub) -> None:
     os.close(ours)
     os.close(theirs)
     assert done.returncode == 0, done.stderr
-    assert "Do you accept? [y/N]" in done.stderr and "Traceback" not in done.stderr
+    assert "Do you accept? [y/N]" in done.stderr
+    assert "Traceback" not in done.stderr
     assert acceptance_of()["revision"] == COMMIT
     assert all(
         request.path.startswith(("/api/models/", f"/{BASE}/", "/cdn/")) for request in hub.requests

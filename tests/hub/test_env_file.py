@@ -62,7 +62,8 @@ def test_a_link_stays_a_link_and_permissions_stay(tmp_path: Path) -> None:
     target.chmod(0o600)
     link.symlink_to(target)
     write(link, tmp_path / ".env.example", {BASE: "./m"})
-    assert link.is_symlink() and target.stat().st_mode & 0o777 == 0o600
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o600
     assert target.read_text() == "API_KEYS=secret\nMODEL_CHECKPOINT_DIR=./m\n"
 
 

@@ -35,7 +35,8 @@ def test_it_passes_every_byte_count_to_the_progress_class(url: str, content: byt
     stream = BytesIO()
     http_get(url, stream, tqdm_class=progress_class(0, counts.append))
     assert stream.getvalue() == content
-    assert counts[0] == 0 and sum(counts) == len(content)
+    assert counts[0] == 0
+    assert sum(counts) == len(content)
 
 
 def test_it_resumes_with_a_range_and_appends(hub: FakeHub, url: str, content: bytes) -> None:
@@ -58,7 +59,8 @@ def test_without_a_partial_response_it_starts_over_and_takes_the_count_back(
     stream.seek(1000)
     http_get(url, stream, resume_size=1000, tqdm_class=progress_class(1000, counts.append))
     assert stream.getvalue() == expected
-    assert counts[0] == -1000 and sum(counts) == len(expected) - 1000
+    assert counts[0] == -1000
+    assert sum(counts) == len(expected) - 1000
 
 
 def test_it_sends_our_headers(hub: FakeHub, url: str) -> None:

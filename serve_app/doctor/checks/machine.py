@@ -22,6 +22,7 @@ MIN_PYTHON = (3, 11)
 INSTALL_COMMAND = "python -m pip install -e ."
 _NAME = re.compile(r"[\w.-]+")
 _DAY = 86_400.0  # seconds
+_CGROUP = Path("/sys/fs/cgroup")
 _UNSYNCHRONISED = 0x40  # STA_UNSYNC of adjtimex(2)
 
 
@@ -58,7 +59,7 @@ def probe() -> Machine:
         architecture=platform.machine(),
         wsl_distribution=os.environ.get("WSL_DISTRO_NAME", ""),
         unmet_requirements=_unmet_requirements(),
-        available_memory=_available_memory(),
+        available_memory=available_memory(),
         clock=time.time(),
         newest_source=max(file.stat().st_mtime for file in package.rglob("*.py")),
         is_synchronised=_is_synchronised(),
@@ -170,15 +171,14 @@ def _is_met(requirement: str, version: str) -> bool:
     return Requirement(requirement).specifier.contains(version, prereleases=True)
 
 
-def _available_memory() -> int:
-    """Return the bytes that can be allocated now, within the limit of a container."""
+def available_memory(cgroup: Path = _CGROUP) -> int:
+    """Return the bytes that can be allocated now, within the limit of a container (cgroup v2)."""
     import psutil
 
     available: int = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # no cgroup v2, or no limit ("max")
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        available = min(available, limit - int((group / "memory.current").read_text()))
+    with suppress(OSError, ValueError):  # no such files, or no limit ("max")
+        limit = int((cgroup / "memory.max").read_text())
+        available = min(available, limit - int((cgroup / "memory.current").read_text()))
     return max(0, available)
 
 

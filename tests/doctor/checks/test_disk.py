@@ -58,4 +58,5 @@ def test_every_disk_needs_free_space(usages: list[DiskUsage], finding: Finding) 
 
 def test_the_disk_of_a_folder_that_does_not_exist_yet_is_that_of_its_parent(tmp_path: Path) -> None:
     usage = probe("the ledger", tmp_path / "state" / "aura")
-    assert usage.folder == tmp_path and 0 < usage.free <= usage.total
+    assert usage.folder == tmp_path
+    assert 0 < usage.free <= usage.total

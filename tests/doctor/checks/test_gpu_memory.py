@@ -76,8 +76,10 @@ def test_of_models_that_take_turns_the_larger_counts_and_on_the_host_both() -> N
     assert together - fp16_bytes(both()) == 2 * sum(REFINER_PARAMETERS.values())
     assert fp16_bytes(both(), on_host=True) == together
     assert fp16_bytes(both(max_loaded=2), on_host=True) == together
-    assert both().swaps_stages and both(2, bases=2).swaps_stages
-    assert not both(2).swaps_stages and not base(models=2).swaps_stages
+    assert both().swaps_stages
+    assert both(2, bases=2).swaps_stages
+    assert not both(2).swaps_stages
+    assert not base(models=2).swaps_stages
     assert fp16_bytes(both(bases=2), on_host=True) == fp16_bytes(base(models=2))
 
 

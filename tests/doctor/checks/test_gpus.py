@@ -277,5 +277,6 @@ def test_xformers_is_switched_off_if_it_does_not_work() -> None:
 
 def test_the_torch_of_this_machine_can_be_probed() -> None:
     report = probe()
-    assert report.torch is not None and report.problem == ""
+    assert report.torch is not None
+    assert report.problem == ""
     assert report.torch.version == torch.__version__

@@ -1,5 +1,7 @@
 """Checks of the machine, with machines as values."""
 
+from pathlib import Path
+
 import psutil
 import pytest
 
@@ -158,6 +160,24 @@ def test_the_clock_is_set_with_the_tool_of_the_system(changes: dict[str, object]
 
 def test_this_machine_can_be_probed() -> None:
     probed = checks.probe()
-    assert probed.python >= checks.MIN_PYTHON and probed.unmet_requirements == ()
+    assert probed.python >= checks.MIN_PYTHON
+    assert probed.unmet_requirements == ()
     assert probed.clock > probed.newest_source > 1_000_000_000
     assert 2**28 < probed.available_memory <= psutil.virtual_memory().total
+
+
+def write_cgroup(folder: Path, limit: str, used: int) -> None:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+
+
+@pytest.mark.parametrize(("used", "expected"), [(300_000, 700_000), (1_200_000, 0)])
+def test_a_container_limits_the_available_memory(tmp_path: Path, used: int, expected: int) -> None:
+    write_cgroup(tmp_path, "1000000", used)
+    assert checks.available_memory(tmp_path) == expected
+
+
+def test_without_a_limit_all_memory_of_the_machine_is_available(tmp_path: Path) -> None:
+    assert checks.available_memory(tmp_path) > 2**28
+    write_cgroup(tmp_path, "max", 1_000_000)
+    assert checks.available_memory(tmp_path) > 2**28
