@@ -39,7 +39,7 @@ def find_listeners() -> frozenset[Listener] | None:
     """Return everything that listens on TCP; None if the system does not say, as macOS."""
     try:
         connections = psutil.net_connections("tcp")
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return None
     return frozenset(
         Listener(_unmapped(connection.laddr.ip), connection.laddr.port)
