@@ -12,6 +12,7 @@ from ray.serve import Application
 from serve_app.config.app_args import AppArgs
 from serve_app.config.settings import Settings
 from serve_app.core.service.info import ServiceInfo
+from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.graph import bind_service
 from serve_app.deployments.ingress_replica import OpenHttp
 from serve_app.ingress.access import AccessPolicy, digests
@@ -19,10 +20,14 @@ from serve_app.ingress.http_ingress import HttpConfig, open_ingress
 
 
 def build(args: AppArgs) -> Application:
-    """Bind the application for this cluster; raise `OperatorError`, which says what to do."""
+    """Bind the application for this cluster.
+
+    Raises `RuntimeError` with the fields of an `OperatorError`, which says what to do.
+    """
     machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     cpus = min([os.cpu_count() or 1, *(int(cpus) for cpus in machines if cpus)])
-    return bind_service(args, ray.cluster_resources().get("GPU", 0), cpus, http)
+    with startup_errors():
+        return bind_service(args, ray.cluster_resources().get("GPU", 0), cpus, http)
 
 
 def http(settings: Settings, info: ServiceInfo) -> OpenHttp:

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
         {"core.errors", "core.diffusion", "core.capacity", "core.service"},
         set(),
     ),
-    "core": (set(), set()),
+    "core": ({"core.errors"}, set()),
     "runtime.checkpoints": (CORE | {"runtime.checkpoints"}, set()),
     "runtime": (CORE | {"runtime"}, {"torch", "diffusers", "transformers", "xformers", "peft"}),
     "deployments.graph": (CORE | {"runtime.checkpoints", "config", "deployments"}, {"ray"}),

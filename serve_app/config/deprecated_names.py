@@ -53,3 +53,53 @@ def with_current_keys(
             warn_deprecated(key, new, where=where)
             current[new] = value
     return current
+
+
+def with_current_names(config: Mapping[str, Any], builder: str, *, where: str) -> dict[str, Any]:
+    """Return a serve config with the current names in the applications of a builder.
+
+    What has the wrong type is left alone: validation refuses it.
+    """
+    applications = config.get("applications")
+    if not isinstance(applications, list):
+        return dict(config)
+    return {
+        **config,
+        "applications": [
+            _application_with_current_names(entry, where)
+            if isinstance(entry, dict) and entry.get("import_path") == builder
+            else entry
+            for entry in applications
+        ],
+    }
+
+
+def _application_with_current_names(application: Mapping[str, Any], where: str) -> dict[str, Any]:
+    current = dict(application)
+    args = current.get("args")
+    if isinstance(args, dict):
+        args = with_current_keys(args, ARGS, where=where)
+        settings = args.get("settings")
+        if isinstance(settings, dict):
+            args["settings"] = with_current_keys(settings, SETTINGS, where=where)
+        current["args"] = args
+    policy = current.get("autoscaling_policy")
+    if isinstance(policy, dict):
+        current["autoscaling_policy"] = _policy_with_current_names(policy, where)
+    return current
+
+
+def _policy_with_current_names(policy: Mapping[str, Any], where: str) -> dict[str, Any]:
+    current = dict(policy)
+    function = policy.get("policy_function")
+    new = POLICIES.get(function) if isinstance(function, str) else None
+    if new:
+        warn_deprecated(str(function), new, where=where)
+        current["policy_function"] = new
+    if isinstance(policy.get("policy_kwargs"), dict) and current.get("policy_function") in {
+        *POLICIES.values()
+    }:
+        current["policy_kwargs"] = with_current_keys(
+            policy["policy_kwargs"], POLICY_KWARGS, where=where
+        )
+    return current

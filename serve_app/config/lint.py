@@ -1,190 +1,191 @@
-"""`slips`: what is wrong with the keys of a serve config, each told with what may have been meant.
+"""`lint`: everything wrong with a serve config, with a suggestion for each misspelt key.
 
-Serve passes over a key that it does not know, so that a slip would do nothing, silently. Knows no
-file and no Ray.
+Serve ignores unknown keys, so a misspelt one would silently do nothing. No files, no Ray.
 """
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
-from typing import Any, get_args
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from serve_app.config.app_args import AppArgs
-from serve_app.config.serve_schema import ServeFile
-from serve_app.config.settings import Settings, check_given
+from serve_app.config.app_args import AppArgs, DeploymentScale
+from serve_app.config.serve_schema import Location, schema_errors, sections
+from serve_app.config.settings import check_given, is_setting
 from serve_app.core.capacity.autoscaler import ScalingTargets
 from serve_app.core.errors import SettingsError
+from serve_app.core.suggest import suggest
+from serve_app.core.validation_message import validation_message
 
 BUILDER = "serve_app.app:build"
 POLICY = "serve_app.deployments.autoscaling:OwedWorkAutoscaler"
-SECTIONS = {  # of args, by the deployment that each is for
+SECTIONS = {  # the section of args for each deployment
     "Ingress": "ingress",
     "Ledger": None,
     "BaseGenerator": "base",
     "Refiner": "refiner",
     "BaseAndRefiner": "combined",
 }
-_OF_ARGS = ("num_replicas", "autoscaling_config", "ray_actor_options")  # in our words: a section
-_ASIDE = {"deployments", "grpc_options"}  # where nothing of this service should stand
-_NEAR = 0.65  # likeness from which a key is taken for a slip of another
-_SAID = {
-    "model_type": "must hold keys",
-    "dict_type": "must hold keys",
-    "list_type": "must be a list",
-    "missing": "is missing",
+_SET_IN_ARGS = ("num_replicas", "autoscaling_config", "ray_actor_options")
+_ARGS_OF_SECTIONS: dict[Location, tuple[str, ...]] = {
+    ("args",): tuple(AppArgs.model_fields),
+    **{
+        ("args", section): tuple(DeploymentScale.model_fields)
+        for section in SECTIONS.values()
+        if section
+    },
 }
-Where = tuple[str | int, ...]
 
 
-def lint(config: Mapping[str, Any]) -> Iterator[str]:
-    """What Serve would refuse or pass over, and what we would refuse, a sentence each.
+@dataclass(frozen=True, slots=True)
+class ConfigProblem:
+    """One thing wrong with a serve config: where, what, and what to do about it."""
 
-    Where there is none, `ServeFile` takes the config and `AppArgs` the args of our application.
+    location: Location
+    problem: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        text = f"{_dotted(self.location)}: {self.problem}"
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+
+def lint(config: Mapping[str, Any]) -> Iterator[ConfigProblem]:
+    """Yield what Serve would refuse or ignore, and what this service would refuse.
+
+    If there is nothing, `AppArgs` takes the args of our application.
     """
-    yield from _checked(ServeFile, config, ())
-    applications = config.get("applications")
-    entries = applications if isinstance(applications, list) else []
-    ours = 0
-    for place, entry in enumerate(entries):
-        if isinstance(entry, dict) and entry.get("import_path") == BUILDER:
-            ours += 1
-            yield from _slips_of_ours(entry, ("applications", place))
-    if not ours:
-        there = [str(one["import_path"]) for one in entries if _names_builder(one)]
-        told = f"; there is {', '.join(there)}" if there else ""
-        yield f"applications has none with the import_path {BUILDER}{told}"
+    for error in schema_errors(config):
+        remedy = ""
+        if error.is_unknown_key:
+            remedy = _remedy_for_key(str(error.location[-1]), error.known_keys)
+        yield ConfigProblem(error.location, error.problem, remedy)
+    entries = config.get("applications")
+    applications = [entry for entry in _list(entries) if isinstance(entry, dict)]
+    if not any(application.get("import_path") == BUILDER for application in applications):
+        paths = [str(entry["import_path"]) for entry in applications if "import_path" in entry]
+        found = f"; found {', '.join(paths)}" if paths else ""
+        yield ConfigProblem(("applications",), f"none has the import_path {BUILDER}{found}")
+    for position, application in enumerate(_list(entries)):
+        if isinstance(application, dict) and application.get("import_path") == BUILDER:
+            yield from _lint_application(application, ("applications", position))
 
 
-def _names_builder(entry: Any) -> bool:
-    return isinstance(entry, dict) and "import_path" in entry
-
-
-def _slips_of_ours(application: Mapping[str, Any], at: Where) -> Iterator[str]:
+def _lint_application(application: Mapping[str, Any], at: Location) -> Iterator[ConfigProblem]:
     args = application.get("args", {})
     if isinstance(args, dict):
-        found = list(_checked(AppArgs, args, (*at, "args")))
-        yield from found or _slips_of_policy(application, AppArgs.model_validate(args), at)
-        settings = args.get("settings", {})
-        for name, value in settings.items() if isinstance(settings, dict) else ():
-            try:
-                check_given({str(name): str(value)})
-            except SettingsError as error:
-                yield f"{_path((*at, 'args', 'settings'))}: {error}"
-    overrides = application.get("deployments", [])
-    for place, override in enumerate(overrides if isinstance(overrides, list) else []):
-        if isinstance(override, dict):
-            yield from _slips_of_override(override, (*at, "deployments", place))
+        problems = list(_lint_args(args, (*at, "args")))
+        yield from problems or _lint_policy(application, AppArgs.model_validate(args), at)
+        yield from _lint_settings(args.get("settings"), (*at, "args", "settings"))
+    for position, override in enumerate(_list(application.get("deployments"))):
+        if isinstance(override, dict) and isinstance(override.get("name"), str):
+            yield from _lint_override(override, (*at, "deployments", position))
 
 
-def _slips_of_policy(application: Mapping[str, Any], args: AppArgs, at: Where) -> Iterator[str]:
-    """Serve's own policy scales each deployment by itself, and so can't know what is to come."""
-    policy = application.get("autoscaling_policy")
-    policy = policy if isinstance(policy, dict) else {}  # what else it is has been told
-    named = policy.get("policy_function")
-    where = (*at, "autoscaling_policy")
-    if named == POLICY:
-        yield from _slips_of_aims(policy.get("policy_kwargs"), (*where, "policy_kwargs"))
+def _lint_args(args: Mapping[str, Any], at: Location) -> Iterator[ConfigProblem]:
+    try:
+        AppArgs.model_validate(args)
+    except ValidationError as error:
+        for entry in error.errors():
+            location = (*at, *entry["loc"])
+            if entry["type"] == "extra_forbidden":
+                section = AppArgs if len(entry["loc"]) == 1 else DeploymentScale
+                remedy = _remedy_for_key(str(entry["loc"][-1]), section.model_fields)
+                yield ConfigProblem(location, "unknown key", remedy)
+            else:
+                value = entry["input"]
+                got = f", got {value}" if isinstance(value, (int, float)) else ""
+                yield ConfigProblem(location, validation_message(entry) + got)
+
+
+def _lint_settings(settings: Any, at: Location) -> Iterator[ConfigProblem]:
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        try:
+            check_given({str(name): str(value)})
+        except SettingsError as error:
+            yield ConfigProblem(at, error.problem, error.remedy)
+
+
+def _lint_policy(
+    application: Mapping[str, Any], args: AppArgs, at: Location
+) -> Iterator[ConfigProblem]:
+    """Yield what is wrong with the autoscaling policy.
+
+    Serve's own policy scales each deployment alone, by its requests, so it can't see the work that
+    is still at another stage.
+    """
+    policy = application.get("autoscaling_policy") or {}
+    if not isinstance(policy, dict):
+        return  # the schema has refused it
+    at = (*at, "autoscaling_policy")
+    function = policy.get("policy_function")
+    if function == POLICY:
+        yield from _lint_targets(policy.get("policy_kwargs"), (*at, "policy_kwargs"))
         return
-    sections = {"base": args.base, "refiner": args.refiner, "combined": args.combined}
-    varying = [name for name, scale in sections.items() if scale and scale.autoscales]
-    if varying:
-        said = f"names {named}" if named else "is missing"
-        yield (
-            f"{_path(where)} {said}, and replicas of {' and '.join(varying)} come and go: without "
-            "ours Serve counts requests, of whatever length. Say autoscaling_policy: "
-            f"{{ policy_function: {POLICY} }}"
+    stages = {"base": args.base, "refiner": args.refiner, "combined": args.combined}
+    autoscaled = [name for name, scale in stages.items() if scale and scale.autoscales]
+    if autoscaled:
+        yield ConfigProblem(
+            at,
+            f"{f'names {function}' if function else 'is missing'}, but "
+            f"{' and '.join(autoscaled)} autoscale; Serve would count requests, whatever their "
+            "length",
+            f"Set autoscaling_policy: {{ policy_function: {POLICY} }}",
         )
 
 
-def _slips_of_aims(aims: Any, at: Where) -> Iterator[str]:
-    known = {aim.name: aim for aim in fields(ScalingTargets)}
-    for name, value in aims.items() if isinstance(aims, dict) else ():
+def _lint_targets(targets: Any, at: Location) -> Iterator[ConfigProblem]:
+    known = [field.name for field in fields(ScalingTargets)]
+    for name, value in targets.items() if isinstance(targets, dict) else ():
         if name not in known:
-            yield f"{_path((*at, name))} is unknown{_meant(name, known)}"
+            yield ConfigProblem((*at, name), "unknown key", _meant(name, known))
             continue
         try:
             ScalingTargets(**{name: value})
         except ValueError as error:
-            yield f"{_path(at)}.{error}"
+            yield ConfigProblem(at, str(error))
 
 
-def _slips_of_override(override: Mapping[str, Any], at: Where) -> Iterator[str]:
-    """What stands there wins over the builder, which then can't fit a replica to the machine."""
-    name = override.get("name")
-    if not isinstance(name, str):
-        return  # which has been told
+def _lint_override(override: Mapping[str, Any], at: Location) -> Iterator[ConfigProblem]:
+    """Yield options that would win over the builder, which fits the replicas to the machine."""
+    name = override["name"]
     if name not in SECTIONS:
-        yield f"{_path((*at, 'name'))} is no deployment of this service{_meant(name, SECTIONS)}"
+        problem = f"{name} is not a deployment of this service"
+        yield ConfigProblem((*at, "name"), problem, _meant(name, SECTIONS))
         return
     section = SECTIONS[name]
-    belongs = "the Ledger is one, and asks Ray for nothing"
     if section:
-        belongs = f"min_replicas, max_replicas, num_cpus and num_gpus stand in args.{section}"
-    for key in _OF_ARGS:
+        problem = f"would override args.{section}"
+        remedy = f"Set min_replicas, max_replicas, num_cpus and num_gpus in args.{section}"
+    else:
+        problem, remedy = "the Ledger has one replica and asks Ray for nothing", "Remove this key"
+    for key in _SET_IN_ARGS:
         if key in override:
-            yield f"{_path((*at, key))} would put out what the args say: {belongs}"
+            yield ConfigProblem((*at, key), problem, remedy)
 
 
-def _checked(model: type[BaseModel], data: Any, at: Where) -> Iterator[str]:
-    """What a model finds wrong with the data that stands there."""
-    try:
-        model.model_validate(data)
-    except ValidationError as error:
-        for one in error.errors():
-            loc = tuple(part for part in one["loc"] if part != "[key]")
-            where = _path((*at, *loc)) or "applications"
-            if one["type"] == "extra_forbidden":
-                yield f"{where} is unknown{_suggestion(model, loc)}"
-                continue
-            if one["type"] in _SAID:
-                yield f"{where} {_SAID[one['type']]}"
-                continue
-            said = one["msg"].removeprefix("Value error, ")
-            got = f", got {one['input']}" if isinstance(one["input"], (int, float)) else ""
-            yield f"{where}: {said}{got}"
+def _remedy_for_key(key: str, known: Collection[str]) -> str:
+    """Return where an unknown key belongs, or the key of its section that was probably meant."""
+    if is_setting(key):
+        return "It belongs under args.settings"
+    owners = [_dotted(at) or "the top level" for at, keys in _all_sections().items() if key in keys]
+    return f"It belongs under {' or '.join(owners)}" if owners else _meant(key, known)
 
 
-def _suggestion(model: type[BaseModel], loc: Where) -> str:
-    """What an unknown key may be: another section's, a setting, or a slip of a neighbour."""
-    key = str(loc[-1])
-    if key.upper() in map(str.upper, Settings.model_fields):
-        return "; it belongs under args.settings"
-    homes = [*_homes(AppArgs, key, "args"), *_homes(ServeFile, key, "the top level")]
-    if homes:
-        return f"; it belongs under {' or '.join(homes)}"
-    return _meant(key, _section_at(model, loc[:-1]).model_fields)
+def _all_sections() -> dict[Location, tuple[str, ...]]:
+    return _ARGS_OF_SECTIONS | sections()
 
 
-def _meant(name: Any, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=_NEAR)
-    return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known)}"
+def _meant(name: Any, known: Collection[str]) -> str:
+    meant = suggest(str(name), known)
+    return f"Did you mean {meant}?" if meant else f"Known: {', '.join(known)}"
 
 
-def _homes(model: type[BaseModel], key: str, at: str) -> Iterator[str]:
-    """The sections that have this key, by their paths."""
-    if key in model.model_fields:
-        yield at
-    for name, field in model.model_fields.items():
-        section = _section(field.annotation)
-        if section and name not in _ASIDE:
-            yield from _homes(section, key, name if at == "the top level" else f"{at}.{name}")
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
-def _section_at(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel]:
-    for part in loc:
-        if isinstance(part, str):
-            model = _section(model.model_fields[part].annotation) or model
-    return model
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The model of a field that has keys of its own, or a list of such."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for found in map(_section, get_args(annotation)) if found), None)
-
-
-def _path(loc: Sequence[str | int]) -> str:
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc).removeprefix(".")
+def _dotted(location: Location) -> str:
+    """Return a location as it is usually written: applications[0].args.base."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    return "".join(parts).removeprefix(".")

@@ -1,9 +1,10 @@
-"""The serve config: what it says, every slip in it, and where to listen.
+"""The serve config: reading it, reporting its problems, and where the service listens.
 
-Knows no Ray, so that what is wrong with it can be told before Ray starts, and where Ray is broken.
+No Ray, so that a problem is reported before Ray starts, and where Ray does not run.
 """
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,88 +12,82 @@ from typing import Any
 import yaml
 
 from serve_app.config.app_args import AppArgs
-from serve_app.config.lint import BUILDER, lint
-from serve_app.config.serve_schema import ServedApplication, ServeFile
+from serve_app.config.deprecated_names import with_current_names
+from serve_app.config.lint import BUILDER, ConfigProblem, lint
 from serve_app.config.settings import Settings
 from serve_app.config.strict_yaml import UniqueKeyLoader
 from serve_app.core.errors import SettingsError
 
 LOOPBACK = "127.0.0.1"
-_BY_UP = (
-    {"proxy_location", "http_options", "applications"},
-    {  # which `up` applies
-        "name",
-        "route_prefix",
-        "import_path",
-        "args",
-        "autoscaling_policy",
-    },
-)
+_APPLIED_BY_UP = {"proxy_location", "http_options", "applications"}
+_APPLIED_TO_APPLICATION = {"name", "route_prefix", "import_path", "args", "autoscaling_policy"}
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """A serve config in which every key has a meaning."""
+    """A serve config without problems."""
 
     path: Path
-    file: ServeFile
-    application: ServedApplication
+    content: Mapping[str, Any]
+    application: Mapping[str, Any]  # ours
     args: AppArgs
 
     @property
     def http(self) -> dict[str, Any]:
-        """The http options that it names."""
-        return self.file.http_options.model_dump(exclude_unset=True)
+        """The HTTP options that the config sets."""
+        return dict(self.content.get("http_options", {}))
 
     def check_applied(self) -> None:
-        """Returns where `up` applies all of it. Raises `SettingsError`."""
-        of_file, of_application = _BY_UP
-        left_out = [
-            *sorted(self.file.model_fields_set - of_file),
-            *sorted(self.application.model_fields_set - of_application),
+        """Check that `up` applies every key of the config. Raises `SettingsError`."""
+        ignored = [
+            *sorted(set(self.content) - _APPLIED_BY_UP),
+            *sorted(set(self.application) - _APPLIED_TO_APPLICATION),
         ]
-        if len(self.file.applications) > 1:
-            left_out.append("more than one application")
-        if left_out:
+        if len(self.content["applications"]) > 1:
+            ignored.append("more than one application")
+        if ignored:
             raise SettingsError(
-                f"{self.path}: up does not apply {', '.join(left_out)}: remove that, or start with "
-                f"serve run {self.path}"
+                f"{self.path}: up does not apply {', '.join(ignored)}",
+                remedy=f"Remove that, or start with: serve run {self.path}",
             )
 
 
 def read_config(path: Path) -> ServeConfig:
-    """The config of this service in a serve config, or in the manifest of a RayService.
+    """Return the config in a serve config file, or in the manifest of a RayService.
 
-    Raises `SettingsError` naming the file and its first slip.
+    Raises `SettingsError` that names the file and its first problem.
     """
     config = _load(path)
-    found = list(lint(config))
-    if found:
-        more = f" ({len(found) - 1} more: aura check-config {path})"
-        raise SettingsError(f"{path}: {found[0]}{more if len(found) > 1 else ''}")
-    file = ServeFile.model_validate(config)
-    application = next(one for one in file.applications if one.import_path == BUILDER)
-    return ServeConfig(path, file, application, AppArgs.model_validate(application.args))
+    problems = list(lint(config))
+    if problems:
+        more = f" ({len(problems) - 1} more: aura check-config {path})" * (len(problems) > 1)
+        raise SettingsError(f"{path}: {problems[0]}{more}")
+    ours = next(entry for entry in config["applications"] if entry["import_path"] == BUILDER)
+    return ServeConfig(path, config, ours, AppArgs.model_validate(ours.get("args", {})))
 
 
-def lint_file(path: Path) -> tuple[str, ...]:
-    """All that is wrong with a config, each in a sentence that names the key; nothing where
-    `read_config` would take it. Raises `SettingsError` where it is none at all."""
+def lint_file(path: Path) -> tuple[ConfigProblem, ...]:
+    """Return everything wrong with a config; nothing if `read_config` would take it.
+
+    Raises `SettingsError` if the file is not a serve config at all.
+    """
     return tuple(lint(_load(path)))
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """Return the content of a config with the current names for all deprecated ones."""
     try:
-        found = list(yaml.load_all(path.read_text(encoding="utf-8"), UniqueKeyLoader))
-        manifests = [one for one in found if _is_manifest(one)]
+        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), UniqueKeyLoader))
+        manifests = [document for document in documents if _is_manifest(document)]
         if manifests:
-            found = list(yaml.load_all(str(manifests[0]["spec"]["serveConfigV2"]), UniqueKeyLoader))
+            text = str(manifests[0]["spec"]["serveConfigV2"])
+            documents = list(yaml.load_all(text, UniqueKeyLoader))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        told = " ".join(str(error).split())
-        raise SettingsError(f"{path} is no serve config: {told}") from None
-    if len(found) != 1 or not isinstance(found[0], dict):
-        raise SettingsError(f"{path} is no serve config: it must hold keys, as applications")
-    return found[0]
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path} is not a serve config: {reason}") from None
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise SettingsError(f"{path} is not a serve config: it has no keys such as applications")
+    return with_current_names(documents[0], BUILDER, where=str(path))
 
 
 def _is_manifest(document: Any) -> bool:
@@ -100,27 +95,49 @@ def _is_manifest(document: Any) -> bool:
 
 
 def port_of(settings: Settings, http: dict[str, Any]) -> int:
-    """BACKEND_PORT where somebody set it, else the config's, else the default."""
+    """Return the port: BACKEND_PORT if it is set, else the config's, else the default."""
     if "backend_port" in settings.model_fields_set:
         return settings.backend_port
     return int(http.get("port", settings.backend_port))
 
 
 def host_of(settings: Settings, http: dict[str, Any]) -> str:
-    """The config's address, but this machine alone while nobody needs a key."""
+    """Return the address to listen on: loopback if no key is needed, else the config's."""
     host = str(http.get("host", LOOPBACK))
     return host if settings.is_public else LOOPBACK
 
 
-def check_port(host: str, port: int) -> None:
-    """Returns when the service could listen there now. Raises `SettingsError`."""
+def bind_error(host: str, port: int) -> str | None:
+    """Return why no server can listen on a port now, or None if one can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise SettingsError(
-                f"BACKEND_PORT={port} can't be used on {host} ({error.strerror})",
-                "BACKEND_PORT",
-                remedy=f"Choose another: BACKEND_PORT={port + 1} aura up",
-            ) from None
+            return error.strerror
+    return None
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that the service can listen now. Raises `SettingsError`."""
+    if problem := bind_error(host, port):
+        raise SettingsError(
+            f"BACKEND_PORT={port} can't be used on {host} ({problem})",
+            "BACKEND_PORT",
+            remedy=f"Choose another: BACKEND_PORT={port + 1} aura up",
+        )
+
+
+def check_metrics_port(metrics_port: int | None, service_port: int) -> None:
+    """Check that METRICS_PORT is free and not the service's own. Raises `SettingsError`."""
+    if metrics_port is None:
+        return
+    problem = bind_error(LOOPBACK, metrics_port)
+    if metrics_port == service_port:
+        problem = "it is the port of the service"
+    if problem:
+        raise SettingsError(
+            f"METRICS_PORT={metrics_port} can't be used ({problem})",
+            "METRICS_PORT",
+            remedy=f"Choose another: METRICS_PORT={max(metrics_port, service_port) + 1} aura up",
+        )

@@ -1,204 +1,115 @@
-"""`ServeFile`: a serve config with the keys that Ray Serve 2.60 has, and no others.
+"""What Serve would refuse or silently ignore in a serve config, by a JSON Schema of its keys.
 
-Serve passes over what it does not know. Knows no Ray, so that a file is read before Ray starts and
-where Ray is broken; a test holds it against Serve's own schema, key by key.
+The schema is generated from Ray's own (`scripts/generate_serve_schema.py`) and checked in, so that
+a file is checked before Ray starts, and where Ray does not run. No Ray.
 """
 
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from jsonschema import Draft202012Validator, ValidationError
 
-Seconds = Annotated[float, Field(ge=0)]
-PositiveSeconds = Annotated[float, Field(gt=0)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-
-
-class StrictModel(BaseModel):
-    """Keys of which each has its meaning."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class HttpOptions(StrictModel):
-    """Where Serve's proxies listen."""
-
-    host: str = "0.0.0.0"
-    port: Port = 8000
-    root_path: str = ""
-    request_timeout_s: float | None = None
-    keep_alive_timeout_s: int = 90
-    ssl_keyfile: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile_password: str | None = None
-    ssl_ca_certs: str | None = None
+Location = tuple[str | int, ...]  # keys and list positions, from the top of the file
+_TYPES = {
+    "object": "a section with keys",
+    "array": "a list",
+    "string": "a text",
+    "number": "a number",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "null": "empty",
+}
+_BOUNDS = {
+    "minimum": "must be at least {}",
+    "exclusiveMinimum": "must be above {}",
+    "maximum": "must be at most {}",
+    "minLength": "must have at least {} characters",
+}
 
 
-class GrpcOptions(StrictModel):
-    """Serve's other proxy, which this service does without."""
+@dataclass(frozen=True, slots=True)
+class SchemaError:
+    """One thing wrong; an unknown key comes with the keys that its section knows."""
 
-    port: Port = 9000
-    grpc_servicer_functions: list[str] = []
-    request_timeout_s: float | None = None
-    enable_reflection: bool = True
+    location: Location
+    problem: str
+    known_keys: tuple[str, ...] = ()
 
-
-class ControllerEnv(StrictModel):
-    """All that a controller's runtime_env may have."""
-
-    env_vars: dict[str, str] = {}
-
-
-class ControllerOptions(StrictModel):
-    """The process that minds all replicas."""
-
-    runtime_env: ControllerEnv = ControllerEnv()
+    @property
+    def is_unknown_key(self) -> bool:
+        """Whether the last part of the location is a key that the section does not know."""
+        return bool(self.known_keys)
 
 
-class LoggingOptions(StrictModel):
-    """What Serve writes of what it does."""
-
-    encoding: Literal["TEXT", "JSON"] = "TEXT"
-    log_level: int | str = "INFO"
-    logs_dir: str | None = None
-    enable_access_log: bool = True
-    additional_log_standard_attrs: list[str] = []
+def schema_errors(config: Mapping[str, Any]) -> Iterator[SchemaError]:
+    """Yield everything that the schema finds wrong, in the order of the file."""
+    yield from _errors(Draft202012Validator(_schema()).iter_errors(config))
 
 
-class TracingOptions(StrictModel):
-    """Where traces go."""
-
-    enabled: bool = False
-    exporter_import_path: str = ""
-    sampling_ratio: float = Field(0.01, ge=0, le=1)
-
-
-class BackpressureOptions(StrictModel):
-    """What is answered where a queue is full."""
-
-    status_code: Literal[503, 429] = 503
-    retry_after_s: Seconds | None = None
+def sections() -> dict[Location, tuple[str, ...]]:
+    """Return the keys of the file, of its sections, and of an application; by location."""
+    properties = _schema()["properties"]
+    keys: dict[Location, tuple[str, ...]] = {(): tuple(properties)}
+    for name in ("applications", "http_options", "logging_config", "tracing_config"):
+        keys[name,] = tuple(_section(properties[name])["properties"])
+    return keys
 
 
-class AutoscalingOptions(StrictModel):
-    """How Serve chooses a number of replicas."""
-
-    min_replicas: int = Field(1, ge=0)
-    initial_replicas: int | None = Field(None, ge=0)
-    max_replicas: int = Field(1, gt=0)
-    target_ongoing_requests: PositiveSeconds | None = None
-    metrics_interval_s: PositiveSeconds = 10
-    look_back_period_s: PositiveSeconds = 30
-    smoothing_factor: PositiveSeconds = 1
-    upscale_smoothing_factor: PositiveSeconds | None = None
-    downscale_smoothing_factor: PositiveSeconds | None = None
-    upscaling_factor: PositiveSeconds | None = None
-    downscaling_factor: PositiveSeconds | None = None
-    downscale_delay_s: Seconds = 600
-    downscale_to_zero_delay_s: Seconds | None = None
-    upscale_delay_s: Seconds = 30
-    aggregation_function: Literal["mean", "max", "min"] = "mean"
-    policy: "PolicyOptions | None" = None
+@cache
+def _schema() -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text())
+    return schema
 
 
-class PolicyOptions(StrictModel):
-    """Another way to choose it."""
-
-    policy_function: str = ""
-    policy_kwargs: dict[str, Any] = {}
-
-
-class RouterOptions(StrictModel):
-    """Which replica a request goes to."""
-
-    request_router_class: str = ""
-    request_router_kwargs: dict[str, Any] = {}
-    request_routing_stats_period_s: PositiveSeconds = 10
-    request_routing_stats_timeout_s: PositiveSeconds = 30
-    initial_backoff_s: PositiveSeconds = 0.025
-    backoff_multiplier: PositiveSeconds = 2
-    max_backoff_s: PositiveSeconds = 0.5
+def _section(node: dict[str, Any]) -> dict[str, Any]:
+    """Return the section that a node of the schema refers to, through lists and alternatives."""
+    node = node.get("items", node)
+    node = next((option for option in node.get("anyOf", ()) if "$ref" in option), node)
+    section: dict[str, Any] = _schema()["$defs"][node["$ref"].rpartition("/")[2]]
+    return section
 
 
-class GangOptions(StrictModel):
-    """Replicas that start and end together."""
-
-    gang_size: int = Field(ge=1)
-    gang_placement_strategy: Literal["PACK", "SPREAD"] = "PACK"
-    runtime_failure_policy: str = "RESTART_GANG"
-
-
-class DeploymentActor(StrictModel):
-    """An actor beside the replicas of a deployment."""
-
-    name: str
-    actor_class: str
-    init_args: list[Any] = []
-    init_kwargs: dict[str, Any] = {}
-    actor_options: dict[str, Any] = {}
-
-
-class ActorOptions(StrictModel):
-    """What each replica asks of Ray."""
-
-    runtime_env: dict[str, Any] = {}
-    num_cpus: Seconds | None = None
-    num_gpus: Seconds | None = None
-    memory: Seconds | None = None
-    resources: dict[str, float] = {}
-    accelerator_type: str | None = None
-    label_selector: dict[str, str] | None = None
-    fallback_strategy: list[dict[str, Any]] | None = None
-
-
-class DeploymentOverride(StrictModel):
-    """Options of one deployment, which win over those in code."""
-
-    name: str
-    num_replicas: Annotated[int, Field(gt=0)] | Literal["auto"] | None = None
-    max_ongoing_requests: int = Field(5, gt=0)
-    max_queued_requests: int = -1
-    backpressure_config: BackpressureOptions = BackpressureOptions()
-    user_config: dict[str, Any] | None = None
-    autoscaling_config: AutoscalingOptions | None = None
-    graceful_shutdown_wait_loop_s: Seconds = 2
-    graceful_shutdown_timeout_s: Seconds = 20
-    health_check_period_s: PositiveSeconds = 10
-    health_check_timeout_s: PositiveSeconds = 30
-    ray_actor_options: ActorOptions = ActorOptions()
-    placement_group_bundles: list[dict[str, float]] = []
-    placement_group_strategy: str = "PACK"
-    placement_group_bundle_label_selector: list[dict[str, str]] = []
-    max_replicas_per_node: int = Field(100, ge=1, le=100)
-    logging_config: LoggingOptions = LoggingOptions()
-    request_router_config: RouterOptions = RouterOptions()
-    gang_scheduling_config: GangOptions | None = None
-    deployment_actors: list[DeploymentActor] | None = None
-    rolling_update_percentage: float = Field(0.2, gt=0, le=1)
-    max_surge_percent: int = Field(0, ge=0, le=100)
+def _errors(found: Iterator[ValidationError]) -> Iterator[SchemaError]:
+    for error in found:
+        location = tuple(error.absolute_path)
+        section: Any = error.schema
+        instance: Any = error.instance
+        expected: Any = error.validator_value
+        match error.validator:
+            case "additionalProperties":
+                known = tuple(section["properties"])
+                for key in instance:
+                    if key not in known:
+                        yield SchemaError((*location, str(key)), "unknown key", known)
+            case "required":
+                for key in expected:
+                    if key not in instance:
+                        yield SchemaError((*location, key), "is missing")
+            case "anyOf":  # of a value and null, or a number and a name: the first that it is
+                options: dict[Any, list[ValidationError]] = {}
+                for inner in error.context or ():
+                    options.setdefault(inner.relative_schema_path[0], []).append(inner)
+                chosen = next((o for o in options.values() if not _is_of_another_type(o)), None)
+                yield from _errors(iter(chosen or options[0]))
+            case "type":
+                yield SchemaError(location, f"must be {_TYPES[expected]}{_got(instance)}")
+            case "enum":
+                names = ", ".join(map(str, expected))
+                yield SchemaError(location, f"must be one of {names}{_got(instance)}")
+            case bound:
+                problem = _BOUNDS[str(bound)].format(expected)
+                yield SchemaError(location, f"{problem}{_got(instance)}")
 
 
-class ServedApplication(StrictModel):
-    """One application; its args are its own affair."""
-
-    import_path: str
-    name: str = Field("default", min_length=1)
-    route_prefix: str | None = "/"
-    runtime_env: dict[str, Any] = {}
-    args: dict[str, Any] = {}
-    deployments: list[DeploymentOverride] = []
-    autoscaling_policy: PolicyOptions | None = None
-    logging_config: LoggingOptions | None = None
-    external_scaler_enabled: bool = False
+def _is_of_another_type(errors: list[ValidationError]) -> bool:
+    """Return whether an alternative was not meant at all."""
+    return any(error.validator == "type" and not error.path for error in errors)
 
 
-class ServeFile(StrictModel):
-    """The whole file."""
-
-    applications: list[ServedApplication]
-    proxy_location: Literal["EveryNode", "HeadOnly", "Disabled"] = "EveryNode"
-    http_options: HttpOptions = HttpOptions()
-    grpc_options: GrpcOptions = GrpcOptions()
-    controller_options: ControllerOptions | None = None
-    logging_config: LoggingOptions | None = None
-    tracing_config: TracingOptions | None = None
-    target_capacity: float | None = Field(None, ge=0, le=100)
+def _got(value: Any) -> str:
+    """Return what was found, where that is short enough to be shown."""
+    return f", got {value!r}" if isinstance(value, (str, int, float)) else ""

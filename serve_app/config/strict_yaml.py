@@ -1,4 +1,4 @@
-"""`Loader`: YAML in which a key stands once. Knows no file and no keys."""
+"""`UniqueKeyLoader`: a YAML loader that refuses duplicate keys."""
 
 from typing import Any
 
@@ -6,18 +6,19 @@ import yaml
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which would take the last of two equal keys without a word."""
+    """PyYAML's safe loader, which by itself silently keeps the last of two equal keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML does, but raises `YAMLError` for a key that stood above already."""
-        if isinstance(node, yaml.MappingNode):  # what else is tagged as a map, PyYAML refuses
+        """Return the mapping of a node. Raises `YAMLError` for a duplicate key."""
+        if isinstance(node, yaml.MappingNode):  # PyYAML refuses other nodes tagged as a map
             lines: dict[str, int] = {}
-            for key in (one for one, _ in node.value if isinstance(one, yaml.ScalarNode)):
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
                 line = key.start_mark.line + 1
-                if key.value in lines:
-                    above = lines[key.value]
+                if first := lines.get(key.value):
                     raise yaml.YAMLError(
-                        f"{key.value} in line {line} stands in line {above} already"
+                        f"duplicate key {key.value} in line {line}, first in line {first}"
                     )
                 lines[key.value] = line
         return super().construct_mapping(node, deep)

@@ -23,6 +23,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import shortfalls
 from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot
 from serve_app.core.service.metrics import InMemoryMeter, Meter
+from serve_app.core.startup_error import startup_errors
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from serve_app.runtime.checkpoints.lora_file import inspect_lora
@@ -147,7 +148,8 @@ class StageReplica:
         from serve_app.deployments.engine_metrics import EngineMetrics
         from serve_app.runtime.engine import Engine
 
-        shelf = load(config)
+        with startup_errors():
+            shelf = load(config)
         self._profile = shelf.profile.name
         self._images = config.max_batch_images
         refiner = str(Stage.REFINER) if len(config.stages) > 1 else None  # alone it needs no name

@@ -9,7 +9,7 @@ from typing import Any
 
 from serve_app.config.app_args import AppArgs
 from serve_app.config.serve_config import read_config
-from serve_app.config.settings import ENV_FILES, Settings
+from serve_app.config.settings import ENV_FILES, Settings, is_setting
 from serve_app.core.errors import SettingsError
 from serve_app.doctor.finding import Finding, edit_command, fail, fine, problem_of
 
@@ -47,9 +47,7 @@ def read_settings(args: AppArgs) -> tuple[Settings | None, Finding]:
             f"iconv -f UTF-16 -t UTF-8 {name} > {name}.utf8 && mv {name}.utf8 {name}",
         )
     files = [name for name in reversed(ENV_FILES) if Path(name).is_file()]
-    set_names = sorted(
-        name for name in map(str.upper, Settings.model_fields) if os.environ.get(name)
-    )
+    set_names = sorted(name for name, value in os.environ.items() if value and is_setting(name))
     sources = [f"the environment ({', '.join(set_names)})"] * bool(set_names) + files
     return settings, fine("settings", f"read from {', then '.join([*sources, 'the defaults'])}")
 

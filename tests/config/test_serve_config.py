@@ -1,4 +1,4 @@
-"""The files people start with: configs that start what they promise, a README that must be true."""
+"""The shipped configs start what they promise, and a wrong config is reported."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ from serve_app.cli.check_config import check_configs
 from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.lint import POLICY, SECTIONS
 from serve_app.config.serve_config import lint_file, read_config
-from serve_app.config.settings import Settings, check_given
+from serve_app.config.settings import VARIABLES, check_given
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 from serve_app.deployments.graph import bind_service
@@ -31,23 +31,22 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(autouse=True)
-def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is exported, and no models lie where the configs of clusters have them."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
 def served(path: Path) -> Any:
-    """The serve config in the file, as Ray is handed it."""
+    """Return the serve config in the file, as Ray gets it."""
     content = yaml.safe_load(path.read_text())
     return yaml.safe_load(content["spec"]["serveConfigV2"]) if path == MANIFEST else content
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
-def test_a_shipped_config_has_no_slip_and_serve_takes_it(path: Path) -> None:
+def test_a_shipped_config_has_no_problem_and_serve_takes_it(path: Path) -> None:
     assert lint_file(path) == ()
     config = read_config(path)
-    assert (config.application.name, config.application.route_prefix) == ("aura", "/")
+    assert (config.application["name"], config.application["route_prefix"]) == ("aura", "/")
     assert config.http == {"host": config.http["host"], "port": 4000}
     assert config.http["host"] == ("0.0.0.0" if path == MANIFEST else "127.0.0.1")
     ServeDeploySchema.model_validate(served(path))
@@ -65,24 +64,23 @@ def test_a_shipped_config_says_what_it_is_for_and_the_readme_lists_it(path: Path
 
 
 def bound(path: Path, gpus: float, device: str) -> dict[str, dict[str, Any]]:
-    """The deployments that the config comes to on a cluster with so many GPUs, with the options
-    that are handed to Ray, by name."""
+    """Return the deployments of a config on a cluster with `gpus` GPUs, by name."""
     args = read_config(path).args
     demo = {"MODEL_CHECKPOINT_DIR": "", "MODEL_REFINER_CHECKPOINT_DIR": "", "MODEL_DEVICE": device}
     args = args.model_copy(update={"settings": args.settings | demo})
     application = bind_service(args, gpus, 8, http)
     built = build_app(application, name="aura")
     found = {}
-    for one in built.deployments:
-        scaling = one._deployment_config.autoscaling_config
-        found[one.name] = {
+    for deployment in built.deployments:
+        scaling = deployment._deployment_config.autoscaling_config
+        found[deployment.name] = {
             "replicas": (scaling.min_replicas, scaling.max_replicas)
             if scaling
-            else (one.num_replicas, one.num_replicas),
-            "gpus": one.ray_actor_options["num_gpus"],
-            "cpus": one.ray_actor_options["num_cpus"],
-            "drain": one._deployment_config.graceful_shutdown_timeout_s,
-            "node": one.ray_actor_options.get("resources"),
+            else (deployment.num_replicas, deployment.num_replicas),
+            "gpus": deployment.ray_actor_options["num_gpus"],
+            "cpus": deployment.ray_actor_options["num_cpus"],
+            "drain": deployment._deployment_config.graceful_shutdown_timeout_s,
+            "node": deployment.ray_actor_options.get("resources"),
         }
     return found
 
@@ -121,17 +119,17 @@ def test_a_shipped_config_comes_to_the_deployments_that_it_promises(path: Path) 
         assert (found[name]["replicas"], found[name]["gpus"]) == (replicas, each)
         assert found[name]["drain"] == found["Ingress"]["drain"] == args.drain_seconds
         assert found[name]["cpus"] < 1  # or small machines would have none left
-    most = sum(replicas[1] * each for replicas, each in stages.values())
-    assert min(most, int(args.settings.get("TOTAL_GPUS", most))) == gpus or device != "cuda"
+    maximum = sum(replicas[1] * each for replicas, each in stages.values())
+    assert min(maximum, int(args.settings.get("TOTAL_GPUS", maximum))) == gpus or device != "cuda"
     assert found["Ledger"]["node"] == {"node:__internal_head__": 0.001}
     assert {found["Ledger"]["cpus"], found["Ledger"]["gpus"], found["Ingress"]["gpus"]} == {0}
 
 
 def ingress_of(args: dict[str, Any], gpus: float, **settings: str) -> IngressConfig:
-    """What the ingress is told on a cluster with so many GPUs."""
-    asked = AppArgs.model_validate(args | {"settings": {"MODEL_DEVICE": "cuda"} | settings})
-    built = build_app(bind_service(asked, gpus, 8, http), name="aura")
-    (ingress,) = (one for one in built.deployments if one.name == "Ingress")
+    """Return the config of the ingress on a cluster with `gpus` GPUs."""
+    app_args = AppArgs.model_validate(args | {"settings": {"MODEL_DEVICE": "cuda"} | settings})
+    built = build_app(bind_service(app_args, gpus, 8, http), name="aura")
+    (ingress,) = (entry for entry in built.deployments if entry.name == "Ingress")
     config: IngressConfig = ingress.init_args[0]
     return config
 
@@ -139,39 +137,37 @@ def ingress_of(args: dict[str, Any], gpus: float, **settings: str) -> IngressCon
 SCALING = {"base": {"max_replicas": 3}, "refiner": {"max_replicas": 2}}
 
 
-def test_the_ingress_is_told_how_many_replicas_total_gpus_are() -> None:
+def test_the_ingress_knows_how_many_replicas_fit_on_total_gpus() -> None:
     assert ingress_of(SCALING, 4).max_total_replicas is None
     assert ingress_of(SCALING, 4, TOTAL_GPUS="4").max_total_replicas == 4
     assert ingress_of(SCALING, 8, TOTAL_GPUS="4").max_total_replicas == 4
     assert ingress_of(SCALING, 4, TOTAL_GPUS="4", MODEL_DEVICE="cpu").max_total_replicas is None
     with pytest.raises(SettingsError, match="TOTAL_GPUS=1 has room for 1 replicas"):
-        whole = {name: one | {"num_gpus": 1} for name, one in SCALING.items()}
+        whole = {name: scale | {"num_gpus": 1} for name, scale in SCALING.items()}
         ingress_of(whole, 4, TOTAL_GPUS="1")
 
 
-def test_stages_share_the_gpus_that_they_may_use_and_not_those_that_there_are() -> None:
+def test_stages_share_the_gpus_that_they_may_use_not_all_that_exist() -> None:
     assert ingress_of(SCALING, 8, TOTAL_GPUS="1").max_total_replicas == 2  # halves
-    assert (
-        ingress_of({}, 8, TOTAL_GPUS="1").max_total_replicas == 0
-    )  # both on one card, and nothing scales
+    on_one_card = ingress_of({}, 8, TOTAL_GPUS="1")  # both stages, and neither scales
+    assert on_one_card.max_total_replicas == 0
 
 
-def test_the_ingress_is_told_which_stage_may_rest() -> None:
-    resting = SCALING | {"refiner": {"min_replicas": 0, "max_replicas": 2}}
-    assert ingress_of(resting, 4).scale_to_zero == (Stage.REFINER,)
+def test_the_ingress_knows_which_stage_may_scale_to_zero() -> None:
+    to_zero = SCALING | {"refiner": {"min_replicas": 0, "max_replicas": 2}}
+    assert ingress_of(to_zero, 4).scale_to_zero == (Stage.REFINER,)
     assert ingress_of(SCALING, 4).scale_to_zero == ()
     assert ingress_of({"combined": {"max_replicas": 2}}, 4).scale_to_zero == ()
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.name)
-def test_what_a_config_says_in_comments_is_legal_too(path: Path) -> None:
-    """Whoever takes the marks off must not be told of a slip."""
-    marked = re.findall(r"^ +# (\w+: [^ ].*)$", path.read_text(), re.MULTILINE)
-    said = [one for line in marked for one in yaml.safe_load(line).items()]
-    settings = {name: str(value) for name, value in said if name.isupper()}
+def test_commented_out_keys_of_a_config_are_legal_too(path: Path) -> None:
+    commented = re.findall(r"^ +# (\w+: [^ ].*)$", path.read_text(), re.MULTILINE)
+    entries = [entry for line in commented for entry in yaml.safe_load(line).items()]
+    settings = {name: str(value) for name, value in entries if name.isupper()}
     check_given(settings)
     assert settings or path == MANIFEST
-    for name, value in said:
+    for name, value in entries:
         if isinstance(value, dict) and name in SECTIONS.values():
             DeploymentScale.model_validate(value)
 
@@ -183,12 +179,12 @@ def manifest() -> Any:
 def pods() -> dict[str, Any]:
     cluster = manifest()["spec"]["rayClusterConfig"]
     groups = {"head": cluster["headGroupSpec"]}
-    groups |= {one["groupName"]: one for one in cluster["workerGroupSpecs"]}
+    groups |= {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     return {name: group["template"]["spec"] for name, group in groups.items()}
 
 
 def environment(pod: Any) -> dict[str, Any]:
-    return {one["name"]: one for one in pod["containers"][0]["env"]}
+    return {entry["name"]: entry for entry in pod["containers"][0]["env"]}
 
 
 def test_the_manifest_is_a_rayservice_of_the_ray_that_is_installed() -> None:
@@ -200,7 +196,7 @@ def test_the_manifest_is_a_rayservice_of_the_ray_that_is_installed() -> None:
     assert f"rayproject/ray:{ray.__version__}-" in MANIFEST.read_text()
 
 
-def test_a_pod_that_must_go_has_longer_than_its_drain_and_that_longer_than_replicas() -> None:
+def test_a_removed_pod_outlives_its_drain_and_that_outlives_the_replicas() -> None:
     args = read_config(MANIFEST).args
     for pod in pods().values():
         drain = environment(pod)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]["value"]
@@ -214,14 +210,14 @@ def test_every_container_of_the_manifest_has_limits_named_ports_and_no_probe() -
             limits = container["resources"]["limits"]
             assert {"cpu", "memory"} <= set(limits)
             assert limits == container["resources"]["requests"]
-            ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+            ports = {port["name"]: port["containerPort"] for port in container["ports"]}
             assert ports["serve"] == http["port"]
             assert not {"livenessProbe", "readinessProbe"} & set(container)
     autoscaler = manifest()["spec"]["rayClusterConfig"]["autoscalerOptions"]
     assert autoscaler["resources"]["limits"]
 
 
-def test_replicas_of_the_manifest_are_on_gpu_pods_and_there_are_as_many_as_may_come() -> None:
+def test_the_manifest_has_a_gpu_pod_for_every_replica_that_may_exist() -> None:
     cluster = manifest()["spec"]["rayClusterConfig"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     (group,) = cluster["workerGroupSpecs"]
@@ -231,16 +227,16 @@ def test_replicas_of_the_manifest_are_on_gpu_pods_and_there_are_as_many_as_may_c
         "tolerations"
     ]
     scales = (read_config(MANIFEST).args.base, read_config(MANIFEST).args.refiner)
-    assert sum(one.min_replicas for one in scales) == group["minReplicas"] == group["replicas"]
+    assert sum(scale.min_replicas for scale in scales) == group["minReplicas"] == group["replicas"]
     assert int(read_config(MANIFEST).args.settings["TOTAL_GPUS"]) == group["maxReplicas"]
-    assert all(one.max_total < group["maxReplicas"] for one in scales)
+    assert all(scale.max_total < group["maxReplicas"] for scale in scales)
 
 
-def test_the_paths_of_the_manifests_settings_lie_on_its_volumes() -> None:
+def test_paths_in_the_settings_of_the_manifest_are_on_its_volumes() -> None:
     settings = read_config(MANIFEST).args.settings
     for name, pod in pods().items():
-        mounts = {one["name"]: one for one in pod["containers"][0]["volumeMounts"]}
-        assert set(mounts) == {one["name"] for one in pod["volumes"]}
+        mounts = {mount["name"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+        assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
         for setting in ("MODEL_CHECKPOINT_DIR", "MODEL_REFINER_CHECKPOINT_DIR"):
             assert settings[setting].startswith(mounts["models"]["mountPath"] + "/")
         assert mounts["models"]["readOnly"]
@@ -250,7 +246,7 @@ def test_the_paths_of_the_manifests_settings_lie_on_its_volumes() -> None:
             assert mounts["shared-memory"]["mountPath"] == "/dev/shm"
 
 
-def test_the_manifest_has_names_of_secrets_and_no_secret() -> None:
+def test_the_manifest_names_secrets_and_contains_none() -> None:
     cluster = manifest()["spec"]["rayClusterConfig"]
     assert cluster["authOptions"] == {"mode": "token"}
     redis = cluster["gcsFaultToleranceOptions"]
@@ -263,26 +259,29 @@ def test_the_manifest_has_names_of_secrets_and_no_secret() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "is no serve config: it must hold keys"),
-        ("applications: []", "applications has none with the import_path serve_app.app:build"),
-        ("{", "is no serve config"),
-        ("- 1", "is no serve config: it must hold keys"),
-        ("port: 1\nport: 2\n", "is no serve config: port in line 2 stands in line 1 already"),
+        ("", "is not a serve config: it has no keys"),
+        ("applications: []", "applications: none has the import_path serve_app.app:build"),
+        ("{", "is not a serve config"),
+        ("- 1", "is not a serve config: it has no keys"),
+        (
+            "port: 1\nport: 2\n",
+            "is not a serve config: duplicate key port in line 2, first in line 1",
+        ),
         (
             "applications: [{import_path: 'serve_app.app:build', args: {bsae: {}}}]",
-            "applications[0].args.bsae is unknown; did you mean base?",
+            "applications[0].args.bsae: unknown key. Did you mean base?",
         ),
         (
             "http_option: {}\n"
             "applications: [{import_path: 'serve_app.app:build', args: {bsae: {}}}]",
-            "http_option is unknown; did you mean http_options? (1 more: aura check-config ",
+            "http_option: unknown key. Did you mean http_options? (1 more: aura check-config ",
         ),
-        ("kind: RayService", "is no serve config: 'spec'"),
-        ("{kind: RayService, spec: {serveConfigV2: 'a: 1'}}", "applications is missing"),
-        ("{kind: RayService, spec: {serveConfigV2: 4}}", "is no serve config"),
+        ("kind: RayService", "is not a serve config: 'spec'"),
+        ("{kind: RayService, spec: {serveConfigV2: 'a: 1'}}", "applications: is missing"),
+        ("{kind: RayService, spec: {serveConfigV2: 4}}", "is not a serve config"),
     ],
 )
-def test_a_config_that_is_none_is_told_by_file_and_key(
+def test_a_wrong_config_is_reported_by_file_and_key(
     tmp_path: Path, text: str, sentence: str
 ) -> None:
     path = tmp_path / "mine.yaml"
@@ -290,18 +289,59 @@ def test_a_config_that_is_none_is_told_by_file_and_key(
     with pytest.raises(SettingsError, match=rf"mine\.yaml.*{re.escape(sentence)}") as refused:
         read_config(path)
     assert "\n" not in str(refused.value)
-    with pytest.raises(SettingsError, match="is no serve config"):
+    with pytest.raises(SettingsError, match="is not a serve config"):
         read_config(tmp_path / "missing.yaml")
 
 
-def test_a_manifest_may_have_others_beside_it(tmp_path: Path) -> None:
+def test_old_names_in_a_config_are_understood_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("""
+applications:
+  - import_path: serve_app.app:build
+    autoscaling_policy:
+      policy_function: serve_app.deployments.autoscaling:OwedWork
+      policy_kwargs: { wait: 7, busy: 0.5, patience: 9 }
+    args:
+      both: { max_replicas: 2 }
+      settings: { IMAGE_COUNT: 1 }
+""")
+    assert lint_file(path) == ()
+    caplog.clear()
+    config = read_config(path)
+    assert config.application["autoscaling_policy"] == {
+        "policy_function": POLICY,
+        "policy_kwargs": {
+            "target_drain_s": 7,
+            "target_utilization": 0.5,
+            "downscale_delay_s": 9,
+        },
+    }
+    assert config.args.combined == DeploymentScale(max_replicas=2)
+    assert config.args.settings == {"DEFAULT_IMAGE_COUNT": "1"}
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 6
+    assert f"{path}: both is deprecated and will be removed: use combined" in warnings
+
+
+def test_an_old_key_beside_its_new_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(
+        "applications: [{import_path: 'serve_app.app:build', args: {both: {}, combined: {}}}]"
+    )
+    (problem,) = lint_file(path)
+    assert str(problem).startswith("applications[0].args.both: unknown key")
+
+
+def test_a_manifest_may_share_its_file_with_others(tmp_path: Path) -> None:
     path = tmp_path / "all.yaml"
     path.write_text(f"kind: Secret\n---\n{MANIFEST.read_text()}")
     assert read_config(path).args == read_config(MANIFEST).args
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "ignored"),
     [
         ("", ""),
         ("proxy_location: EveryNode", ""),
@@ -313,17 +353,17 @@ def test_a_manifest_may_have_others_beside_it(tmp_path: Path) -> None:
         ("  - { name: other, import_path: 'a:b' }", "more than one application"),
     ],
 )
-def test_up_refuses_what_it_would_not_apply(tmp_path: Path, more: str, told: str) -> None:
+def test_up_refuses_keys_that_it_would_not_apply(tmp_path: Path, more: str, ignored: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(f"applications:\n  - import_path: serve_app.app:build\n{more}\n")
     config = read_config(path)
-    if not told:
+    if not ignored:
         return config.check_applied()
-    with pytest.raises(SettingsError, match=rf"up does not apply {told}: .* serve run .*mine"):
+    with pytest.raises(SettingsError, match=rf"up does not apply {ignored}\. .* serve run .*mine"):
         config.check_applied()
 
 
-def test_the_command_tells_every_slip_of_every_file(
+def test_check_config_reports_every_problem_of_every_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = tmp_path / "wrong.yaml"
@@ -333,27 +373,27 @@ def test_the_command_tells_every_slip_of_every_file(
     assert check_configs([CONFIGS[0], wrong, tmp_path / "none.yaml"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        f"{CONFIGS[0]}: every key is one that is read",
-        f"{wrong}: http_options.prot is unknown; did you mean port?",
-        f"{wrong}: applications[0].args.bsae is unknown; did you mean base?",
+        f"{CONFIGS[0]}: every key is known",
+        f"{wrong}: http_options.prot: unknown key. Did you mean port?",
+        f"{wrong}: applications[0].args.bsae: unknown key. Did you mean base?",
         lines[3],
     ]
-    assert lines[3].startswith(f"{tmp_path / 'none.yaml'} is no serve config")
+    assert lines[3].startswith(f"{tmp_path / 'none.yaml'} is not a serve config")
 
 
-def test_up_and_the_command_say_the_same_before_ray_starts(tmp_path: Path) -> None:
+def test_up_and_check_config_report_the_same_before_ray_starts(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(CONFIGS[0].read_text().replace("base:", "bsae:"))
-    said = f"{wrong}: applications[0].args.bsae is unknown; did you mean base?"
+    expected = f"{wrong}: applications[0].args.bsae: unknown key. Did you mean base?"
     for command, status in ((["up", "--config"], 2), (["check-config"], 1)):
         done = subprocess.run(
             [sys.executable, "-m", "serve_app", *command, str(wrong)],
             capture_output=True,
             text=True,
         )
-        assert (done.returncode, (done.stdout + done.stderr).strip()[-len(said) :]) == (
+        assert (done.returncode, (done.stdout + done.stderr).strip()[-len(expected) :]) == (
             status,
-            said,
+            expected,
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 from serve_app.core.capacity.fleet import ReplicaReport, key_of
 from serve_app.core.diffusion.sample import StageSegment, for_stage
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.errors import CheckpointError, DeviceError, ProfileChanged
+from serve_app.core.errors import ProfileChanged
 from serve_app.core.service.events import SegmentDone, Snapshot
 from serve_app.core.service.metrics import (
     CANCELS,
@@ -21,6 +21,7 @@ from serve_app.core.service.metrics import (
     STEP_SECONDS,
     InMemoryMeter,
 )
+from serve_app.core.startup_error import read_startup_error
 from serve_app.deployments.stage_replica import ModelSource, StageConfig, StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.support.engine_runs import sample_of
@@ -198,9 +199,10 @@ async def test_one_replica_runs_base_and_refiner_and_has_tried_both_when_it_is_r
 
 def test_a_refiner_that_is_not_whole_keeps_a_replica_of_both_from_starting(tmp_path: Path) -> None:
     two = (ModelSource("demo", None), ModelSource("polish", tmp_path, stage=Stage.REFINER))
-    with pytest.raises(CheckpointError, match=r"lacks model_index\.json") as refused:
+    with pytest.raises(RuntimeError, match=r"lacks model_index\.json") as refused:
         StageReplica(replace(config(demo_folder(Stage.BASE)), models=two))
-    assert refused.value.subject == str(tmp_path)
+    error = read_startup_error(str(refused.value))
+    assert error is not None and error.subject == str(tmp_path)
 
 
 def test_a_replica_promised_cuda_that_finds_none_refuses_to_start() -> None:
@@ -208,5 +210,5 @@ def test_a_replica_promised_cuda_that_finds_none_refuses_to_start() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a card")
-    with pytest.raises(DeviceError, match="MODEL_DEVICE=cuda"):
+    with pytest.raises(RuntimeError, match="MODEL_DEVICE=cuda"):
         StageReplica(config(demo_folder(Stage.BASE), device="cuda"))

@@ -200,7 +200,7 @@ def file_that_is_not_a_checkpoint(setup: SetUp) -> list[Problem]:
 
 def unknown_key_of_a_model(setup: SetUp) -> list[Problem]:
     file = setup.list_models("{fox: {path: fox, stepz: 4}}")
-    message = f"MODELS_FILE={file}: models.fox.stepz: Extra inputs are not permitted"
+    message = f"MODELS_FILE={file}: models.fox.stepz: is unknown"
     return [("models file", "FAIL", message, f'"${{EDITOR:-vi}}" {file}')]
 
 
@@ -301,7 +301,7 @@ def settings_in_utf_16(setup: SetUp) -> list[Problem]:
 def misspelt_key_in_the_config(setup: SetUp) -> list[Problem]:
     setup.edit_config("base: { min_replicas", "base: { min_replica")
     message = (
-        "serve_config.yaml: applications[0].args.base.min_replica is unknown; did you mean "
+        "serve_config.yaml: applications[0].args.base.min_replica: unknown key. Did you mean "
         "min_replicas?"
     )
     return [("config", "FAIL", message, '"${EDITOR:-vi}" serve_config.yaml')]
