@@ -1,116 +1,118 @@
-"""Core's routing decision as Serve's router.
+"""Core's dispatcher as Ray Serve's request router of a stage.
 
-Knows no samples' insides: it hands them to the `Fleet`, with what replicas report through Serve
+The adapter tells the dispatcher which images wait, and the fleet what replicas report through Serve
 (`record_routing_stats`).
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
-from serve_app.core.capacity.fleet import Fleet, key_of
+from serve_app.core.capacity.dispatcher import Assignment, Dispatcher
+from serve_app.core.capacity.fleet import Fleet
+from serve_app.core.capacity.replica_report import key_of
 from serve_app.core.diffusion.sample import Sample
+from serve_app.deployments.ray_private import DispatchingRouter, RequestMetadata
 
 logger = logging.getLogger("aura.routing")
 
 REPORTS_EVERY = 0.5  # seconds
-_LOOK = 0.25  # seconds after which who waits looks again for a place, told of one or not
-_RANKED = 3  # replicas that are asked in turn, should the best one refuse
+# Seconds between retries while waiting for a free place: not every change wakes the waiter.
+_RETRY_EVERY = 0.25
+_MAX_CANDIDATES = 3  # replicas that Serve asks one after the other, if they refuse
 
 
-class OwedWorkRouter(RequestRouter):
-    """Sends an image where it is done soonest and costs the others least, by what replicas owe.
+class OwedWorkRouter(DispatchingRouter):
+    """Sends an image to the replica that finishes it soonest and delays others least.
 
-    Serve's own router draws two replicas and asks which has fewer requests, of whatever length.
-    An image waits here while every replica has enough for its next batches, and of those that wait
-    the most urgent has the next place: the one that would be done first had it run alone from when
-    it came.
+    Serve's own router draws two replicas and takes the one with fewer requests, however long they
+    are. Here an image waits while every replica has enough for its next batches. Of the images that
+    wait, the most urgent gets the next place: the one that would have been done first, had it run
+    alone since it arrived. Requests that are not images go to any replica, as Serve has it.
     """
 
     def initialize_state(self, images: int = 1, **_: Any) -> None:
-        """Nobody has anything. So many images step together, until replicas say it themselves."""
+        """Begin without requests; `images` step together on a replica, until it reports itself."""
         self._fleet = Fleet(images)
-        self._unread = set[str]()  # replicas whose reports are none
-        self._change, self._looking = asyncio.Event(), asyncio.Lock()
-        self._dues: WeakKeyDictionary[asyncio.Future[Any], float] = WeakKeyDictionary()
-        self._sent = 0
-        # What was sent when each of Serve's tasks chose: it asks the replica, and others choose.
-        self._then: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
+        self._dispatcher = Dispatcher(self._fleet)
+        self._waiting: dict[str, PendingRequest] = {}  # by Serve's internal request id
+        # By the request for which one of Serve's tasks was started: what that task asks for.
+        self._assignments: dict[str, Assignment] = {}
+        self._unreadable: set[str] = set()  # replicas that report in an unknown version
+        self._changed, self._choosing = asyncio.Event(), asyncio.Lock()
+
+    def request_waits(self, pending: PendingRequest) -> None:
+        """Add the image to the dispatcher's queue."""
+        if _is_image(pending):
+            self._update_fleet()
+            key = pending.metadata.internal_request_id
+            self._waiting[key] = pending
+            sample, segment = pending.args
+            self._dispatcher.add(key, sample, segment, pending.created_at)
+
+    def request_left(self, pending: PendingRequest) -> None:
+        """Remove the image from the dispatcher's queue, if it is still there."""
+        key = pending.metadata.internal_request_id
+        self._dispatcher.remove(key)
+        self._waiting.pop(key, None)
+        self._assignments.pop(key, None)
 
     async def choose_replicas(
         self,
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Those with a place for the most urgent image, each in a rank of its own, the best first;
-        as soon as there is one."""
-        if pending_request is not None:
-            pending_request.routing_context.should_backoff = True  # where those chosen refuse
-        async with self._looking:  # one of Serve's tasks at a time: all look for the same place
-            # Who waited for its turn has old candidates.
-            while not (ranked := self._ranked(pending_request)):
-                self._change.clear()
+        """Wait for a place; return the replicas that have one for the most urgent image.
+
+        The best one comes first, and each is in a rank of its own, so that Serve asks them in turn.
+        """
+        if pending_request is None or not _is_image(pending_request):
+            return [candidate_replicas]
+        # If all of them refuse, Serve waits a little before it calls again.
+        pending_request.routing_context.should_backoff = True
+        async with self._choosing:  # one task at a time, since all ask for the same next place
+            while (assignment := self._next_assignment()) is None:
+                if pending_request.future.done():
+                    return [candidate_replicas]  # Serve sees that the request is done
+                self._changed.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._change.wait(), _LOOK)
-                if pending_request is not None and pending_request.future.done():
-                    return []
-        if task := asyncio.current_task():
-            self._then[task] = self._sent
-        return [[replica] for replica in ranked[:_RANKED]]
+                    await asyncio.wait_for(self._changed.wait(), _RETRY_EVERY)
+        self._assignments[pending_request.metadata.internal_request_id] = assignment
+        replicas = self._replicas_by_id()
+        return [[replicas[id]] for id in assignment.replicas[:_MAX_CANDIDATES]]
+
+    def assign(
+        self, replica: RunningReplica, request: RequestMetadata
+    ) -> tuple[RunningReplica, RequestMetadata] | None:
+        """Give the place to the most urgent image, for whichever one it was found.
+
+        Between the choice and the replica's consent other images may have been sent. If so, the
+        image goes to the replica that is best now, or goes on waiting if no place is left.
+        """
+        assignment = self._assignments.get(request.internal_request_id)
+        if assignment is None:  # not an image
+            return replica, request
+        self._update_queue()
+        dispatched = self._dispatcher.dispatch(assignment, replica.replica_id.unique_id)
+        if dispatched is None:
+            return None
+        if dispatched.replica != replica.replica_id.unique_id:
+            replica = self._replicas_by_id()[dispatched.replica]
+        return replica, self._waiting[dispatched.image.key].metadata
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """These are the replicas there are; who waits looks again."""
+        """Set the replicas, and look for places again."""
         super().update_replicas(replicas)
-        self._change.set()
-
-    def _ranked(self, pending: PendingRequest | None) -> list[RunningReplica]:
-        by_id = {id.unique_id: replica for id, replica in self.curr_replicas.items()}
-        self._fleet.set_replicas(by_id)
-        for id, replica in by_id.items():
-            if replica.routing_stats:
-                self._apply_report(id, replica.routing_stats)
-        urgent = self._most_urgent() or pending
-        if urgent is None or not _is_image(urgent):
-            return list(by_id.values())
-        sample, leg = urgent.args
-        most = min((replica.max_ongoing_requests for replica in by_id.values()), default=0)
-        return [by_id[id] for id in self._fleet.rank(sample, leg, most)]
-
-    def _fulfill_next_pending_request(
-        self, replica: RunningReplica, request_metadata: Any = None
-    ) -> None:
-        """The replica has the most urgent image, whichever the place was looked for; or another
-        one has it, where the place is taken by now.
-
-        Serve's `FIFOMixin` gives it to the oldest in the same way.
-        """
-        pending, task = self._most_urgent(), asyncio.current_task()
-        if pending is None:
-            return
-        if task and self._then.get(task) != self._sent:
-            ranked = self._ranked(pending)
-            if not ranked:
-                return
-            replica = ranked[0]
-        self._sent += 1
-        self._pending_requests_to_fulfill.remove(pending)
-        self._cancel_routing_task_for_pending_request(pending)
-        self._record_queue_wait_time(pending)
-        if _is_image(pending):
-            self._fleet.send(replica.replica_id.unique_id, *pending.args)
-        pending.future.set_result(replica)
-        self._remove_pending_request_from_indices(pending)
+        self._changed.set()
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
-        """The replica took the request; when it has ended, however, somebody else has its place."""
+        """Free the image's place when the replica's response has ended."""
         if _is_image(pending_request):
             sample, _ = pending_request.args
             end = partial(self._end, replica_id.unique_id, key_of(sample))
@@ -119,27 +121,31 @@ class OwedWorkRouter(RequestRouter):
 
     def _end(self, replica: str, key: str) -> None:
         self._fleet.end(replica, key)
-        self._change.set()
+        self._changed.set()
 
-    def _apply_report(self, id: str, report: Mapping[str, Any]) -> None:
-        """An error here would end Serve's task, and whoever it looked for would wait for ever."""
-        try:
-            self._fleet.apply_report(id, report)
-        except (KeyError, TypeError, ValueError) as error:  # of another version of this service
-            if id not in self._unread:
-                logger.warning("replica %s reports what can't be read: %r", id, error)
-            self._unread.add(id)
+    def _next_assignment(self) -> Assignment | None:
+        self._update_queue()
+        return self._dispatcher.next_assignment()
 
-    def _most_urgent(self) -> PendingRequest | None:
-        waiting = (one for one in self._pending_requests_to_fulfill if not one.future.done())
-        return min(waiting, key=self._due, default=None)
+    def _update_queue(self) -> None:
+        self._update_fleet()
+        for key, pending in self._waiting.items():
+            if pending.future.done():  # its caller has gone
+                self._dispatcher.remove(key)
 
-    def _due(self, pending: PendingRequest) -> float:
-        due = self._dues.get(pending.future)
-        if due is None:
-            alone = self._fleet.isolated_seconds(*pending.args) if _is_image(pending) else 0.0
-            due = self._dues[pending.future] = pending.created_at + alone
-        return due
+    def _update_fleet(self) -> None:
+        replicas = self._replicas_by_id()
+        limits = [replica.max_ongoing_requests for replica in replicas.values()]
+        self._fleet.set_replicas(replicas, max_images=min(limits, default=0))
+        for id, replica in replicas.items():
+            report = replica.routing_stats
+            if report and not self._fleet.apply_report(id, report) and id not in self._unreadable:
+                self._unreadable.add(id)
+                version = report.get("version")
+                logger.warning("ignoring reports of replica %s: unknown version %r", id, version)
+
+    def _replicas_by_id(self) -> dict[str, RunningReplica]:
+        return {id.unique_id: replica for id, replica in self.curr_replicas.items()}
 
 
 def _is_image(pending: PendingRequest) -> bool:

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve_app.core.capacity.fleet import ReplicaReport
 from serve_app.core.capacity.forecast import forecast
+from serve_app.core.capacity.replica_report import ReplicaReport
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage

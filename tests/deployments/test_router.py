@@ -1,21 +1,20 @@
-"""Serve's router with our decision in it: real, on replicas that only say how many they have."""
+"""Serve's router with our dispatcher in it: real, on replicas that only count their requests."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any, cast
 
+import pytest
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
-from serve_app.core.capacity.cost_model import CostTable, TurnKind
-from serve_app.core.capacity.fleet import ReplicaReport, key_of
-from serve_app.core.diffusion.keys import ModelKey
-from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
-from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
+from serve_app.core.capacity.replica_report import key_of
+from serve_app.core.diffusion.sample import Sample
 from serve_app.deployments.router import OwedWorkRouter
+from tests.support.images import image, report_of, segment_of
 from tests.support.ray_private import (
     DeploymentHandleSource,
     DeploymentID,
@@ -23,190 +22,234 @@ from tests.support.ray_private import (
     choose_replica,
     stop_routing,
 )
+from tests.support.waiting import until_async
 
 STAGE = DeploymentID("BaseGenerator", "aura")
-PRICES = CostTable(
-    {TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 1024, 1024, 8): 0.1},
-    {ModelKey(Stage.BASE): BatchSize(4, 8)},
-)
-SOON = 5.0  # seconds, in which what must happen happens
+TIMEOUT = 10.0  # seconds, for what must happen
+REQUEST_NUMBERS = count()
 
 
-class Counting:
+class CountingReplica:
     """A replica as routers see it: how many requests it has, and what it reported."""
 
     def __init__(
-        self, name: str, *owed: PendingWork[Any], most: int = 100, requests: int = 0
+        self, name: str, *images: Sample[Any], max_requests: int = 100, requests: int = 0
     ) -> None:
         self.replica_id = ReplicaID(name, STAGE)
-        self.max_ongoing_requests = most
-        self.routing_stats = ReplicaReport.of(
-            1, "p", owed, [ModelKey(Stage.BASE)], PRICES
-        ).to_wire()
-        self.requests = requests  # of whomever
+        self.max_ongoing_requests = max_requests
+        self.routing_stats = report_of(1, *images).to_wire()
+        self.requests = requests  # of all routers
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
         return self.requests
 
 
-class Ending:
-    """A request's result, as far as a router sees it."""
+class Response:
+    """A replica's response, as far as a router sees it."""
 
     def __init__(self) -> None:
-        self._done: list[Any] = []
+        self._callbacks: list[Any] = []
 
-    def add_done_callback(self, done: Any) -> None:
-        self._done.append(done)
+    def add_done_callback(self, callback: Any) -> None:
+        self._callbacks.append(callback)
 
     def end(self) -> None:
-        for done in self._done:
-            done(self)
+        for callback in self._callbacks:
+            callback(self)
 
 
-def owed(id: str, steps: int) -> PendingWork[Any]:
-    sample, leg = wish(id, steps)
-    return PendingWork(sample, leg, WorkKind.STEP, due=0)
+def request(*args: Any) -> PendingRequest:
+    number = str(next(REQUEST_NUMBERS))
+    metadata = RequestMetadata(request_id=number, internal_request_id=number, call_method="advance")
+    return PendingRequest(args=list(args), kwargs={}, metadata=metadata, created_at=0.0)
 
 
-def wish(id: str, steps: int, width: int = 1024) -> tuple[Sample[Any], StageSegment]:
-    spec = ImageSpec(prompt="a", seed=1, width=width, height=1024, steps=steps, guidance=6.9)
-    noise = NoiseConfig.from_scheduler_config({})
-    schedule = make_schedule(noise, spec.sampler, steps, None, 1.0)
-    return new_sample(id, spec, schedule, Stage.BASE), StageSegment(Stage.BASE, steps, last=True)
+def image_request(id: str, steps: int = 30, width: int = 1024) -> PendingRequest:
+    sample = image(id, steps, width=width)
+    return request(sample, segment_of(sample))
 
 
-def request(*args: Any, at: float = 0.0) -> PendingRequest:
-    meta = RequestMetadata(request_id="r", internal_request_id="of all", call_method="advance")
-    return PendingRequest(args=list(args), kwargs={}, metadata=meta, created_at=at)
+def replicas(*doubles: CountingReplica) -> list[RunningReplica]:
+    return cast("list[RunningReplica]", list(doubles))
 
 
 @asynccontextmanager
-async def routing(*replicas: Counting) -> AsyncIterator[OwedWorkRouter]:
+async def routing(*doubles: CountingReplica) -> AsyncIterator[OwedWorkRouter]:
     router = OwedWorkRouter(STAGE, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
     router.initialize_state()
-    router.update_replicas(cast("list[RunningReplica]", list(replicas)))
+    router.update_replicas(replicas(*doubles))
     yield router
     stop_routing(router)
 
 
-async def routed(router: OwedWorkRouter, asked: PendingRequest) -> str:
-    replica = await asyncio.wait_for(choose_replica(router, asked), SOON)
+async def route(router: OwedWorkRouter, pending: PendingRequest, *, is_retry: bool = False) -> str:
+    chosen = choose_replica(router, pending, is_retry=is_retry)
+    replica = await asyncio.wait_for(chosen, TIMEOUT)
     return replica.replica_id.unique_id
 
 
+def waiting_images(router: OwedWorkRouter) -> int:
+    """Return how many images wait for a place."""
+    return len(router._dispatcher.waiting)
+
+
+async def start_waiting(
+    router: OwedWorkRouter, *pending: PendingRequest
+) -> list[asyncio.Task[str]]:
+    """Start to route requests, and return when all wait."""
+    already_waiting = waiting_images(router)
+    tasks = [asyncio.create_task(route(router, request)) for request in pending]
+    await until_async(lambda: waiting_images(router) == already_waiting + len(pending))
+    return tasks
+
+
+async def occupy(router: OwedWorkRouter, id: str = "first") -> Response:
+    """Send an image, and return its response, which has not ended."""
+    pending, response = image_request(id), Response()
+    replica = await route(router, pending)
+    router.on_request_routed(pending, ReplicaID(replica, STAGE), response)
+    return response
+
+
 async def test_an_image_goes_past_the_replica_that_owes_more() -> None:
-    async with routing(Counting("busy", owed("x", 150)), Counting("less", owed("y", 20))) as router:
-        assert await routed(router, request(*wish("new", 30, width=832))) == "less"
+    busy, less_busy = CountingReplica("busy", image("x", 150)), CountingReplica("less", image("y"))
+    async with routing(busy, less_busy) as router:
+        assert await route(router, image_request("new", width=832)) == "less"
 
 
 async def test_images_of_one_request_run_on_all_replicas() -> None:
-    async with routing(Counting("a"), Counting("b"), Counting("c")) as router:
-        asked = [request(*wish(str(number), 30)) for number in range(3)]
-        homes = await asyncio.gather(*(routed(router, one) for one in asked))
-        assert sorted(homes) == ["a", "b", "c"]
+    async with routing(*map(CountingReplica, "abc")) as router:
+        pending = [image_request(str(number)) for number in range(3)]
+        chosen = await asyncio.gather(*(route(router, request) for request in pending))
+        assert sorted(chosen) == ["a", "b", "c"]
 
 
-async def test_the_next_place_is_the_most_urgent_ones() -> None:
-    async with routing(Counting("a", most=1)) as router:
-        first = request(*wish("first", 30))
-        assert await routed(router, first) == "a"
-        ending = Ending()
-        router.on_request_routed(first, ReplicaID("a", STAGE), ending)
-        order: list[str] = []
+async def test_the_most_urgent_image_gets_the_next_place() -> None:
+    async with routing(CountingReplica("a", max_requests=1)) as router:
+        response, order = await occupy(router), list[str]()
 
         async def wait(id: str, steps: int) -> None:
-            await routed(router, request(*wish(id, steps)))
+            await route(router, image_request(id, steps))
             order.append(id)
-            router._end("a", key_of(wish(id, steps)[0]))
+            router._end("a", key_of(image(id)))
 
-        waiting = [asyncio.create_task(wait(id, s)) for id, s in (("long", 150), ("draft", 4))]
-        await asyncio.sleep(0.05)
+        tasks = [asyncio.create_task(wait(id, n)) for id, n in (("long", 150), ("draft", 4))]
+        await until_async(lambda: waiting_images(router) == 2)
         assert order == []
-        ending.end()
-        await asyncio.wait_for(asyncio.gather(*waiting), SOON)
+        response.end()
+        await asyncio.wait_for(asyncio.gather(*tasks), TIMEOUT)
         assert order == ["draft", "long"]
 
 
-async def test_who_gives_up_waiting_takes_no_place() -> None:
-    async with routing(Counting("a", most=1)) as router:
-        assert await routed(router, request(*wish("first", 30))) == "a"
-        asked = request(*wish("gone", 4))
-        waiting = asyncio.create_task(routed(router, asked))
-        await asyncio.sleep(0.05)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        router._end("a", key_of(wish("first", 30)[0]))
-        assert await routed(router, request(*wish("next", 30))) == "a"
+async def test_an_image_whose_caller_has_gone_takes_no_place() -> None:
+    async with routing(CountingReplica("a", max_requests=1)) as router:
+        response = await occupy(router)
+        (task,) = await start_waiting(router, image_request("draft", 4))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert waiting_images(router) == 0
+        response.end()
+        assert await route(router, image_request("next")) == "a"
 
 
-async def test_what_is_no_image_goes_to_any_replica() -> None:
-    async with routing(Counting("a", owed("x", 150))) as router:
-        assert await routed(router, request()) == "a"
+async def test_a_cancelled_image_is_passed_over_before_its_caller_knows() -> None:
+    async with routing(CountingReplica("a", max_requests=1)) as router:
+        response = await occupy(router)
+        draft, patient = await start_waiting(
+            router, image_request("draft", 4), image_request("patient", 150)
+        )
+        response.end()
+        draft.cancel()  # before the event loop runs anything else
+        assert await patient == "a"
 
 
-async def test_an_image_waits_for_a_replica_where_there_is_none() -> None:
+async def test_a_request_that_is_no_image_goes_to_any_replica() -> None:
+    async with routing(CountingReplica("a", image("x", 150))) as router:
+        assert await route(router, request()) == "a"
+
+
+async def test_a_request_that_is_no_image_does_not_wait_for_a_place() -> None:
+    async with routing(CountingReplica("a", max_requests=1)) as router:
+        await occupy(router)
+        (task,) = await start_waiting(router, image_request("waiting"))
+        assert await route(router, request()) == "a"
+        assert not task.done()
+        task.cancel()
+
+
+async def test_an_image_waits_until_there_is_a_replica() -> None:
     async with routing() as router:
-        waiting = asyncio.create_task(routed(router, request(*wish("early", 30))))
-        await asyncio.sleep(0.05)
-        assert not waiting.done()
-        router.update_replicas(cast("list[RunningReplica]", [Counting("a")]))
-        assert await waiting == "a"
+        (task,) = await start_waiting(router, image_request("early"))
+        router.update_replicas(replicas(CountingReplica("a")))
+        assert await task == "a"
 
 
-async def test_a_replica_that_others_have_filled_is_passed_by() -> None:
-    full, busy = Counting("full", most=4, requests=4), Counting("busy", owed("x", 150), most=4)
+async def test_a_replica_that_other_routers_have_filled_is_passed_over() -> None:
+    full = CountingReplica("full", max_requests=4, requests=4)
+    busy = CountingReplica("busy", image("x", 150), max_requests=4)
     async with routing(full, busy) as router:
-        assert await routed(router, request(*wish("new", 30))) == "busy"
+        assert await route(router, image_request("new")) == "busy"
         full.requests = 0
-        assert await routed(router, request(*wish("next", 30))) == "full"
+        assert await route(router, image_request("next")) == "full"
 
 
-async def test_a_refused_image_finds_another_place() -> None:
-    async with routing(Counting("a"), Counting("b")) as router:
-        asked = request(*wish("image", 30))
-        first = await routed(router, asked)
-        for replica in router.curr_replicas.values():  # which is full by its own account
-            if replica.replica_id.unique_id == first:
-                router._replica_queue_len_cache.update(replica.replica_id, 100)
-                cast("Any", replica).requests = 100
-        again = await asyncio.wait_for(choose_replica(router, asked, is_retry=True), SOON)
-        assert again.replica_id.unique_id != first
+async def test_an_image_that_a_replica_rejects_finds_another_place() -> None:
+    doubles = [CountingReplica("a"), CountingReplica("b")]
+    async with routing(*doubles) as router:
+        pending = image_request("image")
+        first = await route(router, pending)
+        for double in doubles:
+            if double.replica_id.unique_id == first:  # it is full by its own count
+                router.replica_queue_len_cache.update(double.replica_id, 100)
+                double.requests = 100
+        assert await route(router, pending, is_retry=True) != first
 
 
-async def test_newcomers_take_those_that_wait_as_many_as_they_have_places_for() -> None:
-    async with routing(Counting("a", most=4)) as router:
-        asked = [request(*wish(str(number), 30)) for number in range(40)]
-        waiting = [asyncio.create_task(routed(router, one)) for one in asked]
-        await asyncio.sleep(0.1)
-        assert sum(task.done() for task in waiting) == 4
-        began = asyncio.get_running_loop().time()
-        there = [*router.curr_replicas.values(), Counting("b", most=12), Counting("c", most=12)]
-        router.update_replicas(cast("list[RunningReplica]", there))
-        while sum(task.done() for task in waiting) < 12:
-            await asyncio.sleep(0.01)
-        assert asyncio.get_running_loop().time() - began < 1.0
-        await asyncio.sleep(0.3)
-        homes = Counter(task.result() for task in waiting if task.done())
-        assert homes == {"a": 4, "b": 4, "c": 4}  # the least that anybody takes bounds all
-        for task in waiting:
+async def test_new_replicas_take_as_many_waiting_images_as_they_have_places_for() -> None:
+    first = CountingReplica("a", max_requests=4)
+    async with routing(first) as router:
+        pending = [image_request(str(number)) for number in range(40)]
+        tasks = [asyncio.create_task(route(router, request)) for request in pending]
+        await until_async(lambda: sum(task.done() for task in tasks) == 4)
+        assert waiting_images(router) == 36
+        # The smallest limit of any replica holds for all.
+        newcomers = [CountingReplica(name, max_requests=12) for name in "bc"]
+        router.update_replicas(replicas(first, *newcomers))
+        await until_async(lambda: sum(task.done() for task in tasks) == 12)
+        assert waiting_images(router) == 28
+        assert router._next_assignment() is None
+        chosen = Counter(task.result() for task in tasks if task.done())
+        assert chosen == {"a": 4, "b": 4, "c": 4}
+        for task in tasks:
             task.cancel()
 
 
-async def test_who_waits_while_all_replicas_go_has_the_first_that_comes() -> None:
-    async with routing(Counting("a", most=1)) as router:
-        assert await routed(router, request(*wish("first", 30))) == "a"
-        waiting = asyncio.create_task(routed(router, request(*wish("next", 30))))
-        await asyncio.sleep(0.05)
+async def test_an_image_that_waits_while_all_replicas_leave_gets_the_first_new_one() -> None:
+    async with routing(CountingReplica("a", max_requests=1)) as router:
+        await occupy(router)
+        (task,) = await start_waiting(router, image_request("next"))
         router.update_replicas([])
-        await asyncio.sleep(0.3)
-        assert not waiting.done()
-        router.update_replicas(cast("list[RunningReplica]", [Counting("b")]))
-        assert await asyncio.wait_for(waiting, SOON) == "b"
+        assert router._next_assignment() is None
+        router.update_replicas(replicas(CountingReplica("b")))
+        assert await asyncio.wait_for(task, TIMEOUT) == "b"
 
 
-async def test_a_report_that_nobody_understands_costs_no_request() -> None:
-    strange = Counting("strange")
-    strange.routing_stats = {"number": 5, "version": 2}
-    async with routing(strange, Counting("a", owed("x", 150))) as router:
-        assert await routed(router, request(*wish("new", 30, width=832))) == "strange"
-        assert await routed(router, request(*wish("next", 30, width=832))) in {"a", "strange"}
+async def test_reports_of_an_unknown_version_are_ignored_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    newer = CountingReplica("newer")
+    newer.routing_stats |= {"version": 99}
+    known = CountingReplica("known", image("x", 150))
+    with caplog.at_level(logging.WARNING, logger="aura.routing"):
+        async with routing(newer, known) as router:
+            assert await route(router, image_request("new", width=832)) == "newer"
+            await route(router, image_request("next", width=832))
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings == ["ignoring reports of replica newer: unknown version 99"]
+
+
+async def test_a_report_without_a_version_is_ignored() -> None:
+    old = CountingReplica("old")
+    old.routing_stats = {"number": 5, "profile": "p", "left": {}}
+    async with routing(old, CountingReplica("busy", image("x", 150))) as router:
+        assert await route(router, image_request("new", width=832)) == "old"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.core.capacity.fleet import ReplicaReport, key_of
+from serve_app.core.capacity.replica_report import ReplicaReport, encode_batch_key, key_of
 from serve_app.core.diffusion.sample import StageSegment, for_stage
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ProfileChanged
@@ -110,20 +110,24 @@ async def test_a_named_error_comes_out_by_its_name(replica: StageReplica) -> Non
 
 
 async def test_routers_hear_what_is_left_and_what_it_takes_here(replica: StageReplica) -> None:
+    async def report() -> ReplicaReport:
+        report = ReplicaReport.from_wire(await replica.record_routing_stats())
+        assert report is not None
+        return report
+
     task = asyncio.create_task(_first_event(replica))
-    key = key_of(sample_of(SPEC, "left"))
-    while (
-        key not in (told := ReplicaReport.from_wire(await replica.record_routing_stats())).remaining
-    ):
+    sample = sample_of(SPEC, "left")
+    while key_of(sample) not in (first := await report()).remaining:
         await asyncio.sleep(0.005)
     task.cancel()
-    shape, steps, turn = told.remaining[key]
-    assert f"latent_shape=({SPEC.height // 8}, {SPEC.width // 8})" in shape
-    assert 0 < steps <= SPEC.steps
-    assert turn in told.costs.seconds_by_turn
-    assert told.models == (base_key("demo"),)
-    again = ReplicaReport.from_wire(await replica.record_routing_stats())
-    assert (again.number, again.profile) == (told.number + 1, told.profile)
+    work = first.remaining[key_of(sample)]
+    bound = replace(sample, spec=replace(SPEC, model="demo"))
+    assert work.batch_key == encode_batch_key(bound.batch_key)
+    assert 0 < work.steps <= SPEC.steps
+    assert work.step in first.costs.seconds_by_turn
+    assert first.models == (base_key("demo"),)
+    again = await report()
+    assert (again.number, again.profile) == (first.number + 1, first.profile)
     while (await replica.stats()).positions:
         await asyncio.sleep(0.005)
     numbers = [(await replica.record_routing_stats())["number"] for _ in range(30)]

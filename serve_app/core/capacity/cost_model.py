@@ -1,9 +1,9 @@
-"""What work costs: TFLOP of a turn by model and size, and the seconds that turns really take.
+"""What work costs: TFLOP of a turn by model and image size, and the seconds that turns really take.
 
-Knows no clock: seconds are measured elsewhere and passed in.
-The weights are fitted to the matmul and convolution counts of SDXL's published block structure:
-convolutions grow with the area, attention with its square (12 % of base and 16 % of the refiner
-at 1024 x 1024). They only say how a turn that was never seen compares with those that were.
+No clock: seconds are measured elsewhere and passed in. The weights are fitted to the matmul and
+convolution counts of SDXL's published block structure. Convolutions grow with the area, attention
+with its square (12 % of base's work and 16 % of the refiner's at 1024 x 1024). They only say how a
+turn that was never measured compares with those that were.
 """
 
 from bisect import bisect_left
@@ -19,47 +19,47 @@ from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.scheduling.work import BatchSize, WorkKind
 
 _MEGAPIXEL = 1024 * 1024
-_UNET_TFLOP = {Stage.BASE: (5.95, 0.81), Stage.REFINER: (6.12, 1.17)}  # per area, per area squared
-_DECODE_TFLOP = 10.47  # per area
-_PROMPT_TFLOP = 0.11  # both text encoders
-_TFLOPS = 1.0  # TFLOP a second: what a slow machine does, until the first turn is measured
-_REMEMBERED = 24  # seconds of each kind of turn
-_KINDS = 64  # of turn; those not seen for longest are forgotten
-_MOST = 1.5  # times the median that one turn may count for
-_ONE_BY_ONE = BatchSize(1, 0)  # where nobody said how many step together
+# Per megapixel, and per squared megapixel.
+_UNET_TFLOP = {Stage.BASE: (5.95, 0.81), Stage.REFINER: (6.12, 1.17)}
+_DECODE_TFLOP = 10.47  # per megapixel
+_PROMPT_TFLOP = 0.11  # of both text encoders
+_TFLOPS = 1.0  # TFLOP per second of a slow machine: assumed until the first turn is measured
+_MAX_MEASUREMENTS = 24  # that are remembered of each kind of turn
+_MAX_KINDS = 64  # of turns; the ones measured least recently are forgotten
+_MAX_OF_MEDIAN = 1.5  # the most that one measurement may count for, as a multiple of the median
+_ONE_BY_ONE = BatchSize(1, 0)  # assumed where no batch size is known
 
 
 def megapixel_steps(spec: ImageSpec) -> float:
-    """What an image counts against its caller's allowance: steps times megapixels, each of Heun's
-    twice."""
+    """Return what an image counts against its caller's rate limit: network calls x megapixels."""
     steps = spec.steps if spec.strength is None else max(1.0, spec.steps * spec.strength)
     return steps * spec.sampler.nfe * spec.width * spec.height / 1e6
 
 
 def step_tflop(stage: Stage, width: int, height: int, rows: int) -> float:
-    """Work of one UNet call with `rows` rows at a picture size in pixels."""
+    """Return the TFLOP of one UNet call with `rows` rows; sizes are in pixels."""
     area = width * height / _MEGAPIXEL
     linear, square = _UNET_TFLOP[stage]
     return rows * (linear * area + square * area**2)
 
 
 def decode_tflop(width: int, height: int) -> float:
-    """Work of turning latents into a picture; an encode is counted the same."""
+    """Return the TFLOP of decoding latents to an image of a size in pixels, or of encoding one."""
     return _DECODE_TFLOP * width * height / _MEGAPIXEL
 
 
 def share_by_rows(rows: Sequence[int], seconds: float) -> list[float]:
-    """The GPU time of each image in a turn: the turn's seconds, shared by the images' rows.
+    """Return the GPU time of each image of a turn: the turn's seconds, shared by the images' rows.
 
-    This is what GPU time means here, measured or predicted. Padding is nobody's, so those who are
-    there pay for it; and what all images pay is what the device was busy.
+    This is what GPU time means here, measured or predicted. Padding belongs to no image, so the
+    images of the batch pay for it, and all images together pay for the time the device was busy.
     """
     return [seconds * own / sum(rows) for own in rows]
 
 
 @dataclass(frozen=True, slots=True)
 class TurnKind:
-    """A kind of turn: those alike in all of this take one device equally long."""
+    """A kind of turn: turns that are equal in all of this take one device equally long."""
 
     work: WorkKind
     model: ModelKey
@@ -76,7 +76,7 @@ class TurnKind:
 
     @property
     def tflop(self) -> float:
-        """Its work; a load has none that is counted so."""
+        """The TFLOP of the turn; those of loading a model or a LoRA count as 0."""
         match self.work:
             case WorkKind.STEP:
                 return step_tflop(self.stage, self.width, self.height, self.rows)
@@ -112,16 +112,15 @@ def turn_kind(
 
 @dataclass(frozen=True, slots=True)
 class CostTable:
-    """Seconds that each kind of turn takes on a device, of those that were seen lately; and how
-    many samples of each model step together there. A value that travels."""
+    """The seconds of each kind of turn on a device, and the batch size of each model there."""
 
     seconds_by_turn: Mapping[TurnKind, float] = field(default_factory=dict)
     batch_sizes: Mapping[ModelKey, BatchSize] = field(default_factory=dict)
-    default_batch_size: BatchSize | None = None  # of a model that was never there
+    default_batch_size: BatchSize | None = None  # of a model that is not in the table
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether a step was ever seen."""
+        """Whether a step was ever measured."""
         return any(turn.work is WorkKind.STEP for turn in self.seconds_by_turn)
 
     def batch_size(self, model: ModelKey) -> BatchSize:
@@ -130,61 +129,75 @@ class CostTable:
         return self.batch_sizes.get(model) or self.default_batch_size or another
 
     def seconds(self, turn: TurnKind) -> float:
-        """Predicted seconds of one turn.
+        """Return the predicted seconds of one turn.
 
-        What was not seen is set in proportion, by its TFLOP, to its likes: turns of the same work
-        and stage, else of the same work, else steps. A load is none of those, and free until seen.
+        A kind that was not measured is interpolated by its TFLOP between similar kinds: those of
+        the same work and stage, else of the same work, else steps. A load is free until one was
+        measured.
         """
         if turn in self.seconds_by_turn:
             return self.seconds_by_turn[turn]
-        likes = [one for one in self.seconds_by_turn if one.work is turn.work]
-        likes = [one for one in likes if one.stage is turn.stage] or likes
-        if not likes and turn.tflop:
-            likes = [one for one in self.seconds_by_turn if one.work is WorkKind.STEP]
-        seen: dict[float, list[float]] = {}
-        for like in likes:
-            seen.setdefault(like.tflop, []).append(self.seconds_by_turn[like])
-        points = sorted((tflop, fmean(seconds)) for tflop, seconds in seen.items())
+        similar = [kind for kind in self.seconds_by_turn if kind.work is turn.work]
+        similar = [kind for kind in similar if kind.stage is turn.stage] or similar
+        if not similar and turn.tflop:
+            similar = [kind for kind in self.seconds_by_turn if kind.work is WorkKind.STEP]
+        by_tflop: dict[float, list[float]] = {}
+        for kind in similar:
+            by_tflop.setdefault(kind.tflop, []).append(self.seconds_by_turn[kind])
+        points = sorted((tflop, fmean(seconds)) for tflop, seconds in by_tflop.items())
         return _interpolate(points, turn.tflop) if points else turn.tflop / _TFLOPS
+
+    def updated(self, newer: "CostTable") -> "CostTable":
+        """Return the table with the entries of a newer one, which win over its own."""
+        return replace(
+            self,
+            seconds_by_turn={**self.seconds_by_turn, **newer.seconds_by_turn},
+            batch_sizes={**self.batch_sizes, **newer.batch_sizes},
+        )
 
 
 class CostModel:
-    """Learns prices from the turns of one device. Whoever measures them is the only writer."""
+    """Learns costs from the turns of one device. The one that measures them is the only writer."""
 
     def __init__(self) -> None:
-        self.table = CostTable()  # replaced whole: whoever reads it needs no lock
-        self._seen: dict[TurnKind, deque[float]] = {}
+        self.table = CostTable()  # replaced as a whole, so that readers need no lock
+        self._measured: dict[TurnKind, deque[float]] = {}
 
     def set_batch_sizes(self, batch_sizes: Mapping[ModelKey, BatchSize]) -> None:
-        """So many samples of these models step together."""
+        """Set how many samples of each of these models step together."""
         self.table = replace(self.table, batch_sizes={**self.table.batch_sizes, **batch_sizes})
 
     def observe(self, turn: TurnKind, seconds: float) -> None:
-        """One more turn of this kind counts."""
+        """Count one more measured turn."""
         known = dict(self.table.seconds_by_turn)
-        known.pop(turn, None)  # to come last again
-        if len(known) == _KINDS:
+        known.pop(turn, None)  # so that it is the last one again
+        if len(known) == _MAX_KINDS:
             oldest = next(iter(known))
-            del known[oldest], self._seen[oldest]
-        seen = self._seen.setdefault(turn, deque(maxlen=_REMEMBERED))
-        seen.append(seconds)
-        known[turn] = clipped_mean(seen)
+            del known[oldest], self._measured[oldest]
+        measured = self._measured.setdefault(turn, deque(maxlen=_MAX_MEASUREMENTS))
+        measured.append(seconds)
+        known[turn] = clipped_mean(measured)
         self.table = replace(self.table, seconds_by_turn=known)
 
 
-def clipped_mean(seen: Iterable[float]) -> float:
-    """The mean of what was seen, of which nothing counts for more than half as much again as the
-    median: a first call, or one that the machine held up, can't spoil it."""
-    seen = list(seen)
-    most = _MOST * median_low(seen)
-    return fmean(min(one, most) for one in seen)
+def clipped_mean(values: Iterable[float]) -> float:
+    """Return the mean of the values, none of which counts for more than 1.5 times the median.
+
+    So a first call, or a call that the machine held up, can't spoil it.
+    """
+    values = list(values)
+    maximum = _MAX_OF_MEDIAN * median_low(values)
+    return fmean(min(value, maximum) for value in values)
 
 
 def _interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
-    """On the line between the two points beside `at`; beyond the last one, in proportion to it."""
+    """Return the value at `at`, on the line between the two points beside it.
+
+    Beyond the first or the last point, the value is in proportion to that point's.
+    """
     above = bisect_left(points, at, key=lambda point: point[0])
     if 0 < above < len(points):
-        (low, before), (high, after) = points[above - 1 : above + 1]
-        return before + (after - before) * (at - low) / (high - low)
-    work, seconds = points[min(above, len(points) - 1)]
-    return seconds * at / work if work else seconds
+        (low, low_value), (high, high_value) = points[above - 1 : above + 1]
+        return low_value + (high_value - low_value) * (at - low) / (high - low)
+    nearest, value = points[min(above, len(points) - 1)]
+    return value * at / nearest if nearest else value

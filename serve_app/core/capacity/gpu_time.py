@@ -1,6 +1,6 @@
-"""`Account`: the GPU seconds of one engine: how many there were, whose, and which were for nothing.
+"""The GPU seconds of one engine: how many there were, of which image, and which were wasted.
 
-Knows no clock and no engine, whose turn is the only writer.
+No clock and no engine: the engine's turn is the only writer.
 """
 
 from collections.abc import Mapping
@@ -14,51 +14,56 @@ from serve_app.core.scheduling.work import BatchSize, Plan
 
 @dataclass(frozen=True, slots=True)
 class GpuTime:
-    """GPU time of an image in seconds, as measured; and as the prices of when it came would have
-    foretold it for the company that it then had."""
+    """GPU seconds of an image: measured, and predicted.
+
+    The prediction uses the cost table from when the image arrived, and the batches in which it
+    actually ran.
+    """
 
     measured: float = 0.0
     predicted: float = 0.0
 
 
 class GpuTimeAccount:
-    """What turns took, in seconds. `busy` is the sum of what everybody spent; see `cost.shares`."""
+    """The seconds that turns took, in total and of each image: see `share_by_rows`."""
 
     def __init__(self) -> None:
         self.total_seconds = 0.0
-        self.wasted_seconds = 0.0  # by images that were cancelled, or that failed
-        self._spent: dict[str, GpuTime] = {}  # by those that are here
-        self._cost_at_arrival: dict[str, CostTable] = {}  # what prices were then
-        self._book = CostModel()
+        self.wasted_seconds = 0.0  # of images that were cancelled or failed
+        self._spent: dict[str, GpuTime] = {}  # by the id of each image that has not finished
+        self._costs_at_arrival: dict[str, CostTable] = {}
+        self._cost_model = CostModel()
 
     @property
     def cost_table(self) -> CostTable:
-        """What each kind of turn takes: a value, replaced whole."""
-        return self._book.table
+        """The seconds of each kind of turn: a value that is replaced as a whole."""
+        return self._cost_model.table
 
     def set_batch_sizes(self, batch_sizes: Mapping[ModelKey, BatchSize]) -> None:
-        """So many samples of these models step together."""
-        self._book.set_batch_sizes(batch_sizes)
+        """Set how many samples of each of these models step together."""
+        self._cost_model.set_batch_sizes(batch_sizes)
 
     def charge(self, plan: Plan[Any], seconds: float, *, completed: bool) -> None:
-        """The samples of a plan have spent these seconds. A turn that was not made `whole` tells
-        nothing of the next."""
+        """Charge the seconds of a turn to the samples of its plan.
+
+        The length of a turn that was not `completed` says nothing about the next one.
+        """
         first = plan.samples[0]
         kind = turn_kind(plan.work, first, lanes=plan.lanes, load=plan.load)
         self.total_seconds += seconds
         rows = [sample.spec.rows for sample in plan.samples]
         for sample, share in zip(plan.samples, share_by_rows(rows, 1.0), strict=True):
-            before = self._spent.get(sample.id, GpuTime())
-            then = self._cost_at_arrival.setdefault(sample.id, self.cost_table)
+            spent = self._spent.get(sample.id, GpuTime())
+            costs = self._costs_at_arrival.setdefault(sample.id, self.cost_table)
             self._spent[sample.id] = GpuTime(
-                before.measured + share * seconds, before.predicted + share * then.seconds(kind)
+                spent.measured + share * seconds, spent.predicted + share * costs.seconds(kind)
             )
         if completed:
-            self._book.observe(kind, seconds)
+            self._cost_model.observe(kind, seconds)
 
     def finish(self, id: str, *, wasted: bool) -> GpuTime:
-        """The image is gone, and this was its time; `wasted` when nobody has anything of it."""
-        self._cost_at_arrival.pop(id, None)
+        """Forget an image that has left, and return its time; `wasted` if it has no result."""
+        self._costs_at_arrival.pop(id, None)
         spent = self._spent.pop(id, GpuTime())
         self.wasted_seconds += spent.measured * wasted
         return spent

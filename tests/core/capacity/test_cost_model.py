@@ -56,27 +56,27 @@ def test_the_shares_of_a_turn_add_up_to_its_seconds(rows: list[int], seconds: fl
 
 
 def test_what_was_seen_is_predicted_as_it_was() -> None:
-    prices = CostTable({step(64): 0.5, step(128): 0.7, step(64, loras=1): 0.9})
-    assert prices.seconds(step(64)) == 0.5
-    assert prices.seconds(step(64, loras=1)) == 0.9
+    costs = CostTable({step(64): 0.5, step(128): 0.7, step(64, loras=1): 0.9})
+    assert costs.seconds(step(64)) == 0.5
+    assert costs.seconds(step(64, loras=1)) == 0.9
 
 
 def test_what_was_not_seen_lies_between_its_likes_and_beyond_them_in_proportion() -> None:
-    prices = CostTable({step(512, 2): 1.0, step(512, 6): 5.0})
-    assert prices.seconds(step(512, 4)) == pytest.approx(3)
-    assert prices.seconds(step(512, 12)) == pytest.approx(10)
-    assert prices.seconds(step(512, 1)) == pytest.approx(0.5)
+    costs = CostTable({step(512, 2): 1.0, step(512, 6): 5.0})
+    assert costs.seconds(step(512, 4)) == pytest.approx(3)
+    assert costs.seconds(step(512, 12)) == pytest.approx(10)
+    assert costs.seconds(step(512, 1)) == pytest.approx(0.5)
 
 
 def test_likes_are_of_the_same_stage_else_of_the_same_work_else_steps() -> None:
     refiner = step(1024, 2, Stage.REFINER)
     decode = TurnKind(WorkKind.DECODE, ModelKey(Stage.BASE, "fox"), 1024, 1024)
-    prices = CostTable({step(1024, 2): 13.52})
-    assert prices.seconds(refiner) == pytest.approx(14.58)
-    assert prices.seconds(decode) == pytest.approx(10.47)
-    prices = CostTable({step(1024, 2): 13.52, step(512, 2, Stage.REFINER): 1.0, decode: 3.0})
-    assert prices.seconds(refiner) == pytest.approx(14.58 / (2 * (6.12 / 4 + 1.17 / 16)))
-    assert prices.seconds(replace(decode, model=ModelKey(Stage.BASE, "owl"), height=512)) == 1.5
+    costs = CostTable({step(1024, 2): 13.52})
+    assert costs.seconds(refiner) == pytest.approx(14.58)
+    assert costs.seconds(decode) == pytest.approx(10.47)
+    costs = CostTable({step(1024, 2): 13.52, step(512, 2, Stage.REFINER): 1.0, decode: 3.0})
+    assert costs.seconds(refiner) == pytest.approx(14.58 / (2 * (6.12 / 4 + 1.17 / 16)))
+    assert costs.seconds(replace(decode, model=ModelKey(Stage.BASE, "owl"), height=512)) == 1.5
 
 
 def test_likes_of_equal_work_count_by_their_mean() -> None:
@@ -84,8 +84,8 @@ def test_likes_of_equal_work_count_by_their_mean() -> None:
         TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "fox"), *side, 8)
         for side in ((64, 128), (128, 64))
     )
-    prices = CostTable({wide: 1.0, high: 2.0})
-    assert prices.seconds(replace(wide, model=ModelKey(Stage.BASE, "owl"))) == 1.5
+    costs = CostTable({wide: 1.0, high: 2.0})
+    assert costs.seconds(replace(wide, model=ModelKey(Stage.BASE, "owl"))) == 1.5
 
 
 def test_a_prompt_s_work_goes_by_how_many_there_are() -> None:
@@ -127,29 +127,29 @@ def test_the_usual_is_never_above_half_as_much_again_as_the_median(seen: list[fl
 
 
 def test_a_meter_follows_a_machine_that_becomes_slower() -> None:
-    book = CostModel()
+    model = CostModel()
     for seconds in [1.0] * 50 + [2.0] * 24:
-        book.observe(step(64), seconds)
-    assert book.table.seconds(step(64)) == 2
+        model.observe(step(64), seconds)
+    assert model.table.seconds(step(64)) == 2
 
 
 def test_a_meter_forgets_the_kinds_that_it_has_not_seen_for_longest() -> None:
-    book = CostModel()
+    model = CostModel()
     for side in range(1, 65):
-        book.observe(step(8 * side), 1.0)
-    book.observe(step(16), 1.0)
-    book.observe(step(8 * 65), 1.0)
-    book.observe(step(8 * 66), 1.0)
-    known = book.table.seconds_by_turn
+        model.observe(step(8 * side), 1.0)
+    model.observe(step(16), 1.0)
+    model.observe(step(8 * 65), 1.0)
+    model.observe(step(8 * 66), 1.0)
+    known = model.table.seconds_by_turn
     assert len(known) == 64
     assert [step(side) in known for side in (8, 16, 24, 32)] == [False, True, False, True]
 
 
 def test_a_meter_remembers_the_batches_of_models_that_have_left() -> None:
-    book = CostModel()
-    book.set_batch_sizes({ModelKey(Stage.BASE, "fox"): BatchSize(4, 8)})
-    book.set_batch_sizes({ModelKey(Stage.BASE, "owl"): BatchSize(2, 4)})
-    assert book.table.batch_size(ModelKey(Stage.BASE, "fox")) == BatchSize(4, 8)
+    model = CostModel()
+    model.set_batch_sizes({ModelKey(Stage.BASE, "fox"): BatchSize(4, 8)})
+    model.set_batch_sizes({ModelKey(Stage.BASE, "owl"): BatchSize(2, 4)})
+    assert model.table.batch_size(ModelKey(Stage.BASE, "fox")) == BatchSize(4, 8)
 
 
 @pytest.mark.parametrize(

@@ -17,75 +17,75 @@ from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import Lora, Stage
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
-from tests.core.scheduling.test_step_scheduler import NOISE, filled, run, sample, whole
+from tests.support.scheduler_runs import NOISE, run_plan, sample, scheduler_of, whole_segment
 
 SIZE = BatchSize(4, 8)
 STEP = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 64, 64, 8)
 PROMPT = TurnKind(WorkKind.CONDITION, ModelKey(Stage.BASE), rows=2)
 DECODE = TurnKind(WorkKind.DECODE, ModelKey(Stage.BASE), 64, 64)
-PRICES = CostTable({STEP: 1.0, PROMPT: 0.25, DECODE: 0.5}, {ModelKey(Stage.BASE): SIZE})
+COSTS = CostTable({STEP: 1.0, PROMPT: 0.25, DECODE: 0.5}, {ModelKey(Stage.BASE): SIZE})
 
 
 def owed(
-    one: Sample[float], work: WorkKind = WorkKind.CONDITION, leg: StageSegment | None = None
+    image: Sample[float], work: WorkKind = WorkKind.CONDITION, segment: StageSegment | None = None
 ) -> PendingWork[float]:
-    leg = leg or whole(one)
-    return PendingWork(one, leg, work, due=leg.stop - one.index)
+    segment = segment or whole_segment(image)
+    return PendingWork(image, segment, work, due=segment.stop - image.index)
 
 
 def test_a_lone_image_pays_for_all_lanes() -> None:
-    told = forecast([owed(sample("a", 10))], PRICES)
-    assert told.seconds == 10.75
-    assert told.shares == {"a": 10.75}
+    result = forecast([owed(sample("a", 10))], COSTS)
+    assert result.seconds == 10.75
+    assert result.shares == {"a": 10.75}
 
 
 def test_images_that_step_together_pay_for_the_lanes_together() -> None:
     queue = [owed(sample(id, 10)) for id in "abcd"]
-    assert forecast(queue, PRICES).shares == dict.fromkeys("abcd", 10 / 4 + 0.75)
+    assert forecast(queue, COSTS).shares == dict.fromkeys("abcd", 10 / 4 + 0.75)
 
 
 def test_a_queue_takes_as_many_steps_as_it_has_batches() -> None:
     queue = [owed(sample(str(number), 10)) for number in range(9)]
-    assert forecast(queue, PRICES).seconds == 3 * 10 + 9 * 0.75
+    assert forecast(queue, COSTS).seconds == 3 * 10 + 9 * 0.75
 
 
 def test_the_last_of_a_batch_pays_alone_for_what_is_left() -> None:
-    told = forecast([owed(sample("long", 10)), owed(sample("short", 4))], PRICES)
-    assert told.shares == {"long": 2 + 6 + 0.75, "short": 2 + 0.75}
+    result = forecast([owed(sample("long", 10)), owed(sample("short", 4))], COSTS)
+    assert result.shares == {"long": 2 + 6 + 0.75, "short": 2 + 0.75}
 
 
 def test_shapes_step_apart() -> None:
     wide = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 128, 64, 8)
-    prices = replace(PRICES, seconds_by_turn={**PRICES.seconds_by_turn, wide: 3.0})
-    told = forecast([owed(sample("a", 10)), owed(sample("wide", 10, side=128))], prices)
-    assert told.shares == {"a": 10.75, "wide": 30 + 0.25 + 1.0}
+    costs = replace(COSTS, seconds_by_turn={**COSTS.seconds_by_turn, wide: 3.0})
+    result = forecast([owed(sample("a", 10)), owed(sample("wide", 10, side=128))], costs)
+    assert result.shares == {"a": 10.75, "wide": 30 + 0.25 + 1.0}
 
 
 def test_without_fixed_lanes_a_step_costs_the_rows_that_are_there() -> None:
     rows = {2: 1.0, 3: 1.5, 4: 1.75}
     known = {replace(STEP, rows=count): seconds for count, seconds in rows.items()}
-    prices = CostTable({**known, PROMPT: 0.0, DECODE: 0.0}, {ModelKey(Stage.BASE): BatchSize(4, 0)})
+    costs = CostTable({**known, PROMPT: 0.0, DECODE: 0.0}, {ModelKey(Stage.BASE): BatchSize(4, 0)})
     queue = [owed(sample("a", 10)), owed(sample("b", 10)), owed(sample("c", 4, guidance=1))]
-    told = forecast(queue[::2], prices)
-    assert told.seconds == 4 * 1.5 + 6 * 1.0
-    assert told.shares["c"] == 2.0
-    assert forecast(queue[:2], prices).seconds == 17.5
+    result = forecast(queue[::2], costs)
+    assert result.seconds == 4 * 1.5 + 6 * 1.0
+    assert result.shares["c"] == 2.0
+    assert forecast(queue[:2], costs).seconds == 17.5
 
 
 def test_what_is_done_is_not_paid_again() -> None:
     conditioned = with_latents(replace(sample("a", 10), index=7), 1.0, 1)
-    assert forecast([owed(conditioned, WorkKind.STEP)], PRICES).seconds == 3.5
-    assert forecast([owed(replace(conditioned, index=10), WorkKind.DECODE)], PRICES).seconds == 0.5
-    assert forecast([owed(replace(conditioned, index=10), WorkKind.LOAD)], PRICES).seconds == 0.5
+    assert forecast([owed(conditioned, WorkKind.STEP)], COSTS).seconds == 3.5
+    assert forecast([owed(replace(conditioned, index=10), WorkKind.DECODE)], COSTS).seconds == 0.5
+    assert forecast([owed(replace(conditioned, index=10), WorkKind.LOAD)], COSTS).seconds == 0.5
     handing = StageSegment(Stage.BASE, 9, last=False)
-    assert forecast([owed(conditioned, WorkKind.STEP, handing)], PRICES).seconds == 2.0
+    assert forecast([owed(conditioned, WorkKind.STEP, handing)], COSTS).seconds == 2.0
 
 
 def test_a_base_image_is_encoded_first() -> None:
     encode = TurnKind(WorkKind.ENCODE, ModelKey(Stage.BASE), 64, 64)
-    prices = replace(PRICES, seconds_by_turn={**PRICES.seconds_by_turn, encode: 0.125})
-    assert forecast([owed(sample("a", 10, strength=0.5))], prices).seconds == 5.875
-    assert forecast([owed(sample("a", 10, strength=0.5), WorkKind.ENCODE)], prices).seconds == 5.625
+    costs = replace(COSTS, seconds_by_turn={**COSTS.seconds_by_turn, encode: 0.125})
+    assert forecast([owed(sample("a", 10, strength=0.5))], costs).seconds == 5.875
+    assert forecast([owed(sample("a", 10, strength=0.5), WorkKind.ENCODE)], costs).seconds == 5.625
 
 
 def test_what_several_wait_for_is_loaded_once() -> None:
@@ -104,15 +104,15 @@ def test_what_several_wait_for_is_loaded_once() -> None:
 
 def test_an_image_costs_a_busy_device_its_share_of_full_batches() -> None:
     one = owed(sample("a", 10))
-    assert amortized_seconds([one], PRICES) == 10 / 4 + 0.75
-    assert amortized_seconds([one, one], PRICES) == 2 * (10 / 4 + 0.75)
-    assert amortized_seconds([], PRICES) == 0
-    alone = replace(PRICES, batch_sizes={ModelKey(Stage.BASE): BatchSize(1, 8)})
+    assert amortized_seconds([one], COSTS) == 10 / 4 + 0.75
+    assert amortized_seconds([one, one], COSTS) == 2 * (10 / 4 + 0.75)
+    assert amortized_seconds([], COSTS) == 0
+    alone = replace(COSTS, batch_sizes={ModelKey(Stage.BASE): BatchSize(1, 8)})
     assert amortized_seconds([one], alone) == forecast([one], alone).seconds == 10.75
 
 
 def test_nothing_owed_takes_no_time() -> None:
-    assert forecast([], PRICES).seconds == 0
+    assert forecast([], COSTS).seconds == 0
 
 
 def test_what_is_left_of_an_image_is_left_leg_by_leg() -> None:
@@ -132,7 +132,7 @@ def test_what_is_left_of_an_image_is_left_leg_by_leg() -> None:
     assert end.steps_left == 0
 
 
-def drained(scheduler: StepScheduler[float], prices: CostTable) -> tuple[float, dict[str, float]]:
+def drained(scheduler: StepScheduler[float], costs: CostTable) -> tuple[float, dict[str, float]]:
     """Seconds until the scheduler is empty, and of each image, when turns take just these."""
     account, spent = GpuTimeAccount(), dict[str, float]()
     while (plan := scheduler.plan()) is not None:
@@ -141,8 +141,8 @@ def drained(scheduler: StepScheduler[float], prices: CostTable) -> tuple[float, 
             kind = replace(PROMPT, rows=plan.samples[0].spec.rows)
         elif plan.work is WorkKind.DECODE:
             kind = DECODE
-        account.charge(plan, prices.seconds(kind), completed=True)
-        for one in scheduler.settle(plan, run(plan)):
+        account.charge(plan, costs.seconds(kind), completed=True)
+        for one in scheduler.settle(plan, run_plan(plan)):
             spent[one.id] = account.finish(one.id, wasted=False).measured
     return account.total_seconds, spent
 
@@ -155,10 +155,10 @@ def test_a_forecast_is_what_the_scheduler_then_takes(
     queue: list[tuple[int, float]], size: BatchSize
 ) -> None:
     rows = {replace(STEP, rows=count): 1.0 + count / 8 for count in range(1, 9)}
-    prices = CostTable({**rows, PROMPT: 0.25, DECODE: 0.5}, {ModelKey(Stage.BASE): size})
+    costs = CostTable({**rows, PROMPT: 0.25, DECODE: 0.5}, {ModelKey(Stage.BASE): size})
     samples = [sample(str(n), steps, guidance=g) for n, (steps, g) in enumerate(queue)]
-    scheduler = filled(*samples, images=size.images, lanes=size.lanes)
-    told = forecast(scheduler.pending(), replace(prices, seconds_by_turn=prices.seconds_by_turn))
-    busy, spent = drained(scheduler, prices)
-    assert told.seconds == pytest.approx(busy)
-    assert told.shares == pytest.approx(spent)
+    scheduler = scheduler_of(*samples, images=size.images, lanes=size.lanes)
+    result = forecast(scheduler.pending(), replace(costs, seconds_by_turn=costs.seconds_by_turn))
+    busy, spent = drained(scheduler, costs)
+    assert result.seconds == pytest.approx(busy)
+    assert result.shares == pytest.approx(spent)

@@ -5,7 +5,7 @@ from serve_app.core.capacity.gpu_time import GpuTime, GpuTimeAccount
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
-from tests.core.scheduling.test_step_scheduler import sample
+from tests.support.scheduler_runs import sample
 
 GUIDED, PLAIN = sample("guided"), sample("plain", guidance=1)
 STEP = Plan(WorkKind.STEP, (GUIDED, PLAIN), 8)
@@ -36,10 +36,10 @@ def test_turns_that_were_made_whole_teach_what_turns_take() -> None:
     account.charge(
         Plan(WorkKind.LOAD, (PLAIN,), load=ModelKey(Stage.BASE, "owl")), 7.0, completed=True
     )
-    prices = account.cost_table
-    assert prices.seconds(turn_kind(WorkKind.STEP, PLAIN, lanes=8)) == 3.0
-    assert prices.seconds(turn_kind(WorkKind.LOAD, PLAIN, load=ModelKey(Stage.BASE, "owl"))) == 7.0
-    assert prices.batch_size(ModelKey(Stage.BASE)) == BatchSize(4, 8)
+    costs = account.cost_table
+    assert costs.seconds(turn_kind(WorkKind.STEP, PLAIN, lanes=8)) == 3.0
+    assert costs.seconds(turn_kind(WorkKind.LOAD, PLAIN, load=ModelKey(Stage.BASE, "owl"))) == 7.0
+    assert costs.batch_size(ModelKey(Stage.BASE)) == BatchSize(4, 8)
     assert account.total_seconds == pytest.approx(19)
 
 

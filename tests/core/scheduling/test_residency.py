@@ -13,8 +13,8 @@ from serve_app.core.diffusion.spec import Lora, Stage
 from serve_app.core.scheduling.batching import Admission, admit
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
-from tests.core.scheduling.test_step_scheduler import run, sample, whole
 from tests.support.keys import REFINER, base_key
+from tests.support.scheduler_runs import run_plan, sample, whole_segment
 
 Turn = tuple[Plan[float], tuple[str, ...]]
 
@@ -48,7 +48,7 @@ class Replica:
         self.loads: list[str] = []  # models, and LoRAs as "model+lora"
 
     def add(self, one: Sample[float]) -> None:
-        self.scheduler.add(one, whole(one))
+        self.scheduler.add(one, whole_segment(one))
 
     def turns(self) -> Iterator[Turn]:
         while (plan := self.scheduler.plan()) is not None:
@@ -69,7 +69,7 @@ class Replica:
                 if plan.work is not WorkKind.DECODE:
                     worn = self.worn[plan.samples[0].model_key]
                     assert {lora.name for lora in sets.pop()} <= set(worn), "a LoRA is not there"
-                yield plan, self._ids(self.scheduler.settle(plan, run(plan)))
+                yield plan, self._ids(self.scheduler.settle(plan, run_plan(plan)))
 
     def _is_broken(self, load: ModelKey | str | None) -> bool:
         return str(load) == self.broken
@@ -257,7 +257,7 @@ def test_a_lora_that_can_not_be_attached_ends_only_those_that_wanted_it() -> Non
 def test_a_picture_that_only_waits_for_its_decoding_waits_for_no_lora() -> None:
     replica = Replica(1)
     done = replace(of("a", "done", loras="x"), latents=0.0)
-    replica.scheduler.add(replace(done, index=len(done.schedule)), whole(done))
+    replica.scheduler.add(replace(done, index=len(done.schedule)), whole_segment(done))
     assert [plan.work for plan, _ in replica.turns()] == [WorkKind.DECODE]
 
 

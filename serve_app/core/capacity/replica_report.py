@@ -1,0 +1,151 @@
+"""`ReplicaReport`: what a replica has to do, by its own account, and the form in which it travels.
+
+The wire form is made of plain values with names and has a version, so that a process may pass it on
+without this package, and a process of another release can tell that it can't read it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from serve_app.core.capacity.cost_model import CostTable, TurnKind, turn_kind
+from serve_app.core.diffusion.keys import BatchKey, ModelKey
+from serve_app.core.diffusion.sample import Sample, StageSegment
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
+
+WIRE_VERSION = 1  # grows with each change of the wire form
+Wire = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RemainingWork:
+    """The steps that an image still has to take on a replica."""
+
+    batch_key: str  # encoded: see `encode_batch_key`
+    steps: int
+    step: TurnKind  # the kind of each step, in a full batch
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """What a replica has to do, by its own account."""
+
+    number: int  # grows with each report, from 1
+    profile: str  # its numeric profile: replicas that share it should be equally fast
+    remaining: Mapping[str, RemainingWork]  # by `key_of` each image
+    models: tuple[ModelKey, ...]  # in the memory of the device or the host
+    costs: CostTable
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        profile: str,
+        pending: Iterable[PendingWork[Any]],
+        models: Iterable[ModelKey],
+        costs: CostTable,
+    ) -> "ReplicaReport":
+        """Return the report of a replica with this pending work."""
+        remaining = {
+            key_of(work.sample): remaining_work(work.sample, work.segment, costs)
+            for work in pending
+        }
+        return cls(number, profile, remaining, tuple(models), costs)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the report in plain values; of the costs only those of steps and loads."""
+        return {
+            "version": WIRE_VERSION,
+            "number": self.number,
+            "profile": self.profile,
+            "images": {
+                key: {
+                    "batchKey": work.batch_key,
+                    "steps": work.steps,
+                    "step": _turn_to_wire(work.step),
+                }
+                for key, work in self.remaining.items()
+            },
+            "models": [_model_to_wire(model) for model in self.models],
+            "batchSizes": [
+                {"model": _model_to_wire(model), "images": size.images, "lanes": size.lanes}
+                for model, size in self.costs.batch_sizes.items()
+            ],
+            "costs": [
+                {"turn": _turn_to_wire(turn), "seconds": seconds}
+                for turn, seconds in self.costs.seconds_by_turn.items()
+                if turn.work in (WorkKind.STEP, WorkKind.LOAD)
+            ],
+        }
+
+    @classmethod
+    def from_wire(cls, wire: Wire) -> "ReplicaReport | None":
+        """Return the report, or None if the version is unknown."""
+        if wire.get("version") != WIRE_VERSION:
+            return None
+        return cls(
+            number=wire["number"],
+            profile=wire["profile"],
+            remaining={
+                key: RemainingWork(work["batchKey"], work["steps"], _turn_from_wire(work["step"]))
+                for key, work in wire["images"].items()
+            },
+            models=tuple(_model_from_wire(model) for model in wire["models"]),
+            costs=CostTable(
+                {_turn_from_wire(cost["turn"]): cost["seconds"] for cost in wire["costs"]},
+                {
+                    _model_from_wire(size["model"]): BatchSize(size["images"], size["lanes"])
+                    for size in wire["batchSizes"]
+                },
+            ),
+        )
+
+
+def key_of(sample: Sample[Any]) -> str:
+    """Return the key of an image at its stage: a replica may run both stages of one image."""
+    return f"{sample.id} {sample.stage}"
+
+
+def encode_batch_key(key: BatchKey) -> str:
+    """Return a batch key as text, equal for equal keys in every process."""
+    return json.dumps(asdict(key), sort_keys=True)
+
+
+def remaining_work(sample: Sample[Any], segment: StageSegment, costs: CostTable) -> RemainingWork:
+    """Return what is left of a segment, in full batches."""
+    step = turn_kind(WorkKind.STEP, sample, lanes=costs.batch_size(sample.model_key).rows)
+    steps = max(0, segment.stop - sample.index)
+    return RemainingWork(encode_batch_key(sample.batch_key), steps, step)
+
+
+def _model_to_wire(model: ModelKey) -> dict[str, str | None]:
+    return {"stage": str(model.stage), "name": model.name}
+
+
+def _model_from_wire(wire: Wire) -> ModelKey:
+    return ModelKey(Stage(wire["stage"]), wire["name"])
+
+
+def _turn_to_wire(turn: TurnKind) -> dict[str, Any]:
+    """Return the kind of a step or a load; other kinds have fields that do not travel."""
+    return {
+        "work": str(turn.work),
+        "model": _model_to_wire(turn.model),
+        "width": turn.width,
+        "height": turn.height,
+        "rows": turn.rows,
+        "loras": turn.loras,
+    }
+
+
+def _turn_from_wire(wire: Wire) -> TurnKind:
+    return TurnKind(
+        work=WorkKind(wire["work"]),
+        model=_model_from_wire(wire["model"]),
+        width=wire["width"],
+        height=wire["height"],
+        rows=wire["rows"],
+        loras=wire["loras"],
+    )

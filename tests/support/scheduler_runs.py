@@ -1,0 +1,76 @@
+"""Small samples for a step scheduler, with numbers for latents, and the turns that it plans."""
+
+from collections.abc import Iterator
+
+from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.diffusion.keys import ModelKey
+from serve_app.core.diffusion.sample import (
+    Sample,
+    StageSegment,
+    after_step,
+    new_sample,
+    stage_segments,
+    with_latents,
+)
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
+from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.scheduling.step_scheduler import StepScheduler
+from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
+
+NOISE = NoiseConfig(timestep_spacing="leading", steps_offset=1)
+
+
+def sample(
+    id: str,
+    steps: int = 4,
+    *,
+    guidance: float = 5.0,
+    side: int = 64,
+    strength: float | None = None,
+) -> Sample[float]:
+    """Return a base sample that has not begun, `side` pixels wide."""
+    spec = ImageSpec(
+        prompt="a fox",
+        seed=0,
+        width=side,
+        height=64,
+        steps=steps,
+        guidance=guidance,
+        strength=strength,
+    )
+    schedule = make_schedule(NOISE, Sampler.EULER, steps, strength, 1.0)
+    init_image = None if strength is None else bytes(side * 64 * 3)
+    return new_sample(id, spec, schedule, Stage.BASE, ImageInputs(init_image))
+
+
+def whole_segment(sample: Sample[float]) -> StageSegment:
+    """Return the one segment of an image that base generates alone."""
+    return stage_segments(sample.schedule, 1.0, refiner=False)[0]
+
+
+def run_plan(plan: Plan[float]) -> list[Sample[float]]:
+    """Return the samples of a plan, as a model would return them."""
+    if plan.work is WorkKind.STEP:
+        return [after_step(sample, 0.0, (), sample.noise_draws) for sample in plan.samples]
+    (sample,) = plan.samples
+    makes_latents = plan.work is WorkKind.ENCODE or (
+        plan.work is WorkKind.CONDITION and sample.inputs.init_image is None
+    )
+    return [with_latents(sample, 1.0, 1) if makes_latents and sample.latents is None else sample]
+
+
+def turns(scheduler: StepScheduler[float]) -> Iterator[tuple[Plan[float], tuple[str, ...]]]:
+    """Run the scheduler until it is empty; yield each plan and the ids of the finished samples."""
+    while (plan := scheduler.plan()) is not None:
+        yield plan, tuple(sample.id for sample in scheduler.settle(plan, run_plan(plan)))
+
+
+def scheduler_of(*samples: Sample[float], images: int = 4, lanes: int = 8) -> StepScheduler[float]:
+    """Return a scheduler of one base model that has these samples."""
+    scheduler: StepScheduler[float] = StepScheduler(
+        {ModelKey(Stage.BASE): BatchSize(images, lanes)}
+    )
+    for sample in samples:
+        scheduler.add(sample, whole_segment(sample))
+    return scheduler
