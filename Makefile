@@ -2,14 +2,19 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: serve test test-all check bench clean
+.PHONY: help serve test test-all check bench constraints clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
 
 serve: $(VENV)/.runtime  ## start the service on http://localhost:4000 (or BACKEND_PORT)
 	$(BIN)/aura up
 
-# Two processes share the rooms, each file in one of them. Not Ray, whose tests take time and want
-# the machine to themselves; and not what bears one name for many tests, of which they would run one.
+# Two processes share the test folders, each file in one of them. Not in parallel: tests with Ray,
+# which take time and need the machine to themselves, and tests that share one name, of which pytest
+# would run only one.
 ALONE := tests/ingress/test_fuzz.py tests/e2e
 ROOMS := tests --ignore=tests/core $(ALONE:%=--ignore=%) -n 2 --dist loadfile
 
@@ -18,17 +23,17 @@ test: $(VENV)/.dev  ## core with full branch coverage, then the other rooms, the
 	$(BIN)/python -m pytest $(ROOMS) -q -m "not long"
 	$(BIN)/python -m pytest $(ALONE) -q -m "not long"
 
-test-all: $(VENV)/.dev  ## the long forms too
+test-all: $(VENV)/.dev  ## the same with the long tests
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term:skip-covered -q
 	$(BIN)/python -m pytest $(ROOMS) -q
 	$(BIN)/python -m pytest $(ALONE) -q
 
 check: $(VENV)/.dev  ## style and types
-	$(BIN)/ruff format --check serve_app tests
-	$(BIN)/ruff check serve_app tests
+	$(BIN)/ruff format --check serve_app tests scripts
+	$(BIN)/ruff check serve_app tests scripts
 	$(BIN)/mypy
 
-bench: $(VENV)/.runtime  ## the engine, its predictions, a request outside it, the PNG encoders
+bench: $(VENV)/.bench  ## measure the engine, predictions, HTTP, PNG, the demo, routing and scaling
 	$(BIN)/aura bench engine
 	$(BIN)/aura bench cost
 	$(BIN)/aura bench http
@@ -38,17 +43,33 @@ bench: $(VENV)/.runtime  ## the engine, its predictions, a request outside it, t
 	$(BIN)/aura bench routing
 	$(BIN)/aura bench scaling
 
-clean:
+# One version of every dependency for Python 3.11 and later on every platform. PyTorch, what it
+# brings along and what is built against it are left out: a GPU machine keeps its own build.
+BUILT_FOR_A_DEVICE := (torch|torchvision|triton|xformers|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==
+
+constraints:  ## remake constraints.txt from pyproject.toml; needs uv
+	@uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
+	  --no-header --no-annotate pyproject.toml > $(VENV)-constraints
+	@{ echo "# Made by 'make constraints'. PyTorch is bounded by range alone: a GPU machine keeps its own build."; \
+	  echo "torch>=2.13,<2.14"; \
+	  grep -Ev '^$(BUILT_FOR_A_DEVICE)' $(VENV)-constraints; } > constraints.txt
+	@rm $(VENV)-constraints
+
+clean:  ## remove .venv and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(VENV)/.runtime: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[plots]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[plots,bench]'
 	touch $@ $(VENV)/.runtime
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/.runtime $(VENV)/.bench

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import (
@@ -23,6 +22,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from serve_app.cli.console import INTERRUPTED, OK, REFUSED, console, print_error
 from serve_app.config.checkpoints import DOWNLOAD_COMMAND, ENV_VAR, inspect
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
@@ -46,7 +46,6 @@ from serve_app.runtime.checkpoints.licenses import license_on_card
 
 ENV_FILE, ENV_EXAMPLE = Path(".env.local"), Path(".env.example")
 Ask = Callable[[str], str]  # returns the answer to a question
-console = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +99,11 @@ def download(
             f"\nstopped. What arrived is kept; resume with: {escape(options.command)}",
             soft_wrap=True,
         )
-        return 130
+        return INTERRUPTED
     except (AuraError, OSError) as error:
-        console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
-        return 2
-    return 0
+        print_error(error)
+        return REFUSED
+    return OK
 
 
 def _download(options: DownloadOptions, ask: Ask | None, endpoint: str, free: int | None) -> None:

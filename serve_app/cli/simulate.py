@@ -12,6 +12,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from serve_app.cli.console import REFUSED, print_error
 from serve_app.core.errors import OperatorError
 from serve_app.simulator.comparison import (
     ALL,
@@ -55,8 +56,8 @@ def simulate(options: SimulateOptions) -> int:
             seed=options.seed,
         )
     except OperatorError as error:
-        console.print(f"[bold red]error[/] {error}", soft_wrap=True)
-        return 2
+        print_error(error)
+        return REFUSED
     traces = len(scenario.traces)
     console.print(
         f"{scenario.images:,.0f} images in {scenario.seconds:.0f} s on {scenario.gpus} GPUs, "

@@ -72,7 +72,7 @@ def test_up_tells_a_port_in_use_and_a_misspelt_setting(environment: dict[str, st
             (free | {"METRICS_PORT": port}, f"METRICS_PORT={port} can't be used (Address already"),
             (
                 free | {"METRICS_PORT": free["BACKEND_PORT"]},
-                f"METRICS_PORT={free['BACKEND_PORT']} can't be used (it is the service's own)",
+                f"METRICS_PORT={free['BACKEND_PORT']} can't be used (it is the port of the service)",
             ),
             ({"MODEL_DEVISE": "cpu"}, "did you mean MODEL_DEVICE?"),
         ):
