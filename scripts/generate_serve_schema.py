@@ -15,7 +15,9 @@ FILE = Path(__file__).parents[1] / "serve_app" / "config" / "serve_schema.json"
 _PROSE = {"title", "description", "default"}
 _NULL = {"type": "null"}
 _PORT = {"minimum": 1, "maximum": 65535}
-_CHECKED_BY_RAY = {  # in validators, which a JSON Schema does not show
+_CHECKED_BY_RAY: dict[
+    tuple[str, str], dict[str, Any]
+] = {  # in validators, which a JSON Schema does not show
     ("HTTPOptionsSchema", "port"): _PORT,
     ("gRPCOptionsSchema", "port"): _PORT,
     ("ServeApplicationSchema", "name"): {"minLength": 1},
@@ -73,8 +75,10 @@ def _strict(node: Any, defs: dict[str, Any]) -> Any:
 
 
 def _most_specific(options: list[dict[str, Any]], defs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the options without those that Ray parses into another option: a plain object or
-    string beside the section or the enumeration that it stands for."""
+    """Return the options without those that Ray parses into another option.
+
+    These are a plain object or string beside the section or enumeration that it stands for.
+    """
     referred = {
         defs[option["$ref"].rpartition("/")[2]]["type"] for option in options if "$ref" in option
     }

@@ -1,6 +1,6 @@
-"""What the settings come to on this machine: which checkpoints, which device, which facts of both.
+"""`ModelCatalog`: the checkpoints and the device that the settings mean on this machine.
 
-Knows no Ray, torch or HTTP, so that the builder and the command line may ask.
+No Ray, torch or HTTP: the builder and the command line both use it.
 """
 
 import platform
@@ -24,17 +24,19 @@ _DEFAULT_BATCH_IMAGES = {"cuda": 4, "mps": 1, "cpu": 2}  # by kind of device
 
 
 def choose_device(name: str, *, gpus: float) -> str:
-    """cpu, cuda or mps, for a cluster with so many GPUs. Raises `SettingsError` for cuda:N.
+    """Return cpu, cuda or mps for MODEL_DEVICE on a cluster with `gpus` GPUs.
 
-    Inside a replica Ray shows only its own card, which is `cuda`; which cards Ray may use is
-    decided before Ray starts.
+    Raises `SettingsError` for cuda:N: Ray decides at its start which cards it uses, and shows each
+    replica only its own, as `cuda`.
     """
     if name.startswith("cuda:"):
         card = name.removeprefix("cuda:")
         raise SettingsError(
-            f"MODEL_DEVICE={name} chooses a card of this machine, which must be done before Ray "
-            f"starts: export CUDA_VISIBLE_DEVICES={card} MODEL_DEVICE=cuda, or start with: "
-            "aura up"
+            f"MODEL_DEVICE={name} names one card of this machine, which must be chosen before Ray "
+            "starts",
+            "MODEL_DEVICE",
+            remedy=f"Run: export CUDA_VISIBLE_DEVICES={card} MODEL_DEVICE=cuda, or start with: "
+            "aura up",
         )
     if name != "auto":
         return name
@@ -55,24 +57,28 @@ def precision_of(settings: Settings, device: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CatalogModel:
-    """A base checkpoint under the name it is asked for by, and what the operator says of it."""
+    """A base checkpoint under the name that requests use, and what the operator says of it."""
 
     checkpoint: Checkpoint
-    can_be_refined: bool  # whether the refiner, where there is one, may continue its pictures
+    can_be_refined: bool  # whether the refiner, if there is one, may continue its images
     license: str | None = None
 
     @property
     def info(self) -> ModelInfo:
-        """What a request must know of it."""
-        one = self.checkpoint
+        """What requests depend on."""
+        checkpoint = self.checkpoint
         return ModelInfo(
-            one.name, one.native_size, one.noise_config, one.defaults, self.can_be_refined
+            checkpoint.name,
+            checkpoint.native_size,
+            checkpoint.noise_config,
+            checkpoint.defaults,
+            self.can_be_refined,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogLora:
-    """A LoRA under the name it is asked for by, the models it fits, and what the operator says."""
+    """A LoRA under the name that requests use, and the models that it fits."""
 
     file: LoraFile
     info: LoraInfo
@@ -81,7 +87,7 @@ class CatalogLora:
 
 @dataclass(frozen=True, slots=True)
 class ModelCatalog:
-    """All checkpoints of the service; of the base models the default one is the first."""
+    """All checkpoints of the service; the first base model is the default."""
 
     models: tuple[CatalogModel, ...]
     refiner: Checkpoint | None
@@ -89,10 +95,10 @@ class ModelCatalog:
 
 
 def find_checkpoints(settings: Settings) -> ModelCatalog:
-    """Base models and refiner as the settings have them; the demo's when none is set.
+    """Return the checkpoints that the settings name; the demo's if they name none.
 
-    Raises `OperatorError` when a path, the safety checker's too, holds no whole checkpoint, or two
-    don't fit together.
+    Raises `OperatorError` if a checkpoint or the safety checker is missing or incomplete, or if
+    two checkpoints don't fit together.
     """
     if settings.safety_checker_dir:
         check_safety_checker(settings.safety_checker_dir)
@@ -102,7 +108,9 @@ def find_checkpoints(settings: Settings) -> ModelCatalog:
         if refiner_folder is not None:
             raise SettingsError(
                 f"MODEL_REFINER_CHECKPOINT_DIR={refiner_folder} is set without "
-                "MODEL_CHECKPOINT_DIR: set the base checkpoint too"
+                "MODEL_CHECKPOINT_DIR",
+                "MODEL_CHECKPOINT_DIR",
+                remedy="Set the base checkpoint too: aura download sdxl",
             )
         base_path, refiner_folder = demo_folder(Stage.BASE), demo_folder(Stage.REFINER)
     base = inspect(base_path, Stage.BASE, configs=settings.model_config_dir)
@@ -117,25 +125,27 @@ def find_checkpoints(settings: Settings) -> ModelCatalog:
 def listed_models(
     settings: Settings, base: Checkpoint | None, refiner: Checkpoint | None
 ) -> tuple[CatalogModel, ...]:
-    """The models of MODELS_FILE beside base and refiner, where those can be used.
+    """Return the models of MODELS_FILE. `base` and `refiner` are None if they can't be used.
 
     Raises `OperatorError` that names the file and the key.
     """
-    registered = read_models_file(settings.models_file).models
-    for name in {one.name for one in (base, refiner) if one} & set(registered):
+    entries = read_models_file(settings.models_file).models
+    for name in {checkpoint.name for checkpoint in (base, refiner) if checkpoint} & set(entries):
         raise SettingsError(
             f"MODELS_FILE={settings.models_file}: models.{name}: is the name of the checkpoint of "
-            "MODEL_CHECKPOINT_DIR or of its refiner: choose another"
+            "MODEL_CHECKPOINT_DIR or of its refiner",
+            "MODELS_FILE",
+            remedy="Choose another name",
         )
-    return tuple(_registered(name, entry, settings, refiner) for name, entry in registered.items())
+    return tuple(_listed_model(name, entry, settings, refiner) for name, entry in entries.items())
 
 
 def find_loras(settings: Settings, models: Sequence[CatalogModel]) -> tuple[CatalogLora, ...]:
-    """The LoRAs of MODELS_FILE, each with the models that it fits.
+    """Return the LoRAs of MODELS_FILE, each with the models that it fits.
 
-    Raises `OperatorError` that names the file and the key, also for one that fits none of them.
+    Raises `OperatorError` that names the file and the key, also if a LoRA fits no model.
     """
-    found = []
+    loras = []
     for name, entry in read_models_file(settings.models_file).loras.items():
         where = f"MODELS_FILE={settings.models_file}: loras.{name}.path"
         try:
@@ -146,28 +156,28 @@ def find_loras(settings: Settings, models: Sequence[CatalogModel]) -> tuple[Cata
         dim = file.cross_attention_dim
         fits = tuple(name for name, width in widths.items() if dim in (None, width))
         if models and not fits:
-            told = ", ".join(f"{one} to {width}" for one, width in widths.items())
+            others = ", ".join(f"{model} to {width}" for model, width in widths.items())
             raise CheckpointError(
-                f"fits none of the models: its layers attend to texts of width {dim}, {told}",
+                f"fits none of the models: its layers attend to texts of width {dim}, {others}",
                 subject=f"{where}={entry.path}",
             )
-        found.append(CatalogLora(file, LoraInfo(name, fits, entry.weight), entry.license))
-    return tuple(found)
+        loras.append(CatalogLora(file, LoraInfo(name, fits, entry.weight), entry.license))
+    return tuple(loras)
 
 
-def _registered(
+def _listed_model(
     name: str, entry: ModelEntry, settings: Settings, refiner: Checkpoint | None
 ) -> CatalogModel:
-    """A model of MODELS_FILE: what its entry leaves out is as the checkpoint says."""
+    """Return a model of MODELS_FILE; the checkpoint decides what its entry leaves out."""
     where, own = f"MODELS_FILE={settings.models_file}: models.{name}", settings.model_checkpoint_dir
     folder = own if own and own.is_dir() else None
     configs = entry.config or settings.model_config_dir or folder
-    found = inspect(entry.path, Stage.BASE, configs=configs, setting=f"{where}.path")
-    told = found.defaults
+    checkpoint = inspect(entry.path, Stage.BASE, configs=configs, setting=f"{where}.path")
+    own_defaults = checkpoint.defaults
     defaults = ModelDefaults(
-        steps=entry.steps or told.steps,
-        guidance=told.guidance if entry.guidance is None else entry.guidance,
-        sampler=entry.sampler or told.sampler,
+        steps=entry.steps or own_defaults.steps,
+        guidance=own_defaults.guidance if entry.guidance is None else entry.guidance,
+        sampler=entry.sampler or own_defaults.sampler,
     )
     limit = defaults.sampler.definition.distilled_steps
     if limit is not None and defaults.steps > limit:
@@ -175,25 +185,30 @@ def _registered(
             f"{where}.steps: must be at most {limit} with the sampler {defaults.sampler}, "
             f"got {defaults.steps}"
         )
-    fits = refiner is None or is_pair(found, refiner)
+    fits = refiner is None or is_pair(checkpoint, refiner)
     if entry.refiner and not fits:
         raise SettingsError(
-            f"{where}.refiner: is true, but the refiner can't continue its pictures: they differ "
-            "in noise schedule or native size"
+            f"{where}.refiner: is true, but the refiner can't continue its images: they differ in "
+            "noise schedule or native size",
+            "MODELS_FILE",
         )
-    wanted = told.guidance is None if entry.refiner is None else entry.refiner  # if not distilled
-    checkpoint = replace(found, name=name, defaults=defaults)
-    return CatalogModel(checkpoint, can_be_refined=wanted and fits, license=entry.license)
+    is_distilled = own_defaults.guidance is not None
+    wanted = not is_distilled if entry.refiner is None else entry.refiner
+    return CatalogModel(
+        replace(checkpoint, name=name, defaults=defaults),
+        can_be_refined=wanted and fits,
+        license=entry.license,
+    )
 
 
 def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> ServiceInfo:
-    """What answers, /health and /licenses say of the service."""
+    """Return what responses, /health and /licenses say of the service."""
     filters = {"words": settings.safety_words_file, "pictures": settings.safety_checker_dir}
     refiner = catalog.refiner
     licenses = [license_of(model.checkpoint, model.license) for model in catalog.models]
     if refiner:
         licenses.append(license_of(refiner))
-    licenses += [license_of_lora(one.info.name, one.file, one.license) for one in catalog.loras]
+    licenses += [license_of_lora(lora.info.name, lora.file, lora.license) for lora in catalog.loras]
     return ServiceInfo(
         models=tuple(model.info for model in catalog.models),
         refiner=refiner.name if refiner else None,

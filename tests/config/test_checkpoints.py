@@ -81,4 +81,5 @@ def test_a_missing_safety_checker_is_named_with_its_download(tmp_path: Path) -> 
 
 
 def test_the_demo_s_notice_says_how_to_get_sdxl() -> None:
-    assert "MODEL_CHECKPOINT_DIR" in DEMO_NOTICE and "Stable Diffusion XL" in DEMO_NOTICE
+    assert "MODEL_CHECKPOINT_DIR" in DEMO_NOTICE
+    assert "Stable Diffusion XL" in DEMO_NOTICE

@@ -39,7 +39,10 @@ def test_a_config_without_a_problem_has_none() -> None:
         "drain_seconds": 600,
         "settings": {"MODEL_DEVICE": "cpu", "MODEL_MAX_BATCH_SIZE": 2, "AURA_MODELS_FILE": ""},
     }
-    top = {"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": 4000}}
+    top: dict[str, Any] = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": 4000},
+    }
     assert problems(config(args=args, **top)) == []
     assert problems(overriding("Ingress", graceful_shutdown_timeout_s=900)) == []
 

@@ -195,7 +195,8 @@ def test_loras_have_a_weight_terms_and_the_models_they_fit(tmp_path: Path) -> No
         "CC-BY-4.0",
         "not known",
     ]
-    assert terms["ink"].restrictions and not terms["pencil"].restrictions
+    assert terms["ink"].restrictions
+    assert not terms["pencil"].restrictions
 
 
 def test_a_lora_that_fits_no_model_is_refused_with_the_widths(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from serve_app.app import http
 from serve_app.cli.check_config import check_configs
 from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.lint import POLICY, SECTIONS
-from serve_app.config.serve_config import lint_file, read_config
+from serve_app.config.serve_config import ServeConfig, lint_file, read_config
 from serve_app.config.settings import VARIABLES, check_given
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
@@ -73,14 +73,15 @@ def bound(path: Path, gpus: float, device: str) -> dict[str, dict[str, Any]]:
     found = {}
     for deployment in built.deployments:
         scaling = deployment._deployment_config.autoscaling_config
+        options = deployment.ray_actor_options or {}
         found[deployment.name] = {
             "replicas": (scaling.min_replicas, scaling.max_replicas)
             if scaling
             else (deployment.num_replicas, deployment.num_replicas),
-            "gpus": deployment.ray_actor_options["num_gpus"],
-            "cpus": deployment.ray_actor_options["num_cpus"],
+            "gpus": options["num_gpus"],
+            "cpus": options["num_cpus"],
             "drain": deployment._deployment_config.graceful_shutdown_timeout_s,
-            "node": deployment.ray_actor_options.get("resources"),
+            "node": options.get("resources"),
         }
     return found
 
@@ -142,8 +143,8 @@ def test_the_ingress_knows_how_many_replicas_fit_on_total_gpus() -> None:
     assert ingress_of(SCALING, 4, TOTAL_GPUS="4").max_total_replicas == 4
     assert ingress_of(SCALING, 8, TOTAL_GPUS="4").max_total_replicas == 4
     assert ingress_of(SCALING, 4, TOTAL_GPUS="4", MODEL_DEVICE="cpu").max_total_replicas is None
+    whole = {name: scale | {"num_gpus": 1} for name, scale in SCALING.items()}
     with pytest.raises(SettingsError, match="TOTAL_GPUS=1 has room for 1 replicas"):
-        whole = {name: scale | {"num_gpus": 1} for name, scale in SCALING.items()}
         ingress_of(whole, 4, TOTAL_GPUS="1")
 
 
@@ -341,26 +342,37 @@ def test_a_manifest_may_share_its_file_with_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "proxy_location: EveryNode",
+        f"    autoscaling_policy: {{ policy_function: {POLICY} }}",
+    ],
+)
+def test_up_applies_a_config_of_these_keys(tmp_path: Path, more: str) -> None:
+    config_with(more, tmp_path).check_applied()
+
+
+@pytest.mark.parametrize(
     ("more", "ignored"),
     [
-        ("", ""),
-        ("proxy_location: EveryNode", ""),
         ("logging_config: { log_level: DEBUG }", "logging_config"),
         ("target_capacity: 50", "target_capacity"),
-        (f"    autoscaling_policy: {{ policy_function: {POLICY} }}", ""),
         ("    runtime_env: {}", "runtime_env"),
         ("    deployments: []", "deployments"),
         ("  - { name: other, import_path: 'a:b' }", "more than one application"),
     ],
 )
 def test_up_refuses_keys_that_it_would_not_apply(tmp_path: Path, more: str, ignored: str) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(f"applications:\n  - import_path: serve_app.app:build\n{more}\n")
-    config = read_config(path)
-    if not ignored:
-        return config.check_applied()
     with pytest.raises(SettingsError, match=rf"up does not apply {ignored}\. .* serve run .*mine"):
-        config.check_applied()
+        config_with(more, tmp_path).check_applied()
+
+
+def config_with(more: str, folder: Path) -> ServeConfig:
+    """Return a config of our application and of further lines."""
+    path = folder / "mine.yaml"
+    path.write_text(f"applications:\n  - import_path: serve_app.app:build\n{more}\n")
+    return read_config(path)
 
 
 def test_check_config_reports_every_problem_of_every_file(

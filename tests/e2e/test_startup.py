@@ -72,9 +72,9 @@ def test_up_tells_a_port_in_use_and_a_misspelt_setting(environment: dict[str, st
             (free | {"METRICS_PORT": port}, f"METRICS_PORT={port} can't be used (Address already"),
             (
                 free | {"METRICS_PORT": free["BACKEND_PORT"]},
-                f"METRICS_PORT={free['BACKEND_PORT']} can't be used (it is the port of the service)",
+                f"METRICS_PORT={free['BACKEND_PORT']} can't be used (it is the port of",
             ),
-            ({"MODEL_DEVISE": "cpu"}, "did you mean MODEL_DEVICE?"),
+            ({"MODEL_DEVISE": "cpu"}, "Did you mean MODEL_DEVICE?"),
         ):
             done = subprocess.run(
                 [sys.executable, "-m", "serve_app", "up"],
