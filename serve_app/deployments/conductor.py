@@ -42,15 +42,15 @@ from serve_app.core.service.events import (
 )
 from serve_app.core.service.info import Health, HealthStatus, ModelInfo
 from serve_app.core.service.metrics import (
-    RESUMES,
-    STAGE_SECONDS,
+    IMAGES_RESUMED,
+    STAGE_DURATION,
     InMemoryMeter,
     Meter,
     ResumeReason,
 )
 from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.deadline import Deadline
-from serve_app.deployments.image_metrics import counting_outcome
+from serve_app.deployments.image_metrics import recorded_image
 
 logger = logging.getLogger("aura.conductor")
 
@@ -105,7 +105,7 @@ class Conductor:
         is lost: the loss of a machine without power may be noticed after a minute. A lost replica
         costs the steps since the last snapshot. Raises the named errors of `core.errors`.
         """
-        with counting_outcome(self._meter), self._accept(task) as image:
+        with recorded_image(self._meter, self._label_of(task)), self._accept(task) as image:
             if task.timeout_s is not None:
                 await self._check_deadline(image, task.timeout_s)
             self._backlog.record_demand(image)
@@ -174,6 +174,11 @@ class Conductor:
             self._idle.clear()
             await self._idle.wait()
 
+    def _label_of(self, task: ImageTask) -> str:
+        """Return the model's name as a label: whatever else a caller wrote is "unknown"."""
+        name = task.spec.model or self._default_model.name
+        return name if name in self._models else "unknown"
+
     @contextmanager
     def _accept(self, task: ImageTask) -> Iterator[ImageInFlight]:
         """Keep the task's image among those in flight. Raises `Draining` or `ModelNotFound`."""
@@ -219,7 +224,7 @@ class Conductor:
         first = image.sample
         for attempt in range(_MAX_LOSSES):
             if attempt:
-                self._meter.record(RESUMES, reason=ResumeReason.PROFILE)
+                self._meter.record(IMAGES_RESUMED, reason=ResumeReason.PROFILE)
             image.sample, image.profiles = first, ()
             try:
                 for segment in image.segments:
@@ -228,7 +233,7 @@ class Conductor:
                     async with aclosing(self._run_segment(image, segment, deadline)) as events:
                         async for event in events:
                             yield event
-                    self._meter.record(STAGE_SECONDS, clock() - started, stage=segment.stage)
+                    self._meter.record(STAGE_DURATION, clock() - started, stage=segment.stage)
                     image.profiles += ((segment.stage, image.sample.profile or ""),)
                 return
             except ProfileChanged as change:
@@ -265,7 +270,7 @@ class Conductor:
                     raise
                 if deadline is not None:  # the time until the loss was noticed does not count
                     deadline.extend(self.default_timeout())
-                self._meter.record(RESUMES, reason=ResumeReason.LOST)
+                self._meter.record(IMAGES_RESUMED, reason=ResumeReason.LOST)
                 logger.warning(
                     "%s: %s; continuing at step %d of %d",
                     image.sample.id,

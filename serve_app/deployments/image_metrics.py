@@ -1,6 +1,6 @@
-"""What becomes of each image, told to a meter, however it ends.
+"""How each image ends, recorded on a meter.
 
-Knows no stages and no Ray. Time is the event loop's.
+No stages and no Ray. Time is the event loop's.
 """
 
 import asyncio
@@ -9,39 +9,42 @@ from contextlib import contextmanager
 
 from serve_app.core.errors import CallerError, DeadlineExceeded, Draining, Overloaded
 from serve_app.core.service.metrics import (
-    ACCEPTED,
-    IMAGE_SECONDS,
+    IMAGE_DURATION,
     IMAGES,
-    IN_TIME,
+    IMAGES_ACCEPTED,
+    IMAGES_ON_TIME,
     ImageOutcome,
     Meter,
 )
 
-_PROMISED = (ImageOutcome.MADE, ImageOutcome.LATE, ImageOutcome.FAILED)
+_ACCEPTED = (ImageOutcome.MADE, ImageOutcome.LATE, ImageOutcome.FAILED)
 
 
 @contextmanager
-def counting_outcome(meter: Meter) -> Iterator[None]:
-    """The image that is made within has been counted once."""
+def recorded_image(meter: Meter, model: str) -> Iterator[None]:
+    """Record the outcome of the image that is made in this context, and its duration.
+
+    `model` is a label, so it must be one of few names.
+    """
     clock = asyncio.get_running_loop().time
-    began, outcome = clock(), ImageOutcome.CANCELLED
+    started, outcome = clock(), ImageOutcome.CANCELLED
     try:
         yield
         outcome = ImageOutcome.MADE
-        meter.record(IMAGE_SECONDS, clock() - began)
+        meter.record(IMAGE_DURATION, clock() - started, model=model)
     except Exception as error:
         outcome = outcome_of(error)
         raise
     finally:
-        meter.record(IMAGES, outcome=outcome)
-        if outcome in _PROMISED:
-            meter.record(ACCEPTED)
+        meter.record(IMAGES, outcome=outcome, model=model)
+        if outcome in _ACCEPTED:
+            meter.record(IMAGES_ACCEPTED)
         if outcome is ImageOutcome.MADE:
-            meter.record(IN_TIME)
+            meter.record(IMAGES_ON_TIME)
 
 
 def outcome_of(error: Exception) -> ImageOutcome:
-    """What an error makes of the image that it ends."""
+    """Return the outcome of an image that an error ends."""
     if isinstance(error, DeadlineExceeded):
         return ImageOutcome.LATE
     if isinstance(error, CallerError | Overloaded | Draining):

@@ -1,7 +1,8 @@
-"""Ray's metrics as a meter: what is recorded in a replica is read at its node's metrics agent.
+"""`RayMeter`: Ray's metrics as a meter.
 
-Knows no replica and no request. Ray adds who recorded it (`deployment`, `replica`, `application`),
-puts `ray_` before every name, and sends what was recorded on its way every ten seconds.
+What a replica records is read at the metrics agent of its node. Ray adds who recorded it
+(`deployment`, `replica`, `application`), puts `ray_` before every name, and sends new values every
+ten seconds.
 """
 
 from collections.abc import Callable
@@ -11,29 +12,30 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app.core.service.metrics import Metric, MetricKind
 
-Note = Callable[[float, dict[str, str]], None]
+Record = Callable[[float, dict[str, str]], None]
 
 
 class RayMeter:
-    """A meter for one replica, made in it."""
+    """The meter of one replica, which must be made in it."""
 
     def __init__(self) -> None:
-        self._notes: dict[str, Note] = {}
+        self._records: dict[str, Record] = {}
 
     def record(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
-        """See `Meter`. A counter that has not grown is left alone: Ray refuses to add nothing."""
+        """See `Meter`. Adding 0 to a counter is skipped: Ray refuses it."""
         values = metric.values(labels)
         if value > 0 or metric.kind is not MetricKind.COUNTER:
-            note = self._notes.get(metric.name) or self._begin(metric)
-            note(value, dict(zip(metric.labels, values, strict=True)))
+            record = self._records.get(metric.name) or self._open(metric)
+            record(value, dict(zip(metric.labels, values, strict=True)))
 
-    def _begin(self, metric: Metric) -> Note:
-        told: dict[str, Any] = {"description": metric.help, "tag_keys": metric.labels}
+    def _open(self, metric: Metric) -> Record:
+        options: dict[str, Any] = {"description": metric.help, "tag_keys": metric.labels}
+        record: Record
         if metric.kind is MetricKind.COUNTER:
-            note: Note = Counter(metric.name, **told).inc
+            record = Counter(metric.name, **options).inc
         elif metric.kind is MetricKind.GAUGE:
-            note = Gauge(metric.name, **told).set
+            record = Gauge(metric.name, **options).set
         else:
-            note = Histogram(metric.name, boundaries=list(metric.buckets), **told).observe
-        self._notes[metric.name] = note
-        return note
+            record = Histogram(metric.name, boundaries=list(metric.buckets), **options).observe
+        self._records[metric.name] = record
+        return record

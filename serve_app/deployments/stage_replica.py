@@ -183,7 +183,7 @@ class StageReplica:
 
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._flush_metrics())
-        since = self._log.sample_arrived(sample.id)
+        arrival = self._log.sample_arrived(sample.id, sample.stage)
         self._engine.submit(sample, segment, listen)
         try:
             while True:
@@ -201,7 +201,7 @@ class StageReplica:
                 yield Snapshot(event.sample)
         finally:
             self._engine.cancel(sample.id, listen)
-            self._log.sample_left(sample.id, since)
+            self._log.sample_left(arrival)
 
     async def stats(self) -> ReplicaStats:
         """What this replica is and has done, as of its last turn."""

@@ -96,9 +96,9 @@ def error_response(error: Exception, owed_seconds: float) -> ErrorResponse:
 def respond(error: ErrorResponse, state: MutableMapping[str, Any]) -> JSONResponse:
     """The answer to a request with this ASGI state, in the shape its path's clients expect.
 
-    The code is left in the state, as `refused`, for whoever counts.
+    The code is left in the state, as `error_code`, for whoever counts.
     """
-    state["refused"] = error.code
+    state["error_code"] = error.code
     told = [(shown(where), shown(what)) for where, what in error.details[:MAX_DETAILS]]
     body: dict[str, Any] = {
         "code": error.code,

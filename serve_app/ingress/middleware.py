@@ -16,9 +16,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.core.errors import CallerError, PayloadTooLarge
-from serve_app.core.service.metrics import REFUSALS, Meter
+from serve_app.core.service.metrics import Meter
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.errors import ErrorResponse, respond, respond_to_exception
+from serve_app.ingress.request_metrics import RequestMetricsMiddleware
 from serve_app.ingress.server_timing import Stopwatch
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -48,16 +49,16 @@ def wrap(app: ASGIApp, policy: AccessPolicy, *, proxy_names: bool, meter: Meter)
         expose_headers=["X-Request-Id", "Retry-After", "Server-Timing", "x-should-retry"],
         max_age=600,
     )
-    return RequestIdMiddleware(OriginMiddleware(cors, policy), proxy_names, meter)
+    named = RequestIdMiddleware(OriginMiddleware(cors, policy), proxy_names)
+    return RequestMetricsMiddleware(named, meter)
 
 
 class RequestIdMiddleware:
     """Request id in and out; what a client sends that could harm a log or a header is not taken."""
 
-    def __init__(self, app: ASGIApp, proxy_names: bool, meter: Meter) -> None:
+    def __init__(self, app: ASGIApp, proxy_names: bool) -> None:
         self._app = app
         self._proxy_names = proxy_names
-        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,8 +80,6 @@ class RequestIdMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_named)
-        if code := scope["state"].get("refused"):
-            self._meter.record(REFUSALS, code=code)
 
 
 class CorsMiddleware(CORSMiddleware):

@@ -1,25 +1,30 @@
-"""What is told of an engine's turns, on a clock that the test turns."""
+"""What is recorded of an engine's steps, on a clock that the test sets."""
 
 import threading
+from importlib.metadata import version
 
 import pytest
 
-from serve_app.core.capacity.cost_model import CostTable
+from serve_app import __version__
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.events import ReplicaStats
 from serve_app.core.service.metrics import (
-    BUSY_SECONDS,
-    CANCELS,
+    BUILD_INFO,
+    GPU_TIME,
+    GPU_WASTED,
+    IMAGES_CANCELLED,
+    IMAGES_RUNNING,
+    IMAGES_WAITING,
     OWED_SECONDS,
-    QUEUE_SECONDS,
+    QUEUE_TIME,
+    STEP_DURATION,
     STEP_LANES,
     STEP_ROWS,
-    STEP_SECONDS,
-    WASTED_SECONDS,
     InMemoryMeter,
 )
 from serve_app.deployments.engine_metrics import EngineMetrics
 from serve_app.runtime.step_record import StepRecord
+from tests.support.builders import replica_stats
 
 BASE, REFINER = Stage.BASE, Stage.REFINER
 
@@ -37,117 +42,148 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def tally() -> InMemoryMeter:
+def meter() -> InMemoryMeter:
     return InMemoryMeter()
 
 
 @pytest.fixture
-def log(tally: InMemoryMeter, clock: Clock) -> EngineMetrics:
-    return EngineMetrics(tally, clock)
+def metrics(meter: InMemoryMeter, clock: Clock) -> EngineMetrics:
+    return EngineMetrics(meter, clock)
 
 
-def facts(
-    *, cancelled: int = 0, owed: float = 0.0, positions: dict[str, int] | None = None
-) -> ReplicaStats:
-    """A replica that was busy for ten seconds an image cancelled, and wasted three of them."""
-    busy, wasted = 10.0 * cancelled, 3.0 * cancelled
-    counts = (0, 0, 0, cancelled, busy, wasted, owed)
-    return ReplicaStats(1, "p", "", *counts, CostTable(), positions or {})
+def stats(*, cancelled: int = 0, owed: float = 0.0, **positions: int) -> ReplicaStats:
+    """Return the stats of a replica that wasted 3 of 10 s of GPU time on each cancelled image."""
+    return replica_stats(
+        cancelled=cancelled,
+        gpu_seconds=10.0 * cancelled,
+        wasted_gpu_seconds=3.0 * cancelled,
+        owed_seconds=owed,
+        positions=positions,
+    )
 
 
-def turn(began: float, *ids: str, stage: Stage = BASE) -> StepRecord:
+def step(began: float, *ids: str, stage: Stage = BASE) -> StepRecord:
     return StepRecord(stage, ids, rows=2 * len(ids), lanes=8, began=began, seconds=0.5)
 
 
-def test_steps_rows_and_lanes_are_told_once_by_stage(
-    log: EngineMetrics, tally: InMemoryMeter
+def test_steps_rows_and_lanes_are_recorded_once_by_stage(
+    metrics: EngineMetrics, meter: InMemoryMeter
 ) -> None:
-    log.on_step(turn(100, "a", "b", "c"))
-    log.on_step(turn(101, "a"))
-    log.on_step(turn(102, "d", stage=REFINER))
+    metrics.on_step(step(100, "a", "b", "c"))
+    metrics.on_step(step(101, "a"))
+    metrics.on_step(step(102, "d", stage=REFINER))
     for _ in range(2):
-        log.flush(facts())
-        assert tally.times(STEP_SECONDS, stage=BASE) == 2
-        assert tally.value(STEP_SECONDS, stage=BASE) == 1.0
-        assert tally.value(STEP_ROWS, stage=BASE) == 8
-        assert tally.value(STEP_LANES, stage=BASE) == 16
-        assert tally.value(STEP_ROWS, stage=REFINER) == 2
+        metrics.flush(stats())
+        assert meter.times(STEP_DURATION, stage=BASE) == 2
+        assert meter.value(STEP_DURATION, stage=BASE) == 1.0
+        assert meter.value(STEP_ROWS, stage=BASE) == 8
+        assert meter.value(STEP_LANES, stage=BASE) == 16
+        assert meter.value(STEP_ROWS, stage=REFINER) == 2
 
 
-def test_totals_grow_by_what_is_new_and_owed_work_is_what_it_is_now(
-    log: EngineMetrics, tally: InMemoryMeter
+def test_totals_grow_by_the_difference_and_owed_work_is_a_gauge(
+    metrics: EngineMetrics, meter: InMemoryMeter
 ) -> None:
     for cancelled, owed in ((2, 3.5), (2, 7.0), (5, 0.0)):
-        log.flush(facts(cancelled=cancelled, owed=owed))
-        assert tally.value(CANCELS) == cancelled
-        assert tally.value(BUSY_SECONDS) == 10 * cancelled
-        assert tally.value(WASTED_SECONDS) == 3 * cancelled
-        assert tally.value(OWED_SECONDS) == owed
+        metrics.flush(stats(cancelled=cancelled, owed=owed))
+        assert meter.value(IMAGES_CANCELLED) == cancelled
+        assert meter.value(GPU_TIME) == 10 * cancelled
+        assert meter.value(GPU_WASTED) == 3 * cancelled
+        assert meter.value(OWED_SECONDS) == owed
 
 
-def test_a_sample_waits_from_its_coming_to_its_first_step(
-    log: EngineMetrics, tally: InMemoryMeter, clock: Clock
+def test_a_sample_waits_from_its_arrival_to_its_first_step(
+    metrics: EngineMetrics, meter: InMemoryMeter, clock: Clock
 ) -> None:
-    log.sample_arrived("a")
+    metrics.sample_arrived("a", BASE)
     clock.now = 102
-    log.sample_arrived("b")
-    log.on_step(turn(103, "a"))
-    log.on_step(turn(104, "a", "b"))
-    log.on_step(turn(105, "a", "b"))
-    log.flush(facts())
-    assert (tally.times(QUEUE_SECONDS, stage=BASE), tally.value(QUEUE_SECONDS, stage=BASE)) == (
+    metrics.sample_arrived("b", BASE)
+    metrics.on_step(step(103, "a"))
+    metrics.on_step(step(104, "a", "b"))
+    metrics.on_step(step(105, "a", "b"))
+    metrics.flush(stats())
+    assert (meter.times(QUEUE_TIME, stage=BASE), meter.value(QUEUE_TIME, stage=BASE)) == (
         2,
         3 + 2,
     )
 
 
-def test_each_leg_on_one_replica_has_a_wait_of_its_own(
-    log: EngineMetrics, tally: InMemoryMeter, clock: Clock
+def test_each_segment_on_one_replica_has_a_wait_of_its_own(
+    metrics: EngineMetrics, meter: InMemoryMeter, clock: Clock
 ) -> None:
-    first = log.sample_arrived("a")
-    log.on_step(turn(101, "a"))
+    first = metrics.sample_arrived("a", BASE)
+    metrics.on_step(step(101, "a"))
     clock.now = 103
-    log.sample_arrived("a")  # its turns on the leg before were not told yet
-    log.sample_left("a", first)
-    log.on_step(turn(102.9, "a"))  # the last of them, which was late
-    log.flush(facts())
-    log.on_step(turn(107, "a", stage=REFINER))
-    log.flush(facts())
-    assert tally.value(QUEUE_SECONDS, stage=BASE) == 1
-    assert tally.times(QUEUE_SECONDS, stage=BASE) == 1
-    assert tally.value(QUEUE_SECONDS, stage=REFINER) == 4
+    metrics.sample_arrived("a", REFINER)  # its steps of the first segment are not recorded yet
+    metrics.sample_left(first)
+    metrics.on_step(step(102.9, "a"))  # the last of them, left here late
+    metrics.flush(stats())
+    metrics.on_step(step(107, "a", stage=REFINER))
+    metrics.flush(stats())
+    assert meter.value(QUEUE_TIME, stage=BASE) == 1
+    assert meter.times(QUEUE_TIME, stage=BASE) == 1
+    assert meter.value(QUEUE_TIME, stage=REFINER) == 4
 
 
-def test_who_leaves_before_a_first_step_has_waited_for_nothing_and_is_forgotten(
-    log: EngineMetrics, tally: InMemoryMeter
+def test_a_sample_that_leaves_before_its_first_step_has_no_queue_time(
+    metrics: EngineMetrics, meter: InMemoryMeter
 ) -> None:
-    log.sample_left("a", log.sample_arrived("a"))
-    log.flush(facts())
-    log.on_step(turn(105, "a"))
-    log.flush(facts())
-    assert tally.times(QUEUE_SECONDS, stage=BASE) == 0
+    metrics.sample_left(metrics.sample_arrived("a", BASE))
+    metrics.flush(stats())
+    metrics.on_step(step(105, "a"))
+    metrics.flush(stats())
+    assert meter.times(QUEUE_TIME, stage=BASE) == 0
 
 
-def test_turns_may_be_noted_by_the_engine_s_thread_while_others_are_told(
-    log: EngineMetrics, tally: InMemoryMeter
+def test_steps_may_arrive_from_the_engine_s_thread_during_a_flush(
+    metrics: EngineMetrics, meter: InMemoryMeter
 ) -> None:
-    engine = threading.Thread(target=lambda: [log.on_step(turn(n, "a")) for n in range(5000)])
+    def work() -> None:
+        for number in range(5000):
+            metrics.on_step(step(number, "a"))
+
+    engine = threading.Thread(target=work)
     engine.start()
     while engine.is_alive():
-        log.flush(facts())
+        metrics.flush(stats())
     engine.join()
-    log.flush(facts())
-    assert tally.times(STEP_SECONDS, stage=BASE) == 5000
+    metrics.flush(stats())
+    assert meter.times(STEP_DURATION, stage=BASE) == 5000
 
 
-def test_more_is_to_come_until_samples_have_left_the_replica_and_its_engine(
-    log: EngineMetrics,
+def test_a_flush_is_the_last_when_samples_have_left_replica_and_engine(
+    metrics: EngineMetrics,
 ) -> None:
-    assert not log.flush(facts())
-    first, second = log.sample_arrived("a"), log.sample_arrived("b")
-    assert log.flush(facts())
-    log.sample_left("a", first)
-    assert log.flush(facts())
-    log.sample_left("b", second)
-    assert log.flush(facts(positions={"b": 3}))
-    assert not log.flush(facts())
+    assert not metrics.flush(stats())
+    first, second = metrics.sample_arrived("a", BASE), metrics.sample_arrived("b", BASE)
+    assert metrics.flush(stats())
+    metrics.sample_left(first)
+    assert metrics.flush(stats())
+    metrics.sample_left(second)
+    assert metrics.flush(stats(b=3))
+    assert not metrics.flush(stats())
+
+
+def test_images_are_waiting_before_their_first_step_and_running_after_it(
+    metrics: EngineMetrics, meter: InMemoryMeter
+) -> None:
+    def gauges(stage: Stage) -> tuple[float, float]:
+        return meter.value(IMAGES_WAITING, stage=stage), meter.value(IMAGES_RUNNING, stage=stage)
+
+    first, second = metrics.sample_arrived("a", BASE), metrics.sample_arrived("b", BASE)
+    third = metrics.sample_arrived("c", REFINER)
+    metrics.flush(stats())
+    assert (gauges(BASE), gauges(REFINER)) == ((2, 0), (1, 0))
+    metrics.on_step(step(101, "a"))
+    metrics.on_step(step(102, "a"))
+    metrics.flush(stats())
+    assert (gauges(BASE), gauges(REFINER)) == ((1, 1), (1, 0))
+    for arrival in (first, second, third):
+        metrics.sample_left(arrival)
+    metrics.flush(stats())
+    assert gauges(BASE) == gauges(REFINER) == (0, 0)
+
+
+def test_the_versions_are_recorded_once(metrics: EngineMetrics, meter: InMemoryMeter) -> None:
+    labels = {"version": __version__, "torch": version("torch")}
+    assert meter.value(BUILD_INFO, **labels) == meter.times(BUILD_INFO, **labels) == 1

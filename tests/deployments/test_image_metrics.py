@@ -21,12 +21,12 @@ from serve_app.core.errors import (
 from serve_app.core.service.events import last_image
 from serve_app.core.service.info import ModelInfo
 from serve_app.core.service.metrics import (
-    ACCEPTED,
-    IMAGE_SECONDS,
+    IMAGE_DURATION,
     IMAGES,
-    IN_TIME,
-    RESUMES,
-    STAGE_SECONDS,
+    IMAGES_ACCEPTED,
+    IMAGES_ON_TIME,
+    IMAGES_RESUMED,
+    STAGE_DURATION,
     ImageOutcome,
     InMemoryMeter,
     ResumeReason,
@@ -57,7 +57,12 @@ async def generate(
 
 
 def outcomes(meter: InMemoryMeter) -> dict[str, float]:
-    counts = {str(outcome): meter.value(IMAGES, outcome=outcome) for outcome in ImageOutcome}
+    counts = {
+        str(outcome): sum(
+            meter.value(IMAGES, outcome=outcome, model=model) for model in ("demo", "unknown")
+        )
+        for outcome in ImageOutcome
+    }
     return {name: count for name, count in counts.items() if count}
 
 
@@ -80,11 +85,16 @@ async def test_the_metrics_of_a_few_images_with_every_outcome() -> None:
     with pytest.raises(Draining):
         await generate(slow, "refused too")
     assert outcomes(meter) == {"made": 2, "refused": 2, "late": 1, "cancelled": 1}
-    assert meter.value(RESUMES, reason=ResumeReason.LOST) == 1
-    assert meter.value(RESUMES, reason=ResumeReason.PROFILE) == 0
-    assert (meter.value(IN_TIME), meter.value(ACCEPTED)) == (2, 3)
-    assert meter.times(IMAGE_SECONDS) == 2
-    assert [meter.times(STAGE_SECONDS, stage=stage) for stage in Stage] == [2, 2]
+    refused = {
+        model: meter.value(IMAGES, outcome=ImageOutcome.REFUSED, model=model)
+        for model in ("demo", "unknown")
+    }
+    assert refused == {"demo": 1, "unknown": 1}  # a caller's own words are no label
+    assert meter.value(IMAGES_RESUMED, reason=ResumeReason.LOST) == 1
+    assert meter.value(IMAGES_RESUMED, reason=ResumeReason.PROFILE) == 0
+    assert (meter.value(IMAGES_ON_TIME), meter.value(IMAGES_ACCEPTED)) == (2, 3)
+    assert meter.times(IMAGE_DURATION, model="demo") == 2
+    assert [meter.times(STAGE_DURATION, stage=stage) for stage in Stage] == [2, 2]
 
 
 async def test_a_stream_that_is_closed_early_is_a_cancelled_image() -> None:
@@ -106,10 +116,10 @@ async def test_an_image_that_is_given_up_has_resumed_once_less_than_it_was_lost(
     deadly = CountingStage(fault=lambda call, sample: ReplicaLost("the replica is gone"))
     with pytest.raises(ReplicaLost):
         await generate(conductor_of(deadly, None, meter))
-    assert meter.value(RESUMES, reason=ResumeReason.LOST) == len(deadly.calls) - 1 == 2
+    assert meter.value(IMAGES_RESUMED, reason=ResumeReason.LOST) == len(deadly.calls) - 1 == 2
     assert outcomes(meter) == {"failed": 1}
-    assert (meter.value(IN_TIME), meter.value(ACCEPTED)) == (0, 1)
-    assert meter.times(STAGE_SECONDS, stage=Stage.BASE) == 0
+    assert (meter.value(IMAGES_ON_TIME), meter.value(IMAGES_ACCEPTED)) == (0, 1)
+    assert meter.times(STAGE_DURATION, stage=Stage.BASE) == 0
 
 
 async def test_an_image_that_starts_again_under_another_profile_counts_as_resumed() -> None:
@@ -117,7 +127,7 @@ async def test_an_image_that_starts_again_under_another_profile_counts_as_resume
     changing = CountingStage(fault=lambda call, sample: ProfileChanged("again"))
     with pytest.raises(ReplicaLost):
         await generate(conductor_of(changing, None, meter))
-    assert meter.value(RESUMES, reason=ResumeReason.PROFILE) == len(changing.calls) - 1 == 2
+    assert meter.value(IMAGES_RESUMED, reason=ResumeReason.PROFILE) == len(changing.calls) - 1 == 2
 
 
 def test_durations_of_images_and_stages_are_in_the_event_loop_s_seconds() -> None:
@@ -125,9 +135,9 @@ def test_durations_of_images_and_stages_are_in_the_event_loop_s_seconds() -> Non
     conductor = conductor_of(SlowStage(100), SlowStage(100), meter)
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
         runner.run(generate(conductor, timeout_s=1000))
-    assert meter.value(IMAGE_SECONDS) == pytest.approx(200, abs=1)
+    assert meter.value(IMAGE_DURATION, model="demo") == pytest.approx(200, abs=1)
     for stage in Stage:
-        assert meter.value(STAGE_SECONDS, stage=stage) == pytest.approx(100, abs=1)
+        assert meter.value(STAGE_DURATION, stage=stage) == pytest.approx(100, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ProfileChanged
 from serve_app.core.service.events import SegmentDone, Snapshot
 from serve_app.core.service.metrics import (
-    CANCELS,
+    IMAGES_CANCELLED,
     OWED_SECONDS,
-    QUEUE_SECONDS,
+    QUEUE_TIME,
+    STEP_DURATION,
     STEP_LANES,
     STEP_ROWS,
-    STEP_SECONDS,
     InMemoryMeter,
 )
 from serve_app.core.startup_error import read_startup_error
@@ -168,17 +168,17 @@ async def test_the_meter_hears_what_the_engine_did_and_then_that_nothing_is_owed
     await asyncio.wait([left])
     while (await one.stats()).positions:
         await asyncio.sleep(0.005)
-    while not tally.value(CANCELS):
+    while not tally.value(IMAGES_CANCELLED):
         await asyncio.sleep(0.05)
     facts = await one.stats()
     one.close()
-    assert tally.value(CANCELS) == facts.cancelled == 1
-    assert tally.times(STEP_SECONDS, stage=Stage.BASE) == facts.turns >= 12
-    assert tally.value(STEP_SECONDS, stage=Stage.BASE) > 0
+    assert tally.value(IMAGES_CANCELLED) == facts.cancelled == 1
+    assert tally.times(STEP_DURATION, stage=Stage.BASE) == facts.turns >= 12
+    assert tally.value(STEP_DURATION, stage=Stage.BASE) > 0
     rows = tally.value(STEP_ROWS, stage=Stage.BASE)
     assert rows == 6 * 1 + 6 * 2 + (facts.turns - 12) * 2
     assert tally.value(STEP_LANES, stage=Stage.BASE) == facts.turns * 4
-    assert tally.times(QUEUE_SECONDS, stage=Stage.BASE) in (2, 3)  # it may have left before a step
+    assert tally.times(QUEUE_TIME, stage=Stage.BASE) in (2, 3)  # it may have left before a step
     assert tally.times(OWED_SECONDS) >= 2
     assert tally.value(OWED_SECONDS) == facts.owed_seconds == 0
 

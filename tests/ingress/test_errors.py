@@ -35,7 +35,7 @@ def test_an_error_that_is_not_in_the_table_is_told_as_its_nearest_kin(
     state = dict(STATE)
     told = respond_to_exception(error, state, 0)
     assert (told.status_code, json.loads(told.body)["error"]["code"]) == (status, code)
-    assert state["refused"] == code
+    assert state["error_code"] == code
 
 
 def test_every_named_error_has_a_place_but_the_operators() -> None:

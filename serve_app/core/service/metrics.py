@@ -1,7 +1,8 @@
-"""What is counted of the service's work, by name; and whoever counts, as a contract.
+"""The service's metrics by name, and `Meter`, the contract of whatever records them.
 
-Knows no Prometheus, no Ray and no clock: seconds are measured elsewhere. Names are Prometheus' way:
-seconds, `_total` for what only grows. A label has few values: never a prompt, an id or a caller.
+No Prometheus, no Ray and no clock: seconds are measured elsewhere. Names follow Prometheus: the
+quantity, then its unit, and `_total` for counters. A label has few values: never a prompt, an id or
+a caller.
 """
 
 from collections.abc import Mapping
@@ -9,12 +10,45 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-_MOMENTS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_STEPS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
+_IMAGE_BUCKETS = (
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
+_STEP_BUCKETS = (
+    0.005,
+    0.01,
+    0.02,
+    0.03,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    0.75,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+)
 
 
 class MetricKind(StrEnum):
-    """How what is recorded adds up."""
+    """How recorded values add up."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -22,17 +56,17 @@ class MetricKind(StrEnum):
 
 
 class ImageOutcome(StrEnum):
-    """What became of an image that was asked for."""
+    """How a requested image ended."""
 
     MADE = "made"
-    CANCELLED = "cancelled"  # by its caller, or since another one of its request ended badly
-    REFUSED = "refused"  # for lack of room or time, or by the request's own fault
+    CANCELLED = "cancelled"  # by the caller, or because another image of the request failed
+    REFUSED = "refused"  # for lack of capacity or time, or because the request is at fault
     LATE = "late"
     FAILED = "failed"
 
 
 class ResumeReason(StrEnum):
-    """Why an image went on elsewhere, or began again."""
+    """Why an image was continued elsewhere, or started again."""
 
     LOST = "replica_lost"
     PROFILE = "profile_changed"
@@ -40,7 +74,7 @@ class ResumeReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Something that is counted. `bounds` are a histogram's buckets, by their upper ends."""
+    """Something that is measured. `buckets` are the upper bounds of a histogram's buckets."""
 
     name: str
     kind: MetricKind
@@ -49,64 +83,103 @@ class Metric:
     buckets: tuple[float, ...] = ()
 
     def values(self, labels: Mapping[str, str]) -> tuple[str, ...]:
-        """The labels' values, in the metric's order. Raises `ValueError` for other labels."""
+        """Return the labels' values in the metric's order. Raises `ValueError` for other labels."""
         if set(labels) != set(self.labels):
             raise ValueError(f"{self.name} has the labels {self.labels}, not {tuple(labels)}")
         return tuple(str(labels[name]) for name in self.labels)
 
 
-def _counter(name: str, about: str, *labels: str) -> Metric:
-    return Metric(name, MetricKind.COUNTER, about, labels)
+def _counter(name: str, help: str, *labels: str) -> Metric:
+    return Metric(name, MetricKind.COUNTER, help, labels)
 
 
-def _histogram(name: str, about: str, bounds: tuple[float, ...], *labels: str) -> Metric:
-    return Metric(name, MetricKind.HISTOGRAM, about, labels, bounds)
+def _gauge(name: str, help: str, *labels: str) -> Metric:
+    return Metric(name, MetricKind.GAUGE, help, labels)
 
 
-IMAGES = _counter("aura_images_total", "Images asked for, by what became of them", "outcome")
-IMAGE_SECONDS = _histogram(
-    "aura_image_seconds", "From an image's admission to its PNG, of images made", _MOMENTS
+def _histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Metric:
+    return Metric(name, MetricKind.HISTOGRAM, help, labels, buckets)
+
+
+HTTP_REQUEST_DURATION = _histogram(
+    "aura_http_request_duration_seconds",
+    "Duration of an HTTP request; status 499 is a client that left before the response",
+    _IMAGE_BUCKETS,
+    *("route", "method", "status"),
 )
-ACCEPTED = _counter(
-    "aura_slo_total", "Images accepted and ended, but for those that their caller gave up"
+HTTP_ERRORS = _counter(
+    "aura_http_errors_total", "HTTP requests answered with an error", "code", "status"
 )
-IN_TIME = _counter("aura_slo_met_total", "Of aura_slo_total, those made within their deadline")
-STAGE_SECONDS = _histogram(
-    "aura_stage_seconds",
-    "From an image's leaving for a stage to its return, on as many replicas as it took",
-    _MOMENTS,
+IMAGES = _counter(
+    "aura_images_total", "Requested images that ended, by outcome", "outcome", "model"
+)
+IMAGE_DURATION = _histogram(
+    "aura_image_duration_seconds",
+    "Time from an image's admission to its PNG, for finished images",
+    _IMAGE_BUCKETS,
+    "model",
+)
+IMAGES_ACCEPTED = _counter(
+    "aura_images_accepted_total", "Accepted images that ended, without those their caller cancelled"
+)
+IMAGES_ON_TIME = _counter(
+    "aura_images_on_time_total",
+    "The part of aura_images_accepted_total that finished before its deadline",
+)
+IMAGES_CANCELLED = _counter(
+    "aura_images_cancelled_total", "Images cancelled because the client disconnected"
+)
+IMAGES_RESUMED = _counter(
+    "aura_images_resumed_total", "Images continued elsewhere or started again", "reason"
+)
+IMAGES_RUNNING = _gauge(
+    "aura_images_running", "Images on a replica that have taken their first step", "stage"
+)
+IMAGES_WAITING = _gauge(
+    "aura_images_waiting", "Images on a replica that wait for their first step", "stage"
+)
+STAGE_DURATION = _histogram(
+    "aura_stage_duration_seconds",
+    "Time of an image in a stage, on as many replicas as it took",
+    _IMAGE_BUCKETS,
     "stage",
 )
-QUEUE_SECONDS = _histogram(
-    "aura_queue_seconds", "From a replica's taking an image to its first step", _MOMENTS, "stage"
+QUEUE_TIME = _histogram(
+    "aura_queue_time_seconds",
+    "Time from an image's arrival at a replica to its first step",
+    _IMAGE_BUCKETS,
+    "stage",
 )
-RESUMES = _counter(
-    "aura_resumes_total", "Images that went on elsewhere, or began again, and why", "reason"
+STEP_DURATION = _histogram(
+    "aura_step_duration_seconds",
+    "Duration of a batch's step: one UNet call",
+    _STEP_BUCKETS,
+    "stage",
 )
-REFUSALS = _counter("aura_refusals_total", "Requests answered with an error, by its code", "code")
-CANCELS = _counter("aura_cancels_total", "Images dropped by a replica since nobody waited any more")
-BUSY_SECONDS = _counter("aura_busy_gpu_seconds_total", "GPU time of all turns of a replica")
-WASTED_SECONDS = _counter(
-    "aura_wasted_gpu_seconds_total", "Of it, what images had taken that were cancelled or failed"
-)
-OWED_SECONDS = Metric(
-    "aura_owed_seconds", MetricKind.GAUGE, "Predicted seconds of what a replica has taken"
-)
-STEP_SECONDS = _histogram("aura_step_seconds", "A step of a batch: one UNet call", _STEPS, "stage")
 STEP_ROWS = _counter("aura_step_rows_total", "UNet rows of samples, over all steps", "stage")
 STEP_LANES = _counter("aura_step_lanes_total", "UNet rows with padding, over all steps", "stage")
+GPU_TIME = _counter("aura_gpu_time_seconds_total", "GPU time of all engine turns of a replica")
+GPU_WASTED = _counter(
+    "aura_gpu_wasted_seconds_total", "The part of it that cancelled and failed images took"
+)
+OWED_SECONDS = _gauge(
+    "aura_owed_seconds", "Backlog: predicted GPU seconds of what a replica has accepted"
+)
+BUILD_INFO = _gauge("aura_build_info", "Always 1; the labels are the versions", "version", "torch")
 
 METRICS = (
-    *(IMAGES, IMAGE_SECONDS, ACCEPTED, IN_TIME, STAGE_SECONDS, QUEUE_SECONDS, RESUMES, REFUSALS),
-    *(CANCELS, BUSY_SECONDS, WASTED_SECONDS, OWED_SECONDS, STEP_SECONDS, STEP_ROWS, STEP_LANES),
+    *(HTTP_REQUEST_DURATION, HTTP_ERRORS),
+    *(IMAGES, IMAGE_DURATION, IMAGES_ACCEPTED, IMAGES_ON_TIME, IMAGES_CANCELLED, IMAGES_RESUMED),
+    *(IMAGES_RUNNING, IMAGES_WAITING, STAGE_DURATION, QUEUE_TIME),
+    *(STEP_DURATION, STEP_ROWS, STEP_LANES, GPU_TIME, GPU_WASTED, OWED_SECONDS, BUILD_INFO),
 )
 
 
 class Meter(Protocol):
-    """Whoever counts. It costs microseconds and never waits."""
+    """A sink of metrics. Recording takes microseconds and never waits."""
 
     def record(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
-        """A counter has grown by the value, a gauge has become it, a histogram has seen it.
+        """Add the value to a counter, set a gauge to it, or observe it in a histogram.
 
         Raises `ValueError` for labels that are not the metric's.
         """
@@ -116,20 +189,20 @@ class InMemoryMeter:
     """A meter that keeps its numbers to itself: for tests, and where no Ray runs."""
 
     def __init__(self) -> None:
-        self._times: dict[tuple[str, ...], int] = {}
+        self._counts: dict[tuple[str, ...], int] = {}
         self._values: dict[tuple[str, ...], float] = {}
 
     def record(self, metric: Metric, value: float = 1.0, **labels: str) -> None:
         """See `Meter`."""
         key = (metric.name, *metric.values(labels))
-        self._times[key] = self._times.get(key, 0) + 1
-        before = 0.0 if metric.kind is MetricKind.GAUGE else self._values.get(key, 0.0)
-        self._values[key] = before + value
+        self._counts[key] = self._counts.get(key, 0) + 1
+        previous = 0.0 if metric.kind is MetricKind.GAUGE else self._values.get(key, 0.0)
+        self._values[key] = previous + value
 
     def times(self, metric: Metric, **labels: str) -> int:
-        """How often something was recorded."""
-        return self._times.get((metric.name, *metric.values(labels)), 0)
+        """Return how often the metric was recorded with these labels."""
+        return self._counts.get((metric.name, *metric.values(labels)), 0)
 
     def value(self, metric: Metric, **labels: str) -> float:
-        """A gauge as it is now; of the others, the sum of what was recorded."""
+        """Return a gauge's last value; of the others, the sum of what was recorded."""
         return self._values.get((metric.name, *metric.values(labels)), 0.0)
