@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.deployments.ray_private import serve_client
-from tests.e2e.conftest import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,10 @@ import httpx
 import pytest
 
 from serve_app.core.service.events import ReplicaStats
-from tests.e2e.conftest import LONG, STAGES, free_port, until
 from tests.support import ray_nodes as nodes
+from tests.support.ports import free_port
+from tests.support.service import LONG, STAGES
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -123,12 +125,12 @@ def test_a_node_that_dies_costs_its_images_a_few_steps_and_no_request(
         asked = []
         for body in ASKED:  # in this order, so that either node has some of each kind
             asked.append(callers.submit(service.picture, body))
-            until(lambda: service.taken() >= len(asked))
+            until(lambda: service.taken() >= len(asked), 90)
         reached = until(lambda: far(service), 300)
         service.ask(nodes.lose, service.second)
         began = time.monotonic()
         asked += [callers.submit(service.picture, body) for body in QUICK]
-        until(lambda: service.second not in service.ask(nodes.alive))
+        until(lambda: service.second not in service.ask(nodes.alive), 90)
         noticed = time.monotonic() - began
         pictures = [one.result() for one in asked]
     assert pictures == undisturbed.pictures

@@ -17,7 +17,7 @@ from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.testing.sleeping_stage import NATIVE, SleepingStage, ingress_config, stage_config
-from tests.e2e.conftest import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.ray
 APP, ROUTE = "sleeping", "/sleeping"
@@ -68,7 +68,7 @@ def test_images_of_replicas_that_a_redeploy_cuts_off_go_on_elsewhere(
     start(2, tmp_path / "ledger.sqlite", drain=0.5)
     with ThreadPoolExecutor(6) as callers:
         answers = [callers.submit(ask, address, 100, 0.5) for _ in range(6)]
-        until(lambda: busy_replicas() == 2)
+        until(lambda: busy_replicas() == 2, 90)
         start(1, tmp_path / "ledger.sqlite", drain=0.5)
         assert [one.result() for one in answers] == [201] * 6
 
@@ -78,7 +78,7 @@ def test_replicas_come_and_go_with_the_work_and_no_image_is_lost(
     address: str, tmp_path: Path
 ) -> None:
     deploy(APP, ROUTE, str(tmp_path))
-    until(lambda: serve.status().applications[APP].status == "RUNNING")
+    until(lambda: serve.status().applications[APP].status == "RUNNING", 90)
     assert observe(APP).replicas == {Stage.BASE: 1, Stage.REFINER: 1}
     grown = threading.Event()
 

@@ -15,7 +15,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.core.service.events import ReplicaStats
 from serve_app.deployments.ray_private import serve_client
-from tests.e2e.conftest import APP, STAGES, free_port
+from tests.support.ports import free_port
+from tests.support.service import APP, STAGES
 
 _INGRESS = 1  # CPUs, which the head node has more than the others
 _REFINER = 2  # CPUs, all that the others have: two refiners are more than a head node's

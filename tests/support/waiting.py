@@ -9,7 +9,7 @@ T = TypeVar("T")
 _PAUSE = 0.01  # seconds between two looks
 
 
-def until(condition: Callable[[], T], timeout: float = 30) -> T:
+def until(condition: Callable[[], T | None], timeout: float = 30) -> T:
     """Return the first true value of `condition`; raise `TimeoutError` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -19,7 +19,7 @@ def until(condition: Callable[[], T], timeout: float = 30) -> T:
     return value
 
 
-async def until_async(condition: Callable[[], T], timeout: float = 30) -> T:
+async def until_async(condition: Callable[[], T | None], timeout: float = 30) -> T:
     """Do the same without blocking the event loop."""
     async with asyncio.timeout(timeout):
         while not (value := condition()):
