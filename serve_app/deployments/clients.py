@@ -1,6 +1,6 @@
-"""Stages and the ledger as others see them: Ray's handles behind plain contracts.
+"""Clients of the stages and of the ledger: Ray's handles behind plain contracts.
 
-Knows no samples' insides. Ray's own errors stop here and become named ones.
+Ray's own errors stop here and become named ones.
 """
 
 import asyncio
@@ -20,32 +20,31 @@ from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobR
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.ray_private import broadcast_results
 
-logger = logging.getLogger("aura.remote")
+logger = logging.getLogger("aura.clients")
 
-_RPC_TIMEOUT = 2.0  # seconds to wait for facts: health must answer while a replica is busy or gone
-_FRESH = 0.5  # seconds that facts are good for
-_TRY = 2.0  # seconds that one question to the ledger may take
+_RPC_TIMEOUT = 2.0  # seconds: /health must respond while a replica is busy or gone
+_STATS_TTL = 0.5  # seconds that stats are reused
 _RESTART = 20.0  # seconds in which a ledger that died should be back
-_PAUSE = 0.2  # seconds between two tries
+_RETRY_PAUSE = 0.2  # seconds between two tries
 
 
 class RemoteStage:
-    """Whichever replica of a deployment takes the sample; of which stages is in its name."""
+    """A stage, or both stages, run by whichever replica of a deployment takes the sample."""
 
     def __init__(self, name: str, handle: "DeploymentHandle[Any]") -> None:
         self._name = name
         self._handle = handle
         self._streaming = handle.options(stream=True)
-        self._asked: asyncio.Task[list[ReplicaStats]] | None = None
-        self._asked_at = 0.0
+        self._stats: asyncio.Task[list[ReplicaStats]] | None = None
+        self._stats_time = 0.0
 
     async def advance(
         self, sample: Sample[Any], segment: StageSegment
     ) -> AsyncGenerator[StageEvent, None]:
         """Stream the events of the replica that takes the sample.
 
-        Raises `ReplicaLost` when its process is gone, `Loading` when the deployment can't be
-        reached, or the named error the replica raised. Closing it early cancels the sample there.
+        Raises `ReplicaLost` if its process is gone, `Loading` if the deployment can't be reached,
+        or the named error that the replica raised. Closing the stream early cancels the sample.
         """
         response = cast(
             "DeploymentResponseGenerator[StageEvent]",
@@ -70,30 +69,30 @@ class RemoteStage:
                 response.cancel()
 
     async def stats(self) -> list[ReplicaStats]:
-        """The facts of every replica that answers in time; none while the stage is loading.
+        """Return the stats of every replica that responds in time; none while the stage is loading.
 
-        Everybody who asks within half a second gets the same answer: /health needs no key.
+        Calls within half a second share one result, because /health needs no key.
         """
         now = time.monotonic()
-        if self._asked is None or (self._asked.done() and now - self._asked_at > _FRESH):
-            self._asked, self._asked_at = asyncio.create_task(self._ask_all()), now
-        return await asyncio.shield(self._asked)
+        if self._stats is None or (self._stats.done() and now - self._stats_time > _STATS_TTL):
+            self._stats, self._stats_time = asyncio.create_task(self._fetch_stats()), now
+        return await asyncio.shield(self._stats)
 
-    async def _ask_all(self) -> list[ReplicaStats]:
+    async def _fetch_stats(self) -> list[ReplicaStats]:
         try:
             results = broadcast_results(self._handle.broadcast("stats"))
-            asked = await asyncio.wait_for(results, _RPC_TIMEOUT)
+            replicas = await asyncio.wait_for(results, _RPC_TIMEOUT)
         except (TimeoutError, RayError, DeploymentUnavailableError):
             return []
-        waits = (asyncio.wait_for(one.get_async(), _RPC_TIMEOUT) for one in asked)
-        answers = await asyncio.gather(*waits, return_exceptions=True)
-        return [answer for answer in answers if isinstance(answer, ReplicaStats)]
+        waits = (asyncio.wait_for(replica.get_async(), _RPC_TIMEOUT) for replica in replicas)
+        stats = await asyncio.gather(*waits, return_exceptions=True)
+        return [replica for replica in stats if isinstance(replica, ReplicaStats)]
 
 
 class RemoteLedger:
-    """The one ledger, wherever it runs. While it restarts, questions wait and are asked again.
+    """The one ledger, wherever it runs. While it restarts, calls wait and are tried again.
 
-    Every method is `deployments.ledger.Ledger`'s, and raises `LedgerAway` when it stays away.
+    Every method is `deployments.ledger.Ledger`'s, and raises `LedgerAway` if it can't be reached.
     """
 
     def __init__(self, handle: "DeploymentHandle[Any]") -> None:
@@ -101,7 +100,7 @@ class RemoteLedger:
 
     async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
         """See `Ledger`."""
-        return cast(ClaimResult, await self._ask("create", job, claim))
+        return cast(ClaimResult, await self._call("create", job, claim))
 
     async def finish(
         self,
@@ -112,41 +111,41 @@ class RemoteLedger:
         result: JobResult | None,
     ) -> None:
         """See `Ledger`."""
-        await self._ask("finish", id, owner, state, error, result)
+        await self._call("finish", id, owner, state, error, result)
 
     async def get(self, id: str, wait: float) -> Job | None:
         """See `Ledger`."""
-        return cast("Job | None", await self._ask("get", id, wait, more=wait))
+        return cast("Job | None", await self._call("get", id, wait, wait=wait))
 
     async def heartbeat(self, owner: str) -> None:
         """See `Ledger`."""
-        await self._ask("heartbeat", owner, rpc_timeout=0)
+        await self._call("heartbeat", owner, retry_for=0)
 
     async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
-        """See `Ledger`; not asked twice, since a picture waits for it."""
-        return cast(float, await self._ask("consume", caller, cost, limit, rpc_timeout=0))
+        """See `Ledger`. Not tried again, because an image waits for it."""
+        return cast(float, await self._call("consume", caller, cost, limit, retry_for=0))
 
     async def accept_terms(self, caller: str, terms: str) -> None:
         """See `Ledger`."""
-        await self._ask("accept_terms", caller, terms)
+        await self._call("accept_terms", caller, terms)
 
     async def accepted_terms(self, caller: str) -> str | None:
         """See `Ledger`."""
-        return cast("str | None", await self._ask("accepted_terms", caller))
+        return cast("str | None", await self._call("accepted_terms", caller))
 
-    async def _ask(
-        self, method: str, *args: Any, more: float = 0, rpc_timeout: float = _RESTART
+    async def _call(
+        self, method: str, *args: Any, wait: float = 0, retry_for: float = _RESTART
     ) -> Any:
-        end = time.monotonic() + rpc_timeout
+        """Call a method that takes `wait` seconds; try again for `retry_for` seconds."""
+        end = time.monotonic() + retry_for
         while True:
             try:
-                return await asyncio.wait_for(
-                    getattr(self._handle, method).remote(*args), _TRY + more
-                )
+                call = getattr(self._handle, method).remote(*args)
+                return await asyncio.wait_for(call, _RPC_TIMEOUT + wait)
             except (TimeoutError, RayError, DeploymentUnavailableError) as error:
                 if time.monotonic() >= end:
                     logger.warning("the ledger is away: %s", type(error).__name__)
                     raise LedgerAway(
-                        "the service's memory of jobs is restarting; ask again shortly"
+                        "the ledger of jobs is restarting", remedy="Try again shortly"
                     ) from None
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_RETRY_PAUSE)

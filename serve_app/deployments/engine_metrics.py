@@ -8,14 +8,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from operator import attrgetter
 
-from serve_app import __version__
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.events import ReplicaStats
 from serve_app.core.service.metrics import (
-    BUILD_INFO,
     GPU_TIME,
     GPU_WASTED,
     IMAGES_CANCELLED,
@@ -59,7 +56,6 @@ class EngineMetrics:
         self._departed: list[Arrival] = []  # since the last flush
         self._stages: set[Stage] = set()  # that samples have arrived for
         self._recorded = dict.fromkeys(_TOTALS, 0.0)
-        meter.record(BUILD_INFO, version=__version__, torch=version("torch"))
 
     def on_step(self, step: StepRecord) -> None:
         """Keep the step until the next flush. May be called from any thread."""

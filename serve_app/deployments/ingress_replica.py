@@ -6,6 +6,7 @@ No HTTP: `app.py` passes in what opens the app, and Serve asks the replica for i
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Protocol
 
 from ray import serve
@@ -13,10 +14,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from serve_app import __version__
 from serve_app.core.capacity.demand import to_wire
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.info import ModelInfo
-from serve_app.core.service.metrics import Meter
+from serve_app.core.service.metrics import BUILD_INFO, Meter
 from serve_app.deployments.autoscaling import MAX_TOTAL_REPLICAS
 from serve_app.deployments.clients import RemoteLedger, RemoteStage
 from serve_app.deployments.conductor import Conductor
@@ -74,15 +76,16 @@ class IngressReplica:
         refiner: "DeploymentHandle[Any] | None",
     ) -> None:
         self._config = config
-        meter = RayMeter()
+        self._meter = RayMeter()
+        self._versions = {"version": __version__, "torch": version("torch")}
         clients = _stage_clients(base, refiner)
         self._conductor = Conductor(
-            *clients, config.models, meter, config.scale_to_zero, config.refiner_name
+            *clients, config.models, self._meter, config.scale_to_zero, config.refiner_name
         )
         context = serve.get_replica_context()
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
         self._http = config.open_http(
-            self._conductor, RemoteLedger(ledger), meter, self._cancel_everywhere
+            self._conductor, RemoteLedger(ledger), self._meter, self._cancel_everywhere
         )
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -90,7 +93,11 @@ class IngressReplica:
         return self._http.asgi
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return the demand of what was accepted here; Serve passes it to the policy."""
+        """Return the demand of what was accepted here; Serve passes it to the policy.
+
+        Serve calls this every second, which also keeps the gauge of versions from going stale.
+        """
+        self._meter.record(BUILD_INFO, 1.0, **self._versions)
         numbers = to_wire(await self._conductor.demands())
         limit = self._config.max_total_replicas
         return numbers if limit is None else numbers | {MAX_TOTAL_REPLICAS: limit}

@@ -1,8 +1,8 @@
-"""The ledger: the service's one memory, of jobs, claims, allowances and accepted terms.
+"""The ledger: the service's one memory, of jobs, idempotency claims, rate limits and terms.
 
-Knows no HTTP and does no work: small state, written through to SQLite, so that it may die and be
-restarted at any time. Off the way of a step and of a picture. Allowances alone live in memory: a
-restart forgives them.
+No HTTP and no work: small state, written through to SQLite, so that the process may die and be
+restarted at any time. No step and no image waits for it. Only the rate limits' buckets are in
+memory: a restart fills them.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from serve_app.core.service.jobs import (
     JobResult,
     JobState,
 )
-from serve_app.core.service.rate_limit import Bucket, RateLimit, draw, is_full
+from serve_app.core.service.rate_limit import RateLimit, TokenBucket, consume, is_full
 
-KEPT = 600.0  # seconds that an ended job and its answer are remembered
-CLAIMED = 86_400.0  # seconds that a key keeps its seed, and so its bytes
-LEASE = 10.0  # seconds without a sign of life, after which an owner counts as dead
-LONGEST = 7200.0  # seconds, after which a running job is forgotten: no deadline is so late
-MOST_BYTES = 512 * 2**20  # of answers; the oldest go first
-_TIDY_EVERY = 30.0  # seconds
+RESULT_TTL = 600.0  # seconds that a finished job and its result are kept
+CLAIM_TTL = 86_400.0  # seconds that a key keeps its seed, and so its bytes
+LEASE = 10.0  # seconds without a heartbeat, after which an owner counts as dead
+MAX_JOB_AGE = 7200.0  # seconds, after which a running job is deleted: every deadline is earlier
+MAX_BYTES = 512 * 2**20  # of results; the oldest are deleted first
+_CLEANUP_INTERVAL = 30.0  # seconds
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, caller TEXT, owner TEXT, created REAL, state TEXT,
@@ -44,38 +44,42 @@ CREATE TABLE IF NOT EXISTS terms (caller TEXT PRIMARY KEY, terms TEXT, accepted 
 
 
 class Ledger:
-    """All that outlives an ingress process. One instance; its methods never wait for another."""
+    """All that outlives an ingress process. There is one instance; no method waits for another."""
 
     def __init__(
         self,
         file: Path | None,
         clock: Callable[[], float] = time.time,
-        most_bytes: int = MOST_BYTES,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file.touch(mode=0o600)  # pictures remember their prompts: nobody else may read them
+            file.touch(mode=0o600)  # images carry their prompts, so nobody else may read them
         self._db = sqlite3.connect(
             file or ":memory:",
             isolation_level=None,
-            check_same_thread=False,  # there is one caller at a time: the replica's event loop
+            check_same_thread=False,  # the replica's event loop is the only caller
         )
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("PRAGMA busy_timeout=5000")
         self._db.executescript(_SCHEMA)
         self._clock = clock
-        self._most_bytes = most_bytes
-        self._began = clock()
-        self._alive: dict[str, float] = {}  # owner: when it was heard of
-        self._buckets: dict[str, Bucket] = {}
-        self._ends: dict[str, asyncio.Event] = {}
-        self._tidied = 0.0
+        self._most_bytes = max_bytes
+        self._started = clock()
+        self._last_heartbeat: dict[str, float] = {}  # by owner
+        self._buckets: dict[str, TokenBucket] = {}  # by caller
+        self._rate_limit: RateLimit | None = None  # that the buckets are for
+        self._end_events: dict[str, asyncio.Event] = {}
+        self._cleaned_up = 0.0
 
     async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
-        """The job is remembered; with a claim, only if no living job has the claim already."""
-        self._tidy()
-        self._alive[job.owner] = self._clock()
+        """Keep a job; with a claim, only if no living job has the claim already.
+
+        Return the job that the claim stands for, and whether the caller is to work at it.
+        """
+        self._clean_up()
+        self._last_heartbeat[job.owner] = self._clock()
         if claim is None:
             self._insert(job)
             return ClaimResult(job.id, 0, is_owner=True)
@@ -91,11 +95,12 @@ class Ledger:
             return ClaimResult(job.id, claim.seed, is_owner=True)
         fingerprint, seed, id, taker = row
         if taker == job.id:
-            return ClaimResult(id, seed, is_owner=True)  # asked again, since our answer was lost
+            return ClaimResult(
+                id, seed, is_owner=True
+            )  # the same call again: our response was lost
         if fingerprint != claim.fingerprint:
             return ClaimResult(None, 0, is_owner=False)
-        known = self._read(id)
-        if known is not None and (known.state is JobState.RUNNING or known.result is not None):
+        if self._has_use(id):
             return ClaimResult(id, seed, is_owner=False)
         self._db.execute("DELETE FROM jobs WHERE id = ?", (id,))
         self._insert(Job(id, job.caller, job.owner, job.created))
@@ -110,9 +115,9 @@ class Ledger:
         error: tuple[str, str] | None,
         result: JobResult | None,
     ) -> None:
-        """How the job ended is remembered, and whoever waited for it is told.
+        """Keep how the job ended, and wake those who wait for it.
 
-        Nothing happens when it is another's by now: the owner was given up as dead, and was slow.
+        Does nothing if another process has taken over the job: this owner was presumed dead.
         """
         code, message = error or (None, None)
         meta = pngs = sizes = None
@@ -128,51 +133,50 @@ class Ledger:
             return
         if state is not JobState.SUCCEEDED:
             self._db.execute("DELETE FROM claims WHERE job = ?", (id,))
-        if event := self._ends.pop(id, None):
+        if event := self._end_events.pop(id, None):
             event.set()
-        self._make_room()
-        self._tidy()
+        self._limit_size()
+        self._clean_up()
 
     async def get(self, id: str, wait: float) -> Job | None:
-        """The job, as soon as it has ended or after `wait` seconds; None when there is none."""
+        """Return the job, once it has ended or after `wait` seconds; None if there is none."""
         job = self._read(id)
         if job is not None and job.state is JobState.RUNNING and wait > 0:
-            event = self._ends.setdefault(id, asyncio.Event())
+            event = self._end_events.setdefault(id, asyncio.Event())
             with suppress(TimeoutError):
                 await asyncio.wait_for(event.wait(), min(wait, LEASE))
             job = self._read(id)
         return job
 
     async def heartbeat(self, owner: str) -> None:
-        """The owner's jobs are still worked at."""
-        self._alive[owner] = self._clock()
+        """Note that the owner still works at its jobs."""
+        self._last_heartbeat[owner] = self._clock()
 
     async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
-        """0 when the cost was taken from the caller's allowance, else the seconds to wait."""
-        now = self._clock()
-        self._buckets[caller], wait = draw(limit, self._buckets.get(caller), cost, now)
-        full = [c for c, b in self._buckets.items() if is_full(limit, b, now)]
-        for name in full:
-            del self._buckets[name]
+        """Take the cost from the caller's bucket and return 0, or return the seconds to wait."""
+        self._rate_limit = limit
+        bucket = self._buckets.get(caller)
+        self._buckets[caller], wait = consume(limit, bucket, cost, self._clock())
+        self._clean_up()
         return wait
 
     async def accept_terms(self, caller: str, terms: str) -> None:
-        """The caller has accepted the terms with this digest."""
+        """Keep that the caller has accepted the terms with this digest."""
         self._db.execute(
             "INSERT OR REPLACE INTO terms VALUES (?, ?, ?)", (caller, terms, self._clock())
         )
 
     async def accepted_terms(self, caller: str) -> str | None:
-        """The digest of the terms that the caller accepted last."""
+        """Return the digest of the terms that the caller accepted last."""
         row = self._db.execute("SELECT terms FROM terms WHERE caller = ?", (caller,)).fetchone()
         return row[0] if row else None
 
     async def check_health(self) -> None:
-        """Serve's health check: raises when the books can't be read, so that Serve replaces it."""
+        """Read the database: an error makes Serve replace this replica."""
         self._db.execute("SELECT 1").fetchone()
 
     def close(self) -> None:
-        """The books are closed; what was told is on disk."""
+        """Close the database; everything is on disk."""
         self._db.close()
 
     def _insert(self, job: Job) -> None:
@@ -199,25 +203,44 @@ class Ledger:
         error = (code, message) if code else None
         return Job(id, caller, owner, created, JobState(state), error, result)
 
+    def _has_use(self, id: str) -> bool:
+        """Return whether a job is worked at or has its result. Reads no image."""
+        row = self._db.execute(
+            "SELECT owner, state, pngs IS NOT NULL FROM jobs WHERE id = ?", (id,)
+        ).fetchone()
+        if row is None:
+            return False
+        owner, state, has_result = row
+        return has_result or (state == JobState.RUNNING and not self._is_dead(owner))
+
     def _is_dead(self, owner: str) -> bool:
-        """A ledger that has just started has heard of nobody yet, and waits a lease."""
-        return self._clock() - self._alive.get(owner, self._began) > LEASE
+        """Return whether no heartbeat came for a lease, counted from the ledger's own start."""
+        return self._clock() - self._last_heartbeat.get(owner, self._started) > LEASE
 
-    def _tidy(self) -> None:
-        """What is too old or too much is forgotten."""
+    def _clean_up(self) -> None:
+        """Delete what is too old, at most once in a while."""
         now = self._clock()
-        if now - self._tidied < _TIDY_EVERY:
+        if now - self._cleaned_up < _CLEANUP_INTERVAL:
             return
-        self._tidied = now
+        self._cleaned_up = now
         self._db.execute(
-            "DELETE FROM jobs WHERE ended < ? OR created < ?", (now - KEPT, now - LONGEST)
+            "DELETE FROM jobs WHERE ended < ? OR created < ?", (now - RESULT_TTL, now - MAX_JOB_AGE)
         )
-        self._db.execute("DELETE FROM claims WHERE created < ?", (now - CLAIMED,))
-        self._alive = {o: at for o, at in self._alive.items() if now - at < LONGEST}
-        self._ends = {id: e for id, e in self._ends.items() if self._read(id) is not None}
+        self._db.execute("DELETE FROM claims WHERE created < ?", (now - CLAIM_TTL,))
+        self._last_heartbeat = {
+            owner: time for owner, time in self._last_heartbeat.items() if now - time < MAX_JOB_AGE
+        }
+        jobs = {id for (id,) in self._db.execute("SELECT id FROM jobs")}
+        self._end_events = {id: event for id, event in self._end_events.items() if id in jobs}
+        if limit := self._rate_limit:
+            self._buckets = {
+                caller: bucket
+                for caller, bucket in self._buckets.items()
+                if not is_full(limit, bucket, now)
+            }
 
-    def _make_room(self) -> None:
-        """Answers take no more than their room: the oldest are gone, their jobs still known."""
+    def _limit_size(self) -> None:
+        """Delete the oldest results beyond `max_bytes`; their jobs stay."""
         total = 0
         for id, size in self._db.execute(
             "SELECT id, length(pngs) FROM jobs WHERE pngs IS NOT NULL ORDER BY ended DESC"

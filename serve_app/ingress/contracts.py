@@ -30,10 +30,10 @@ class Maker(Protocol):
 
 
 class Ledger(Protocol):
-    """Who remembers. Every method raises `LedgerAway` when it can't be asked."""
+    """The memory of jobs. Every method raises `LedgerAway` if it can't be reached."""
 
     async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
-        """The job is remembered; with a claim, only if no other job has the claim already."""
+        """Keep a job; with a claim, only if no other job has the claim already."""
 
     async def finish(
         self,
@@ -43,19 +43,19 @@ class Ledger(Protocol):
         error: tuple[str, str] | None,
         result: JobResult | None,
     ) -> None:
-        """How the owner's job ended is remembered; a claim on one that failed is free again."""
+        """Keep how the owner's job ended; the claim on a job that failed is free again."""
 
     async def get(self, id: str, wait: float) -> Job | None:
-        """The job, as soon as it has ended or after `wait` seconds; None when there is none."""
+        """Return the job, once it has ended or after `wait` seconds; None if there is none."""
 
     async def heartbeat(self, owner: str) -> None:
-        """The owner's jobs are still worked at."""
+        """Note that the owner still works at its jobs."""
 
     async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
-        """0 when the cost was taken from the caller's allowance, else the seconds to wait."""
+        """Take the cost from the caller's bucket and return 0, or return the seconds to wait."""
 
     async def accept_terms(self, caller: str, terms: str) -> None:
-        """The caller has accepted the terms with this digest."""
+        """Keep that the caller has accepted the terms with this digest."""
 
     async def accepted_terms(self, caller: str) -> str | None:
-        """The digest of the terms that the caller accepted last."""
+        """Return the digest of the terms that the caller accepted last."""

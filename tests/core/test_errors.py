@@ -6,7 +6,7 @@ from serve_app.core import errors
 from serve_app.core.errors import AuraError, InvalidRequest
 
 
-def test_an_invalid_request_says_which_field_and_why() -> None:
+def test_an_invalid_request_names_the_field_and_the_problem() -> None:
     assert str(InvalidRequest("steps", "must be 1 or more")) == "steps must be 1 or more"
 
 
@@ -14,13 +14,13 @@ def test_an_invalid_request_says_which_field_and_why() -> None:
     "kind",
     [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, AuraError)],
 )
-def test_every_error_survives_the_journey_between_processes(kind: type[AuraError]) -> None:
-    made: dict[type[AuraError], AuraError] = {
+def test_every_error_survives_pickling(kind: type[AuraError]) -> None:
+    special: dict[type[AuraError], AuraError] = {
         InvalidRequest: InvalidRequest("steps", "bad"),
         errors.RateLimited: errors.RateLimited(1.5),
         errors.JobFailed: errors.JobFailed("OUT_OF_MEMORY", "no room"),
     }
-    error = made.get(kind) or kind("a sentence")
+    error = special.get(kind) or kind("a sentence")
     back = pickle.loads(pickle.dumps(error))
     assert type(back) is kind
     assert str(back) == str(error)
@@ -35,6 +35,11 @@ def test_who_knows_more_names_another_subject_and_remedy_and_keeps_class_and_pro
     assert error.about("it").remedy == "Download it"
 
 
-def test_a_failed_job_repeats_what_it_was_told() -> None:
+def test_a_failed_job_repeats_the_job_s_own_code_and_message() -> None:
     failed = errors.JobFailed("OUT_OF_MEMORY", "no room")
     assert (failed.code, str(failed)) == ("OUT_OF_MEMORY", "no room")
+
+
+def test_an_unknown_model_is_answered_with_the_available_ones_and_never_repeated() -> None:
+    error = errors.model_not_found("model", ["demo", "other"])
+    assert str(error) == "model names no model of this service. Available: demo, other"

@@ -1,4 +1,4 @@
-"""The remote stage over a handle that keeps the contract of Ray's without Ray."""
+"""The clients over handles that keep the contract of Ray's without Ray."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,12 +16,13 @@ from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot
 from serve_app.deployments.clients import RemoteStage
+from tests.support.builders import replica_stats
 from tests.support.engine_runs import NOISE
 from tests.support.ray_private import DeploymentID
 
 SPEC = ImageSpec(prompt="a", seed=1, width=64, height=64, steps=2, guidance=1)
 SAMPLE: Any = new_sample("one", SPEC, make_schedule(NOISE, SPEC.sampler, 2, None, 1.0), Stage.BASE)
-LEG = StageSegment(Stage.BASE, 2, last=True)
+SEGMENT = StageSegment(Stage.BASE, 2, last=True)
 EVENTS = [
     Snapshot(SAMPLE),
     Snapshot(SAMPLE),
@@ -30,7 +31,7 @@ EVENTS = [
 
 
 class Handle:
-    """A deployment that answers every call with the same events, and counts what was cancelled."""
+    """A deployment that streams the same events for every call, and counts cancellations."""
 
     def __init__(self) -> None:
         self.cancelled = 0
@@ -53,23 +54,23 @@ class Handle:
         self.cancelled += 1
 
 
-@pytest.mark.parametrize(("heard", "cancelled"), [(1, 1), (2, 1), (3, 0)])
-async def test_what_is_left_before_its_end_is_cancelled_and_nothing_else(
-    heard: int, cancelled: int
+@pytest.mark.parametrize(("received", "cancelled"), [(1, 1), (2, 1), (3, 0)])
+async def test_a_stream_closed_before_its_end_is_cancelled_and_no_other(
+    received: int, cancelled: int
 ) -> None:
     handle: Any = Handle()
     stage: Any = RemoteStage("base", handle)
-    async with aclosing(stage.advance(SAMPLE, LEG)) as events:
-        for _ in range(heard):
+    async with aclosing(stage.advance(SAMPLE, SEGMENT)) as events:
+        for _ in range(received):
             await anext(events)
     assert handle.cancelled == cancelled
 
 
-FACTS = ReplicaStats(1, "p", "", 0, 0, 0, 0, 0.0, 0.0, 0.0, CostTable(), {})
+STATS = replica_stats()
 
 
-class Asked:
-    """A replica that was asked for its facts: it gives them, or it raises, or it is silent."""
+class Result:
+    """A replica's result: its stats, an error, or silence."""
 
     def __init__(self, answer: ReplicaStats | Exception | None) -> None:
         self.answer = answer
@@ -83,10 +84,10 @@ class Asked:
 
 
 class Replicas:
-    """A deployment that passes a question on to all its replicas."""
+    """A deployment that calls all its replicas."""
 
     def __init__(self, *answers: ReplicaStats | Exception | None) -> None:
-        self.asked = [Asked(answer) for answer in answers]
+        self.results = [Result(answer) for answer in answers]
 
     def options(self, **_: Any) -> "Replicas":
         return self
@@ -95,24 +96,24 @@ class Replicas:
         assert method == "stats"
         return self
 
-    async def _fetch_replica_results_async(self) -> list[Asked]:
-        if not self.asked:
+    async def _fetch_replica_results_async(self) -> list[Result]:
+        if not self.results:
             raise DeploymentUnavailableError(DeploymentID("Base", "aura"))
-        return self.asked
+        return self.results
 
 
 @pytest.mark.parametrize(
-    ("answers", "told"),
+    ("answers", "count"),
     [
         ((), 0),
-        ((FACTS, FACTS), 2),
-        ((ActorDiedError(), FACTS), 1),
-        ((FACTS, None), 1),  # its node is dead, and nobody has noticed
+        ((STATS, STATS), 2),
+        ((ActorDiedError(), STATS), 1),
+        ((STATS, None), 1),  # its node is dead, and Ray has not noticed
         ((None, None), 0),
     ],
 )
-async def test_facts_are_those_of_the_replicas_that_answer_in_time(
-    answers: tuple[ReplicaStats | Exception | None, ...], told: int
+async def test_stats_are_those_of_the_replicas_that_respond_in_time(
+    answers: tuple[ReplicaStats | Exception | None, ...], count: int
 ) -> None:
     handle: Any = Replicas(*answers)
-    assert await RemoteStage("base", handle).stats() == [FACTS] * told
+    assert await RemoteStage("base", handle).stats() == [STATS] * count

@@ -1,15 +1,12 @@
 """What is recorded of an engine's steps, on a clock that the test sets."""
 
 import threading
-from importlib.metadata import version
 
 import pytest
 
-from serve_app import __version__
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.events import ReplicaStats
 from serve_app.core.service.metrics import (
-    BUILD_INFO,
     GPU_TIME,
     GPU_WASTED,
     IMAGES_CANCELLED,
@@ -182,8 +179,3 @@ def test_images_are_waiting_before_their_first_step_and_running_after_it(
         metrics.sample_left(arrival)
     metrics.flush(stats())
     assert gauges(BASE) == gauges(REFINER) == (0, 0)
-
-
-def test_the_versions_are_recorded_once(metrics: EngineMetrics, meter: InMemoryMeter) -> None:
-    labels = {"version": __version__, "torch": version("torch")}
-    assert meter.value(BUILD_INFO, **labels) == meter.times(BUILD_INFO, **labels) == 1

@@ -1,4 +1,4 @@
-"""The ledger on a real database and a clock that the test turns."""
+"""The ledger on a real database, and on a clock that the test sets."""
 
 import asyncio
 import stat
@@ -10,7 +10,8 @@ import pytest
 
 from serve_app.core.service.jobs import IdempotencyClaim, Job, JobResult, JobState
 from serve_app.core.service.rate_limit import RateLimit
-from serve_app.deployments.ledger import CLAIMED, KEPT, LEASE, LONGEST, Ledger
+from serve_app.deployments.ledger import CLAIM_TTL, LEASE, MAX_JOB_AGE, RESULT_TTL, Ledger
+from tests.support.waiting import until_async
 
 JOB = Job("job-1", "key:a", "owner-1", created=1000.0)
 CLAIM = IdempotencyClaim("scope", "body", seed=7)
@@ -37,7 +38,7 @@ def ledger(clock: Clock) -> Ledger:
 
 @pytest.fixture
 def reopened(tmp_path: Path, clock: Clock) -> Callable[[], Ledger]:
-    """Each call is a ledger that has just started on the same file."""
+    """Return a function that starts a ledger on the same file."""
     return lambda: Ledger(tmp_path / "state" / "ledger.sqlite", clock)
 
 
@@ -45,7 +46,7 @@ async def succeed(ledger: Ledger, id: str = JOB.id) -> None:
     await ledger.finish(id, JOB.owner, JobState.SUCCEEDED, None, RESULT)
 
 
-async def test_a_job_is_remembered_with_its_answer(ledger: Ledger) -> None:
+async def test_a_job_is_kept_with_its_result(ledger: Ledger) -> None:
     await ledger.create(JOB, None)
     assert await ledger.get(JOB.id, 0) == JOB
     await succeed(ledger)
@@ -53,7 +54,7 @@ async def test_a_job_is_remembered_with_its_answer(ledger: Ledger) -> None:
     assert await ledger.get("another", 0) is None
 
 
-async def test_a_job_that_failed_is_remembered_with_its_reason(ledger: Ledger) -> None:
+async def test_a_failed_job_is_kept_with_its_error(ledger: Ledger) -> None:
     await ledger.create(JOB, None)
     await ledger.finish(JOB.id, JOB.owner, JobState.FAILED, ("OUT_OF_MEMORY", "no room"), None)
     job = await ledger.get(JOB.id, 0)
@@ -69,22 +70,22 @@ async def test_an_end_is_final(ledger: Ledger) -> None:
     assert job.state is JobState.CANCELLED
 
 
-async def test_who_waits_for_a_job_is_told_when_it_ends(ledger: Ledger) -> None:
+async def test_a_waiting_get_returns_when_the_job_ends(ledger: Ledger) -> None:
     await ledger.create(JOB, None)
     waiting = [asyncio.create_task(ledger.get(JOB.id, 5)) for _ in range(3)]
-    await asyncio.sleep(0)
+    await until_async(lambda: JOB.id in ledger._end_events)
     await succeed(ledger)
     for job in await asyncio.wait_for(asyncio.gather(*waiting), 1):
         assert job is not None
         assert job.result == RESULT
 
 
-async def test_who_waits_too_long_gets_the_job_as_it_stands(ledger: Ledger) -> None:
+async def test_a_wait_that_is_over_returns_the_running_job(ledger: Ledger) -> None:
     await ledger.create(JOB, None)
     assert await ledger.get(JOB.id, 0.01) == JOB
 
 
-async def test_the_second_claim_is_sent_to_the_first_ones_job(ledger: Ledger) -> None:
+async def test_the_second_claim_gets_the_job_of_the_first(ledger: Ledger) -> None:
     first = await ledger.create(JOB, CLAIM)
     assert (first.job, first.seed, first.is_owner) == (JOB.id, 7, True)
     second = await ledger.create(replace(JOB, id="job-2"), replace(CLAIM, seed=99))
@@ -95,7 +96,7 @@ async def test_the_second_claim_is_sent_to_the_first_ones_job(ledger: Ledger) ->
     assert await ledger.get("job-2", 0) is None
 
 
-async def test_a_claim_asked_for_again_by_the_same_job_is_still_its_own(ledger: Ledger) -> None:
+async def test_a_job_that_claims_twice_is_still_the_owner(ledger: Ledger) -> None:
     await ledger.create(JOB, CLAIM)
     assert (await ledger.create(JOB, CLAIM)).is_owner
 
@@ -107,7 +108,7 @@ async def test_another_body_under_the_same_key_is_a_conflict(ledger: Ledger) -> 
 
 
 @pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])
-async def test_a_claim_on_what_did_not_succeed_is_free_again(
+async def test_a_claim_on_a_job_that_did_not_succeed_is_free_again(
     ledger: Ledger, state: JobState
 ) -> None:
     await ledger.create(JOB, CLAIM)
@@ -116,7 +117,7 @@ async def test_a_claim_on_what_did_not_succeed_is_free_again(
     assert (again.job, again.is_owner) == ("job-2", True)
 
 
-async def test_a_job_whose_owner_is_silent_is_lost_and_may_be_made_by_another(
+async def test_a_job_whose_owner_is_silent_is_lost_and_may_be_taken_over(
     ledger: Ledger, clock: Clock
 ) -> None:
     await ledger.create(JOB, CLAIM)
@@ -138,10 +139,10 @@ async def test_a_job_whose_owner_is_silent_is_lost_and_may_be_made_by_another(
     assert (now.state, now.owner) == (JobState.RUNNING, "owner-2")
 
 
-async def test_who_took_a_job_over_and_asks_again_is_told_the_same(
+async def test_a_new_owner_that_claims_twice_gets_the_same_result(
     ledger: Ledger, clock: Clock
 ) -> None:
-    """The answer to the first question was lost on its way."""
+    """The response to the first call was lost."""
     await ledger.create(JOB, CLAIM)
     clock.now += LEASE + 1
     other = Job("job-2", JOB.caller, "owner-2", clock.now)
@@ -150,7 +151,7 @@ async def test_who_took_a_job_over_and_asks_again_is_told_the_same(
     assert await ledger.create(other, CLAIM) == first
 
 
-async def test_an_owner_that_was_given_up_can_not_end_what_another_took_over(
+async def test_an_owner_presumed_dead_can_not_finish_a_job_that_was_taken_over(
     ledger: Ledger, clock: Clock
 ) -> None:
     await ledger.create(JOB, CLAIM)
@@ -164,38 +165,36 @@ async def test_an_owner_that_was_given_up_can_not_end_what_another_took_over(
     assert not (await ledger.create(replace(other, id="job-3"), CLAIM)).is_owner
 
 
-async def test_a_restarted_ledger_knows_what_it_was_told(
+async def test_a_restarted_ledger_has_kept_everything(
     reopened: Callable[[], Ledger], clock: Clock
 ) -> None:
-    before = reopened()
-    await before.create(JOB, CLAIM)
-    await before.accept_terms("key:a", "terms")
-    await before.create(replace(JOB, id="done"), None)
-    await succeed(before, "done")  # and then it dies, with nothing closed
-    after = reopened()
-    assert await after.accepted_terms("key:a") == "terms"
-    done = await after.get("done", 0)
+    first = reopened()
+    await first.create(JOB, CLAIM)
+    await first.accept_terms("key:a", "terms")
+    await first.create(replace(JOB, id="done"), None)
+    await succeed(first, "done")  # and then it dies without closing the file
+    second = reopened()
+    assert await second.accepted_terms("key:a") == "terms"
+    done = await second.get("done", 0)
     assert done is not None
     assert done.result == RESULT
-    clock.now += LEASE  # nobody can be called dead by who has only just begun to listen
-    assert await after.get(JOB.id, 0) == JOB
-    assert not (await after.create(replace(JOB, id="job-2"), CLAIM)).is_owner
+    clock.now += LEASE  # no owner is dead before a lease since the start is over
+    assert await second.get(JOB.id, 0) == JOB
+    assert not (await second.create(replace(JOB, id="job-2"), CLAIM)).is_owner
 
 
-async def test_nobody_else_may_read_the_books(
-    reopened: Callable[[], Ledger], tmp_path: Path
-) -> None:
+async def test_the_ledger_s_file_is_private(reopened: Callable[[], Ledger], tmp_path: Path) -> None:
     reopened()
     assert stat.S_IMODE((tmp_path / "state" / "ledger.sqlite").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
 
 
-async def test_answers_are_kept_for_ten_minutes_and_seeds_for_a_day(
+async def test_results_are_kept_for_ten_minutes_and_seeds_for_a_day(
     ledger: Ledger, clock: Clock
 ) -> None:
     await ledger.create(JOB, CLAIM)
     await succeed(ledger)
-    clock.now += KEPT - 1
+    clock.now += RESULT_TTL - 1
     await ledger.create(replace(JOB, id="other"), None)
     assert await ledger.get(JOB.id, 0) is not None
     clock.now += 60
@@ -205,17 +204,17 @@ async def test_answers_are_kept_for_ten_minutes_and_seeds_for_a_day(
         replace(JOB, id="job-2", created=clock.now), replace(CLAIM, seed=99)
     )
     assert (again.is_owner, again.seed) == (True, 7)
-    clock.now += CLAIMED + LONGEST
+    clock.now += CLAIM_TTL + MAX_JOB_AGE
     fresh = await ledger.create(
         replace(JOB, id="job-3", created=clock.now), replace(CLAIM, seed=99)
     )
     assert (fresh.job, fresh.seed) == ("job-3", 99)
 
 
-async def test_answers_take_a_bounded_room_and_the_oldest_go_first(
+async def test_results_are_bounded_in_bytes_and_the_oldest_go_first(
     clock: Clock,
 ) -> None:
-    ledger = Ledger(None, clock, most_bytes=30)
+    ledger = Ledger(None, clock, max_bytes=30)
     for number in range(4):
         clock.now += 1
         job = replace(JOB, id=f"job-{number}", created=clock.now)
@@ -225,10 +224,29 @@ async def test_answers_take_a_bounded_room_and_the_oldest_go_first(
     assert [bool(job and job.result) for job in kept] == [False, False, True, True]
 
 
-async def test_an_allowance_is_each_callers_own(ledger: Ledger, clock: Clock) -> None:
-    allowance = RateLimit(rate=1, size=10)
-    assert await ledger.consume("a", 10, allowance) == 0
-    assert await ledger.consume("a", 5, allowance) == 5
-    assert await ledger.consume("b", 5, allowance) == 0
+async def test_each_caller_has_a_rate_limit_of_its_own(ledger: Ledger, clock: Clock) -> None:
+    limit = RateLimit(rate=1, burst=10)
+    assert await ledger.consume("a", 10, limit) == 0
+    assert await ledger.consume("a", 5, limit) == 5
+    assert await ledger.consume("b", 5, limit) == 0
     clock.now += 5
-    assert await ledger.consume("a", 5, allowance) == 0
+    assert await ledger.consume("a", 5, limit) == 0
+
+
+async def test_full_buckets_are_forgotten_after_a_while(ledger: Ledger, clock: Clock) -> None:
+    limit = RateLimit(rate=1, burst=100)
+    await ledger.consume("idle", 10, limit)
+    await ledger.consume("indebted", 200, limit)
+    clock.now += 60
+    await ledger.consume("busy", 10, limit)
+    assert set(ledger._buckets) == {"indebted", "busy"}
+    assert await ledger.consume("idle", 100, limit) == 0
+
+
+async def test_events_of_deleted_jobs_are_forgotten(ledger: Ledger, clock: Clock) -> None:
+    await ledger.create(JOB, None)
+    await ledger.get(JOB.id, 0.01)
+    assert JOB.id in ledger._end_events
+    clock.now += MAX_JOB_AGE + 1
+    await ledger.create(replace(JOB, id="other", created=clock.now), None)
+    assert not ledger._end_events

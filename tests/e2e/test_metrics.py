@@ -90,5 +90,8 @@ def test_prometheus_sees_two_requests_and_an_error(service: Service) -> None:
     assert set(gauges.values()) == {0}
     names = {key.partition("{")[0] for key in gauges}
     assert names == {"aura_owed_seconds", "aura_images_running", "aura_images_waiting"}
-    versions = [value for key, value in numbers().items() if key[0].startswith("aura_build_info")]
-    assert set(versions) == {1}
+
+    def versions() -> set[float]:
+        return {v for key, v in numbers().items() if key[0].startswith("aura_build_info")}
+
+    assert until(versions) == {1}

@@ -235,7 +235,7 @@ async def test_pictures_are_made_while_the_ledger_is_away(client: Client) -> Non
 
 async def test_a_caller_may_use_so_many_megapixel_steps(client: Client) -> None:
     spec = {"prompt": "a", "imageCount": 2, "steps": 10, "width": 1000, "height": 1000}
-    limited = client(rate_limit=RateLimit(rate=1, size=25))
+    limited = client(rate_limit=RateLimit(rate=1, burst=25))
     assert (await limited.post("/generate", json=spec)).status_code == 201
     refused = await limited.post("/generate", json=spec)
     assert refused.status_code == 429
@@ -248,7 +248,7 @@ async def test_a_caller_may_use_so_many_megapixel_steps(client: Client) -> None:
 async def test_what_failed_by_our_fault_costs_nothing(client: Client) -> None:
     spec = {"prompt": "a", "imageCount": 1, "steps": 10, "width": 1000, "height": 1000}
     limited = client(
-        FailingConductor(OutOfMemory("no room"), at=0), rate_limit=RateLimit(rate=1, size=15)
+        FailingConductor(OutOfMemory("no room"), at=0), rate_limit=RateLimit(rate=1, burst=15)
     )
     for _ in range(3):
         assert (await limited.post("/generate", json=spec)).status_code == 503
@@ -258,7 +258,7 @@ async def test_everybody_who_has_no_allowance_left_is_told_when_there_is_more(
     client: Client,
 ) -> None:
     spec = {"prompt": "a", "imageCount": 1, "steps": 10, "width": 1000, "height": 1000}
-    limited = [client(rate_limit=RateLimit(rate=1, size=15), ledger_delay=0.05) for _ in range(2)]
+    limited = [client(rate_limit=RateLimit(rate=1, burst=15), ledger_delay=0.05) for _ in range(2)]
     assert (await limited[0].post("/generate", json=spec)).status_code == 201
     answers = await asyncio.gather(
         *(one.post("/generate", json=spec, headers=KEY) for one in limited)

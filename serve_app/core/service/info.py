@@ -1,6 +1,6 @@
-"""What the service is at this moment, as plain values: for answers, for /health, for an operator.
+"""What the service is and how it is, as plain values: for responses, /health and the operator.
 
-Knows no HTTP and no Ray: the conductor fills these in, the ingress shows them.
+No HTTP and no Ray: the conductor fills these in, and the ingress shows them.
 """
 
 from dataclasses import dataclass
@@ -14,62 +14,60 @@ from serve_app.core.diffusion.sizes import SizeRules
 
 @dataclass(frozen=True, slots=True)
 class License:
-    """Under what terms a model's pictures are made, to be passed on to whoever asks for them."""
+    """The terms under which a model's images are made, for the callers who request them."""
 
     model: str
     name: str
-    url: str  # "" when the operator's own folder is all there is
-    restrictions: tuple[str, ...]  # a summary in plain words; the text binds
-    text: str  # the whole licence as it lies in the checkpoint folder, "" when none does
+    url: str  # "" where the model's folder names none
+    restrictions: tuple[str, ...]  # a summary; only the text is binding
+    text: str  # the whole licence of the checkpoint folder; "" if it has none
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a request must know of the base checkpoint that is to make its pictures."""
+    """What a request must know about a base checkpoint."""
 
     name: str  # never a path
-    native_size: int  # native side of a picture, pixels
+    native_size: int  # side of the images it was trained on, pixels
     noise_config: NoiseConfig
     defaults: ModelDefaults = SDXL_DEFAULTS
-    can_be_refined: bool = (
-        True  # whether the refiner, where there is one, may continue its pictures
-    )
+    can_be_refined: bool = True  # whether a refiner may continue its images
 
     @property
     def sizes(self) -> SizeRules:
-        """The picture sizes that are legal with it."""
+        """The image sizes that are legal with it."""
         return SizeRules(self.native_size)
 
 
 @dataclass(frozen=True, slots=True)
 class LoraInfo:
-    """What a request must know of a LoRA that its pictures are to wear."""
+    """What a request must know about a LoRA."""
 
     name: str  # never a path
     models: tuple[str, ...]  # the base models that it fits
-    default_weight: float = 1.0  # when the request says none
+    default_weight: float = 1.0  # where the request names no weight
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceInfo:
     """What does not change while the service runs."""
 
-    models: tuple[ModelInfo, ...]  # the one that is taken when nobody names any, first
+    models: tuple[ModelInfo, ...]  # the default one first
     refiner: str | None  # the refiner's name, None without one
     device: str
     precision: str
-    default_image_count: int  # images per request when the caller does not say
-    warnings: tuple[str, ...] = ()  # warnings that every answer carries
+    default_image_count: int  # images per request where the caller names no number
+    warnings: tuple[str, ...] = ()  # that every response carries
     licenses: tuple[License, ...] = ()  # one per model and LoRA
     max_prompt_chars: int = 500  # the longest prompt on our own routes
     safety_filters: tuple[str, ...] = ()  # the safety filters that are on
     terms_required: bool = False  # whether callers must accept the licences first
     loras: tuple[LoraInfo, ...] = ()
-    max_loras: int = 8  # that one picture may wear
+    max_loras: int = 8  # of one image
 
     @property
     def default_model(self) -> ModelInfo:
-        """The model that is taken when nobody names one."""
+        """The model of requests that name none."""
         return self.models[0]
 
     @property
@@ -78,20 +76,20 @@ class ServiceInfo:
         return tuple(model.name for model in self.models)
 
     def find_model(self, name: str) -> ModelInfo | None:
-        """The model of that name."""
+        """Return the model of that name; None if there is none."""
         return next((model for model in self.models if model.name == name), None)
 
     def find_lora(self, name: str) -> LoraInfo | None:
-        """The LoRA of that name."""
+        """Return the LoRA of that name; None if there is none."""
         return next((lora for lora in self.loras if lora.name == name), None)
 
     def can_refine(self, model: ModelInfo) -> bool:
-        """Whether there is a refiner that may continue a model's pictures."""
+        """Return whether there is a refiner that may continue a model's images."""
         return self.refiner is not None and model.can_be_refined
 
     @property
     def terms_digest(self) -> str:
-        """A digest of all the licences: who accepted them accepted this."""
+        """A digest of all the licences, which callers accept by it."""
         return sha256(repr(self.licenses).encode()).hexdigest()[:16]
 
 
@@ -105,10 +103,10 @@ class HealthStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What changes: replicas ready per stage, and GPU seconds owed to what was accepted."""
+    """What changes: replicas ready per stage, and the backlog in GPU seconds."""
 
     status: HealthStatus
     reason: str  # "" when ready, else one sentence
     replicas: dict[str, int]  # by stage
     owed_seconds: float
-    shortfalls: tuple[str, ...] = ()  # what replicas' devices had no room for
+    shortfalls: tuple[str, ...] = ()  # what the devices of replicas lack memory for

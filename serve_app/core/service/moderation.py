@@ -1,7 +1,7 @@
-"""What may refuse a picture, and the plainest filter: a list of words.
+"""`SafetyFilter`, the contract of filters that refuse images, and the simplest one: a word list.
 
-Knows no files and no networks. A filter is asked twice: with the prompt before anything is made,
-and with the pixels after; each answers what it can judge.
+No files and no networks. A filter judges twice: the prompt before anything is made, and the pixels
+afterwards. A filter that can't judge one of them refuses nothing there.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from serve_app.core.diffusion.prompt import strip_markup
 
-_FILLERS = "\u115f\u1160\u3164\uffa0"  # letters by their category, and blank
+_FILLERS = "\u115f\u1160\u3164\uffa0"  # blank, though Unicode calls them letters
 _LETTER = r"[^\W\d_]"
 
 
@@ -20,21 +20,21 @@ class SafetyFilter(Protocol):
 
     @property
     def name(self) -> str:
-        """How /health calls it."""
+        """Its name in /health."""
 
     def refuses_prompt(self, prompt: str) -> bool:
-        """Whether no picture may be made of this prompt."""
+        """Return whether this prompt is refused."""
 
     def refuses_image(self, image: Any) -> bool:
-        """Whether this picture, (height, width, 3) bytes, may not be handed out."""
+        """Return whether this image, (height, width, 3) bytes, is refused."""
 
 
 class WordList:
-    """Refuses prompts that hold a listed word or phrase as whole words.
+    """Refuses prompts that contain a listed word or phrase as whole words.
 
-    Case, accents, look-alike forms of a letter (full-width, ligatures) and characters that can't be
-    seen make no difference; digits and underscores end a word, as tags have them. Brackets and
-    weights in a word hide nothing: what they leave to be drawn is looked at too.
+    Case, accents, compatibility forms of a letter (full-width, ligatures) and invisible characters
+    make no difference. Digits and underscores end a word, as in tags. Brackets and weights inside a
+    word hide nothing: the prompt is also checked without its markup.
     """
 
     name = "words"
@@ -42,9 +42,9 @@ class WordList:
     def __init__(self, words: Iterable[str]) -> None:
         folded = [_folded(word).split() for word in words]
         phrases = sorted({r"[\s_]+".join(map(re.escape, parts)) for parts in folded if parts})
-        either = "|".join(phrases)
-        whole = rf"(?<!{_LETTER})(?:{either})(?!{_LETTER})"
-        self._pattern = re.compile(whole) if phrases else None
+        any_phrase = "|".join(phrases)
+        whole_words = rf"(?<!{_LETTER})(?:{any_phrase})(?!{_LETTER})"
+        self._pattern = re.compile(whole_words) if phrases else None
 
     def refuses_prompt(self, prompt: str) -> bool:
         """See `SafetyFilter`."""
@@ -54,14 +54,14 @@ class WordList:
         return any(self._pattern.search(text) is not None for text in texts)
 
     def refuses_image(self, image: Any) -> bool:
-        """Never: a list of words knows nothing of pixels."""
+        """Return False: a list of words can't judge pixels."""
         return False
 
 
 def _folded(text: str) -> str:
-    apart = unicodedata.normalize("NFKD", text)
-    return "".join(c for c in apart if not _is_unseen(c)).casefold()
+    decomposed = unicodedata.normalize("NFKD", text)
+    return "".join(c for c in decomposed if not _is_invisible(c)).casefold()
 
 
-def _is_unseen(character: str) -> bool:
+def _is_invisible(character: str) -> bool:
     return unicodedata.category(character) in ("Mn", "Me", "Cf") or character in _FILLERS
