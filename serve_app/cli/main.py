@@ -16,6 +16,8 @@ bench = typer.Typer(
     no_args_is_help=True, help="Measure on this machine what the documentation claims."
 )
 commands.add_typer(bench, name="bench")
+demo = typer.Typer(no_args_is_help=True, help="Show what the bundled demo checkpoint draws.")
+commands.add_typer(demo, name="demo")
 
 Config = Annotated[Path, typer.Option(help="The serve config.")]
 
@@ -218,8 +220,8 @@ def bench_refiner(
     compare(count=count, threads=threads)
 
 
-@bench.command("sheet")
-def bench_sheet(
+@demo.command("sheet")
+def demo_sheet(
     output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
         "contact-sheet.png"
     ),
