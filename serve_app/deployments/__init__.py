@@ -1,4 +1,4 @@
-"""The distribution: stages as replicas, the conductor that walks images through them, routing.
+"""The distribution: stages as replicas, the conductor in front of them, the ledger, routing.
 
-Ray lives here. Knows no HTTP. Plain classes: `app.py` wraps them with `serve.deployment`.
+Ray, no HTTP. Classes are plain: `graph.py` makes deployments of them.
 """

@@ -1,4 +1,4 @@
-"""The shipped configs, each started as Serve starts them, on GPUs that are not there."""
+"""The shipped configs, each started as Serve starts them, on pretended GPUs."""
 
 import copy
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
-PROMISED = {  # of each config: the replicas that /health tells, and the GPUs they have
+PROMISED = {  # by config: the replicas in /health, and the GPUs they have
     "serve_config.yaml": ({"base": 1, "refiner": 1}, 0),
     "configs/cpu.yaml": ({"base": 1, "refiner": 1}, 0),
     "configs/apple-mps.yaml": ({"base": 1, "refiner": 1}, 0),
@@ -28,8 +28,8 @@ PROMISED = {  # of each config: the replicas that /health tells, and the GPUs th
     "configs/cluster-autoscaling.yaml": ({"base": 1, "refiner": 1}, 2),
     "configs/kuberay-rayservice.yaml": ({"base": 1, "refiner": 1}, 2),
 }
-SHORT = "configs/one-gpu-24gb.yaml"  # the others take their time, on a busy machine a minute each
-HERE = {  # this machine, which has neither the cards nor the volumes that some configs name
+SHORT = "configs/one-gpu-24gb.yaml"  # the others may take a minute each on a busy machine
+OVERRIDES = {  # for this machine, which lacks the GPUs and volumes that some configs name
     "MODEL_DEVICE": "cpu",
     "MODEL_PRECISION": "fp32",
     "MODEL_CPU_THREADS": "1",
@@ -40,17 +40,17 @@ HERE = {  # this machine, which has neither the cards nor the volumes that some 
 
 
 def gpus() -> float:
-    """The GPUs that nobody has."""
+    """Return the GPUs that no replica has."""
     return float(ray.available_resources().get("GPU", 0))
 
 
 @contextmanager
 def running(config: Any, name: str) -> Iterator[None]:
-    """The application of a config runs under this name and path, with its args, on this machine."""
+    """Run the application of a config under this name and path, with its args."""
     application = copy.deepcopy(config["applications"][0])
     application |= {"name": name, "route_prefix": f"/{name}"}
     settings = application["args"].setdefault("settings", {})
-    settings |= HERE
+    settings |= OVERRIDES
     client = serve_client()
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
@@ -68,27 +68,27 @@ def running(config: Any, name: str) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "file",
-    [one if one == SHORT else pytest.param(one, marks=pytest.mark.long) for one in PROMISED],
+    [file if file == SHORT else pytest.param(file, marks=pytest.mark.long) for file in PROMISED],
 )
-def test_a_shipped_config_starts_what_it_promises_and_answers(cluster: int, file: str) -> None:
+def test_a_shipped_config_starts_the_replicas_that_it_promises(cluster: int, file: str) -> None:
     config = yaml.safe_load((ROOT / file).read_text())
     if "spec" in config:
         config = yaml.safe_load(config["spec"]["serveConfigV2"])
     name = Path(file).stem
-    before = gpus()
-    replicas, cards = PROMISED[file]
+    available = gpus()
+    replicas, used = PROMISED[file]
     with running(config, name):
-        until(lambda: gpus() == before - cards, 20)
+        until(lambda: gpus() == available - used, 20)
         health = httpx.get(f"http://127.0.0.1:{cluster}/{name}/health", timeout=10).json()
         assert (health["status"], health["replicas"]) == ("ready", replicas)
         body = {"prompt": "a red circle", "steps": 4, "imageCount": 1, "seed": 3}
-        answer = httpx.post(f"http://127.0.0.1:{cluster}/{name}/generate", json=body, timeout=60)
-        assert answer.status_code == 201, answer.text
-        assert answer.json()["meta"]["refined"]
-        assert len(answer.json()["images"]) == 1
-    until(lambda: gpus() == before, 20)
+        response = httpx.post(f"http://127.0.0.1:{cluster}/{name}/generate", json=body, timeout=60)
+        assert response.status_code == 201, response.text
+        assert response.json()["meta"]["refined"]
+        assert len(response.json()["images"]) == 1
+    until(lambda: gpus() == available, 20)
 
 
-def test_the_configs_that_start_are_those_that_are_shipped() -> None:
+def test_every_shipped_config_is_started() -> None:
     shipped = [ROOT / "serve_config.yaml", *(ROOT / "configs").glob("*.yaml")]
-    assert set(PROMISED) == {str(one.relative_to(ROOT)) for one in shipped}
+    assert set(PROMISED) == {str(path.relative_to(ROOT)) for path in shipped}

@@ -1,7 +1,6 @@
-"""Replicas that come, go and are replaced while images are under way, by stages that sleep."""
+"""Replicas that start, stop and are replaced while images are in flight, with sleeping stages."""
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,12 +24,12 @@ APP, ROUTE = "sleeping", "/sleeping"
 
 @pytest.fixture
 def address(cluster: int) -> Iterator[str]:
-    """Where the application of a test is asked, which is gone afterwards."""
+    """Return the address of a test's application, which is deleted afterwards."""
     yield f"http://127.0.0.1:{cluster}{ROUTE}"
     serve.delete(APP)
 
 
-def ask(address: str, steps: int, handoff: float) -> int:
+def generate(address: str, steps: int, handoff: float) -> int:
     body = {"prompt": "a", "imageCount": 1, "steps": steps, "width": NATIVE, "height": NATIVE}
     return httpx.post(
         f"{address}/generate", json=body | {"handoff": handoff}, timeout=240
@@ -38,7 +37,7 @@ def ask(address: str, steps: int, handoff: float) -> int:
 
 
 def start(bases: int, ledger: Path, drain: float) -> None:
-    """The application runs anew, with so many base replicas; each may finish for so long."""
+    """Deploy the application with `bases` base replicas, each of which drains for `drain` s."""
     base, refiner = (
         deploy_stage(
             SleepingStage,
@@ -55,53 +54,48 @@ def start(bases: int, ledger: Path, drain: float) -> None:
 
 
 def busy_replicas() -> int:
-    """Base replicas with an image that has taken enough steps to have left a snapshot."""
+    """Return how many base replicas have an image with a snapshot."""
     handle = serve.get_deployment_handle("BaseGenerator", APP)
-    facts = handle.broadcast("stats").results(timeout_s=10)
-    return sum(max(one.positions.values(), default=0) > 5 for one in facts)
+    replicas = handle.broadcast("stats").results(timeout_s=10)
+    return sum(max(stats.positions.values(), default=0) > 5 for stats in replicas)
 
 
 @pytest.mark.long
-def test_images_of_replicas_that_a_redeploy_cuts_off_go_on_elsewhere(
+def test_images_of_replicas_that_a_redeploy_cuts_off_continue_elsewhere(
     address: str, tmp_path: Path
 ) -> None:
     start(2, tmp_path / "ledger.sqlite", drain=0.5)
     with ThreadPoolExecutor(6) as callers:
-        answers = [callers.submit(ask, address, 100, 0.5) for _ in range(6)]
+        responses = [callers.submit(generate, address, 100, 0.5) for _ in range(6)]
         until(lambda: busy_replicas() == 2, 90)
         start(1, tmp_path / "ledger.sqlite", drain=0.5)
-        assert [one.result() for one in answers] == [201] * 6
+        assert [response.result() for response in responses] == [201] * 6
 
 
 @pytest.mark.long
-def test_replicas_come_and_go_with_the_work_and_no_image_is_lost(
-    address: str, tmp_path: Path
-) -> None:
+def test_replicas_follow_the_work_and_no_image_is_lost(address: str, tmp_path: Path) -> None:
     deploy(APP, ROUTE, str(tmp_path))
     until(lambda: serve.status().applications[APP].status == "RUNNING", 90)
     assert observe(APP).replicas == {Stage.BASE: 1, Stage.REFINER: 1}
     grown = threading.Event()
 
-    def keep_asking(_: int) -> list[int]:
-        answers = []
+    def keep_generating(_: int) -> list[int]:
+        statuses = []
         while not grown.is_set():
-            answers.append(ask(address, 30, 0.9))
-        return answers
+            statuses.append(generate(address, 30, 0.9))
+        return statuses
 
     with ThreadPoolExecutor(24) as callers:
-        answers = callers.map(keep_asking, range(24))
+        statuses = callers.map(keep_generating, range(24))
         try:
             wait_for(base=3, refiner=1)
         finally:
             grown.set()
-        assert {status for each in answers for status in each} == {201}
+        assert {status for caller in statuses for status in caller} == {201}
     wait_for(base=1, refiner=1)
 
 
 def wait_for(base: int, refiner: int) -> None:
-    """There are so many replicas; it took a while."""
+    """Wait until the stages have so many replicas."""
     wanted = {Stage.BASE: base, Stage.REFINER: refiner}
-    end = time.monotonic() + 150
-    while (there := observe(APP).replicas) != wanted:
-        assert time.monotonic() < end, there
-        time.sleep(0.5)
+    until(lambda: observe(APP).replicas == wanted, 150)

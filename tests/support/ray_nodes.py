@@ -1,9 +1,9 @@
-"""A Ray of two nodes, and the service on it: functions for a process of its own, since the one that
-runs the tests may have joined another Ray.
+"""A Ray of two nodes with the service on it.
 
-Knows no test. Both nodes are on this machine, at its loopback address. A base replica takes the
-only GPU of a node, which is not there, and a refiner all of its CPUs but the ingress's. So a node
-has room for one of each, and only the head node for the ingress.
+The functions run in a process of their own, because the one that runs the tests may have joined
+another Ray. Both nodes are on this machine, at its loopback address. A base replica takes the only
+(pretended) GPU of a node, and a refiner all of its CPUs but the ingress's. So a node has room for
+one of each, and only the head node for the ingress.
 """
 
 from typing import Any
@@ -18,23 +18,25 @@ from serve_app.deployments.ray_private import serve_client
 from tests.support.ports import free_port
 from tests.support.service import APP, STAGES
 
-_INGRESS = 1  # CPUs, which the head node has more than the others
-_REFINER = 2  # CPUs, all that the others have: two refiners are more than a head node's
+_INGRESS = 1  # CPUs that only the head node has
+_REFINER = 2  # CPUs, all of another node: the head node has too few for two refiners
 _NODE = {"num_gpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 100 * 2**20}
-_STORED = 1000  # bytes: what is larger goes by the object store, as SDXL's snapshots do
+_MAX_INLINE = 1000  # bytes: larger values use the object store, as SDXL's snapshots do
 
 _cluster: list[Cluster] = []
 
 
 def start(port: int, ledger: str) -> None:
-    """The head node runs, and on it Serve, its proxy, the ingress and the ledger. It has room for
-    half of the stages' replicas: the others wait for a node."""
+    """Start the head node with Serve, its proxy, the ingress and the ledger.
+
+    It has room for half of the stages' replicas: the others wait for a node.
+    """
     head = _NODE | {
         "num_cpus": _REFINER + _INGRESS,
         "include_dashboard": False,
         "dashboard_port": free_port(),
-        "dashboard_agent_listen_port": None,  # any: another Ray here has the usual one
-        "_system_config": {"max_direct_call_object_size": _STORED},
+        "dashboard_agent_listen_port": None,  # any: another Ray may have the default
+        "_system_config": {"max_direct_call_object_size": _MAX_INLINE},
     }
     _cluster.append(Cluster(initialize_head=True, head_node_args=head))
     ray.init(address=_cluster[0].address, log_to_driver=False, configure_logging=False)
@@ -59,41 +61,46 @@ def start(port: int, ledger: str) -> None:
 
 
 def add() -> str:
-    """Another node has joined; its id."""
-    return str(_cluster[0].add_node(num_cpus=_REFINER, **_NODE).node_id)
+    """Add a node and return its id."""
+    options: dict[str, Any] = {"num_cpus": _REFINER, **_NODE}
+    return str(_cluster[0].add_node(**options).node_id)
 
 
 def lose(node: str) -> None:
-    """The node's processes are gone, all at once and without a word."""
-    (lost,) = (one for one in _cluster[0].worker_nodes if one.node_id == node)
+    """Kill all processes of a node at once."""
+    (lost,) = (worker for worker in _cluster[0].worker_nodes if worker.node_id == node)
     _cluster[0].remove_node(lost, allow_graceful=False)
 
 
 def alive() -> set[str]:
-    """The nodes that Ray takes to be alive."""
+    """Return the nodes that Ray believes to be alive."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def places() -> dict[str, dict[int, str]]:
-    """Where Serve takes the running replicas of each deployment to be: node by process."""
+    """Return the node of each running replica by process, for each deployment."""
     deployments = serve_client().get_serve_details()["applications"][APP]["deployments"]
     return {
-        name: {r["pid"]: r["node_id"] for r in one["replicas"] if r["state"] == "RUNNING"}
-        for name, one in deployments.items()
+        name: {
+            replica["pid"]: replica["node_id"]
+            for replica in deployment["replicas"]
+            if replica["state"] == "RUNNING"
+        }
+        for name, deployment in deployments.items()
     }
 
 
-def facts(stage: str) -> dict[str, ReplicaStats]:
-    """The facts of the stage's replicas that answer, by node."""
-    where = places()[STAGES[stage]]
+def stats(stage: str) -> dict[str, ReplicaStats]:
+    """Return the stats of the stage's replicas that respond, by node."""
+    nodes = places()[STAGES[stage]]
     handle = serve.get_deployment_handle(STAGES[stage], APP)
-    found = handle.broadcast("stats").results(timeout_s=10, return_exceptions=True)
-    told = [one for one in found if isinstance(one, ReplicaStats)]
-    return {where[one.pid]: one for one in told if one.pid in where}
+    results = handle.broadcast("stats").results(timeout_s=10, return_exceptions=True)
+    replicas = [result for result in results if isinstance(result, ReplicaStats)]
+    return {nodes[replica.pid]: replica for replica in replicas if replica.pid in nodes}
 
 
 def stop() -> None:
-    """Nothing of it runs any more, however far it came."""
+    """Stop everything, however far the start came."""
     if ray.is_initialized():
         serve.shutdown()
         ray.shutdown()
