@@ -7,7 +7,9 @@ from serve_app.core.errors import AuraError, InvalidRequest
 
 
 def test_an_invalid_request_names_the_field_and_the_problem() -> None:
-    assert str(InvalidRequest("steps", "must be 1 or more")) == "steps must be 1 or more"
+    error = InvalidRequest("steps", "must be 1 or more")
+    assert str(error) == "steps must be 1 or more"
+    assert (error.path, error.problem) == ("steps", "must be 1 or more")
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def test_every_error_survives_pickling(kind: type[AuraError]) -> None:
     assert str(back) == str(error)
 
 
-def test_who_knows_more_names_another_subject_and_remedy_and_keeps_class_and_problem() -> None:
+def test_an_error_about_another_subject_keeps_its_class_and_problem() -> None:
     error = errors.ConfigsError("lacks unet", subject="/models/x", remedy="Download it")
     named = error.about("MODEL_CHECKPOINT_DIR=/models/x", remedy="Download it again")
     assert type(named) is errors.ConfigsError

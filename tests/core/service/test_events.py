@@ -22,6 +22,7 @@ from serve_app.core.service.events import (
     last_image,
 )
 from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobResult, JobState
+from serve_app.core.service.tasks import ImageTask
 from tests.support.builders import replica_stats
 
 SPEC = ImageSpec(prompt="a fox", seed=0, width=64, height=64, steps=4, guidance=5)
@@ -77,5 +78,6 @@ def test_what_travels_between_processes_arrives_equal() -> None:
     job = Job("a", "key:1", "o", 1.0, JobState.SUCCEEDED, None, result)
     claim, claimed = IdempotencyClaim("s", "f", 7), ClaimResult("a", 7, is_owner=True)
     done = SegmentDone(SAMPLE, b"png", GpuTime(2.0), costs)
-    for value in (SAMPLE, Snapshot(SAMPLE), done, stats, IMAGE, job, claim, claimed):
+    task = ImageTask(id="a", spec=SPEC, timeout_s=9.0, caller="key:1")
+    for value in (SAMPLE, Snapshot(SAMPLE), done, stats, IMAGE, task, job, claim, claimed):
         assert pickle.loads(pickle.dumps(value)) == value
