@@ -1,3 +1,5 @@
+"""What turns cost: counted, measured and interpolated."""
+
 from dataclasses import replace
 
 import pytest
@@ -37,7 +39,9 @@ SPEC = ImageSpec(prompt="a fox", seed=0, width=1024, height=1024, steps=30, guid
         (Stage.REFINER, 1536, 19.6),
     ],
 )
-def test_a_row_costs_what_the_block_structure_counts(stage: Stage, side: int, tflop: float) -> None:
+def test_a_row_costs_what_the_block_structure_adds_up_to(
+    stage: Stage, side: int, tflop: float
+) -> None:
     assert step_tflop(stage, side, side, rows=1) == pytest.approx(tflop, rel=0.04)
 
 
@@ -45,7 +49,7 @@ def step(side: int, rows: int = 8, stage: Stage = Stage.BASE, loras: int = 0) ->
     return TurnKind(WorkKind.STEP, ModelKey(stage, "fox"), side, side, rows, loras)
 
 
-def test_a_turn_is_shared_by_rows_and_nothing_of_it_is_left_over() -> None:
+def test_a_turn_is_shared_by_rows() -> None:
     assert share_by_rows([2, 1, 1], 4.0) == [2, 1, 1]
     assert share_by_rows([2], 4.0) == [4]
 
@@ -55,20 +59,20 @@ def test_the_shares_of_a_turn_add_up_to_its_seconds(rows: list[int], seconds: fl
     assert sum(share_by_rows(rows, seconds)) == pytest.approx(seconds)
 
 
-def test_what_was_seen_is_predicted_as_it_was() -> None:
+def test_a_measured_turn_is_predicted_as_measured() -> None:
     costs = CostTable({step(64): 0.5, step(128): 0.7, step(64, loras=1): 0.9})
     assert costs.seconds(step(64)) == 0.5
     assert costs.seconds(step(64, loras=1)) == 0.9
 
 
-def test_what_was_not_seen_lies_between_its_likes_and_beyond_them_in_proportion() -> None:
+def test_other_turns_are_interpolated_and_beyond_that_in_proportion() -> None:
     costs = CostTable({step(512, 2): 1.0, step(512, 6): 5.0})
     assert costs.seconds(step(512, 4)) == pytest.approx(3)
     assert costs.seconds(step(512, 12)) == pytest.approx(10)
     assert costs.seconds(step(512, 1)) == pytest.approx(0.5)
 
 
-def test_likes_are_of_the_same_stage_else_of_the_same_work_else_steps() -> None:
+def test_similar_turns_are_of_the_same_stage_else_work_else_steps() -> None:
     refiner = step(1024, 2, Stage.REFINER)
     decode = TurnKind(WorkKind.DECODE, ModelKey(Stage.BASE, "fox"), 1024, 1024)
     costs = CostTable({step(1024, 2): 13.52})
@@ -79,7 +83,7 @@ def test_likes_are_of_the_same_stage_else_of_the_same_work_else_steps() -> None:
     assert costs.seconds(replace(decode, model=ModelKey(Stage.BASE, "owl"), height=512)) == 1.5
 
 
-def test_likes_of_equal_work_count_by_their_mean() -> None:
+def test_similar_turns_of_equal_tflop_count_by_their_mean() -> None:
     wide, high = (
         TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "fox"), *side, 8)
         for side in ((64, 128), (128, 64))
@@ -88,24 +92,24 @@ def test_likes_of_equal_work_count_by_their_mean() -> None:
     assert costs.seconds(replace(wide, model=ModelKey(Stage.BASE, "owl"))) == 1.5
 
 
-def test_a_prompt_s_work_goes_by_how_many_there_are() -> None:
-    one = TurnKind(WorkKind.CONDITION, ModelKey(Stage.BASE, "fox"), rows=1)
-    assert CostTable({one: 0.1}).seconds(replace(one, rows=2)) == pytest.approx(0.2)
+def test_the_cost_of_prompts_is_in_proportion_to_their_number() -> None:
+    prompt = TurnKind(WorkKind.CONDITION, ModelKey(Stage.BASE, "fox"), rows=1)
+    assert CostTable({prompt: 0.1}).seconds(replace(prompt, rows=2)) == pytest.approx(0.2)
 
 
-def test_before_anything_was_seen_a_slow_machine_is_assumed() -> None:
+def test_before_any_measurement_a_slow_machine_is_assumed() -> None:
     assert CostTable().seconds(step(1024, 1)) == pytest.approx(6.76)
     assert not CostTable().is_calibrated
     assert CostTable({step(64): 1.0}).is_calibrated
 
 
-def test_a_load_is_free_until_one_was_seen() -> None:
+def test_a_load_is_free_until_one_was_measured() -> None:
     load = TurnKind(WorkKind.LOAD, ModelKey(Stage.BASE, "fox"))
     assert CostTable({step(64): 1.0}).seconds(load) == 0
     assert CostTable({load: 3.0}).seconds(replace(load, model=ModelKey(Stage.BASE, "owl"))) == 3
 
 
-def test_a_model_that_was_never_there_is_taken_to_step_like_another() -> None:
+def test_an_unknown_model_has_the_batch_size_of_another() -> None:
     sizes = {
         ModelKey(Stage.BASE, "fox"): BatchSize(4, 8),
         ModelKey(Stage.BASE, "owl"): BatchSize(2, 4),
@@ -115,25 +119,25 @@ def test_a_model_that_was_never_there_is_taken_to_step_like_another() -> None:
     assert CostTable().batch_size(ModelKey(Stage.BASE, "ink")) == BatchSize(1, 0)
 
 
-def test_a_turn_that_the_machine_held_up_does_not_spoil_what_is_usual() -> None:
+def test_one_slow_turn_does_not_spoil_the_mean() -> None:
     assert clipped_mean([1.0, 3.0]) == 1.25
     assert clipped_mean([1.0] * 9 + [100.0]) == pytest.approx(1.05)
     assert clipped_mean([0.8, 1.2]) == 1.0
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1))
-def test_the_usual_is_never_above_half_as_much_again_as_the_median(seen: list[float]) -> None:
+def test_the_clipped_mean_is_at_most_one_and_a_half_times_the_median(seen: list[float]) -> None:
     assert min(seen) - 1e-6 <= clipped_mean(seen) <= 1.5 * sorted(seen)[(len(seen) - 1) // 2] + 1e-6
 
 
-def test_a_meter_follows_a_machine_that_becomes_slower() -> None:
+def test_a_cost_model_follows_a_machine_that_becomes_slower() -> None:
     model = CostModel()
     for seconds in [1.0] * 50 + [2.0] * 24:
         model.observe(step(64), seconds)
     assert model.table.seconds(step(64)) == 2
 
 
-def test_a_meter_forgets_the_kinds_that_it_has_not_seen_for_longest() -> None:
+def test_a_cost_model_forgets_the_kinds_measured_least_recently() -> None:
     model = CostModel()
     for side in range(1, 65):
         model.observe(step(8 * side), 1.0)
@@ -145,7 +149,7 @@ def test_a_meter_forgets_the_kinds_that_it_has_not_seen_for_longest() -> None:
     assert [step(side) in known for side in (8, 16, 24, 32)] == [False, True, False, True]
 
 
-def test_a_meter_remembers_the_batches_of_models_that_have_left() -> None:
+def test_a_cost_model_remembers_the_batch_sizes_of_unloaded_models() -> None:
     model = CostModel()
     model.set_batch_sizes({ModelKey(Stage.BASE, "fox"): BatchSize(4, 8)})
     model.set_batch_sizes({ModelKey(Stage.BASE, "owl"): BatchSize(2, 4)})
@@ -166,22 +170,20 @@ def test_a_meter_remembers_the_batches_of_models_that_have_left() -> None:
         (WorkKind.DECODE, TurnKind(WorkKind.DECODE, ModelKey(Stage.BASE, "fox"), 1024, 1024)),
     ],
 )
-def test_the_kind_of_a_turn_is_all_that_decides_how_long_it_takes(
-    work: WorkKind, turn: TurnKind
-) -> None:
+def test_the_kind_of_a_turn_is_all_that_decides_its_length(work: WorkKind, turn: TurnKind) -> None:
     spec = replace(SPEC, model="fox", loras=(Lora("ink"), Lora("none", 0.0)))
     schedule = make_schedule(NoiseConfig(), spec.sampler, 30, None, 1.0)
     sample: Sample[float] = new_sample("a", spec, schedule, Stage.BASE)
     assert turn_kind(work, sample, lanes=8, load="new") == turn
 
 
-def test_an_allowance_counts_steps_and_megapixels_and_only_the_steps_that_are_taken() -> None:
+def test_the_rate_limit_counts_megapixels_and_the_steps_that_are_taken() -> None:
     spec = ImageSpec(prompt="a", seed=0, width=1000, height=2000, steps=30, guidance=5)
     assert megapixel_steps(spec) == 60
     assert megapixel_steps(replace(spec, strength=0.5)) == 30
     assert megapixel_steps(replace(spec, strength=0.01)) == 2
 
 
-def test_a_step_of_heun_counts_twice_against_the_allowance() -> None:
+def test_a_step_of_heun_counts_twice_against_the_rate_limit() -> None:
     heun = replace(SPEC, sampler=Sampler.HEUN)
     assert megapixel_steps(heun) == 2 * megapixel_steps(SPEC)

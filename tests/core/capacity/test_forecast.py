@@ -49,12 +49,12 @@ def test_a_queue_takes_as_many_steps_as_it_has_batches() -> None:
     assert forecast(queue, COSTS).seconds == 3 * 10 + 9 * 0.75
 
 
-def test_the_last_of_a_batch_pays_alone_for_what_is_left() -> None:
+def test_the_last_image_of_a_batch_pays_alone_for_its_remaining_steps() -> None:
     result = forecast([owed(sample("long", 10)), owed(sample("short", 4))], COSTS)
     assert result.shares == {"long": 2 + 6 + 0.75, "short": 2 + 0.75}
 
 
-def test_shapes_step_apart() -> None:
+def test_images_of_different_sizes_step_apart() -> None:
     wide = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 128, 64, 8)
     costs = replace(COSTS, seconds_by_turn={**COSTS.seconds_by_turn, wide: 3.0})
     result = forecast([owed(sample("a", 10)), owed(sample("wide", 10, side=128))], costs)
@@ -72,7 +72,7 @@ def test_without_fixed_lanes_a_step_costs_the_rows_that_are_there() -> None:
     assert forecast(queue[:2], costs).seconds == 17.5
 
 
-def test_what_is_done_is_not_paid_again() -> None:
+def test_finished_work_is_not_paid_again() -> None:
     conditioned = with_latents(replace(sample("a", 10), index=7), 1.0, 1)
     assert forecast([owed(conditioned, WorkKind.STEP)], COSTS).seconds == 3.5
     assert forecast([owed(replace(conditioned, index=10), WorkKind.DECODE)], COSTS).seconds == 0.5
@@ -81,54 +81,54 @@ def test_what_is_done_is_not_paid_again() -> None:
     assert forecast([owed(conditioned, WorkKind.STEP, handing)], COSTS).seconds == 2.0
 
 
-def test_a_base_image_is_encoded_first() -> None:
+def test_an_init_image_is_encoded_first() -> None:
     encode = TurnKind(WorkKind.ENCODE, ModelKey(Stage.BASE), 64, 64)
     costs = replace(COSTS, seconds_by_turn={**COSTS.seconds_by_turn, encode: 0.125})
     assert forecast([owed(sample("a", 10, strength=0.5))], costs).seconds == 5.875
     assert forecast([owed(sample("a", 10, strength=0.5), WorkKind.ENCODE)], costs).seconds == 5.625
 
 
-def test_what_several_wait_for_is_loaded_once() -> None:
+def test_a_model_that_several_images_wait_for_is_loaded_once() -> None:
     spec = replace(sample("a").spec, model="owl", loras=(Lora("ink"), Lora("wash")))
     waiting = [replace(sample(id), spec=spec) for id in "ab"]
     known = {
         TurnKind(WorkKind.LOAD, ModelKey(Stage.BASE, "owl")): 8.0,
         TurnKind(WorkKind.ATTACH, ModelKey(Stage.BASE, "ink")): 2.0,
     }
-    alone = forecast([owed(one) for one in waiting], CostTable(known)).seconds
-    loading = forecast([owed(one, WorkKind.LOAD) for one in waiting], CostTable(known))
+    alone = forecast([owed(image) for image in waiting], CostTable(known)).seconds
+    loading = forecast([owed(image, WorkKind.LOAD) for image in waiting], CostTable(known))
     assert loading.seconds - alone == pytest.approx(8)
-    attaching = forecast([owed(one, WorkKind.ATTACH) for one in waiting], CostTable(known))
-    assert attaching.seconds - alone == pytest.approx(4)  # what was not seen is like its likes
+    attaching = forecast([owed(image, WorkKind.ATTACH) for image in waiting], CostTable(known))
+    assert attaching.seconds - alone == pytest.approx(4)  # the other LoRA costs the same
 
 
 def test_an_image_costs_a_busy_device_its_share_of_full_batches() -> None:
-    one = owed(sample("a", 10))
-    assert amortized_seconds([one], COSTS) == 10 / 4 + 0.75
-    assert amortized_seconds([one, one], COSTS) == 2 * (10 / 4 + 0.75)
+    pending = owed(sample("a", 10))
+    assert amortized_seconds([pending], COSTS) == 10 / 4 + 0.75
+    assert amortized_seconds([pending, pending], COSTS) == 2 * (10 / 4 + 0.75)
     assert amortized_seconds([], COSTS) == 0
     alone = replace(COSTS, batch_sizes={ModelKey(Stage.BASE): BatchSize(1, 8)})
-    assert amortized_seconds([one], alone) == forecast([one], alone).seconds == 10.75
+    assert amortized_seconds([pending], alone) == forecast([pending], alone).seconds == 10.75
 
 
-def test_nothing_owed_takes_no_time() -> None:
+def test_an_empty_queue_takes_no_time() -> None:
     assert forecast([], COSTS).seconds == 0
 
 
-def test_what_is_left_of_an_image_is_left_leg_by_leg() -> None:
+def test_what_is_left_of_an_image_is_listed_by_segment() -> None:
     schedule = make_schedule(NOISE, Sampler.EULER, 10, None, 0.8)
-    one = replace(sample("a", 10, strength=1.0), schedule=schedule)
-    legs = stage_segments(schedule, 0.8, refiner=True)
-    base, refiner = pending_work(one, legs)
-    assert (base.steps_left, base.segment, base.sample) == (8, legs[0], one)
+    image = replace(sample("a", 10, strength=1.0), schedule=schedule)
+    segments = stage_segments(schedule, 0.8, refiner=True)
+    base, refiner = pending_work(image, segments)
+    assert (base.steps_left, base.segment, base.sample) == (8, segments[0], image)
     assert (refiner.steps_left, refiner.sample.stage, refiner.sample.inputs.init_image) == (
         2,
         Stage.REFINER,
         None,
     )
-    (rest,) = pending_work(replace(one, index=9), legs)
-    assert (rest.steps_left, rest.segment) == (1, legs[1])
-    (end,) = pending_work(replace(one, index=10), legs)
+    (rest,) = pending_work(replace(image, index=9), segments)
+    assert (rest.steps_left, rest.segment) == (1, segments[1])
+    (end,) = pending_work(replace(image, index=10), segments)
     assert end.steps_left == 0
 
 
@@ -142,8 +142,8 @@ def drained(scheduler: StepScheduler[float], costs: CostTable) -> tuple[float, d
         elif plan.work is WorkKind.DECODE:
             kind = DECODE
         account.charge(plan, costs.seconds(kind), completed=True)
-        for one in scheduler.settle(plan, run_plan(plan)):
-            spent[one.id] = account.finish(one.id, wasted=False).measured
+        for finished in scheduler.settle(plan, run_plan(plan)):
+            spent[finished.id] = account.finish(finished.id, wasted=False).measured
     return account.total_seconds, spent
 
 
@@ -151,7 +151,7 @@ QUEUES = st.lists(st.tuples(st.integers(1, 12), st.sampled_from([1.0, 5.0])), ma
 
 
 @given(QUEUES, st.sampled_from([BatchSize(1, 2), BatchSize(3, 8), SIZE, BatchSize(3, 0)]))
-def test_a_forecast_is_what_the_scheduler_then_takes(
+def test_a_forecast_is_what_the_scheduler_takes_afterwards(
     queue: list[tuple[int, float]], size: BatchSize
 ) -> None:
     rows = {replace(STEP, rows=count): 1.0 + count / 8 for count in range(1, 9)}
@@ -159,6 +159,6 @@ def test_a_forecast_is_what_the_scheduler_then_takes(
     samples = [sample(str(n), steps, guidance=g) for n, (steps, g) in enumerate(queue)]
     scheduler = scheduler_of(*samples, images=size.images, lanes=size.lanes)
     result = forecast(scheduler.pending(), replace(costs, seconds_by_turn=costs.seconds_by_turn))
-    busy, spent = drained(scheduler, costs)
-    assert result.seconds == pytest.approx(busy)
+    seconds, spent = drained(scheduler, costs)
+    assert result.seconds == pytest.approx(seconds)
     assert result.shares == pytest.approx(spent)

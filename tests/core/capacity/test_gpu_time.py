@@ -1,3 +1,5 @@
+"""The GPU time of images, in turns whose length is known."""
+
 import pytest
 
 from serve_app.core.capacity.cost_model import turn_kind
@@ -11,7 +13,7 @@ GUIDED, PLAIN = sample("guided"), sample("plain", guidance=1)
 STEP = Plan(WorkKind.STEP, (GUIDED, PLAIN), 8)
 
 
-def test_what_images_spend_is_shared_by_rows_and_adds_up_to_what_the_engine_was_busy() -> None:
+def test_a_turn_is_shared_by_rows_and_the_shares_add_up_to_the_total() -> None:
     account = GpuTimeAccount()
     account.charge(STEP, 3.0, completed=True)
     account.charge(Plan(WorkKind.DECODE, (PLAIN,)), 0.5, completed=True)
@@ -20,7 +22,7 @@ def test_what_images_spend_is_shared_by_rows_and_adds_up_to_what_the_engine_was_
     assert (account.total_seconds, account.wasted_seconds) == (3.5, 0)
 
 
-def test_what_a_cancelled_image_spent_was_wasted_and_is_told_once() -> None:
+def test_the_time_of_a_cancelled_image_is_wasted_and_counts_once() -> None:
     account = GpuTimeAccount()
     account.charge(STEP, 3.0, completed=True)
     assert account.finish("plain", wasted=True).measured == 1.0
@@ -28,7 +30,7 @@ def test_what_a_cancelled_image_spent_was_wasted_and_is_told_once() -> None:
     assert account.wasted_seconds == 1.0
 
 
-def test_turns_that_were_made_whole_teach_what_turns_take() -> None:
+def test_only_completed_turns_update_the_costs() -> None:
     account = GpuTimeAccount()
     account.set_batch_sizes({ModelKey(Stage.BASE): BatchSize(4, 8)})
     account.charge(STEP, 3.0, completed=True)
@@ -43,7 +45,7 @@ def test_turns_that_were_made_whole_teach_what_turns_take() -> None:
     assert account.total_seconds == pytest.approx(19)
 
 
-def test_an_image_s_time_is_foretold_by_the_prices_of_when_it_came() -> None:
+def test_an_image_s_time_is_predicted_by_the_costs_of_its_arrival() -> None:
     account = GpuTimeAccount()
     account.charge(Plan(WorkKind.STEP, (PLAIN,), 8), 1.0, completed=True)
     for seconds in (2.0, 3.0, 4.0):
