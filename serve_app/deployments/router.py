@@ -74,7 +74,8 @@ class OwedWorkRouter(DispatchingRouter):
             return [candidate_replicas]
         # If all of them refuse, Serve waits a little before it calls again.
         pending_request.routing_context.should_backoff = True
-        async with self._choosing:  # one task at a time, since all ask for the same next place
+        # One task at a time: all ask for the same next place, and ranking takes time.
+        async with self._choosing:
             while (assignment := self._next_assignment()) is None:
                 if pending_request.future.done():
                     return [candidate_replicas]  # Serve sees that the request is done

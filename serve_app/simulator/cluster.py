@@ -240,9 +240,7 @@ class Cluster:
             self._at(self._now + self.load_seconds, partial(self._finish_loading, replica))
 
     def _finish_loading(self, replica: SimReplica) -> None:
-        if replica.leaving:
-            return
-        replica.ready = True
+        replica.ready = True  # without effect if it has been removed meanwhile
         self._dispatch(replica.stage)
 
     def _remove_replica(self, replica: SimReplica) -> None:

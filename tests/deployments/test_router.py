@@ -152,15 +152,16 @@ async def test_an_image_whose_caller_has_gone_takes_no_place() -> None:
         assert await route(router, image_request("next")) == "a"
 
 
-async def test_a_cancelled_image_is_passed_over_before_its_caller_knows() -> None:
+async def test_a_cancelled_image_is_passed_over_before_its_caller_has_run() -> None:
     async with routing(CountingReplica("a", max_requests=1)) as router:
-        response = await occupy(router)
-        draft, patient = await start_waiting(
-            router, image_request("draft", 4), image_request("patient", 150)
-        )
-        response.end()
-        draft.cancel()  # before the event loop runs anything else
-        assert await patient == "a"
+        await occupy(router)
+        draft = image_request("draft", 4)
+        tasks = await start_waiting(router, draft, image_request("patient", 150))
+        draft.future.cancel()
+        router._end("a", key_of(image("first")))
+        assignment = router._next_assignment()
+        assert assignment is not None and assignment.image.sample.id == "patient"
+        assert await asyncio.wait_for(tasks[1], TIMEOUT) == "a"
 
 
 async def test_a_request_that_is_no_image_goes_to_any_replica() -> None:

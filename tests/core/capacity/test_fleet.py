@@ -103,6 +103,7 @@ def test_a_report_with_the_image_makes_up_for_those_without_it() -> None:
     report(known, "r1", 2)
     report(known, "r1", 3)
     report(known, "r1", 4, sent)
+    send(known, "r2", image("other", steps=10))
     report(known, "r1", 5)
     report(known, "r1", 6)
     assert rank_wide(known)[0] == "r2"
