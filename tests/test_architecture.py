@@ -37,12 +37,12 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "simulator": (CORE | {"simulator"}, set()),
     "demo": (CORE | {"runtime", "demo"}, {"torch", "diffusers", "transformers"}),
     "testing": (
-        CORE | {"runtime", "deployments", "ingress", "simulator", "app", "testing"},
+        CORE | {"runtime", "deployments", "ingress", "config", "simulator", "testing"},
         {"torch"},
     ),
     "bench": (
         CORE
-        | {"runtime", "deployments", "ingress", "config", "app", "demo", "simulator", "testing"}
+        | {"runtime", "deployments", "ingress", "config", "demo", "simulator", "testing"}
         | {"bench"},
         {"torch", "diffusers", "ray", "starlette"},
     ),

@@ -1,4 +1,1 @@
-"""Measurements that anybody can repeat: ratios of medians in one run, with their spread.
-
-Knows no Ray: what is measured here is the runtime.
-"""
+"""Benchmarks that anybody can repeat: each compares in one run, and prints the spread."""

@@ -1,7 +1,7 @@
-"""Replicas that come and go with the work: the real application on four make-believe GPUs, over
-HTTP, under a load that grows, changes its character and goes.
+"""Autoscaling, demonstrated: the real application on four pretended GPUs, over HTTP.
 
-Knows no model: its replicas sleep for as long as a step would take.
+The load grows, moves from base to the refiner, and goes. The replicas sleep for as long as a step
+would take.
 """
 
 import threading
@@ -13,93 +13,59 @@ from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from pydantic import BaseModel
 from ray import serve
-from ray.serve import Application
-from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
 from rich.table import Table
 
 from serve_app.bench.load_generator import Response, replay
 from serve_app.bench.local_ray import local_ray
-from serve_app.bench.timeline import TimelinePoint, plot_timeline
-from serve_app.config.app_args import DeploymentScale
-from serve_app.config.lint import POLICY
+from serve_app.bench.timeline import plot_timeline
 from serve_app.core.diffusion.spec import Stage
-from serve_app.deployments.graph import bind_graph, deploy_stage
-from serve_app.deployments.ray_metrics import RayMeter
-from serve_app.deployments.ray_private import ReplicaState, serve_client
-from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.core.errors import OperatorError
 from serve_app.simulator.summary import percentile
 from serve_app.simulator.traces import Arrival, RequestMix, Workload, draw_trace
-from serve_app.testing.sleeping_stage import SleepingStage, ingress_config, stage_config
+from serve_app.testing.sleeping_service import GPUS, Observation, deploy, observe
 
-GPUS = 4
 _APP = "bench"
-_SCALES = {
-    Stage.BASE: DeploymentScale(max_replicas=3),
-    Stage.REFINER: DeploymentScale(max_replicas=2),
-}
-_NAMES = {Stage.BASE: "BaseGenerator", Stage.REFINER: "Refiner"}
-_AIMS = {"downscale_delay_s": 10}  # seconds; so few that a bench may wait for them
-_COSTS = GpuSpeed()
-_IMAGES = 4  # that step together
-_DRAIN = 60.0
-_PARTS = (  # of the load: share of its time, images a second, where base hands over
+_PHASES = (  # of the load: share of the time, images per second, hand-off
     (0.10, 0.25, 0.8),
     (0.35, 2.2, 1.0),
     (0.25, 1.6, 0.2),
     (0.30, 0.25, 0.8),
 )
-_ROWS = 5.0  # seconds between two lines of the table
+_ROW_INTERVAL = 5.0  # seconds between two rows of the table
 console = Console(highlight=False)
 
 
-class Bench(BaseModel):
-    """The args of the application that is measured."""
-
-    ledger: str
-
-
-def build(args: Bench) -> Application:
-    """The service's own graph, over stages that sleep."""
-    base, refiner = (
-        deploy_stage(
-            SleepingStage, name, _SCALES[stage], images=_IMAGES, gpus=1, drain=_DRAIN
-        ).bind(stage_config(stage, images=_IMAGES), _COSTS, RayMeter)
-        for stage, name in _NAMES.items()
-    )
-    config = ingress_config(refiner=True, pool=GPUS)
-    return bind_graph(config, Path(args.ledger), base, refiner, DeploymentScale(), _DRAIN)
-
-
 def run(*, seconds: float, seed: int, output: Path) -> None:
-    """Prints how many replicas there were for how much work, and writes the picture of it."""
+    """Print the replicas and the work over time, and plot them to a PNG file."""
     trace = load(seconds, seed)
-    with running() as port, _watching() as moments:
-        began = time.perf_counter()
+    with running() as port, _watching() as observations:
+        start = time.perf_counter()
         console.print(f"[dim]{len(trace)} images in {seconds:.0f} s[/]")
-        answers = replay(trace, port)
-        while time.perf_counter() - began < seconds:
+        responses = replay(trace, port)
+        while time.perf_counter() - start < seconds:
             time.sleep(0.1)
-    seen = [moment.since(began) for moment in moments if moment.at >= began]
-    _print(seen, answers)
-    plot_timeline(seen, answers, GPUS, output)
-    console.print(f"written: {output}")
+    timeline = [point.since(start) for point in observations if point.at >= start]
+    _print(timeline, responses)
+    try:
+        plot_timeline(timeline, responses, GPUS, output)
+    except OperatorError as error:
+        console.print(f"[yellow]{error}[/]")
+    else:
+        console.print(f"Plot: {output}")
 
 
 def load(seconds: float, seed: int) -> list[Arrival]:
-    """Little, then much for base, then much for the refiner, then little."""
-
-    ends = [end * seconds for end in accumulate(share for share, _, _ in _PARTS)]
+    """Return a trace: light, then heavy for base, then heavy for the refiner, then light."""
+    ends = [end * seconds for end in accumulate(share for share, _, _ in _PHASES)]
 
     def rate(at: float) -> float:
-        return _PARTS[bisect(ends, at)][1] if at < seconds else 0.0
+        return _PHASES[bisect(ends, at)][1] if at < seconds else 0.0
 
     def mix(at: float) -> RequestMix:
-        handoff = _PARTS[min(bisect(ends, at), len(_PARTS) - 1)][2]
+        handoff = _PHASES[min(bisect(ends, at), len(_PHASES) - 1)][2]
         return RequestMix((30,), ((1024, 1024),), (6.9,), (handoff,), heavy=0.0)
 
     return draw_trace(Workload(rate, mix), rate=1.0, seconds=seconds, rng=Random(seed))
@@ -107,7 +73,7 @@ def load(seconds: float, seed: int) -> list[Arrival]:
 
 @contextmanager
 def running() -> Iterator[int]:
-    """The application runs on a Ray of its own; gives its port."""
+    """Run the application on a Ray of its own, and yield its port."""
     with local_ray(GPUS) as (port, folder):
         with console.status("starting the service"):
             deploy(_APP, "/", str(folder))
@@ -116,80 +82,53 @@ def running() -> Iterator[int]:
         yield port
 
 
-def deploy(name: str, route: str, folder: str) -> None:
-    """Serve was told to run the application under this path, scaled by the service's policy."""
-    application = {
-        "name": name,
-        "route_prefix": route,
-        "import_path": f"{__name__}:build",
-        "args": {"ledger": f"{folder}/ledger.sqlite"},
-        "autoscaling_policy": {"policy_function": POLICY, "policy_kwargs": _AIMS},
-    }
-    client = serve_client()
-    client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
-
-
-def observe(name: str) -> TimelinePoint:
-    """How many replicas there are now, and what the ingress owes."""
-    deployments = serve.status().applications[name].deployments
-    states = {stage: deployments[_NAMES[stage]].replica_states for stage in Stage}
-    ingress: Any = serve.get_deployment_handle("Ingress", name)
-    told = ingress.record_autoscaling_stats.remote().result(timeout_s=10)
-    there = {stage: states[stage].get(ReplicaState.RUNNING, 0) for stage in Stage}
-    return TimelinePoint(
-        at=time.perf_counter(),
-        replicas=there,
-        changing={stage: sum(states[stage].values()) - there[stage] for stage in Stage},
-        owed={stage: told[f"{stage}_owed"] for stage in Stage},
-    )
-
-
 @contextmanager
-def _watching() -> Iterator[list[TimelinePoint]]:
-    """A list that grows by a moment every second. Raises at the end what looking raised."""
-    moments, done = list[TimelinePoint](), threading.Event()
+def _watching() -> Iterator[list[Observation]]:
+    """Yield a list that grows by an observation every second; raise at the end if one failed."""
+    observations, done = list[Observation](), threading.Event()
 
-    def write_down() -> None:
+    def watch() -> None:
         while not done.wait(1.0):
-            moments.append(observe(_APP))
+            observations.append(observe(_APP))
 
     with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(write_down)
+        watching = pool.submit(watch)
         try:
-            yield moments
+            yield observations
         finally:
             done.set()
         watching.result()
 
 
-def _print(moments: Sequence[TimelinePoint], answers: Sequence[Response]) -> None:
+def _print(timeline: Sequence[Observation], responses: Sequence[Response]) -> None:
     table = Table(
-        title=f"Replicas on {GPUS} GPUs that are not there, by the work that is owed",
-        caption="changing: replicas that start or finish. Owed: GPU-seconds of images under way",
+        title=f"Replicas on {GPUS} pretended GPUs, scaled by owed work",
+        caption="changing: replicas that start or drain. owes: GPU seconds of images in flight",
     )
-    for head in ("s", "base", "refiner", "changing", "base owes", "refiner owes", "under way"):
-        table.add_column(head, justify="right")
-    due = 0.0
-    for one in moments:
-        if one.at < due:
+    for heading in ("s", "base", "refiner", "changing", "base owes", "refiner owes", "in flight"):
+        table.add_column(heading, justify="right")
+    next_row = 0.0
+    for point in timeline:
+        if point.at < next_row:
             continue
-        due = one.at - one.at % _ROWS + _ROWS
+        next_row = point.at - point.at % _ROW_INTERVAL + _ROW_INTERVAL
         table.add_row(
-            f"{one.at:.0f}",
-            *(str(one.replicas[stage]) for stage in Stage),
-            str(sum(one.changing.values())),
-            *(f"{one.owed[stage]:.1f}" for stage in Stage),
-            str(sum(answer.under_way(one.at) for answer in answers)),
+            f"{point.at:.0f}",
+            *(str(point.replicas[stage]) for stage in Stage),
+            str(sum(point.changing.values())),
+            *(f"{point.owed[stage]:.1f}" for stage in Stage),
+            str(sum(response.in_flight(point.at) for response in responses)),
         )
     console.print(table)
-    seconds = sorted(one.seconds for one in answers)
-    first, last = moments[0], moments[-1]
+    first, last = timeline[0], timeline[-1]
     for stage in Stage:
-        most = max(one.replicas[stage] for one in moments)
-        console.print(f"{stage}: {first.replicas[stage]} -> {most} -> {last.replicas[stage]}")
+        highest = max(point.replicas[stage] for point in timeline)
+        console.print(f"{stage}: {first.replicas[stage]} -> {highest} -> {last.replicas[stage]}")
+    seconds = sorted(response.seconds for response in responses)
+    failed = sum(response.status != 201 for response in responses)
+    running = max(sum(point.replicas.values()) for point in timeline)
     console.print(
-        f"{len(answers)} images, [bold]{sum(one.status != 201 for one in answers)} failed[/]; "
-        f"seconds: median {percentile(seconds, 0.5):.1f}, 95th percentile "
-        f"{percentile(seconds, 0.95):.1f}. Most replicas at work at once: "
-        f"{max(sum(one.replicas.values()) for one in moments)} on {GPUS} GPUs"
+        f"{len(responses)} images, [bold]{failed} failed[/]; seconds: median "
+        f"{percentile(seconds, 0.5):.1f}, 95th percentile {percentile(seconds, 0.95):.1f}. "
+        f"At most {running} replicas ran at once, on {GPUS} GPUs"
     )

@@ -1,7 +1,7 @@
-"""The engine against the bare stock pipeline: the price of stepping images one by one, together.
+"""The engine against the stock diffusers pipeline: the overhead of step-level batching.
 
-Both sides run the same weights with the same threads, prompt to pixels. Runs are paired and
-alternate, so that a noisy machine is noisy for both.
+Both run the same weights with the same threads, from prompt to pixels. Runs are paired and
+alternate, so that a noisy machine disturbs both.
 """
 
 import statistics
@@ -24,9 +24,9 @@ from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.memory.memory_probe import lanes_for
 
 _GUIDANCE = 6.9
-_LONE_LANES = 4  # images whose lanes a lone one has to itself
+_PADDED_BATCH = 4  # images of a strict batch, of which one is real
 
-Maker = Callable[[list[ImageSpec]], object]
+Generate = Callable[[list[ImageSpec]], object]
 console = Console(highlight=False)
 
 
@@ -36,8 +36,8 @@ class Case:
 
     label: str
     images: int
-    ours: Maker
-    other: Maker
+    ours: Generate
+    other: Generate
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Outcome:
 
     @property
     def ratio(self) -> float:
-        """Median of the other's seconds over ours: above 1, ours is faster."""
+        """Median of the other's seconds divided by ours: above 1, ours is faster."""
         return statistics.median(b / a for a, b in zip(self.ours, self.other, strict=True))
 
     @property
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def compare(*, runs: int, steps: int, threads: int) -> None:
-    """Prints, case by case, stock's seconds over the engine's for the same images."""
+    """Print stock's seconds divided by the engine's for the same images, case by case."""
     checkpoint = inspect(demo_folder(Stage.BASE), Stage.BASE)
     device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=threads)
     stock = _stock(checkpoint)
@@ -77,14 +77,14 @@ def compare(*, runs: int, steps: int, threads: int) -> None:
         )
         for n in (1, 4, 8)
     ]
-    lone = Case(
+    padding = Case(
         "padding",
         1,
-        _engine(checkpoint, device, _LONE_LANES, strict=True),
-        _engine(checkpoint, device, _LONE_LANES, strict=False),
+        _engine(checkpoint, device, _PADDED_BATCH, strict=True),
+        _engine(checkpoint, device, _PADDED_BATCH, strict=False),
     )
     table = Table(
-        title=f"Engine against the bare stock pipeline: {steps} steps, {threads} CPU thread(s)",
+        title=f"Engine against the stock pipeline: {steps} steps, {threads} CPU thread(s)",
         caption=f"{runs} paired runs. Above 1 the engine is faster. In brackets the 95 % bootstrap "
         "interval of the median",
     )
@@ -101,16 +101,16 @@ def compare(*, runs: int, steps: int, threads: int) -> None:
             f"{statistics.median(outcome.other):.3f}",
         )
     console.print(table)
-    cost = _measure(lone, runs, steps, checkpoint)
-    low, high = cost.interval
+    outcome = _measure(padding, runs, steps, checkpoint)
+    low, high = outcome.interval
     console.print(
-        f"Padding: a lone image in {lanes_for(_LONE_LANES, strict=True)} strict lanes takes "
-        f"{1 / cost.ratio:.2f} times as long as in fast mode \\[{1 / high:.2f}, {1 / low:.2f}]"
+        f"Padding: one image in {lanes_for(_PADDED_BATCH, strict=True)} strict lanes takes "
+        f"{1 / outcome.ratio:.2f} times as long as in fast mode \\[{1 / high:.2f}, {1 / low:.2f}]"
     )
 
 
 def _measure(case: Case, runs: int, steps: int, checkpoint: Checkpoint) -> Outcome:
-    """Seconds of `runs` paired runs, after one that warms both sides up."""
+    """Return the seconds of `runs` paired runs, after one run that warms up both sides."""
     outcome = Outcome([], [])
     for run in track(range(-1, runs), case.label, console=console, transient=True):
         specs = [
@@ -118,11 +118,11 @@ def _measure(case: Case, runs: int, steps: int, checkpoint: Checkpoint) -> Outco
             for i in range(case.images)
         ]
         sides = [(case.ours, outcome.ours), (case.other, outcome.other)]
-        for make, seconds in sides if run % 2 else reversed(sides):
-            began = time.perf_counter()
-            make(specs)
+        for generate, seconds in sides if run % 2 else reversed(sides):
+            start = time.perf_counter()
+            generate(specs)
             if run >= 0:
-                seconds.append(time.perf_counter() - began)
+                seconds.append(time.perf_counter() - start)
     return outcome
 
 
@@ -133,14 +133,14 @@ def _spec(prompt: str, seed: int, steps: int, checkpoint: Checkpoint) -> ImageSp
     )
 
 
-def _stock(checkpoint: Checkpoint) -> Maker:
-    """The bare pipeline, all images in one call."""
+def _stock(checkpoint: Checkpoint) -> Generate:
+    """Return the stock pipeline, which makes all images in one call."""
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
         checkpoint.folder, dtype=torch.float32, use_safetensors=True, add_watermarker=False
     )
     pipeline.set_progress_bar_config(disable=True)
 
-    def make(specs: list[ImageSpec]) -> None:
+    def generate(specs: list[ImageSpec]) -> None:
         pipeline(
             [spec.prompt for spec in specs],
             num_inference_steps=specs[0].steps,
@@ -150,9 +150,9 @@ def _stock(checkpoint: Checkpoint) -> Maker:
             height=specs[0].height,
         )
 
-    return make
+    return generate
 
 
-def _engine(checkpoint: Checkpoint, device: Device, images: int, *, strict: bool) -> Maker:
-    """The engine, driven by hand on this thread: what it costs, without what surrounds it."""
+def _engine(checkpoint: Checkpoint, device: Device, images: int, *, strict: bool) -> Generate:
+    """Return the engine without a server, run on this thread."""
     return LocalPipeline([checkpoint], device, images=images, strict=strict).generate

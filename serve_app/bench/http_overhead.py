@@ -1,8 +1,7 @@
-"""What a request costs outside the engine: the real graph on Ray, over HTTP, with stages that
-return at once.
+"""The overhead of a request outside the engine: the real graph on Ray, over HTTP.
 
-Knows no model: the stages here hand out one picture, encoded beforehand. The parts are the laps of
-the service's own Server-Timing header; what the caller waited beyond them is HTTP.
+The stages return one encoded PNG at once. The parts are those of the service's Server-Timing
+header; the rest of the time that the client waits is HTTP.
 """
 
 import http.client
@@ -13,13 +12,12 @@ import statistics
 import tempfile
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray import serve
 from rich.console import Console
@@ -33,26 +31,23 @@ from starlette.routing import Route
 from serve_app.bench.local_ray import free_port
 from serve_app.bench.sample_pictures import draw_picture
 from serve_app.config.app_args import DeploymentScale
-from serve_app.core.capacity.cost_model import CostTable
-from serve_app.core.capacity.gpu_time import GpuTime
-from serve_app.core.diffusion.inputs import NO_INPUTS
 from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.service.events import ReplicaStats, SegmentDone
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ingress_replica import IngressConfig
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.http_ingress import HttpConfig, open_ingress
 from serve_app.runtime.png import encode_png
+from serve_app.testing.instant_stage import InstantStage
 
 _SIDE = 1024
-_WARM = 10
-_ASKED = "/generate"
-_DRAIN = 1.0  # seconds a replica may finish in
-_FLOOR = "Ray alone"  # the same hops and bytes, and nothing of ours
-_PAUSE = 0.15  # seconds between requests: what the ledger hears of the last one is over
+_WARM_UP_RUNS = 10
+_GENERATE = "/generate"
+_DRAIN_SECONDS = 1.0
+_RAY_ALONE = "Ray alone"  # the same hops and bytes, without the service
+_PAUSE = 0.15  # seconds between requests, in which the ledger writes of the last one end
 _PARTS = ("validate", "make", "write", "HTTP")
 _MEANING = {
     "validate": "validation",
@@ -62,50 +57,34 @@ _MEANING = {
 console = Console(highlight=False)
 
 
-class InstantStage:
-    """A stage whose replicas are done before they begin."""
+class RayAlone:
+    """The same calls through Ray Serve without the service: the lower bound of any service."""
 
-    def __init__(self, png: bytes) -> None:
-        self._png = png
-        self._latents = np.zeros((4, _SIDE // 8, _SIDE // 8), np.float32)
-
-    async def advance(self, sample: Sample[Any], leg: StageSegment) -> AsyncIterator[Any]:
-        """The sample at the end of its leg, with latents as large as real ones."""
-        latents = None if leg.last else self._latents
-        done = replace(sample, index=leg.stop, latents=latents, inputs=NO_INPUTS, profile="none")
-        yield SegmentDone(done, self._png if leg.last else None, GpuTime(), CostTable())
-
-    async def stats(self) -> ReplicaStats:
-        """Nothing was done."""
-        return ReplicaStats(os.getpid(), "none", "", 0, 0, 0, 0, 0.0, 0.0, 0.0, CostTable(), {})
-
-
-class Bare:
-    """The same way through Ray Serve with nothing of ours on it: what any service would pay."""
-
-    def __init__(self, base: Any, refiner: Any, answer: bytes) -> None:
+    def __init__(self, base: Any, refiner: Any, body: bytes) -> None:
         self._handles = [handle.options(stream=True) for handle in (base, refiner)]
-        self._answer = answer
+        self._body = body
         self._sample = _sample()
 
     def __serve_build_asgi_app__(self) -> Any:
+        """Return the ASGI app, as Ray Serve expects of an ingress class."""
+
         async def make(request: Request) -> Response:
             await request.body()
-            legs = (
+            segments = (
                 StageSegment(Stage.BASE, 24, last=False),
                 StageSegment(Stage.REFINER, 30, last=True),
             )
-            for handle, leg in zip(self._handles, legs, strict=True):
-                async for _ in handle.advance.remote(self._sample, leg):
+            for handle, segment in zip(self._handles, segments, strict=True):
+                async for _ in handle.advance.remote(self._sample, segment):
                     pass
-            return Response(self._answer, 201)
+            return Response(self._body, 201)
 
         return Starlette(routes=[Route("/", make, methods=["POST"])])
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request that is sent again and again."""
+    """A request that is repeated."""
 
     label: str
     route: str
@@ -114,16 +93,16 @@ class Case:
 
 
 def compare(*, runs: int) -> None:
-    """Prints, case by case, the milliseconds of each part of a request."""
+    """Print the milliseconds of each part of a request, case by case."""
     png = encode_png(draw_picture("grain", _SIDE))
-    wish = {"prompt": "a red fox in the snow", "seed": 7, "imageCount": 1}
-    asked = json.dumps(wish)
-    refining = json.dumps(wish | {"images": [b64encode(png).decode()]})
+    fields = {"prompt": "a red fox in the snow", "seed": 7, "imageCount": 1}
+    generate = json.dumps(fields)
+    refine = json.dumps(fields | {"images": [b64encode(png).decode()]})
     cases = [
-        Case(_ASKED, "/generate", asked),
-        Case(_FLOOR, "/bare/", asked),
-        Case("bare PNG", "/generate", asked, accept="image/png"),
-        Case("/refine", "/refine", refining),
+        Case(_GENERATE, "/generate", generate),
+        Case(_RAY_ALONE, "/ray/", generate),
+        Case("bare PNG", "/generate", generate, accept="image/png"),
+        Case("/refine", "/refine", refine),
     ]
     ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -132,17 +111,18 @@ def compare(*, runs: int) -> None:
             port = free_port()
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             serve.run(_graph(png, Path(folder) / "ledger.sqlite"), name="bench")
-            serve.run(_bare(png), name="bare", route_prefix="/bare")
-            outcomes = _measure(cases, port, runs)
+            serve.run(_ray_alone(png), name="ray", route_prefix="/ray")
+            timings = _measure(cases, port, runs)
     finally:
         serve.shutdown()
         ray.shutdown()
-    _print(outcomes, runs, len(png))
+    _print(timings, runs, len(png))
 
 
 def _graph(png: bytes, ledger: Path) -> Any:
+    """Return the service's own graph over instant stages."""
     scale = DeploymentScale()
-    facts = ServiceInfo(
+    info = ServiceInfo(
         models=(ModelInfo("none", _SIDE, NoiseConfig.from_scheduler_config({})),),
         refiner="none",
         device="none",
@@ -150,26 +130,26 @@ def _graph(png: bytes, ledger: Path) -> Any:
         default_image_count=1,
     )
     base, refiner = _stages(png)
-    http = partial(open_ingress, HttpConfig(info=facts, access_policy=AccessPolicy()))
-    return bind_graph(
-        IngressConfig(http, facts.models, facts.refiner), ledger, base, refiner, scale, _DRAIN
-    )
+    http = partial(open_ingress, HttpConfig(info=info, access_policy=AccessPolicy()))
+    config = IngressConfig(http, info.models, info.refiner)
+    return bind_graph(config, ledger, base, refiner, scale, _DRAIN_SECONDS)
 
 
 def _stages(png: bytes) -> list[Any]:
     return [
-        deploy_stage(InstantStage, name, DeploymentScale(), images=4, gpus=0, drain=_DRAIN).bind(
-            png
-        )
+        deploy_stage(
+            InstantStage, name, DeploymentScale(), images=4, gpus=0, drain=_DRAIN_SECONDS
+        ).bind(png)
         for name in ("BaseGenerator", "Refiner")
     ]
 
 
-def _bare(png: bytes) -> Any:
-    deployment: Any = serve.deployment(serve.ingress()(Bare))
-    answer = b'{"images":["' + b64encode(png) + b'"]}'
+def _ray_alone(png: bytes) -> Any:
+    """Return an application that only makes the same calls."""
+    deployment: Any = serve.deployment(serve.ingress()(RayAlone))
+    body = b'{"images":["' + b64encode(png) + b'"]}'
     options = deployment.options(max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.1})
-    return options.bind(*_stages(png), answer)
+    return options.bind(*_stages(png), body)
 
 
 def _sample() -> Sample[Any]:
@@ -177,66 +157,70 @@ def _sample() -> Sample[Any]:
     schedule = make_schedule(
         NoiseConfig.from_scheduler_config({}), spec.sampler, spec.steps, None, spec.handoff
     )
-    return new_sample("bare", spec, schedule, Stage.BASE)
+    return new_sample("ray", spec, schedule, Stage.BASE)
 
 
 def _measure(cases: Sequence[Case], port: int, runs: int) -> dict[str, dict[str, list[float]]]:
-    """By case and part, milliseconds, one number a run. The cases take turns, so that a noisy
-    machine is noisy for all; the first runs warm up."""
-    took: dict[str, dict[str, list[float]]] = {
+    """Return milliseconds by case and part, one value per run.
+
+    The cases take turns, so that a noisy machine disturbs all of them; the first runs warm up.
+    """
+    timings: dict[str, dict[str, list[float]]] = {
         case.label: {part: [] for part in (*_PARTS, "whole")} for case in cases
     }
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    for run in track(range(_WARM + runs), "asking", console=console, transient=True):
+    for run in track(range(_WARM_UP_RUNS + runs), "requests", console=console, transient=True):
         for case in cases:
             time.sleep(_PAUSE)
-            parts = _ask(connection, case)
-            if run >= _WARM:
+            parts = _send(connection, case)
+            if run >= _WARM_UP_RUNS:
                 for part, milliseconds in parts.items():
-                    took[case.label][part].append(milliseconds)
+                    timings[case.label][part].append(milliseconds)
     connection.close()
-    return took
+    return timings
 
 
-def _ask(connection: http.client.HTTPConnection, case: Case) -> dict[str, float]:
-    """Milliseconds of one request, part by part."""
+def _send(connection: http.client.HTTPConnection, case: Case) -> dict[str, float]:
+    """Send one request, and return the milliseconds of its parts."""
     headers = {"Content-Type": "application/json", "Accept": case.accept}
-    began = time.perf_counter()
+    start = time.perf_counter()
     connection.request("POST", case.route, case.body, headers)
-    answer = connection.getresponse()
-    answer.read()
-    whole = (time.perf_counter() - began) * 1000
-    if answer.status != 201:
-        raise RuntimeError(f"{case.route} answered {answer.status}")
-    laps = _laps(answer.headers.get("Server-Timing", ""))
+    response = connection.getresponse()
+    response.read()
+    whole = (time.perf_counter() - start) * 1000
+    if response.status != 201:
+        raise RuntimeError(f"{case.route} returned status {response.status}, expected 201")
+    laps = _laps(response.headers.get("Server-Timing", ""))
     return {**laps, "HTTP": whole - sum(laps.values()), "whole": whole}
 
 
 def _laps(header: str) -> dict[str, float]:
+    """Return the milliseconds of each part in a Server-Timing header."""
     parts = (part.strip().split(";dur=") for part in header.split(",") if part)
     return {name: float(duration) for name, duration in parts}
 
 
-def _print(outcomes: dict[str, dict[str, list[float]]], runs: int, size: int) -> None:
+def _print(timings: dict[str, dict[str, list[float]]], runs: int, size: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     table = Table(
-        title=f"A request outside the engine, {_SIDE} x {_SIDE}, on {cores} cores",
-        caption=f"{runs} of each in turn, a picture of {size / 1e6:.2f} MB: median ms \\[5th, 95th "
-        "percentile]. Hand-offs: base, refiner, metadata. HTTP: proxy, transfer, client. "
-        "Ray alone: the same hops and bytes through Ray Serve, with nothing of ours",
+        title=f"Overhead of a {_SIDE} x {_SIDE} request outside the engine, on {cores} cores",
+        caption=f"{runs} runs of each, in turn, with an image of {size / 1e6:.2f} MB: median ms "
+        "\\[5th, 95th percentile]. Hand-offs: base, refiner, metadata. HTTP: proxy, transfer, "
+        "client. Ray alone: the same hops and bytes through Ray Serve, without the service",
     )
     table.add_column("")
-    for label in outcomes:
+    for label in timings:
         table.add_column(label, justify="right")
     for part in (*_PARTS, "whole"):
-        cells = [_cell(took[part]) if took[part] else "" for took in outcomes.values()]
+        cells = [_cell(parts[part]) if parts[part] else "" for parts in timings.values()]
         table.add_row(_MEANING.get(part, part), *cells, style="bold" if part == "whole" else None)
     console.print(table)
-    ours, floor = outcomes[_ASKED]["whole"], outcomes[_FLOOR]["whole"]
-    over = [a - b for a, b in zip(ours, floor, strict=True)]
-    console.print(f"{_ASKED} over {_FLOOR}, in pairs, ms: {_cell(over).replace(chr(10), ' ')}")
+    ours, bound = timings[_GENERATE]["whole"], timings[_RAY_ALONE]["whole"]
+    excess = [a - b for a, b in zip(ours, bound, strict=True)]
+    cell = _cell(excess).replace("\n", " ")
+    console.print(f"{_GENERATE} minus {_RAY_ALONE}, paired, ms: {cell}")
 
 
-def _cell(took: list[float]) -> str:
-    cuts = statistics.quantiles(took, n=20)
-    return f"{statistics.median(took):.1f}\n[dim]\\[{cuts[0]:.1f}, {cuts[-1]:.1f}][/]"
+def _cell(milliseconds: list[float]) -> str:
+    cuts = statistics.quantiles(milliseconds, n=20)
+    return f"{statistics.median(milliseconds):.1f}\n[dim]\\[{cuts[0]:.1f}, {cuts[-1]:.1f}][/]"

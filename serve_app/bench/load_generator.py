@@ -1,6 +1,6 @@
-"""A trace, played through the service over HTTP as it was written.
+"""A load generator: sends a trace of requests to the service over HTTP, each at its time.
 
-Knows no Ray: only an address. Sizes are asked for in the small pixels of `bench.sleeping`.
+No Ray: it needs only a port. It requests sizes in the small pixels of `testing.sleeping_stage`.
 """
 
 import http.client
@@ -13,39 +13,40 @@ from dataclasses import dataclass
 from serve_app.simulator.traces import Arrival
 from serve_app.testing.sleeping_stage import SCALE
 
-_AT_ONCE = 512  # requests that may be open
-_LONGEST = 600.0  # seconds
+_MAX_OPEN_REQUESTS = 512
+_TIMEOUT = 600.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What became of an image."""
+    """How the service answered one request of a trace."""
 
     arrival: Arrival
-    seconds: float  # from when it was to be asked for to its answer
-    status: int
+    seconds: float  # from the time of the arrival to the response
+    status: int  # 0 for a connection that failed
 
-    def under_way(self, at: float) -> bool:
-        """Whether it was asked for by then, and had no answer yet."""
+    def in_flight(self, at: float) -> bool:
+        """Return whether the request was sent by that time, and not answered yet."""
         return self.arrival.at <= at < self.arrival.at + self.seconds
 
 
 def replay(trace: Sequence[Arrival], port: int) -> list[Response]:
-    """Every image of the trace was asked for in its time, and has its answer."""
-    began = time.perf_counter() + 0.5
+    """Request every image of the trace at its time, and return the responses in the same order."""
+    start = time.perf_counter() + 0.5
 
-    def ask(number: int) -> Response:
+    def send(number: int) -> Response:
         arrival = trace[number]
-        due = began + arrival.at
+        due = start + arrival.at
         time.sleep(max(0.0, due - time.perf_counter()))
         status = _post(port, arrival, number)
         return Response(arrival, time.perf_counter() - due, status)
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(ask, range(len(trace))))
+    with ThreadPoolExecutor(_MAX_OPEN_REQUESTS) as pool:
+        return list(pool.map(send, range(len(trace))))
 
 
 def _post(port: int, arrival: Arrival, number: int) -> int:
+    """Request an image, and return the HTTP status, or 0 if the connection fails."""
     body = {
         "prompt": f"picture {number}",
         "seed": number,
@@ -56,13 +57,13 @@ def _post(port: int, arrival: Arrival, number: int) -> int:
         "guidanceScale": arrival.guidance,
         "handoff": arrival.handoff,
     }
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_LONGEST)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT)
     headers = {"Content-Type": "application/json"}
     try:
         connection.request("POST", "/generate", json.dumps(body), headers)
-        answer = connection.getresponse()
-        answer.read()
-        return answer.status
+        response = connection.getresponse()
+        response.read()
+        return response.status
     except OSError:
         return 0
     finally:

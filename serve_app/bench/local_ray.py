@@ -1,7 +1,4 @@
-"""A Ray of a bench's own, on loopback, with GPUs that are not there.
-
-Knows no application.
-"""
+"""A Ray cluster for one benchmark, on loopback, with pretended GPUs."""
 
 import logging
 import socket
@@ -16,7 +13,7 @@ from ray import serve
 
 @contextmanager
 def local_ray(gpus: int) -> Iterator[tuple[int, Path]]:
-    """Serve runs on so many GPUs; gives its port, and a folder that is there as long."""
+    """Run Serve on a number of pretended GPUs; yield its HTTP port and a temporary folder."""
     ray.init(
         num_cpus=4,
         num_gpus=gpus,
@@ -36,7 +33,7 @@ def local_ray(gpus: int) -> Iterator[tuple[int, Path]]:
 
 
 def free_port() -> int:
-    """One that nobody listens on; it may be taken by the next moment."""
+    """Return a port that is free now; another process may take it at any time."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

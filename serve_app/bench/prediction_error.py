@@ -1,9 +1,9 @@
-"""What images are predicted to take of a device against what they then take, on the demo.
+"""Predicted against measured time of images and queues, on the demo checkpoint.
 
-An engine of base and refiner is given mixtures of sizes, steps, guidance, samplers, strengths and
-hand-offs: all at once, and one after another, so that batches are full or not. Time is the wall's,
-which others on this machine disturb, and the CPU's, which they hardly can: what a GPU of one's own
-would be.
+An engine of base and refiner runs mixtures of sizes, steps, guidance, samplers, strengths and
+hand-offs: all at once, and one after another, so that batches are full or not. There are two
+clocks: wall time, which other processes disturb, and CPU time, which they hardly do. The latter is
+like a GPU that serves nothing else.
 """
 
 import math
@@ -40,168 +40,179 @@ from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.memory.model_cache import Loader, ModelCache
 from serve_app.runtime.stage_model import HostSample
 
-_IMAGES = 4  # that step together
-_WARM = 2  # runs before any is counted
-_GAP = 12  # turns between two that come one after another, on the mean
-_NEVER = 10**9
+_MAX_BATCH_IMAGES = 4
+_WARM_UP_RUNS = 2
+_MEAN_GAP = 12  # engine turns between two arrivals, when they come one after another
+_NO_LIMIT = 10**9
 _SIZES = ((128, 128), (128, 128), (160, 96), (96, 160))
 _SAMPLERS = (Sampler.EULER, Sampler.DPMPP_2M, Sampler.HEUN, Sampler.UNIPC)
 _CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "CPU": time.thread_time}
-_FORETOLD = "GPU time of an image, in the company it had"
-_ARRIVAL = "as predicted when it came: all at once"
-_APART = "as predicted when it came: one after another"
-_OWED = "owed seconds, against the time to drain"
+_IN_ITS_BATCHES = "GPU time of an image, in the batches it ran in"
+_TOGETHER = "predicted at arrival, all at once"
+_APART = "predicted at arrival, one after another"
+_DRAIN = "owed seconds, against the time to drain"
 console = Console(highlight=False)
 
-Errors = dict[str, list[list[float]]]  # by what was predicted: of each run, each one's error
+Errors = dict[str, list[list[float]]]  # by prediction: for each run, the errors of its images
 
 
-class Image:
-    """One image on its way through the stages, and its seconds: predicted, then measured."""
+class TimedImage:
+    """One image on its way through the stages, with its predicted and measured seconds."""
 
-    def __init__(self, engine: Engine, sample: HostSample, legs: tuple[StageSegment, ...]) -> None:
+    def __init__(
+        self, engine: Engine, sample: HostSample, segments: tuple[StageSegment, ...]
+    ) -> None:
         self._engine = engine
         self.sample = sample
-        self.legs = legs  # the one that it is on, and those after it
-        self.predicted = 0.0
-        self.spent: list[GpuTime] = []  # of each leg
+        self.segments = segments  # the current one, and those after it
+        self.predicted = 0.0  # seconds, at arrival
+        self.gpu_times: list[GpuTime] = []  # of each finished segment
         self.failure: Exception | None = None
 
     @property
     def errors(self) -> tuple[float, float]:
-        """How far off what was predicted when it came, and what was foretold for its company, as
-        parts of what was measured. Raises what the image ended with."""
+        """The relative errors of the predictions: at arrival, and for the batches it ran in.
+
+        Raises the error that the image ended with, if it failed.
+        """
         if self.failure:
             raise self.failure
-        measured = sum(spent.measured for spent in self.spent)
-        foretold = sum(spent.predicted for spent in self.spent)
-        return self.predicted / measured - 1, foretold / measured - 1
+        measured = sum(gpu_time.measured for gpu_time in self.gpu_times)
+        predicted = sum(gpu_time.predicted for gpu_time in self.gpu_times)
+        return self.predicted / measured - 1, predicted / measured - 1
 
     @property
-    def later(self) -> list[PendingWork[Any]]:
-        """What comes after the leg that it is on."""
-        at_its_end = replace(self.sample, index=self.legs[0].stop, inputs=NO_INPUTS)
-        return pending_work(at_its_end, self.legs[1:])
+    def work_after_segment(self) -> list[PendingWork[Any]]:
+        """The work that follows the current segment."""
+        at_its_end = replace(self.sample, index=self.segments[0].stop, inputs=NO_INPUTS)
+        return pending_work(at_its_end, self.segments[1:])
 
-    def walk(self) -> None:
-        """The engine has its next leg."""
-        self._engine.submit(for_stage(self.sample, self.legs[0].stage), self.legs[0], self)
+    def submit(self) -> None:
+        """Submit the next segment to the engine."""
+        self._engine.submit(for_stage(self.sample, self.segments[0].stage), self.segments[0], self)
 
     def __call__(self, event: Event) -> None:
+        """Listen to the engine: go on with the next segment, or stop at a failure."""
         if isinstance(event, Failed):
-            self.failure, self.legs = event.error, ()
+            self.failure, self.segments = event.error, ()
         elif isinstance(event, Finished):
-            self.spent.append(event.gpu_time)
-            self.sample, self.legs = event.sample, self.legs[1:]
-            if self.legs:
-                self.walk()
+            self.gpu_times.append(event.gpu_time)
+            self.sample, self.segments = event.sample, self.segments[1:]
+            if self.segments:
+                self.submit()
 
 
 class Queue:
-    """An engine of the demo's two stages, driven by hand."""
+    """An engine of the demo's two stages, run by hand, and the images that were submitted to it."""
 
     def __init__(self, clock: Callable[[], float], device: Device) -> None:
-        found = [inspect(demo_folder(stage), stage) for stage in Stage]
-        makers: dict[ModelKey, Loader] = {
-            ModelKey(one.stage, one.name): partial(
-                build_stage_model, one, device, images=_IMAGES, strict=True
+        checkpoints = [inspect(demo_folder(stage), stage) for stage in Stage]
+        loaders: dict[ModelKey, Loader] = {
+            ModelKey(checkpoint.stage, checkpoint.name): partial(
+                build_stage_model, checkpoint, device, images=_MAX_BATCH_IMAGES, strict=True
             )
-            for one in found
+            for checkpoint in checkpoints
         }
-        shelf = ModelCache(makers, capacity=len(makers), pinned=list(makers)[1:])
-        self._noise = found[0].noise_config
-        self._model, self._refiner = (checkpoint.name for checkpoint in found)
-        self._engine = Engine(shelf, snapshot_every=_NEVER, clock=clock)
+        models = ModelCache(loaders, capacity=len(loaders), pinned=list(loaders)[1:])
+        self._noise = checkpoints[0].noise_config
+        self._model, self._refiner = (checkpoint.name for checkpoint in checkpoints)
+        self._engine = Engine(models, snapshot_every=_NO_LIMIT, clock=clock)
         self._clock = clock
-        self._images: list[Image] = []
+        self._images: list[TimedImage] = []
         self._ids = count()
 
-    def together(self, specs: Sequence[ImageSpec]) -> tuple[list[Image], float]:
-        """The images, which all came at once and have ended; and how far off the owed seconds were
-        from those that it took."""
-        self._images = []
-        owed = self._add(specs)
-        began = self._clock()
-        self._turn(_NEVER)
-        return self._images, owed / (self._clock() - began) - 1
+    def run_together(self, specs: Sequence[ImageSpec]) -> tuple[list[TimedImage], float]:
+        """Run images that arrive all at once.
 
-    def one_by_one(self, specs: Sequence[ImageSpec], draw: random.Random) -> list[Image]:
-        """The images, which came one after another, at random, and have ended."""
+        Returns the images, and the relative error of the owed seconds as a prediction of the time
+        that they took.
+        """
+        self._images = []
+        owed = self._submit(specs)
+        start = self._clock()
+        self._turn(_NO_LIMIT)
+        return self._images, owed / (self._clock() - start) - 1
+
+    def run_apart(self, specs: Sequence[ImageSpec], rng: random.Random) -> list[TimedImage]:
+        """Run images that arrive one after another, at random, and return them."""
         self._images = []
         for spec in specs:
-            self._add([spec])
-            self._turn(round(draw.expovariate(1 / _GAP)))
-        self._turn(_NEVER)
+            self._submit([spec])
+            self._turn(round(rng.expovariate(1 / _MEAN_GAP)))
+        self._turn(_NO_LIMIT)
         return self._images
 
-    def _turn(self, most: int) -> None:
-        while most > 0 and self._engine.turn():
-            most -= 1
+    def _turn(self, max_turns: int) -> None:
+        while max_turns > 0 and self._engine.turn():
+            max_turns -= 1
 
-    def _add(self, specs: Sequence[ImageSpec]) -> float:
-        """They have been predicted and come to the engine; the seconds that are owed now."""
-        fresh = [self._image(spec) for spec in specs]
-        known: list[PendingWork[Any]] = [*self._engine.pending()]
-        known += (one for image in self._images if image.legs for one in image.later)
-        known += (one for image in fresh for one in pending_work(image.sample, image.legs))
-        told = forecast(known, self._engine.stats().costs)
-        for image in fresh:
-            image.predicted = told.shares[image.sample.id]
-            image.walk()
-        self._images += fresh
-        return told.seconds
+    def _submit(self, specs: Sequence[ImageSpec]) -> float:
+        """Predict the images, submit them, and return the seconds that are owed now."""
+        arriving = [self._image(spec) for spec in specs]
+        work: list[PendingWork[Any]] = [*self._engine.pending()]
+        for image in self._images:
+            work += image.work_after_segment if image.segments else []
+        for image in arriving:
+            work += pending_work(image.sample, image.segments)
+        prediction = forecast(work, self._engine.stats().costs)
+        for image in arriving:
+            image.predicted = prediction.shares[image.sample.id]
+            image.submit()
+        self._images += arriving
+        return prediction.seconds
 
-    def _image(self, spec: ImageSpec) -> Image:
+    def _image(self, spec: ImageSpec) -> TimedImage:
         spec = replace(spec, model=self._model, refiner=self._refiner)
         schedule = make_schedule(self._noise, spec.sampler, spec.steps, spec.strength, spec.handoff)
-        legs = stage_segments(schedule, spec.handoff, refiner=True)
-        source = None if spec.strength is None else bytes(3 * spec.width * spec.height)
+        segments = stage_segments(schedule, spec.handoff, refiner=True)
+        init_image = None if spec.strength is None else bytes(3 * spec.width * spec.height)
         sample: HostSample = new_sample(
-            f"{next(self._ids)}", spec, schedule, legs[0].stage, ImageInputs(source)
+            f"{next(self._ids)}", spec, schedule, segments[0].stage, ImageInputs(init_image)
         )
-        return Image(self._engine, sample, legs)
+        return TimedImage(self._engine, sample, segments)
 
 
 def compare(*, runs: int, images: int, threads: int) -> None:
-    """Prints how far off predictions were, by both clocks."""
+    """Print the errors of the predictions, by both clocks."""
     device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=threads)
     queues = {name: Queue(clock, device) for name, clock in _CLOCKS.items()}
     errors: dict[str, Errors] = {name: defaultdict(list) for name in queues}
-    for run in track(range(-_WARM, runs), "runs", console=console, transient=True):
+    for run in track(range(-_WARM_UP_RUNS, runs), "runs", console=console, transient=True):
         for name, queue in queues.items():
-            found = _run(queue, images, random.Random(run + _WARM))
-            for what, off in found.items():
-                errors[name][what] += [off] * (run >= 0)
+            run_errors = measure(queue, images, random.Random(run + _WARM_UP_RUNS))
+            if run >= 0:
+                for prediction, values in run_errors.items():
+                    errors[name][prediction].append(values)
     _print(errors, runs, images, threads)
 
 
-def _run(queue: Queue, images: int, draw: random.Random) -> dict[str, list[float]]:
-    """The errors of a mixture that came at once, and of one that came bit by bit."""
-    crowd, off = queue.together(_mixture(images, draw))
-    apart = queue.one_by_one(_mixture(images, draw), draw)
+def measure(queue: Queue, images: int, rng: random.Random) -> dict[str, list[float]]:
+    """Return the relative errors of one mixture that arrives at once, and one that does not."""
+    together, drain_error = queue.run_together(_mixture(images, rng))
+    apart = queue.run_apart(_mixture(images, rng), rng)
     return {
-        _FORETOLD: [image.errors[1] for image in (*crowd, *apart)],
-        _ARRIVAL: [image.errors[0] for image in crowd],
+        _IN_ITS_BATCHES: [image.errors[1] for image in (*together, *apart)],
+        _TOGETHER: [image.errors[0] for image in together],
         _APART: [image.errors[0] for image in apart],
-        _OWED: [off],
+        _DRAIN: [drain_error],
     }
 
 
-def _mixture(images: int, draw: random.Random) -> list[ImageSpec]:
+def _mixture(images: int, rng: random.Random) -> list[ImageSpec]:
     specs = []
     for number in range(images):
-        width, height = draw.choice(_SIZES)
+        width, height = rng.choice(_SIZES)
         specs.append(
             ImageSpec(
                 prompt=f"a red star, {number}",
                 seed=number,
                 width=width,
                 height=height,
-                steps=draw.choice((4, 12, 20, 30)),
-                guidance=draw.choice((1.0, 5.0, 7.0)),
-                sampler=draw.choice(_SAMPLERS),
-                strength=draw.choice((None, None, 0.3, 0.6)),
-                handoff=draw.choice((1.0, 0.8)),
+                steps=rng.choice((4, 12, 20, 30)),
+                guidance=rng.choice((1.0, 5.0, 7.0)),
+                sampler=rng.choice(_SAMPLERS),
+                strength=rng.choice((None, None, 0.3, 0.6)),
+                handoff=rng.choice((1.0, 0.8)),
             )
         )
     return specs
@@ -209,33 +220,32 @@ def _mixture(images: int, draw: random.Random) -> list[ImageSpec]:
 
 def _print(errors: dict[str, Errors], runs: int, images: int, threads: int) -> None:
     table = Table(
-        title=f"Predicted against measured, {runs} runs of twice {images} images, {threads} CPU "
-        "thread(s)",
-        caption="Errors without their sign, in brackets the least and the most of any run; and the "
-        "mean with its sign, with its 95 % bootstrap interval. What comes when all are at once is "
-        "known, what comes later is not: then the prediction counts on less company",
+        title=f"Predicted against measured: {runs} runs of two mixtures of {images} images, "
+        f"{threads} CPU thread(s)",
+        caption="Relative errors without their sign, in brackets the min and max of the runs; and "
+        "the mean with its sign and its 95 % bootstrap interval. A prediction at arrival "
+        "can't know images that arrive later, so it assumes smaller batches",
     )
     for heading in ("", "clock", "median error", "90th percentile", "mean, signed"):
         table.add_column(heading, justify="right" if heading else "left")
-    for what in (_FORETOLD, _ARRIVAL, _APART, _OWED):
-        for name, found in errors.items():
-            table.add_row(what, name, *_figures(found[what]))
+    for prediction in (_IN_ITS_BATCHES, _TOGETHER, _APART, _DRAIN):
+        for clock, by_prediction in errors.items():
+            table.add_row(prediction, clock, *_cells(by_prediction[prediction]))
     console.print(table)
 
 
-def _figures(found: list[list[float]]) -> list[str]:
-    flat = [off for run in found for off in run]
-    groups = [number for number, run in enumerate(found) for _ in run]
-    low, high = bootstrap_interval(flat, groups)
-    figures = []
-    for part in (0.5, 0.9):
-        of_runs = [_quantile(run, part) for run in found]
-        least, most = min(of_runs), max(of_runs)
-        figures.append(f"{_quantile(flat, part):.1%} \\[{least:.1%}, {most:.1%}]")
-    return [*figures, f"{statistics.fmean(flat):+.1%} \\[{low:+.1%}, {high:+.1%}]"]
+def _cells(errors_by_run: list[list[float]]) -> list[str]:
+    errors = [error for run in errors_by_run for error in run]
+    groups = [number for number, run in enumerate(errors_by_run) for _ in run]
+    low, high = bootstrap_interval(errors, groups)
+    cells = []
+    for share in (0.5, 0.9):
+        by_run = [quantile(run, share) for run in errors_by_run]
+        cells.append(f"{quantile(errors, share):.1%} \\[{min(by_run):.1%}, {max(by_run):.1%}]")
+    return [*cells, f"{statistics.fmean(errors):+.1%} \\[{low:+.1%}, {high:+.1%}]"]
 
 
-def _quantile(off: Sequence[float], part: float) -> float:
-    """The least error, without its sign, that so large a part of them does not exceed."""
-    sizes = sorted(map(abs, off))
-    return sizes[math.ceil(part * len(sizes)) - 1]
+def quantile(errors: Sequence[float], share: float) -> float:
+    """Return the smallest absolute error that this share of all errors does not exceed."""
+    sizes = sorted(map(abs, errors))
+    return sizes[math.ceil(share * len(sizes)) - 1]

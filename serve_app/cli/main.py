@@ -220,18 +220,6 @@ def bench_refiner(
     compare(count=count, threads=threads)
 
 
-@demo.command("sheet")
-def demo_sheet(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
-        "contact-sheet.png"
-    ),
-) -> None:
-    """Write a contact sheet: images of the demo above their prompts."""
-    from serve_app.bench.contact_sheet import write_contact_sheet
-
-    write_contact_sheet(output)
-
-
 @bench.command("routing")
 def bench_routing(
     rounds: Annotated[int, typer.Option(min=1, help="Traces; each runs under both routers.")] = 3,
@@ -274,6 +262,25 @@ def bench_png(runs: Annotated[int, typer.Option(min=3, help="Runs per setting.")
     from serve_app.bench.png_encoders import compare
 
     compare(runs=runs)
+
+
+@demo.command("sheet")
+def demo_sheet(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
+        "contact-sheet.png"
+    ),
+) -> None:
+    """Write a contact sheet: images of the demo above their prompts."""
+    from serve_app.cli.console import REFUSED, console, print_error
+    from serve_app.core.errors import OperatorError
+    from serve_app.demo.contact_sheet import write_contact_sheet
+
+    try:
+        write_contact_sheet(output)
+    except OperatorError as error:
+        print_error(error)
+        raise typer.Exit(REFUSED) from None
+    console.print(f"Contact sheet: {output}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The demo: scenes of plain shapes, a judge that reads them, and the checkpoint that draws them.
+"""The demo: scenes of plain shapes, a checkpoint that draws them, and a reader that checks them.
 
-Knows no Ray, no HTTP and no engine: what it ships are ordinary diffusers folders.
+No Ray, no HTTP. The checkpoint is two ordinary diffusers folders.
 """

@@ -1,8 +1,7 @@
-"""Stages whose networks sleep for a stated time: the real engine, Ray and HTTP on GPUs that are not
-there, in numbers that this machine could never hold.
+"""Replicas whose networks sleep for a stated time: real engine, Ray and HTTP, pretended GPUs.
 
-Knows no load and no policy. A size in pixels counts as one `SCALE` times as wide and high, so that
-latents and pictures are small and nothing but the sleep takes time.
+A size in pixels counts as one `SCALE` times as wide and high, so that latents and images are small
+and nothing but the sleep takes time.
 """
 
 import time
@@ -36,72 +35,72 @@ from serve_app.runtime.stage_model import Parts, StageModel
 from serve_app.simulator.gpu_speed import GpuSpeed
 
 SCALE = 4
-NATIVE = 1024 // SCALE  # pixels a side
+NATIVE_SIZE = 1024 // SCALE  # pixels a side
 _NOISE = NoiseConfig.from_scheduler_config({})
 
 
 class SleepingDenoiser:
-    """Every picture is grey, and takes the stated time."""
+    """A `Denoiser` that takes the stated time and returns zeros."""
 
-    def __init__(self, stage: Stage, costs: GpuSpeed) -> None:
-        self._stage, self._costs = stage, costs
+    def __init__(self, stage: Stage, speed: GpuSpeed) -> None:
+        self._stage, self._speed = stage, speed
 
     def __call__(
         self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
     ) -> torch.Tensor:
-        """See `Denoiser`."""
+        """Sleep for one step, then return the denoised latents."""
         height, width = (8 * SCALE * side for side in x.shape[-2:])
-        time.sleep(self._costs.step(self._stage, width, height, lanes))
+        time.sleep(self._speed.step(self._stage, width, height, lanes))
         return torch.zeros_like(x)
 
 
 class SleepingVae:
-    """A picture as small as can be, after the stated time."""
+    """An `ImageCodec` that takes the stated time and returns a small grey image."""
 
-    def __init__(self, costs: GpuSpeed) -> None:
-        self._costs = costs
+    def __init__(self, speed: GpuSpeed) -> None:
+        self._speed = speed
 
     def decode(self, latents: torch.Tensor) -> RgbImage:
-        """See `Pixels`."""
+        """Sleep for one decode, then return the image."""
         height, width = (8 * SCALE * side for side in latents.shape[-2:])
-        time.sleep(self._costs.decode(width, height))
+        time.sleep(self._speed.decode(width, height))
         return np.full((8, 8, 3), 128, np.uint8)
 
-    def encode(self, picture: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
-        """See `Pixels`; as long as a decode."""
-        time.sleep(self._costs.decode(SCALE * picture.shape[1], SCALE * picture.shape[0]))
+    def encode(self, image: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
+        """Sleep for as long as a decode, then return latents."""
+        time.sleep(self._speed.decode(SCALE * image.shape[1], SCALE * image.shape[0]))
         return torch.zeros_like(posterior_noise)
 
 
 class SleepingTextEncoders:
-    """Every prompt says nothing, after the stated time."""
+    """`TextEncoders` that take the stated time and return zeros."""
 
-    def __init__(self, costs: GpuSpeed) -> None:
-        self._costs = costs
+    def __init__(self, speed: GpuSpeed) -> None:
+        self._speed = speed
 
     def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
-        """See `Prompts`."""
+        """Return an empty prompt."""
         return TokenizedPrompt(((),), ())
 
     def encode(
-        self, reading: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
+        self, prompt: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Prompts`."""
-        time.sleep(self._costs.prompt_seconds)
+        """Sleep for one prompt, then return embeddings and the pooled embedding."""
+        time.sleep(self._speed.prompt_seconds)
         return torch.zeros(77 * chunks, 8), torch.zeros(4)
 
 
 class SleepingStage(StageReplica):
-    """A replica like any other, but for its model."""
+    """A replica that is real but for its networks."""
 
     def __init__(
-        self, config: StageConfig, costs: GpuSpeed, meter: Callable[[], Meter] = InMemoryMeter
+        self, config: StageConfig, speed: GpuSpeed, meter: Callable[[], Meter] = InMemoryMeter
     ) -> None:
-        super().__init__(config, meter, load=partial(_shelf, costs))
+        super().__init__(config, meter, load=partial(_load_models, speed))
 
 
 def stage_config(*stages: Stage, images: int) -> StageConfig:
-    """What such a replica is told: so many images step together."""
+    """Return the config of a sleeping replica that batches up to `images` images."""
     return StageConfig(
         models=tuple(ModelSource(str(stage), None, stage=stage) for stage in stages),
         device="cpu",
@@ -115,38 +114,45 @@ def stage_config(*stages: Stage, images: int) -> StageConfig:
     )
 
 
-def ingress_config(*, refiner: bool, pool: int | None = None) -> IngressConfig:
-    """What the ingress before them is told; of its stages, `pool` replicas may be there."""
-    facts = ServiceInfo(
-        models=(ModelInfo(str(Stage.BASE), NATIVE, _NOISE),),
+def ingress_config(*, refiner: bool, max_total_replicas: int | None = None) -> IngressConfig:
+    """Return the config of the ingress in front of sleeping replicas."""
+    info = ServiceInfo(
+        models=(ModelInfo(str(Stage.BASE), NATIVE_SIZE, _NOISE),),
         refiner=str(Stage.REFINER) if refiner else None,
         device="none",
         precision="none",
         default_image_count=1,
     )
-    http = partial(open_ingress, HttpConfig(info=facts, access_policy=AccessPolicy()))
-    return IngressConfig(http, facts.models, facts.refiner, max_total_replicas=pool)
+    http = partial(open_ingress, HttpConfig(info=info, access_policy=AccessPolicy()))
+    return IngressConfig(http, info.models, info.refiner, max_total_replicas=max_total_replicas)
 
 
-def _shelf(costs: GpuSpeed, config: StageConfig) -> ModelCache:
-    makers: dict[ModelKey, Any] = {
-        source.key: partial(_model, costs, source.stage, source.name, config.max_batch_images)
+def _load_models(speed: GpuSpeed, config: StageConfig) -> ModelCache:
+    """Return a cache of the config's models, with networks that sleep."""
+    loaders: dict[ModelKey, Any] = {
+        source.key: partial(_load_model, speed, source.stage, source.name, config.max_batch_images)
         for source in config.models
     }
-    return ModelCache(makers, capacity=config.max_loaded_models)
+    return ModelCache(loaders, capacity=config.max_loaded_models)
 
 
-def _model(
-    costs: GpuSpeed, stage: Stage, name: str, images: int, to_come: int, before: MemoryPlan | None
+def _load_model(
+    speed: GpuSpeed,
+    stage: Stage,
+    name: str,
+    images: int,
+    reserve_for: int,
+    previous_plan: MemoryPlan | None,
 ) -> StageModel:
+    """Return a model with networks that sleep. The last two parameters are a `Loader`'s."""
     device = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
-    checkpoint = Checkpoint(stage, Path(), name, _NOISE, NATIVE, None, False, True)
+    checkpoint = Checkpoint(stage, Path(), name, _NOISE, NATIVE_SIZE, None, False, True)
     profile = NumericProfile(
         stage, "none", "float32", "float32", "none", 2 * images, (), 1, "none", name
     )
     parts = Parts(
-        Conditioner(SleepingTextEncoders(costs), checkpoint),
-        SleepingDenoiser(stage, costs),
-        SleepingVae(costs),
+        Conditioner(SleepingTextEncoders(speed), checkpoint),
+        SleepingDenoiser(stage, speed),
+        SleepingVae(speed),
     )
     return StageModel(profile=profile, memory_plan=MemoryPlan(images), device=device, parts=parts)

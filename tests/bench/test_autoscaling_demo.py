@@ -1,46 +1,65 @@
-"""The load of the bench of scaling, and the picture of what is seen."""
+"""The load of the autoscaling demo, and the plot of what it observes."""
 
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import pytest
 from PIL import Image
 
 from serve_app.bench.autoscaling_demo import load
 from serve_app.bench.load_generator import Response
-from serve_app.bench.timeline import TimelinePoint, plot_timeline
+from serve_app.bench.timeline import plot_timeline
 from serve_app.core.diffusion.spec import Stage
 from serve_app.simulator.traces import Arrival
+from serve_app.testing.sleeping_service import Observation
+
+BLUE, ORANGE = (37, 99, 235), (234, 88, 12)  # of the plot's base and refiner
 
 
-def test_the_load_is_little_then_for_base_then_for_the_refiner_then_little() -> None:
+def test_the_load_is_light_then_on_base_then_on_the_refiner_then_light() -> None:
     trace = load(1000, seed=1)
-    parts = [
+    phases = [
         (0, 100, 0.8, 0.25),
         (100, 450, 1.0, 2.2),
         (450, 700, 0.2, 1.6),
         (700, 1000, 0.8, 0.25),
     ]
-    for begin, end, handoff, rate in parts:
-        part = [one for one in trace if begin + 10 <= one.at < end]  # what comes was drawn before
-        assert {one.handoff for one in part} == {handoff}
-        assert 0.6 < len(part) / (end - begin - 10) / rate < 1.4
+    for start, end, handoff, rate in phases:
+        phase = [arrival for arrival in trace if start + 10 <= arrival.at < end]
+        assert {arrival.handoff for arrival in phase} == {handoff}
+        assert 0.6 < len(phase) / (end - start - 10) / rate < 1.4
     assert load(1000, seed=1) == trace
 
 
-def test_an_image_is_under_way_from_when_it_is_asked_for_to_its_answer() -> None:
-    one = Response(Arrival(10.0, 30), seconds=5.0, status=201)
-    assert [one.under_way(at) for at in (9.9, 10.0, 14.9, 15.0)] == [False, True, True, False]
+def test_an_image_is_in_flight_from_its_request_to_its_response() -> None:
+    response = Response(Arrival(10.0, 30), seconds=5.0, status=201)
+    in_flight = [response.in_flight(at) for at in (9.9, 10.0, 14.9, 15.0)]
+    assert in_flight == [False, True, True, False]
 
 
-def test_a_picture_of_what_was_seen_is_written(tmp_path: Path) -> None:
-    none = dict.fromkeys(Stage, 0)
-    moments = [
-        TimelinePoint(
-            at, {Stage.BASE: 1 + at // 4 % 2, Stage.REFINER: 1}, none, dict.fromkeys(Stage, 2.0)
-        )
-        for at in range(30)
-    ]
-    answers = [Response(Arrival(at, 30, handoff=0.1 * at), 5.0, 201) for at in range(10)]
-    plot_timeline(moments, answers, 4, tmp_path / "seen.png")
-    with Image.open(tmp_path / "seen.png") as picture:
-        assert picture.size == (1430, 1170)
-        assert len(picture.convert("RGB").getcolors(2**20) or ()) > 50
+def area(path: Path, colour: tuple[int, int, int]) -> int:
+    """Return how many pixels of a plot are nearly of a colour."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"), int)
+    return int((np.abs(pixels - colour).max(axis=2) < 45).sum())
+
+
+def observation(at: float, base: int, refiner: int) -> Observation:
+    nothing = dict.fromkeys(Stage, 0)
+    replicas = {Stage.BASE: base, Stage.REFINER: refiner}
+    return Observation(at, replicas, nothing, dict.fromkeys(Stage, 2.0))
+
+
+def test_the_plot_has_more_of_the_stage_that_has_more_replicas(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    responses = [Response(Arrival(at, 30), 5.0, 201) for at in range(10)]
+    base, refiner = list[int](), list[int]()
+    for replicas in (1, 2, 3):
+        timeline = [observation(at, replicas, 4 - replicas) for at in range(30)]
+        output = tmp_path / f"{replicas}.png"
+        plot_timeline(timeline, responses, 4, output)
+        base.append(area(output, BLUE))
+        refiner.append(area(output, ORANGE))
+    assert all(more > less for less, more in pairwise(base))
+    assert all(more < less for less, more in pairwise(refiner))

@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 import pytest
-
 from serve_app.bench.contact_sheet import write_contact_sheet
+
 from serve_app.bench.demo_quality import evaluate, exact, marked, right, through_vae
 from serve_app.bench.demo_refiner import compare, psnr
 from serve_app.demo.evaluation import pairs, questions, score_pair, shuffled

@@ -11,11 +11,10 @@ from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.scheduling.work import WorkKind
-from serve_app.core.service.events import SegmentDone
+from serve_app.core.service.events import ReplicaStats, SegmentDone
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.traces import Arrival
-from serve_app.testing.sleeping_stage import NATIVE, SleepingStage, stage_config
-from tests.support.builders import replica_stats
+from serve_app.testing.sleeping_stage import NATIVE_SIZE, SleepingStage, stage_config
 
 STEP, LANES = 0.02, 8  # seconds
 
@@ -35,8 +34,11 @@ def test_what_was_played_is_told_by_image_and_by_step() -> None:
 
 
 def test_what_a_step_took_is_the_median_of_the_replicas_at_the_size_that_was_pretended() -> None:
-    turn = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "base"), NATIVE, NATIVE, LANES)
-    facts = [replica_stats(costs=CostTable({turn: seconds})) for seconds in (0.1, 0.2, 0.6)]
+    turn = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "base"), NATIVE_SIZE, NATIVE_SIZE, LANES)
+    facts = [
+        ReplicaStats(0, "", "", 0, 0, 0, 0, 0.0, 0.0, 0.0, CostTable({turn: seconds}), {})
+        for seconds in (0.1, 0.2, 0.6)
+    ]
     assert _measured(facts) == {(Stage.BASE, 1024, 1024, LANES): 0.2}
 
 
@@ -47,7 +49,7 @@ async def test_a_sleeping_replica_takes_the_stated_time_for_whatever_steps_toget
     )
     for number in range(3):
         spec = ImageSpec(
-            prompt="a", seed=number, width=NATIVE, height=NATIVE, steps=20, guidance=6.9
+            prompt="a", seed=number, width=NATIVE_SIZE, height=NATIVE_SIZE, steps=20, guidance=6.9
         )
         noise = NoiseConfig.from_scheduler_config({})
         schedule = make_schedule(noise, spec.sampler, 20, None, 1.0)

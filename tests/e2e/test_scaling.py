@@ -9,13 +9,18 @@ import httpx
 import pytest
 from ray import serve
 
-from serve_app.bench.autoscaling_demo import deploy, observe
 from serve_app.config.app_args import DeploymentScale
 from serve_app.core.diffusion.spec import Stage
 from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.simulator.gpu_speed import GpuSpeed
-from serve_app.testing.sleeping_stage import NATIVE, SleepingStage, ingress_config, stage_config
+from serve_app.testing.sleeping_service import deploy, observe
+from serve_app.testing.sleeping_stage import (
+    NATIVE_SIZE,
+    SleepingStage,
+    ingress_config,
+    stage_config,
+)
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.ray
@@ -30,7 +35,13 @@ def address(cluster: int) -> Iterator[str]:
 
 
 def generate(address: str, steps: int, handoff: float) -> int:
-    body = {"prompt": "a", "imageCount": 1, "steps": steps, "width": NATIVE, "height": NATIVE}
+    body = {
+        "prompt": "a",
+        "imageCount": 1,
+        "steps": steps,
+        "width": NATIVE_SIZE,
+        "height": NATIVE_SIZE,
+    }
     return httpx.post(
         f"{address}/generate", json=body | {"handoff": handoff}, timeout=240
     ).status_code

@@ -1,19 +1,20 @@
-"""A contact sheet of the demo: real pictures of the service's engine, their prompts underneath.
+"""A contact sheet of the demo: images by the service's engine, with their prompts underneath.
 
-Knows no files but the one it writes. The seed of a picture is its place on the sheet.
+The seed of an image is its position on the sheet.
 """
 
 import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
 
-from serve_app.bench.demo_quality import TOGETHER, DemoRunner
 from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.errors import OperatorError
 from serve_app.demo.evaluation import GUIDANCE, HANDOFF, SIDE, STEPS
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
+from serve_app.runtime.local import LocalPipeline
+from serve_app.runtime.memory.device import open_device
 
 PROMPTS = (
     "a red circle on a blue background",
@@ -35,42 +36,45 @@ PROMPTS = (
     "una estrella blanca a la izquierda de un corazón rojo sobre un fondo negro",
     "a plain orange background",
 )
-_COLUMNS, _GAP, _TEXT = 6, 16, 58  # pictures; pixels; pixels under each for its prompt
+_COLUMNS, _GAP, _TEXT = 6, 16, 58  # images per row; pixels; pixels for the prompt
 _PAPER, _INK = (250, 250, 248), (60, 60, 66)
+_BATCH = 8  # images that step together
 _FONT = "DejaVuSans.ttf"  # Pillow's own has no accents
-console = Console(highlight=False)
 
 
 def write_contact_sheet(output: Path) -> None:
-    """The sheet is written; exits when its font is not installed."""
+    """Write the sheet as a PNG file. Raises `OperatorError` if its font is not installed."""
     try:
         font = ImageFont.truetype(_FONT, 10)
     except OSError:
-        raise SystemExit(f"the sheet needs {_FONT}: install Debian's fonts-dejavu-core") from None
+        raise OperatorError(
+            "is not installed", subject=f"the font {_FONT}", remedy="apt install fonts-dejavu-core"
+        ) from None
     checkpoints = [inspect(demo_folder(stage), stage) for stage in Stage]
     specs = [
         ImageSpec(
             prompt=prompt,
-            seed=place,
+            seed=position,
             width=SIDE,
             height=SIDE,
             steps=STEPS,
             guidance=GUIDANCE,
             handoff=HANDOFF,
         )
-        for place, prompt in enumerate(PROMPTS)
+        for position, prompt in enumerate(PROMPTS)
     ]
-    pictures = DemoRunner(checkpoints, 1, images=TOGETHER).generate(specs)
+    device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=1)
+    pipeline = LocalPipeline(checkpoints, device, images=_BATCH, strict=False)
+    images = pipeline.generate(specs)
     rows = -(-len(PROMPTS) // _COLUMNS)
-    across, down = SIDE + _GAP, SIDE + _TEXT
-    sheet = Image.new("RGB", (_COLUMNS * across + _GAP, rows * down + _GAP), _PAPER)
+    width, height = SIDE + _GAP, SIDE + _TEXT
+    sheet = Image.new("RGB", (_COLUMNS * width + _GAP, rows * height + _GAP), _PAPER)
     pencil = ImageDraw.Draw(sheet)
-    for place, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True)):
-        x, y = _GAP + place % _COLUMNS * across, _GAP + place // _COLUMNS * down
-        sheet.paste(Image.fromarray(picture), (x, y))
+    for position, (prompt, image) in enumerate(zip(PROMPTS, images, strict=True)):
+        x, y = _GAP + position % _COLUMNS * width, _GAP + position // _COLUMNS * height
+        sheet.paste(Image.fromarray(image), (x, y))
         pencil.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline=(226, 226, 222))
         pencil.multiline_text(
             (x, y + SIDE + 4), textwrap.fill(prompt, 23), fill=_INK, font=font, spacing=2
         )
     sheet.save(output, optimize=True)
-    console.print(f"{output}: {len(PROMPTS)} pictures of {STEPS} steps")

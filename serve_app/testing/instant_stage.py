@@ -1,0 +1,51 @@
+"""Replicas that finish a segment at once, to measure and test the service around the engine."""
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from serve_app.core.capacity.cost_model import CostTable
+from serve_app.core.capacity.gpu_time import GpuTime
+from serve_app.core.diffusion.inputs import NO_INPUTS
+from serve_app.core.diffusion.sample import Sample, StageSegment
+from serve_app.core.diffusion.spec import LATENT_CHANNELS
+from serve_app.core.service.events import ReplicaStats, SegmentDone
+
+
+class InstantStage:
+    """A replica that returns latents of zeros, or one PNG that it was given, at once."""
+
+    def __init__(self, png: bytes) -> None:
+        self._png = png
+
+    async def advance(self, sample: Sample[Any], segment: StageSegment) -> AsyncIterator[Any]:
+        """Yield the sample at the end of its segment, with latents as large as real ones."""
+        latents = np.zeros((LATENT_CHANNELS, *sample.spec.latent_shape), np.float32)
+        done = replace(
+            sample,
+            index=segment.stop,
+            latents=None if segment.last else latents,
+            inputs=NO_INPUTS,
+            profile="none",
+        )
+        yield SegmentDone(done, self._png if segment.last else None, GpuTime(), CostTable())
+
+    async def stats(self) -> ReplicaStats:
+        """Return the counters of a replica that has done no work."""
+        return ReplicaStats(
+            pid=os.getpid(),
+            profile="none",
+            state="",
+            turns=0,
+            steps=0,
+            finished=0,
+            cancelled=0,
+            gpu_seconds=0.0,
+            wasted_gpu_seconds=0.0,
+            owed_seconds=0.0,
+            costs=CostTable(),
+            positions={},
+        )
