@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "demo": (CORE | {"runtime", "demo"}, {"torch", "diffusers", "transformers"}),
     "testing": (
         CORE | {"runtime", "deployments", "ingress", "config", "simulator", "testing"},
-        {"torch"},
+        {"torch", "ray"},
     ),
     "bench": (
         CORE

@@ -1,7 +1,7 @@
-"""Owed-work routing against Ray Serve's own, on the same load, through Ray and HTTP; and the
-simulator against both.
+"""Routing by owed work against Ray Serve's own router, and the simulator against both.
 
-Knows no model: four replicas with make-believe GPUs sleep for as long as a step would take.
+Both get the same load, through Ray and HTTP. Four replicas on pretended GPUs sleep for as long as a
+step would take.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,13 +41,13 @@ _MIX = RequestMix(
     handoffs=(1.0,),
     heavy=0.0,
 )
-_COSTS = GpuSpeed(tflops=1000.0, vae_tflops=1000.0)  # stated: what the replicas sleep
+_SPEED = GpuSpeed(tflops=1000.0, vae_tflops=1000.0)  # decides how long the replicas sleep
 console = Console(highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """A trace's outcome in seconds, per image and per step asked for."""
+    """The latencies of a trace in seconds, per image and per requested step."""
 
     latencies: tuple[float, ...]
     per_step: tuple[float, ...]
@@ -55,54 +55,54 @@ class RunResult:
 
     @classmethod
     def of(cls, timed: Sequence[tuple[Arrival, float]], failed: int = 0) -> "RunResult":
-        """In order of length."""
+        """Return the result of a trace from its arrivals and their seconds, sorted."""
         latencies = tuple(sorted(seconds for _, seconds in timed))
-        return cls(latencies, tuple(sorted(s / one.steps for one, s in timed)), failed)
+        return cls(latencies, tuple(sorted(s / arrival.steps for arrival, s in timed)), failed)
 
     @property
     def cells(self) -> tuple[float, ...]:
-        """Median and 95th percentile of both."""
-        of = [self.latencies, self.per_step]
-        return tuple(percentile(one, share) for one in of for share in (0.5, 0.95))
+        """Median and 95th percentile, per image and then per step."""
+        series = (self.latencies, self.per_step)
+        return tuple(percentile(values, share) for values in series for share in (0.5, 0.95))
 
 
 def compare(*, rounds: int, seconds: float, seed: int) -> None:
-    """Prints latency under both routers, and what the simulator says of each."""
+    """Print the latency with both routers, measured and simulated."""
     routers = {"owed work": ROUTER, "two choices": POWER_OF_TWO_CHOICES}
-    said: dict[str, list[RunResult]] = {name: [] for name in routers}
-    did: dict[str, list[RunResult]] = {name: [] for name in routers}
+    simulated: dict[str, list[RunResult]] = {name: [] for name in routers}
+    measured: dict[str, list[RunResult]] = {name: [] for name in routers}
     with local_ray(_GPUS) as (port, folder):
         for number in range(rounds):
-            trace = _trace(seconds, seed + number)
+            trace = draw_load(seconds, seed + number)
             for name, router in routers.items():
                 with console.status(f"round {number + 1} of {rounds}: {name}"):
-                    played, costs = _play(trace, router, port, folder / "ledger.sqlite")
-                did[name].append(played)
-                said[name].append(_simulated(trace, name, costs, seed + number))
+                    result, step_seconds = _run(trace, router, port, folder / "ledger.sqlite")
+                measured[name].append(result)
+                simulated[name].append(_simulate(trace, name, step_seconds, seed + number))
                 console.print(f"[dim]round {number + 1}, {name}: {len(trace)} images[/]")
-    _print(did, said, rounds, seconds)
+    _print(measured, simulated, rounds, seconds)
 
 
-def _trace(seconds: float, seed: int) -> list[Arrival]:
-    """Images that come at random, together as much work as four replicas do in 85 % of the time."""
-    wave, rate, trace = Workload(lambda at: 1.0, lambda at: _MIX), 1.0, list[Arrival]()
-    for _ in range(4):  # what is drawn comes to another load than was meant
-        trace = draw_trace(wave, rate=rate, seconds=seconds, rng=Random(seed))
-        rate *= _LOAD * _GPUS * seconds / sum(_alone(one) for one in trace)
+def draw_load(seconds: float, seed: int) -> list[Arrival]:
+    """Return random arrivals, with as much work as four replicas do in 85 % of the time."""
+    workload, rate, trace = Workload(lambda at: 1.0, lambda at: _MIX), 1.0, list[Arrival]()
+    for _ in range(4):  # the load of a drawn trace differs from its expected one
+        trace = draw_trace(workload, rate=rate, seconds=seconds, rng=Random(seed))
+        rate *= _LOAD * _GPUS * seconds / sum(gpu_seconds(arrival) for arrival in trace)
     return trace
 
 
-def _alone(arrival: Arrival) -> float:
-    """Seconds of a replica's time, in full batches."""
-    spec, schedule, legs = image_of(arrival, refiner=False)
-    sample: Sample[float] = new_sample("", spec, schedule, legs[0].stage)
-    return _COSTS.amortized_seconds(sample, legs[0], _SIZE)
+def gpu_seconds(arrival: Arrival) -> float:
+    """Return the seconds that an image takes of a replica, in full batches."""
+    spec, schedule, segments = image_of(arrival, refiner=False)
+    sample: Sample[float] = new_sample("", spec, schedule, segments[0].stage)
+    return _SPEED.amortized_seconds(sample, segments[0], _SIZE)
 
 
-def _play(
+def _run(
     trace: Sequence[Arrival], router: str, port: int, ledger: Path
 ) -> tuple[RunResult, Mapping[tuple[Stage, int, int, int], float]]:
-    """What became of the trace, and the seconds that steps took by the replicas' own account."""
+    """Return the result of a trace, and the seconds that the replicas measured for their steps."""
     scale = DeploymentScale(min_replicas=_GPUS, num_gpus=1, num_cpus=0.1)
     stage = deploy_stage(
         SleepingStage,
@@ -112,70 +112,73 @@ def _play(
         gpus=1,
         drain=1.0,
         router=router,
-    ).bind(stage_config(Stage.BASE, images=_SIZE.images), _COSTS, RayMeter)
+    ).bind(stage_config(Stage.BASE, images=_SIZE.images), _SPEED, RayMeter)
     graph = bind_graph(ingress_config(refiner=False), ledger, stage, None, DeploymentScale(), 1.0)
     serve.run(graph, name=_APP)
-    replay([replace(one, steps=4) for one in _warming()], port)
-    answers = replay(trace, port)
-    facts = serve.get_deployment_handle(_STAGE, _APP).broadcast("stats").results(timeout_s=10)
+    replay(_warm_up(), port)
+    responses = replay(trace, port)
+    stats = serve.get_deployment_handle(_STAGE, _APP).broadcast("stats").results(timeout_s=10)
     serve.delete(_APP)
-    timed = [(one.arrival, one.seconds) for one in answers]
-    return RunResult.of(timed, sum(one.status != 201 for one in answers)), _measured(facts)
+    timed = [(response.arrival, response.seconds) for response in responses]
+    failed = sum(response.status != 201 for response in responses)
+    return RunResult.of(timed, failed), median_step_seconds(stats)
 
 
-def _warming() -> list[Arrival]:
-    """So many that every replica has had each size."""
+def _warm_up() -> list[Arrival]:
+    """Return enough arrivals for every replica to run each size."""
     return [Arrival(0.0, 4, *size, handoff=1.0) for size in _MIX.sizes for _ in range(8 * _GPUS)]
 
 
-def _measured(facts: Sequence[ReplicaStats]) -> dict[tuple[Stage, int, int, int], float]:
-    """The median over the replicas of what a step took, by kind."""
-    seen: dict[tuple[Stage, int, int, int], list[float]] = {}
-    for one in facts:
-        for turn, seconds in one.costs.seconds_by_turn.items():
+def median_step_seconds(stats: Sequence[ReplicaStats]) -> dict[tuple[Stage, int, int, int], float]:
+    """Return the median over the replicas of the seconds of a step, by stage, size and rows."""
+    by_kind: dict[tuple[Stage, int, int, int], list[float]] = {}
+    for replica in stats:
+        for turn, seconds in replica.costs.seconds_by_turn.items():
             if turn.work is WorkKind.STEP:
                 size = turn.width * SCALE, turn.height * SCALE
-                seen.setdefault((turn.stage, *size, turn.rows), []).append(seconds)
-    return {kind: median(seconds) for kind, seconds in seen.items()}
+                by_kind.setdefault((turn.stage, *size, turn.rows), []).append(seconds)
+    return {kind: median(seconds) for kind, seconds in by_kind.items()}
 
 
-def _simulated(
+def _simulate(
     trace: Sequence[Arrival],
     name: str,
-    steps: Mapping[tuple[Stage, int, int, int], float],
+    step_seconds: Mapping[tuple[Stage, int, int, int], float],
     seed: int,
 ) -> RunResult:
-    """The same trace under the same policy on a virtual clock, with steps as long as measured."""
+    """Simulate the trace under the same policy, with steps as long as measured."""
     route = route_by_owed_work() if name == "owed work" else route_by_requests(Random(seed))
-    costs = replace(_COSTS, step_seconds=steps)
-    run = Cluster(_SIZE, costs, route, None, {Stage.BASE: _GPUS}).run(trace)
-    return RunResult.of([(one.arrival, one.seconds) for one in run.finished])
+    speed = replace(_SPEED, step_seconds=step_seconds)
+    run = Cluster(_SIZE, speed, route, None, {Stage.BASE: _GPUS}).run(trace)
+    return RunResult.of([(image.arrival, image.seconds) for image in run.finished])
 
 
 def _print(
-    did: Mapping[str, Sequence[RunResult]],
-    said: Mapping[str, Sequence[RunResult]],
+    measured: Mapping[str, Sequence[RunResult]],
+    simulated: Mapping[str, Sequence[RunResult]],
     rounds: int,
     seconds: float,
 ) -> None:
     table = Table(
         title=f"{rounds} traces of {seconds:.0f} s at {_LOAD:.0%} of {_GPUS} GPUs, through HTTP",
-        caption="seconds: median of the traces \\[least, most]. A step: seconds per step asked for",
+        caption="seconds: median of the traces \\[min, max]. A step: seconds per requested step",
     )
     table.add_column("routed by")
-    for head in ("p50", "p95", "p50 a step", "p95 a step", "failed"):
-        table.add_column(head, justify="right")
-    for name in did:
-        failed = str(sum(one.failed for one in did[name]))
-        table.add_row(name, *_cells([one.cells for one in did[name]]), failed)
-        table.add_row("  simulated", *_cells([one.cells for one in said[name]]), "", style="dim")
-        off = [
+    for heading in ("p50", "p95", "p50 a step", "p95 a step", "failed"):
+        table.add_column(heading, justify="right")
+    for name in measured:
+        failed = str(sum(result.failed for result in measured[name]))
+        table.add_row(name, *_cells([result.cells for result in measured[name]]), failed)
+        table.add_row(
+            "  simulated", *_cells([result.cells for result in simulated[name]]), "", style="dim"
+        )
+        errors = [
             [s / d - 1 for s, d in zip(a.cells, b.cells, strict=True)]
-            for a, b in zip(said[name], did[name], strict=True)
+            for a, b in zip(simulated[name], measured[name], strict=True)
         ]
-        table.add_row("  off by", *_cells(off, "{:+.0%}"), "", style="dim")
+        table.add_row("  off by", *_cells(errors, "{:+.0%}"), "", style="dim")
     console.print(table)
-    ours, theirs = (did[name] for name in did)
+    ours, theirs = (measured[name] for name in measured)
     ratios = [a.cells[3] / b.cells[3] for a, b in zip(ours, theirs, strict=True)]
     console.print(
         f"p95 of latency per step, owed work against two choices: [bold]{median(ratios):.2f}[/] "

@@ -1,7 +1,7 @@
-"""A scene in words, in English or Spanish, said in one of many ways.
+"""Captions: a scene in English or Spanish words, in one of many phrasings.
 
-Knows no pixels and no tokens. Words and their order always vary; `Told` says how often a fact is
-left out, as people do.
+No pixels and no tokens. Words and their order always vary; `MentionRates` decides how often a fact
+is mentioned, since people leave facts out.
 """
 
 import random
@@ -25,99 +25,101 @@ LEXICONS = {Language.ENGLISH: ENGLISH, Language.SPANISH: SPANISH}
 
 @dataclass(frozen=True, slots=True)
 class MentionRates:
-    """How often each fact is told."""
+    """How often a caption mentions each fact, from 0 to 1."""
 
     kind: float = 1.0
     colour: float = 1.0
     size: float = 1.0
     place: float = 1.0
     background: float = 1.0
-    flourish: float = 0.0  # words that say nothing of the scene
+    flourish: float = 0.0  # words that do not describe the scene
 
 
 ALL = MentionRates()
 AS_PEOPLE_DO = MentionRates(0.95, 0.93, 0.5, 0.8, 0.94, 0.2)
 
 
-def caption(
-    scene: Scene, language: Language, chance: random.Random, told: MentionRates = ALL
-) -> str:
-    """The scene in one line of lower-case words."""
+def caption(scene: Scene, language: Language, rng: random.Random, rates: MentionRates = ALL) -> str:
+    """Return a caption of the scene: one line of lower-case words."""
     words = LEXICONS[language]
     if not scene.figures:
-        text = words.background(scene.background, chance)
+        text = words.background(scene.background, rng)
     elif len(scene.figures) == 2:
-        text = _pair(scene, words, chance, told)
+        text = _pair(scene, words, rng, rates)
     else:
-        text = _single(scene, words, chance, told)
-    if chance.random() < told.flourish:
-        text = chance.choice(words.before) + text
-    if chance.random() < told.flourish:
-        text += chance.choice(words.after)
-    if chance.random() < told.flourish / 4:
-        text += " " + babble(chance, 2)
+        text = _single(scene, words, rng, rates)
+    if rng.random() < rates.flourish:
+        text = rng.choice(words.before) + text
+    if rng.random() < rates.flourish:
+        text += rng.choice(words.after)
+    if rng.random() < rates.flourish / 4:
+        text += " " + babble(rng, 2)
     tidy = re.sub(r"( ?, )+", ", ", re.sub(r"  +", " ", text)).strip(" ,")
     return words.contracted(tidy)
 
 
-def babble(chance: random.Random, most: int = 8) -> str:
-    """Words of no language, so that unknown ones are taken for what they are."""
+def babble(rng: random.Random, max_words: int = 8) -> str:
+    """Return words of no language, from which training learns to ignore unknown words."""
     letters = "abcdefghijklmnopqrstuvwxyzñáéíóú0123456789'-"
     return " ".join(
-        "".join(chance.choice(letters) for _ in range(chance.randrange(1, 9)))
-        for _ in range(chance.randrange(1, most + 1))
+        "".join(rng.choice(letters) for _ in range(rng.randrange(1, 9)))
+        for _ in range(rng.randrange(1, max_words + 1))
     )
 
 
-def _single(scene: Scene, words: Lexicon, chance: random.Random, told: MentionRates) -> str:
+def _single(scene: Scene, words: Lexicon, rng: random.Random, rates: MentionRates) -> str:
     figure = scene.figures[0]
-    place = chance.choice(words.places[figure.place]) if chance.random() < told.place else ""
-    tells_ground = chance.random() < told.background
-    way = chance.randrange(5)
-    if way == 0:  # as tags
-        ground = words.bare_background(scene.background, chance) if tells_ground else ""
-        return f"{_bare(figure, words, chance, told)}, {ground}, {place}"
-    if way == 1 and tells_ground:  # background first
-        ground = words.background(scene.background, chance)
-        return f"{ground} {words.having} {_named(figure, words, chance, told)} {place}"
-    ground = f"{words.upon} {words.background(scene.background, chance)}" if tells_ground else ""
-    if way == 2 and tells_ground:
-        ground = f"{words.upon} {words.plain_colour(scene.background, chance)}"
-    return f"{_named(figure, words, chance, told)} {place} {ground}"
+    place = rng.choice(words.places[figure.place]) if rng.random() < rates.place else ""
+    has_background = rng.random() < rates.background
+    pattern = rng.randrange(5)
+    if pattern == 0:  # as tags
+        background = words.bare_background(scene.background, rng) if has_background else ""
+        return f"{_bare(figure, words, rng, rates)}, {background}, {place}"
+    if pattern == 1 and has_background:  # background first
+        background = words.background(scene.background, rng)
+        return f"{background} {words.having} {_named(figure, words, rng, rates)} {place}"
+    background = f"{words.upon} {words.background(scene.background, rng)}" if has_background else ""
+    if pattern == 2 and has_background:
+        background = f"{words.upon} {words.plain_colour(scene.background, rng)}"
+    return f"{_named(figure, words, rng, rates)} {place} {background}"
 
 
-def _pair(scene: Scene, words: Lexicon, chance: random.Random, told: MentionRates) -> str:
+def _pair(scene: Scene, words: Lexicon, rng: random.Random, rates: MentionRates) -> str:
     first, second = scene.figures
-    names = [_named(figure, words, chance, told) for figure in scene.figures]
-    places = [chance.choice(words.places[figure.place]) for figure in scene.figures]
-    way = chance.randrange(3)
-    if way == 0:
+    names = [_named(figure, words, rng, rates) for figure in scene.figures]
+    places = [rng.choice(words.places[figure.place]) for figure in scene.figures]
+    pattern = rng.randrange(3)
+    if pattern == 0:
         text = f"{names[0]} {places[0]} {words.joined} {names[1]} {places[1]}"
-    elif way == 1:
+    elif pattern == 1:
         text = f"{names[0]} {words.relations[first.place]} {names[1]}"
     else:
         text = f"{names[1]} {words.relations[second.place]} {names[0]}"
-    if chance.random() >= told.background:
+    if rng.random() >= rates.background:
         return text
-    ground = words.background(scene.background, chance)
-    return f"{ground} {words.having} {text}" if way == 0 else f"{text} {words.upon} {ground}"
+    background = words.background(scene.background, rng)
+    return (
+        f"{background} {words.having} {text}"
+        if pattern == 0
+        else f"{text} {words.upon} {background}"
+    )
 
 
-def _named(figure: Figure, words: Lexicon, chance: random.Random, told: MentionRates) -> str:
-    noun, feminine = _noun(figure, words, chance, told)
-    return words.article(feminine) + _described(figure, noun, feminine, words, chance, told)
+def _named(figure: Figure, words: Lexicon, rng: random.Random, rates: MentionRates) -> str:
+    noun, feminine = _noun(figure, words, rng, rates)
+    return words.article(feminine) + _described(figure, noun, feminine, words, rng, rates)
 
 
-def _bare(figure: Figure, words: Lexicon, chance: random.Random, told: MentionRates) -> str:
-    noun, feminine = _noun(figure, words, chance, told)
-    return _described(figure, noun, feminine, words, chance, told)
+def _bare(figure: Figure, words: Lexicon, rng: random.Random, rates: MentionRates) -> str:
+    noun, feminine = _noun(figure, words, rng, rates)
+    return _described(figure, noun, feminine, words, rng, rates)
 
 
 def _noun(
-    figure: Figure, words: Lexicon, chance: random.Random, told: MentionRates
+    figure: Figure, words: Lexicon, rng: random.Random, rates: MentionRates
 ) -> tuple[str, bool]:
-    nouns = words.kinds[figure.kind] if chance.random() < told.kind else words.any_kind
-    return chance.choice(nouns), nouns[0] in words.feminine
+    nouns = words.kinds[figure.kind] if rng.random() < rates.kind else words.any_kind
+    return rng.choice(nouns), nouns[0] in words.feminine
 
 
 def _described(
@@ -125,11 +127,11 @@ def _described(
     noun: str,
     feminine: bool,
     words: Lexicon,
-    chance: random.Random,
-    told: MentionRates,
+    rng: random.Random,
+    rates: MentionRates,
 ) -> str:
-    colour = words.colour(figure.colour, feminine, chance) if chance.random() < told.colour else ""
+    colour = words.colour(figure.colour, feminine, rng) if rng.random() < rates.colour else ""
     size = ""
-    if chance.random() < told.size:
-        size = chance.choice(words.small if figure.size is Size.SMALL else words.large)
+    if rng.random() < rates.size:
+        size = rng.choice(words.small if figure.size is Size.SMALL else words.large)
     return words.order(noun, colour, words.agreeing(size, feminine))

@@ -71,10 +71,17 @@ def write_contact_sheet(output: Path) -> None:
     sheet = Image.new("RGB", (_COLUMNS * width + _GAP, rows * height + _GAP), _PAPER)
     pencil = ImageDraw.Draw(sheet)
     for position, (prompt, image) in enumerate(zip(PROMPTS, images, strict=True)):
-        x, y = _GAP + position % _COLUMNS * width, _GAP + position // _COLUMNS * height
+        x, y, *_ = cell(position)
         sheet.paste(Image.fromarray(image), (x, y))
         pencil.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline=(226, 226, 222))
         pencil.multiline_text(
             (x, y + SIDE + 4), textwrap.fill(prompt, 23), fill=_INK, font=font, spacing=2
         )
     sheet.save(output, optimize=True)
+
+
+def cell(position: int) -> tuple[int, int, int, int]:
+    """Return the box of an image on the sheet: left, top, right and bottom."""
+    x = _GAP + position % _COLUMNS * (SIDE + _GAP)
+    y = _GAP + position // _COLUMNS * (SIDE + _TEXT)
+    return x, y, x + SIDE, y + SIDE

@@ -1,6 +1,6 @@
-"""The words of two languages for what a scene holds, and how each language puts them together.
+"""The words of two languages for the facts of a scene, and the grammar that joins them.
 
-Knows no scenes as wholes: `captions` builds the sentences.
+`captions` builds the sentences.
 """
 
 import random
@@ -15,16 +15,16 @@ Words = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
-    """Of each entry the first form is the plainest."""
+    """One language. The first form of each entry is the most common one."""
 
     kinds: Mapping[Kind, Words]
     any_kind: Words
-    feminine: frozenset[str]  # the first forms of the nouns that are
+    feminine: frozenset[str]  # the first forms of feminine nouns
     colours: Mapping[Colour, Words]
     small: Words
     large: Words
     places: Mapping[Place, Words]
-    relations: Mapping[Place, str]  # of the shape standing there, to the other
+    relations: Mapping[Place, str]  # from the shape at this place to the other one
     grounds: Words  # with {} for the colour
     bare_grounds: Words
     upon: str
@@ -38,30 +38,36 @@ class Lexicon:
     order: Callable[[str, str, str], str]  # noun, colour, size
 
     def article(self, feminine: bool) -> str:
+        """Return the indefinite article, with a space."""
         return self.articles[feminine]
 
     def agreeing(self, adjective: str, feminine: bool) -> str:
-        """The adjective with the ending of the noun's gender."""
+        """Return the adjective with the ending of the noun's gender."""
         for masculine, ending in self.agreements:
             if feminine and adjective.endswith(masculine):
                 return adjective.removesuffix(masculine) + ending
         return adjective
 
-    def colour(self, colour: Colour, feminine: bool, chance: random.Random) -> str:
-        return self.agreeing(chance.choice(self.colours[colour]), feminine)
+    def colour(self, colour: Colour, feminine: bool, rng: random.Random) -> str:
+        """Return a word for the colour, in the noun's gender."""
+        return self.agreeing(rng.choice(self.colours[colour]), feminine)
 
-    def plain_colour(self, colour: Colour, chance: random.Random) -> str:
-        return self.colour(colour, False, chance)
+    def plain_colour(self, colour: Colour, rng: random.Random) -> str:
+        """Return a word for the colour without a noun."""
+        return self.colour(colour, False, rng)
 
-    def background(self, colour: Colour, chance: random.Random) -> str:
-        return chance.choice(self.grounds).format(self.plain_colour(colour, chance))
+    def background(self, colour: Colour, rng: random.Random) -> str:
+        """Return words for a background."""
+        return rng.choice(self.grounds).format(self.plain_colour(colour, rng))
 
-    def bare_background(self, colour: Colour, chance: random.Random) -> str:
-        return chance.choice(self.bare_grounds).format(self.plain_colour(colour, chance))
+    def bare_background(self, colour: Colour, rng: random.Random) -> str:
+        """Return words for a background, as a tag."""
+        return rng.choice(self.bare_grounds).format(self.plain_colour(colour, rng))
 
     def contracted(self, text: str) -> str:
-        for apart, together in self.contractions:
-            text = re.sub(rf"\b{apart}\b", together, text)
+        """Return the text with the language's contractions."""
+        for words, contraction in self.contractions:
+            text = re.sub(rf"\b{words}\b", contraction, text)
         return text
 
 

@@ -1,7 +1,7 @@
-"""A scene as pixels: drawn exactly, at any size, four times too large and then averaged down.
+"""Renders a scene exactly, at any size: four times too large, then averaged down.
 
-Knows no networks and no words. `paint` with the same scene, size and chance gives the same picture;
-`degrade` spoils one in a way whose original is known.
+The same scene, size and random state give the same image. `degrade` degrades an image whose
+original is known.
 """
 
 import random
@@ -25,16 +25,16 @@ RGB: dict[Colour, tuple[int, int, int]] = {
     Colour.PINK: (247, 150, 196),
     Colour.GREY: (128, 128, 128),
 }
-TAUGHT = ("blurred", "shrunk", "squeezed")  # the ways of spoiling that the refiner has seen
-UNTAUGHT = ("defocused", "grainy", "recoded")
-_FINER = 4  # times too large, each way
+TRAINED_DEGRADATIONS = ("blurred", "shrunk", "squeezed")  # that the refiner was trained on
+OTHER_DEGRADATIONS = ("defocused", "grainy", "recoded")
+_OVERSAMPLING = 4  # along each side
 _COLOUR_SPREAD, _PLACE_SPREAD, _SIZE_SPREAD = 5, 0.02, 0.06
 
 Outline = tuple[tuple[float, float], ...]
 
 
 def _ring(reaches: tuple[float, ...], down: float = 0.0) -> Outline:
-    """Corners at equal angles, from straight up, at distances that repeat."""
+    """Return corners at equal angles, starting at the top, at the given distances."""
     corners = len(reaches)
     return tuple(
         (r * sin(2 * pi * i / corners), down - r * cos(2 * pi * i / corners))
@@ -67,57 +67,63 @@ OUTLINES: dict[Kind, Outline] = {  # in a square from -1 to 1, y downwards
 }
 
 
-def paint(scene: Scene, chance: random.Random, size: tuple[int, int] = (128, 128)) -> Image.Image:
-    """The scene as an RGB picture of `size` (width, height), its colours, places and sizes a
-    little off, as `chance` will have it."""
+def paint(scene: Scene, rng: random.Random, size: tuple[int, int] = (128, 128)) -> Image.Image:
+    """Return the scene as an RGB image of `size` (width, height).
+
+    Colours, places and sizes vary a little at random.
+    """
     width, height = size
-    canvas = Image.new("RGB", (width * _FINER, height * _FINER), _near(scene.background, chance))
+    canvas = Image.new(
+        "RGB", (width * _OVERSAMPLING, height * _OVERSAMPLING), _vary_colour(scene.background, rng)
+    )
     pencil = ImageDraw.Draw(canvas)
     for figure in scene.figures:
-        corners = _corners(figure, chance, size)
+        corners = _corners(figure, rng, size)
         pencil.polygon(
-            [(x * _FINER, y * _FINER) for x, y in corners], fill=_near(figure.colour, chance)
+            [(x * _OVERSAMPLING, y * _OVERSAMPLING) for x, y in corners],
+            fill=_vary_colour(figure.colour, rng),
         )
-    return canvas.reduce(_FINER)
+    return canvas.reduce(_OVERSAMPLING)
 
 
-def degrade(picture: Image.Image, way: str) -> Image.Image:
-    """The picture spoiled in one of the ways of `TAUGHT` and `UNTAUGHT`.
+def degrade(image: Image.Image, way: str) -> Image.Image:
+    """Return the image degraded in one of the known ways; raise `ValueError` for another one.
 
     Blurred and defocused are Gaussian, of radius 2 and 3; shrunk is to a third and back; squeezed
     and recoded are JPEG at quality 8 and 20; grainy is normal noise of 12 levels.
     """
     if way in ("blurred", "defocused"):
-        return picture.filter(ImageFilter.GaussianBlur(2.0 if way == "blurred" else 3.0))
+        return image.filter(ImageFilter.GaussianBlur(2.0 if way == "blurred" else 3.0))
     if way == "shrunk":
-        third = (max(1, picture.width // 3), max(1, picture.height // 3))
-        return picture.resize(third, Image.Resampling.BILINEAR).resize(
-            picture.size, Image.Resampling.BICUBIC
+        third = (max(1, image.width // 3), max(1, image.height // 3))
+        return image.resize(third, Image.Resampling.BILINEAR).resize(
+            image.size, Image.Resampling.BICUBIC
         )
     if way in ("squeezed", "recoded"):
         squeezed = BytesIO()
-        picture.save(squeezed, "JPEG", quality=8 if way == "squeezed" else 20)
+        image.save(squeezed, "JPEG", quality=8 if way == "squeezed" else 20)
         return Image.open(squeezed).convert("RGB")
     if way == "grainy":
-        grain = np.random.default_rng(0).normal(0, 12, (picture.height, picture.width, 3))
-        return Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8))
-    raise ValueError(f"{way!r} is no way to spoil a picture: {', '.join(TAUGHT + UNTAUGHT)}")
+        grain = np.random.default_rng(0).normal(0, 12, (image.height, image.width, 3))
+        return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
+    known = ", ".join(TRAINED_DEGRADATIONS + OTHER_DEGRADATIONS)
+    raise ValueError(f"{way!r} is not a degradation; known: {known}")
 
 
-def _near(colour: Colour, chance: random.Random) -> tuple[int, int, int]:
+def _vary_colour(colour: Colour, rng: random.Random) -> tuple[int, int, int]:
     r, g, b = (
-        min(255, max(0, round(level + chance.uniform(-_COLOUR_SPREAD, _COLOUR_SPREAD))))
+        min(255, max(0, round(level + rng.uniform(-_COLOUR_SPREAD, _COLOUR_SPREAD))))
         for level in RGB[colour]
     )
     return r, g, b
 
 
-def _corners(figure: Figure, chance: random.Random, size: tuple[int, int]) -> Outline:
-    """The outline on the canvas, in pixels."""
+def _corners(figure: Figure, rng: random.Random, size: tuple[int, int]) -> Outline:
+    """Return the outline on the canvas, in pixels."""
     short = min(size)
-    reach = figure.size.reach * short * (1 + chance.uniform(-_SIZE_SPREAD, _SIZE_SPREAD))
+    reach = figure.size.reach * short * (1 + rng.uniform(-_SIZE_SPREAD, _SIZE_SPREAD))
     middle = []
     for side, third in ((size[0], figure.place.column), (size[1], figure.place.row)):
-        at = side * (2 * third + 1) / 6 + short * chance.uniform(-_PLACE_SPREAD, _PLACE_SPREAD)
+        at = side * (2 * third + 1) / 6 + short * rng.uniform(-_PLACE_SPREAD, _PLACE_SPREAD)
         middle.append(min(max(at, reach + 1), side - reach - 1))
     return tuple((middle[0] + reach * x, middle[1] + reach * y) for x, y in OUTLINES[figure.kind])

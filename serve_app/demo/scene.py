@@ -1,7 +1,7 @@
-"""What the demo checkpoint can draw: one or two plain shapes on a plain background.
+"""Scenes that the demo checkpoint can draw: one or two plain shapes on a plain background.
 
-Knows no pixels and no words. A scene is a fact; `invent` draws one from a random stream, and
-`kept_out` says which combinations training never sees, so that an exam can ask for them.
+`invent` draws a random scene. `kept_out` says which combinations training never sees, so that the
+evaluation can use them.
 """
 
 import random
@@ -43,11 +43,12 @@ class Size(StrEnum):
 
     @property
     def reach(self) -> float:
+        """The share of the canvas."""
         return 0.14 if self is Size.SMALL else 0.24
 
 
 class Place(StrEnum):
-    """Nine places: a grid of three by three, named as people name it."""
+    """Nine places, in a grid of three by three."""
 
     TOP_LEFT = "top left"
     TOP = "top"
@@ -61,14 +62,16 @@ class Place(StrEnum):
 
     @property
     def row(self) -> int:
+        """The row in the grid, from 0 at the top."""
         return list(Place).index(self) // 3
 
     @property
     def column(self) -> int:
+        """The column in the grid, from 0 at the left."""
         return list(Place).index(self) % 3
 
 
-BESIDE = ((Place.LEFT, Place.RIGHT), (Place.TOP, Place.BOTTOM))  # where two shapes stand
+PAIRED_PLACES = ((Place.LEFT, Place.RIGHT), (Place.TOP, Place.BOTTOM))  # of two shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,10 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A background and the shapes on it: two stand beside or above each other, and none has the
-    colour of the background."""
+    """A background and up to two shapes, side by side or one above the other.
+
+    No shape has the colour of the background. Raises `ValueError` for any other scene.
+    """
 
     background: Colour
     figures: tuple[Figure, ...]
@@ -104,7 +109,7 @@ class Scene:
             raise ValueError(f"a scene has at most two shapes, not {len(self.figures)}")
         if any(figure.colour is self.background for figure in self.figures):
             raise ValueError(f"a {self.background} shape can't be seen on {self.background}")
-        if len(self.figures) == 2 and tuple(f.place for f in self.figures) not in BESIDE:
+        if len(self.figures) == 2 and tuple(f.place for f in self.figures) not in PAIRED_PLACES:
             raise ValueError("two shapes stand left and right, or above each other")
 
     @property
@@ -113,22 +118,22 @@ class Scene:
         return any(figure.kept_out for figure in self.figures)
 
 
-def invent(chance: random.Random, *, figures: int, kept_out: bool) -> Scene:
-    """A scene of `figures` shapes, each fact drawn evenly, from the side of `kept_out` asked for.
+def invent(rng: random.Random, *, figures: int, kept_out: bool) -> Scene:
+    """Return a random scene of `figures` shapes, which training sees or never sees.
 
-    Without shapes there is only one side, and it is never kept out.
+    Every fact is drawn uniformly. A scene without shapes is never kept out.
     """
     while True:
-        background = chance.choice(list(Colour))
+        background = rng.choice(list(Colour))
         others = [colour for colour in Colour if colour is not background]
-        places = chance.choice(BESIDE) if figures == 2 else (chance.choice(list(Place)),)
+        places = rng.choice(PAIRED_PLACES) if figures == 2 else (rng.choice(list(Place)),)
         scene = Scene(
             background,
             tuple(
                 Figure(
-                    chance.choice(list(Kind)),
-                    chance.choice(others),
-                    chance.choice(list(Size)),
+                    rng.choice(list(Kind)),
+                    rng.choice(others),
+                    rng.choice(list(Size)),
                     place,
                 )
                 for place in places[:figures]

@@ -15,11 +15,11 @@ PAIR = Scene(
 )
 
 
-def ways(scene: Scene, language: Language, told: MentionRates = ALL) -> set[str]:
-    return {caption(scene, language, random.Random(i), told) for i in range(400)}
+def ways(scene: Scene, language: Language, rates: MentionRates = ALL) -> set[str]:
+    return {caption(scene, language, random.Random(i), rates) for i in range(400)}
 
 
-def test_the_same_scene_is_told_in_many_ways() -> None:
+def test_a_scene_has_many_captions() -> None:
     assert "a small yellow star at the top left on a white background" in ways(
         STAR, Language.ENGLISH
     )
@@ -38,8 +38,8 @@ def test_the_same_scene_is_told_in_many_ways() -> None:
 )
 def test_a_full_caption_leaves_nothing_out(language: Language, words: tuple[str, ...]) -> None:
     for text in ways(STAR, language):
-        told = text.replace("izquierdo", "izquierda")
-        assert all(word in told for word in words), text
+        words_of_text = text.replace("izquierdo", "izquierda")
+        assert all(word in words_of_text for word in words), text
 
 
 def test_adjectives_agree_and_articles_fit() -> None:

@@ -24,7 +24,7 @@ def test_one_combination_in_ten_is_kept_out_of_training() -> None:
 
 @pytest.mark.parametrize("figures", [1, 2])
 @pytest.mark.parametrize("kept_out", [True, False])
-def test_scenes_are_invented_on_the_side_that_was_asked_for(figures: int, kept_out: bool) -> None:
+def test_a_scene_is_kept_out_of_training_only_on_request(figures: int, kept_out: bool) -> None:
     chance = random.Random(figures)
     scenes = [invent(chance, figures=figures, kept_out=kept_out) for _ in range(200)]
     assert {scene.kept_out for scene in scenes} == {kept_out}

@@ -112,7 +112,7 @@ def test_blur_makes_edges_wider() -> None:
     scene = invent(random.Random(1), figures=1, kept_out=False)
     picture = paint(scene, random.Random(1))
     blurred = [picture.filter(ImageFilter.GaussianBlur(radius)) for radius in (0, 1, 2)]
-    widths = [edge_width(np.asarray(one)) or 0 for one in blurred]
+    widths = [edge_width(np.asarray(image)) or 0 for image in blurred]
     assert 0.5 < widths[0] < 1.3 < 2 * widths[0] < widths[1] < widths[2]
 
 

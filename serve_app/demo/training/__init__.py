@@ -1,4 +1,4 @@
-"""How the demo checkpoint was made: networks, words, three courses, and the packing.
+"""How the demo checkpoint was trained: networks, tokenizer, dataset, training runs and packing.
 
-Knows no engine. Nothing here runs in a service; `python -m serve_app.demo.training` runs it.
+Nothing of it runs in a service. Run it with `python -m serve_app.demo.training`.
 """

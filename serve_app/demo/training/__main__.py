@@ -1,9 +1,8 @@
-"""The command that makes the demo checkpoint again: `python -m serve_app.demo.training`.
+"""Trains the demo checkpoint from scratch: `python -m serve_app.demo.training`.
 
-Each part goes on where it was interrupted. `all` trains the autoencoder, paints the gallery, trains
-base and refiner side by side, and packs them into the package; on two cores that takes about three
-and a half hours. A part may be made anew alone: of what the folder has no course of, what is packed
-already is taken and stays.
+Each part continues where it was interrupted. `all` trains the VAE, paints the dataset, trains base
+and refiner side by side, and packs them into the package; on two cores that takes about three and a
+half hours. A part may also be trained alone: the packed weights of the others are used and kept.
 """
 
 import os
@@ -22,10 +21,10 @@ from serve_app.demo.training.pack import pack
 from serve_app.demo.training.tokenizer import new_tokenizer
 from serve_app.demo.training.unet import (
     base_run,
+    new_stage,
     refiner_run,
     train_base,
     train_refiner,
-    untaught,
 )
 from serve_app.demo.training.vae import finished_vae, train_vae, vae_run
 from serve_app.runtime.checkpoints.bundled import FOLDER_NAMES, WEIGHTS_FOLDER
@@ -33,69 +32,75 @@ from serve_app.runtime.networks.quiet import diffusers, transformers
 
 
 class Part(StrEnum):
-    """What to do: everything in order, or one part of it."""
+    """All of the training in order, or one part of it."""
 
     ALL = "all"
     VAE = "vae"
-    GALLERY = "gallery"
+    DATASET = "dataset"
     BASE = "base"
     REFINER = "refiner"
     PACK = "pack"
 
 
-IN_ORDER = ((Part.VAE,), (Part.GALLERY,), (Part.BASE, Part.REFINER), (Part.PACK,))
+IN_ORDER = ((Part.VAE,), (Part.DATASET,), (Part.BASE, Part.REFINER), (Part.PACK,))
 
 
 def train(
-    part: Annotated[Part, typer.Argument(help="everything, or one part of it")] = Part.ALL,
-    folder: Annotated[Path, typer.Option(help="of states and records")] = Path("models/training"),
-    output: Annotated[Path, typer.Option(help="where the checkpoint is packed")] = WEIGHTS_FOLDER,
-    seed: Annotated[int, typer.Option(help="of all chance")] = 1,
-    threads: Annotated[int, typer.Option(help="CPU threads of one part")] = os.cpu_count() or 1,
-    vae_steps: Annotated[int, typer.Option(help="of the autoencoder's course")] = 5000,
-    base_steps: Annotated[int, typer.Option(help="of the base's course")] = 16000,
-    refiner_steps: Annotated[int, typer.Option(help="of the refiner's course")] = 14000,
+    part: Annotated[
+        Part, typer.Argument(help="All of the training, or one part of it.")
+    ] = Part.ALL,
+    folder: Annotated[Path, typer.Option(help="Directory of states and records.")] = Path(
+        "models/training"
+    ),
+    output: Annotated[
+        Path, typer.Option(help="Directory that the checkpoint is packed into.")
+    ] = WEIGHTS_FOLDER,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads of one part.")] = os.cpu_count() or 1,
+    vae_steps: Annotated[int, typer.Option(help="Steps of the VAE.")] = 5000,
+    base_steps: Annotated[int, typer.Option(help="Steps of base.")] = 16000,
+    refiner_steps: Annotated[int, typer.Option(help="Steps of the refiner.")] = 14000,
 ) -> None:
-    """Trains the demo checkpoint from scratch."""
+    """Train the demo checkpoint from scratch."""
     if part is Part.ALL:
         _everything(threads)
         return
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
     origin = origin_of(seed)
-    courses = {
+    runs = {
         Part.VAE: vae_run(folder, origin, vae_steps),
         Part.BASE: base_run(folder, origin, base_steps),
         Part.REFINER: refiner_run(folder, origin, refiner_steps),
     }
     if part is Part.VAE:
-        train_vae(courses[Part.VAE])
+        train_vae(runs[Part.VAE])
         return
-    vae = finished_vae(courses[Part.VAE], output / FOLDER_NAMES[Stage.BASE] / "vae")
-    words = new_tokenizer(folder / f"words-{part}", seed)
+    vae = finished_vae(runs[Part.VAE], output / FOLDER_NAMES[Stage.BASE] / "vae")
+    tokenizer = new_tokenizer(folder / f"words-{part}", seed)
     if part is Part.PACK:
         parts = {Part.BASE: Stage.BASE, Part.REFINER: Stage.REFINER}
-        if courses[Part.VAE].begun:
-            anew = parts  # what has learnt another autoencoder's latents is of no use
-            record = {str(Part.VAE): courses[Part.VAE].finished({})}
+        if runs[Part.VAE].begun:
+            retrained = parts  # they depend on the latents of the VAE
+            record = {str(Part.VAE): runs[Part.VAE].finished({})}
         else:
-            anew = {part: stage for part, stage in parts.items() if courses[part].begun}
+            retrained = {part: stage for part, stage in parts.items() if runs[part].begun}
             record = {}
-        taught = {stage: untaught(stage, words) for stage in anew.values()}
-        for begun, stage in anew.items():
-            record[str(begun)] = courses[begun].finished(taught[stage].networks)
-        size = pack(output, vae, words, taught, record)
+        trained = {stage: new_stage(stage, tokenizer) for stage in retrained.values()}
+        for begun, stage in retrained.items():
+            record[str(begun)] = runs[begun].finished(trained[stage].networks)
+        size = pack(output, vae, tokenizer, trained, record)
         print(f"{output}: {', '.join(record) or 'nothing new'}, {size / 1e6:.1f} MB")
         return
-    shelves = build_dataset(vae, folder, seed)
+    datasets = build_dataset(vae, folder, seed)
     if part is Part.BASE:
-        train_base(courses[Part.BASE], shelves, words)
+        train_base(runs[Part.BASE], datasets, tokenizer)
     elif part is Part.REFINER:
-        train_refiner(courses[Part.REFINER], shelves, words)
+        train_refiner(runs[Part.REFINER], datasets, tokenizer)
 
 
 def _everything(threads: int) -> None:
-    """Each part in a process of its own; those that go side by side share the threads."""
+    """Run each part in a process of its own; parts that run side by side share the threads."""
     options = [argument for argument in sys.argv[1:] if argument != Part.ALL]
 
     def begin(part: Part, share: int) -> subprocess.Popen[bytes]:
@@ -104,17 +109,17 @@ def _everything(threads: int) -> None:
 
     for together in IN_ORDER:
         share = max(1, threads // len(together))
-        ends = [course.wait() for course in [begin(part, share) for part in together]]
+        ends = [run.wait() for run in [begin(part, share) for part in together]]
         if any(ends):
             raise typer.Exit(1)
 
 
 def origin_of(seed: int) -> dict[str, Any]:
-    """What weights that are made now are made with."""
+    """Return what decides the weights besides the code: seed, commit and versions."""
 
-    def git(*words: str) -> str:
-        asked = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-        return asked.stdout.strip()
+    def git(*args: str) -> str:
+        result = subprocess.run(["git", *args], capture_output=True, text=True, check=False)
+        return result.stdout.strip()
 
     return {
         "seed": seed,

@@ -1,7 +1,7 @@
-"""The scenes of the two UNet courses, painted once and kept as latents.
+"""The dataset of the two UNet runs: scenes, painted once and stored as latents.
 
-Knows no captions and no UNet. Scene `i` is the same whenever it is asked for; its picture has one
-of a few shapes, mostly square, and a third of the pictures are kept spoiled as well.
+Scene `i` is the same at every call. Images have one of a few aspect ratios, mostly square, and a
+third of them are stored degraded as well.
 """
 
 import random
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from serve_app.demo.renderer import TAUGHT, degrade, paint
+from serve_app.demo.renderer import TRAINED_DEGRADATIONS, degrade, paint
 from serve_app.demo.scene import Scene, invent
 from serve_app.demo.training.vae import as_tensor
 from serve_app.runtime.networks.quiet import diffusers
@@ -23,28 +23,30 @@ _BATCH = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Scenes whose pictures have one size, as scaled latents."""
+    """Scenes whose images have one size, as scaled latents."""
 
     size: tuple[int, int]  # width, height
     scenes: list[Scene]
     latents: torch.Tensor  # (scenes, 4, height / 8, width / 8), float16
-    spoiled: torch.Tensor  # the same, of the first third of them
+    degraded: torch.Tensor  # the same, for the first third of the scenes
 
 
 def scene(seed: int, number: int) -> tuple[Scene, random.Random]:
-    """Scene `number`, and the chance that paints it."""
-    chance = random.Random(f"{seed} scene {number} False")
-    roll = chance.random()
+    """Return scene `number`, and the random generator that paints it."""
+    rng = random.Random(f"{seed} scene {number} False")
+    roll = rng.random()
     figures = 0 if roll < 0.02 else 1 if roll < 0.72 else 2
-    return invent(chance, figures=figures, kept_out=False), chance
+    return invent(rng, figures=figures, kept_out=False), rng
 
 
 def build_dataset(
     vae: "diffusers.AutoencoderKL", folder: Path, seed: int, scenes: int = 30000
 ) -> list[Dataset]:
-    """All shelves, painted and encoded, or read from `folder` where an earlier call with the same
-    seed and weights left them."""
-    shelves = []
+    """Paint and encode the datasets of all sizes, or read those of an earlier call.
+
+    `folder` caches them; a file of another seed or other VAE weights is replaced.
+    """
+    datasets = []
     made_with = f"{seed} {_fingerprint(vae)}"
     first = 0
     for size in SIZES:
@@ -52,21 +54,23 @@ def build_dataset(
         count = round(scenes * share)
         numbers = range(first, first + count)
         first += count
-        kept = folder / f"gallery-{size[0]}x{size[1]}.pt"
-        found = torch.load(kept, weights_only=True) if kept.exists() else {}
-        if found.get("made with") != made_with:
-            spoiled = list(numbers)[: count // 3]
-            found = {
+        file = folder / f"dataset-{size[0]}x{size[1]}.pt"
+        stored = torch.load(file, weights_only=True) if file.exists() else {}
+        if stored.get("made with") != made_with:
+            degraded = list(numbers)[: count // 3]
+            stored = {
                 "made with": made_with,
-                "latents": _encoded(vae, seed, list(numbers), size, spoil=False),
-                "spoiled": _encoded(vae, seed, spoiled, size, spoil=True),
+                "latents": _encoded(vae, seed, list(numbers), size, degraded=False),
+                "degraded": _encoded(vae, seed, degraded, size, degraded=True),
             }
-            torch.save(found, kept.with_suffix(".draft"))
-            kept.with_suffix(".draft").replace(kept)
-        shelves.append(
-            Dataset(size, [scene(seed, n)[0] for n in numbers], found["latents"], found["spoiled"])
+            torch.save(stored, file.with_suffix(".draft"))
+            file.with_suffix(".draft").replace(file)
+        datasets.append(
+            Dataset(
+                size, [scene(seed, n)[0] for n in numbers], stored["latents"], stored["degraded"]
+            )
         )
-    return shelves
+    return datasets
 
 
 def _fingerprint(vae: "diffusers.AutoencoderKL") -> str:
@@ -83,16 +87,16 @@ def _encoded(
     numbers: list[int],
     size: tuple[int, int],
     *,
-    spoil: bool,
+    degraded: bool,
 ) -> torch.Tensor:
     parts = []
     for start in range(0, len(numbers), _BATCH):
-        pictures = []
+        images = []
         for number in numbers[start : start + _BATCH]:
-            what, chance = scene(seed, number)
-            picture = paint(what, chance, size)
-            pictures.append(degrade(picture, chance.choice(TAUGHT)) if spoil else picture)
+            what, rng = scene(seed, number)
+            image = paint(what, rng, size)
+            images.append(degrade(image, rng.choice(TRAINED_DEGRADATIONS)) if degraded else image)
         with torch.autocast("cpu", torch.bfloat16):
-            mean = vae.encode(as_tensor(pictures)).latent_dist.mean
+            mean = vae.encode(as_tensor(images)).latent_dist.mean
         parts.append((mean.float() * vae.config.scaling_factor).half().contiguous())
     return torch.cat(parts)

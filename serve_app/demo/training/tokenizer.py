@@ -1,6 +1,6 @@
-"""The demo's tokenizer: CLIP's own algorithm, its merges learnt from the demo's captions.
+"""The demo's tokenizer: CLIP's algorithm, with merges learned from the demo's captions.
 
-Knows no networks. Every word that captions use is one token; any other falls apart into letters.
+Every word of the captions is one token; other words split into letters.
 """
 
 import json
@@ -14,13 +14,13 @@ from serve_app.demo.captions import AS_PEOPLE_DO, Language, caption
 from serve_app.demo.scene import invent
 from serve_app.runtime.networks.quiet import transformers
 
-_ENOUGH = 8000  # captions: every word of the lexicon comes many times
+_CAPTIONS = 8000  # enough for every word of the lexicon to occur many times
 
 
 def new_tokenizer(folder: Path, seed: int) -> "transformers.CLIPTokenizer":
-    """CLIP's tokenizer of 77 tokens, with the ids of start and end the two highest.
+    """Return CLIP's tokenizer of 77 tokens, with the ids of start and end the two highest.
 
-    It is written to `folder` and read back, so that it is the very one that will be shipped.
+    It is written to `folder` and read back, so that training uses what will be shipped.
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     last_letters = [f"{letter}</w>" for letter in letters]
@@ -31,8 +31,8 @@ def new_tokenizer(folder: Path, seed: int) -> "transformers.CLIPTokenizer":
         trainers.BpeTrainer(
             vocab_size=5000,
             initial_alphabet=letters,
-            # Else the trainer meets them in its hash table's order, which differs from run to run,
-            # and equal counts are merged in the order of their halves' ids.
+            # Otherwise their ids follow the trainer's hash table, which differs between runs, and
+            # decide the order of merges with equal counts.
             special_tokens=last_letters,
             end_of_word_suffix="</w>",
             show_progress=False,
@@ -54,15 +54,15 @@ def new_tokenizer(folder: Path, seed: int) -> "transformers.CLIPTokenizer":
 
 
 def _words(seed: int) -> list[str]:
-    chance = random.Random(f"{seed} words")
+    rng = random.Random(f"{seed} words")
     plain = [
-        caption(invent(chance, figures=1 + i % 2, kept_out=False), language, chance, AS_PEOPLE_DO)
-        for i in range(_ENOUGH)
+        caption(invent(rng, figures=1 + i % 2, kept_out=False), language, rng, AS_PEOPLE_DO)
+        for i in range(_CAPTIONS)
         for language in Language
     ]
     lexicon = {word for text in plain for word in re.findall(r"[^\W\d_]+", text)}
     counts = {word: sum(word in text for text in plain) for word in lexicon}
-    # Counted inside other words too, so some pairs of letters come along: babble is shorter for it.
+    # Words inside other words count too, so some pairs of letters become tokens.
     return [word for word in sorted(lexicon) if counts[word] >= 20 for _ in range(20)]
 
 

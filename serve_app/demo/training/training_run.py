@@ -1,7 +1,7 @@
-"""A course: so many steps of AdamW on some networks, which goes on where it was interrupted.
+"""A training run: steps of AdamW that continue where they were interrupted.
 
-Knows no pictures and no captions: it is given a loss for every step. All chance in that loss comes
-from the step's number, so that an interrupted course ends with the weights of an unbroken one.
+The caller gives a loss for every step. Everything random in it must come from the step's number, so
+that an interrupted run ends with the weights of an uninterrupted one.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_WARM_UP, _TELL_EVERY = 100, 50  # steps
+_WARM_UP, _LOG_EVERY = 100, 50  # steps
 _CLIP = 1.0
 
 
@@ -28,22 +28,22 @@ class TrainingRun:
     steps: int
     rate: float  # the highest learning rate
     decay: float  # weight decay
-    memory: float  # of the averaged weights: the share kept at every step
-    folder: Path  # where the state and the record are kept
-    origin: Mapping[str, Any]  # what makes the weights: seed, commit, versions
+    ema_decay: float  # of the averaged weights, per step
+    folder: Path  # of the state and the log
+    origin: Mapping[str, Any]  # what decides the weights: seed, commit, versions
     save_every: float = 300.0  # seconds
 
     @property
     def seed(self) -> int:
-        """The seed of all chance."""
+        """The seed of everything random."""
         return int(self.origin["seed"])
 
     def train(
         self, networks: Mapping[str, nn.Module], loss: Callable[[int], torch.Tensor]
     ) -> dict[str, dict[str, torch.Tensor]]:
-        """The averaged weights after the last step, by network; the networks hold them too.
+        """Train, and return the averaged weights by network; the networks get them too.
 
-        Raises `ValueError` when what is to be gone on with was begun with another seed.
+        Raises `ValueError` if the run was started with another seed.
         """
         weights = [p for net in networks.values() for p in net.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -51,7 +51,7 @@ class TrainingRun:
         )
         average = {name: _copied(net.state_dict()) for name, net in networks.items()}
         start, made = self._resume(networks, optimizer, average)
-        began = saved = time.monotonic()
+        started = saved = time.monotonic()
         tally: list[float] = []
         for step in range(start, self.steps):
             for group in optimizer.param_groups:
@@ -61,11 +61,11 @@ class TrainingRun:
             value.backward()
             nn.utils.clip_grad_norm_(weights, _CLIP)
             optimizer.step()
-            self._fold(networks, average, step)
+            self._update_average(networks, average, step)
             tally.append(float(value.detach()))
-            if (step + 1) % _TELL_EVERY == 0:
+            if (step + 1) % _LOG_EVERY == 0:
                 now = time.monotonic()
-                self._tell(step + 1, sum(tally) / len(tally), (now - began) / (step + 1 - start))
+                self._log(step + 1, sum(tally) / len(tally), (now - started) / (step + 1 - start))
                 tally.clear()
             if time.monotonic() - saved > self.save_every or step + 1 == self.steps:
                 self._save(networks, optimizer, average, step + 1, made)
@@ -75,35 +75,35 @@ class TrainingRun:
         return average
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step: a warm-up, then a cosine."""
         if step < _WARM_UP:
             return self.rate * (step + 1) / _WARM_UP
         return self.rate * (0.02 + 0.98 * (1 + cos(pi * step / self.steps)) / 2)
 
-    def _fold(
+    def _update_average(
         self,
         networks: Mapping[str, nn.Module],
         average: dict[str, dict[str, torch.Tensor]],
         step: int,
     ) -> None:
-        keep = min(self.memory, (1 + step) / (10 + step))
+        decay = min(self.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             for name, net in networks.items():
-                for key, now in net.state_dict().items():
-                    if now.is_floating_point():
-                        average[name][key].lerp_(now, 1 - keep)
+                for key, weight in net.state_dict().items():
+                    if weight.is_floating_point():
+                        average[name][key].lerp_(weight, 1 - decay)
 
     def finished(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
-        """How the course was made; the networks hold its averaged weights.
+        """Load the averaged weights into the networks, and return the record of the run.
 
-        Raises `ValueError` when it is not finished.
+        Raises `ValueError` if it is not finished.
         """
         if not self.begun:
-            raise ValueError(f"the course {self.name} has not begun: train it first")
+            raise ValueError(f"the run {self.name} has not started: train it first")
         state: dict[str, Any] = torch.load(self._state, weights_only=True)
         if state["step"] < self.steps:
             raise ValueError(
-                f"the course {self.name} is at step {state['step']} of {self.steps}: train it on"
+                f"the run {self.name} is at step {state['step']} of {self.steps}: train it on"
             )
         for name, net in networks.items():
             net.load_state_dict(state["average"][name])
@@ -112,7 +112,7 @@ class TrainingRun:
 
     @property
     def begun(self) -> bool:
-        """Whether there is anything to go on with."""
+        """Whether there is a state to continue from."""
         return self._state.exists()
 
     @property
@@ -125,24 +125,24 @@ class TrainingRun:
         optimizer: torch.optim.Optimizer,
         average: dict[str, dict[str, torch.Tensor]],
     ) -> tuple[int, list[dict[str, Any]]]:
-        """The first step still to be taken, and what has made the weights so far and will."""
-        mine = {"from step": 0, **self.origin}
+        """Load the state; return the next step and the origins of the weights so far."""
+        origin = {"from step": 0, **self.origin}
         if not self.begun:
-            return 0, [mine]
+            return 0, [origin]
         state: dict[str, Any] = torch.load(self._state, weights_only=True)
         made: list[dict[str, Any]] = state["made"]
         if made[-1]["seed"] != self.origin["seed"]:
             raise ValueError(
-                f"{self._state} was begun with seed {made[-1]['seed']}, not {self.origin['seed']}: "
-                "give that seed, or another --folder"
+                f"{self._state} was started with seed {made[-1]['seed']}, not "
+                f"{self.origin['seed']}: use that seed, or another --folder"
             )
         for name, net in networks.items():
             net.load_state_dict(state["networks"][name])
             average[name] = state["average"][name]
         optimizer.load_state_dict(state["optimizer"])
         step = int(state["step"])
-        if step < self.steps and {**made[-1], "from step": 0} != mine:
-            made.append({**mine, "from step": step})
+        if step < self.steps and {**made[-1], "from step": 0} != origin:
+            made.append({**origin, "from step": step})
         return step, made
 
     def _save(
@@ -167,7 +167,7 @@ class TrainingRun:
         )
         os.replace(draft, self._state)
 
-    def _tell(self, step: int, loss: float, seconds: float) -> None:
+    def _log(self, step: int, loss: float, seconds: float) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         line = {"step": step, "loss": round(loss, 5), "seconds_per_step": round(seconds, 3)}
         with (self.folder / f"{self.name}.jsonl").open("a", encoding="utf-8") as record:

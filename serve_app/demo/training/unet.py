@@ -1,8 +1,8 @@
-"""The second and the third course: text encoders and UNet to predict noise, base then refiner.
+"""Training of text encoders and UNet, base and then refiner, on latents.
 
-Knows no pixels: it learns on latents. Both are trained as SDXL was: noise is predicted; the text
-is two encoders' last but one layer and the second one's projection; sizes are told as six numbers,
-or five with an aesthetic score; and words are left out at times, so that guidance works.
+Both are trained as SDXL was: they predict noise; the conditioning is the penultimate layer of two
+text encoders, the projection of the second, and six size numbers, or five with an aesthetic score;
+captions are dropped at times, so that guidance works.
 """
 
 import random
@@ -29,12 +29,12 @@ from serve_app.demo.training.networks import (
 from serve_app.demo.training.training_run import TrainingRun
 from serve_app.runtime.networks.quiet import diffusers, transformers
 
-FINE, LOW = 6.0, 2.5  # the aesthetic scores that SDXL's refiner is told at work
+FINE, LOW = 6.0, 2.5  # aesthetic scores: SDXL's defaults, positive and negative
 _BATCH = 32
-FIRMEST = 8.0  # the highest guidance that the refiner learns to be right at
+MAX_GUIDANCE = 8.0  # that the refiner is trained for
 _GUIDED_SHARE = 0.25  # of the refiner's steps
-_HEAVIEST = 15.0  # the largest weight of a row
-_PULL = 0.2  # the weight of a row whose goal is not what is shown: its error is large
+_MAX_WEIGHT = 15.0  # of a row's error
+_DEGRADED_WEIGHT = 0.2  # of a row with a degraded image, whose error is large
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,30 +46,30 @@ class TrainedStage:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """All of them, by the names that a course knows them by."""
+        """The networks by name, as a training run takes them."""
         encoders = {f"encoder {i}": encoder for i, encoder in enumerate(self.encoders)}
         return {"unet": self.unet, **encoders}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingBatch:
-    """One batch: what is to be found under the noise, and what is told of it."""
+    """One batch: latents to recover from noise, and their conditioning."""
 
-    goal: torch.Tensor  # (batch, 4, h, w): clean latents
-    shown: torch.Tensor  # the latents that the noise is laid on: the goal, or it spoiled
+    target: torch.Tensor  # (batch, 4, h, w): clean latents
+    visible: torch.Tensor  # latents that noise is added to: the target, or it degraded
     captions: list[str]
     dropped: torch.Tensor  # (batch,) whether the text is zeros
     times: torch.Tensor  # (batch,) whole timesteps
     ids: torch.Tensor  # (batch, 6 or 5)
-    weights: torch.Tensor  # (batch,) how much each row's error counts
+    weights: torch.Tensor  # (batch,) of each row's error
     noise: torch.Tensor
-    # (batch / 2,) where each row of the second half is a row of the first with the words of a
-    # negative prompt, and both are to be right as guidance joins them; else each is on its own.
+    # (batch / 2,) guidance scales, if the second half repeats the first with negative prompts and
+    # the loss is of the guided prediction; None if every row is on its own.
     guidance: torch.Tensor | None = None
 
 
 def scheduler() -> "diffusers.EulerDiscreteScheduler":
-    """SDXL's own noise schedule."""
+    """Return SDXL's noise schedule."""
     return diffusers.EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -80,128 +80,128 @@ def scheduler() -> "diffusers.EulerDiscreteScheduler":
 
 
 def base_run(folder: Path, origin: Mapping[str, Any], steps: int) -> TrainingRun:
-    """The course of the base."""
+    """Return the training run of base."""
     return TrainingRun("base", steps, 1e-3, 1e-2, 0.999, folder, origin)
 
 
 def refiner_run(folder: Path, origin: Mapping[str, Any], steps: int) -> TrainingRun:
-    """The course of the refiner."""
+    """Return the training run of the refiner."""
     return TrainingRun("refiner", steps, 1e-3, 1e-2, 0.999, folder, origin)
 
 
-def untaught(stage: Stage, words: "transformers.CLIPTokenizer") -> TrainedStage:
-    """The networks of a stage before they have learnt anything."""
+def new_stage(stage: Stage, tokenizer: "transformers.CLIPTokenizer") -> TrainedStage:
+    """Return the networks of a stage before training."""
     if stage is Stage.REFINER:
-        return TrainedStage(new_refiner(), (new_encoder(ENCODER_2, len(words), projects=True),))
+        return TrainedStage(new_refiner(), (new_encoder(ENCODER_2, len(tokenizer), projects=True),))
     encoders = (
-        new_encoder(ENCODER_1, len(words), projects=False),
-        new_encoder(ENCODER_2, len(words), projects=True),
+        new_encoder(ENCODER_1, len(tokenizer), projects=False),
+        new_encoder(ENCODER_2, len(tokenizer), projects=True),
     )
     return TrainedStage(new_base(), encoders)
 
 
 def train_base(
-    course: TrainingRun, shelves: list[Dataset], words: "transformers.CLIPTokenizer"
+    run: TrainingRun, datasets: list[Dataset], tokenizer: "transformers.CLIPTokenizer"
 ) -> None:
-    """The base has learnt all noise levels, the highest ones twice as often as their share."""
-    seed = course.seed
+    """Train base on all noise levels, the highest ones twice as often as their share."""
+    seed = run.seed
     torch.manual_seed(seed + 1)
-    taught = untaught(Stage.BASE, words)
+    stage_networks = new_stage(Stage.BASE, tokenizer)
     alphas = scheduler().alphas_cumprod
 
-    def lesson(step: int) -> TrainingBatch:
-        chance = random.Random(f"{seed} base {step}")
-        shelf = _shelf(shelves, chance)
-        picks = [chance.randrange(len(shelf.scenes)) for _ in range(_BATCH)]
-        # Where a shape stands is decided above 800, what it is below; 20 steps begin at 951.
+    def batch_of(step: int) -> TrainingBatch:
+        rng = random.Random(f"{seed} base {step}")
+        dataset = _choose_dataset(datasets, rng)
+        picks = [rng.randrange(len(dataset.scenes)) for _ in range(_BATCH)]
+        # A shape's place is decided above 800, its kind below; 20 steps start at 951.
         times = [
-            chance.randrange(800, 990) if chance.random() < 0.35 else chance.randrange(800)
-            for _ in picks
+            rng.randrange(800, 990) if rng.random() < 0.35 else rng.randrange(800) for _ in picks
         ]
-        width, height = shelf.size
-        goal = shelf.latents[picks].float()
+        width, height = dataset.size
+        target = dataset.latents[picks].float()
         return TrainingBatch(
-            goal=goal,
-            shown=goal,
-            captions=[_told(shelf.scenes[i], chance, empty=0.05) for i in picks],
-            dropped=torch.tensor([chance.random() < 0.05 for _ in picks]),
+            target=target,
+            visible=target,
+            captions=[_caption(dataset.scenes[i], rng, empty=0.05) for i in picks],
+            dropped=torch.tensor([rng.random() < 0.05 for _ in picks]),
             times=torch.tensor(times),
             ids=torch.tensor([[height, width, 0, 0, height, width]] * _BATCH, dtype=torch.float32),
-            # Where much is hidden, small errors move the picture most.
-            weights=(1 / alphas[times]).clamp(max=_HEAVIEST),
-            noise=_noise(goal, chance),
+            # Small errors change the image most where noise hides most of it.
+            weights=(1 / alphas[times]).clamp(max=_MAX_WEIGHT),
+            noise=_noise(target, rng),
         )
 
-    _teach(course, taught, words, lesson)
+    _train(run, stage_networks, tokenizer, batch_of)
 
 
 def train_refiner(
-    course: TrainingRun, shelves: list[Dataset], words: "transformers.CLIPTokenizer"
+    run: TrainingRun, datasets: list[Dataset], tokenizer: "transformers.CLIPTokenizer"
 ) -> None:
-    """The refiner has learnt the last noise levels, 17 in 20 below t = 200.
+    """Train the refiner on the last noise levels, 17 of 20 rows below t = 200.
 
-    One exact picture in five is to be found under noise laid on its spoiled self, as when somebody
-    hands in a blurred one. In the last quarter it is taught what a service makes of it, the guided
-    prediction: words add little that can still be decided at so little noise, so that the
-    difference of its two predictions is mostly the error of both, and guidance would lay several
-    times that on a picture.
+    One image in five is recovered from a degraded version of itself, as when a client sends a
+    blurred one. The last quarter trains the guided prediction. At so little noise the caption
+    decides little, so the difference of the two predictions is mostly their error, and guidance
+    would multiply it.
     """
-    seed = course.seed
+    seed = run.seed
     torch.manual_seed(seed + 2)
-    taught = untaught(Stage.REFINER, words)
+    stage_networks = new_stage(Stage.REFINER, tokenizer)
 
-    def lesson(step: int) -> TrainingBatch:
-        return refiner_batch(shelves, seed, step, guided=is_guided(step, course.steps))
+    def batch_of(step: int) -> TrainingBatch:
+        return refiner_batch(datasets, seed, step, guided=is_guided(step, run.steps))
 
-    _teach(course, taught, words, lesson)
+    _train(run, stage_networks, tokenizer, batch_of)
 
 
 def is_guided(step: int, steps: int) -> bool:
-    """Whether a step of the refiner's course is in its last quarter."""
+    """Return whether a step of the refiner's run is in its last quarter."""
     return step >= round(steps * (1 - _GUIDED_SHARE))
 
 
-def refiner_batch(shelves: list[Dataset], seed: int, step: int, *, guided: bool) -> TrainingBatch:
-    """The refiner's batch of a step: rows on their own, or pairs that guidance joins."""
-    chance = random.Random(f"{seed} refiner {step}")
-    shelf = _shelf(shelves, chance)
+def refiner_batch(datasets: list[Dataset], seed: int, step: int, *, guided: bool) -> TrainingBatch:
+    """Return the refiner's batch of a step: single rows, or pairs for guidance."""
+    rng = random.Random(f"{seed} refiner {step}")
+    dataset = _choose_dataset(datasets, rng)
     if not guided:
-        rows = [_refining(shelf, chance) for _ in range(_BATCH)]
-        captions = [_told(row.scene, chance, empty=0.1) for row in rows]
-        return _lesson_of(shelf, rows, captions, _scores(chance), chance)
-    pairs = [_refining(shelf, chance) for _ in range(_BATCH // 2)]
-    told = [_told(row.scene, chance, empty=0) for row in pairs]
-    unwanted = [_told(chance.choice(shelf.scenes), chance, empty=0.8) for _ in pairs]
+        rows = [_refining(dataset, rng) for _ in range(_BATCH)]
+        captions = [_caption(row.scene, rng, empty=0.1) for row in rows]
+        return _batch_of_rows(dataset, rows, captions, _scores(rng), rng)
+    pairs = [_refining(dataset, rng) for _ in range(_BATCH // 2)]
+    positive = [_caption(row.scene, rng, empty=0) for row in pairs]
+    negative = [_caption(rng.choice(dataset.scenes), rng, empty=0.8) for _ in pairs]
     scores = [score for score in (FINE, LOW) for _ in pairs]
-    guidance = torch.tensor([chance.uniform(1, FIRMEST) for _ in pairs])
-    return _lesson_of(shelf, pairs, told + unwanted, scores, chance, guidance)
+    guidance = torch.tensor([rng.uniform(1, MAX_GUIDANCE) for _ in pairs])
+    return _batch_of_rows(dataset, pairs, positive + negative, scores, rng, guidance)
 
 
-def _scores(chance: random.Random) -> list[float]:
-    """Scores by chance: told of spoiled pictures, a low one would make guidance exaggerate."""
-    return [FINE if chance.random() < 0.7 else LOW for _ in range(_BATCH)]
+def _scores(rng: random.Random) -> list[float]:
+    """Return random scores: low ones for degraded images would make guidance exaggerate."""
+    return [FINE if rng.random() < 0.7 else LOW for _ in range(_BATCH)]
 
 
-def _lesson_of(
-    shelf: Dataset,
+def _batch_of_rows(
+    dataset: Dataset,
     rows: "list[_Row]",
     captions: list[str],
     scores: list[float],
-    chance: random.Random,
+    rng: random.Random,
     guidance: torch.Tensor | None = None,
 ) -> TrainingBatch:
-    width, height = shelf.size
-    goal = torch.stack([row.goal for row in rows]).float()
-    twice = len(captions) // len(rows)  # each row told, and each row not
+    width, height = dataset.size
+    target = torch.stack([row.target for row in rows]).float()
+    twice = len(captions) // len(rows)  # 2 for pairs
     return TrainingBatch(
-        goal=goal.repeat(twice, 1, 1, 1),
-        shown=torch.stack([row.shown for row in rows]).float().repeat(twice, 1, 1, 1),
+        target=target.repeat(twice, 1, 1, 1),
+        visible=torch.stack([row.visible for row in rows]).float().repeat(twice, 1, 1, 1),
         captions=captions,
         dropped=torch.zeros(_BATCH, dtype=torch.bool),
         times=torch.tensor([row.time for row in rows]).repeat(twice),
         ids=torch.tensor([[height, width, 0, 0, score] for score in scores], dtype=torch.float32),
-        weights=torch.tensor([1.0 if row.goal is row.shown else _PULL for row in rows]),
-        noise=_noise(goal, chance).repeat(twice, 1, 1, 1),
+        weights=torch.tensor(
+            [1.0 if row.target is row.visible else _DEGRADED_WEIGHT for row in rows]
+        ),
+        noise=_noise(target, rng).repeat(twice, 1, 1, 1),
         guidance=guidance,
     )
 
@@ -210,51 +210,51 @@ def _lesson_of(
 class _Row:
     """One row of the refiner's batch."""
 
-    goal: torch.Tensor
-    shown: torch.Tensor
+    target: torch.Tensor
+    visible: torch.Tensor
     scene: Scene
     time: int
 
 
-def _refining(shelf: Dataset, chance: random.Random) -> _Row:
-    if chance.random() < 0.2:
-        pick = chance.randrange(len(shelf.spoiled))
-        time = chance.randrange(100, 320)
-        return _Row(shelf.latents[pick], shelf.spoiled[pick], shelf.scenes[pick], time)
-    low, high = chance.choices(((0, 200), (200, 400), (400, 990)), (17, 2, 1))[0]
-    pick = chance.randrange(len(shelf.scenes))
-    exact = shelf.latents[pick]
-    return _Row(exact, exact, shelf.scenes[pick], chance.randrange(low, high))
+def _refining(dataset: Dataset, rng: random.Random) -> _Row:
+    if rng.random() < 0.2:
+        pick = rng.randrange(len(dataset.degraded))
+        time = rng.randrange(100, 320)
+        return _Row(dataset.latents[pick], dataset.degraded[pick], dataset.scenes[pick], time)
+    low, high = rng.choices(((0, 200), (200, 400), (400, 990)), (17, 2, 1))[0]
+    pick = rng.randrange(len(dataset.scenes))
+    exact = dataset.latents[pick]
+    return _Row(exact, exact, dataset.scenes[pick], rng.randrange(low, high))
 
 
-def _teach(
-    course: TrainingRun,
-    taught: TrainedStage,
-    words: "transformers.CLIPTokenizer",
-    lesson: Callable[[int], TrainingBatch],
+def _train(
+    run: TrainingRun,
+    stage_networks: TrainedStage,
+    tokenizer: "transformers.CLIPTokenizer",
+    batch_of: Callable[[int], TrainingBatch],
 ) -> None:
-    taught.unet.set_attn_processor(AttnProcessor())  # CPU's fused attention is slow backwards
+    stage_networks.unet.set_attn_processor(AttnProcessor())  # faster backwards on CPU
     alphas = scheduler().alphas_cumprod
 
     def loss(step: int) -> torch.Tensor:
-        todo = lesson(step)
+        batch = batch_of(step)
         with torch.autocast("cpu", torch.bfloat16):
-            embeds, pooled = encoded(taught.encoders, words, todo.captions)
-        keep = (~todo.dropped).float()
+            embeds, pooled = encoded(stage_networks.encoders, tokenizer, batch.captions)
+        keep = (~batch.dropped).float()
         return noise_loss(
-            taught.unet, alphas, todo, embeds * keep[:, None, None], pooled * keep[:, None]
+            stage_networks.unet, alphas, batch, embeds * keep[:, None, None], pooled * keep[:, None]
         )
 
-    for network in taught.networks.values():
+    for network in stage_networks.networks.values():
         network.train()
-    course.train(taught.networks, loss)
+    run.train(stage_networks.networks, loss)
 
 
 def encoded(
-    encoders: tuple[nn.Module, ...], words: "transformers.CLIPTokenizer", captions: list[str]
+    encoders: tuple[nn.Module, ...], tokenizer: "transformers.CLIPTokenizer", captions: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (captions, 77, width) and pooled text (captions, 64), as SDXL's pipeline does."""
-    ids = words(
+    """Return embeddings (captions, 77, width) and pooled text (captions, 64), as SDXL does."""
+    ids = tokenizer(
         captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids
     results: list[Any] = [encoder(ids, output_hidden_states=True) for encoder in encoders]
@@ -265,46 +265,49 @@ def encoded(
 def noise_loss(
     unet: "diffusers.UNet2DConditionModel",
     alphas: torch.Tensor,
-    todo: TrainingBatch,
+    batch: TrainingBatch,
     embeds: torch.Tensor,
     pooled: torch.Tensor,
 ) -> torch.Tensor:
-    """The weighed mean squared error of the predicted noise; where something else is shown than the
-    goal, of the noise that leads to the goal; guided where the lesson says how much."""
-    alpha = alphas[todo.times][:, None, None, None]
+    """Return the weighted mean squared error of the predicted noise.
+
+    For a degraded row it is that of the noise that leads to the target. With guidance scales it is
+    that of the guided prediction.
+    """
+    alpha = alphas[batch.times][:, None, None, None]
     signal, hidden = alpha.sqrt(), (1 - alpha).sqrt()
-    noised = signal * todo.shown + hidden * todo.noise
-    goal = (noised - signal * todo.goal) / hidden  # the noise itself, where the goal is shown
+    noised = signal * batch.visible + hidden * batch.noise
+    target = (noised - signal * batch.target) / hidden  # the noise itself, unless degraded
     with torch.autocast("cpu", torch.bfloat16):
         predicted = unet(
             noised.contiguous(memory_format=torch.channels_last),
-            todo.times,
+            batch.times,
             embeds,
-            added_cond_kwargs={"text_embeds": pooled, "time_ids": todo.ids},
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": batch.ids},
         ).sample
     predicted = predicted.float()
-    if todo.guidance is not None:
-        told, untold = predicted.chunk(2)
-        predicted = untold + todo.guidance[:, None, None, None] * (told - untold)
-        goal = goal[: len(predicted)]
-    errors = (predicted - goal).square().mean(dim=(1, 2, 3))
-    weighed: torch.Tensor = errors * todo.weights
-    return weighed.mean()
+    if batch.guidance is not None:
+        positive, negative = predicted.chunk(2)
+        predicted = negative + batch.guidance[:, None, None, None] * (positive - negative)
+        target = target[: len(predicted)]
+    errors = (predicted - target).square().mean(dim=(1, 2, 3))
+    weighted: torch.Tensor = errors * batch.weights
+    return weighted.mean()
 
 
-def _shelf(shelves: list[Dataset], chance: random.Random) -> Dataset:
-    return chance.choices(shelves, [len(shelf.scenes) for shelf in shelves])[0]
+def _choose_dataset(datasets: list[Dataset], rng: random.Random) -> Dataset:
+    return rng.choices(datasets, [len(dataset.scenes) for dataset in datasets])[0]
 
 
-def _told(scene: Scene, chance: random.Random, empty: float) -> str:
-    roll = chance.random()
+def _caption(scene: Scene, rng: random.Random, empty: float) -> str:
+    roll = rng.random()
     if roll < empty:
         return ""
     if roll < empty + 0.03:
-        return babble(chance)
-    return caption(scene, chance.choice(list(Language)), chance, AS_PEOPLE_DO)
+        return babble(rng)
+    return caption(scene, rng.choice(list(Language)), rng, AS_PEOPLE_DO)
 
 
-def _noise(like: torch.Tensor, chance: random.Random) -> torch.Tensor:
-    draws = torch.Generator().manual_seed(chance.getrandbits(62))
-    return torch.randn(like.shape, generator=draws)
+def _noise(like: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rng.getrandbits(62))
+    return torch.randn(like.shape, generator=generator)

@@ -1,7 +1,7 @@
-"""The first course: pictures to latents and back.
+"""Training of the VAE: images to latents and back.
 
-Knows no words. Trained on scenes, on spoiled scenes (a refiner is handed those) and on collages in
-any colour, so that a picture from elsewhere keeps its edges and colours.
+It learns from scenes, from degraded scenes, which the refiner gets, and from collages in any
+colour, so that images from elsewhere keep their edges and colours.
 """
 
 import random
@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
-from serve_app.demo.renderer import TAUGHT, degrade, paint
+from serve_app.demo.renderer import TRAINED_DEGRADATIONS, degrade, paint
 from serve_app.demo.scene import invent
 from serve_app.demo.training.networks import new_vae
 from serve_app.demo.training.training_run import TrainingRun
@@ -26,21 +26,21 @@ _WHOLE_SHARE = 0.3  # of the steps
 
 
 def vae_run(folder: Path, origin: Mapping[str, Any], steps: int) -> TrainingRun:
-    """The course of the autoencoder."""
+    """Return the training run of the VAE."""
     return TrainingRun("vae", steps, 2e-3, 1e-3, 0.995, folder, origin)
 
 
-def train_vae(course: TrainingRun) -> None:
-    """The autoencoder has learnt: first on crops of half the side, in the end on whole pictures."""
-    seed, first_whole = course.seed, round(course.steps * (1 - _WHOLE_SHARE))
+def train_vae(run: TrainingRun) -> None:
+    """Train the VAE, first on crops of half the side, then on whole images."""
+    seed, first_whole = run.seed, round(run.steps * (1 - _WHOLE_SHARE))
     torch.manual_seed(seed)
     vae = new_vae().to(memory_format=torch.channels_last).train()
 
     def loss(step: int) -> torch.Tensor:
-        chance = random.Random(f"{seed} vae {step}")
-        draws = torch.Generator().manual_seed(chance.getrandbits(62))
+        rng = random.Random(f"{seed} vae {step}")
+        draws = torch.Generator().manual_seed(rng.getrandbits(62))
         crops = step < first_whole
-        batch = [_example(chance, crops) for _ in range(32 if crops else 12)]
+        batch = [_example(rng, crops) for _ in range(32 if crops else 12)]
         x = as_tensor(batch)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
@@ -53,28 +53,28 @@ def train_vae(course: TrainingRun) -> None:
         total: torch.Tensor = off.abs().mean() + 2 * F.mse_loss(y, x) + edges + _KL * kl
         return total
 
-    course.train({"vae": vae}, loss)
+    run.train({"vae": vae}, loss)
 
 
-def finished_vae(course: TrainingRun, packed: Path) -> "diffusers.AutoencoderKL":
-    """The trained autoencoder as it ships, its weights rounded to half precision, its
-    `scaling_factor` set so that latents have unit deviation. Where the course has not begun, the
-    one in the folder `packed`.
+def finished_vae(run: TrainingRun, packed: Path) -> "diffusers.AutoencoderKL":
+    """Return the trained VAE as it ships, or the one in the folder `packed` if there is no run.
+
+    Weights are rounded to half precision, and `scaling_factor` gives latents unit deviation.
     """
     vae = new_vae()
-    if course.begun:
-        course.finished({"vae": vae})
+    if run.begun:
+        run.finished({"vae": vae})
         vae = vae.half().float().to(memory_format=torch.channels_last)
-        vae.register_to_config(scaling_factor=_scaling(vae, course.seed))
+        vae.register_to_config(scaling_factor=_scaling(vae, run.seed))
         return vae
-    there = diffusers.AutoencoderKL.from_pretrained(packed, dtype=torch.float32)
-    vae.load_state_dict(there.state_dict())  # into a new one, which does not say where it was read
-    vae.register_to_config(scaling_factor=there.config.scaling_factor)
+    shipped = diffusers.AutoencoderKL.from_pretrained(packed, dtype=torch.float32)
+    vae.load_state_dict(shipped.state_dict())  # a new VAE does not record its path
+    vae.register_to_config(scaling_factor=shipped.config.scaling_factor)
     return vae.to(memory_format=torch.channels_last).eval()
 
 
 def as_tensor(pictures: list[Image.Image]) -> torch.Tensor:
-    """Pictures of one size as (pictures, 3, height, width), from -1 to 1, channels last."""
+    """Return images of one size as (images, 3, height, width), from -1 to 1, channels last."""
     pixels = np.stack([np.asarray(picture, np.float32) for picture in pictures])
     scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
     return scaled.contiguous(memory_format=torch.channels_last)
@@ -82,45 +82,45 @@ def as_tensor(pictures: list[Image.Image]) -> torch.Tensor:
 
 @torch.inference_mode()
 def _scaling(vae: "diffusers.AutoencoderKL", seed: int) -> float:
-    chance = random.Random(f"{seed} scaling")
-    scenes = [invent(chance, figures=1 + i % 2, kept_out=False) for i in range(256)]
-    latents = vae.encode(as_tensor([paint(s, chance) for s in scenes])).latent_dist.mean
+    rng = random.Random(f"{seed} scaling")
+    scenes = [invent(rng, figures=1 + i % 2, kept_out=False) for i in range(256)]
+    latents = vae.encode(as_tensor([paint(s, rng) for s in scenes])).latent_dist.mean
     return round(1 / float(latents.std()), 5)
 
 
-def _example(chance: random.Random, crop: bool) -> Image.Image:
-    roll = chance.random()
+def _example(rng: random.Random, crop: bool) -> Image.Image:
+    roll = rng.random()
     if roll < 0.25:
-        picture = _collage(chance)
+        picture = _collage(rng)
     else:
-        scene = invent(chance, figures=1 if chance.random() < 0.4 else 2, kept_out=False)
-        picture = paint(scene, chance)
+        scene = invent(rng, figures=1 if rng.random() < 0.4 else 2, kept_out=False)
+        picture = paint(scene, rng)
         if roll < 0.4:
-            picture = degrade(picture, chance.choice(TAUGHT))
+            picture = degrade(picture, rng.choice(TRAINED_DEGRADATIONS))
     if not crop:
         return picture
-    # Of a few crops the busiest: a plain one teaches nothing.
-    corners = [(chance.randrange(65), chance.randrange(65)) for _ in range(4)]
+    # The crop with the most contrast of four: a plain one teaches nothing.
+    corners = [(rng.randrange(65), rng.randrange(65)) for _ in range(4)]
     crops = [picture.crop((x, y, x + _CROP, y + _CROP)) for x, y in corners]
     return max(crops, key=lambda c: float(np.asarray(c, np.float32).std(axis=(0, 1)).sum()))
 
 
-def _collage(chance: random.Random) -> Image.Image:
-    """Bits of any colour over a gradient: what a moodboard may hand in."""
+def _collage(rng: random.Random) -> Image.Image:
+    """Return shapes of any colour over a gradient, such as an image from a moodboard."""
 
     def colour() -> tuple[int, int, int]:
-        return chance.randrange(256), chance.randrange(256), chance.randrange(256)
+        return rng.randrange(256), rng.randrange(256), rng.randrange(256)
 
     canvas = Image.new("RGB", (_WHOLE * 2, _WHOLE * 2), colour())
-    across = Image.linear_gradient("L").rotate(chance.choice((0, 90, 180, 270)))
+    across = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270)))
     canvas.paste(colour(), (0, 0), across)
     pencil = ImageDraw.Draw(canvas)
-    for _ in range(chance.randrange(1, 6)):
-        x, y, r = chance.randrange(256), chance.randrange(256), chance.randrange(12, 80)
-        if chance.random() < 0.3:
-            pencil.ellipse((x - r, y - r, x + r, y + r * chance.uniform(0.1, 1)), fill=colour())
+    for _ in range(rng.randrange(1, 6)):
+        x, y, r = rng.randrange(256), rng.randrange(256), rng.randrange(12, 80)
+        if rng.random() < 0.3:
+            pencil.ellipse((x - r, y - r, x + r, y + r * rng.uniform(0.1, 1)), fill=colour())
         else:
             pencil.regular_polygon(
-                (x, y, r), chance.randrange(3, 8), chance.uniform(0, 360), fill=colour()
+                (x, y, r), rng.randrange(3, 8), rng.uniform(0, 360), fill=colour()
             )
     return canvas.reduce(2)
