@@ -1,5 +1,7 @@
-"""What the demo draws means something. `bench demo` measures; here is a bound that a bad checkpoint
-or a broken engine can't reach, on few pictures."""
+"""What the demo draws: bounds on a few images that a bad checkpoint or a broken engine fails.
+
+`aura bench demo` measures the quality itself.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,60 +32,62 @@ def english(draw: Draw) -> list[Pixels]:
     return draw([q.spec(q.prompt()) for q in QUESTIONS])
 
 
-def share(marks: Sequence[Scores], fact: str) -> float:
-    return float(np.mean([getattr(scores, fact) for scores in marks]))
+def share(scores: Sequence[Scores], fact: str) -> float:
+    return float(np.mean([getattr(row, fact) for row in scores]))
 
 
-def marks_of(pictures: Sequence[Pixels]) -> list[Scores]:
-    exam = QUESTIONS[: len(pictures)]
-    return [score(picture, q.scene) for picture, q in zip(pictures, exam, strict=True)]
+def scores_of(images: Sequence[Pixels]) -> list[Scores]:
+    exam = QUESTIONS[: len(images)]
+    return [score(image, q.scene) for image, q in zip(images, exam, strict=True)]
 
 
-def test_unseen_prompts_are_drawn_as_they_say(english: list[Pixels]) -> None:
-    marks = marks_of(english)
-    assert share(marks, "background") >= 0.9
-    assert share(marks, "colour") >= 0.9
-    assert share(marks, "place") >= 0.85
-    assert share(marks, "kind") >= 0.6
+def test_images_are_as_their_held_out_prompts_say(english: list[Pixels]) -> None:
+    scores = scores_of(english)
+    assert share(scores, "background") >= 0.9
+    assert share(scores, "colour") >= 0.9
+    assert share(scores, "place") >= 0.85
+    assert share(scores, "kind") >= 0.6
 
 
-def test_and_not_as_other_prompts_say(english: list[Pixels]) -> None:
+def test_images_are_not_as_other_prompts_say(english: list[Pixels]) -> None:
     pairs = zip(english, shuffled(QUESTIONS), strict=True)
-    marks = [score(picture, scene) for picture, scene in pairs]
-    assert share(marks, "background") <= 0.4
-    assert share(marks, "colour") <= 0.4
-    assert share(marks, "place") <= 0.4
-    assert share(marks, "kind") <= 0.5
+    scores = [score(image, scene) for image, scene in pairs]
+    assert share(scores, "background") <= 0.4
+    assert share(scores, "colour") <= 0.4
+    assert share(scores, "place") <= 0.4
+    assert share(scores, "kind") <= 0.5
 
 
 def test_spanish_is_understood_as_well(draw: Draw) -> None:
-    marks = marks_of(draw([q.spec(q.prompt(Language.SPANISH)) for q in QUESTIONS[:12]]))
-    assert share(marks, "background") >= 0.9
-    assert share(marks, "colour") >= 0.9
-    assert share(marks, "place") >= 0.85
+    scores = scores_of(draw([q.spec(q.prompt(Language.SPANISH)) for q in QUESTIONS[:12]]))
+    assert share(scores, "background") >= 0.9
+    assert share(scores, "colour") >= 0.9
+    assert share(scores, "place") >= 0.85
 
 
-def test_the_refiner_keeps_what_base_has_drawn(draw: Draw) -> None:
-    marks = marks_of(draw([q.spec(q.prompt(), handoff=HANDOFF) for q in QUESTIONS[:12]]))
-    assert share(marks, "background") >= 0.9
+def test_the_refiner_keeps_what_base_drew(draw: Draw) -> None:
+    scores = scores_of(draw([q.spec(q.prompt(), handoff=HANDOFF) for q in QUESTIONS[:12]]))
+    assert share(scores, "background") >= 0.9
 
 
 @pytest.mark.long
-def test_guidance_sets_shapes_off_from_their_background(draw: Draw, english: list[Pixels]) -> None:
+def test_guidance_raises_the_contrast_of_shape_and_background(
+    draw: Draw, english: list[Pixels]
+) -> None:
     unguided = draw([q.spec(q.prompt(), guidance=1.0) for q in QUESTIONS])
     farther = [contrast(b) - contrast(a) for a, b in zip(unguided, english, strict=True)]
     assert np.mean(farther) > 5
-    assert share(marks_of(english), "all") >= share(marks_of(unguided), "all")
+    assert share(scores_of(english), "all") >= share(scores_of(unguided), "all")
 
 
 @pytest.mark.long
-def test_a_negative_prompt_drives_a_colour_away(draw: Draw) -> None:
+def test_a_negative_prompt_removes_a_colour(draw: Draw) -> None:
     own, other = zip(*(row.kept for row in avoid(QUESTIONS, draw)), strict=True)
     assert len(own) >= 18
     assert sum(own) <= sum(other) - 3
 
 
-def test_another_seed_is_another_picture_of_the_same(draw: Draw) -> None:
+def test_another_seed_gives_another_image_of_the_same_scene(draw: Draw) -> None:
     question = QUESTIONS[0]
     spec = question.spec(question.prompt())
     first, again, other = draw([spec, spec, replace(spec, seed=spec.seed ^ 1)])

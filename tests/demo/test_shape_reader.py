@@ -18,7 +18,7 @@ def reading_of(scene: Scene) -> Reading:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", Kind)
-def test_an_exact_picture_is_read_without_fault(kind: Kind, size: tuple[int, int]) -> None:
+def test_an_exact_image_is_read_correctly(kind: Kind, size: tuple[int, int]) -> None:
     chance = random.Random(f"{kind} {size}")
     for place in Place:
         for reach in Size:
@@ -29,7 +29,7 @@ def test_an_exact_picture_is_read_without_fault(kind: Kind, size: tuple[int, int
 
 
 @pytest.mark.parametrize("way", ["blurred", "shrunk"])
-def test_a_softened_picture_is_read_all_the_same(way: str) -> None:
+def test_a_degraded_image_is_read_correctly(way: str) -> None:
     chance = random.Random(way)
     scenes = [invent(chance, figures=1, kept_out=True) for _ in range(40)]
     pictures = [np.asarray(degrade(paint(scene, chance), way)) for scene in scenes]
@@ -45,7 +45,7 @@ def test_noise_of_a_few_levels_changes_no_reading() -> None:
         assert read(noisy) == reading_of(scene)
 
 
-def test_a_bare_background_holds_no_shape() -> None:
+def test_a_plain_background_has_no_shape() -> None:
     scene = Scene(Colour.GREY, ())
     assert read(np.asarray(paint(scene, random.Random(0)))) == Reading(Colour.GREY)
 
@@ -88,8 +88,8 @@ def test_a_second_patch_is_noticed() -> None:
         assert seen.place is place
 
 
-def test_mud_is_of_no_colour_and_no_kind() -> None:
-    picture = np.full((128, 128, 3), (70, 200, 200), np.uint8)  # a colour that nobody has
+def test_an_unknown_colour_and_shape_are_none() -> None:
+    picture = np.full((128, 128, 3), (70, 200, 200), np.uint8)  # not in the palette
     picture[40:44, 10:120] = 0  # a line
     picture[10:120, 60:64] = 0
     seen = read(picture)

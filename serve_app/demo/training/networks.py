@@ -1,6 +1,6 @@
-"""The demo's networks before they have learnt anything: SDXL's own classes at toy size.
+"""The demo's networks before training: SDXL's own classes at toy size.
 
-Knows no data. Sizes are chosen so that base and refiner take less than 20 MB in fp16.
+Base and refiner together take less than 20 MB in fp16.
 """
 
 import torch
@@ -14,11 +14,11 @@ ENCODER_1, ENCODER_2 = 64, 96  # widths
 
 
 def new_vae() -> "diffusers.AutoencoderKL":
-    """An autoencoder of 8 x 8 pixels to 4 numbers, begun so that a tiny one learns.
+    """Return a VAE of 8 x 8 pixels to 4 numbers, initialized so that a tiny one learns.
 
-    With torch's own beginning most of the signal is lost on the way and the first thousand steps
-    with it: here convolutions keep its size, residual branches begin at zero, resamplers at
-    (nearly) nothing but resampling.
+    With torch's own initialization most of the signal is lost in the layers, and with it the first
+    thousand steps. Here convolutions keep the signal's scale, residual branches start at zero, and
+    resamplers do little but resample.
     """
     vae = diffusers.AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
@@ -47,9 +47,9 @@ def new_vae() -> "diffusers.AutoencoderKL":
 
 
 def new_encoder(width: int, tokens: int, *, projects: bool) -> nn.Module:
-    """A CLIP text encoder of three layers; SDXL's first does not project, its second does.
+    """Return a CLIP text encoder of three layers; of SDXL's two, only the second projects.
 
-    The end-of-text id must be the highest: CLIP pools where it stands.
+    The end-of-text id must be the highest: CLIP pools at its position.
     """
     config = transformers.CLIPTextConfig(
         vocab_size=tokens,
@@ -70,12 +70,12 @@ def new_encoder(width: int, tokens: int, *, projects: bool) -> nn.Module:
 
 
 def new_base() -> "diffusers.UNet2DConditionModel":
-    """The base's UNet: text at 8 x 8 and 4 x 4 latents, both encoders' words, six size ids."""
+    """Return base's UNet: attention at 8 x 8 and 4 x 4 latents, both encoders, six time ids."""
     return _unet((64, 96, 96), (False, True, True), ENCODER_1 + ENCODER_2, 6)
 
 
 def new_refiner() -> "diffusers.UNet2DConditionModel":
-    """The refiner's UNet: the second encoder's words only, five ids, the last a score."""
+    """Return the refiner's UNet: the second encoder only, five time ids, the last a score."""
     return _unet((48, 64, 64), (False, True, True), ENCODER_2, 5)
 
 
