@@ -1,6 +1,6 @@
-"""The device a stage runs on: found, asked what it can do, and named in the numeric profile.
+"""The device a stage runs on: opened, measured, and named in the numeric profile.
 
-Knows no settings files and no checkpoints: names and wishes are handed in.
+Errors name the settings that chose the device; nothing here reads them.
 """
 
 import gc
@@ -22,28 +22,28 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class MemoryUsage:
-    """What was used of the device's memory, in bytes."""
+    """Use of the device's memory, in bytes."""
 
-    peak: int
-    limit: int  # that this process could have had
+    peak: int  # since the last `Device.empty_cache`
+    limit: int  # of this process
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where and how a stage computes."""
+    """The device of a stage, with everything about it that decides bits."""
 
     torch_device: torch.device
-    kind: str  # "cpu AVX512", "NVIDIA H200"
+    kind: str  # for example "cpu AVX512" or "NVIDIA H200"
     dtype: torch.dtype
     vae_dtype: torch.dtype  # never fp16: SDXL's VAE overflows there
     attention: str  # "sdpa" or "xformers"
     cpu_threads: int
-    memory_fraction: float = 1.0  # of the card's memory: others may be meant to have the rest
+    memory_fraction: float = 1.0  # of the GPU's memory; the rest is left to other processes
 
     def numeric_profile(
         self, stage: Stage, lanes: int, model: str, memory_savings: tuple[MemorySaving, ...] = ()
     ) -> NumericProfile:
-        """The numeric profile of a stage's model here, with so many lanes and what it gave up."""
+        """Return the numeric profile of a stage's model on this device."""
         return NumericProfile(
             stage=stage,
             device=self.kind,
@@ -58,40 +58,39 @@ class Device:
         )
 
     def claim_thread(self) -> None:
-        """The calling thread computes with the profile's number of CPU threads.
+        """Make the calling thread compute with the profile's number of CPU threads.
 
-        Ray sets OMP_NUM_THREADS from a replica's num_cpus; the number of threads decides bits,
-        so it is set here, the same with and without Ray.
+        That number decides bits. Ray sets OMP_NUM_THREADS from a replica's num_cpus, so it is set
+        again here, to the same number with and without Ray.
         """
         torch.set_num_threads(self.cpu_threads)
 
     @property
     def has_own_memory(self) -> bool:
-        """Whether its memory is another than the host's, so that a copy there saves time."""
+        """Whether it is a GPU with its own memory, so that a copy on the host saves time."""
         return self.torch_device.type == "cuda"
 
-    def pinned(self, bytes: int) -> torch.Tensor:
-        """So many bytes of the host's memory, (bytes,) of uint8, that stay where they are: the
-        device fetches from there by itself.
+    def pinned(self, size: int) -> torch.Tensor:
+        """Return page-locked host memory, (size,) of uint8, which the device reads by DMA.
 
-        Raises `RuntimeError` where the system gives no more of such memory.
+        Raises `RuntimeError` when the system can pin no more memory.
         """
-        return torch.empty(bytes, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def fetch(self, copy: torch.Tensor) -> torch.Tensor:
-        """A tensor of the host's memory, on the device by the time that anything there uses it."""
+        """Copy a tensor to the device without waiting: work queued there later sees the copy."""
         return copy.to(self.torch_device, non_blocking=True)
 
     def synchronize(self) -> None:
-        """All work queued on the device is done."""
+        """Wait until all work queued on the device is done."""
         if self.torch_device.type == "cuda":
             torch.cuda.synchronize(self.torch_device)
         elif self.torch_device.type == "mps":
             torch.mps.synchronize()
 
     def empty_cache(self) -> None:
-        """Nothing is kept on the device that nobody uses, and the peak is counted from here."""
-        gc.collect()  # what failed lies in a traceback, in a circle
+        """Free cached memory of the device, and start a new measurement of the peak."""
+        gc.collect()  # after a failure, tensors are kept by a traceback in a reference cycle
         if self.torch_device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.torch_device)
@@ -99,13 +98,13 @@ class Device:
             torch.mps.empty_cache()
 
     def memory_usage(self) -> MemoryUsage | None:
-        """The most that was used since `free`, where somebody counts it: not on a CPU."""
+        """Return the peak use since `empty_cache`; None on a CPU, where it is not measured."""
         if self.torch_device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.torch_device)
             reserved = torch.cuda.memory_reserved(self.torch_device)
-            allowed = min(free + reserved, int(self.memory_fraction * total))
-            return MemoryUsage(torch.cuda.max_memory_allocated(self.torch_device), allowed)
-        if self.torch_device.type == "mps":  # which keeps what it once took
+            limit = min(free + reserved, int(self.memory_fraction * total))
+            return MemoryUsage(torch.cuda.max_memory_allocated(self.torch_device), limit)
+        if self.torch_device.type == "mps":  # it has no peak, but returns no memory to the system
             return MemoryUsage(
                 torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory()
             )
@@ -113,14 +112,17 @@ class Device:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device said that it has no room: only CUDA does so by a type of its own."""
+    """Return whether an error of torch means that memory ran out.
+
+    Only CUDA's allocator raises a class of its own; others are recognized by their message.
+    """
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    said = str(error)
+    message = str(error)
     return isinstance(error, RuntimeError) and (
-        "out of memory" in said
-        or "can't allocate memory" in said
-        or "CUBLAS_STATUS_ALLOC_FAILED" in said
+        "out of memory" in message
+        or "can't allocate memory" in message
+        or "CUBLAS_STATUS_ALLOC_FAILED" in message
     )
 
 
@@ -132,23 +134,30 @@ def open_device(
     cpu_threads: int,
     memory_fraction: float = 1.0,
 ) -> Device:
-    """The device, ready. `name` is `cpu`, `cuda` or `mps`; `precision` None takes its default. On
-    CUDA no more than a `share` of the card's memory is taken.
+    """Return a device that is ready for use.
 
-    Raises `DeviceError` when the device is not there: a replica promised CUDA must not run on CPU.
+    `name` is `cpu`, `cuda` or `mps`. `precision` is a key of `DTYPES`, or None for the device's
+    default. On CUDA, this process takes at most `memory_fraction` of the GPU's memory. Raises
+    `DeviceError` when the device is not available: a replica that was promised CUDA must not run
+    on a CPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         raise DeviceError(
-            f"MODEL_DEVICE=cuda, but this process sees no CUDA device (torch is built {built}). "
-            "Check `nvidia-smi`, or set MODEL_DEVICE=cpu"
+            f"can't be used: this process sees no CUDA device (torch is built {build})",
+            subject="MODEL_DEVICE=cuda",
+            remedy="Check `nvidia-smi`, or set MODEL_DEVICE=cpu",
         )
     if name == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("MODEL_DEVICE=mps, but this is no Apple GPU. Set MODEL_DEVICE=cpu")
+        raise DeviceError(
+            "can't be used: this machine has no Apple GPU",
+            subject="MODEL_DEVICE=mps",
+            remedy="Set MODEL_DEVICE=cpu",
+        )
     device = torch.device(name)
     dtype = DTYPES[precision or default_precision(name)]
     if name == "cuda":
-        torch.backends.cudnn.benchmark = False  # a kernel chosen by a race decides bits by luck
+        torch.backends.cudnn.benchmark = False  # timing would choose the kernel, which decides bits
         torch.backends.cudnn.deterministic = True
         torch.cuda.set_per_process_memory_fraction(memory_fraction)
     torch.set_num_threads(cpu_threads)
@@ -172,6 +181,7 @@ def _kind(device: torch.device) -> str:
 
 
 def _vae_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return bf16 where the GPU computes it natively, else fp32."""
     if dtype is torch.float32:
         return torch.float32
     fast_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -179,25 +189,25 @@ def _vae_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 
 def xformers_problem(device: torch.device, dtype: torch.dtype) -> str:
-    """Why xFormers attention does not compute here, "" when it does: an import proves nothing."""
+    """Return why xFormers attention fails on a device, "" when it works.
+
+    It is run once, because a build for another torch or GPU can be imported all the same.
+    """
     if find_spec("xformers") is None:
         return "xFormers is not installed"
     try:
         from xformers.ops import memory_efficient_attention
 
-        x = torch.ones(1, 16, 1, 64, device=device, dtype=dtype)  # (batch, tokens, heads, width)
+        x = torch.ones(1, 16, 1, 64, device=device, dtype=dtype)  # (batch, tokens, heads, head_dim)
         memory_efficient_attention(x, x, x)
-    except Exception as error:  # a foreign build fails in many ways, all of them mean no
+    except Exception as error:  # such a build fails in many ways
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         return f"xFormers does not run on {device} with {dtype} ({reason})"
     return ""
 
 
 def _xformers_runs(device: torch.device, dtype: torch.dtype) -> bool:
-    trouble = xformers_problem(device, dtype)
-    if trouble:
-        logger.warning(
-            "ENABLE_XFORMERS=1, but %s; PyTorch SDPA is used. See: aura doctor",
-            trouble,
-        )
-    return not trouble
+    problem = xformers_problem(device, dtype)
+    if problem:
+        logger.warning("ENABLE_XFORMERS=1, but %s; PyTorch SDPA is used. See: aura doctor", problem)
+    return not problem

@@ -1,6 +1,6 @@
-"""Room on the device: modules put there, tried at their largest, and what is given up for it.
+"""Fitting a stage's model into the device's memory, by trying memory plans.
 
-Knows no samples and no schedule. Order and arithmetic of giving up are `core.fitting`'s.
+`core.scheduling.memory_plan` says which plans there are, and in which order they are tried.
 """
 
 import logging
@@ -27,22 +27,22 @@ from serve_app.runtime.stage_model import Parts
 logger = logging.getLogger("aura.memory")
 
 SAVINGS_BY_DEVICE: dict[str, tuple[MemorySaving, ...]] = {
-    # Sliced attention would cost memory here: CUDA's own attention never writes the scores down.
+    # Sliced attention would cost memory: CUDA's fused attention never materializes the scores.
     "cuda": (MemorySaving.VAE_TILES, MemorySaving.TEXT_ON_CPU, MemorySaving.UNET_ON_CPU),
-    # The CPU has the same memory, so nothing is gained by staying there.
+    # CPU and GPU share one memory, so offloading gains nothing.
     "mps": (MemorySaving.VAE_TILES, MemorySaving.SLICED_ATTENTION),
 }
-_TILE = 512  # pixels: at SDXL's own 1024 a usual picture would be one tile
-_SPARE = 0.05  # of the memory: fragments, and others on the card
-# Numbers that a worn LoRA adds to a UNet call at its peak, for each row and pixel of the picture:
-# counted with SDXL's own UNet, as the 79 of a plain call are; several add no more than one.
-_LORA_WORK = 20
+_TILE_SIZE = 512  # pixels; at SDXL's default of 1024 an image of the usual size is one tile
+_HEADROOM = 0.05  # share of the memory, for fragmentation and for other processes on the GPU
+# Values that an active LoRA adds to the peak of a UNet call, per row and pixel of the image,
+# counted with SDXL's own UNet. (A call without LoRAs takes 79.) Several LoRAs add no more than one.
+_LORA_VALUES_PER_PIXEL = 20
 
 
 class Placement:
-    """The modules of a stage on their device, with the rungs that were taken. They only add up.
+    """The modules of a stage on their device, with the memory savings applied so far.
 
-    Parked, they lie in the host's memory alone, and come back as they were.
+    Savings only add up. Offloaded modules are in host memory alone, and are restored unchanged.
     """
 
     def __init__(self, modules: Modules, device: Device) -> None:
@@ -50,28 +50,29 @@ class Placement:
         self._device = device
         self._copies: PinnedCopies | None = None
         networks = (modules.unet, modules.vae, *modules.text_encoders.networks)
-        # LoRAs come and go later: a copy of one would keep it for ever.
-        self._own = {id(one) for network in networks for one in network.parameters()}
+        # LoRAs are attached and detached later: a copy would keep them in memory for ever.
+        self._own = {id(parameter) for network in networks for parameter in network.parameters()}
         self.applied: tuple[MemorySaving, ...] = ()
 
     def apply(self, savings: tuple[MemorySaving, ...]) -> None:
-        """The rungs are taken, and every module is where it should be.
+        """Apply the savings that are new, and place every module accordingly.
 
-        Raises what the device raises when there is no room for the modules themselves.
+        `savings` begin with those applied before. Raises the device's own error when the modules
+        themselves do not fit.
         """
         modules = self._modules
-        for rung in savings[len(self.applied) :]:
-            _APPLY[rung](modules, self._device.torch_device)
-            self.applied = (*self.applied, rung)
+        for saving in savings[len(self.applied) :]:
+            _APPLY[saving](modules, self._device.torch_device)
+            self.applied = (*self.applied, saving)
         modules.vae.to(self._device.torch_device)
         modules.text_encoders.keep_on_device(on_device=MemorySaving.TEXT_ON_CPU not in self.applied)
         if MemorySaving.UNET_ON_CPU not in self.applied:
             modules.unet.to(self._device.torch_device)
 
     def offload(self) -> None:
-        """Nothing of the modules is on the device. On a CPU nothing moves.
+        """Move all modules off the device. On a CPU nothing moves.
 
-        The first time it makes the copies where the device fetches them from.
+        The first call makes the pinned copies from which `restore` fetches.
         """
         networks = self._resident_networks()
         if self._copies is None and self._device.has_own_memory:
@@ -79,12 +80,12 @@ class Placement:
         if self._copies is not None:
             self._copies.offload()
         for network in networks:
-            network.to("cpu")  # what has no copy, or where there are none
+            network.to("cpu")  # tensors without a copy
 
     def restore(self) -> None:
-        """Every module is where it was before `park`, at the cost of one copy.
+        """Bring every module back to where it was before `offload`.
 
-        Raises what the device raises when there is no room; then all is parked as before.
+        Raises the device's own error when memory runs out; everything is offloaded then.
         """
         try:
             if self._copies is not None:
@@ -96,15 +97,15 @@ class Placement:
             raise
 
     def _own_tensors(self, networks: Iterable[Any]) -> list[torch.Tensor]:
-        """What is in the networks but LoRAs, which are left to `Module.to`."""
+        """Return parameters and buffers except those of LoRAs, which `Module.to` moves."""
         tensors: list[torch.Tensor] = []
         for network in networks:
-            tensors += (one for one in network.parameters() if id(one) in self._own)
+            tensors += (tensor for tensor in network.parameters() if id(tensor) in self._own)
             tensors += network.buffers()
         return tensors
 
     def _resident_networks(self) -> tuple[Any, ...]:
-        """The networks that are on the device while nothing works: by a rung, some only visit."""
+        """Return the networks that are on the device even while nothing runs."""
         modules = self._modules
         text = () if MemorySaving.TEXT_ON_CPU in self.applied else modules.text_encoders.networks
         unet = () if MemorySaving.UNET_ON_CPU in self.applied else (modules.unet,)
@@ -112,19 +113,20 @@ class Placement:
 
     @property
     def bytes_on_device(self) -> int:
-        """Bytes of the device that the modules take while nothing works."""
+        """Bytes of parameters on the device while nothing runs."""
         modules = self._modules
         networks = (modules.unet, modules.vae, *modules.text_encoders.networks)
         tensors = (tensor for network in networks for tensor in network.parameters())
-        kind = self._device.torch_device.type
-        return sum(one.nbytes for one in tensors if one.device.type == kind)
+        device_type = self._device.torch_device.type
+        return sum(tensor.nbytes for tensor in tensors if tensor.device.type == device_type)
 
 
 class MemoryProbe:
-    """Whether a set-up holds, tried: the largest picture that may be asked for, all its works.
+    """Try a memory plan by running every kind of work on the largest legal image.
 
-    So many models as are `to_come` must find room beside it, taken to be as large: else the next
-    one would leave this one too little for its batch. So must `loras` bytes of adapters.
+    The plan must leave memory for `reserve_for` more models of the same size, or else the next
+    model would leave this one too little for its batch; and for `lora_bytes` of LoRA weights in
+    each of these models.
     """
 
     def __init__(
@@ -147,41 +149,44 @@ class MemoryProbe:
         self._lora_bytes = lora_bytes
 
     def __call__(self, plan: MemoryPlan) -> bool:
-        """Whether it held and left a little to spare. Set-ups must come in climbing order."""
+        """Return whether a plan fits. Each plan must have the savings of the one before."""
         rows = lanes_for(plan.images, strict=self._strict) or 2 * plan.images
         self._device.empty_cache()
         try:
             self._placement.apply(plan.savings)
-            self._device.empty_cache()  # what has just left the device counts no more
+            self._device.empty_cache()  # modules that just left the device do not count
             self._dry_run(plan, rows)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            logger.info("%s: no room", plan)
+            logger.info("%s: out of memory", plan)
             return False
-        use = self._device.memory_usage()
-        if use is None:
+        usage = self._device.memory_usage()
+        if usage is None:
             return True
-        logger.info("%s: %.1f of %.1f GB", plan, use.peak / 1e9, use.limit / 1e9)
-        kept = (
-            self._reserve_for * (self._placement.bytes_on_device + self._lora_bytes)
-            + self._lora_bytes
-        )
+        logger.info("%s: %.1f of %.1f GB", plan, usage.peak / 1e9, usage.limit / 1e9)
+        return usage.peak + self._reserved_bytes(rows) <= (1 - _HEADROOM) * usage.limit
+
+    def _reserved_bytes(self, rows: int) -> int:
+        """Return the bytes that the dry run did not use, but that will be needed beside it."""
+        per_model = self._placement.bytes_on_device + self._lora_bytes
+        reserved = self._reserve_for * per_model + self._lora_bytes
         if self._lora_bytes:
             width, height = self._size
-            kept += _LORA_WORK * rows * width * height * self._device.dtype.itemsize
-        return use.peak + kept <= (1 - _SPARE) * use.limit
+            values = _LORA_VALUES_PER_PIXEL * rows * width * height
+            reserved += values * self._device.dtype.itemsize
+        return reserved
 
     @torch.inference_mode()
     def _dry_run(self, plan: MemoryPlan, rows: int) -> None:
-        """A prompt that nobody has encoded yet, a step, a picture decoded and encoded."""
+        """Encode a new prompt, take one step, decode an image and encode it."""
         parts, (width, height) = self._parts, self._size
         spec = ImageSpec(
             prompt=str(plan), seed=0, width=width, height=height, steps=1, guidance=2.0
         )
-        guide = parts.conditioner.condition(spec)
+        conditioning = parts.conditioner.condition(spec)
         x = torch.zeros(1, LATENT_CHANNELS, *spec.latent_shape, device=self._device.torch_device)
-        (denoised,) = parts.denoiser(x, [DenoiserInput(1.0, 900.0, guide)], rows)
+        (denoised,) = parts.denoiser(x, [DenoiserInput(1.0, 900.0, conditioning)], rows)
         parts.image_codec.encode(parts.image_codec.decode(denoised), x[0])
 
 
@@ -191,27 +196,28 @@ def find_memory_plan(
     probe: MemoryProbe,
     previous_plan: MemoryPlan | None = None,
 ) -> MemoryPlan:
-    """The set-up that holds, with so many images at most; what it cost is in the log. What was
-    fitted `before` gets no more than then.
+    """Return the first plan that fits, for at most `images` at a time; log what it gives up.
 
-    Raises `DeviceFull` when not even one image has room.
+    The search starts at `previous_plan`, if there is one, so a model that is loaded again gets no
+    more than before. Raises `DeviceFull` when not even one image fits.
     """
-    found = first_plan_that_fits(images, savings, probe, previous_plan)
-    if found is None:
+    plan = first_plan_that_fits(images, savings, probe, previous_plan)
+    if plan is None:
         raise DeviceFull(
-            "the device has no room for one image, though all was given up that can be. Free its "
-            "memory (nvidia-smi shows who has it), or set MODEL_PRECISION=fp16, "
-            "MAX_LOADED_MODELS=1 or MODEL_DEVICE=cpu"
+            "the device has too little memory for one image, even with every memory saving",
+            remedy="Free its memory (nvidia-smi shows who uses it), or set MODEL_PRECISION=fp16, "
+            "MAX_LOADED_MODELS=1 or MODEL_DEVICE=cpu",
         )
-    if said := shortfall(images, found):
-        logger.warning(said)
-    return found
+    if warning := shortfall(images, plan):
+        logger.warning(warning)
+    return plan
 
 
 def lanes_for(images: int, *, strict: bool) -> int:
-    """The fixed number of UNet rows for so many guided images: 0 in fast mode.
+    """Return the padded batch size, in UNet rows, for `images` with guidance; 0 in fast mode.
 
-    A power of two: kernels split such a batch evenly over threads, so that no slot is special.
+    It is a power of two: kernels split such a batch evenly over threads, so that all slots are
+    computed alike.
     """
     return 1 << (2 * images - 1).bit_length() if strict else 0
 
@@ -219,9 +225,9 @@ def lanes_for(images: int, *, strict: bool) -> int:
 def _tile_vae(modules: Modules, device: torch.device) -> None:
     vae = modules.vae
     vae.enable_tiling()
-    side = min(_TILE, vae.tile_sample_min_size)
-    vae.tile_latent_min_size = vae.tile_latent_min_size * side // vae.tile_sample_min_size
-    vae.tile_sample_min_size = side
+    size = min(_TILE_SIZE, vae.tile_sample_min_size)
+    vae.tile_latent_min_size = vae.tile_latent_min_size * size // vae.tile_sample_min_size
+    vae.tile_sample_min_size = size
 
 
 def _slice_attention(modules: Modules, device: torch.device) -> None:
@@ -237,7 +243,7 @@ def _keep_unet_on_cpu(modules: Modules, device: torch.device) -> None:
         onload_device=device,
         offload_device=torch.device("cpu"),
         offload_type="leaf_level",
-        use_stream=device.type == "cuda",  # the next layer comes while this one works
+        use_stream=device.type == "cuda",  # copy the next layer while this one computes
     )
 
 

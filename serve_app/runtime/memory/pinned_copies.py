@@ -1,11 +1,11 @@
-"""`HostCopies`: what networks hold, once more in the host's memory.
+"""Copies of networks' tensors in pinned host memory.
 
-Knows no stages, samples or shelves: tensors alone. Weights never change here, so a copy is made
-once: from then on leaving the device costs nothing, and coming back to it one copy.
+Weights never change here, so a copy is made once. From then on, offloading costs nothing, and
+restoring costs one copy to the device.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -13,59 +13,64 @@ from serve_app.runtime.memory.device import Device, is_out_of_memory
 
 logger = logging.getLogger("aura.memory")
 
-# torch rounds what it pins up to a power of two: SDXL's tensors one by one would take a quarter
-# more. Blocks of one size are also what the next model finds free again.
-_BLOCK = 1 << 28  # bytes
-_ALIGNED = 64  # bytes at which each tensor begins
+# torch rounds pinned allocations up to a power of two: one allocation per tensor of SDXL would take
+# a quarter more. Blocks of one size can also be reused for the next model.
+_BLOCK_BYTES = 1 << 28
+_ALIGNMENT = 64  # bytes at which each tensor begins
 
 
 class PinnedCopies:
-    """Parameters and buffers, and a copy of each, packed in blocks."""
+    """Parameters and buffers of networks with a copy of each, packed in blocks."""
 
     def __init__(
-        self, tensors: Sequence[torch.Tensor], device: Device, *, block: int = _BLOCK
+        self, tensors: Sequence[torch.Tensor], device: Device, *, block_bytes: int = _BLOCK_BYTES
     ) -> None:
         self._device = device
-        self._size = block
-        self._pins = True
-        plain = [one for one in tensors if one.is_contiguous()]  # others are left to `Module.to`
-        self._copies = list(zip(plain, self._packed(plain), strict=True))
+        self._block_bytes = block_bytes
+        self._can_pin = True
+        contiguous = [tensor for tensor in tensors if tensor.is_contiguous()]
+        self._copies = list(zip(contiguous, self._copy_all(contiguous), strict=True))
 
     def offload(self) -> None:
-        """Every tensor is its copy: what it was on the device is given back."""
+        """Point every tensor at its copy, which frees its memory on the device.
+
+        Tensors that are not contiguous are left to `Module.to`.
+        """
         for tensor, copy in self._copies:
             tensor.data = copy
 
     def restore(self) -> None:
-        """Every tensor is on the device again; parameters are the same objects as ever."""
+        """Bring every tensor back to the device; the Parameter objects stay the same."""
         for tensor, copy in self._copies:
             tensor.data = self._device.fetch(copy)
 
-    def _packed(self, tensors: list[torch.Tensor]) -> Iterable[torch.Tensor]:
-        ahead, block = sum(map(_aligned_size, tensors)), torch.empty(0, dtype=torch.uint8)
+    def _copy_all(self, tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        remaining, block = sum(map(_aligned_size, tensors)), torch.empty(0, dtype=torch.uint8)
         for tensor in tensors:
             if _aligned_size(tensor) > len(block):
-                block = self._block(max(_aligned_size(tensor), min(self._size, ahead)))
+                wanted = min(self._block_bytes, remaining)
+                block = self._allocate(max(_aligned_size(tensor), wanted))
             copy = block[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             block = block[_aligned_size(tensor) :]
-            ahead -= _aligned_size(tensor)
+            remaining -= _aligned_size(tensor)
             yield copy.copy_(tensor.detach())
 
-    def _block(self, bytes: int) -> torch.Tensor:
-        if self._pins:
+    def _allocate(self, size: int) -> torch.Tensor:
+        """Return host memory, (size,) of uint8, pinned as long as the system allows it."""
+        if self._can_pin:
             try:
-                return self._device.pinned(bytes)
+                return self._device.pinned(size)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                self._pins = False
+                self._can_pin = False
                 logger.warning(
-                    "the system pins no more memory: the rest of this model lies in memory of the "
-                    "usual kind, whence it comes back to the device more slowly"
+                    "the system pins no more memory: the rest of this model is kept in pageable "
+                    "memory, from which it returns to the device more slowly"
                 )
-        return torch.empty(bytes, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8)
 
 
 def _aligned_size(tensor: torch.Tensor) -> int:
-    """Bytes of a block that a tensor takes."""
-    return -(-tensor.nbytes // _ALIGNED) * _ALIGNED
+    """Return the bytes that a tensor takes in a block."""
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT

@@ -1,6 +1,6 @@
-"""Prompts to what the rows of one stage are told.
+"""Conditioning: the text embeddings and time ids that a sample's UNet rows receive.
 
-Knows no latents and no schedule, and nothing of how a prompt is encoded.
+How a prompt is encoded is the business of `text_encoders`.
 """
 
 from dataclasses import dataclass
@@ -11,83 +11,91 @@ from serve_app.core.diffusion.spec import ImageSpec, Lora
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.networks.text_encoders import TextEncoders, TokenizedPrompt
 
-AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5  # what the refiner was trained to be told
+# diffusers' defaults for aesthetic_score and negative_aesthetic_score of the refiner's pipeline
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowConditioning:
-    """What one UNet row is told besides noise and time."""
+    """The inputs of one UNet row besides latents and timestep."""
 
-    embeds: torch.Tensor  # (77 * chunks, width)
-    pooled: torch.Tensor  # (projection,)
-    time_ids: torch.Tensor  # (6,) or, with an aesthetic score, (5,)
+    embeds: torch.Tensor  # (77 * chunks, cross_attention_dim): diffusers' prompt_embeds
+    pooled: torch.Tensor  # (projection_dim,): diffusers' pooled_prompt_embeds
+    time_ids: torch.Tensor  # (6,), or (5,) with an aesthetic score: diffusers' add_time_ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conditioning:
-    """The conditions of one sample, equally long: `away` is None when it is not guided.
+    """Positive and negative conditioning of one sample, equally long.
 
-    On the CPU: long prompts take 20 MB a sample in fp16, and hundreds may wait. Of those that step
-    the denoiser has a copy on the device.
+    It stays on the CPU, because a long prompt takes 20 MB per sample in fp16 and hundreds of
+    samples may wait. The denoiser keeps a copy on the device for the samples of its last batch.
     """
 
     positive: RowConditioning
-    negative: RowConditioning | None
+    negative: RowConditioning | None  # None without classifier-free guidance
     guidance_scale: float
-    chunks: int = 1
+    chunks: int = 1  # of 77 tokens
     warnings: tuple[str, ...] = ()
 
 
 class Conditioner:
-    """Makes the guide of a spec, as stock diffusers would for this stage."""
+    """Makes the conditioning of a spec.
 
-    def __init__(self, text_encoders: TextEncoders, checkpoint: Checkpoint):
-        self._prompts = text_encoders
-        self._checkpoint = checkpoint
+    Equals `encode_prompt` and `_get_add_time_ids` of `StableDiffusionXLPipeline` for the base and
+    of `StableDiffusionXLImg2ImgPipeline` for the refiner.
+    """
+
+    def __init__(self, text_encoders: TextEncoders, checkpoint: Checkpoint) -> None:
+        self._text_encoders = text_encoders
+        self._requires_aesthetics_score = checkpoint.requires_aesthetics_score
+        self._force_zeros = checkpoint.force_zeros_for_empty_prompt
 
     def condition(self, spec: ImageSpec, loras: tuple[Lora, ...] = ()) -> Conditioning:
-        """The guide of a spec by text encoders that wear `loras`. A negative prompt that is absent
-        is not the same as an empty one.
+        """Return the conditioning of a spec, by text encoders in which `loras` are active.
 
-        The shorter of two prompts is filled up with chunks of "": pad_cond_uncond, as
-        AUTOMATIC1111 calls it.
+        An absent negative prompt differs from an empty one: with force_zeros_for_empty_prompt its
+        embeddings are zeros. The shorter of two prompts is padded with chunks of "", which
+        AUTOMATIC1111 calls pad_cond_uncond.
         """
-        readings = [self._prompts.tokenize(spec.prompt, "prompt")]
-        absent = spec.negative_prompt is None and self._checkpoint.force_zeros_for_empty_prompt
-        if spec.is_guided and not absent:
-            readings.append(self._prompts.tokenize(spec.negative_prompt or "", "negative prompt"))
-        chunks = max(len(reading.chunks) for reading in readings)
-        warnings = tuple(warning for reading in readings for warning in reading.warnings)
-        towards = self._condition(spec, readings[0], chunks, AESTHETIC_SCORE, loras)
+        prompt = self._text_encoders.tokenize(spec.prompt, "prompt")
         if not spec.is_guided:
-            return Conditioning(towards, None, 1.0, chunks, warnings)
-        if absent:
-            away = RowConditioning(
-                torch.zeros_like(towards.embeds),
-                torch.zeros_like(towards.pooled),
-                self._ids(spec, NEGATIVE_AESTHETIC_SCORE, towards.embeds.dtype),
+            chunks = len(prompt.chunks)
+            positive = self._encode(spec, prompt, chunks, AESTHETIC_SCORE, loras)
+            return Conditioning(positive, None, 1.0, chunks, prompt.warnings)
+        if spec.negative_prompt is None and self._force_zeros:
+            chunks = len(prompt.chunks)
+            positive = self._encode(spec, prompt, chunks, AESTHETIC_SCORE, loras)
+            negative = RowConditioning(
+                torch.zeros_like(positive.embeds),
+                torch.zeros_like(positive.pooled),
+                self._time_ids(spec, NEGATIVE_AESTHETIC_SCORE, positive.embeds.dtype),
             )
-        else:
-            away = self._condition(spec, readings[1], chunks, NEGATIVE_AESTHETIC_SCORE, loras)
-        return Conditioning(towards, away, spec.guidance, chunks, warnings)
+            return Conditioning(positive, negative, spec.guidance, chunks, prompt.warnings)
+        other = self._text_encoders.tokenize(spec.negative_prompt or "", "negative prompt")
+        chunks = max(len(prompt.chunks), len(other.chunks))
+        return Conditioning(
+            self._encode(spec, prompt, chunks, AESTHETIC_SCORE, loras),
+            self._encode(spec, other, chunks, NEGATIVE_AESTHETIC_SCORE, loras),
+            spec.guidance,
+            chunks,
+            prompt.warnings + other.warnings,
+        )
 
-    def _condition(
+    def _encode(
         self,
         spec: ImageSpec,
-        reading: TokenizedPrompt,
+        prompt: TokenizedPrompt,
         chunks: int,
         score: float,
         loras: tuple[Lora, ...],
     ) -> RowConditioning:
-        embeds, pooled = self._prompts.encode(reading, chunks, loras)
-        return RowConditioning(embeds.cpu(), pooled.cpu(), self._ids(spec, score, embeds.dtype))
+        embeds, pooled = self._text_encoders.encode(prompt, chunks, loras)
+        time_ids = self._time_ids(spec, score, embeds.dtype)
+        return RowConditioning(embeds.cpu(), pooled.cpu(), time_ids)
 
-    def _ids(self, spec: ImageSpec, score: float, dtype: torch.dtype) -> torch.Tensor:
-        """Original size and crop, then an aesthetic score or the target size."""
+    def _time_ids(self, spec: ImageSpec, score: float, dtype: torch.dtype) -> torch.Tensor:
+        """Return original size and crop, then the aesthetic score or the target size."""
         size, crop = [spec.height, spec.width], [0, 0]
-        ids = (
-            [*size, *crop, score]
-            if self._checkpoint.requires_aesthetics_score
-            else [*size, *crop, *size]
-        )
-        return torch.tensor(ids, dtype=dtype)
+        last = [score] if self._requires_aesthetics_score else size
+        return torch.tensor([*size, *crop, *last], dtype=dtype)

@@ -1,7 +1,7 @@
-"""(x, sigma, t, guide) -> denoised: the one contract of every network here.
+"""(x, sigma, t, conditioning) -> denoised: the contract of every UNet here.
 
-Guidance, input scaling, padding and dtype hide behind it. Knows no samplers, schedules or samples.
-x is in the convention picture + sigma * noise; k-diffusion's wrappers state the same contract.
+Guidance, input scaling, padding and dtype are behind it, as in k-diffusion's wrappers of the same
+contract. x is in the convention image + sigma * noise. Samplers and schedules are elsewhere.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from serve_app.runtime.networks.conditioning import Conditioning, RowConditionin
 
 @dataclass(frozen=True, slots=True)
 class DenoiserInput:
-    """Where on its way a sample stands, and what it is told."""
+    """The noise level of one sample, and its conditioning."""
 
     sigma: float
     timestep: float
@@ -23,113 +23,122 @@ class DenoiserInput:
 
 
 class Denoiser(Protocol):
-    """What a stage's model steps with. The tests' doubles are others, with known answers."""
+    """What a stage's model steps with. Tests use doubles with known results."""
 
     def __call__(
         self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
     ) -> torch.Tensor:
-        """The denoised pictures at `points`, shape and device of x: (samples, 4, h/8, w/8), fp32.
+        """Return the denoised latents of x, both (samples, 4, h/8, w/8), fp32, on one device.
 
-        The network is called once, with exactly `lanes` rows.
+        The network is called once, with exactly `lanes` rows, its padded batch size.
         """
 
 
 class UNetDenoiser:
-    """SDXL's UNet behind the contract. Equals the arithmetic of one step of the stock pipeline."""
+    """SDXL's UNet behind the contract.
+
+    Equals one step of `StableDiffusionXLPipeline` up to the scheduler: `scale_model_input` of
+    `EulerDiscreteScheduler`, the UNet, classifier-free guidance, and the predicted original sample.
+    """
 
     def __init__(self, unet: Any, prediction_type: str, dtype: torch.dtype) -> None:
-        self._unet = unet
+        self._unet = unet  # UNet2DConditionModel
         self._predicts_v = prediction_type == "v_prediction"
         self._dtype = dtype
-        self._told: tuple[tuple[Conditioning, ...], _BatchConditioning] | None = (
-            None  # the last batch's
-        )
+        self._last: tuple[tuple[Conditioning, ...], _BatchConditioning] | None = None
 
     def __call__(
         self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
     ) -> torch.Tensor:
-        """See `Denoiser`."""
-        told = self._gather(tuple(p.conditioning for p in inputs), lanes, x.device)
-        sigma = x.new_tensor([p.sigma for p in inputs]).view(-1, 1, 1, 1)
-        times = x.new_tensor([p.timestep for p in inputs])
+        """See `Denoiser`. Raises `ValueError` for more rows than `lanes`."""
+        batch = self._gather(tuple(i.conditioning for i in inputs), lanes, x.device)
+        sigma = x.new_tensor([i.sigma for i in inputs]).view(-1, 1, 1, 1)
+        timesteps = x.new_tensor([i.timestep for i in inputs])
         scaled = x * (1 / (sigma**2 + 1).sqrt())
         rows = x.new_zeros(lanes, *x.shape[1:], dtype=self._dtype)  # (lanes, 4, h/8, w/8)
-        rows[: len(told.owner)] = scaled[told.owner].to(self._dtype)
-        row_times = x.new_zeros(lanes)
-        row_times[: len(told.owner)] = times[told.owner]
+        rows[: len(batch.owner)] = scaled[batch.owner].to(self._dtype)
+        row_timesteps = x.new_zeros(lanes)
+        row_timesteps[: len(batch.owner)] = timesteps[batch.owner]
         predicted: torch.Tensor = self._unet(
             rows,
-            row_times,
-            encoder_hidden_states=told.embeds,
-            added_cond_kwargs={"text_embeds": told.pooled, "time_ids": told.ids},
+            row_timesteps,
+            encoder_hidden_states=batch.embeds,
+            added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
             return_dict=False,
         )[0].float()
-        towards, away = predicted[told.towards], predicted[told.away]
-        guided = away + told.scale * (towards - away)
+        positive, negative = predicted[batch.positive], predicted[batch.negative]
+        guided = negative + batch.guidance_scale * (positive - negative)
         denoised: torch.Tensor = x - sigma * guided
         if self._predicts_v:
             denoised = guided * (-sigma / (sigma**2 + 1).sqrt()) + x / (sigma**2 + 1)
         return denoised
 
     def _gather(
-        self, guides: tuple[Conditioning, ...], lanes: int, device: torch.device
+        self, conditionings: tuple[Conditioning, ...], lanes: int, device: torch.device
     ) -> "_BatchConditioning":
-        """The conditions of a batch side by side; kept while the same samples step together.
+        """Return the conditioning of a batch; reuse the last one while its samples are the same.
 
-        They are all that lies on the device of anybody's guide.
+        No other conditioning is on the device.
         """
-        if self._told is not None:
-            known, told = self._told
-            same = len(known) == len(guides) and all(map(lambda a, b: a is b, known, guides))
-            if same and told.embeds.shape[0] == lanes:
-                return told
-        self._told = None  # has left the device before the next come
-        told = _side_by_side(guides, lanes, device)
-        self._told = (guides, told)
-        return told
+        if self._last is not None:
+            previous, batch = self._last
+            is_same = len(previous) == len(conditionings) and all(
+                a is b for a, b in zip(previous, conditionings, strict=True)
+            )
+            if is_same and batch.embeds.shape[0] == lanes:
+                return batch
+        self._last = None  # frees its memory before the next batch takes more
+        batch = _stack(conditionings, lanes, device)
+        self._last = (conditionings, batch)
+        return batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _BatchConditioning:
-    """The conditions of a batch, and which row is whose. An unguided sample's `away` is itself."""
+    """The conditioning of a batch on the device, padded to `lanes` rows, and whose row is which.
 
-    embeds: torch.Tensor  # (lanes, 77 * chunks, width)
-    pooled: torch.Tensor  # (lanes, projection)
-    ids: torch.Tensor  # (lanes, 5 or 6)
-    owner: torch.Tensor  # (rows,) sample of each row
-    towards: torch.Tensor  # (samples,) row of each sample
-    away: torch.Tensor  # (samples,)
-    scale: torch.Tensor  # (samples, 1, 1, 1)
+    The negative row of a sample without guidance is its positive row.
+    """
+
+    embeds: torch.Tensor  # (lanes, 77 * chunks, cross_attention_dim)
+    pooled: torch.Tensor  # (lanes, projection_dim)
+    time_ids: torch.Tensor  # (lanes, 5 or 6)
+    owner: torch.Tensor  # (rows,): the sample of each row
+    positive: torch.Tensor  # (samples,): the positive row of each sample
+    negative: torch.Tensor  # (samples,): the negative row of each sample
+    guidance_scale: torch.Tensor  # (samples, 1, 1, 1)
 
 
-def _side_by_side(
-    guides: Sequence[Conditioning], lanes: int, device: torch.device
+def _stack(
+    conditionings: Sequence[Conditioning], lanes: int, device: torch.device
 ) -> _BatchConditioning:
-    conditions: list[RowConditioning] = []
-    owner, towards, away = [], [], []
-    for number, guide in enumerate(guides):
-        away.append(len(conditions))
-        if guide.negative is not None:
-            conditions.append(guide.negative)
-            owner.append(number)
-        towards.append(len(conditions))
-        conditions.append(guide.positive)
-        owner.append(number)
-    if len(conditions) > lanes:
-        raise ValueError(f"{len(conditions)} rows do not fit in {lanes} lanes")
+    """Stack the rows of all samples, each sample's negative row before its positive one."""
+    rows: list[RowConditioning] = []
+    owner, positive, negative = [], [], []
+    for sample, conditioning in enumerate(conditionings):
+        negative.append(len(rows))
+        if conditioning.negative is not None:
+            rows.append(conditioning.negative)
+            owner.append(sample)
+        positive.append(len(rows))
+        rows.append(conditioning.positive)
+        owner.append(sample)
+    if len(rows) > lanes:
+        raise ValueError(f"{len(rows)} rows do not fit in {lanes} lanes")
 
     def padded(parts: list[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack([part.to(device) for part in parts])
-        side = stacked.new_zeros(lanes, *stacked.shape[1:])
-        side[: len(parts)] = stacked
-        return side
+        with_padding = stacked.new_zeros(lanes, *stacked.shape[1:])
+        with_padding[: len(parts)] = stacked
+        return with_padding
 
+    scales = [conditioning.guidance_scale for conditioning in conditionings]
     return _BatchConditioning(
-        embeds=padded([c.embeds for c in conditions]),
-        pooled=padded([c.pooled for c in conditions]),
-        ids=padded([c.time_ids for c in conditions]),
+        embeds=padded([row.embeds for row in rows]),
+        pooled=padded([row.pooled for row in rows]),
+        time_ids=padded([row.time_ids for row in rows]),
         owner=torch.tensor(owner, device=device),
-        towards=torch.tensor(towards, device=device),
-        away=torch.tensor(away, device=device),
-        scale=torch.tensor([g.guidance_scale for g in guides], device=device).view(-1, 1, 1, 1),
+        positive=torch.tensor(positive, device=device),
+        negative=torch.tensor(negative, device=device),
+        guidance_scale=torch.tensor(scales, device=device).view(-1, 1, 1, 1),
     )

@@ -1,6 +1,6 @@
-"""The only `from_pretrained`: a checkpoint, folder or single file, to modules in the CPU's memory.
+"""The only `from_pretrained` of the service: from a checkpoint to modules in the CPU's memory.
 
-Knows no samples and no steps, and not how much of it the device can hold: see `memory`.
+How much of a checkpoint the device can hold is the business of `runtime.memory`.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Any
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from serve_app.runtime.checkpoints.single_file import SingleFile
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.quiet import diffusers
 from serve_app.runtime.networks.text_encoders import ClipTextEncoders
@@ -21,70 +22,67 @@ class Modules:
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL
     text_encoders: ClipTextEncoders
-    pipeline: Any  # StableDiffusionXLPipeline, or Img2Img: the same networks, for what loads LoRAs
+    pipeline: Any  # StableDiffusionXLPipeline or Img2Img over the same networks: it loads LoRAs
 
 
 def load(checkpoint: Checkpoint, device: Device) -> Modules:
-    """The modules of a checkpoint as the device wants them, not on it yet.
+    """Return the modules of a checkpoint in the dtypes of a device, still on the CPU.
 
-    Only safetensors, only local files.
+    Reads only safetensors and only local files. Raises `CheckpointError` when a single file does
+    not match the configs of its folder.
     """
-    make = _from_file if checkpoint.file else _from_folder
-    pipeline = make(checkpoint, device)
+    if checkpoint.file:
+        pipeline = _load_file(checkpoint, checkpoint.file, device)
+    else:
+        pipeline = _load_folder(checkpoint, device)
     if device.attention == "xformers":
         pipeline.unet.enable_xformers_memory_efficient_attention()
     for network in (pipeline.unet, pipeline.vae):
         network.eval().requires_grad_(False)
-    first, second = (
+    encoders = [
         (pipeline.tokenizer, pipeline.text_encoder),
         (pipeline.tokenizer_2, pipeline.text_encoder_2),
-    )
-    encoders = (
-        [first, second] if pipeline.text_encoder is not None else [second]
-    )  # the refiner has one
-    prompts = ClipTextEncoders(encoders, device.torch_device)
-    return Modules(pipeline.unet, pipeline.vae, prompts, pipeline)
+    ]
+    if pipeline.text_encoder is None:  # the refiner has one text encoder, the second
+        encoders = encoders[1:]
+    text_encoders = ClipTextEncoders(encoders, device.torch_device)
+    return Modules(pipeline.unet, pipeline.vae, text_encoders, pipeline)
 
 
-def _from_folder(checkpoint: Checkpoint, device: Device, **parts: Any) -> Any:
-    """The pipeline of a folder; `parts` are not loaded from it, but given, or None."""
+def _load_folder(checkpoint: Checkpoint, device: Device, **components: Any) -> Any:
+    """Return the pipeline of a folder; `components` are given, or None, instead of loaded."""
     return diffusers.DiffusionPipeline.from_pretrained(
         checkpoint.folder,
         dtype={"default": device.dtype, "vae": device.vae_dtype},
         variant=checkpoint.variant,
         use_safetensors=True,
         local_files_only=True,
-        add_watermarker=False,  # where installed it would alter every picture
-        **parts,
+        add_watermarker=False,  # where installed, it would alter every image
+        **components,
     )
 
 
-def _from_file(checkpoint: Checkpoint, device: Device) -> Any:
-    """The pipeline of a single file, with what it lacks from its folder.
-
-    Raises `CheckpointError` when the file lacks tensors that the folder's configs promise.
-    """
-    file = checkpoint.file
-    assert file is not None
-    network = {"config": str(checkpoint.folder), "local_files_only": True}
-    absent = dict.fromkeys(file.components)
-    parts = _from_folder(checkpoint, device, **absent).components
-    given = {name: part for name, part in parts.items() if name not in absent}
-    kind = {
+def _load_file(checkpoint: Checkpoint, file: SingleFile, device: Device) -> Any:
+    """Return the pipeline of a single file, with what the file lacks from its folder."""
+    config = {"config": str(checkpoint.folder), "local_files_only": True}
+    in_file = dict.fromkeys(file.components)
+    components = _load_folder(checkpoint, device, **in_file).components
+    given = {name: component for name, component in components.items() if name not in in_file}
+    pipeline_class = {
         Stage.BASE: diffusers.StableDiffusionXLPipeline,
         Stage.REFINER: diffusers.StableDiffusionXLImg2ImgPipeline,
     }[checkpoint.stage]
     try:
         if "vae" in file.components:
             given["vae"] = diffusers.AutoencoderKL.from_single_file(
-                str(file.path), subfolder="vae", torch_dtype=device.vae_dtype, **network
+                str(file.path), subfolder="vae", torch_dtype=device.vae_dtype, **config
             )
-        return kind.from_single_file(
-            str(file.path), torch_dtype=device.dtype, add_watermarker=False, **given, **network
+        return pipeline_class.from_single_file(
+            str(file.path), torch_dtype=device.dtype, add_watermarker=False, **given, **config
         )
-    except NotImplementedError as error:  # a tensor without data is moved to the CPU
+    except NotImplementedError as error:  # torch: a tensor without data can't be moved
         raise _mismatch(checkpoint, "it lacks tensors that they promise") from error
-    except ValueError as error:  # its message names the tensor
+    except ValueError as error:  # diffusers, whose message names the tensor
         raise _mismatch(checkpoint, "one of its tensors has another shape") from error
 
 

@@ -1,8 +1,8 @@
-"""diffusers and transformers, told to be quiet before anything of theirs is loaded.
+"""diffusers and transformers, silenced before anything of theirs is loaded.
 
-They warn of image processors that are never used here, and of casts that they make themselves
-while they read a single file, and draw progress bars over the log.
-Knows nothing of ours.
+Otherwise they warn of image processors that are never used here and of casts that they make
+themselves while they read a single file, and draw progress bars over the log. Import both from
+this module.
 """
 
 import diffusers

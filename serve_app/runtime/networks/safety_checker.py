@@ -1,11 +1,7 @@
-"""The picture filter: the checker that stock Stable Diffusion pipelines carry, on finished pixels.
-
-Knows no prompts and no HTTP. Equals `StableDiffusionSafetyChecker` behind a `CLIPImageProcessor`.
-"""
+"""The image safety filter: the checker of stock Stable Diffusion pipelines, on finished images."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +11,15 @@ from PIL import Image
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.quiet import diffusers
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, where the folder does not say
+_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, for a folder that names no others
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageSafetyChecker:
-    """Refuses pictures near to the concepts that the checker's weights know."""
+    """Refuses images that are close to a concept in the checker's weights.
+
+    Equals `StableDiffusionSafetyChecker` behind a `CLIPImageProcessor`.
+    """
 
     name = "pictures"
 
@@ -29,35 +28,36 @@ class ImageSafetyChecker:
         checker = stock.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         self._checker = checker.to(device.torch_device).eval()
         self._device = device.torch_device
-        self._side = int(self._checker.config.vision_config.image_size)
-        self._mean, self._std = _shift(folder)
+        self._image_size = int(self._checker.config.vision_config.image_size)
+        self._mean, self._std = _normalization(folder)
 
     def refuses_prompt(self, prompt: str) -> bool:
-        """Never: it judges pictures."""
+        """Return False: this filter judges images."""
         return False
 
     @torch.inference_mode()
     def refuses_image(self, image: npt.NDArray[np.uint8]) -> bool:
-        """Whether stock would have blackened this picture, (height, width, 3)."""
-        clip = self._prepared(image).to(self._device)
-        unused = [np.zeros((1, 1, 3))]  # what stock would blacken
-        _, refused = self._checker(clip_input=clip, images=unused)
-        return bool(refused[0])
+        """Return whether the stock checker would black out this image, (height, width, 3)."""
+        clip_input = self.preprocess(image).to(self._device)
+        unused = [np.zeros((1, 1, 3))]  # the images that the checker blacks out
+        _, has_concept = self._checker(clip_input=clip_input, images=unused)
+        return bool(has_concept[0])
 
-    def _prepared(self, picture: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """The picture as CLIP sees it: shortest side to size, middle cut out, shades shifted."""
-        image, side = Image.fromarray(picture), self._side
-        scale = side / min(image.size)
-        width, height = (max(side, int(length * scale)) for length in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - side) // 2, (height - side) // 2
-        shades = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
-        shifted = (shades - self._mean) / self._std
-        return torch.from_numpy(shifted.transpose(2, 0, 1)[None].astype(np.float32))  # (1, 3, s, s)
+    def preprocess(self, image: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Resize the shortest side, crop the center, normalize: (1, 3, size, size), fp32."""
+        pil, size = Image.fromarray(image), self._image_size
+        scale = size / min(pil.size)
+        width, height = (max(size, int(length * scale)) for length in pil.size)
+        pil = pil.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - size) // 2, (height - size) // 2
+        cropped = pil.crop((left, top, left + size, top + size))
+        normalized = (np.asarray(cropped, np.float32) / 255 - self._mean) / self._std
+        return torch.from_numpy(normalized.transpose(2, 0, 1)[None].astype(np.float32))
 
 
-def _shift(folder: Path) -> tuple[Any, Any]:
+def _normalization(folder: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return mean and standard deviation per channel, each (3,)."""
     file = folder / "preprocessor_config.json"
-    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    mean, std = said.get("image_mean", _MEAN), said.get("image_std", _STD)
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    mean, std = config.get("image_mean", _MEAN), config.get("image_std", _STD)
     return np.array(mean, np.float32), np.array(std, np.float32)

@@ -1,11 +1,11 @@
-"""A prompt to what the networks are told: tokens in chunks, each chunk encoded alone and weighed.
+"""Prompt to text embeddings: tokens in chunks of 75, each chunk encoded alone and emphasized.
 
-Knows no guidance, latents or samples. One chunk per call, always: the number of texts in a call
-moves the last bits of each. Equals AUTOMATIC1111's web UI at its defaults (comma_padding_backtrack
-20, emphasis "Original", which weighs each encoder's chunk by itself), but for what `core.prompt`
-says of the syntax and of the range of weights; over the encoding of stock diffusers, which it is to
-the bit for a prompt of one chunk without weights. The pooled embedding is the first chunk's, before
-any weight: so there, and in ComfyUI.
+One chunk per call, always: the number of texts in a call changes the last bits of each. A prompt of
+one chunk without weights is encoded to the bit as by `encode_prompt` of
+`StableDiffusionXLPipeline`. Beyond that, results equal AUTOMATIC1111's web UI at its defaults:
+comma_padding_backtrack 20, and emphasis "Original", which weighs the chunk of each encoder by
+itself; `core.diffusion.prompt` lists deviations in syntax and in the range of weights. The pooled
+embedding is that of the first chunk without emphasis, as there and in ComfyUI.
 """
 
 from collections import OrderedDict
@@ -29,43 +29,48 @@ from serve_app.core.diffusion.prompt import (
 )
 from serve_app.core.diffusion.spec import Lora
 
-_REMEMBERED = 128  # chunks; about 0.3 MB each for SDXL in fp16
-_QUOTED = 200  # characters of what was left out, in a warning
+_MAX_CACHED = 128  # chunks; about 0.3 MB each for SDXL in fp16
+_MAX_QUOTED = 200  # characters of the cut text in a warning
 
-Chunk = tuple[tuple[Token, ...], ...]  # one encoder's tokens beside the other's
-_Worded = tuple[Chunk, tuple[Lora, ...]]  # and what the encoders wear
+Chunk = tuple[tuple[Token, ...], ...]  # the tokens of each encoder
+_CacheKey = tuple[Chunk, tuple[Lora, ...]]  # and the LoRAs active in the encoders
+_Encoding = tuple[torch.Tensor, torch.Tensor]  # embeddings and pooled embedding
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """A prompt in tokens, at least one chunk, and what its asker should know of it."""
+    """A prompt as tokens, in at least one chunk, with warnings for the caller."""
 
     chunks: tuple[Chunk, ...]
     warnings: tuple[str, ...]
 
 
 class TextEncoders(Protocol):
-    """What a stage's conditioner reads with. The tests' double is another."""
+    """What a stage's conditioner encodes prompts with. Tests use doubles."""
 
     def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
-        """The prompt in tokens; `name` is what warnings call it."""
+        """Return the prompt as tokens; warnings call it `name`."""
 
     def encode(
-        self, reading: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
+        self, prompt: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (77 * chunks, width) and pooled (projection,); chunks of "" fill it up.
-        `loras` are those that the text encoders wear."""
+        """Return embeddings (77 * chunks, width) and the pooled embedding (projection_dim,).
+
+        A shorter prompt is padded with chunks of "". `loras` are those active in the encoders.
+        """
 
 
 class ClipTextEncoders:
-    """The contract over a checkpoint's own tokenizers and text encoders, the pooling one last."""
+    """`TextEncoders` with a checkpoint's own tokenizers and encoders, the pooling one last."""
 
     def __init__(self, encoders: Sequence[tuple[Any, Any]], device: torch.device) -> None:
-        self._encoders = tuple(encoders)  # CLIPTokenizer and CLIPTextModel; two, or one
+        self._encoders = tuple(
+            encoders
+        )  # (CLIPTokenizer, CLIPTextModel): two, or the refiner's one
         self._device = device
-        self._stays = True
+        self._keeps_on_device = True
         self._empty: Chunk = ((),) * len(self._encoders)
-        self._known: OrderedDict[_Worded, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._cache: OrderedDict[_CacheKey, _Encoding] = OrderedDict()  # least recently used first
 
     @property
     def networks(self) -> tuple[Any, ...]:
@@ -73,24 +78,23 @@ class ClipTextEncoders:
         return tuple(encoder for _, encoder in self._encoders)
 
     def keep_on_device(self, *, on_device: bool) -> None:
-        """The encoders are on the device from now on; if not, they visit it while they work."""
-        self._stays = on_device
+        """Keep the encoders on the device, or else on the CPU except while they encode."""
+        self._keeps_on_device = on_device
         self._move(self._device if on_device else torch.device("cpu"))
 
     def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
-        """See `Prompts`. What is over `MOST_CHUNKS` is left out, and warned of."""
+        """See `TextEncoders`. What exceeds `MAX_CHUNKS` is cut, with a warning."""
         sections, warnings = parse(prompt), []
-        if any(
-            phrase.weight != clamp_weight(phrase.weight) for part in sections for phrase in part
-        ):
+        weights = [text.weight for section in sections for text in section]
+        if any(weight != clamp_weight(weight) for weight in weights):
             low, high = WEIGHT_RANGE
             warnings.append(f"weights in the {name} were kept between {low:g} and {high:g}")
-        columns = [_in_tokens(tokenizer, sections) for tokenizer, _ in self._encoders]
+        columns = [_tokenize(tokenizer, sections) for tokenizer, _ in self._encoders]
         chunks = tuple(zip_longest(*columns, fillvalue=()))
         if rest := chunks[MAX_CHUNKS:]:
             ids = [id for chunk in rest for id, _ in chunk[-1]]
             text = self._encoders[-1][0].decode(ids)
-            quoted = text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
+            quoted = text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
             warnings.append(
                 f"the {name} was cut after {MAX_CHUNKS} chunks of {CHUNK_TOKENS} tokens: "
                 f'{len(ids)} tokens were left out, "{quoted}"'
@@ -98,50 +102,52 @@ class ClipTextEncoders:
         return TokenizedPrompt(chunks[:MAX_CHUNKS], tuple(warnings))
 
     def encode(
-        self, reading: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
+        self, prompt: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Prompts`."""
-        empty = [self._empty] * (chunks - len(reading.chunks))
-        filled = [(chunk, loras) for chunk in (*reading.chunks, *empty)]
-        with nullcontext() if set(filled) <= set(self._known) else self._on_device():
-            encoded = [self._encoded(worded) for worded in filled]
+        """See `TextEncoders`."""
+        padding = [self._empty] * (chunks - len(prompt.chunks))
+        keys = [(chunk, loras) for chunk in (*prompt.chunks, *padding)]
+        with nullcontext() if set(keys) <= set(self._cache) else self._on_device():
+            encoded = [self._cached(key) for key in keys]
         embeds, pooled = encoded[0]
         if len(encoded) > 1:
-            embeds = torch.cat([one for one, _ in encoded])
+            embeds = torch.cat([chunk_embeds for chunk_embeds, _ in encoded])
         return embeds, pooled
 
-    def _encoded(self, worded: _Worded) -> tuple[torch.Tensor, torch.Tensor]:
-        if worded in self._known:
-            self._known.move_to_end(worded)
+    def _cached(self, key: _CacheKey) -> _Encoding:
+        if key in self._cache:
+            self._cache.move_to_end(key)
         else:
-            self._known[worded] = self._encode(worded[0])
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        return self._known[worded]
+            self._cache[key] = self._encode(key[0])
+            if len(self._cache) > _MAX_CACHED:
+                self._cache.popitem(last=False)
+        return self._cache[key]
 
-    def _encode(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
-        """(77, width) and (projection,): the last layer but one of every encoder, side by side."""
+    def _encode(self, chunk: Chunk) -> _Encoding:
+        """Return (77, width) and (projection_dim,) of one chunk.
+
+        The embeddings are the penultimate hidden states of every encoder, concatenated.
+        """
         parts = []
         for (tokenizer, encoder), tokens in zip(self._encoders, chunk, strict=True):
+            text_ids = [id for id, _ in tokens]
             padding = [tokenizer.pad_token_id] * (CHUNK_TOKENS - len(tokens))
-            inside = [id for id, _ in tokens]
-            ids = [tokenizer.bos_token_id, *inside, tokenizer.eos_token_id, *padding]
-            told = encoder(torch.tensor([ids], device=self._device), output_hidden_states=True)
-            parts.append(
-                apply_emphasis(told.hidden_states[-2][0], [weight for _, weight in tokens])
-            )
+            ids = [tokenizer.bos_token_id, *text_ids, tokenizer.eos_token_id, *padding]
+            output = encoder(torch.tensor([ids], device=self._device), output_hidden_states=True)
+            weights = [weight for _, weight in tokens]
+            parts.append(apply_emphasis(output.hidden_states[-2][0], weights))
         embeds = torch.cat(parts, dim=-1).to(dtype=encoder.dtype)
-        return embeds, told[0][0]
+        return embeds, output[0][0]
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        """The encoders are on the device, and those that only visit it leave again."""
+        """Have the encoders on the device; those not kept there return to the CPU at the end."""
         try:
-            if not self._stays:
+            if not self._keeps_on_device:
                 self._move(self._device)
             yield
         finally:
-            if not self._stays:
+            if not self._keeps_on_device:
                 self._move(torch.device("cpu"))
 
     def _move(self, device: torch.device) -> None:
@@ -150,25 +156,29 @@ class ClipTextEncoders:
 
 
 def apply_emphasis(hidden: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
-    """A chunk's hidden states, (77, width), each token's times its weight, all brought back to the
-    mean that they had. Start, end and padding weigh 1; without other weights nothing changes."""
+    """Return a chunk's hidden states, (77, width), with each token's multiplied by its weight.
+
+    The mean over all is restored afterwards: AUTOMATIC1111's emphasis "Original". Start, end and
+    padding tokens have weight 1. Without other weights the states are returned unchanged.
+    """
     if all(weight == 1 for weight in weights):
         return hidden
-    rows = torch.ones(hidden.shape[0], 1, device=hidden.device)
-    rows[1 : 1 + len(weights), 0] = torch.tensor(weights, device=hidden.device)
-    plain = hidden.float()
-    moved = plain * rows
-    return (moved * (plain.mean() / moved.mean())).to(hidden.dtype)
+    factors = torch.ones(hidden.shape[0], 1, device=hidden.device)
+    factors[1 : 1 + len(weights), 0] = torch.tensor(weights, device=hidden.device)
+    original = hidden.float()
+    emphasized = original * factors
+    return (emphasized * (original.mean() / emphasized.mean())).to(hidden.dtype)
 
 
-def _in_tokens(
+def _tokenize(
     tokenizer: Any, sections: Sequence[Sequence[WeightedText]]
 ) -> tuple[tuple[Token, ...], ...]:
+    """Return the chunks of one tokenizer."""
     tokens = [
         [
-            (id, clamp_weight(phrase.weight))
-            for phrase in section
-            for id in tokenizer(phrase.text, add_special_tokens=False, verbose=False).input_ids
+            (id, clamp_weight(text.weight))
+            for text in section
+            for id in tokenizer(text.text, add_special_tokens=False, verbose=False).input_ids
         ]
         for section in sections
     ]

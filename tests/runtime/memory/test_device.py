@@ -1,4 +1,7 @@
+"""The device: availability, dtypes, numeric profile, attention."""
+
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import pytest
@@ -9,13 +12,19 @@ from serve_app.core.errors import DeviceError
 from serve_app.runtime.memory.device import open_device
 
 
-def test_a_promised_card_that_is_not_there_is_refused() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a card")
-    with pytest.raises(DeviceError, match="MODEL_DEVICE=cuda, but this process sees no CUDA"):
-        open_device("cuda", precision=None, xformers=False, cpu_threads=1)
-    with pytest.raises(DeviceError, match="MODEL_DEVICE=mps"):
-        open_device("mps", precision=None, xformers=False, cpu_threads=1)
+@pytest.mark.parametrize(
+    ("name", "is_available"),
+    [("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available)],
+)
+def test_a_gpu_that_is_not_available_is_refused(
+    name: str, is_available: Callable[[], bool]
+) -> None:
+    if is_available():
+        pytest.skip(f"this machine has {name}")
+    with pytest.raises(DeviceError) as refused:
+        open_device(name, precision=None, xformers=False, cpu_threads=1)
+    assert refused.value.subject == f"MODEL_DEVICE={name}"
+    assert "set MODEL_DEVICE=cpu" in refused.value.remedy.replace("Set", "set")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +42,7 @@ def test_the_vae_never_runs_in_half_precision(
     assert (device.dtype, device.vae_dtype) == (dtype, vae)
 
 
-def test_the_profile_names_what_decides_bits() -> None:
+def test_the_profile_names_everything_that_decides_bits() -> None:
     device = open_device("cpu", precision=None, xformers=False, cpu_threads=2)
     profile = device.numeric_profile(Stage.BASE, 8, "sdxl")
     assert (profile.lanes, profile.cpu_threads, profile.dtype) == (8, 2, "float32")
@@ -41,7 +50,7 @@ def test_the_profile_names_what_decides_bits() -> None:
     assert profile.torch == torch.__version__
 
 
-def test_xformers_that_do_not_run_give_one_line_and_sdpa(caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_xformers_give_one_warning_and_sdpa(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="aura.runtime"):
         device = open_device("cpu", precision=None, xformers=True, cpu_threads=1)
     assert device.attention == "sdpa"

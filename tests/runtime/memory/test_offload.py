@@ -386,9 +386,9 @@ def test_what_has_no_copy_is_sent_with_its_network() -> None:
 def test_copies_are_packed_in_few_blocks(card: Card) -> None:
     """torch rounds what it pins up to a power of two, so what is asked for is one, or the rest."""
     layers = [torch.nn.Linear(50, 50, bias=False) for _ in range(7)]  # 10,000 bytes each
-    PinnedCopies(inside(*layers), card, block=1 << 15)
+    PinnedCopies(inside(*layers), card, block_bytes=1 << 15)
     assert card.blocks == [1 << 15, 1 << 15, 10_048]
-    PinnedCopies(inside(layers[0]), card, block=1 << 10)
+    PinnedCopies(inside(layers[0]), card, block_bytes=1 << 10)
     assert card.blocks[3:] == [10_048]
 
 
@@ -399,7 +399,7 @@ def test_where_the_system_pins_no_more_the_rest_lies_in_usual_memory(
     layers = [torch.nn.Linear(50, 50, bias=False) for _ in range(9)]
     before = [layer.weight.clone() for layer in layers]
     with caplog.at_level(logging.WARNING):
-        copies = PinnedCopies(inside(*layers), card, block=1 << 15)
+        copies = PinnedCopies(inside(*layers), card, block_bytes=1 << 15)
     (said,) = caplog.messages
     assert said.startswith("the system pins no more memory")
     copies.offload()

@@ -1,4 +1,4 @@
-"""Where guides lie, with encoders on a device that is not there."""
+"""The device of conditioning, with text encoders on a pretended one."""
 
 from dataclasses import fields, replace
 
@@ -13,26 +13,28 @@ from tests.support.analytic_model import CHECKPOINT, BlankTextEncoders
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance=5)
 
 
-class Far(torch.Tensor):
-    """Lies on a device, as the encoders' own tensors do: `cpu` brings it here."""
+class OnDevice(torch.Tensor):
+    """A tensor on a pretended device, which `cpu` copies to the host."""
 
     def cpu(self, *_: object, **__: object) -> torch.Tensor:
         return self.as_subclass(torch.Tensor)
 
 
-class FarPrompts(BlankTextEncoders):
-    """Encodes on a device."""
+class TextEncodersOnDevice(BlankTextEncoders):
+    """Text encoders whose results are on the pretended device."""
 
     def encode(
-        self, reading: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
+        self, prompt: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        embeds, pooled = super().encode(reading, chunks)
-        return embeds.as_subclass(Far), pooled.as_subclass(Far)
+        embeds, pooled = super().encode(prompt, chunks)
+        return embeds.as_subclass(OnDevice), pooled.as_subclass(OnDevice)
 
 
 @pytest.mark.parametrize("negative", [None, "blur"])
-def test_nothing_of_a_guide_stays_on_the_device(negative: str | None) -> None:
-    guide = Conditioner(FarPrompts(), CHECKPOINT).condition(replace(SPEC, negative_prompt=negative))
-    assert guide.negative is not None
-    parts = [getattr(one, f.name) for one in (guide.positive, guide.negative) for f in fields(one)]
-    assert {type(part) for part in parts} == {torch.Tensor}
+def test_conditioning_leaves_nothing_on_the_device(negative: str | None) -> None:
+    conditioner = Conditioner(TextEncodersOnDevice(), CHECKPOINT)
+    conditioning = conditioner.condition(replace(SPEC, negative_prompt=negative))
+    assert conditioning.negative is not None
+    rows = conditioning.positive, conditioning.negative
+    tensors = [getattr(row, field.name) for row in rows for field in fields(row)]
+    assert {type(tensor) for tensor in tensors} == {torch.Tensor}

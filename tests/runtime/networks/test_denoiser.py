@@ -1,4 +1,4 @@
-"""The UNet's wrapper with a network whose output is known."""
+"""The UNet denoiser, over a network with known output."""
 
 import pytest
 import torch
@@ -8,69 +8,77 @@ from serve_app.runtime.networks.denoiser import DenoiserInput, UNetDenoiser
 
 
 class Echo:
-    """A network that predicts its pooled condition's number everywhere, and remembers its input."""
+    """A network that predicts its pooled embedding's value everywhere, and records its inputs."""
 
     def __init__(self) -> None:
         self.rows: list[torch.Tensor] = []
-        self.times: list[torch.Tensor] = []
+        self.timesteps: list[torch.Tensor] = []
 
-    def __call__(self, rows, times, *, encoder_hidden_states, added_cond_kwargs, return_dict):  # type: ignore[no-untyped-def]
+    def __call__(
+        self,
+        rows: torch.Tensor,
+        timesteps: torch.Tensor,
+        *,
+        encoder_hidden_states: torch.Tensor,
+        added_cond_kwargs: dict[str, torch.Tensor],
+        return_dict: bool,
+    ) -> tuple[torch.Tensor]:
         self.rows.append(rows)
-        self.times.append(times)
+        self.timesteps.append(timesteps)
         return (added_cond_kwargs["text_embeds"][:, :1, None, None] * torch.ones_like(rows),)
 
 
-def told(number: float) -> RowConditioning:
-    return RowConditioning(torch.zeros(77, 8), torch.full((4,), number), torch.zeros(6))
+def row(value: float) -> RowConditioning:
+    return RowConditioning(torch.zeros(77, 8), torch.full((4,), value), torch.zeros(6))
 
 
-def guided(towards: float, away: float | None, scale: float = 1.0) -> Conditioning:
-    return Conditioning(told(towards), None if away is None else told(away), scale)
+def conditioning(positive: float, negative: float | None, scale: float = 1.0) -> Conditioning:
+    return Conditioning(row(positive), None if negative is None else row(negative), scale)
 
 
 X = torch.ones(3, 4, 8, 8)
-POINTS = [
-    DenoiserInput(2.0, 900.0, guided(3.0, 1.0, scale=5.0)),
-    DenoiserInput(1.0, 500.0, guided(2.0, None)),
-    DenoiserInput(0.5, 100.0, guided(1.0, 0.0, scale=2.0)),
+INPUTS = [
+    DenoiserInput(2.0, 900.0, conditioning(3.0, 1.0, scale=5.0)),
+    DenoiserInput(1.0, 500.0, conditioning(2.0, None)),
+    DenoiserInput(0.5, 100.0, conditioning(1.0, 0.0, scale=2.0)),
 ]
 
 
-def test_each_row_has_its_own_guidance_level_and_time() -> None:
+def test_each_row_has_its_own_guidance_sigma_and_timestep() -> None:
     network = Echo()
-    denoised = UNetDenoiser(network, "epsilon", torch.float32)(X, POINTS, 8)
+    denoised = UNetDenoiser(network, "epsilon", torch.float32)(X, INPUTS, 8)
     noise = [1.0 + 5.0 * 2.0, 2.0, 2.0]
-    levels = [2.0, 1.0, 0.5]
-    for one, level, predicted in zip(denoised, levels, noise, strict=True):
-        assert torch.allclose(one, torch.ones_like(one) - level * predicted)
+    sigmas = [2.0, 1.0, 0.5]
+    for sample, sigma, predicted in zip(denoised, sigmas, noise, strict=True):
+        assert torch.allclose(sample, torch.ones_like(sample) - sigma * predicted)
     assert network.rows[0].shape == (8, 4, 8, 8)
-    assert network.times[0].tolist() == [900, 900, 500, 100, 100, 0, 0, 0]
-    scaled = [row.mean().item() for row in network.rows[0]]
+    assert network.timesteps[0].tolist() == [900, 900, 500, 100, 100, 0, 0, 0]
+    scaled = [scaled_row.mean().item() for scaled_row in network.rows[0]]
     expected = [5**-0.5] * 2 + [2**-0.5] + [1.25**-0.5] * 2 + [0, 0, 0]
     assert scaled == pytest.approx(expected)
 
 
-def test_velocity_prediction_is_turned_into_the_picture() -> None:
-    denoised = UNetDenoiser(Echo(), "v_prediction", torch.float32)(X[:1], POINTS[1:2], 2)
+def test_v_prediction_is_converted_to_denoised_latents() -> None:
+    denoised = UNetDenoiser(Echo(), "v_prediction", torch.float32)(X[:1], INPUTS[1:2], 2)
     assert torch.allclose(denoised, torch.full_like(denoised, 2 * -(0.5**0.5) + 0.5))
 
 
 def test_rows_beyond_the_lanes_are_refused() -> None:
     with pytest.raises(ValueError, match="5 rows do not fit in 4 lanes"):
-        UNetDenoiser(Echo(), "epsilon", torch.float32)(X, POINTS, 4)
+        UNetDenoiser(Echo(), "epsilon", torch.float32)(X, INPUTS, 4)
 
 
-def test_conditions_are_laid_side_by_side_anew_when_the_company_changes() -> None:
+def test_conditioning_is_gathered_again_when_the_batch_changes() -> None:
     denoiser = UNetDenoiser(Echo(), "epsilon", torch.float32)
-    together = denoiser(X, POINTS, 8)
-    alone = denoiser(X[:1], POINTS[1:2], 8)
-    again = denoiser(X, POINTS, 8)
+    together = denoiser(X, INPUTS, 8)
+    alone = denoiser(X[:1], INPUTS[1:2], 8)
+    again = denoiser(X, INPUTS, 8)
     assert torch.equal(together, again)
     assert torch.equal(alone[0], together[1])
 
 
-def test_what_a_batch_is_told_comes_to_where_its_latents_are() -> None:
-    """The meta device has shapes and no numbers; nothing else would meet there what is on it."""
-    denoised = UNetDenoiser(Echo(), "epsilon", torch.float32)(X.to("meta"), POINTS, 8)
+def test_conditioning_moves_to_the_device_of_the_latents() -> None:
+    """The meta device has shapes and no values; an operation across devices would raise."""
+    denoised = UNetDenoiser(Echo(), "epsilon", torch.float32)(X.to("meta"), INPUTS, 8)
     assert denoised.device.type == "meta"
-    assert {point.conditioning.positive.embeds.device.type for point in POINTS} == {"cpu"}
+    assert {i.conditioning.positive.embeds.device.type for i in INPUTS} == {"cpu"}

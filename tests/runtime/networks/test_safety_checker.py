@@ -1,4 +1,4 @@
-"""The picture filter against the stock checker behind the stock image processor."""
+"""The image safety filter against the stock checker behind the stock image processor."""
 
 import json
 from pathlib import Path
@@ -25,14 +25,14 @@ SIDE = 32
 SPEC = ImageSpec(prompt="a", seed=3, width=128, height=128, steps=2, guidance=1)
 
 
-def picture(seed: int, width: int = 90, height: int = 60) -> RgbImage:
+def make_image(seed: int, width: int = 90, height: int = 60) -> RgbImage:
     draw = np.random.default_rng(seed)
     coarse = draw.integers(0, 256, (height // 10, width // 10, 3), np.uint8)
     return coarse.repeat(10, axis=0).repeat(10, axis=1)
 
 
 def checker_of(folder: Path, forbidden: RgbImage) -> Path:
-    """A small checker of random weights whose one concept is a picture."""
+    """Save a small checker of random weights whose one concept is an image."""
     torch.manual_seed(0)
     vision = {
         "hidden_size": 32,
@@ -45,11 +45,11 @@ def checker_of(folder: Path, forbidden: RgbImage) -> Path:
     stock = CLIPImageProcessorPil(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
     )
-    kind = diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker
-    checker = kind(CLIPConfig(vision_config=vision, projection_dim=16)).eval()
+    checker_class = diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker
+    checker = checker_class(CLIPConfig(vision_config=vision, projection_dim=16)).eval()
     with torch.no_grad():
-        seen = stock(forbidden, return_tensors="pt").pixel_values
-        checker.concept_embeds[0] = checker.visual_projection(checker.vision_model(seen)[1])[0]
+        pixels = stock(forbidden, return_tensors="pt").pixel_values
+        checker.concept_embeds[0] = checker.visual_projection(checker.vision_model(pixels)[1])[0]
         checker.concept_embeds_weights.fill_(2.0)  # out of reach
         checker.concept_embeds_weights[0] = 0.998
         checker.special_care_embeds_weights.fill_(2.0)
@@ -60,28 +60,28 @@ def checker_of(folder: Path, forbidden: RgbImage) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return checker_of(tmp_path / "checker", picture(0))
+    return checker_of(tmp_path / "checker", make_image(0))
 
 
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (64, 64), (200, 70), (30, 20)])
-def test_a_picture_is_prepared_as_stock_prepares_it(
+def test_an_image_is_preprocessed_as_stock_does(
     folder: Path, cpu: Device, size: tuple[int, int]
 ) -> None:
-    ours = ImageSafetyChecker(folder, cpu)._prepared(picture(1, *size))
+    ours = ImageSafetyChecker(folder, cpu).preprocess(make_image(1, *size))
     stock = CLIPImageProcessorPil.from_pretrained(folder)
-    theirs = stock(picture(1, *size), return_tensors="pt").pixel_values
+    theirs = stock(make_image(1, *size), return_tensors="pt").pixel_values
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_what_is_near_a_concept_is_refused_and_nothing_else(folder: Path, cpu: Device) -> None:
+def test_images_near_a_concept_are_refused_and_no_others(folder: Path, cpu: Device) -> None:
     check_safety_checker(folder)
     checker = ImageSafetyChecker(folder, cpu)
-    assert checker.refuses_image(picture(0))
-    assert not any(checker.refuses_image(picture(seed)) for seed in range(1, 6))
+    assert checker.refuses_image(make_image(0))
+    assert not any(checker.refuses_image(make_image(seed)) for seed in range(1, 6))
     assert not checker.refuses_prompt("anything")
 
 
-def test_a_refused_picture_ends_in_a_named_error_and_no_other_does(
+def test_a_refused_image_fails_with_a_safety_block(
     tmp_path: Path, cpu: Device, checkpoints: dict[Stage, Checkpoint]
 ) -> None:
     def engine(safety: ImageSafetyChecker | None) -> Engine:
@@ -90,17 +90,17 @@ def test_a_refused_picture_ends_in_a_named_error_and_no_other_does(
         )
         return Engine(ModelCache.of(model), snapshot_every=1)
 
-    (made,) = walk({Stage.BASE: engine(None)}, [(SPEC, None)])
-    careful = engine(ImageSafetyChecker(checker_of(tmp_path / "checker", made), cpu))
-    heard = Heard()
+    (forbidden,) = walk({Stage.BASE: engine(None)}, [(SPEC, None)])
+    careful = engine(ImageSafetyChecker(checker_of(tmp_path / "checker", forbidden), cpu))
+    listener = Heard()
     sample = sample_of(SPEC)
-    careful.submit(sample, stage_segments(sample.schedule, 1.0, refiner=False)[0], heard)
+    careful.submit(sample, stage_segments(sample.schedule, 1.0, refiner=False)[0], listener)
     drain(careful)
-    assert isinstance(heard.failed.error, SafetyBlock)
+    assert isinstance(listener.failed.error, SafetyBlock)
 
 
 @pytest.mark.parametrize("breakage", ["no folder", "no config", "pickle", "truncated"])
-def test_a_broken_checker_is_told_before_anything_starts(folder: Path, breakage: str) -> None:
+def test_a_broken_checker_is_refused_before_anything_starts(folder: Path, breakage: str) -> None:
     weights = folder / "model.safetensors"
     if breakage == "no folder":
         folder = folder / "missing"
@@ -115,9 +115,9 @@ def test_a_broken_checker_is_told_before_anything_starts(folder: Path, breakage:
     assert refused.value.subject == str(folder)
 
 
-def test_the_mean_and_spread_of_the_folder_count(folder: Path, cpu: Device) -> None:
+def test_mean_and_std_come_from_the_folder(folder: Path, cpu: Device) -> None:
     file = folder / "preprocessor_config.json"
-    said = json.loads(file.read_text())
-    file.write_text(json.dumps(said | {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}))
-    ours = ImageSafetyChecker(folder, cpu)._prepared(np.full((40, 40, 3), 255, np.uint8))
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}))
+    ours = ImageSafetyChecker(folder, cpu).preprocess(np.full((40, 40, 3), 255, np.uint8))
     assert torch.allclose(ours, torch.ones_like(ours))
