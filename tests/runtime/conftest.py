@@ -1,6 +1,4 @@
-"""The demo's models, loaded once a session, and fresh engines over them."""
-
-from collections.abc import Callable
+"""The demo's models, loaded once per session, and fresh engines over them."""
 
 import numpy as np
 import pytest
@@ -12,11 +10,10 @@ from serve_app.runtime.engine import Engine
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.stage_model import StageModel
+from tests.support.demo_models import IMAGES, Engines
 from tests.support.reference_diffusers import Stock
 
-IMAGES = 4
-_CROWD = 16  # images that step together in fast mode
-Engines = Callable[..., dict[Stage, Engine]]
+_FAST_IMAGES = 16  # that step together in fast mode
 
 
 @pytest.fixture(scope="session")
@@ -26,19 +23,19 @@ def cpu() -> Device:
 
 @pytest.fixture(scope="session")
 def models(checkpoints: dict[Stage, Checkpoint], cpu: Device) -> dict[str, dict[Stage, StageModel]]:
-    """Base and refiner, in strict and in fast mode."""
+    """Load base and refiner, in strict and in fast mode."""
     return {
         mode: {
             stage: build_stage_model(checkpoint, cpu, images=images, strict=mode == "strict")
             for stage, checkpoint in checkpoints.items()
         }
-        for mode, images in (("strict", IMAGES), ("fast", _CROWD))
+        for mode, images in (("strict", IMAGES), ("fast", _FAST_IMAGES))
     }
 
 
 @pytest.fixture(scope="session")
 def engines(models: dict[str, dict[Stage, StageModel]]) -> Engines:
-    """Makes engines that nobody has used; `refiner=False` leaves base alone."""
+    """Return a function that makes unused engines, for the base alone unless `refiner=True`."""
 
     def make(mode: str = "strict", *, refiner: bool = False) -> dict[Stage, Engine]:
         stages = (Stage.BASE, Stage.REFINER) if refiner else (Stage.BASE,)
@@ -56,7 +53,7 @@ def stock(checkpoints: dict[Stage, Checkpoint]) -> Stock:
 
 @pytest.fixture(scope="session")
 def photo() -> bytes:
-    """A base image of 128 x 128: smooth shades with an edge, RGB bytes."""
+    """Return an init image of 128 x 128 as RGB bytes: smooth shades with an edge."""
     y, x = np.mgrid[0:128, 0:128]
     shades = np.stack([x * 2, y * 2, np.where(x > y, 220, 30)], axis=-1)
     return shades.astype(np.uint8).tobytes()

@@ -14,7 +14,7 @@ from serve_app.runtime.engine import Engine
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.png import encode_png
 from serve_app.runtime.stage_model import StageModel
-from tests.runtime.conftest import IMAGES, Engines
+from tests.support.demo_models import IMAGES, Engines
 from tests.support.engine_runs import Heard, drain, sample_of, walk, whole
 
 SPEC = ImageSpec(

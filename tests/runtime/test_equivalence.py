@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.core.diffusion.samplers import Sampler, Solver
 from serve_app.core.diffusion.spec import ImageSpec
-from tests.runtime.conftest import Engines
+from tests.support.demo_models import Engines
 from tests.support.engine_runs import walk
 from tests.support.reference_diffusers import Stock
 
@@ -82,7 +82,7 @@ def test_a_mixed_batch_gives_what_stock_gives_for_each_alone(
         engines(mode),
         [(s, None) for s in MIXED],
     )
-    distances = [distance(p, stock.picture(s)) for p, s in zip(pictures, MIXED, strict=True)]
+    distances = [distance(p, stock.image(s)) for p, s in zip(pictures, MIXED, strict=True)]
     assert max(distances) <= LEVELS, distances
 
 
@@ -92,7 +92,7 @@ def test_every_sampler_draws_what_stock_draws(
 ) -> None:
     asked = spec(steps=7, sampler=sampler)
     pictures = walked(each(list(Sampler), steps=7))
-    assert distance(pictures[asked], stock.picture(asked)) <= LEVELS
+    assert distance(pictures[asked], stock.image(asked)) <= LEVELS
 
 
 @pytest.mark.parametrize("sampler", SOLVERS)
@@ -104,7 +104,7 @@ def test_an_image_from_an_image_is_stocks(
 ) -> None:
     asked = spec(strength=strength, sampler=sampler)
     pictures = walked(each(SOLVERS, strength=strength), photo)
-    assert distance(pictures[asked], stock.picture(asked, photo)) <= LEVELS
+    assert distance(pictures[asked], stock.image(asked, photo)) <= LEVELS
 
 
 @pytest.mark.parametrize("sampler", CONTINUED)
@@ -119,7 +119,7 @@ def test_base_and_refiner_together_are_stocks_ensemble(
     pictures = walked(sum((each(CONTINUED, **kind) for kind in kinds), ()), refiner=True)
     for kind in kinds:
         asked = spec(sampler=sampler, **kind)
-        assert distance(pictures[asked], stock.picture(asked, refine=True)) <= LEVELS
+        assert distance(pictures[asked], stock.image(asked, refine=True)) <= LEVELS
 
 
 @pytest.mark.parametrize("sampler", CONTINUED)
@@ -129,7 +129,7 @@ def test_the_two_stage_refine_is_stocks(
 ) -> None:
     asked = spec(strength=0.6, handoff=handoff, sampler=sampler)
     pictures = walked(each(CONTINUED, strength=0.6, handoff=handoff), photo, refiner=True)
-    assert distance(pictures[asked], stock.picture(asked, photo, refine=True)) <= LEVELS
+    assert distance(pictures[asked], stock.image(asked, photo, refine=True)) <= LEVELS
 
 
 def test_an_image_that_enters_after_the_handoff_is_the_refiners_alone(
@@ -152,7 +152,7 @@ def test_a_stage_without_steps_is_legal(
 ) -> None:
     asked = spec(steps=steps, sampler=sampler, handoff=0.8)
     (picture,) = walk(engines(refiner=True), [(asked, None)])
-    assert distance(picture, stock.picture(asked, refine=True)) <= LEVELS
+    assert distance(picture, stock.image(asked, refine=True)) <= LEVELS
 
 
 @pytest.mark.parametrize("negative", [None, "", "ugly"])
@@ -162,14 +162,14 @@ def test_an_absent_negative_prompt_is_not_an_empty_one(
 ) -> None:
     asked = spec(negative_prompt=negative, handoff=0.8 if refine else 1.0, steps=8)
     (picture,) = walk(engines(refiner=refine), [(asked, None)])
-    assert distance(picture, stock.picture(asked, refine=refine)) <= LEVELS
+    assert distance(picture, stock.image(asked, refine=refine)) <= LEVELS
 
 
 def test_pictures_of_other_sizes_are_stocks(engines: Engines, stock: Stock) -> None:
     asked = [spec(width=152, height=104, steps=6), spec(width=96, height=168, steps=8)]
     pictures = walk(engines(), [(s, None) for s in asked])
     for picture, one in zip(pictures, asked, strict=True):
-        assert distance(picture, stock.picture(one)) <= LEVELS
+        assert distance(picture, stock.image(one)) <= LEVELS
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_the_comparison_would_notice(
     """The control: each thing asked for moves the picture by far more than the tolerance. At six
     steps, since a trained network draws nearly the same in twenty and in twenty-one."""
     (picture,) = walk(engines(), [(spec(**{"steps": 6, **change}), None)])
-    assert distance(picture, stock.picture(spec(steps=6))) > 5 * LEVELS
+    assert distance(picture, stock.image(spec(steps=6))) > 5 * LEVELS
 
 
 def test_the_handoff_shows_in_the_picture(engines: Engines, stock: Stock) -> None:
     (picture,) = walk(engines(refiner=True), [(replace(spec(), handoff=0.3), None)])
-    theirs = stock.picture(replace(spec(), handoff=0.8), refine=True)
+    theirs = stock.image(replace(spec(), handoff=0.8), refine=True)
     assert distance(picture, theirs) > 5 * LEVELS

@@ -48,8 +48,8 @@ def test_base_hands_over_to_the_refiner_as_stock_pipelines_do(
     solo: LocalPipeline, stock: Stock
 ) -> None:
     (picture,) = solo.generate([SPEC])
-    refined = stock.picture(SPEC, refine=True)
-    alone = stock.picture(replace(SPEC, handoff=1.0))
+    refined = stock.image(SPEC, refine=True)
+    alone = stock.image(replace(SPEC, handoff=1.0))
     assert np.abs(picture.astype(np.int16) - refined).max() <= LEVELS
     assert np.abs(picture.astype(np.int16) - alone).max() > 5 * LEVELS
 
@@ -59,7 +59,7 @@ def test_a_base_image_is_gone_on_from_as_stock_does(
 ) -> None:
     spec = replace(SPEC, strength=0.5, handoff=1.0)
     (picture,) = solo.generate([spec], [photo])
-    assert np.abs(picture.astype(np.int16) - stock.picture(spec, photo)).max() <= LEVELS
+    assert np.abs(picture.astype(np.int16) - stock.image(spec, photo)).max() <= LEVELS
 
 
 def test_pictures_come_in_the_order_they_were_asked_for(solo: LocalPipeline) -> None:

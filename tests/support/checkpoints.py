@@ -1,4 +1,4 @@
-"""Fine-tunes of the demo: the same architecture, other weights."""
+"""Fine-tunes of the demo: the same architecture with other weights."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 
 def perturbed(folder: Path, copy: Path, *, seed: int = 0, by: float = 0.05) -> Path:
-    """A copy of a checkpoint whose UNet differs a little, everywhere."""
+    """Copy a checkpoint folder, and scale every UNet weight by 1 + `by` * noise."""
     shutil.copytree(folder, copy)
     generator = torch.Generator().manual_seed(seed)
     for file in (copy / "unet").glob("*.safetensors"):

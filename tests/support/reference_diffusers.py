@@ -1,4 +1,4 @@
-"""The oracle: bare stock diffusers, one image at a time, as its documentation says to use it."""
+"""The oracle: stock diffusers, one image at a time, used as its documentation says."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +18,13 @@ Pixels = np.ndarray[Any, np.dtype[np.int16]]
 
 @dataclass
 class Stock:
-    """Stock pipelines over the same folders as ours."""
+    """Stock pipelines over the folders that the service loads."""
 
     base: Any
     base_from_image: Any
     refiner: Any
-    noise: dict[str, Any]  # scheduler_config.json as it was, before any sampler put its flags in
-    drawn: dict[tuple[ImageSpec, bytes | None, bool], Pixels] = field(default_factory=dict)
+    scheduler_config: dict[str, Any]  # of the base checkpoint, without any sampler's flags
+    images: dict[tuple[ImageSpec, bytes | None, bool], Pixels] = field(default_factory=dict)
 
     @classmethod
     def over(cls, checkpoints: dict[Stage, Checkpoint]) -> "Stock":
@@ -40,49 +40,49 @@ class Stock:
         return cls(base, from_image, refiner, dict(base.scheduler.config))
 
     def scheduler(self, sampler: Sampler) -> Any:
-        return stock_scheduler(sampler, self.noise)
+        return stock_scheduler(sampler, self.scheduler_config)
 
-    def picture(
-        self, spec: ImageSpec, source: bytes | None = None, *, refine: bool = False
+    def image(
+        self, spec: ImageSpec, init_image: bytes | None = None, *, refine: bool = False
     ) -> Pixels:
-        """The picture of a spec: base alone, or base and refiner, from noise or from an image.
+        """Return the image of a spec by the base alone, or by base and refiner.
 
-        Drawn once, however many tests hold theirs against it.
+        It is generated once, however many tests compare theirs with it.
         """
-        asked = spec, source, refine
-        if asked not in self.drawn:
-            self.drawn[asked] = self._draw(spec, source, refine)
-        return self.drawn[asked]
+        key = spec, init_image, refine
+        if key not in self.images:
+            self.images[key] = self._generate(spec, init_image, refine)
+        return self.images[key]
 
-    def _draw(self, spec: ImageSpec, source: bytes | None, refine: bool) -> Pixels:
+    def _generate(self, spec: ImageSpec, init_image: bytes | None, refine: bool) -> Pixels:
         generator = torch.Generator("cpu").manual_seed(spec.seed)
-        asked: dict[str, Any] = {
+        common: dict[str, Any] = {
             "prompt": spec.prompt,
             "negative_prompt": spec.negative_prompt,
             "num_inference_steps": spec.steps,
             "guidance_scale": spec.guidance,
             "generator": generator,
         }
-        first: dict[str, Any] = dict(asked, output_type="latent" if refine else "pil")
+        first: dict[str, Any] = dict(common, output_type="latent" if refine else "pil")
         if refine:
             first["denoising_end"] = spec.handoff
-        if source is None:
+        if init_image is None:
             pipeline = self.base
             first |= {"height": spec.height, "width": spec.width}
         else:
             pipeline = self.base_from_image
-            first |= {"image": as_image(spec, source), "strength": spec.strength}
+            first |= {"image": as_image(spec, init_image), "strength": spec.strength}
         pipeline.scheduler = self.scheduler(spec.sampler)
         image = pipeline(**first).images[0]
         if refine:
             self.refiner.scheduler = self.scheduler(spec.sampler)
             image = self.refiner(
-                **asked, image=image[None], denoising_start=spec.handoff, output_type="pil"
+                **common, image=image[None], denoising_start=spec.handoff, output_type="pil"
             ).images[0]
         return np.asarray(image, dtype=np.int16)
 
-    def refined_alone(self, spec: ImageSpec, source: bytes) -> Pixels:
-        """A base image through the refiner alone."""
+    def refined_alone(self, spec: ImageSpec, init_image: bytes) -> Pixels:
+        """Return an init image after the refiner alone."""
         self.refiner.scheduler = self.scheduler(spec.sampler)
         image = self.refiner(
             prompt=spec.prompt,
@@ -90,11 +90,11 @@ class Stock:
             num_inference_steps=spec.steps,
             guidance_scale=spec.guidance,
             generator=torch.Generator("cpu").manual_seed(spec.seed),
-            image=as_image(spec, source),
+            image=as_image(spec, init_image),
             strength=spec.strength,
         ).images[0]
         return np.asarray(image, dtype=np.int16)
 
 
-def as_image(spec: ImageSpec, source: bytes) -> Image.Image:
-    return Image.frombytes("RGB", (spec.width, spec.height), source)
+def as_image(spec: ImageSpec, rgb: bytes) -> Image.Image:
+    return Image.frombytes("RGB", (spec.width, spec.height), rgb)

@@ -1,5 +1,7 @@
-"""A diffusers folder written as one file in the layout SDXL was published in: diffusers' loader
-the other way round, so that both can be held against each other."""
+"""A diffusers folder written as one file, in the layout in which SDXL was published.
+
+This is the inverse of `from_single_file` of diffusers, so that tests can compare the two.
+"""
 
 import json
 import re
@@ -49,12 +51,12 @@ def to_single_file(
     file: Path,
     *,
     without: tuple[str, ...] = (),
-    more: Mapping[str, torch.Tensor] | None = None,
-    notes: dict[str, str] | None = None,
+    extra: Mapping[str, torch.Tensor] | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Path:
-    """The folder's networks in one file, but for those it is to be `without`."""
+    """Write a folder's networks to one file, except those it should be `without`."""
     second = "conditioner.embedders.0.model."
-    tensors: Tensors = dict(more or {})
+    tensors: Tensors = dict(extra or {})
     for name, prefix, convert in (
         ("unet", "model.diffusion_model.", unet),
         ("vae", "first_stage_model.", vae),
@@ -71,24 +73,24 @@ def to_single_file(
             weights |= load_file(part)
         for key, tensor in convert(weights, config):
             tensors[(prefix or second) + key] = tensor.contiguous()
-    save_file(tensors, file, notes)
+    save_file(tensors, file, metadata)
     return file
 
 
 def unet(weights: Tensors, config: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     layers = int(str(config["layers_per_block"]))
     for key, tensor in weights.items():
-        plain = next((n for n in _UNET if key.startswith(f"{n}.")), None)
-        if plain:
-            yield key.replace(plain, _UNET[plain]), tensor
+        layer = next((name for name in _UNET if key.startswith(f"{name}.")), None)
+        if layer:
+            yield key.replace(layer, _UNET[layer]), tensor
             continue
         side, _, rest = key.partition(".")
         if side == "mid_block":
-            kind, at, rest = rest.split(".", 2)
-            slot = {"resnets": 2 * int(at), "attentions": 1}[kind]
+            kind, index, rest = rest.split(".", 2)
+            slot = {"resnets": 2 * int(index), "attentions": 1}[kind]
             yield f"middle_block.{slot}.{_inner(kind, rest)}", tensor
             continue
-        block, kind, at, rest = rest.split(".", 3)
+        block, kind, index, rest = rest.split(".", 3)
         down, first = side == "down_blocks", int(block) * (layers + 1)
         if kind == "downsamplers":
             yield f"input_blocks.{1 + first + layers}.0.{rest.replace('conv', 'op')}", tensor
@@ -96,9 +98,9 @@ def unet(weights: Tensors, config: Mapping[str, Any]) -> Iterator[tuple[str, tor
             attends = f"up_blocks.{block}.attentions.0.norm.weight" in weights
             yield f"output_blocks.{first + layers}.{2 if attends else 1}.{rest}", tensor
         else:
-            where = f"input_blocks.{1 + first + int(at)}" if down else None
-            where = where or f"output_blocks.{first + int(at)}"
-            yield f"{where}.{0 if kind == 'resnets' else 1}.{_inner(kind, rest)}", tensor
+            down_name = f"input_blocks.{1 + first + int(index)}"
+            name = down_name if down else f"output_blocks.{first + int(index)}"
+            yield f"{name}.{0 if kind == 'resnets' else 1}.{_inner(kind, rest)}", tensor
 
 
 def _inner(kind: str, rest: str) -> str:
@@ -122,12 +124,15 @@ def vae(weights: Tensors, config: Mapping[str, Any]) -> Iterator[tuple[str, torc
             part, end = rest.rsplit(".", 1)
             new = f"{side}mid.attn_1.{_ATTENTION[part]}.{end}"
             if part != "group_norm" and end == "weight":
-                tensor = tensor[:, :, None, None]  # a convolution of one pixel
+                tensor = tensor[:, :, None, None]  # a 1 x 1 convolution
         yield new, tensor
 
 
 def clip(weights: Tensors, config: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    yield "text_model.embeddings.position_ids", torch.arange(77)[None]  # of old transformers
+    yield (
+        "text_model.embeddings.position_ids",
+        torch.arange(77)[None],
+    )  # saved by old transformers
     for key, tensor in weights.items():
         yield f"text_model.{key.removeprefix('text_model.')}", tensor
 

@@ -111,12 +111,12 @@ def test_a_file_gives_its_prediction_type_and_zero_terminal_snr(
     folder = checkpoints[Stage.BASE].folder
     markers = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
     without = ("vae", *TEXT)
-    both = to_single_file(folder, tmp_path / "v.safetensors", without=without, more=markers)
+    both = to_single_file(folder, tmp_path / "v.safetensors", without=without, extra=markers)
     noise = inspect(both, Stage.BASE, configs=folder).noise_config
     assert (noise.prediction_type, noise.rescale_betas_zero_snr) == ("v_prediction", True)
     assert noise.timestep_spacing == "trailing"
     metadata = {"modelspec.prediction_type": "v"}
-    noted = to_single_file(folder, tmp_path / "n.safetensors", without=without, notes=metadata)
+    noted = to_single_file(folder, tmp_path / "n.safetensors", without=without, metadata=metadata)
     noise = inspect(noted, Stage.BASE, configs=folder).noise_config
     assert (noise.prediction_type, noise.rescale_betas_zero_snr) == ("v_prediction", False)
     assert noise.timestep_spacing == "leading"
@@ -130,7 +130,7 @@ def test_a_distilled_file_is_recognized_by_its_name_or_its_title(
     lightning = ModelDefaults(8, 1.0, Sampler.EULER_TRAILING)
     assert inspect(named, Stage.BASE, configs=folder).defaults == lightning
     metadata = {"modelspec.title": "Fox LCM"}
-    titled = to_single_file(folder, tmp_path / "a.safetensors", without=without, notes=metadata)
+    titled = to_single_file(folder, tmp_path / "a.safetensors", without=without, metadata=metadata)
     assert inspect(titled, Stage.BASE, configs=folder).defaults == ModelDefaults(
         4, 1.0, Sampler.LCM
     )
@@ -246,6 +246,6 @@ def test_a_file_does_not_have_the_licence_of_the_folder_that_lends_configs(
         f"{RAIL} (assumed: the file does not say)"
     )
     metadata = {"modelspec.license": "Fair AI Public License 1.0-SD"}
-    noted = to_single_file(folder, tmp_path / "b.safetensors", notes=metadata)
+    noted = to_single_file(folder, tmp_path / "b.safetensors", metadata=metadata)
     license = license_of(inspect(noted, Stage.BASE, configs=folder))
     assert (license.name, license.restrictions) == ("Fair AI Public License 1.0-SD", ())

@@ -26,9 +26,9 @@ from serve_app.runtime.engine import Engine
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.model_cache import Loader, ModelCache
 from serve_app.runtime.stage_model import StageModel
-from tests.runtime.conftest import IMAGES
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.checkpoints import perturbed
+from tests.support.demo_models import IMAGES
 from tests.support.engine_runs import Heard, drain, sample_of, whole
 from tests.support.keys import base_key, by_base_key
 

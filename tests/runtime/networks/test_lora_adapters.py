@@ -131,7 +131,7 @@ def test_a_picture_with_loras_is_stock_diffusers_own(
     tailored.base.set_adapters(names, [weight for _, weight in sorted(worn)])
     spec = wearing(*worn)
     (ours,) = walk({Stage.BASE: engine}, [(spec, None)])
-    assert abs(ours.astype(int) - tailored.picture(spec)).max() <= 2
+    assert abs(ours.astype(int) - tailored.image(spec)).max() <= 2
     assert ours.tobytes() not in painted(engine, SPEC)
 
 

@@ -17,7 +17,7 @@ from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.loading import load
 from serve_app.runtime.networks.text_encoders import ClipTextEncoders, apply_emphasis
 from serve_app.runtime.networks.vae import RgbImage
-from tests.runtime.conftest import Engines
+from tests.support.demo_models import Engines
 from tests.support.engine_runs import walk
 from tests.support.reference_diffusers import Stock
 
