@@ -1,4 +1,4 @@
-"""The work: checkpoints to modules, prompts to embeddings, steps on a device, latents to pixels.
+"""Everything that runs on torch and diffusers: checkpoints, networks, memory, and the engine.
 
-Torch and diffusers live here. Knows no Ray and no HTTP: runs on a laptop, in a test, on a bare GPU.
+No Ray, no HTTP: it runs in a test, on a laptop or on a bare GPU alike.
 """
