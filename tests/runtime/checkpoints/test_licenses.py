@@ -16,38 +16,38 @@ def sdxl(tmp_path: Path, checkpoints: dict[Stage, Checkpoint]) -> Checkpoint:
 
 
 def test_a_folder_without_a_licence_is_assumed_to_be_sdxl_and_says_so(sdxl: Checkpoint) -> None:
-    license = license_of(sdxl)
-    assert license.name == f"{RAIL} (assumed: its folder does not say)"
-    assert "stable-diffusion-xl-base-1.0" in license.url
-    assert license.restrictions == RESTRICTIONS
+    terms = license_of(sdxl)
+    assert terms.name == f"{RAIL} (assumed: its folder does not say)"
+    assert "stable-diffusion-xl-base-1.0" in terms.url
+    assert terms.restrictions == RESTRICTIONS
     refiner = license_of(replace(sdxl, stage=Stage.REFINER))
     assert "stable-diffusion-xl-refiner-1.0" in refiner.url
 
 
 def test_the_licence_text_of_the_folder_is_passed_on(sdxl: Checkpoint) -> None:
     (sdxl.folder / "LICENSE.md").write_text("CreativeML Open RAIL++-M License\n…")
-    license = license_of(sdxl)
-    assert (license.name, license.restrictions) == (RAIL, RESTRICTIONS)
-    assert license.text.startswith("CreativeML")
+    terms = license_of(sdxl)
+    assert (terms.name, terms.restrictions) == (RAIL, RESTRICTIONS)
+    assert terms.text.startswith("CreativeML")
 
 
 def test_a_fine_tune_has_the_licence_that_its_card_names(sdxl: Checkpoint) -> None:
     (sdxl.folder / "README.md").write_text("---\nlicense: openrail++\n---\n")
     assert license_of(sdxl).name == RAIL
     (sdxl.folder / "README.md").write_text("---\nlicense: other\nlicense_name: sai-nc\n---\n")
-    license = license_of(sdxl)
-    assert (license.name, license.restrictions) == ("sai-nc", ())
+    terms = license_of(sdxl)
+    assert (terms.name, terms.restrictions) == ("sai-nc", ())
 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_the_demo_is_free_and_says_so(checkpoints: dict[Stage, Checkpoint], stage: Stage) -> None:
-    license = license_of(checkpoints[stage])
-    assert (license.name, license.restrictions) == ("apache-2.0", ())
-    assert "Apache License" in license.text
+    terms = license_of(checkpoints[stage])
+    assert (terms.name, terms.restrictions) == ("apache-2.0", ())
+    assert "Apache License" in terms.text
 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_sdxl_s_own_licence_is_known_whatever_a_mirror_s_card_says(stage: Stage) -> None:
-    license = license_on_card(REPOSITORY[stage], "mit", "https://mirror.example")
-    assert (license.name, license.restrictions) == (RAIL, RESTRICTIONS)
-    assert license.url == f"https://huggingface.co/{REPOSITORY[stage]}/blob/main/LICENSE.md"
+    terms = license_on_card(REPOSITORY[stage], "mit", "https://mirror.example")
+    assert (terms.name, terms.restrictions) == (RAIL, RESTRICTIONS)
+    assert terms.url == f"https://huggingface.co/{REPOSITORY[stage]}/blob/main/LICENSE.md"

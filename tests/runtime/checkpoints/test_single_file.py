@@ -247,5 +247,5 @@ def test_a_file_does_not_have_the_licence_of_the_folder_that_lends_configs(
     )
     metadata = {"modelspec.license": "Fair AI Public License 1.0-SD"}
     noted = to_single_file(folder, tmp_path / "b.safetensors", metadata=metadata)
-    license = license_of(inspect(noted, Stage.BASE, configs=folder))
-    assert (license.name, license.restrictions) == ("Fair AI Public License 1.0-SD", ())
+    terms = license_of(inspect(noted, Stage.BASE, configs=folder))
+    assert (terms.name, terms.restrictions) == ("Fair AI Public License 1.0-SD", ())

@@ -265,7 +265,8 @@ def test_modules_that_left_the_gpu_are_not_counted(
 def test_a_device_on_which_no_plan_fits_says_what_to_do(base: Checkpoint, cpu: Device) -> None:
     with pytest.raises(DeviceFull, match="too little memory for one image") as refused:
         find_memory_plan(2, ALL, unfitted(base, cpu, max_rows=0).probe())
-    assert "nvidia-smi" in refused.value.remedy and "MODEL_PRECISION" in refused.value.remedy
+    assert "nvidia-smi" in refused.value.remedy
+    assert "MODEL_PRECISION" in refused.value.remedy
 
 
 def test_an_error_other_than_out_of_memory_is_raised(base: Checkpoint, cpu: Device) -> None:
