@@ -7,6 +7,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.core.capacity.autoscaler import DEPRECATED_TARGET_NAMES
+
 SETTINGS = {
     "RATE_LIMIT": "RATE_LIMIT_MPSTEPS_PER_MINUTE",
     "RATE_BURST": "RATE_BURST_MPSTEPS",
@@ -22,11 +24,6 @@ POLICIES = {
     "serve_app.deployments.autoscaling:OwedWork": (
         "serve_app.deployments.autoscaling:OwedWorkAutoscaler"
     ),
-}
-POLICY_KWARGS = {
-    "wait": "target_drain_s",
-    "busy": "target_utilization",
-    "patience": "downscale_delay_s",
 }
 
 _log = logging.getLogger(__name__)
@@ -100,6 +97,6 @@ def _policy_with_current_names(policy: Mapping[str, Any], where: str) -> dict[st
         *POLICIES.values()
     }:
         current["policy_kwargs"] = with_current_keys(
-            policy["policy_kwargs"], POLICY_KWARGS, where=where
+            policy["policy_kwargs"], DEPRECATED_TARGET_NAMES, where=where
         )
     return current
