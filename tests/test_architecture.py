@@ -102,6 +102,16 @@ def test_imports_follow_the_arrows(file: Path) -> None:
             assert top in heavy, f"{module_of(file)} imports {name}"
 
 
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_a_door_is_imported_by_itself_and_the_app_alone(file: Path) -> None:
+    module = module_of(file)
+    for name in imported(file):
+        _, _, ours = name.partition("serve_app.ingress.")
+        door = ours.partition(".")[0]
+        if door and (PACKAGE / "ingress" / door).is_dir() and module.startswith("ingress."):
+            assert module == "ingress.app" or within(module, f"ingress.{door}"), name
+
+
 @pytest.mark.parametrize("file", sorted((PACKAGE / "core").rglob("*.py")), ids=module_of)
 def test_core_stands_on_the_standard_library_without_clock_chance_or_io(file: Path) -> None:
     for name in imported(file):

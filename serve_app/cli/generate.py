@@ -23,8 +23,8 @@ from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import SEED_RANGE, Stage
 from serve_app.core.errors import AuraError, InvalidRequest, SafetyBlock
 from serve_app.core.service.moderation import WordList
-from serve_app.ingress.generation import GenerationJob, plan_generate
-from serve_app.ingress.native.schemas import GenerateRequest
+from serve_app.ingress.generation import GenerationJob, plan_generation
+from serve_app.ingress.native.schemas import GENERATE, WIRE_NAMES, GenerateRequest
 from serve_app.ingress.png_metadata import embed, infotext
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
@@ -45,7 +45,9 @@ def generate(wishes: Mapping[str, Any], output: Path) -> int:
         for path in _draw({k: v for k, v in wishes.items() if v is not None}, output):
             console.print(f"[bold]{escape(str(path))}[/]", soft_wrap=True)
     except InvalidRequest as error:
-        return _refused(f"{_option(error.path)} {error.problem}; {_HELP}")
+        return _refused(
+            f"{_option(WIRE_NAMES.get(error.path, error.path))} {error.problem}; {_HELP}"
+        )
     except (AuraError, OSError) as error:
         return _refused(str(error))
     return 0
@@ -74,7 +76,8 @@ def _draw(wishes: Mapping[str, Any], output: Path) -> list[Path]:
     device = _device(settings)
     lineup = find_checkpoints(settings)
     facts = service_info(settings, lineup, device.torch_device.type)
-    order = plan_generate(_request(wishes), facts, secrets.randbelow(SEED_RANGE[1] + 1))
+    request = _request(wishes).to_domain(facts)
+    order = plan_generation(request, facts, secrets.randbelow(SEED_RANGE[1] + 1), GENERATE)
     filtered = WordList(settings.blocked_words())
     if any(filtered.refuses_prompt(piece.spec.prompt) for piece in order.images):
         raise SafetyBlock("the safety filter refuses this prompt")

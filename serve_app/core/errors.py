@@ -61,7 +61,11 @@ class CallerError(AuraError):
 
 
 class InvalidRequest(CallerError):
-    """A field is missing, unknown or out of range; `path` names it as the caller wrote it."""
+    """A field is missing, unknown or out of range.
+
+    `path` is the field's name in the domain (`guidance`), or its name on the wire where only a
+    door knows the field; each door shows its callers its own name for it.
+    """
 
     def __init__(self, path: str, problem: str, *, remedy: str = "") -> None:
         super().__init__(problem, subject=path, remedy=remedy)
@@ -96,24 +100,6 @@ def model_not_found(subject: str, available: Iterable[str]) -> ModelNotFound:
     )
 
 
-class Unauthorized(CallerError):
-    """A key is required, and is missing or wrong."""
-
-    code = "UNAUTHORIZED"
-
-
-class ForbiddenOrigin(CallerError):
-    """The request comes from a browser page whose origin is not on the list."""
-
-    code = "FORBIDDEN_ORIGIN"
-
-
-class ForbiddenHost(CallerError):
-    """The Host header is not on the list: perhaps DNS rebinding."""
-
-    code = "FORBIDDEN_HOST"
-
-
 class TermsNotAccepted(CallerError):
     """The operator requires callers to accept the models' licences first; this caller has not."""
 
@@ -124,12 +110,6 @@ class SafetyBlock(CallerError):
     """A safety filter refused the prompt, or the image that was made from it."""
 
     code = "SAFETY_BLOCK"
-
-
-class IdempotencyConflict(CallerError):
-    """The Idempotency-Key was used before with another body."""
-
-    code = "IDEMPOTENCY_CONFLICT"
 
 
 class JobNotFound(CallerError):
@@ -162,18 +142,6 @@ class RateLimited(CallerError):
             "your rate limit is used up for now", remedy=f"Try again in {ceil(seconds)} s"
         )
         self.seconds = seconds
-
-
-class PayloadTooLarge(CallerError):
-    """The body is longer than the service takes."""
-
-    code = "PAYLOAD_TOO_LARGE"
-
-
-class UnsupportedMediaType(CallerError):
-    """The body has a media type that this route does not take."""
-
-    code = "UNSUPPORTED_MEDIA_TYPE"
 
 
 class ImageTooLarge(CallerError):

@@ -1,142 +1,136 @@
-"""One table: a named error to status and code, and the two bodies that errors have.
+"""Errors as HTTP responses: one table of statuses, and the response in the shape of a door.
 
-Knows no routes but the prefix of the OpenAI ones, whose clients expect a shape of their own. A body
-never holds a path, a class name, a prompt or a stack: what is not in the table is told as INTERNAL,
-and its stack goes to the log alone.
+A body never holds a path, a class name, a prompt or a stack. An error that is not in the table is
+answered as INTERNAL, and its stack goes to the log only.
 """
 
 import logging
 import math
 import re
-from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from starlette.responses import JSONResponse
 
-from serve_app.core import errors as e
+from serve_app.core import errors as core
+from serve_app.ingress import http_errors as http
+from serve_app.ingress.door import Door, ErrorResponse
 
 logger = logging.getLogger("aura.ingress")
 
-OPENAI = "/v1/"  # below this prefix errors have OpenAI's shape
-TABLE: dict[type[e.AuraError], tuple[int, str]] = {
-    e.InvalidRequest: (400, "VALIDATION_ERROR"),
-    e.InvalidImage: (400, "INVALID_IMAGE"),
-    e.Unauthorized: (401, "UNAUTHORIZED"),
-    e.ForbiddenOrigin: (403, "FORBIDDEN_ORIGIN"),
-    e.ForbiddenHost: (403, "FORBIDDEN_HOST"),
-    e.TermsNotAccepted: (403, "TERMS_NOT_ACCEPTED"),
-    e.ModelNotFound: (404, "MODEL_NOT_FOUND"),
-    e.JobNotFound: (404, "NOT_FOUND"),
-    e.JobCancelled: (409, "CANCELLED"),
-    e.PayloadTooLarge: (413, "PAYLOAD_TOO_LARGE"),
-    e.UnsupportedMediaType: (415, "UNSUPPORTED_MEDIA_TYPE"),
-    e.SafetyBlock: (422, "SAFETY_BLOCK"),
-    e.ImageTooLarge: (422, "IMAGE_TOO_LARGE_FOR_GPU"),
-    e.IdempotencyConflict: (422, "IDEMPOTENCY_CONFLICT"),
-    e.RateLimited: (429, "RATE_LIMITED"),
-    e.CallerError: (400, "VALIDATION_ERROR"),
-    e.Overloaded: (503, "OVERLOADED"),
-    e.Loading: (503, "LOADING"),
-    e.LedgerAway: (503, "LOADING"),
-    e.Draining: (503, "DRAINING"),
-    e.OutOfMemory: (503, "OUT_OF_MEMORY"),
-    e.ModelUnavailable: (503, "MODEL_UNAVAILABLE"),
-    e.ReplicaLost: (503, "REPLICA_LOST"),
-    e.ProfileChanged: (503, "REPLICA_LOST"),
-    e.DeadlineExceeded: (504, "DEADLINE_EXCEEDED"),
-    e.EngineFault: (500, "INTERNAL"),
-    e.JobFailed: (500, "INTERNAL"),  # or what the job was told
-    e.ServiceError: (503, "OVERLOADED"),
+STATUSES: dict[type[core.AuraError], int] = {
+    core.CallerError: 400,
+    core.InvalidImage: 400,
+    http.InvalidJson: 400,
+    http.Unauthorized: 401,
+    http.ForbiddenOrigin: 403,
+    http.ForbiddenHost: 403,
+    core.TermsNotAccepted: 403,
+    core.ModelNotFound: 404,
+    core.JobNotFound: 404,
+    http.BodyTimeout: 408,
+    core.JobCancelled: 409,
+    http.PayloadTooLarge: 413,
+    http.UnsupportedMediaType: 415,
+    core.SafetyBlock: 422,
+    core.ImageTooLarge: 422,
+    http.IdempotencyConflict: 422,
+    core.RateLimited: 429,
+    core.JobFailed: 500,  # or the status of the job's own code
+    core.EngineFault: 500,
+    core.ServiceError: 503,
+    core.Overloaded: 503,
+    core.Loading: 503,
+    core.Draining: 503,
+    core.OutOfMemory: 503,
+    core.ModelUnavailable: 503,
+    core.ReplicaLost: 503,
+    core.DeadlineExceeded: 504,
 }
-_STATUSES = {code: status for status, code in TABLE.values()}
-MAX_DETAILS = 20  # wrong fields that one answer lists
-_LONGEST_WORD, _LONGEST_SENTENCE = 40, 300  # characters of what a caller sent, when told back
-_LONG_WORD = re.compile(rf"(\S{{{_LONGEST_WORD}}})\S+")
-_SOONEST, _LATEST = 1, 120  # seconds a client is asked to wait
-_INTERNAL = "something went wrong inside the service; the request id finds it in the log"
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+MAX_DETAILS = 20  # wrong fields that one response lists
+_STATUS_OF_CODE = {kind.code: status for kind, status in STATUSES.items()}
+_MAX_WORD, _MAX_SENTENCE = 40, 300  # characters of a caller's text that a response repeats
+_LONG_WORD = re.compile(rf"(\S{{{_MAX_WORD}}})\S+")
+_MIN_RETRY, _MAX_RETRY = 1, 120  # seconds
+_INTERNAL = "internal error; the service's log has the details under this request id"
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorResponse:
-    """An error as it will be told: `details` are pairs of path and sentence."""
+def error_response(
+    error: Exception, owed_seconds: float, wire_names: Mapping[str, str] | None = None
+) -> ErrorResponse:
+    """Return how an error is answered; an error without a status is INTERNAL.
 
-    status: int
-    code: str
-    message: str
-    details: Sequence[tuple[str, str]] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-def error_response(error: Exception, owed_seconds: float) -> ErrorResponse:
-    """How an error is told; what has no name of ours is INTERNAL.
-
-    `owed_seconds` is the work under way, from which Retry-After is computed.
+    `owed_seconds` is the backlog, which becomes Retry-After. `wire_names` are a door's own names
+    of the domain's fields.
     """
-    kind = next((k for k in type(error).__mro__ if k in TABLE), None)
-    status, code = TABLE[kind] if kind else (500, "INTERNAL")
-    if isinstance(error, e.JobFailed):
-        status, code = _STATUSES[error.code], error.code
+    status, code = _status_and_code(error)
     if status == 500:
         return ErrorResponse(500, "INTERNAL", _INTERNAL)
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, e.RateLimited):
-        headers["Retry-After"] = str(max(_SOONEST, math.ceil(error.seconds)))
+    if isinstance(error, core.RateLimited):
+        headers["Retry-After"] = str(max(_MIN_RETRY, math.ceil(error.seconds)))
     if status == 503:
         headers["Retry-After"] = str(retry_after(owed_seconds))
     if status in (409, 504):
         headers["x-should-retry"] = "false"
-    details = [(error.path, error.problem)] if isinstance(error, e.InvalidRequest) else []
+    details = []
+    if isinstance(error, core.InvalidRequest):
+        path = (wire_names or {}).get(error.path, error.path)
+        error = core.InvalidRequest(path, error.problem, remedy=error.remedy)
+        details = [(path, error.problem)]
     return ErrorResponse(status, code, str(error), details, headers)
 
 
 def respond(error: ErrorResponse, state: MutableMapping[str, Any]) -> JSONResponse:
-    """The answer to a request with this ASGI state, in the shape its path's clients expect.
+    """Return the response to a request with this ASGI state, in the shape of its door.
 
-    The code is left in the state, as `error_code`, for whoever counts.
+    Leave the code in the state as `error_code`, for the meter.
     """
     state["error_code"] = error.code
-    told = [(shown(where), shown(what)) for where, what in error.details[:MAX_DETAILS]]
-    body: dict[str, Any] = {
-        "code": error.code,
-        "message": shown(error.message),
-        "details": [{"path": where, "message": what} for where, what in told],
-        "requestId": state["request_id"],
-    }
-    if state["path"].startswith(OPENAI):
-        general = "invalid_request_error" if error.status < 500 else "server_error"
-        body = {
-            "message": shown(error.message),
-            "type": _TYPES.get(error.status, general),
-            "param": told[0][0] if told else None,
-            "code": error.code.lower(),
-        }
-    return JSONResponse({"error": body}, status_code=error.status, headers=dict(error.headers))
+    door: Door = state["door"]
+    shortened = ErrorResponse(
+        error.status,
+        error.code,
+        shorten(error.message),
+        [(shorten(path), shorten(problem)) for path, problem in error.details[:MAX_DETAILS]],
+    )
+    body = door.error_body(shortened, state["request_id"])
+    return JSONResponse(body, status_code=error.status, headers=dict(error.headers))
 
 
 def respond_to_exception(
     error: Exception, state: MutableMapping[str, Any], owed_seconds: float
 ) -> JSONResponse:
-    """The answer to an error; the stack of one without a name of ours is in the log."""
-    refusal = error_response(error, owed_seconds)
-    if refusal.status == 500:
+    """Return the response to an exception; log the stack of an internal error."""
+    door: Door = state["door"]
+    response = error_response(error, owed_seconds, door.wire_names)
+    if response.status == 500:
         logger.error("request %s failed", state["request_id"], exc_info=error)
-    return respond(refusal, state)
+    return respond(response, state)
 
 
 def retry_after(owed_seconds: float) -> int:
-    """Seconds after which what is under way should be done, between 1 and 120."""
-    if owed_seconds >= _LATEST:
-        return _LATEST
-    return max(math.ceil(owed_seconds), _SOONEST)
+    """Return the seconds until the backlog should be done, between 1 and 120."""
+    if owed_seconds >= _MAX_RETRY:
+        return _MAX_RETRY
+    return max(math.ceil(owed_seconds), _MIN_RETRY)
 
 
-def shown(text: str) -> str:
-    """The text at a length fit for an answer, and sure to be encodable."""
-    short = _LONG_WORD.sub(r"\1…", text[: 10 * _LONGEST_SENTENCE])
-    if len(short) > _LONGEST_SENTENCE:
-        short = short[:_LONGEST_SENTENCE] + "…"
+def shorten(text: str) -> str:
+    """Return the text at a length fit for a response, and sure to be encodable."""
+    short = _LONG_WORD.sub(r"\1…", text[: 10 * _MAX_SENTENCE])
+    if len(short) > _MAX_SENTENCE:
+        short = short[:_MAX_SENTENCE] + "…"
     return short.encode("utf-8", "replace").decode()
+
+
+def _status_and_code(error: Exception) -> tuple[int, str]:
+    """Return the status of the nearest class in the table, and the error's own code."""
+    if isinstance(error, core.JobFailed):
+        return _STATUS_OF_CODE.get(error.code, 500), error.code
+    for kind in type(error).__mro__:
+        if kind in STATUSES and isinstance(error, core.AuraError):
+            return STATUSES[kind], error.code
+    return 500, "INTERNAL"

@@ -1,6 +1,7 @@
-"""A valid request to an order: its images, one spec each, with their seeds fixed.
+"""A request in the domain's words, and the job that it becomes: one spec for each image.
 
-Knows no routes and no conductor; what the checkpoint allows comes in as `ServiceFacts`.
+Doors translate their wire schemas into `GenerationRequest` and `RefinementRequest`. What the
+checkpoint allows comes in as `ServiceInfo`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,22 +9,59 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.core.capacity.cost_model import megapixel_steps
+from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import SEED_RANGE, ImageSpec, Stage
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.ingress.image_input import BaseImage
-from serve_app.ingress.lookup import find_model
-from serve_app.ingress.loras import find_loras, lora_warnings
-from serve_app.ingress.native.schemas import CommonFields, GenerateRequest, N, RefineRequest
+from serve_app.ingress.lookup import LoraChoice, find_loras, find_model, lora_warnings
 from serve_app.ingress.png_metadata import MAX_PROMPT_CHARS, GenerationRecord
 
 LITERAL_GUIDANCE = 9.3  # at temperature 0
 DEFAULT_TEMPERATURE = 0.8
+DEFAULT_HANDOFF = 0.8
+DEFAULT_STRENGTH = 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonRequest:
+    """What every request for images may say; None leaves a choice to the service."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    seed: int | None = None  # of the first image
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: Sampler | None = None
+    image_count: int | None = None
+    handoff: float = DEFAULT_HANDOFF
+    model: str | None = None  # the name of a base model
+    loras: tuple[LoraChoice, ...] = ()
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest(CommonRequest):
+    """Images from a prompt. `width` and `height`, in pixels, win over `aspect`."""
+
+    aspect: str = "Auto"
+    width: int | None = None
+    height: int | None = None
+    temperature: float = DEFAULT_TEMPERATURE
+    refine: bool | None = None  # None: refine where a refiner fits the model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefinementRequest(CommonRequest):
+    """Images from base images and a prompt. `refiner_only` leaves base out."""
+
+    strength: float = DEFAULT_STRENGTH
+    refiner_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class JobImage:
-    """One image of an order. `prompt` is the field as it was sent; the spec's may be longer."""
+    """One image of a job. `prompt` is the field as it was sent; the spec's may be longer."""
 
     spec: ImageSpec
     prompt: str
@@ -31,69 +69,74 @@ class JobImage:
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationJob:
-    """What a request asks to be made, and what to tell of it."""
+class RerunFormat:
+    """How a door writes the request that makes one image of a job again."""
 
     route: str
+    request: Callable[["GenerationJob", JobImage], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationJob:
+    """The images that a request becomes, and what its response says of them."""
+
     images: tuple[JobImage, ...]
-    seed: int  # of the first image; image i has the i-th after it
-    model: str  # the one asked for
+    seed: int  # of the first image; image i has the i-th seed after it
+    model: str  # the name that the request chose
     models: Mapping[str, str]  # by stage
     refined: bool
     warnings: tuple[str, ...]
-    timeout: float | None  # seconds
-    rerun_request: Callable[
-        ["GenerationJob", JobImage], dict[str, Any]
-    ]  # what makes one image again
+    timeout_s: float | None
+    rerun: RerunFormat
 
     def with_seed(self, seed: int) -> "GenerationJob":
-        """The same order with another seed."""
-        pieces = [
-            replace(piece, spec=replace(piece.spec, seed=_seed_of(seed, i)))
-            for i, piece in enumerate(self.images)
+        """Return the same job with another seed."""
+        images = [
+            replace(image, spec=replace(image.spec, seed=_nth_seed(seed, i)))
+            for i, image in enumerate(self.images)
         ]
-        return replace(self, seed=seed, images=tuple(pieces))
+        return replace(self, seed=seed, images=tuple(images))
 
-    def record(self, piece: JobImage, profiles: Mapping[str, str]) -> GenerationRecord:
-        """How one of its images can be made again."""
-        base = piece.base_image.digest if piece.base_image else None
-        request = self.rerun_request(self, piece)
-        return GenerationRecord(self.route, request, piece.spec.prompt, base, self.models, profiles)
+    def with_warnings(self, *warnings: str) -> "GenerationJob":
+        """Return the same job with more warnings."""
+        return replace(self, warnings=(*self.warnings, *warnings))
+
+    def record(self, image: JobImage, profiles: Mapping[str, str]) -> GenerationRecord:
+        """Return how one of the images can be made again, by which numeric profiles."""
+        base = image.base_image.digest if image.base_image else None
+        request = self.rerun.request(self, image)
+        return GenerationRecord(
+            self.rerun.route, request, image.spec.prompt, base, self.models, profiles
+        )
 
     @property
     def cost(self) -> float:
-        """What it counts against its caller's allowance, in megapixel-steps."""
-        return sum(megapixel_steps(piece.spec) for piece in self.images)
+        """The job's share of its caller's rate limit, in megapixel-steps."""
+        return sum(megapixel_steps(image.spec) for image in self.images)
 
 
-def plan_generate(request: GenerateRequest, info: ServiceInfo, drawn_seed: int) -> GenerationJob:
-    """The order of a /generate. `drawn_seed` counts when the caller gave none.
+def plan_generation(
+    request: GenerationRequest, info: ServiceInfo, drawn_seed: int, rerun: RerunFormat
+) -> GenerationJob:
+    """Return the job of a request for images from a prompt.
 
-    Raises `InvalidRequest` or `ModelNotFound`.
+    `drawn_seed` is used if the request has no seed. Raises `InvalidRequest` or `ModelNotFound`.
     """
-    _check_common(request, info)
-    check_prompt("prompt", request.prompt, info.max_prompt_chars)
-    warnings, model = list(info.warnings), find_model(info, request.model)
-    if (request.width is None) != (request.height is None):
-        lacking = "width" if request.width is None else "height"
-        raise InvalidRequest(lacking, "is required when the other side is given")
-    if request.width is None or request.height is None:
-        width, height = model.sizes.for_aspect(request.aspect_ratio)
-    else:
-        width, height = request.width, request.height
-        model.sizes.check(width, height)
-    refines = info.can_refine(model)
-    if request.refine and not refines:
-        whose = f"the refiner does not continue pictures of {model.name}"
-        why = whose if info.refiner else "no refiner is configured"
-        warnings.append(f"{why}: base made the whole image")
-    guidance = _guidance(request.guidance_scale, model, request.temperature)
-    warnings += _ignored(request, guidance)
+    model = find_model(info, request.model)
+    width, height = _size(request, model)
+    warnings = list(info.warnings)
+    can_refine = info.can_refine(model)
+    if request.refine and not can_refine:
+        reason = "no refiner is configured"
+        if info.refiner:
+            reason = f"the refiner does not continue images of {model.name}"
+        warnings.append(f"{reason}: base made the whole image")
+    guidance = _guidance(request.guidance, model, request.temperature)
+    warnings += _negative_prompt_warnings(request, guidance)
     if guidance == model.defaults.guidance and request.temperature != DEFAULT_TEMPERATURE:
         warnings.append(
-            f"temperature is ignored: {model.name} is made for guidanceScale {guidance:g}"
+            f"temperature is ignored: {model.name} is made for a guidance scale of {guidance:g}"
         )
-    handoff = request.handoff if refines and request.refine is not False else 1.0
     spec = ImageSpec(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -103,46 +146,49 @@ def plan_generate(request: GenerateRequest, info: ServiceInfo, drawn_seed: int) 
         steps=request.steps or model.defaults.steps,
         guidance=guidance,
         sampler=request.sampler or model.defaults.sampler,
-        handoff=handoff,
+        handoff=request.handoff if can_refine and request.refine is not False else 1.0,
         model=model.name,
         loras=find_loras(request.loras, model, info),
     )
     count = request.image_count or info.default_image_count
-    pieces = (JobImage(spec, request.prompt),) * count
-    seed = drawn_seed if request.seed is None else request.seed
-    return _job("/generate", pieces, seed, info, warnings, request.timeout_seconds)
+    images = (JobImage(spec, request.prompt),) * count
+    return _job(request, images, drawn_seed, info, warnings, rerun)
 
 
-def plan_refine(
-    request: RefineRequest, images: Sequence[BaseImage], info: ServiceInfo, drawn_seed: int
+def plan_refinement(
+    request: RefinementRequest,
+    base_images: Sequence[BaseImage],
+    info: ServiceInfo,
+    drawn_seed: int,
+    rerun: RerunFormat,
 ) -> GenerationJob:
-    """The order of a /refine: going round the base images, at least one picture for each.
+    """Return the job of a request for images from base images, at least one for each of them.
 
-    A picture of our own remembers its prompt, and the refine prompt adds to it.
-    Raises `InvalidRequest` or `ModelNotFound`.
+    A base image that this service made remembers its prompt, and the request's prompt is added to
+    it. Raises `InvalidRequest` or `ModelNotFound`.
     """
-    model, steps, guidance = check_refine(request, info)
+    model = check_refinement(request, info)
     loras = find_loras(request.loras, model, info)
-    _, prompt = request.words
-    named = request.config and request.config.model_path
+    steps = request.steps or model.defaults.steps
+    guidance = _guidance(request.guidance, model, DEFAULT_TEMPERATURE)
     handoff = request.handoff
     if not info.can_refine(model):
         handoff = 1.0
-    elif named == info.refiner:
+    elif request.refiner_only:
         handoff = 0.0
-    warnings = [*info.warnings, *_ignored(request, guidance)]
+    warnings = [*info.warnings, *_negative_prompt_warnings(request, guidance)]
     if int(steps * request.strength) == 0:
-        warnings.append("strength is too small for a step: one step is taken all the same")
-    asked = info.default_image_count if request.image_count is None else request.image_count
-    pieces = []
-    for i in range(max(asked, len(images))):
-        image = images[i % len(images)]
+        warnings.append("strength is too small for a whole step: one step is run all the same")
+    count = info.default_image_count if request.image_count is None else request.image_count
+    images = []
+    for i in range(max(count, len(base_images))):
+        base = base_images[i % len(base_images)]
         spec = ImageSpec(
-            prompt=_added(image.prompt, prompt),
+            prompt=_joined_prompt(base.prompt, request.prompt),
             negative_prompt=request.negative_prompt,
             seed=0,
-            width=image.width,
-            height=image.height,
+            width=base.width,
+            height=base.height,
             steps=steps,
             guidance=guidance,
             sampler=request.sampler or model.defaults.sampler,
@@ -151,127 +197,81 @@ def plan_refine(
             model=model.name,
             loras=loras,
         )
-        pieces.append(JobImage(spec, prompt, image))
-    seed = drawn_seed if request.seed is None else request.seed
-    order = _job("/refine", pieces, seed, info, warnings, request.timeout_seconds)
-    return replace(order, model=named or model.name)
+        images.append(JobImage(spec, request.prompt, base))
+    job = _job(request, images, drawn_seed, info, warnings, rerun)
+    return replace(job, model=info.refiner) if request.refiner_only and info.refiner else job
 
 
-def check_refine(request: RefineRequest, info: ServiceInfo) -> tuple[ModelInfo, int, float]:
-    """Model, steps and guidance of a /refine that is right but for its images: those are dear.
+def check_refinement(request: RefinementRequest, info: ServiceInfo) -> ModelInfo:
+    """Return the model of a request whose base images, which cost most, are not read yet.
 
     Raises `InvalidRequest` or `ModelNotFound`.
     """
-    config = request.config
-    name, prompt = request.words
-    _check_common(request, info)
-    named = config.model_path if config else None
-    model = find_model(info, request.model, named)
-    if named is not None and named == info.refiner and not model.can_be_refined:
-        raise InvalidRequest(
-            "config.modelPath", f"is the refiner, which does not continue pictures of {model.name}"
-        )
-    check_prompt(name, prompt, info.max_prompt_chars)
+    model = find_model(info, request.model)
     find_loras(request.loras, model, info)
-    steps = _one_of("steps", request.steps, config.steps if config else None)
-    guidance = _one_of(
-        "guidanceScale", request.guidance_scale, config.guidance_scale if config else None
-    )
-    return (
-        model,
-        model.defaults.steps if steps is None else steps,
-        _guidance(guidance, model, DEFAULT_TEMPERATURE),
-    )
+    return model
 
 
 def temperature_to_guidance(temperature: float) -> float:
-    """How strongly the prompt is followed: 0 is the most literal."""
+    """Return the guidance scale of a temperature; 0 follows the prompt most literally."""
     return round(LITERAL_GUIDANCE - 3 * temperature, 6)
 
 
-def _guidance(asked: float | None, model: ModelInfo, temperature: float) -> float:
-    """What is asked for, else what the model is made for, else what the temperature says."""
-    if asked is not None:
-        return asked
-    made_for = model.defaults.guidance
-    return temperature_to_guidance(temperature) if made_for is None else made_for
+def _size(request: GenerationRequest, model: ModelInfo) -> tuple[int, int]:
+    width, height = request.width, request.height
+    if width is None and height is None:
+        return model.sizes.for_aspect(request.aspect)
+    if width is None or height is None:
+        missing, given = ("width", "height") if width is None else ("height", "width")
+        raise InvalidRequest(missing, f"is required when {given} is given")
+    model.sizes.check(width, height)
+    return width, height
 
 
-def check_prompt(path: str, prompt: str | None, max_chars: int) -> None:
-    """Returns when the prompt is not too long; raises `InvalidRequest` if it is."""
-    if prompt is not None and len(prompt) > max_chars:
-        raise InvalidRequest(path, f"must have at most {max_chars} characters, got {len(prompt)}")
+def _guidance(requested: float | None, model: ModelInfo, temperature: float) -> float:
+    """Return the requested scale, else the model's own, else the temperature's."""
+    if requested is not None:
+        return requested
+    default = model.defaults.guidance
+    return temperature_to_guidance(temperature) if default is None else default
 
 
 def _job(
-    route: str,
-    pieces: Sequence[JobImage],
-    seed: int,
-    facts: ServiceInfo,
+    request: CommonRequest,
+    images: Sequence[JobImage],
+    drawn_seed: int,
+    info: ServiceInfo,
     warnings: Sequence[str],
-    timeout: float | None,
+    rerun: RerunFormat,
 ) -> GenerationJob:
-    model = pieces[0].spec.model or facts.default_model.name
-    refined = facts.refiner is not None and pieces[0].spec.handoff < 1
+    spec = images[0].spec
+    model = spec.model or info.default_model.name
     models = {str(Stage.BASE): model}
-    if refined and facts.refiner:
-        models[str(Stage.REFINER)] = facts.refiner
-    warnings = [*warnings, *lora_warnings(pieces[0].prompt, pieces[0].spec, facts)]
-    order = GenerationJob(
-        route=route,
-        images=tuple(pieces),
-        seed=seed,
+    if info.refiner is not None and spec.handoff < 1:
+        models[str(Stage.REFINER)] = info.refiner
+    job = GenerationJob(
+        images=tuple(images),
+        seed=0,
         model=model,
         models=models,
-        refined=refined,
-        warnings=tuple(warnings),
-        timeout=timeout,
-        rerun_request=_request_of,
+        refined=str(Stage.REFINER) in models,
+        warnings=(*warnings, *lora_warnings(images[0].prompt, spec, info)),
+        timeout_s=request.timeout_s,
+        rerun=rerun,
     )
-    return order.with_seed(seed)
+    return job.with_seed(drawn_seed if request.seed is None else request.seed)
 
 
-def _request_of(order: GenerationJob, piece: JobImage) -> dict[str, Any]:
-    spec = piece.spec
-    request: dict[str, Any] = {
-        "seed": spec.seed,
-        "steps": spec.steps,
-        "guidanceScale": spec.guidance,
-        "sampler": spec.sampler.value,
-        "imageCount": 1,
-        "model": order.models[Stage.BASE],
-        "handoff": spec.handoff,
-    }
-    if spec.loras:
-        request["loras"] = [{"name": lora.name, "weight": lora.weight} for lora in spec.loras]
-    if spec.negative_prompt is not None:
-        request["negativePrompt"] = spec.negative_prompt
-    if piece.base_image is not None:
-        return {"refinePrompt": piece.prompt, "strength": spec.strength, **request}
-    size = {"width": spec.width, "height": spec.height}
-    return {"prompt": piece.prompt, **size, "refine": order.refined, **request}
+def _joined_prompt(original: str | None, addition: str) -> str:
+    joined = f"{original}, {addition}" if original else addition
+    return joined if len(joined) <= MAX_PROMPT_CHARS else addition
 
 
-def _added(made_of: str | None, refining: str) -> str:
-    both = f"{made_of}, {refining}" if made_of else refining
-    return both if len(both) <= MAX_PROMPT_CHARS else refining
+def _nth_seed(seed: int, number: int) -> int:
+    return (seed + number) % (SEED_RANGE[1] + 1)
 
 
-def _seed_of(seed: int, image: int) -> int:
-    return (seed + image) % (SEED_RANGE[1] + 1)
-
-
-def _ignored(request: CommonFields, guidance: float) -> list[str]:
+def _negative_prompt_warnings(request: CommonRequest, guidance: float) -> list[str]:
     if guidance <= 1 and request.negative_prompt:
-        return ["negativePrompt is ignored: guidance is off at guidanceScale 1 or below"]
+        return ["the negative prompt is ignored: guidance is off at a scale of 1 or below"]
     return []
-
-
-def _one_of(name: str, top: N | None, nested: N | None) -> N | None:
-    if top is not None and nested is not None and top != nested:
-        raise InvalidRequest(f"config.{name}", f"is {nested:g}, but {name} says {top:g}")
-    return nested if top is None else top
-
-
-def _check_common(request: CommonFields, facts: ServiceInfo) -> None:
-    check_prompt("negativePrompt", request.negative_prompt, facts.max_prompt_chars)

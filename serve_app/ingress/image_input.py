@@ -1,7 +1,7 @@
-"""A base image as it travels, to RGB bytes of a size the checkpoint takes.
+"""A base image from its file to RGB bytes of a size that the checkpoint takes.
 
-Knows no routes. The header is checked before anything is decoded; must not run on the event loop.
-A large picture is brought to its size plane by plane, so that it never stands in memory twice.
+The header is checked before anything is decoded. Decoding must not run on the event loop. A large
+image is resized plane by plane, so that it is never in memory twice.
 """
 
 import binascii
@@ -23,9 +23,9 @@ from serve_app.ingress.png_metadata import read_prompt
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 16_800_000
 MAX_SIDE = 8192
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; ours is lower, and refuses
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; MAX_PIXELS is lower and refuses
 _PREFIX = re.compile(r"\s*data:image/(png|jpe?g|webp);base64,", re.IGNORECASE)
-_BROKEN = (  # what Pillow raises at files that are not what they say
+_DECODE_ERRORS = (  # what Pillow raises for damaged or forged files
     OSError,
     SyntaxError,
     ValueError,
@@ -45,14 +45,14 @@ _UPRIGHT: dict[int, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LYING = (5, 6, 7, 8)  # orientations that swap width and height
+_ROTATED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 @dataclass(frozen=True, slots=True)
 class BaseImage:
-    """A picture ready for the VAE: height * width * 3 bytes, RGB.
+    """An image ready for the VAE: height * width * 3 bytes, RGB.
 
-    `digest` is of the file it came in; `prompt` what it was made from, if this service made it.
+    `digest` is that of its file. `prompt` is what it was made from if this service made it.
     """
 
     width: int
@@ -63,77 +63,81 @@ class BaseImage:
 
 
 def read_base64(text: str, number: int) -> bytes:
-    """The file in a data URI or in bare base64. Raises `InvalidImage` saying which image."""
+    """Return the file in a data URI or in bare base64. Raises `InvalidImage`."""
     prefix = _PREFIX.match(text)
     bare = "".join(text[prefix.end() if prefix else 0 :].split())
     try:
         return pybase64.b64decode(bare, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidImage(
-            f"image {number} is neither base64 nor a data URI of a PNG, JPEG or WebP"
+            "is neither base64 nor a data URI of a PNG, JPEG or WebP", subject=f"image {number}"
         ) from None
 
 
 def read_image(
-    file: bytes, number: int, sizes: SizeRules, wanted: tuple[int, int] | None = None
+    file: bytes, number: int, sizes: SizeRules, target_size: tuple[int, int] | None = None
 ) -> BaseImage:
-    """The picture in a file, upright, on white, its first frame, in a legal size.
+    """Return the first frame in a file: upright, on white, in a legal size.
 
-    `wanted` is a legal size to fill, what sticks out being cut off; else the picture's own is kept
-    as far as it is legal. Raises `InvalidImage`, which says which image and why.
+    With a `target_size`, which must be legal, the image fills it and the rest is cropped. Without
+    one it keeps its own size as far as that is legal. Raises `InvalidImage`; `number` counts the
+    images of the request from 0.
     """
+    subject = f"image {number}"
     try:
-        # closing frees the pixels at once: megabytes that would else wait for the collector
+        # closing frees megabytes of pixels at once, where the collector would be later
         with closing(Image.open(BytesIO(file), formats=FORMATS)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                 raise InvalidImage(
-                    f"image {number} is too large: at most {MAX_SIDE} a side and "
-                    f"{MAX_PIXELS / 1e6:.1f} megapixels are taken, got {width} x {height}"
+                    f"is too large: a side may have at most {MAX_SIDE} pixels and the image "
+                    f"{MAX_PIXELS / 1e6:.1f} megapixels, got {width} x {height}",
+                    subject=subject,
                 )
-            turn = _orientation(image)
-            upright = (height, width) if turn in _LYING else (width, height)
-            size = wanted or sizes.fit(*upright)
-            picture = _sized(image, size[::-1] if turn in _LYING else size)
-            if turn in _UPRIGHT:
-                picture = picture.transpose(_UPRIGHT[turn])
-            rgb, prompt = picture.tobytes(), read_prompt(image.info)
+            orientation = _orientation(image)
+            is_rotated = orientation in _ROTATED
+            upright = (height, width) if is_rotated else (width, height)
+            size = target_size or sizes.fit(*upright)
+            resized = _resize(image, size[::-1] if is_rotated else size)
+            if orientation in _UPRIGHT:
+                resized = resized.transpose(_UPRIGHT[orientation])
+            rgb, prompt = resized.tobytes(), read_prompt(image.info)
     except InvalidImage:
         raise
-    except _BROKEN:
-        raise InvalidImage(f"image {number} is no readable PNG, JPEG or WebP") from None
+    except _DECODE_ERRORS:
+        raise InvalidImage("is not a readable PNG, JPEG or WebP", subject=subject) from None
     return BaseImage(*size, rgb, hashlib.sha256(file).hexdigest(), prompt)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a broken EXIF block is no reason to refuse the pixels
+    except Exception:  # the pixels are good, whatever the EXIF block is
         return 1
 
 
-def _sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture in RGB, on white, filling the size. The one that was read may be closed."""
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the image in RGB, on white, filling the size; the image itself may be closed."""
 
     def fill(plane: Image.Image) -> Image.Image:
         if plane.size == size:
             return plane
         return ImageOps.fit(plane, size, Image.Resampling.LANCZOS)
 
-    if image.mode.startswith("I;16"):  # 16 bits of grey, low byte first: the upper eight count
+    if image.mode.startswith("I;16"):  # 16 bits of grey, low byte first: keep the high byte
         shades = np.frombuffer(image.tobytes("raw", "I;16"), "<u2")
         upper = shades.view(np.uint8)[1::2].copy()
         upper[shades == image.info.get("transparency", -1)] = 255
         return fill(Image.fromarray(upper.reshape(image.size[::-1]))).convert("RGB")
     key = image.info.get("transparency")
-    if isinstance(key, tuple) and max(key) > 255:  # 16 bits of colour, which Pillow reads as 8
+    if isinstance(key, tuple) and max(key) > 255:  # 16 bits a channel, which Pillow reads as 8
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if key is not None:
-        keyed, image = image, image.convert("RGBA")
-        keyed.close()
+        original, image = image, image.convert("RGBA")
+        original.close()
     if image.mode in ("RGBA", "LA"):
         return _on_white(image, fill)
-    if image.mode in ("P", "1"):  # numbers of colours can't be blended
+    if image.mode in ("P", "1"):  # indices of colours can't be blended
         image = image.convert("RGB")
     return fill(image).convert("RGB")
 

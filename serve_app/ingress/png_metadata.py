@@ -1,9 +1,8 @@
-"""What a picture remembers of its request: written into the PNG, and read back from one.
+"""Generation metadata of a PNG: written into it, and read back.
 
-Knows no routes and no pixels: chunks are added to a file that is already encoded.
-Three of them, as the field has them: `parameters`, the text that AUTOMATIC1111 introduced and most
-tools read; `aura`, a JSON record from which the picture can be made again; and an XMP packet with
-IPTC's DigitalSourceType, which says to machines that a model made it.
+Chunks are added to a file that is already encoded: `parameters`, the text that AUTOMATIC1111
+introduced and most tools read; `aura`, a JSON record from which the image can be made again; and
+an XMP packet with IPTC's DigitalSourceType, which tells machines that a model made the image.
 """
 
 import json
@@ -18,9 +17,9 @@ from serve_app.core.diffusion.spec import ImageSpec
 
 RECORD = "aura"
 INFOTEXT = "parameters"
-MAX_PROMPT_CHARS = 8000  # characters, after any number of refinements
-_LONGEST_RECORD = 400_000  # characters: four prompts, each character escaped
-_AFTER_HEADER = 8 + 25  # the signature and the IHDR chunk, which must come first
+MAX_PROMPT_CHARS = 8000  # after any number of refinements
+_MAX_RECORD_CHARS = 400_000  # four prompts, each character escaped
+_HEADER_BYTES = 8 + 25  # the signature and the IHDR chunk, which must come first
 _XMP = (
     '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -36,9 +35,11 @@ _XMP = (
 
 @dataclass(frozen=True, slots=True)
 class GenerationRecord:
-    """How one picture was asked for: `request` sent to `route` again gives the same bytes, where
-    the numeric profiles are the same. `prompt` is the whole one, with what a refined picture had
-    before; `base` the digest of the file it was made from."""
+    """How one image was made.
+
+    `request` sent to `route` again gives the same bytes where the numeric profiles are the same.
+    `prompt` is the whole prompt, with that of the base image; `base` is the digest of its file.
+    """
 
     route: str
     request: Mapping[str, Any]
@@ -48,8 +49,8 @@ class GenerationRecord:
     profiles: Mapping[str, str]  # by stage
 
     def as_json(self) -> str:
-        """The text of the chunk; equal records give equal text."""
-        said = {
+        """Return the text of the chunk; equal records give equal text."""
+        fields = {
             "version": 1,
             "route": self.route,
             "request": dict(self.request),
@@ -58,12 +59,12 @@ class GenerationRecord:
             "profiles": dict(self.profiles),
         }
         if self.base is not None:
-            said["baseImage"] = {"sha256": self.base}
-        return json.dumps(said)
+            fields["baseImage"] = {"sha256": self.base}
+        return json.dumps(fields)
 
 
 def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
-    """What tools of the field show under a picture, and fill their forms from."""
+    """Return the text that other tools show under an image and fill their forms from."""
     settings: dict[str, object] = {
         "Steps": spec.steps,
         "Sampler": spec.sampler.definition.a1111_name,
@@ -78,7 +79,7 @@ def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
     if "refiner" in models and spec.handoff < 1:
         settings["Refiner"] = models["refiner"]
         settings["Refiner switch at"] = f"{spec.handoff:g}"
-    tags = [f"<lora:{lora.name}:{lora.weight:g}>" for lora in spec.loras]  # as A1111's prompts do
+    tags = [f"<lora:{lora.name}:{lora.weight:g}>" for lora in spec.loras]  # as in A1111's prompts
     lines = [" ".join([spec.prompt, *tags])]
     if spec.negative_prompt:
         lines.append(f"Negative prompt: {spec.negative_prompt}")
@@ -87,26 +88,25 @@ def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
 
 
 def embed(png: bytes, text: str, record: GenerationRecord) -> bytes:
-    """The same picture, remembering its request; equal inputs give equal bytes."""
+    """Return the PNG with its metadata; equal inputs give equal bytes."""
     chunks = [
         _text_chunk(INFOTEXT, text),
         _text_chunk(RECORD, record.as_json()),
         _text_chunk("XML:com.adobe.xmp", _XMP, international=True),
     ]
-    return b"".join([png[:_AFTER_HEADER], *chunks, png[_AFTER_HEADER:]])
+    return b"".join([png[:_HEADER_BYTES], *chunks, png[_HEADER_BYTES:]])
 
 
 def read_prompt(info: Mapping[Any, Any]) -> str | None:
-    """The whole prompt of a picture that this service made, from Pillow's `info`; else None.
+    """Return the whole prompt of an image that this service made, from Pillow's `info`, or None.
 
-    Anybody can write such a chunk, so what it says is taken for a caller's text and no more.
+    Anybody can write such a chunk, so its text is trusted no more than a caller's.
     """
     text = info.get(RECORD)
-    if not isinstance(text, str) or len(text) > _LONGEST_RECORD:
+    if not isinstance(text, str) or len(text) > _MAX_RECORD_CHARS:
         return None
     try:
-        said = json.loads(text)
-        prompt = said["prompt"]
+        prompt = json.loads(text)["prompt"]
         prompt.encode()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -114,7 +114,7 @@ def read_prompt(info: Mapping[Any, Any]) -> str | None:
 
 
 def xmp_packet() -> bytes:
-    """The XMP packet, for formats that carry it another way."""
+    """Return the XMP packet, for formats that carry it another way."""
     return _XMP.encode()
 
 
@@ -123,7 +123,7 @@ def _quoted(value: str) -> str:
 
 
 def _text_chunk(keyword: str, text: str, *, international: bool = False) -> bytes:
-    """tEXt where Latin-1 holds the text, else iTXt, which is UTF-8 (PNG 1.2, section 4.2.3)."""
+    """Return a tEXt chunk if Latin-1 holds the text, else iTXt, which is UTF-8 (PNG 1.2, 4.2.3)."""
     clean = text.replace("\0", " ")
     kind, body = b"iTXt", b"\0" + b"\0\0" + b"\0\0" + clean.encode()  # uncompressed, no language
     if not international:

@@ -1,14 +1,19 @@
-"""Results as bodies: our JSON, a bare picture, other picture formats.
+"""Results as response bodies: JSON with images in base64, other image formats, Accept headers.
 
-Knows no routes. Megabytes of base64 are joined, not escaped again: base64 needs no escaping. What
-takes long must not run on the event loop.
+Encoding megabytes takes milliseconds to seconds, so it must not run on the event loop.
 """
 
+import json
+import re
+import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import pybase64
 from PIL import Image
+from starlette.responses import Response
 
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.png_metadata import INFOTEXT, xmp_packet
@@ -17,16 +22,52 @@ _USER_COMMENT = 0x9286  # EXIF 2.3, section 4.6.5: where tools look for `paramet
 _EXIF_IFD = 0x8769
 
 
-def images_response_body(result: JobResult) -> bytes:
-    """The pictures in base64, and what they were made with: the answer of /generate and /refine."""
-    parts = [b'{"images":["']
-    for png in result.pngs:
-        parts += pybase64.b64encode(png), b'","'
-    return b"".join([*parts[:-1], b'"],"meta":', result.meta.encode(), b"}"])
+@dataclass(frozen=True, slots=True)
+class RawJson:
+    """A value that is JSON text already."""
+
+    text: str
+
+
+class ImagesJSONResponse(Response):
+    """A JSON response in which `bytes` become base64 strings, and `RawJson` is copied as it is.
+
+    Base64 needs no escaping, so megabytes of it are joined with the rest instead of going through
+    the JSON encoder.
+    """
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return the body. Call it, that is make the response, off the event loop."""
+        token = secrets.token_hex(8)  # nothing that a caller sent can contain it
+        parts: list[bytes] = []
+
+        def placeholder(value: object) -> str:
+            match value:
+                case bytes():
+                    parts.append(b'"' + pybase64.b64encode(value) + b'"')
+                case RawJson(text):
+                    parts.append(text.encode())
+                case _:
+                    raise TypeError(f"{type(value).__name__} is not JSON serializable")
+            return f"{token}:{len(parts) - 1}"
+
+        text = json.dumps(content, default=placeholder, separators=(",", ":"), allow_nan=False)
+        pieces = re.split(f'"{token}:(\\d+)"', text)
+        return b"".join(
+            parts[int(piece)] if number % 2 else piece.encode()
+            for number, piece in enumerate(pieces)
+        )
+
+
+def images_content(result: JobResult) -> dict[str, Any]:
+    """Return the content of a successful response: the images, and what they were made with."""
+    return {"images": list(result.pngs), "meta": RawJson(result.meta)}
 
 
 def converted(png: bytes, format: str, quality: int) -> bytes:
-    """The picture in another format, "jpeg" or "webp", still remembering its request."""
+    """Return the image as "jpeg" or "webp", with its generation parameters kept in EXIF."""
     with Image.open(BytesIO(png)) as image:
         image.load()
         comment = str(image.info.get(INFOTEXT, ""))
@@ -40,7 +81,7 @@ def converted(png: bytes, format: str, quality: int) -> bytes:
 
 
 def prefers_png(accept: str) -> bool:
-    """Whether an Accept header would rather have a PNG than JSON (RFC 9110, section 12.5.1)."""
+    """Return whether an Accept header prefers PNG to JSON (RFC 9110, section 12.5.1)."""
     ranges = [_range(part) for part in accept.lower().split(",")]
     return _weight("image/png", ranges) > _weight("application/json", ranges)
 
@@ -54,10 +95,10 @@ def _range(part: str) -> tuple[str, float]:
         return kind, 0.0
 
 
-def _weight(kind: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """The weight of the most specific range that a media type falls in."""
-    for wanted in (kind, kind.split("/")[0] + "/*", "*/*"):
+def _weight(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
+    """Return the weight of the most specific range that a media type falls in."""
+    for pattern in (media_type, media_type.split("/")[0] + "/*", "*/*"):
         for name, weight in ranges:
-            if name == wanted:
+            if name == pattern:
                 return weight
     return 0.0

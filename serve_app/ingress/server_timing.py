@@ -1,6 +1,6 @@
-"""Where the time of one request went, told in a Server-Timing header (W3C Server Timing).
+"""Where the time of one request went, for the Server-Timing header (W3C Server Timing).
 
-Knows no routes. Browsers show the header in their developer tools; `bench http` reads it.
+Browsers show the header in their developer tools, and `aura bench http` reads it.
 """
 
 import time
@@ -8,18 +8,18 @@ from collections.abc import Callable
 
 
 class Stopwatch:
-    """The laps of one request, from the moment it was made."""
+    """The laps of one request, starting when the stopwatch is made."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._since = clock()
+        self._lap_start = clock()
         self._laps: list[tuple[str, float]] = []
 
     def lap(self, name: str) -> None:
-        """What came since the last lap is over, and is called so."""
+        """End the current lap under this name, and start the next one."""
         now = self._clock()
-        self._laps.append((name, (now - self._since) * 1000))
-        self._since = now
+        self._laps.append((name, (now - self._lap_start) * 1000))
+        self._lap_start = now
 
     @property
     def header(self) -> str:

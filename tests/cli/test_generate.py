@@ -135,7 +135,7 @@ def test_it_wears_the_loras_of_the_list(
     for lora, sentence in (
         ("ink:much", "--lora must be name or name:weight, got ink:much"),
         ("ink:3", "--lora must be between -2 and 2, got 3"),
-        ("x", "there is ink"),
+        ("x", "Available: ink"),
     ):
         assert generate({**wishes, "loras": [lora]}, tmp_path / "none.png") == 2
         assert sentence in capsys.readouterr().err

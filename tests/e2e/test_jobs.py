@@ -33,7 +33,7 @@ def post_with_key(service: Service, key: str, **body: Any) -> httpx.Response:
 def test_a_finished_job_can_be_fetched_by_its_id(service: Service) -> None:
     answer = service.post("/generate", **BODY).json()
     job = until(lambda: httpx.get(f"{service.address}/jobs/{answer['meta']['jobId']}").json())
-    assert (job["state"], job["answer"]) == ("succeeded", answer)
+    assert (job["state"], job["result"]) == ("succeeded", answer)
 
 
 def test_concurrent_requests_with_one_key_are_one_job(service: Service) -> None:
@@ -70,7 +70,7 @@ def test_images_are_made_while_the_ledger_restarts_and_it_keeps_its_jobs(
     assert again.content == first.content
     assert pids("Ledger") != [killed]
     id = first.json()["meta"]["jobId"]
-    assert httpx.get(f"{service.address}/jobs/{id}").json()["answer"] == first.json()
+    assert httpx.get(f"{service.address}/jobs/{id}").json()["result"] == first.json()
 
 
 def test_a_job_whose_ingress_dies_is_made_again_under_its_key(

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from serve_app.core.errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.access import PUBLIC_ROUTES, AccessPolicy, address_name, digests
-from serve_app.ingress.app import routed
+from serve_app.ingress.app import build_routes
+from serve_app.ingress.http_errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 from serve_app.ingress.job_service import JobService
-from tests.ingress.conftest import ORIGIN, Client
+from tests.support.api import ORIGIN, Client
 from tests.support.fake_conductor import INFO, FakeConductor
 
 KEYED = AccessPolicy(keys=digests(["secret-one", "secret-two"]), origins=(ORIGIN,))
@@ -21,7 +21,7 @@ RIGHT = {"Authorization": "Bearer secret-two"}
 
 def every_route() -> list[tuple[str, str]]:
     """Method and path of all there is, as the app itself has it."""
-    api = routed(
+    api = build_routes(
         JobService(FakeConductor(), Ledger(None), INFO),
         FakeConductor(),
         INFO,
@@ -69,7 +69,7 @@ def test_the_walk_meets_every_route() -> None:
     ids=lambda h: str(list(h.values())),
 )
 async def test_without_a_right_key_nothing_answers_but_what_is_open(
-    client: Client, painter: FakeConductor, method: str, path: str, headers: dict[str, str]
+    client: Client, conductor: FakeConductor, method: str, path: str, headers: dict[str, str]
 ) -> None:
     answer = await client(policy=KEYED).request(method, path, headers=headers)
     if (method, path) in PUBLIC_ROUTES:
@@ -78,7 +78,7 @@ async def test_without_a_right_key_nothing_answers_but_what_is_open(
         assert (answer.status_code, code(answer)) == (401, "UNAUTHORIZED")
         assert answer.headers["www-authenticate"] == "Bearer"
         assert "secret" not in answer.text
-    assert not painter.calls
+    assert not conductor.calls
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -121,8 +121,8 @@ async def test_a_page_of_another_origin_is_turned_away(
     client: Client, method: str, path: str, origin: str
 ) -> None:
     preflight = {"Origin": origin, "Access-Control-Request-Method": method}
-    for asked, headers in ((method, {"Origin": origin}), ("OPTIONS", preflight)):
-        answer = await client().request(asked, path, headers=headers)
+    for body, headers in ((method, {"Origin": origin}), ("OPTIONS", preflight)):
+        answer = await client().request(body, path, headers=headers)
         assert (answer.status_code, code(answer)) == (403, "FORBIDDEN_ORIGIN")
         assert "access-control-allow-origin" not in answer.headers
 
@@ -150,22 +150,22 @@ async def test_a_page_of_our_own_may_ask(client: Client) -> None:
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "a/b"])
 async def test_what_a_page_may_post_without_asking_is_not_taken(
-    client: Client, painter: FakeConductor, path: str, kind: str
+    client: Client, conductor: FakeConductor, path: str, kind: str
 ) -> None:
     body = b'{"prompt": "a"}'
     answer = await client().post(path, content=body, headers={"Content-Type": kind})
     assert (answer.status_code, code(answer)) == (415, "UNSUPPORTED_MEDIA_TYPE")
-    assert not painter.calls
+    assert not conductor.calls
 
 
 @pytest.mark.parametrize("path", POSTS)
 async def test_a_browser_may_ask_first_and_then_with_its_key(client: Client, path: str) -> None:
-    asked = {
+    body = {
         "Origin": ORIGIN,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "content-type, authorization, idempotency-key",
     }
-    answer = await client(policy=KEYED).options(path, headers=asked)
+    answer = await client(policy=KEYED).options(path, headers=body)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert answer.headers["access-control-max-age"] == "600"
@@ -272,9 +272,9 @@ async def test_no_log_at_info_and_no_error_repeats_a_prompt_a_picture_or_a_key(
     canary = "canary-7f3a"
     with caplog.at_level(logging.INFO):
         keyed = client(policy=AccessPolicy(keys=digests([canary])))
-        told = {"Authorization": f"Bearer {canary}"}
+        key = {"Authorization": f"Bearer {canary}"}
         fine = {"prompt": canary, "negativePrompt": canary}
-        assert (await keyed.post("/generate", json=fine, headers=told)).status_code == 201
+        assert (await keyed.post("/generate", json=fine, headers=key)).status_code == 201
         wrong = [
             fine | {"steps": 0},
             fine | {"model": canary},
@@ -284,11 +284,11 @@ async def test_no_log_at_info_and_no_error_repeats_a_prompt_a_picture_or_a_key(
             {"prompt": [canary]},
         ]
         for body in wrong:
-            answer = await keyed.post("/generate", json=body, headers=told)
+            answer = await keyed.post("/generate", json=body, headers=key)
             assert answer.status_code in (400, 404)
             assert canary not in answer.text
         image = {"images": [canary], "prompt": canary}
-        assert canary not in (await keyed.post("/refine", json=image, headers=told)).text
+        assert canary not in (await keyed.post("/refine", json=image, headers=key)).text
     ours = [r for r in caplog.records if not r.name.startswith("httpx")]
     assert not [r for r in ours if canary in r.getMessage()]
 
@@ -298,14 +298,14 @@ async def test_no_log_at_info_and_no_error_repeats_a_prompt_a_picture_or_a_key(
 )
 @pytest.mark.parametrize("field", ["model", "config", "loras"])
 async def test_a_name_is_looked_up_and_never_a_path(
-    client: Client, painter: FakeConductor, name: str, field: str
+    client: Client, conductor: FakeConductor, name: str, field: str
 ) -> None:
     value: Any = {"model": name, "config": {"modelPath": name}, "loras": [{"name": name}]}[field]
-    asked = {"prompt": "a", "images": ["bm9uZQ=="], field: value}
+    body = {"prompt": "a", "images": ["bm9uZQ=="], field: value}
     route = "/refine"
     if field == "model":
-        route, asked = "/generate", {"prompt": "a", "model": name}
-    answer = await client().post(route, json=asked)
+        route, body = "/generate", {"prompt": "a", "model": name}
+    answer = await client().post(route, json=body)
     assert answer.status_code in (400, 404)
     assert name not in answer.text
-    assert not painter.calls
+    assert not conductor.calls

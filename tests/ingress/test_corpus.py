@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from serve_app.deployments.ledger import Ledger
-from tests.ingress.conftest import api_over
 from tests.support import request_corpus as corpus
+from tests.support.api import make_api
 from tests.support.fake_conductor import INFO, FakeConductor
 from tests.support.http_server import serving
 
@@ -32,26 +32,26 @@ ROOM = 64 * 2**20  # bytes above what the largest legal picture takes
 
 
 @pytest.fixture(scope="module")
-def painter() -> FakeConductor:
+def conductor() -> FakeConductor:
     return FakeConductor()
 
 
 @pytest.fixture(scope="module")
-def caller(painter: FakeConductor) -> Iterator[httpx.Client]:
+def caller(conductor: FakeConductor) -> Iterator[httpx.Client]:
     """A client of the service on a port, for a checkpoint of small pictures."""
     facts = replace(
         INFO, models=(replace(INFO.default_model, native_size=64),), default_image_count=1
     )
     with (
-        serving(api_over(painter, Ledger(None), facts)) as address,
+        serving(make_api(conductor, Ledger(None), facts)) as address,
         httpx.Client(base_url=address, timeout=60) as client,
     ):
         yield client
 
 
 def refine(caller: httpx.Client, file: bytes) -> httpx.Response:
-    asked = {"images": [base64.b64encode(file).decode()], "prompt": "a"}
-    return caller.post("/refine", json=asked)
+    body = {"images": [base64.b64encode(file).decode()], "prompt": "a"}
+    return caller.post("/refine", json=body)
 
 
 def edit(caller: httpx.Client, file: bytes) -> httpx.Response:
@@ -61,41 +61,41 @@ def edit(caller: httpx.Client, file: bytes) -> httpx.Response:
 
 @pytest.mark.parametrize(("route", "name"), BODIES)
 def test_a_bad_body_gets_its_documented_refusal(
-    caller: httpx.Client, painter: FakeConductor, route: str, name: str
+    caller: httpx.Client, conductor: FakeConductor, route: str, name: str
 ) -> None:
     body, code = corpus.bad_bodies(route)[name]
-    painter.calls.clear()
+    conductor.calls.clear()
     answer = caller.post(route, content=body, headers=JSON)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"].upper()) == (STATUSES.get(code, 400), code)
     assert len(answer.content) < 2000
-    assert not painter.calls
+    assert not conductor.calls
 
 
 @pytest.mark.parametrize("ask", [refine, edit], ids=["refine", "edits"])
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_picture_gets_its_documented_refusal(
-    caller: httpx.Client, painter: FakeConductor, name: str, ask: Any
+    caller: httpx.Client, conductor: FakeConductor, name: str, ask: Any
 ) -> None:
     file, sentence = BAD[name]
-    painter.calls.clear()
+    conductor.calls.clear()
     answer = ask(caller, file)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"].upper()) == (400, "INVALID_IMAGE"), error
     assert "image 0" in error["message"]
     assert sentence in error["message"]
-    assert not painter.calls
+    assert not conductor.calls
 
 
 @pytest.mark.parametrize("ask", [refine, edit], ids=["refine", "edits"])
 @pytest.mark.parametrize("name", corpus.PICTURES)
 def test_a_good_picture_comes_through_with_the_right_pixels(
-    caller: httpx.Client, painter: FakeConductor, name: str, ask: Any
+    caller: httpx.Client, conductor: FakeConductor, name: str, ask: Any
 ) -> None:
     file, colours = corpus.PICTURES[name]
-    painter.calls.clear()
+    conductor.calls.clear()
     assert ask(caller, file).is_success
-    (task,) = painter.calls
+    (task,) = conductor.calls
     spec, source = task.spec, task.inputs.init_image
     assert (spec.width, spec.height) == (corpus.WIDTH, corpus.HEIGHT)
     image = Image.frombytes("RGB", (spec.width, spec.height), source or b"")
@@ -156,9 +156,9 @@ def apart() -> Iterator[tuple[httpx.Client, int]]:
         "import time\n"
         "from serve_app.deployments.ledger import Ledger\n"
         "from tests.support.fake_conductor import InstantConductor\n"
-        "from tests.ingress.conftest import api_over\n"
+        "from tests.support.api import make_api\n"
         "from tests.support.http_server import serving\n"
-        "with serving(api_over(InstantConductor(), Ledger(None))) as address:\n"
+        "with serving(make_api(InstantConductor(), Ledger(None))) as address:\n"
         "    print(address, flush=True)\n"
         "    input()\n"
     )

@@ -1,55 +1,80 @@
 import json
 import logging
+from typing import Any
 
 import pytest
+from starlette.responses import Response
 
 from serve_app.core import errors
+from serve_app.ingress import http_errors
+from serve_app.ingress.door import ErrorResponse
 from serve_app.ingress.errors import (
     MAX_DETAILS,
-    TABLE,
-    ErrorResponse,
+    STATUSES,
+    error_response,
     respond,
     respond_to_exception,
     retry_after,
-    shown,
+    shorten,
 )
+from serve_app.ingress.native.door import NATIVE
 
-STATE = {"path": "/generate", "request_id": "id-7"}
+
+def state() -> dict[str, Any]:
+    return {"door": NATIVE, "request_id": "id-7"}
 
 
-class NotYetNamed(errors.OutOfMemory):
+def error_in(response: Response) -> dict[str, Any]:
+    error: dict[str, Any] = json.loads(bytes(response.body))["error"]
+    return error
+
+
+class NewError(errors.OutOfMemory):
     """An error that came after the table."""
 
 
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
-        (NotYetNamed("no room"), 503, "OUT_OF_MEMORY"),
+        (NewError("no room"), 503, "OUT_OF_MEMORY"),
         (errors.CallerError("no"), 400, "VALIDATION_ERROR"),
         (errors.ServiceError("busy"), 503, "OVERLOADED"),
+        (errors.LedgerAway("away"), 503, "LOADING"),
+        (errors.OperatorError("broken"), 500, "INTERNAL"),
     ],
 )
-def test_an_error_that_is_not_in_the_table_is_told_as_its_nearest_kin(
+def test_an_error_without_a_status_has_that_of_its_base_class(
     error: Exception, status: int, code: str
 ) -> None:
-    state = dict(STATE)
-    told = respond_to_exception(error, state, 0)
-    assert (told.status_code, json.loads(told.body)["error"]["code"]) == (status, code)
-    assert state["error_code"] == code
+    request_state = state()
+    response = respond_to_exception(error, request_state, 0)
+    assert (response.status_code, error_in(response)["code"]) == (status, code)
+    assert request_state["error_code"] == code
 
 
-def test_every_named_error_has_a_place_but_the_operators() -> None:
-    named = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+@pytest.mark.parametrize("module", [errors, http_errors])
+def test_every_named_error_but_the_operators_has_a_status(module: Any) -> None:
+    named = [kind for kind in vars(module).values() if isinstance(kind, type)]
     for kind in named:
-        if kind is not errors.AuraError and not issubclass(kind, errors.OperatorError):
-            assert any(k in TABLE for k in kind.__mro__), kind
+        is_ours = issubclass(kind, errors.AuraError) and kind is not errors.AuraError
+        if is_ours and not issubclass(kind, errors.OperatorError):
+            assert any(base in STATUSES for base in kind.__mro__), kind
 
 
-def test_the_stack_of_a_fault_is_in_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in STATUSES if kind is not errors.JobFailed])
+def test_a_job_that_failed_has_the_status_of_its_own_error(kind: type[errors.AuraError]) -> None:
+    failed = error_response(errors.JobFailed(kind.code, "no"), 0)
+    assert (failed.status, failed.code) == (STATUSES[kind], kind.code)
+
+
+def test_the_stack_of_an_internal_error_is_in_the_log_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.ERROR, "aura.ingress"):
-        told = respond_to_exception(KeyError("/models/secret"), dict(STATE), 0)
-    assert b"secret" not in told.body
-    assert "KeyError" not in told.body.decode()
+        response = respond_to_exception(KeyError("/models/secret"), state(), 0)
+    body = bytes(response.body).decode()
+    assert "secret" not in body
+    assert "KeyError" not in body
     assert "id-7" in caplog.text
     assert "/models/secret" in caplog.text
 
@@ -58,19 +83,16 @@ def test_the_stack_of_a_fault_is_in_the_log_alone(caplog: pytest.LogCaptureFixtu
     ("owed", "seconds"),
     [(0, 1), (0.2, 1), (12.3, 13), (119.5, 120), (9000, 120), (float("inf"), 120)],
 )
-def test_a_client_is_asked_to_wait_as_long_as_the_owed_work_within_bounds(
-    owed: float, seconds: int
-) -> None:
+def test_retry_after_is_the_owed_work_within_bounds(owed: float, seconds: int) -> None:
     assert retry_after(owed) == seconds
 
 
-def test_what_a_caller_sent_is_told_back_at_40_characters_a_word_at_most() -> None:
-    assert shown("got " + "9" * 40) == "got " + "9" * 40
-    assert shown("got " + "9" * 41 + " here") == "got " + "9" * 40 + "… here"
-    assert len(shown("a " * 100_000)) <= 301
+def test_a_repeated_text_is_cut_to_40_characters_a_word() -> None:
+    assert shorten("got " + "9" * 40) == "got " + "9" * 40
+    assert shorten("got " + "9" * 41 + " here") == "got " + "9" * 40 + "… here"
+    assert len(shorten("a " * 100_000)) <= 301
 
 
-def test_an_answer_has_a_bounded_number_of_details() -> None:
-    refusal = ErrorResponse(400, "VALIDATION_ERROR", "m", [("a", "b")] * 10_000)
-    told = respond(refusal, dict(STATE))
-    assert len(json.loads(told.body)["error"]["details"]) == MAX_DETAILS
+def test_a_response_has_a_bounded_number_of_details() -> None:
+    error = ErrorResponse(400, "VALIDATION_ERROR", "m", [("a", "b")] * 10_000)
+    assert len(error_in(respond(error, state()))["details"]) == MAX_DETAILS

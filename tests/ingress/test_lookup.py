@@ -12,12 +12,12 @@ from PIL import Image
 from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.service.info import ModelInfo
-from tests.ingress.conftest import Client
+from tests.support.api import Client
 from tests.support.fake_conductor import INFO, NOISE, FakeConductor
 from tests.support.request_corpus import quarters, saved
 
 LIGHTNING = ModelInfo("fox-lightning", 1024, NOISE, ModelDefaults(8, 1.0, Sampler.EULER_TRAILING))
-FEW = replace(INFO, models=(LIGHTNING,))
+DISTILLED = replace(INFO, models=(LIGHTNING,))
 PICTURE = base64.b64encode(saved(quarters(512, 512))).decode()
 
 
@@ -28,97 +28,101 @@ def record_of(text: str) -> dict[str, Any]:
 
 
 async def test_a_distilled_model_brings_its_own_defaults(client: Client) -> None:
-    alone = client(facts=FEW)
+    distilled = client(info=DISTILLED)
     for route, body in (
         ("/generate", {"prompt": "a fox", "temperature": 0.8}),
         ("/refine", {"prompt": "sharper", "images": [PICTURE]}),
     ):
-        meta = (await alone.post(route, json=body)).json()["meta"]
+        meta = (await distilled.post(route, json=body)).json()["meta"]
         assert (meta["steps"], meta["guidanceScale"]) == (8, 1.0)
         assert (meta["sampler"], meta["warnings"]) == ("euler_trailing", [])
 
 
-async def test_what_is_asked_for_wins_over_a_model_s_defaults(client: Client) -> None:
-    alone = client(facts=FEW)
-    asked = {"prompt": "a fox", "steps": 6, "guidanceScale": 2.5, "sampler": "dpmpp_sde"}
-    meta = (await alone.post("/generate", json=asked)).json()["meta"]
+async def test_a_request_wins_over_a_model_s_defaults(client: Client) -> None:
+    distilled = client(info=DISTILLED)
+    body = {"prompt": "a fox", "steps": 6, "guidanceScale": 2.5, "sampler": "dpmpp_sde"}
+    meta = (await distilled.post("/generate", json=body)).json()["meta"]
     assert (meta["steps"], meta["guidanceScale"], meta["sampler"]) == (6, 2.5, "dpmpp_sde")
 
 
-async def test_a_temperature_that_counts_for_nothing_is_told(client: Client) -> None:
-    told = await client(facts=FEW).post("/generate", json={"prompt": "a fox", "temperature": 0.1})
-    assert told.json()["meta"]["guidanceScale"] == 1.0
-    assert told.json()["meta"]["warnings"] == [
-        "temperature is ignored: fox-lightning is made for guidanceScale 1"
+async def test_an_ignored_temperature_gives_a_warning(client: Client) -> None:
+    response = await client(info=DISTILLED).post(
+        "/generate", json={"prompt": "a fox", "temperature": 0.1}
+    )
+    assert response.json()["meta"]["guidanceScale"] == 1.0
+    assert response.json()["meta"]["warnings"] == [
+        "temperature is ignored: fox-lightning is made for a guidance scale of 1"
     ]
 
 
 async def test_quality_is_no_number_of_steps_to_a_distilled_model(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
-    alone = client(facts=FEW)
+    distilled = client(info=DISTILLED)
     for more in (
         {"quality": "low"},
         {"quality": "hd"},
         {"quality": "hd", "num_inference_steps": 5},
     ):
-        await alone.post("/v1/images/generations", json={"prompt": "a fox"} | more)
-    assert [spec.steps for spec in painter.specs] == [8, 8, 5]
+        await distilled.post("/v1/images/generations", json={"prompt": "a fox"} | more)
+    assert [spec.steps for spec in conductor.specs] == [8, 8, 5]
 
 
 PLAIN = INFO.default_model
 SMALL = ModelInfo("fox-small", 512, NOISE, can_be_refined=False)
-MANY = replace(INFO, models=(PLAIN, LIGHTNING, SMALL))
-NAMES = "there is sdxl-base-1.0, fox-lightning, fox-small"
+SEVERAL = replace(INFO, models=(PLAIN, LIGHTNING, SMALL))
+NAMES = "Available: sdxl-base-1.0, fox-lightning, fox-small"
 
 
 async def test_a_request_chooses_a_model_and_its_pictures_remember_it(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
-    many = client(facts=MANY)
+    several = client(info=SEVERAL)
     for body, name in (({}, PLAIN.name), ({"model": "fox-lightning"}, "fox-lightning")):
-        answer = await many.post("/generate", json={"prompt": "a fox", "seed": 3} | body)
-        said = answer.json()
-        assert said["meta"]["model"] == painter.specs[-1].model == name
-        record = record_of(said["images"][0])
+        answer = await several.post("/generate", json={"prompt": "a fox", "seed": 3} | body)
+        content = answer.json()
+        assert content["meta"]["model"] == conductor.specs[-1].model == name
+        record = record_of(content["images"][0])
         assert (record["request"]["model"], record["models"]["base"]) == (name, name)
-        again = await many.post(record["route"], json=record["request"])
-        assert again.json()["images"] == said["images"][:1]
+        again = await several.post(record["route"], json=record["request"])
+        assert again.json()["images"] == content["images"][:1]
 
 
-async def test_each_model_has_its_own_sizes(client: Client, painter: FakeConductor) -> None:
-    many = client(facts=MANY)
-    await many.post("/generate", json={"prompt": "a", "model": "fox-small"})
-    assert (painter.specs[-1].width, painter.specs[-1].height) == (512, 512)
+async def test_each_model_has_its_own_sizes(client: Client, conductor: FakeConductor) -> None:
+    several = client(info=SEVERAL)
+    await several.post("/generate", json={"prompt": "a", "model": "fox-small"})
+    assert (conductor.specs[-1].width, conductor.specs[-1].height) == (512, 512)
     body = {"prompt": "a", "model": "fox-small", "width": 2048, "height": 512}
-    assert (await many.post("/generate", json=body)).status_code == 400
+    assert (await several.post("/generate", json=body)).status_code == 400
     body = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": "fox-small"}}
-    await many.post("/refine", json=body)
-    assert (painter.specs[-1].width, painter.specs[-1].model) == (512, "fox-small")
+    await several.post("/refine", json=body)
+    assert (conductor.specs[-1].width, conductor.specs[-1].model) == (512, "fox-small")
 
 
 async def test_a_model_that_the_refiner_does_not_continue_makes_the_whole_image(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
-    many = client(facts=MANY)
-    meta = (await many.post("/generate", json={"prompt": "a", "model": "fox-small"})).json()["meta"]
+    several = client(info=SEVERAL)
+    meta = (await several.post("/generate", json={"prompt": "a", "model": "fox-small"})).json()[
+        "meta"
+    ]
     assert (meta["refined"], meta["warnings"]) == (False, [])
     body = {"prompt": "a", "model": "fox-small", "refine": True}
-    meta = (await many.post("/generate", json=body)).json()["meta"]
-    assert (meta["refined"], painter.specs[-1].handoff) == (False, 1.0)
+    meta = (await several.post("/generate", json=body)).json()["meta"]
+    assert (meta["refined"], conductor.specs[-1].handoff) == (False, 1.0)
     assert meta["warnings"] == [
-        "the refiner does not continue pictures of fox-small: base made the whole image"
+        "the refiner does not continue images of fox-small: base made the whole image"
     ]
-    alone = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": INFO.refiner}}
-    assert (await many.post("/refine", json=alone)).json()["meta"]["refined"]
-    refused = await many.post("/refine", json=alone | {"model": "fox-small"})
+    distilled = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": INFO.refiner}}
+    assert (await several.post("/refine", json=distilled)).json()["meta"]["refined"]
+    refused = await several.post("/refine", json=distilled | {"model": "fox-small"})
     assert refused.status_code == 400
-    assert "does not continue pictures of fox-small" in refused.text
+    assert "does not continue images of fox-small" in refused.text
 
 
 @pytest.mark.parametrize("name", ["fox", "../../etc/passwd", "/models/sdxl", ""])
 @pytest.mark.parametrize("where", ["model", "config.modelPath", "openai"])
-async def test_an_unknown_name_is_told_the_names_there_are_and_never_repeated(
+async def test_an_unknown_name_gets_the_available_names_and_is_not_repeated(
     client: Client, where: str, name: str
 ) -> None:
     body: dict[str, object] = {"prompt": "a", "images": [PICTURE], "model": name}
@@ -127,7 +131,7 @@ async def test_an_unknown_name_is_told_the_names_there_are_and_never_repeated(
         body = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": name}}
     if where == "openai":
         body.pop("images")
-    answer = await client(facts=MANY).post(route[where], json=body)
+    answer = await client(info=SEVERAL).post(route[where], json=body)
     assert answer.status_code == 404
     error = answer.json()["error"]
     assert error["code"].upper() == "MODEL_NOT_FOUND"
@@ -135,33 +139,33 @@ async def test_an_unknown_name_is_told_the_names_there_are_and_never_repeated(
     assert not name or (f" {name} " not in error["message"] and "/" not in error["message"])
 
 
-async def test_both_names_of_the_field_must_agree(client: Client, painter: FakeConductor) -> None:
-    many = client(facts=MANY)
+async def test_both_names_of_the_field_must_agree(client: Client, conductor: FakeConductor) -> None:
+    several = client(info=SEVERAL)
     body = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": "fox-small"}}
-    assert (await many.post("/refine", json=body | {"model": "fox-small"})).status_code == 201
-    refused = await many.post("/refine", json=body | {"model": PLAIN.name})
+    assert (await several.post("/refine", json=body | {"model": "fox-small"})).status_code == 201
+    refused = await several.post("/refine", json=body | {"model": PLAIN.name})
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == (
-        "config.modelPath is fox-small, but model says sdxl-base-1.0"
+        "config.modelPath is fox-small, but model is sdxl-base-1.0"
     )
 
 
 async def test_openai_s_clients_choose_too_and_their_own_names_mean_the_default(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
-    many = client(facts=MANY)
+    several = client(info=SEVERAL)
     for name, meant in (("fox-small", "fox-small"), ("dall-e-3", PLAIN.name), (None, PLAIN.name)):
         body = {"prompt": "a", "model": name}
-        assert (await many.post("/v1/images/generations", json=body)).status_code == 200
-        assert painter.specs[-1].model == meant
+        assert (await several.post("/v1/images/generations", json=body)).status_code == 200
+        assert conductor.specs[-1].model == meant
     form = {"prompt": "a", "model": "fox-small"}
     files = {"image": ("a.png", base64.b64decode(PICTURE), "image/png")}
-    assert (await many.post("/v1/images/edits", data=form, files=files)).status_code == 200
-    assert painter.specs[-1].model == "fox-small"
-    listed = (await many.get("/v1/models")).json()["data"]
-    assert [one["id"] for one in listed] == list(MANY.model_names)
+    assert (await several.post("/v1/images/edits", data=form, files=files)).status_code == 200
+    assert conductor.specs[-1].model == "fox-small"
+    listed = (await several.get("/v1/models")).json()["data"]
+    assert [model["id"] for model in listed] == list(SEVERAL.model_names)
 
 
 async def test_health_lists_the_models(client: Client) -> None:
-    said = (await client(facts=MANY).get("/health")).json()
-    assert (said["model"], said["models"]) == (PLAIN.name, list(MANY.model_names))
+    content = (await client(info=SEVERAL).get("/health")).json()
+    assert (content["model"], content["models"]) == (PLAIN.name, list(SEVERAL.model_names))

@@ -1,84 +1,103 @@
-"""What an asker is told of LoRAs beside a refiner, which wears none."""
+"""The LoRAs of a request, and the warnings about them beside a refiner, which takes none."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from serve_app.core.errors import InvalidRequest
+from serve_app.core.errors import InvalidRequest, ModelNotFound
 from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
-from serve_app.ingress.generation import plan_generate, plan_refine
+from serve_app.ingress.generation import (
+    GenerationJob,
+    GenerationRequest,
+    RefinementRequest,
+    plan_generation,
+    plan_refinement,
+)
 from serve_app.ingress.image_input import BaseImage
-from serve_app.ingress.native.schemas import GenerateRequest, RefineRequest
+from serve_app.ingress.lookup import LoraChoice
+from serve_app.ingress.native.schemas import GENERATE, REFINE
 from tests.support.engine_runs import NOISE
 
-FACTS = ServiceInfo(
+INFO = ServiceInfo(
     (ModelInfo("sdxl", 1024, NOISE),),
     "refiner",
     "cpu",
     "fp32",
     default_image_count=1,
-    loras=(LoraInfo("ink", ("sdxl",)),),
+    loras=(LoraInfo("ink", ("sdxl",)), LoraInfo("oil", ("other",))),
 )
-IMAGE = BaseImage(1024, 1024, bytes(3 * 1024 * 1024), None, "digest")
-IGNORED = "loras are ignored: the refiner works alone, and wears none"
-PARTLY = "loras count in base alone: the refiner goes on without them"
-WORN = {"loras": [{"name": "ink"}]}
+IMAGE = BaseImage(1024, 1024, bytes(3 * 1024 * 1024), "digest", None)
+IGNORED = "loras are ignored: the refiner makes this image alone, without LoRAs"
+BASE_ONLY = "loras apply to the base stage only: the refiner runs without them"
+INK: dict[str, Any] = {"loras": (LoraChoice("ink"),)}
+
+
+def generation(info: ServiceInfo = INFO, **fields: Any) -> GenerationJob:
+    request = GenerationRequest(**({"prompt": "a fox"} | fields))
+    return plan_generation(request, info, 1, GENERATE)
+
+
+def refinement(info: ServiceInfo = INFO, **fields: Any) -> GenerationJob:
+    request = RefinementRequest(prompt="a fox", **fields)
+    return plan_refinement(request, [IMAGE], info, 1, REFINE)
 
 
 @pytest.mark.parametrize(
-    ("asked", "warnings"),
+    ("fields", "warnings"),
     [
         ({}, ()),
-        (WORN, (PARTLY,)),
-        (WORN | {"refine": False}, ()),
-        (WORN | {"handoff": 0}, (IGNORED,)),
-        (WORN | {"handoff": 1}, ()),
+        (INK, (BASE_ONLY,)),
+        (INK | {"refine": False}, ()),
+        (INK | {"handoff": 0}, (IGNORED,)),
+        (INK | {"handoff": 1}, ()),
     ],
 )
-def test_a_picture_s_loras_end_at_the_hand_off(
-    asked: dict[str, object], warnings: tuple[str, ...]
+def test_an_image_s_loras_end_at_the_hand_off(
+    fields: dict[str, Any], warnings: tuple[str, ...]
 ) -> None:
-    request = GenerateRequest.model_validate({"prompt": "a fox"} | asked)
-    assert plan_generate(request, FACTS, 1).warnings == warnings
+    assert generation(**fields).warnings == warnings
 
 
 @pytest.mark.parametrize(
-    ("asked", "warnings"),
+    ("fields", "warnings"),
     [
-        ({"strength": 0.6}, (PARTLY,)),
+        ({"strength": 0.6}, (BASE_ONLY,)),
         ({"strength": 0.1}, (IGNORED,)),
-        ({"config": {"modelPath": "refiner"}}, (IGNORED,)),
+        ({"refiner_only": True}, (IGNORED,)),
         ({"handoff": 1}, ()),
     ],
 )
-def test_a_refined_picture_that_enters_late_wears_none(
-    asked: dict[str, object], warnings: tuple[str, ...]
+def test_an_image_that_starts_after_the_hand_off_has_none(
+    fields: dict[str, Any], warnings: tuple[str, ...]
 ) -> None:
-    body = {"prompt": "a fox", "images": ["x"]} | WORN | asked
-    order = plan_refine(RefineRequest.model_validate(body), [IMAGE], FACTS, 1)
-    assert order.warnings == warnings
+    assert refinement(**INK, **fields).warnings == warnings
 
 
-def test_where_there_is_no_refiner_nothing_is_told() -> None:
-    body = {"prompt": "a fox", "images": ["x"], "strength": 0.1} | WORN
-    request = RefineRequest.model_validate(body)
-    assert plan_refine(request, [IMAGE], replace(FACTS, refiner=None), 1).warnings == ()
+def test_without_a_refiner_there_is_no_warning() -> None:
+    assert refinement(replace(INFO, refiner=None), strength=0.1, **INK).warnings == ()
 
 
-def test_a_lora_in_the_prompt_is_told_for_words() -> None:
-    request = GenerateRequest.model_validate({"prompt": "a fox <lora:ink:0.8>"})
-    assert plan_generate(request, FACTS, 1).warnings == (
-        "<lora:…> in the prompt is read as words: name LoRAs in the field loras",
+def test_a_lora_in_the_prompt_is_read_as_text() -> None:
+    assert generation(prompt="a fox <lora:ink:0.8>").warnings == (
+        "<lora:…> in the prompt is read as text; name LoRAs in the field loras",
     )
 
 
-def test_no_more_are_worn_at_once_than_are_kept_in_memory() -> None:
+def test_no_more_loras_are_active_at_once_than_are_kept_in_memory() -> None:
     loras = tuple(LoraInfo(name, ("sdxl",)) for name in ("a", "b", "c"))
-    facts = replace(FACTS, loras=loras, max_loras=2)
-    worn: list[dict[str, object]] = [{"name": "a"}, {"name": "b", "weight": 0}, {"name": "c"}]
-    request = GenerateRequest.model_validate({"prompt": "a fox", "loras": worn})
-    assert len(plan_generate(request, facts, 1).images) == 1
-    worn[1]["weight"] = 0.1
-    request = GenerateRequest.model_validate({"prompt": "a fox", "loras": worn})
-    with pytest.raises(InvalidRequest, match="loras may be 2 at once, got 3"):
-        plan_generate(request, facts, 1)
+    info = replace(INFO, loras=loras, max_loras=2)
+    choices = (LoraChoice("a"), LoraChoice("b", 0), LoraChoice("c"))
+    assert len(generation(info, loras=choices).images) == 1
+    choices = (LoraChoice("a"), LoraChoice("b", 0.1), LoraChoice("c"))
+    with pytest.raises(InvalidRequest, match="loras must name at most 2 LoRAs, got 3"):
+        generation(info, loras=choices)
+
+
+def test_a_lora_must_be_known_fit_the_model_and_be_named_once() -> None:
+    with pytest.raises(ModelNotFound, match=r"loras\.0\.name names no LoRA .* Available: ink, oil"):
+        generation(loras=(LoraChoice("/etc/passwd"),))
+    with pytest.raises(InvalidRequest, match=r"not made for the model sdxl; it fits other"):
+        generation(loras=(LoraChoice("oil"),))
+    with pytest.raises(InvalidRequest, match=r"loras\.1\.name names ink a second time"):
+        generation(loras=(LoraChoice("ink"), LoraChoice("ink")))

@@ -12,9 +12,10 @@ from serve_app.core.service.events import GeneratedImage
 from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.access import AccessPolicy, digests
-from tests.ingress.conftest import Client, api_over
+from tests.support.api import Client, make_api
 from tests.support.fake_conductor import FakeConductor
 from tests.support.http_server import serving
+from tests.support.waiting import until_async
 
 ORIGIN = {"Origin": "http://localhost:5173"}
 JSON = {"Content-Type": "application/json"}
@@ -32,13 +33,13 @@ class Speechless(FakeConductor):
 
 @pytest.mark.parametrize("origin", ["http://localhost:5173", "http://evil.example"])
 async def test_a_preflight_too_has_a_request_id(client: Client, origin: str) -> None:
-    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-    answer = await client().options("/generate", headers=asked | {"X-Request-Id": "pre-1"})
+    options = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    answer = await client().options("/generate", headers=options | {"X-Request-Id": "pre-1"})
     assert answer.headers["x-request-id"] == "pre-1"
 
 
 @pytest.mark.parametrize(
-    ("method", "route", "asked", "status"),
+    ("method", "route", "options", "status"),
     [
         ("POST", "/generate", {"content": b"{}", "headers": JSON}, 400),
         ("GET", "/nothing", {}, 404),
@@ -48,10 +49,10 @@ async def test_a_preflight_too_has_a_request_id(client: Client, origin: str) -> 
     ],
 )
 async def test_a_browser_can_read_every_refusal(
-    client: Client, method: str, route: str, asked: dict[str, Any], status: int
+    client: Client, method: str, route: str, options: dict[str, Any], status: int
 ) -> None:
-    headers = asked.get("headers", {}) | ORIGIN
-    answer = await client().request(method, route, **asked | {"headers": headers})
+    headers = options.get("headers", {}) | ORIGIN
+    answer = await client().request(method, route, **options | {"headers": headers})
     assert answer.status_code == status
     assert answer.headers["access-control-allow-origin"] == ORIGIN["Origin"]
     assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
@@ -71,10 +72,10 @@ async def test_even_when_telling_of_a_fault_fails_the_caller_gets_the_one_shape(
     assert "secret" not in answer.text
 
 
-async def test_under_a_prefix_every_address_is_what_it_is_without(painter: FakeConductor) -> None:
+async def test_under_a_prefix_every_address_is_what_it_is_without(conductor: FakeConductor) -> None:
     """As Serve has it with `route_prefix: /aura`: the path keeps it, root_path names it."""
     policy = AccessPolicy(keys=digests(["key"]))
-    api = api_over(painter, Ledger(None), policy=policy)
+    api = make_api(conductor, Ledger(None), policy=policy)
     transport = httpx.ASGITransport(app=api, root_path="/aura", client=("127.0.0.1", 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.7") as client:
         assert (await client.get("/aura/health")).status_code == 200
@@ -83,30 +84,32 @@ async def test_under_a_prefix_every_address_is_what_it_is_without(painter: FakeC
         assert host.status_code == 403
 
 
-async def test_all_bodies_together_take_a_bounded_room(painter: FakeConductor) -> None:
+async def test_all_bodies_together_take_a_bounded_room(conductor: FakeConductor) -> None:
     """Twenty callers send all but the last byte of a body at the limit, and then the rest."""
     limit, callers = 2**20, 20
     policy = AccessPolicy(max_body_bytes=limit)
     go = asyncio.Event()
+    waiting: list[None] = []
 
     async def body() -> AsyncIterator[bytes]:
         yield b'{"prompt": "' + b"a" * (limit - 100)
+        waiting.append(None)
         await go.wait()
         yield b'"}'
 
     transport = httpx.ASGITransport(
-        app=api_over(painter, Ledger(None), policy=policy), client=("127.0.0.1", 1)
+        app=make_api(conductor, Ledger(None), policy=policy), client=("127.0.0.1", 1)
     )
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-        asked = [
+        requests = [
             asyncio.ensure_future(client.post("/generate", content=body(), headers=JSON))
             for _ in range(callers)
         ]
-        await asyncio.sleep(0.05)
+        await until_async(lambda: len(waiting) + sum(r.done() for r in requests) == callers)
         small = await client.post("/generate", json={"prompt": "a"})
         assert small.status_code == 201  # there is always room for one
         go.set()
-        answers = await asyncio.gather(*asked)
+        answers = await asyncio.gather(*requests)
         codes = Counter(answer.json()["error"]["code"] for answer in answers)
         assert codes == {"VALIDATION_ERROR": 16, "OVERLOADED": 4}
         assert all("retry-after" in a.headers for a in answers if a.status_code == 503)
@@ -123,14 +126,14 @@ async def test_all_bodies_together_take_a_bounded_room(painter: FakeConductor) -
 )
 @pytest.mark.parametrize("parser", ["h11", "httptools"])
 def test_who_sends_a_large_body_to_its_end_gets_the_answer_and_no_reset(
-    painter: FakeConductor, parser: str, path: str, host: str, status: bytes
+    conductor: FakeConductor, parser: str, path: str, host: str, status: bytes
 ) -> None:
     """Well over what the kernel holds for both sides, so that it must really be read."""
     limit = 2**24
     length = limit + 2**23 if status == b"413" else limit
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n"
     head += "Content-Type: application/json\r\n\r\n"
-    api = api_over(painter, Ledger(None), policy=AccessPolicy(max_body_bytes=limit))
+    api = make_api(conductor, Ledger(None), policy=AccessPolicy(max_body_bytes=limit))
     with serving(api, parser) as address:
         where = ("127.0.0.1", int(address.rpartition(":")[2]))
         with socket.create_connection(where, timeout=20) as connection:
@@ -138,12 +141,12 @@ def test_who_sends_a_large_body_to_its_end_gets_the_answer_and_no_reset(
             assert status in connection.recv(100)
 
 
-async def test_a_body_that_stops_coming_is_given_up(painter: FakeConductor) -> None:
+async def test_a_body_that_stops_coming_is_given_up(conductor: FakeConductor) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b'{"prompt": '
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
-    api = api_over(painter, Ledger(None), policy=AccessPolicy(body_read_timeout=0.05))
+    api = make_api(conductor, Ledger(None), policy=AccessPolicy(body_read_timeout=0.05))
     transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answering = client.post("/generate", content=body(), headers=JSON)
@@ -155,7 +158,7 @@ async def test_a_body_that_stops_coming_is_given_up(painter: FakeConductor) -> N
     ("path", "kind"), [("/v1/images/edits", "multipart/form-data; boundary=x")]
 )
 async def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(
-    painter: FakeConductor, path: str, kind: str, caplog: pytest.LogCaptureFixture
+    conductor: FakeConductor, path: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     messages: Any = iter(
         [
@@ -181,7 +184,7 @@ async def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await api_over(painter, Ledger(None))(scope, receive, send)
+    await make_api(conductor, Ledger(None))(scope, receive, send)
     assert sent[0]["status"] == 400
     assert not caplog.records
 
@@ -189,11 +192,11 @@ async def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(
 async def test_a_preflight_that_asks_for_too_much_is_refused_in_the_one_shape(
     client: Client,
 ) -> None:
-    asked = ORIGIN | {
+    options = ORIGIN | {
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "x-odd",
     }
-    answer = await client().options("/generate", headers=asked)
+    answer = await client().options("/generate", headers=options)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "VALIDATION_ERROR")
     assert answer.json()["error"]["requestId"] == answer.headers["x-request-id"]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.ingress.png_metadata import GenerationRecord, embed, infotext, read_prompt
-from tests.ingress.conftest import Client
+from tests.support.api import Client
 from tests.support.fake_conductor import FakeConductor
 
 MODELS = {"base": "sdxl-base-1.0", "refiner": "sdxl-refiner-1.0"}
@@ -49,8 +49,10 @@ def test_any_prompt_comes_back_as_it_went_in_and_no_pixel_changes(prompt: str) -
 def test_the_picture_says_to_machines_that_a_model_made_it() -> None:
     image = opened(embed(plain(), "a", record("a")))
     description = ElementTree.fromstring(image.info["XML:com.adobe.xmp"])[0][0]
-    said = description.attrib["{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"]
-    assert said == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    source_type = description.attrib[
+        "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
+    ]
+    assert source_type == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 def test_the_text_has_the_form_that_other_tools_read() -> None:
@@ -83,7 +85,7 @@ def test_the_text_tells_what_differs() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "chunk",
     [
         7,
         "{",
@@ -97,14 +99,14 @@ def test_the_text_tells_what_differs() -> None:
         json.dumps({"prompt": "a", "pad": "b" * 400_000}),
         "[" * 60_000,
     ],
-    ids=lambda said: str(said)[:20],
+    ids=lambda chunk: str(chunk)[:20],
 )
-def test_a_forged_record_is_as_good_as_none(said: Any) -> None:
-    assert read_prompt({"aura": said}) is None
+def test_a_forged_record_is_as_good_as_none(chunk: Any) -> None:
+    assert read_prompt({"aura": chunk}) is None
 
 
-async def made(client: Client, route: str, **asked: Any) -> tuple[list[str], dict[str, Any]]:
-    answer = (await client().post(route, json=asked)).json()
+async def made(client: Client, route: str, **body: Any) -> tuple[list[str], dict[str, Any]]:
+    answer = (await client().post(route, json=body)).json()
     return answer["images"], answer["meta"]
 
 
@@ -137,15 +139,15 @@ async def test_the_record_names_the_numeric_profiles_but_no_time_and_no_job(
 
 
 async def test_a_refine_prompt_adds_to_the_prompt_that_made_the_picture(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
     images, _ = await made(client, "/generate", prompt="misty forest at dawn", imageCount=1)
     refined, _ = await made(
         client, "/refine", baseImages=images, refinePrompt="warmer contrast", imageCount=1
     )
-    assert painter.specs[-1].prompt == "misty forest at dawn, warmer contrast"
+    assert conductor.specs[-1].prompt == "misty forest at dawn, warmer contrast"
     again, _ = await made(client, "/refine", images=refined, prompt="less fog", imageCount=1)
-    assert painter.specs[-1].prompt == "misty forest at dawn, warmer contrast, less fog"
+    assert conductor.specs[-1].prompt == "misty forest at dawn, warmer contrast, less fog"
     assert record_in(again[0])["request"]["refinePrompt"] == "less fog"
 
 
@@ -158,55 +160,59 @@ async def test_a_refined_picture_can_be_made_again_from_the_same_base(client: Cl
 
 
 async def test_a_picture_that_base_alone_refined_is_made_again_by_base_alone(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
     bases, _ = await made(client, "/generate", prompt="a", imageCount=1)
     refined, _ = await made(client, "/refine", images=bases, prompt="b", handoff=1, imageCount=1)
     record = record_in(refined[0])
     again, _ = await made(client, record["route"], baseImages=bases, **record["request"])
     assert again == refined
-    assert painter.specs[-1].handoff == 1
+    assert conductor.specs[-1].handoff == 1
 
 
 async def test_a_picture_of_the_openai_routes_is_made_again_by_them(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
-    asked = {"prompt": "a" * 3000, "size": "1536x1024", "negative_prompt": "b", "seed": 4}
-    answer = (await client().post("/v1/images/generations", json=asked)).json()
+    body = {"prompt": "a" * 3000, "size": "1536x1024", "negative_prompt": "b", "seed": 4}
+    answer = (await client().post("/v1/images/generations", json=body)).json()
     record = record_in(answer["data"][0]["b64_json"])
     again = (await client().post(record["route"], json=record["request"])).json()
     assert again["data"] == answer["data"]
 
     base = base64.b64decode(answer["data"][0]["b64_json"])
-    files = {"image": ("a.png", base), "prompt": (None, "warmer"), "size": (None, "1024x1024")}
+    files: dict[str, Any] = {
+        "image": ("a.png", base),
+        "prompt": (None, "warmer"),
+        "size": (None, "1024x1024"),
+    }
     edited = (await client().post("/v1/images/edits", files=files)).json()
     record = record_in(edited["data"][0]["b64_json"])
     assert record["baseImage"]["sha256"] == sha256(base).hexdigest()
     files = {name: (None, str(value)) for name, value in record["request"].items()}
     again = (await client().post(record["route"], files={"image": ("a", base), **files})).json()
     assert again["data"] == edited["data"]
-    assert (painter.specs[-1].width, painter.specs[-1].strength) == (1024, 0.6)
+    assert (conductor.specs[-1].width, conductor.specs[-1].strength) == (1024, 0.6)
 
 
 async def test_a_long_prompt_in_any_script_is_remembered() -> None:
     prompt = "山" * 8000
-    told = GenerationRecord(
+    record = GenerationRecord(
         "/refine", {"refinePrompt": prompt, "negativePrompt": prompt}, prompt, None, {}, {}
     )
-    assert read_prompt(opened(embed(plain(), "a", told)).info) == prompt
+    assert read_prompt(opened(embed(plain(), "a", record)).info) == prompt
 
 
 async def test_the_limit_holds_for_the_field_and_not_for_the_sum(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
     images, _ = await made(client, "/generate", prompt="a" * 500, imageCount=1)
     await made(client, "/refine", images=images, prompt="b" * 500, imageCount=1)
-    assert len(painter.specs[-1].prompt) == 1002
+    assert len(conductor.specs[-1].prompt) == 1002
 
 
 async def test_a_foreign_picture_is_refined_by_the_refine_prompt_alone(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
     image = base64.b64encode(plain()).decode()
     await made(client, "/refine", images=[image], prompt="warmer", imageCount=1)
-    assert painter.specs[-1].prompt == "warmer"
+    assert conductor.specs[-1].prompt == "warmer"

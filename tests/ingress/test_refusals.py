@@ -8,10 +8,10 @@ import pytest
 
 from serve_app.core.errors import DeadlineExceeded, Overloaded
 from serve_app.core.service.metrics import HTTP_ERRORS, InMemoryMeter
-from tests.ingress.conftest import Client
+from tests.support.api import Client
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
 
-ASKED = {"prompt": "a fox", "imageCount": 1}
+BODY = {"prompt": "a fox", "imageCount": 1}
 PREFLIGHT = {"Origin": "http://localhost:5173", "Access-Control-Request-Method": "TRACE"}
 
 
@@ -20,7 +20,7 @@ def failing(error: Exception) -> Callable[[], FakeConductor]:
 
 
 @pytest.mark.parametrize(
-    ("conductor", "method", "route", "wishes", "code"),
+    ("conductor", "method", "route", "options", "code"),
     [
         (FakeConductor, "POST", "/generate", {"json": {"prompt": ""}}, "VALIDATION_ERROR"),
         (FakeConductor, "POST", "/generate", {"content": b"{}"}, "UNSUPPORTED_MEDIA_TYPE"),
@@ -36,9 +36,9 @@ def failing(error: Exception) -> Callable[[], FakeConductor]:
         ),
         (FakeConductor, "GET", "/v1/models", {"headers": {"Host": "a.b"}}, "FORBIDDEN_HOST"),
         (FakeConductor, "OPTIONS", "/generate", {"headers": PREFLIGHT}, "VALIDATION_ERROR"),
-        (failing(Overloaded("full")), "POST", "/generate", {"json": ASKED}, "OVERLOADED"),
-        (failing(DeadlineExceeded("")), "POST", "/generate", {"json": ASKED}, "DEADLINE_EXCEEDED"),
-        (failing(KeyError("slip")), "POST", "/generate", {"json": ASKED}, "INTERNAL"),
+        (failing(Overloaded("full")), "POST", "/generate", {"json": BODY}, "OVERLOADED"),
+        (failing(DeadlineExceeded("")), "POST", "/generate", {"json": BODY}, "DEADLINE_EXCEEDED"),
+        (failing(KeyError("slip")), "POST", "/generate", {"json": BODY}, "INTERNAL"),
     ],
 )
 async def test_a_refused_request_is_counted_by_its_code(
@@ -46,21 +46,21 @@ async def test_a_refused_request_is_counted_by_its_code(
     conductor: Callable[[], FakeConductor],
     method: str,
     route: str,
-    wishes: dict[str, Any],
+    options: dict[str, Any],
     code: str,
 ) -> None:
-    tally = InMemoryMeter()
-    answer = await client(conductor(), meter=tally).request(method, route, **wishes)
+    meter = InMemoryMeter()
+    answer = await client(conductor(), meter=meter).request(method, route, **options)
     assert answer.status_code >= 400
-    assert tally.value(HTTP_ERRORS, code=code, status=str(answer.status_code)) == 1
+    assert meter.value(HTTP_ERRORS, code=code, status=str(answer.status_code)) == 1
 
 
 async def test_what_is_answered_is_no_refusal(client: Client) -> None:
-    tally = InMemoryMeter()
-    one = client(meter=tally)
-    assert (await one.post("/generate", json=ASKED)).status_code == 201
-    assert (await one.get("/health")).status_code == 200
-    missing = client(meter=tally, facts=replace(INFO, terms_required=True))
-    assert (await missing.post("/generate", json=ASKED)).status_code == 403
-    assert tally.value(HTTP_ERRORS, code="TERMS_NOT_ACCEPTED", status="403") == 1
-    assert not tally.value(HTTP_ERRORS, code="INTERNAL", status="500")
+    meter = InMemoryMeter()
+    caller = client(meter=meter)
+    assert (await caller.post("/generate", json=BODY)).status_code == 201
+    assert (await caller.get("/health")).status_code == 200
+    missing = client(meter=meter, info=replace(INFO, terms_required=True))
+    assert (await missing.post("/generate", json=BODY)).status_code == 403
+    assert meter.value(HTTP_ERRORS, code="TERMS_NOT_ACCEPTED", status="403") == 1
+    assert not meter.value(HTTP_ERRORS, code="INTERNAL", status="500")

@@ -5,7 +5,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.core.service.metrics import HTTP_ERRORS, HTTP_REQUEST_DURATION, InMemoryMeter
 from serve_app.ingress.request_metrics import RequestMetricsMiddleware
-from tests.ingress.conftest import Client
+from tests.support.api import Client
 
 BODY = {"prompt": "a fox", "imageCount": 1}
 

@@ -1,10 +1,10 @@
 import re
 
 from serve_app.ingress.server_timing import Stopwatch
-from tests.ingress.conftest import Client
+from tests.support.api import Client
 
 
-def test_laps_are_told_in_order_in_milliseconds() -> None:
+def test_laps_are_listed_in_order_in_milliseconds() -> None:
     times = iter([1.0, 1.002, 1.5])
     watch = Stopwatch(clock=lambda: next(times))
     watch.lap("validate")
@@ -15,5 +15,5 @@ def test_laps_are_told_in_order_in_milliseconds() -> None:
 async def test_an_answer_tells_where_its_time_went(client: Client) -> None:
     for route in ("/generate", "/v1/images/generations"):
         answer = await client().post(route, json={"prompt": "a"})
-        told = answer.headers["server-timing"]
-        assert re.fullmatch(r"validate;dur=[\d.]+, make;dur=[\d.]+, write;dur=[\d.]+", told)
+        header = answer.headers["server-timing"]
+        assert re.fullmatch(r"validate;dur=[\d.]+, make;dur=[\d.]+, write;dur=[\d.]+", header)

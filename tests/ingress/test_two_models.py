@@ -23,7 +23,7 @@ from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.stage_replica import LoraSource, ModelSource, StageConfig, StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
-from tests.ingress.conftest import api_over
+from tests.support.api import make_api
 from tests.support.checkpoints import perturbed
 from tests.support.lora_files import lora_file
 from tests.support.single_files import to_single_file
@@ -102,7 +102,7 @@ def serving(sources: dict[str, ModelSource], loras: tuple[LoraSource, ...]) -> I
         facts = ServiceInfo(
             models, None, "cpu", "fp32", default_image_count=1, loras=worn, max_loras=2
         )
-        api = api_over(Conductor(Here(replica), None, models), Ledger(None), facts)
+        api = make_api(Conductor(Here(replica), None, models), Ledger(None), facts)
         transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
         return httpx.AsyncClient(transport=transport, base_url="http://localhost"), replica
 
@@ -241,14 +241,14 @@ async def test_a_picture_asks_again_for_what_it_wore(serving: Serving) -> None:
         (
             [{"name": "ink"}, {"name": "/etc/passwd"}],
             404,
-            "loras.1.name names no LoRA of this service; there is ink, oil, own",
+            "loras.1.name names no LoRA of this service. Available: ink, oil, own",
         ),
         (
             [{"name": "own"}],
             400,
-            "loras.0.name is own, which is not made for the model tune; it fits demo",
+            "loras.0.name is own, which was not made for the model tune; it fits demo",
         ),
-        ([{"name": "ink"}, {"name": "ink"}], 400, "loras.1.name is ink a second time"),
+        ([{"name": "ink"}, {"name": "ink"}], 400, "loras.1.name names ink a second time"),
         (
             [{"name": "ink", "weight": 2.5}],
             400,

@@ -21,9 +21,9 @@ from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.stage_replica import LoraSource, ModelSource, StageConfig, StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
-from tests.ingress.conftest import api_over
 from tests.ingress.test_two_models import Here
 from tests.regression.cases import Case
+from tests.support.api import make_api
 from tests.support.checkpoints import perturbed
 from tests.support.lora_files import lora_file
 
@@ -95,7 +95,7 @@ class Service:
         self._clients: dict[bool, httpx.AsyncClient] = {}
         for fast, replica in self.replicas.items():
             stage = Here(replica)
-            api = api_over(Conductor(stage, stage, facts.models), Ledger(None), facts)
+            api = make_api(Conductor(stage, stage, facts.models), Ledger(None), facts)
             transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
             self._clients[fast] = httpx.AsyncClient(
                 transport=transport, base_url="http://localhost", timeout=300

@@ -86,6 +86,7 @@ class FailingConductor(FakeConductor):
 
     async def generate(self, task: ImageTask) -> GeneratedImage:
         self.begun += 1
+        self.calls.append(task)
         if task.id.endswith(f"-{self.at}"):
             raise self.error
         try:
@@ -94,3 +95,8 @@ class FailingConductor(FakeConductor):
             self.cancelled += 1
             raise
         raise AssertionError("nobody cancelled it")
+
+    @property
+    def job_id(self) -> str:
+        """The id of the job that was begun first."""
+        return self.calls[0].id.rpartition("-")[0]

@@ -6,7 +6,7 @@ The PNG writer here is our own: Pillow writes neither 16-bit colours nor broken 
 import json
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any
 
@@ -52,9 +52,15 @@ def _deep(
     """The quarters with 16 bits a channel, the lower eight of them noise."""
     rows = b"".join(
         bytes(byte for value in channels(shade) for byte in (value, 0x5A))
-        for shade in quarters().get_flattened_data()
+        for shade in _pixels(quarters())
     )
     return png(WIDTH, HEIGHT, 16, colour, rows, *more)
+
+
+def _pixels(image: Image.Image) -> Iterator[tuple[int, int, int]]:
+    """Yield the colours of an RGB image, row by row."""
+    colours = image.tobytes()
+    yield from zip(colours[::3], colours[1::3], colours[2::3], strict=True)
 
 
 def turned(orientation: int, kind: str = "JPEG") -> bytes:
@@ -194,7 +200,7 @@ def _jpeg_promise(width: int, height: int) -> bytes:
 
 def bad_pictures() -> dict[str, tuple[bytes, str]]:
     """Files, and a part of the sentence that each is refused with."""
-    unreadable, large = "no readable PNG, JPEG or WebP", "too large"
+    unreadable, large = "is not a readable PNG, JPEG or WebP", "too large"
     return {
         "empty": (b"", unreadable),
         "text": (b"no picture", unreadable),

@@ -56,7 +56,7 @@ class SizeRules:
     def for_aspect(self, aspect: str) -> tuple[int, int]:
         """Return width and height for a named aspect ratio; raise `InvalidRequest` if unknown."""
         if aspect not in ASPECTS:
-            raise InvalidRequest("aspectRatio", f"must be one of {', '.join(ASPECTS)}")
+            raise InvalidRequest("aspect", f"must be one of {', '.join(ASPECTS)}")
         width, height = ASPECTS[aspect]
         scale = self.native_size / SDXL_SIDE
         return _snap(width * scale), _snap(height * scale)

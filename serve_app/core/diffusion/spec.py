@@ -65,7 +65,7 @@ class ImageSpec:
         min_steps, max_steps = STEPS_RANGE
         max_steps = self.sampler.definition.distilled_steps or max_steps
         _check_range("steps", self.steps, min_steps, max_steps)
-        _check_range("guidanceScale", self.guidance, *GUIDANCE_RANGE)
+        _check_range("guidance", self.guidance, *GUIDANCE_RANGE)
         _check_range("handoff", self.handoff, 0, 1)
         if self.strength is not None:
             _check_range("strength", self.strength, 0, 1)

@@ -1,95 +1,54 @@
-"""What travels as JSON on our own routes.
+"""The JSON that the native routes take, and its translation into the values of `generation.py`.
 
-Knows no routes, no pixels and no checkpoint: what depends on one is checked in `orders.py`.
-Names are camelCase on the wire; an unknown field is an error that names it, and a value outside
-its range is told with the range.
+Names are camelCase on the wire. An unknown field is an error that names it, and a value outside
+its range is an error with the range.
 """
 
-import difflib
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-)
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
 
-from serve_app.core.diffusion.samplers import Sampler
-from serve_app.core.diffusion.sizes import ASPECTS
-from serve_app.core.diffusion.spec import GUIDANCE_RANGE, LORA_WEIGHT_RANGE, SEED_RANGE, STEPS_RANGE
-from serve_app.core.errors import InvalidRequest
-from serve_app.core.service.jobs import JobState
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.errors import InvalidRequest, model_not_found
+from serve_app.core.service.info import ModelInfo, ServiceInfo
+from serve_app.ingress.fields import (
+    AspectRatio,
+    Fraction,
+    Guidance,
+    LoraWeight,
+    Prompt,
+    Range,
+    SamplerName,
+    Seed,
+    Steps,
+    Strength,
+    Timeout,
+)
+from serve_app.ingress.generation import (
+    DEFAULT_HANDOFF,
+    DEFAULT_STRENGTH,
+    DEFAULT_TEMPERATURE,
+    GenerationJob,
+    GenerationRequest,
+    JobImage,
+    RefinementRequest,
+    RerunFormat,
+)
+from serve_app.ingress.lookup import LoraChoice, find_model
 
-IMAGES = (1, 8)
+MAX_IMAGES = 8
+WIRE_NAMES = {  # the domain's fields whose names differ on the wire
+    "negative_prompt": "negativePrompt",
+    "guidance": "guidanceScale",
+    "image_count": "imageCount",
+    "timeout_s": "timeoutSeconds",
+    "aspect": "aspectRatio",
+}
 N = TypeVar("N", int, float)
 T = TypeVar("T")
-
-
-def _between(low: float, high: float, *, open_low: bool = False) -> AfterValidator:
-    def check(value: N) -> N:
-        if not low <= value <= high or (open_low and value == low):
-            raise PydanticCustomError(
-                "range",
-                "must be {how} {low} and {high}, got {value}",
-                {
-                    "how": "above" if open_low else "between",
-                    "low": f"{low:.10g}",
-                    "high": f"at most {high:.10g}" if open_low else f"{high:.10g}",
-                    "value": repr(value).removesuffix(".0"),
-                },
-            )
-        return value
-
-    return AfterValidator(check)
-
-
-def _sampler(value: Any) -> Any:
-    if value not in list(Sampler):
-        raise PydanticCustomError("choice", "must be one of {names}", {"names": ", ".join(Sampler)})
-    return Sampler(value)
-
-
-def _aspect(value: str) -> str:
-    if value not in ASPECTS:
-        raise PydanticCustomError("choice", "must be one of {names}", {"names": ", ".join(ASPECTS)})
-    return value
-
-
-Prompt = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1),
-    Field(json_schema_extra={"pattern": r"\S"}),
-]
-Steps = Annotated[
-    int, _between(*STEPS_RANGE), Field(json_schema_extra={"minimum": 1, "maximum": 150})
-]
-Guidance = Annotated[
-    float, _between(*GUIDANCE_RANGE), Field(json_schema_extra={"minimum": 0, "maximum": 20})
-]
-Seed = Annotated[
-    int, _between(*SEED_RANGE), Field(json_schema_extra={"minimum": 0, "maximum": SEED_RANGE[1]})
-]
-Fraction = Annotated[float, _between(0, 1), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
-Count = Annotated[int, _between(*IMAGES), Field(json_schema_extra={"minimum": 1, "maximum": 8})]
-Strength = Annotated[
-    float,
-    _between(0, 1, open_low=True),
-    Field(json_schema_extra={"exclusiveMinimum": 0, "maximum": 1}),
-]
-Timeout = Annotated[
-    float,
-    _between(0, 3600, open_low=True),
-    Field(json_schema_extra={"exclusiveMinimum": 0, "maximum": 3600}),
-]
-SamplerName = Annotated[Sampler, BeforeValidator(_sampler)]
-LoraWeight = Annotated[
-    float, _between(*LORA_WEIGHT_RANGE), Field(json_schema_extra={"minimum": -2, "maximum": 2})
-]
+ImageCount = Annotated[int, Range(1, MAX_IMAGES)]
+Images = Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)]
 
 
 class ApiModel(BaseModel):
@@ -106,40 +65,63 @@ class ApiModel(BaseModel):
 
 
 class LoraField(ApiModel):
-    """A LoRA by its name in the registry, and how strongly it counts."""
+    """A LoRA by its name in the registry, and its weight."""
 
     name: str
-    weight: Annotated[LoraWeight | None, Field(description="as the operator set it, else 1")] = None
+    weight: Annotated[LoraWeight | None, Field(description="The operator's default, else 1")] = None
 
 
 class CommonFields(ApiModel):
-    """The fields that both routes share."""
+    """The fields that /generate and /refine share."""
 
     negative_prompt: str | None = None
     seed: Seed | None = None
     steps: Steps | None = None
     guidance_scale: Guidance | None = None
     sampler: SamplerName | None = None
-    image_count: Count | None = None
-    handoff: Fraction = 0.8
+    image_count: ImageCount | None = None
+    handoff: Fraction = DEFAULT_HANDOFF
     model: str | None = None
     loras: Annotated[list[LoraField], Field(max_length=8)] = []
     timeout_seconds: Timeout | None = None
+
+    def lora_choices(self) -> tuple[LoraChoice, ...]:
+        """Return the LoRAs in the domain's words."""
+        return tuple(LoraChoice(lora.name, lora.weight) for lora in self.loras)
 
 
 class GenerateRequest(CommonFields):
     """POST /generate."""
 
     prompt: Prompt
-    aspect_ratio: Annotated[
-        str, AfterValidator(_aspect), Field(json_schema_extra={"enum": list(ASPECTS)})
-    ] = "Auto"
-    temperature: Annotated[
-        float, _between(0, 2), Field(json_schema_extra={"minimum": 0, "maximum": 2})
-    ] = 0.8
+    aspect_ratio: AspectRatio = "Auto"
+    temperature: Annotated[float, Range(0, 2)] = DEFAULT_TEMPERATURE
     width: int | None = None
     height: int | None = None
     refine: bool | None = None
+
+    def to_domain(self, info: ServiceInfo) -> GenerationRequest:
+        """Return the request in the domain's words. Raises `InvalidRequest` for a long prompt."""
+        _check_length("negativePrompt", self.negative_prompt, info)
+        _check_length("prompt", self.prompt, info)
+        return GenerationRequest(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            seed=self.seed,
+            steps=self.steps,
+            guidance=self.guidance_scale,
+            sampler=self.sampler,
+            image_count=self.image_count,
+            handoff=self.handoff,
+            model=self.model,
+            loras=self.lora_choices(),
+            timeout_s=self.timeout_seconds,
+            aspect=self.aspect_ratio,
+            width=self.width,
+            height=self.height,
+            temperature=self.temperature,
+            refine=self.refine,
+        )
 
 
 class RefineConfig(ApiModel):
@@ -153,144 +135,134 @@ class RefineConfig(ApiModel):
 class RefineRequest(CommonFields):
     """POST /refine: base images under either name, the prompt under either name."""
 
-    base_images: Annotated[list[str], Field(min_length=1, max_length=8)] | None = None
-    images: Annotated[list[str], Field(min_length=1, max_length=8)] | None = None
+    base_images: Images | None = None
+    images: Images | None = None
     refine_prompt: Prompt | None = None
     prompt: Prompt | None = None
     config: RefineConfig | None = None
-    strength: Strength = 0.6
+    strength: Strength = DEFAULT_STRENGTH
 
     @property
-    def pictures(self) -> tuple[str, list[str]]:
-        """The base images, and the name they came under. Raises `InvalidRequest`."""
-        return _one_of(("baseImages", self.base_images), ("images", self.images))
+    def named_images(self) -> tuple[str, list[str]]:
+        """The field that holds the base images, and the images. Raises `InvalidRequest`."""
+        return _only_one(("baseImages", self.base_images), ("images", self.images))
 
     @property
-    def words(self) -> tuple[str, str]:
-        """The prompt, and the name it came under. Raises `InvalidRequest`."""
-        return _one_of(("refinePrompt", self.refine_prompt), ("prompt", self.prompt))
+    def named_prompt(self) -> tuple[str, str]:
+        """The field that holds the prompt, and the prompt. Raises `InvalidRequest`."""
+        return _only_one(("refinePrompt", self.refine_prompt), ("prompt", self.prompt))
 
+    def to_domain(self, info: ServiceInfo) -> RefinementRequest:
+        """Return the request in the domain's words, without its base images.
 
-class Meta(ApiModel):
-    """What the pictures were made with."""
-
-    model: str
-    duration_ms: int
-    seeds: list[int]
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    sampler: Sampler
-    refined: bool
-    job_id: str
-    warnings: list[str]
-
-
-class JobError(ApiModel):
-    """How a job failed."""
-
-    code: str
-    message: str
-
-
-class GenerateResponse(ApiModel):
-    """Pictures as bare base64 PNG, and what they were made with."""
-
-    images: list[str]
-    meta: Meta
-
-
-class JobResponse(ApiModel):
-    """GET and DELETE /jobs/{id}: `answer` when it succeeded, `error` when it did not."""
-
-    id: str
-    state: JobState
-    created_at: float
-    answer: GenerateResponse | None
-    error: JobError | None
+        Raises `InvalidRequest` or `ModelNotFound`.
+        """
+        field, prompt = self.named_prompt
+        config = self.config or RefineConfig()
+        _check_length("negativePrompt", self.negative_prompt, info)
+        model, refiner_only = _choose_model(self.model, config.model_path, info)
+        _check_length(field, prompt, info)
+        return RefinementRequest(
+            prompt=prompt,
+            negative_prompt=self.negative_prompt,
+            seed=self.seed,
+            steps=_agreed("steps", self.steps, config.steps),
+            guidance=_agreed("guidanceScale", self.guidance_scale, config.guidance_scale),
+            sampler=self.sampler,
+            image_count=self.image_count,
+            handoff=self.handoff,
+            model=model.name,
+            loras=self.lora_choices(),
+            timeout_s=self.timeout_seconds,
+            strength=self.strength,
+            refiner_only=refiner_only,
+        )
 
 
 class TermsAcceptance(ApiModel):
-    """POST /licenses: that the caller accepts the terms whose digest it names."""
+    """POST /licenses: the caller accepts the terms with this digest."""
 
     accept: Literal[True]
-    terms: str
+    terms_digest: str | None = None
+    terms: Annotated[
+        str | None,
+        Field(description="The old name of termsDigest", json_schema_extra={"deprecated": True}),
+    ] = None
+
+    @property
+    def digest(self) -> str:
+        """The digest under either name. Raises `InvalidRequest`."""
+        _, digest = _only_one(("termsDigest", self.terms_digest), ("terms", self.terms))
+        return digest
 
 
-class LicenseEntry(ApiModel):
-    """The terms of one model."""
-
-    model: str
-    name: str
-    url: str
-    restrictions: list[str]
-    text: str
-
-
-class LicensesResponse(ApiModel):
-    """GET /licenses: what must be accepted, as a whole, where `required` says so."""
-
-    terms: str
-    required: bool
-    licenses: list[LicenseEntry]
-
-
-class HealthResponse(ApiModel):
-    """GET /health."""
-
-    status: str
-    reason: str
-    model: str  # the one that is taken when nobody names any
-    models: list[str]
-    refiner: str | None
-    loras: list[str]
-    device: str
-    precision: str
-    replicas: dict[str, int]
-    owed_seconds: float
-    safety_filter: str  # the names of the filters that are on, or "off"
-    terms_required: bool
-    warnings: list[str]
-    version: str
+def rerun_request(job: GenerationJob, image: JobImage) -> dict[str, Any]:
+    """Return the fields of a request that makes one image of a job again."""
+    spec = image.spec
+    request: dict[str, Any] = {
+        "seed": spec.seed,
+        "steps": spec.steps,
+        "guidanceScale": spec.guidance,
+        "sampler": spec.sampler.value,
+        "imageCount": 1,
+        "model": job.models[Stage.BASE],
+        "handoff": spec.handoff,
+    }
+    if spec.loras:
+        request["loras"] = [{"name": lora.name, "weight": lora.weight} for lora in spec.loras]
+    if spec.negative_prompt is not None:
+        request["negativePrompt"] = spec.negative_prompt
+    if image.base_image is not None:
+        return {"refinePrompt": image.prompt, "strength": spec.strength, **request}
+    size = {"width": spec.width, "height": spec.height}
+    return {"prompt": image.prompt, **size, "refine": job.refined, **request}
 
 
-class FieldError(ApiModel):
-    """One field that is wrong."""
-
-    path: str
-    message: str
+GENERATE = RerunFormat("/generate", rerun_request)
+REFINE = RerunFormat("/refine", rerun_request)
 
 
-class ErrorBody(ApiModel):
-    """What went wrong."""
-
-    code: str
-    message: str
-    details: list[FieldError]
-    request_id: str
+def _check_length(field: str, prompt: str | None, info: ServiceInfo) -> None:
+    limit = info.max_prompt_chars
+    if prompt is not None and len(prompt) > limit:
+        raise InvalidRequest(field, f"must have at most {limit} characters, got {len(prompt)}")
 
 
-class ErrorEnvelope(ApiModel):
-    """The shape of every error."""
+def _choose_model(
+    name: str | None, model_path: str | None, info: ServiceInfo
+) -> tuple[ModelInfo, bool]:
+    """Return the base model, and whether `config.modelPath` chooses the refiner alone."""
+    model = find_model(info, name)
+    field = "config.modelPath"
+    if model_path is None:
+        return model, False
+    if model_path == info.refiner:
+        if not model.can_be_refined:
+            raise InvalidRequest(
+                field, f"is the refiner, which does not continue images of {model.name}"
+            )
+        return model, True
+    nested = info.find_model(model_path)
+    if nested is None:
+        refiner = (info.refiner,) if info.refiner else ()
+        raise model_not_found(field, (*info.model_names, *refiner))
+    if name is not None and nested != model:
+        raise InvalidRequest(field, f"is {nested.name}, but model is {model.name}")
+    return nested, False
 
-    error: ErrorBody
+
+def _agreed(name: str, top: N | None, nested: N | None) -> N | None:
+    """Return a value that may stand at the top, in `config`, or the same in both."""
+    if top is not None and nested is not None and top != nested:
+        raise InvalidRequest(f"config.{name}", f"is {nested:g}, but {name} is {top:g}")
+    return nested if top is None else top
 
 
-def _one_of(first: tuple[str, T | None], second: tuple[str, T | None]) -> tuple[str, T]:
-    """The one of two names for the same thing that was given."""
+def _only_one(first: tuple[str, T | None], second: tuple[str, T | None]) -> tuple[str, T]:
+    """Return the name and value of the one field of two that was sent."""
     if first[1] is not None and second[1] is not None:
-        raise InvalidRequest(first[0], f"stands beside {second[0]}: say one and not both")
+        raise InvalidRequest(first[0], f"cannot be combined with {second[0]}")
     for name, value in (first, second):
         if value is not None:
             return name, value
-    raise InvalidRequest(first[0], f"is required, or {second[0]} in its place")
-
-
-def near_field(model: type[BaseModel], unknown: str) -> str | None:
-    """The field of a request that an unknown name was probably meant to be."""
-    names = [to_camel(name) for name in model.model_fields]
-    if len(unknown) > 2 * max(map(len, names)):
-        return None
-    near = difflib.get_close_matches(unknown, names, n=1, cutoff=0.7)
-    return near[0] if near else None
+    raise InvalidRequest(first[0], f"is required, or {second[0]} instead")

@@ -1,7 +1,7 @@
-"""What travels on the OpenAI routes: OpenAI's names and shapes, and the extra ones for diffusion.
+"""The JSON of the OpenAI routes: OpenAI's names and shapes, with extra fields for diffusion.
 
-Knows no routes. Null is as good as absent, and unknown names are passed over, as clients of that
-API expect; the extra names are those that other open image servers use.
+Null means the same as absent, and unknown fields are ignored, as clients of that API expect. The
+extra fields have the names that other open image servers use.
 """
 
 import re
@@ -11,15 +11,38 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from serve_app.core.service.info import ModelInfo
-from serve_app.ingress.native.schemas import Guidance, Prompt, Seed, Steps, Strength
+from serve_app.ingress.fields import Guidance, Prompt, Seed, Steps, Strength
+from serve_app.ingress.generation import (
+    DEFAULT_STRENGTH,
+    GenerationJob,
+    GenerationRequest,
+    JobImage,
+    RefinementRequest,
+    RerunFormat,
+)
 
+GENERATIONS = "/v1/images/generations"
+EDITS = "/v1/images/edits"
 MAX_PROMPT_CHARS = 4000
-IMAGES = 10
-LOW, HIGH = 15, 50  # steps of low and of high quality; between them the service's default
-IGNORED_FIELDS = frozenset(  # of OpenAI's own: no picture here depends on them
+MAX_IMAGES = 10
+WIRE_NAMES = {  # the domain's fields whose names differ on the wire
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "image_count": "n",
+    "width": "size",
+    "height": "size",
+}
+IGNORED_FIELDS = frozenset(  # OpenAI's own fields that change no image here
     {"input_fidelity", "moderation", "partial_images", "safety_identifier", "style", "user"}
 )
-_STEPS = {"low": LOW, "high": HIGH, "hd": HIGH, "xhigh": HIGH, "max": HIGH}
+_LOW_STEPS, _HIGH_STEPS = 15, 50  # between them lies the model's default
+_STEPS = {
+    "low": _LOW_STEPS,
+    "high": _HIGH_STEPS,
+    "hd": _HIGH_STEPS,
+    "xhigh": _HIGH_STEPS,
+    "max": _HIGH_STEPS,
+}
 _SIZE = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}")
 
 
@@ -38,7 +61,7 @@ Quality = Literal["auto", "low", "medium", "standard", "high", "hd", "xhigh", "m
 
 
 class ImagesRequest(BaseModel):
-    """What both routes take. Null is as good as absent; unknown names are passed over."""
+    """The fields that both routes take."""
 
     model_config = ConfigDict(
         extra="allow", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
@@ -46,7 +69,7 @@ class ImagesRequest(BaseModel):
 
     prompt: Prompt = Field(max_length=MAX_PROMPT_CHARS)
     model: str | None = None
-    n: Annotated[int, Field(ge=1, le=IMAGES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     size: Size | None = None
     quality: Quality | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
@@ -59,53 +82,77 @@ class ImagesRequest(BaseModel):
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
 
-    def native(self, model: ModelInfo) -> dict[str, Any]:
-        """The same wishes by the names of our own routes. Quality means steps, but not to a model
-        that is made for a few."""
-        distilled = model.defaults.guidance is not None and model.defaults.guidance <= 1
-        steps = None if distilled else _STEPS.get(self.quality or "auto")
-        return {
-            "model": model.name,
-            "prompt": self.prompt,
-            "negativePrompt": self.negative_prompt,
-            "seed": self.seed,
-            "steps": self.num_inference_steps or steps,
-            "guidanceScale": self.guidance_scale,
-        }
-
     @property
     def format(self) -> str:
-        """The picture format asked for."""
+        """The requested image format."""
         return self.output_format or "png"
 
     @property
-    def wanted_size(self) -> tuple[int, int] | None:
-        """Width and height in pixels; None when the service may choose."""
+    def pixels(self) -> tuple[int, int] | None:
+        """The requested width and height; None leaves them to the service."""
         if self.size is None or self.size == "auto":
             return None
         width, height = self.size.split("x")
         return int(width), int(height)
 
+    def steps_for(self, model: ModelInfo) -> int | None:
+        """Return the number of steps, also from `quality`; None is the model's default.
+
+        A distilled model is made for a few steps, so `quality` means none of them to it.
+        """
+        guidance = model.defaults.guidance
+        is_distilled = guidance is not None and guidance <= 1
+        quality = None if is_distilled else _STEPS.get(self.quality or "auto")
+        return self.num_inference_steps or quality
+
 
 class ImageGenerationRequest(ImagesRequest):
     """POST /v1/images/generations."""
 
+    def to_domain(self, model: ModelInfo) -> GenerationRequest:
+        """Return the request in the domain's words."""
+        width, height = model.sizes.scaled(*self.pixels) if self.pixels else (None, None)
+        return GenerationRequest(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            seed=self.seed,
+            steps=self.steps_for(model),
+            guidance=self.guidance_scale,
+            image_count=self.n or 1,
+            model=model.name,
+            width=width,
+            height=height,
+        )
+
 
 class ImageEditRequest(ImagesRequest):
-    """The fields of POST /v1/images/edits, besides the pictures."""
+    """The fields of POST /v1/images/edits, without the files."""
 
-    strength: Strength = 0.6
+    strength: Strength = DEFAULT_STRENGTH
+
+    def to_domain(self, model: ModelInfo) -> RefinementRequest:
+        """Return the request in the domain's words."""
+        return RefinementRequest(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            seed=self.seed,
+            steps=self.steps_for(model),
+            guidance=self.guidance_scale,
+            image_count=self.n or 1,
+            model=model.name,
+            strength=self.strength,
+        )
 
 
 class ImageData(BaseModel):
-    """One picture."""
+    """One image."""
 
     b64_json: str
     seed: int
 
 
 class ImagesResponse(BaseModel):
-    """The answer to both routes: OpenAI's, with seeds and warnings added."""
+    """The response of both routes: OpenAI's, with seeds and warnings added."""
 
     created: int
     data: list[ImageData]
@@ -146,3 +193,24 @@ class OpenAIErrorEnvelope(BaseModel):
     """The shape of every error on these routes."""
 
     error: OpenAIErrorBody
+
+
+def rerun_request(job: GenerationJob, image: JobImage) -> dict[str, Any]:
+    """Return the fields of a request that makes one image of a job again."""
+    spec = image.spec
+    request = {
+        "model": job.model,
+        "prompt": image.prompt,
+        "n": 1,
+        "size": f"{spec.width}x{spec.height}",
+        "seed": spec.seed,
+        "negative_prompt": spec.negative_prompt,
+        "num_inference_steps": spec.steps,
+        "guidance_scale": spec.guidance,
+        "strength": spec.strength,
+    }
+    return {name: value for name, value in request.items() if value is not None}
+
+
+GENERATION = RerunFormat(GENERATIONS, rerun_request)
+EDIT = RerunFormat(EDITS, rerun_request)

@@ -11,8 +11,9 @@ from PIL import Image
 from serve_app.core import errors
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.service.info import Health, HealthStatus
-from tests.ingress.conftest import Client
+from tests.support.api import Client
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
+from tests.support.waiting import until_async
 
 
 def picture(width: int = 1024, height: int = 1024) -> str:
@@ -26,7 +27,7 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 async def test_a_prompt_alone_gives_two_pictures_and_says_how(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
     answer = await client().post("/generate", json={"prompt": "  a red fox "})
     assert answer.status_code == 201
@@ -48,15 +49,13 @@ async def test_a_prompt_alone_gives_two_pictures_and_says_how(
         "refined": True,
         "warnings": [],
     }
-    assert {spec.prompt for spec in painter.specs} == {"a red fox"}
-    assert {spec.handoff for spec in painter.specs} == {0.8}
-    assert all(spec.negative_prompt is None for spec in painter.specs)
+    assert {spec.prompt for spec in conductor.specs} == {"a red fox"}
+    assert {spec.handoff for spec in conductor.specs} == {0.8}
+    assert all(spec.negative_prompt is None for spec in conductor.specs)
 
 
-async def test_everything_that_can_be_asked_reaches_the_spec(
-    client: Client, painter: FakeConductor
-) -> None:
-    asked = {
+async def test_every_field_reaches_the_spec(client: Client, conductor: FakeConductor) -> None:
+    body = {
         "prompt": "a fox",
         "negativePrompt": "",
         "aspectRatio": "16:9",
@@ -70,118 +69,120 @@ async def test_everything_that_can_be_asked_reaches_the_spec(
         "timeoutSeconds": 90,
         "model": "sdxl-base-1.0",
     }
-    answer = await client().post("/generate", json=asked)
+    answer = await client().post("/generate", json=body)
     assert answer.status_code == 201, answer.text
     assert answer.json()["meta"]["seeds"] == [2**32 - 1, 0, 1]
-    spec = painter.specs[0]
+    spec = conductor.specs[0]
     assert (spec.width, spec.height) == (1344, 768)
     assert (spec.steps, spec.guidance, spec.handoff) == (12, 4, 0.6)
     assert (spec.sampler, spec.negative_prompt) == (Sampler.DPMPP_2M_KARRAS, "")
-    assert {task.timeout_s for task in painter.calls} == {90}
+    assert {task.timeout_s for task in conductor.calls} == {90}
 
 
 @pytest.mark.parametrize(("temperature", "guidance"), [(0, 9.3), (0.8, 6.9), (2, 3.3)])
 async def test_temperature_loosens_the_guidance(
-    client: Client, painter: FakeConductor, temperature: float, guidance: float
+    client: Client, conductor: FakeConductor, temperature: float, guidance: float
 ) -> None:
     await client().post("/generate", json={"prompt": "a", "temperature": temperature})
-    assert painter.specs[0].guidance == guidance
+    assert conductor.specs[0].guidance == guidance
 
 
-async def test_pixels_win_over_the_aspect(client: Client, painter: FakeConductor) -> None:
-    asked = {"prompt": "a", "aspectRatio": "9:16", "width": 512, "height": 640}
-    await client().post("/generate", json=asked)
-    assert (painter.specs[0].width, painter.specs[0].height) == (512, 640)
+async def test_pixels_win_over_the_aspect(client: Client, conductor: FakeConductor) -> None:
+    body = {"prompt": "a", "aspectRatio": "9:16", "width": 512, "height": 640}
+    await client().post("/generate", json=body)
+    assert (conductor.specs[0].width, conductor.specs[0].height) == (512, 640)
 
 
 async def test_without_a_refiner_base_makes_it_all_and_a_wish_for_one_is_answered(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
-    alone = client(facts=replace(INFO, refiner=None, warnings=("demo",)))
+    alone = client(info=replace(INFO, refiner=None, warnings=("demo",)))
     plain = (await alone.post("/generate", json={"prompt": "a"})).json()["meta"]
     assert (plain["refined"], plain["warnings"]) == (False, ["demo"])
     wished = (await alone.post("/generate", json={"prompt": "a", "refine": True})).json()["meta"]
     assert wished["refined"] is False
     assert "no refiner" in wished["warnings"][1]
-    assert {spec.handoff for spec in painter.specs} == {1.0}
+    assert {spec.handoff for spec in conductor.specs} == {1.0}
 
 
-async def test_refine_false_leaves_the_refiner_out(client: Client, painter: FakeConductor) -> None:
+async def test_refine_false_leaves_the_refiner_out(
+    client: Client, conductor: FakeConductor
+) -> None:
     answer = await client().post("/generate", json={"prompt": "a", "refine": False})
     assert answer.json()["meta"]["refined"] is False
-    assert painter.specs[0].handoff == 1.0
+    assert conductor.specs[0].handoff == 1.0
 
 
 @pytest.mark.parametrize(
     "names", [("baseImages", "refinePrompt"), ("images", "prompt")], ids=["long", "short"]
 )
 async def test_both_forms_of_refine_are_taken(
-    client: Client, painter: FakeConductor, names: tuple[str, str]
+    client: Client, conductor: FakeConductor, names: tuple[str, str]
 ) -> None:
     images, prompt = names
-    asked = {
+    body = {
         images: ["data:image/png;base64," + picture(1024, 768), picture(640, 640)],
         prompt: "warmer",
         "config": {"steps": 14, "guidanceScale": 5.5, "modelPath": "sdxl-base-1.0"},
         "seed": 3,
     }
-    answer = await client().post("/refine", json=asked)
+    answer = await client().post("/refine", json=body)
     assert answer.status_code == 201, answer.text
     assert [size_of(text) for text in answer.json()["images"]] == [(1024, 768), (640, 640)]
-    spec, other = painter.specs
+    spec, other = conductor.specs
     assert (spec.strength, spec.handoff, spec.steps, spec.guidance) == (0.6, 0.8, 14, 5.5)
     assert (spec.seed, other.seed, spec.prompt) == (3, 4, "warmer")
-    assert len(painter.calls[0].inputs.init_image or b"") == 1024 * 768 * 3
+    assert len(conductor.calls[0].inputs.init_image or b"") == 1024 * 768 * 3
 
 
 async def test_naming_the_refiner_asks_for_the_refiner_alone(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
-    asked = {
+    body = {
         "images": [picture(512, 512)],
         "prompt": "warmer",
         "config": {"modelPath": "sdxl-refiner-1.0"},
     }
-    meta = (await client().post("/refine", json=asked)).json()["meta"]
+    meta = (await client().post("/refine", json=body)).json()["meta"]
     assert (meta["model"], meta["refined"]) == ("sdxl-refiner-1.0", True)
-    assert {spec.handoff for spec in painter.specs} == {0.0}
+    assert {spec.handoff for spec in conductor.specs} == {0.0}
 
 
 async def test_pictures_go_round_the_base_images_and_each_gets_one(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
     images = [picture(512, 512), picture(640, 512), picture(512, 640)]
     await client().post("/refine", json={"images": images, "prompt": "a", "imageCount": 5})
-    widths = [spec.width for spec in painter.specs]
+    widths = [spec.width for spec in conductor.specs]
     assert widths == [512, 640, 512, 512, 640]
-    painter.calls.clear()
+    conductor.calls.clear()
     await client().post("/refine", json={"images": images, "prompt": "a", "imageCount": 1})
-    assert len(painter.specs) == 3
+    assert len(conductor.specs) == 3
 
 
-async def test_what_is_ignored_or_bent_is_told(client: Client) -> None:
-    asked: dict[str, Any] = {"prompt": "a", "guidanceScale": 1, "negativePrompt": "ugly"}
-    meta = (await client().post("/generate", json=asked)).json()["meta"]
-    assert "negativePrompt is ignored" in meta["warnings"][0]
-    asked = {"images": [picture(512, 512)], "prompt": "a", "steps": 4, "strength": 0.2}
-    meta = (await client().post("/refine", json=asked)).json()["meta"]
-    assert "one step is taken" in meta["warnings"][0]
+async def test_an_ignored_or_changed_field_gives_a_warning(client: Client) -> None:
+    body: dict[str, Any] = {"prompt": "a", "guidanceScale": 1, "negativePrompt": "ugly"}
+    meta = (await client().post("/generate", json=body)).json()["meta"]
+    assert "the negative prompt is ignored" in meta["warnings"][0]
+    body = {"images": [picture(512, 512)], "prompt": "a", "steps": 4, "strength": 0.2}
+    meta = (await client().post("/refine", json=body)).json()["meta"]
+    assert "one step is run" in meta["warnings"][0]
 
 
-async def test_what_the_images_warn_of_is_told_once_after_what_the_order_does(
-    client: Client, painter: FakeConductor
+async def test_the_images_warnings_follow_the_jobs_and_stand_once(
+    client: Client, conductor: FakeConductor
 ) -> None:
-    painter.warnings = ("the prompt was cut", "demo")
-    asked = {"prompt": "a", "imageCount": 3}
-    demo = client(facts=replace(INFO, warnings=("demo",)))
-    meta = (await demo.post("/generate", json=asked)).json()["meta"]
+    conductor.warnings = ("the prompt was cut", "demo")
+    body = {"prompt": "a", "imageCount": 3}
+    demo = client(info=replace(INFO, warnings=("demo",)))
+    meta = (await demo.post("/generate", json=body)).json()["meta"]
     assert meta["warnings"] == ["demo", "the prompt was cut"]
     job = (await demo.get(f"/jobs/{meta['jobId']}")).json()
-    assert job["answer"]["meta"]["warnings"] == meta["warnings"]
+    assert job["result"]["meta"]["warnings"] == meta["warnings"]
 
 
 @pytest.mark.parametrize("accept", ["image/png", "Image/PNG;q=1", "image/png, */*;q=0.5"])
-async def test_one_picture_may_be_asked_for_bare(client: Client, accept: str) -> None:
+async def test_a_single_image_may_be_sent_bare(client: Client, accept: str) -> None:
     answer = await client().post(
         "/generate", json={"prompt": "a", "imageCount": 1}, headers={"Accept": accept}
     )
@@ -192,8 +193,8 @@ async def test_one_picture_may_be_asked_for_bare(client: Client, accept: str) ->
 
 async def test_several_lines_of_accept_are_one(client: Client) -> None:
     lines = [("Accept", "application/json;q=0.1"), ("Accept", "image/png")]
-    asked = {"prompt": "a", "imageCount": 1}
-    answer = await client().post("/generate", json=asked, headers=lines)
+    body = {"prompt": "a", "imageCount": 1}
+    answer = await client().post("/generate", json=body, headers=lines)
     assert answer.headers["content-type"] == "image/png"
 
 
@@ -203,8 +204,8 @@ async def test_several_lines_of_accept_are_one(client: Client) -> None:
 async def test_several_pictures_or_a_wish_for_json_give_json(
     client: Client, accept: str, count: int
 ) -> None:
-    asked = {"prompt": "a", "imageCount": count}
-    answer = await client().post("/generate", json=asked, headers={"Accept": accept})
+    body = {"prompt": "a", "imageCount": count}
+    answer = await client().post("/generate", json=body, headers={"Accept": accept})
     assert len(answer.json()["images"]) == count
 
 
@@ -228,9 +229,9 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("/generate", {"sampler": "plms"}, "sampler", "must be one of euler, euler_karras, "),
     ("/generate", {"aspectRatio": "7:5"}, "aspectRatio", "must be one of Auto, 1:1"),
-    ("/generate", {"stepz": 20}, "stepz", "is no field of this request; did you mean steps?"),
-    ("/generate", {"colour": 1}, "colour", "is no field of this request"),
-    ("/generate", {"width": 512}, "height", "is required when the other side is given"),
+    ("/generate", {"stepz": 20}, "stepz", "is not a field of this request; did you mean steps?"),
+    ("/generate", {"colour": 1}, "colour", "is not a field of this request"),
+    ("/generate", {"width": 512}, "height", "is required when width is given"),
     ("/generate", {"width": 512, "height": 500}, "height", "must be a multiple of 8 between 256"),
     ("/generate", {"prompt": 7}, "prompt", "should be a valid string"),
     ("/generate", {"temperature": -0.1}, "temperature", "must be between 0 and 2, got -0.1"),
@@ -261,7 +262,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "width",
         f"must be a multiple of 8 between 256 and 2048, got 1{'0' * 39}…",
     ),
-    ("/generate", {"x" * 100_000: 1}, "x" * 40 + "…", "is no field of this request"),
+    ("/generate", {"x" * 100_000: 1}, "x" * 40 + "…", "is not a field of this request"),
     ("/generate", {"loras": [{"weight": 1}]}, "loras.0.name", "is required"),
     (
         "/generate",
@@ -275,14 +276,14 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "width",
         "times height must be at most 2400000, got 4194304",
     ),
-    ("/refine", {"prompt": "a"}, "baseImages", "is required, or images in its place"),
+    ("/refine", {"prompt": "a"}, "baseImages", "is required, or images instead"),
     (
         "/refine",
         {"prompt": "a", "images": ["a"], "baseImages": ["a"]},
         "baseImages",
-        "and not both",
+        "cannot be combined with images",
     ),
-    ("/refine", {"images": ["!"]}, "refinePrompt", "is required, or prompt in its place"),
+    ("/refine", {"images": ["!"]}, "refinePrompt", "is required, or prompt instead"),
     ("/refine", {"images": [], "prompt": "a"}, "images", "must have at least 1 entry"),
     ("/refine", {"images": ["a"] * 9, "prompt": "a"}, "images", "must have at most 8 entries"),
     (
@@ -307,7 +308,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "/refine",
         {"images": ["a"], "prompt": "a", "config": {"guidanceScal": 1}},
         "config.guidanceScal",
-        "is no field of this request; did you mean guidanceScale?",
+        "is not a field of this request; did you mean guidanceScale?",
     ),
     (
         "/refine",
@@ -319,23 +320,23 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "/refine",
         {"images": [picture(256, 256)], "prompt": "a", "steps": 9, "config": {"steps": 8}},
         "config.steps",
-        "is 8, but steps says 9",
+        "is 8, but steps is 9",
     ),
 ]
 
 
-@pytest.mark.parametrize(("route", "asked", "path", "sentence"), BAD)
+@pytest.mark.parametrize(("route", "body", "path", "sentence"), BAD)
 async def test_a_bad_field_is_named_with_its_range(
     client: Client,
-    painter: FakeConductor,
+    conductor: FakeConductor,
     route: str,
-    asked: dict[str, Any],
+    body: dict[str, Any],
     path: str,
     sentence: str,
 ) -> None:
-    if route == "/generate" and asked:
-        asked = {"prompt": "a"} | asked
-    answer = await client().post(route, json=asked)
+    if route == "/generate" and body:
+        body = {"prompt": "a"} | body
+    answer = await client().post(route, json=body)
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["code"] == "VALIDATION_ERROR"
@@ -343,7 +344,7 @@ async def test_a_bad_field_is_named_with_its_range(
     assert error["details"][0]["path"] == path
     assert sentence in f"{path} {error['details'][0]['message']}"
     assert error["requestId"] == answer.headers["x-request-id"]
-    assert not painter.calls
+    assert not conductor.calls
 
 
 async def test_a_flood_of_wrong_fields_gets_a_short_answer(client: Client) -> None:
@@ -354,36 +355,37 @@ async def test_a_flood_of_wrong_fields_gets_a_short_answer(client: Client) -> No
     assert "secret" not in answer.text
 
 
-async def test_a_config_is_not_told_of_fields_it_does_not_have(client: Client) -> None:
-    asked = {"images": ["a"], "prompt": "a", "config": {"strenght": 0.5}}
-    answer = await client().post("/refine", json=asked)
+async def test_a_config_gets_no_suggestion_of_fields_it_does_not_have(client: Client) -> None:
+    body = {"images": ["a"], "prompt": "a", "config": {"strenght": 0.5}}
+    answer = await client().post("/refine", json=body)
     assert "did you mean" not in answer.text
 
 
-async def test_a_prompt_is_measured_after_trimming(client: Client, painter: FakeConductor) -> None:
+async def test_a_prompt_is_measured_after_trimming(
+    client: Client, conductor: FakeConductor
+) -> None:
     answer = await client().post("/generate", json={"prompt": " " * 50 + "a" * 500 + "\n"})
     assert answer.status_code == 201
-    assert painter.specs[0].prompt == "a" * 500
+    assert conductor.specs[0].prompt == "a" * 500
 
 
 async def test_a_caller_who_leaves_cancels_every_image(client: Client) -> None:
     waiting = FailingConductor(
         errors.OutOfMemory("never: no image has the number it fails at"), at=9
     )
-    asked = asyncio.ensure_future(
+    body = asyncio.ensure_future(
         client(waiting).post("/generate", json={"prompt": "a", "imageCount": 3})
     )
-    while waiting.begun < 3:
-        await asyncio.sleep(0)
-    asked.cancel()
+    await until_async(lambda: waiting.begun == 3)
+    body.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asked
+        await body
     assert waiting.cancelled == 3
 
 
 async def test_an_image_that_is_none_is_refused_by_number(client: Client) -> None:
-    asked = {"images": [picture(256, 256), "bm9uZQ=="], "prompt": "a"}
-    answer = await client().post("/refine", json=asked)
+    body = {"images": [picture(256, 256), "bm9uZQ=="], "prompt": "a"}
+    answer = await client().post("/refine", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "INVALID_IMAGE"
     assert "image 1" in answer.json()["error"]["message"]
@@ -393,9 +395,9 @@ async def test_an_image_that_is_none_is_refused_by_number(client: Client) -> Non
 async def test_an_unknown_model_gets_the_list_and_is_not_repeated(
     client: Client, name: str
 ) -> None:
-    asked = {"images": [picture(256, 256)], "prompt": "a", "config": {"modelPath": name}}
-    for route, body in (("/refine", asked), ("/generate", {"prompt": "a", "model": name})):
-        answer = await client().post(route, json=body)
+    body = {"images": [picture(256, 256)], "prompt": "a", "config": {"modelPath": name}}
+    for route, request in (("/refine", body), ("/generate", {"prompt": "a", "model": name})):
+        answer = await client().post(route, json=request)
         assert answer.status_code == 404
         error = answer.json()["error"]
         assert error["code"] == "MODEL_NOT_FOUND"
@@ -439,7 +441,9 @@ async def test_a_failure_has_its_status_cancels_the_siblings_and_tells_no_secret
     assert answer.headers.get("x-should-retry") == ("false" if status == 504 else None)
 
 
-async def test_health_says_who_is_ready_and_why_not(client: Client, painter: FakeConductor) -> None:
+async def test_health_says_who_is_ready_and_why_not(
+    client: Client, conductor: FakeConductor
+) -> None:
     ready = await client().get("/health")
     assert ready.status_code == 200
     assert ready.json() == {
@@ -453,16 +457,16 @@ async def test_health_says_who_is_ready_and_why_not(client: Client, painter: Fak
         "precision": "fp32",
         "replicas": {"base": 1, "refiner": 1},
         "owedSeconds": 0.0,
-        "safetyFilter": "off",
+        "safetyFilters": [],
         "termsRequired": False,
         "warnings": [],
         "version": "9.9.9",
     }
-    painter.current_health = replace(
-        painter.current_health, shortfalls=("base: too little memory",)
+    conductor.current_health = replace(
+        conductor.current_health, shortfalls=("base: too little memory",)
     )
     assert (await client().get("/health")).json()["warnings"] == ["base: too little memory"]
-    painter.current_health = Health(
+    conductor.current_health = Health(
         HealthStatus.LOADING, "no replica of base is ready yet", {"base": 0}, 0.0
     )
     loading = await client().get("/health")
@@ -480,7 +484,7 @@ async def test_addresses_and_methods_that_are_not_there(client: Client) -> None:
 
 
 async def test_only_json_is_read_and_not_without_end(
-    client: Client, painter: FakeConductor
+    client: Client, conductor: FakeConductor
 ) -> None:
     text = await client().post(
         "/generate", content=b'{"prompt":"a"}', headers={"Content-Type": "text/plain"}
@@ -496,7 +500,7 @@ async def test_only_json_is_read_and_not_without_end(
 
     unannounced = await client().post("/generate", content=endless(), headers=headers)
     assert unannounced.status_code == 413
-    assert not painter.calls
+    assert not conductor.calls
 
 
 @pytest.mark.parametrize(
@@ -512,16 +516,16 @@ async def test_a_request_id_is_taken_only_when_it_is_harmless(
 
 
 async def test_a_preflight_is_answered_for_known_origins_alone(client: Client) -> None:
-    asked = {
+    body = {
         "Origin": "http://localhost:5173",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "content-type,idempotency-key",
     }
-    known = await client().options("/generate", headers=asked)
+    known = await client().options("/generate", headers=body)
     assert known.status_code == 200
     assert known.headers["access-control-max-age"] == "600"
     assert known.headers["access-control-allow-origin"] == "http://localhost:5173"
-    strange = await client().options("/generate", headers=asked | {"Origin": "http://evil.com"})
+    strange = await client().options("/generate", headers=body | {"Origin": "http://evil.com"})
     assert "access-control-allow-origin" not in strange.headers
 
 

@@ -14,7 +14,7 @@ from serve_app.core import errors
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.access import AccessPolicy, digests
 from serve_app.ingress.openai.routes import ALIASES
-from tests.ingress.conftest import ORIGIN, Client, api_over
+from tests.support.api import ORIGIN, Client, make_api
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
 from tests.support.http_server import serving
 
@@ -23,20 +23,20 @@ POLICY = AccessPolicy(keys=digests([KEY]))
 
 
 @pytest.fixture(scope="module")
-def painter() -> FakeConductor:
+def conductor() -> FakeConductor:
     return FakeConductor()
 
 
 @pytest.fixture(scope="module")
-def address(painter: FakeConductor) -> Iterator[str]:
-    with serving(api_over(painter, Ledger(None), policy=POLICY)) as address:
+def address(conductor: FakeConductor) -> Iterator[str]:
+    with serving(make_api(conductor, Ledger(None), policy=POLICY)) as address:
         yield f"{address}/v1"
 
 
 @pytest.fixture
-def sdk(address: str, painter: FakeConductor) -> Iterator[openai.OpenAI]:
+def sdk(address: str, conductor: FakeConductor) -> Iterator[openai.OpenAI]:
     """A client that had its base URL changed and nothing else."""
-    painter.calls.clear()
+    conductor.calls.clear()
     with openai.OpenAI(api_key=KEY, base_url=address, max_retries=0) as client:
         yield client
 
@@ -53,20 +53,18 @@ def file(colour: str = "orange", size: tuple[int, int] = (512, 640), kind: str =
     return buffer.getvalue()
 
 
-def test_a_prompt_alone_gives_one_picture(sdk: openai.OpenAI, painter: FakeConductor) -> None:
+def test_a_prompt_alone_gives_one_picture(sdk: openai.OpenAI, conductor: FakeConductor) -> None:
     answer = sdk.images.generate(prompt="a red fox")
     assert answer.data is not None
     (picture,) = answer.data
     assert opened(picture.b64_json).size == (1024, 1024)
     assert (answer.size, answer.output_format, answer.background) == ("1024x1024", "png", "opaque")
     assert answer.created > 1_700_000_000
-    (spec,) = painter.specs
+    (spec,) = conductor.specs
     assert (spec.prompt, spec.steps, spec.guidance, spec.handoff) == ("a red fox", 30, 6.9, 0.8)
 
 
-def test_everything_that_can_be_asked_reaches_the_spec(
-    sdk: openai.OpenAI, painter: FakeConductor
-) -> None:
+def test_every_field_reaches_the_spec(sdk: openai.OpenAI, conductor: FakeConductor) -> None:
     answer = sdk.images.generate(
         prompt="a fox",
         model="sdxl-base-1.0",
@@ -82,7 +80,7 @@ def test_everything_that_can_be_asked_reaches_the_spec(
     )
     assert answer.data is not None
     assert [item.model_extra for item in answer.data] == [{"seed": s} for s in (2**32 - 1, 0, 1)]
-    spec = painter.specs[0]
+    spec = conductor.specs[0]
     assert (spec.width, spec.height, spec.steps, spec.guidance) == (1536, 1024, 12, 4)
     assert spec.negative_prompt == "dull"
 
@@ -118,12 +116,12 @@ def test_the_models_there_are(sdk: openai.OpenAI) -> None:
     ("quality", "steps"), [("low", 15), ("medium", 30), ("standard", 30), ("high", 50), ("hd", 50)]
 )
 def test_quality_is_a_number_of_steps(
-    sdk: openai.OpenAI, painter: FakeConductor, quality: Any, steps: int
+    sdk: openai.OpenAI, conductor: FakeConductor, quality: Any, steps: int
 ) -> None:
     assert sdk.images.generate(prompt="a", quality=quality).quality == quality
-    assert painter.specs[0].steps == steps
+    assert conductor.specs[0].steps == steps
     sdk.images.generate(prompt="a", quality=quality, extra_body={"num_inference_steps": 7})
-    assert painter.specs[1].steps == 7
+    assert conductor.specs[1].steps == 7
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
@@ -134,20 +132,20 @@ def test_three_formats_are_made_and_all_remember_their_request(
     assert answer.data is not None
     image = opened(answer.data[0].b64_json)
     assert (image.format or "").lower() == answer.output_format == kind
-    told = image.info.get("parameters")
+    infotext = image.info.get("parameters")
     if kind != "png":
         comment = image.getexif().get_ifd(0x8769)[0x9286]
-        told = comment.removeprefix(b"UNICODE\0").decode("utf-16-be")
-    assert str(told).startswith("a red föx\nSteps: 30, Sampler: Euler")
+        infotext = comment.removeprefix(b"UNICODE\0").decode("utf-16-be")
+    assert str(infotext).startswith("a red föx\nSteps: 30, Sampler: Euler")
     packet = image.info.get("xmp") or image.info["XML:com.adobe.xmp"].encode()
     assert b"trainedAlgorithmicMedia" in packet
 
 
-def test_a_size_the_checkpoint_does_not_make_is_fitted_and_told(
-    sdk: openai.OpenAI, painter: FakeConductor
+def test_a_size_the_checkpoint_does_not_make_is_fitted_with_a_warning(
+    sdk: openai.OpenAI, conductor: FakeConductor
 ) -> None:
     answer = sdk.images.generate(prompt="a", size="3840x2160")
-    spec = painter.specs[0]
+    spec = conductor.specs[0]
     assert answer.size == f"{spec.width}x{spec.height}"
     assert abs(spec.width / spec.height - 16 / 9) < 0.02
     assert "size 3840x2160 was fitted" in str(answer.model_extra)
@@ -157,62 +155,62 @@ def test_names_that_openai_may_add_make_no_difference_but_a_warning(sdk: openai.
     extra = {"frame_count": 4, "user": "x", "style": "vivid"}
     answer = sdk.images.generate(prompt="a", extra_body=extra)
     assert answer.model_extra == {
-        "warnings": ["frame_count is not known here and makes no difference"]
+        "warnings": ["frame_count is not a field of this API and is ignored"]
     }
 
 
-def test_what_the_images_warn_of_is_told(sdk: openai.OpenAI, painter: FakeConductor) -> None:
-    painter.warnings = ("the prompt was cut",)
+def test_the_images_warnings_are_in_the_response(
+    sdk: openai.OpenAI, conductor: FakeConductor
+) -> None:
+    conductor.warnings = ("the prompt was cut",)
     answer = sdk.images.generate(prompt="a", extra_body={"frame_count": 4})
     assert answer.model_extra == {
         "warnings": [
-            "frame_count is not known here and makes no difference",
+            "frame_count is not a field of this API and is ignored",
             "the prompt was cut",
         ]
     }
 
 
-def test_one_file_or_several_are_edited(sdk: openai.OpenAI, painter: FakeConductor) -> None:
+def test_one_file_or_several_are_edited(sdk: openai.OpenAI, conductor: FakeConductor) -> None:
     answer = sdk.images.edit(
         image=file(), prompt="warmer", extra_body={"strength": 0.4, "num_inference_steps": 9}
     )
     assert answer.data is not None
     assert [opened(item.b64_json).size for item in answer.data] == [(512, 640)]
-    (spec,) = painter.specs
+    (spec,) = conductor.specs
     assert (spec.prompt, spec.strength, spec.steps) == ("warmer", 0.4, 9)
-    painter.calls.clear()
+    conductor.calls.clear()
     several = [("a.png", file()), ("b.webp", file("navy", (640, 512), "WEBP"))]
     both = sdk.images.edit(model="gpt-image-1", image=several, prompt="warmer", n=2)
     assert [opened(item.b64_json).size for item in both.data or ()] == [(512, 640), (640, 512)]
-    sources = [task.inputs.init_image or b"" for task in painter.calls]
+    sources = [task.inputs.init_image or b"" for task in conductor.calls]
     assert [source[:3] for source in sources] == [b"\xff\xa5\x00", b"\x00\x00\x80"]
 
 
-def test_an_edit_gives_as_many_pictures_as_were_asked_for(
-    sdk: openai.OpenAI, painter: FakeConductor
-) -> None:
+def test_an_edit_gives_n_images(sdk: openai.OpenAI, conductor: FakeConductor) -> None:
     answer = sdk.images.edit(image=[file(), file(), file()], prompt="a")
-    assert len(answer.data or ()) == len(painter.calls) == 1
-    assert "only the first of 3 pictures count" in str(answer.model_extra)
+    assert len(answer.data or ()) == len(conductor.calls) == 1
+    assert "only the first 1 of 3 images are used" in str(answer.model_extra)
     assert len(sdk.images.edit(image=[file(), file()], prompt="a", n=3).data or ()) == 3
 
 
-def test_an_edit_fills_the_size_it_is_asked_for(sdk: openai.OpenAI, painter: FakeConductor) -> None:
+def test_an_edit_fills_the_requested_size(sdk: openai.OpenAI, conductor: FakeConductor) -> None:
     sdk.images.edit(image=file(), prompt="a", size="1024x1024")
-    assert (painter.specs[0].width, painter.specs[0].height) == (1024, 1024)
+    assert (conductor.specs[0].width, conductor.specs[0].height) == (1024, 1024)
 
 
 def test_an_edit_adds_to_the_prompt_that_a_picture_of_ours_remembers(
-    sdk: openai.OpenAI, painter: FakeConductor
+    sdk: openai.OpenAI, conductor: FakeConductor
 ) -> None:
     made = sdk.images.generate(prompt="misty forest").data
     assert made is not None
     sdk.images.edit(image=base64.b64decode(made[0].b64_json or ""), prompt="warmer")
-    assert painter.specs[-1].prompt == "misty forest, warmer"
+    assert conductor.specs[-1].prompt == "misty forest, warmer"
 
 
 @pytest.mark.parametrize(
-    ("asked", "param", "sentence"),
+    ("fields", "param", "sentence"),
     [
         ({"prompt": ""}, "prompt", "must not be empty"),
         ({"prompt": "a" * 4001}, "prompt", "at most 4000 characters"),
@@ -221,17 +219,17 @@ def test_an_edit_adds_to_the_prompt_that_a_picture_of_ours_remembers(
         ({"response_format": "url"}, "response_format", "'b64_json'"),
         ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
         ({"background": "transparent"}, "background", "'auto' or 'opaque'"),
-        ({"extra_body": {"stream": True}}, "stream", "pictures come when they are done"),
+        ({"extra_body": {"stream": True}}, "stream", "is not supported"),
         ({"extra_body": {"seed": -1}}, "seed", "must be between 0 and 4294967295"),
         ({"extra_body": {"guidance_scale": 21}}, "guidance_scale", "must be between 0 and 20"),
         ({"extra_body": {"num_inference_steps": 0}}, "num_inference_steps", "between 1 and 150"),
     ],
 )
-def test_what_can_not_be_done_is_told_in_openais_shape(
-    sdk: openai.OpenAI, painter: FakeConductor, asked: dict[str, Any], param: str, sentence: str
+def test_an_illegal_request_is_answered_in_openais_shape(
+    sdk: openai.OpenAI, conductor: FakeConductor, fields: dict[str, Any], param: str, sentence: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        sdk.images.generate(**({"prompt": "a"} | asked))
+        sdk.images.generate(**({"prompt": "a"} | fields))
     error = refused.value
     assert (error.param, error.type, error.code) == (
         param,
@@ -239,32 +237,32 @@ def test_what_can_not_be_done_is_told_in_openais_shape(
         "validation_error",
     )
     assert sentence in error.message
-    assert not painter.calls
+    assert not conductor.calls
 
 
 @pytest.mark.parametrize(
-    ("asked", "param", "sentence"),
+    ("fields", "param", "sentence"),
     [
-        ({"mask": file()}, "mask", "there is no inpainting"),
-        ({"extra_body": {"stream": "true"}}, "stream", "pictures come when they are done"),
+        ({"mask": file()}, "mask", "is not supported. Omit it to edit the whole image"),
+        ({"extra_body": {"stream": "true"}}, "stream", "is not supported"),
         ({"extra_body": {"strength": 0}}, "strength", "must be above 0"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"image": [file()] * 11}, "image", "at most 10 files"),
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_can_not_be_edited_is_told_in_openais_shape(
-    sdk: openai.OpenAI, painter: FakeConductor, asked: dict[str, Any], param: str, sentence: str
+def test_an_illegal_edit_is_answered_in_openais_shape(
+    sdk: openai.OpenAI, conductor: FakeConductor, fields: dict[str, Any], param: str, sentence: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        sdk.images.edit(**({"image": file(), "prompt": "a"} | asked))
+        sdk.images.edit(**({"image": file(), "prompt": "a"} | fields))
     assert refused.value.param == param
     assert sentence in refused.value.message
-    assert not painter.calls
+    assert not conductor.calls
 
 
-def test_a_file_that_is_no_picture_is_told_by_number(sdk: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="image 1 is no readable PNG") as refused:
+def test_a_file_that_is_no_image_is_named_by_its_number(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="image 1 is not a readable PNG") as refused:
         sdk.images.edit(image=[file(), b"no picture"], prompt="a", n=2)
     assert refused.value.code == "invalid_image"
 
@@ -282,13 +280,13 @@ def test_a_wrong_key_and_a_wrong_model_raise_what_the_client_knows(address: str)
 
 
 def test_a_key_of_idempotency_gives_the_same_picture_again(
-    sdk: openai.OpenAI, painter: FakeConductor
+    sdk: openai.OpenAI, conductor: FakeConductor
 ) -> None:
     again = {"Idempotency-Key": "once"}
     first = sdk.images.edit(image=file(), prompt="a", extra_headers=again)
     second = sdk.images.edit(image=file(), prompt="a", extra_headers=again)
     assert first.to_dict() == second.to_dict()
-    assert len(painter.calls) == 1
+    assert len(conductor.calls) == 1
     with pytest.raises(openai.UnprocessableEntityError):
         sdk.images.edit(image=file("navy"), prompt="a", extra_headers=again)
 
@@ -306,7 +304,7 @@ def test_the_client_tries_again_only_what_may_come_right(
 ) -> None:
     failing = FailingConductor(error, at=0)
     failing.owed = 0.5  # and so the client waits one second
-    api = api_over(failing, Ledger(None), facts=replace(INFO, default_image_count=1))
+    api = make_api(failing, Ledger(None), info=replace(INFO, default_image_count=1))
     with (
         serving(api) as address,
         openai.OpenAI(api_key="any", base_url=f"{address}/v1", max_retries=1) as client,
@@ -347,8 +345,8 @@ async def test_what_makes_no_difference_may_be_anything(client: Client, key: Any
     deep: Any = 1
     for _ in range(300):
         deep = [deep]
-    asked = {"prompt": "a", "user": deep, "metadata": {"a": [1]}}
-    answer = await client().post("/v1/images/generations", json=asked, headers=key)
+    fields = {"prompt": "a", "user": deep, "metadata": {"a": [1]}}
+    answer = await client().post("/v1/images/generations", json=fields, headers=key)
     assert answer.status_code == 200, answer.text
 
 
@@ -366,13 +364,14 @@ async def test_a_page_with_openais_javascript_client_may_ask(client: Client) -> 
     assert answer.status_code == 200
 
 
-async def test_a_field_of_a_form_is_said_once_and_a_file_is_a_file(client: Client) -> None:
-    for files in (
+async def test_a_form_has_each_field_once_and_a_file_is_a_file(client: Client) -> None:
+    forms: list[Any] = [
         [("image", ("a.png", file())), ("prompt", (None, "a")), ("prompt", (None, "b"))],
         [("image", (None, "text")), ("prompt", (None, "a"))],
         [("image", ("a.png", file())), ("prompt", ("a.txt", b"a"))],
         [("prompt", (None, "a"))],
-    ):
+    ]
+    for files in forms:
         answer = await client().post("/v1/images/edits", files=files)
         assert answer.status_code == 400, answer.text
 

@@ -1,0 +1,127 @@
+"""Limits on request bodies: the size of one, the memory of all of them, and the time of a read.
+
+The server reads what is left of a refused body (uvicorn does, and Serve runs uvicorn), so that the
+client gets the response and not a connection reset.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.core.errors import Overloaded
+from serve_app.ingress.access import AccessPolicy
+from serve_app.ingress.errors import respond_to_exception
+from serve_app.ingress.http_errors import BodyTimeout, PayloadTooLarge
+
+_BUDGET = 16  # all bodies together may take as much memory as this number of the largest ones
+_SMALL = 2**18  # bytes of a body that is read whatever the others take
+_MAX_DIGITS = 18  # of a Content-Length that is worth parsing
+
+
+class BodyBudget:
+    """The bytes of all request bodies in memory, of which each body takes its share."""
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._bytes = 0
+
+    @contextmanager
+    def open_share(self) -> Iterator["BodyShare"]:
+        """Yield the share of one body, and give it back at the end."""
+        share = BodyShare(self)
+        try:
+            yield share
+        finally:
+            share.release()
+
+    def check(self, body_bytes: int) -> None:
+        """Return if a body of this size may stay.
+
+        Raises `PayloadTooLarge` if it never may, `Overloaded` if it may when others are done.
+        """
+        if body_bytes > self._max_body_bytes:
+            raise PayloadTooLarge(self._max_body_bytes)
+        if body_bytes > _SMALL and self._bytes > _BUDGET * self._max_body_bytes:
+            raise Overloaded("too many large request bodies are being read")
+
+    def add(self, number: int) -> None:
+        """Count bytes that came into memory, or left it where negative."""
+        self._bytes += number
+
+
+class BodyShare:
+    """The bytes of one request body in memory."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self._bytes = 0
+
+    def add(self, number: int) -> None:
+        """Count bytes that were read; raise what `BodyBudget.check` raises, with none counted."""
+        self._bytes += number
+        self._budget.add(number)
+        try:
+            self._budget.check(self._bytes)
+        except (PayloadTooLarge, Overloaded):
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give back all bytes of the body."""
+        self._budget.add(-self._bytes)
+        self._bytes = 0
+
+
+class LimitedBody:
+    """An ASGI `receive` that reads one body within its limits."""
+
+    def __init__(self, receive: Receive, share: BodyShare, timeout: float) -> None:
+        self._receive = receive
+        self._share = share
+        self._timeout = timeout
+        self._complete = False
+
+    async def __call__(self) -> Message:
+        """Return the next message. Raises `BodyTimeout`, `PayloadTooLarge` or `Overloaded`."""
+        if self._complete:  # what comes now is the client's leaving, whenever that is
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._timeout):
+                message = await self._receive()
+        except TimeoutError:
+            raise BodyTimeout(
+                f"no more of the body arrived within {self._timeout:g} seconds"
+            ) from None
+        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+        self._share.add(len(message.get("body", b"")))
+        return message
+
+
+class BodyLimitMiddleware:
+    """Hands every request a body that keeps its limits; refuses one that announces too much."""
+
+    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
+        self._app = app
+        self._policy = policy
+        self._budget = BodyBudget(policy.max_body_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if _content_length(Headers(scope=scope)) > self._policy.max_body_bytes:
+            error = PayloadTooLarge(self._policy.max_body_bytes)
+            await respond_to_exception(error, scope["state"], 0)(scope, receive, send)
+            return
+        with self._budget.open_share() as share:
+            body = LimitedBody(receive, share, self._policy.body_read_timeout)
+            await self._app(scope, body, send)
+
+
+def _content_length(headers: Headers) -> int:
+    length = headers.get("content-length", "0")
+    return int(length[:_MAX_DIGITS]) if length.isdecimal() else 0

@@ -1,0 +1,91 @@
+"""Field types that the request schemas of several doors share, with their limits in OpenAPI."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_after_validator_function
+
+from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.sizes import ASPECTS
+from serve_app.core.diffusion.spec import GUIDANCE_RANGE, LORA_WEIGHT_RANGE, SEED_RANGE, STEPS_RANGE
+
+MAX_TIMEOUT_S = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The legal values of a number, both ends included, or all but the lower end."""
+
+    low: float
+    high: float
+    above_low: bool = False
+
+    def check(self, value: Any) -> Any:
+        """Return the number; raise pydantic's error with the range if it lies outside."""
+        if self.low <= value <= self.high and not (self.above_low and value == self.low):
+            return value
+        raise PydanticCustomError(
+            "range",
+            "must be {how} {low} and {high}, got {value}",
+            {
+                "how": "above" if self.above_low else "between",
+                "low": f"{self.low:.10g}",
+                "high": f"at most {self.high:.10g}" if self.above_low else f"{self.high:.10g}",
+                "value": repr(value).removesuffix(".0"),
+            },
+        )
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        minimum = "exclusiveMinimum" if self.above_low else "minimum"
+        return {**handler(schema), minimum: self.low, "maximum": self.high}
+
+
+def _one_of(names: Iterable[str]) -> PydanticCustomError:
+    return PydanticCustomError("choice", "must be one of {names}", {"names": ", ".join(names)})
+
+
+def _sampler(value: Any) -> Any:
+    if value not in list(Sampler):
+        raise _one_of(Sampler)
+    return Sampler(value)
+
+
+def _aspect(value: str) -> str:
+    if value not in ASPECTS:
+        raise _one_of(ASPECTS)
+    return value
+
+
+Prompt = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1),
+    Field(json_schema_extra={"pattern": r"\S"}),
+]
+Steps = Annotated[int, Range(*STEPS_RANGE)]
+Guidance = Annotated[float, Range(*GUIDANCE_RANGE)]
+Seed = Annotated[int, Range(*SEED_RANGE)]
+Fraction = Annotated[float, Range(0, 1)]
+Strength = Annotated[float, Range(0, 1, above_low=True)]
+Timeout = Annotated[float, Range(0, MAX_TIMEOUT_S, above_low=True)]
+LoraWeight = Annotated[float, Range(*LORA_WEIGHT_RANGE)]
+SamplerName = Annotated[Sampler, BeforeValidator(_sampler)]
+AspectRatio = Annotated[
+    str, AfterValidator(_aspect), Field(json_schema_extra={"enum": list(ASPECTS)})
+]

@@ -1,0 +1,68 @@
+"""A job's images, made together and put into one result with their metadata."""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+
+from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
+from serve_app.core.service.events import GeneratedImage, last_image
+from serve_app.core.service.jobs import Job, JobResult
+from serve_app.core.service.tasks import ImageTask
+from serve_app.ingress.contracts import Maker
+from serve_app.ingress.generation import GenerationJob
+from serve_app.ingress.png_metadata import embed, infotext
+
+
+async def make_result(maker: Maker, job: Job, generation: GenerationJob) -> JobResult:
+    """Return a job's images; the first failure cancels the others and is raised."""
+    started = time.perf_counter()
+    made = await _make_images(maker, job, generation)
+    pngs, warnings = [], dict.fromkeys(generation.warnings)
+    for image, generated in zip(generation.images, made, strict=True):
+        warnings |= dict.fromkeys(generated.warnings)
+        profiles = {str(stage): name for stage, name in generated.profiles}
+        record = generation.record(image, profiles)
+        pngs.append(embed(generated.png, infotext(image.spec, generation.models), record))
+    spec = generation.images[0].spec
+    meta = {
+        "model": generation.model,
+        "durationMs": round((time.perf_counter() - started) * 1000),
+        "seeds": [image.spec.seed for image in generation.images],
+        "width": spec.width,
+        "height": spec.height,
+        "steps": spec.steps,
+        "guidanceScale": spec.guidance,
+        "sampler": spec.sampler,
+        "refined": generation.refined,
+        "jobId": job.id,
+        "warnings": list(warnings),
+    }
+    return JobResult(tuple(pngs), json.dumps(meta), job.created)
+
+
+async def _make_images(
+    maker: Maker, job: Job, generation: GenerationJob
+) -> Sequence[GeneratedImage]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = [
+                group.create_task(last_image(maker.run(task))) for task in _tasks(job, generation)
+            ]
+    except BaseExceptionGroup as group_error:
+        raise group_error.exceptions[0] from None
+    return [task.result() for task in running]
+
+
+def _tasks(job: Job, generation: GenerationJob) -> list[ImageTask]:
+    """Return one task for each image; the number at the end of its id is the image's."""
+    return [
+        ImageTask(
+            id=f"{job.id}-{number}",
+            spec=image.spec,
+            inputs=ImageInputs(image.base_image.rgb) if image.base_image else NO_INPUTS,
+            timeout_s=generation.timeout_s,
+            caller=job.caller,
+        )
+        for number, image in enumerate(generation.images)
+    ]

@@ -1,0 +1,78 @@
+"""Writes to the ledger that no response waits for: one queue, in order."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from serve_app.core.errors import LedgerAway
+
+logger = logging.getLogger("aura.jobs")
+
+MAX_BYTES = 256 * 2**20  # of images in the queue
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Write:
+    job_id: str
+    run: Callable[[], Awaitable[object]]
+    size: int
+    done: asyncio.Future[None]
+
+
+class LedgerOutbox:
+    """The queue of one process: writes are run one by one, in the order in which they came.
+
+    The ledger's client tries again while the ledger restarts. When it gives up, the write is
+    dropped with all writes that were queued before the attempt, for they waited at least as long.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._queue: deque[_Write] = deque()
+        self._latest: dict[str, _Write] = {}  # by job
+        self._bytes = 0
+        self._writer: asyncio.Task[None] | None = None
+
+    def has_capacity(self, size: int) -> bool:
+        """Return whether images of this size may be queued."""
+        return self._bytes + size <= self._max_bytes
+
+    def put(self, job_id: str, run: Callable[[], Awaitable[object]], size: int = 0) -> None:
+        """Queue a write about a job; `size` is the bytes of images that it holds."""
+        write = _Write(job_id, run, size, asyncio.get_running_loop().create_future())
+        self._queue.append(write)
+        self._latest[job_id] = write
+        self._bytes += size
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._run_writes())
+
+    async def wait_for(self, job_id: str, timeout_s: float) -> None:
+        """Return when all queued writes about a job are done, or after `timeout_s` seconds."""
+        if write := self._latest.get(job_id):
+            await asyncio.wait([write.done], timeout=timeout_s)
+
+    async def flush(self) -> None:
+        """Return when the queue is empty."""
+        while self._latest:
+            await asyncio.wait([write.done for write in self._latest.values()])
+
+    async def _run_writes(self) -> None:
+        while self._queue:
+            waiting, done = len(self._queue), 1
+            try:
+                await self._queue[0].run()
+            except LedgerAway:
+                done = waiting
+                logger.warning("the ledger was away too long and missed %d writes", waiting)
+            except Exception:
+                logger.exception("a write to the ledger failed")
+            for _ in range(done):
+                self._remove(self._queue.popleft())
+
+    def _remove(self, write: _Write) -> None:
+        self._bytes -= write.size
+        if self._latest.get(write.job_id) is write:
+            del self._latest[write.job_id]
+        write.done.set_result(None)

@@ -1,0 +1,113 @@
+"""What the route handlers of every door share, as a FastAPI dependency."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Header, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from serve_app.core.diffusion.sizes import SizeRules
+from serve_app.core.diffusion.spec import SEED_RANGE
+from serve_app.core.service.info import ServiceInfo
+from serve_app.core.service.jobs import JobResult
+from serve_app.ingress.contracts import Maker
+from serve_app.ingress.generation import GenerationJob
+from serve_app.ingress.image_input import BaseImage, read_base64, read_image
+from serve_app.ingress.job_service import JobService, RequestContext
+
+T = TypeVar("T")
+_IMAGE_THREADS = 2  # for reading and for writing: bounds memory, and leaves the event loop a core
+
+
+class ApiServices:
+    """The job service, and threads for image work that would block the event loop."""
+
+    def __init__(self, jobs: JobService, conductor: Maker, info: ServiceInfo, version: str) -> None:
+        self.jobs = jobs
+        self.conductor = conductor
+        self.info = info
+        self.version = version
+        self._readers = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="read")
+        self._writers = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="write")
+
+    async def run(self, job: GenerationJob, context: RequestContext, request: Request) -> JobResult:
+        """Return a job's images. Raises the named errors of the domain."""
+        request.state.watch.lap("validate")
+        result = await self.jobs.run(job, context)
+        request.state.watch.lap("make")
+        return result
+
+    async def write(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Return what `work` returns, in a thread that never waits for an image to be read."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._writers, partial(work, *args, **kwargs))
+
+    async def read_images(
+        self,
+        files: Sequence[str | bytes],
+        sizes: SizeRules,
+        target_size: tuple[int, int] | None = None,
+    ) -> list[BaseImage]:
+        """Return the images in files, or in their base64, one after the other.
+
+        Raises `InvalidImage`.
+        """
+        loop = asyncio.get_running_loop()
+
+        def read(file: str | bytes, number: int) -> BaseImage:
+            data = read_base64(file, number) if isinstance(file, str) else file
+            return read_image(data, number, sizes, target_size)
+
+        return [
+            await loop.run_in_executor(self._readers, read, file, number)
+            for number, file in enumerate(files)
+        ]
+
+
+async def _services(request: Request) -> ApiServices:
+    services: ApiServices = request.app.state.services
+    return services
+
+
+Services = Annotated[ApiServices, Depends(_services)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,255}$",
+        description="Requests with the same key and body are run once and answered alike",
+    ),
+]
+
+
+def draw_seed() -> int:
+    """Return a random seed, for a request without one."""
+    return secrets.randbelow(SEED_RANGE[1] + 1)
+
+
+def request_context(
+    request: Request, key: str | None, body: BaseModel, images: Sequence[BaseImage] = ()
+) -> RequestContext:
+    """Return who sent the request, and under which key.
+
+    `images` are uploaded files, which are not part of the body's text.
+    """
+    caller, route = request.state.caller, request.state.path
+    if key is None:
+        return RequestContext(caller, route)
+    text = body.model_dump_json(exclude=set(body.model_extra or ()))
+    text += "".join(image.digest for image in images)
+    return RequestContext(caller, route, key, sha256(text.encode()).hexdigest())
+
+
+def timed(response: Response, request: Request) -> Response:
+    """Add the Server-Timing header to a finished response, and return it."""
+    request.state.watch.lap("write")
+    response.headers["Server-Timing"] = request.state.watch.header
+    return response

@@ -1,0 +1,91 @@
+"""The whole HTTP API over a maker of images, without a server."""
+
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp
+
+from serve_app.core.service.info import ServiceInfo
+from serve_app.core.service.metrics import Meter
+from serve_app.ingress.access import AccessPolicy
+from serve_app.ingress.app import build_api
+from serve_app.ingress.contracts import Ledger, Maker
+from serve_app.ingress.job_service import JobService
+from tests.support.fake_conductor import INFO
+
+ORIGIN = "http://localhost:5173"
+POLICY = AccessPolicy(origins=(ORIGIN,))
+
+
+def make_api(
+    maker: Maker,
+    ledger: Ledger,
+    info: ServiceInfo = INFO,
+    policy: AccessPolicy = POLICY,
+    *,
+    proxy_names: bool = False,
+    meter: Meter | None = None,
+    **options: Any,
+) -> ASGIApp:
+    """Return the API with a job service of its own; `options` are those of the job service."""
+    jobs = JobService(maker, ledger, info, **options)
+    return _build(jobs, maker, info, policy, proxy_names=proxy_names, meter=meter)
+
+
+def _build(
+    jobs: JobService,
+    maker: Maker,
+    info: ServiceInfo,
+    policy: AccessPolicy,
+    *,
+    proxy_names: bool,
+    meter: Meter | None,
+) -> ASGIApp:
+    return build_api(
+        jobs, maker, info, policy, version="9.9.9", proxy_names=proxy_names, meter=meter
+    )
+
+
+class Client:
+    """Makes HTTP clients, each of an API of its own: ingress processes that share a ledger."""
+
+    def __init__(self, maker: Maker, ledger: Ledger) -> None:
+        self._maker = maker
+        self._ledger = ledger
+        self._clients: list[httpx.AsyncClient] = []
+        self._jobs: list[JobService] = []
+
+    def __call__(
+        self,
+        maker: Maker | None = None,
+        *,
+        ledger: Ledger | None = None,
+        info: ServiceInfo = INFO,
+        policy: AccessPolicy = POLICY,
+        peer: str = "127.0.0.1",
+        headers: dict[str, str] | None = None,
+        proxy_names: bool = False,
+        meter: Meter | None = None,
+        **options: Any,
+    ) -> httpx.AsyncClient:
+        """Return a client that calls from `peer`; `options` are those of the job service."""
+        maker = maker or self._maker
+        jobs = JobService(maker, ledger or self._ledger, info, **options)
+        api = _build(jobs, maker, info, policy, proxy_names=proxy_names, meter=meter)
+        transport = httpx.ASGITransport(app=api, raise_app_exceptions=False, client=(peer, 1))
+        client = httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=headers
+        )
+        self._jobs.append(jobs)
+        self._clients.append(client)
+        return client
+
+    async def drain(self) -> None:
+        """Wait until all jobs have ended and the ledger knows."""
+        for jobs in self._jobs:
+            await jobs.drain()
+
+    async def close(self) -> None:
+        """Close all clients."""
+        for client in self._clients:
+            await client.aclose()
