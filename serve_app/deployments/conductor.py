@@ -151,7 +151,7 @@ class Conductor:
         """Return what the images accepted here need from each stage.
 
         A replica may have measured a step before the first image has come back here, so the
-        replicas of a stage without costs are asked.
+        replicas of a stage without costs report theirs.
         """
         if self._backlog:
             for stage, client in self._stages.items():
@@ -202,18 +202,18 @@ class Conductor:
             if not self._backlog:
                 self._idle.set()
 
-    async def _check_deadline(self, image: ImageInFlight, timeout: float) -> None:
+    async def _check_deadline(self, image: ImageInFlight, allowed: float) -> None:
         """Return if the image may be ready in time; raise `Overloaded` if it surely won't be."""
         if not self._backlog.is_calibrated:
             return
         earlier, own = self._backlog.seconds_before(image), self._backlog.seconds_of(image)
-        if earlier + own <= timeout:
+        if earlier + own <= allowed:
             return
         replicas = (await self.health()).replicas
         needed = earlier / max(1, *replicas.values()) + own
-        if needed > timeout:
+        if needed > allowed:
             raise Overloaded(
-                f"the image would take about {needed:.0f} s, and {timeout:g} s are allowed"
+                f"the image would take about {needed:.0f} s, and {allowed:g} s are allowed"
             )
 
     async def _run_image(

@@ -107,6 +107,6 @@ def test_replicas_follow_the_work_and_no_image_is_lost(address: str, tmp_path: P
 
 
 def wait_for(base: int, refiner: int) -> None:
-    """Wait until the stages have so many replicas."""
+    """Wait until base and refiner have these numbers of replicas."""
     wanted = {Stage.BASE: base, Stage.REFINER: refiner}
     until(lambda: observe(APP).replicas == wanted, 150)

@@ -73,7 +73,7 @@ class CountingStage:
         """Return when the sample of call number `call` may take its first step."""
 
     async def has_calls(self, count: int) -> None:
-        """Wait until so many samples have arrived."""
+        """Wait until `count` samples have arrived."""
         await until_async(lambda: len(self.calls) >= count)
 
     async def stats(self) -> list[ReplicaStats]:
