@@ -1,4 +1,4 @@
-"""The cluster simulator: the real core on a virtual clock, with as many replicas as you like.
+"""The cluster simulator: the real core on a virtual clock, with any number of replicas.
 
-No Ray, no torch. What it decides with is `core`'s; what it makes up is the seconds a turn takes.
+No Ray and no torch. All decisions are `core`'s; only the seconds that turns take are made up.
 """

@@ -1,1 +1,1 @@
-"""Many replicas: predicted cost, backlog, where an image goes, how many replicas there are."""
+"""Many replicas: predicted cost, backlog, which replica an image goes to, how many there are."""
