@@ -1,8 +1,8 @@
-"""`generate`: pictures without a server, by the same order and the same engine.
+"""`aura generate`: images without a server, by the same engine.
 
-Knows no Ray. Wishes become an order just as a request to /generate does. Under the same numeric
-profile (MODEL_CPU_THREADS, and as many pictures as the service steps together) the file is the
-service's own, to the byte.
+The options become a job just as a request to /generate does. Under the same numeric profile
+(MODEL_CPU_THREADS, and as many images as the service steps together) the file has the same bytes
+as the service's. No Ray.
 """
 
 import os
@@ -14,15 +14,22 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from serve_app.config.catalog import choose_device, find_checkpoints, max_batch_images, service_info
+from serve_app.cli.console import OK, REFUSED, console, print_error, print_warning
+from serve_app.config.catalog import (
+    ModelCatalog,
+    choose_device,
+    find_checkpoints,
+    max_batch_images,
+    service_info,
+)
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import SEED_RANGE, Stage
 from serve_app.core.errors import AuraError, InvalidRequest, SafetyBlock
 from serve_app.core.service.moderation import WordList
+from serve_app.core.validation_message import validation_message
 from serve_app.ingress.generation import GenerationJob, plan_generation
 from serve_app.ingress.native.schemas import GENERATE, WIRE_NAMES, GenerateRequest
 from serve_app.ingress.png_metadata import embed, infotext
@@ -31,78 +38,81 @@ from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
 from serve_app.runtime.png import encode_png
 
-_HELP = "see aura generate --help"
-console = Console(stderr=True, highlight=False)
+_HELP = "See: aura generate --help"
+_OPTIONS = {"imageCount": "--count", "loras": "--lora", "prompt": "prompt", "--output": "--output"}
 
 
-def generate(wishes: Mapping[str, Any], output: Path) -> int:
-    """The pictures are written, and told of; the exit status.
+def generate(fields: Mapping[str, Any], output: Path) -> int:
+    """Generate images, write them, print their paths, and return the exit code.
 
-    `wishes` are fields of a request to /generate, `loras` as "name" or "name:weight"; None means
-    not wished. Several pictures get their number before the file's suffix.
+    `fields` are those of a request to /generate, with `loras` as "name" or "name:weight"; None
+    means not given. If there are several images, each gets its number before the file's suffix.
     """
+    given = {name: value for name, value in fields.items() if value is not None}
     try:
-        for path in _draw({k: v for k, v in wishes.items() if v is not None}, output):
+        for path in _generate(given, output):
             console.print(f"[bold]{escape(str(path))}[/]", soft_wrap=True)
     except InvalidRequest as error:
-        return _refused(
-            f"{_option(WIRE_NAMES.get(error.path, error.path))} {error.problem}; {_HELP}"
-        )
+        print_error(InvalidRequest(_option(error.path), error.problem, remedy=_HELP))
+        return REFUSED
     except (AuraError, OSError) as error:
-        return _refused(str(error))
-    return 0
+        print_error(error)
+        return REFUSED
+    return OK
 
 
-def _refused(sentence: str) -> int:
-    console.print(f"[bold red]error[/] {escape(sentence)}", soft_wrap=True)
-    return 2
+def _option(path: str) -> str:
+    """Return the command-line option for a field of the request, such as loras.0.weight."""
+    name, *_ = path.split(".")
+    name = WIRE_NAMES.get(name, name)
+    return _OPTIONS.get(name) or "--" + re.sub("([A-Z])", r"-\1", name).lower()
 
 
-def _option(field: str) -> str:
-    """How the command line calls a field of the request."""
-    if field in ("prompt", "--output"):
-        return field
-    if field.startswith("loras"):
-        return "--lora"
-    return "--count" if field == "imageCount" else "--" + re.sub("([A-Z])", r"-\1", field).lower()
-
-
-def _draw(wishes: Mapping[str, Any], output: Path) -> list[Path]:
+def _generate(fields: Mapping[str, Any], output: Path) -> list[Path]:
     if output.suffix.lower() != ".png" or output.is_dir():
         raise InvalidRequest("--output", f"must be the name of a .png file, got {output}")
     if not output.parent.is_dir():
-        raise InvalidRequest("--output", f"must lie in a folder that is there, got {output}")
+        raise InvalidRequest("--output", f"must be in a folder that exists, got {output}")
     settings = Settings.read()
-    device = _device(settings)
-    lineup = find_checkpoints(settings)
-    facts = service_info(settings, lineup, device.torch_device.type)
-    request = _request(wishes).to_domain(facts)
-    order = plan_generation(request, facts, secrets.randbelow(SEED_RANGE[1] + 1), GENERATE)
-    filtered = WordList(settings.blocked_words())
-    if any(filtered.refuses_prompt(piece.spec.prompt) for piece in order.images):
+    device = _open_device(settings)
+    catalog = find_checkpoints(settings)
+    info = service_info(settings, catalog, device.torch_device.type)
+    request = _request(fields).to_domain(info)
+    job = plan_generation(request, info, secrets.randbelow(SEED_RANGE[1] + 1), GENERATE)
+    blocked = WordList(settings.blocked_words())
+    if any(blocked.refuses_prompt(image.spec.prompt) for image in job.images):
         raise SafetyBlock("the safety filter refuses this prompt")
-    for warning in order.warnings:
-        _warn(warning)
-    bases = {model.checkpoint.name: model.checkpoint for model in lineup.models}
-    base, refiner = bases[order.models[Stage.BASE]], lineup.refiner
-    worn = {lora.name for piece in order.images for lora in piece.spec.loras}
+    for warning in job.warnings:
+        print_warning(warning)
     with console.status("loading the models"):
-        checker = settings.safety_checker_dir
-        solo = LocalPipeline(
-            (base, refiner) if refiner and order.refined else (base,),
-            device,
-            images=min(len(order.images), max_batch_images(settings, facts.device)),
-            strict=settings.model_determinism == "strict",
-            safety=ImageSafetyChecker(checker, device) if checker else None,
-            loras={one.info.name: one.file for one in lineup.loras if one.info.name in worn},
-        )
-    return _write(order, solo, output)
+        pipeline = _load_pipeline(job, catalog, settings, device)
+    return _write(job, pipeline, output)
 
 
-def _write(order: GenerationJob, solo: LocalPipeline, output: Path) -> list[Path]:
-    specs = [piece.spec for piece in order.images]
+def _load_pipeline(
+    job: GenerationJob, catalog: ModelCatalog, settings: Settings, device: Device
+) -> LocalPipeline:
+    """Load the models and LoRAs that a job needs."""
+    bases = {model.checkpoint.name: model.checkpoint for model in catalog.models}
+    base, refiner = bases[job.models[Stage.BASE]], catalog.refiner
+    loras = {lora.name for image in job.images for lora in image.spec.loras}
+    limit = max_batch_images(settings, device.torch_device.type)
+    checker = settings.safety_checker_dir
+    return LocalPipeline(
+        (base, refiner) if refiner and job.refined else (base,),
+        device,
+        images=min(len(job.images), limit),
+        strict=settings.model_determinism == "strict",
+        safety=ImageSafetyChecker(checker, device) if checker else None,
+        loras={lora.info.name: lora.file for lora in catalog.loras if lora.info.name in loras},
+    )
+
+
+def _write(job: GenerationJob, pipeline: LocalPipeline, output: Path) -> list[Path]:
+    """Generate the images of a job and write them with their metadata."""
+    specs = [image.spec for image in job.images]
     columns = (
-        TextColumn("drawing"),
+        TextColumn("generating"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("steps"),
@@ -110,38 +120,33 @@ def _write(order: GenerationJob, solo: LocalPipeline, output: Path) -> list[Path
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=sum(spec.nfe for spec in specs))
-        pictures = solo.generate(
+        pixels = pipeline.generate(
             specs,
             on_progress=lambda steps: progress.update(task, completed=steps),
-            on_warning=_warn,
+            on_warning=print_warning,
         )
     paths = []
-    for number, (piece, picture) in enumerate(zip(order.images, pictures, strict=True), 1):
-        path = output
-        if len(pictures) > 1:
-            path = output.with_stem(f"{output.stem}-{number}")
-        profiles = {str(stage): name for stage, name in solo.profiles(piece.spec).items()}
-        text = infotext(piece.spec, order.models)
-        path.write_bytes(embed(encode_png(picture), text, order.record(piece, profiles)))
+    for number, (image, rgb) in enumerate(zip(job.images, pixels, strict=True), 1):
+        path = output.with_stem(f"{output.stem}-{number}") if len(pixels) > 1 else output
+        profiles = {str(stage): name for stage, name in pipeline.profiles(image.spec).items()}
+        text = infotext(image.spec, job.models)
+        path.write_bytes(embed(encode_png(rgb), text, job.record(image, profiles)))
         paths.append(path)
     return paths
 
 
-def _warn(warning: str) -> None:
-    console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
-
-
-def _request(wishes: Mapping[str, Any]) -> GenerateRequest:
-    loras = [_lora(text) for text in wishes.get("loras", ())]
+def _request(fields: Mapping[str, Any]) -> GenerateRequest:
+    loras = [_lora(text) for text in fields.get("loras", ())]
     try:
-        return GenerateRequest.model_validate({**wishes, "loras": loras})
+        return GenerateRequest.model_validate({**fields, "loras": loras})
     except ValidationError as error:
         first = error.errors()[0]
-        told = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequest(".".join(map(str, first["loc"])), told) from None
+        path = ".".join(map(str, first["loc"]))
+        raise InvalidRequest(path, validation_message(first)) from None
 
 
 def _lora(text: str) -> dict[str, Any]:
+    """Return the LoRA of a request for a name or name:weight."""
     name, _, weight = text.partition(":")
     try:
         return {"name": name, "weight": float(weight) if weight else None}
@@ -149,8 +154,11 @@ def _lora(text: str) -> dict[str, Any]:
         raise InvalidRequest("loras", f"must be name or name:weight, got {text}") from None
 
 
-def _device(settings: Settings) -> Device:
-    """The device that the settings mean here, with all cores or their greatest power of two."""
+def _open_device(settings: Settings) -> Device:
+    """Open the device of MODEL_DEVICE; on a CPU by default with all cores.
+
+    The default number of threads is the largest power of two, because the number decides bits.
+    """
     name = settings.model_device
     if name.startswith("cuda:"):
         os.environ["CUDA_VISIBLE_DEVICES"] = name.removeprefix("cuda:")

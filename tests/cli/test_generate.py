@@ -22,7 +22,7 @@ from serve_app.runtime.memory.device import open_device
 from tests.support.checkpoints import perturbed
 from tests.support.lora_files import lora_file
 
-WISHES = {"prompt": "a red circle on a blue background", "seed": 5, "steps": 6, "imageCount": 1}
+FIELDS = {"prompt": "a red circle on a blue background", "seed": 5, "steps": 6, "imageCount": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +37,15 @@ def record_of(file: Path) -> dict[str, Any]:
     return record
 
 
-def test_the_picture_is_the_engine_s_and_remembers_its_request(
+def test_the_image_is_the_engines_and_carries_its_request(
     tmp_path: Path, checkpoints: dict[Stage, Checkpoint], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out.png"
-    assert generate({**WISHES, "negativePrompt": None}, output) == 0
-    told = capsys.readouterr().err
-    assert "demo checkpoint" in told
-    assert "6/6 steps" in told
-    assert "out.png" in told
+    assert generate({**FIELDS, "negativePrompt": None}, output) == 0
+    printed = capsys.readouterr().err
+    assert "demo checkpoint" in printed
+    assert "6/6 steps" in printed
+    assert "out.png" in printed
     record = record_of(output)
     assert record["request"]["seed"] == 5
     assert record["models"]["refiner"] == "demo-refiner"
@@ -67,7 +67,7 @@ def test_the_picture_is_the_engine_s_and_remembers_its_request(
 
 
 @pytest.mark.parametrize(
-    ("wish", "stages"),
+    ("changes", "stages"),
     [
         ({"handoff": 0}, {"refiner"}),
         ({"handoff": 1}, {"base"}),
@@ -75,33 +75,33 @@ def test_the_picture_is_the_engine_s_and_remembers_its_request(
         ({"handoff": 0.8, "steps": 4, "sampler": "dpmpp_2m"}, {"base", "refiner"}),
     ],
 )
-def test_the_record_names_the_profiles_that_the_picture_was_made_under(
-    tmp_path: Path, wish: dict[str, object], stages: set[str]
+def test_the_record_names_the_profiles_of_the_stages_that_ran(
+    tmp_path: Path, changes: dict[str, object], stages: set[str]
 ) -> None:
-    assert generate({**WISHES, "steps": 2, **wish}, tmp_path / "out.png") == 0
+    assert generate({**FIELDS, "steps": 2, **changes}, tmp_path / "out.png") == 0
     profiles = record_of(tmp_path / "out.png")["profiles"]
     assert set(profiles) == stages
     assert all(profiles.values())
 
 
-def test_a_model_of_the_registry_draws_by_its_name(
+def test_a_model_of_models_file_is_chosen_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = perturbed(demo_folder(Stage.BASE), tmp_path / "tune")
     (tmp_path / "models.yaml").write_text(f"models: {{tune: {{path: {folder.name}, steps: 3}}}}")
     monkeypatch.setenv("MODELS_FILE", str(tmp_path / "models.yaml"))
-    wishes = {name: wish for name, wish in WISHES.items() if name != "steps"} | {"model": "tune"}
-    assert generate(wishes, tmp_path / "tuned.png") == 0
+    fields = {name: FIELDS[name] for name in FIELDS if name != "steps"} | {"model": "tune"}
+    assert generate(fields, tmp_path / "tuned.png") == 0
     record = record_of(tmp_path / "tuned.png")
     assert record["models"] == {"base": "tune", "refiner": "demo-refiner"}
     assert (record["request"]["model"], record["request"]["steps"]) == ("tune", 3)
-    assert generate({**wishes, "model": "demo", "steps": 3}, tmp_path / "plain.png") == 0
+    assert generate({**fields, "model": "demo", "steps": 3}, tmp_path / "plain.png") == 0
     pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("tuned", "plain")]
     assert not np.array_equal(*pictures)
-    assert generate({**wishes, "model": "none"}, tmp_path / "none.png") == 2
+    assert generate({**fields, "model": "none"}, tmp_path / "none.png") == 2
 
 
-def test_it_wears_the_loras_of_the_list(
+def test_loras_of_models_file_are_active(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -110,17 +110,17 @@ def test_it_wears_the_loras_of_the_list(
     file = lora_file(demo_folder(Stage.BASE), tmp_path / "ink.safetensors")
     (tmp_path / "models.yaml").write_text("loras: {ink: {path: ink.safetensors, weight: 0.5}}")
     monkeypatch.setenv("MODELS_FILE", str(tmp_path / "models.yaml"))
-    wishes = {**WISHES, "refine": False}
-    assert generate({**wishes, "loras": ["ink:0.8"]}, tmp_path / "more.png") == 0
-    assert generate({**wishes, "loras": ["ink"]}, tmp_path / "less.png") == 0
+    fields = {**FIELDS, "refine": False}
+    assert generate({**fields, "loras": ["ink:0.8"]}, tmp_path / "more.png") == 0
+    assert generate({**fields, "loras": ["ink"]}, tmp_path / "less.png") == 0
     assert record_of(tmp_path / "less.png")["request"]["loras"] == [{"name": "ink", "weight": 0.5}]
     record = record_of(tmp_path / "more.png")
     with Image.open(tmp_path / "more.png") as picture:
-        assert picture.info["parameters"].startswith(f"{WISHES['prompt']} <lora:ink:0.8>\nSteps: 6")
+        assert picture.info["parameters"].startswith(f"{FIELDS['prompt']} <lora:ink:0.8>\nSteps: 6")
         pixels = np.asarray(picture)
     device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=1)
     spec = ImageSpec(
-        prompt=str(WISHES["prompt"]),
+        prompt=str(FIELDS["prompt"]),
         seed=5,
         width=128,
         height=128,
@@ -137,12 +137,12 @@ def test_it_wears_the_loras_of_the_list(
         ("ink:3", "--lora must be between -2 and 2, got 3"),
         ("x", "Available: ink"),
     ):
-        assert generate({**wishes, "loras": [lora]}, tmp_path / "none.png") == 2
+        assert generate({**fields, "loras": [lora]}, tmp_path / "none.png") == 2
         assert sentence in capsys.readouterr().err
 
 
-def test_several_pictures_get_numbers_and_the_seeds_that_follow(tmp_path: Path) -> None:
-    assert generate({**WISHES, "imageCount": 2, "refine": False}, tmp_path / "fox.png") == 0
+def test_several_images_get_numbers_and_successive_seeds(tmp_path: Path) -> None:
+    assert generate({**FIELDS, "imageCount": 2, "refine": False}, tmp_path / "fox.png") == 0
     files = [tmp_path / "fox-1.png", tmp_path / "fox-2.png"]
     records = [record_of(file) for file in files]
     assert [record["request"]["seed"] for record in records] == [5, 6]
@@ -150,25 +150,25 @@ def test_several_pictures_get_numbers_and_the_seeds_that_follow(tmp_path: Path) 
     assert not (tmp_path / "fox.png").exists()
 
 
-def test_what_was_cut_from_a_prompt_is_told(
+def test_a_truncated_prompt_gives_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompt = "a (red:1.2) circle" + " BREAK on white" * 32
-    assert generate({**WISHES, "prompt": prompt, "steps": 2}, tmp_path / "out.png") == 0
+    assert generate({**FIELDS, "prompt": prompt, "steps": 2}, tmp_path / "out.png") == 0
     assert capsys.readouterr().err.count("the prompt was cut after 32 chunks") == 1
     assert record_of(tmp_path / "out.png")["request"]["prompt"] == prompt
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.info["parameters"].startswith(prompt + "\n")
-    assert generate({**WISHES, "steps": 2}, tmp_path / "out.png") == 0
+    assert generate({**FIELDS, "steps": 2}, tmp_path / "out.png") == 0
     assert "was cut" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("wish", "sentence"),
+    ("changes", "sentence"),
     [
         (
             {"steps": 300},
-            "--steps must be between 1 and 150, got 300; see python -m",
+            "--steps must be between 1 and 150, got 300. See: aura generate --help",
         ),
         ({"width": 100, "height": 128}, "--width must be a multiple of 8"),
         ({"aspectRatio": "7:1"}, "--aspect-ratio must be one of"),
@@ -176,10 +176,10 @@ def test_what_was_cut_from_a_prompt_is_told(
         ({"prompt": " "}, "error prompt"),
     ],
 )
-def test_a_wish_out_of_range_is_answered_with_the_range(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], wish: dict[str, object], sentence: str
+def test_an_option_out_of_range_is_refused_with_the_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], sentence: str
 ) -> None:
-    assert generate({**WISHES, **wish}, tmp_path / "out.png") == 2
+    assert generate({**FIELDS, **changes}, tmp_path / "out.png") == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
 
@@ -187,40 +187,42 @@ def test_a_wish_out_of_range_is_answered_with_the_range(
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        ("nowhere/out.png", "must lie in a folder that is there"),
+        ("nowhere/out.png", "must be in a folder that exists"),
         ("out.jpg", "must be the name of a .png file, got"),
         (".", "must be the name of a .png file"),
         ("[/bold]/out.png", "[/bold]/out.png"),
     ],
 )
-def test_an_output_that_can_not_be_is_told_before_anything_is_drawn(
+def test_an_impossible_output_is_refused_before_anything_is_generated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str, sentence: str
 ) -> None:
-    assert generate(WISHES, tmp_path / output) == 2
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert "steps" not in told
+    assert generate(FIELDS, tmp_path / output) == 2
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert "steps" not in printed
 
 
-def test_the_command_line_reaches_it(tmp_path: Path) -> None:
+def test_the_command_passes_its_options_on(tmp_path: Path) -> None:
     output = tmp_path / "pair[1].png"
-    asked = ["generate", "a red star", "-o", str(output), "-n", "2", "--steps", "2"]
-    done = CliRunner().invoke(commands, [*asked, "--no-refine", "--negative-prompt", "a blue one"])
+    arguments = ["generate", "a red star", "-o", str(output), "-n", "2", "--steps", "2"]
+    done = CliRunner().invoke(
+        commands, [*arguments, "--no-refine", "--negative-prompt", "a blue one"]
+    )
     assert done.exit_code == 0, done.output
     record = record_of(tmp_path / "pair[1]-2.png")
     assert record["request"]["negativePrompt"] == "a blue one"
     assert record["request"]["refine"] is False
 
 
-def test_the_operator_s_settings_count_here_too(
+def test_the_settings_of_the_operator_apply(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "words.txt").write_text("circle\n")
     monkeypatch.setenv("SAFETY_WORDS_FILE", str(tmp_path / "words.txt"))
-    assert generate(WISHES, tmp_path / "out.png") == 2
+    assert generate(FIELDS, tmp_path / "out.png") == 2
     assert "safety filter refuses" in capsys.readouterr().err
     monkeypatch.setenv("MODEL_CHECKPOINT_DIR", str(tmp_path / "sdxl"))
-    assert generate(WISHES, tmp_path / "out.png") == 2
+    assert generate(FIELDS, tmp_path / "out.png") == 2
     assert "does not exist" in capsys.readouterr().err
 
 
