@@ -17,7 +17,7 @@ Location = tuple[str | int, ...]  # keys and list positions, from the top of the
 _TYPES = {
     "object": "a section with keys",
     "array": "a list",
-    "string": "a text",
+    "string": "a string",
     "number": "a number",
     "integer": "a whole number",
     "boolean": "true or false",

@@ -1,9 +1,10 @@
 """Pydantic's validation errors as plain sentences; each door completes them with its own names."""
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from serve_app.core.suggest import suggest
+from serve_app.core.validation_message import validation_message
 from serve_app.ingress.door import Door, ErrorResponse
 from serve_app.ingress.errors import MAX_DETAILS, shorten
 
@@ -35,7 +36,7 @@ def field_error(error: Mapping[str, Any], route: str) -> tuple[str, str]:
             return path, f"must have at most {_entries(error['ctx']['max_length'])}"
         case "too_short":
             return path, f"must have at least {_entries(error['ctx']['min_length'])}"
-    message = str(error["msg"]).removeprefix("Input ").removeprefix("Value error, ")
+    message = validation_message(error)
     return path, message[0].lower() + message[1:]
 
 
@@ -44,8 +45,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     known = list(names)
     if len(name) > 2 * max(map(len, known)):
         return None
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    return matches[0] if matches else None
+    return suggest(name, known)
 
 
 def _entries(count: int) -> str:

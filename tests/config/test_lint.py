@@ -318,7 +318,7 @@ def test_other_applications_may_stand_beside_ours_with_args_of_their_own() -> No
 @pytest.mark.parametrize("name", [None, 4, [], {}])
 def test_a_deployment_without_a_name_is_reported(name: Any) -> None:
     (problem,) = problems(overriding(name))
-    assert problem.startswith(f"{OVERRIDE}.name: must be a text")
+    assert problem.startswith(f"{OVERRIDE}.name: must be a string")
 
 
 def test_every_problem_is_reported() -> None:

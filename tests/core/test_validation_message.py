@@ -39,7 +39,7 @@ class Example(BaseModel):
         ("share", 0.1, "must be at least 0.25"),
         ("mode", "c", "must be 'a' or 'b'"),
         ("name", "", "must have at least 1 characters"),
-        ("name", 4, "must be a text"),
+        ("name", 4, "must be a string"),
         ("day", "June", "must end in day, got June"),
         ("tags", "x", "must be a list"),
         ("colour", "red", "is unknown"),

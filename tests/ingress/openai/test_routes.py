@@ -214,7 +214,7 @@ def test_an_edit_adds_to_the_prompt_that_a_picture_of_ours_remembers(
     [
         ({"prompt": ""}, "prompt", "must not be empty"),
         ({"prompt": "a" * 4001}, "prompt", "at most 4000 characters"),
-        ({"n": 11}, "n", "less than or equal to 10"),
+        ({"n": 11}, "n", "must be at most 10"),
         ({"size": "big"}, "size", 'must be "auto" or WIDTHxHEIGHT'),
         ({"response_format": "url"}, "response_format", "'b64_json'"),
         ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
@@ -246,7 +246,7 @@ def test_an_illegal_request_is_answered_in_openais_shape(
         ({"mask": file()}, "mask", "is not supported. Omit it to edit the whole image"),
         ({"extra_body": {"stream": "true"}}, "stream", "is not supported"),
         ({"extra_body": {"strength": 0}}, "strength", "must be above 0"),
-        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"n": 0}, "n", "must be at least 1"),
         ({"image": [file()] * 11}, "image", "at most 10 files"),
     ],
     ids=lambda value: str(value)[:20],
