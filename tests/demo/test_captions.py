@@ -62,7 +62,8 @@ def test_captions_are_tidy(language: Language) -> None:
     for _ in range(2000):
         scene = invent(chance, figures=chance.randrange(3), kept_out=False)
         text = caption(scene, language, chance, AS_PEOPLE_DO)
-        assert text and text == text.strip(" ,")
+        assert text
+        assert text == text.strip(" ,")
         assert "  " not in text and " ," not in text and ",," not in text, text
 
 

@@ -5,7 +5,6 @@ that an interrupted run ends with the weights of an uninterrupted one.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -165,7 +164,7 @@ class TrainingRun:
             },
             draft,
         )
-        os.replace(draft, self._state)
+        draft.replace(self._state)
 
     def _log(self, step: int, loss: float, seconds: float) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

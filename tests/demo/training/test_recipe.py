@@ -227,7 +227,8 @@ def test_a_guided_batch_is_pairs_that_differ_in_their_captions(datasets: list[Da
     assert paired.ids[:, -1].tolist() == [FINE] * half + [LOW] * half
     assert all(paired.captions[:half])
     assert paired.captions[half:].count("") > half / 2
-    assert paired.guidance is not None and len(paired.guidance) == len(paired.weights) == half
+    assert paired.guidance is not None
+    assert len(paired.guidance) == len(paired.weights) == half
     assert 1 <= paired.guidance.min() < paired.guidance.max() <= MAX_GUIDANCE
 
 
