@@ -45,7 +45,7 @@ def test_a_full_caption_leaves_nothing_out(language: Language, words: tuple[str,
 def test_adjectives_agree_and_articles_fit() -> None:
     assert any("una cruz roja" in text for text in ways(PAIR, Language.SPANISH))
     for text in ways(PAIR, Language.SPANISH):
-        assert "rojo" not in text and "un cruz" not in text, text
+        assert not any(part in text for part in ("rojo", "un cruz")), text
     for text in ways(PAIR, Language.ENGLISH):
         assert "a orange" not in text, text
 
@@ -64,7 +64,7 @@ def test_captions_are_tidy(language: Language) -> None:
         text = caption(scene, language, chance, AS_PEOPLE_DO)
         assert text
         assert text == text.strip(" ,")
-        assert "  " not in text and " ," not in text and ",," not in text, text
+        assert not any(part in text for part in ("  ", " ,", ",,")), text
 
 
 def test_people_leave_things_out() -> None:
