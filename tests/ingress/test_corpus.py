@@ -1,5 +1,7 @@
-"""Everything in `corpus.py`, sent over HTTP: the documented refusal or the right pixels, and
-memory that stays within 64 MB of what the largest legal picture takes."""
+"""The request corpus, sent over HTTP: documented errors, right pixels, bounded memory.
+
+Memory must stay within 64 MB of what the largest legal image takes.
+"""
 
 import base64
 import json
@@ -26,7 +28,7 @@ from tests.support.http_server import serving
 ROUTES = ("/generate", "/refine", "/v1/images/generations")
 JSON = {"Content-Type": "application/json"}
 BODIES = [(route, name) for route in ROUTES for name in corpus.bad_bodies(route)]
-STATUSES = {"MODEL_NOT_FOUND": 404, "PAYLOAD_TOO_LARGE": 413}  # what is not here: 400
+STATUSES = {"MODEL_NOT_FOUND": 404, "PAYLOAD_TOO_LARGE": 413}  # others: 400
 BAD = corpus.bad_pictures()
 ROOM = 64 * 2**20  # bytes above what the largest legal picture takes
 
@@ -38,7 +40,7 @@ def conductor() -> FakeConductor:
 
 @pytest.fixture(scope="module")
 def caller(conductor: FakeConductor) -> Iterator[httpx.Client]:
-    """A client of the service on a port, for a checkpoint of small pictures."""
+    """Yield a client of the service on a port, for a checkpoint of small images."""
     facts = replace(
         INFO, models=(replace(INFO.default_model, native_size=64),), default_image_count=1
     )
@@ -107,8 +109,11 @@ def test_a_good_picture_comes_through_with_the_right_pixels(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's own high-water mark")
 def test_memory_stays_within_64_mb_of_the_largest_legal_picture() -> None:
-    """Of the service alone, in a process of its own. A WebP is held against the largest legal WebP:
-    the decoder of that format needs three canvases beside the picture."""
+    """Measure the service in a process of its own.
+
+    A WebP is compared with the largest legal WebP: the decoder of that format needs three canvases
+    beside the image.
+    """
     largest = corpus.limit_pictures()
     with apart() as (caller, process):
 

@@ -1,4 +1,4 @@
-"""Bodies and picture files that real callers and attackers send, made on the spot.
+"""Bodies and image files as real callers and attackers send them.
 
 The PNG writer here is our own: Pillow writes neither 16-bit colours nor broken files.
 """
@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 96, 64
 
 
 def quarters(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """A picture whose every turn and mirror image differs."""
+    """Return an image that differs from each of its rotations and mirror images."""
     image = Image.new("RGB", (width, height))
     for i, colour in enumerate(COLOURS):
         left, top = (i % 2) * width // 2, (i // 2) * height // 2
@@ -26,19 +26,19 @@ def quarters(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """The picture as a file."""
+    """Return the image as a file."""
     file = BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """One chunk of a PNG."""
+    """Return one chunk of a PNG."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(width: int, height: int, depth: int, colour: int, rows: bytes, *more: bytes) -> bytes:
-    """A PNG of these raw rows, each without its filter byte."""
+    """Return a PNG of raw rows, each without its filter byte."""
     length = len(rows) // height if height else 0
     lines = b"".join(b"\0" + rows[i * length : (i + 1) * length] for i in range(height))
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
@@ -49,7 +49,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *more: by
 def _deep(
     channels: Callable[[tuple[int, int, int]], tuple[int, ...]], colour: int, *more: bytes
 ) -> bytes:
-    """The quarters with 16 bits a channel, the lower eight of them noise."""
+    """Return the quarters with 16 bits a channel, the lower eight of them noise."""
     rows = b"".join(
         bytes(byte for value in channels(shade) for byte in (value, 0x5A))
         for shade in _pixels(quarters())
@@ -64,7 +64,7 @@ def _pixels(image: Image.Image) -> Iterator[tuple[int, int, int]]:
 
 
 def turned(orientation: int, kind: str = "JPEG") -> bytes:
-    """The quarters as a camera stores them: `orientation` turns them upright again."""
+    """Return the quarters as a camera stores them; `orientation` turns them upright again."""
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -83,7 +83,7 @@ def turned(orientation: int, kind: str = "JPEG") -> bytes:
 
 
 def _with_alpha() -> Image.Image:
-    """The quarters, the last of them clear: on white it is white."""
+    """Return the quarters with the last one transparent, which is white on white."""
     image = quarters().convert("RGBA")
     image.putalpha(255)
     image.paste((10, 10, 10, 0), (WIDTH // 2, HEIGHT // 2, WIDTH, HEIGHT))
@@ -91,7 +91,7 @@ def _with_alpha() -> Image.Image:
 
 
 def _keyed() -> bytes:
-    """Eight bits of colour, one colour of them declared transparent."""
+    """Return an 8-bit PNG with one colour declared transparent."""
     red, green, blue = COLOURS[3]
     key = chunk(b"tRNS", struct.pack(">HHH", red, green, blue))
     return png(WIDTH, HEIGHT, 8, 2, quarters().tobytes(), key)
@@ -107,7 +107,7 @@ def _palette(*, alpha: bool) -> bytes:
 
 
 def grey(colour: tuple[int, int, int]) -> int:
-    """A colour's lightness as Pillow has it (ITU-R 601-2)."""
+    """Return a colour's lightness as Pillow computes it (ITU-R 601-2)."""
     red, green, blue = colour
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
@@ -180,7 +180,7 @@ _SVG = b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg' width='9' 
 
 
 def _webp_canvas(side: int) -> bytes:
-    """An extended WebP that promises a canvas of so many pixels a side."""
+    """Return an extended WebP whose header claims a canvas of `side` pixels a side."""
     size = (side - 1).to_bytes(3, "little")
     body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + size + size
     body += b"ANIM" + struct.pack("<I", 6) + bytes(6)
@@ -191,7 +191,7 @@ def _webp_canvas(side: int) -> bytes:
 
 
 def _jpeg_promise(width: int, height: int) -> bytes:
-    """A JPEG whose header has been given another size."""
+    """Return a JPEG whose header claims another size."""
     file = bytearray(saved(quarters(), "JPEG"))
     at = file.index(b"\xff\xc0") + 5
     file[at : at + 4] = struct.pack(">HH", height, width)
@@ -199,7 +199,7 @@ def _jpeg_promise(width: int, height: int) -> bytes:
 
 
 def bad_pictures() -> dict[str, tuple[bytes, str]]:
-    """Files, and a part of the sentence that each is refused with."""
+    """Return files, each with a part of the message that refuses it."""
     unreadable, large = "is not a readable PNG, JPEG or WebP", "too large"
     return {
         "empty": (b"", unreadable),
@@ -234,7 +234,7 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
 
 
 def limit_pictures() -> dict[str, bytes]:
-    """The largest pictures that are taken, in every kind that needs room of its own."""
+    """Return the largest legal images, of every kind that needs memory of its own."""
     side = 4096
     plain = Image.new("RGB", (side, side), COLOURS[0])
     return {
@@ -265,7 +265,7 @@ def _lying() -> Image.Exif:
 
 
 def bad_bodies(route: str) -> dict[str, tuple[bytes, str]]:
-    """Bodies that would be right but for one thing, and the code each is refused with."""
+    """Return bodies that are wrong in one thing, each with the code of its error."""
     fine: dict[str, Any] = {"prompt": "a"}
     if route == "/refine":
         fine["images"] = ["aGVsbG8="]

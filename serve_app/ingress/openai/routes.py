@@ -124,8 +124,7 @@ async def edit_images(request: Request, services: Services, key: IdempotencyKey 
     job = job.with_warnings(*_warnings(body, job))
     if len(uploads) > len(files):
         job = job.with_warnings(
-            f"only the first {len(files)} of {len(uploads)} images are used: "
-            "at most one for each of n"
+            f"base images used: the first {len(files)} of {len(uploads)}, one for each of n"
         )
     return await _run(body, job, request_context(request, key, body, images), request, services)
 

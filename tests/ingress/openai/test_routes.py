@@ -1,4 +1,4 @@
-"""The OpenAI routes, asked by OpenAI's own client over HTTP."""
+"""The OpenAI routes, called by OpenAI's own client over HTTP."""
 
 import base64
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def address(conductor: FakeConductor) -> Iterator[str]:
 
 @pytest.fixture
 def sdk(address: str, conductor: FakeConductor) -> Iterator[openai.OpenAI]:
-    """A client that had its base URL changed and nothing else."""
+    """Yield a client of OpenAI's with nothing but its base URL changed."""
     conductor.calls.clear()
     with openai.OpenAI(api_key=KEY, base_url=address, max_retries=0) as client:
         yield client
@@ -191,7 +191,7 @@ def test_one_file_or_several_are_edited(sdk: openai.OpenAI, conductor: FakeCondu
 def test_an_edit_gives_n_images(sdk: openai.OpenAI, conductor: FakeConductor) -> None:
     answer = sdk.images.edit(image=[file(), file(), file()], prompt="a")
     assert len(answer.data or ()) == len(conductor.calls) == 1
-    assert "only the first 1 of 3 images are used" in str(answer.model_extra)
+    assert "base images used: the first 1 of 3" in str(answer.model_extra)
     assert len(sdk.images.edit(image=[file(), file()], prompt="a", n=3).data or ()) == 3
 
 

@@ -1,4 +1,4 @@
-"""Every answer that is an error is counted once, by its code, wherever it was refused."""
+"""Every error response is counted once, by its code, whichever part refused the request."""
 
 from collections.abc import Callable
 from dataclasses import replace
