@@ -133,7 +133,7 @@ def median_step_seconds(stats: Sequence[ReplicaStats]) -> dict[tuple[Stage, int,
     """Return the median over the replicas of the seconds of a step, by stage, size and rows."""
     by_kind: dict[tuple[Stage, int, int, int], list[float]] = {}
     for replica in stats:
-        for turn, seconds in replica.costs.seconds_by_turn.items():
+        for turn, seconds in replica.engine.costs.seconds_by_turn.items():
             if turn.work is WorkKind.STEP:
                 size = turn.width * SCALE, turn.height * SCALE
                 by_kind.setdefault((turn.stage, *size, turn.rows), []).append(seconds)

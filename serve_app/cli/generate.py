@@ -95,7 +95,7 @@ def _load_pipeline(
     """Load the models and LoRAs that a job needs."""
     bases = {model.checkpoint.name: model.checkpoint for model in catalog.models}
     base, refiner = bases[job.models[Stage.BASE]], catalog.refiner
-    loras = {lora.name for image in job.images for lora in image.spec.loras}
+    used = {ref.key for image in job.images for ref in image.spec.extensions}
     limit = max_batch_images(settings, device.torch_device.type)
     checker = settings.safety_checker_dir
     return LocalPipeline(
@@ -104,7 +104,7 @@ def _load_pipeline(
         images=min(len(job.images), limit),
         strict=settings.model_determinism == "strict",
         safety=ImageSafetyChecker(checker, device) if checker else None,
-        loras={lora.info.name: lora.file for lora in catalog.loras if lora.info.name in loras},
+        extensions={lora.info.key: lora.file for lora in catalog.loras if lora.info.key in used},
     )
 
 

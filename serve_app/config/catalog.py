@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from serve_app.config.checkpoints import DEMO_NOTICE, check_pair, check_safety_checker, inspect
 from serve_app.config.models_file import ModelEntry, read_models_file
 from serve_app.config.settings import Settings
+from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.numeric_profile import default_precision
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, SettingsError
-from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
+from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, is_pair
 from serve_app.runtime.checkpoints.licenses import license_of, license_of_lora
@@ -81,7 +82,7 @@ class CatalogLora:
     """A LoRA under the name that requests use, and the models that it fits."""
 
     file: LoraFile
-    info: LoraInfo
+    info: ExtensionInfo
     license: str | None = None
 
 
@@ -161,7 +162,9 @@ def find_loras(settings: Settings, models: Sequence[CatalogModel]) -> tuple[Cata
                 f"fits none of the models: its layers attend to texts of width {dim}, {others}",
                 subject=f"{where}={entry.path}",
             )
-        loras.append(CatalogLora(file, LoraInfo(name, fits, entry.weight), entry.license))
+        loras.append(
+            CatalogLora(file, ExtensionInfo(LORA, name, fits, entry.weight), entry.license)
+        )
     return tuple(loras)
 
 
@@ -220,6 +223,6 @@ def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> Serv
         max_prompt_chars=settings.max_prompt_chars,
         safety_filters=tuple(name for name, setting in filters.items() if setting),
         terms_required=settings.require_terms_acceptance,
-        loras=tuple(lora.info for lora in catalog.loras),
-        max_loras=settings.max_loaded_loras,
+        extensions=tuple(lora.info for lora in catalog.loras),
+        max_extensions=settings.max_loaded_loras,
     )

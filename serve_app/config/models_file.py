@@ -10,8 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from serve_app.config.strict_yaml import UniqueKeyLoader
+from serve_app.core.diffusion.extensions import WEIGHT_RANGE
 from serve_app.core.diffusion.samplers import Sampler
-from serve_app.core.diffusion.spec import GUIDANCE_RANGE, LORA_WEIGHT_RANGE, STEPS_RANGE
+from serve_app.core.diffusion.spec import GUIDANCE_RANGE, STEPS_RANGE
 from serve_app.core.errors import SettingsError
 from serve_app.core.validation_message import validation_message
 
@@ -38,9 +39,7 @@ class LoraEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path  # a .safetensors file
-    weight: float = Field(
-        1.0, ge=LORA_WEIGHT_RANGE[0], le=LORA_WEIGHT_RANGE[1]
-    )  # if the request has none
+    weight: float = Field(1.0, ge=WEIGHT_RANGE[0], le=WEIGHT_RANGE[1])  # if the request has none
     license: str | None = Field(None, min_length=1, max_length=200)
 
 

@@ -156,7 +156,7 @@ class Conductor:
         if self._backlog:
             for stage, client in self._stages.items():
                 if not self._backlog.costs[stage].is_calibrated:
-                    reported = [replica.costs for replica in await client.stats()]
+                    reported = [replica.engine.costs for replica in await client.stats()]
                     calibrated = (costs for costs in reported if costs.is_calibrated)
                     self._backlog.costs[stage] = next(calibrated, CostTable())
         return self._backlog.demands()

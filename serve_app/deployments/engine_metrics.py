@@ -25,13 +25,13 @@ from serve_app.core.service.metrics import (
     STEP_ROWS,
     Meter,
 )
-from serve_app.runtime.step_record import StepRecord
+from serve_app.runtime.engine_events import StepRecord
 
 _MAX_STEPS = 10_000  # kept while the event loop is held up
 _TOTALS = {  # of the replica's stats
-    IMAGES_CANCELLED: attrgetter("cancelled"),
-    GPU_TIME: attrgetter("gpu_seconds"),
-    GPU_WASTED: attrgetter("wasted_gpu_seconds"),
+    IMAGES_CANCELLED: attrgetter("engine.cancelled"),
+    GPU_TIME: attrgetter("engine.gpu_seconds"),
+    GPU_WASTED: attrgetter("engine.wasted_gpu_seconds"),
 }
 
 
@@ -92,7 +92,7 @@ class EngineMetrics:
             total = total_of(stats)
             self._meter.record(metric, total - self._recorded[metric])
             self._recorded[metric] = total
-        return bool(self._present) or bool(stats.positions)
+        return bool(self._present) or bool(stats.engine.positions)
 
     def _record_steps(self) -> None:
         departed, self._departed = self._departed, []

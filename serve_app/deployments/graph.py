@@ -30,7 +30,8 @@ from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.deployments.router import REPORTS_EVERY
 from serve_app.deployments.scaling_options import ingress_scaling, stage_scaling
-from serve_app.deployments.stage_replica import LoraSource, ModelSource, StageConfig, StageReplica
+from serve_app.deployments.stage_config import ExtensionSource, ModelSource, StageConfig
+from serve_app.deployments.stage_replica import StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 
@@ -175,7 +176,10 @@ def _stage_config(
         checkpoints = []
     if catalog.refiner and Stage.REFINER in stage.stages:
         checkpoints.append(catalog.refiner)
-    loras = [LoraSource(lora.info.name, lora.file.path, lora.info.models) for lora in catalog.loras]
+    extensions = [
+        ExtensionSource(lora.info.kind, lora.info.name, lora.file.path, lora.info.models)
+        for lora in catalog.loras
+    ]
     return StageConfig(
         models=tuple(map(_model_source, checkpoints)),
         device=device,
@@ -187,8 +191,8 @@ def _stage_config(
         snapshot_interval_steps=settings.snapshot_interval_steps,
         safety_checker_dir=settings.safety_checker_dir,
         max_loaded_models=settings.max_loaded_models,
-        loras=tuple(loras) if Stage.BASE in stage.stages else (),
-        max_loaded_loras=settings.max_loaded_loras,
+        extensions=tuple(extensions) if Stage.BASE in stage.stages else (),
+        max_loaded_extensions=settings.max_loaded_loras,
         memory_fraction=min(stage.num_gpus or 1.0, 1.0),
     )
 

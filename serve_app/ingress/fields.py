@@ -15,9 +15,10 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_after_validator_function
 
+from serve_app.core.diffusion.extensions import WEIGHT_RANGE
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.sizes import ASPECTS
-from serve_app.core.diffusion.spec import GUIDANCE_RANGE, LORA_WEIGHT_RANGE, SEED_RANGE, STEPS_RANGE
+from serve_app.core.diffusion.spec import GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE
 
 MAX_TIMEOUT_S = 3600
 
@@ -84,7 +85,7 @@ Seed = Annotated[int, Range(*SEED_RANGE)]
 Fraction = Annotated[float, Range(0, 1)]
 Strength = Annotated[float, Range(0, 1, above_low=True)]
 Timeout = Annotated[float, Range(0, MAX_TIMEOUT_S, above_low=True)]
-LoraWeight = Annotated[float, Range(*LORA_WEIGHT_RANGE)]
+Weight = Annotated[float, Range(*WEIGHT_RANGE)]
 SamplerName = Annotated[Sampler, BeforeValidator(_sampler)]
 AspectRatio = Annotated[
     str, AfterValidator(_aspect), Field(json_schema_extra={"enum": list(ASPECTS)})

@@ -14,7 +14,12 @@ from serve_app.core.diffusion.spec import SEED_RANGE, ImageSpec, Stage
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.ingress.image_input import BaseImage
-from serve_app.ingress.lookup import LoraChoice, find_loras, find_model, lora_warnings
+from serve_app.ingress.lookup import (
+    ExtensionChoice,
+    extension_warnings,
+    find_extensions,
+    find_model,
+)
 from serve_app.ingress.png_metadata import MAX_PROMPT_CHARS, GenerationRecord
 
 LITERAL_GUIDANCE = 9.3  # at temperature 0
@@ -36,7 +41,7 @@ class CommonRequest:
     image_count: int | None = None
     handoff: float = DEFAULT_HANDOFF
     model: str | None = None  # the name of a base model
-    loras: tuple[LoraChoice, ...] = ()
+    extensions: tuple[ExtensionChoice, ...] = ()
     timeout_s: float | None = None
 
 
@@ -148,7 +153,7 @@ def plan_generation(
         sampler=request.sampler or model.defaults.sampler,
         handoff=request.handoff if can_refine and request.refine is not False else 1.0,
         model=model.name,
-        loras=find_loras(request.loras, model, info),
+        extensions=find_extensions(request.extensions, model, info),
     )
     count = request.image_count or info.default_image_count
     images = (JobImage(spec, request.prompt),) * count
@@ -168,7 +173,7 @@ def plan_refinement(
     it. Raises `InvalidRequest` or `ModelNotFound`.
     """
     model = check_refinement(request, info)
-    loras = find_loras(request.loras, model, info)
+    extensions = find_extensions(request.extensions, model, info)
     steps = request.steps or model.defaults.steps
     guidance = _guidance(request.guidance, model, DEFAULT_TEMPERATURE)
     handoff = request.handoff
@@ -195,7 +200,7 @@ def plan_refinement(
             strength=request.strength,
             handoff=handoff,
             model=model.name,
-            loras=loras,
+            extensions=extensions,
         )
         images.append(JobImage(spec, request.prompt, base))
     job = _job(request, images, drawn_seed, info, warnings, rerun)
@@ -208,7 +213,7 @@ def check_refinement(request: RefinementRequest, info: ServiceInfo) -> ModelInfo
     Raises `InvalidRequest` or `ModelNotFound`.
     """
     model = find_model(info, request.model)
-    find_loras(request.loras, model, info)
+    find_extensions(request.extensions, model, info)
     return model
 
 
@@ -255,7 +260,7 @@ def _job(
         model=model,
         models=models,
         refined=str(Stage.REFINER) in models,
-        warnings=(*warnings, *lora_warnings(images[0].prompt, spec, info)),
+        warnings=(*warnings, *extension_warnings(images[0].prompt, request.extensions, spec, info)),
         timeout_s=request.timeout_s,
         rerun=rerun,
     )

@@ -1,13 +1,15 @@
-"""The models and LoRAs that a request names, found among those of the service.
+"""The models and extensions that a request names, found among those of the service.
 
 An error never repeats the name that was sent: it may be a path.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serve_app.core.diffusion.extensions import LORA, ExtensionRef, kind_label
 from serve_app.core.diffusion.schedule import make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Lora
+from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.core.errors import InvalidRequest, ModelNotFound, model_not_found
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 
@@ -15,11 +17,13 @@ _TAG = "<lora:"  # how AUTOMATIC1111's prompts name a LoRA
 
 
 @dataclass(frozen=True, slots=True)
-class LoraChoice:
-    """A LoRA that a request names; None leaves the weight to the operator's default."""
+class ExtensionChoice:
+    """An extension that a request names; None leaves the weight to the operator's default."""
 
     name: str
     weight: float | None = None
+    kind: str = LORA
+    field: str = "loras"  # of the request
 
 
 def find_model(info: ServiceInfo, name: str | None, field: str = "model") -> ModelInfo:
@@ -35,52 +39,68 @@ def find_model(info: ServiceInfo, name: str | None, field: str = "model") -> Mod
     return model
 
 
-def find_loras(
-    choices: Sequence[LoraChoice], model: ModelInfo, info: ServiceInfo
-) -> tuple[Lora, ...]:
-    """Return the LoRAs of a request, in its order, for images of a model.
+def find_extensions(
+    choices: Sequence[ExtensionChoice], model: ModelInfo, info: ServiceInfo
+) -> tuple[ExtensionRef, ...]:
+    """Return the extensions of a request, in its order, for images of a model.
 
-    Raises `ModelNotFound` for an unknown name, with the names of all LoRAs, and `InvalidRequest`
-    for a LoRA that does not fit the model or is named twice, and for too many.
+    Raises `ModelNotFound` for an unknown name, with all names of the kind, and `InvalidRequest`
+    for an extension that does not fit the model or is named twice, and for too many.
     """
-    loras: list[Lora] = []
-    for number, choice in enumerate(choices):
-        field = f"loras.{number}.name"
-        lora = info.find_lora(choice.name)
-        if lora is None:
-            names = ", ".join(lora.name for lora in info.loras) or "none"
+    refs: list[ExtensionRef] = []
+    numbers = Counter[str]()  # of choices so far, by field
+    for choice in choices:
+        field = f"{choice.field}.{numbers[choice.field]}.name"
+        numbers[choice.field] += 1
+        extension = info.find_extension(choice.kind, choice.name)
+        if extension is None:
+            names = ", ".join(known.name for known in info.extensions_of(choice.kind)) or "none"
             raise ModelNotFound(
-                "names no LoRA of this service", subject=field, remedy=f"Available: {names}"
+                f"names no {kind_label(choice.kind)} of this service",
+                subject=field,
+                remedy=f"Available: {names}",
             )
-        if model.name not in lora.models:
+        if model.name not in extension.models:
             raise InvalidRequest(
                 field,
-                f"is {lora.name}, which was not made for the model {model.name}; "
-                f"it fits {', '.join(lora.models)}",
+                f"is {extension.name}, which was not made for the model {model.name}; "
+                f"it fits {', '.join(extension.models)}",
             )
-        if any(lora.name == previous.name for previous in loras):
-            raise InvalidRequest(field, f"names {lora.name} a second time")
-        loras.append(
-            Lora(lora.name, lora.default_weight if choice.weight is None else choice.weight)
-        )
-    active = sum(bool(lora.weight) for lora in loras)
-    if active > info.max_loras:
-        raise InvalidRequest("loras", f"must name at most {info.max_loras} LoRAs, got {active}")
-    return tuple(loras)
+        if any(extension.key == previous.key for previous in refs):
+            raise InvalidRequest(field, f"names {extension.name} a second time")
+        weight = extension.default_weight if choice.weight is None else choice.weight
+        refs.append(ExtensionRef(*extension.key, weight))
+    active = sum(bool(ref.weight) for ref in refs)
+    if active > info.max_extensions:
+        fields, kinds = _fields_and_kinds(choices)
+        problem = f"must name at most {info.max_extensions} {kinds}, got {active}"
+        raise InvalidRequest(fields, problem)
+    return tuple(refs)
 
 
-def lora_warnings(prompt: str, spec: ImageSpec, info: ServiceInfo) -> tuple[str, ...]:
-    """Return what a caller should know of the LoRAs in the prompt as it was sent, and the spec."""
+def extension_warnings(
+    prompt: str, choices: Sequence[ExtensionChoice], spec: ImageSpec, info: ServiceInfo
+) -> tuple[str, ...]:
+    """Return what a caller should know of the extensions in the prompt as sent, and the spec."""
     warnings = []
     if _TAG in prompt:
         warnings.append(f"{_TAG}…> in the prompt is read as text; name LoRAs in the field loras")
     model = info.find_model(spec.model or info.default_model.name)
-    if spec.loras and model and spec.handoff < 1:
+    if spec.extensions and model and spec.handoff < 1:
+        fields, kinds = _fields_and_kinds(choices)
         schedule = make_schedule(
             model.noise_config, spec.sampler, spec.steps, spec.strength, spec.handoff
         )
         if schedule.handoff_index <= schedule.start_index:
-            warnings.append("loras are ignored: the refiner makes this image alone, without LoRAs")
+            warnings.append(
+                f"{fields} are ignored: the refiner makes this image alone, without {kinds}"
+            )
         else:
-            warnings.append("loras apply to the base stage only: the refiner runs without them")
+            warnings.append(f"{fields} apply to the base stage only: the refiner runs without them")
     return tuple(warnings)
+
+
+def _fields_and_kinds(choices: Sequence[ExtensionChoice]) -> tuple[str, str]:
+    fields = dict.fromkeys(choice.field for choice in choices)
+    kinds = dict.fromkeys(f"{kind_label(choice.kind)}s" for choice in choices)
+    return " and ".join(fields), " and ".join(kinds)

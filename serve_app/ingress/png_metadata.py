@@ -79,7 +79,9 @@ def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
     if "refiner" in models and spec.handoff < 1:
         settings["Refiner"] = models["refiner"]
         settings["Refiner switch at"] = f"{spec.handoff:g}"
-    tags = [f"<lora:{lora.name}:{lora.weight:g}>" for lora in spec.loras]  # as in A1111's prompts
+    tags = [
+        f"<{ref.kind}:{ref.name}:{ref.weight:g}>" for ref in spec.extensions
+    ]  # as in A1111's prompts
     lines = [" ".join([spec.prompt, *tags])]
     if spec.negative_prompt:
         lines.append(f"Negative prompt: {spec.negative_prompt}")

@@ -1,15 +1,14 @@
-"""From a checkpoint and a few wishes to a model that is ready to step: the runtime's front door.
-
-Knows no settings files and no Ray: used by a replica, a test and a benchmark alike.
-"""
+"""From checkpoints and options to models that are ready to step: the runtime's front door."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.service.moderation import SafetyFilter
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
-from serve_app.runtime.checkpoints.lora_file import LoraFile
+from serve_app.runtime.extensions.extension_set import ExtensionFiles, ExtensionSet
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.memory_probe import (
     SAVINGS_BY_DEVICE,
@@ -18,14 +17,39 @@ from serve_app.runtime.memory.memory_probe import (
     find_memory_plan,
     lanes_for,
 )
+from serve_app.runtime.memory.model_cache import Loader
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load
-from serve_app.runtime.networks.lora_adapters import PeftLoraAdapters
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.stage_model import Parts, StageModel
 
 logger = logging.getLogger("aura.runtime")
+
+
+def model_loaders(
+    checkpoints: Iterable[Checkpoint],
+    device: Device,
+    *,
+    images: int,
+    strict: bool,
+    safety: SafetyFilter | None = None,
+    extensions: Mapping[ModelKey, ExtensionFiles] | None = None,
+) -> dict[ModelKey, Loader]:
+    """Return what loads each of these checkpoints, for a `ModelCache`; see `build_stage_model`."""
+    loaders: dict[ModelKey, Loader] = {}
+    for checkpoint in checkpoints:
+        key = ModelKey(checkpoint.stage, checkpoint.name)
+        loaders[key] = partial(
+            build_stage_model,
+            checkpoint,
+            device,
+            images=images,
+            strict=strict,
+            safety=safety,
+            extensions=(extensions or {}).get(key),
+        )
+    return loaders
 
 
 def build_stage_model(
@@ -37,16 +61,14 @@ def build_stage_model(
     images: int,
     strict: bool,
     safety: SafetyFilter | None = None,
-    loras: Mapping[str, LoraFile] | None = None,
-    lora_capacity: int = 1,
+    extensions: ExtensionFiles | None = None,
 ) -> StageModel:
-    """The stage's model, loaded, and fitted to the device's memory where that has an end.
+    """Load a stage's model and fit it to the device's memory where that is limited.
 
-    At most `images` guided images step together, with room left for as many models like this one
-    as are `to_come`, and for the largest `lora_room` of its `loras`; one that was here `before` is
-    fitted as it was then, if that still holds. In strict mode it has been proved to keep its
-    promise here. Raises `OperatorError` when that can't be kept, `DeviceFull` when not even one
-    image has room.
+    At most `images` guided images step together. Memory is left for `reserve_for` more models of
+    this size, and for the largest extensions that can be attached together. A model that was in
+    memory earlier begins with its `previous_plan`. In strict mode batch invariance is checked.
+    Raises `OperatorError` when that fails, and `DeviceFull` when not even one image fits.
     """
     modules = load(checkpoint, device)
     placement = Placement(modules, device)
@@ -54,28 +76,28 @@ def build_stage_model(
         Conditioner(modules.text_encoders, checkpoint),
         UNetDenoiser(modules.unet, checkpoint.noise_config.prediction_type, device.dtype),
         SdxlVae(modules.vae, device.torch_device),
-        PeftLoraAdapters(modules, loras) if loras else None,
+        extensions.open(modules) if extensions else ExtensionSet(),
     )
-    ladder = SAVINGS_BY_DEVICE.get(device.torch_device.type)
-    if ladder is None:  # a CPU pages, and a step of the largest picture would take it minutes
-        found = MemoryPlan(images)
+    savings = SAVINGS_BY_DEVICE.get(device.torch_device.type)
+    if savings is None:  # a CPU pages, and a step of the largest image would take it minutes
+        plan = MemoryPlan(images)
         placement.apply(())
     else:
-        numbers = sorted(file.num_parameters for file in (loras or {}).values())
-        trial = MemoryProbe(
+        probe = MemoryProbe(
             parts,
             placement,
             device,
             native_size=checkpoint.native_size,
             strict=strict,
             reserve_for=reserve_for,
-            lora_bytes=sum(numbers[-lora_capacity:]) * device.dtype.itemsize,
+            extension_bytes=extensions.num_bytes(device.dtype) if extensions else 0,
+            extension_work=extensions.work_per_pixel if extensions else 0.0,
         )
-        found = find_memory_plan(images, ladder, trial, previous_plan)
-    lanes = lanes_for(found.images, strict=strict)
+        plan = find_memory_plan(images, savings, probe, previous_plan)
+    lanes = lanes_for(plan.images, strict=strict)
     model = StageModel(
-        profile=device.numeric_profile(checkpoint.stage, lanes, checkpoint.name, found.savings),
-        memory_plan=found,
+        profile=device.numeric_profile(checkpoint.stage, lanes, checkpoint.name, plan.savings),
+        memory_plan=plan,
         device=device,
         parts=parts,
         safety=safety,

@@ -1,27 +1,26 @@
 """The engine: turns plans into steps on the one thread that owns the device.
 
-Knows no Ray, HTTP or event loop. Everyone else sends commands; listeners are called on the engine's
-thread and must not block. `turn` is plain and synchronous, so a test can be the thread.
+No Ray, no HTTP, no event loop. Other threads send commands; listeners are called on the engine's
+thread and must not block. `turn` is synchronous, so that a test can be the engine's thread.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import torch
 
-from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.gpu_time import GpuTime, GpuTimeAccount
+from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, with_profile
 from serve_app.core.errors import (
     AuraError,
     CallerError,
     EngineFault,
-    ImageTooLarge,
     ModelUnavailable,
     OutOfMemory,
     ProfileChanged,
@@ -30,50 +29,44 @@ from serve_app.core.errors import (
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import PendingWork, Plan, WorkKind
-from serve_app.core.service.events import Snapshot
-from serve_app.runtime.engine_events import Failed, Finished, Listener, notify
-from serve_app.runtime.memory.device import is_out_of_memory
+from serve_app.core.service.events import EngineStats, Snapshot
+from serve_app.runtime.engine_errors import image_too_large, to_domain_error
+from serve_app.runtime.engine_events import Failed, Finished, Listener, StepRecord, notify
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.stage_model import DeviceSample, HostSample, to_device, to_host
-from serve_app.runtime.step_record import StepRecord
 
 logger = logging.getLogger("aura.engine")
 
-SNAPSHOT_GAP = 0.2  # seconds: an event costs a millisecond or so on its way
-_FAULTS_TO_ILLNESS = 3  # turns in a row that failed
+SNAPSHOT_GAP = 0.2  # seconds between two snapshots of a sample, which take about a millisecond each
+_MAX_FAULTS = 3  # failed turns in a row after which the engine is unhealthy
 
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What an engine has done; a value that may travel."""
-
-    state: str  # the scheduler's own words
-    turns: int  # UNet calls
-    steps: int  # steps of samples: one turn of a batch of four counts four
-    finished: int
-    cancelled: int
-    gpu_seconds: float  # of GPU time; all images' seconds together
-    wasted_gpu_seconds: float  # of those, what cancelled and failed images had spent
-    costs: CostTable
-    positions: dict[str, int]  # index of each sample in flight
-    models: dict[
-        ModelKey, MemoryPlan
-    ]  # those in memory, then those parked; and what was given up for each
+OnStep = Callable[[StepRecord], None]
 
 
 @dataclass(slots=True)
 class _Waiter:
-    """Whom to tell of a sample, and when it was last copied out."""
+    """Who listens to a sample, and when the sample was last copied out."""
 
     listener: Listener
     index: int
-    at: float
-    retried_alone: bool = False  # whether a turn of it alone once found no room
+    time: float
+    retried_alone: bool = False  # after it found no memory in a turn of its own
+
+
+@dataclass(slots=True)
+class _Counters:
+    turns: int = 0
+    steps: int = 0
+    finished: int = 0
+    cancelled: int = 0
 
 
 class Engine:
-    """The samples of one replica, stepped together."""
+    """The samples of one replica, stepped together.
+
+    `on_step` is called after each step, on the engine's thread, and must not block.
+    """
 
     def __init__(
         self,
@@ -81,33 +74,35 @@ class Engine:
         *,
         snapshot_every: int,
         clock: Callable[[], float] = time.monotonic,
-        on_step: Callable[[StepRecord], None] = lambda stepped: (
-            None
-        ),  # of each step; must not block
+        on_step: OnStep | None = None,
     ) -> None:
         self.models = models
-        rooms = {"model_capacity": models.capacity, "lora_capacity": models.lora_capacity}
-        self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(models.batch_sizes, **rooms)
+        self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(
+            models.batch_sizes,
+            model_capacity=models.capacity,
+            extension_capacity=models.extension_capacity,
+        )
         self._snapshot_every = snapshot_every
         self._clock, self._on_step = clock, on_step
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._waiters: dict[str, _Waiter] = {}
         self._account = GpuTimeAccount()
         self._account.set_batch_sizes(models.batch_sizes)
-        self._stats = EngineStats("", 0, 0, 0, 0, 0.0, 0.0, self._account.cost_table, {}, {})
-        self._pending: tuple[PendingWork[torch.Tensor], ...] = ()
-        self._free_at = 0.0  # when the turn before ended, or its wait
+        self._counters = _Counters()
+        self.memory_plans: Mapping[ModelKey, MemoryPlan] = models.memory_plans  # of the last load
+        # Held while the books change, never while the device works: other threads read them.
+        self._lock = threading.RLock()
+        self._free_at = 0.0  # when the last turn ended, or the wait for a command
         self._faults = 0
         self._closing = False
-        self._publish()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """The engine has its own thread and works until `close`."""
+        """Start the engine's thread, which works until `close`."""
         self._thread.start()
 
     def close(self) -> None:
-        """The thread has ended; whoever still waited got `ReplicaLost` and a last snapshot."""
+        """Stop the thread; whoever still waits gets a last snapshot and `ReplicaLost`."""
         self._commands.put(self._evict_all)
         if self._thread.is_alive():
             self._thread.join()
@@ -115,58 +110,74 @@ class Engine:
             self._take_commands(wait=False)
 
     def submit(self, sample: HostSample, segment: StageSegment, listener: Listener) -> None:
-        """The sample will be walked to the end of its leg. May be called from any thread.
+        """Step the sample to the end of its segment. Any thread may call this.
 
-        A sample that is here already is replaced: who sends it again has given the first one up.
+        A sample with the id of an earlier one replaces it: its sender has given that one up.
         """
         self._commands.put(lambda: self._add(sample, segment, listener))
 
     def cancel(self, id: str, listener: Listener) -> None:
-        """The listener's sample is dropped at the next step boundary, and it hears no more.
+        """Drop the listener's sample at the next step boundary; the listener hears no more of it.
 
-        Nothing happens when the sample has ended, or was sent again and has another listener.
+        Nothing happens when the sample has ended, or was sent again with another listener.
         """
         self._commands.put(lambda: self._drop(id, listener))
 
     def stats(self) -> EngineStats:
-        """What the engine has done, as of its last turn."""
-        return self._stats
+        """Return what the engine has done so far. Any thread may call this."""
+        with self._lock:
+            return EngineStats(
+                state=repr(self._scheduler),
+                turns=self._counters.turns,
+                steps=self._counters.steps,
+                finished=self._counters.finished,
+                cancelled=self._counters.cancelled,
+                gpu_seconds=self._account.total_seconds,
+                wasted_gpu_seconds=self._account.wasted_seconds,
+                costs=self._account.cost_table,
+                positions={sample.id: sample.index for sample in self._scheduler.samples()},
+                models=tuple(self.memory_plans),
+            )
 
     def pending(self) -> tuple[PendingWork[torch.Tensor], ...]:
-        """What is left of all that is here, as of its last turn: see `core.forecast`."""
-        return self._pending
+        """Return the work left of all samples, for a forecast. Any thread may call this."""
+        with self._lock:
+            return self._scheduler.pending()
 
     def check(self) -> None:
-        """Returns when the engine is well; raises `EngineFault` when it can't work any more."""
+        """Return if the engine is well; raise `EngineFault` if it can't work any more."""
         if self._thread.ident is not None and not self._thread.is_alive():
             raise EngineFault("the engine thread has ended")
-        if self._faults >= _FAULTS_TO_ILLNESS:
+        if self._faults >= _MAX_FAULTS:
             raise EngineFault(f"{self._faults} turns in a row have failed")
 
     def turn(self, *, wait: bool = False) -> bool:
-        """Commands taken, one plan made, run and settled; whether there was anything to do. With
-        `wait` and nothing to do, blocks until a command comes.
+        """Take commands; make, run and settle one plan. Return whether there was one.
+
+        With `wait`, an engine without samples blocks until a command comes.
         """
         idle = not len(self._scheduler)
         self._take_commands(wait=wait and idle)
         if idle:
             self._free_at = self._clock()
-        plan, began = self._scheduler.plan(), self._free_at
-        if plan is not None:
-            try:
-                results, picture = self._run_plan(plan)
-                self._charge(plan, whole=True)
-                self._settle(plan, results, picture)
-                self._faults = 0 if plan.work is WorkKind.STEP else self._faults
-            except Exception as error:  # whatever a turn dies of, only its own samples may suffer
-                self._charge(plan, whole=False)
+        with self._lock:
+            self._scheduler.admit_ready()
+            plan, began = self._scheduler.plan(), self._free_at
+        if plan is None:
+            return False
+        try:
+            results, image = self._run_plan(plan)
+            with self._lock:
+                self._charge(plan, completed=True)
+                self._settle(plan, results, image)
+            self._faults = 0 if plan.work is WorkKind.STEP else self._faults
+        except Exception as error:  # whatever a turn fails with, only its own samples may suffer
+            with self._lock:
+                self._charge(plan, completed=False)
                 self._fail(plan, error)
-            if plan.work is WorkKind.STEP:
-                self._on_step(StepRecord.of(plan, began, self._free_at - began))
-                turns, steps = self._stats.turns + 1, self._stats.steps + len(plan.samples)
-                self._stats = replace(self._stats, turns=turns, steps=steps)
-        self._publish()
-        return plan is not None
+        if plan.work is WorkKind.STEP and self._on_step is not None:
+            self._on_step(StepRecord.of(plan, began, self._free_at - began))
+        return True
 
     def _run(self) -> None:
         self.models.device.claim_thread()
@@ -175,13 +186,15 @@ class Engine:
 
     def _take_commands(self, *, wait: bool) -> None:
         try:
-            self._commands.get(block=wait)()
+            command = self._commands.get(block=wait)
             while True:
-                self._commands.get_nowait()()
+                with self._lock:
+                    command()
+                command = self._commands.get_nowait()
         except Empty:
             pass
 
-    def _add(self, sample: HostSample, leg: StageSegment, listener: Listener) -> None:
+    def _add(self, sample: HostSample, segment: StageSegment, listener: Listener) -> None:
         try:
             sample = self.models.admit(sample)
         except AuraError as error:
@@ -191,10 +204,10 @@ class Engine:
             self._scheduler.cancel(sample.id)
             self._forget(sample.id, wasted=True)
         try:
-            self._scheduler.add(to_device(sample, self.models.device.torch_device), leg)
+            self._scheduler.add(to_device(sample, self.models.device.torch_device), segment)
         except Exception as error:  # a bad sample must not end the thread
-            logger.exception("sample %s was not taken", sample.id)
-            notify(listener, Failed(_to_domain_error(error)))
+            logger.exception("sample %s was not added", sample.id)
+            notify(listener, Failed(to_domain_error(error)))
             return
         self._waiters[sample.id] = _Waiter(listener, sample.index, self._clock())
 
@@ -203,14 +216,14 @@ class Engine:
         if waiter is not None and waiter.listener is listener:
             self._scheduler.cancel(id)
             self._forget(id, wasted=True)
-            self._stats = replace(self._stats, cancelled=self._stats.cancelled + 1)
+            self._counters.cancelled += 1
 
     def _evict_all(self) -> None:
-        for sample in self._scheduler.samples():
-            left = self._scheduler.evict(sample.id)
-            listener, _ = self._forget(sample.id, wasted=False)  # its snapshot goes on elsewhere
-            if left.index > left.schedule.start_index:
-                notify(listener, Snapshot(to_host(left)))
+        for id in [sample.id for sample in self._scheduler.samples()]:
+            sample = self._scheduler.evict(id)
+            listener, _ = self._forget(id, wasted=False)  # its snapshot is continued elsewhere
+            if sample.index > sample.schedule.start_index:
+                notify(listener, Snapshot(to_host(sample)))
             notify(listener, Failed(ReplicaLost("the replica is closing")))
         self._closing = True
 
@@ -228,32 +241,38 @@ class Engine:
         return [with_profile(sample, model.profile.name)], model.decode(sample)
 
     def _load(self, plan: Plan[torch.Tensor]) -> list[DeviceSample]:
+        model = plan.samples[0].model_key
         try:
-            model = plan.samples[0].model_key
-            if plan.work is WorkKind.LOAD:
-                self.models.load(model, [key for key in plan.evict if isinstance(key, ModelKey)])
+            if isinstance(plan.load, ExtensionKey):
+                evict = [key for key in plan.evict if isinstance(key, ExtensionKey)]
+                self.models.attach(model, plan.load, evict)
             else:
-                evict = [name for name in plan.evict if isinstance(name, str)]
-                self.models.attach(model, str(plan.load), evict)
+                self.models.load(model, [key for key in plan.evict if isinstance(key, ModelKey)])
         finally:
-            self._scheduler.set_resident(self.models.batch_sizes, self.models.attached_loras)
-            self._account.set_batch_sizes(self.models.batch_sizes)
+            with self._lock:
+                batch_sizes = self.models.batch_sizes
+                self._scheduler.set_resident(batch_sizes, self.models.attached_extensions)
+                self._account.set_batch_sizes(batch_sizes)
+                self.memory_plans = self.models.memory_plans
         return list(plan.samples)
 
-    def _charge(self, plan: Plan[torch.Tensor], *, whole: bool) -> None:
-        """The turn's samples pay for all since the one before, the time between turns too."""
+    def _charge(self, plan: Plan[torch.Tensor], *, completed: bool) -> None:
+        """Count the turn; charge its samples with the time since the last turn ended."""
+        if plan.work is WorkKind.STEP:
+            self._counters.turns += 1
+            self._counters.steps += len(plan.samples)
         now = self._clock()
-        self._account.charge(plan, now - self._free_at, completed=whole)
+        self._account.charge(plan, now - self._free_at, completed=completed)
         self._free_at = now
 
     def _settle(
-        self, plan: Plan[torch.Tensor], results: list[DeviceSample], picture: RgbImage | None
+        self, plan: Plan[torch.Tensor], results: list[DeviceSample], image: RgbImage | None
     ) -> None:
         for sample in self._scheduler.settle(plan, results):
             last = to_host(sample)
-            self._stats = replace(self._stats, finished=self._stats.finished + 1)
-            listener, spent = self._forget(sample.id, wasted=False)
-            notify(listener, Finished(last, picture, spent, self._account.cost_table))
+            self._counters.finished += 1
+            listener, gpu_time = self._forget(sample.id, wasted=False)
+            notify(listener, Finished(last, image, gpu_time, self._account.cost_table))
         if plan.work is WorkKind.STEP:
             self._send_snapshots(results)
 
@@ -264,55 +283,33 @@ class Engine:
             if (
                 waiter is not None
                 and sample.index - waiter.index >= self._snapshot_every
-                and now - waiter.at >= SNAPSHOT_GAP
+                and now - waiter.time >= SNAPSHOT_GAP
             ):
-                waiter.index, waiter.at = sample.index, now
+                waiter.index, waiter.time = sample.index, now
                 notify(waiter.listener, Snapshot(to_host(sample)))
 
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
-        named = _to_domain_error(error)
-        if isinstance(named, OutOfMemory):
+        domain_error = to_domain_error(error)
+        if isinstance(domain_error, OutOfMemory):
             self.models.device.empty_cache()
             if len(plan.samples) == 1:
                 waiter = self._waiters[plan.samples[0].id]
                 if not waiter.retried_alone:
                     waiter.retried_alone = True  # once more, alone, with everything freed
+                    self._scheduler.settle(plan, ())
                     return
-                named = ImageTooLarge(
-                    "this image alone does not fit on the device: ask for a smaller one; the "
-                    "service's operator can lower MODEL_MAX_BATCH_SIZE or use MODEL_PRECISION=fp16"
-                )
-        if not isinstance(named, CallerError | ProfileChanged):
+                domain_error = image_too_large()
+        if not isinstance(domain_error, CallerError | ProfileChanged):
             logger.error("a turn failed: %s", plan.work, exc_info=error)
-            self._faults += not isinstance(named, ModelUnavailable)
+            self._faults += not isinstance(domain_error, ModelUnavailable)
         for sample in plan.samples:
-            if self._scheduler.cancel(sample.id):
+            self._scheduler.cancel(sample.id)
+            if sample.id in self._waiters:
                 listener, _ = self._forget(sample.id, wasted=True)
-                notify(listener, Failed(named))
+                notify(listener, Failed(domain_error))
+        self._scheduler.settle(plan, ())
 
     def _forget(self, id: str, *, wasted: bool) -> tuple[Listener, GpuTime]:
-        """Whom to tell, and the GPU time that the sample took."""
+        """Drop what is kept for a sample; return its listener and its GPU time."""
         self.models.forget(id)
         return self._waiters.pop(id).listener, self._account.finish(id, wasted=wasted)
-
-    def _publish(self) -> None:
-        """Puts what others may read into values, replaced whole: they need no lock."""
-        self._pending = self._scheduler.pending()
-        self._stats = replace(
-            self._stats,
-            state=repr(self._scheduler),
-            gpu_seconds=self._account.total_seconds,
-            wasted_gpu_seconds=self._account.wasted_seconds,
-            costs=self._account.cost_table,
-            positions={s.id: s.index for s in self._scheduler.samples()},
-            models=self.models.memory_plans,
-        )
-
-
-def _to_domain_error(error: Exception) -> AuraError:
-    """The error by a name of ours; the sentence says nothing of the inside."""
-    if is_out_of_memory(error):
-        return OutOfMemory("the device has no room for this image now")
-    if isinstance(error, AuraError):
-        return error
-    return EngineFault("a step failed")

@@ -1,6 +1,6 @@
-"""What an engine tells of a sample: a snapshot on the way, and how its leg ended.
+"""What an engine reports: a sample's snapshots and the end of its segment, and each step it took.
 
-Knows no engine and no event loop.
+No engine and no event loop.
 """
 
 import logging
@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.gpu_time import GpuTime
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError
+from serve_app.core.scheduling.work import Plan
 from serve_app.core.service.events import Snapshot
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.stage_model import HostSample
@@ -22,17 +25,17 @@ logger = logging.getLogger("aura.engine")
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The leg is done; with a picture if it was the last one."""
+    """The end of a segment; with the image if the segment was the last one."""
 
     sample: HostSample
     image: RgbImage | None
-    gpu_time: GpuTime  # the GPU time that the leg took
+    gpu_time: GpuTime  # that the segment took
     costs: CostTable
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The leg ended badly."""
+    """The end of a segment that an error cut short."""
 
     error: AuraError
 
@@ -41,8 +44,32 @@ Event = Snapshot[npt.NDArray[np.float32]] | Finished | Failed
 Listener = Callable[[Event], None]
 
 
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One UNet call of a batch."""
+
+    stage: Stage
+    ids: tuple[str, ...]  # of the samples
+    rows: int  # of the samples, without padding
+    lanes: int  # with padding
+    began: float  # seconds of the engine's clock
+    seconds: float
+
+    @classmethod
+    def of(cls, plan: Plan[torch.Tensor], began: float, seconds: float) -> "StepRecord":
+        """Return the record of a STEP plan that was run."""
+        return cls(
+            plan.samples[0].stage,
+            tuple(sample.id for sample in plan.samples),
+            sum(sample.spec.rows for sample in plan.samples),
+            plan.lanes,
+            began,
+            seconds,
+        )
+
+
 def notify(listener: Listener, event: Event) -> None:
-    """The listener was told, if it still could be: one that fails hurts nobody else's sample."""
+    """Notify the listener; log if it raises, so that other samples are unaffected."""
     try:
         listener(event)
     except Exception:

@@ -1,17 +1,18 @@
-"""`StageModel`: everything a replica's engine runs, for one stage: the four kinds of turn.
+"""`StageModel`: the networks of one stage, and the turns that run them.
 
-Knows no scheduler, threads or waiters. Samples come in and go out as values; what is dear to make
-again (guides, noise generators) is kept beside them by id until `forget`.
+No scheduler, no threads. Samples come in and go out as values. What is expensive to make again
+(conditioning, noise generators) is kept by the samples' ids until `forget`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from serve_app.core.diffusion.extensions import ExtensionKey, ExtensionRef
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.sample import (
     Sample,
@@ -22,25 +23,25 @@ from serve_app.core.diffusion.sample import (
     with_prompt_info,
 )
 from serve_app.core.diffusion.solver import combine, solver_step
-from serve_app.core.diffusion.spec import LATENT_CHANNELS, ImageSpec, Lora
+from serve_app.core.diffusion.spec import LATENT_CHANNELS, ImageSpec
 from serve_app.core.errors import OperatorError, ProfileChanged, SafetyBlock
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.work import BatchSize
 from serve_app.core.service.moderation import SafetyFilter
+from serve_app.runtime.extensions.extension_set import ExtensionSet
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.conditioning import Conditioner, Conditioning
 from serve_app.runtime.networks.denoiser import Denoiser, DenoiserInput
-from serve_app.runtime.networks.lora_adapters import LoraAdapters
 from serve_app.runtime.networks.vae import ImageCodec, RgbImage
 from serve_app.runtime.noise import Noise
 
-DeviceSample = Sample[torch.Tensor]  # on the device
-HostSample = Sample[npt.NDArray[np.float32]]  # on the wire
+DeviceSample = Sample[torch.Tensor]  # latents on the device
+HostSample = Sample[npt.NDArray[np.float32]]  # latents in the host's memory, ready to travel
 
 
 @dataclass(slots=True)
 class _SampleState:
-    """What is kept beside a sample while it is here."""
+    """What is kept for a sample between its turns."""
 
     noise: Noise
     conditioning: Conditioning | None = None
@@ -48,22 +49,22 @@ class _SampleState:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a stage's model is made of."""
+    """The networks of a stage's model, each behind its contract."""
 
     conditioner: Conditioner
     denoiser: Denoiser
     image_codec: ImageCodec
-    adapters: LoraAdapters | None = None  # None: it wears no LoRAs
+    extensions: ExtensionSet = field(default_factory=ExtensionSet)
 
 
 class Offloadable(Protocol):
-    """Where a model's networks are."""
+    """A model's networks, which can leave the device and come back."""
 
     def offload(self) -> None:
-        """Nothing of them is on the device."""
+        """Move the networks off the device."""
 
     def restore(self) -> None:
-        """They are back as they were; raises what the device raises when there is no room."""
+        """Bring the networks back; raise what the device raises when there is no memory."""
 
 
 class StageModel:
@@ -84,68 +85,66 @@ class StageModel:
         self.device = device
         self._conditioner = parts.conditioner
         self._denoiser = parts.denoiser
-        self._pixels = parts.image_codec
-        self._adapters = parts.adapters
+        self._image_codec = parts.image_codec
+        self._extensions = parts.extensions
         self._safety = safety
         self._offloadable = offloadable
         self._states: dict[str, _SampleState] = {}
 
     @property
     def batch_size(self) -> BatchSize:
-        """How many samples step together here, and in how many rows."""
+        """How many samples step together, and in how many rows."""
         return BatchSize(self.memory_plan.images, self.profile.lanes)
 
     @property
-    def attached_loras(self) -> tuple[str, ...]:
-        """The LoRAs that samples may wear here now."""
-        return self._adapters.attached if self._adapters else ()
+    def attached_extensions(self) -> tuple[ExtensionKey, ...]:
+        """The extensions that samples may use now."""
+        return self._extensions.attached
 
-    def attach(self, name: str, evict: Sequence[str]) -> None:
-        """Samples may wear the LoRA; nothing of those to `drop` is in memory any more.
+    def attach(self, key: ExtensionKey, evict: Sequence[ExtensionKey]) -> None:
+        """Attach an extension, after `evict` has left memory.
 
-        Raises `OperatorError` when it does not fit, or breaks the promise of `prove_lanes`.
+        Raises `OperatorError` when it does not fit, or breaks batch invariance.
         """
-        assert self._adapters is not None
-        for gone in evict:
-            self._adapters.detach(gone)
-        self._adapters.attach(name)
+        self._extensions.detach(evict)
+        self._extensions.attach(key)
         try:
-            self.check_batch_invariance((Lora(name),))
-        except Exception:  # out of memory too: what was not proved is not worn
-            self._adapters.detach(name)
+            self.check_batch_invariance((ExtensionRef(*key),))
+        except Exception:  # out of memory too: an unchecked extension is not used
+            self._extensions.detach([key])
             raise
 
     @torch.inference_mode()
     def condition(self, sample: DeviceSample) -> DeviceSample:
-        """The sample with its guide made and, for an image from noise, its first latents.
+        """Encode the sample's prompts; draw the first latents of an image that starts from noise.
 
-        Raises `ProfileChanged` when other numbers, or another model, began it.
+        Raises `ProfileChanged` when another numeric profile, or another model, began it.
         """
-        self._check(sample)
-        beside = self._state_of(sample)
-        self._activate(sample.active_loras)
-        beside.conditioning = guide = self._conditioner.condition(sample.spec, sample.active_loras)
-        sample = with_prompt_info(
-            with_profile(sample, self.profile.name), guide.chunks, guide.warnings
-        )
+        self._check_profile(sample)
+        state, extensions = self._state_of(sample), sample.active_extensions
+        self._extensions.activate(extensions)
+        conditioning = self._conditioner.condition(sample.spec, extensions)
+        state.conditioning = conditioning
+        sample = with_profile(sample, self.profile.name)
+        sample = with_prompt_info(sample, conditioning.chunks, conditioning.warnings)
         if sample.latents is not None or sample.inputs.init_image is not None:
             return sample
-        noise = beside.noise.draw(0, self.device.torch_device)
+        noise = state.noise.draw(0, self.device.torch_device)
         return with_latents(sample, noise * sample.schedule.init_noise_sigma, noise_draws=1)
 
     @torch.inference_mode()
     def encode(self, sample: DeviceSample) -> DeviceSample:
-        """The sample with its base image as latents, noised to where it enters the schedule.
+        """Encode the initial image to latents, with the noise of where it enters the schedule.
 
-        Draw 0 picks from the VAE's posterior, draw 1 is the starting noise: diffusers' order.
+        Draw 0 samples the VAE's posterior and draw 1 is the starting noise, in diffusers' order.
         """
         if sample.inputs.init_image is None:
-            raise ValueError(f"sample {sample.id} has no base image")
+            raise ValueError(f"sample {sample.id} has no initial image")
         spec, draw = sample.spec, self._state_of(sample).noise.draw
-        picture = np.frombuffer(sample.inputs.init_image, np.uint8).reshape(
+        image = np.frombuffer(sample.inputs.init_image, np.uint8).reshape(
             spec.height, spec.width, 3
         )
-        latents = self._pixels.encode(picture, draw(0, self.device.torch_device))
+        latents = self._image_codec.encode(image, draw(0, self.device.torch_device))
         noise = draw(1, self.device.torch_device)
         noised = latents + sample.schedule.sigmas[sample.index] * noise
         self.device.synchronize()
@@ -153,9 +152,12 @@ class StageModel:
 
     @torch.inference_mode()
     def step(self, samples: Sequence[DeviceSample], lanes: int) -> list[DeviceSample]:
-        """The samples, each one step on. One network call with `lanes` rows; bits that owe nothing
-        to the others in it, since every row has its own weights and its own noise."""
-        self._activate(samples[0].active_loras)
+        """Take one step of every sample, in one UNet call with `lanes` rows.
+
+        Every row has its own solver weights and its own noise, so that a sample's bits do not
+        depend on the other samples in the call.
+        """
+        self._extensions.activate(samples[0].active_extensions)
         x = torch.stack([_latents(s) for s in samples])  # (samples, 4, h/8, w/8)
         denoised = self._denoiser(x, [self._denoiser_input(s) for s in samples], lanes)
         results = [self._advance(s, d) for s, d in zip(samples, denoised, strict=True)]
@@ -164,55 +166,57 @@ class StageModel:
 
     @torch.inference_mode()
     def decode(self, sample: DeviceSample) -> RgbImage:
-        """The picture of a sample that has taken its last step.
+        """Return the image of a sample that has taken its last step.
 
         Raises `SafetyBlock` when the filter refuses it, and `ProfileChanged` as `condition` does.
         """
-        self._check(sample)
-        picture = self._pixels.decode(_latents(sample))
-        if self._safety and self._safety.refuses_image(picture):
+        self._check_profile(sample)
+        image = self._image_codec.decode(_latents(sample))
+        if self._safety and self._safety.refuses_image(image):
             raise SafetyBlock("the safety filter refuses the picture that came of this request")
-        return picture
+        return image
 
     def offload(self) -> None:
-        """Its networks have left the device; it can do nothing until `unpark`, and stays as it was
-        fitted and proved."""
+        """Move the networks off the device. The model can't run until `restore`, which changes
+        neither its memory plan nor its numeric profile."""
         if self._offloadable is not None:
             self._offloadable.offload()
 
     def restore(self) -> None:
-        """Its networks are back, to the same bytes. Raises what the device raises when there is no
-        room; then it is parked as before."""
+        """Bring the networks back, with the same bytes.
+
+        Raises what the device raises when there is no memory; the model then stays offloaded.
+        """
         if self._offloadable is not None:
             self._offloadable.restore()
 
     def forget(self, id: str) -> None:
-        """Nothing is kept beside this sample any more."""
+        """Drop what is kept for a sample."""
         self._states.pop(id, None)
 
     @torch.inference_mode()
-    def check_batch_invariance(self, loras: tuple[Lora, ...] = ()) -> None:
-        """Returns when a row's bits do not depend on its slot or its neighbours, while `loras` are
-        worn; raises `OperatorError` when this machine breaks that promise.
+    def check_batch_invariance(self, extensions: tuple[ExtensionRef, ...] = ()) -> None:
+        """Check that a row's bits depend neither on its slot nor on its neighbours.
 
-        Kernels split work over threads, and a split that is not even treats slots differently:
-        seen on CPU with 5 or 6 lanes on 2 threads, and with 7 threads at any number of lanes.
+        Kernels split work over threads, and an uneven split treats slots differently: seen on CPU
+        with 5 or 6 lanes on 2 threads, and with 7 threads at any number of lanes. Raises
+        `OperatorError` when this machine breaks the promise of strict mode with these extensions.
         """
         if not self.profile.strict:
             return
-        self._activate(loras)
-        draw, lanes = torch.Generator().manual_seed(0), self.profile.lanes
-        for shape, more in (((16, 16), ""), ((13, 19), ""), ((16, 16), "BREAK")):
-            x = torch.randn(lanes, LATENT_CHANNELS, *shape, generator=draw).to(
-                self.device.torch_device
-            )
-            points = [
-                DenoiserInput(1.0 + i, 900.0 - i, self._conditioner.condition(spec, loras))
-                for i, spec in enumerate(_unguided_spec(f"{more} proof {i}") for i in range(lanes))
+        self._extensions.activate(extensions)
+        generator, lanes = torch.Generator().manual_seed(0), self.profile.lanes
+        for shape, words in (((16, 16), ""), ((13, 19), ""), ((16, 16), "BREAK")):
+            x = torch.randn(lanes, LATENT_CHANNELS, *shape, generator=generator)
+            x = x.to(self.device.torch_device)
+            specs = [_unguided_spec(f"{words} proof {lane}") for lane in range(lanes)]
+            inputs = [
+                DenoiserInput(1.0 + i, 900.0 - i, self._conditioner.condition(spec, extensions))
+                for i, spec in enumerate(specs)
             ]
-            straight = self._denoiser(x, points, lanes)
-            turned = self._denoiser(x.roll(1, 0), points[-1:] + points[:-1], lanes)
-            if not torch.equal(straight, turned.roll(-1, 0)):
+            denoised = self._denoiser(x, inputs, lanes)
+            rolled = self._denoiser(x.roll(1, 0), inputs[-1:] + inputs[:-1], lanes)
+            if not torch.equal(denoised, rolled.roll(-1, 0)):
                 raise OperatorError(
                     f"MODEL_DETERMINISM=strict can't be kept on {self.profile.device} with "
                     f"{lanes} lanes and {self.profile.cpu_threads} CPU threads: a picture's bits "
@@ -220,11 +224,7 @@ class StageModel:
                     "MODEL_DETERMINISM=fast"
                 )
 
-    def _activate(self, loras: tuple[Lora, ...]) -> None:
-        if self._adapters is not None:
-            self._adapters.activate(loras)
-
-    def _check(self, sample: DeviceSample) -> None:
+    def _check_profile(self, sample: DeviceSample) -> None:
         if sample.profile not in (None, self.profile.name):
             raise ProfileChanged(
                 f"made under {sample.profile}, this replica runs {self.profile.name}"
@@ -235,34 +235,34 @@ class StageModel:
         return self._states.setdefault(sample.id, _SampleState(Noise(spec.seed, spec.latent_shape)))
 
     def _denoiser_input(self, sample: DeviceSample) -> DenoiserInput:
-        guide = self._states[sample.id].conditioning
-        if guide is None:
+        conditioning, index = self._states[sample.id].conditioning, sample.index
+        if conditioning is None:
             raise ValueError(f"sample {sample.id} was not conditioned")
-        at = sample.index
-        return DenoiserInput(sample.schedule.sigmas[at], sample.schedule.timesteps[at], guide)
+        sigma, timestep = sample.schedule.sigmas[index], sample.schedule.timesteps[index]
+        return DenoiserInput(sigma, timestep, conditioning)
 
     def _advance(self, sample: DeviceSample, denoised: torch.Tensor) -> DeviceSample:
-        sampler, memory = sample.spec.sampler, sample.solver_state
-        weights = solver_step(sampler.solver, sample.schedule, sample.index, len(memory))
-        fresh, draws = None, sample.noise_draws
+        sampler, state = sample.spec.sampler, sample.solver_state
+        step = solver_step(sampler.solver, sample.schedule, sample.index, len(state))
+        noise, draws = None, sample.noise_draws
         if sampler.definition.is_stochastic:
-            fresh = self._states[sample.id].noise.draw(draws, self.device.torch_device)
+            noise = self._states[sample.id].noise.draw(draws, self.device.torch_device)
             draws += 1
-        moved: torch.Tensor = combine(weights.x_next, _latents(sample), denoised, memory, fresh)
-        # Sums are tensors of their own: a view of a row would keep the whole batch alive.
-        memory = tuple(
-            combine(mix, _latents(sample), denoised, memory, None) for mix in weights.state
+        x_next: torch.Tensor = combine(step.x_next, _latents(sample), denoised, state, noise)
+        # Sums are tensors of their own: a view of a row would keep the whole batch in memory.
+        state = tuple(
+            combine(weights, _latents(sample), denoised, state, None) for weights in step.state
         )
-        return after_step(sample, moved, memory, draws)
+        return after_step(sample, x_next, state, draws)
 
 
 def to_host(sample: DeviceSample) -> HostSample:
-    """The sample on the CPU, owning its memory: a snapshot."""
+    """Copy the sample to the host, with memory of its own: a snapshot."""
     return map_latents(sample, lambda latents: latents.cpu().numpy().copy())
 
 
 def to_device(sample: HostSample, device: torch.device) -> DeviceSample:
-    """The sample on a device."""
+    """Copy the sample to a device."""
     return map_latents(sample, lambda latents: torch.tensor(latents, device=device))
 
 

@@ -65,6 +65,7 @@ class SimReplica:
 
     def begin_turn(self) -> float | None:
         """Begin the next turn and return its seconds; None when there is nothing to do."""
+        self._scheduler.admit_ready()
         self._plan = self._scheduler.plan()
         if self._plan is None:
             return None

@@ -12,7 +12,7 @@ from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.inputs import NO_INPUTS
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import LATENT_CHANNELS
-from serve_app.core.service.events import ReplicaStats, SegmentDone
+from serve_app.core.service.events import EngineStats, ReplicaStats, SegmentDone
 
 
 class InstantStage:
@@ -35,17 +35,4 @@ class InstantStage:
 
     async def stats(self) -> ReplicaStats:
         """Return the counters of a replica that has done no work."""
-        return ReplicaStats(
-            pid=os.getpid(),
-            profile="none",
-            state="",
-            turns=0,
-            steps=0,
-            finished=0,
-            cancelled=0,
-            gpu_seconds=0.0,
-            wasted_gpu_seconds=0.0,
-            owed_seconds=0.0,
-            costs=CostTable(),
-            positions={},
-        )
+        return ReplicaStats(pid=os.getpid(), profile="none", engine=EngineStats())

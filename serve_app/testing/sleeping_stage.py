@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.schedule import NoiseConfig
-from serve_app.core.diffusion.spec import Lora, Stage
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.core.service.metrics import InMemoryMeter, Meter
 from serve_app.deployments.ingress_replica import IngressConfig
-from serve_app.deployments.stage_replica import ModelSource, StageConfig, StageReplica
+from serve_app.deployments.stage_config import ModelSource, StageConfig
+from serve_app.deployments.stage_replica import StageReplica
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.http_ingress import HttpConfig, open_ingress
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
@@ -83,7 +85,7 @@ class SleepingTextEncoders:
         return TokenizedPrompt(((),), ())
 
     def encode(
-        self, prompt: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
+        self, prompt: TokenizedPrompt, chunks: int, extensions: tuple[ExtensionRef, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sleep for one prompt, then return embeddings and the pooled embedding."""
         time.sleep(self._speed.prompt_seconds)

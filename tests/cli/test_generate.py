@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 
 from serve_app.cli.generate import generate
 from serve_app.cli.main import commands
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.lora_file import inspect_lora
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import open_device
 from tests.support.checkpoints import perturbed
+from tests.support.keys import lora, lora_key
 from tests.support.lora_files import lora_file
 
 FIELDS = {"prompt": "a red circle on a blue background", "seed": 5, "steps": 6, "imageCount": 1}
@@ -126,18 +127,18 @@ def test_loras_of_models_file_are_active(
         height=128,
         steps=6,
         guidance=record["request"]["guidanceScale"],
-        loras=(Lora("ink", 0.8),),
+        extensions=(lora("ink", 0.8),),
     )
-    base, loras = checkpoints[Stage.BASE], {"ink": inspect_lora(file)}
-    (drawn,) = LocalPipeline([base], device, images=1, loras=loras).generate([spec])
+    base, extensions = checkpoints[Stage.BASE], {lora_key("ink"): inspect_lora(file)}
+    (drawn,) = LocalPipeline([base], device, images=1, extensions=extensions).generate([spec])
     assert np.array_equal(pixels, drawn)
     assert not np.array_equal(pixels, np.asarray(Image.open(tmp_path / "less.png")))
-    for lora, sentence in (
+    for name, sentence in (
         ("ink:much", "--lora must be name or name:weight, got ink:much"),
         ("ink:3", "--lora must be between -2 and 2, got 3"),
         ("x", "Available: ink"),
     ):
-        assert generate({**fields, "loras": [lora]}, tmp_path / "none.png") == 2
+        assert generate({**fields, "loras": [name]}, tmp_path / "none.png") == 2
         assert sentence in capsys.readouterr().err
 
 

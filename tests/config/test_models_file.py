@@ -15,7 +15,7 @@ from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, OperatorError, SettingsError
-from serve_app.core.service.info import LoraInfo
+from serve_app.core.service.info import ExtensionInfo
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.support.lora_files import lora_file
 from tests.support.single_files import to_single_file
@@ -179,10 +179,10 @@ def test_loras_have_a_weight_terms_and_the_models_they_fit(tmp_path: Path) -> No
     """
     found = catalog(tmp_path, text)
     info = service_info(Settings.read({}, tmp_path), found, "cpu")
-    assert info.loras == (
-        LoraInfo("ink", ("demo",), 0.8),
-        LoraInfo("pencil", ("demo",)),
-        LoraInfo("bare", ("demo",)),
+    assert info.extensions == (
+        ExtensionInfo("lora", "ink", ("demo",), 0.8),
+        ExtensionInfo("lora", "pencil", ("demo",)),
+        ExtensionInfo("lora", "bare", ("demo",)),
     )
     assert [lora.file.path.name for lora in found.loras] == [
         "ink.safetensors",

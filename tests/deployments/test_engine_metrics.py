@@ -20,7 +20,7 @@ from serve_app.core.service.metrics import (
     InMemoryMeter,
 )
 from serve_app.deployments.engine_metrics import EngineMetrics
-from serve_app.runtime.step_record import StepRecord
+from serve_app.runtime.engine_events import StepRecord
 from tests.support.builders import replica_stats
 
 BASE, REFINER = Stage.BASE, Stage.REFINER

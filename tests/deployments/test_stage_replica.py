@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from serve_app.core.capacity.replica_report import ReplicaReport, encode_batch_key, key_of
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, for_stage
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ProfileChanged
@@ -22,7 +24,8 @@ from serve_app.core.service.metrics import (
     InMemoryMeter,
 )
 from serve_app.core.startup_error import read_startup_error
-from serve_app.deployments.stage_replica import ModelSource, StageConfig, StageReplica
+from serve_app.deployments.stage_config import ModelSource, StageConfig
+from serve_app.deployments.stage_replica import StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.support.engine_runs import sample_of
 from tests.support.keys import base_key
@@ -45,10 +48,10 @@ def config(folder: Path, device: str = "cpu") -> StageConfig:
 
 
 @pytest.fixture(scope="module")
-def replica() -> StageReplica:
-    one = StageReplica(config(demo_folder(Stage.BASE)))
-    yield one  # type: ignore[misc]
-    one.close()
+def replica() -> Iterator[StageReplica]:
+    replica = StageReplica(config(demo_folder(Stage.BASE)))
+    yield replica
+    replica.close()
 
 
 async def test_a_sample_is_walked_with_snapshots_on_the_way_and_a_picture_at_the_end(
@@ -62,11 +65,13 @@ async def test_a_sample_is_walked_with_snapshots_on_the_way_and_a_picture_at_the
     assert isinstance(end, SegmentDone)
     assert end.png is not None
     assert end.png.startswith(b"\x89PNG")
-    while (facts := await replica.stats()).positions:  # its last turn is counted after it is told
+    while (
+        facts := await replica.stats()
+    ).engine.positions:  # its last turn is counted after it is told
         await asyncio.sleep(0.005)
-    assert 0 < end.gpu_time.measured <= facts.gpu_seconds
-    assert (facts.owed_seconds, facts.wasted_gpu_seconds) == (0, 0)
-    assert facts.costs.is_calibrated
+    assert 0 < end.gpu_time.measured <= facts.engine.gpu_seconds
+    assert (facts.owed_seconds, facts.engine.wasted_gpu_seconds) == (0, 0)
+    assert facts.engine.costs.is_calibrated
     assert end.costs.is_calibrated
 
 
@@ -81,21 +86,23 @@ async def test_what_was_cut_from_a_prompt_comes_with_the_picture(replica: StageR
 async def test_a_caller_that_goes_away_frees_the_engine_within_a_step(
     replica: StageReplica,
 ) -> None:
-    while (await replica.stats()).positions:  # of the one before
+    while (await replica.stats()).engine.positions:  # of the one before
         await asyncio.sleep(0.005)
     before = await replica.stats()
     task = asyncio.create_task(_first_event(replica))
-    while "left" not in (await replica.stats()).positions:
+    while "left" not in (await replica.stats()).engine.positions:
         await asyncio.sleep(0.005)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     gone = await replica.stats()
-    while (await replica.stats()).positions:
+    while (await replica.stats()).engine.positions:
         await asyncio.sleep(0.005)
     after = await replica.stats()
-    assert after.steps - gone.steps <= 2  # the one under way, and one counted since we looked
-    assert after.cancelled == before.cancelled + 1
+    assert (
+        after.engine.steps - gone.engine.steps <= 2
+    )  # the one under way, and one counted since we looked
+    assert after.engine.cancelled == before.engine.cancelled + 1
 
 
 async def _first_event(replica: StageReplica) -> object:
@@ -128,7 +135,7 @@ async def test_routers_hear_what_is_left_and_what_it_takes_here(replica: StageRe
     assert first.models == (base_key("demo"),)
     again = await report()
     assert (again.number, again.profile) == (first.number + 1, first.profile)
-    while (await replica.stats()).positions:
+    while (await replica.stats()).engine.positions:
         await asyncio.sleep(0.005)
     numbers = [(await replica.record_routing_stats())["number"] for _ in range(30)]
     assert 4 <= len(set(numbers)) <= 7
@@ -136,7 +143,7 @@ async def test_routers_hear_what_is_left_and_what_it_takes_here(replica: StageRe
 
 async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageReplica) -> None:
     task = asyncio.create_task(_first_event(replica))
-    while "left" not in (await replica.stats()).positions:
+    while "left" not in (await replica.stats()).engine.positions:
         await asyncio.sleep(0.005)
     loop = asyncio.get_running_loop()
     gaps = []
@@ -148,7 +155,7 @@ async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageRepli
     assert sorted(gaps)[10] < 0.05
     facts = await replica.stats()
     assert facts.pid == os.getpid()
-    assert (facts.models, facts.shortfall) == (("demo",), "")
+    assert (facts.engine.models, facts.shortfall) == ((base_key("demo"),), "")
     replica.check_health()
 
 
@@ -162,22 +169,22 @@ async def test_the_meter_hears_what_the_engine_did_and_then_that_nothing_is_owed
         while told := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(told)
     left = asyncio.create_task(_first_event(one))
-    while "left" not in (await one.stats()).positions:
+    while "left" not in (await one.stats()).engine.positions:
         await asyncio.sleep(0.005)
     left.cancel()
     await asyncio.wait([left])
-    while (await one.stats()).positions:
+    while (await one.stats()).engine.positions:
         await asyncio.sleep(0.005)
     while not tally.value(IMAGES_CANCELLED):
         await asyncio.sleep(0.05)
     facts = await one.stats()
     one.close()
-    assert tally.value(IMAGES_CANCELLED) == facts.cancelled == 1
-    assert tally.times(STEP_DURATION, stage=Stage.BASE) == facts.turns >= 12
+    assert tally.value(IMAGES_CANCELLED) == facts.engine.cancelled == 1
+    assert tally.times(STEP_DURATION, stage=Stage.BASE) == facts.engine.turns >= 12
     assert tally.value(STEP_DURATION, stage=Stage.BASE) > 0
     rows = tally.value(STEP_ROWS, stage=Stage.BASE)
-    assert rows == 6 * 1 + 6 * 2 + (facts.turns - 12) * 2
-    assert tally.value(STEP_LANES, stage=Stage.BASE) == facts.turns * 4
+    assert rows == 6 * 1 + 6 * 2 + (facts.engine.turns - 12) * 2
+    assert tally.value(STEP_LANES, stage=Stage.BASE) == facts.engine.turns * 4
     assert tally.times(QUEUE_TIME, stage=Stage.BASE) in (2, 3)  # it may have left before a step
     assert tally.times(OWED_SECONDS) >= 2
     assert tally.value(OWED_SECONDS) == facts.owed_seconds == 0
@@ -188,17 +195,20 @@ async def test_one_replica_runs_base_and_refiner_and_has_tried_both_when_it_is_r
     room: int,
 ) -> None:
     two = (ModelSource("demo", None), ModelSource("polish", None, stage=Stage.REFINER))
+    polish = ModelKey(Stage.REFINER, "polish")
     one = StageReplica(replace(config(demo_folder(Stage.BASE)), models=two, max_loaded_models=room))
-    assert (await one.stats()).models == ("demo", "refiner")
+    assert (await one.stats()).engine.models == (base_key("demo"), polish)
     spec = replace(SPEC, steps=3)
     legs = StageSegment(Stage.BASE, 2, last=False), StageSegment(Stage.REFINER, 3, last=True)
     (*_, begun) = [event async for event in one.advance(sample_of(spec), legs[0])]
     at_the_door = for_stage(begun.sample, Stage.REFINER)
     (*_, end) = [event async for event in one.advance(at_the_door, legs[1])]
     one.close()
-    assert begun.png is None
+    assert isinstance(begun, SegmentDone) and begun.png is None
+    assert isinstance(end, SegmentDone) and end.png is not None
     assert end.png.startswith(b"\x89PNG")
-    assert (await one.stats()).models == (("refiner", "demo") if room == 1 else ("demo", "refiner"))
+    last = (polish, base_key("demo")) if room == 1 else (base_key("demo"), polish)
+    assert (await one.stats()).engine.models == last
 
 
 def test_a_refiner_that_is_not_whole_keeps_a_replica_of_both_from_starting(tmp_path: Path) -> None:

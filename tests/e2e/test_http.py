@@ -89,7 +89,7 @@ def test_a_short_image_is_back_before_the_long_ones_beside_it(service: Service) 
     with ThreadPoolExecutor(1) as caller:
         long = caller.submit(service.post, "/generate", **(LONG | {"imageCount": 2}))
         # both base replicas have a long image before the short one is sent
-        until(lambda: all(stats.positions for stats in service.stats("base")))
+        until(lambda: all(stats.engine.positions for stats in service.stats("base")))
         assert service.post("/generate", prompt="quick", steps=4, imageCount=1).status_code == 201
         assert not long.done()
         assert long.result().status_code == 201
@@ -97,16 +97,16 @@ def test_a_short_image_is_back_before_the_long_ones_beside_it(service: Service) 
 
 def test_two_images_of_one_request_run_on_two_replicas(service: Service) -> None:
     for _ in range(3):
-        previous = {stats.pid: stats.finished for stats in service.stats("base")}
+        previous = {stats.pid: stats.engine.finished for stats in service.stats("base")}
         service.post("/generate", prompt="a pair", steps=6, imageCount=2)
-        finished = [stats.finished - previous[stats.pid] for stats in service.stats("base")]
+        finished = [stats.engine.finished - previous[stats.pid] for stats in service.stats("base")]
         assert finished == [1, 1]
 
 
 def work(service: Service) -> list[tuple[int, int]]:
     """Return the turns and steps of every replica."""
     return [
-        (stats.turns, stats.steps)
+        (stats.engine.turns, stats.engine.steps)
         for stage in ("base", "refiner")
         for stats in service.stats(stage)
     ]
@@ -133,13 +133,13 @@ def test_bad_input_never_reaches_a_replica(service: Service) -> None:
 def test_a_client_that_disconnects_frees_the_engine_before_its_image_is_done(
     service: Service,
 ) -> None:
-    cancelled = sum(stats.cancelled for stats in service.stats("base"))
-    finished = sum(stats.finished for stats in service.stats("base"))
+    cancelled = sum(stats.engine.cancelled for stats in service.stats("base"))
+    finished = sum(stats.engine.finished for stats in service.stats("base"))
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{service.address}/generate", json=LONG, timeout=1.5)
     until(lambda: not service.is_busy("base"))
-    assert sum(stats.cancelled for stats in service.stats("base")) == cancelled + 1
-    assert sum(stats.finished for stats in service.stats("base")) == finished
+    assert sum(stats.engine.cancelled for stats in service.stats("base")) == cancelled + 1
+    assert sum(stats.engine.finished for stats in service.stats("base")) == finished
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_an_image_whose_replica_is_killed_continues_to_the_same_bytes(
 ) -> None:
     service.wait_ready()
     expected = base64.b64decode(service.expected_image(handoff))
-    previous = {stats.pid: stats.steps for stats in service.stats(stage)}
+    previous = {stats.pid: stats.engine.steps for stats in service.stats(stage)}
     with ThreadPoolExecutor(1) as caller:
         response = caller.submit(lambda: service.post("/generate", **LONG, handoff=handoff))
 
         def working() -> ReplicaStats | None:
             for stats in service.stats(stage):
-                if max(stats.positions.values(), default=0) >= far:
+                if max(stats.engine.positions.values(), default=0) >= far:
                     return stats
             return None
 
@@ -164,14 +164,14 @@ def test_an_image_whose_replica_is_killed_continues_to_the_same_bytes(
         assert victim is not None
         os.kill(victim.pid, signal.SIGKILL)
         assert png(response.result()) == expected
-    reached = max(victim.positions.values())  # it may have taken one more before it died
+    reached = max(victim.engine.positions.values())  # it may have taken one more before it died
     taken = {
-        stats.pid: stats.steps - previous[stats.pid]
+        stats.pid: stats.engine.steps - previous[stats.pid]
         for stats in service.stats(stage)
         if stats.pid in previous
     }
     (survivor,) = (steps for pid, steps in taken.items() if pid != victim.pid)
-    total = victim.steps - previous[victim.pid] + survivor
+    total = victim.engine.steps - previous[victim.pid] + survivor
     repeated = total - _segment_steps(stage, handoff)
     print(f"{stage}: killed at step {reached}, {repeated} steps repeated")
     assert repeated <= SNAPSHOT_INTERVAL

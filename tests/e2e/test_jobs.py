@@ -37,21 +37,23 @@ def test_a_finished_job_can_be_fetched_by_its_id(service: Service) -> None:
 
 
 def test_concurrent_requests_with_one_key_are_one_job(service: Service) -> None:
-    finished = sum(stats.finished for stats in service.stats("base"))
+    finished = sum(stats.engine.finished for stats in service.stats("base"))
     with ThreadPoolExecutor(8) as callers:
         responses = list(
             callers.map(lambda _: post_with_key(service, "together", **BODY), range(8))
         )
     assert {response.status_code for response in responses} == {201}
     assert len({response.content for response in responses}) == 1
-    assert sum(stats.finished for stats in service.stats("base")) == finished + 1
+    assert sum(stats.engine.finished for stats in service.stats("base")) == finished + 1
     assert post_with_key(service, "together", **BODY, seed=1).status_code == 422
 
 
 def test_a_job_is_cancelled_by_its_id_and_frees_its_engine(service: Service) -> None:
     with ThreadPoolExecutor(1) as caller:
         response = caller.submit(service.post, "/generate", **LONG)
-        at_work = until(lambda: [id for stats in service.stats("base") for id in stats.positions])
+        at_work = until(
+            lambda: [id for stats in service.stats("base") for id in stats.engine.positions]
+        )
         job = at_work[0].rsplit("-", 1)[0]
         cancelled = httpx.delete(f"{service.address}/jobs/{job}", timeout=30)
         assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")

@@ -49,12 +49,13 @@ def settled() -> Numbers:
 
 def test_prometheus_sees_two_requests_and_an_error(service: Service) -> None:
     previous = settled()
-    turns = {stage: sum(stats.turns for stats in service.stats(stage)) for stage in STAGES}
+    turns = {stage: sum(stats.engine.turns for stats in service.stats(stage)) for stage in STAGES}
     for _ in range(2):
         assert service.post("/generate", **BODY).status_code == 201
     assert service.post("/generate", prompt="").status_code == 400
     turns = {
-        stage: sum(stats.turns for stats in service.stats(stage)) - turns[stage] for stage in STAGES
+        stage: sum(stats.engine.turns for stats in service.stats(stage)) - turns[stage]
+        for stage in STAGES
     }
     assert turns == {"base": 16, "refiner": 4}  # two images of ten steps, one after the other
     expected: dict[str, float] = {

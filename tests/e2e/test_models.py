@@ -16,10 +16,12 @@ from ray import serve
 from serve_app.app import build
 from serve_app.cli.generate import generate
 from serve_app.config.serve_config import read_config
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.events import ReplicaStats
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.support.checkpoints import perturbed
+from tests.support.keys import base_key
 from tests.support.lora_files import lora_file
 from tests.support.single_files import to_single_file
 from tests.support.waiting import until
@@ -27,6 +29,7 @@ from tests.support.waiting import until
 APP = "several"
 CONFIG = Path(__file__).parents[2] / "configs" / "one-gpu-12gb.yaml"
 THREADS = "1"
+REFINER = ModelKey(Stage.REFINER, "demo-refiner")
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +77,14 @@ def test_an_image_refined_on_one_replica_has_the_bytes_of_two_engines(
 ) -> None:
     health = httpx.get(f"{address}/health", timeout=10).json()
     assert (health["status"], health["replicas"]) == ("ready", {"base": 1, "refiner": 1})
-    assert replica_stats().models == ("demo", "demo-refiner")
+    assert replica_stats().engine.models == (base_key("demo"), REFINER)
     args = read_config(CONFIG).args
     monkeypatch.setenv("MODEL_CPU_THREADS", THREADS)
     monkeypatch.setenv("MODEL_MAX_BATCH_SIZE", args.settings["MODEL_MAX_BATCH_SIZE"])
     fields = {"prompt": "a red heart", "seed": 8, "steps": 6, "imageCount": 2}
     answer = httpx.post(f"{address}/generate", json=fields, timeout=180)
     assert answer.json()["meta"]["refined"]
-    assert replica_stats().models == ("demo-refiner", "demo")
+    assert replica_stats().engine.models == (REFINER, base_key("demo"))
     assert generate(fields, tmp_path / "heart.png") == 0
     assert images(answer) == [(tmp_path / f"heart-{n}.png").read_bytes() for n in (1, 2)]
 

@@ -54,7 +54,9 @@ class Service:
 
     def in_flight(self) -> int:
         """Return how many images are on some replica."""
-        return sum(len(stats.positions) for stage in STAGES for stats in self.stats(stage).values())
+        return sum(
+            len(stats.engine.positions) for stage in STAGES for stats in self.stats(stage).values()
+        )
 
     def replicas(self) -> Any:
         """Return the replicas in /health by stage; None while there is no response."""
@@ -111,7 +113,9 @@ def reference(service: Service) -> Reference:
 
 def test_images_are_made_on_both_nodes(service: Service, reference: Reference) -> None:
     for stage in STAGES:
-        finished = {node: replica.finished for node, replica in reference.stats[stage].items()}
+        finished = {
+            node: replica.engine.finished for node, replica in reference.stats[stage].items()
+        }
         print(f"{stage}: {finished}")
         assert set(finished) == service.call(nodes.alive)
         assert min(finished.values()) > 0
@@ -139,12 +143,12 @@ def test_a_dead_node_costs_its_images_a_few_steps_and_fails_no_request(
     repeated = {}
     for stage in STAGES:
         (survivor,) = service.stats(stage).values()
-        expected = sum(replica.steps for replica in reference.stats[stage].values())
-        steps = survivor.steps + reached[stage].steps - expected
+        expected = sum(replica.engine.steps for replica in reference.stats[stage].values())
+        steps = survivor.engine.steps + reached[stage].engine.steps - expected
         repeated[stage] = steps - expected  # for the same images
-        assert repeated[stage] <= 2 * SNAPSHOT_INTERVAL * len(reached[stage].positions)
+        assert repeated[stage] <= 2 * SNAPSHOT_INTERVAL * len(reached[stage].engine.positions)
     print(f"Ray noticed after {noticed:.0f} s; all {len(images)} images made")
-    positions = [pair for stats in reached.values() for pair in stats.positions.items()]
+    positions = [pair for stats in reached.values() for pair in stats.engine.positions.items()]
     for id, at in positions:
         print(f"{id}: was at step {at}, continued at {continued.get(id)}")
         assert at < FAR or continued[id] > at - 2 * SNAPSHOT_INTERVAL
@@ -158,11 +162,11 @@ def test_a_new_node_replaces_a_dead_one(service: Service, reference: Reference) 
     until(lambda: new in service.stats("base") and new in service.stats("refiner"), 300)
     with ThreadPoolExecutor(len(QUICK)) as callers:
         assert list(callers.map(service.image, QUICK)) == reference.images[len(BODIES) :]
-    assert any(service.stats(stage)[new].finished for stage in STAGES)
+    assert any(service.stats(stage)[new].engine.finished for stage in STAGES)
 
 
 def far(service: Service) -> dict[str, ReplicaStats] | None:
     """Return the stats of the second node's replicas once both have an image at step `FAR`."""
     replicas = {stage: service.stats(stage)[service.second] for stage in STAGES}
-    steps = [max(stats.positions.values(), default=0) for stats in replicas.values()]
+    steps = [max(stats.engine.positions.values(), default=0) for stats in replicas.values()]
     return replicas if min(steps) >= FAR else None

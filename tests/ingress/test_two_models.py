@@ -4,7 +4,7 @@ without Ray."""
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -14,36 +14,19 @@ import httpx
 import pytest
 from PIL import Image
 
-from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.service.events import ReplicaStats, StageEvent
-from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
+from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
-from serve_app.deployments.stage_replica import LoraSource, ModelSource, StageConfig, StageReplica
+from serve_app.deployments.stage_config import ExtensionSource, ModelSource, StageConfig
+from serve_app.deployments.stage_replica import StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from tests.support.api import make_api
 from tests.support.checkpoints import perturbed
+from tests.support.local_stage import LocalStage
 from tests.support.lora_files import lora_file
 from tests.support.single_files import to_single_file
-
-
-class Here:
-    """The `StageClient` contract over one replica in this process."""
-
-    def __init__(self, replica: StageReplica) -> None:
-        self.replica = replica
-
-    async def advance(
-        self, sample: Sample[Any], segment: StageSegment
-    ) -> AsyncGenerator[StageEvent, None]:
-        async for event in self.replica.advance(sample, segment):
-            yield event
-
-    async def stats(self) -> list[ReplicaStats]:
-        return [await self.replica.stats()]
-
 
 Serving = Callable[..., tuple[httpx.AsyncClient, StageReplica]]
 
@@ -57,19 +40,25 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSource]:
 
 
 @pytest.fixture(scope="module")
-def loras(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoraSource, ...]:
+def loras(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExtensionSource, ...]:
     """Two LoRAs of all networks, which fit both models, and one that fits the demo alone."""
     folder, demo = tmp_path_factory.mktemp("loras"), demo_folder(Stage.BASE)
     both = ("demo", "tune")
     return (
-        LoraSource("ink", lora_file(demo, folder / "ink.safetensors", seed=1), both),
-        LoraSource("oil", lora_file(demo, folder / "oil.safetensors", seed=2, ranks=[2]), both),
-        LoraSource("own", lora_file(demo, folder / "own.safetensors", seed=3), ("demo",)),
+        ExtensionSource("lora", "ink", lora_file(demo, folder / "ink.safetensors", seed=1), both),
+        ExtensionSource(
+            "lora", "oil", lora_file(demo, folder / "oil.safetensors", seed=2, ranks=[2]), both
+        ),
+        ExtensionSource(
+            "lora", "own", lora_file(demo, folder / "own.safetensors", seed=3), ("demo",)
+        ),
     )
 
 
 @pytest.fixture
-def serving(sources: dict[str, ModelSource], loras: tuple[LoraSource, ...]) -> Iterator[Serving]:
+def serving(
+    sources: dict[str, ModelSource], loras: tuple[ExtensionSource, ...]
+) -> Iterator[Serving]:
     """Makes a service with some of the models, of which `room` are in memory at a time, and of the
     LoRAs `lora_room` on each."""
     replicas: list[StageReplica] = []
@@ -88,21 +77,23 @@ def serving(sources: dict[str, ModelSource], loras: tuple[LoraSource, ...]) -> I
             strict=True,
             snapshot_interval_steps=5,
             max_loaded_models=room,
-            loras=loras,
-            max_loaded_loras=lora_room,
+            extensions=loras,
+            max_loaded_extensions=lora_room,
         )
         replica = StageReplica(config)
         replicas.append(replica)
         noise = inspect(demo_folder(Stage.BASE), Stage.BASE).noise_config
         models = tuple(ModelInfo(name, 128, noise) for name in names)
         worn = tuple(
-            LoraInfo(one.name, one.models, default_weight=0.9 if one.name == "oil" else 1.0)
+            ExtensionInfo(
+                "lora", one.name, one.models, default_weight=0.9 if one.name == "oil" else 1.0
+            )
             for one in loras
         )
         facts = ServiceInfo(
-            models, None, "cpu", "fp32", default_image_count=1, loras=worn, max_loras=2
+            models, None, "cpu", "fp32", default_image_count=1, extensions=worn, max_extensions=2
         )
-        api = make_api(Conductor(Here(replica), None, models), Ledger(None), facts)
+        api = make_api(Conductor(LocalStage(replica), None, models), Ledger(None), facts)
         transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
         return httpx.AsyncClient(transport=transport, base_url="http://localhost"), replica
 
@@ -143,7 +134,7 @@ async def test_two_models_asked_for_at_once_each_give_their_own_bytes(
         together = await asyncio.gather(*(painted(client, body) for body in CROWD))
         assert together == [alone[json.dumps(body)] for body in CROWD]
     assert len(set(together)) == len(CROWD)
-    assert len((await replica.stats()).models) == room
+    assert len((await replica.stats()).engine.models) == room
 
 
 async def test_a_picture_asks_again_for_its_own_model(serving: Serving) -> None:

@@ -15,16 +15,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
+from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
-from serve_app.deployments.stage_replica import LoraSource, ModelSource, StageConfig, StageReplica
+from serve_app.deployments.stage_config import ExtensionSource, ModelSource, StageConfig
+from serve_app.deployments.stage_replica import StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
-from tests.ingress.test_two_models import Here
 from tests.regression.cases import Case
 from tests.support.api import make_api
 from tests.support.checkpoints import perturbed
+from tests.support.local_stage import LocalStage
 from tests.support.lora_files import lora_file
 
 INPUTS = Path(__file__).parent / "inputs"
@@ -61,9 +62,11 @@ class Service:
         )
         names = ("demo", "tune")
         loras = (
-            LoraSource("ink", lora_file(demo, folder / "ink.safetensors", seed=1), names),
-            LoraSource(
-                "oil", lora_file(demo, folder / "oil.safetensors", seed=2, ranks=[2]), names
+            ExtensionSource(
+                "lora", "ink", lora_file(demo, folder / "ink.safetensors", seed=1), names
+            ),
+            ExtensionSource(
+                "lora", "oil", lora_file(demo, folder / "oil.safetensors", seed=2, ranks=[2]), names
             ),
         )
         noise = inspect(demo, Stage.BASE).noise_config
@@ -73,8 +76,11 @@ class Service:
             "cpu",
             "fp32",
             default_image_count=1,
-            loras=(LoraInfo("ink", names), LoraInfo("oil", names, default_weight=0.9)),
-            max_loras=2,
+            extensions=(
+                ExtensionInfo("lora", "ink", names),
+                ExtensionInfo("lora", "oil", names, default_weight=0.9),
+            ),
+            max_extensions=2,
         )
         config = StageConfig(
             models=models,
@@ -86,16 +92,20 @@ class Service:
             strict=True,
             snapshot_interval_steps=10,
             max_loaded_models=3,
-            loras=loras,
-            max_loaded_loras=2,
+            extensions=loras,
+            max_loaded_extensions=2,
         )
         self.replicas = {
             fast: StageReplica(replace(config, strict=not fast)) for fast in (False, True)
         }
         self._clients: dict[bool, httpx.AsyncClient] = {}
         for fast, replica in self.replicas.items():
-            stage = Here(replica)
-            api = make_api(Conductor(stage, stage, facts.models), Ledger(None), facts)
+            stage = LocalStage(replica)
+            api = make_api(
+                Conductor(stage, stage, facts.models, refiner_name=facts.refiner),
+                Ledger(None),
+                facts,
+            )
             transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
             self._clients[fast] = httpx.AsyncClient(
                 transport=transport, base_url="http://localhost", timeout=300

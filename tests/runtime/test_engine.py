@@ -20,8 +20,8 @@ from serve_app.core.errors import (
     ReplicaLost,
 )
 from serve_app.runtime.engine import Engine
+from serve_app.runtime.engine_events import StepRecord
 from serve_app.runtime.memory.model_cache import ModelCache
-from serve_app.runtime.step_record import StepRecord
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.engine_runs import Heard, drain, sample_of, whole
 
@@ -286,7 +286,7 @@ def test_facts_tell_where_everybody_stands_and_what_is_owed() -> None:
     assert facts.positions == {"one": 3}
     assert (facts.turns, facts.steps, facts.finished) == (3, 3, 0)
     assert [one.steps_left for one in engine.pending()] == [7]
-    assert facts.state == "<StepScheduler 0 waiting | 1 stepping in 1 shapes | 0 decoding>"
+    assert facts.state == "<StepScheduler 0 waiting | 1 stepping in 1 batch keys | 0 decoding>"
     drain(engine)
     assert engine.pending() == ()
     assert engine.stats().finished == 1

@@ -1,21 +1,23 @@
 """Doubles with known answers: real implementations of the runtime's contracts."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.prompt import parse
-from serve_app.core.diffusion.spec import Lora, Stage
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from serve_app.runtime.extensions.contract import ModelExtension
+from serve_app.runtime.extensions.extension_set import ExtensionSet
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import DenoiserInput
-from serve_app.runtime.networks.lora_adapters import LoraAdapters
 from serve_app.runtime.networks.text_encoders import TokenizedPrompt
 from serve_app.runtime.networks.vae import ImageCodec, RgbImage
 from serve_app.runtime.stage_model import Offloadable, Parts, StageModel
@@ -67,7 +69,7 @@ class BlankTextEncoders:
         return TokenizedPrompt(tuple(((),) for _ in parse(prompt)), warnings)
 
     def encode(
-        self, reading: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
+        self, reading: TokenizedPrompt, chunks: int, extensions: tuple[ExtensionRef, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(77 * chunks, 8), torch.zeros(4)
 
@@ -79,7 +81,7 @@ def analytic_model(
     stage: Stage = Stage.BASE,
     model: str = "analytic",
     images: int = 4,
-    adapters: LoraAdapters | None = None,
+    extensions: Mapping[str, ModelExtension] | None = None,
     parking: Offloadable | None = None,
     pixels: ImageCodec | None = None,
 ) -> StageModel:
@@ -91,7 +93,10 @@ def analytic_model(
         memory_plan=MemoryPlan(images),
         device=CPU,
         parts=Parts(
-            Conditioner(BlankTextEncoders(), CHECKPOINT), denoiser, pixels or MeanPixels(), adapters
+            Conditioner(BlankTextEncoders(), CHECKPOINT),
+            denoiser,
+            pixels or MeanPixels(),
+            ExtensionSet(extensions),
         ),
         offloadable=parking,
     )

@@ -1,25 +1,19 @@
 """Values that tests need often, with defaults for what a test does not care about."""
 
+from dataclasses import fields
 from typing import Any
 
-from serve_app.core.capacity.cost_model import CostTable
-from serve_app.core.service.events import ReplicaStats
+from serve_app.core.service.events import EngineStats, ReplicaStats
+
+_ENGINE_FIELDS = {field.name for field in fields(EngineStats)}
 
 
-def replica_stats(**fields: Any) -> ReplicaStats:
-    """Return the stats of a replica that has done nothing yet, but for the given fields."""
-    defaults: dict[str, Any] = {
-        "pid": 1,
-        "profile": "p",
-        "state": "",
-        "turns": 0,
-        "steps": 0,
-        "finished": 0,
-        "cancelled": 0,
-        "gpu_seconds": 0.0,
-        "wasted_gpu_seconds": 0.0,
-        "owed_seconds": 0.0,
-        "costs": CostTable(),
-        "positions": {},
-    }
-    return ReplicaStats(**(defaults | fields))
+def replica_stats(**values: Any) -> ReplicaStats:
+    """Return the stats of a replica that has done nothing yet, but for the given values.
+
+    Values of its engine are named directly too.
+    """
+    engine = {name: value for name, value in values.items() if name in _ENGINE_FIELDS}
+    rest: dict[str, Any] = {"pid": 1, "profile": "p"}
+    rest |= {name: value for name, value in values.items() if name not in _ENGINE_FIELDS}
+    return ReplicaStats(engine=EngineStats(**engine), **rest)

@@ -4,10 +4,11 @@ from typing import Any
 
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.replica_report import ReplicaReport
+from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
 
 SDXL = ModelKey(Stage.BASE, "sdxl")
@@ -21,7 +22,7 @@ def image(
     *,
     width: int = 1024,
     model: str = "sdxl",
-    loras: tuple[Lora, ...] = (),
+    loras: tuple[ExtensionRef, ...] = (),
 ) -> Sample[Any]:
     """Return an image that base has not begun."""
     spec = ImageSpec(
@@ -32,7 +33,7 @@ def image(
         steps=steps,
         guidance=6.9,
         model=model,
-        loras=loras,
+        extensions=loras,
     )
     schedule = make_schedule(NoiseConfig(), spec.sampler, steps, None, 1.0)
     return new_sample(id, spec, schedule, Stage.BASE)

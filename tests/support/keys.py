@@ -1,8 +1,9 @@
-"""Short names for model keys."""
+"""Short names for keys of models and extensions."""
 
 from collections.abc import Mapping
 from typing import TypeVar
 
+from serve_app.core.diffusion.extensions import LORA, ExtensionKey, ExtensionRef
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.spec import Stage
 
@@ -18,3 +19,18 @@ def base_key(name: str) -> ModelKey:
 def by_base_key(by_name: Mapping[str, T]) -> dict[ModelKey, T]:
     """Return what belongs to base models, by their keys instead of their names."""
     return {base_key(name): value for name, value in by_name.items()}
+
+
+def lora(name: str, weight: float = 1.0) -> ExtensionRef:
+    """Return a LoRA that an image asks for."""
+    return ExtensionRef(LORA, name, weight)
+
+
+def lora_key(name: str) -> ExtensionKey:
+    """Return the key of the LoRA of that name."""
+    return ExtensionKey(LORA, name)
+
+
+def by_lora_key(by_name: Mapping[str, T]) -> dict[ExtensionKey, T]:
+    """Return what belongs to LoRAs, by their keys instead of their names."""
+    return {lora_key(name): value for name, value in by_name.items()}

@@ -62,8 +62,14 @@ def run_plan(plan: Plan[float]) -> list[Sample[float]]:
 
 def turns(scheduler: StepScheduler[float]) -> Iterator[tuple[Plan[float], tuple[str, ...]]]:
     """Run the scheduler until it is empty; yield each plan and the ids of the finished samples."""
-    while (plan := scheduler.plan()) is not None:
+    while (plan := next_plan(scheduler)) is not None:
         yield plan, tuple(sample.id for sample in scheduler.settle(plan, run_plan(plan)))
+
+
+def next_plan(scheduler: StepScheduler[float]) -> Plan[float] | None:
+    """Return the next plan as the engine asks for it."""
+    scheduler.admit_ready()
+    return scheduler.plan()
 
 
 def scheduler_of(*samples: Sample[float], images: int = 4, lanes: int = 8) -> StepScheduler[float]:

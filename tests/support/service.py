@@ -44,7 +44,7 @@ class Service:
 
     def is_busy(self, stage: str) -> bool:
         """Return whether any replica of the stage has a sample."""
-        return any(stats.positions for stats in self.stats(stage))
+        return any(stats.engine.positions for stats in self.stats(stage))
 
     def wait_ready(self) -> None:
         def ready() -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, median_low
 from typing import Any
 
+from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample
 from serve_app.core.diffusion.spec import ImageSpec, Stage
@@ -66,8 +67,8 @@ class TurnKind:
     width: int = 0  # pixels
     height: int = 0  # pixels
     rows: int = 0  # of the UNet call, padding included; or prompts
-    loras: int = 0  # active ones: they slow a step
-    attached: str | None = None  # what an ATTACH attaches
+    extensions: tuple[str, ...] = ()  # kinds of the active ones, each of which slows a step
+    attached: ExtensionKey | None = None  # what an ATTACH attaches
 
     @property
     def stage(self) -> Stage:
@@ -89,7 +90,11 @@ class TurnKind:
 
 
 def turn_kind(
-    work: WorkKind, sample: Sample[Any], *, lanes: int = 0, load: ModelKey | str | None = None
+    work: WorkKind,
+    sample: Sample[Any],
+    *,
+    lanes: int = 0,
+    load: ModelKey | ExtensionKey | None = None,
 ) -> TurnKind:
     """Return the kind of a turn that the sample takes part in, with `lanes` and `load` of its plan.
 
@@ -100,12 +105,12 @@ def turn_kind(
         case WorkKind.LOAD:
             return TurnKind(work, model)
         case WorkKind.ATTACH:
-            return TurnKind(work, model, attached=load if isinstance(load, str) else None)
+            return TurnKind(work, model, attached=load if isinstance(load, ExtensionKey) else None)
         case WorkKind.CONDITION:
             return TurnKind(work, model, rows=spec.rows)
         case WorkKind.STEP:
-            active = len(sample.active_loras)
-            return TurnKind(work, model, spec.width, spec.height, lanes, loras=active)
+            kinds = tuple(ref.kind for ref in sample.active_extensions)
+            return TurnKind(work, model, spec.width, spec.height, lanes, kinds)
         case _:
             return TurnKind(work, model, spec.width, spec.height)
 

@@ -92,8 +92,8 @@ def _loads(pending: PendingWork[Any]) -> Iterator[TurnKind]:
     if pending.work is WorkKind.LOAD:
         yield turn_kind(WorkKind.LOAD, pending.sample, load=pending.sample.model_key)
     elif pending.work is WorkKind.ATTACH:
-        for lora in pending.sample.active_loras:
-            yield turn_kind(WorkKind.ATTACH, pending.sample, load=lora.name)
+        for ref in pending.sample.active_extensions:
+            yield turn_kind(WorkKind.ATTACH, pending.sample, load=ref.key)
 
 
 def _single_sample_work(pending: PendingWork[Any]) -> Iterator[WorkKind]:

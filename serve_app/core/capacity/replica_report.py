@@ -136,7 +136,7 @@ def _turn_to_wire(turn: TurnKind) -> dict[str, Any]:
         "width": turn.width,
         "height": turn.height,
         "rows": turn.rows,
-        "loras": turn.loras,
+        "extensions": list(turn.extensions),
     }
 
 
@@ -147,5 +147,5 @@ def _turn_from_wire(wire: Wire) -> TurnKind:
         width=wire["width"],
         height=wire["height"],
         rows=wire["rows"],
-        loras=wire["loras"],
+        extensions=tuple(wire["extensions"]),
     )

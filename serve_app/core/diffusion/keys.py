@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from serve_app.core.diffusion.spec import Lora, Stage
+from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.core.diffusion.spec import Stage
 
 
 class ModelKey(NamedTuple):
@@ -23,4 +24,4 @@ class BatchKey:
     model: ModelKey
     latent_shape: tuple[int, int]  # height and width
     chunks: int  # length of the prompts, in pieces of 75 tokens
-    extensions: tuple[Lora, ...] = ()  # in the order in which they are active
+    extensions: tuple[ExtensionRef, ...] = ()  # in the order in which they are active

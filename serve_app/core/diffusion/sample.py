@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.schedule import Schedule
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 
 M = TypeVar("M")
 L = TypeVar("L")  # latents: torch on a device, numpy on the wire, floats in a proof
@@ -47,19 +48,19 @@ class Sample(Generic[L]):
         return ModelKey(self.stage, name)
 
     @property
-    def active_loras(self) -> tuple[Lora, ...]:
-        """The LoRAs that its model applies, sorted, since a sum of floats depends on its order.
+    def active_extensions(self) -> tuple[ExtensionRef, ...]:
+        """The extensions that its model applies, sorted: a sum of floats depends on its order.
 
-        None at the refiner: a LoRA is trained on base.
+        None at the refiner: extensions are made for base.
         """
         if self.stage is not Stage.BASE:
             return ()
-        return tuple(sorted(lora for lora in self.spec.loras if lora.weight))
+        return tuple(sorted(ref for ref in self.spec.extensions if ref.weight))
 
     @property
     def batch_key(self) -> BatchKey:
         """What is equal in all samples that step together."""
-        return BatchKey(self.model_key, self.spec.latent_shape, self.chunks, self.active_loras)
+        return BatchKey(self.model_key, self.spec.latent_shape, self.chunks, self.active_extensions)
 
 
 @dataclass(frozen=True, slots=True)

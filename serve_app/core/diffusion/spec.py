@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
 
+from serve_app.core.diffusion.extensions import WEIGHT_RANGE, ExtensionRef
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.errors import InvalidRequest
 
 STEPS_RANGE = (1, 150)
 GUIDANCE_RANGE = (0.0, 20.0)
 SEED_RANGE = (0, 2**32 - 1)
-LORA_WEIGHT_RANGE = (-2.0, 2.0)
 PIXELS_PER_LATENT = 8  # along each side; diffusers' vae_scale_factor
 LATENT_CHANNELS = 4  # of SDXL's VAE
 
@@ -24,14 +24,6 @@ class Stage(StrEnum):
 
     BASE = "base"
     REFINER = "refiner"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Lora:
-    """A LoRA by its name in MODELS_FILE, and its weight."""
-
-    name: str
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +48,7 @@ class ImageSpec:
     handoff: float = 1.0
     model: str | None = None  # name of the base checkpoint; None: the default one
     refiner: str | None = None  # name of the refiner; None: the only one
-    loras: tuple[Lora, ...] = ()  # that base wears
+    extensions: tuple[ExtensionRef, ...] = ()  # of the base model
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -71,12 +63,12 @@ class ImageSpec:
             _check_range("strength", self.strength, 0, 1)
             if self.strength == 0:
                 raise InvalidRequest("strength", "must be above 0, got 0")
-        for lora in self.loras:
-            _check_range("loras", lora.weight, *LORA_WEIGHT_RANGE)
-        names = [lora.name for lora in self.loras]
-        for name in names:
-            if names.count(name) > 1:
-                raise InvalidRequest("loras", f"names {name} more than once")
+        for ref in self.extensions:
+            _check_range("extensions", ref.weight, *WEIGHT_RANGE)
+        keys = [ref.key for ref in self.extensions]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise InvalidRequest("extensions", f"names the {key} more than once")
         for name, side in (("width", self.width), ("height", self.height)):
             if side < PIXELS_PER_LATENT or side % PIXELS_PER_LATENT:
                 raise InvalidRequest(name, f"must be a multiple of {PIXELS_PER_LATENT}, got {side}")

@@ -1,44 +1,72 @@
-"""`StepScheduler`: which samples do what next. It decides, it never runs anything.
+"""`StepScheduler`: what one replica's samples do next. It decides and runs nothing.
 
-Knows no tensors, threads or clock. Three verbs a turn: `plan` says what to do, somebody does it,
-`settle` is told what became of it. Commands (`add`, `cancel`, `evict`) come between turns, from
-the one thread that owns it, so a plan is never half true.
+Every turn has four verbs: `admit_ready` starts samples that have what they need in memory, `plan`
+answers what to do next, the engine does it, and `settle` takes the results. Commands (`add`,
+`cancel`, `evict`) come between turns, from the one thread that owns the scheduler.
 """
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.sample import L, Sample, StageSegment
 from serve_app.core.scheduling.batching import choose_batch
-from serve_app.core.scheduling.residency import Residency
-from serve_app.core.scheduling.work import BatchSize, PendingWork, Plan, WorkKind
+from serve_app.core.scheduling.residency import Admission, Residency
+from serve_app.core.scheduling.work import BatchSize, PendingWork, Plan, Rotation, WorkKind
 
-_Loadable = TypeVar("_Loadable", ModelKey, str)  # a model, or a LoRA of one
+_Loadable = TypeVar("_Loadable", ModelKey, ExtensionKey)
+_LOADS = (WorkKind.LOAD, WorkKind.ATTACH)
+_USES_EXTENSIONS = (WorkKind.CONDITION, WorkKind.ENCODE, WorkKind.STEP)
 
 
 @dataclass(slots=True)
 class _QueuedSample(Generic[L]):
     sample: Sample[L]
     segment: StageSegment
-    due: int  # see `policy.choose_batch`
-    arrival: int  # of arrival
+    due: int  # a turn; see `choose_batch`
+    arrival: int  # grows with each sample
     work: WorkKind = WorkKind.LOAD
 
     @property
     def rank(self) -> tuple[int, int, str]:
-        """The lower, the more urgent."""
+        """The urgency: the lower, the more urgent."""
         return self.due, self.arrival, self.sample.id
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(Generic[_Loadable, L]):
+    """Samples that wait for a LOAD, or for an ATTACH to one model."""
+
+    work: WorkKind
+    entries: Mapping[str, _QueuedSample[L]]
+    residency: Residency[_Loadable]
+    needs: Callable[[Sample[L]], tuple[_Loadable, ...]]
+    in_use: Collection[_Loadable]
+
+    @property
+    def admission(self) -> Admission[_Loadable]:
+        needs = [(id, self.needs(entry.sample)) for id, entry in self.entries.items()]
+        return self.residency.admission(needs, self.in_use)
+
+    def plan(self) -> Plan[L] | None:
+        """Return the turn that the first sample needs which may not start."""
+        admission = self.admission
+        if admission.load is None:
+            return None
+        samples = (entry.sample for entry in self.entries.values())
+        waiting = tuple(sample for sample in samples if admission.load in self.needs(sample))
+        return Plan(self.work, waiting, load=admission.load, evict=admission.evict)
 
 
 class StepScheduler(Generic[L]):
     """The samples of one replica and what each needs next.
 
-    `here` are the models in memory with their batches, of which there is `room` for so many, each
-    with room for so many LoRAs.
+    `batch_sizes` has the models in memory, of which there are at most `model_capacity`, each with
+    at most `extension_capacity` extensions attached.
     """
 
     def __init__(
@@ -46,20 +74,19 @@ class StepScheduler(Generic[L]):
         batch_sizes: Mapping[ModelKey, BatchSize],
         *,
         model_capacity: int = 1,
-        lora_capacity: int = 1,
+        extension_capacity: int = 1,
     ) -> None:
         self._entries: dict[str, _QueuedSample[L]] = {}  # in order of arrival
         self._queues: dict[WorkKind, dict[str, _QueuedSample[L]]] = {work: {} for work in WorkKind}
-        self._ranked: dict[BatchKey, list[tuple[int, int, str]]] = {}  # those that step
-        self._in_use = Counter[ModelKey]()  # by model: all that wait for it no more
+        self._ranked: dict[BatchKey, list[tuple[int, int, str]]] = {}  # samples that step
+        self._in_use = Counter[ModelKey]()  # samples that have their model
         self._arrived = 0
-        self._sizes = dict(batch_sizes)
+        self._batch_sizes = dict(batch_sizes)
         self._models = Residency[ModelKey](batch_sizes, model_capacity)
-        self._lora_capacity = lora_capacity
-        self._loras = {model: Residency[str]((), lora_capacity) for model in batch_sizes}
-        self._turn = 0  # step turns planned so far
-        self._stepped_last = False
-        self._decoded_last = False  # of the turns aside
+        self._extension_capacity = extension_capacity
+        self._extensions = {key: self._no_extensions() for key in batch_sizes}
+        self._turn = 0  # step turns so far
+        self._rotation = Rotation()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -72,13 +99,16 @@ class StepScheduler(Generic[L]):
         waiting = sum(counts.values()) - counts[WorkKind.STEP] - counts[WorkKind.DECODE]
         return (
             f"<StepScheduler {waiting} waiting | {counts[WorkKind.STEP]} stepping in "
-            f"{len(self._ranked)} shapes | {counts[WorkKind.DECODE]} decoding>"
+            f"{len(self._ranked)} batch keys | {counts[WorkKind.DECODE]} decoding>"
         )
 
     def add(self, sample: Sample[L], segment: StageSegment) -> None:
-        """The sample will be walked to the leg's end. Raises `ValueError` if it is here already."""
+        """Take a sample, to be stepped to the end of the segment.
+
+        Raises `ValueError` if it was added before, or has nothing to do in the segment.
+        """
         if sample.id in self._entries:
-            raise ValueError(f"sample {sample.id} is already here")
+            raise ValueError(f"sample {sample.id} was already added")
         if sample.index >= segment.stop and not segment.last:
             raise ValueError(f"sample {sample.id} has no step to take before {segment.stop}")
         due = self._turn + max(0, segment.stop - sample.index)
@@ -87,14 +117,14 @@ class StepScheduler(Generic[L]):
         self._arrived += 1
 
     def cancel(self, id: str) -> bool:
-        """The sample is gone from every queue; whether it was there."""
+        """Drop a sample from every queue; return whether there was one."""
         if id not in self._entries:
             return False
         self.evict(id)
         return True
 
     def evict(self, id: str) -> Sample[L]:
-        """The sample is gone from here and handed back as it stands. Raises `KeyError`."""
+        """Drop a sample and return it as it stands. Raises `KeyError`."""
         entry = self._entries.pop(id)
         self._dequeue(entry)
         return entry.sample
@@ -102,82 +132,80 @@ class StepScheduler(Generic[L]):
     def set_resident(
         self,
         batch_sizes: Mapping[ModelKey, BatchSize],
-        loras: Mapping[ModelKey, Collection[str]] | None = None,
+        extensions: Mapping[ModelKey, Collection[ExtensionKey]] | None = None,
     ) -> None:
-        """These are the models in memory now, and the LoRAs attached to each; what was known of
-        their order is kept."""
-        self._sizes = dict(batch_sizes)
+        """Replace the models in memory, and the extensions attached to each."""
+        self._batch_sizes = dict(batch_sizes)
         self._models.set_resident(batch_sizes)
-        self._loras = {
-            model: self._loras.get(model) or Residency[str]((), self._lora_capacity)
-            for model in batch_sizes
+        self._extensions = {
+            key: self._extensions.get(key) or self._no_extensions() for key in batch_sizes
         }
-        for model, seats in self._loras.items():
-            seats.set_resident((loras or {}).get(model, ()))
+        for key, residency in self._extensions.items():
+            residency.set_resident((extensions or {}).get(key, ()))
 
     def samples(self) -> tuple[Sample[L], ...]:
-        """Everything in flight, in order of arrival."""
+        """Return every sample in flight, in order of arrival."""
         return tuple(entry.sample for entry in self._entries.values())
 
     def pending(self) -> tuple[PendingWork[L], ...]:
-        """What is left of everything in flight: what a forecast adds up."""
+        """Return the work left of every sample in flight, which a forecast adds up."""
         return tuple(
-            PendingWork(e.sample, e.segment, e.work, e.due) for e in self._entries.values()
+            PendingWork(entry.sample, entry.segment, entry.work, entry.due)
+            for entry in self._entries.values()
         )
 
-    def plan(self) -> Plan[L] | None:
-        """The next turn, or None when nothing is here.
+    def admit_ready(self) -> None:
+        """Start the samples whose model and extensions are in memory and need not leave it."""
+        self._admit(self._waiting_for_models())
+        for waiting in self._waiting_for_extensions():
+            self._admit(waiting)
 
-        Prompts first: they are small, and a newcomer joins the next step. Image work and steps
-        take turns, so that neither a crowd of finished images nor a long batch holds up the other.
-        So do finished pictures and loads, which hold up whoever waits for a picture.
+    def plan(self) -> Plan[L] | None:
+        """Return the next turn, or None when there is nothing to do. Nothing changes.
+
+        Prompts come first: they are small, and a newcomer joins the next step. Steps alternate
+        with all other work, and decodes with loads, so that neither many finished images nor a
+        long batch nor a load holds up the others for long.
         """
-        to_load = self._plan_load()
         for entry in self._queues[WorkKind.CONDITION].values():
             return Plan(WorkKind.CONDITION, (entry.sample,))
         decoding = self._queues[WorkKind.DECODE]
-        pixels = next(iter((decoding or self._queues[WorkKind.ENCODE]).values()), None)
-        aside = to_load or pixels
-        if self._ranked and not (aside and self._stepped_last):
+        pixel_work = next(iter((decoding or self._queues[WorkKind.ENCODE]).values()), None)
+        load = self._plan_load()
+        if self._ranked and not ((load or pixel_work) and self._rotation.stepped):
             return self._plan_step()
-        self._stepped_last = False
-        if to_load is not None and (self._decoded_last or not decoding):
-            self._decoded_last = False
-            return to_load
-        if pixels is None:
-            return None
-        self._decoded_last = pixels.work is WorkKind.DECODE
-        return Plan(pixels.work, (pixels.sample,))
+        if load is not None and (self._rotation.decoded or not decoding):
+            return load
+        return Plan(pixel_work.work, (pixel_work.sample,)) if pixel_work else None
 
     def settle(self, plan: Plan[L], results: Sequence[Sample[L]]) -> tuple[Sample[L], ...]:
-        """Takes what became of a plan's samples; returns those whose leg is done and now left."""
+        """Take the results of a plan; return the samples whose segment is done, which leave.
+
+        Samples that a turn failed for are cancelled instead of being among the results.
+        """
+        self._turn += plan.work is WorkKind.STEP
+        self._rotation = self._rotation.next(plan.work)
         done = []
         for sample in results:
             entry = self._entries[sample.id]
-            following: WorkKind | None
-            if plan.work in (
-                WorkKind.LOAD,
-                WorkKind.ATTACH,
-            ):  # who has all begins, before it may go again
-                ready = (
-                    self._models.has_all(_models_needed(sample))
-                    if plan.work is WorkKind.LOAD
-                    else self._loras[sample.model_key].has_all(_loras_needed(sample))
-                )
-                following = _after(plan.work, sample, entry.segment) if ready else plan.work
-            else:
-                following = _next_work(plan.work, sample, entry.segment)
-            if following is None:
+            work = self._work_after(plan.work, sample, entry.segment)
+            if work is None:
                 self.evict(sample.id)
                 done.append(sample)
-            elif following is entry.work:
+            elif work is entry.work:
                 entry.sample = sample
             else:
-                self._move(entry, sample, following)
+                self._move(entry, sample, work)
         return tuple(done)
 
+    def _admit(self, waiting: _Waiting[_Loadable, L]) -> None:
+        for id in waiting.admission.ready:
+            entry = waiting.entries[id]
+            waiting.residency.record_newcomer(waiting.needs(entry.sample))
+            self._move(entry, entry.sample, _work_with(waiting.work, entry.sample, entry.segment))
+
     def _move(self, entry: _QueuedSample[L], sample: Sample[L], work: WorkKind) -> None:
-        """The entry, as it is now, waits for another kind of turn."""
+        """Let the entry, with this sample, wait for another kind of turn."""
         self._dequeue(entry)
         entry.sample, entry.work = sample, work
         self._queues[work][sample.id] = entry
@@ -186,7 +214,7 @@ class StepScheduler(Generic[L]):
             insort(self._ranked.setdefault(sample.batch_key, []), entry.rank)
 
     def _dequeue(self, entry: _QueuedSample[L]) -> None:
-        """The entry waits for nothing; what was counted of it is put right."""
+        """Let the entry wait for nothing, and undo what was counted for it."""
         sample = entry.sample
         del self._queues[entry.work][sample.id]
         if entry.work is not WorkKind.LOAD:
@@ -197,88 +225,76 @@ class StepScheduler(Generic[L]):
             if not ranks:
                 del self._ranked[sample.batch_key]
 
+    def _waiting_for_models(self) -> _Waiting[ModelKey, L]:
+        in_use = {key for key, count in self._in_use.items() if count}
+        queue = dict(self._queues[WorkKind.LOAD])
+        return _Waiting(WorkKind.LOAD, queue, self._models, _models_needed, in_use)
+
+    def _waiting_for_extensions(self) -> Iterator[_Waiting[ExtensionKey, L]]:
+        queue = dict(self._queues[WorkKind.ATTACH])
+        for key in {entry.sample.model_key for entry in queue.values()}:
+            entries = {id: entry for id, entry in queue.items() if entry.sample.model_key == key}
+            residency, in_use = self._extensions[key], self._extensions_in_use(key)
+            yield _Waiting(WorkKind.ATTACH, entries, residency, _extensions_needed, in_use)
+
+    def _extensions_in_use(self, key: ModelKey) -> set[ExtensionKey]:
+        """Return the extensions that samples of a model use, or will use at their next turn."""
+        queues = (self._queues[work].values() for work in _USES_EXTENSIONS)
+        samples = (entry.sample for queue in queues for entry in queue)
+        return {ref.key for s in samples if s.model_key == key for ref in s.active_extensions}
+
+    def _no_extensions(self) -> Residency[ExtensionKey]:
+        return Residency[ExtensionKey]((), self._extension_capacity)
+
     def _plan_load(self) -> Plan[L] | None:
-        """Whoever's model and LoRAs are in memory, and need not leave it, waits no more; of the
-        others, the turn that the first one needs."""
-        wanted = []
-        if self._queues[WorkKind.LOAD]:
-            busy = {model for model, entries in self._in_use.items() if entries}
-            waiting = self._queues[WorkKind.LOAD]
-            wanted.append(
-                self._plan_load_of(WorkKind.LOAD, self._models, waiting, _models_needed, busy)
-            )
-        if attaching := self._queues[WorkKind.ATTACH]:
-            for model in {e.sample.model_key for e in attaching.values()}:
-                waiting = {id: e for id, e in attaching.items() if e.sample.model_key == model}
-                busy_loras, seats = self._loras_in_use(model), self._loras[model]
-                wanted.append(
-                    self._plan_load_of(WorkKind.ATTACH, seats, waiting, _loras_needed, busy_loras)
-                )
-        plans = [plan for plan in wanted if plan is not None]
-        return min(plans, key=lambda p: self._entries[p.samples[0].id].arrival, default=None)
-
-    def _plan_load_of(
-        self,
-        work: WorkKind,
-        seats: Residency[_Loadable],
-        waiting: Mapping[str, _QueuedSample[L]],
-        needs: Callable[[Sample[L]], tuple[_Loadable, ...]],
-        busy: Collection[_Loadable],
-    ) -> Plan[L] | None:
-        """LOAD or ATTACH, among those that wait for it."""
-        seating = seats.admit([(id, needs(e.sample)) for id, e in waiting.items()], busy)
-        for entry in [waiting[id] for id in seating.ready]:
-            self._move(entry, entry.sample, _after(work, entry.sample, entry.segment))
-        if seating.load is None:
-            return None
-        samples = [e.sample for e in waiting.values() if seating.load in needs(e.sample)]
-        return Plan(work, tuple(samples), load=seating.load, evict=seating.evict)
-
-    def _loras_in_use(self, model: ModelKey) -> set[str]:
-        """The LoRAs that samples of a model wear, or will at their next turn."""
-        queues = (
-            self._queues[work] for work in (WorkKind.CONDITION, WorkKind.ENCODE, WorkKind.STEP)
+        """Return the LOAD or ATTACH whose first sample arrived first."""
+        plans = [self._waiting_for_models().plan()]
+        plans += [waiting.plan() for waiting in self._waiting_for_extensions()]
+        return min(
+            (plan for plan in plans if plan is not None),
+            key=lambda plan: self._entries[plan.samples[0].id].arrival,
+            default=None,
         )
-        entries = (entry for queue in queues for entry in queue.values())
-        return {
-            lora.name
-            for e in entries
-            if e.sample.model_key == model
-            for lora in e.sample.active_loras
-        }
 
     def _plan_step(self) -> Plan[L]:
-        ranks = min(self._ranked.values())  # those of the most urgent one's shape
+        ranks = min(self._ranked.values())  # of the batch key that has the most urgent sample
         first = self._entries[ranks[0][-1]].sample
-        size = self._sizes[first.model_key]
-        in_order = ((id, self._entries[id].sample.spec.rows) for *_, id in ranks)
-        ids = choose_batch(in_order, images=size.images, rows=size.rows)
+        size = self._batch_sizes[first.model_key]
+        ranked = ((id, self._entries[id].sample.spec.rows) for *_, id in ranks)
+        ids = choose_batch(ranked, images=size.images, rows=size.rows)
         samples = tuple(self._entries[id].sample for id in ids)
-        self._turn += 1
-        self._stepped_last = True
-        return Plan(WorkKind.STEP, samples, size.lanes or sum(s.spec.rows for s in samples))
+        rows = sum(sample.spec.rows for sample in samples)
+        return Plan(WorkKind.STEP, samples, size.lanes or rows)
+
+    def _work_after(
+        self, work: WorkKind, sample: Sample[L], segment: StageSegment
+    ) -> WorkKind | None:
+        """Return what a sample needs after a turn; None when its segment is done."""
+        if work in _LOADS:  # it may need more than was loaded, but starts before that can leave
+            if work is WorkKind.LOAD:
+                complete = self._models.has_all(_models_needed(sample))
+            else:
+                residency = self._extensions[sample.model_key]
+                complete = residency.has_all(_extensions_needed(sample))
+            return _work_with(work, sample, segment) if complete else work
+        if work is WorkKind.CONDITION and sample.latents is None:
+            return WorkKind.ENCODE
+        if work is not WorkKind.DECODE and sample.index < segment.stop:
+            return WorkKind.STEP
+        return WorkKind.DECODE if work is WorkKind.STEP and segment.last else None
 
 
 def _models_needed(sample: Sample[L]) -> tuple[ModelKey, ...]:
     return (sample.model_key,)
 
 
-def _loras_needed(sample: Sample[L]) -> tuple[str, ...]:
-    return tuple(lora.name for lora in sample.active_loras)
+def _extensions_needed(sample: Sample[L]) -> tuple[ExtensionKey, ...]:
+    return tuple(ref.key for ref in sample.active_extensions)
 
 
-def _after(work: WorkKind, sample: Sample[L], leg: StageSegment) -> WorkKind:
-    """What comes when a sample has its model (LOAD), or its LoRAs too (ATTACH)."""
-    if sample.index >= leg.stop and sample.latents is not None:
-        return WorkKind.DECODE  # a last leg without steps: nothing to condition
-    return WorkKind.ATTACH if sample.active_loras and work is WorkKind.LOAD else WorkKind.CONDITION
-
-
-def _next_work(work: WorkKind, sample: Sample[L], leg: StageSegment) -> WorkKind | None:
-    if work is WorkKind.CONDITION and sample.latents is None:
-        return WorkKind.ENCODE
-    if work is not WorkKind.DECODE and sample.index < leg.stop:
-        return WorkKind.STEP
-    if work is WorkKind.STEP and leg.last:
-        return WorkKind.DECODE
-    return None
+def _work_with(work: WorkKind, sample: Sample[L], segment: StageSegment) -> WorkKind:
+    """Return what a sample needs that has its model (LOAD), or its extensions too (ATTACH)."""
+    if sample.index >= segment.stop and sample.latents is not None:
+        return WorkKind.DECODE  # a last segment without steps: nothing to condition
+    attaches = work is WorkKind.LOAD and sample.active_extensions
+    return WorkKind.ATTACH if attaches else WorkKind.CONDITION

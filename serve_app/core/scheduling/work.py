@@ -4,17 +4,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic
 
+from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import L, Sample, StageSegment
 
 
 class WorkKind(StrEnum):
-    """The kinds of turn. CONDITION, ENCODE and DECODE take one sample at a time."""
+    """The kinds of turn. CONDITION, ENCODE and DECODE work on one sample at a time."""
 
-    LOAD = "load"  # a model into memory, for all that wait for it
-    ATTACH = "attach"  # a LoRA to a model, likewise
+    LOAD = "load"  # a model into memory, for all samples that wait for it
+    ATTACH = "attach"  # an extension to a model, likewise
     CONDITION = "condition"  # prompt to embeddings; starting noise
-    ENCODE = "encode"  # base image to noised latents
+    ENCODE = "encode"  # initial image to noised latents
     STEP = "step"
     DECODE = "decode"  # latents to pixels
 
@@ -23,7 +24,9 @@ class WorkKind(StrEnum):
 class BatchSize:
     """How many samples of a model step together, and in how many rows.
 
-    `lanes` is the fixed number of rows of every UNet call, or 0 for as many rows as there are.
+    `lanes` is the padded batch size: the fixed number of rows of every UNet call, or 0 in fast
+    mode, where a call has as many rows as its samples need. Raises `ValueError` without room for
+    one guided image.
     """
 
     images: int
@@ -31,37 +34,55 @@ class BatchSize:
 
     def __post_init__(self) -> None:
         if self.images < 1 or (self.lanes and self.lanes < 2):
-            raise ValueError("at least one image, and room for its two rows")
+            raise ValueError(f"at least one image and its two rows must fit, got {self}")
 
     @property
     def rows(self) -> int:
-        """The most rows of one UNet call."""
+        """The maximum number of rows of one UNet call."""
         return self.lanes or 2 * self.images
 
 
 @dataclass(frozen=True, slots=True)
 class Plan(Generic[L]):
-    """One turn of GPU work, for samples of one model. `lanes` is how many rows the UNet call has,
-    padding included; `load` is the model, or the LoRA, that is to come, and `drop` those that make
-    room for it."""
+    """One turn of GPU work, for samples of one model.
+
+    `lanes` is the number of rows of the UNet call, padding included. `load` is the model to load
+    or the extension to attach, and `evict` what leaves memory for it.
+    """
 
     work: WorkKind
     samples: tuple[Sample[L], ...]
     lanes: int = 0
-    load: ModelKey | str | None = None
-    evict: tuple[ModelKey | str, ...] = ()
+    load: ModelKey | ExtensionKey | None = None
+    evict: tuple[ModelKey, ...] | tuple[ExtensionKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PendingWork(Generic[L]):
-    """What is left of a sample here: its leg, and the work that it waits for next."""
+    """What is left of a sample on this replica: its segment, and the work that it waits for."""
 
     sample: Sample[L]
     segment: StageSegment
     work: WorkKind
-    due: int  # see `policy.choose_batch`
+    due: int  # a turn; see `choose_batch`
 
     @property
     def steps_left(self) -> int:
-        """Those it still takes."""
+        """The number of steps up to the end of the segment."""
         return max(0, self.segment.stop - self.sample.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What ran last where work alternates: steps with other work, and decodes with loads."""
+
+    stepped: bool = False
+    decoded: bool = False
+
+    def next(self, work: WorkKind) -> "Rotation":
+        """Return the rotation after a turn of this kind. Prompts don't take part."""
+        if work is WorkKind.CONDITION:
+            return self
+        if work is WorkKind.STEP:
+            return Rotation(stepped=True, decoded=self.decoded)
+        return Rotation(stepped=False, decoded=work is WorkKind.DECODE)

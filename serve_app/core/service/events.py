@@ -6,13 +6,14 @@ type and end with `assert_never`, so that an event they don't know is an error a
 for another one. No tensors: latents inside are in whatever form the wire has.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, assert_never
 
 from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.gpu_time import GpuTime
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import L, Sample
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import EngineFault
@@ -79,21 +80,28 @@ async def last_image(events: AsyncGenerator[ImageEvent, None]) -> GeneratedImage
     raise EngineFault("the stream of events ended without an image")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """What one engine has done since it started, and what it is doing."""
+
+    state: str = ""  # the scheduler's repr
+    turns: int = 0  # UNet calls
+    steps: int = 0  # steps of samples: a turn of four samples counts four
+    finished: int = 0
+    cancelled: int = 0
+    gpu_seconds: float = 0.0  # GPU time
+    wasted_gpu_seconds: float = 0.0  # the part of it that cancelled and failed images took
+    costs: CostTable = field(default_factory=CostTable)  # what its turns take
+    positions: Mapping[str, int] = field(default_factory=dict)  # index of each sample in flight
+    models: tuple[ModelKey, ...] = ()  # in memory, then offloaded to the host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaStats:
     """What one replica of a stage is and has done, for /health, logs and tests."""
 
     pid: int
     profile: str
-    state: str  # the scheduler's own words
-    turns: int  # UNet calls
-    steps: int  # steps of samples: a turn of four samples counts four
-    finished: int
-    cancelled: int
-    gpu_seconds: float  # GPU time since the replica started
-    wasted_gpu_seconds: float  # the part of it that cancelled and failed images took
-    owed_seconds: float  # predicted GPU time until everything accepted is done
-    costs: CostTable  # what its turns take, to predict others by
-    positions: dict[str, int]  # step index of each sample in flight
-    models: tuple[str, ...] = ()  # models on the device, then models offloaded to the host
+    engine: EngineStats
+    owed_seconds: float = 0.0  # predicted GPU time until everything accepted is done
     shortfall: str = ""  # what the device had no memory for

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 
+from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.model_defaults import SDXL_DEFAULTS, ModelDefaults
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.sizes import SizeRules
@@ -40,12 +41,18 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class LoraInfo:
-    """What a request must know about a LoRA."""
+class ExtensionInfo:
+    """What a request must know about an extension of the base model."""
 
+    kind: str  # such as "lora"
     name: str  # never a path
     models: tuple[str, ...]  # the base models that it fits
     default_weight: float = 1.0  # where the request names no weight
+
+    @property
+    def key(self) -> ExtensionKey:
+        """The key by which images name it, together with a weight."""
+        return ExtensionKey(self.kind, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +69,8 @@ class ServiceInfo:
     max_prompt_chars: int = 500  # the longest prompt on our own routes
     safety_filters: tuple[str, ...] = ()  # the safety filters that are on
     terms_required: bool = False  # whether callers must accept the licences first
-    loras: tuple[LoraInfo, ...] = ()
-    max_loras: int = 8  # of one image
+    extensions: tuple[ExtensionInfo, ...] = ()
+    max_extensions: int = 8  # of one image
 
     @property
     def default_model(self) -> ModelInfo:
@@ -79,9 +86,13 @@ class ServiceInfo:
         """Return the model of that name; None if there is none."""
         return next((model for model in self.models if model.name == name), None)
 
-    def find_lora(self, name: str) -> LoraInfo | None:
-        """Return the LoRA of that name; None if there is none."""
-        return next((lora for lora in self.loras if lora.name == name), None)
+    def extensions_of(self, kind: str) -> tuple[ExtensionInfo, ...]:
+        """Return the extensions of one kind."""
+        return tuple(extension for extension in self.extensions if extension.kind == kind)
+
+    def find_extension(self, kind: str, name: str) -> ExtensionInfo | None:
+        """Return the extension of that kind and name; None if there is none."""
+        return next((known for known in self.extensions_of(kind) if known.name == name), None)
 
     def can_refine(self, model: ModelInfo) -> bool:
         """Return whether there is a refiner that may continue a model's images."""

@@ -11,15 +11,19 @@ from serve_app.ingress.door import Door, ErrorResponse, OpenApiDocument, Validat
 from serve_app.ingress.native.routes import router
 from serve_app.ingress.native.schemas import (
     WIRE_NAMES,
+    ExtensionField,
     GenerateRequest,
-    LoraField,
     RefineConfig,
     RefineRequest,
+    extension_kinds,
 )
 from serve_app.ingress.openapi import branch_of_type
 
 _REQUESTS: dict[str, type[BaseModel]] = {"/generate": GenerateRequest, "/refine": RefineRequest}
-_NESTED: dict[str, type[BaseModel]] = {"config": RefineConfig, "loras": LoraField}
+_NESTED: dict[str, type[BaseModel]] = {
+    "config": RefineConfig,
+    **dict.fromkeys(map(to_camel, extension_kinds(GenerateRequest)), ExtensionField),
+}
 _PROMPTS = {
     "GenerateRequest": ("prompt", "negativePrompt"),
     "RefineRequest": ("prompt", "refinePrompt", "negativePrompt"),

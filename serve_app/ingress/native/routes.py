@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.service.info import HealthStatus
 from serve_app.core.service.jobs import Job
 from serve_app.ingress.errors import retry_after
@@ -138,7 +139,7 @@ async def health(services: Services) -> Response:
         model=info.default_model.name,
         models=list(info.model_names),
         refiner=info.refiner,
-        loras=[lora.name for lora in info.loras],
+        loras=[lora.name for lora in info.extensions_of(LORA)],
         device=info.device,
         precision=info.precision,
         replicas=health.replicas,

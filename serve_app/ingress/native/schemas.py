@@ -4,11 +4,15 @@ Names are camelCase on the wire. An unknown field is an error that names it, and
 its range is an error with the range.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import InvalidRequest, model_not_found
 from serve_app.core.service.info import ModelInfo, ServiceInfo
@@ -16,7 +20,6 @@ from serve_app.ingress.fields import (
     AspectRatio,
     Fraction,
     Guidance,
-    LoraWeight,
     Prompt,
     Range,
     SamplerName,
@@ -24,6 +27,7 @@ from serve_app.ingress.fields import (
     Steps,
     Strength,
     Timeout,
+    Weight,
 )
 from serve_app.ingress.generation import (
     DEFAULT_HANDOFF,
@@ -35,7 +39,7 @@ from serve_app.ingress.generation import (
     RefinementRequest,
     RerunFormat,
 )
-from serve_app.ingress.lookup import LoraChoice, find_model
+from serve_app.ingress.lookup import ExtensionChoice, find_model
 
 MAX_IMAGES = 8
 WIRE_NAMES = {  # the domain's fields whose names differ on the wire
@@ -64,11 +68,22 @@ class ApiModel(BaseModel):
     )
 
 
-class LoraField(ApiModel):
-    """A LoRA by its name in the registry, and its weight."""
+@dataclass(frozen=True, slots=True)
+class NamesExtensions:
+    """Marks a request field whose entries name extensions of a kind."""
+
+    kind: str
+
+
+class ExtensionField(ApiModel):
+    """An extension by its name in MODELS_FILE, and its weight."""
 
     name: str
-    weight: Annotated[LoraWeight | None, Field(description="The operator's default, else 1")] = None
+    weight: Annotated[Weight | None, Field(description="The operator's default, else 1")] = None
+
+
+class LoraField(ExtensionField):
+    """A LoRA by its name in MODELS_FILE, and its weight."""
 
 
 class CommonFields(ApiModel):
@@ -82,12 +97,26 @@ class CommonFields(ApiModel):
     image_count: ImageCount | None = None
     handoff: Fraction = DEFAULT_HANDOFF
     model: str | None = None
-    loras: Annotated[list[LoraField], Field(max_length=8)] = []
+    loras: Annotated[list[LoraField], Field(max_length=8), NamesExtensions(LORA)] = []
     timeout_seconds: Timeout | None = None
 
-    def lora_choices(self) -> tuple[LoraChoice, ...]:
-        """Return the LoRAs in the domain's words."""
-        return tuple(LoraChoice(lora.name, lora.weight) for lora in self.loras)
+    def extension_choices(self) -> tuple[ExtensionChoice, ...]:
+        """Return the extensions in the domain's words."""
+        return tuple(
+            ExtensionChoice(entry.name, entry.weight, kind, to_camel(field))
+            for field, kind in extension_kinds(type(self)).items()
+            for entry in getattr(self, field)
+        )
+
+
+def extension_kinds(request: type[CommonFields]) -> dict[str, str]:
+    """Return the request's fields that name extensions, and the kind of each."""
+    return {
+        name: mark.kind
+        for name, field in request.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, NamesExtensions)
+    }
 
 
 class GenerateRequest(CommonFields):
@@ -114,7 +143,7 @@ class GenerateRequest(CommonFields):
             image_count=self.image_count,
             handoff=self.handoff,
             model=self.model,
-            loras=self.lora_choices(),
+            extensions=self.extension_choices(),
             timeout_s=self.timeout_seconds,
             aspect=self.aspect_ratio,
             width=self.width,
@@ -172,7 +201,7 @@ class RefineRequest(CommonFields):
             image_count=self.image_count,
             handoff=self.handoff,
             model=model.name,
-            loras=self.lora_choices(),
+            extensions=self.extension_choices(),
             timeout_s=self.timeout_seconds,
             strength=self.strength,
             refiner_only=refiner_only,
@@ -196,8 +225,11 @@ class TermsAcceptance(ApiModel):
         return digest
 
 
-def rerun_request(job: GenerationJob, image: JobImage) -> dict[str, Any]:
-    """Return the fields of a request that makes one image of a job again."""
+def rerun_request(kinds: Mapping[str, str], job: GenerationJob, image: JobImage) -> dict[str, Any]:
+    """Return the fields of a request that makes one image of a job again.
+
+    `kinds` are the extension fields of its type; see `extension_kinds`.
+    """
     spec = image.spec
     request: dict[str, Any] = {
         "seed": spec.seed,
@@ -208,8 +240,10 @@ def rerun_request(job: GenerationJob, image: JobImage) -> dict[str, Any]:
         "model": job.models[Stage.BASE],
         "handoff": spec.handoff,
     }
-    if spec.loras:
-        request["loras"] = [{"name": lora.name, "weight": lora.weight} for lora in spec.loras]
+    for field, kind in kinds.items():
+        refs = [ref for ref in spec.extensions if ref.kind == kind]
+        if refs:
+            request[to_camel(field)] = [{"name": ref.name, "weight": ref.weight} for ref in refs]
     if spec.negative_prompt is not None:
         request["negativePrompt"] = spec.negative_prompt
     if image.base_image is not None:
@@ -218,8 +252,13 @@ def rerun_request(job: GenerationJob, image: JobImage) -> dict[str, Any]:
     return {"prompt": image.prompt, **size, "refine": job.refined, **request}
 
 
-GENERATE = RerunFormat("/generate", rerun_request)
-REFINE = RerunFormat("/refine", rerun_request)
+def rerun_format(route: str, request: type[CommonFields]) -> RerunFormat:
+    """Return how requests of a type are written down to be sent again."""
+    return RerunFormat(route, partial(rerun_request, extension_kinds(request)))
+
+
+GENERATE = rerun_format("/generate", GenerateRequest)
+REFINE = rerun_format("/refine", RefineRequest)
 
 
 def _check_length(field: str, prompt: str | None, info: ServiceInfo) -> None:

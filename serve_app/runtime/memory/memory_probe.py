@@ -34,9 +34,6 @@ SAVINGS_BY_DEVICE: dict[str, tuple[MemorySaving, ...]] = {
 }
 _TILE_SIZE = 512  # pixels; at SDXL's default of 1024 an image of the usual size is one tile
 _HEADROOM = 0.05  # share of the memory, for fragmentation and for other processes on the GPU
-# Values that an active LoRA adds to the peak of a UNet call, per row and pixel of the image,
-# counted with SDXL's own UNet. (A call without LoRAs takes 79.) Several LoRAs add no more than one.
-_LORA_VALUES_PER_PIXEL = 20
 
 
 class Placement:
@@ -125,7 +122,7 @@ class MemoryProbe:
     """Try a memory plan by running every kind of work on the largest legal image.
 
     The plan must leave memory for `reserve_for` more models of the same size, or else the next
-    model would leave this one too little for its batch; and for `lora_bytes` of LoRA weights in
+    model would leave this one too little for its batch; and for `extension_bytes` of extensions on
     each of these models.
     """
 
@@ -138,7 +135,8 @@ class MemoryProbe:
         native_size: int,
         strict: bool,
         reserve_for: int,
-        lora_bytes: int = 0,
+        extension_bytes: int = 0,
+        extension_work: float = 0.0,  # see `ExtensionKind.work_per_pixel`
     ) -> None:
         self._parts = parts
         self._placement = placement
@@ -146,7 +144,8 @@ class MemoryProbe:
         self._size = SizeRules(native_size).largest
         self._strict = strict
         self._reserve_for = reserve_for
-        self._lora_bytes = lora_bytes
+        self._extension_bytes = extension_bytes
+        self._extension_work = extension_work
 
     def __call__(self, plan: MemoryPlan) -> bool:
         """Return whether a plan fits. Each plan must have the savings of the one before."""
@@ -169,11 +168,11 @@ class MemoryProbe:
 
     def _reserved_bytes(self, rows: int) -> int:
         """Return the bytes that the dry run did not use, but that will be needed beside it."""
-        per_model = self._placement.bytes_on_device + self._lora_bytes
-        reserved = self._reserve_for * per_model + self._lora_bytes
-        if self._lora_bytes:
+        per_model = self._placement.bytes_on_device + self._extension_bytes
+        reserved = self._reserve_for * per_model + self._extension_bytes
+        if self._extension_work:
             width, height = self._size
-            values = _LORA_VALUES_PER_PIXEL * rows * width * height
+            values = round(self._extension_work * rows * width * height)
             reserved += values * self._device.dtype.itemsize
         return reserved
 

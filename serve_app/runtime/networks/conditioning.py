@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from serve_app.core.diffusion.spec import ImageSpec, Lora
+from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.networks.text_encoders import TextEncoders, TokenizedPrompt
 
@@ -51,8 +52,8 @@ class Conditioner:
         self._requires_aesthetics_score = checkpoint.requires_aesthetics_score
         self._force_zeros = checkpoint.force_zeros_for_empty_prompt
 
-    def condition(self, spec: ImageSpec, loras: tuple[Lora, ...] = ()) -> Conditioning:
-        """Return the conditioning of a spec, by text encoders in which `loras` are active.
+    def condition(self, spec: ImageSpec, extensions: tuple[ExtensionRef, ...] = ()) -> Conditioning:
+        """Return the conditioning of a spec, by text encoders in which `extensions` are active.
 
         An absent negative prompt differs from an empty one: with force_zeros_for_empty_prompt its
         embeddings are zeros. The shorter of two prompts is padded with chunks of "", which
@@ -61,11 +62,11 @@ class Conditioner:
         prompt = self._text_encoders.tokenize(spec.prompt, "prompt")
         if not spec.is_guided:
             chunks = len(prompt.chunks)
-            positive = self._encode(spec, prompt, chunks, AESTHETIC_SCORE, loras)
+            positive = self._encode(spec, prompt, chunks, AESTHETIC_SCORE, extensions)
             return Conditioning(positive, None, 1.0, chunks, prompt.warnings)
         if spec.negative_prompt is None and self._force_zeros:
             chunks = len(prompt.chunks)
-            positive = self._encode(spec, prompt, chunks, AESTHETIC_SCORE, loras)
+            positive = self._encode(spec, prompt, chunks, AESTHETIC_SCORE, extensions)
             negative = RowConditioning(
                 torch.zeros_like(positive.embeds),
                 torch.zeros_like(positive.pooled),
@@ -75,8 +76,8 @@ class Conditioner:
         other = self._text_encoders.tokenize(spec.negative_prompt or "", "negative prompt")
         chunks = max(len(prompt.chunks), len(other.chunks))
         return Conditioning(
-            self._encode(spec, prompt, chunks, AESTHETIC_SCORE, loras),
-            self._encode(spec, other, chunks, NEGATIVE_AESTHETIC_SCORE, loras),
+            self._encode(spec, prompt, chunks, AESTHETIC_SCORE, extensions),
+            self._encode(spec, other, chunks, NEGATIVE_AESTHETIC_SCORE, extensions),
             spec.guidance,
             chunks,
             prompt.warnings + other.warnings,
@@ -88,9 +89,9 @@ class Conditioner:
         prompt: TokenizedPrompt,
         chunks: int,
         score: float,
-        loras: tuple[Lora, ...],
+        extensions: tuple[ExtensionRef, ...],
     ) -> RowConditioning:
-        embeds, pooled = self._text_encoders.encode(prompt, chunks, loras)
+        embeds, pooled = self._text_encoders.encode(prompt, chunks, extensions)
         time_ids = self._time_ids(spec, score, embeds.dtype)
         return RowConditioning(embeds.cpu(), pooled.cpu(), time_ids)
 

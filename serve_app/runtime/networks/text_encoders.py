@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
+from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.prompt import (
     CHUNK_TOKENS,
     MAX_CHUNKS,
@@ -27,13 +28,12 @@ from serve_app.core.diffusion.prompt import (
     clamp_weight,
     parse,
 )
-from serve_app.core.diffusion.spec import Lora
 
 _MAX_CACHED = 128  # chunks; about 0.3 MB each for SDXL in fp16
 _MAX_QUOTED = 200  # characters of the cut text in a warning
 
 Chunk = tuple[tuple[Token, ...], ...]  # the tokens of each encoder
-_CacheKey = tuple[Chunk, tuple[Lora, ...]]  # and the LoRAs active in the encoders
+_CacheKey = tuple[Chunk, tuple[ExtensionRef, ...]]  # and the LoRAs active in the encoders
 _Encoding = tuple[torch.Tensor, torch.Tensor]  # embeddings and pooled embedding
 
 
@@ -52,11 +52,11 @@ class TextEncoders(Protocol):
         """Return the prompt as tokens; warnings call it `name`."""
 
     def encode(
-        self, prompt: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
+        self, prompt: TokenizedPrompt, chunks: int, extensions: tuple[ExtensionRef, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return embeddings (77 * chunks, width) and the pooled embedding (projection_dim,).
 
-        A shorter prompt is padded with chunks of "". `loras` are those active in the encoders.
+        A shorter prompt is padded with chunks of "". `extensions` are those active in the encoders.
         """
 
 
@@ -102,11 +102,11 @@ class ClipTextEncoders:
         return TokenizedPrompt(chunks[:MAX_CHUNKS], tuple(warnings))
 
     def encode(
-        self, prompt: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
+        self, prompt: TokenizedPrompt, chunks: int, extensions: tuple[ExtensionRef, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `TextEncoders`."""
         padding = [self._empty] * (chunks - len(prompt.chunks))
-        keys = [(chunk, loras) for chunk in (*prompt.chunks, *padding)]
+        keys = [(chunk, extensions) for chunk in (*prompt.chunks, *padding)]
         with nullcontext() if set(keys) <= set(self._cache) else self._on_device():
             encoded = [self._cached(key) for key in keys]
         embeds, pooled = encoded[0]

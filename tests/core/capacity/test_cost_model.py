@@ -20,8 +20,9 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, new_sample
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.scheduling.work import BatchSize, WorkKind
+from tests.support.keys import lora, lora_key
 
 SPEC = ImageSpec(prompt="a fox", seed=0, width=1024, height=1024, steps=30, guidance=5)
 
@@ -45,8 +46,10 @@ def test_a_row_costs_what_the_block_structure_adds_up_to(
     assert step_tflop(stage, side, side, rows=1) == pytest.approx(tflop, rel=0.04)
 
 
-def step(side: int, rows: int = 8, stage: Stage = Stage.BASE, loras: int = 0) -> TurnKind:
-    return TurnKind(WorkKind.STEP, ModelKey(stage, "fox"), side, side, rows, loras)
+def step(
+    side: int, rows: int = 8, stage: Stage = Stage.BASE, extensions: tuple[str, ...] = ()
+) -> TurnKind:
+    return TurnKind(WorkKind.STEP, ModelKey(stage, "fox"), side, side, rows, extensions)
 
 
 def test_a_turn_is_shared_by_rows() -> None:
@@ -60,9 +63,9 @@ def test_the_shares_of_a_turn_add_up_to_its_seconds(rows: list[int], seconds: fl
 
 
 def test_a_measured_turn_is_predicted_as_measured() -> None:
-    costs = CostTable({step(64): 0.5, step(128): 0.7, step(64, loras=1): 0.9})
+    costs = CostTable({step(64): 0.5, step(128): 0.7, step(64, extensions=("lora",)): 0.9})
     assert costs.seconds(step(64)) == 0.5
-    assert costs.seconds(step(64, loras=1)) == 0.9
+    assert costs.seconds(step(64, extensions=("lora",))) == 0.9
 
 
 def test_other_turns_are_interpolated_and_beyond_that_in_proportion() -> None:
@@ -162,19 +165,22 @@ def test_a_cost_model_remembers_the_batch_sizes_of_unloaded_models() -> None:
         (WorkKind.LOAD, TurnKind(WorkKind.LOAD, ModelKey(Stage.BASE, "fox"))),
         (
             WorkKind.ATTACH,
-            TurnKind(WorkKind.ATTACH, ModelKey(Stage.BASE, "fox"), attached="new"),
+            TurnKind(WorkKind.ATTACH, ModelKey(Stage.BASE, "fox"), attached=lora_key("new")),
         ),
         (WorkKind.CONDITION, TurnKind(WorkKind.CONDITION, ModelKey(Stage.BASE, "fox"), rows=2)),
         (WorkKind.ENCODE, TurnKind(WorkKind.ENCODE, ModelKey(Stage.BASE, "fox"), 1024, 1024)),
-        (WorkKind.STEP, TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "fox"), 1024, 1024, 8, 1)),
+        (
+            WorkKind.STEP,
+            TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "fox"), 1024, 1024, 8, ("lora",)),
+        ),
         (WorkKind.DECODE, TurnKind(WorkKind.DECODE, ModelKey(Stage.BASE, "fox"), 1024, 1024)),
     ],
 )
 def test_the_kind_of_a_turn_is_all_that_decides_its_length(work: WorkKind, turn: TurnKind) -> None:
-    spec = replace(SPEC, model="fox", loras=(Lora("ink"), Lora("none", 0.0)))
+    spec = replace(SPEC, model="fox", extensions=(lora("ink"), lora("none", 0.0)))
     schedule = make_schedule(NoiseConfig(), spec.sampler, 30, None, 1.0)
     sample: Sample[float] = new_sample("a", spec, schedule, Stage.BASE)
-    assert turn_kind(work, sample, lanes=8, load="new") == turn
+    assert turn_kind(work, sample, lanes=8, load=lora_key("new")) == turn
 
 
 def test_the_rate_limit_counts_megapixels_and_the_steps_that_are_taken() -> None:

@@ -14,10 +14,18 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, stage_segments, with_latents
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import make_schedule
-from serve_app.core.diffusion.spec import Lora, Stage
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
-from tests.support.scheduler_runs import NOISE, run_plan, sample, scheduler_of, whole_segment
+from tests.support.keys import lora, lora_key
+from tests.support.scheduler_runs import (
+    NOISE,
+    next_plan,
+    run_plan,
+    sample,
+    scheduler_of,
+    whole_segment,
+)
 
 SIZE = BatchSize(4, 8)
 STEP = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 64, 64, 8)
@@ -89,11 +97,11 @@ def test_an_init_image_is_encoded_first() -> None:
 
 
 def test_a_model_that_several_images_wait_for_is_loaded_once() -> None:
-    spec = replace(sample("a").spec, model="owl", loras=(Lora("ink"), Lora("wash")))
+    spec = replace(sample("a").spec, model="owl", extensions=(lora("ink"), lora("wash")))
     waiting = [replace(sample(id), spec=spec) for id in "ab"]
     known = {
         TurnKind(WorkKind.LOAD, ModelKey(Stage.BASE, "owl")): 8.0,
-        TurnKind(WorkKind.ATTACH, ModelKey(Stage.BASE, "ink")): 2.0,
+        TurnKind(WorkKind.ATTACH, ModelKey(Stage.BASE, "owl"), attached=lora_key("ink")): 2.0,
     }
     alone = forecast([owed(image) for image in waiting], CostTable(known)).seconds
     loading = forecast([owed(image, WorkKind.LOAD) for image in waiting], CostTable(known))
@@ -135,7 +143,7 @@ def test_what_is_left_of_an_image_is_listed_by_segment() -> None:
 def drained(scheduler: StepScheduler[float], costs: CostTable) -> tuple[float, dict[str, float]]:
     """Seconds until the scheduler is empty, and of each image, when turns take just these."""
     account, spent = GpuTimeAccount(), dict[str, float]()
-    while (plan := scheduler.plan()) is not None:
+    while (plan := next_plan(scheduler)) is not None:
         kind: Any = TurnKind(plan.work, ModelKey(Stage.BASE), 64, 64, plan.lanes)
         if plan.work is WorkKind.CONDITION:
             kind = replace(PROMPT, rows=plan.samples[0].spec.rows)

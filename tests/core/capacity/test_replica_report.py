@@ -14,9 +14,10 @@ from serve_app.core.capacity.replica_report import (
     remaining_work,
 )
 from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage
-from serve_app.core.diffusion.spec import Lora, Stage
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import WorkKind
 from tests.support.images import COSTS, SDXL, STEP, image, report_of, segment_of
+from tests.support.keys import lora
 
 LOAD = TurnKind(WorkKind.LOAD, SDXL)
 DECODE = TurnKind(WorkKind.DECODE, SDXL, 1024, 1024)
@@ -31,7 +32,8 @@ def test_a_report_travels_as_json() -> None:
 def test_the_wire_form_is_that_of_its_version() -> None:
     """If this test has to change, `WIRE_VERSION` has to grow."""
     model = {"stage": "base", "name": "sdxl"}
-    step = {"work": "step", "model": model, "width": 1024, "height": 1024, "rows": 8, "loras": 0}
+    step = {"work": "step", "model": model, "width": 1024, "height": 1024, "rows": 8}
+    step["extensions"] = []
     batch_key = (
         '{"chunks": 1, "extensions": [], "latent_shape": [128, 128], "model": ["base", "sdxl"]}'
     )
@@ -78,7 +80,7 @@ def test_both_stages_of_an_image_have_keys_of_their_own() -> None:
     [
         image("b", width=832),
         image("b", model="anime"),
-        image("b", loras=(Lora("ink", 0.5),)),
+        image("b", loras=(lora("ink", 0.5),)),
         replace(image("b"), chunks=2),
         for_stage(image("b"), Stage.REFINER),
     ],

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.sample import (
@@ -19,7 +20,8 @@ from serve_app.core.diffusion.sample import (
 )
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
+from tests.support.keys import lora
 
 SPEC = ImageSpec(prompt="a fox", seed=0, width=64, height=64, steps=20, guidance=5, handoff=0.8)
 NOISE = NoiseConfig(timestep_spacing="leading", steps_offset=1)
@@ -142,16 +144,16 @@ def test_its_model_is_part_of_its_shape_but_not_at_the_refiner_which_is_one_for_
 
 
 def test_loras_are_worn_in_base_alone_in_one_order_and_part_what_steps_together() -> None:
-    x, y, nothing = Lora("x", 0.5), Lora("y"), Lora("z", 0.0)
+    x, y, nothing = lora("x", 0.5), lora("y"), lora("z", 0.0)
 
-    def sample(*loras: Lora) -> Sample[float]:
-        return new_sample("a", replace(SPEC, loras=loras), SCHEDULE, Stage.BASE)
+    def sample(*loras: ExtensionRef) -> Sample[float]:
+        return new_sample("a", replace(SPEC, extensions=loras), SCHEDULE, Stage.BASE)
 
-    assert sample(y, nothing, x).active_loras == (x, y)
+    assert sample(y, nothing, x).active_extensions == (x, y)
     assert sample(y, x).batch_key == sample(x, y, nothing).batch_key
-    shapes = {sample(*loras).batch_key for loras in ((), (x,), (y,), (x, y), (Lora("x", 0.6),))}
+    shapes = {sample(*loras).batch_key for loras in ((), (x,), (y,), (x, y), (lora("x", 0.6),))}
     assert len(shapes) == 5
-    assert for_stage(sample(x), Stage.REFINER).active_loras == ()
+    assert for_stage(sample(x), Stage.REFINER).active_extensions == ()
     assert (
         for_stage(sample(x), Stage.REFINER).batch_key
         == for_stage(sample(), Stage.REFINER).batch_key

@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 
 from serve_app.core.diffusion.samplers import Sampler
-from serve_app.core.diffusion.spec import ImageSpec, Lora
+from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.core.errors import InvalidRequest
+from tests.support.keys import lora
 
 PLAIN = ImageSpec(prompt="a fox", seed=0, width=1024, height=768, steps=30, guidance=6.9)
 
@@ -65,11 +66,11 @@ def test_latents_are_an_eighth_of_the_picture() -> None:
 
 @pytest.mark.parametrize("weight", [-2.1, 2.01, float("nan")])
 def test_a_lora_weight_is_between_minus_two_and_two(weight: float) -> None:
-    assert len(replace(PLAIN, loras=(Lora("x", -2), Lora("y", 2))).loras) == 2
-    with pytest.raises(InvalidRequest, match=f"loras must be between -2 and 2, got {weight}"):
-        replace(PLAIN, loras=(Lora("x", weight),))
+    assert len(replace(PLAIN, extensions=(lora("x", -2), lora("y", 2))).extensions) == 2
+    with pytest.raises(InvalidRequest, match=f"extensions must be between -2 and 2, got {weight}"):
+        replace(PLAIN, extensions=(lora("x", weight),))
 
 
 def test_a_lora_is_named_once() -> None:
-    with pytest.raises(InvalidRequest, match="loras names x more than once"):
-        replace(PLAIN, loras=(Lora("x"), Lora("y"), Lora("x", 0.5)))
+    with pytest.raises(InvalidRequest, match="extensions names the LoRA x more than once"):
+        replace(PLAIN, extensions=(lora("x"), lora("y"), lora("x", 0.5)))

@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage, with_model
-from serve_app.core.diffusion.spec import Lora, Stage
-from serve_app.core.scheduling.batching import Admission, admit
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.scheduling.residency import Admission, admit
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
-from tests.support.keys import REFINER, base_key
-from tests.support.scheduler_runs import run_plan, sample, whole_segment
+from tests.support.keys import REFINER, base_key, lora, lora_key
+from tests.support.scheduler_runs import next_plan, run_plan, sample, whole_segment
 
 Turn = tuple[Plan[float], tuple[str, ...]]
 
@@ -22,7 +23,7 @@ Turn = tuple[Plan[float], tuple[str, ...]]
 def of(model: str, id: str, steps: int = 4, loras: str = "") -> Sample[float]:
     """A sample of a model with LoRAs of one letter."""
     one = with_model(sample(id, steps), base_key(model))
-    return replace(one, spec=replace(one.spec, loras=tuple(map(Lora, loras))))
+    return replace(one, spec=replace(one.spec, extensions=tuple(map(lora, loras))))
 
 
 class Replica:
@@ -39,11 +40,13 @@ class Replica:
     ) -> None:
         self.room, self.lora_room, self.broken = room, lora_room, broken
         self.here = [base_key("a")]
-        self.worn: dict[ModelKey, list[str]] = {base_key("a"): []}  # LoRAs attached to each model
+        self.worn: dict[ModelKey, list[ExtensionKey]] = {
+            base_key("a"): []
+        }  # LoRAs attached to each model
         self.sizes = sizes or {}  # of models that are not as the others
         self._usual = BatchSize(images, 2 * images)
         self.scheduler: StepScheduler[float] = StepScheduler(
-            self._batches(), model_capacity=room, lora_capacity=lora_room
+            self._batches(), model_capacity=room, extension_capacity=lora_room
         )
         self.loads: list[str] = []  # models, and LoRAs as "model+lora"
 
@@ -51,7 +54,7 @@ class Replica:
         self.scheduler.add(one, whole_segment(one))
 
     def turns(self) -> Iterator[Turn]:
-        while (plan := self.scheduler.plan()) is not None:
+        while (plan := next_plan(self.scheduler)) is not None:
             models = {one.model_key for one in plan.samples}
             assert len(models) == 1, "a batch mixes models"
             if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
@@ -59,31 +62,33 @@ class Replica:
                 if self._is_broken(plan.load):
                     for one in plan.samples:
                         self.scheduler.cancel(one.id)
+                    self.scheduler.settle(plan, ())
                     yield plan, ()
                     continue
                 yield plan, self._ids(self.scheduler.settle(plan, plan.samples))
             else:
                 assert models <= set(self.here), "a model that is not here works"
-                sets = {one.active_loras for one in plan.samples}
+                sets = {one.active_extensions for one in plan.samples}
                 assert len(sets) == 1, "a batch mixes LoRAs"
                 if plan.work is not WorkKind.DECODE:
                     worn = self.worn[plan.samples[0].model_key]
-                    assert {lora.name for lora in sets.pop()} <= set(worn), "a LoRA is not there"
+                    assert {ref.key for ref in sets.pop()} <= set(worn), "a LoRA is not there"
                 yield plan, self._ids(self.scheduler.settle(plan, run_plan(plan)))
 
-    def _is_broken(self, load: ModelKey | str | None) -> bool:
-        return str(load) == self.broken
+    def _is_broken(self, load: ModelKey | ExtensionKey | None) -> bool:
+        return load is not None and load.name == self.broken
 
     def _attach(self, plan: Plan[float], model: ModelKey) -> None:
         worn = self.worn[model]
         for gone in plan.evict:
-            assert isinstance(gone, str)
+            assert isinstance(gone, ExtensionKey)
             worn.remove(gone)
         if not self._is_broken(plan.load):
-            worn.append(str(plan.load))
-        most = max(len(one.active_loras) for one in self.scheduler.samples())
+            assert isinstance(plan.load, ExtensionKey)
+            worn.append(plan.load)
+        most = max(len(one.active_extensions) for one in self.scheduler.samples())
         assert len(worn) <= max(self.lora_room, most)
-        self.loads.append(f"{model}+{plan.load}")
+        self.loads.append(f"{model}+{plan.load.name if plan.load else None}")
         self.scheduler.set_resident(self._batches(), self.worn)
 
     def _load(self, plan: Plan[float], model: ModelKey) -> None:
@@ -120,7 +125,8 @@ def test_a_model_is_loaded_once_for_all_that_wait_for_it() -> None:
     steps = [{s.id for s in plan.samples} for plan, _ in turns if plan.work is WorkKind.STEP]
     assert {"2", "3"} in steps
     assert (
-        repr(replica.scheduler) == "<StepScheduler 0 waiting | 0 stepping in 0 shapes | 0 decoding>"
+        repr(replica.scheduler)
+        == "<StepScheduler 0 waiting | 0 stepping in 0 batch keys | 0 decoding>"
     )
 
 
@@ -196,7 +202,7 @@ def test_who_waits_may_leave_and_the_others_then_need_not_make_room() -> None:
 
 
 def test_there_must_be_room_for_a_model() -> None:
-    with pytest.raises(ValueError, match="room"):
+    with pytest.raises(ValueError, match="capacity must be at least 1, got 0"):
         StepScheduler({ModelKey(Stage.BASE): BatchSize(1, 2)}, model_capacity=0)
 
 
@@ -208,7 +214,8 @@ def test_a_lora_is_attached_once_for_all_that_wait_for_it_and_batches_never_mix(
     attached = [
         (p.load, p.evict, {s.id for s in p.samples}) for p in turns if p.work is WorkKind.ATTACH
     ]
-    assert attached == [("x", (), {"1", "3", "5", "7"}), ("y", (), {"2", "6", "5", "7"})]
+    x, y = lora_key("x"), lora_key("y")
+    assert attached == [(x, (), {"1", "3", "5", "7"}), (y, (), {"2", "6", "5", "7"})]
     batches = {frozenset(s.id for s in p.samples) for p in turns if p.work is WorkKind.STEP}
     assert batches >= {frozenset(pair) for pair in ("04", "13", "26", "57")}
 
@@ -221,7 +228,8 @@ def test_the_lora_longest_without_a_newcomer_goes_and_never_one_that_is_worn() -
     for id, loras in (("3", "y"), ("4", "z")):
         replica.add(of("a", id, 20, loras))
     drops = [plan.evict for plan, _ in replica.turns() if plan.work is WorkKind.ATTACH]
-    assert (drops, replica.worn) == ([("x",)], {base_key("a"): ["y", "z"]})
+    assert drops == [(lora_key("x"),)]
+    assert replica.worn == {base_key("a"): [lora_key("y"), lora_key("z")]}
 
 
 def test_a_model_that_leaves_takes_its_loras_along() -> None:
@@ -272,7 +280,7 @@ ARRIVALS = st.lists(
 def test_whoever_comes_for_whichever_model_and_loras_is_served(
     room: int, lora_room: int, arrivals: list[tuple[str, int, str, int]]
 ) -> None:
-    replica, done = Replica(room, lora_room=lora_room), []
+    replica, done = Replica(room, lora_room=lora_room), list[str]()
     for number, (model, steps, loras, pause) in enumerate(arrivals):
         replica.add(of(model, str(number), steps, loras))
         for _, (_, ended) in zip(range(pause), replica.turns(), strict=False):

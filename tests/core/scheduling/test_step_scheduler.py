@@ -3,18 +3,23 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.core.diffusion.keys import ModelKey
-from serve_app.core.diffusion.sample import (
-    StageSegment,
-    with_prompt_info,
-)
+from serve_app.core.diffusion.sample import StageSegment, with_model, with_prompt_info
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import BatchSize, WorkKind
-from tests.support.scheduler_runs import sample, scheduler_of, turns, whole_segment
+from tests.support.keys import base_key
+from tests.support.scheduler_runs import (
+    next_plan,
+    run_plan,
+    sample,
+    scheduler_of,
+    turns,
+    whole_segment,
+)
 
 
 def test_an_image_is_conditioned_stepped_and_decoded() -> None:
@@ -94,7 +99,7 @@ def test_no_more_images_step_together_than_allowed() -> None:
 
 def test_shapes_never_share_a_batch_and_both_end() -> None:
     scheduler = scheduler_of(sample("a", 6), sample("b", 6, side=128), sample("c", 9))
-    done = []
+    done: list[str] = []
     for plan, ended in turns(scheduler):
         assert len({s.spec.latent_shape for s in plan.samples}) == 1
         done += ended
@@ -106,7 +111,7 @@ def test_prompts_of_other_lengths_never_share_a_batch_and_all_end() -> None:
     scheduler = scheduler_of(
         *(with_prompt_info(sample(id, 6), count, ()) for id, count in lengths.items())
     )
-    done, batches = [], []
+    done, batches = list[str](), []
     for plan, ended in turns(scheduler):
         if plan.work is WorkKind.STEP:
             batches.append({lengths[s.id] for s in plan.samples})
@@ -144,7 +149,7 @@ def test_an_evicted_sample_is_handed_back_as_it_stands_and_continues_elsewhere()
     left = scheduler.evict("a")
     assert left.index == 3
     assert len(scheduler) == 0
-    assert scheduler.plan() is None
+    assert next_plan(scheduler) is None
     again = scheduler_of(left)
     works = [plan.work for plan, _ in turns(again)]
     assert works == [WorkKind.CONDITION, *[WorkKind.STEP] * 7, WorkKind.DECODE]
@@ -166,7 +171,7 @@ def test_a_last_leg_without_steps_is_only_decoded() -> None:
 
 def test_a_sample_is_taken_once_and_never_without_a_step_to_take() -> None:
     scheduler = scheduler_of(sample("a"))
-    with pytest.raises(ValueError, match="already here"):
+    with pytest.raises(ValueError, match="already added"):
         scheduler.add(sample("a"), whole_segment(sample("a")))
     done = replace(sample("b", 4), index=4, latents=1.0)
     with pytest.raises(ValueError, match="no step to take"):
@@ -175,17 +180,21 @@ def test_a_sample_is_taken_once_and_never_without_a_step_to_take() -> None:
 
 @pytest.mark.parametrize(("images", "lanes"), [(0, 8), (1, 1)])
 def test_a_batch_without_room_for_one_image_cannot_be(images: int, lanes: int) -> None:
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="at least one image and its two rows"):
         BatchSize(images, lanes)
 
 
 def test_its_state_can_be_read() -> None:
     scheduler = scheduler_of(sample("a", 1), sample("b", 9, side=128), sample("c", strength=0.5))
-    assert repr(scheduler) == ("<StepScheduler 3 waiting | 0 stepping in 0 shapes | 0 decoding>")
+    assert repr(scheduler) == (
+        "<StepScheduler 3 waiting | 0 stepping in 0 batch keys | 0 decoding>"
+    )
     running = turns(scheduler)
     for _ in range(4):
         next(running)
-    assert repr(scheduler) == ("<StepScheduler 1 waiting | 1 stepping in 1 shapes | 1 decoding>")
+    assert repr(scheduler) == (
+        "<StepScheduler 1 waiting | 1 stepping in 1 batch keys | 1 decoding>"
+    )
     assert [s.id for s in scheduler.samples()] == ["a", "b", "c"]
     assert [owed.segment.stop for owed in scheduler.pending()] == [1, 9, 4]
 
@@ -229,3 +238,49 @@ def test_everything_accepted_ends_once_with_all_its_steps(
         done += ended
     assert sorted(done, key=int) == [str(n) for n in range(len(asked))]
     assert steps_taken == [steps for steps, *_ in asked]
+
+
+ARRIVALS = st.lists(
+    st.tuples(st.integers(1, 6), st.sampled_from([64, 128]), st.sampled_from("ab"), st.booleans()),
+    max_size=8,
+)
+
+
+@settings(deadline=None)
+@given(ARRIVALS, st.lists(st.integers(0, 3), max_size=30))
+def test_planning_twice_gives_the_same_plan_and_changes_nothing(
+    arrivals: list[tuple[int, int, str, bool]], pauses: list[int]
+) -> None:
+    """Two schedulers take the same samples; one is asked for its plan several times a turn."""
+    first, second = base_key("a"), base_key("b")
+    sizes = {first: BatchSize(2, 4), second: BatchSize(2, 4)}
+    resident = [first]
+    once: StepScheduler[float] = StepScheduler({first: sizes[first]})
+    often: StepScheduler[float] = StepScheduler({first: sizes[first]})
+    waiting, pause = list(enumerate(arrivals)), iter(pauses)
+    while waiting or len(once):
+        if waiting and not next(pause, 0):
+            number, (steps, side, model, from_image) = waiting.pop()
+            strength = 1.0 if from_image else None
+            arrived = sample(str(number), steps, side=side, strength=strength)
+            arrived = with_model(arrived, base_key(model))
+            for scheduler in (once, often):
+                scheduler.add(arrived, whole_segment(arrived))
+        once.admit_ready()
+        often.admit_ready()
+        books = repr(often), often.samples(), often.pending()
+        plan = once.plan()
+        assert [often.plan() for _ in range(3)] == [plan] * 3
+        assert (repr(often), often.samples(), often.pending()) == books
+        if plan is None:
+            continue
+        if plan.work is WorkKind.LOAD:
+            results = list(plan.samples)
+            resident = [key for key in resident if key not in plan.evict]
+            resident.append(plan.samples[0].model_key)
+            for scheduler in (once, often):
+                scheduler.set_resident({key: sizes[key] for key in resident})
+        else:
+            results = run_plan(plan)
+        assert once.settle(plan, results) == often.settle(plan, results)
+    assert len(often) == 0

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from serve_app.core.diffusion.schedule import NoiseConfig
-from serve_app.core.service.info import License, LoraInfo, ModelInfo, ServiceInfo
+from serve_app.core.service.info import ExtensionInfo, License, ModelInfo, ServiceInfo
 
 SDXL = ModelInfo("sdxl", 512, NoiseConfig())
 
@@ -30,7 +30,7 @@ def test_models_are_found_by_name_and_the_first_is_the_default() -> None:
 
 
 def test_loras_are_found_by_name() -> None:
-    ink = LoraInfo("ink", ("sdxl",), 0.8)
-    info = ServiceInfo((SDXL,), None, "cpu", "fp32", 2, loras=(ink,))
-    assert info.find_lora("ink") == ink
-    assert info.find_lora("sdxl") is None
+    ink = ExtensionInfo("lora", "ink", ("sdxl",), 0.8)
+    info = ServiceInfo((SDXL,), None, "cpu", "fp32", 2, extensions=(ink,))
+    assert info.find_extension("lora", "ink") == ink
+    assert info.find_extension("lora", "sdxl") is None

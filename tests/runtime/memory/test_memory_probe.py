@@ -13,6 +13,7 @@ from serve_app.core.errors import DeviceFull
 from serve_app.core.scheduling.memory_plan import MemoryPlan, MemorySaving
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, num_parameters
 from serve_app.runtime.engine import Engine
+from serve_app.runtime.extensions.lora import LoraKind
 from serve_app.runtime.memory.device import Device, MemoryUsage, is_out_of_memory
 from serve_app.runtime.memory.memory_probe import (
     SAVINGS_BY_DEVICE,
@@ -75,7 +76,8 @@ class Unfitted:
             native_size=self.checkpoint.native_size,
             strict=strict,
             reserve_for=reserve_for,
-            lora_bytes=lora_bytes,
+            extension_bytes=lora_bytes,
+            extension_work=LoraKind.work_per_pixel if lora_bytes else 0.0,
         )
 
     def generate(self, spec: ImageSpec, images: int) -> RgbImage:

@@ -14,9 +14,10 @@ import psutil
 import pytest
 import torch
 
+from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.samplers import Sampler
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import DeviceFull, ModelNotFound, ModelUnavailable, ProfileChanged
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.runtime.build import build_stage_model
@@ -30,7 +31,7 @@ from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.checkpoints import perturbed
 from tests.support.demo_models import IMAGES
 from tests.support.engine_runs import Heard, drain, sample_of, whole
-from tests.support.keys import base_key, by_base_key
+from tests.support.keys import base_key, by_base_key, lora_key
 
 SPEC = ImageSpec(prompt="a red circle", seed=3, width=128, height=128, steps=5, guidance=5)
 ROUNDS = 100
@@ -125,7 +126,7 @@ def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
         capacity=2,
     )
     engine = Engine(shelf, snapshot_every=5)
-    assert engine.stats().models == {base_key("small"): MemoryPlan(4)}
+    assert engine.memory_plans == {base_key("small"): MemoryPlan(4)}
     heard = {name: [Heard() for _ in range(3)] for name in ("small", "large")}
     for name, listeners in heard.items():
         for number, listener in enumerate(listeners):
@@ -134,7 +135,7 @@ def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
     drain(engine)
     assert set(large.batches) == {(1, 2)}
     assert max(small.batches) == (3, 8)
-    assert engine.stats().models == by_base_key({"small": MemoryPlan(4), "large": MemoryPlan(1)})
+    assert engine.memory_plans == by_base_key({"small": MemoryPlan(4), "large": MemoryPlan(1)})
     profiles = {name: {one.finished.sample.profile for one in heard[name]} for name in heard}
     assert profiles == {name: {shelf[base_key(name)].profile.name} for name in heard}
 
@@ -149,7 +150,7 @@ def test_a_model_that_comes_again_with_another_fit_does_not_continue_its_old_sna
     shelf = ModelCache(by_base_key({"one": refitted, "two": maker(ConstantDenoiser())}))
     engine = Engine(shelf, snapshot_every=5)
     spec = replace(SPEC, width=64, height=64)
-    ends = []
+    ends: list[Any] = []
     for name, id in (("one", "first"), ("two", "between"), ("one", "again")):
         sample, heard = sample_of(replace(spec, model=name), id), Heard()
         if ends and name == "one":
@@ -379,7 +380,7 @@ class Wardrobe:
 
     def __init__(self) -> None:
         self.attached: tuple[str, ...] = ()
-        self.worn: tuple[Lora, ...] = ()
+        self.worn: tuple[ExtensionRef, ...] = ()
 
     def attach(self, name: str) -> None:
         self.attached = (*self.attached, name)
@@ -388,20 +389,20 @@ class Wardrobe:
         self.activate(())
         self.attached = tuple(one for one in self.attached if one != name)
 
-    def activate(self, loras: tuple[Lora, ...]) -> None:
+    def activate(self, loras: tuple[ExtensionRef, ...]) -> None:
         assert {lora.name for lora in loras} <= set(self.attached)
         self.worn = loras
 
 
 def test_a_lora_that_was_not_proved_is_not_worn() -> None:
     denoiser, wardrobe = ConstantDenoiser(), Wardrobe()
-    model = analytic_model(denoiser, adapters=wardrobe)
+    model = analytic_model(denoiser, extensions={"lora": wardrobe})
     shelf = ModelCache.of(model)
     denoiser.failures.append(torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(ModelUnavailable, match=r"no room for the LoRA ink: .* MAX_LOADED_LORAS"):
-        shelf.attach(shelf.default, "ink", [])
-    assert (shelf.attached_loras, wardrobe.worn) == ({shelf.default: ()}, ())
-    shelf.attach(shelf.default, "ink", [])
-    assert shelf.attached_loras == {shelf.default: ("ink",)}
-    shelf.attach(shelf.default, "oil", ["ink"])
-    assert shelf.attached_loras == {shelf.default: ("oil",)}
+    with pytest.raises(ModelUnavailable, match=r"no room for the LoRA ink\. .* MAX_LOADED_LORAS"):
+        shelf.attach(shelf.default, lora_key("ink"), [])
+    assert (shelf.attached_extensions, wardrobe.worn) == ({shelf.default: ()}, ())
+    shelf.attach(shelf.default, lora_key("ink"), [])
+    assert shelf.attached_extensions == {shelf.default: (lora_key("ink"),)}
+    shelf.attach(shelf.default, lora_key("oil"), [lora_key("ink")])
+    assert shelf.attached_extensions == {shelf.default: (lora_key("oil"),)}

@@ -5,7 +5,8 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from serve_app.core.diffusion.spec import ImageSpec, Lora
+from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.text_encoders import TokenizedPrompt
 from tests.support.analytic_model import CHECKPOINT, BlankTextEncoders
@@ -24,7 +25,7 @@ class TextEncodersOnDevice(BlankTextEncoders):
     """Text encoders whose results are on the pretended device."""
 
     def encode(
-        self, prompt: TokenizedPrompt, chunks: int, loras: tuple[Lora, ...] = ()
+        self, prompt: TokenizedPrompt, chunks: int, extensions: tuple[ExtensionRef, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         embeds, pooled = super().encode(prompt, chunks)
         return embeds.as_subclass(OnDevice), pooled.as_subclass(OnDevice)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve_app.core.diffusion.samplers import Sampler
-from serve_app.core.diffusion.spec import ImageSpec, Lora, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import CheckpointError, ModelUnavailable
 from serve_app.core.scheduling.memory_plan import MemoryPlan, MemorySaving
 from serve_app.runtime.build import build_stage_model
@@ -24,17 +25,19 @@ from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
 from serve_app.runtime.checkpoints.lora_file import LoraFile, inspect_lora
 from serve_app.runtime.engine import Engine
+from serve_app.runtime.extensions.extension_set import ExtensionSet
+from serve_app.runtime.extensions.lora import LoraExtension
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.memory.memory_probe import Placement
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load
-from serve_app.runtime.networks.lora_adapters import PeftLoraAdapters
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.stage_model import Parts, StageModel
 from tests.support.engine_runs import Heard, drain, sample_of, walk, whole
-from tests.support.keys import base_key
+from tests.support.extension_files import lora_files
+from tests.support.keys import base_key, lora, lora_key
 from tests.support.lora_files import lora_file, merged
 from tests.support.reference_diffusers import Stock
 
@@ -77,9 +80,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def engine_over(
     checkpoint: Checkpoint, device: Device, files: Mapping[str, LoraFile], room: int = 2
 ) -> Engine:
-    make = partial(build_stage_model, checkpoint, device, images=2, strict=True, loras=files)
+    make = partial(
+        build_stage_model,
+        checkpoint,
+        device,
+        images=2,
+        strict=True,
+        extensions=lora_files(files, capacity=room),
+    )
     ticks = count()  # a second a look, so that every step has its snapshot
-    shelf = ModelCache({base_key("demo"): make}, lora_capacity=room)
+    shelf = ModelCache({base_key("demo"): make}, extension_capacity=room)
     return Engine(shelf, snapshot_every=1, clock=lambda: float(next(ticks)))
 
 
@@ -94,8 +104,8 @@ def engine(checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files) -> E
     return engine_over(checkpoints[Stage.BASE], cpu, files)
 
 
-def wearing(*loras: tuple[str, float], **others: object) -> ImageSpec:
-    return replace(SPEC, loras=tuple(Lora(*lora) for lora in loras), **others)
+def wearing(*loras: tuple[str, float], **others: Any) -> ImageSpec:
+    return replace(SPEC, extensions=tuple(lora(*pair) for pair in loras), **others)
 
 
 def painted(engine: Engine, *specs: ImageSpec) -> list[bytes]:
@@ -210,7 +220,7 @@ def test_loras_asked_for_at_once_change_their_own_pictures_alone(
         alone += [
             painted(lone, spec)[0]
             for spec in crowd()
-            if names == sorted(lora.name for lora in spec.loras)
+            if names == sorted(lora.name for lora in spec.extensions)
         ]
     together = engine_over(checkpoints[Stage.BASE], cpu, files, room)
     assert painted(together, *crowd()) == alone
@@ -224,7 +234,7 @@ def test_the_order_they_are_asked_in_and_one_that_weighs_nothing_change_no_byte(
     some = [("unet", 1.0), ("soft.v1", 0.5)]
     one, other, more = (wearing(*worn) for worn in (some, some[::-1], [*some, ("text", 0.0)]))
     assert len(set(painted(engine, one, other, more))) == 1
-    assert "text" not in engine.models.attached_loras[base_key("demo")]
+    assert lora_key("text") not in engine.models.attached_extensions[base_key("demo")]
 
 
 def test_an_image_continues_with_what_it_wears(
@@ -254,7 +264,7 @@ def test_layers_and_encoders_that_only_visit_the_device_wear_them_too(
             Conditioner(modules.text_encoders, base),
             UNetDenoiser(modules.unet, base.noise_config.prediction_type, cpu.dtype),
             SdxlVae(modules.vae, cpu.torch_device),
-            PeftLoraAdapters(modules, files),
+            ExtensionSet({"lora": LoraExtension(modules, files)}),
         ),
     )
     specs = [wearing(("soft.v1", 1.0)), SPEC, wearing(("kohya", 1.0))]
@@ -279,7 +289,7 @@ def test_a_lora_that_has_no_place_in_the_model_is_refused_whole(
     changed = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "new.safetensors"))
     lora_file(demo_folder(Stage.BASE), changed.path, seed=9)
     bad["new"] = changed
-    adapters = PeftLoraAdapters(modules, bad | files)
+    adapters = LoraExtension(modules, bad | files)
     adapters.attach("unet")
     for name in bad:
         with pytest.raises(CheckpointError, match=f"the LoRA {name} does not fit"):
@@ -299,10 +309,15 @@ def test_one_that_can_not_be_attached_ends_its_own_samples_alone_and_is_not_trie
     kept = gone.rename(tmp_path / "kept.safetensors")
     now = [0.0]
     make = partial(
-        build_stage_model, checkpoints[Stage.BASE], cpu, images=2, strict=True, loras=there
+        build_stage_model,
+        checkpoints[Stage.BASE],
+        cpu,
+        images=2,
+        strict=True,
+        extensions=lora_files(there, capacity=2),
     )
     engine = Engine(
-        ModelCache({base_key("demo"): make}, lora_capacity=2, clock=lambda: now[0]),
+        ModelCache({base_key("demo"): make}, extension_capacity=2, clock=lambda: now[0]),
         snapshot_every=9,
     )
 
@@ -318,7 +333,7 @@ def test_one_that_can_not_be_attached_ends_its_own_samples_alone_and_is_not_trie
         heard = ask()
         assert isinstance(heard["gone"].failed.error, ModelUnavailable)
         assert str(heard["gone"].failed.error) == (
-            "the LoRA gone can't be loaded; the service's log says why"
+            "the LoRA gone can't be loaded. The service's log says why"
         )
         assert heard["unet"].finished
         if kept.exists():
@@ -335,9 +350,14 @@ def test_switching_leaves_nothing_behind(
     """Of tensors none; of memory less than the LoRAs of the rounds, had each been kept."""
     names = ("kohya", "soft.v1", "peft")
     make = partial(
-        build_stage_model, checkpoints[Stage.BASE], cpu, images=1, strict=False, loras=files
+        build_stage_model,
+        checkpoints[Stage.BASE],
+        cpu,
+        images=1,
+        strict=False,
+        extensions=lora_files(files),
     )
-    engine = Engine(ModelCache({base_key("demo"): make}, lora_capacity=1), snapshot_every=9)
+    engine = Engine(ModelCache({base_key("demo"): make}, extension_capacity=1), snapshot_every=9)
     pictures: dict[str, set[bytes]] = {name: set() for name in names}
 
     def switch(times: int) -> None:

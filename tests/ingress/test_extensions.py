@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from serve_app.core.errors import InvalidRequest, ModelNotFound
-from serve_app.core.service.info import LoraInfo, ModelInfo, ServiceInfo
+from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
 from serve_app.ingress.generation import (
     GenerationJob,
     GenerationRequest,
@@ -15,7 +15,7 @@ from serve_app.ingress.generation import (
     plan_refinement,
 )
 from serve_app.ingress.image_input import BaseImage
-from serve_app.ingress.lookup import LoraChoice
+from serve_app.ingress.lookup import ExtensionChoice
 from serve_app.ingress.native.schemas import GENERATE, REFINE
 from tests.support.engine_runs import NOISE
 
@@ -25,12 +25,12 @@ INFO = ServiceInfo(
     "cpu",
     "fp32",
     default_image_count=1,
-    loras=(LoraInfo("ink", ("sdxl",)), LoraInfo("oil", ("other",))),
+    extensions=(ExtensionInfo("lora", "ink", ("sdxl",)), ExtensionInfo("lora", "oil", ("other",))),
 )
 IMAGE = BaseImage(1024, 1024, bytes(3 * 1024 * 1024), "digest", None)
 IGNORED = "loras are ignored: the refiner makes this image alone, without LoRAs"
 BASE_ONLY = "loras apply to the base stage only: the refiner runs without them"
-INK: dict[str, Any] = {"loras": (LoraChoice("ink"),)}
+INK: dict[str, Any] = {"extensions": (ExtensionChoice("ink"),)}
 
 
 def generation(info: ServiceInfo = INFO, **fields: Any) -> GenerationJob:
@@ -85,19 +85,19 @@ def test_a_lora_in_the_prompt_is_read_as_text() -> None:
 
 
 def test_no_more_loras_are_active_at_once_than_are_kept_in_memory() -> None:
-    loras = tuple(LoraInfo(name, ("sdxl",)) for name in ("a", "b", "c"))
-    info = replace(INFO, loras=loras, max_loras=2)
-    choices = (LoraChoice("a"), LoraChoice("b", 0), LoraChoice("c"))
-    assert len(generation(info, loras=choices).images) == 1
-    choices = (LoraChoice("a"), LoraChoice("b", 0.1), LoraChoice("c"))
+    loras = tuple(ExtensionInfo("lora", name, ("sdxl",)) for name in ("a", "b", "c"))
+    info = replace(INFO, extensions=loras, max_extensions=2)
+    choices = (ExtensionChoice("a"), ExtensionChoice("b", 0), ExtensionChoice("c"))
+    assert len(generation(info, extensions=choices).images) == 1
+    choices = (ExtensionChoice("a"), ExtensionChoice("b", 0.1), ExtensionChoice("c"))
     with pytest.raises(InvalidRequest, match="loras must name at most 2 LoRAs, got 3"):
-        generation(info, loras=choices)
+        generation(info, extensions=choices)
 
 
 def test_a_lora_must_be_known_fit_the_model_and_be_named_once() -> None:
     with pytest.raises(ModelNotFound, match=r"loras\.0\.name names no LoRA .* Available: ink, oil"):
-        generation(loras=(LoraChoice("/etc/passwd"),))
+        generation(extensions=(ExtensionChoice("/etc/passwd"),))
     with pytest.raises(InvalidRequest, match=r"not made for the model sdxl; it fits other"):
-        generation(loras=(LoraChoice("oil"),))
+        generation(extensions=(ExtensionChoice("oil"),))
     with pytest.raises(InvalidRequest, match=r"loras\.1\.name names ink a second time"):
-        generation(loras=(LoraChoice("ink"), LoraChoice("ink")))
+        generation(extensions=(ExtensionChoice("ink"), ExtensionChoice("ink")))

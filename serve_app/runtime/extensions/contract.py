@@ -1,0 +1,51 @@
+"""What a kind of extension must offer: read its files, attach, detach, and activate for a batch.
+
+Samples with equal extensions share batches: every active `ExtensionRef`, weight included, is part
+of the batch key. What an active extension costs is measured, since turns are told apart by the
+kinds that are active in them (`TurnKind.extensions`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+
+from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.runtime.networks.loading import Modules
+
+F = TypeVar("F")  # what a kind knows of a file before it is attached
+
+
+class ModelExtension(Protocol):
+    """The extensions of one kind on one model."""
+
+    @property
+    def attached(self) -> tuple[str, ...]:
+        """The names of the extensions that can be activated now."""
+
+    def attach(self, name: str) -> None:
+        """Make an extension ready. Raises `CheckpointError` when it does not fit the model."""
+
+    def detach(self, name: str) -> None:
+        """Remove an extension from memory, and from the active ones."""
+
+    def activate(self, refs: tuple[ExtensionRef, ...]) -> None:
+        """Let the networks compute with these, all of them attached, and with no others."""
+
+
+class ExtensionKind(Protocol[F]):
+    """A kind of extension, as the registry lists it."""
+
+    @property
+    def work_per_pixel(self) -> float:
+        """Numbers that active extensions hold per row of a step and pixel of the image."""
+
+    def inspect(self, path: Path) -> F:
+        """Read what a file is without loading it. Raises `CheckpointError`."""
+
+    def num_bytes(self, file: F, dtype: torch.dtype) -> int:
+        """Return the bytes that an attached extension takes on the device."""
+
+    def open(self, modules: Modules, files: Mapping[str, F]) -> ModelExtension:
+        """Return the kind's side of one model. Nothing is attached yet; `files` are by name."""

@@ -1,0 +1,26 @@
+"""`LocalStage`: the `StageClient` contract over one replica in this process, without Ray."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from serve_app.core.diffusion.sample import Sample, StageSegment
+from serve_app.core.service.events import ReplicaStats, StageEvent
+from serve_app.deployments.stage_replica import StageReplica
+
+
+class LocalStage:
+    """One replica as a stage."""
+
+    def __init__(self, replica: StageReplica) -> None:
+        self.replica = replica
+
+    async def advance(
+        self, sample: Sample[Any], segment: StageSegment
+    ) -> AsyncGenerator[StageEvent, None]:
+        """Stream the replica's events."""
+        async for event in self.replica.advance(sample, segment):
+            yield event
+
+    async def stats(self) -> list[ReplicaStats]:
+        """Return the stats of the one replica."""
+        return [await self.replica.stats()]
