@@ -28,6 +28,7 @@ class NumericProfile:
     cpu_threads: int
     torch: str
     model: str  # the name of the checkpoint, which alone can continue its snapshots
+    libraries: tuple[str, ...] = ()  # those that run the networks, with versions: "peft 0.19.1"
 
     @property
     def strict(self) -> bool:

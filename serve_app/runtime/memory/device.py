@@ -6,6 +6,7 @@ Errors name the settings that chose the device; nothing here reads them.
 import gc
 import logging
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
@@ -55,6 +56,7 @@ class Device:
             cpu_threads=self.cpu_threads,
             torch=torch.__version__,
             model=model,
+            libraries=_libraries(self.attention),
         )
 
     def claim_thread(self) -> None:
@@ -211,3 +213,14 @@ def _xformers_runs(device: torch.device, dtype: torch.dtype) -> bool:
     if problem:
         logger.warning("ENABLE_XFORMERS=1, but %s; PyTorch SDPA is used. See: aura doctor", problem)
     return not problem
+
+
+def _libraries(attention: str) -> tuple[str, ...]:
+    """Return the libraries that decide bits beside torch, with their versions."""
+    names = [
+        "diffusers",
+        "transformers",
+        "peft",
+        *(["xformers"] if attention == "xformers" else []),
+    ]
+    return tuple(f"{name} {version(name)}" for name in names)

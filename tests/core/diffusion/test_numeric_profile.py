@@ -15,6 +15,7 @@ PROFILE = NumericProfile(
     cpu_threads=2,
     torch="2.13.0",
     model="sdxl",
+    libraries=("diffusers 0.42.0",),
 )
 
 

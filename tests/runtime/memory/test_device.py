@@ -4,8 +4,11 @@ import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 
+import diffusers
+import peft
 import pytest
 import torch
+import transformers
 
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import DeviceError
@@ -60,3 +63,13 @@ def test_broken_xformers_give_one_warning_and_sdpa(caplog: pytest.LogCaptureFixt
     assert "\n" not in line
     missing = find_spec("xformers") is None
     assert ("not installed" if missing else "does not run on cpu") in line
+
+
+def test_a_profile_names_the_libraries_that_run_the_networks() -> None:
+    device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=1)
+    libraries = device.numeric_profile(Stage.BASE, 4, "demo").libraries
+    assert libraries == (
+        f"diffusers {diffusers.__version__}",
+        f"transformers {transformers.__version__}",
+        f"peft {peft.__version__}",
+    )
