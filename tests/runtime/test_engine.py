@@ -24,6 +24,7 @@ from serve_app.runtime.engine_events import StepRecord
 from serve_app.runtime.memory.model_cache import ModelCache
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.engine_runs import Heard, drain, sample_of, whole
+from tests.support.waiting import until
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance=5)
 END = StageSegment(Stage.BASE, 10, last=True)
@@ -92,11 +93,10 @@ def test_a_cancel_during_a_step_takes_effect_before_the_next_one() -> None:
     engine.submit(
         sample_of(replace(SPEC, steps=150)), StageSegment(Stage.BASE, 150, last=True), heard
     )
-    time.sleep(0.05)  # it stands at the gate, inside the step
+    assert denoiser.entered.wait(10)  # it stands at the gate, inside the step
     engine.cancel("one", heard)
     denoiser.gate.set()
-    while engine.stats().cancelled == 0:
-        time.sleep(0.005)
+    until(lambda: engine.stats().cancelled)
     assert len(denoiser.batches) == 1
     engine.close()
 
@@ -247,8 +247,7 @@ def test_closing_hands_every_sample_back_before_the_thread_ends() -> None:
     engine.submit(
         sample_of(replace(SPEC, steps=150)), StageSegment(Stage.BASE, 150, last=True), heard
     )
-    while len(denoiser.batches) < 3:
-        time.sleep(0.001)
+    until(lambda: len(denoiser.batches) >= 3)
     engine.close()
     assert heard.snapshots[-1].index == len(denoiser.batches)
     assert isinstance(heard.failed.error, ReplicaLost)

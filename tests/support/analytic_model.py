@@ -36,6 +36,7 @@ class ConstantDenoiser:
     def __init__(self, target: float = 0.25) -> None:
         self.target = target
         self.batches: list[tuple[int, int]] = []  # samples and lanes of each call
+        self.entered = threading.Event()  # set by each call, before it waits at the gate
         self.gate = threading.Event()
         self.gate.set()
         self.failures: list[Exception] = []
@@ -43,6 +44,7 @@ class ConstantDenoiser:
     def __call__(
         self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
     ) -> torch.Tensor:
+        self.entered.set()
         assert self.gate.wait(10)
         if self.failures:
             raise self.failures.pop(0)
