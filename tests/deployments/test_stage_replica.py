@@ -27,6 +27,8 @@ from serve_app.core.startup_error import read_startup_error
 from serve_app.deployments.stage_config import ModelSource, StageConfig
 from serve_app.deployments.stage_replica import StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
+from serve_app.runtime.memory.model_cache import ModelCache
+from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.engine_runs import sample_of
 from tests.support.keys import base_key
 
@@ -77,8 +79,8 @@ async def test_a_sample_is_walked_with_snapshots_on_the_way_and_a_picture_at_the
 
 async def test_what_was_cut_from_a_prompt_comes_with_the_picture(replica: StageReplica) -> None:
     leg, prompt = StageSegment(Stage.BASE, 1, last=True), "a fox" + " BREAK and" * 31
-    for asked, cut in ((prompt, False), (f"{prompt} BREAK a red star", True)):
-        spec = ImageSpec(prompt=asked, seed=1, width=128, height=128, steps=1, guidance=5)
+    for requested, cut in ((prompt, False), (f"{prompt} BREAK a red star", True)):
+        spec = ImageSpec(prompt=requested, seed=1, width=128, height=128, steps=1, guidance=5)
         *_, end = [event async for event in replica.advance(sample_of(spec, "long"), leg)]
         assert [warning.endswith('"a red star"') for warning in end.sample.warnings] == [True] * cut
 
@@ -95,12 +97,12 @@ async def test_a_caller_that_goes_away_frees_the_engine_within_a_step(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    gone = await replica.stats()
+    departed = await replica.stats()
     while (await replica.stats()).engine.positions:
         await asyncio.sleep(0.005)
     after = await replica.stats()
     assert (
-        after.engine.steps - gone.engine.steps <= 2
+        after.engine.steps - departed.engine.steps <= 2
     )  # the one under way, and one counted since we looked
     assert after.engine.cancelled == before.engine.cancelled + 1
 
@@ -141,44 +143,47 @@ async def test_routers_hear_what_is_left_and_what_it_takes_here(replica: StageRe
     assert 4 <= len(set(numbers)) <= 7
 
 
-async def test_the_event_loop_is_free_while_the_engine_steps(replica: StageReplica) -> None:
+async def test_the_event_loop_is_free_while_the_engine_steps() -> None:
+    denoiser = ConstantDenoiser()
+    denoiser.gate.clear()
+    models = ModelCache.of(analytic_model(denoiser))
+    replica = StageReplica(config(demo_folder(Stage.BASE)), load=lambda _: models)
     task = asyncio.create_task(_first_event(replica))
-    while "left" not in (await replica.stats()).engine.positions:
-        await asyncio.sleep(0.005)
-    loop = asyncio.get_running_loop()
-    gaps = []
-    for _ in range(20):
-        began = loop.time()
-        await asyncio.sleep(0.001)
-        gaps.append(loop.time() - began)
+    assert await asyncio.to_thread(denoiser.entered.wait, 10)  # the engine is inside a step
+    stats = await replica.stats()
+    assert (stats.engine.turns, list(stats.engine.positions)) == (0, ["left"])
     task.cancel()
-    assert sorted(gaps)[10] < 0.05
-    facts = await replica.stats()
-    assert facts.pid == os.getpid()
-    assert (facts.engine.models, facts.shortfall) == ((base_key("demo"),), "")
+    denoiser.gate.set()
+    replica.close()
+
+
+async def test_stats_name_the_process_and_the_models(replica: StageReplica) -> None:
+    stats = await replica.stats()
+    assert stats.pid == os.getpid()
+    assert (stats.engine.models, stats.shortfall) == ((base_key("demo"),), "")
     replica.check_health()
 
 
 async def test_the_meter_hears_what_the_engine_did_and_then_that_nothing_is_owed() -> None:
     tally = InMemoryMeter()
-    one = StageReplica(config(demo_folder(Stage.BASE)), lambda: tally)
+    combined = StageReplica(config(demo_folder(Stage.BASE)), lambda: tally)
     for walk in range(2):  # between them it has stopped telling
         spec = replace(SPEC, steps=6, guidance=5 if walk else 1)
         leg = StageSegment(Stage.BASE, 6, last=True)
-        _ = [event async for event in one.advance(sample_of(spec, "walk"), leg)]
-        while told := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(told)
-    left = asyncio.create_task(_first_event(one))
-    while "left" not in (await one.stats()).engine.positions:
+        _ = [event async for event in combined.advance(sample_of(spec, "walk"), leg)]
+        while report_item := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(report_item)
+    left = asyncio.create_task(_first_event(combined))
+    while "left" not in (await combined.stats()).engine.positions:
         await asyncio.sleep(0.005)
     left.cancel()
     await asyncio.wait([left])
-    while (await one.stats()).engine.positions:
+    while (await combined.stats()).engine.positions:
         await asyncio.sleep(0.005)
     while not tally.value(IMAGES_CANCELLED):
         await asyncio.sleep(0.05)
-    facts = await one.stats()
-    one.close()
+    facts = await combined.stats()
+    combined.close()
     assert tally.value(IMAGES_CANCELLED) == facts.engine.cancelled == 1
     assert tally.times(STEP_DURATION, stage=Stage.BASE) == facts.engine.turns >= 12
     assert tally.value(STEP_DURATION, stage=Stage.BASE) > 0
@@ -196,19 +201,21 @@ async def test_one_replica_runs_base_and_refiner_and_has_tried_both_when_it_is_r
 ) -> None:
     two = (ModelSource("demo", None), ModelSource("polish", None, stage=Stage.REFINER))
     polish = ModelKey(Stage.REFINER, "polish")
-    one = StageReplica(replace(config(demo_folder(Stage.BASE)), models=two, max_loaded_models=room))
-    assert (await one.stats()).engine.models == (base_key("demo"), polish)
+    combined = StageReplica(
+        replace(config(demo_folder(Stage.BASE)), models=two, max_loaded_models=room)
+    )
+    assert (await combined.stats()).engine.models == (base_key("demo"), polish)
     spec = replace(SPEC, steps=3)
     legs = StageSegment(Stage.BASE, 2, last=False), StageSegment(Stage.REFINER, 3, last=True)
-    (*_, begun) = [event async for event in one.advance(sample_of(spec), legs[0])]
+    (*_, begun) = [event async for event in combined.advance(sample_of(spec), legs[0])]
     at_the_door = for_stage(begun.sample, Stage.REFINER)
-    (*_, end) = [event async for event in one.advance(at_the_door, legs[1])]
-    one.close()
+    (*_, end) = [event async for event in combined.advance(at_the_door, legs[1])]
+    combined.close()
     assert isinstance(begun, SegmentDone) and begun.png is None
     assert isinstance(end, SegmentDone) and end.png is not None
     assert end.png.startswith(b"\x89PNG")
     last = (polish, base_key("demo")) if room == 1 else (base_key("demo"), polish)
-    assert (await one.stats()).engine.models == last
+    assert (await combined.stats()).engine.models == last
 
 
 def test_a_refiner_that_is_not_whole_keeps_a_replica_of_both_from_starting(tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def serving(
     def serve(
         *names: str, room: int = 1, lora_room: int = 2, **more: ModelSource
     ) -> tuple[httpx.AsyncClient, StageReplica]:
-        there = sources | more
+        available = sources | more
         config = StageConfig(
-            models=tuple(there[name] for name in names),
+            models=tuple(available[name] for name in names),
             device="cpu",
             precision=None,
             xformers=False,
@@ -86,9 +86,12 @@ def serving(
         models = tuple(ModelInfo(name, 128, noise) for name in names)
         worn = tuple(
             ExtensionInfo(
-                "lora", one.name, one.models, default_weight=0.9 if one.name == "oil" else 1.0
+                "lora",
+                source.name,
+                source.models,
+                default_weight=0.9 if source.name == "oil" else 1.0,
             )
-            for one in loras
+            for source in loras
         )
         facts = ServiceInfo(
             models, None, "cpu", "fp32", default_image_count=1, extensions=worn, max_extensions=2
@@ -102,7 +105,7 @@ def serving(
         replica.close()
 
 
-def asked(model: str, seed: int, **more: Any) -> dict[str, Any]:
+def request(model: str, seed: int, **more: Any) -> dict[str, Any]:
     return {"prompt": "a red circle", "seed": seed, "steps": 6, "model": model} | more
 
 
@@ -113,14 +116,14 @@ async def painted(client: httpx.AsyncClient, body: dict[str, Any], route: str = 
 
 
 CROWD = [
-    asked(model, seed, **more)
+    request(model, seed, **more)
     for seed, more in ((1, {}), (2, {"steps": 9}), (3, {"guidanceScale": 1, "sampler": "euler_a"}))
     for model in ("demo", "tune")
 ]
 
 
 @pytest.mark.parametrize("room", [1, 2])
-async def test_two_models_asked_for_at_once_each_give_their_own_bytes(
+async def test_two_models_requested_for_at_once_each_give_their_own_bytes(
     serving: Serving, room: int
 ) -> None:
     alone = {}
@@ -139,21 +142,21 @@ async def test_two_models_asked_for_at_once_each_give_their_own_bytes(
 
 async def test_a_picture_asks_again_for_its_own_model(serving: Serving) -> None:
     client, _ = serving("demo", "tune")
-    first = await painted(client, asked("tune", 4))
+    first = await painted(client, request("tune", 4))
     with Image.open(BytesIO(base64.b64decode(first))) as picture:
         record = json.loads(picture.info["aura"])
         assert "Model: tune" in picture.info["parameters"]
-    await painted(client, asked("demo", 4))
+    await painted(client, request("demo", 4))
     assert await painted(client, record["request"], record["route"]) == first
 
 
 async def test_refining_by_model_path_is_that_model_s_work(serving: Serving) -> None:
     client, _ = serving("demo", "tune")
-    base = await painted(client, asked("demo", 5))
+    base = await painted(client, request("demo", 5))
     body = {"images": [base], "prompt": "a red circle", "seed": 5, "steps": 6}
     paths = [{"config": {"modelPath": name}} for name in ("demo", "tune", "demo")]
-    one, other, again = [await painted(client, body | path, "/refine") for path in paths]
-    assert one == again != other
+    source, other, again = [await painted(client, body | path, "/refine") for path in paths]
+    assert source == again != other
 
 
 async def test_a_model_whose_files_are_gone_ends_its_own_requests_alone(
@@ -167,14 +170,14 @@ async def test_a_model_whose_files_are_gone_ends_its_own_requests_alone(
     client, replica = serving("demo", "fading", fading=tune)
     fading.unlink()
     answers = await asyncio.gather(
-        *(client.post("/generate", json=asked(name, 6)) for name in ("demo", "fading"))
+        *(client.post("/generate", json=request(name, 6)) for name in ("demo", "fading"))
     )
     assert [answer.status_code for answer in answers] == [201, 503]
     error = answers[1].json()["error"]
     assert error["code"] == "MODEL_UNAVAILABLE"
     assert "fading" in error["message"] and str(tmp_path) not in answers[1].text
     replica.check_health()
-    assert await painted(client, asked("demo", 6)) == answers[0].json()["images"][0]
+    assert await painted(client, request("demo", 6)) == answers[0].json()["images"][0]
 
 
 def worn(*names: str) -> dict[str, Any]:
@@ -182,7 +185,7 @@ def worn(*names: str) -> dict[str, Any]:
 
 
 DRESSED = [
-    asked(model, seed, **worn(*names), **more)
+    request(model, seed, **worn(*names), **more)
     for seed, names, more in (
         (1, (), {}),
         (1, ("ink",), {}),
@@ -195,7 +198,7 @@ DRESSED = [
 
 
 @pytest.mark.parametrize(("room", "lora_room"), [(1, 2), (2, 1)])
-async def test_two_models_and_two_loras_asked_for_at_once_each_give_their_own_bytes(
+async def test_two_models_and_two_loras_requested_for_at_once_each_give_their_own_bytes(
     serving: Serving, room: int, lora_room: int
 ) -> None:
     alone = {}
@@ -212,7 +215,9 @@ async def test_two_models_and_two_loras_asked_for_at_once_each_give_their_own_by
 
 async def test_a_picture_asks_again_for_what_it_wore(serving: Serving) -> None:
     client, _ = serving("demo")
-    first = await painted(client, asked("demo", 4) | {"loras": [{"name": "oil"}, {"name": "own"}]})
+    first = await painted(
+        client, request("demo", 4) | {"loras": [{"name": "oil"}, {"name": "own"}]}
+    )
     with Image.open(BytesIO(base64.b64decode(first))) as picture:
         record = json.loads(picture.info["aura"])
         assert "a red circle <lora:oil:0.9> <lora:own:1>\n" in picture.info["parameters"]
@@ -247,7 +252,7 @@ async def test_a_picture_asks_again_for_what_it_wore(serving: Serving) -> None:
         ),
     ],
 )
-async def test_a_lora_that_can_not_be_worn_is_told(
+async def test_a_lora_that_can_not_be_worn_is_reported(
     serving: Serving, named: list[dict[str, Any]], status: int, message: str
 ) -> None:
     client, _ = serving("tune")

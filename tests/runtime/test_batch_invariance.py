@@ -34,7 +34,7 @@ SPECS = {
 # What a kernel sees of them is the rows, the picture and the chunks; the rest is arithmetic by row,
 # of which one slot is enough here, and the long tests have them all.
 TELLING = ("euler", "unguided", "odd size", "three chunks")
-asked = pytest.mark.parametrize("spec", list(SPECS.values()), ids=list(SPECS))
+requests = pytest.mark.parametrize("spec", list(SPECS.values()), ids=list(SPECS))
 seated = pytest.mark.parametrize(
     ("spec", "slot"),
     [
@@ -89,11 +89,11 @@ def test_the_bytes_are_the_same_in_every_slot_beside_strangers(
         for place in range(IMAGES - 1)
     ]
     company.insert(slot, spec)
-    pictures = walk(engines(), [(one, None) for one in company])
+    pictures = walk(engines(), [(item, None) for item in company])
     assert encode_png(pictures[slot]) == alone(spec)
 
 
-@asked
+@requests
 def test_the_bytes_are_the_same_when_strangers_come_and_go(
     engines: Engines, alone: Callable[[ImageSpec], bytes], spec: ImageSpec
 ) -> None:
@@ -118,7 +118,7 @@ def test_the_bytes_are_the_same_when_strangers_come_and_go(
     assert encode_png(heard.picture) == alone(spec)
 
 
-@asked
+@requests
 def test_the_bytes_are_the_same_continued_from_a_snapshot_at_every_step(
     engines: Engines, spec: ImageSpec
 ) -> None:
@@ -135,7 +135,7 @@ def test_the_bytes_are_the_same_continued_from_a_snapshot_at_every_step(
     drain(elsewhere)
     for snapshot, listener in zip(heard.snapshots, resumed, strict=True):
         assert encode_png(listener.picture) == encode_png(heard.picture), snapshot.index
-    assert elsewhere.stats().steps == sum(leg.stop - one.index for one in heard.snapshots)
+    assert elsewhere.stats().steps == sum(leg.stop - item.index for item in heard.snapshots)
 
 
 @pytest.mark.parametrize("more", ["", " BREAK on a (hill:1.2) BREAK at night"])
@@ -145,7 +145,7 @@ def test_the_bytes_are_the_same_through_base_and_refiner_in_company(
     spec = replace(SPEC, prompt=SPEC.prompt + more, handoff=0.6, sampler=Sampler.EULER_A)
     draw = random.Random(5)
     company = [spec, *(replace(stranger(draw, spec), handoff=0.6) for _ in range(5))]
-    together = walk(engines(refiner=True), [(one, None) for one in company])
+    together = walk(engines(refiner=True), [(item, None) for item in company])
     alone = walk(engines(refiner=True), [(spec, None)])
     assert encode_png(together[0]) == encode_png(alone[0])
 
@@ -155,8 +155,8 @@ def test_the_bytes_are_the_same_beside_prompts_of_other_lengths(
 ) -> None:
     long = SPECS["three chunks"]
     company = [SPEC, long, replace(SPECS["euler_a"], negative_prompt="blur BREAK grey"), SPEC, long]
-    pictures = walk(engines(), [(one, None) for one in company])
-    assert [encode_png(picture) for picture in pictures] == [alone(one) for one in company]
+    pictures = walk(engines(), [(item, None) for item in company])
+    assert [encode_png(picture) for picture in pictures] == [alone(item) for item in company]
     assert alone(SPEC) != alone(long)
 
 

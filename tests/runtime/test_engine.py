@@ -67,7 +67,7 @@ def test_samples_whose_prompts_differ_in_length_step_apart() -> None:
     assert heard.finished.sample.warnings == ("the prompt shouts",)
 
 
-def test_a_cancelled_sample_costs_no_further_step_and_is_told_nothing() -> None:
+def test_a_cancelled_sample_costs_no_further_step_and_is_reported_nothing() -> None:
     denoiser = ConstantDenoiser()
     engine, heard = engine_over(denoiser), Heard()
     engine.submit(sample_of(SPEC), END, heard)
@@ -199,8 +199,8 @@ def test_a_snapshot_of_another_profile_is_not_continued() -> None:
 
 def test_a_leg_that_only_decodes_is_bound_to_the_profile_that_decoded_it() -> None:
     engine, heard = engine_over(ConstantDenoiser()), Heard()
-    there = replace(sample_of(SPEC), index=10, latents=np.zeros((4, 8, 8), np.float32))
-    engine.submit(there, END, heard)
+    present = replace(sample_of(SPEC), index=10, latents=np.zeros((4, 8, 8), np.float32))
+    engine.submit(present, END, heard)
     drain(engine)
     assert heard.picture.shape == (64, 64, 3)
     assert heard.finished.sample.profile == engine.models.profile.name
@@ -284,7 +284,7 @@ def test_facts_tell_where_everybody_stands_and_what_is_owed() -> None:
     facts = engine.stats()
     assert facts.positions == {"one": 3}
     assert (facts.turns, facts.steps, facts.finished) == (3, 3, 0)
-    assert [one.steps_left for one in engine.pending()] == [7]
+    assert [item.steps_left for item in engine.pending()] == [7]
     assert facts.state == "<StepScheduler 0 waiting | 1 stepping in 1 batch keys | 0 decoding>"
     drain(engine)
     assert engine.pending() == ()

@@ -19,7 +19,7 @@ SOLVERS = [Sampler(solver) for solver in Solver] + [Sampler.DPMPP_2M_KARRAS]
 CONTINUED = [sampler for sampler in SOLVERS if sampler is not Sampler.HEUN]
 
 
-def spec(**asked: object) -> ImageSpec:
+def spec(**requested: object) -> ImageSpec:
     plain: dict[str, object] = {
         "prompt": "a red fox in the snow",
         "seed": 7,
@@ -28,7 +28,7 @@ def spec(**asked: object) -> ImageSpec:
         "steps": 20,
         "guidance": 6.9,
     }
-    return ImageSpec(**(plain | asked))  # type: ignore[arg-type]
+    return ImageSpec(**(plain | requested))  # type: ignore[arg-type]
 
 
 Walked = Callable[..., dict[ImageSpec, np.ndarray]]
@@ -42,14 +42,14 @@ def walked(engines: Engines) -> Walked:
     def walk_of(
         specs: tuple[ImageSpec, ...], source: bytes | None = None, *, refiner: bool = False
     ) -> dict[ImageSpec, np.ndarray]:
-        pictures = walk(engines(refiner=refiner), [(one, source) for one in specs])
+        pictures = walk(engines(refiner=refiner), [(item, source) for item in specs])
         return dict(zip(specs, pictures, strict=True))
 
     return walk_of
 
 
-def each(samplers: Sequence[Sampler], **asked: object) -> tuple[ImageSpec, ...]:
-    return tuple(spec(sampler=sampler, **asked) for sampler in samplers)
+def each(samplers: Sequence[Sampler], **requested: object) -> tuple[ImageSpec, ...]:
+    return tuple(spec(sampler=sampler, **requested) for sampler in samplers)
 
 
 def distance(ours: np.ndarray, theirs: np.ndarray) -> int:
@@ -90,9 +90,9 @@ def test_a_mixed_batch_gives_what_stock_gives_for_each_alone(
 def test_every_sampler_draws_what_stock_draws(
     walked: Walked, stock: Stock, sampler: Sampler
 ) -> None:
-    asked = spec(steps=7, sampler=sampler)
+    requested = spec(steps=7, sampler=sampler)
     pictures = walked(each(list(Sampler), steps=7))
-    assert distance(pictures[asked], stock.image(asked)) <= LEVELS
+    assert distance(pictures[requested], stock.image(requested)) <= LEVELS
 
 
 @pytest.mark.parametrize("sampler", SOLVERS)
@@ -102,9 +102,9 @@ def test_every_sampler_draws_what_stock_draws(
 def test_an_image_from_an_image_is_stocks(
     walked: Walked, stock: Stock, photo: bytes, strength: float, sampler: Sampler
 ) -> None:
-    asked = spec(strength=strength, sampler=sampler)
+    requested = spec(strength=strength, sampler=sampler)
     pictures = walked(each(SOLVERS, strength=strength), photo)
-    assert distance(pictures[asked], stock.image(asked, photo)) <= LEVELS
+    assert distance(pictures[requested], stock.image(requested, photo)) <= LEVELS
 
 
 @pytest.mark.parametrize("sampler", CONTINUED)
@@ -118,8 +118,8 @@ def test_base_and_refiner_together_are_stocks_ensemble(
     ]
     pictures = walked(sum((each(CONTINUED, **kind) for kind in kinds), ()), refiner=True)
     for kind in kinds:
-        asked = spec(sampler=sampler, **kind)
-        assert distance(pictures[asked], stock.image(asked, refine=True)) <= LEVELS
+        requested = spec(sampler=sampler, **kind)
+        assert distance(pictures[requested], stock.image(requested, refine=True)) <= LEVELS
 
 
 @pytest.mark.parametrize("sampler", CONTINUED)
@@ -127,19 +127,19 @@ def test_base_and_refiner_together_are_stocks_ensemble(
 def test_the_two_stage_refine_is_stocks(
     walked: Walked, stock: Stock, photo: bytes, handoff: float, sampler: Sampler
 ) -> None:
-    asked = spec(strength=0.6, handoff=handoff, sampler=sampler)
+    requested = spec(strength=0.6, handoff=handoff, sampler=sampler)
     pictures = walked(each(CONTINUED, strength=0.6, handoff=handoff), photo, refiner=True)
-    assert distance(pictures[asked], stock.image(asked, photo, refine=True)) <= LEVELS
+    assert distance(pictures[requested], stock.image(requested, photo, refine=True)) <= LEVELS
 
 
 def test_an_image_that_enters_after_the_handoff_is_the_refiners_alone(
     engines: Engines, stock: Stock, photo: bytes
 ) -> None:
-    asked = spec(strength=0.2, handoff=0.8, steps=30)
+    requested = spec(strength=0.2, handoff=0.8, steps=30)
     pair = engines(refiner=True)
-    (picture,) = walk(pair, [(asked, photo)])
+    (picture,) = walk(pair, [(requested, photo)])
     assert all(e.stats().steps == 0 for stage, e in pair.items() if stage == "base")
-    assert distance(picture, stock.refined_alone(asked, photo)) <= LEVELS
+    assert distance(picture, stock.refined_alone(requested, photo)) <= LEVELS
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ def test_an_image_that_enters_after_the_handoff_is_the_refiners_alone(
 def test_a_stage_without_steps_is_legal(
     engines: Engines, stock: Stock, steps: int, sampler: Sampler
 ) -> None:
-    asked = spec(steps=steps, sampler=sampler, handoff=0.8)
-    (picture,) = walk(engines(refiner=True), [(asked, None)])
-    assert distance(picture, stock.image(asked, refine=True)) <= LEVELS
+    requested = spec(steps=steps, sampler=sampler, handoff=0.8)
+    (picture,) = walk(engines(refiner=True), [(requested, None)])
+    assert distance(picture, stock.image(requested, refine=True)) <= LEVELS
 
 
 @pytest.mark.parametrize("negative", [None, "", "ugly"])
@@ -160,16 +160,16 @@ def test_a_stage_without_steps_is_legal(
 def test_an_absent_negative_prompt_is_not_an_empty_one(
     engines: Engines, stock: Stock, negative: str | None, refine: bool
 ) -> None:
-    asked = spec(negative_prompt=negative, handoff=0.8 if refine else 1.0, steps=8)
-    (picture,) = walk(engines(refiner=refine), [(asked, None)])
-    assert distance(picture, stock.image(asked, refine=refine)) <= LEVELS
+    requested = spec(negative_prompt=negative, handoff=0.8 if refine else 1.0, steps=8)
+    (picture,) = walk(engines(refiner=refine), [(requested, None)])
+    assert distance(picture, stock.image(requested, refine=refine)) <= LEVELS
 
 
 def test_pictures_of_other_sizes_are_stocks(engines: Engines, stock: Stock) -> None:
-    asked = [spec(width=152, height=104, steps=6), spec(width=96, height=168, steps=8)]
-    pictures = walk(engines(), [(s, None) for s in asked])
-    for picture, one in zip(pictures, asked, strict=True):
-        assert distance(picture, stock.image(one)) <= LEVELS
+    requested = [spec(width=152, height=104, steps=6), spec(width=96, height=168, steps=8)]
+    pictures = walk(engines(), [(s, None) for s in requested])
+    for picture, item in zip(pictures, requested, strict=True):
+        assert distance(picture, stock.image(item)) <= LEVELS
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def timed(lanes: int = 8) -> tuple[Engine, Timer, TimedDenoiser]:
         )
         for key, denoiser in ((base_key("fox"), base), (REFINER, refiner))
     }
-    makers = {name: lambda to_come, before, one=one: one for name, one in models.items()}
+    makers = {name: lambda to_come, before, item=item: item for name, item in models.items()}
     shelf = ModelCache(makers, capacity=2, pinned=[REFINER])
     return Engine(shelf, snapshot_every=10**9, clock=timer), timer, base
 
@@ -165,7 +165,7 @@ def test_time_in_which_nothing_is_here_is_nobody_s() -> None:
     timer.now += 1000
     (image, *_) = images = send(engine, 0)
     assert image.spent.measured < 10
-    assert sum(one.spent.measured for one in images) == pytest.approx(busy)
+    assert sum(item.spent.measured for item in images) == pytest.approx(busy)
 
 
 @pytest.mark.parametrize("number", [1, 4, 7])
@@ -187,7 +187,7 @@ def test_a_mixture_is_owed_what_it_then_takes_but_for_the_order_in_which_it_is_r
     engine, timer, _ = timed()
     send(engine, 0)
     images = [Walking(engine, spec, str(number)) for number, spec in enumerate(MIXTURE)]
-    known = [one for image in images for one in pending_work(image.sample, image.legs)]
+    known = [item for image in images for item in pending_work(image.sample, image.legs)]
     owed, began = forecast(known, engine.stats().costs).seconds, timer.now
     for image in images:
         image.go()
@@ -213,12 +213,12 @@ def test_what_a_cancelled_or_failed_image_spent_was_wasted_and_what_it_leaves_ot
     None
 ):
     engine, timer, base = timed()
-    gone, beside = Heard(), Heard()
-    for id, heard in (("gone", gone), ("beside", beside)):
+    departed, beside = Heard(), Heard()
+    for id, heard in (("gone", departed), ("beside", beside)):
         engine.submit(sample_of(replace(SPEC, model="fox"), id), END, heard)
     for _ in range(6):
         engine.turn()
-    engine.cancel("gone", gone)
+    engine.cancel("gone", departed)
     drain(engine)
     wasted = engine.stats().wasted_gpu_seconds
     assert wasted == pytest.approx(4 * (0.1 + 8 * 64 * 1e-3) / 2)

@@ -62,18 +62,18 @@ def test_a_base_image_is_gone_on_from_as_stock_does(
     assert np.abs(picture.astype(np.int16) - stock.image(spec, photo)).max() <= LEVELS
 
 
-def test_pictures_come_in_the_order_they_were_asked_for(solo: LocalPipeline) -> None:
+def test_pictures_come_in_the_order_they_were_requested_for(solo: LocalPipeline) -> None:
     specs = [replace(SPEC, seed=seed, steps=steps) for seed, steps in ((1, 9), (2, 3), (3, 6))]
     together = solo.generate(specs)
     for spec, picture in zip(specs, together, strict=True):
         assert np.array_equal(picture, solo.generate([spec])[0])
 
 
-def test_every_step_of_both_stages_is_told_of(solo: LocalPipeline) -> None:
-    told: list[int] = []
-    solo.generate([SPEC, replace(SPEC, steps=5)], on_progress=told.append)
-    assert told == sorted(told)
-    assert told[-1] == 15
+def test_every_step_of_both_stages_is_reported_of(solo: LocalPipeline) -> None:
+    reported: list[int] = []
+    solo.generate([SPEC, replace(SPEC, steps=5)], on_progress=reported.append)
+    assert reported == sorted(reported)
+    assert reported[-1] == 15
 
 
 def test_a_prompt_that_both_stages_cut_is_warned_of_once(solo: LocalPipeline) -> None:
@@ -100,7 +100,7 @@ def test_on_a_card_base_and_refiner_take_turns_and_the_picture_is_the_same(
     card = Card(torch.device("cpu"), "cpu AVX512", torch.float32, torch.float32, "sdpa", 2)
     turns = LocalPipeline(list(checkpoints.values()), card, images=2)
     assert np.array_equal(turns.generate([SPEC])[0], solo.generate([SPEC])[0])
-    sizes = [4 * sum(num_parameters(one).values()) for one in checkpoints.values()]
+    sizes = [4 * sum(num_parameters(item).values()) for item in checkpoints.values()]
     assert max(sizes) < card.bytes["peak"] < 1.01 * max(sizes) < sum(sizes)
     assert set(turns.profiles(SPEC)) == {Stage.BASE, Stage.REFINER}
     assert set(turns.profiles(replace(SPEC, handoff=1.0))) == {Stage.BASE}

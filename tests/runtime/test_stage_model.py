@@ -74,11 +74,11 @@ def test_an_ancestral_image_draws_on_and_a_resumed_one_draws_what_comes_next() -
     first, second = analytic_model(ConstantDenoiser()), analytic_model(ConstantDenoiser())
     (walked,) = first.step([first.condition(live(sample_of(spec)))], 8)
     assert walked.noise_draws == 2
-    (there,) = first.step([walked], 8)
+    (present,) = first.step([walked], 8)
     (resumed,) = second.step([second.condition(live(to_host(walked)))], 8)
-    assert there.latents is not None
+    assert present.latents is not None
     assert resumed.latents is not None
-    assert torch.equal(there.latents, resumed.latents)
+    assert torch.equal(present.latents, resumed.latents)
 
 
 def test_a_sample_without_latents_or_guide_is_a_mistake_that_is_named() -> None:
@@ -86,7 +86,7 @@ def test_a_sample_without_latents_or_guide_is_a_mistake_that_is_named() -> None:
     fresh = live(sample_of(SPEC))
     with pytest.raises(ValueError, match="no latents yet"):
         model.step([fresh], 8)
-    with pytest.raises(ValueError, match="no base image"):
+    with pytest.raises(ValueError, match="no initial image"):
         model.encode(fresh)
 
 

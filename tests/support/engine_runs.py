@@ -77,12 +77,12 @@ def drain(engine: Engine) -> None:
 
 
 def walk(
-    engines: dict[Stage, Engine], asked: Sequence[tuple[ImageSpec, bytes | None]]
+    engines: dict[Stage, Engine], requests: Sequence[tuple[ImageSpec, bytes | None]]
 ) -> list[RgbImage]:
     """The pictures of several images that travel together through the stages."""
     samples = [
         sample_of(spec, f"image {i}", source, refiner=Stage.REFINER in engines)
-        for i, (spec, source) in enumerate(asked)
+        for i, (spec, source) in enumerate(requests)
     ]
     pictures: dict[str, RgbImage] = {}
     for stage, engine in engines.items():

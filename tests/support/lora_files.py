@@ -71,7 +71,7 @@ def merged(folder: Path, copy: Path, file: Path, style: str, *, weight: float) -
         for layer, shape in _weights(folder, network, _LAYERS[network]):
             first, second = _named(style, network, layer)
             if f"{first}.weight" in lora:
-                down, up = (lora[f"{one}.weight"].flatten(1) for one in (first, second))
+                down, up = (lora[f"{name}.weight"].flatten(1) for name in (first, second))
                 scale = weight * float(lora.get(_alpha(first), len(down))) / len(down)
                 tensors[f"{layer}.weight"] += scale * (up @ down).view(shape)
         save_file(tensors, weights, {"format": "pt"})

@@ -22,8 +22,8 @@ Turn = tuple[Plan[float], tuple[str, ...]]
 
 def of(model: str, id: str, steps: int = 4, loras: str = "") -> Sample[float]:
     """A sample of a model with LoRAs of one letter."""
-    one = with_model(sample(id, steps), base_key(model))
-    return replace(one, spec=replace(one.spec, extensions=tuple(map(lora, loras))))
+    queued = with_model(sample(id, steps), base_key(model))
+    return replace(queued, spec=replace(queued.spec, extensions=tuple(map(lora, loras))))
 
 
 class Replica:
@@ -39,7 +39,7 @@ class Replica:
         lora_room: int = 2,
     ) -> None:
         self.room, self.lora_room, self.broken = room, lora_room, broken
-        self.here = [base_key("a")]
+        self.resident = [base_key("a")]
         self.worn: dict[ModelKey, list[ExtensionKey]] = {
             base_key("a"): []
         }  # LoRAs attached to each model
@@ -50,25 +50,25 @@ class Replica:
         )
         self.loads: list[str] = []  # models, and LoRAs as "model+lora"
 
-    def add(self, one: Sample[float]) -> None:
-        self.scheduler.add(one, whole_segment(one))
+    def add(self, queued: Sample[float]) -> None:
+        self.scheduler.add(queued, whole_segment(queued))
 
     def turns(self) -> Iterator[Turn]:
         while (plan := next_plan(self.scheduler)) is not None:
-            models = {one.model_key for one in plan.samples}
+            models = {queued.model_key for queued in plan.samples}
             assert len(models) == 1, "a batch mixes models"
             if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
                 (self._load if plan.work is WorkKind.LOAD else self._attach)(plan, *models)
                 if self._is_broken(plan.load):
-                    for one in plan.samples:
-                        self.scheduler.cancel(one.id)
+                    for queued in plan.samples:
+                        self.scheduler.cancel(queued.id)
                     self.scheduler.settle(plan, ())
                     yield plan, ()
                     continue
                 yield plan, self._ids(self.scheduler.settle(plan, plan.samples))
             else:
-                assert models <= set(self.here), "a model that is not here works"
-                sets = {one.active_extensions for one in plan.samples}
+                assert models <= set(self.resident), "a model that is not here works"
+                sets = {queued.active_extensions for queued in plan.samples}
                 assert len(sets) == 1, "a batch mixes LoRAs"
                 if plan.work is not WorkKind.DECODE:
                     worn = self.worn[plan.samples[0].model_key]
@@ -80,45 +80,45 @@ class Replica:
 
     def _attach(self, plan: Plan[float], model: ModelKey) -> None:
         worn = self.worn[model]
-        for gone in plan.evict:
-            assert isinstance(gone, ExtensionKey)
-            worn.remove(gone)
+        for evicted in plan.evict:
+            assert isinstance(evicted, ExtensionKey)
+            worn.remove(evicted)
         if not self._is_broken(plan.load):
             assert isinstance(plan.load, ExtensionKey)
             worn.append(plan.load)
-        most = max(len(one.active_extensions) for one in self.scheduler.samples())
+        most = max(len(queued.active_extensions) for queued in self.scheduler.samples())
         assert len(worn) <= max(self.lora_room, most)
         self.loads.append(f"{model}+{plan.load.name if plan.load else None}")
         self.scheduler.set_resident(self._batches(), self.worn)
 
     def _load(self, plan: Plan[float], model: ModelKey) -> None:
         assert plan.load == model
-        for gone in plan.evict:
-            assert isinstance(gone, ModelKey)
-            running = (one for one in self.scheduler.samples() if one.latents is not None)
-            under_way = {one.model_key for one in running}
-            assert gone not in under_way, "a model goes whose samples are under way"
-            self.here.remove(gone)
-            del self.worn[gone]
+        for evicted in plan.evict:
+            assert isinstance(evicted, ModelKey)
+            running = (queued for queued in self.scheduler.samples() if queued.latents is not None)
+            under_way = {queued.model_key for queued in running}
+            assert evicted not in under_way, "a model goes whose samples are under way"
+            self.resident.remove(evicted)
+            del self.worn[evicted]
         if not self._is_broken(model):
-            self.here.append(model)
+            self.resident.append(model)
             self.worn[model] = []
-        assert len(self.here) <= self.room
+        assert len(self.resident) <= self.room
         self.loads.append(str(model))
         self.scheduler.set_resident(self._batches(), self.worn)
 
     def _batches(self) -> dict[ModelKey, BatchSize]:
-        return {key: self.sizes.get(str(key), self._usual) for key in self.here}
+        return {key: self.sizes.get(str(key), self._usual) for key in self.resident}
 
     @staticmethod
     def _ids(done: tuple[Sample[float], ...]) -> tuple[str, ...]:
-        return tuple(one.id for one in done)
+        return tuple(queued.id for queued in done)
 
 
 def test_a_model_is_loaded_once_for_all_that_wait_for_it() -> None:
     replica = Replica(2)
-    for one in (of("a", "1"), of("b", "2"), of("b", "3")):
-        replica.add(one)
+    for queued in (of("a", "1"), of("b", "2"), of("b", "3")):
+        replica.add(queued)
     turns = list(replica.turns())
     loads = [plan for plan, _ in turns if plan.work is WorkKind.LOAD]
     assert [(plan.evict, {s.id for s in plan.samples}) for plan in loads] == [((), {"2", "3"})]
@@ -149,13 +149,13 @@ def test_a_step_of_others_goes_between_a_prompt_and_a_load() -> None:
 
 def test_the_model_longest_without_a_newcomer_goes_and_never_one_at_work() -> None:
     replica = Replica(2)
-    for one in (of("a", "1"), of("b", "2")):
-        replica.add(one)
+    for queued in (of("a", "1"), of("b", "2")):
+        replica.add(queued)
     list(replica.turns())
-    for one in (of("b", "3", 20), of("c", "4", 20)):
-        replica.add(one)
+    for queued in (of("b", "3", 20), of("c", "4", 20)):
+        replica.add(queued)
     drops = [plan.evict for plan, _ in replica.turns() if plan.work is WorkKind.LOAD]
-    assert (drops, set(replica.here)) == ([(base_key("a"),)], {base_key("b"), base_key("c")})
+    assert (drops, set(replica.resident)) == ([(base_key("a"),)], {base_key("b"), base_key("c")})
 
 
 @pytest.mark.parametrize("room", [1, 2])
@@ -180,8 +180,8 @@ def test_a_crowd_for_the_models_that_are_here_does_not_keep_another_away(room: i
 
 def test_a_model_that_can_not_be_loaded_ends_only_those_that_wanted_it() -> None:
     replica = Replica(1, broken="c")
-    for one in (of("a", "1"), of("c", "2"), of("c", "3"), of("b", "4"), of("a", "5")):
-        replica.add(one)
+    for queued in (of("a", "1"), of("c", "2"), of("c", "3"), of("b", "4"), of("a", "5")):
+        replica.add(queued)
     ended = [id for _, done in replica.turns() for id in done]
     assert sorted(ended) == ["1", "4", "5"]
     assert len(replica.scheduler) == 0
@@ -310,8 +310,8 @@ def test_who_needs_several_gets_one_after_another_and_keeps_what_is_there() -> N
 
 def test_a_step_is_of_one_model_however_many_may_step_together() -> None:
     replica = Replica(2, images=4)
-    for one in (of("a", "1"), of("b", "2"), of("a", "3"), of("b", "4")):
-        replica.add(replace(one, chunks=1))
+    for queued in (of("a", "1"), of("b", "2"), of("a", "3"), of("b", "4")):
+        replica.add(replace(queued, chunks=1))
     batches = [
         {str(s.model_key) for s in plan.samples}
         for plan, _ in replica.turns()
@@ -385,9 +385,9 @@ def test_base_and_refiner_in_turn_serve_whoever_waits_however_many_come(pause: i
 
     come()
     for plan, done in replica.turns():
-        (here,) = replica.here
+        (resident,) = replica.resident
         for id in done:
-            if here.stage is Stage.BASE:
+            if resident.stage is Stage.BASE:
                 base = replace(of("a", id), index=3, latents=1.0)
                 leg = StageSegment(Stage.REFINER, 4, last=True)
                 refined = with_model(for_stage(base, Stage.REFINER), REFINER)
@@ -395,8 +395,12 @@ def test_base_and_refiner_in_turn_serve_whoever_waits_however_many_come(pause: i
             else:
                 took.append(steps - born[int(id)])
         if plan.work is WorkKind.LOAD:
-            waiting = {one.id for one in replica.scheduler.samples() if one.model_key == here}
-            assert {one.id for one in plan.samples} == waiting, "a change leaves somebody behind"
+            waiting = {
+                queued.id for queued in replica.scheduler.samples() if queued.model_key == resident
+            }
+            assert {queued.id for queued in plan.samples} == waiting, (
+                "a change leaves somebody behind"
+            )
         if plan.work is WorkKind.STEP:
             steps += 1
             if steps % pause == 0 and len(born) < 200:

@@ -165,8 +165,8 @@ def test_a_leg_that_is_not_the_last_ends_without_a_decode() -> None:
 
 
 def test_a_last_leg_without_steps_is_only_decoded() -> None:
-    one = replace(sample("a", 4), index=4, latents=1.0)
-    assert [plan.work for plan, _ in turns(scheduler_of(one))] == [WorkKind.DECODE]
+    queued = replace(sample("a", 4), index=4, latents=1.0)
+    assert [plan.work for plan, _ in turns(scheduler_of(queued))] == [WorkKind.DECODE]
 
 
 def test_a_sample_is_taken_once_and_never_without_a_step_to_take() -> None:
@@ -213,31 +213,31 @@ def test_its_state_can_be_read() -> None:
     st.booleans(),
 )
 def test_everything_accepted_ends_once_with_all_its_steps(
-    asked: list[tuple[int, float, int, bool]], images: int, strict: bool
+    arrivals_item: list[tuple[int, float, int, bool]], images: int, strict: bool
 ) -> None:
     lanes = 2 * images if strict else 0
     scheduler: StepScheduler[float] = StepScheduler(
         {ModelKey(Stage.BASE): BatchSize(images, lanes)}
     )
-    for number, (steps, guidance, side, from_image) in enumerate(asked):
-        one = sample(
+    for number, (steps, guidance, side, from_image) in enumerate(arrivals_item):
+        queued = sample(
             str(number),
             steps,
             guidance=guidance,
             side=side,
             strength=1.0 if from_image else None,
         )
-        scheduler.add(one, whole_segment(one))
-    steps_taken = [0] * len(asked)
+        scheduler.add(queued, whole_segment(queued))
+    steps_taken = [0] * len(arrivals_item)
     done: list[str] = []
     for plan, ended in turns(scheduler):
         if plan.work is WorkKind.STEP:
             assert sum(s.spec.rows for s in plan.samples) <= plan.lanes
-            for one in plan.samples:
-                steps_taken[int(one.id)] += 1
+            for queued in plan.samples:
+                steps_taken[int(queued.id)] += 1
         done += ended
-    assert sorted(done, key=int) == [str(n) for n in range(len(asked))]
-    assert steps_taken == [steps for steps, *_ in asked]
+    assert sorted(done, key=int) == [str(n) for n in range(len(arrivals_item))]
+    assert steps_taken == [steps for steps, *_ in arrivals_item]
 
 
 ARRIVALS = st.lists(

@@ -147,11 +147,11 @@ def test_a_picture_with_loras_is_stock_diffusers_own(
 
 def test_the_way_it_is_written_changes_no_byte(engine: Engine) -> None:
     names = ("kohya", "peft", "diffusers", "some", "sgm", "first", "likewise")
-    one, two, three, some, sgm, first, likewise = painted(
+    item, two, three, some, sgm, first, likewise = painted(
         engine, *(wearing((name, 1.0)) for name in names)
     )
-    assert one == two == three
-    assert some == sgm != one
+    assert item == two == three
+    assert some == sgm != item
     assert first == likewise != some
 
 
@@ -168,10 +168,10 @@ def test_layers_with_ranks_and_alphas_of_their_own_count_as_their_file_says(
     )
     folder = merged(demo, tmp_path / "merged", path, style, weight=0.8)
     other = replace(inspect(folder, Stage.BASE), name="demo")
-    (said,) = walk({Stage.BASE: engine_over(other, cpu, {})}, [(SPEC, None)])
-    assert abs(worn.astype(int) - said).max() <= 2
+    (logged,) = walk({Stage.BASE: engine_over(other, cpu, {})}, [(SPEC, None)])
+    assert abs(worn.astype(int) - logged).max() <= 2
     (bare,) = walk({Stage.BASE: engine_over(checkpoints[Stage.BASE], cpu, {})}, [(SPEC, None)])
-    assert abs(bare.astype(int) - said).max() > 20
+    assert abs(bare.astype(int) - logged).max() > 20
 
 
 def test_a_file_that_was_trained_with_dropout_drops_nothing_here(
@@ -179,9 +179,9 @@ def test_a_file_that_was_trained_with_dropout_drops_nothing_here(
 ) -> None:
     path, layers = tmp_path / "a.safetensors", ["to_q", "to_v"]
     trained = {"r": 4, "lora_alpha": 4, "target_modules": layers, "lora_dropout": 0.5}
-    told = json.dumps({f"unet.{name}": value for name, value in trained.items()})
+    reported = json.dumps({f"unet.{name}": value for name, value in trained.items()})
     pictures = []
-    for notes in ({}, {"lora_adapter_metadata": told}):
+    for notes in ({}, {"lora_adapter_metadata": reported}):
         lora_file(
             demo_folder(Stage.BASE),
             path,
@@ -211,7 +211,7 @@ def crowd() -> list[ImageSpec]:
 
 
 @pytest.mark.parametrize("room", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_loras_asked_for_at_once_change_their_own_pictures_alone(
+def test_loras_requested_for_at_once_change_their_own_pictures_alone(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, room: int
 ) -> None:
     alone = []
@@ -228,12 +228,12 @@ def test_loras_asked_for_at_once_change_their_own_pictures_alone(
     assert painted(together, *reversed(crowd())) == alone[::-1]
 
 
-def test_the_order_they_are_asked_in_and_one_that_weighs_nothing_change_no_byte(
+def test_the_order_they_are_requested_in_and_one_that_weighs_nothing_change_no_byte(
     engine: Engine,
 ) -> None:
     some = [("unet", 1.0), ("soft.v1", 0.5)]
-    one, other, more = (wearing(*worn) for worn in (some, some[::-1], [*some, ("text", 0.0)]))
-    assert len(set(painted(engine, one, other, more))) == 1
+    item, other, more = (wearing(*worn) for worn in (some, some[::-1], [*some, ("text", 0.0)]))
+    assert len(set(painted(engine, item, other, more))) == 1
     assert lora_key("text") not in engine.models.attached_extensions[base_key("demo")]
 
 
@@ -244,7 +244,7 @@ def test_an_image_continues_with_what_it_wears(
     engine.submit(first, whole(first), heard)
     drain(engine)
     another, again = engine_over(checkpoints[Stage.BASE], cpu, files), Heard()
-    snapshot = next(one for one in heard.snapshots if one.index == 3)
+    snapshot = next(item for item in heard.snapshots if item.index == 3)
     another.submit(snapshot, whole(first), again)
     drain(another)
     assert np.array_equal(again.picture, heard.picture)
@@ -304,9 +304,9 @@ def test_a_lora_that_has_no_place_in_the_model_is_refused_whole(
 def test_one_that_can_not_be_attached_ends_its_own_samples_alone_and_is_not_tried_at_once_again(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, tmp_path: Path
 ) -> None:
-    gone = lora_file(demo_folder(Stage.BASE), tmp_path / "gone.safetensors", networks=["unet"])
-    there = {"gone": inspect_lora(gone), "unet": files["unet"]}
-    kept = gone.rename(tmp_path / "kept.safetensors")
+    missing = lora_file(demo_folder(Stage.BASE), tmp_path / "gone.safetensors", networks=["unet"])
+    available = {"gone": inspect_lora(missing), "unet": files["unet"]}
+    kept = missing.rename(tmp_path / "kept.safetensors")
     now = [0.0]
     make = partial(
         build_stage_model,
@@ -314,7 +314,7 @@ def test_one_that_can_not_be_attached_ends_its_own_samples_alone_and_is_not_trie
         cpu,
         images=2,
         strict=True,
-        extensions=lora_files(there, capacity=2),
+        extensions=lora_files(available, capacity=2),
     )
     engine = Engine(
         ModelCache({base_key("demo"): make}, extension_capacity=2, clock=lambda: now[0]),
@@ -337,7 +337,7 @@ def test_one_that_can_not_be_attached_ends_its_own_samples_alone_and_is_not_trie
         )
         assert heard["unet"].finished
         if kept.exists():
-            kept.rename(gone)  # back again, but nobody looks yet
+            kept.rename(missing)  # back again, but nobody looks yet
     now[0] = 61.0
     assert ask()["gone"].finished
     engine.check()

@@ -56,8 +56,8 @@ def maker(denoiser: ConstantDenoiser, **options: Any) -> Loader:
 
 def makers(both: dict[str, Checkpoint], cpu: Device, images: int = IMAGES) -> Makers:
     return {
-        base_key(name): partial(build_stage_model, one, cpu, images=images, strict=True)
-        for name, one in both.items()
+        base_key(name): partial(build_stage_model, item, cpu, images=images, strict=True)
+        for name, item in both.items()
     }
 
 
@@ -82,13 +82,13 @@ def crowd() -> list[ImageSpec]:
 
 
 @pytest.mark.parametrize("room", [1, 2])
-def test_two_models_asked_for_at_once_paint_what_each_paints_alone(
+def test_two_models_requested_for_at_once_paint_what_each_paints_alone(
     both: dict[str, Checkpoint], cpu: Device, room: int
 ) -> None:
     alone = []
     for spec in crowd():
-        one = {name: model for name, model in both.items() if name == spec.model}
-        alone += painted(Engine(ModelCache(makers(one, cpu)), snapshot_every=1), spec)
+        item = {name: model for name, model in both.items() if name == spec.model}
+        alone += painted(Engine(ModelCache(makers(item, cpu)), snapshot_every=1), spec)
     together = Engine(ModelCache(makers(both, cpu), capacity=room), snapshot_every=1)
     assert painted(together, *crowd()) == alone
     assert len(set(alone)) == len(alone)
@@ -136,7 +136,7 @@ def test_each_model_keeps_to_its_own_fit_and_says_what_it_gave_up() -> None:
     assert set(large.batches) == {(1, 2)}
     assert max(small.batches) == (3, 8)
     assert engine.memory_plans == by_base_key({"small": MemoryPlan(4), "large": MemoryPlan(1)})
-    profiles = {name: {one.finished.sample.profile for one in heard[name]} for name in heard}
+    profiles = {name: {item.finished.sample.profile for item in heard[name]} for name in heard}
     assert profiles == {name: {shelf[base_key(name)].profile.name} for name in heard}
 
 
@@ -183,7 +183,7 @@ def test_a_model_has_left_memory_when_the_next_one_is_made() -> None:
     seen: list[weakref.ref[Ring]] = []
 
     def watched(name: str, to_come: int, before: MemoryPlan | None) -> StageModel:
-        assert not any(one() for one in seen), "one is made before the last has left"
+        assert not any(item() for item in seen), "one is made before the last has left"
         seen.append(weakref.ref(ring := Ring()))
         return analytic_model(ring, model=name)
 
@@ -195,17 +195,17 @@ def test_a_model_has_left_memory_when_the_next_one_is_made() -> None:
     assert len(seen) == 4
 
 
-def test_a_model_that_comes_again_is_told_how_it_was_fitted() -> None:
+def test_a_model_that_comes_again_is_reported_how_it_was_fitted() -> None:
     heard: list[MemoryPlan | None] = []
 
     def listening(to_come: int, before: MemoryPlan | None) -> StageModel:
         heard.append(before)
         return analytic_model(ConstantDenoiser(), model="one", lanes=2, images=1)
 
-    one, two = base_key("one"), base_key("two")
-    shelf = ModelCache({one: listening, two: maker(ConstantDenoiser(), model="two")})
-    shelf.load(two, [one])
-    shelf.load(one, [two])
+    item, two = base_key("one"), base_key("two")
+    shelf = ModelCache({item: listening, two: maker(ConstantDenoiser(), model="two")})
+    shelf.load(two, [item])
+    shelf.load(item, [two])
     assert heard == [None, MemoryPlan(1)]
 
 
@@ -231,8 +231,10 @@ def test_a_model_that_could_not_be_loaded_puts_no_other_out_for_a_minute() -> No
     assert tries == [0.0]
 
 
-@pytest.mark.parametrize(("room", "told"), [(1, [0, 0, 0]), (2, [1, 0, 0]), (9, [2, 1, 0])])
-def test_each_model_is_told_how_many_are_to_come_beside_it(room: int, told: list[int]) -> None:
+@pytest.mark.parametrize(("room", "reported"), [(1, [0, 0, 0]), (2, [1, 0, 0]), (9, [2, 1, 0])])
+def test_each_model_is_reported_how_many_are_to_come_beside_it(
+    room: int, reported: list[int]
+) -> None:
     heard: list[int] = []
 
     def listening(to_come: int, before: MemoryPlan | None) -> StageModel:
@@ -243,7 +245,7 @@ def test_each_model_is_told_how_many_are_to_come_beside_it(room: int, told: list
     engine = Engine(ModelCache(loaders, capacity=room), snapshot_every=5)
     for name in "bc":
         painted(engine, replace(SPEC, width=64, height=64, model=name))
-    assert heard == told
+    assert heard == reported
 
 
 def test_nothing_of_a_model_that_could_not_be_made_stays_though_its_failure_is_kept() -> None:
@@ -300,10 +302,10 @@ def test_a_model_that_is_not_known_or_can_not_be_loaded_ends_its_own_samples_alo
         drain(engine)
         assert heard["first"].finished
         assert isinstance(heard["other"].failed.error, ModelNotFound)
-        for name, told in (("broken", "log says why"), ("large", "MAX_LOADED_MODELS")):
+        for name, reported in (("broken", "log says why"), ("large", "MAX_LOADED_MODELS")):
             error = heard[name].failed.error
             assert isinstance(error, ModelUnavailable)
-            assert told in str(error)
+            assert reported in str(error)
             assert "secret" not in str(error)
     engine.check()
 
@@ -320,14 +322,14 @@ def test_switching_leaves_nothing_behind(
     seen: list[weakref.ref[StageModel]] = []
 
     def watched(make: Loader, to_come: int, before: MemoryPlan | None) -> StageModel:
-        assert not any(one() for one in seen), "one is made before the last has left"
+        assert not any(item() for item in seen), "one is made before the last has left"
         model = make(to_come, before)
         seen.append(weakref.ref(model))
         return model
 
     made = {
-        name: partial(build_stage_model, one, cpu, images=1, strict=False)
-        for name, one in both.items()
+        name: partial(build_stage_model, item, cpu, images=1, strict=False)
+        for name, item in both.items()
     }
     shelf = ModelCache({base_key(name): partial(watched, make) for name, make in made.items()})
     engine, process = Engine(shelf, snapshot_every=1), psutil.Process()
@@ -349,7 +351,7 @@ def test_switching_leaves_nothing_behind(
     tracemalloc.stop()
     print(f"{rest} rounds: resident {grown / 2**20:+.1f} MB, Python's own {left / 2**10:+.0f} KB")
     assert len(seen) == rounds + 1
-    assert [one for one in seen if one() is not None] == seen[-1:]
+    assert [item for item in seen if item() is not None] == seen[-1:]
     assert tuple(shelf.batch_sizes) == (base_key("demo"),)
     assert {name: len(kinds) for name, kinds in pictures.items()} == {"demo": 1, "tune": 1}
     assert pictures["demo"] != pictures["tune"]
@@ -358,21 +360,21 @@ def test_switching_leaves_nothing_behind(
     assert left < 64_000 * rest
 
 
-def test_a_failure_that_is_told_again_and_again_keeps_hold_of_nobody() -> None:
+def test_a_failure_that_is_reported_again_and_again_keeps_hold_of_nobody() -> None:
     def broken(to_come: int, before: MemoryPlan | None) -> StageModel:
         raise OSError("gone")
 
     shelf = ModelCache(by_base_key({"first": maker(ConstantDenoiser()), "broken": broken}))
     with pytest.raises(ModelUnavailable):
         shelf.load(base_key("broken"), [])
-    told = []
+    reported = []
     for _ in range(3):
         with pytest.raises(ModelUnavailable) as refused:
             shelf.admit(sample_of(replace(SPEC, model="broken")))
-        told.append(refused.value)
-    assert len({str(error) for error in told}) == 1
-    assert len({id(error) for error in told}) == 3
-    assert len({len(traceback.extract_tb(error.__traceback__)) for error in told}) == 1
+        reported.append(refused.value)
+    assert len({str(error) for error in reported}) == 1
+    assert len({id(error) for error in reported}) == 3
+    assert len({len(traceback.extract_tb(error.__traceback__)) for error in reported}) == 1
 
 
 class Wardrobe:
@@ -387,7 +389,7 @@ class Wardrobe:
 
     def detach(self, name: str) -> None:
         self.activate(())
-        self.attached = tuple(one for one in self.attached if one != name)
+        self.attached = tuple(item for item in self.attached if item != name)
 
     def activate(self, loras: tuple[ExtensionRef, ...]) -> None:
         assert {lora.name for lora in loras} <= set(self.attached)

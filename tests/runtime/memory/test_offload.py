@@ -79,11 +79,11 @@ class Card(Device):
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.bytes["now"] += copy.nbytes
         self.bytes["peak"] = max(self.bytes["peak"], self.bytes["now"])
-        there = copy.clone()
-        weakref.finalize(there.untyped_storage(), self._gone, copy.nbytes)
-        return there
+        fetched = copy.clone()
+        weakref.finalize(fetched.untyped_storage(), self._freed, copy.nbytes)
+        return fetched
 
-    def _gone(self, bytes: int) -> None:
+    def _freed(self, bytes: int) -> None:
         self.bytes["now"] -= bytes
 
 
@@ -127,7 +127,7 @@ def journeys(engine: Engine, specs: Sequence[ImageSpec]) -> list[bytes]:
 @pytest.fixture(scope="module")
 def apart(models: dict[str, dict[Stage, StageModel]]) -> list[bytes]:
     """The crowd's pictures, made by two engines with a model each."""
-    two = {s: Engine(ModelCache.of(one), snapshot_every=9) for s, one in models["strict"].items()}
+    two = {s: Engine(ModelCache.of(item), snapshot_every=9) for s, item in models["strict"].items()}
     return [picture.tobytes() for picture in walk(two, [(spec, None) for spec in CROWD])]
 
 
@@ -219,7 +219,7 @@ def test_so_many_stay_on_the_host_and_some_always(
     assert "".join(seen) == made
 
 
-def test_a_refiner_that_can_not_be_loaded_is_told_at_the_start_by_its_own_error() -> None:
+def test_a_refiner_that_can_not_be_loaded_is_reported_at_the_start_by_its_own_error() -> None:
     def broken(to_come: int, before: MemoryPlan | None) -> StageModel:
         raise DeviceFull("the device has no room for one image")
 
@@ -233,15 +233,15 @@ class Stuck:
     """Networks that can't come back while the device is full."""
 
     full: bool = False
-    here: bool = True
+    resident_item: bool = True
 
     def offload(self) -> None:
-        self.here = False
+        self.resident_item = False
 
     def restore(self) -> None:
         if self.full:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        self.here = True
+        self.resident_item = True
 
 
 def test_a_model_that_finds_no_room_to_come_back_stays_parked_and_comes_later() -> None:
@@ -266,7 +266,7 @@ def test_a_model_that_finds_no_room_to_come_back_stays_parked_and_comes_later() 
     stuck.full, now[0] = False, 60.0
     engine, (picture,) = Engine(shelf, snapshot_every=9), [replace(SPEC, width=64, height=64)]
     assert journeys(engine, [picture])
-    assert stuck.here
+    assert stuck.resident_item
     assert made == ["demo", "refiner"]
 
 
@@ -307,7 +307,7 @@ def test_what_visits_the_card_still_visits_it_when_the_rest_has_come_back(
             placement.offload()
             placement.restore()
             vae = (*modules.vae.parameters(), *modules.vae.buffers())
-            assert card.bytes["now"] == sum(one.nbytes for one in vae)
+            assert card.bytes["now"] == sum(item.nbytes for item in vae)
         prediction = checkpoint.noise_config.prediction_type
         parts = Parts(
             Conditioner(modules.text_encoders, checkpoint),
@@ -322,7 +322,7 @@ def test_what_visits_the_card_still_visits_it_when_the_rest_has_come_back(
 
 
 def inside(*networks: torch.nn.Module) -> list[torch.Tensor]:
-    return [one for network in networks for one in (*network.parameters(), *network.buffers())]
+    return [item for network in networks for item in (*network.parameters(), *network.buffers())]
 
 
 class Layer(torch.nn.Module):
@@ -345,7 +345,7 @@ class Layer(torch.nn.Module):
 
 def test_every_number_comes_back_to_the_same_parameter_whatever_its_kind(card: Card) -> None:
     layer = Layer()
-    before = {name: one.clone() for name, one in layer.state_dict().items()}
+    before = {name: item.clone() for name, item in layer.state_dict().items()}
     parameters = list(layer.parameters())
     copies = PinnedCopies(inside(layer), card)
     for _ in range(3):
@@ -356,7 +356,7 @@ def test_every_number_comes_back_to_the_same_parameter_whatever_its_kind(card: C
             assert torch.equal(after, before[name])
             assert after.dtype == before[name].dtype
         del after
-    assert all(one is other for one, other in zip(parameters, layer.parameters(), strict=True))
+    assert all(item is other for item, other in zip(parameters, layer.parameters(), strict=True))
     assert card.bytes["now"] == sum(t.nbytes for n, t in before.items() if n != "turned")
 
 
@@ -401,8 +401,8 @@ def test_where_the_system_pins_no_more_the_rest_lies_in_usual_memory(
     before = [layer.weight.clone() for layer in layers]
     with caplog.at_level(logging.WARNING):
         copies = PinnedCopies(inside(*layers), card, block_bytes=1 << 15)
-    (said,) = caplog.messages
-    assert said.startswith("the system pins no more memory")
+    (logged,) = caplog.messages
+    assert logged.startswith("the system pins no more memory")
     copies.offload()
     copies.restore()
     assert all(torch.equal(a, b.weight) for a, b in zip(before, layers, strict=True))
@@ -420,11 +420,11 @@ def test_a_cpu_keeps_no_second_copy_and_moves_nothing(
     checkpoints: dict[Stage, Checkpoint], cpu: Device
 ) -> None:
     placement, modules = placed(checkpoints[Stage.REFINER], cpu)
-    before = [one.data_ptr() for one in modules.unet.parameters()]
+    before = [item.data_ptr() for item in modules.unet.parameters()]
     placement.offload()
-    assert [one.data_ptr() for one in modules.unet.parameters()] == before
+    assert [item.data_ptr() for item in modules.unet.parameters()] == before
     placement.restore()
-    assert [one.data_ptr() for one in modules.unet.parameters()] == before
+    assert [item.data_ptr() for item in modules.unet.parameters()] == before
 
 
 def test_a_lora_goes_along_and_nothing_of_it_stays_when_it_is_detached(
