@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help serve test test-all check bench constraints clean
+.PHONY: help serve test test-all check bench constraints configuration clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,9 @@ constraints:  ## remake constraints.txt from pyproject.toml; needs uv
 	  echo "torch>=2.13,<2.14"; \
 	  grep -Ev '^$(BUILT_FOR_A_DEVICE)' $(VENV)-constraints; } > constraints.txt
 	@rm $(VENV)-constraints
+
+configuration: $(VENV)/.runtime  ## remake the table of settings in docs/configuration.md
+	$(BIN)/python -m serve_app.config.settings_reference docs/configuration.md
 
 clean:  ## remove .venv and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage

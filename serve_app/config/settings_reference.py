@@ -1,11 +1,14 @@
 """The table of all settings for the documentation, made from `Settings` itself."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from serve_app.config.deprecated_names import SETTINGS as DEPRECATED
 from serve_app.config.settings import VARIABLES, Settings
 
 _HEADER = ("Setting", "Type", "Default", "Range", "Meaning", "Old name")
+_BEGIN, _END = "<!-- settings: begin -->\n", "<!-- settings: end -->"
 _TYPES = {
     "integer": "integer",
     "number": "number",
@@ -25,6 +28,13 @@ def markdown_table() -> str:
     rows = [_HEADER, ("---",) * len(_HEADER)]
     rows += [_row(variable, properties[field]) for variable, field in VARIABLES.items()]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def with_table(page: str) -> str:
+    """Return a page with the table that stands between its two markers made anew."""
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    return f"{before}{_BEGIN}{markdown_table()}{_END}{after}"
 
 
 def _row(variable: str, schema: dict[str, Any]) -> tuple[str, ...]:
@@ -63,3 +73,8 @@ def _range(schema: dict[str, Any]) -> str:
             return f"above {low}"
         case _:
             return ""
+
+
+if __name__ == "__main__":
+    file = Path(sys.argv[1])
+    file.write_text(with_table(file.read_text()))

@@ -20,7 +20,6 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 from serve_app.deployments.graph import bind_service
 from serve_app.deployments.ingress_replica import IngressConfig
-from serve_app.ingress.native.schemas import GenerateRequest
 from tests.support.ray_private import build_app
 
 ROOT = Path(__file__).parents[2]
@@ -407,16 +406,3 @@ def test_up_and_check_config_report_the_same_before_ray_starts(tmp_path: Path) -
             status,
             expected,
         )
-
-
-def test_the_bodies_in_the_readme_are_legal() -> None:
-    bodies = re.findall(r"-d '(\{.*?\})'", README)
-    assert len(bodies) == 2
-    for body in bodies:
-        GenerateRequest.model_validate_json(body)
-
-
-def test_the_make_targets_in_the_readme_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
-    assert README.index("make serve") < README.index("make test") < README.index("## ")
