@@ -27,11 +27,14 @@ POWER_OF_TWO_CHOICES = "ray.serve._private.request_router:PowerOfTwoChoicesReque
 PRIVATE_NAMES = (  # module:attributes
     POWER_OF_TWO_CHOICES,
     "ray.serve._private.common:ReplicaState",
-    "ray.serve._private.common:RequestMetadata.internal_request_id",
+    "ray.serve._private.common:RequestMetadata",
     "ray.serve.context:_get_global_client",
     "ray.serve.handle:DeploymentBroadcastResponse._fetch_replica_results_async",
+    "ray.serve.request_router:RequestRouter._cancel_routing_task_for_pending_request",
     "ray.serve.request_router:RequestRouter._choose_replica_for_request",
     "ray.serve.request_router:RequestRouter._fulfill_next_pending_request",
+    "ray.serve.request_router:RequestRouter._record_queue_wait_time",
+    "ray.serve.request_router:RequestRouter._remove_pending_request_from_indices",
 )
 
 
@@ -55,39 +58,48 @@ class DispatchingRouter(RequestRouter):
     Serve runs `_choose_replica_for_request` for each request, from its arrival until it has a
     replica. Meanwhile Serve's tasks, each started for one request, call `choose_replicas` and ask
     the chosen replicas. When a replica agrees to take a request, the task calls
-    `_fulfill_next_pending_request` with the metadata of the request that it was started for.
-    Serve's own method gives that request the replica. Here `assign` may name another request and
-    another replica first.
+    `_fulfill_next_pending_request`. Serve's own method gives the replica to the request whose
+    metadata the task was started with. Here `assign` names the request, and perhaps another
+    replica. Metadata can't name it: requests made while one HTTP request is served share their
+    internal request id.
     """
 
-    def request_waits(self, pending: PendingRequest) -> None:
-        """Take note that a request waits for a replica."""
+    def request_waits(self, pending: PendingRequest) -> str:
+        """Take note that a request waits for a replica; return a key of its own."""
         raise NotImplementedError
 
-    def request_left(self, pending: PendingRequest) -> None:
+    def request_left(self, key: str) -> None:
         """Take note that a request has a replica, or that its caller has gone."""
         raise NotImplementedError
 
-    def assign(
-        self, replica: RunningReplica, request: RequestMetadata
-    ) -> tuple[RunningReplica, RequestMetadata] | None:
+    def is_dispatching(self) -> bool:
+        """Return whether the current task asks for a request that `assign` decides about."""
+        raise NotImplementedError
+
+    def assign(self, replica: RunningReplica) -> tuple[RunningReplica, PendingRequest] | None:
         """Return the replica and the request to bring together, if any.
 
-        `replica` agreed to take a request, and Serve's task was started for `request`.
+        `replica` agreed to take a request of the current task's choice.
         """
         raise NotImplementedError
 
     async def _choose_replica_for_request(
         self, pending_request: PendingRequest, *, is_retry: bool = False
     ) -> RunningReplica:
-        self.request_waits(pending_request)
+        key = self.request_waits(pending_request)
         try:
             return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
         finally:
-            self.request_left(pending_request)
+            self.request_left(key)
 
     def _fulfill_next_pending_request(
         self, replica: RunningReplica, request_metadata: RequestMetadata | None = None
     ) -> None:
-        if request_metadata is not None and (pair := self.assign(replica, request_metadata)):
-            super()._fulfill_next_pending_request(*pair)
+        if not self.is_dispatching():
+            super()._fulfill_next_pending_request(replica, request_metadata)
+        elif pair := self.assign(replica):
+            replica, pending = pair
+            self._cancel_routing_task_for_pending_request(pending)
+            self._record_queue_wait_time(pending)
+            pending.future.set_result(replica)
+            self._remove_pending_request_from_indices(pending)

@@ -7,7 +7,9 @@ The adapter tells the dispatcher which images wait, and the fleet what replicas 
 import asyncio
 import logging
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
+from itertools import count
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
@@ -16,7 +18,7 @@ from serve_app.core.capacity.dispatcher import Assignment, Dispatcher
 from serve_app.core.capacity.fleet import Fleet
 from serve_app.core.capacity.replica_report import key_of
 from serve_app.core.diffusion.sample import Sample
-from serve_app.deployments.ray_private import DispatchingRouter, RequestMetadata
+from serve_app.deployments.ray_private import DispatchingRouter
 
 logger = logging.getLogger("aura.routing")
 
@@ -24,6 +26,8 @@ REPORTS_EVERY = 0.5  # seconds
 # Seconds between retries while waiting for a free place: not every change wakes the waiter.
 _RETRY_EVERY = 0.25
 _MAX_CANDIDATES = 3  # replicas that Serve asks one after the other, if they refuse
+# What the current one of Serve's tasks asks replicas for; each task has a context of its own.
+_assignment: ContextVar[Assignment | None] = ContextVar("assignment", default=None)
 
 
 class OwedWorkRouter(DispatchingRouter):
@@ -39,27 +43,25 @@ class OwedWorkRouter(DispatchingRouter):
         """Begin without requests; `images` step together on a replica, until it reports itself."""
         self._fleet = Fleet(images)
         self._dispatcher = Dispatcher(self._fleet)
-        self._waiting: dict[str, PendingRequest] = {}  # by Serve's internal request id
-        # By the request for which one of Serve's tasks was started: what that task asks for.
-        self._assignments: dict[str, Assignment] = {}
+        self._waiting: dict[str, PendingRequest] = {}  # by a key of our own
+        self._keys = count()
         self._unreadable: set[str] = set()  # replicas that report in an unknown version
         self._changed, self._choosing = asyncio.Event(), asyncio.Lock()
 
-    def request_waits(self, pending: PendingRequest) -> None:
-        """Add the image to the dispatcher's queue."""
+    def request_waits(self, pending: PendingRequest) -> str:
+        """Add the image to the dispatcher's queue; return its key there."""
+        key = str(next(self._keys))
         if _is_image(pending):
             self._update_fleet()
-            key = pending.metadata.internal_request_id
             self._waiting[key] = pending
             sample, segment = pending.args
             self._dispatcher.add(key, sample, segment, pending.created_at)
+        return key
 
-    def request_left(self, pending: PendingRequest) -> None:
+    def request_left(self, key: str) -> None:
         """Remove the image from the dispatcher's queue, if it is still there."""
-        key = pending.metadata.internal_request_id
         self._dispatcher.remove(key)
         self._waiting.pop(key, None)
-        self._assignments.pop(key, None)
 
     async def choose_replicas(
         self,
@@ -70,6 +72,7 @@ class OwedWorkRouter(DispatchingRouter):
 
         The best one comes first, and each is in a rank of its own, so that Serve asks them in turn.
         """
+        _assignment.set(None)
         if pending_request is None or not _is_image(pending_request):
             return [candidate_replicas]
         # If all of them refuse, Serve waits a little before it calls again.
@@ -82,28 +85,30 @@ class OwedWorkRouter(DispatchingRouter):
                 self._changed.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), _RETRY_EVERY)
-        self._assignments[pending_request.metadata.internal_request_id] = assignment
+        _assignment.set(assignment)
         replicas = self._replicas_by_id()
         return [[replicas[id]] for id in assignment.replicas[:_MAX_CANDIDATES]]
 
-    def assign(
-        self, replica: RunningReplica, request: RequestMetadata
-    ) -> tuple[RunningReplica, RequestMetadata] | None:
+    def is_dispatching(self) -> bool:
+        """Return whether the current task asks for an image."""
+        return _assignment.get() is not None
+
+    def assign(self, replica: RunningReplica) -> tuple[RunningReplica, PendingRequest] | None:
         """Give the place to the most urgent image, for whichever one it was found.
 
         Between the choice and the replica's consent other images may have been sent. If so, the
         image goes to the replica that is best now, or goes on waiting if no place is left.
         """
-        assignment = self._assignments.get(request.internal_request_id)
-        if assignment is None:  # not an image
-            return replica, request
+        assignment = _assignment.get()
+        if assignment is None:
+            return None
         self._update_queue()
         dispatched = self._dispatcher.dispatch(assignment, replica.replica_id.unique_id)
         if dispatched is None:
             return None
         if dispatched.replica != replica.replica_id.unique_id:
             replica = self._replicas_by_id()[dispatched.replica]
-        return replica, self._waiting[dispatched.image.key].metadata
+        return replica, self._waiting[dispatched.image.key]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Set the replicas, and look for places again."""

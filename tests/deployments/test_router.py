@@ -58,8 +58,8 @@ class Response:
             callback(self)
 
 
-def request(*args: Any) -> PendingRequest:
-    number = str(next(REQUEST_NUMBERS))
+def request(*args: Any, number: str | None = None) -> PendingRequest:
+    number = number or str(next(REQUEST_NUMBERS))
     metadata = RequestMetadata(request_id=number, internal_request_id=number, call_method="advance")
     return PendingRequest(args=list(args), kwargs={}, metadata=metadata, created_at=0.0)
 
@@ -122,6 +122,15 @@ async def test_images_of_one_request_run_on_all_replicas() -> None:
         pending = [image_request(str(number)) for number in range(3)]
         chosen = await asyncio.gather(*(route(router, request) for request in pending))
         assert sorted(chosen) == ["a", "b", "c"]
+
+
+async def test_images_of_one_http_request_share_its_id_and_all_get_a_replica() -> None:
+    async with routing(*map(CountingReplica, "ab")) as router:
+        samples = [image(str(number)) for number in range(6)]
+        pending = [request(sample, segment_of(sample), number="shared") for sample in samples]
+        chosen = await asyncio.gather(*(route(router, request) for request in pending))
+        assert sorted(chosen) == ["a", "a", "a", "b", "b", "b"]
+        assert waiting_images(router) == 0
 
 
 async def test_the_most_urgent_image_gets_the_next_place() -> None:
