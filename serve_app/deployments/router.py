@@ -26,8 +26,6 @@ REPORTS_EVERY = 0.5  # seconds
 # Seconds between retries while waiting for a free place: not every change wakes the waiter.
 _RETRY_EVERY = 0.25
 _MAX_CANDIDATES = 3  # replicas that Serve asks one after the other, if they refuse
-# What the current one of Serve's tasks asks replicas for; each task has a context of its own.
-_assignment: ContextVar[Assignment | None] = ContextVar("assignment", default=None)
 
 
 class OwedWorkRouter(DispatchingRouter):
@@ -45,6 +43,9 @@ class OwedWorkRouter(DispatchingRouter):
         self._dispatcher = Dispatcher(self._fleet)
         self._waiting: dict[str, PendingRequest] = {}  # by a key of our own
         self._keys = count()
+        # What each of Serve's tasks asks replicas for: every task has a context of its own. Not a
+        # global of the module: Serve pickles this class by value, with the globals that it uses.
+        self._assignment: ContextVar[Assignment | None] = ContextVar("assignment", default=None)
         self._unreadable: set[str] = set()  # replicas that report in an unknown version
         self._changed, self._choosing = asyncio.Event(), asyncio.Lock()
 
@@ -72,7 +73,7 @@ class OwedWorkRouter(DispatchingRouter):
 
         The best one comes first, and each is in a rank of its own, so that Serve asks them in turn.
         """
-        _assignment.set(None)
+        self._assignment.set(None)
         if pending_request is None or not _is_image(pending_request):
             return [candidate_replicas]
         # If all of them refuse, Serve waits a little before it calls again.
@@ -85,13 +86,13 @@ class OwedWorkRouter(DispatchingRouter):
                 self._changed.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), _RETRY_EVERY)
-        _assignment.set(assignment)
+        self._assignment.set(assignment)
         replicas = self._replicas_by_id()
         return [[replicas[id]] for id in assignment.replicas[:_MAX_CANDIDATES]]
 
     def is_dispatching(self) -> bool:
         """Return whether the current task asks for an image."""
-        return _assignment.get() is not None
+        return self._assignment.get() is not None
 
     def assign(self, replica: RunningReplica) -> tuple[RunningReplica, PendingRequest] | None:
         """Give the place to the most urgent image, for whichever one it was found.
@@ -99,7 +100,7 @@ class OwedWorkRouter(DispatchingRouter):
         Between the choice and the replica's consent other images may have been sent. If so, the
         image goes to the replica that is best now, or goes on waiting if no place is left.
         """
-        assignment = _assignment.get()
+        assignment = self._assignment.get()
         if assignment is None:
             return None
         self._update_queue()
