@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from pydantic import BaseModel
 
 from serve_app.cli.main import commands
 from serve_app.config.lint import lint
@@ -26,7 +27,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 NAMES = SettingNames(VARIABLES)
-_REQUESTS = {"/generate": GenerateRequest, "/refine": RefineRequest}
+_REQUESTS: dict[str, type[BaseModel]] = {"/generate": GenerateRequest, "/refine": RefineRequest}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def shell_commands() -> Iterator[list[str]]:
 
 def aura_commands() -> list[str]:
     """Return what follows `aura` in the documentation, each once."""
-    found = {}
+    found = dict[str, None]()
     for words in shell_commands():
         names = [word.removeprefix(".venv/bin/") for word in words]
         if "aura" in names:
@@ -144,9 +145,8 @@ def links() -> list[tuple[Path, str]]:
     """Return every relative link, with the page it stands on."""
     found = []
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-            if "://" not in target:
-                found.append((page, target))
+        targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+        found += [(page, target) for target in targets if "://" not in target]
     return found
 
 

@@ -177,8 +177,11 @@ class StageModel:
         return image
 
     def offload(self) -> None:
-        """Move the networks off the device. The model can't run until `restore`, which changes
-        neither its memory plan nor its numeric profile."""
+        """Move the networks off the device.
+
+        The model can't run until `restore`, which changes neither its memory plan nor its numeric
+        profile.
+        """
         if self._offloadable is not None:
             self._offloadable.offload()
 

@@ -97,8 +97,8 @@ def test_a_model_of_models_file_is_chosen_by_its_name(
     assert record["models"] == {"base": "tune", "refiner": "demo-refiner"}
     assert (record["request"]["model"], record["request"]["steps"]) == ("tune", 3)
     assert generate({**fields, "model": "demo", "steps": 3}, tmp_path / "plain.png") == 0
-    pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("tuned", "plain")]
-    assert not np.array_equal(*pictures)
+    tuned, plain = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("tuned", "plain"))
+    assert not np.array_equal(tuned, plain)
     assert generate({**fields, "model": "none"}, tmp_path / "none.png") == 2
 
 

@@ -169,7 +169,8 @@ async def test_a_cancelled_image_is_passed_over_before_its_caller_has_run() -> N
         draft.future.cancel()
         router._end("a", key_of(image("first")))
         assignment = router._next_assignment()
-        assert assignment is not None and assignment.image.sample.id == "patient"
+        assert assignment is not None
+        assert assignment.image.sample.id == "patient"
         assert await asyncio.wait_for(tasks[1], TIMEOUT) == "a"
 
 

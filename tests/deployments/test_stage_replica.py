@@ -211,8 +211,10 @@ async def test_one_replica_runs_base_and_refiner_and_has_tried_both_when_it_is_r
     at_the_door = for_stage(begun.sample, Stage.REFINER)
     (*_, end) = [event async for event in combined.advance(at_the_door, legs[1])]
     combined.close()
-    assert isinstance(begun, SegmentDone) and begun.png is None
-    assert isinstance(end, SegmentDone) and end.png is not None
+    assert isinstance(begun, SegmentDone)
+    assert begun.png is None
+    assert isinstance(end, SegmentDone)
+    assert end.png is not None
     assert end.png.startswith(b"\x89PNG")
     last = (polish, base_key("demo")) if room == 1 else (base_key("demo"), polish)
     assert (await combined.stats()).engine.models == last
@@ -223,7 +225,8 @@ def test_a_refiner_that_is_not_whole_keeps_a_replica_of_both_from_starting(tmp_p
     with pytest.raises(RuntimeError, match=r"lacks model_index\.json") as refused:
         StageReplica(replace(config(demo_folder(Stage.BASE)), models=two))
     error = read_startup_error(str(refused.value))
-    assert error is not None and error.subject == str(tmp_path)
+    assert error is not None
+    assert error.subject == str(tmp_path)
 
 
 def test_a_replica_promised_cuda_that_finds_none_refuses_to_start() -> None:

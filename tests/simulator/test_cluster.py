@@ -202,7 +202,8 @@ def test_scaling_follows_the_work_up_and_down() -> None:
     result = cluster.run(trace)
     replicas = [sum(point.replicas.values()) for point in result.timeline]
     assert len(result.finished) == len(trace)
-    assert max(replicas) >= 8 and min(replicas[60:]) <= 5
+    assert max(replicas) >= 8
+    assert min(replicas[60:]) <= 5
     assert max(replicas) <= 16
 
 

@@ -61,7 +61,8 @@ def test_the_chosen_setting_has_the_targets_of_the_service() -> None:
 def test_all_gpus_all_the_time_cost_more_than_scaling() -> None:
     trace = tuple(Arrival(float(at), steps=20) for at in range(0, 100, 5))
     fixed, timeline = ComparisonRun(PolicySetting("", "", None), 4, 100.0, trace).run()
-    assert fixed.images == len(trace) and fixed.attained == 1
+    assert fixed.images == len(trace)
+    assert fixed.attained == 1
     assert {sum(point.replicas.values()) for point in timeline} == {4}
     scaled, _ = ComparisonRun(CHOSEN, 4, 100.0, trace).run()
     assert scaled.gpu_hours < 0.8 * fixed.gpu_hours

@@ -112,7 +112,8 @@ def test_an_image_goes_to_the_replica_that_agreed_to_take_it() -> None:
     assignment = dispatcher.next_assignment()
     assert assignment is not None
     dispatched = dispatcher.dispatch(assignment, "a")
-    assert dispatched is not None and dispatched.replica == "a"
+    assert dispatched is not None
+    assert dispatched.replica == "a"
     assert replicas.sent == [("image", "a")]
 
 
@@ -137,7 +138,8 @@ def test_a_place_whose_image_gave_up_goes_to_the_next_or_to_none() -> None:
     assert assignment is not None
     dispatcher.remove("first")
     dispatched = dispatcher.dispatch(assignment)
-    assert dispatched is not None and dispatched.image.key == "second"
+    assert dispatched is not None
+    assert dispatched.image.key == "second"
     assert dispatcher.dispatch(assignment) is None
 
 

@@ -317,7 +317,8 @@ def test_a_step_is_of_one_model_however_many_may_step_together() -> None:
         for plan, _ in replica.turns()
         if plan.work is WorkKind.STEP
     ]
-    assert {"a"} in batches and {"b"} in batches
+    assert {"a"} in batches
+    assert {"b"} in batches
 
 
 def test_each_model_steps_as_many_in_as_many_lanes_as_it_was_fitted_for() -> None:

@@ -3,7 +3,7 @@ what has left leaves nothing behind."""
 
 import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -113,9 +113,9 @@ def painted(engine: Engine, *specs: ImageSpec) -> list[bytes]:
 
 
 @pytest.fixture
-def tailored(checkpoints: dict[Stage, Checkpoint]) -> Iterator[Stock]:
+def tailored(checkpoints: dict[Stage, Checkpoint]) -> Stock:
     """Stock pipelines of this test alone."""
-    yield Stock.over(checkpoints)
+    return Stock.over(checkpoints)
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # of stock itself
