@@ -1,7 +1,7 @@
 from dataclasses import fields, replace
 from typing import Any
 
-from serve_app.core.diffusion.numeric_profile import NumericProfile
+from serve_app.core.diffusion.numeric_profile import NumericProfile, default_precision
 from serve_app.core.diffusion.spec import Stage
 
 PROFILE = NumericProfile(
@@ -38,3 +38,11 @@ def test_a_profile_without_fixed_lanes_is_not_strict() -> None:
     assert PROFILE.strict
     assert not fast.strict
     assert "-fast-" in fast.name
+
+
+def test_only_a_cpu_computes_in_full_precision_by_default() -> None:
+    assert [default_precision(device) for device in ("cpu", "cuda", "mps")] == [
+        "fp32",
+        "fp16",
+        "fp16",
+    ]

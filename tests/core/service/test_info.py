@@ -33,4 +33,5 @@ def test_loras_are_found_by_name() -> None:
     ink = ExtensionInfo("lora", "ink", ("sdxl",), 0.8)
     info = ServiceInfo((SDXL,), None, "cpu", "fp32", 2, extensions=(ink,))
     assert info.find_extension("lora", "ink") == ink
+    assert str(ink.key) == "LoRA ink"
     assert info.find_extension("lora", "sdxl") is None

@@ -365,7 +365,7 @@ class Silent:
 
     networks = ()
 
-    def stay(self, *, on_device: bool) -> None:
+    def keep_on_device(self, *, on_device: bool) -> None:
         """Nothing moves."""
 
 
