@@ -13,7 +13,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -25,19 +24,18 @@ from serve_app.bench.intervals import bootstrap_interval
 from serve_app.core.capacity.forecast import forecast, pending_work
 from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
-from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.scheduling.work import PendingWork
-from serve_app.runtime.build import build_stage_model
+from serve_app.runtime.build import model_loaders
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
 from serve_app.runtime.memory.device import Device, open_device
-from serve_app.runtime.memory.model_cache import Loader, ModelCache
+from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.stage_model import HostSample
 
 _MAX_BATCH_IMAGES = 4
@@ -107,12 +105,7 @@ class Queue:
 
     def __init__(self, clock: Callable[[], float], device: Device) -> None:
         checkpoints = [inspect(demo_folder(stage), stage) for stage in Stage]
-        loaders: dict[ModelKey, Loader] = {
-            ModelKey(checkpoint.stage, checkpoint.name): partial(
-                build_stage_model, checkpoint, device, images=_MAX_BATCH_IMAGES, strict=True
-            )
-            for checkpoint in checkpoints
-        }
+        loaders = model_loaders(checkpoints, device, images=_MAX_BATCH_IMAGES, strict=True)
         models = ModelCache(loaders, capacity=len(loaders), pinned=list(loaders)[1:])
         self._noise = checkpoints[0].noise_config
         self._model, self._refiner = (checkpoint.name for checkpoint in checkpoints)
