@@ -62,6 +62,7 @@ HEAVY = {"torch", "diffusers", "transformers", "xformers", "ray", "fastapi", "st
     "peft",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
+TEST_FILES = sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def imported(file: Path) -> set[str]:
@@ -134,3 +135,14 @@ def test_only_the_package_and_its_entry_points_lie_at_the_root() -> None:
 def test_no_drawer_files() -> None:
     drawers = {"utils", "helpers", "common", "manager", "misc"}
     assert not drawers & {file.stem for file in FILES}
+
+
+@pytest.mark.parametrize(
+    "file", TEST_FILES, ids=lambda file: str(file.relative_to(Path(__file__).parent))
+)
+def test_no_test_module_or_conftest_is_imported(file: Path) -> None:
+    for name in imported(file):
+        if name.startswith("tests."):
+            parts = name.split(".")[1:]
+            shared = [part for part in parts if part.startswith("test_") or part == "conftest"]
+            assert not shared, f"{file} imports {name}: move it to tests/support"

@@ -12,8 +12,8 @@ from serve_app.runtime.checkpoints.checkpoint import Checkpoint, num_parameters
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.vae import RgbImage
-from tests.runtime.memory.test_offload import Card
 from tests.support.reference_diffusers import Stock
+from tests.support.simulated_card import SimulatedCard
 
 LEVELS = 2  # of 255
 SPEC = ImageSpec(
@@ -97,7 +97,7 @@ def test_a_picture_that_may_not_be_handed_out_is_an_error_by_its_name(
 def test_on_a_card_base_and_refiner_take_turns_and_the_picture_is_the_same(
     solo: LocalPipeline, checkpoints: dict[Stage, Checkpoint]
 ) -> None:
-    card = Card(torch.device("cpu"), "cpu AVX512", torch.float32, torch.float32, "sdpa", 2)
+    card = SimulatedCard(torch.device("cpu"), "cpu AVX512", torch.float32, torch.float32, "sdpa", 2)
     turns = LocalPipeline(list(checkpoints.values()), card, images=2)
     assert np.array_equal(turns.generate([SPEC])[0], solo.generate([SPEC])[0])
     sizes = [4 * sum(num_parameters(item).values()) for item in checkpoints.values()]

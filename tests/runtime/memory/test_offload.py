@@ -5,7 +5,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from tests.support.engine_runs import drain, sample_of, walk
 from tests.support.extension_files import lora_files
 from tests.support.keys import REFINER, base_key, lora, lora_key
 from tests.support.lora_files import lora_file
+from tests.support.simulated_card import SimulatedCard
 
 DEMO = base_key("demo")
 SPEC = ImageSpec(
@@ -55,41 +56,9 @@ CROWD = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Card(Device):
-    """A card on the CPU: what is fetched to it is a copy of its own there, and is counted."""
-
-    bytes: dict[str, int] = field(
-        default_factory=lambda: {"now": 0, "peak": 0, "room": 1 << 40, "pinnable": 1 << 40}
-    )
-    blocks: list[int] = field(default_factory=list)  # bytes of each that was pinned
-
-    @property
-    def has_own_memory(self) -> bool:
-        return True
-
-    def pinned(self, bytes: int) -> torch.Tensor:
-        if sum(self.blocks) + bytes > self.bytes["pinnable"]:
-            raise RuntimeError("CUDA error: out of memory")
-        self.blocks.append(bytes)
-        return torch.empty(bytes, dtype=torch.uint8)
-
-    def fetch(self, copy: torch.Tensor) -> torch.Tensor:
-        if self.bytes["now"] + copy.nbytes > self.bytes["room"]:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        self.bytes["now"] += copy.nbytes
-        self.bytes["peak"] = max(self.bytes["peak"], self.bytes["now"])
-        fetched = copy.clone()
-        weakref.finalize(fetched.untyped_storage(), self._freed, copy.nbytes)
-        return fetched
-
-    def _freed(self, bytes: int) -> None:
-        self.bytes["now"] -= bytes
-
-
 @pytest.fixture
-def card() -> Card:
-    return Card(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 2)
+def card() -> SimulatedCard:
+    return SimulatedCard(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 2)
 
 
 def named(shades: dict[ModelKey, float], made: list[str]) -> dict[ModelKey, Loader]:
@@ -149,7 +118,7 @@ def test_base_and_refiner_on_one_engine_paint_what_they_paint_on_two(
 
 
 def test_base_and_refiner_larger_together_than_the_card_paint_the_same_bytes(
-    checkpoints: dict[Stage, Checkpoint], apart: list[bytes], card: Card
+    checkpoints: dict[Stage, Checkpoint], apart: list[bytes], card: SimulatedCard
 ) -> None:
     """From the first swap on the card has room for the larger one alone, to the byte."""
     sizes = []
@@ -271,7 +240,7 @@ def test_a_model_that_finds_no_room_to_come_back_stays_parked_and_comes_later() 
 
 
 def test_networks_that_find_no_room_to_come_back_leave_nothing_on_the_card(
-    checkpoints: dict[Stage, Checkpoint], card: Card
+    checkpoints: dict[Stage, Checkpoint], card: SimulatedCard
 ) -> None:
     placement, _ = placed(checkpoints[Stage.BASE], card)
     placement.offload()
@@ -293,7 +262,7 @@ def placed(checkpoint: Checkpoint, device: Device) -> tuple[Placement, Modules]:
 
 
 def test_what_visits_the_card_still_visits_it_when_the_rest_has_come_back(
-    checkpoints: dict[Stage, Checkpoint], cpu: Device, card: Card
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, card: SimulatedCard
 ) -> None:
     pictures, rungs = (
         [],
@@ -343,7 +312,9 @@ class Layer(torch.nn.Module):
         return super().to(device)
 
 
-def test_every_number_comes_back_to_the_same_parameter_whatever_its_kind(card: Card) -> None:
+def test_every_number_comes_back_to_the_same_parameter_whatever_its_kind(
+    card: SimulatedCard,
+) -> None:
     layer = Layer()
     before = {name: item.clone() for name, item in layer.state_dict().items()}
     parameters = list(layer.parameters())
@@ -372,7 +343,7 @@ class Silent:
 def test_what_has_no_copy_is_sent_with_its_network() -> None:
     """As an adapter that is attached when the copies are there already; as all on a device whose
     memory is the host's."""
-    for kind in (Card, Device):
+    for kind in (SimulatedCard, Device):
         device = kind(torch.device("cpu:0"), "cpu", torch.float32, torch.float32, "sdpa", 1)
         layer, modules = Layer(), Modules(Layer(), Layer(), Silent(), None)  # type: ignore[arg-type]
         placement = Placement(modules, device)
@@ -384,7 +355,7 @@ def test_what_has_no_copy_is_sent_with_its_network() -> None:
         assert modules.unet.sent == modules.vae.sent == ["cpu:0", "cpu", "cpu:0", "cpu"]
 
 
-def test_copies_are_packed_in_few_blocks(card: Card) -> None:
+def test_copies_are_packed_in_few_blocks(card: SimulatedCard) -> None:
     """torch rounds what it pins up to a power of two, so what is asked for is one, or the rest."""
     layers = [torch.nn.Linear(50, 50, bias=False) for _ in range(7)]  # 10,000 bytes each
     PinnedCopies(inside(*layers), card, block_bytes=1 << 15)
@@ -394,7 +365,7 @@ def test_copies_are_packed_in_few_blocks(card: Card) -> None:
 
 
 def test_where_the_system_pins_no_more_the_rest_lies_in_usual_memory(
-    card: Card, caplog: pytest.LogCaptureFixture
+    card: SimulatedCard, caplog: pytest.LogCaptureFixture
 ) -> None:
     card.bytes["pinnable"] = 1 << 15
     layers = [torch.nn.Linear(50, 50, bias=False) for _ in range(9)]
@@ -428,7 +399,7 @@ def test_a_cpu_keeps_no_second_copy_and_moves_nothing(
 
 
 def test_a_lora_goes_along_and_nothing_of_it_stays_when_it_is_detached(
-    checkpoints: dict[Stage, Checkpoint], card: Card, tmp_path: Path
+    checkpoints: dict[Stage, Checkpoint], card: SimulatedCard, tmp_path: Path
 ) -> None:
     """Attached before the first copies are made, so that a copy could keep it."""
     file = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "a.safetensors"))
