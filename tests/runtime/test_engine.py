@@ -1,7 +1,6 @@
 """The engine's turn, with a denoiser whose answer is known; the test's thread is the engine's."""
 
 import threading
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from serve_app.core.errors import (
     ReplicaLost,
 )
 from serve_app.runtime.engine import Engine
-from serve_app.runtime.engine_events import StepRecord
+from serve_app.runtime.engine_events import Event, Finished, StepRecord
 from serve_app.runtime.memory.model_cache import ModelCache
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.engine_runs import Heard, drain, sample_of, whole
@@ -255,24 +254,38 @@ def test_closing_hands_every_sample_back_before_the_thread_ends() -> None:
         engine.check()
 
 
-def test_the_engine_works_on_a_thread_of_its_own_and_sleeps_when_idle() -> None:
-    engine, done = engine_over(ConstantDenoiser()), threading.Event()
+class ObservedEngine(Engine):
+    """Records on which thread each turn ran, and whether there was anything to do."""
+
+    def __init__(self, denoiser: ConstantDenoiser) -> None:
+        super().__init__(ModelCache.of(analytic_model(denoiser)), snapshot_every=5)
+        self.turns: list[tuple[str, bool]] = []
+        self.in_turn = threading.Event()
+
+    def turn(self, *, wait: bool = False) -> bool:
+        self.in_turn.set()
+        worked = super().turn(wait=wait)
+        self.turns.append((threading.current_thread().name, worked))
+        return worked
+
+
+def test_the_engine_works_on_its_own_thread_which_blocks_while_there_is_no_work() -> None:
+    engine = ObservedEngine(ConstantDenoiser())
     engine.start()
     for number in range(3):
-        done.clear()
-        heard = Heard()
+        finished = threading.Event()
 
-        def listen(event: object, heard: Heard = heard) -> None:
-            heard(event)  # type: ignore[arg-type]
-            done.set()
+        def listen(event: Event, finished: threading.Event = finished) -> None:
+            if isinstance(event, Finished):
+                engine.in_turn.clear()
+                finished.set()
 
         engine.submit(sample_of(SPEC, str(number)), END, listen)
-        assert done.wait(5)
-        assert heard.finished
-    used = time.process_time()
-    time.sleep(0.3)
-    assert time.process_time() - used < 0.1
+        assert finished.wait(30)
+        assert engine.in_turn.wait(30)  # the next turn, which has nothing to do as yet
     engine.close()
+    turns_per_sample = 1 + SPEC.steps + 1  # condition, steps, decode
+    assert engine.turns == [("engine", True)] * 3 * turns_per_sample + [("engine", False)]
 
 
 def test_facts_tell_where_everybody_stands_and_what_is_owed() -> None:

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-_PAUSE = 0.01  # seconds between two looks
+_PAUSE = 0.01  # seconds between two observations
 
 
 def until(condition: Callable[[], T | None], timeout: float = 30) -> T:
@@ -23,5 +23,15 @@ async def until_async(condition: Callable[[], T | None], timeout: float = 30) ->
     """Do the same without blocking the event loop."""
     async with asyncio.timeout(timeout):
         while not (value := condition()):
+            await asyncio.sleep(_PAUSE)
+        return value
+
+
+async def first_match(
+    observe: Callable[[], Awaitable[T]], accept: Callable[[T], bool], timeout: float = 30
+) -> T:
+    """Observe until a value is accepted, and return it; raise `TimeoutError` after `timeout`."""
+    async with asyncio.timeout(timeout):
+        while not accept(value := await observe()):
             await asyncio.sleep(_PAUSE)
         return value
