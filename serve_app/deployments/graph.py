@@ -31,7 +31,6 @@ from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.deployments.router import REPORTS_EVERY
 from serve_app.deployments.scaling_options import ingress_scaling, stage_scaling
 from serve_app.deployments.stage_config import ExtensionSource, ModelSource, StageConfig
-from serve_app.deployments.stage_replica import StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 
@@ -48,6 +47,9 @@ def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Applica
     `gpus` is what the cluster has, `cpus` what its smallest machine has, and `http` makes what
     opens the HTTP side of an ingress replica.
     """
+    # Imported only now, because it imports torch, which takes seconds.
+    from serve_app.deployments.stage_replica import StageReplica
+
     settings = Settings.read(args.settings)
     device = choose_device(settings.model_device, gpus=gpus)
     catalog = find_checkpoints(settings)

@@ -307,3 +307,9 @@ def test_the_controller_needs_neither_torch_nor_the_app_to_load_the_policy() -> 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_app_is_imported_without_torch() -> None:
+    code = "import sys, serve_app.app; print({'torch', 'diffusers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
