@@ -11,7 +11,7 @@ from serve_app.config.deprecated_names import ARGS, with_current_keys
 
 
 class DeploymentScale(BaseModel):
-    """How many replicas a deployment has, and what each replica asks of Ray."""
+    """How many replicas a deployment has, and the resources that each requests from Ray."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

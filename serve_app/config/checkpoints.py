@@ -1,6 +1,6 @@
 """Checkpoints that settings name: an error here names the setting and the command that fixes it.
 
-The readers in `runtime.checkpoints` know files alone. No torch, no Ray.
+The readers in `runtime.checkpoints` know only files. No torch, no Ray.
 """
 
 from pathlib import Path

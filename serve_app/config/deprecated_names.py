@@ -1,6 +1,6 @@
 """Old names that are understood for one release: settings, args and the autoscaling policy.
 
-Whoever reads one of these names logs a warning that gives the new one.
+Code that reads an old name logs a warning that gives the new one.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""`Topology`: the stage deployments that the args of a config come to on a cluster.
+"""`Topology`: the stage deployments that a config's args result in on a cluster.
 
 No Ray: what the cluster has is handed in.
 """
@@ -19,7 +19,7 @@ class StageDeployment:
     name: str
     stages: tuple[Stage, ...]
     scale: DeploymentScale
-    num_gpus: float  # that each replica asks Ray for
+    num_gpus: float  # that each replica requests from Ray
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
 """The decisions: what an image is, what steps next, what a step computes.
 
-Pure Python. Knows no torch, ray, HTTP, asyncio, clock or random: times and ids are arguments.
+Pure Python without torch, Ray, HTTP, asyncio, clock or random: times and ids are arguments.
 """

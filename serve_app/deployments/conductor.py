@@ -76,7 +76,7 @@ class Conductor:
     """The images of one ingress process, each taken through its stages by a call of `run`.
 
     Base and refiner are the same client where one replica runs both. The stages in
-    `scale_to_zero` have no replica while nobody needs one: their first image waits for it.
+    `scale_to_zero` have no replica while they have no work: the first image waits until one starts.
     """
 
     def __init__(

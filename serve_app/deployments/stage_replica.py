@@ -182,7 +182,7 @@ class StageReplica:
         self._engine.check()
 
     def close(self) -> None:
-        """Stop the engine; whoever waits gets the last snapshot and `ReplicaLost`."""
+        """Stop the engine; every open stream gets its last snapshot and `ReplicaLost`."""
         self._engine.close()
         self._png_threads.shutdown()
 

@@ -1,6 +1,6 @@
 """Turn every failure of the hub, the network or the disk into a `DownloadError`.
 
-Knows the errors of huggingface_hub and of its HTTP client; no files, no stages.
+The errors of huggingface_hub and of its HTTP client; no files, no stages.
 """
 
 import errno

@@ -21,7 +21,7 @@ from serve_app.ingress.job_service import JobService
 
 @dataclass(frozen=True, slots=True)
 class HttpConfig:
-    """All that the HTTP side needs to know, by value; of keys it has the digests alone."""
+    """The configuration of the HTTP side, by value; API keys as digests only."""
 
     info: ServiceInfo
     access_policy: AccessPolicy
@@ -41,7 +41,7 @@ class HttpIngress:
         self._jobs.stop(job_id)
 
     async def drain(self) -> None:
-        """Wait until every job of this process has ended and the ledger knows of it."""
+        """Wait until every job of this process has ended and the ledger has its result."""
         await self._jobs.drain()
 
 

@@ -123,7 +123,7 @@ class JobService:
             task.cancel()
 
     async def drain(self) -> None:
-        """Return when all jobs of this process have ended, and the ledger has been told."""
+        """Return when all jobs of this process have ended, and the ledger has their results."""
         while tasks := [*self._claims, *self._running.values()]:
             await asyncio.wait(tasks)
         await self._outbox.flush()
@@ -176,7 +176,7 @@ class JobService:
         return None
 
     async def _run(self, job: Job, generation: GenerationJob, in_ledger: bool) -> JobResult:
-        """Return the job's result; the ledger hears of its start and end from the outbox."""
+        """Return the job's result; the outbox reports its start and end to the ledger."""
         if not in_ledger:
             self._outbox.put(job.id, partial(self._ledger.create, job, None))
         state, error, result = JobState.CANCELLED, None, None

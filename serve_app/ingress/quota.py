@@ -6,7 +6,7 @@ from serve_app.ingress.contracts import Ledger
 
 
 class Quota:
-    """Charges jobs, in megapixel-steps, to their callers; with no limit nobody is charged."""
+    """Charges jobs, in megapixel-steps, to their callers; without a limit, nothing is charged."""
 
     def __init__(self, ledger: Ledger, limit: RateLimit | None) -> None:
         self._ledger = ledger

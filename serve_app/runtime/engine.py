@@ -51,7 +51,7 @@ class _Waiter:
     listener: Listener
     index: int
     time: float
-    retried_alone: bool = False  # after it found no memory in a turn of its own
+    retried_alone: bool = False  # after running out of memory in a turn of its own
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread; whoever still waits gets a last snapshot and `ReplicaLost`."""
+        """Stop the thread; every remaining listener gets a last snapshot and `ReplicaLost`."""
         self._commands.put(self._evict_all)
         if self._thread.is_alive():
             self._thread.join()
@@ -117,7 +117,7 @@ class Engine:
         self._commands.put(lambda: self._add(sample, segment, listener))
 
     def cancel(self, id: str, listener: Listener) -> None:
-        """Drop the listener's sample at the next step boundary; the listener hears no more of it.
+        """Drop the listener's sample at the next step boundary; the listener gets no more events.
 
         Nothing happens when the sample has ended, or was sent again with another listener.
         """

@@ -1,7 +1,7 @@
-"""Noise from a request's own seed: the n-th draw is the same wherever and whenever it is taken.
+"""Noise from a request's seed: draw n has the same values on every replica and at every step.
 
-Knows no samples. A CPU generator, as stock diffusers is given for reproducible pictures; every
-draw has the shape of the latents (posterior, starting and ancestral noise alike).
+The generator is on the CPU, as diffusers recommends for reproducible images. Every draw, whether
+posterior, initial or ancestral noise, has the shape of the latents.
 """
 
 import torch
@@ -19,9 +19,9 @@ class Noise:
         self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def draw(self, number: int, device: torch.device) -> torch.Tensor:
-        """Draw number `number`, counted from 0, on a device: (4, h/8, w/8), fp32.
+        """Return draw `number`, counted from 0, on a device: (4, h/8, w/8), fp32.
 
-        In order this costs one draw; out of order the sequence is taken again from the start.
+        The next draw costs one call of `randn`; for an earlier draw, the sequence starts over.
         """
         if number < self._drawn:
             self._generator.manual_seed(self._seed)

@@ -76,7 +76,7 @@ _BURST_SECONDS, _BURST_INTERVAL = 60, 240
 
 
 def _mix_of_bursts(at: float) -> RequestMix:
-    """Bursts are of drafts and of finals in turn: as many images, and very different work."""
+    """Bursts of drafts and of finals alternate: equal numbers of images, very different work."""
     if at % _BURST_INTERVAL >= _BURST_SECONDS:
         return MIX
     return DRAFTS if at // _BURST_INTERVAL % 2 else FINALS

@@ -344,8 +344,8 @@ def no_ray_at_ray_address(setup: SetUp) -> list[Problem]:
 def ray_without_tokens(setup: SetUp) -> list[Problem]:
     setup.export(RAY_AUTH_MODE="disabled")
     message = (
-        "RAY_AUTH_MODE=disabled: whoever reaches the ports of the service's own Ray can run code "
-        "on this machine"
+        "RAY_AUTH_MODE=disabled: anyone who reaches the ports of the service's own Ray can run "
+        "code on this machine"
     )
     return [("ray ports", "WARN", message, "unset RAY_AUTH_MODE")]
 

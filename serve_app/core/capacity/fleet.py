@@ -34,7 +34,7 @@ _MAX_MISSED_REPORTS = 2  # that may have been on their way when an image came or
 class InFlight:
     """An image on a replica, or one that left it a short while ago."""
 
-    remaining: RemainingWork | None  # None: it has left, whatever late reports say
+    remaining: RemainingWork | None  # None: it has left, even if a late report lists it
     sent_here: bool  # by this process
     missed_reports: int = 0  # that lack it since it was sent, or that came since it left
 
@@ -47,7 +47,7 @@ class _Replica:
 
     @property
     def remaining(self) -> list[RemainingWork]:
-        """The work of all images on the replica, whoever sent them."""
+        """The work of all images on the replica, from all senders."""
         return [image.remaining for image in self.images.values() if image.remaining]
 
     def set_image(self, key: str, image: InFlight) -> None:

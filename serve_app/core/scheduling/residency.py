@@ -30,8 +30,9 @@ def admit(
     `waiting` has the samples' ids and needs in order of arrival. `resident` begins with what has
     been longest without a newcomer. What running samples need is `in_use` and stays. When memory
     is full, something idle is evicted; when everything is in use, the first of `resident` takes
-    no newcomers from then on, so that its samples end. So many samples for one model can't keep
-    another model away. A sample that needs more than `capacity` gets all of it nevertheless.
+    no newcomers from then on, so that its samples end. A steady stream of samples for one model
+    can't keep another model out. A sample that needs more than `capacity` gets all of it
+    nevertheless.
     """
     ready, evict = list[str](), list[K]()
     load: K | None = None

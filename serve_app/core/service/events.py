@@ -1,9 +1,9 @@
 """Typed events of an image on its way, and what a replica reports about itself.
 
-A stage streams `StageEvent`s to the conductor, and a maker (the conductor, or whatever else turns a
-task into an image) streams `ImageEvent`s to whoever waits for the image. Consumers `match` on the
-type and end with `assert_never`, so that an event they don't know is an error and never mistaken
-for another one. No tensors: latents inside are in whatever form the wire has.
+A stage streams `StageEvent`s to the conductor, and a maker (the conductor, or another object that
+turns a task into an image) streams `ImageEvent`s to the caller that waits for the image. Consumers
+`match` on the type and end with `assert_never`, so that an unknown event is an error and never
+mistaken for another one. No tensors: latents inside are in whatever form the wire has.
 """
 
 from collections.abc import AsyncGenerator, Mapping

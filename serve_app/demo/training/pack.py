@@ -16,13 +16,13 @@ MAX_BYTES = 20_000_000  # bytes, both together
 
 
 def pack(
-    home: Path,
+    folder: Path,
     vae: "diffusers.AutoencoderKL",
     tokenizer: "transformers.CLIPTokenizer",
     trained: dict[Stage, TrainedStage],
     record: dict[str, Any],
 ) -> int:
-    """Write the folders of the trained stages under `home`; return the bytes of both folders.
+    """Write the folders of the trained stages under `folder`; return the bytes of both folders.
 
     `record` is merged into the `training.json` of both. Other files stay as they are. Raises
     `ValueError` if the folders take more than 20 MB.
@@ -32,15 +32,17 @@ def pack(
         for network in networks.networks.values():
             network.half()
         pipeline = _pipeline(stage, vae, tokenizer, networks)
-        pipeline.save_pretrained(home / FOLDER_NAMES[stage])
-    folders = [home / name for name in FOLDER_NAMES.values()]
-    for folder in folders:
-        note = folder / "training.json"
+        pipeline.save_pretrained(folder / FOLDER_NAMES[stage])
+    stage_folders = [folder / name for name in FOLDER_NAMES.values()]
+    for stage_folder in stage_folders:
+        note = stage_folder / "training.json"
         previous = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
         note.write_text(json.dumps(previous | record, indent=2) + "\n", encoding="utf-8")
-        for tokenizer_folder in folder.glob("tokenizer*"):
+        for tokenizer_folder in stage_folder.glob("tokenizer*"):
             _write_clip_files(tokenizer_folder)
-    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    files = [
+        file for stage_folder in stage_folders for file in stage_folder.rglob("*") if file.is_file()
+    ]
     for file in files:
         file.chmod(0o644)  # some are written with owner access only
     size = sum(file.stat().st_size for file in files)

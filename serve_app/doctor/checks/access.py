@@ -1,6 +1,6 @@
 """Who can reach the service, and from where: its address, its keys, the origins of web pages.
 
-Pure: knows the settings and the address that the service would listen on; opens no socket.
+Pure: uses the settings and the address that the service would listen on; opens no socket.
 """
 
 from ipaddress import ip_address
@@ -43,7 +43,7 @@ def check_address(settings: Settings, port: int) -> Finding:
 
 
 def check_keys(settings: Settings, host: str | None) -> Finding:
-    """Check that everybody who can reach the service needs a key, or that nobody else can.
+    """Check that the service requires a key, or that only this machine can reach it.
 
     `host` is the one in the serve config, None if it names none.
     """
@@ -66,8 +66,7 @@ def check_keys(settings: Settings, host: str | None) -> Finding:
             )
         return warn(
             "keys",
-            f"ALLOW_ANONYMOUS=1 without API_KEYS: everybody who reaches {address} can generate "
-            "images",
+            f"ALLOW_ANONYMOUS=1 without API_KEYS: anyone who reaches {address} can generate images",
             NEW_KEY,
         )
     if not is_loopback(address):

@@ -38,7 +38,7 @@ from serve_app.runtime.checkpoints.licenses import license_of, license_of_lora
 
 _LFS_POINTER = b"version https://git-lfs"
 _WEB_PAGES = (b"<!doctype", b"<html", b"<?xml")
-_HEAD = 64  # bytes that tell what a file is
+_HEAD = 64  # bytes that show a file's type
 _MODELS = Path("models")  # where `aura download` puts them, in the working folder
 _DOWNLOAD = "aura download"
 

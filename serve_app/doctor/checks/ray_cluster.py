@@ -1,7 +1,8 @@
 """Check Ray on this machine: the cluster that the service would join, and who can reach it.
 
-No Ray is imported: its ports and files are probed from outside. Whoever reaches the dashboard, the
-GCS or the client port of a cluster without a token can run code on this machine (CVE-2023-48022).
+Ray is not imported: its ports and files are probed from outside. Anyone who reaches the dashboard,
+the GCS or the client port of a cluster without a token can run code on this machine
+(CVE-2023-48022).
 """
 
 import os
@@ -116,7 +117,7 @@ def check_exposure(cluster: Cluster) -> Finding:
     if cluster.auth_mode == "disabled":
         return warn(
             "ray ports",
-            "RAY_AUTH_MODE=disabled: whoever reaches the ports of the service's own Ray can run "
+            "RAY_AUTH_MODE=disabled: anyone who reaches the ports of the service's own Ray can run "
             "code on this machine",
             "unset RAY_AUTH_MODE",
         )

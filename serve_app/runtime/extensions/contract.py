@@ -1,8 +1,8 @@
 """What a kind of extension must offer: read its files, attach, detach, and activate for a batch.
 
 Samples with equal extensions share batches: every active `ExtensionRef`, weight included, is part
-of the batch key. What an active extension costs is measured, since turns are told apart by the
-kinds that are active in them (`TurnKind.extensions`).
+of the batch key. What an active extension costs is measured: `TurnKind.extensions` separates turns
+by the kinds that are active in them.
 """
 
 from collections.abc import Mapping

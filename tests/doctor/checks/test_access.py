@@ -83,7 +83,7 @@ def test_the_address_must_name_the_port(url: str, finding: Finding) -> None:
             "0.0.0.0",
             warn(
                 "keys",
-                "ALLOW_ANONYMOUS=1 without API_KEYS: everybody who reaches 0.0.0.0 can generate "
+                "ALLOW_ANONYMOUS=1 without API_KEYS: anyone who reaches 0.0.0.0 can generate "
                 "images",
                 NEW_KEY,
             ),
