@@ -114,6 +114,22 @@ def test_every_request_body_is_legal(route: str, body: str) -> None:
     _REQUESTS[route].model_validate_json(body)
 
 
+def test_a_curl_that_saves_a_png_asks_for_one_image() -> None:
+    text = "\n".join(snippet.text.replace("\\\n", " ") for snippet in snippets("bash"))
+    saving = [line for line in text.splitlines() if "image/png" in line]
+    assert saving
+    assert all('"imageCount": 1' in line for line in saving)
+
+
+def test_the_field_table_of_the_api_page_names_fields_of_the_request() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    table = page.partition("| field | meaning | default |")[2].partition("\n\n")[0]
+    first_cells = [row.split("|")[1] for row in table.splitlines()[2:]]
+    named = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    fields = {field.alias or name for name, field in GenerateRequest.model_fields.items()}
+    assert named == fields
+
+
 def test_there_are_request_bodies_to_check() -> None:
     assert len(bodies()) >= 2
 

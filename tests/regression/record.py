@@ -17,9 +17,9 @@ from PIL import Image
 from tests.regression.cases import CASES
 from tests.regression.service import Service
 
-HERE = Path(__file__).parent
-RECORD = HERE / "record.json"
-PICTURES = HERE / "pictures"
+FOLDER = Path(__file__).parent
+RECORD = FOLDER / "record.json"
+PICTURES = FOLDER / "pictures"
 
 
 def machine() -> dict[str, str]:
