@@ -154,7 +154,7 @@ def test_every_yaml_snippet_is_understood(snippet: Snippet, tmp_path: Path) -> N
         file = tmp_path / "models.yaml"
         file.write_text(snippet.text)
         models = read_models_file(file)
-        assert models.models or models.loras
+        assert models.models or models.extensions
 
 
 def links() -> list[tuple[Path, str]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,7 +32,7 @@ from serve_app.core.errors import AuraError, InvalidRequest, SafetyBlock
 from serve_app.core.service.moderation import WordList
 from serve_app.core.validation_message import validation_message
 from serve_app.ingress.generation import GenerationJob, plan_generation
-from serve_app.ingress.native.schemas import GENERATE, WIRE_NAMES, GenerateRequest
+from serve_app.ingress.native.schemas import GENERATE, WIRE_NAMES, GenerateRequest, extension_kinds
 from serve_app.ingress.png_metadata import embed, infotext
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
@@ -45,8 +46,9 @@ _OPTIONS = {"imageCount": "--count", "loras": "--lora", "prompt": "prompt", "--o
 def generate(fields: Mapping[str, Any], output: Path) -> int:
     """Generate images, write them, print their paths, and return the exit code.
 
-    `fields` are those of a request to /generate, with `loras` as "name" or "name:weight"; None
-    means not given. If there are several images, each gets its number before the file's suffix.
+    `fields` are those of a request to /generate, with each extension as "name" or
+    "name:weight"; None means not given. If there are several images, each gets its number before
+    the file's suffix.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     try:
@@ -92,7 +94,7 @@ def _generate(fields: Mapping[str, Any], output: Path) -> list[Path]:
 def _load_pipeline(
     job: GenerationJob, catalog: ModelCatalog, settings: Settings, device: Device
 ) -> LocalPipeline:
-    """Load the models and LoRAs that a job needs."""
+    """Load the models and extensions that a job needs."""
     bases = {model.checkpoint.name: model.checkpoint for model in catalog.models}
     base, refiner = bases[job.models[Stage.BASE]], catalog.refiner
     used = {ref.key for image in job.images for ref in image.spec.extensions}
@@ -104,7 +106,11 @@ def _load_pipeline(
         images=min(len(job.images), limit),
         strict=settings.model_determinism == "strict",
         safety=ImageSafetyChecker(checker, device) if checker else None,
-        extensions={lora.info.key: lora.file for lora in catalog.loras if lora.info.key in used},
+        extensions={
+            extension.info.key: extension.file
+            for extension in catalog.extensions
+            if extension.info.key in used
+        },
     )
 
 
@@ -136,22 +142,25 @@ def _write(job: GenerationJob, pipeline: LocalPipeline, output: Path) -> list[Pa
 
 
 def _request(fields: Mapping[str, Any]) -> GenerateRequest:
-    loras = [_lora(text) for text in fields.get("loras", ())]
+    extensions = {
+        field: [_extension(field, text) for text in fields.get(field, ())]
+        for field in map(to_camel, extension_kinds(GenerateRequest))
+    }
     try:
-        return GenerateRequest.model_validate({**fields, "loras": loras})
+        return GenerateRequest.model_validate({**fields, **extensions})
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"]))
         raise InvalidRequest(path, validation_message(first)) from None
 
 
-def _lora(text: str) -> dict[str, Any]:
-    """Return the LoRA of a request for a name or name:weight."""
+def _extension(field: str, text: str) -> dict[str, Any]:
+    """Return the extension of a request's field for a name or name:weight."""
     name, _, weight = text.partition(":")
     try:
         return {"name": name, "weight": float(weight) if weight else None}
     except ValueError:
-        raise InvalidRequest("loras", f"must be name or name:weight, got {text}") from None
+        raise InvalidRequest(field, f"must be name or name:weight, got {text}") from None
 
 
 def _open_device(settings: Settings) -> Device:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from serve_app.config.checkpoints import DEMO_NOTICE, check_pair, check_safety_checker, inspect
 from serve_app.config.models_file import ModelEntry, read_models_file
 from serve_app.config.settings import Settings
-from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.numeric_profile import default_precision
 from serve_app.core.diffusion.spec import Stage
@@ -18,8 +17,12 @@ from serve_app.core.errors import CheckpointError, SettingsError
 from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, is_pair
-from serve_app.runtime.checkpoints.licenses import license_of, license_of_lora
-from serve_app.runtime.checkpoints.lora_file import LoraFile, inspect_lora
+from serve_app.runtime.checkpoints.extension_kinds import (
+    EXTENSION_KINDS,
+    ExtensionFile,
+    ExtensionKindEntries,
+)
+from serve_app.runtime.checkpoints.licenses import license_of, license_of_extension
 
 _DEFAULT_BATCH_IMAGES = {"cuda": 4, "mps": 1, "cpu": 2}  # by kind of device
 
@@ -78,10 +81,10 @@ class CatalogModel:
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogLora:
-    """A LoRA under the name that requests use, and the models that it fits."""
+class CatalogExtension:
+    """An extension under the name that requests use, and the models that it fits."""
 
-    file: LoraFile
+    file: ExtensionFile
     info: ExtensionInfo
     license: str | None = None
 
@@ -92,10 +95,12 @@ class ModelCatalog:
 
     models: tuple[CatalogModel, ...]
     refiner: Checkpoint | None
-    loras: tuple[CatalogLora, ...] = ()
+    extensions: tuple[CatalogExtension, ...] = ()
 
 
-def find_checkpoints(settings: Settings) -> ModelCatalog:
+def find_checkpoints(
+    settings: Settings, kinds: ExtensionKindEntries = EXTENSION_KINDS
+) -> ModelCatalog:
     """Return the checkpoints that the settings name; the demo's if they name none.
 
     Raises `OperatorError` if a checkpoint or the safety checker is missing or incomplete, or if
@@ -119,18 +124,24 @@ def find_checkpoints(settings: Settings) -> ModelCatalog:
     if refiner_folder is not None:
         refiner = inspect(refiner_folder, Stage.REFINER)
         check_pair(base, refiner)
-    models = (CatalogModel(base, can_be_refined=True), *listed_models(settings, base, refiner))
-    return ModelCatalog(models, refiner, find_loras(settings, models))
+    models = (
+        CatalogModel(base, can_be_refined=True),
+        *listed_models(settings, base, refiner, kinds),
+    )
+    return ModelCatalog(models, refiner, listed_extensions(settings, models, kinds))
 
 
 def listed_models(
-    settings: Settings, base: Checkpoint | None, refiner: Checkpoint | None
+    settings: Settings,
+    base: Checkpoint | None,
+    refiner: Checkpoint | None,
+    kinds: ExtensionKindEntries = EXTENSION_KINDS,
 ) -> tuple[CatalogModel, ...]:
     """Return the models of MODELS_FILE. `base` and `refiner` are None if they can't be used.
 
     Raises `OperatorError` that names the file and the key.
     """
-    entries = read_models_file(settings.models_file).models
+    entries = read_models_file(settings.models_file, kinds).models
     for name in {checkpoint.name for checkpoint in (base, refiner) if checkpoint} & set(entries):
         raise SettingsError(
             f"MODELS_FILE={settings.models_file}: models.{name}: is the name of the checkpoint of "
@@ -141,16 +152,21 @@ def listed_models(
     return tuple(_listed_model(name, entry, settings, refiner) for name, entry in entries.items())
 
 
-def find_loras(settings: Settings, models: Sequence[CatalogModel]) -> tuple[CatalogLora, ...]:
-    """Return the LoRAs of MODELS_FILE, each with the models that it fits.
+def listed_extensions(
+    settings: Settings,
+    models: Sequence[CatalogModel],
+    kinds: ExtensionKindEntries = EXTENSION_KINDS,
+) -> tuple[CatalogExtension, ...]:
+    """Return the extensions of MODELS_FILE, each with the models that it fits.
 
-    Raises `OperatorError` that names the file and the key, also if a LoRA fits no model.
+    Raises `OperatorError` that names the file and the key, also if an extension fits no model.
     """
-    loras = []
-    for name, entry in read_models_file(settings.models_file).loras.items():
-        where = f"MODELS_FILE={settings.models_file}: loras.{name}.path"
+    extensions = []
+    for key, entry in read_models_file(settings.models_file, kinds).extensions.items():
+        kind = kinds[key.kind]
+        where = f"MODELS_FILE={settings.models_file}: {kind.section}.{key.name}.path"
         try:
-            file = inspect_lora(entry.path)
+            file = kind.inspect(entry.path)
         except CheckpointError as error:
             raise error.about(f"{where}={entry.path}") from None
         widths = {model.checkpoint.name: model.checkpoint.cross_attention_dim for model in models}
@@ -162,10 +178,9 @@ def find_loras(settings: Settings, models: Sequence[CatalogModel]) -> tuple[Cata
                 f"fits none of the models: its layers attend to texts of width {dim}, {others}",
                 subject=f"{where}={entry.path}",
             )
-        loras.append(
-            CatalogLora(file, ExtensionInfo(LORA, name, fits, entry.weight), entry.license)
-        )
-    return tuple(loras)
+        info = ExtensionInfo(key.kind, key.name, fits, entry.weight)
+        extensions.append(CatalogExtension(file, info, entry.license))
+    return tuple(extensions)
 
 
 def _listed_model(
@@ -211,7 +226,10 @@ def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> Serv
     licenses = [license_of(model.checkpoint, model.license) for model in catalog.models]
     if refiner:
         licenses.append(license_of(refiner))
-    licenses += [license_of_lora(lora.info.name, lora.file, lora.license) for lora in catalog.loras]
+    licenses += [
+        license_of_extension(extension.info.name, extension.file, extension.license)
+        for extension in catalog.extensions
+    ]
     return ServiceInfo(
         models=tuple(model.info for model in catalog.models),
         refiner=refiner.name if refiner else None,
@@ -223,6 +241,6 @@ def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> Serv
         max_prompt_chars=settings.max_prompt_chars,
         safety_filters=tuple(name for name, setting in filters.items() if setting),
         terms_required=settings.require_terms_acceptance,
-        extensions=tuple(lora.info for lora in catalog.loras),
+        extensions=tuple(extension.info for extension in catalog.extensions),
         max_extensions=settings.max_loaded_loras,
     )

@@ -1,22 +1,27 @@
-"""MODELS_FILE: further checkpoints and LoRAs by name, as the operator wrote them down.
+"""MODELS_FILE: further checkpoints and extensions by name, as the operator wrote them down.
 
-No torch: `catalog` inspects the files that the paths name.
+Each kind of extension has a section, such as `loras`. No torch: `catalog` inspects the files that
+the paths name.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
 
 from serve_app.config.strict_yaml import UniqueKeyLoader
-from serve_app.core.diffusion.extensions import WEIGHT_RANGE
+from serve_app.core.diffusion.extensions import WEIGHT_RANGE, ExtensionKey
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import GUIDANCE_RANGE, STEPS_RANGE
 from serve_app.core.errors import SettingsError
 from serve_app.core.validation_message import validation_message
+from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntries
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+_MODELS = "models"  # the section of the checkpoints
 
 
 class ModelEntry(BaseModel):
@@ -33,26 +38,27 @@ class ModelEntry(BaseModel):
     license: str | None = Field(None, min_length=1, max_length=200)
 
 
-class LoraEntry(BaseModel):
-    """One LoRA."""
+class ExtensionEntry(BaseModel):
+    """One extension, of any kind."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: Path  # a .safetensors file
+    path: Path  # for a LoRA a .safetensors file
     weight: float = Field(1.0, ge=WEIGHT_RANGE[0], le=WEIGHT_RANGE[1])  # if the request has none
     license: str | None = Field(None, min_length=1, max_length=200)
 
 
-class ModelsFile(BaseModel):
-    """The whole file."""
+@dataclass(frozen=True, slots=True)
+class ModelsFile:
+    """The whole file; kinds of extension come in the order of the registry."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    models: dict[Name, ModelEntry] = {}
-    loras: dict[Name, LoraEntry] = {}
+    models: Mapping[str, ModelEntry] = field(default_factory=dict)
+    extensions: Mapping[ExtensionKey, ExtensionEntry] = field(default_factory=dict)
 
 
-def read_models_file(file: Path | None) -> ModelsFile:
+def read_models_file(
+    file: Path | None, kinds: ExtensionKindEntries = EXTENSION_KINDS
+) -> ModelsFile:
     """Return the entries of a file, in its order; relative paths start at the file's folder.
 
     Without a file there are none. Raises `SettingsError` that names the file and the key.
@@ -60,7 +66,7 @@ def read_models_file(file: Path | None) -> ModelsFile:
     if file is None:
         return ModelsFile()
     try:
-        read = ModelsFile.model_validate(
+        read = _document_type(kinds).model_validate(
             yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader)
         )
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -72,15 +78,27 @@ def read_models_file(file: Path | None) -> ModelsFile:
         raise SettingsError(
             f"MODELS_FILE={file}: {key}: {validation_message(first)}", "MODELS_FILE"
         ) from None
+    models: dict[str, ModelEntry] = getattr(read, _MODELS)
+    extensions: dict[ExtensionKey, ExtensionEntry] = {
+        ExtensionKey(kind, name): entry
+        for kind, listed in kinds.items()
+        for name, entry in getattr(read, listed.section).items()
+    }
     return ModelsFile(
-        models={
-            name: _with_absolute_paths(entry, file.parent) for name, entry in read.models.items()
-        },
-        loras={
-            name: entry.model_copy(update={"path": file.parent / entry.path.expanduser()})
-            for name, entry in read.loras.items()
+        {name: _with_absolute_paths(entry, file.parent) for name, entry in models.items()},
+        {
+            key: entry.model_copy(update={"path": file.parent / entry.path.expanduser()})
+            for key, entry in extensions.items()
         },
     )
+
+
+def _document_type(kinds: ExtensionKindEntries) -> type[BaseModel]:
+    """Return the schema of the file: a section for the models, and one for each kind."""
+    sections: dict[str, Any] = {_MODELS: (dict[Name, ModelEntry], {})}
+    for kind in kinds.values():
+        sections[kind.section] = (dict[Name, ExtensionEntry], {})
+    return create_model("ModelsFile", __config__=ConfigDict(extra="forbid"), **sections)
 
 
 def _with_absolute_paths(entry: ModelEntry, folder: Path) -> ModelEntry:

@@ -178,10 +178,6 @@ def _stage_config(
         checkpoints = []
     if catalog.refiner and Stage.REFINER in stage.stages:
         checkpoints.append(catalog.refiner)
-    extensions = [
-        ExtensionSource(lora.info.kind, lora.info.name, lora.file.path, lora.info.models)
-        for lora in catalog.loras
-    ]
     return StageConfig(
         models=tuple(map(_model_source, checkpoints)),
         device=device,
@@ -193,9 +189,17 @@ def _stage_config(
         snapshot_interval_steps=settings.snapshot_interval_steps,
         safety_checker_dir=settings.safety_checker_dir,
         max_loaded_models=settings.max_loaded_models,
-        extensions=tuple(extensions) if Stage.BASE in stage.stages else (),
+        extensions=extension_sources(catalog) if Stage.BASE in stage.stages else (),
         max_loaded_extensions=settings.max_loaded_loras,
         memory_fraction=min(stage.num_gpus or 1.0, 1.0),
+    )
+
+
+def extension_sources(catalog: ModelCatalog) -> tuple[ExtensionSource, ...]:
+    """Return where a replica of the base stage finds the extensions."""
+    return tuple(
+        ExtensionSource(*extension.info.key, extension.file.path, extension.info.models)
+        for extension in catalog.extensions
     )
 
 

@@ -25,10 +25,11 @@ from serve_app.deployments.stage_config import ModelSource, StageConfig
 from serve_app.runtime.build import model_loaders
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
+from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntries
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
 from serve_app.runtime.extensions.extension_set import ExtensionFiles
-from serve_app.runtime.extensions.registry import EXTENSION_KINDS, ExtensionKinds
+from serve_app.runtime.extensions.registry import runtime_kinds
 from serve_app.runtime.memory.device import open_device
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
@@ -40,7 +41,7 @@ _HEARTBEAT_EVERY = 10  # after those, every tenth report is news
 _FLUSH_EVERY = 1.0  # seconds between two flushes of the metrics
 
 
-def load_models(config: StageConfig, kinds: ExtensionKinds = EXTENSION_KINDS) -> ModelCache:
+def load_models(config: StageConfig, kinds: ExtensionKindEntries = EXTENSION_KINDS) -> ModelCache:
     """Inspect all models and extensions of a replica, and load the first model.
 
     A replica that runs both stages loads the refiner too, which never goes back to disk. One model
@@ -78,12 +79,15 @@ def _checkpoint(source: ModelSource) -> Checkpoint:
     return replace(inspect(path, source.stage, configs=source.configs_dir), name=source.name)
 
 
-def _extension_files(config: StageConfig, kinds: ExtensionKinds) -> dict[ModelKey, ExtensionFiles]:
+def _extension_files(
+    config: StageConfig, kinds: ExtensionKindEntries
+) -> dict[ModelKey, ExtensionFiles]:
     """Return the extensions that fit each base model."""
     files = {source: kinds[source.kind].inspect(source.path) for source in config.extensions}
+    classes = runtime_kinds(kinds)
     return {
         model.key: ExtensionFiles(
-            kinds,
+            classes,
             {source.key: file for source, file in files.items() if model.name in source.models},
             config.max_loaded_extensions,
         )

@@ -17,10 +17,11 @@ from serve_app.core.errors import AuraError
 from serve_app.core.service.moderation import SafetyFilter
 from serve_app.runtime.build import model_loaders
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
 from serve_app.runtime.extensions.extension_set import ExtensionFiles
-from serve_app.runtime.extensions.registry import EXTENSION_KINDS, ExtensionKinds
+from serve_app.runtime.extensions.registry import runtime_kinds
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage
@@ -48,12 +49,13 @@ class LocalPipeline:
         strict: bool = True,
         safety: SafetyFilter | None = None,
         extensions: Mapping[ExtensionKey, Any] | None = None,
-        kinds: ExtensionKinds = EXTENSION_KINDS,
     ) -> None:
         self._noise = {checkpoint.stage: checkpoint.noise_config for checkpoint in checkpoints}
         self._names = {checkpoint.stage: checkpoint.name for checkpoint in checkpoints}
         self._profiles: dict[Stage, str] = {}
-        files = ExtensionFiles(kinds, extensions or {}, max(1, len(extensions or {})))
+        files = ExtensionFiles(
+            runtime_kinds(EXTENSION_KINDS), extensions or {}, max(1, len(extensions or {}))
+        )
         base = ModelKey(Stage.BASE, self._names[Stage.BASE])
         loaders = model_loaders(
             checkpoints,

@@ -184,7 +184,7 @@ def test_loras_have_a_weight_terms_and_the_models_they_fit(tmp_path: Path) -> No
         ExtensionInfo("lora", "pencil", ("demo",)),
         ExtensionInfo("lora", "bare", ("demo",)),
     )
-    assert [lora.file.path.name for lora in found.loras] == [
+    assert [extension.file.path.name for extension in found.extensions] == [
         "ink.safetensors",
         "pencil.safetensors",
         "ink.safetensors",

@@ -1,9 +1,10 @@
-"""A second kind of extension, from an HTTP body to the engine: one runtime class, one schema field,
-one registry line, and no other source file changed."""
+"""A second kind of extension, from MODELS_FILE and an HTTP body to the engine: a file reader, a
+runtime class, a schema field, a registry line, and no other source file changed."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +19,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from serve_app.config.catalog import ModelCatalog, find_checkpoints, service_info
+from serve_app.config.settings import Settings
 from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
+from serve_app.core.errors import CheckpointError, SettingsError
+from serve_app.core.service.info import ExtensionInfo
 from serve_app.deployments.conductor import Conductor
+from serve_app.deployments.graph import extension_sources
 from serve_app.deployments.ledger import Ledger
-from serve_app.deployments.stage_config import ExtensionSource, ModelSource, StageConfig
+from serve_app.deployments.stage_config import ModelSource, StageConfig
 from serve_app.deployments.stage_replica import StageReplica, load_models
+from serve_app.doctor.checks.models import check_licenses, find_listed_models, find_models
 from serve_app.ingress.generation import plan_generation
 from serve_app.ingress.job_service import JobService, RequestContext
 from serve_app.ingress.native.schemas import (
@@ -34,8 +40,8 @@ from serve_app.ingress.native.schemas import (
     rerun_format,
 )
 from serve_app.runtime.checkpoints.bundled import demo_folder
-from serve_app.runtime.checkpoints.checkpoint import inspect
-from serve_app.runtime.extensions.registry import EXTENSION_KINDS
+from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntry
+from serve_app.runtime.extensions.contract import ExtensionKind
 from serve_app.runtime.networks.loading import Modules
 from tests.support.local_stage import LocalStage
 from tests.support.lora_files import lora_file
@@ -43,12 +49,29 @@ from tests.support.lora_files import lora_file
 TOY = "toy_shift"
 
 
+@dataclass(frozen=True)
+class ToyFile:
+    """A file of the kind: its one line is the constant."""
+
+    path: Path
+    constant: float
+    cross_attention_dim: int | None = None
+    license: str = ""
+
+
+def inspect_toy(path: Path) -> ToyFile:
+    try:
+        return ToyFile(path, float(path.read_text()))
+    except ValueError:
+        raise CheckpointError("holds no number", subject=str(path)) from None
+
+
 class ToyShift:
     """Adds constants to what the UNet predicts, and so to the denoised latents."""
 
-    def __init__(self, modules: Modules, files: Mapping[str, float]) -> None:
+    def __init__(self, modules: Modules, files: Mapping[str, ToyFile]) -> None:
         self.attached: tuple[str, ...] = ()
-        self._constants = files
+        self._constants = {name: file.constant for name, file in files.items()}
         self._shift = 0.0
         modules.unet.register_forward_hook(self._after_unet)
 
@@ -70,18 +93,13 @@ class ToyShift:
         return (outputs[0] + self._shift,)
 
 
-class ToyShiftKind:
-    """The registry's line: a file of the kind holds one number."""
-
+class ToyShiftKind(ExtensionKind[ToyFile]):
     work_per_pixel = 0.0
 
-    def inspect(self, path: Path) -> float:
-        return float(path.read_text())
-
-    def num_bytes(self, file: float, dtype: torch.dtype) -> int:
+    def num_bytes(self, file: ToyFile, dtype: torch.dtype) -> int:
         return dtype.itemsize
 
-    def open(self, modules: Modules, files: Mapping[str, float]) -> ToyShift:
+    def open(self, modules: Modules, files: Mapping[str, ToyFile]) -> ToyShift:
         return ToyShift(modules, files)
 
 
@@ -93,16 +111,37 @@ class ToyRequest(GenerateRequest):
     )
 
 
-KINDS = {**EXTENSION_KINDS, TOY: ToyShiftKind()}
+KINDS = {
+    **EXTENSION_KINDS,
+    TOY: ExtensionKindEntry("toy_shifts", inspect_toy, f"{__name__}:ToyShiftKind"),
+}
+MODELS_FILE = """
+loras:
+  ink: {path: ink.safetensors, license: Ink Licence}
+toy_shifts:
+  dim: {path: dim, license: Toy Licence}
+  faint: {path: dim, weight: 0.5}
+"""
 
 
 @pytest.fixture(scope="module")
-def replica(tmp_path_factory: pytest.TempPathFactory) -> StageReplica:
-    folder, demo = tmp_path_factory.mktemp("extensions"), demo_folder(Stage.BASE)
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("extensions")
     (folder / "dim").write_text("0.05")
-    ink = lora_file(demo, folder / "ink.safetensors", seed=1)
+    lora_file(demo_folder(Stage.BASE), folder / "ink.safetensors", seed=1)
+    (folder / "models.yaml").write_text(MODELS_FILE)
+    return Settings.read({"MODELS_FILE": str(folder / "models.yaml")}, folder)
+
+
+@pytest.fixture(scope="module")
+def catalog(settings: Settings) -> ModelCatalog:
+    return find_checkpoints(settings, KINDS)
+
+
+@pytest.fixture(scope="module")
+def replica(catalog: ModelCatalog) -> StageReplica:
     config = StageConfig(
-        models=(ModelSource("demo", demo),),
+        models=(ModelSource("demo", demo_folder(Stage.BASE)),),
         device="cpu",
         precision=None,
         xformers=False,
@@ -110,24 +149,18 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> StageReplica:
         max_batch_images=2,
         strict=True,
         snapshot_interval_steps=5,
-        extensions=(
-            ExtensionSource("lora", "ink", ink, ("demo",)),
-            ExtensionSource(TOY, "dim", folder / "dim", ("demo",)),
-        ),
+        extensions=extension_sources(catalog),
         max_loaded_extensions=2,
     )
     return StageReplica(config, load=lambda config: load_models(config, KINDS))
 
 
 @pytest.fixture
-async def client(replica: StageReplica) -> AsyncIterator[httpx.AsyncClient]:
-    noise = inspect(demo_folder(Stage.BASE), Stage.BASE).noise_config
-    extensions = (ExtensionInfo("lora", "ink", ("demo",)), ExtensionInfo(TOY, "dim", ("demo",)))
-    models = (ModelInfo("demo", 128, noise),)
-    info = ServiceInfo(
-        models, None, "cpu", "fp32", default_image_count=1, extensions=extensions, max_extensions=2
-    )
-    service = JobService(Conductor(LocalStage(replica), None, models), Ledger(None), info)
+async def client(
+    replica: StageReplica, settings: Settings, catalog: ModelCatalog
+) -> AsyncIterator[httpx.AsyncClient]:
+    info = service_info(settings, replace(catalog, refiner=None), "cpu")
+    service = JobService(Conductor(LocalStage(replica), None, info.models), Ledger(None), info)
 
     async def generate(request: Request) -> Response:
         body = ToyRequest.model_validate_json(await request.body())
@@ -147,11 +180,13 @@ def body(**extensions: Any) -> dict[str, Any]:
 
 
 SHIFT = {"toyShifts": [{"name": "dim"}]}
+HALF = {"toyShifts": [{"name": "faint"}]}  # with the weight that MODELS_FILE names
 INK = {"loras": [{"name": "ink"}]}
 BODIES = [
     body(),
     body(**SHIFT),
     body(toyShifts=[{"name": "dim", "weight": -1}]),
+    body(**HALF),
     body(**INK),
     body(**INK, **SHIFT),
 ]
@@ -207,3 +242,38 @@ async def test_attaching_a_second_kind_is_counted_and_costed_by_kind(
     costs = (await replica.stats()).engine.costs.seconds_by_turn
     assert {turn.attached.kind for turn in costs if turn.attached} == {"lora", TOY}
     assert ("lora", TOY) in {turn.extensions for turn in costs}
+
+
+def test_a_section_of_models_file_lists_a_second_kind(
+    settings: Settings, catalog: ModelCatalog
+) -> None:
+    info = service_info(settings, catalog, "cpu")
+    assert info.extensions == (
+        ExtensionInfo("lora", "ink", ("demo",)),
+        ExtensionInfo(TOY, "dim", ("demo",)),
+        ExtensionInfo(TOY, "faint", ("demo",), 0.5),
+    )
+    licenses = {license.model: license.name for license in info.licenses}
+    assert (licenses["ink"], licenses["dim"]) == ("Ink Licence", "Toy Licence")
+    assert licenses["faint"] == "not known"
+
+
+def test_a_file_of_a_second_kind_that_is_unusable_is_reported_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "dim").write_text("dark")
+    (tmp_path / "models.yaml").write_text("toy_shifts: {dim: {path: dim}}")
+    settings = Settings.read({"MODELS_FILE": str(tmp_path / "models.yaml")}, tmp_path)
+    with pytest.raises(CheckpointError) as refused:
+        find_checkpoints(settings, KINDS)
+    assert str(refused.value) == (
+        f"MODELS_FILE={tmp_path / 'models.yaml'}: toy_shifts.dim.path={tmp_path / 'dim'} "
+        "holds no number"
+    )
+    with pytest.raises(SettingsError, match="toy_shifts: is unknown"):
+        find_checkpoints(settings)
+
+
+def test_the_doctor_checks_a_second_kind(settings: Settings) -> None:
+    found, listed = find_listed_models(settings, find_models(settings)[0], KINDS)
+    assert listed.message.endswith("adds the LoRA ink, the toy shift dim, the toy shift faint")
+    licenses = check_licenses(settings, found)
+    assert "the licence of the toy shift faint is unknown" in licenses.message

@@ -65,7 +65,7 @@ class ServiceInfo:
     precision: str
     default_image_count: int  # images per request where the caller names no number
     warnings: tuple[str, ...] = ()  # that every response carries
-    licenses: tuple[License, ...] = ()  # one per model and LoRA
+    licenses: tuple[License, ...] = ()  # one per model and extension
     max_prompt_chars: int = 500  # the longest prompt on our own routes
     safety_filters: tuple[str, ...] = ()  # the safety filters that are on
     terms_required: bool = False  # whether callers must accept the licences first

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serve_app.config.catalog import (
-    CatalogLora,
+    CatalogExtension,
     CatalogModel,
     ModelCatalog,
-    find_loras,
+    listed_extensions,
     listed_models,
 )
 from serve_app.config.checkpoints import (
@@ -23,6 +23,7 @@ from serve_app.config.checkpoints import (
     safety_checker_download,
 )
 from serve_app.config.settings import ENV_FILES, Settings
+from serve_app.core.diffusion.extensions import kind_label
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError, CheckpointError, ConfigsError, OperatorError
 from serve_app.doctor.checks.gpu_probe import gib
@@ -34,7 +35,8 @@ from serve_app.hub.local_files import unfinished_bytes
 from serve_app.hub.selection import HUB_REPOS
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import REPOSITORY, Checkpoint, num_parameters
-from serve_app.runtime.checkpoints.licenses import license_of, license_of_lora
+from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntries
+from serve_app.runtime.checkpoints.licenses import license_of, license_of_extension
 
 _LFS_POINTER = b"version https://git-lfs"
 _WEB_PAGES = (b"<!doctype", b"<html", b"<?xml")
@@ -51,13 +53,13 @@ class FoundModels:
     refiner: Checkpoint | None
     is_demo: bool  # whether base and refiner are the bundled ones
     listed: tuple[CatalogModel, ...] = ()  # in MODELS_FILE
-    loras: tuple[CatalogLora, ...] = ()  # in MODELS_FILE too
+    extensions: tuple[CatalogExtension, ...] = ()  # in MODELS_FILE too
 
     @property
     def catalog(self) -> ModelCatalog:
         """The catalog as the service would have it."""
         base = [CatalogModel(self.base, can_be_refined=True)] if self.base else []
-        return ModelCatalog((*base, *self.listed), self.refiner, self.loras)
+        return ModelCatalog((*base, *self.listed), self.refiner, self.extensions)
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -86,14 +88,16 @@ def find_models(settings: Settings) -> tuple[FoundModels, list[Finding]]:
     return FoundModels(base, refiner, is_demo=False), [base_finding, refiner_finding]
 
 
-def find_listed_models(settings: Settings, found: FoundModels) -> tuple[FoundModels, Finding]:
-    """Add the models and LoRAs of MODELS_FILE; the finding names the first problem with it."""
+def find_listed_models(
+    settings: Settings, found: FoundModels, kinds: ExtensionKindEntries = EXTENSION_KINDS
+) -> tuple[FoundModels, Finding]:
+    """Add the models and extensions of MODELS_FILE; the finding names the first problem with it."""
     file = settings.models_file
     if file is None:
         return found, fine("models file", "none: all requests use the same model")
     try:
-        found = replace(found, listed=listed_models(settings, found.base, found.refiner))
-        found = replace(found, loras=find_loras(settings, found.catalog.models))
+        found = replace(found, listed=listed_models(settings, found.base, found.refiner, kinds))
+        found = replace(found, extensions=listed_extensions(settings, found.catalog.models, kinds))
     except ConfigsError as error:
         fix = _config_folder_fix(DOWNLOAD_COMMAND[Stage.BASE])
         return found, fail("models file", problem_of(error), fix)
@@ -101,7 +105,7 @@ def find_listed_models(settings: Settings, found: FoundModels) -> tuple[FoundMod
         fix = edit_command(file) if file.exists() else "MODELS_FILE="
         return found, fail("models file", problem_of(error), fix)
     names = [model.checkpoint.name for model in found.listed]
-    names += [f"the LoRA {lora.info.name}" for lora in found.loras]
+    names += [f"the {extension.info.key}" for extension in found.extensions]
     return found, fine("models file", f"{file} adds {', '.join(names) or 'nothing'}")
 
 
@@ -138,16 +142,17 @@ def check_licenses(settings: Settings, models: FoundModels) -> Finding:
                 f"{problem}, then accept it",
                 _download_command(checkpoint.folder, checkpoint.stage),
             )
-    for lora in models.loras:
-        name = lora.info.name
-        if not (lora.license or lora.file.license) and settings.models_file:
+    for extension in models.extensions:
+        key, stated_license = extension.info.key, extension.license
+        if not (stated_license or extension.file.license) and settings.models_file:
             return warn(
                 "licence",
-                f"the licence of the LoRA {name} is unknown: look it up where the file came from, "
-                "then state it as `license` of the LoRA",
+                f"the licence of the {key} is unknown: look it up where the file came from, "
+                f"then state it as `license` of the {kind_label(key.kind)}",
                 edit_command(settings.models_file),
             )
-        terms.append(f"{name} is under {license_of_lora(name, lora.file, lora.license).name}")
+        terms_of_file = license_of_extension(key.name, extension.file, stated_license)
+        terms.append(f"{key.name} is under {terms_of_file.name}")
     if accepted:
         terms.append(f"accepted for {' and '.join(accepted)}")
     return fine("licence", "; ".join(terms))

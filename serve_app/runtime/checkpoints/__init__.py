@@ -1,1 +1,1 @@
-"""Read what checkpoints and LoRA files hold, without torch and without loading them."""
+"""Read what checkpoints and extension files hold, without torch and without loading them."""

@@ -1,4 +1,4 @@
-"""The licence of a checkpoint or a LoRA, read from its folder, its file or its model card.
+"""The licence of a checkpoint or an extension, read from its folder, its file or its model card.
 
 The licence text in a folder is passed on unchanged. `RESTRICTIONS` is this project's summary, and
 every place that shows it says so. No torch, no HTTP.
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serve_app.core.service.info import License
 from serve_app.runtime.checkpoints.checkpoint import REPOSITORY, Checkpoint
-from serve_app.runtime.checkpoints.lora_file import LoraFile
+from serve_app.runtime.checkpoints.extension_kinds import ExtensionFile
 
 RAIL = "CreativeML Open RAIL++-M"
 _RAIL_URL = "https://huggingface.co/{}/blob/main/LICENSE.md"
@@ -58,10 +58,10 @@ def _named_license(checkpoint: Checkpoint, license_name: str) -> License:
     return License(checkpoint.name, RAIL + assumed, url, RESTRICTIONS, "")
 
 
-def license_of_lora(name: str, file: LoraFile, stated: str | None = None) -> License:
-    """Return the licence of a LoRA: the one that the operator `stated`, or else its file's.
+def license_of_extension(name: str, file: ExtensionFile, stated: str | None = None) -> License:
+    """Return the licence of an extension: the one that the operator `stated`, or else its file's.
 
-    Nothing is assumed, because LoRAs are published under licences of all kinds.
+    Nothing is assumed, because extensions such as LoRAs are published under licences of all kinds.
     """
     license_name = stated or file.license or "not known"
     restrictions = RESTRICTIONS if _is_open_rail(license_name) else ()

@@ -1,1 +1,1 @@
-"""Kinds of extension of a base model: LoRA, and in time others, one file and registry line each."""
+"""Kinds of extension of a base model: LoRA, and in time others, each in a file of its own."""

@@ -1,4 +1,4 @@
-"""What a kind of extension must offer: read its files, attach, detach, and activate for a batch.
+"""What a kind of extension must offer: attach, detach, and activate for a batch.
 
 Samples with equal extensions share batches: every active `ExtensionRef`, weight included, is part
 of the batch key. What an active extension costs is measured: `TurnKind.extensions` separates turns
@@ -6,7 +6,6 @@ by the kinds that are active in them.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.runtime.networks.loading import Modules
 
-F = TypeVar("F")  # what a kind knows of a file before it is attached
+F = TypeVar("F", contravariant=True)  # what a kind knows of a file before it is attached
 
 
 class ModelExtension(Protocol):
@@ -35,14 +34,11 @@ class ModelExtension(Protocol):
 
 
 class ExtensionKind(Protocol[F]):
-    """A kind of extension, as the registry lists it."""
+    """A kind of extension, as the registry names it."""
 
     @property
     def work_per_pixel(self) -> float:
         """Numbers that active extensions hold per row of a step and pixel of the image."""
-
-    def inspect(self, path: Path) -> F:
-        """Read what a file is without loading it. Raises `CheckpointError`."""
 
     def num_bytes(self, file: F, dtype: torch.dtype) -> int:
         """Return the bytes that an attached extension takes on the device."""

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.errors import CheckpointError
-from serve_app.runtime.checkpoints.lora_file import ALPHA, LoraFile, inspect_lora
+from serve_app.runtime.checkpoints.lora_file import ALPHA, LoraFile
+from serve_app.runtime.extensions.contract import ExtensionKind
 from serve_app.runtime.memory.device import is_out_of_memory
 from serve_app.runtime.networks.loading import Modules
 
@@ -29,14 +30,10 @@ _WORK_PER_PIXEL = 20
 _UP_WEIGHT = re.compile(r"[._](lora_up|lora_B|lora\.up|lora_linear_layer\.up)\.weight$")
 
 
-class LoraKind:
-    """The kind's line in the registry; see `ExtensionKind`."""
+class LoraKind(ExtensionKind[LoraFile]):
+    """The kind as the registry names it; see `ExtensionKind`."""
 
     work_per_pixel = float(_WORK_PER_PIXEL)
-
-    def inspect(self, path: Path) -> LoraFile:
-        """Read what the header says. Raises `CheckpointError`."""
-        return inspect_lora(path)
 
     def num_bytes(self, file: LoraFile, dtype: torch.dtype) -> int:
         """Return the bytes of its parameters."""

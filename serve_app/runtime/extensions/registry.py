@@ -1,14 +1,15 @@
-"""The kinds of extension that a model can have: one line each."""
+"""The classes behind the extension kinds of `runtime/checkpoints/extension_kinds.py`."""
 
 from collections.abc import Mapping
+from pkgutil import resolve_name
 from typing import Any
 
-from serve_app.core.diffusion.extensions import LORA
+from serve_app.runtime.checkpoints.extension_kinds import ExtensionKindEntries
 from serve_app.runtime.extensions.contract import ExtensionKind
-from serve_app.runtime.extensions.lora import LoraKind
 
 ExtensionKinds = Mapping[str, ExtensionKind[Any]]
 
-EXTENSION_KINDS: ExtensionKinds = {
-    LORA: LoraKind(),
-}
+
+def runtime_kinds(entries: ExtensionKindEntries) -> ExtensionKinds:
+    """Import the class of each kind, and return one object of each."""
+    return {kind: resolve_name(entry.runtime_class)() for kind, entry in entries.items()}
