@@ -58,8 +58,9 @@ class SettingNames:
     ) -> dict[str, Given]:
         """Return the settings that a source gives, by field; empty values count as unset.
 
-        Logs a warning for each deprecated name. Raises `SettingsError` if two names of one setting
-        have different values.
+        A name with the prefix wins over one without, which may be another program's. Logs a warning
+        for each deprecated name. Raises `SettingsError` if two other names of one setting have
+        different values.
         """
         given: dict[str, Given] = {}
         for name, value in source.items():
@@ -67,7 +68,10 @@ class SettingNames:
             if field is None or not value:
                 continue
             previous = given.get(field)
-            if previous and previous.value != value:
+            if previous and _has_prefix(previous.name) != _has_prefix(name):
+                if _has_prefix(previous.name):
+                    continue
+            elif previous and previous.value != value:
                 raise SettingsError(
                     f"{previous.name} and {name} in {label} are names of the same setting, with "
                     "different values",
@@ -78,3 +82,7 @@ class SettingNames:
                 warn_deprecated(name, current, where=label)
             given[field] = Given(name, value)
         return given
+
+
+def _has_prefix(name: str) -> bool:
+    return name.upper().startswith(PREFIX)

@@ -32,7 +32,10 @@ def read_startup_error(text: str) -> OperatorError | None:
     """Return the last error that a status message of Serve carries, or None if it has none."""
     for line in reversed(text.splitlines()):
         if line.startswith(_PREFIX):
-            fields = json.loads(line.removeprefix(_PREFIX))
+            try:
+                fields = json.loads(line.removeprefix(_PREFIX))
+            except ValueError:  # cut off on its way
+                continue
             error = OperatorError(
                 fields["problem"], subject=fields["subject"], remedy=fields["remedy"]
             )

@@ -47,9 +47,6 @@ def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Applica
     `gpus` is what the cluster has, `cpus` what its smallest machine has, and `http` makes what
     opens the HTTP side of an ingress replica.
     """
-    # Imported only now, because it imports torch, which takes seconds.
-    from serve_app.deployments.stage_replica import StageReplica
-
     settings = Settings.read(args.settings)
     device = choose_device(settings.model_device, gpus=gpus)
     catalog = find_checkpoints(settings)
@@ -67,6 +64,9 @@ def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Applica
             remedy="Check nvidia-smi, or set MODEL_DEVICE=cpu. If GPU nodes join later, set "
             "num_gpus: 1 for each stage in the args",
         )
+    # Imported only when the settings are right, because it imports torch, which takes seconds.
+    from serve_app.deployments.stage_replica import StageReplica
+
     images = max_batch_images(settings, device)
     threads = settings.model_cpu_threads or _cpu_threads(topology, cpus)
     stages = [

@@ -4,6 +4,7 @@ Ray promises nothing about these names. They were read in the version below. A t
 version is installed, if a name is missing, or if another module uses a private name of Ray.
 """
 
+from contextlib import suppress
 from typing import Any, cast
 
 from ray.serve._private.common import ReplicaState, RequestMetadata
@@ -102,4 +103,8 @@ class DispatchingRouter(RequestRouter):
             self._cancel_routing_task_for_pending_request(pending)
             self._record_queue_wait_time(pending)
             pending.future.set_result(replica)
+            # Serve drops finished requests from the front of its queue only, and an old request
+            # may wait there for long.
+            with suppress(ValueError):
+                self._pending_requests_to_fulfill.remove(pending)
             self._remove_pending_request_from_indices(pending)

@@ -46,7 +46,7 @@ class OwedWorkRouter(DispatchingRouter):
         # What each of Serve's tasks asks replicas for: every task has a context of its own. Not a
         # global of the module: Serve pickles this class by value, with the globals that it uses.
         self._assignment: ContextVar[Assignment | None] = ContextVar("assignment", default=None)
-        self._unreadable: set[str] = set()  # replicas that report in an unknown version
+        self._unreadable: set[str] = set()  # replicas whose reports can't be read
         self._changed, self._choosing = asyncio.Event(), asyncio.Lock()
 
     def request_waits(self, pending: PendingRequest) -> str:
@@ -149,7 +149,9 @@ class OwedWorkRouter(DispatchingRouter):
             if report and not self._fleet.apply_report(id, report) and id not in self._unreadable:
                 self._unreadable.add(id)
                 version = report.get("version")
-                logger.warning("ignoring reports of replica %s: unknown version %r", id, version)
+                logger.warning(
+                    "ignoring reports of replica %s (version %r): not understood", id, version
+                )
 
     def _replicas_by_id(self) -> dict[str, RunningReplica]:
         return {id.unique_id: replica for id, replica in self.curr_replicas.items()}

@@ -208,12 +208,13 @@ class JobService:
         error: tuple[str, str] | None,
         result: JobResult | None,
     ) -> None:
-        """Give back what a fault of the service has cost, and remember how the job ended."""
-        await self._quota.refund(job.caller, refund)
+        """Remember how the job ended, and give back what a fault of the service has cost."""
         await self._ledger.finish(job.id, self._owner, state, error, result)
+        with suppress(LedgerAway):  # a lost refund is no reason to drop other jobs' writes
+            await self._quota.refund(job.caller, refund)
 
     async def _send_heartbeats(self) -> None:
-        while self._running:
+        while self._running or not self._outbox.is_empty:
             with suppress(LedgerAway):
                 await self._ledger.heartbeat(self._owner)
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)

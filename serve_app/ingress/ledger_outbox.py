@@ -35,6 +35,11 @@ class LedgerOutbox:
         self._bytes = 0
         self._writer: asyncio.Task[None] | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be written."""
+        return not self._queue
+
     def has_capacity(self, size: int) -> bool:
         """Return whether images of this size may be queued."""
         return self._bytes + size <= self._max_bytes

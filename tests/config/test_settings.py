@@ -61,9 +61,18 @@ def test_sources_keep_their_order_whichever_name_they_use(
     assert Settings.read({"AURA_BACKEND_PORT": "4000"}, tmp_path).backend_port == 4002
 
 
+@pytest.mark.parametrize("names", [("BACKEND_PORT", "AURA_"), ("AURA_", "BACKEND_PORT")])
+def test_a_prefixed_name_wins_over_another_programs_bare_one(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    lines = {"BACKEND_PORT": "BACKEND_PORT=3000", "AURA_": "AURA_BACKEND_PORT=4001"}
+    (tmp_path / ".env").write_text("\n".join(lines[name] for name in names))
+    assert Settings.read(folder=tmp_path).backend_port == 4001
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("API_KEYS", "AURA_API_KEYS"), ("MAX_BODY_MB", "MAX_BODY_MIB")],
+    [("AURA_API_KEYS", "aura_api_keys"), ("MAX_BODY_MB", "MAX_BODY_MIB")],
 )
 def test_two_names_of_one_setting_must_agree(tmp_path: Path, first: str, second: str) -> None:
     file = tmp_path / ".env.local"

@@ -31,3 +31,4 @@ def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(KeyError), startup_errors():
         raise KeyError("x")
     assert read_startup_error("Traceback:\n  KeyError: 'x'") is None
+    assert read_startup_error('aura-error: {"code": "INTER') is None

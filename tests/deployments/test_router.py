@@ -131,6 +131,7 @@ async def test_images_of_one_http_request_share_its_id_and_all_get_a_replica() -
         chosen = await asyncio.gather(*(route(router, request) for request in pending))
         assert sorted(chosen) == ["a", "a", "a", "b", "b", "b"]
         assert waiting_images(router) == 0
+        assert router.num_pending_requests == 0
 
 
 async def test_the_most_urgent_image_gets_the_next_place() -> None:
@@ -256,7 +257,7 @@ async def test_reports_of_an_unknown_version_are_ignored_with_one_warning(
             assert await route(router, image_request("new", width=832)) == "newer"
             await route(router, image_request("next", width=832))
     warnings = [record.getMessage() for record in caplog.records]
-    assert warnings == ["ignoring reports of replica newer: unknown version 99"]
+    assert warnings == ["ignoring reports of replica newer (version 99): not understood"]
 
 
 async def test_a_report_without_a_version_is_ignored() -> None:

@@ -87,6 +87,15 @@ class WatchedLedger(Ledger):
         await super().finish(id, owner, state, error, result)
 
 
+class NoRefunds(WatchedLedger):
+    """A ledger that can't be reached while it should give back what a fault has cost."""
+
+    async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
+        if cost < 0:
+            raise LedgerAway("the ledger is restarting")
+        return await super().consume(caller, cost, limit)
+
+
 class AwayLedger:
     """A ledger that can't be reached."""
 
@@ -325,6 +334,24 @@ async def test_what_failed_by_the_services_fault_costs_nothing(client: Client) -
         response = await limited.post("/generate", json=TEN_MEGAPIXEL_STEPS)
         assert response.status_code == 503
         await client.drain()
+
+
+async def test_a_lost_refund_costs_no_other_job_its_result(client: Client) -> None:
+    ledger = NoRefunds()
+    ledger.may_finish.clear()
+    limit = RateLimit(rate=1, burst=1000)
+    failing = client(
+        FailingConductor(OutOfMemory("no room"), at=0), ledger=ledger, rate_limit=limit
+    )
+    working = client(ledger=ledger, rate_limit=limit)
+    first = (await working.post("/generate", json=BODY)).json()
+    assert (await failing.post("/generate", json=BODY)).status_code == 503
+    second = (await working.post("/generate", json=BODY)).json()
+    ledger.may_finish.set()
+    await client.drain()
+    for answer in (first, second):
+        job = (await working.get(f"/jobs/{answer['meta']['jobId']}")).json()
+        assert (job["state"], job["result"]) == ("succeeded", answer)
 
 
 async def test_every_caller_over_its_rate_limit_gets_a_retry_after(client: Client) -> None:

@@ -82,9 +82,16 @@ class ReplicaReport:
 
     @classmethod
     def from_wire(cls, wire: Wire) -> "ReplicaReport | None":
-        """Return the report, or None if the version is unknown."""
+        """Return the report, or None if its version is unknown or it can't be read."""
         if wire.get("version") != WIRE_VERSION:
             return None
+        try:
+            return cls._from_current_version(wire)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @classmethod
+    def _from_current_version(cls, wire: Wire) -> "ReplicaReport":
         return cls(
             number=wire["number"],
             profile=wire["profile"],

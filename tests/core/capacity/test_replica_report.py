@@ -7,6 +7,7 @@ import pytest
 
 from serve_app.core.capacity.cost_model import TurnKind
 from serve_app.core.capacity.replica_report import (
+    WIRE_VERSION,
     RemainingWork,
     ReplicaReport,
     encode_batch_key,
@@ -53,6 +54,7 @@ def test_a_report_of_an_unknown_version_is_not_read(version: object) -> None:
     wire = report_of(3, image("a")).to_wire()
     assert ReplicaReport.from_wire(wire | {"version": version}) is None
     assert ReplicaReport.from_wire({"number": 5}) is None
+    assert ReplicaReport.from_wire({"version": WIRE_VERSION, "number": 5}) is None
 
 
 def test_only_the_costs_of_steps_and_loads_travel() -> None:
