@@ -131,7 +131,22 @@ async def test_images_of_one_http_request_share_its_id_and_all_get_a_replica() -
         chosen = await asyncio.gather(*(route(router, request) for request in pending))
         assert sorted(chosen) == ["a", "a", "a", "b", "b", "b"]
         assert waiting_images(router) == 0
-        assert router.num_pending_requests == 0
+
+
+async def test_images_that_overtook_a_long_one_leave_serves_queue() -> None:
+    async with routing(CountingReplica("a", max_requests=1)) as router:
+        response = await occupy(router)
+        (long,) = await start_waiting(router, image_request("long", 150))
+        for number in range(3):
+            draft = image_request(f"draft {number}", 4)
+            (task,) = await start_waiting(router, draft)
+            response.end()
+            await asyncio.wait_for(task, TIMEOUT)
+            response = Response()
+            router.on_request_routed(draft, ReplicaID("a", STAGE), response)
+        assert (waiting_images(router), router.num_pending_requests) == (1, 1)
+        response.end()
+        assert await asyncio.wait_for(long, TIMEOUT) == "a"
 
 
 async def test_the_most_urgent_image_gets_the_next_place() -> None:

@@ -336,21 +336,28 @@ async def test_what_failed_by_the_services_fault_costs_nothing(client: Client) -
         await client.drain()
 
 
+class FailingForFoxes(FakeConductor):
+    """Has no memory for foxes."""
+
+    async def generate(self, task: ImageTask) -> GeneratedImage:
+        if "fox" in task.spec.prompt:
+            raise OutOfMemory("no room")
+        return await super().generate(task)
+
+
 async def test_a_lost_refund_costs_no_other_job_its_result(client: Client) -> None:
     ledger = NoRefunds()
     ledger.may_finish.clear()
     limit = RateLimit(rate=1, burst=1000)
-    failing = client(
-        FailingConductor(OutOfMemory("no room"), at=0), ledger=ledger, rate_limit=limit
-    )
-    working = client(ledger=ledger, rate_limit=limit)
-    first = (await working.post("/generate", json=BODY)).json()
-    assert (await failing.post("/generate", json=BODY)).status_code == 503
-    second = (await working.post("/generate", json=BODY)).json()
+    caller = client(FailingForFoxes(), ledger=ledger, rate_limit=limit)
+    owl = BODY | {"prompt": "an owl"}
+    first = (await caller.post("/generate", json=owl)).json()
+    assert (await caller.post("/generate", json=BODY)).status_code == 503
+    second = (await caller.post("/generate", json=owl)).json()
     ledger.may_finish.set()
     await client.drain()
     for answer in (first, second):
-        job = (await working.get(f"/jobs/{answer['meta']['jobId']}")).json()
+        job = (await caller.get(f"/jobs/{answer['meta']['jobId']}")).json()
         assert (job["state"], job["result"]) == ("succeeded", answer)
 
 
