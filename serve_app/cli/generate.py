@@ -28,12 +28,11 @@ from serve_app.config.catalog import (
 )
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import SEED_RANGE, Stage
-from serve_app.core.errors import AuraError, InvalidRequest, SafetyBlock
-from serve_app.core.service.moderation import WordList
+from serve_app.core.errors import AuraError, InvalidRequest
+from serve_app.core.service.moderation import WordList, check_prompts
 from serve_app.core.validation_message import validation_message
 from serve_app.ingress.generation import GenerationJob, plan_generation
 from serve_app.ingress.native.schemas import GENERATE, WIRE_NAMES, GenerateRequest, extension_kinds
-from serve_app.ingress.png_metadata import embed, infotext
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
@@ -81,9 +80,8 @@ def _generate(fields: Mapping[str, Any], output: Path) -> list[Path]:
     info = service_info(settings, catalog, device.torch_device.type)
     request = _request(fields).to_domain(info)
     job = plan_generation(request, info, secrets.randbelow(SEED_RANGE[1] + 1), GENERATE)
-    blocked = WordList(settings.blocked_words())
-    if any(blocked.refuses_prompt(image.spec.prompt) for image in job.images):
-        raise SafetyBlock("the safety filter refuses this prompt")
+    words = WordList(settings.blocked_words())
+    check_prompts(words, (image.spec.prompt for image in job.images))
     for warning in job.warnings:
         print_warning(warning)
     with console.status("loading the models"):
@@ -135,8 +133,7 @@ def _write(job: GenerationJob, pipeline: LocalPipeline, output: Path) -> list[Pa
     for number, (image, rgb) in enumerate(zip(job.images, pixels, strict=True), 1):
         path = output.with_stem(f"{output.stem}-{number}") if len(pixels) > 1 else output
         profiles = {str(stage): name for stage, name in pipeline.profiles(image.spec).items()}
-        text = infotext(image.spec, job.models)
-        path.write_bytes(embed(encode_png(rgb), text, job.record(image, profiles)))
+        path.write_bytes(job.with_metadata(image, encode_png(rgb), profiles))
         paths.append(path)
     return paths
 

@@ -29,21 +29,21 @@ class DeploymentScale(BaseModel):
     def _check_bounds(self) -> "DeploymentScale":
         if self.max_replicas and self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must not be below min_replicas")
-        if not self.max_total:
+        if not self.effective_max_replicas:
             raise ValueError("min_replicas: 0 needs a max_replicas of at least 1")
         if self.num_gpus and self.num_gpus > 1 and self.num_gpus % 1:
             raise ValueError("num_gpus above 1 must be whole: a GPU can't be shared beside another")
         return self
 
     @property
-    def max_total(self) -> int:
+    def effective_max_replicas(self) -> int:
         """The largest number of replicas."""
         return self.max_replicas or self.min_replicas
 
     @property
     def autoscales(self) -> bool:
         """Whether the number of replicas varies."""
-        return self.max_total > self.min_replicas
+        return self.effective_max_replicas > self.min_replicas
 
 
 class AppArgs(BaseModel):

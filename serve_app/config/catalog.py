@@ -15,6 +15,7 @@ from serve_app.core.diffusion.numeric_profile import default_precision
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, SettingsError
 from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
+from serve_app.core.service.moderation import IMAGE_FILTER, WORD_FILTER
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, is_pair
 from serve_app.runtime.checkpoints.extension_kinds import (
@@ -221,7 +222,10 @@ def _listed_model(
 
 def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> ServiceInfo:
     """Return what responses, /health and /licenses say of the service."""
-    filters = {"words": settings.safety_words_file, "pictures": settings.safety_checker_dir}
+    filters = {
+        WORD_FILTER: settings.safety_words_file,
+        IMAGE_FILTER: settings.safety_checker_dir,
+    }
     refiner = catalog.refiner
     licenses = [license_of(model.checkpoint, model.license) for model in catalog.models]
     if refiner:

@@ -102,7 +102,7 @@ def port_of(settings: Settings, http: dict[str, Any]) -> int:
 
 
 def host_of(settings: Settings, http: dict[str, Any]) -> str:
-    """Return the address to listen on: loopback if no key is needed, else the config's."""
+    """Return the address to listen on: loopback unless other machines may call."""
     host = str(http.get("host", LOOPBACK))
     return host if settings.is_public else LOOPBACK
 

@@ -30,7 +30,7 @@ class Topology:
     no limit.
     """
 
-    stages: tuple[StageDeployment, ...]
+    deployments: tuple[StageDeployment, ...]
     max_total_replicas: int | None
 
     @classmethod
@@ -61,14 +61,14 @@ class Topology:
     @property
     def max_replicas(self) -> int:
         """The largest number of stage replicas, whatever `max_total_replicas` says."""
-        return sum(stage.scale.max_total for stage in self.stages)
+        return sum(stage.scale.effective_max_replicas for stage in self.deployments)
 
     @property
     def scale_to_zero(self) -> tuple[Stage, ...]:
         """The stages that may have no replica."""
         return tuple(
             stage
-            for deployment in self.stages
+            for deployment in self.deployments
             if not deployment.scale.min_replicas
             for stage in deployment.stages
         )
@@ -139,7 +139,9 @@ def _max_total_replicas(stages: tuple[StageDeployment, ...], total_gpus: int | N
             "TOTAL_GPUS",
             remedy=f"Set TOTAL_GPUS={ceil(needed * sizes[0])}, or lower min_replicas or num_gpus",
         )
-    fixed = sum(stage.scale.max_total for stage in stages if not stage.scale.autoscales)
+    fixed = sum(
+        stage.scale.effective_max_replicas for stage in stages if not stage.scale.autoscales
+    )
     return capacity - fixed
 
 

@@ -94,7 +94,7 @@ def model_not_found(subject: str, available: Iterable[str]) -> ModelNotFound:
     The unknown name is not repeated: it may be a path.
     """
     return ModelNotFound(
-        "names no model of this service",
+        "is unknown",
         subject=subject,
         remedy=f"Available: {', '.join(available)}",
     )

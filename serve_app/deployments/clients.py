@@ -16,7 +16,14 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.errors import AuraError, EngineFault, LedgerAway, Loading, ReplicaLost
 from serve_app.core.service.events import ReplicaStats, SegmentDone, StageEvent
-from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobResult, JobState
+from serve_app.core.service.jobs import (
+    ClaimResult,
+    IdempotencyClaim,
+    Job,
+    JobError,
+    JobResult,
+    JobState,
+)
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.ray_private import broadcast_results
 
@@ -107,7 +114,7 @@ class RemoteLedger:
         id: str,
         owner: str,
         state: JobState,
-        error: tuple[str, str] | None,
+        error: JobError | None,
         result: JobResult | None,
     ) -> None:
         """See `Ledger`."""

@@ -57,7 +57,7 @@ def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Applica
         refiner=catalog.refiner is not None,
         total_gpus=settings.total_gpus,
     )
-    if device == "cuda" and gpus < 1 and topology.stages[0].scale.num_gpus is None:
+    if device == "cuda" and gpus < 1 and topology.deployments[0].scale.num_gpus is None:
         raise SettingsError(
             "MODEL_DEVICE=cuda, but Ray sees no GPU, so replicas would wait for ever",
             "MODEL_DEVICE",
@@ -78,7 +78,7 @@ def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Applica
             gpus=stage.num_gpus,
             drain=args.drain_seconds,
         ).bind(_stage_config(stage, settings, catalog, device, images, threads), RayMeter)
-        for stage in topology.stages
+        for stage in topology.deployments
     ]
     info = service_info(settings, catalog, device)
     return bind_graph(
@@ -128,7 +128,7 @@ def deploy_stage(
                 "max_backoff_s": 0.1,
             }
         ),
-        **stage_scaling(scale.min_replicas, scale.max_total, images),
+        **stage_scaling(scale.min_replicas, scale.effective_max_replicas, images),
     )
 
 
@@ -159,7 +159,7 @@ def bind_graph(
             max_ongoing_requests=_MAX_REQUESTS,
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
-            **ingress_scaling(scale.min_replicas, scale.max_total, _MAX_REQUESTS),
+            **ingress_scaling(scale.min_replicas, scale.effective_max_replicas, _MAX_REQUESTS),
         )
         .bind(config, ledger.bind(ledger_file), base, refiner)
     )

@@ -11,13 +11,13 @@ from serve_app.core.errors import CallerError, DeadlineExceeded, Draining, Overl
 from serve_app.core.service.metrics import (
     IMAGE_DURATION,
     IMAGES,
-    IMAGES_ACCEPTED,
+    IMAGES_COMPLETED,
     IMAGES_ON_TIME,
     ImageOutcome,
     Meter,
 )
 
-_ACCEPTED = (ImageOutcome.MADE, ImageOutcome.LATE, ImageOutcome.FAILED)
+_COMPLETED = (ImageOutcome.MADE, ImageOutcome.LATE, ImageOutcome.FAILED)
 
 
 @contextmanager
@@ -37,8 +37,8 @@ def recorded_image(meter: Meter, model: str) -> Iterator[None]:
         raise
     finally:
         meter.record(IMAGES, outcome=outcome, model=model)
-        if outcome in _ACCEPTED:
-            meter.record(IMAGES_ACCEPTED)
+        if outcome in _COMPLETED:
+            meter.record(IMAGES_COMPLETED)
         if outcome is ImageOutcome.MADE:
             meter.record(IMAGES_ON_TIME)
 

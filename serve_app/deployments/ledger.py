@@ -1,8 +1,9 @@
 """The ledger: the service's one memory, of jobs, idempotency claims, rate limits and terms.
 
 No HTTP and no work: small state, written through to SQLite, so that the process may die and be
-restarted at any time. No step and no image waits for it. Only the rate limits' buckets are in
-memory: a restart fills them.
+restarted at any time. No step waits for it; an image waits only where a rate limit, terms or an
+idempotency key must be checked first. Heartbeats and the rate limits' buckets are only in memory: a
+restart fills the buckets, and owners count as alive for one more lease.
 """
 
 import asyncio
@@ -15,10 +16,11 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 from serve_app.core.service.jobs import (
-    LOST,
+    OWNER_LOST,
     ClaimResult,
     IdempotencyClaim,
     Job,
+    JobError,
     JobResult,
     JobState,
 )
@@ -27,7 +29,7 @@ from serve_app.core.service.rate_limit import RateLimit, TokenBucket, consume, i
 RESULT_TTL = 600.0  # seconds that a finished job and its result are kept
 CLAIM_TTL = 86_400.0  # seconds that a key keeps its seed, and so its bytes
 LEASE = 10.0  # seconds without a heartbeat, after which an owner counts as dead
-MAX_JOB_AGE = 7200.0  # seconds, after which a running job is deleted: every deadline is earlier
+MAX_JOB_AGE = 7200.0  # seconds, after which any job is deleted: every deadline is earlier
 MAX_BYTES = 512 * 2**20  # of results; the oldest are deleted first
 _CLEANUP_INTERVAL = 30.0  # seconds
 _SCHEMA = """
@@ -112,14 +114,14 @@ class Ledger:
         id: str,
         owner: str,
         state: JobState,
-        error: tuple[str, str] | None,
+        error: JobError | None,
         result: JobResult | None,
     ) -> None:
         """Keep how the job ended, and wake those who wait for it.
 
         Does nothing if another process has taken over the job: this owner was presumed dead.
         """
-        code, message = error or (None, None)
+        code, message = (error.code, error.message) if error else (None, None)
         meta = pngs = sizes = None
         if result is not None:
             meta, pngs = result.meta, b"".join(result.pngs)
@@ -175,10 +177,6 @@ class Ledger:
         """Read the database: an error makes Serve replace this replica."""
         self._db.execute("SELECT 1").fetchone()
 
-    def close(self) -> None:
-        """Close the database; everything is on disk."""
-        self._db.close()
-
     def _insert(self, job: Job) -> None:
         self._db.execute(
             "INSERT OR IGNORE INTO jobs (id, caller, owner, created, state) VALUES (?, ?, ?, ?, ?)",
@@ -195,12 +193,12 @@ class Ledger:
             return None
         caller, owner, created, state, code, message, meta, pngs, sizes = row
         if state == JobState.RUNNING and self._is_dead(owner):
-            return Job(id, caller, owner, created, JobState.FAILED, LOST)
+            return Job(id, caller, owner, created, JobState.FAILED, OWNER_LOST, is_abandoned=True)
         result = None
         if pngs is not None:
             ends = list(accumulate(json.loads(sizes), initial=0))
             result = JobResult(tuple(pngs[a:b] for a, b in pairwise(ends)), meta, created)
-        error = (code, message) if code else None
+        error = JobError(code, message) if code else None
         return Job(id, caller, owner, created, JobState(state), error, result)
 
     def _has_use(self, id: str) -> bool:

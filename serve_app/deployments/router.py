@@ -95,7 +95,7 @@ class OwedWorkRouter(DispatchingRouter):
         return self._assignment.get() is not None
 
     def assign(self, replica: RunningReplica) -> tuple[RunningReplica, PendingRequest] | None:
-        """Give the place to the most urgent image, for whichever one it was found.
+        """Give the place to the most urgent image, not necessarily the one whose task found it.
 
         Between the choice and the replica's consent other images may have been sent. If so, the
         image goes to the replica that is best now, or goes on waiting if no place is left.

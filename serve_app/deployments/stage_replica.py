@@ -36,7 +36,8 @@ from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
 from serve_app.runtime.png import encode_png
 
 _PNG_THREADS = 2
-_IDLE_REPORTS = 3  # reports without work that are news: routers believe no single one
+# Send three fresh idle reports: a router ignores up to two reports that contradict what it sent.
+_IDLE_REPORTS = 3
 _HEARTBEAT_EVERY = 10  # after those, every tenth report is news
 _FLUSH_EVERY = 1.0  # seconds between two flushes of the metrics
 

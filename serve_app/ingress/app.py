@@ -40,16 +40,22 @@ def build_api(
     policy: AccessPolicy,
     *,
     version: str,
-    proxy_names: bool = False,
+    proxy_sets_request_id: bool = False,
     meter: Meter | None = None,
 ) -> ASGIApp:
     """Return the service as an ASGI app.
 
-    `proxy_names` says that the proxy in front adds X-Request-Id to responses. `meter` records
-    errors.
+    `proxy_sets_request_id` says that the proxy in front adds X-Request-Id to responses. `meter`
+    records errors.
     """
     api = build_routes(jobs, conductor, info, policy, version=version)
-    return wrap(api, DOORS, policy, proxy_names=proxy_names, meter=meter or InMemoryMeter())
+    return wrap(
+        api,
+        DOORS,
+        policy,
+        proxy_sets_request_id=proxy_sets_request_id,
+        meter=meter or InMemoryMeter(),
+    )
 
 
 def build_routes(

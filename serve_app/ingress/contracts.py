@@ -8,7 +8,14 @@ from typing import Protocol
 
 from serve_app.core.service.events import ImageEvent
 from serve_app.core.service.info import Health
-from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobResult, JobState
+from serve_app.core.service.jobs import (
+    ClaimResult,
+    IdempotencyClaim,
+    Job,
+    JobError,
+    JobResult,
+    JobState,
+)
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.tasks import ImageTask
 
@@ -40,7 +47,7 @@ class Ledger(Protocol):
         id: str,
         owner: str,
         state: JobState,
-        error: tuple[str, str] | None,
+        error: JobError | None,
         result: JobResult | None,
     ) -> None:
         """Keep how the owner's job ended; the claim on a job that failed is free again."""

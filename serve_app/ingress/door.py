@@ -60,7 +60,7 @@ class Door:
 
 
 def find_door(doors: Sequence[Door], path: str) -> Door:
-    """Return the door that serves a path; of no route, the door that covers it, else the first."""
+    """Return the door with a route for the path, else the one that covers it, else the first."""
     for door in doors:
         if door.serves(path):
             return door

@@ -20,7 +20,12 @@ from serve_app.ingress.lookup import (
     find_extensions,
     find_model,
 )
-from serve_app.ingress.png_metadata import MAX_PROMPT_CHARS, GenerationRecord
+from serve_app.ingress.png_metadata import (
+    MAX_JOINED_PROMPT_CHARS,
+    GenerationRecord,
+    embed,
+    infotext,
+)
 
 LITERAL_GUIDANCE = 9.3  # at temperature 0
 DEFAULT_TEMPERATURE = 0.8
@@ -106,6 +111,10 @@ class GenerationJob:
         """Return the same job with more warnings."""
         return replace(self, warnings=(*self.warnings, *warnings))
 
+    def with_metadata(self, image: JobImage, png: bytes, profiles: Mapping[str, str]) -> bytes:
+        """Return an image's PNG with its metadata; `profiles` are the numeric ones, by stage."""
+        return embed(png, infotext(image.spec, self.models), self.record(image, profiles))
+
     def record(self, image: JobImage, profiles: Mapping[str, str]) -> GenerationRecord:
         """Return how one of the images can be made again, by which numeric profiles."""
         base = image.base_image.digest if image.base_image else None
@@ -155,8 +164,7 @@ def plan_generation(
         model=model.name,
         extensions=find_extensions(request.extensions, model, info),
     )
-    count = request.image_count or info.default_image_count
-    images = (JobImage(spec, request.prompt),) * count
+    images = (JobImage(spec, request.prompt),) * _image_count(request, info)
     return _job(request, images, drawn_seed, info, warnings, rerun)
 
 
@@ -184,9 +192,8 @@ def plan_refinement(
     warnings = [*info.warnings, *_negative_prompt_warnings(request, guidance)]
     if int(steps * request.strength) == 0:
         warnings.append("strength is too small for a whole step: one step is run all the same")
-    count = info.default_image_count if request.image_count is None else request.image_count
     images = []
-    for i in range(max(count, len(base_images))):
+    for i in range(max(_image_count(request, info), len(base_images))):
         base = base_images[i % len(base_images)]
         spec = ImageSpec(
             prompt=_joined_prompt(base.prompt, request.prompt),
@@ -233,6 +240,10 @@ def _size(request: GenerationRequest, model: ModelInfo) -> tuple[int, int]:
     return width, height
 
 
+def _image_count(request: CommonRequest, info: ServiceInfo) -> int:
+    return info.default_image_count if request.image_count is None else request.image_count
+
+
 def _guidance(requested: float | None, model: ModelInfo, temperature: float) -> float:
     """Return the requested scale, else the model's own, else the temperature's."""
     if requested is not None:
@@ -269,7 +280,7 @@ def _job(
 
 def _joined_prompt(original: str | None, addition: str) -> str:
     joined = f"{original}, {addition}" if original else addition
-    return joined if len(joined) <= MAX_PROMPT_CHARS else addition
+    return joined if len(joined) <= MAX_JOINED_PROMPT_CHARS else addition
 
 
 def _nth_seed(seed: int, number: int) -> int:

@@ -71,7 +71,7 @@ def open_ingress(
         config.info,
         config.access_policy,
         version=__version__,
-        proxy_names=True,
+        proxy_sets_request_id=True,
         meter=meter,
     )
     return HttpIngress(asgi, jobs)

@@ -11,7 +11,6 @@ from serve_app.core.service.jobs import Job, JobResult
 from serve_app.core.service.tasks import ImageTask
 from serve_app.ingress.contracts import Maker
 from serve_app.ingress.generation import GenerationJob
-from serve_app.ingress.png_metadata import embed, infotext
 
 
 async def make_result(maker: Maker, job: Job, generation: GenerationJob) -> JobResult:
@@ -22,8 +21,7 @@ async def make_result(maker: Maker, job: Job, generation: GenerationJob) -> JobR
     for image, generated in zip(generation.images, made, strict=True):
         warnings |= dict.fromkeys(generated.warnings)
         profiles = {str(stage): name for stage, name in generated.profiles}
-        record = generation.record(image, profiles)
-        pngs.append(embed(generated.png, infotext(image.spec, generation.models), record))
+        pngs.append(generation.with_metadata(image, generated.png, profiles))
     spec = generation.images[0].spec
     meta = {
         "model": generation.model,

@@ -20,12 +20,12 @@ from serve_app.core.errors import (
     JobFailed,
     JobNotFound,
     LedgerAway,
-    SafetyBlock,
+    RateLimited,
     ServiceError,
 )
 from serve_app.core.service.info import ServiceInfo
-from serve_app.core.service.jobs import LOST, IdempotencyClaim, Job, JobResult, JobState
-from serve_app.core.service.moderation import SafetyFilter
+from serve_app.core.service.jobs import IdempotencyClaim, Job, JobError, JobResult, JobState
+from serve_app.core.service.moderation import PromptFilter, check_prompts
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.ingress.contracts import Ledger, Maker
 from serve_app.ingress.errors import error_response
@@ -63,7 +63,7 @@ class JobService:
         ledger: Ledger,
         info: ServiceInfo,
         *,
-        prompt_filter: SafetyFilter | None = None,
+        prompt_filter: PromptFilter | None = None,
         rate_limit: RateLimit | None = None,
         cancel_everywhere: Callable[[str], Awaitable[Any]] | None = None,
     ) -> None:
@@ -85,7 +85,7 @@ class JobService:
 
         Cancelling the call cancels the job, unless its idempotency key promises another try.
         """
-        self._check_prompts(generation)
+        check_prompts(self._prompt_filter, (image.spec.prompt for image in generation.images))
         await self.terms.check(context.caller)
         if context.key is not None:
             claim = asyncio.create_task(self._run_once(generation, context))
@@ -128,11 +128,6 @@ class JobService:
             await asyncio.wait(tasks)
         await self._outbox.flush()
 
-    def _check_prompts(self, generation: GenerationJob) -> None:
-        filter = self._prompt_filter
-        if filter and any(filter.refuses_prompt(image.spec.prompt) for image in generation.images):
-            raise SafetyBlock("the safety filter refuses this prompt")
-
     def _new_job(self, caller: str) -> Job:
         return Job(uuid4().hex, caller, self._owner, time.time())
 
@@ -169,8 +164,8 @@ class JobService:
         while job := await self._ledger.get(id, _JOIN_TIMEOUT_S):
             if job.state is JobState.CANCELLED:
                 raise JobCancelled("the job was cancelled")
-            if job.error and job.error != LOST and job.error[0] != "RATE_LIMITED":
-                raise JobFailed(*job.error)
+            if job.error and not (job.is_abandoned or job.error.code == RateLimited.code):
+                raise JobFailed(job.error.code, job.error.message)
             if job.state is not JobState.RUNNING:
                 return job.result
         return None
@@ -190,7 +185,7 @@ class JobService:
             raise JobCancelled("the job was cancelled") from None
         except Exception as failure:
             response = error_response(failure, 0)
-            state, error = JobState.FAILED, (response.code, response.message)
+            state, error = JobState.FAILED, JobError(response.code, response.message)
             if isinstance(failure, ServiceError):
                 refund = charged
             raise
@@ -205,7 +200,7 @@ class JobService:
         job: Job,
         refund: float,
         state: JobState,
-        error: tuple[str, str] | None,
+        error: JobError | None,
         result: JobResult | None,
     ) -> None:
         """Remember how the job ended, and give back what a fault of the service has cost."""

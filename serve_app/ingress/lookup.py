@@ -56,7 +56,7 @@ def find_extensions(
         if extension is None:
             names = ", ".join(known.name for known in info.extensions_of(choice.kind)) or "none"
             raise ModelNotFound(
-                f"names no {kind_label(choice.kind)} of this service",
+                "is unknown",
                 subject=field,
                 remedy=f"Available: {names}",
             )

@@ -41,12 +41,17 @@ _EXPOSED_HEADERS = (
 
 
 def wrap(
-    app: ASGIApp, doors: Sequence[Door], policy: AccessPolicy, *, proxy_names: bool, meter: Meter
+    app: ASGIApp,
+    doors: Sequence[Door],
+    policy: AccessPolicy,
+    *,
+    proxy_sets_request_id: bool,
+    meter: Meter,
 ) -> ASGIApp:
     """Return the app with all middleware around it.
 
-    `proxy_names` says that the proxy in front adds X-Request-Id to responses, as Serve's does.
-    `meter` records every request.
+    `proxy_sets_request_id` says that the proxy in front adds X-Request-Id to responses, as Serve's
+    does. `meter` records every request.
     """
     limited = BodyLimitMiddleware(LastResortMiddleware(app), policy)
     cors = CorsMiddleware(
@@ -57,7 +62,7 @@ def wrap(
         expose_headers=_EXPOSED_HEADERS,
         max_age=600,
     )
-    named = RequestIdMiddleware(OriginMiddleware(cors, policy), doors, proxy_names)
+    named = RequestIdMiddleware(OriginMiddleware(cors, policy), doors, proxy_sets_request_id)
     return RequestMetricsMiddleware(named, meter)
 
 
@@ -67,10 +72,10 @@ class RequestIdMiddleware:
     A client's own id is used if it can harm neither a log nor a header.
     """
 
-    def __init__(self, app: ASGIApp, doors: Sequence[Door], proxy_names: bool) -> None:
+    def __init__(self, app: ASGIApp, doors: Sequence[Door], proxy_sets_request_id: bool) -> None:
         self._app = app
         self._doors = doors
-        self._proxy_names = proxy_names
+        self._proxy_sets_request_id = proxy_sets_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -88,7 +93,7 @@ class RequestIdMiddleware:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                if not (self._proxy_names and usable):
+                if not (self._proxy_sets_request_id and usable):
                     headers["X-Request-Id"] = request_id
                 headers.setdefault("Cache-Control", "no-store")
                 headers.setdefault("X-Content-Type-Options", "nosniff")

@@ -17,7 +17,7 @@ from serve_app.core.diffusion.spec import ImageSpec
 
 RECORD = "aura"
 INFOTEXT = "parameters"
-MAX_PROMPT_CHARS = 8000  # after any number of refinements
+MAX_JOINED_PROMPT_CHARS = 8000  # after any number of refinements
 _MAX_RECORD_CHARS = 400_000  # four prompts, each character escaped
 _HEADER_BYTES = 8 + 25  # the signature and the IHDR chunk, which must come first
 _XMP = (
@@ -112,7 +112,9 @@ def read_prompt(info: Mapping[Any, Any]) -> str | None:
         prompt.encode()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return prompt if isinstance(prompt, str) and 0 < len(prompt) <= MAX_PROMPT_CHARS else None
+    return (
+        prompt if isinstance(prompt, str) and 0 < len(prompt) <= MAX_JOINED_PROMPT_CHARS else None
+    )
 
 
 def xmp_packet() -> bytes:

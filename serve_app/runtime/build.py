@@ -6,7 +6,7 @@ from functools import partial
 
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.scheduling.memory_plan import MemoryPlan
-from serve_app.core.service.moderation import SafetyFilter
+from serve_app.core.service.moderation import ImageFilter
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.extensions.extension_set import ExtensionFiles, ExtensionSet
 from serve_app.runtime.memory.device import Device
@@ -33,7 +33,7 @@ def model_loaders(
     *,
     images: int,
     strict: bool,
-    safety: SafetyFilter | None = None,
+    safety: ImageFilter | None = None,
     extensions: Mapping[ModelKey, ExtensionFiles] | None = None,
 ) -> dict[ModelKey, Loader]:
     """Return what loads each of these checkpoints, for a `ModelCache`; see `build_stage_model`."""
@@ -60,7 +60,7 @@ def build_stage_model(
     *,
     images: int,
     strict: bool,
-    safety: SafetyFilter | None = None,
+    safety: ImageFilter | None = None,
     extensions: ExtensionFiles | None = None,
 ) -> StageModel:
     """Load a stage's model and fit it to the device's memory where that is limited.

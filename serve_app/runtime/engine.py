@@ -45,7 +45,7 @@ OnStep = Callable[[StepRecord], None]
 
 
 @dataclass(slots=True)
-class _Waiter:
+class _Subscription:
     """Who listens to a sample, and when the sample was last copied out."""
 
     listener: Listener
@@ -85,7 +85,7 @@ class Engine:
         self._snapshot_every = snapshot_every
         self._clock, self._on_step = clock, on_step
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._waiters: dict[str, _Waiter] = {}
+        self._subscriptions: dict[str, _Subscription] = {}
         self._account = GpuTimeAccount()
         self._account.set_batch_sizes(models.batch_sizes)
         self._counters = _Counters()
@@ -127,7 +127,6 @@ class Engine:
         """Return what the engine has done so far. Any thread may call this."""
         with self._lock:
             return EngineStats(
-                state=repr(self._scheduler),
                 turns=self._counters.turns,
                 steps=self._counters.steps,
                 finished=self._counters.finished,
@@ -209,18 +208,18 @@ class Engine:
             logger.exception("sample %s was not added", sample.id)
             notify(listener, Failed(to_domain_error(error)))
             return
-        self._waiters[sample.id] = _Waiter(listener, sample.index, self._clock())
+        self._subscriptions[sample.id] = _Subscription(listener, sample.index, self._clock())
 
     def _drop(self, id: str, listener: Listener) -> None:
-        waiter = self._waiters.get(id)
-        if waiter is not None and waiter.listener is listener:
+        subscription = self._subscriptions.get(id)
+        if subscription is not None and subscription.listener is listener:
             self._scheduler.cancel(id)
             self._forget(id, wasted=True)
             self._counters.cancelled += 1
 
     def _evict_all(self) -> None:
         for id in [sample.id for sample in self._scheduler.samples()]:
-            sample = self._scheduler.evict(id)
+            sample = self._scheduler.remove(id)
             listener, _ = self._forget(id, wasted=False)  # its snapshot is continued elsewhere
             if sample.index > sample.schedule.start_index:
                 notify(listener, Snapshot(to_host(sample)))
@@ -279,23 +278,23 @@ class Engine:
     def _send_snapshots(self, stepped: list[DeviceSample]) -> None:
         now = self._clock()
         for sample in stepped:
-            waiter = self._waiters.get(sample.id)
+            subscription = self._subscriptions.get(sample.id)
             if (
-                waiter is not None
-                and sample.index - waiter.index >= self._snapshot_every
-                and now - waiter.time >= SNAPSHOT_GAP
+                subscription is not None
+                and sample.index - subscription.index >= self._snapshot_every
+                and now - subscription.time >= SNAPSHOT_GAP
             ):
-                waiter.index, waiter.time = sample.index, now
-                notify(waiter.listener, Snapshot(to_host(sample)))
+                subscription.index, subscription.time = sample.index, now
+                notify(subscription.listener, Snapshot(to_host(sample)))
 
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
         domain_error = to_domain_error(error)
         if isinstance(domain_error, OutOfMemory):
             self.models.device.empty_cache()
             if len(plan.samples) == 1:
-                waiter = self._waiters[plan.samples[0].id]
-                if not waiter.retried_alone:
-                    waiter.retried_alone = True  # once more, alone, with everything freed
+                subscription = self._subscriptions[plan.samples[0].id]
+                if not subscription.retried_alone:
+                    subscription.retried_alone = True  # once more, alone, with everything freed
                     self._scheduler.settle(plan, ())
                     return
                 domain_error = image_too_large()
@@ -304,7 +303,7 @@ class Engine:
             self._faults += not isinstance(domain_error, ModelUnavailable)
         for sample in plan.samples:
             self._scheduler.cancel(sample.id)
-            if sample.id in self._waiters:
+            if sample.id in self._subscriptions:
                 listener, _ = self._forget(sample.id, wasted=True)
                 notify(listener, Failed(domain_error))
         self._scheduler.settle(plan, ())
@@ -312,4 +311,4 @@ class Engine:
     def _forget(self, id: str, *, wasted: bool) -> tuple[Listener, GpuTime]:
         """Drop what is kept for a sample; return its listener and its GPU time."""
         self.models.forget(id)
-        return self._waiters.pop(id).listener, self._account.finish(id, wasted=wasted)
+        return self._subscriptions.pop(id).listener, self._account.finish(id, wasted=wasted)

@@ -14,7 +14,7 @@ from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample,
 from serve_app.core.diffusion.schedule import Schedule, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import AuraError
-from serve_app.core.service.moderation import SafetyFilter
+from serve_app.core.service.moderation import ImageFilter
 from serve_app.runtime.build import model_loaders
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS
@@ -47,7 +47,7 @@ class LocalPipeline:
         *,
         images: int,
         strict: bool = True,
-        safety: SafetyFilter | None = None,
+        safety: ImageFilter | None = None,
         extensions: Mapping[ExtensionKey, Any] | None = None,
     ) -> None:
         self._noise = {checkpoint.stage: checkpoint.noise_config for checkpoint in checkpoints}

@@ -27,7 +27,7 @@ from serve_app.core.diffusion.spec import LATENT_CHANNELS, ImageSpec
 from serve_app.core.errors import OperatorError, ProfileChanged, SafetyBlock
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.work import BatchSize
-from serve_app.core.service.moderation import SafetyFilter
+from serve_app.core.service.moderation import ImageFilter
 from serve_app.runtime.extensions.extension_set import ExtensionSet
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.conditioning import Conditioner, Conditioning
@@ -77,7 +77,7 @@ class StageModel:
         memory_plan: MemoryPlan,
         device: Device,
         parts: Parts,
-        safety: SafetyFilter | None = None,
+        safety: ImageFilter | None = None,
         offloadable: Offloadable | None = None,
     ) -> None:
         self.profile = profile
@@ -223,8 +223,8 @@ class StageModel:
                 raise OperatorError(
                     f"MODEL_DETERMINISM=strict can't be kept on {self.profile.device} with "
                     f"{lanes} lanes and {self.profile.cpu_threads} CPU threads: a picture's bits "
-                    "would depend on its neighbours. Set MODEL_CPU_THREADS to a power of two, or "
-                    "MODEL_DETERMINISM=fast"
+                    "would depend on its neighbours",
+                    remedy="Set MODEL_CPU_THREADS to a power of two, or MODEL_DETERMINISM=fast",
                 )
 
     def _check_profile(self, sample: DeviceSample) -> None:

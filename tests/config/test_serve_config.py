@@ -229,7 +229,7 @@ def test_the_manifest_has_a_gpu_pod_for_every_replica_that_may_exist() -> None:
     scales = (read_config(MANIFEST).args.base, read_config(MANIFEST).args.refiner)
     assert sum(scale.min_replicas for scale in scales) == group["minReplicas"] == group["replicas"]
     assert int(read_config(MANIFEST).args.settings["TOTAL_GPUS"]) == group["maxReplicas"]
-    assert all(scale.max_total < group["maxReplicas"] for scale in scales)
+    assert all(scale.effective_max_replicas < group["maxReplicas"] for scale in scales)
 
 
 def test_paths_in_the_settings_of_the_manifest_are_on_its_volumes() -> None:

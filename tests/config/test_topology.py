@@ -21,7 +21,7 @@ SCALING = AppArgs(base=DeploymentScale(max_replicas=3), refiner=DeploymentScale(
 def shares(args: AppArgs, gpus: float, *, refiner: bool = True) -> set[float]:
     """Return the GPUs of each replica whose args don't say."""
     topology = Topology.resolve(args, "cuda", gpus, refiner=refiner)
-    return {stage.num_gpus for stage in topology.stages if stage.scale.num_gpus is None}
+    return {stage.num_gpus for stage in topology.deployments if stage.scale.num_gpus is None}
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_num_gpus_of_the_args_wins_over_the_share(
     device: str, num_gpus: float | None, expected: float
 ) -> None:
     args = AppArgs(base=DeploymentScale(num_gpus=num_gpus))
-    (stage,) = Topology.resolve(args, device, 1, refiner=False).stages
+    (stage,) = Topology.resolve(args, device, 1, refiner=False).deployments
     assert stage.num_gpus == expected
 
 
 def test_replicas_share_the_gpus_that_the_stages_may_use_not_those_that_exist() -> None:
     topology = Topology.resolve(SCALING, "cuda", 8, refiner=True, total_gpus=1)
-    assert [stage.num_gpus for stage in topology.stages] == [0.5, 0.5]
+    assert [stage.num_gpus for stage in topology.deployments] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -88,17 +88,19 @@ def test_stages_take_turns_on_the_only_gpu_unless_the_args_scale_either(
     args: AppArgs, device: str, gpus: int, refiner: bool, names: list[str]
 ) -> None:
     topology = Topology.resolve(args, device, gpus, refiner=refiner)
-    assert [stage.name for stage in topology.stages] == names
-    stages = [stage for deployment in topology.stages for stage in deployment.stages]
+    assert [stage.name for stage in topology.deployments] == names
+    stages = [stage for deployment in topology.deployments for stage in deployment.stages]
     assert stages == ([Stage.BASE, Stage.REFINER] if refiner else [Stage.BASE])
 
 
 def test_each_deployment_has_the_scale_of_its_section() -> None:
-    scales = [stage.scale for stage in Topology.resolve(SCALING, "cuda", 8, refiner=True).stages]
+    scales = [
+        stage.scale for stage in Topology.resolve(SCALING, "cuda", 8, refiner=True).deployments
+    ]
     assert scales == [SCALING.base, SCALING.refiner]
-    (alone,) = Topology.resolve(PAIR, "cuda", 2, refiner=False).stages
+    (alone,) = Topology.resolve(PAIR, "cuda", 2, refiner=False).deployments
     assert alone.scale == PAIR.combined
-    (only,) = Topology.resolve(DEFAULT, "cuda", 1, refiner=True).stages
+    (only,) = Topology.resolve(DEFAULT, "cuda", 1, refiner=True).deployments
     assert only.scale == DeploymentScale()
 
 

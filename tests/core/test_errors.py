@@ -44,4 +44,4 @@ def test_a_failed_job_repeats_the_job_s_own_code_and_message() -> None:
 
 def test_an_unknown_model_is_answered_with_the_available_ones_and_never_repeated() -> None:
     error = errors.model_not_found("model", ["demo", "other"])
-    assert str(error) == "model names no model of this service. Available: demo, other"
+    assert str(error) == "model is unknown. Available: demo, other"

@@ -32,7 +32,9 @@ OLD_POLICY = "serve_app.deployments.autoscaling:OwedWork"
 
 def config_of(scale: DeploymentScale, requests: int) -> AutoscalingConfig:
     """Return a config without delays: Serve's own clock does not run in these tests."""
-    config = ingress_scaling(scale.min_replicas, scale.max_total, requests)["autoscaling_config"]
+    config = ingress_scaling(scale.min_replicas, scale.effective_max_replicas, requests)[
+        "autoscaling_config"
+    ]
     no_delays = {"upscale_delay_s": 0, "downscale_delay_s": 0}
     return cast(AutoscalingConfig, config.model_copy(update=no_delays))
 

@@ -23,7 +23,7 @@ from serve_app.core.service.info import ModelInfo
 from serve_app.core.service.metrics import (
     IMAGE_DURATION,
     IMAGES,
-    IMAGES_ACCEPTED,
+    IMAGES_COMPLETED,
     IMAGES_ON_TIME,
     IMAGES_RESUMED,
     STAGE_DURATION,
@@ -92,7 +92,7 @@ async def test_the_metrics_of_a_few_images_with_every_outcome() -> None:
     assert refused == {"demo": 1, "unknown": 1}  # a caller's own words are no label
     assert meter.value(IMAGES_RESUMED, reason=ResumeReason.LOST) == 1
     assert meter.value(IMAGES_RESUMED, reason=ResumeReason.PROFILE) == 0
-    assert (meter.value(IMAGES_ON_TIME), meter.value(IMAGES_ACCEPTED)) == (2, 3)
+    assert (meter.value(IMAGES_ON_TIME), meter.value(IMAGES_COMPLETED)) == (2, 3)
     assert meter.times(IMAGE_DURATION, model="demo") == 2
     assert [meter.times(STAGE_DURATION, stage=stage) for stage in Stage] == [2, 2]
 
@@ -118,7 +118,7 @@ async def test_an_image_that_is_given_up_has_resumed_once_less_than_it_was_lost(
         await generate(conductor_of(deadly, None, meter))
     assert meter.value(IMAGES_RESUMED, reason=ResumeReason.LOST) == len(deadly.calls) - 1 == 2
     assert outcomes(meter) == {"failed": 1}
-    assert (meter.value(IMAGES_ON_TIME), meter.value(IMAGES_ACCEPTED)) == (0, 1)
+    assert (meter.value(IMAGES_ON_TIME), meter.value(IMAGES_COMPLETED)) == (0, 1)
     assert meter.times(STAGE_DURATION, stage=Stage.BASE) == 0
 
 

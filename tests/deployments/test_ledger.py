@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.core.service.jobs import IdempotencyClaim, Job, JobResult, JobState
+from serve_app.core.service.jobs import IdempotencyClaim, Job, JobError, JobResult, JobState
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.ledger import CLAIM_TTL, LEASE, MAX_JOB_AGE, RESULT_TTL, Ledger
 from tests.support.waiting import until_async
@@ -56,9 +56,11 @@ async def test_a_job_is_kept_with_its_result(ledger: Ledger) -> None:
 
 async def test_a_failed_job_is_kept_with_its_error(ledger: Ledger) -> None:
     await ledger.create(JOB, None)
-    await ledger.finish(JOB.id, JOB.owner, JobState.FAILED, ("OUT_OF_MEMORY", "no room"), None)
+    await ledger.finish(
+        JOB.id, JOB.owner, JobState.FAILED, JobError("OUT_OF_MEMORY", "no room"), None
+    )
     job = await ledger.get(JOB.id, 0)
-    assert job == replace(JOB, state=JobState.FAILED, error=("OUT_OF_MEMORY", "no room"))
+    assert job == replace(JOB, state=JobState.FAILED, error=JobError("OUT_OF_MEMORY", "no room"))
 
 
 async def test_an_end_is_final(ledger: Ledger) -> None:
@@ -130,7 +132,8 @@ async def test_a_job_whose_owner_is_silent_is_lost_and_may_be_taken_over(
     assert lost is not None
     assert lost.state is JobState.FAILED
     assert lost.error is not None
-    assert lost.error[0] == "REPLICA_LOST"
+    assert lost.error.code == "REPLICA_LOST"
+    assert lost.is_abandoned
     other = Job("job-2", JOB.caller, "owner-2", clock.now)
     taken = await ledger.create(other, replace(CLAIM, seed=99))
     assert (taken.job, taken.seed, taken.is_owner) == (JOB.id, 7, True)
@@ -158,7 +161,9 @@ async def test_an_owner_presumed_dead_can_not_finish_a_job_that_was_taken_over(
     clock.now += LEASE + 1
     other = Job("job-2", JOB.caller, "owner-2", clock.now)
     await ledger.create(other, CLAIM)
-    await ledger.finish(JOB.id, JOB.owner, JobState.FAILED, ("OUT_OF_MEMORY", "no room"), None)
+    await ledger.finish(
+        JOB.id, JOB.owner, JobState.FAILED, JobError("OUT_OF_MEMORY", "no room"), None
+    )
     job = await ledger.get(JOB.id, 0)
     assert job is not None
     assert job.state is JobState.RUNNING

@@ -64,7 +64,7 @@ def test_prometheus_sees_two_requests_and_an_error(service: Service) -> None:
         "aura_http_errors_total{Ingress VALIDATION_ERROR 400}": 1,
         "aura_images_total{Ingress made demo}": 2,
         "aura_image_duration_seconds_count{Ingress demo}": 2,
-        "aura_images_accepted_total{Ingress}": 2,
+        "aura_images_completed_total{Ingress}": 2,
         "aura_images_on_time_total{Ingress}": 2,
     }
     for stage, deployment in STAGES.items():

@@ -121,6 +121,6 @@ def test_an_unknown_model_is_a_404_that_lists_the_names(address: str) -> None:
     answer = httpx.post(f"{address}/generate", json=body, timeout=30)
     assert answer.status_code == 404
     message = answer.json()["error"]["message"]
-    assert message.startswith("model names no model of this service")
+    assert message.startswith("model is unknown")
     assert "demo, tune" in message
     assert "secret" not in message

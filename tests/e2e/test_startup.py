@@ -212,4 +212,4 @@ def test_args_are_validated() -> None:
         AppArgs.model_validate({"base": {"min_replica": 2}})
     with pytest.raises(ValueError, match="must not be below"):
         DeploymentScale(min_replicas=3, max_replicas=2)
-    assert DeploymentScale(min_replicas=3).max_total == 3
+    assert DeploymentScale(min_replicas=3).effective_max_replicas == 3

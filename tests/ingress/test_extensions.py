@@ -95,7 +95,7 @@ def test_no_more_loras_are_active_at_once_than_are_kept_in_memory() -> None:
 
 
 def test_a_lora_must_be_known_fit_the_model_and_be_named_once() -> None:
-    with pytest.raises(ModelNotFound, match=r"loras\.0\.name names no LoRA .* Available: ink, oil"):
+    with pytest.raises(ModelNotFound, match=r"loras\.0\.name is unknown\. Available: ink, oil"):
         generation(extensions=(ExtensionChoice("/etc/passwd"),))
     with pytest.raises(InvalidRequest, match=r"not made for the model sdxl; it fits other"):
         generation(extensions=(ExtensionChoice("oil"),))

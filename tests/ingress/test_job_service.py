@@ -12,7 +12,7 @@ import pytest
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.errors import DeadlineExceeded, LedgerAway, OutOfMemory
 from serve_app.core.service.events import GeneratedImage
-from serve_app.core.service.jobs import Job, JobResult, JobState
+from serve_app.core.service.jobs import Job, JobError, JobResult, JobState
 from serve_app.core.service.moderation import WordList
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.tasks import ImageTask
@@ -79,7 +79,7 @@ class WatchedLedger(Ledger):
         id: str,
         owner: str,
         state: JobState,
-        error: tuple[str, str] | None,
+        error: JobError | None,
         result: JobResult | None,
     ) -> None:
         self.finishing.set()

@@ -238,7 +238,7 @@ async def test_a_picture_asks_again_for_what_it_wore(serving: Serving) -> None:
         (
             [{"name": "ink"}, {"name": "/etc/passwd"}],
             404,
-            "loras.1.name names no LoRA of this service. Available: ink, oil, own",
+            "loras.1.name is unknown. Available: ink, oil, own",
         ),
         (
             [{"name": "own"}],

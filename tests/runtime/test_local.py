@@ -30,11 +30,6 @@ SPEC = ImageSpec(
 class Refusing:
     """A filter that refuses every picture."""
 
-    name = "pictures"
-
-    def refuses_prompt(self, prompt: str) -> bool:
-        return False
-
     def refuses_image(self, image: RgbImage) -> bool:
         return True
 

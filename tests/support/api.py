@@ -23,13 +23,15 @@ def make_api(
     info: ServiceInfo = INFO,
     policy: AccessPolicy = POLICY,
     *,
-    proxy_names: bool = False,
+    proxy_sets_request_id: bool = False,
     meter: Meter | None = None,
     **options: Any,
 ) -> ASGIApp:
     """Return the API with a job service of its own; `options` are those of the job service."""
     jobs = JobService(maker, ledger, info, **options)
-    return _build(jobs, maker, info, policy, proxy_names=proxy_names, meter=meter)
+    return _build(
+        jobs, maker, info, policy, proxy_sets_request_id=proxy_sets_request_id, meter=meter
+    )
 
 
 def _build(
@@ -38,11 +40,17 @@ def _build(
     info: ServiceInfo,
     policy: AccessPolicy,
     *,
-    proxy_names: bool,
+    proxy_sets_request_id: bool,
     meter: Meter | None,
 ) -> ASGIApp:
     return build_api(
-        jobs, maker, info, policy, version="9.9.9", proxy_names=proxy_names, meter=meter
+        jobs,
+        maker,
+        info,
+        policy,
+        version="9.9.9",
+        proxy_sets_request_id=proxy_sets_request_id,
+        meter=meter,
     )
 
 
@@ -64,14 +72,16 @@ class Client:
         policy: AccessPolicy = POLICY,
         peer: str = "127.0.0.1",
         headers: dict[str, str] | None = None,
-        proxy_names: bool = False,
+        proxy_sets_request_id: bool = False,
         meter: Meter | None = None,
         **options: Any,
     ) -> httpx.AsyncClient:
         """Return a client that calls from `peer`; `options` are those of the job service."""
         maker = maker or self._maker
         jobs = JobService(maker, ledger or self._ledger, info, **options)
-        api = _build(jobs, maker, info, policy, proxy_names=proxy_names, meter=meter)
+        api = _build(
+            jobs, maker, info, policy, proxy_sets_request_id=proxy_sets_request_id, meter=meter
+        )
         transport = httpx.ASGITransport(app=api, raise_app_exceptions=False, client=(peer, 1))
         client = httpx.AsyncClient(
             transport=transport, base_url="http://localhost", headers=headers

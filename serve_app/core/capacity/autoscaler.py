@@ -10,7 +10,7 @@ from math import ceil, inf
 
 from serve_app.core.diffusion.spec import Stage
 
-# In replicas: less arriving work than this justifies neither one more replica nor the only one.
+# Arrival load, in replicas, that is ignored: it neither adds a replica nor keeps the last one.
 _IGNORED_RATE = 0.05
 # Names of the fields of `ScalingTargets` that are understood for one more release.
 DEPRECATED_TARGET_NAMES = {

@@ -33,8 +33,7 @@ _ONE_BY_ONE = BatchSize(1, 0)  # assumed where no batch size is known
 
 def megapixel_steps(spec: ImageSpec) -> float:
     """Return what an image counts against its caller's rate limit: network calls x megapixels."""
-    steps = spec.steps if spec.strength is None else max(1.0, spec.steps * spec.strength)
-    return steps * spec.sampler.nfe * spec.width * spec.height / 1e6
+    return spec.nfe * spec.width * spec.height / 1e6
 
 
 def step_tflop(stage: Stage, width: int, height: int, rows: int) -> float:

@@ -62,8 +62,8 @@ class Fleet:
         self._replicas: dict[str, _Replica] = {}
         self._last_chosen: dict[str, int] = {}  # by replica: grows with each choice
         self._max_images = 0
-        # The latest reported costs. Replicas of one profile share theirs: costs measured on each
-        # would differ by chance, and chance would choose. New replicas have those of all.
+        # Share costs per profile; otherwise measurement noise would decide the routing. A replica
+        # that has not reported uses the pooled costs.
         self._costs = CostTable(default_batch_size=BatchSize(images, 2 * images))
         self._costs_by_profile: dict[str, CostTable] = {}
 

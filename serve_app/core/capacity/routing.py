@@ -49,7 +49,7 @@ class ReplicaLoad:
     id: str
     batch_images: int  # that step together
     loads_by_key: Mapping[Hashable, KeyLoad]  # by batch key
-    load_seconds: float = 0.0  # seconds until it has the image's model
+    model_load_seconds: float = 0.0  # seconds until it has the image's model
 
     @cached_property
     def seconds(self) -> float:
@@ -69,7 +69,7 @@ class ReplicaLoad:
         """
         load = self.loads_by_key[key]
         added = load.add(steps).seconds(self.batch_images) - load.seconds(self.batch_images)
-        return self.load_seconds + added
+        return self.model_load_seconds + added
 
 
 def rank_replicas(

@@ -92,7 +92,7 @@ class Sampler(StrEnum):
 
     @property
     def nfe(self) -> int:
-        """Network evaluations (UNet calls) per step."""
+        """Network evaluations (UNet calls) per requested step."""
         return self.definition.nfe
 
 
@@ -107,12 +107,13 @@ class SamplerDef:
     a1111_name: str  # the sampler in AUTOMATIC1111's web UI
     spacings: frozenset[SigmaSpacing]
     _: KW_ONLY
-    nfe: int = 1  # network evaluations per step
-    is_stochastic: bool = False  # adds fresh noise in every step
+    nfe: int = 1  # network evaluations per requested step
+    is_stochastic: bool = False  # adds fresh noise
     has_fractional_timesteps: bool = False  # as in k-diffusion: spaced between the grid's own ends
     has_extra_interval: bool = False  # one interval more than steps; leaves out the lowest timestep
     truncates_cosine_grid: bool = False  # Karras timesteps are cut, not rounded, on cosine betas
-    has_fixed_stride: bool = False  # goes T // steps timesteps on, wherever the next timestep is
+    # Steps from t to t - T // steps, even if that is not the next timestep of the grid.
+    has_fixed_stride: bool = False
     timestep_spacing: str | None = None  # replaces the checkpoint's
     distilled_steps: int | None = None  # chooses its timesteps from this many: the most it can run
 

@@ -80,7 +80,10 @@ class NoiseConfig:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The steps of one image, from noise to picture. Every step is one network evaluation.
+    """The steps of one image, from noise to picture.
+
+    A step of a schedule is one network evaluation: a sampler has `nfe` of them for each step that a
+    request asks for.
 
     Step `i` evaluates the network at `sigmas[i]` and `timesteps[i]`, and moves the latents to
     `target_sigmas[i]`. The next step takes them to be at `sigmas[i + 1]`, which is the same sigma
@@ -98,11 +101,6 @@ class Schedule:
     def __len__(self) -> int:
         """Return the number of steps, including those before `start_index`."""
         return len(self.timesteps)
-
-    @property
-    def steps_to_run(self) -> int:
-        """The number of steps from `start_index` on."""
-        return len(self) - self.start_index
 
 
 def make_schedule(
@@ -194,7 +192,7 @@ def _rescale_zero_terminal_snr(alphas_cumprod: list[float]) -> list[float]:
 def _timesteps_and_sigmas(
     config: NoiseConfig, solver: SamplerDef, spacing: SigmaSpacing, steps: int
 ) -> tuple[list[float], list[float]]:
-    """Return falling timesteps and their sigmas, one of each per step."""
+    """Return falling timesteps and their sigmas, one of each per requested step."""
     train = training_sigmas(config)
     timesteps = _spaced_timesteps(config, solver, steps)
     sigmas = [_interpolate(train, t) for t in timesteps]

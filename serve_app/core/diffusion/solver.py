@@ -12,7 +12,7 @@ as in k-diffusion's sampling.py; `ratio` is the share of x that a step keeps.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import expm1, hypot, log, sqrt
-from typing import Any
+from typing import Any, assert_never
 
 from serve_app.core.diffusion.samplers import Solver
 from serve_app.core.diffusion.schedule import Schedule
@@ -62,8 +62,10 @@ def solver_step(solver: Solver, schedule: Schedule, index: int, state_size: int)
             return _unipc(sigmas, index, state_size)
         case Solver.LCM:
             return _lcm(sigma, sigma_next, schedule.timesteps[index])
-        case _:  # Euler, and DDIM
+        case Solver.EULER | Solver.DDIM:
             return SolverStep(_euler(sigma, schedule.target_sigmas[index], sigma_next))
+        case _:
+            assert_never(solver)
 
 
 def combine(weights: Weights, x: Any, denoised: Any, state: Sequence[Any], noise: Any) -> Any:
@@ -77,8 +79,9 @@ def combine(weights: Weights, x: Any, denoised: Any, state: Sequence[Any], noise
 def _euler(sigma: float, target: float, sigma_next: float) -> Weights:
     """Karras et al. 2022, algorithm 2 without churn; DDIM is Song et al. 2021, equation 12.
 
-    Both are the same in this convention, except that diffusers' DDIM may go to a target beside the
-    next sigma, at last above 0. The next step takes x at unit variance to be at `sigma_next`.
+    Both are the same in this convention, with one exception: diffusers' DDIM steps to
+    t - T // steps, which need not be the next timestep, and the last step ends above sigma 0.
+    `scale` re-expresses the result at `sigma_next`, where the next step expects it.
     """
     scale = hypot(1, target) / hypot(1, sigma_next)
     ratio = target / sigma
@@ -96,8 +99,8 @@ def _ancestral(sigma: float, sigma_next: float) -> SolverStep:
 def _heun(sigmas: Sequence[float], index: int, state_size: int) -> SolverStep:
     """Karras et al. 2022, algorithm 1 without churn, one network evaluation at a time.
 
-    The first is an Euler step that keeps its slope and its x. The second, at the end of that step,
-    goes again from that x by the mean of both slopes.
+    The first of a pair is an Euler step that keeps its slope and its x. The second, at the end of
+    that step, goes again from that x by the mean of both slopes.
     """
     sigma, sigma_next = sigmas[index], sigmas[index + 1]
     if state_size:
@@ -121,9 +124,9 @@ def _dpmpp_2m(sigmas: Sequence[float], index: int, state_size: int, *, sde: bool
 
 
 def _dpmpp_sde(sigmas: Sequence[float], index: int, state_size: int) -> SolverStep:
-    """Lu et al. 2022, singlestep second-order SDE: two network evaluations make a step.
+    """Lu et al. 2022, singlestep second-order SDE, one network evaluation at a time.
 
-    The second goes from the x of the first. The last evaluation is of first order.
+    The second of a pair goes from the x of the first. The last evaluation is of first order.
     """
     sigma, sigma_next = sigmas[index], sigmas[index + 1]
     if not (state_size and index % 2 and sigma_next > 0):

@@ -38,9 +38,9 @@ def first_plan_that_fits(
     """Return the first plan that fits, or None: fewer and fewer images, then more and more savings.
 
     Fewer images come before any saving: a saving costs every image time, and a smaller batch on a
-    small device costs little. The numbers of images are powers of two, as lanes are. Savings add
-    up. The search begins at the `previous_plan` of the same model: the models beside it must not
-    give it another numeric profile.
+    small device costs little. The numbers of images are `max_images` and the powers of two below
+    it. Savings add up. Start at the plan used last time, so that a reload beside other models never
+    changes the numeric profile.
     """
     fewer_images = [MemoryPlan(images) for images in halvings(max_images)]
     more_savings = [MemoryPlan(1, tuple(savings[: count + 1])) for count in range(len(savings))]

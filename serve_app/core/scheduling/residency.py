@@ -27,12 +27,12 @@ def admit(
 ) -> Admission[K]:
     """Return which of the waiting samples may start, and what to load for the first that can't.
 
-    `waiting` has the samples' ids and needs in order of arrival. `resident` begins with what has
-    been longest without a newcomer. What running samples need is `in_use` and stays. When memory
-    is full, something idle is evicted; when everything is in use, the first of `resident` takes
-    no newcomers from then on, so that its samples end. A steady stream of samples for one model
-    can't keep another model out. A sample that needs more than `capacity` gets all of it
-    nevertheless.
+    `waiting` has the samples' ids and needs in order of arrival. `resident` is ordered by when a
+    sample was last admitted for each key, oldest first. What running samples need is `in_use` and
+    stays. When memory is full, something idle is evicted; when everything is in use, the first of
+    `resident` takes no newcomers from then on, so that its samples end. A steady stream of samples
+    for one model can't keep another model out. A sample that needs more than `capacity` gets all of
+    it nevertheless.
     """
     ready, evict = list[str](), list[K]()
     load: K | None = None

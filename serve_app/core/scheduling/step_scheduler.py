@@ -120,10 +120,10 @@ class StepScheduler(Generic[L]):
         """Drop a sample from every queue; return whether there was one."""
         if id not in self._entries:
             return False
-        self.evict(id)
+        self.remove(id)
         return True
 
-    def evict(self, id: str) -> Sample[L]:
+    def remove(self, id: str) -> Sample[L]:
         """Drop a sample and return it as it stands. Raises `KeyError`."""
         entry = self._entries.pop(id)
         self._dequeue(entry)
@@ -190,7 +190,7 @@ class StepScheduler(Generic[L]):
             entry = self._entries[sample.id]
             work = self._work_after(plan.work, sample, entry.segment)
             if work is None:
-                self.evict(sample.id)
+                self.remove(sample.id)
                 done.append(sample)
             elif work is entry.work:
                 entry.sample = sample

@@ -84,8 +84,7 @@ async def last_image(events: AsyncGenerator[ImageEvent, None]) -> GeneratedImage
 class EngineStats:
     """What one engine has done since it started, and what it is doing."""
 
-    state: str = ""  # the scheduler's repr
-    turns: int = 0  # UNet calls
+    turns: int = 0  # step turns, each one UNet call for a batch
     steps: int = 0  # steps of samples: a turn of four samples counts four
     finished: int = 0
     cancelled: int = 0

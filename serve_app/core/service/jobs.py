@@ -6,6 +6,8 @@ No database and no HTTP. All are values; only the ledger changes what is kept.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from serve_app.core.errors import ReplicaLost
+
 
 class JobState(StrEnum):
     """Whether a job is worked at, or how it ended."""
@@ -16,7 +18,17 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
-LOST = ("REPLICA_LOST", "the process that worked at this job is gone; send the request again")
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job failed: the stable code of the error, and a sentence."""
+
+    code: str
+    message: str
+
+
+OWNER_LOST = JobError(
+    ReplicaLost.code, "the process that worked at this job is gone; send the request again"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +49,9 @@ class Job:
     owner: str  # the process that works at it
     created: float  # seconds since the epoch
     state: JobState = JobState.RUNNING
-    error: tuple[str, str] | None = None  # code and message, if it failed
+    error: JobError | None = None  # if it failed
     result: JobResult | None = None  # kept for a while after it succeeded
+    is_abandoned: bool = False  # its owner is gone, so another process may run it
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,15 +119,17 @@ IMAGE_DURATION = _histogram(
     _IMAGE_BUCKETS,
     "model",
 )
-IMAGES_ACCEPTED = _counter(
-    "aura_images_accepted_total", "Accepted images that ended, without those their caller cancelled"
+IMAGES_COMPLETED = _counter(
+    "aura_images_completed_total", "Images that were made, late or failed: not refused or cancelled"
 )
 IMAGES_ON_TIME = _counter(
     "aura_images_on_time_total",
-    "The part of aura_images_accepted_total that finished before its deadline",
+    "The part of aura_images_completed_total that finished before its deadline",
 )
 IMAGES_CANCELLED = _counter(
-    "aura_images_cancelled_total", "Images cancelled because the client disconnected"
+    "aura_images_cancelled_total",
+    "Images dropped by a replica: the client left or deleted the job, the deadline passed, or "
+    "another image of the request failed",
 )
 IMAGES_RESUMED = _counter(
     "aura_images_resumed_total", "Images continued elsewhere or started again", "reason"
@@ -169,7 +171,7 @@ BUILD_INFO = _gauge("aura_build_info", "Always 1; the labels are the versions", 
 
 METRICS = (
     *(HTTP_REQUEST_DURATION, HTTP_ERRORS),
-    *(IMAGES, IMAGE_DURATION, IMAGES_ACCEPTED, IMAGES_ON_TIME, IMAGES_CANCELLED, IMAGES_RESUMED),
+    *(IMAGES, IMAGE_DURATION, IMAGES_COMPLETED, IMAGES_ON_TIME, IMAGES_CANCELLED, IMAGES_RESUMED),
     *(IMAGES_RUNNING, IMAGES_WAITING, STAGE_DURATION, QUEUE_TIME),
     *(STEP_DURATION, STEP_ROWS, STEP_LANES, GPU_TIME, GPU_WASTED, OWED_SECONDS, BUILD_INFO),
 )

@@ -1,7 +1,7 @@
-"""`SafetyFilter`, the contract of filters that refuse images, and the simplest one: a word list.
+"""The contracts of safety filters, and the simplest filter: a word list.
 
-No files and no networks. A filter judges twice: the prompt before anything is made, and the pixels
-afterwards. A filter that can't judge one of them refuses nothing there.
+No files and no networks. A `PromptFilter` judges before anything is made, an `ImageFilter`
+afterwards.
 """
 
 import re
@@ -10,20 +10,23 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from serve_app.core.diffusion.prompt import strip_markup
+from serve_app.core.errors import SafetyBlock
 
+WORD_FILTER = "words"  # the filters' names in /health
+IMAGE_FILTER = "images"
 _FILLERS = "\u115f\u1160\u3164\uffa0"  # blank, though Unicode calls them letters
 _LETTER = r"[^\W\d_]"
 
 
-class SafetyFilter(Protocol):
-    """The contract of a safety filter. Off unless the operator sets one."""
-
-    @property
-    def name(self) -> str:
-        """Its name in /health."""
+class PromptFilter(Protocol):
+    """The contract of a filter of prompts. Off unless the operator sets one."""
 
     def refuses_prompt(self, prompt: str) -> bool:
         """Return whether this prompt is refused."""
+
+
+class ImageFilter(Protocol):
+    """The contract of a filter of finished images. Off unless the operator sets one."""
 
     def refuses_image(self, image: Any) -> bool:
         """Return whether this image, (height, width, 3) bytes, is refused."""
@@ -37,8 +40,6 @@ class WordList:
     word hide nothing: the prompt is also checked without its markup.
     """
 
-    name = "words"
-
     def __init__(self, words: Iterable[str]) -> None:
         folded = [_folded(word).split() for word in words]
         phrases = sorted({r"[\s_]+".join(map(re.escape, parts)) for parts in folded if parts})
@@ -47,15 +48,17 @@ class WordList:
         self._pattern = re.compile(whole_words) if phrases else None
 
     def refuses_prompt(self, prompt: str) -> bool:
-        """See `SafetyFilter`."""
+        """See `PromptFilter`."""
         if self._pattern is None:
             return False
         texts = (_folded(prompt), _folded(strip_markup(prompt)))
         return any(self._pattern.search(text) is not None for text in texts)
 
-    def refuses_image(self, image: Any) -> bool:
-        """Return False: a list of words can't judge pixels."""
-        return False
+
+def check_prompts(filter: PromptFilter | None, prompts: Iterable[str]) -> None:
+    """Check prompts with a filter, if there is one. Raises `SafetyBlock` if it refuses one."""
+    if filter and any(filter.refuses_prompt(prompt) for prompt in prompts):
+        raise SafetyBlock("the safety filter refuses this prompt")
 
 
 def _folded(text: str) -> str:

@@ -81,7 +81,7 @@ def planned_replicas(
             max_loaded,
             offloaded=len(deployment.stages) - 1,
         )
-        for deployment in topology.stages
+        for deployment in topology.deployments
         for _ in range(deployment.scale.min_replicas)
     )
 

@@ -1,5 +1,6 @@
 """The native routes: /generate, /refine, /jobs/{id}, /licenses, /health, /livez."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -179,7 +180,7 @@ async def _job_response(job: Job, services: ApiServices) -> Response:
         "id": job.id,
         "state": job.state,
         "createdAt": created.replace("+00:00", "Z"),
-        "error": {"code": job.error[0], "message": job.error[1]} if job.error else None,
+        "error": asdict(job.error) if job.error else None,
         "result": images_content(job.result) if job.result else None,
     }
     return await services.write(ImagesJSONResponse, content)

@@ -1,7 +1,7 @@
 """The OpenAI Images API: a client of OpenAI's works after changing its base URL.
 
-What that API has and this service lacks is refused with a sentence. What makes no difference is
-ignored, with a warning in the response.
+A request for something that this service lacks is refused with a sentence. OpenAI's fields that
+change no image here are ignored silently; unknown fields are ignored with a warning.
 """
 
 import json
@@ -178,7 +178,7 @@ def _images_response(body: ImagesRequest, job: GenerationJob, result: JobResult)
 
 
 def _warnings(body: ImagesRequest, job: GenerationJob) -> list[str]:
-    """Return a sentence for every field that was ignored or changed."""
+    """Return a sentence on each of up to eight unknown fields, and on a size that was fitted."""
     unknown = sorted(set(body.model_extra or {}) - IGNORED_FIELDS)[:_MAX_WARNINGS]
     warnings = [f"{name[:40]} is not a field of this API and is ignored" for name in unknown]
     spec = job.images[0].spec

@@ -23,7 +23,7 @@ from serve_app.ingress.generation import (
 
 GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
-MAX_PROMPT_CHARS = 4000
+OPENAI_MAX_PROMPT_CHARS = 4000
 MAX_IMAGES = 10
 WIRE_NAMES = {  # the domain's fields whose names differ on the wire
     "steps": "num_inference_steps",
@@ -67,7 +67,7 @@ class ImagesRequest(BaseModel):
         extra="allow", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
     )
 
-    prompt: Prompt = Field(max_length=MAX_PROMPT_CHARS)
+    prompt: Prompt = Field(max_length=OPENAI_MAX_PROMPT_CHARS)
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     size: Size | None = None
@@ -78,7 +78,7 @@ class ImagesRequest(BaseModel):
     background: Literal["auto", "opaque"] | None = None
     stream: bool | None = None
     seed: Seed | None = None
-    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)] | None = None
+    negative_prompt: Annotated[str, Field(max_length=OPENAI_MAX_PROMPT_CHARS)] | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
 

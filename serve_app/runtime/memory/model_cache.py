@@ -1,9 +1,9 @@
 """`ModelCache`: the models of one replica, of which a few are in memory at a time.
 
-It decides nothing: the scheduler says what to load and what to evict for it. Only the engine's
-thread loads. Each model is fitted to the device as it is loaded, so each has a batch size and a
-numeric profile of its own. An evicted model may be offloaded to the host: it comes back unchanged,
-and its memory plan is not searched again.
+The scheduler says what to load and what to evict for it. The cache decides what is offloaded to the
+host, and which failed loads are tried again. Only the engine's thread loads. Each model is fitted
+to the device as it is loaded, so each has a batch size and a numeric profile of its own. A model
+comes back from the host unchanged, and its memory plan is not searched again.
 """
 
 import logging
@@ -104,7 +104,7 @@ class ModelCache:
             sample = sample if default is None else with_model(sample, default)
         key = sample.model_key
         if key not in self._loaders:
-            raise model_not_found(f"the {key.stage} stage", map(str, self._loaders))
+            raise model_not_found(f"the model of the {key.stage} stage", map(str, self._loaders))
         needs: list[_Loaded] = [key, *((key, ref.key) for ref in sample.active_extensions)]
         for need in needs:
             failure = self._failures.get(need)

@@ -21,8 +21,6 @@ class ImageSafetyChecker:
     Equals `StableDiffusionSafetyChecker` behind a `CLIPImageProcessor`.
     """
 
-    name = "pictures"
-
     def __init__(self, folder: Path, device: Device) -> None:
         stock = diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker
         checker = stock.from_pretrained(folder, use_safetensors=True, local_files_only=True)
@@ -30,10 +28,6 @@ class ImageSafetyChecker:
         self._device = device.torch_device
         self._image_size = int(self._checker.config.vision_config.image_size)
         self._mean, self._std = _normalization(folder)
-
-    def refuses_prompt(self, prompt: str) -> bool:
-        """Return False: this filter judges images."""
-        return False
 
     @torch.inference_mode()
     def refuses_image(self, image: npt.NDArray[np.uint8]) -> bool:

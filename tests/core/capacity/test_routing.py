@@ -78,6 +78,6 @@ def test_one_more_image_never_makes_a_replica_finish_sooner(
 
 
 def test_loading_a_model_counts_as_much_as_waiting() -> None:
-    loads = replace(replica("idle"), load_seconds=20.0)
+    loads = replace(replica("idle"), model_load_seconds=20.0)
     assert rank([loads, replica("busy", square=(700, 150))], SQUARE, 30) == ["busy", "idle"]
     assert rank([loads, replica("busy", square=(1200, 150))], SQUARE, 30) == ["idle", "busy"]

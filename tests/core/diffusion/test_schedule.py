@@ -81,7 +81,7 @@ def test_trailing_spacing_has_the_requested_steps_where_diffusers_has_one_more(s
 def test_strength_decides_the_first_step(steps: int, strength: float | None, start: int) -> None:
     schedule = make_schedule(NOISE, Sampler.EULER, steps, strength, 1.0)
     assert schedule.start_index == start
-    assert schedule.steps_to_run == steps - start >= 1
+    assert len(schedule) - schedule.start_index == steps - start >= 1
 
 
 def test_the_handoff_is_a_cut_in_timesteps_not_a_share_of_steps() -> None:

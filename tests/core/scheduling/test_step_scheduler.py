@@ -146,7 +146,7 @@ def test_an_evicted_sample_is_handed_back_as_it_stands_and_continues_elsewhere()
     running = turns(scheduler)
     for _ in range(4):
         next(running)
-    left = scheduler.evict("a")
+    left = scheduler.remove("a")
     assert left.index == 3
     assert len(scheduler) == 0
     assert next_plan(scheduler) is None
@@ -154,7 +154,7 @@ def test_an_evicted_sample_is_handed_back_as_it_stands_and_continues_elsewhere()
     works = [plan.work for plan, _ in turns(again)]
     assert works == [WorkKind.CONDITION, *[WorkKind.STEP] * 7, WorkKind.DECODE]
     with pytest.raises(KeyError):
-        scheduler.evict("a")
+        scheduler.remove("a")
 
 
 def test_a_leg_that_is_not_the_last_ends_without_a_decode() -> None:
