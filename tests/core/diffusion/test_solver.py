@@ -1,7 +1,7 @@
 """Solver steps on plain floats, where the right answer is known, and against diffusers."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -162,3 +162,8 @@ def test_a_solver_without_state_takes_a_first_order_step() -> None:
     for solver in (Solver.DPMPP_2M, Solver.UNIPC, Solver.HEUN):
         x_next = solver_step(solver, schedule_of(4.0, 2.0, 1.0, 0.5, 0.0), 1, 0).x_next
         assert (x_next.x, x_next.denoised) == pytest.approx((euler.x, euler.denoised))
+
+
+def test_a_solver_without_arithmetic_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="rk4"):
+        solver_step(cast(Any, "rk4"), schedule_of(2.0, 1.0, 0.0), 0, 0)

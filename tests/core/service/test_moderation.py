@@ -1,6 +1,7 @@
 import pytest
 
-from serve_app.core.service.moderation import WordList
+from serve_app.core.errors import SafetyBlock
+from serve_app.core.service.moderation import WordList, check_prompts
 
 LIST = WordList(["gore", "Straße", "blood   bath", "c++", "", "  "])
 
@@ -41,3 +42,10 @@ def test_other_words_are_not(prompt: str) -> None:
 
 def test_an_empty_list_refuses_nothing_and_no_list_refuses_a_picture() -> None:
     assert not WordList([]).refuses_prompt("gore")
+
+
+def test_one_refused_prompt_refuses_them_all() -> None:
+    check_prompts(None, ["gore"])
+    check_prompts(LIST, ["a quiet lake", "a hill"])
+    with pytest.raises(SafetyBlock, match="the safety filter refuses this prompt"):
+        check_prompts(LIST, ["a quiet lake", "gore"])
