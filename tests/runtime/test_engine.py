@@ -35,12 +35,12 @@ def engine_over(denoiser: ConstantDenoiser, **options: Any) -> Engine:
 
 
 @pytest.mark.parametrize("sampler", list(Sampler))
-def test_every_sampler_lands_on_the_known_answer(sampler: Sampler) -> None:
+def test_every_sampler_converges_to_the_known_answer(sampler: Sampler) -> None:
     engine, heard = engine_over(ConstantDenoiser(0.25)), Heard()
     sample = sample_of(replace(SPEC, sampler=sampler))
     engine.submit(sample, whole(sample), heard)
     drain(engine)
-    # DDIM leaves the noise of the first trained level, and LCM a trace of where it leapt from.
+    # DDIM leaves the noise of the first trained level, and LCM a trace of its previous latents.
     near = {Solver.DDIM: 0.1, Solver.LCM: 1e-3}.get(sampler.solver, 1e-6)
     assert heard.finished.sample.latents == pytest.approx(0.25, abs=near)
     assert heard.picture.shape == (64, 64, 3)
@@ -66,7 +66,7 @@ def test_samples_whose_prompts_differ_in_length_step_apart() -> None:
     assert heard.finished.sample.warnings == ("the prompt shouts",)
 
 
-def test_a_cancelled_sample_costs_no_further_step_and_is_reported_nothing() -> None:
+def test_a_cancelled_sample_takes_no_further_step_and_gets_no_event() -> None:
     denoiser = ConstantDenoiser()
     engine, heard = engine_over(denoiser), Heard()
     engine.submit(sample_of(SPEC), END, heard)
@@ -92,7 +92,7 @@ def test_a_cancel_during_a_step_takes_effect_before_the_next_one() -> None:
     engine.submit(
         sample_of(replace(SPEC, steps=150)), StageSegment(Stage.BASE, 150, last=True), heard
     )
-    assert denoiser.entered.wait(10)  # it stands at the gate, inside the step
+    assert denoiser.entered.wait(10)  # it waits at the gate, inside the step
     engine.cancel("one", heard)
     denoiser.gate.set()
     until(lambda: engine.stats().cancelled)
@@ -115,7 +115,7 @@ def test_snapshots_come_every_few_steps_and_not_too_often() -> None:
 
 
 def test_a_snapshot_owns_its_memory() -> None:
-    """A row's view would keep, and send, the whole batch."""
+    """A view of a row would keep, and send, the whole batch."""
     clock = iter(range(10**6))
     engine = engine_over(ConstantDenoiser(), clock=lambda: next(clock))
     heard = Heard()
@@ -131,7 +131,7 @@ def test_a_snapshot_owns_its_memory() -> None:
             assert latents.shape == (4, 8, 8)
 
 
-def test_a_turn_that_fails_hurts_its_own_samples_alone() -> None:
+def test_a_failed_turn_ends_only_its_own_samples() -> None:
     denoiser = ConstantDenoiser()
     denoiser.failures = [ValueError("a secret inside")]
     engine, first, second = engine_over(denoiser), Heard(), Heard()
@@ -145,7 +145,7 @@ def test_a_turn_that_fails_hurts_its_own_samples_alone() -> None:
     engine.check()
 
 
-def test_an_image_that_finds_no_room_alone_is_tried_once_more() -> None:
+def test_an_image_that_runs_out_of_memory_alone_is_retried_once() -> None:
     denoiser = ConstantDenoiser()
     denoiser.failures = [torch.OutOfMemoryError("CUDA out of memory")]
     engine, heard = engine_over(denoiser), Heard()
@@ -154,7 +154,7 @@ def test_an_image_that_finds_no_room_alone_is_tried_once_more() -> None:
     assert heard.finished
 
 
-def test_an_image_that_alone_finds_no_room_twice_can_never_fit() -> None:
+def test_an_image_that_runs_out_of_memory_alone_twice_is_too_large() -> None:
     denoiser = ConstantDenoiser()
     denoiser.failures = [torch.OutOfMemoryError("CUDA out of memory")] * 2
     engine, heard, next_one = engine_over(denoiser), Heard(), Heard()
@@ -166,7 +166,7 @@ def test_an_image_that_alone_finds_no_room_twice_can_never_fit() -> None:
     assert next_one.finished
 
 
-def test_images_that_find_no_room_together_may_come_again() -> None:
+def test_images_that_run_out_of_memory_together_may_be_sent_again() -> None:
     denoiser = ConstantDenoiser()
     denoiser.failures = [torch.OutOfMemoryError("CUDA out of memory")]
     engine, first, second = engine_over(denoiser), Heard(), Heard()
@@ -177,7 +177,7 @@ def test_images_that_find_no_room_together_may_come_again() -> None:
     assert isinstance(second.failed.error, OutOfMemory)
 
 
-def test_an_engine_that_fails_again_and_again_is_ill() -> None:
+def test_an_engine_whose_turns_fail_in_a_row_is_unhealthy() -> None:
     denoiser = ConstantDenoiser()
     denoiser.failures = [RuntimeError("CUDA error: device-side assert")] * 3
     engine = engine_over(denoiser)
@@ -196,7 +196,7 @@ def test_a_snapshot_of_another_profile_is_not_continued() -> None:
     assert isinstance(heard.failed.error, ProfileChanged)
 
 
-def test_a_leg_that_only_decodes_is_bound_to_the_profile_that_decoded_it() -> None:
+def test_a_segment_that_only_decodes_is_bound_to_the_profile_that_decoded_it() -> None:
     engine, heard = engine_over(ConstantDenoiser()), Heard()
     present = replace(sample_of(SPEC), index=10, latents=np.zeros((4, 8, 8), np.float32))
     engine.submit(present, END, heard)
@@ -218,7 +218,7 @@ def test_a_sample_sent_again_replaces_the_first_and_late_cancels_do_not_touch_it
     assert engine.stats().cancelled == 0
 
 
-def test_a_sample_without_a_step_to_take_is_refused_without_harm() -> None:
+def test_a_sample_without_steps_is_refused_and_others_go_on() -> None:
     engine, heard, beside = engine_over(ConstantDenoiser()), Heard(), Heard()
     engine.submit(sample_of(SPEC), StageSegment(Stage.BASE, 0, last=False), heard)
     engine.submit(sample_of(SPEC, "beside"), END, beside)
@@ -227,7 +227,7 @@ def test_a_sample_without_a_step_to_take_is_refused_without_harm() -> None:
     assert beside.finished
 
 
-def test_a_listener_that_fails_hurts_nobody_else() -> None:
+def test_a_listener_that_raises_does_not_affect_other_samples() -> None:
     def broken(event: object) -> None:
         raise RuntimeError("its event loop is closed")
 
@@ -239,7 +239,7 @@ def test_a_listener_that_fails_hurts_nobody_else() -> None:
     engine.check()
 
 
-def test_closing_hands_every_sample_back_before_the_thread_ends() -> None:
+def test_close_hands_every_sample_back_before_the_thread_ends() -> None:
     denoiser = ConstantDenoiser()
     engine, heard = engine_over(denoiser), Heard()
     engine.start()
@@ -288,22 +288,22 @@ def test_the_engine_works_on_its_own_thread_which_blocks_while_there_is_no_work(
     assert engine.turns == [("engine", True)] * 3 * turns_per_sample + [("engine", False)]
 
 
-def test_facts_tell_where_everybody_stands_and_what_is_owed() -> None:
+def test_stats_have_the_position_of_every_sample_and_the_owed_work() -> None:
     ticks = iter(i * 0.01 for i in range(10**6))
     engine = engine_over(ConstantDenoiser(), clock=lambda: next(ticks))
     engine.submit(sample_of(SPEC), END, Heard())
     for _ in range(4):
         engine.turn()
-    facts = engine.stats()
-    assert facts.positions == {"one": 3}
-    assert (facts.turns, facts.steps, facts.finished) == (3, 3, 0)
-    assert [item.steps_left for item in engine.pending()] == [7]
+    stats = engine.stats()
+    assert stats.positions == {"one": 3}
+    assert (stats.turns, stats.steps, stats.finished) == (3, 3, 0)
+    assert [work.steps_left for work in engine.pending()] == [7]
     drain(engine)
     assert engine.pending() == ()
     assert engine.stats().finished == 1
 
 
-def test_every_step_is_noted_with_its_samples_rows_and_seconds() -> None:
+def test_every_step_is_recorded_with_its_samples_rows_and_seconds() -> None:
     turns: list[StepRecord] = []
     ticks = iter(range(10**6))
     engine = engine_over(ConstantDenoiser(), clock=lambda: float(next(ticks)), on_step=turns.append)

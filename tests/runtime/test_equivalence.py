@@ -10,12 +10,12 @@ import pytest
 from serve_app.core.diffusion.samplers import Sampler, Solver
 from serve_app.core.diffusion.spec import ImageSpec
 from tests.support.demo_models import Engines
-from tests.support.engine_runs import walk
+from tests.support.engine_runs import run_images
 from tests.support.reference_diffusers import Stock
 
 LEVELS = 2  # of 255
 SOLVERS = [Sampler(solver) for solver in Solver] + [Sampler.DPMPP_2M_KARRAS]
-# Stock goes over one step of Heun's twice at the hand-off; see test_a_pair_of_heun_is_never_cut.
+# Stock repeats one step of Heun's at the hand-off; see test_a_pair_of_heun_is_never_cut.
 CONTINUED = [sampler for sampler in SOLVERS if sampler is not Sampler.HEUN]
 
 
@@ -31,18 +31,18 @@ def spec(**requested: object) -> ImageSpec:
     return ImageSpec(**(plain | requested))  # type: ignore[arg-type]
 
 
-Walked = Callable[..., dict[ImageSpec, np.ndarray]]
+RunTogether = Callable[..., dict[ImageSpec, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
-def walked(engines: Engines) -> Walked:
-    """Our pictures of several specs that travel together: each such walk is made once."""
+def run_together(engines: Engines) -> RunTogether:
+    """Our images of several specs that run together; each set of specs runs once."""
 
     @cache
     def walk_of(
         specs: tuple[ImageSpec, ...], source: bytes | None = None, *, refiner: bool = False
     ) -> dict[ImageSpec, np.ndarray]:
-        pictures = walk(engines(refiner=refiner), [(item, source) for item in specs])
+        pictures = run_images(engines(refiner=refiner), [(spec, source) for spec in specs])
         return dict(zip(specs, pictures, strict=True))
 
     return walk_of
@@ -78,7 +78,7 @@ MIXED = [
 def test_a_mixed_batch_gives_what_stock_gives_for_each_alone(
     engines: Engines, stock: Stock, mode: str
 ) -> None:
-    pictures = walk(
+    pictures = run_images(
         engines(mode),
         [(s, None) for s in MIXED],
     )
@@ -88,10 +88,10 @@ def test_a_mixed_batch_gives_what_stock_gives_for_each_alone(
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_every_sampler_draws_what_stock_draws(
-    walked: Walked, stock: Stock, sampler: Sampler
+    run_together: RunTogether, stock: Stock, sampler: Sampler
 ) -> None:
     requested = spec(steps=7, sampler=sampler)
-    pictures = walked(each(list(Sampler), steps=7))
+    pictures = run_together(each(list(Sampler), steps=7))
     assert distance(pictures[requested], stock.image(requested)) <= LEVELS
 
 
@@ -100,23 +100,23 @@ def test_every_sampler_draws_what_stock_draws(
     "strength", [0.5, *(pytest.param(more, marks=pytest.mark.long) for more in (0.2, 0.9))]
 )
 def test_an_image_from_an_image_is_stocks(
-    walked: Walked, stock: Stock, photo: bytes, strength: float, sampler: Sampler
+    run_together: RunTogether, stock: Stock, photo: bytes, strength: float, sampler: Sampler
 ) -> None:
     requested = spec(strength=strength, sampler=sampler)
-    pictures = walked(each(SOLVERS, strength=strength), photo)
+    pictures = run_together(each(SOLVERS, strength=strength), photo)
     assert distance(pictures[requested], stock.image(requested, photo)) <= LEVELS
 
 
 @pytest.mark.parametrize("sampler", CONTINUED)
 @pytest.mark.parametrize("handoff", [0.8, pytest.param(0.6, marks=pytest.mark.long)])
 def test_base_and_refiner_together_are_stocks_ensemble(
-    walked: Walked, stock: Stock, handoff: float, sampler: Sampler
+    run_together: RunTogether, stock: Stock, handoff: float, sampler: Sampler
 ) -> None:
     kinds: list[dict[str, object]] = [
         {"handoff": handoff, "steps": 25},
         {"handoff": handoff, "steps": 12, "negative_prompt": "grey", "seed": 11},
     ]
-    pictures = walked(sum((each(CONTINUED, **kind) for kind in kinds), ()), refiner=True)
+    pictures = run_together(sum((each(CONTINUED, **kind) for kind in kinds), ()), refiner=True)
     for kind in kinds:
         requested = spec(sampler=sampler, **kind)
         assert distance(pictures[requested], stock.image(requested, refine=True)) <= LEVELS
@@ -125,10 +125,10 @@ def test_base_and_refiner_together_are_stocks_ensemble(
 @pytest.mark.parametrize("sampler", CONTINUED)
 @pytest.mark.parametrize("handoff", [0.8, pytest.param(0.6, marks=pytest.mark.long)])
 def test_the_two_stage_refine_is_stocks(
-    walked: Walked, stock: Stock, photo: bytes, handoff: float, sampler: Sampler
+    run_together: RunTogether, stock: Stock, photo: bytes, handoff: float, sampler: Sampler
 ) -> None:
     requested = spec(strength=0.6, handoff=handoff, sampler=sampler)
-    pictures = walked(each(CONTINUED, strength=0.6, handoff=handoff), photo, refiner=True)
+    pictures = run_together(each(CONTINUED, strength=0.6, handoff=handoff), photo, refiner=True)
     assert distance(pictures[requested], stock.image(requested, photo, refine=True)) <= LEVELS
 
 
@@ -137,7 +137,7 @@ def test_an_image_that_enters_after_the_handoff_is_the_refiners_alone(
 ) -> None:
     requested = spec(strength=0.2, handoff=0.8, steps=30)
     pair = engines(refiner=True)
-    (picture,) = walk(pair, [(requested, photo)])
+    (picture,) = run_images(pair, [(requested, photo)])
     assert all(e.stats().steps == 0 for stage, e in pair.items() if stage == "base")
     assert distance(picture, stock.refined_alone(requested, photo)) <= LEVELS
 
@@ -151,7 +151,7 @@ def test_a_stage_without_steps_is_legal(
     engines: Engines, stock: Stock, steps: int, sampler: Sampler
 ) -> None:
     requested = spec(steps=steps, sampler=sampler, handoff=0.8)
-    (picture,) = walk(engines(refiner=True), [(requested, None)])
+    (picture,) = run_images(engines(refiner=True), [(requested, None)])
     assert distance(picture, stock.image(requested, refine=True)) <= LEVELS
 
 
@@ -161,15 +161,15 @@ def test_an_absent_negative_prompt_is_not_an_empty_one(
     engines: Engines, stock: Stock, negative: str | None, refine: bool
 ) -> None:
     requested = spec(negative_prompt=negative, handoff=0.8 if refine else 1.0, steps=8)
-    (picture,) = walk(engines(refiner=refine), [(requested, None)])
+    (picture,) = run_images(engines(refiner=refine), [(requested, None)])
     assert distance(picture, stock.image(requested, refine=refine)) <= LEVELS
 
 
 def test_pictures_of_other_sizes_are_stocks(engines: Engines, stock: Stock) -> None:
     requested = [spec(width=152, height=104, steps=6), spec(width=96, height=168, steps=8)]
-    pictures = walk(engines(), [(s, None) for s in requested])
-    for picture, item in zip(pictures, requested, strict=True):
-        assert distance(picture, stock.image(item)) <= LEVELS
+    pictures = run_images(engines(), [(s, None) for s in requested])
+    for picture, expected in zip(pictures, requested, strict=True):
+        assert distance(picture, stock.image(expected)) <= LEVELS
 
 
 @pytest.mark.parametrize(
@@ -189,13 +189,13 @@ def test_pictures_of_other_sizes_are_stocks(engines: Engines, stock: Stock) -> N
 def test_the_comparison_would_notice(
     engines: Engines, stock: Stock, change: dict[str, object]
 ) -> None:
-    """The control: each thing asked for moves the picture by far more than the tolerance. At six
+    """The control: each option changes the image by far more than the tolerance. At six
     steps, since a trained network draws nearly the same in twenty and in twenty-one."""
-    (picture,) = walk(engines(), [(spec(**{"steps": 6, **change}), None)])
+    (picture,) = run_images(engines(), [(spec(**{"steps": 6, **change}), None)])
     assert distance(picture, stock.image(spec(steps=6))) > 5 * LEVELS
 
 
 def test_the_handoff_shows_in_the_picture(engines: Engines, stock: Stock) -> None:
-    (picture,) = walk(engines(refiner=True), [(replace(spec(), handoff=0.3), None)])
+    (picture,) = run_images(engines(refiner=True), [(replace(spec(), handoff=0.3), None)])
     theirs = stock.image(replace(spec(), handoff=0.8), refine=True)
     assert distance(picture, theirs) > 5 * LEVELS

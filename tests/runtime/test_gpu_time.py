@@ -28,7 +28,7 @@ EXACT = 1e-9
 
 
 class Timer:
-    """A clock that moves when somebody works."""
+    """A clock that moves when a model works."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -38,7 +38,7 @@ class Timer:
 
 
 class TimedDenoiser(ConstantDenoiser):
-    """Each call takes its seconds: so many for a call, and for each row and latent pixel."""
+    """A denoiser whose calls take seconds per call, and per row and latent pixel."""
 
     def __init__(self, timer: Timer, call: float, pixel: float) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class TimedDenoiser(ConstantDenoiser):
 
 
 class TimedPixels(MeanPixels):
-    """Pictures take time by their area, either way."""
+    """A codec whose encodes and decodes take time by the image's area."""
 
     def __init__(self, timer: Timer) -> None:
         self._timer = timer
@@ -67,7 +67,7 @@ class TimedPixels(MeanPixels):
 
 
 def timed(lanes: int = 8) -> tuple[Engine, Timer, TimedDenoiser]:
-    """Base and refiner on one engine, each with a speed of its own."""
+    """Base and refiner on one engine, each with its own speed."""
     timer = Timer()
     base, refiner = TimedDenoiser(timer, 0.1, 1e-3), TimedDenoiser(timer, 0.05, 2e-3)
     models = {
@@ -76,26 +76,29 @@ def timed(lanes: int = 8) -> tuple[Engine, Timer, TimedDenoiser]:
         )
         for key, denoiser in ((base_key("fox"), base), (REFINER, refiner))
     }
-    makers = {name: lambda to_come, before, item=item: item for name, item in models.items()}
-    shelf = ModelCache(makers, capacity=2, pinned=[REFINER])
-    return Engine(shelf, snapshot_every=10**9, clock=timer), timer, base
+    makers = {
+        name: lambda reserve_for, previous_plan, model=model: model
+        for name, model in models.items()
+    }
+    cache = ModelCache(makers, capacity=2, pinned=[REFINER])
+    return Engine(cache, snapshot_every=10**9, clock=timer), timer, base
 
 
-class Walking:
-    """An image that goes on to its next leg by itself; and what it has spent."""
+class TimedImage:
+    """An image that submits its next segment by itself, and the GPU time it has used."""
 
     def __init__(self, engine: Engine, spec: ImageSpec, id: str) -> None:
         source = None if spec.strength is None else bytes(3 * spec.width * spec.height)
         spec = replace(spec, model="fox")
         self.sample = sample_of(spec, id, source, refiner=True)
-        self.legs = stage_segments(self.sample.schedule, spec.handoff, refiner=True)
+        self.segments = stage_segments(self.sample.schedule, spec.handoff, refiner=True)
         self.spent = GpuTime()
         self._engine = engine
 
-    def go(self) -> None:
-        leg, *_ = self.legs
+    def submit(self) -> None:
+        segment, *_ = self.segments
         self._engine.submit(
-            replace(self.sample, stage=leg.stage, solver_state=(), profile=None), leg, self
+            replace(self.sample, stage=segment.stage, solver_state=(), profile=None), segment, self
         )
 
     def __call__(self, event: Event) -> None:
@@ -104,9 +107,9 @@ class Walking:
             self.spent.measured + event.gpu_time.measured,
             self.spent.predicted + event.gpu_time.predicted,
         )
-        self.sample, self.legs = event.sample, self.legs[1:]
-        if self.legs:
-            self.go()
+        self.sample, self.segments = event.sample, self.segments[1:]
+        if self.segments:
+            self.submit()
 
 
 MIXTURE = [
@@ -125,11 +128,11 @@ MIXTURE = [
 ]
 
 
-def send(engine: Engine, gap: int) -> list[Walking]:
-    """The mixture, one image after so many turns; all have ended."""
-    images = [Walking(engine, spec, str(number)) for number, spec in enumerate(MIXTURE)]
+def run_mixture(engine: Engine, gap: int) -> list[TimedImage]:
+    """Submit the mixture, an image every `gap` turns, and run it to the end."""
+    images = [TimedImage(engine, spec, str(number)) for number, spec in enumerate(MIXTURE)]
     for image in images:
-        image.go()
+        image.submit()
         for _ in range(gap):
             engine.turn()
     drain(engine)
@@ -137,41 +140,41 @@ def send(engine: Engine, gap: int) -> list[Walking]:
 
 
 @pytest.mark.parametrize(("lanes", "off"), [(8, EXACT), (0, 0.01)])
-def test_once_every_turn_was_seen_an_image_s_time_is_foretold_exactly(
+def test_once_every_turn_was_measured_an_images_time_is_predicted_exactly(
     lanes: int, off: float
 ) -> None:
-    """Without fixed lanes some numbers of rows are rare: what lies between others is set there."""
+    """Without fixed lanes some numbers of rows are rare, and their costs are interpolated."""
     engine, _, _ = timed(lanes)
     for gap in (0, 3, 9):
-        send(engine, gap)
+        run_mixture(engine, gap)
     for gap in (0, 5, 30):
-        for image in send(engine, gap):
+        for image in run_mixture(engine, gap):
             assert image.spent.predicted == pytest.approx(image.spent.measured, rel=off)
 
 
-def test_what_images_spend_together_is_what_the_device_was_busy() -> None:
+def test_the_images_gpu_times_add_up_to_the_time_the_device_was_busy() -> None:
     engine, timer, _ = timed()
-    images = send(engine, 4)
+    images = run_mixture(engine, 4)
     assert sum(image.spent.measured for image in images) == pytest.approx(timer.now)
-    facts = engine.stats()
-    assert facts.gpu_seconds == pytest.approx(timer.now)
-    assert facts.wasted_gpu_seconds == 0
+    stats = engine.stats()
+    assert stats.gpu_seconds == pytest.approx(timer.now)
+    assert stats.wasted_gpu_seconds == 0
 
 
-def test_time_in_which_nothing_is_here_is_nobody_s() -> None:
+def test_idle_time_is_charged_to_no_image() -> None:
     engine, timer, _ = timed()
-    send(engine, 0)
+    run_mixture(engine, 0)
     busy = engine.stats().gpu_seconds
     timer.now += 1000
-    (image, *_) = images = send(engine, 0)
+    (image, *_) = images = run_mixture(engine, 0)
     assert image.spent.measured < 10
-    assert sum(item.spent.measured for item in images) == pytest.approx(busy)
+    assert sum(image.spent.measured for image in images) == pytest.approx(busy)
 
 
 @pytest.mark.parametrize("number", [1, 4, 7])
-def test_what_is_owed_is_what_it_then_takes(number: int) -> None:
+def test_the_owed_seconds_are_the_seconds_that_the_work_takes(number: int) -> None:
     engine, timer, _ = timed()
-    send(engine, 0)
+    run_mixture(engine, 0)
     for n in range(number):
         spec = replace(SPEC, model="fox", steps=4 + n, guidance=1.0 + n % 2)
         engine.submit(sample_of(spec, str(n)), StageSegment(Stage.BASE, 4 + n, last=True), Heard())
@@ -182,20 +185,20 @@ def test_what_is_owed_is_what_it_then_takes(number: int) -> None:
     assert owed == pytest.approx(timer.now - began, rel=EXACT)
 
 
-def test_a_mixture_is_owed_what_it_then_takes_but_for_the_order_in_which_it_is_ready() -> None:
-    """A forecast lets everybody step at once, though base images and pictures come one by one."""
+def test_a_mixture_takes_its_owed_seconds_except_for_the_order_of_readiness() -> None:
+    """A forecast lets all images step at once, though encodes and decodes run one by one."""
     engine, timer, _ = timed()
-    send(engine, 0)
-    images = [Walking(engine, spec, str(number)) for number, spec in enumerate(MIXTURE)]
-    known = [item for image in images for item in pending_work(image.sample, image.legs)]
-    owed, began = forecast(known, engine.stats().costs).seconds, timer.now
+    run_mixture(engine, 0)
+    images = [TimedImage(engine, spec, str(number)) for number, spec in enumerate(MIXTURE)]
+    work = [pending for image in images for pending in pending_work(image.sample, image.segments)]
+    owed, began = forecast(work, engine.stats().costs).seconds, timer.now
     for image in images:
-        image.go()
+        image.submit()
     drain(engine)
     assert owed == pytest.approx(timer.now - began, rel=0.1)
 
 
-def test_a_size_that_was_never_seen_is_foretold_by_its_work() -> None:
+def test_a_size_that_was_never_measured_is_predicted_by_its_work() -> None:
     engine, timer, _ = timed()
     for side in (64, 128, 256):
         spec = replace(SPEC, model="fox", width=side, height=side)
@@ -209,16 +212,14 @@ def test_a_size_that_was_never_seen_is_foretold_by_its_work() -> None:
     assert owed == pytest.approx(timer.now - began, rel=0.1)
 
 
-def test_what_a_cancelled_or_failed_image_spent_was_wasted_and_what_it_leaves_others_is_not() -> (
-    None
-):
+def test_the_time_of_cancelled_and_failed_images_is_wasted_and_no_other_time() -> None:
     engine, timer, base = timed()
     departed, beside = Heard(), Heard()
-    for id, heard in (("gone", departed), ("beside", beside)):
+    for id, heard in (("cancelled", departed), ("beside", beside)):
         engine.submit(sample_of(replace(SPEC, model="fox"), id), END, heard)
     for _ in range(6):
         engine.turn()
-    engine.cancel("gone", departed)
+    engine.cancel("cancelled", departed)
     drain(engine)
     wasted = engine.stats().wasted_gpu_seconds
     assert wasted == pytest.approx(4 * (0.1 + 8 * 64 * 1e-3) / 2)
@@ -230,7 +231,7 @@ def test_what_a_cancelled_or_failed_image_spent_was_wasted_and_what_it_leaves_ot
     assert whole == pytest.approx(engine.stats().gpu_seconds) == timer.now
 
 
-def test_what_was_spent_on_an_image_that_goes_on_elsewhere_was_not_wasted() -> None:
+def test_the_time_of_an_image_that_continues_elsewhere_is_not_wasted() -> None:
     engine, timer, _ = timed()
     heard = Heard()
     engine.submit(sample_of(replace(SPEC, model="fox")), END, heard)

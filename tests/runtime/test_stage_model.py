@@ -67,7 +67,7 @@ def test_an_image_from_an_image_uses_the_second_draw_after_the_posteriors() -> N
     assert begun.noise_draws == 2
 
 
-def test_an_ancestral_image_draws_on_and_a_resumed_one_draws_what_comes_next() -> None:
+def test_a_resumed_ancestral_image_takes_the_next_draws_of_its_noise() -> None:
     spec = ImageSpec(
         prompt="a fox", seed=9, width=64, height=64, steps=10, guidance=5, sampler=Sampler.EULER_A
     )
@@ -81,7 +81,7 @@ def test_an_ancestral_image_draws_on_and_a_resumed_one_draws_what_comes_next() -
     assert torch.equal(present.latents, resumed.latents)
 
 
-def test_a_sample_without_latents_or_guide_is_a_mistake_that_is_named() -> None:
+def test_a_sample_without_latents_or_conditioning_raises_an_error_that_names_them() -> None:
     model = analytic_model(ConstantDenoiser())
     fresh = live(sample_of(SPEC))
     with pytest.raises(ValueError, match="no latents yet"):
@@ -91,7 +91,7 @@ def test_a_sample_without_latents_or_guide_is_a_mistake_that_is_named() -> None:
 
 
 class LongSlotDenoiser(ConstantDenoiser):
-    """Breaks the promise for prompts of more than one chunk."""
+    """Breaks batch invariance for prompts of more than one chunk."""
 
     def __call__(
         self, x: torch.Tensor, points: Sequence[DenoiserInput], lanes: int
@@ -102,7 +102,7 @@ class LongSlotDenoiser(ConstantDenoiser):
 
 
 class SlotDenoiser(ConstantDenoiser):
-    """Breaks the promise: what comes out depends on the slot."""
+    """Breaks batch invariance: the result depends on the slot."""
 
     def __call__(
         self, x: torch.Tensor, points: Sequence[DenoiserInput], lanes: int
@@ -110,7 +110,7 @@ class SlotDenoiser(ConstantDenoiser):
         return x * torch.arange(1.0, len(points) + 1).view(-1, 1, 1, 1)
 
 
-def test_a_machine_that_breaks_the_promise_is_found_out() -> None:
+def test_a_machine_without_batch_invariance_is_detected() -> None:
     analytic_model(ConstantDenoiser()).check_batch_invariance()
     with pytest.raises(OperatorError, match="MODEL_DETERMINISM=strict can't be kept"):
         analytic_model(SlotDenoiser()).check_batch_invariance()

@@ -26,7 +26,7 @@ NOISE = NoiseConfig.from_scheduler_config(
 
 @dataclass
 class Heard:
-    """A listener that remembers."""
+    """A listener that records its events."""
 
     events: list[Event] = field(default_factory=list)
 
@@ -58,14 +58,14 @@ class Heard:
 
 
 def whole(sample: HostSample) -> StageSegment:
-    """All of its way, by base alone."""
+    """The segment of all steps, on base alone."""
     return StageSegment(Stage.BASE, len(sample.schedule), last=True)
 
 
 def sample_of(
     spec: ImageSpec, id: str = "one", source: bytes | None = None, *, refiner: bool = False
 ) -> HostSample:
-    """The sample of a spec at the door of its first stage."""
+    """The sample of a spec, before its first stage."""
     schedule = make_schedule(NOISE, spec.sampler, spec.steps, spec.strength, spec.handoff)
     first = stage_segments(schedule, spec.handoff, refiner=refiner)[0]
     return new_sample(id, spec, schedule, first.stage, ImageInputs(source))
@@ -76,30 +76,30 @@ def drain(engine: Engine) -> None:
         pass
 
 
-def walk(
+def run_images(
     engines: dict[Stage, Engine], requests: Sequence[tuple[ImageSpec, bytes | None]]
 ) -> list[RgbImage]:
-    """The pictures of several images that travel together through the stages."""
+    """The images of several requests that run together through the stages."""
     samples = [
         sample_of(spec, f"image {i}", source, refiner=Stage.REFINER in engines)
         for i, (spec, source) in enumerate(requests)
     ]
-    pictures: dict[str, RgbImage] = {}
+    images: dict[str, RgbImage] = {}
     for stage, engine in engines.items():
         heard: dict[str, Heard] = {}
         for i, sample in enumerate(samples):
-            legs = stage_segments(
+            segments = stage_segments(
                 sample.schedule, sample.spec.handoff, refiner=Stage.REFINER in engines
             )
-            for leg in legs:
-                if leg.stage is stage:
+            for segment in segments:
+                if segment.stage is stage:
                     heard[sample.id] = Heard()
-                    engine.submit(for_stage(samples[i], stage), leg, heard[sample.id])
+                    engine.submit(for_stage(samples[i], stage), segment, heard[sample.id])
         drain(engine)
         for i, sample in enumerate(samples):
             if sample.id in heard:
                 end = heard[sample.id].finished
                 samples[i] = end.sample
                 if end.image is not None:
-                    pictures[sample.id] = end.image
-    return [pictures[sample.id] for sample in samples]
+                    images[sample.id] = end.image
+    return [images[sample.id] for sample in samples]

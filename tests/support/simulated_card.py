@@ -13,7 +13,7 @@ class SimulatedCard(Device):
     """A card on the CPU that counts the bytes of what is fetched to it, each a copy of its own."""
 
     bytes: dict[str, int] = field(
-        default_factory=lambda: {"now": 0, "peak": 0, "room": 1 << 40, "pinnable": 1 << 40}
+        default_factory=lambda: {"now": 0, "peak": 0, "capacity": 1 << 40, "pinnable": 1 << 40}
     )
     blocks: list[int] = field(default_factory=list)  # bytes of each that was pinned
 
@@ -28,7 +28,7 @@ class SimulatedCard(Device):
         return torch.empty(bytes, dtype=torch.uint8)
 
     def fetch(self, copy: torch.Tensor) -> torch.Tensor:
-        if self.bytes["now"] + copy.nbytes > self.bytes["room"]:
+        if self.bytes["now"] + copy.nbytes > self.bytes["capacity"]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.bytes["now"] += copy.nbytes
         self.bytes["peak"] = max(self.bytes["peak"], self.bytes["now"])

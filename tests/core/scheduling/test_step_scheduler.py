@@ -130,7 +130,7 @@ def test_decoding_and_stepping_take_turns() -> None:
     assert works[first : first + 8] == [WorkKind.DECODE, WorkKind.STEP] * 4
 
 
-def test_a_cancelled_sample_is_gone_before_the_next_plan() -> None:
+def test_a_cancelled_sample_is_not_in_the_next_plan() -> None:
     scheduler = scheduler_of(sample("a", 50), sample("b", 4))
     running = turns(scheduler)
     for _ in range(3):
@@ -141,7 +141,7 @@ def test_a_cancelled_sample_is_gone_before_the_next_plan() -> None:
     assert not scheduler.cancel("a")
 
 
-def test_an_evicted_sample_is_handed_back_as_it_stands_and_continues_elsewhere() -> None:
+def test_an_evicted_sample_is_returned_unchanged_and_continues_elsewhere() -> None:
     scheduler = scheduler_of(sample("a", 10))
     running = turns(scheduler)
     for _ in range(4):
@@ -157,16 +157,16 @@ def test_an_evicted_sample_is_handed_back_as_it_stands_and_continues_elsewhere()
         scheduler.remove("a")
 
 
-def test_a_leg_that_is_not_the_last_ends_without_a_decode() -> None:
+def test_a_segment_that_is_not_the_last_ends_without_a_decode() -> None:
     scheduler: StepScheduler[float] = StepScheduler({ModelKey(Stage.BASE): BatchSize(4, 8)})
     scheduler.add(sample("a", 10), StageSegment(Stage.BASE, 3, last=False))
     works = [plan.work for plan, _ in turns(scheduler)]
     assert works == [WorkKind.CONDITION, WorkKind.STEP, WorkKind.STEP, WorkKind.STEP]
 
 
-def test_a_last_leg_without_steps_is_only_decoded() -> None:
-    queued = replace(sample("a", 4), index=4, latents=1.0)
-    assert [plan.work for plan, _ in turns(scheduler_of(queued))] == [WorkKind.DECODE]
+def test_a_last_segment_without_steps_is_only_decoded() -> None:
+    stepped = replace(sample("a", 4), index=4, latents=1.0)
+    assert [plan.work for plan, _ in turns(scheduler_of(stepped))] == [WorkKind.DECODE]
 
 
 def test_a_sample_is_taken_once_and_never_without_a_step_to_take() -> None:
@@ -179,12 +179,12 @@ def test_a_sample_is_taken_once_and_never_without_a_step_to_take() -> None:
 
 
 @pytest.mark.parametrize(("images", "lanes"), [(0, 8), (1, 1)])
-def test_a_batch_without_room_for_one_image_cannot_be(images: int, lanes: int) -> None:
+def test_a_batch_size_below_one_image_is_an_error(images: int, lanes: int) -> None:
     with pytest.raises(ValueError, match="at least one image and its two rows"):
         BatchSize(images, lanes)
 
 
-def test_its_state_can_be_read() -> None:
+def test_the_repr_shows_the_schedulers_state() -> None:
     scheduler = scheduler_of(sample("a", 1), sample("b", 9, side=128), sample("c", strength=0.5))
     assert repr(scheduler) == (
         "<StepScheduler 3 waiting | 0 stepping in 0 batch keys | 0 decoding>"
@@ -213,31 +213,31 @@ def test_its_state_can_be_read() -> None:
     st.booleans(),
 )
 def test_everything_accepted_ends_once_with_all_its_steps(
-    arrivals_item: list[tuple[int, float, int, bool]], images: int, strict: bool
+    arrivals: list[tuple[int, float, int, bool]], images: int, strict: bool
 ) -> None:
     lanes = 2 * images if strict else 0
     scheduler: StepScheduler[float] = StepScheduler(
         {ModelKey(Stage.BASE): BatchSize(images, lanes)}
     )
-    for number, (steps, guidance, side, from_image) in enumerate(arrivals_item):
-        queued = sample(
+    for number, (steps, guidance, side, from_image) in enumerate(arrivals):
+        arrival = sample(
             str(number),
             steps,
             guidance=guidance,
             side=side,
             strength=1.0 if from_image else None,
         )
-        scheduler.add(queued, whole_segment(queued))
-    steps_taken = [0] * len(arrivals_item)
+        scheduler.add(arrival, whole_segment(arrival))
+    steps_taken = [0] * len(arrivals)
     done: list[str] = []
     for plan, ended in turns(scheduler):
         if plan.work is WorkKind.STEP:
             assert sum(s.spec.rows for s in plan.samples) <= plan.lanes
-            for queued in plan.samples:
-                steps_taken[int(queued.id)] += 1
+            for stepped in plan.samples:
+                steps_taken[int(stepped.id)] += 1
         done += ended
-    assert sorted(done, key=int) == [str(n) for n in range(len(arrivals_item))]
-    assert steps_taken == [steps for steps, *_ in arrivals_item]
+    assert sorted(done, key=int) == [str(n) for n in range(len(arrivals))]
+    assert steps_taken == [steps for steps, *_ in arrivals]
 
 
 ARRIVALS = st.lists(
@@ -251,7 +251,7 @@ ARRIVALS = st.lists(
 def test_planning_twice_gives_the_same_plan_and_changes_nothing(
     arrivals: list[tuple[int, int, str, bool]], pauses: list[int]
 ) -> None:
-    """Two schedulers take the same samples; one is asked for its plan several times a turn."""
+    """Two schedulers take the same samples; one plans several times a turn."""
     first, second = base_key("a"), base_key("b")
     sizes = {first: BatchSize(2, 4), second: BatchSize(2, 4)}
     resident = [first]

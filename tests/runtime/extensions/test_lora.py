@@ -1,5 +1,5 @@
-"""LoRAs on the demo: each picture wears its own and equals stock's, to the byte in any company, and
-what has left leaves nothing behind."""
+"""LoRAs on the demo: each image has its own and equals stock's, with the same bytes in every batch,
+and a detached LoRA leaves nothing in memory."""
 
 import gc
 import json
@@ -35,7 +35,7 @@ from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.stage_model import Parts, StageModel
-from tests.support.engine_runs import Heard, drain, sample_of, walk, whole
+from tests.support.engine_runs import Heard, drain, run_images, sample_of, whole
 from tests.support.extension_files import lora_files
 from tests.support.keys import base_key, lora, lora_key
 from tests.support.lora_files import lora_file, merged
@@ -48,7 +48,7 @@ Files = dict[str, LoraFile]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """The same LoRA in three ways of writing, and others of other ranks, seeds and layers."""
+    """The same LoRA in three file formats, and others with other ranks, seeds and layers."""
     folder, demo = tmp_path_factory.mktemp("loras"), demo_folder(Stage.BASE)
     made = {
         "kohya": lora_file(demo, folder / "kohya.safetensors"),
@@ -78,7 +78,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 def engine_over(
-    checkpoint: Checkpoint, device: Device, files: Mapping[str, LoraFile], room: int = 2
+    checkpoint: Checkpoint, device: Device, files: Mapping[str, LoraFile], capacity: int = 2
 ) -> Engine:
     make = partial(
         build_stage_model,
@@ -86,11 +86,11 @@ def engine_over(
         device,
         images=2,
         strict=True,
-        extensions=lora_files(files, capacity=room),
+        extensions=lora_files(files, capacity=capacity),
     )
-    ticks = count()  # a second a look, so that every step has its snapshot
-    shelf = ModelCache({base_key("demo"): make}, extension_capacity=room)
-    return Engine(shelf, snapshot_every=1, clock=lambda: float(next(ticks)))
+    ticks = count()  # one second per reading, so that every step has its snapshot
+    cache = ModelCache({base_key("demo"): make}, extension_capacity=capacity)
+    return Engine(cache, snapshot_every=1, clock=lambda: float(next(ticks)))
 
 
 @pytest.fixture(scope="module")
@@ -104,77 +104,80 @@ def engine(checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files) -> E
     return engine_over(checkpoints[Stage.BASE], cpu, files)
 
 
-def wearing(*loras: tuple[str, float], **others: Any) -> ImageSpec:
+def with_loras(*loras: tuple[str, float], **others: Any) -> ImageSpec:
     return replace(SPEC, extensions=tuple(lora(*pair) for pair in loras), **others)
 
 
-def painted(engine: Engine, *specs: ImageSpec) -> list[bytes]:
-    return [p.tobytes() for p in walk({Stage.BASE: engine}, [(spec, None) for spec in specs])]
+def generate(engine: Engine, *specs: ImageSpec) -> list[bytes]:
+    return [p.tobytes() for p in run_images({Stage.BASE: engine}, [(spec, None) for spec in specs])]
 
 
 @pytest.fixture
-def tailored(checkpoints: dict[Stage, Checkpoint]) -> Stock:
-    """Stock pipelines of this test alone."""
+def stock_with_loras(checkpoints: dict[Stage, Checkpoint]) -> Stock:
+    """Stock pipelines that only this test changes."""
     return Stock.over(checkpoints)
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # of stock itself
 @pytest.mark.parametrize(
-    "worn",
+    "active",
     [
         [("kohya", 1.0)],
         [("peft", -0.7)],
         [("diffusers", 0.4)],
         [("soft.v1", 1.0), ("unet", 0.6), ("text", 1.3)],
     ],
-    ids=lambda worn: "+".join(name for name, _ in worn),
+    ids=lambda active: "+".join(name for name, _ in active),
 )
-def test_a_picture_with_loras_is_stock_diffusers_own(
-    engine: Engine, files: Files, tailored: Stock, worn: list[tuple[str, float]]
+def test_an_image_with_loras_equals_that_of_stock_diffusers(
+    engine: Engine, files: Files, stock_with_loras: Stock, active: list[tuple[str, float]]
 ) -> None:
-    for number, (name, _) in enumerate(sorted(worn)):
+    for number, (name, _) in enumerate(sorted(active)):
         path = files[name].path
-        tailored.base.load_lora_weights(
+        stock_with_loras.base.load_lora_weights(
             str(path.parent), weight_name=path.name, adapter_name=f"stock{number}"
         )
-    names = [f"stock{number}" for number in range(len(worn))]
-    tailored.base.set_adapters(names, [weight for _, weight in sorted(worn)])
-    spec = wearing(*worn)
-    (ours,) = walk({Stage.BASE: engine}, [(spec, None)])
-    assert abs(ours.astype(int) - tailored.image(spec)).max() <= 2
-    assert ours.tobytes() not in painted(engine, SPEC)
+    names = [f"stock{number}" for number in range(len(active))]
+    stock_with_loras.base.set_adapters(names, [weight for _, weight in sorted(active)])
+    spec = with_loras(*active)
+    (ours,) = run_images({Stage.BASE: engine}, [(spec, None)])
+    assert abs(ours.astype(int) - stock_with_loras.image(spec)).max() <= 2
+    assert ours.tobytes() not in generate(engine, SPEC)
 
 
-def test_the_way_it_is_written_changes_no_byte(engine: Engine) -> None:
+def test_equivalent_lora_files_give_the_same_bytes(engine: Engine) -> None:
     names = ("kohya", "peft", "diffusers", "some", "sgm", "first", "likewise")
-    item, two, three, some, sgm, first, likewise = painted(
-        engine, *(wearing((name, 1.0)) for name in names)
+    kohya, peft, diffusers, some, sgm, first, likewise = generate(
+        engine, *(with_loras((name, 1.0)) for name in names)
     )
-    assert item == two == three
-    assert some == sgm != item
+    assert kohya == peft == diffusers
+    assert some == sgm != kohya
     assert first == likewise != some
 
 
 @pytest.mark.parametrize("style", ["kohya", "peft"])
-def test_layers_with_ranks_and_alphas_of_their_own_count_as_their_file_says(
+def test_ranks_and_alphas_of_single_layers_are_applied(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, tmp_path: Path, style: str
 ) -> None:
-    """Stock diffusers gives most layers the commonest alpha, so the formula is the measure."""
+    """Stock gives most layers the commonest alpha, so the formula gives the expected image."""
     demo, path = demo_folder(Stage.BASE), tmp_path / "a.safetensors"
     lora_file(demo, path, style=style, ranks=[2, 4, 8], alphas=[1, 4, 4, 6, 2], by=0.2)
     file = {"a": inspect_lora(path)}
-    (worn,) = walk(
-        {Stage.BASE: engine_over(checkpoints[Stage.BASE], cpu, file)}, [(wearing(("a", 0.8)), None)]
+    (attached,) = run_images(
+        {Stage.BASE: engine_over(checkpoints[Stage.BASE], cpu, file)},
+        [(with_loras(("a", 0.8)), None)],
     )
     folder = merged(demo, tmp_path / "merged", path, style, weight=0.8)
     other = replace(inspect(folder, Stage.BASE), name="demo")
-    (logged,) = walk({Stage.BASE: engine_over(other, cpu, {})}, [(SPEC, None)])
-    assert abs(worn.astype(int) - logged).max() <= 2
-    (bare,) = walk({Stage.BASE: engine_over(checkpoints[Stage.BASE], cpu, {})}, [(SPEC, None)])
-    assert abs(bare.astype(int) - logged).max() > 20
+    (folded,) = run_images({Stage.BASE: engine_over(other, cpu, {})}, [(SPEC, None)])
+    assert abs(attached.astype(int) - folded).max() <= 2
+    (bare,) = run_images(
+        {Stage.BASE: engine_over(checkpoints[Stage.BASE], cpu, {})}, [(SPEC, None)]
+    )
+    assert abs(bare.astype(int) - folded).max() > 20
 
 
-def test_a_file_that_was_trained_with_dropout_drops_nothing_here(
+def test_a_file_that_was_trained_with_dropout_is_used_without_it(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, tmp_path: Path
 ) -> None:
     path, layers = tmp_path / "a.safetensors", ["to_q", "to_v"]
@@ -191,66 +194,68 @@ def test_a_file_that_was_trained_with_dropout_drops_nothing_here(
             notes={"format": "pt"} | notes,
         )
         file = {"a": inspect_lora(path)}
-        wearer = engine_over(checkpoints[Stage.BASE], cpu, file)
-        pictures += [painted(wearer, wearing(("a", 1.0)))[0] for _ in range(2)]
+        engine = engine_over(checkpoints[Stage.BASE], cpu, file)
+        pictures += [generate(engine, with_loras(("a", 1.0)))[0] for _ in range(2)]
     assert len(set(pictures)) == 1
 
 
-def crowd() -> list[ImageSpec]:
-    """Two LoRAs at once, with all that may differ beside them."""
+def mixed_specs() -> list[ImageSpec]:
+    """Two LoRAs at once, with every option that may differ between images."""
     return [
         SPEC,
         replace(SPEC, seed=5, steps=3),
-        wearing(("soft.v1", 1.0)),
-        wearing(("soft.v1", 1.0), seed=9, steps=9, negative_prompt="blur"),
-        wearing(("unet", 1.0)),
-        wearing(("unet", 1.0), seed=8, guidance=1.0, sampler=Sampler.EULER_A),
-        wearing(("unet", 0.5)),
-        wearing(("unet", 1.0), ("soft.v1", 1.0)),
+        with_loras(("soft.v1", 1.0)),
+        with_loras(("soft.v1", 1.0), seed=9, steps=9, negative_prompt="blur"),
+        with_loras(("unet", 1.0)),
+        with_loras(("unet", 1.0), seed=8, guidance=1.0, sampler=Sampler.EULER_A),
+        with_loras(("unet", 0.5)),
+        with_loras(("unet", 1.0), ("soft.v1", 1.0)),
     ]
 
 
-@pytest.mark.parametrize("room", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_loras_requested_for_at_once_change_their_own_pictures_alone(
-    checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, room: int
+@pytest.mark.parametrize("capacity", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_loras_requested_together_change_only_their_own_images(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, capacity: int
 ) -> None:
     alone = []
     for names in ([], ["soft.v1"], ["unet"], ["soft.v1", "unet"]):
         lone = engine_over(checkpoints[Stage.BASE], cpu, {name: files[name] for name in names})
         alone += [
-            painted(lone, spec)[0]
-            for spec in crowd()
+            generate(lone, spec)[0]
+            for spec in mixed_specs()
             if names == sorted(lora.name for lora in spec.extensions)
         ]
-    together = engine_over(checkpoints[Stage.BASE], cpu, files, room)
-    assert painted(together, *crowd()) == alone
+    together = engine_over(checkpoints[Stage.BASE], cpu, files, capacity)
+    assert generate(together, *mixed_specs()) == alone
     assert len(set(alone)) == len(alone)
-    assert painted(together, *reversed(crowd())) == alone[::-1]
+    assert generate(together, *reversed(mixed_specs())) == alone[::-1]
 
 
-def test_the_order_they_are_requested_in_and_one_that_weighs_nothing_change_no_byte(
+def test_the_order_of_loras_and_a_weight_of_zero_change_no_byte(
     engine: Engine,
 ) -> None:
     some = [("unet", 1.0), ("soft.v1", 0.5)]
-    item, other, more = (wearing(*worn) for worn in (some, some[::-1], [*some, ("text", 0.0)]))
-    assert len(set(painted(engine, item, other, more))) == 1
+    given, reverse, more = (
+        with_loras(*loras) for loras in (some, some[::-1], [*some, ("text", 0.0)])
+    )
+    assert len(set(generate(engine, given, reverse, more))) == 1
     assert lora_key("text") not in engine.models.attached_extensions[base_key("demo")]
 
 
-def test_an_image_continues_with_what_it_wears(
+def test_an_image_continues_with_its_loras(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, engine: Engine, files: Files
 ) -> None:
-    first, heard = sample_of(wearing(("soft.v1", 1.0))), Heard()
+    first, heard = sample_of(with_loras(("soft.v1", 1.0))), Heard()
     engine.submit(first, whole(first), heard)
     drain(engine)
     another, again = engine_over(checkpoints[Stage.BASE], cpu, files), Heard()
-    snapshot = next(item for item in heard.snapshots if item.index == 3)
+    snapshot = next(snapshot for snapshot in heard.snapshots if snapshot.index == 3)
     another.submit(snapshot, whole(first), again)
     drain(another)
     assert np.array_equal(again.picture, heard.picture)
 
 
-def test_layers_and_encoders_that_only_visit_the_device_wear_them_too(
+def test_offloaded_layers_and_encoders_apply_loras_too(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, engine: Engine
 ) -> None:
     base = checkpoints[Stage.BASE]
@@ -267,13 +272,13 @@ def test_layers_and_encoders_that_only_visit_the_device_wear_them_too(
             ExtensionSet({"lora": LoraExtension(modules, files)}),
         ),
     )
-    specs = [wearing(("soft.v1", 1.0)), SPEC, wearing(("kohya", 1.0))]
-    assert painted(Engine(ModelCache.of(model), snapshot_every=9), *specs) == painted(
+    specs = [with_loras(("soft.v1", 1.0)), SPEC, with_loras(("kohya", 1.0))]
+    assert generate(Engine(ModelCache.of(model), snapshot_every=9), *specs) == generate(
         engine, *specs
     )
 
 
-def test_a_lora_that_has_no_place_in_the_model_is_refused_whole(
+def test_a_lora_that_does_not_fit_the_model_is_refused_entirely(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, tmp_path: Path
 ) -> None:
     tensors = load_file(files["peft"].path)
@@ -301,11 +306,11 @@ def test_a_lora_that_has_no_place_in_the_model_is_refused_whole(
     assert all(torch.equal(tensor, after[name]) for name, tensor in before)
 
 
-def test_one_that_can_not_be_attached_ends_its_own_samples_alone_and_is_not_tried_at_once_again(
+def test_a_lora_that_fails_to_attach_ends_only_its_samples_and_is_not_retried_at_once(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, tmp_path: Path
 ) -> None:
-    missing = lora_file(demo_folder(Stage.BASE), tmp_path / "gone.safetensors", networks=["unet"])
-    available = {"gone": inspect_lora(missing), "unet": files["unet"]}
+    missing = lora_file(demo_folder(Stage.BASE), tmp_path / "absent.safetensors", networks=["unet"])
+    available = {"absent": inspect_lora(missing), "unet": files["unet"]}
     kept = missing.rename(tmp_path / "kept.safetensors")
     now = [0.0]
     make = partial(
@@ -321,33 +326,33 @@ def test_one_that_can_not_be_attached_ends_its_own_samples_alone_and_is_not_trie
         snapshot_every=9,
     )
 
-    def ask() -> dict[str, Heard]:
-        heard = {name: Heard() for name in ("gone", "unet")}
+    def submit_both() -> dict[str, Heard]:
+        heard = {name: Heard() for name in ("absent", "unet")}
         for name, listener in heard.items():
-            sample = sample_of(wearing((name, 1.0), steps=1), name)
+            sample = sample_of(with_loras((name, 1.0), steps=1), name)
             engine.submit(sample, whole(sample), listener)
         drain(engine)
         return heard
 
     for _ in range(2):
-        heard = ask()
-        assert isinstance(heard["gone"].failed.error, ModelUnavailable)
-        assert str(heard["gone"].failed.error) == (
-            "the LoRA gone can't be loaded. The service's log says why"
+        heard = submit_both()
+        assert isinstance(heard["absent"].failed.error, ModelUnavailable)
+        assert str(heard["absent"].failed.error) == (
+            "the LoRA absent can't be loaded. The service's log says why"
         )
         assert heard["unet"].finished
         if kept.exists():
-            kept.rename(missing)  # back again, but nobody looks yet
+            kept.rename(missing)  # back, but it is not retried yet
     now[0] = 61.0
-    assert ask()["gone"].finished
+    assert submit_both()["absent"].finished
     engine.check()
 
 
 @pytest.mark.parametrize("rounds", [12, pytest.param(100, marks=pytest.mark.long)])
-def test_switching_leaves_nothing_behind(
+def test_switching_leaks_no_memory(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, rounds: int
 ) -> None:
-    """Of tensors none; of memory less than the LoRAs of the rounds, had each been kept."""
+    """No tensor stays, and memory grows by less than the LoRAs of all rounds."""
     names = ("kohya", "soft.v1", "peft")
     make = partial(
         build_stage_model,
@@ -363,11 +368,11 @@ def test_switching_leaves_nothing_behind(
     def switch(times: int) -> None:
         for number in range(times):
             name = names[number % 3]
-            pictures[name] |= set(painted(engine, wearing((name, 1.0), steps=1, guidance=1.0)))
+            pictures[name] |= set(generate(engine, with_loras((name, 1.0), steps=1, guidance=1.0)))
         gc.collect()
 
     def tensors() -> int:
-        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+        return sum(issubclass(type(value), torch.Tensor) for value in gc.get_objects())
 
     switch(6)
     before, memory = tensors(), psutil.Process().memory_info().rss

@@ -29,7 +29,7 @@ from serve_app.runtime.networks.loading import load
 from serve_app.runtime.networks.vae import RgbImage, SdxlVae
 from serve_app.runtime.stage_model import Parts, StageModel
 from tests.support.analytic_model import MeanPixels
-from tests.support.engine_runs import walk
+from tests.support.engine_runs import run_images
 
 ALL = tuple(MemorySaving)
 WIDE = ImageSpec(
@@ -90,7 +90,7 @@ class Unfitted:
             profile=profile, memory_plan=MemoryPlan(images), device=self.device, parts=self.parts
         )
         engine = Engine(ModelCache.of(model), snapshot_every=9)
-        return walk({Stage.BASE: engine}, [(spec, None)])[0]
+        return run_images({Stage.BASE: engine}, [(spec, None)])[0]
 
 
 def unfitted(
@@ -156,7 +156,7 @@ class SmallGpu(Device):
 
 
 class StatedPlacement(Placement):
-    """Modules of stated sizes on such a GPU."""
+    """Modules of stated sizes on a GPU of limited size."""
 
     def __init__(self, gpu: SmallGpu) -> None:
         self._gpu = gpu

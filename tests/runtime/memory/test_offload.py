@@ -1,5 +1,5 @@
-"""Models that leave the device for the host and come back: the same bytes, the same objects, never
-more on the card than there is room for."""
+"""Models that are offloaded to the host and return: the same bytes and objects, within the memory
+of the card."""
 
 import gc
 import logging
@@ -37,7 +37,7 @@ from serve_app.runtime.networks.loading import Modules, load
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.stage_model import HostSample, Parts, StageModel
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
-from tests.support.engine_runs import drain, sample_of, walk
+from tests.support.engine_runs import drain, run_images, sample_of
 from tests.support.extension_files import lora_files
 from tests.support.keys import REFINER, base_key, lora, lora_key
 from tests.support.lora_files import lora_file
@@ -47,7 +47,7 @@ DEMO = base_key("demo")
 SPEC = ImageSpec(
     prompt="a red circle", seed=3, width=128, height=128, steps=4, guidance=5, handoff=0.6
 )
-CROWD = [
+SPECS = [
     SPEC,
     replace(SPEC, seed=4, sampler=Sampler.EULER_A, negative_prompt="blur"),
     replace(SPEC, seed=5, steps=6, guidance=1.0),
@@ -62,71 +62,76 @@ def card() -> SimulatedCard:
 
 
 def named(shades: dict[ModelKey, float], made: list[str]) -> dict[ModelKey, Loader]:
-    """Makers of analytic models that note what they make."""
+    """Loaders of analytic models that record what they build."""
 
-    def make(key: ModelKey, to_come: int, before: MemoryPlan | None) -> StageModel:
+    def make(key: ModelKey, reserve_for: int, previous_plan: MemoryPlan | None) -> StageModel:
         made.append(str(key))
         return analytic_model(ConstantDenoiser(shades[key]), model=str(key), stage=key.stage)
 
     return {key: partial(make, key) for key in shades}
 
 
-def journeys(engine: Engine, specs: Sequence[ImageSpec]) -> list[bytes]:
-    """The pictures of images that come at once and go on to the refiner as soon as they can, each
-    for itself, on one engine that runs both."""
+def generate_interleaved(engine: Engine, specs: Sequence[ImageSpec]) -> list[bytes]:
+    """The bytes of images that are submitted together to one engine of both stages.
+
+    Each goes on to the refiner as soon as its base segment ends.
+    """
     pictures: dict[str, bytes] = {}
 
-    def go(sample: HostSample, leg: StageSegment, *ahead: StageSegment) -> None:
+    def advance(sample: HostSample, segment: StageSegment, *later: StageSegment) -> None:
         def listen(event: Event) -> None:
             assert not isinstance(event, Failed), event
             if isinstance(event, Finished) and event.image is not None:
                 pictures[sample.id] = event.image.tobytes()
             elif isinstance(event, Finished):
-                go(event.sample, *ahead)
+                advance(event.sample, *later)
 
-        engine.submit(for_stage(sample, leg.stage), leg, listen)
+        engine.submit(for_stage(sample, segment.stage), segment, listen)
 
     for number, spec in enumerate(specs):
         sample = sample_of(spec, str(number), refiner=True)
-        go(sample, *stage_segments(sample.schedule, spec.handoff, refiner=True))
+        advance(sample, *stage_segments(sample.schedule, spec.handoff, refiner=True))
     drain(engine)
     return [pictures[str(number)] for number in range(len(specs))]
 
 
 @pytest.fixture(scope="module")
-def apart(models: dict[str, dict[Stage, StageModel]]) -> list[bytes]:
-    """The crowd's pictures, made by two engines with a model each."""
-    two = {s: Engine(ModelCache.of(item), snapshot_every=9) for s, item in models["strict"].items()}
-    return [picture.tobytes() for picture in walk(two, [(spec, None) for spec in CROWD])]
+def made_apart(models: dict[str, dict[Stage, StageModel]]) -> list[bytes]:
+    """The images of SPECS, made by two engines with a model each."""
+    two = {
+        s: Engine(ModelCache.of(model), snapshot_every=9) for s, model in models["strict"].items()
+    }
+    return [picture.tobytes() for picture in run_images(two, [(spec, None) for spec in SPECS])]
 
 
-@pytest.mark.parametrize("room", [1, 2])
-def test_base_and_refiner_on_one_engine_paint_what_they_paint_on_two(
-    models: dict[str, dict[Stage, StageModel]], apart: list[bytes], room: int
+@pytest.mark.parametrize("capacity", [1, 2])
+def test_base_and_refiner_on_one_engine_make_the_same_images_as_on_two(
+    models: dict[str, dict[Stage, StageModel]], made_apart: list[bytes], capacity: int
 ) -> None:
     strict = models["strict"]
     makers: dict[ModelKey, Loader] = {
-        DEMO: lambda to_come, before: strict[Stage.BASE],
-        REFINER: lambda to_come, before: strict[Stage.REFINER],
+        DEMO: lambda reserve_for, previous_plan: strict[Stage.BASE],
+        REFINER: lambda reserve_for, previous_plan: strict[Stage.REFINER],
     }
     together = Engine(
-        ModelCache(makers, capacity=room, offload_capacity=1, pinned=[REFINER]), snapshot_every=1
+        ModelCache(makers, capacity=capacity, offload_capacity=1, pinned=[REFINER]),
+        snapshot_every=1,
     )
-    assert journeys(together, CROWD) == apart
-    assert len(set(apart)) == len(CROWD)
-    assert len(together.models.batch_sizes) == room
+    assert generate_interleaved(together, SPECS) == made_apart
+    assert len(set(made_apart)) == len(SPECS)
+    assert len(together.models.batch_sizes) == capacity
 
 
-def test_base_and_refiner_larger_together_than_the_card_paint_the_same_bytes(
-    checkpoints: dict[Stage, Checkpoint], apart: list[bytes], card: SimulatedCard
+def test_base_and_refiner_that_exceed_the_card_together_make_the_same_bytes(
+    checkpoints: dict[Stage, Checkpoint], made_apart: list[bytes], card: SimulatedCard
 ) -> None:
-    """From the first swap on the card has room for the larger one alone, to the byte."""
+    """From the first swap on, the card fits exactly the larger model alone."""
     sizes = []
 
-    def make(stage: Stage, to_come: int, before: MemoryPlan | None) -> StageModel:
-        assert card.bytes["now"] == 0, "one is made before the last has left"
+    def make(stage: Stage, reserve_for: int, previous_plan: MemoryPlan | None) -> StageModel:
+        assert card.bytes["now"] == 0, "a model is built before the last has left"
         model = build_stage_model(checkpoints[stage], card, images=4, strict=True)
-        model.offload()  # what was loaded is not counted: what is fetched is
+        model.offload()  # only fetches are counted, not the load
         model.restore()
         sizes.append(card.bytes["now"])
         return model
@@ -135,61 +140,63 @@ def test_base_and_refiner_larger_together_than_the_card_paint_the_same_bytes(
         DEMO: partial(make, Stage.BASE),
         REFINER: partial(make, Stage.REFINER),
     }
-    shelf = ModelCache(makers, offload_capacity=1, pinned=[REFINER])
-    card.bytes["room"] = max(sizes)
-    engine = Engine(shelf, snapshot_every=1)
+    cache = ModelCache(makers, offload_capacity=1, pinned=[REFINER])
+    card.bytes["capacity"] = max(sizes)
+    engine = Engine(cache, snapshot_every=1)
     for _ in range(2):
-        assert tuple(shelf.batch_sizes) in ((DEMO,), (REFINER,))
-        assert journeys(engine, CROWD[:2]) == apart[:2]
+        assert tuple(cache.batch_sizes) in ((DEMO,), (REFINER,))
+        assert generate_interleaved(engine, SPECS[:2]) == made_apart[:2]
     assert card.bytes["peak"] == max(sizes)
-    assert (tuple(shelf.batch_sizes), card.bytes["now"]) == ((REFINER,), sizes[1])
+    assert (tuple(cache.batch_sizes), card.bytes["now"]) == ((REFINER,), sizes[1])
     assert len(sizes) == 2
 
 
-def test_a_hundred_swaps_make_each_model_once_and_serve_whoever_comes() -> None:
+def test_a_hundred_swaps_build_each_model_once_and_serve_every_image() -> None:
     made: list[str] = []
-    shelf = ModelCache(
+    cache = ModelCache(
         named({DEMO: 0.75, REFINER: 0.25}, made), offload_capacity=1, pinned=[REFINER]
     )
-    engine = Engine(shelf, snapshot_every=9)
+    engine = Engine(cache, snapshot_every=9)
     assert made == ["demo", "refiner"]
-    assert tuple(shelf.batch_sizes) == (DEMO,)
+    assert tuple(cache.batch_sizes) == (DEMO,)
     profiles = set()
     for number in range(50):
         spec = replace(SPEC, width=64, height=64, seed=number, steps=2)
-        journeys(engine, [spec])
-        profiles.add((shelf.profile, tuple(shelf.memory_plans)))
-        assert tuple(shelf.batch_sizes) == (REFINER,)
+        generate_interleaved(engine, [spec])
+        profiles.add((cache.profile, tuple(cache.memory_plans)))
+        assert tuple(cache.batch_sizes) == (REFINER,)
     assert made == ["demo", "refiner"]
     assert len(profiles) == 1
 
 
 @pytest.mark.parametrize(
-    ("parked", "always", "loads", "made"),
+    ("offload_capacity", "pinned", "loads", "made"),
     [
-        (0, [], "bab", "abab"),  # each comes from disk again, as ever
-        (1, [], "bcbca", "abca"),  # the one parked longest went for good
-        (1, ["r"], "brbcrar", "arbca"),  # bases come from disk, the refiner never does
+        (0, [], "bab", "abab"),  # each is loaded from disk again
+        (1, [], "bcbca", "abca"),  # the one offloaded longest was evicted
+        (1, ["r"], "brbcrar", "arbca"),  # bases are loaded again, the refiner never is
         (2, ["r"], "bcbrar", "arbca"),
     ],
 )
-def test_so_many_stay_on_the_host_and_some_always(
-    parked: int, always: list[str], loads: str, made: str
+def test_the_offload_capacity_is_kept_and_pinned_models_always_stay(
+    offload_capacity: int, pinned: list[str], loads: str, made: str
 ) -> None:
     seen: list[str] = []
     makers = named(dict.fromkeys(map(base_key, "abcr"), 0.5), seen)
-    shelf = ModelCache(makers, offload_capacity=parked, pinned=list(map(base_key, always)))
+    cache = ModelCache(
+        makers, offload_capacity=offload_capacity, pinned=list(map(base_key, pinned))
+    )
     for key in map(base_key, loads):
-        (resident,) = shelf.batch_sizes
+        (resident,) = cache.batch_sizes
         if key != resident:
-            shelf.load(key, [resident])
-        assert tuple(shelf.batch_sizes) == (key,)
-        assert len(shelf.memory_plans) <= 1 + parked
+            cache.load(key, [resident])
+        assert tuple(cache.batch_sizes) == (key,)
+        assert len(cache.memory_plans) <= 1 + offload_capacity
     assert "".join(seen) == made
 
 
-def test_a_refiner_that_can_not_be_loaded_is_reported_at_the_start_by_its_own_error() -> None:
-    def broken(to_come: int, before: MemoryPlan | None) -> StageModel:
+def test_a_refiner_that_fails_to_load_raises_its_own_error_at_the_start() -> None:
+    def broken(reserve_for: int, previous_plan: MemoryPlan | None) -> StageModel:
         raise DeviceFull("the device has no room for one image")
 
     makers = named({DEMO: 0.5}, []) | {REFINER: broken}
@@ -199,7 +206,7 @@ def test_a_refiner_that_can_not_be_loaded_is_reported_at_the_start_by_its_own_er
 
 @dataclass(slots=True)
 class Stuck:
-    """Networks that can't come back while the device is full."""
+    """Networks that can't be restored while the device is full."""
 
     full: bool = False
     resident_item: bool = True
@@ -213,43 +220,43 @@ class Stuck:
         self.resident_item = True
 
 
-def test_a_model_that_finds_no_room_to_come_back_stays_parked_and_comes_later() -> None:
+def test_a_model_that_does_not_fit_back_stays_offloaded_and_returns_later() -> None:
     now, stuck, made = [0.0], Stuck(), list[str]()
 
-    def refiner(to_come: int, before: MemoryPlan | None) -> StageModel:
+    def refiner(reserve_for: int, previous_plan: MemoryPlan | None) -> StageModel:
         made.append("refiner")
         return analytic_model(ConstantDenoiser(), stage=Stage.REFINER, parking=stuck)
 
     makers = named({DEMO: 0.5}, made) | {REFINER: refiner}
-    shelf = ModelCache(makers, offload_capacity=1, pinned=[REFINER], clock=lambda: now[0])
+    cache = ModelCache(makers, offload_capacity=1, pinned=[REFINER], clock=lambda: now[0])
     stuck.full = True
     with pytest.raises(
         ModelUnavailable, match=r"no room for the model refiner\. .* MAX_LOADED_MODELS"
     ):
-        shelf.load(REFINER, [DEMO])
-    assert shelf.batch_sizes == {}
-    assert set(shelf.memory_plans) == {DEMO, REFINER}
+        cache.load(REFINER, [DEMO])
+    assert cache.batch_sizes == {}
+    assert set(cache.memory_plans) == {DEMO, REFINER}
     with pytest.raises(ModelUnavailable, match="no room for the model refiner"):
-        shelf.admit(sample_of(replace(SPEC, handoff=0.0), refiner=True))
-    shelf.load(DEMO, [])
+        cache.admit(sample_of(replace(SPEC, handoff=0.0), refiner=True))
+    cache.load(DEMO, [])
     stuck.full, now[0] = False, 60.0
-    engine, (picture,) = Engine(shelf, snapshot_every=9), [replace(SPEC, width=64, height=64)]
-    assert journeys(engine, [picture])
+    engine, (picture,) = Engine(cache, snapshot_every=9), [replace(SPEC, width=64, height=64)]
+    assert generate_interleaved(engine, [picture])
     assert stuck.resident_item
     assert made == ["demo", "refiner"]
 
 
-def test_networks_that_find_no_room_to_come_back_leave_nothing_on_the_card(
+def test_networks_that_do_not_fit_back_leave_nothing_on_the_card(
     checkpoints: dict[Stage, Checkpoint], card: SimulatedCard
 ) -> None:
     placement, _ = placed(checkpoints[Stage.BASE], card)
     placement.offload()
-    card.bytes["room"] = 1 << 20
+    card.bytes["capacity"] = 1 << 20
     with pytest.raises(torch.OutOfMemoryError):
         placement.restore()
     assert card.bytes["now"] == 0
     assert card.bytes["peak"] > 1 << 19
-    card.bytes["room"] = 1 << 30
+    card.bytes["capacity"] = 1 << 30
     placement.restore()
     assert card.bytes["now"] > 1 << 20
 
@@ -261,7 +268,7 @@ def placed(checkpoint: Checkpoint, device: Device) -> tuple[Placement, Modules]:
     return placement, modules
 
 
-def test_what_visits_the_card_still_visits_it_when_the_rest_has_come_back(
+def test_layers_that_were_streamed_to_the_card_still_are_when_the_model_has_returned(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, card: SimulatedCard
 ) -> None:
     pictures, rungs = (
@@ -276,7 +283,7 @@ def test_what_visits_the_card_still_visits_it_when_the_rest_has_come_back(
             placement.offload()
             placement.restore()
             vae = (*modules.vae.parameters(), *modules.vae.buffers())
-            assert card.bytes["now"] == sum(item.nbytes for item in vae)
+            assert card.bytes["now"] == sum(tensor.nbytes for tensor in vae)
         prediction = checkpoint.noise_config.prediction_type
         parts = Parts(
             Conditioner(modules.text_encoders, checkpoint),
@@ -286,16 +293,18 @@ def test_what_visits_the_card_still_visits_it_when_the_rest_has_come_back(
         profile = device.numeric_profile(Stage.BASE, 2, checkpoint.name, rungs)
         model = StageModel(profile=profile, memory_plan=MemoryPlan(1), device=device, parts=parts)
         engine = Engine(ModelCache.of(model), snapshot_every=9)
-        pictures += walk({Stage.BASE: engine}, [(replace(SPEC, steps=2, handoff=1.0), None)])
+        pictures += run_images({Stage.BASE: engine}, [(replace(SPEC, steps=2, handoff=1.0), None)])
     assert np.array_equal(pictures[0], pictures[1])
 
 
 def inside(*networks: torch.nn.Module) -> list[torch.Tensor]:
-    return [item for network in networks for item in (*network.parameters(), *network.buffers())]
+    return [
+        tensor for network in networks for tensor in (*network.parameters(), *network.buffers())
+    ]
 
 
 class Layer(torch.nn.Module):
-    """Numbers of several kinds, and a memory of where they were sent."""
+    """Tensors of several dtypes, and a record of the devices they were moved to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -312,11 +321,11 @@ class Layer(torch.nn.Module):
         return super().to(device)
 
 
-def test_every_number_comes_back_to_the_same_parameter_whatever_its_kind(
+def test_every_value_returns_to_the_same_parameter_in_every_dtype(
     card: SimulatedCard,
 ) -> None:
     layer = Layer()
-    before = {name: item.clone() for name, item in layer.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     parameters = list(layer.parameters())
     copies = PinnedCopies(inside(layer), card)
     for _ in range(3):
@@ -327,12 +336,12 @@ def test_every_number_comes_back_to_the_same_parameter_whatever_its_kind(
             assert torch.equal(after, before[name])
             assert after.dtype == before[name].dtype
         del after
-    assert all(item is other for item, other in zip(parameters, layer.parameters(), strict=True))
+    assert all(value is other for value, other in zip(parameters, layer.parameters(), strict=True))
     assert card.bytes["now"] == sum(t.nbytes for n, t in before.items() if n != "turned")
 
 
 class Silent:
-    """Prompts without networks."""
+    """Text encoders without networks."""
 
     networks = ()
 
@@ -340,7 +349,7 @@ class Silent:
         """Nothing moves."""
 
 
-def test_what_has_no_copy_is_sent_with_its_network() -> None:
+def test_a_tensor_without_a_host_copy_moves_with_its_network() -> None:
     """As an adapter that is attached when the copies are there already; as all on a device whose
     memory is the host's."""
     for kind in (SimulatedCard, Device):
@@ -356,7 +365,7 @@ def test_what_has_no_copy_is_sent_with_its_network() -> None:
 
 
 def test_copies_are_packed_in_few_blocks(card: SimulatedCard) -> None:
-    """torch rounds what it pins up to a power of two, so what is asked for is one, or the rest."""
+    """torch rounds pinned blocks up to a power of two, so each block is one, or the rest."""
     layers = [torch.nn.Linear(50, 50, bias=False) for _ in range(7)]  # 10,000 bytes each
     PinnedCopies(inside(*layers), card, block_bytes=1 << 15)
     assert card.blocks == [1 << 15, 1 << 15, 10_048]
@@ -364,7 +373,7 @@ def test_copies_are_packed_in_few_blocks(card: SimulatedCard) -> None:
     assert card.blocks[3:] == [10_048]
 
 
-def test_where_the_system_pins_no_more_the_rest_lies_in_usual_memory(
+def test_when_the_system_pins_no_more_the_rest_is_in_pageable_memory(
     card: SimulatedCard, caplog: pytest.LogCaptureFixture
 ) -> None:
     card.bytes["pinnable"] = 1 << 15
@@ -379,7 +388,7 @@ def test_where_the_system_pins_no_more_the_rest_lies_in_usual_memory(
     assert all(torch.equal(a, b.weight) for a, b in zip(before, layers, strict=True))
 
 
-def test_a_failure_to_pin_that_is_no_lack_of_memory_is_not_taken_for_one() -> None:
+def test_an_error_while_pinning_other_than_out_of_memory_is_raised() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine pins")
     device = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
@@ -391,14 +400,14 @@ def test_a_cpu_keeps_no_second_copy_and_moves_nothing(
     checkpoints: dict[Stage, Checkpoint], cpu: Device
 ) -> None:
     placement, modules = placed(checkpoints[Stage.REFINER], cpu)
-    before = [item.data_ptr() for item in modules.unet.parameters()]
+    before = [parameter.data_ptr() for parameter in modules.unet.parameters()]
     placement.offload()
-    assert [item.data_ptr() for item in modules.unet.parameters()] == before
+    assert [parameter.data_ptr() for parameter in modules.unet.parameters()] == before
     placement.restore()
-    assert [item.data_ptr() for item in modules.unet.parameters()] == before
+    assert [parameter.data_ptr() for parameter in modules.unet.parameters()] == before
 
 
-def test_a_lora_goes_along_and_nothing_of_it_stays_when_it_is_detached(
+def test_a_lora_is_offloaded_with_its_model_and_freed_when_detached(
     checkpoints: dict[Stage, Checkpoint], card: SimulatedCard, tmp_path: Path
 ) -> None:
     """Attached before the first copies are made, so that a copy could keep it."""
@@ -415,13 +424,13 @@ def test_a_lora_goes_along_and_nothing_of_it_stays_when_it_is_detached(
     engine = Engine(ModelCache.of(model), snapshot_every=9)
     spec = replace(SPEC, handoff=1.0, steps=2, extensions=(lora("a"),))
 
-    def painted(spec: ImageSpec) -> bytes:
-        return walk({Stage.BASE: engine}, [(spec, None)])[0].tobytes()
+    def generate(spec: ImageSpec) -> bytes:
+        return run_images({Stage.BASE: engine}, [(spec, None)])[0].tobytes()
 
-    worn, bare = painted(spec), painted(replace(spec, extensions=()))
+    with_lora, bare = generate(spec), generate(replace(spec, extensions=()))
     model.offload()
     model.restore()
-    assert painted(spec) == worn != bare
+    assert generate(spec) == with_lora != bare
     assert model.attached_extensions == (lora_key("a"),)
     layers = (m for m in gc.get_objects() if issubclass(type(m), LoraLayer))
     parts = [weakref.ref(w) for layer in layers for w in layer.lora_A.parameters()]
@@ -429,5 +438,5 @@ def test_a_lora_goes_along_and_nothing_of_it_stays_when_it_is_detached(
     model.attach(lora_key("a"), [lora_key("a")])
     gc.collect()
     assert not any(part() is not None for part in parts)
-    assert painted(spec) == worn
-    assert painted(replace(spec, extensions=())) == bare
+    assert generate(spec) == with_lora
+    assert generate(replace(spec, extensions=())) == bare

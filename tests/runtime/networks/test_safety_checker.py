@@ -19,7 +19,7 @@ from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.quiet import diffusers
 from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
 from serve_app.runtime.networks.vae import RgbImage
-from tests.support.engine_runs import Heard, drain, sample_of, walk
+from tests.support.engine_runs import Heard, drain, run_images, sample_of
 
 SIDE = 32
 SPEC = ImageSpec(prompt="a", seed=3, width=128, height=128, steps=2, guidance=1)
@@ -89,7 +89,7 @@ def test_a_refused_image_fails_with_a_safety_block(
         )
         return Engine(ModelCache.of(model), snapshot_every=1)
 
-    (forbidden,) = walk({Stage.BASE: engine(None)}, [(SPEC, None)])
+    (forbidden,) = run_images({Stage.BASE: engine(None)}, [(SPEC, None)])
     careful = engine(ImageSafetyChecker(checker_of(tmp_path / "checker", forbidden), cpu))
     listener = Heard()
     sample = sample_of(SPEC)

@@ -18,7 +18,7 @@ from serve_app.runtime.networks.loading import load
 from serve_app.runtime.networks.text_encoders import ClipTextEncoders, apply_emphasis
 from serve_app.runtime.networks.vae import RgbImage
 from tests.support.demo_models import Engines
-from tests.support.engine_runs import walk
+from tests.support.engine_runs import run_images
 from tests.support.reference_diffusers import Stock
 
 MAX_DIFFERENCE = 2  # of 255
@@ -201,7 +201,7 @@ def test_an_image_of_three_chunks_equals_stock_with_those_embeddings(
         guidance_scale=spec.guidance,
         generator=torch.Generator("cpu").manual_seed(spec.seed),
     ).images[0]
-    (ours,) = walk(engines(), [(spec, None)])
+    (ours,) = run_images(engines(), [(spec, None)])
     assert np.abs(ours.astype(np.int16) - np.asarray(theirs)).max() <= MAX_DIFFERENCE
 
 
@@ -284,7 +284,7 @@ def test_a_weight_of_one_gives_the_same_bytes(engines: Engines) -> None:
         "(a red circle:1) on a [(white)] background",
     ]
     specs = [SPEC, *(replace(SPEC, prompt=prompt) for prompt in marked)]
-    plain, *others = walk(engines(), [(spec, None) for spec in specs])
+    plain, *others = run_images(engines(), [(spec, None) for spec in specs])
     assert all(np.array_equal(plain, other) for other in others)
 
 
@@ -304,7 +304,7 @@ def test_a_heavier_word_shows_more_and_a_light_prompt_shows_less(
         "a (red circle:1.6) on a white background",
     ]
     specs = [replace(SPEC, prompt=prompt, seed=seed, steps=8) for prompt in prompts]
-    faint, plain, strong = map(redness, walk(engines(), [(spec, None) for spec in specs]))
+    faint, plain, strong = map(redness, run_images(engines(), [(spec, None) for spec in specs]))
     assert faint < plain - 5
     assert strong > plain + 5
 
