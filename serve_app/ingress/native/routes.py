@@ -101,7 +101,7 @@ async def cancel_job(id: str, request: Request, services: Services) -> Response:
 
 @router.get("/licenses", response_model=LicensesResponse, responses=_FORBIDDEN_RESPONSES)
 async def list_licenses(services: Services) -> dict[str, Any]:
-    """Return the terms of every model, which bind everyone who makes images with it."""
+    """Return the terms of every model, which bind everyone who makes images with them."""
     return {
         "termsDigest": services.info.terms_digest,
         "required": services.info.terms_required,
