@@ -124,7 +124,7 @@ async def test_each_model_has_a_schedule_of_its_own_noise() -> None:
     schedules = [sample.schedule for sample in samples]
     assert schedules[0] == schedules[1] == make_schedule(NOISE, SPEC.sampler, 20, None, 0.8)
     assert schedules[2] == make_schedule(other, SPEC.sampler, 20, None, 0.8)
-    with pytest.raises(ModelNotFound, match=r"no model of this service\. Available: demo, other"):
+    with pytest.raises(ModelNotFound, match=r"model is unknown\. Available: demo, other"):
         await generate(conductor, spec=replace(SPEC, model="none"))
 
 
