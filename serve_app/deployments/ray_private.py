@@ -4,6 +4,7 @@ Ray promises nothing about these names. They were read in the version below. A t
 version is installed, if a name is missing, or if another module uses a private name of Ray.
 """
 
+from abc import abstractmethod
 from contextlib import suppress
 from typing import Any, cast
 
@@ -65,24 +66,24 @@ class DispatchingRouter(RequestRouter):
     internal request id.
     """
 
+    @abstractmethod
     def request_waits(self, pending: PendingRequest) -> str:
         """Take note that a request waits for a replica; return a key of its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def request_left(self, key: str) -> None:
         """Take note that a request has a replica, or that its caller has gone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_dispatching(self) -> bool:
         """Return whether the current task asks for a request that `assign` decides about."""
-        raise NotImplementedError
 
+    @abstractmethod
     def assign(self, replica: RunningReplica) -> tuple[RunningReplica, PendingRequest] | None:
         """Return the replica and the request to bring together, if any.
 
         `replica` agreed to take a request of the current task's choice.
         """
-        raise NotImplementedError
 
     async def _choose_replica_for_request(
         self, pending_request: PendingRequest, *, is_retry: bool = False

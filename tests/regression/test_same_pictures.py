@@ -36,8 +36,8 @@ async def pictures_of(service: Service, case: Case) -> Results:
 
 async def test_every_picture_is_the_recorded_one(service: Service) -> None:
     strict = [case for case in CASES if not case.fast]
-    crowd = await asyncio.gather(*(pictures_of(service, case) for case in strict))
-    results = {name: result for results in crowd for name, result in results.items()}
+    of_each_case = await asyncio.gather(*(pictures_of(service, case) for case in strict))
+    results = {name: result for results in of_each_case for name, result in results.items()}
     for case in CASES:
         if case.fast:  # in fast mode neighbours decide the last bits: one at a time
             results |= await pictures_of(service, case)
