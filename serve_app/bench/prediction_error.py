@@ -43,6 +43,7 @@ _WARM_UP_RUNS = 2
 _MEAN_GAP = 12  # engine turns between two arrivals, when they come one after another
 _NO_LIMIT = 10**9
 _SIZES = ((128, 128), (128, 128), (160, 96), (96, 160))
+_STEPS = (4, 12, 20, 30)
 _SAMPLERS = (Sampler.EULER, Sampler.DPMPP_2M, Sampler.HEUN, Sampler.UNIPC)
 _CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "CPU": time.thread_time}
 _IN_ITS_BATCHES = "GPU time of an image, in the batches it ran in"
@@ -179,10 +180,12 @@ def compare(*, runs: int, images: int, threads: int) -> None:
     _print(errors, runs, images, threads)
 
 
-def measure(queue: Queue, images: int, rng: random.Random) -> dict[str, list[float]]:
+def measure(
+    queue: Queue, images: int, rng: random.Random, steps: Sequence[int] = _STEPS
+) -> dict[str, list[float]]:
     """Return the relative errors of one mixture that arrives at once, and one that does not."""
-    together, drain_error = queue.run_together(_mixture(images, rng))
-    apart = queue.run_apart(_mixture(images, rng), rng)
+    together, drain_error = queue.run_together(_mixture(images, rng, steps))
+    apart = queue.run_apart(_mixture(images, rng, steps), rng)
     return {
         _IN_ITS_BATCHES: [image.errors[1] for image in (*together, *apart)],
         _TOGETHER: [image.errors[0] for image in together],
@@ -191,7 +194,7 @@ def measure(queue: Queue, images: int, rng: random.Random) -> dict[str, list[flo
     }
 
 
-def _mixture(images: int, rng: random.Random) -> list[ImageSpec]:
+def _mixture(images: int, rng: random.Random, steps: Sequence[int]) -> list[ImageSpec]:
     specs = []
     for number in range(images):
         width, height = rng.choice(_SIZES)
@@ -201,7 +204,7 @@ def _mixture(images: int, rng: random.Random) -> list[ImageSpec]:
                 seed=number,
                 width=width,
                 height=height,
-                steps=rng.choice((4, 12, 20, 30)),
+                steps=rng.choice(steps),
                 guidance=rng.choice((1.0, 5.0, 7.0)),
                 sampler=rng.choice(_SAMPLERS),
                 strength=rng.choice((None, None, 0.3, 0.6)),
