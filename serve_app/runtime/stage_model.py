@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from serve_app.core.diffusion.extensions import ExtensionKey, ExtensionRef
+from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.sample import (
     Sample,
@@ -122,12 +123,12 @@ class StageModel:
         """
         self._check_profile(sample)
         state, extensions = self._state_of(sample), sample.active_extensions
-        self._extensions.activate(extensions)
+        self._extensions.activate(extensions, _rows([sample]))
         conditioning = self._conditioner.condition(sample.spec, extensions)
         state.conditioning = conditioning
         sample = with_profile(sample, self.profile.name)
         sample = with_prompt_info(sample, conditioning.chunks, conditioning.warnings)
-        if sample.latents is not None or sample.inputs.init_image is not None:
+        if sample.latents is not None or sample.needs_encoding:
             return sample
         noise = state.noise.draw(0, self.device.torch_device)
         return with_latents(sample, noise * sample.schedule.init_noise_sigma, noise_draws=1)
@@ -157,7 +158,7 @@ class StageModel:
         Every row has its own solver weights and its own noise, so that a sample's bits do not
         depend on the other samples in the call.
         """
-        self._extensions.activate(samples[0].active_extensions)
+        self._extensions.activate(samples[0].active_extensions, _rows(samples))
         x = torch.stack([_latents(s) for s in samples])  # (samples, 4, h/8, w/8)
         denoised = self._denoiser(x, [self._denoiser_input(s) for s in samples], lanes)
         results = [self._advance(s, d) for s, d in zip(samples, denoised, strict=True)]
@@ -207,8 +208,8 @@ class StageModel:
         """
         if not self.profile.strict:
             return
-        self._extensions.activate(extensions)
         generator, lanes = torch.Generator().manual_seed(0), self.profile.lanes
+        self._extensions.activate(extensions, [NO_INPUTS] * lanes)
         for shape, words in (((16, 16), ""), ((13, 19), ""), ((16, 16), "BREAK")):
             x = torch.randn(lanes, LATENT_CHANNELS, *shape, generator=generator)
             x = x.to(self.device.torch_device)
@@ -271,6 +272,11 @@ def to_device(sample: HostSample, device: torch.device) -> DeviceSample:
 
 def _unguided_spec(prompt: str) -> ImageSpec:
     return ImageSpec(prompt=prompt, seed=0, width=128, height=128, steps=1, guidance=1.0)
+
+
+def _rows(samples: Sequence[DeviceSample]) -> list[ImageInputs]:
+    """Return the inputs of each UNet row that a batch has, in the order of `UNetDenoiser`."""
+    return [sample.inputs for sample in samples for _ in range(sample.spec.rows)]
 
 
 def _latents(sample: DeviceSample) -> torch.Tensor:

@@ -3,7 +3,7 @@ runtime class, a schema field, a registry line, and no other source file changed
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +22,7 @@ from starlette.routing import Route
 from serve_app.config.catalog import ModelCatalog, find_checkpoints, service_info
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, SettingsError
 from serve_app.core.service.info import ExtensionInfo
@@ -31,7 +32,7 @@ from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.stage_config import ModelSource, StageConfig
 from serve_app.deployments.stage_replica import StageReplica, load_models
 from serve_app.doctor.checks.models import check_licenses, find_listed_models, find_models
-from serve_app.ingress.generation import plan_generation
+from serve_app.ingress.generation import plan_job
 from serve_app.ingress.job_service import JobService, RequestContext
 from serve_app.ingress.native.schemas import (
     ExtensionField,
@@ -67,30 +68,33 @@ def inspect_toy(path: Path) -> ToyFile:
 
 
 class ToyShift:
-    """Adds constants to what the UNet predicts, and so to the denoised latents."""
+    """Adds constants to what the UNet predicts for the rows of images, not to the padding."""
 
     def __init__(self, modules: Modules, files: Mapping[str, ToyFile]) -> None:
         self.attached: tuple[str, ...] = ()
         self._constants = {name: file.constant for name, file in files.items()}
-        self._shift = 0.0
+        self._shift, self._num_rows = 0.0, 0
         modules.unet.register_forward_hook(self._after_unet)
 
     def attach(self, name: str) -> None:
         self.attached = (*self.attached, name)
 
     def detach(self, name: str) -> None:
-        self.activate(())
+        self.activate((), ())
         self.attached = tuple(attached for attached in self.attached if attached != name)
 
-    def activate(self, refs: tuple[ExtensionRef, ...]) -> None:
+    def activate(self, refs: tuple[ExtensionRef, ...], rows: Sequence[ImageInputs]) -> None:
         assert {ref.name for ref in refs} <= set(self.attached)
         assert {ref.kind for ref in refs} <= {TOY}
         self._shift = sum(ref.weight * self._constants[ref.name] for ref in refs)
+        self._num_rows = len(rows)
 
     def _after_unet(
         self, unet: torch.nn.Module, inputs: Any, outputs: tuple[torch.Tensor]
     ) -> tuple[torch.Tensor]:
-        return (outputs[0] + self._shift,)
+        predicted = outputs[0].clone()
+        predicted[: self._num_rows] += self._shift
+        return (predicted,)
 
 
 class ToyShiftKind(ExtensionKind[ToyFile]):
@@ -165,7 +169,7 @@ async def client(
     async def generate(request: Request) -> Response:
         body = ToyRequest.model_validate_json(await request.body())
         rerun = rerun_format("/generate", ToyRequest)
-        job = plan_generation(body.to_domain(info), info, 0, rerun)
+        job = plan_job(body.to_domain(info), [], info, 0, rerun)
         result = await service.run(job, RequestContext("caller", "/generate"))
         return Response(result.pngs[0], 201, media_type="image/png")
 

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec, Stage
@@ -13,8 +15,14 @@ from serve_app.runtime.memory.memory_probe import lanes_for
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.noise import Noise
 from serve_app.runtime.stage_model import DeviceSample, HostSample, to_device, to_host
-from tests.support.analytic_model import CPU, ConstantDenoiser, analytic_model
+from tests.support.analytic_model import (
+    CPU,
+    ConstantDenoiser,
+    RecordingExtension,
+    analytic_model,
+)
 from tests.support.engine_runs import sample_of
+from tests.support.keys import lora_key
 
 SPEC = ImageSpec(prompt="a fox", seed=9, width=64, height=64, steps=10, guidance=5)
 
@@ -65,6 +73,24 @@ def test_an_image_from_an_image_uses_the_second_draw_after_the_posteriors() -> N
     assert torch.allclose(begun.latents, expected, atol=1e-5)
     assert begun.inputs.init_image is None
     assert begun.noise_draws == 2
+
+
+def test_a_kind_of_extension_sees_the_inputs_of_every_row_of_a_call() -> None:
+    """As an extension with an image of its own needs: a negative row, then a positive one."""
+    extension = RecordingExtension()
+    model = analytic_model(ConstantDenoiser(), extensions={"lora": extension})
+    model.attach(lora_key("ink"), [])
+    assert extension.rows == [ImageInputs()] * 8
+    spec = replace(SPEC, strength=0.5, extensions=(ExtensionRef("lora", "ink"),))
+    grey, white = bytes([51] * 64 * 64 * 3), bytes([255] * 64 * 64 * 3)
+    unguided = replace(spec, guidance=1.0)
+    first = model.condition(live(sample_of(spec, "first", source=grey)))
+    assert (extension.active, extension.rows) == (spec.extensions, [ImageInputs(grey)] * 2)
+    second = model.condition(live(sample_of(unguided, "second", source=white)))
+    assert extension.rows == [ImageInputs(white)]
+    encoded = [replace(model.encode(sample), inputs=sample.inputs) for sample in (first, second)]
+    model.step(encoded, 8)
+    assert extension.rows == [ImageInputs(grey), ImageInputs(grey), ImageInputs(white)]
 
 
 def test_a_resumed_ancestral_image_takes_the_next_draws_of_its_noise() -> None:

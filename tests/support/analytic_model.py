@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.prompt import parse
 from serve_app.core.diffusion.spec import Stage
@@ -74,6 +75,26 @@ class BlankTextEncoders:
         self, reading: TokenizedPrompt, chunks: int, extensions: tuple[ExtensionRef, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(77 * chunks, 8), torch.zeros(4)
+
+
+class RecordingExtension:
+    """A kind of extension that only records what is attached and active, and for which rows."""
+
+    def __init__(self) -> None:
+        self.attached: tuple[str, ...] = ()
+        self.active: tuple[ExtensionRef, ...] = ()
+        self.rows: list[ImageInputs] = []
+
+    def attach(self, name: str) -> None:
+        self.attached = (*self.attached, name)
+
+    def detach(self, name: str) -> None:
+        self.activate((), ())
+        self.attached = tuple(key for key in self.attached if key != name)
+
+    def activate(self, refs: tuple[ExtensionRef, ...], rows: Sequence[ImageInputs]) -> None:
+        assert {ref.name for ref in refs} <= set(self.attached)
+        self.active, self.rows = refs, list(rows)
 
 
 def analytic_model(

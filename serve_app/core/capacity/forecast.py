@@ -101,7 +101,7 @@ def _single_sample_work(pending: PendingWork[Any]) -> Iterator[WorkKind]:
     sample = pending.sample
     if pending.work in _BEFORE_FIRST_STEP and (pending.steps_left or sample.latents is None):
         yield WorkKind.CONDITION
-    if sample.latents is None and sample.inputs.init_image is not None:
+    if sample.needs_encoding:
         yield WorkKind.ENCODE
     if pending.segment.last:
         yield WorkKind.DECODE

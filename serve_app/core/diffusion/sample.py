@@ -22,10 +22,10 @@ L = TypeVar("L")  # latents: torch on a device, numpy on the wire, floats in a p
 class Sample(Generic[L]):
     """One image in flight: everything needed to continue it anywhere, to the same bytes.
 
-    `index` is the next step. `inputs` is empty once they are latents. `noise_draws` counts the
-    latents drawn from the seed's generator, so that a resumed sample draws the next one. `profile`
-    names the numeric profile that its stage began with; None before that. `chunks` is the length of
-    its prompts at the stage that encoded them last. `warnings` are for the caller.
+    `index` is the next step. `inputs` are those that the steps to come need. `noise_draws` counts
+    the latents drawn from the seed's generator, so that a resumed sample draws the next one.
+    `profile` names the numeric profile that its stage began with; None before that. `chunks` is the
+    length of its prompts at the stage that encoded them last. `warnings` are for the caller.
     """
 
     id: str
@@ -46,6 +46,11 @@ class Sample(Generic[L]):
         """The checkpoint that steps it at its stage."""
         name = self.spec.model if self.stage is Stage.BASE else self.spec.refiner
         return ModelKey(self.stage, name)
+
+    @property
+    def needs_encoding(self) -> bool:
+        """Whether its initial image must still become latents."""
+        return self.latents is None and self.inputs.init_image is not None
 
     @property
     def active_extensions(self) -> tuple[ExtensionRef, ...]:
@@ -80,11 +85,7 @@ def new_sample(
     inputs: ImageInputs = NO_INPUTS,
 ) -> Sample[L]:
     """Return a sample before its first step; raise `ValueError` if inputs and spec disagree."""
-    init_image = inputs.init_image
-    if (init_image is None) != (spec.strength is None):
-        raise ValueError("an initial image needs a strength, and a strength an initial image")
-    if init_image is not None and len(init_image) != spec.width * spec.height * 3:
-        raise ValueError("the initial image has another size than the spec")
+    inputs.check(spec)
     return Sample(id, spec, schedule, stage, index=schedule.start_index, inputs=inputs)
 
 
@@ -106,8 +107,9 @@ def stage_segments(
 
 
 def with_latents(sample: Sample[L], latents: L, noise_draws: int) -> Sample[L]:
-    """Return the sample with its first latents, and without the inputs they were made from."""
-    return replace(sample, latents=latents, noise_draws=noise_draws, inputs=NO_INPUTS)
+    """Return the sample with its first latents, and with the inputs that its steps need."""
+    inputs = sample.inputs.after_encoding()
+    return replace(sample, latents=latents, noise_draws=noise_draws, inputs=inputs)
 
 
 def after_step(

@@ -5,12 +5,13 @@ of the batch key. What an active extension costs is measured: `TurnKind.extensio
 by the kinds that are active in them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import torch
 
 from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.runtime.networks.loading import Modules
 
 F = TypeVar("F", contravariant=True)  # what a kind knows of a file before it is attached
@@ -29,8 +30,12 @@ class ModelExtension(Protocol):
     def detach(self, name: str) -> None:
         """Remove an extension from memory, and from the active ones."""
 
-    def activate(self, refs: tuple[ExtensionRef, ...]) -> None:
-        """Let the networks compute with these, all of them attached, and with no others."""
+    def activate(self, refs: tuple[ExtensionRef, ...], rows: Sequence[ImageInputs]) -> None:
+        """Let the networks compute with these, all of them attached, and with no others.
+
+        `rows` are the inputs of the images in the coming call, those of each UNet row in its order;
+        the padding after them has none. A kind that takes images of its own finds them there.
+        """
 
 
 class ExtensionKind(Protocol[F]):

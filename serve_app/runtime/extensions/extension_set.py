@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from serve_app.core.diffusion.extensions import ExtensionKey, ExtensionRef
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.runtime.extensions.contract import ModelExtension
 from serve_app.runtime.extensions.registry import ExtensionKinds
 from serve_app.runtime.networks.loading import Modules
@@ -64,7 +65,7 @@ class ExtensionSet:
         for key in keys:
             self._by_kind[key.kind].detach(key.name)
 
-    def activate(self, refs: tuple[ExtensionRef, ...]) -> None:
-        """Let the networks compute with these, all of them attached, and with no others."""
+    def activate(self, refs: tuple[ExtensionRef, ...], rows: Sequence[ImageInputs]) -> None:
+        """Let the networks compute with these and no others; see `ModelExtension.activate`."""
         for kind, extension in self._by_kind.items():
-            extension.activate(tuple(ref for ref in refs if ref.kind == kind))
+            extension.activate(tuple(ref for ref in refs if ref.kind == kind), rows)

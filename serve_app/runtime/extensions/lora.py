@@ -8,7 +8,7 @@ LoRAs by number, since a dot would end a name.
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.errors import CheckpointError
 from serve_app.runtime.checkpoints.lora_file import ALPHA, LoraFile
 from serve_app.runtime.extensions.contract import ExtensionKind
@@ -67,7 +68,7 @@ class LoraExtension:
         Every parameter of the file must find its place: diffusers only logs those that don't.
         """
         file, adapter = self._files[name], self._adapter_names[name]
-        self.activate(())
+        self._set_active(())
         try:
             # Embeddings are cached by the LoRA's name, and other replicas have the earlier file.
             if not file.is_unchanged:
@@ -85,15 +86,13 @@ class LoraExtension:
 
     def detach(self, name: str) -> None:
         """Remove a LoRA from the networks."""
-        self.activate(())
+        self._set_active(())
         self._pipeline.delete_adapters(self._adapter_names[name])
         self._attached.remove(name)
 
-    def activate(self, refs: tuple[ExtensionRef, ...]) -> None:
-        """Let the networks compute with these LoRAs and no others."""
-        if refs != self._active:
-            self._active = refs
-            self._set_active_layers()
+    def activate(self, refs: tuple[ExtensionRef, ...], rows: Sequence[ImageInputs]) -> None:
+        """Let the networks compute with these LoRAs and no others, whatever the rows are."""
+        self._set_active(refs)
 
     def _read(self, path: Path, adapter: str) -> None:
         """Load the file, and keep what was active: diffusers activates a LoRA that it loads."""
@@ -111,6 +110,11 @@ class LoraExtension:
                 network.eval()  # a file may ask for dropout
             modules = (module for network in self._networks for module in network.modules())
             self._layers = tuple(module for module in modules if isinstance(module, BaseTunerLayer))
+            self._set_active_layers()
+
+    def _set_active(self, refs: tuple[ExtensionRef, ...]) -> None:
+        if refs != self._active:
+            self._active = refs
             self._set_active_layers()
 
     def _set_active_layers(self) -> None:

@@ -14,7 +14,6 @@ import psutil
 import pytest
 import torch
 
-from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec, Stage
@@ -27,7 +26,7 @@ from serve_app.runtime.engine import Engine
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.model_cache import Loader, ModelCache
 from serve_app.runtime.stage_model import StageModel
-from tests.support.analytic_model import ConstantDenoiser, analytic_model
+from tests.support.analytic_model import ConstantDenoiser, RecordingExtension, analytic_model
 from tests.support.checkpoints import perturbed
 from tests.support.demo_models import IMAGES
 from tests.support.engine_runs import Heard, drain, sample_of, whole
@@ -375,25 +374,6 @@ def test_an_error_that_is_raised_repeatedly_keeps_no_caller_alive() -> None:
     assert len({str(error) for error in reported}) == 1
     assert len({id(error) for error in reported}) == 3
     assert len({len(traceback.extract_tb(error.__traceback__)) for error in reported}) == 1
-
-
-class RecordingExtension:
-    """A kind of extension that only records what is attached and active."""
-
-    def __init__(self) -> None:
-        self.attached: tuple[str, ...] = ()
-        self.active: tuple[ExtensionRef, ...] = ()
-
-    def attach(self, name: str) -> None:
-        self.attached = (*self.attached, name)
-
-    def detach(self, name: str) -> None:
-        self.activate(())
-        self.attached = tuple(key for key in self.attached if key != name)
-
-    def activate(self, loras: tuple[ExtensionRef, ...]) -> None:
-        assert {lora.name for lora in loras} <= set(self.attached)
-        self.active = loras
 
 
 def test_a_lora_that_was_not_verified_is_not_attached() -> None:
