@@ -31,7 +31,8 @@ from serve_app.core.diffusion.spec import SEED_RANGE, Stage
 from serve_app.core.errors import AuraError, InvalidRequest
 from serve_app.core.service.moderation import WordList, check_prompts
 from serve_app.core.validation_message import validation_message
-from serve_app.ingress.generation import GenerationJob, plan_generation
+from serve_app.ingress.generation import plan_job
+from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.native.schemas import GENERATE, WIRE_NAMES, GenerateRequest, extension_kinds
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
@@ -79,7 +80,7 @@ def _generate(fields: Mapping[str, Any], output: Path) -> list[Path]:
     catalog = find_checkpoints(settings)
     info = service_info(settings, catalog, device.torch_device.type)
     request = _request(fields).to_domain(info)
-    job = plan_generation(request, info, secrets.randbelow(SEED_RANGE[1] + 1), GENERATE)
+    job = plan_job(request, [], info, secrets.randbelow(SEED_RANGE[1] + 1), GENERATE)
     words = WordList(settings.blocked_words())
     check_prompts(words, (image.spec.prompt for image in job.images))
     for warning in job.warnings:

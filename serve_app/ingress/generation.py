@@ -1,31 +1,26 @@
-"""A request in the domain's words, and the job that it becomes: one spec for each image.
+"""A request in the domain's words, and how it becomes a job: one spec for each image.
 
 Doors translate their wire schemas into `GenerationRequest` and `RefinementRequest`. What the
 checkpoint allows comes in as `ServiceInfo`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import cycle, islice
 
-from serve_app.core.capacity.cost_model import megapixel_steps
 from serve_app.core.diffusion.samplers import Sampler
-from serve_app.core.diffusion.spec import SEED_RANGE, ImageSpec, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.info import ModelInfo, ServiceInfo
-from serve_app.ingress.image_input import BaseImage
+from serve_app.ingress.generation_job import GenerationJob, JobImage, RerunFormat
+from serve_app.ingress.image_input import LoadedInputs
 from serve_app.ingress.lookup import (
     ExtensionChoice,
     extension_warnings,
     find_extensions,
     find_model,
 )
-from serve_app.ingress.png_metadata import (
-    MAX_JOINED_PROMPT_CHARS,
-    GenerationRecord,
-    embed,
-    infotext,
-)
+from serve_app.ingress.png_metadata import MAX_JOINED_PROMPT_CHARS
 
 LITERAL_GUIDANCE = 9.3  # at temperature 0
 DEFAULT_TEMPERATURE = 0.8
@@ -60,84 +55,70 @@ class GenerationRequest(CommonRequest):
     temperature: float = DEFAULT_TEMPERATURE
     refine: bool | None = None  # None: refine where a refiner fits the model
 
+    def size_for(self, model: ModelInfo) -> tuple[int, int]:
+        """Return width and height of the images. Raises `InvalidRequest`."""
+        width, height = self.width, self.height
+        if width is None and height is None:
+            return model.sizes.for_aspect(self.aspect)
+        if width is None or height is None:
+            missing, given = ("width", "height") if width is None else ("height", "width")
+            raise InvalidRequest(missing, f"is required when {given} is given")
+        model.sizes.check(width, height)
+        return width, height
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefinementRequest(CommonRequest):
-    """Images from base images and a prompt. `refiner_only` leaves base out."""
+    """Images from base images and a prompt.
+
+    `target_size` is what base images are fitted to; None leaves each its own. `refiner_only` leaves
+    base out.
+    """
 
     strength: float = DEFAULT_STRENGTH
+    target_size: tuple[int, int] | None = None
     refiner_only: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class JobImage:
-    """One image of a job. `prompt` is the field as it was sent; the spec's may be longer."""
-
-    spec: ImageSpec
-    prompt: str
-    base_image: BaseImage | None = None
+    def size_for(self, model: ModelInfo) -> tuple[int, int] | None:
+        """Return the width and height that every base image is fitted to, if there is one."""
+        return self.target_size
 
 
-@dataclass(frozen=True, slots=True)
-class RerunFormat:
-    """How a door writes the request that makes one image of a job again."""
+def check_names(request: CommonRequest, info: ServiceInfo) -> ModelInfo:
+    """Return the model of a request whose files, which cost most, are not read yet.
 
-    route: str
-    request: Callable[["GenerationJob", JobImage], dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationJob:
-    """The images that a request becomes, and what its response says of them."""
-
-    images: tuple[JobImage, ...]
-    seed: int  # of the first image; image i has the i-th seed after it
-    model: str  # the name that the request chose
-    models: Mapping[str, str]  # by stage
-    refined: bool
-    warnings: tuple[str, ...]
-    timeout_s: float | None
-    rerun: RerunFormat
-
-    def with_seed(self, seed: int) -> "GenerationJob":
-        """Return the same job with another seed."""
-        images = [
-            replace(image, spec=replace(image.spec, seed=_nth_seed(seed, i)))
-            for i, image in enumerate(self.images)
-        ]
-        return replace(self, seed=seed, images=tuple(images))
-
-    def with_warnings(self, *warnings: str) -> "GenerationJob":
-        """Return the same job with more warnings."""
-        return replace(self, warnings=(*self.warnings, *warnings))
-
-    def with_metadata(self, image: JobImage, png: bytes, profiles: Mapping[str, str]) -> bytes:
-        """Return an image's PNG with its metadata; `profiles` are the numeric ones, by stage."""
-        return embed(png, infotext(image.spec, self.models), self.record(image, profiles))
-
-    def record(self, image: JobImage, profiles: Mapping[str, str]) -> GenerationRecord:
-        """Return how one of the images can be made again, by which numeric profiles."""
-        base = image.base_image.digest if image.base_image else None
-        request = self.rerun.request(self, image)
-        return GenerationRecord(
-            self.rerun.route, request, image.spec.prompt, base, self.models, profiles
-        )
-
-    @property
-    def cost(self) -> float:
-        """The job's share of its caller's rate limit, in megapixel-steps."""
-        return sum(megapixel_steps(image.spec) for image in self.images)
+    Raises `InvalidRequest` or `ModelNotFound`.
+    """
+    model = find_model(info, request.model)
+    find_extensions(request.extensions, model, info)
+    return model
 
 
-def plan_generation(
-    request: GenerationRequest, info: ServiceInfo, drawn_seed: int, rerun: RerunFormat
+def plan_job(
+    request: GenerationRequest | RefinementRequest,
+    loaded: Sequence[LoadedInputs],
+    info: ServiceInfo,
+    drawn_seed: int,
+    rerun: RerunFormat,
 ) -> GenerationJob:
-    """Return the job of a request for images from a prompt.
+    """Return the job of a request; its images go round its files, at least one for each.
 
     `drawn_seed` is used if the request has no seed. Raises `InvalidRequest` or `ModelNotFound`.
     """
+    if isinstance(request, GenerationRequest):
+        return _plan_generation(request, loaded, info, drawn_seed, rerun)
+    return _plan_refinement(request, loaded, info, drawn_seed, rerun)
+
+
+def _plan_generation(
+    request: GenerationRequest,
+    loaded: Sequence[LoadedInputs],
+    info: ServiceInfo,
+    drawn_seed: int,
+    rerun: RerunFormat,
+) -> GenerationJob:
     model = find_model(info, request.model)
-    width, height = _size(request, model)
+    size = request.size_for(model)
     warnings = list(info.warnings)
     can_refine = info.can_refine(model)
     if request.refine and not can_refine:
@@ -155,8 +136,8 @@ def plan_generation(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         seed=0,
-        width=width,
-        height=height,
+        width=size[0],
+        height=size[1],
         steps=request.steps or model.defaults.steps,
         guidance=guidance,
         sampler=request.sampler or model.defaults.sampler,
@@ -164,23 +145,23 @@ def plan_generation(
         model=model.name,
         extensions=find_extensions(request.extensions, model, info),
     )
-    images = (JobImage(spec, request.prompt),) * _image_count(request, info)
+    images = _images(request, loaded or [LoadedInputs(size)], info, lambda files: spec)
     return _job(request, images, drawn_seed, info, warnings, rerun)
 
 
-def plan_refinement(
+def _plan_refinement(
     request: RefinementRequest,
-    base_images: Sequence[BaseImage],
+    loaded: Sequence[LoadedInputs],
     info: ServiceInfo,
     drawn_seed: int,
     rerun: RerunFormat,
 ) -> GenerationJob:
-    """Return the job of a request for images from base images, at least one for each of them.
+    """Return the job of a request for images from base images, one in each of `loaded`.
 
     A base image that this service made remembers its prompt, and the request's prompt is added to
-    it. Raises `InvalidRequest` or `ModelNotFound`.
+    it.
     """
-    model = check_refinement(request, info)
+    model = find_model(info, request.model)
     extensions = find_extensions(request.extensions, model, info)
     steps = request.steps or model.defaults.steps
     guidance = _guidance(request.guidance, model, DEFAULT_TEMPERATURE)
@@ -192,15 +173,15 @@ def plan_refinement(
     warnings = [*info.warnings, *_negative_prompt_warnings(request, guidance)]
     if int(steps * request.strength) == 0:
         warnings.append("strength is too small for a whole step: one step is run all the same")
-    images = []
-    for i in range(max(_image_count(request, info), len(base_images))):
-        base = base_images[i % len(base_images)]
-        spec = ImageSpec(
-            prompt=_joined_prompt(base.prompt, request.prompt),
+
+    def spec_of(files: LoadedInputs) -> ImageSpec:
+        width, height = files.size
+        return ImageSpec(
+            prompt=_joined_prompt(files.prompt, request.prompt),
             negative_prompt=request.negative_prompt,
             seed=0,
-            width=base.width,
-            height=base.height,
+            width=width,
+            height=height,
             steps=steps,
             guidance=guidance,
             sampler=request.sampler or model.defaults.sampler,
@@ -209,19 +190,10 @@ def plan_refinement(
             model=model.name,
             extensions=extensions,
         )
-        images.append(JobImage(spec, request.prompt, base))
+
+    images = _images(request, loaded, info, spec_of)
     job = _job(request, images, drawn_seed, info, warnings, rerun)
     return replace(job, model=info.refiner) if request.refiner_only and info.refiner else job
-
-
-def check_refinement(request: RefinementRequest, info: ServiceInfo) -> ModelInfo:
-    """Return the model of a request whose base images, which cost most, are not read yet.
-
-    Raises `InvalidRequest` or `ModelNotFound`.
-    """
-    model = find_model(info, request.model)
-    find_extensions(request.extensions, model, info)
-    return model
 
 
 def temperature_to_guidance(temperature: float) -> float:
@@ -229,19 +201,18 @@ def temperature_to_guidance(temperature: float) -> float:
     return round(LITERAL_GUIDANCE - 3 * temperature, 6)
 
 
-def _size(request: GenerationRequest, model: ModelInfo) -> tuple[int, int]:
-    width, height = request.width, request.height
-    if width is None and height is None:
-        return model.sizes.for_aspect(request.aspect)
-    if width is None or height is None:
-        missing, given = ("width", "height") if width is None else ("height", "width")
-        raise InvalidRequest(missing, f"is required when {given} is given")
-    model.sizes.check(width, height)
-    return width, height
-
-
-def _image_count(request: CommonRequest, info: ServiceInfo) -> int:
-    return info.default_image_count if request.image_count is None else request.image_count
+def _images(
+    request: CommonRequest,
+    loaded: Sequence[LoadedInputs],
+    info: ServiceInfo,
+    spec_of: Callable[[LoadedInputs], ImageSpec],
+) -> list[JobImage]:
+    """Return the images of a request, which go round its files, with at least one for each."""
+    count = info.default_image_count if request.image_count is None else request.image_count
+    return [
+        JobImage(spec_of(files), request.prompt, files.inputs, files.digests)
+        for files in islice(cycle(loaded), max(count, len(loaded)))
+    ]
 
 
 def _guidance(requested: float | None, model: ModelInfo, temperature: float) -> float:
@@ -281,10 +252,6 @@ def _job(
 def _joined_prompt(original: str | None, addition: str) -> str:
     joined = f"{original}, {addition}" if original else addition
     return joined if len(joined) <= MAX_JOINED_PROMPT_CHARS else addition
-
-
-def _nth_seed(seed: int, number: int) -> int:
-    return (seed + number) % (SEED_RANGE[1] + 1)
 
 
 def _negative_prompt_warnings(request: CommonRequest, guidance: float) -> list[str]:

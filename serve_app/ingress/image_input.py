@@ -1,4 +1,4 @@
-"""A base image from its file to RGB bytes of a size that the checkpoint takes.
+"""The input images of a request, from their files to RGB bytes of a size that the checkpoint takes.
 
 The header is checked before anything is decoded. Decoding must not run on the event loop. A large
 image is resized plane by plane, so that it is never in memory twice.
@@ -7,15 +7,16 @@ image is resized plane by plane, so that it is never in memory twice.
 import binascii
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 
 import numpy as np
 import pybase64
 from PIL import Image, ImageChops, ImageOps
 
+from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.sizes import SizeRules
 from serve_app.core.errors import InvalidImage
 from serve_app.ingress.png_metadata import read_prompt
@@ -49,6 +50,27 @@ _ROTATED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 @dataclass(frozen=True, slots=True)
+class InputFiles:
+    """The files that one image is made from: bytes, or base64 text as in a JSON body."""
+
+    base: str | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedInputs:
+    """The files of one image, read, and the width and height that the image will have.
+
+    `digests` are those of the files, by their names in the metadata of the image. `prompt` is what
+    the base image was made from if this service made it.
+    """
+
+    size: tuple[int, int]
+    inputs: ImageInputs = NO_INPUTS
+    digests: Mapping[str, str] = field(default_factory=dict)
+    prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BaseImage:
     """An image ready for the VAE: height * width * 3 bytes, RGB.
 
@@ -60,6 +82,21 @@ class BaseImage:
     rgb: bytes
     digest: str
     prompt: str | None
+
+
+def load_inputs(
+    files: InputFiles, number: int, sizes: SizeRules, target_size: tuple[int, int] | None = None
+) -> LoadedInputs:
+    """Return the files of an image, read as `read_image` does. Raises `InvalidImage`."""
+    base = files.base
+    data = read_base64(base, number) if isinstance(base, str) else base
+    image = read_image(data, number, sizes, target_size)
+    return LoadedInputs(
+        (image.width, image.height),
+        ImageInputs(init_image=image.rgb),
+        {"baseImage": image.digest},
+        image.prompt,
+    )
 
 
 def read_base64(text: str, number: int) -> bytes:

@@ -5,12 +5,11 @@ import json
 import time
 from collections.abc import Sequence
 
-from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.service.events import GeneratedImage, last_image
 from serve_app.core.service.jobs import Job, JobResult
 from serve_app.core.service.tasks import ImageTask
 from serve_app.ingress.contracts import Maker
-from serve_app.ingress.generation import GenerationJob
+from serve_app.ingress.generation_job import GenerationJob
 
 
 async def make_result(maker: Maker, job: Job, generation: GenerationJob) -> JobResult:
@@ -58,7 +57,7 @@ def _tasks(job: Job, generation: GenerationJob) -> list[ImageTask]:
         ImageTask(
             id=f"{job.id}-{number}",
             spec=image.spec,
-            inputs=ImageInputs(image.base_image.rgb) if image.base_image else NO_INPUTS,
+            inputs=image.inputs,
             timeout_s=generation.timeout_s,
             caller=job.caller,
         )

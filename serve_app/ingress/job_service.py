@@ -29,7 +29,7 @@ from serve_app.core.service.moderation import PromptFilter, check_prompts
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.ingress.contracts import Ledger, Maker
 from serve_app.ingress.errors import error_response
-from serve_app.ingress.generation import GenerationJob
+from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.http_errors import IdempotencyConflict
 from serve_app.ingress.job_result import make_result
 from serve_app.ingress.ledger_outbox import LedgerOutbox

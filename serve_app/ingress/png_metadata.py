@@ -38,13 +38,13 @@ class GenerationRecord:
     """How one image was made.
 
     `request` sent to `route` again gives the same bytes where the numeric profiles are the same.
-    `prompt` is the whole prompt, with that of the base image; `base` is the digest of its file.
+    `prompt` is the whole prompt, with that of the base image; `digests` are those of input files.
     """
 
     route: str
     request: Mapping[str, Any]
     prompt: str
-    base: str | None
+    digests: Mapping[str, str]  # SHA-256, by the file's part in the image
     models: Mapping[str, str]  # by stage
     profiles: Mapping[str, str]  # by stage
 
@@ -58,8 +58,7 @@ class GenerationRecord:
             "models": dict(self.models),
             "profiles": dict(self.profiles),
         }
-        if self.base is not None:
-            fields["baseImage"] = {"sha256": self.base}
+        fields |= {name: {"sha256": digest} for name, digest in self.digests.items()}
         return json.dumps(fields)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
@@ -12,13 +12,18 @@ from fastapi import Depends, Header, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from serve_app.core.diffusion.sizes import SizeRules
 from serve_app.core.diffusion.spec import SEED_RANGE
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.contracts import Maker
-from serve_app.ingress.generation import GenerationJob
-from serve_app.ingress.image_input import BaseImage, read_base64, read_image
+from serve_app.ingress.generation import (
+    GenerationRequest,
+    RefinementRequest,
+    check_names,
+    plan_job,
+)
+from serve_app.ingress.generation_job import GenerationJob, RerunFormat
+from serve_app.ingress.image_input import InputFiles, LoadedInputs, load_inputs
 from serve_app.ingress.job_service import JobService, RequestContext
 
 T = TypeVar("T")
@@ -36,6 +41,29 @@ class ApiServices:
         self._readers = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="write")
 
+    async def plan(
+        self,
+        request: GenerationRequest | RefinementRequest,
+        files: Sequence[InputFiles],
+        rerun: RerunFormat,
+        caller: str,
+    ) -> GenerationJob:
+        """Read a request's files, one after the other, and return the job that it becomes.
+
+        The files cost most, so what else is wrong with the request is refused before they are read.
+        Raises `InvalidRequest`, `ModelNotFound`, `TermsNotAccepted` or `InvalidImage`.
+        """
+        loaded: list[LoadedInputs] = []
+        if files:
+            model = check_names(request, self.info)
+            await self.jobs.terms.check(caller)
+            loop = asyncio.get_running_loop()
+            size = request.size_for(model)
+            for number, image_files in enumerate(files):
+                load = partial(load_inputs, image_files, number, model.sizes, size)
+                loaded.append(await loop.run_in_executor(self._readers, load))
+        return plan_job(request, loaded, self.info, draw_seed(), rerun)
+
     async def run(self, job: GenerationJob, context: RequestContext, request: Request) -> JobResult:
         """Return a job's images. Raises the named errors of the domain."""
         request.state.watch.lap("validate")
@@ -47,27 +75,6 @@ class ApiServices:
         """Return what `work` returns, in a thread that never waits for an image to be read."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._writers, partial(work, *args, **kwargs))
-
-    async def read_images(
-        self,
-        files: Sequence[str | bytes],
-        sizes: SizeRules,
-        target_size: tuple[int, int] | None = None,
-    ) -> list[BaseImage]:
-        """Return the images in files, or in their base64, one after the other.
-
-        Raises `InvalidImage`.
-        """
-        loop = asyncio.get_running_loop()
-
-        def read(file: str | bytes, number: int) -> BaseImage:
-            data = read_base64(file, number) if isinstance(file, str) else file
-            return read_image(data, number, sizes, target_size)
-
-        return [
-            await loop.run_in_executor(self._readers, read, file, number)
-            for number, file in enumerate(files)
-        ]
 
 
 async def _services(request: Request) -> ApiServices:
@@ -92,17 +99,17 @@ def draw_seed() -> int:
 
 
 def request_context(
-    request: Request, key: str | None, body: BaseModel, images: Sequence[BaseImage] = ()
+    request: Request, key: str | None, body: BaseModel, uploads: Iterable[str] = ()
 ) -> RequestContext:
     """Return who sent the request, and under which key.
 
-    `images` are uploaded files, which are not part of the body's text.
+    `uploads` are the digests of files that are not part of the body's text.
     """
     caller, route = request.state.caller, request.state.path
     if key is None:
         return RequestContext(caller, route)
     text = body.model_dump_json(exclude=set(body.model_extra or ()))
-    text += "".join(image.digest for image in images)
+    text += "".join(uploads)
     return RequestContext(caller, route, key, sha256(text.encode()).hexdigest())
 
 

@@ -5,16 +5,12 @@ from typing import Any
 
 import pytest
 
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.errors import InvalidRequest, ModelNotFound
 from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
-from serve_app.ingress.generation import (
-    GenerationJob,
-    GenerationRequest,
-    RefinementRequest,
-    plan_generation,
-    plan_refinement,
-)
-from serve_app.ingress.image_input import BaseImage
+from serve_app.ingress.generation import GenerationRequest, RefinementRequest, plan_job
+from serve_app.ingress.generation_job import GenerationJob
+from serve_app.ingress.image_input import LoadedInputs
 from serve_app.ingress.lookup import ExtensionChoice
 from serve_app.ingress.native.schemas import GENERATE, REFINE
 from tests.support.engine_runs import NOISE
@@ -27,7 +23,7 @@ INFO = ServiceInfo(
     default_image_count=1,
     extensions=(ExtensionInfo("lora", "ink", ("sdxl",)), ExtensionInfo("lora", "oil", ("other",))),
 )
-IMAGE = BaseImage(1024, 1024, bytes(3 * 1024 * 1024), "digest", None)
+IMAGE = LoadedInputs((1024, 1024), ImageInputs(bytes(3 * 1024 * 1024)))
 IGNORED = "loras are ignored: the refiner makes this image alone, without LoRAs"
 BASE_ONLY = "loras apply to the base stage only: the refiner runs without them"
 INK: dict[str, Any] = {"extensions": (ExtensionChoice("ink"),)}
@@ -35,12 +31,12 @@ INK: dict[str, Any] = {"extensions": (ExtensionChoice("ink"),)}
 
 def generation(info: ServiceInfo = INFO, **fields: Any) -> GenerationJob:
     request = GenerationRequest(**({"prompt": "a fox"} | fields))
-    return plan_generation(request, info, 1, GENERATE)
+    return plan_job(request, [], info, 1, GENERATE)
 
 
 def refinement(info: ServiceInfo = INFO, **fields: Any) -> GenerationJob:
     request = RefinementRequest(prompt="a fox", **fields)
-    return plan_refinement(request, [IMAGE], info, 1, REFINE)
+    return plan_job(request, [IMAGE], info, 1, REFINE)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import LEASE, RESULT_TTL, Ledger
-from serve_app.ingress.generation import GenerationRequest, plan_generation
+from serve_app.ingress.generation import GenerationRequest, plan_job
 from serve_app.ingress.job_service import JobService, RequestContext
 from serve_app.ingress.native.schemas import GENERATE
 from tests.support.api import POLICY, Client
@@ -402,7 +402,7 @@ async def test_after_a_drain_the_ledger_knows_of_everything(ledger: WatchedLedge
     begun, go = asyncio.Event(), asyncio.Event()
     conductor = Conductor(WaitingStage(), None, INFO.models)
     jobs = JobService(conductor, ledger, replace(INFO, refiner=None))
-    job = plan_generation(GenerationRequest(prompt="a"), jobs.info, 1, GENERATE)
+    job = plan_job(GenerationRequest(prompt="a"), [], jobs.info, 1, GENERATE)
     running = asyncio.ensure_future(jobs.run(job, RequestContext("me", "/generate")))
     await begun.wait()
     go.set()

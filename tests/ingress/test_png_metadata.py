@@ -29,7 +29,7 @@ def plain() -> bytes:
 
 
 def record(prompt: str) -> GenerationRecord:
-    return GenerationRecord("/generate", {"prompt": prompt}, prompt, None, MODELS, {"base": "p"})
+    return GenerationRecord("/generate", {"prompt": prompt}, prompt, {}, MODELS, {"base": "p"})
 
 
 def opened(png: bytes) -> Image.Image:
@@ -197,7 +197,7 @@ async def test_a_picture_of_the_openai_routes_is_made_again_by_them(
 async def test_a_long_prompt_in_any_script_is_remembered() -> None:
     prompt = "山" * 8000
     record = GenerationRecord(
-        "/refine", {"refinePrompt": prompt, "negativePrompt": prompt}, prompt, None, {}, {}
+        "/refine", {"refinePrompt": prompt, "negativePrompt": prompt}, prompt, {}, {}, {}
     )
     assert read_prompt(opened(embed(plain(), "a", record)).info) == prompt
 

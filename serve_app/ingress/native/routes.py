@@ -11,13 +11,7 @@ from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.service.info import HealthStatus
 from serve_app.core.service.jobs import Job
 from serve_app.ingress.errors import retry_after
-from serve_app.ingress.generation import (
-    GenerationJob,
-    check_refinement,
-    plan_generation,
-    plan_refinement,
-)
-from serve_app.ingress.job_service import RequestContext
+from serve_app.ingress.generation_job import RerunFormat
 from serve_app.ingress.native.response_schemas import (
     ErrorEnvelope,
     GenerateResponse,
@@ -38,7 +32,6 @@ from serve_app.ingress.services import (
     ApiServices,
     IdempotencyKey,
     Services,
-    draw_seed,
     request_context,
     timed,
 )
@@ -66,9 +59,7 @@ async def generate(
     body: GenerateRequest, request: Request, services: Services, key: IdempotencyKey = None
 ) -> Response:
     """Make images from a prompt."""
-    generation = body.to_domain(services.info)
-    job = plan_generation(generation, services.info, draw_seed(), GENERATE)
-    return await _run(job, request_context(request, key, body), request, services)
+    return await _make_images(body, GENERATE, request, services, key)
 
 
 @router.post(
@@ -78,13 +69,7 @@ async def refine(
     body: RefineRequest, request: Request, services: Services, key: IdempotencyKey = None
 ) -> Response:
     """Make images from base images and a prompt."""
-    _, files = body.named_images
-    refinement = body.to_domain(services.info)
-    model = check_refinement(refinement, services.info)
-    await services.jobs.terms.check(request.state.caller)
-    images = await services.read_images(files, model.sizes)
-    job = plan_refinement(refinement, images, services.info, draw_seed(), REFINE)
-    return await _run(job, request_context(request, key, body), request, services)
+    return await _make_images(body, REFINE, request, services, key)
 
 
 @router.get("/jobs/{id}", response_model=JobResponse, responses=_JOB_RESPONSES)
@@ -162,11 +147,17 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-async def _run(
-    job: GenerationJob, context: RequestContext, request: Request, services: ApiServices
+async def _make_images(
+    body: GenerateRequest | RefineRequest,
+    rerun: RerunFormat,
+    request: Request,
+    services: ApiServices,
+    key: str | None,
 ) -> Response:
-    """Run a job and return its images, as JSON or as one bare PNG."""
-    result = await services.run(job, context, request)
+    """Run the job of a request and return its images, as JSON or as one bare PNG."""
+    files, generation = body.input_files, body.to_domain(services.info)
+    job = await services.plan(generation, files, rerun, request.state.caller)
+    result = await services.run(job, request_context(request, key, body), request)
     accept = ",".join(request.headers.getlist("accept")) or "*/*"
     if len(result.pngs) == 1 and prefers_png(accept):
         return timed(Response(result.pngs[0], 201, media_type="image/png"), request)

@@ -33,12 +33,11 @@ from serve_app.ingress.generation import (
     DEFAULT_HANDOFF,
     DEFAULT_STRENGTH,
     DEFAULT_TEMPERATURE,
-    GenerationJob,
     GenerationRequest,
-    JobImage,
     RefinementRequest,
-    RerunFormat,
 )
+from serve_app.ingress.generation_job import GenerationJob, JobImage, RerunFormat
+from serve_app.ingress.image_input import InputFiles
 from serve_app.ingress.lookup import ExtensionChoice, find_model
 
 MAX_IMAGES = 8
@@ -99,6 +98,11 @@ class CommonFields(ApiModel):
     model: str | None = None
     loras: Annotated[list[LoraField], Field(max_length=8), NamesExtensions(LORA)] = []
     timeout_seconds: Timeout | None = None
+
+    @property
+    def input_files(self) -> list[InputFiles]:
+        """The files of each image to be made, if the request has any. Raises `InvalidRequest`."""
+        return []
 
     def extension_choices(self) -> tuple[ExtensionChoice, ...]:
         """Return the extensions in the domain's words."""
@@ -172,9 +176,10 @@ class RefineRequest(CommonFields):
     strength: Strength = DEFAULT_STRENGTH
 
     @property
-    def named_images(self) -> tuple[str, list[str]]:
-        """The field that holds the base images, and the images. Raises `InvalidRequest`."""
-        return _only_one(("baseImages", self.base_images), ("images", self.images))
+    def input_files(self) -> list[InputFiles]:
+        """The base images under either name. Raises `InvalidRequest`."""
+        _, images = _only_one(("baseImages", self.base_images), ("images", self.images))
+        return [InputFiles(image) for image in images]
 
     @property
     def named_prompt(self) -> tuple[str, str]:
@@ -182,7 +187,7 @@ class RefineRequest(CommonFields):
         return _only_one(("refinePrompt", self.refine_prompt), ("prompt", self.prompt))
 
     def to_domain(self, info: ServiceInfo) -> RefinementRequest:
-        """Return the request in the domain's words, without its base images.
+        """Return the request in the domain's words, without its files.
 
         Raises `InvalidRequest` or `ModelNotFound`.
         """
@@ -246,7 +251,7 @@ def rerun_request(kinds: Mapping[str, str], job: GenerationJob, image: JobImage)
             request[to_camel(field)] = [{"name": ref.name, "weight": ref.weight} for ref in refs]
     if spec.negative_prompt is not None:
         request["negativePrompt"] = spec.negative_prompt
-    if image.base_image is not None:
+    if spec.strength is not None:
         return {"refinePrompt": image.prompt, "strength": spec.strength, **request}
     size = {"width": spec.width, "height": spec.height}
     return {"prompt": image.prompt, **size, "refine": job.refined, **request}

@@ -18,7 +18,8 @@ from starlette.responses import Response
 from serve_app.core.errors import InvalidRequest, model_not_found
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.core.service.jobs import JobResult
-from serve_app.ingress.generation import GenerationJob, plan_generation, plan_refinement
+from serve_app.ingress.generation_job import GenerationJob
+from serve_app.ingress.image_input import InputFiles
 from serve_app.ingress.job_service import RequestContext
 from serve_app.ingress.openai.schemas import (
     EDIT,
@@ -41,7 +42,6 @@ from serve_app.ingress.services import (
     ApiServices,
     IdempotencyKey,
     Services,
-    draw_seed,
     request_context,
     timed,
 )
@@ -97,8 +97,7 @@ async def create_images(
 ) -> Response:
     """Make images from a prompt."""
     model = _check(body, services.info)
-    generation = body.to_domain(model)
-    job = plan_generation(generation, services.info, draw_seed(), GENERATION)
+    job = await services.plan(body.to_domain(model), [], GENERATION, request.state.caller)
     job = job.with_warnings(*_warnings(body, job))
     return await _run(body, job, request_context(request, key, body), request, services)
 
@@ -116,17 +115,15 @@ async def edit_images(request: Request, services: Services, key: IdempotencyKey 
         body = _read_fields(form)
         model = _check(body, services.info)
         uploads = _uploads(form)
-        files = [await upload.read() for upload in uploads[: body.n or 1]]
-    await services.jobs.terms.check(request.state.caller)
-    target_size = body.pixels and model.sizes.scaled(*body.pixels)
-    images = await services.read_images(files, model.sizes, target_size)
-    job = plan_refinement(body.to_domain(model), images, services.info, draw_seed(), EDIT)
+        files = [InputFiles(await upload.read()) for upload in uploads[: body.n or 1]]
+    job = await services.plan(body.to_domain(model), files, EDIT, request.state.caller)
     job = job.with_warnings(*_warnings(body, job))
     if len(uploads) > len(files):
         job = job.with_warnings(
             f"base images used: the first {len(files)} of {len(uploads)}, one for each of n"
         )
-    return await _run(body, job, request_context(request, key, body, images), request, services)
+    context = request_context(request, key, body, uploads=job.input_digests)
+    return await _run(body, job, context, request, services)
 
 
 @router.get("/models", responses=_LIST_RESPONSES)

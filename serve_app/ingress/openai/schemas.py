@@ -14,12 +14,10 @@ from serve_app.core.service.info import ModelInfo
 from serve_app.ingress.fields import Guidance, Prompt, Seed, Steps, Strength
 from serve_app.ingress.generation import (
     DEFAULT_STRENGTH,
-    GenerationJob,
     GenerationRequest,
-    JobImage,
     RefinementRequest,
-    RerunFormat,
 )
+from serve_app.ingress.generation_job import GenerationJob, JobImage, RerunFormat
 
 GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
@@ -141,6 +139,7 @@ class ImageEditRequest(ImagesRequest):
             image_count=self.n or 1,
             model=model.name,
             strength=self.strength,
+            target_size=model.sizes.scaled(*self.pixels) if self.pixels else None,
         )
 
 

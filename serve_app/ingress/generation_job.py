@@ -1,0 +1,85 @@
+"""`GenerationJob`: the images that a request becomes, and what its response says of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from serve_app.core.capacity.cost_model import megapixel_steps
+from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
+from serve_app.core.diffusion.spec import SEED_RANGE, ImageSpec
+from serve_app.ingress.png_metadata import GenerationRecord, embed, infotext
+
+
+@dataclass(frozen=True, slots=True)
+class JobImage:
+    """One image of a job.
+
+    `prompt` is the field as it was sent; the spec's may be longer. `digests` are those of its input
+    files, as in `LoadedInputs`.
+    """
+
+    spec: ImageSpec
+    prompt: str
+    inputs: ImageInputs = NO_INPUTS
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RerunFormat:
+    """How a door writes the request that makes one image of a job again."""
+
+    route: str
+    request: Callable[["GenerationJob", JobImage], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationJob:
+    """The images that a request becomes, and what its response says of them."""
+
+    images: tuple[JobImage, ...]
+    seed: int  # of the first image; image i has the i-th seed after it
+    model: str  # the name that the request chose
+    models: Mapping[str, str]  # by stage
+    refined: bool
+    warnings: tuple[str, ...]
+    timeout_s: float | None
+    rerun: RerunFormat
+
+    def with_seed(self, seed: int) -> "GenerationJob":
+        """Return the same job with another seed."""
+        images = [
+            replace(image, spec=replace(image.spec, seed=_nth_seed(seed, i)))
+            for i, image in enumerate(self.images)
+        ]
+        return replace(self, seed=seed, images=tuple(images))
+
+    def with_warnings(self, *warnings: str) -> "GenerationJob":
+        """Return the same job with more warnings."""
+        return replace(self, warnings=(*self.warnings, *warnings))
+
+    def with_metadata(self, image: JobImage, png: bytes, profiles: Mapping[str, str]) -> bytes:
+        """Return an image's PNG with its metadata; `profiles` are the numeric ones, by stage."""
+        return embed(png, infotext(image.spec, self.models), self.record(image, profiles))
+
+    def record(self, image: JobImage, profiles: Mapping[str, str]) -> GenerationRecord:
+        """Return how one of the images can be made again, by which numeric profiles."""
+        request = self.rerun.request(self, image)
+        return GenerationRecord(
+            self.rerun.route, request, image.spec.prompt, image.digests, self.models, profiles
+        )
+
+    @property
+    def input_digests(self) -> tuple[str, ...]:
+        """The digests of all input files, in order and without doubles."""
+        return tuple(
+            dict.fromkeys(digest for image in self.images for digest in image.digests.values())
+        )
+
+    @property
+    def cost(self) -> float:
+        """The job's share of its caller's rate limit, in megapixel-steps."""
+        return sum(megapixel_steps(image.spec) for image in self.images)
+
+
+def _nth_seed(seed: int, number: int) -> int:
+    return (seed + number) % (SEED_RANGE[1] + 1)
