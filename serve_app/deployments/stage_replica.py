@@ -17,7 +17,7 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import shortfalls
-from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot, StageEvent
+from serve_app.core.service.events import ReplicaStats, SegmentDone, StageEvent
 from serve_app.core.service.metrics import InMemoryMeter, Meter
 from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.engine_metrics import EngineMetrics
@@ -150,8 +150,8 @@ class StageReplica:
                     case Finished() as done:
                         yield await self._segment_done(done)
                         return
-                    case Snapshot() as snapshot:
-                        yield snapshot
+                    case in_flight:
+                        yield in_flight
         finally:
             self._engine.cancel(sample.id, listen)
             self._metrics.sample_left(arrival)

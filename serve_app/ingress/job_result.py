@@ -3,19 +3,25 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from serve_app.core.service.events import GeneratedImage, last_image
+from serve_app.core.service.events import GeneratedImage, ImageEvent, JobImageEvent, last_image
 from serve_app.core.service.jobs import Job, JobResult
 from serve_app.core.service.tasks import ImageTask
 from serve_app.ingress.contracts import Maker
 from serve_app.ingress.generation_job import GenerationJob
 
 
-async def make_result(maker: Maker, job: Job, generation: GenerationJob) -> JobResult:
-    """Return a job's images; the first failure cancels the others and is raised."""
+async def make_result(
+    maker: Maker, job: Job, generation: GenerationJob, publish: Callable[[JobImageEvent], None]
+) -> JobResult:
+    """Return a job's images; the first failure cancels the others and is raised.
+
+    `publish` is called with every event of every image.
+    """
     started = time.perf_counter()
-    made = await _make_images(maker, job, generation)
+    made = await _make_images(maker, job, generation, publish)
     pngs, warnings = [], dict.fromkeys(generation.warnings)
     for image, generated in zip(generation.images, made, strict=True):
         warnings |= dict.fromkeys(generated.warnings)
@@ -39,12 +45,16 @@ async def make_result(maker: Maker, job: Job, generation: GenerationJob) -> JobR
 
 
 async def _make_images(
-    maker: Maker, job: Job, generation: GenerationJob
+    maker: Maker, job: Job, generation: GenerationJob, publish: Callable[[JobImageEvent], None]
 ) -> Sequence[GeneratedImage]:
+    def observe(number: int, event: ImageEvent) -> None:
+        publish(JobImageEvent(number, event))
+
     try:
         async with asyncio.TaskGroup() as group:
             running = [
-                group.create_task(last_image(maker.run(task))) for task in _tasks(job, generation)
+                group.create_task(last_image(maker.run(task), partial(observe, number)))
+                for number, task in enumerate(_tasks(job, generation))
             ]
     except BaseExceptionGroup as group_error:
         raise group_error.exceptions[0] from None

@@ -7,8 +7,8 @@ the terms.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -23,6 +23,7 @@ from serve_app.core.errors import (
     RateLimited,
     ServiceError,
 )
+from serve_app.core.service.events import JobDone, JobEvent, JobStarted, last_result
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import IdempotencyClaim, Job, JobError, JobResult, JobState
 from serve_app.core.service.moderation import PromptFilter, check_prompts
@@ -31,6 +32,7 @@ from serve_app.ingress.contracts import Ledger, Maker
 from serve_app.ingress.errors import error_response
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.http_errors import IdempotencyConflict
+from serve_app.ingress.job_feed import JobFeed
 from serve_app.ingress.job_result import make_result
 from serve_app.ingress.ledger_outbox import LedgerOutbox
 from serve_app.ingress.quota import Quota
@@ -81,25 +83,40 @@ class JobService:
         self._heartbeats: asyncio.Task[None] | None = None
 
     async def run(self, generation: GenerationJob, context: RequestContext) -> JobResult:
-        """Return a job's images. Raises the named errors of the domain.
+        """Return a job's images: the end of its `stream`. Raises the named errors of the domain.
 
         Cancelling the call cancels the job, unless its idempotency key promises another try.
         """
+        return await last_result(self.stream(generation, context))
+
+    async def stream(
+        self, generation: GenerationJob, context: RequestContext
+    ) -> AsyncGenerator[JobEvent, None]:
+        """Run a job: stream its events, from `JobStarted` to `JobDone`, and raise named errors.
+
+        A job that another call runs under the same idempotency key has no events in between.
+        Closing the stream cancels the job, unless its idempotency key promises another try.
+        """
         check_prompts(self._prompt_filter, (image.spec.prompt for image in generation.images))
         await self.terms.check(context.caller)
+        feed = JobFeed()
         if context.key is not None:
-            claim = asyncio.create_task(self._run_once(generation, context))
-            self._claims.add(claim)
-            claim.add_done_callback(self._claims.discard)
-            claim.add_done_callback(_retrieve)
-            return await asyncio.shield(claim)
-        task = self._start(self._new_job(context.caller), generation, in_ledger=False)
+            task = asyncio.create_task(self._run_once(generation, context, feed))
+            self._claims.add(task)
+            task.add_done_callback(self._claims.discard)
+            task.add_done_callback(_retrieve)
+        else:
+            task = self._start(self._new_job(context.caller), generation, feed, in_ledger=False)
+        task.add_done_callback(lambda _: feed.close())
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait([task])
-            raise
+            async with aclosing(feed.read()) as events:
+                async for event in events:
+                    yield event
+            yield JobDone(task.result())
+        finally:
+            if context.key is None and not task.done():
+                task.cancel()
+                await asyncio.wait([task])
 
     async def get(self, id: str, caller: str) -> Job:
         """Return the caller's job. Raises `JobNotFound`, also for another caller's job."""
@@ -132,9 +149,10 @@ class JobService:
         return Job(uuid4().hex, caller, self._owner, time.time())
 
     def _start(
-        self, job: Job, generation: GenerationJob, *, in_ledger: bool
+        self, job: Job, generation: GenerationJob, feed: JobFeed, *, in_ledger: bool
     ) -> asyncio.Task[JobResult]:
-        task = asyncio.create_task(self._run(job, generation, in_ledger))
+        feed.put(JobStarted(job.id))
+        task = asyncio.create_task(self._run(job, generation, feed, in_ledger))
         self._running[job.id] = task
         task.add_done_callback(lambda _: self._running.pop(job.id, None))
         task.add_done_callback(_retrieve)
@@ -142,7 +160,9 @@ class JobService:
             self._heartbeats = asyncio.create_task(self._send_heartbeats())
         return task
 
-    async def _run_once(self, generation: GenerationJob, context: RequestContext) -> JobResult:
+    async def _run_once(
+        self, generation: GenerationJob, context: RequestContext, feed: JobFeed
+    ) -> JobResult:
         """Return the result of the one job of an idempotency key, whichever process runs it."""
         text = f"{context.caller}\n{context.route}\n{context.key}"
         scope = sha256(text.encode()).hexdigest()
@@ -155,7 +175,8 @@ class JobService:
             if claimed.is_owner:
                 job = replace(job, id=claimed.job)
                 generation = generation.with_seed(claimed.seed)
-                return await self._start(job, generation, in_ledger=True)
+                return await self._start(job, generation, feed, in_ledger=True)
+            feed.put(JobStarted(claimed.job))
             if (result := await self._join(claimed.job)) is not None:
                 return result
 
@@ -170,7 +191,9 @@ class JobService:
                 return job.result
         return None
 
-    async def _run(self, job: Job, generation: GenerationJob, in_ledger: bool) -> JobResult:
+    async def _run(
+        self, job: Job, generation: GenerationJob, feed: JobFeed, in_ledger: bool
+    ) -> JobResult:
         """Return the job's result; the outbox reports its start and end to the ledger."""
         if not in_ledger:
             self._outbox.put(job.id, partial(self._ledger.create, job, None))
@@ -178,7 +201,7 @@ class JobService:
         charged = refund = 0.0
         try:
             charged = await self._quota.charge(job.caller, generation.cost)
-            result = await make_result(self._maker, job, generation)
+            result = await make_result(self._maker, job, generation, feed.put)
             state = JobState.SUCCEEDED
             return result
         except asyncio.CancelledError:

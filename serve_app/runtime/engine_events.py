@@ -7,8 +7,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from serve_app.core.capacity.cost_model import CostTable
@@ -16,7 +14,7 @@ from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError
 from serve_app.core.scheduling.work import Plan
-from serve_app.core.service.events import Snapshot
+from serve_app.core.service.events import SampleEvent
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.stage_model import HostSample
 
@@ -40,7 +38,7 @@ class Failed:
     error: AuraError
 
 
-Event = Snapshot[npt.NDArray[np.float32]] | Finished | Failed
+Event = SampleEvent | Finished | Failed
 Listener = Callable[[Event], None]
 
 

@@ -22,7 +22,7 @@ from serve_app.ingress.generation import GenerationRequest, plan_job
 from serve_app.ingress.job_service import JobService, RequestContext
 from serve_app.ingress.native.schemas import GENERATE
 from tests.support.api import POLICY, Client
-from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
+from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor, WaitingConductor
 from tests.support.stage_doubles import CountingStage, StageEvents
 from tests.support.waiting import until_async
 
@@ -31,32 +31,6 @@ KEY = {"Idempotency-Key": "key-1"}
 ANONYMOUS = replace(POLICY, anonymous=True)
 STRANGER = "10.0.0.9"
 TEN_MEGAPIXEL_STEPS = {"prompt": "a", "imageCount": 1, "steps": 10, "width": 1000, "height": 1000}
-
-
-class WaitingConductor(FakeConductor):
-    """Makes an image when `go` is set; knows what was begun and what was cancelled."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go = asyncio.Event()
-        self.begun = asyncio.Event()
-        self.tasks: list[ImageTask] = []
-        self.cancelled = 0
-
-    async def generate(self, task: ImageTask) -> GeneratedImage:
-        self.tasks.append(task)
-        self.begun.set()
-        try:
-            await self.go.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return await super().generate(task)
-
-    @property
-    def job_id(self) -> str:
-        """The id of the job that was begun first."""
-        return self.tasks[0].id.rpartition("-")[0]
 
 
 class WatchedLedger(Ledger):

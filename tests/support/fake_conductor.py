@@ -74,6 +74,32 @@ class InstantConductor(FakeConductor):
         return self._image
 
 
+class WaitingConductor(FakeConductor):
+    """Makes an image when `go` is set; knows what was begun and what was cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.tasks: list[ImageTask] = []
+        self.cancelled = 0
+
+    async def generate(self, task: ImageTask) -> GeneratedImage:
+        self.tasks.append(task)
+        self.begun.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return await super().generate(task)
+
+    @property
+    def job_id(self) -> str:
+        """The id of the job that was begun first."""
+        return self.tasks[0].id.rpartition("-")[0]
+
+
 class FailingConductor(FakeConductor):
     """Fails at one image, the second; the others wait until they are cancelled."""
 

@@ -1,12 +1,12 @@
 """Typed events of an image on its way, and what a replica reports about itself.
 
-A stage streams `StageEvent`s to the conductor, and a maker (the conductor, or another object that
-turns a task into an image) streams `ImageEvent`s to the caller that waits for the image. Consumers
-`match` on the type and end with `assert_never`, so that an unknown event is an error and never
-mistaken for another one. No tensors: latents inside are in whatever form the wire has.
+A stage streams `StageEvent`s to the conductor, a maker (the conductor, or another object that turns
+a task into an image) streams `ImageEvent`s to the job, and a job streams `JobEvent`s to the door.
+Consumers `match` on the type and end with `assert_never`, so that an unknown event is an error and
+never mistaken for another one. No tensors: latents inside are in whatever form the wire has.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Generic, assert_never
@@ -17,6 +17,7 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import L, Sample
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import EngineFault
+from serve_app.core.service.jobs import JobResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +60,48 @@ class Generated:
     image: GeneratedImage
 
 
-StageEvent = Snapshot[Any] | SegmentDone[Any]
+SampleEvent = Snapshot[Any]  # of a sample in the middle of its segment, from the engine unchanged
+StageEvent = SampleEvent | SegmentDone[Any]
 ImageEvent = StageEvent | Generated
 
 
-async def last_image(events: AsyncGenerator[ImageEvent, None]) -> GeneratedImage:
+@dataclass(frozen=True, slots=True)
+class JobStarted:
+    """The first event of a job, by whose id it can be fetched and cancelled."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobImageEvent:
+    """What happened to one image of a job; `number` counts its images from 0."""
+
+    number: int
+    event: ImageEvent
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """The last event of every job that does not raise."""
+
+    result: JobResult
+
+
+JobEvent = JobStarted | JobImageEvent | JobDone
+
+
+async def last_image(
+    events: AsyncGenerator[ImageEvent, None],
+    observe: Callable[[ImageEvent], None] = lambda event: None,
+) -> GeneratedImage:
     """Wait for the end of a stream and return its image; close the stream however the wait ends.
 
-    Raises what the stream raises, and `EngineFault` if it ends without an image.
+    `observe` is called with every event. Raises what the stream raises, and `EngineFault` if it
+    ends without an image.
     """
     async with aclosing(events):
         async for event in events:
+            observe(event)
             match event:
                 case Generated(image):
                     return image
@@ -78,6 +110,20 @@ async def last_image(events: AsyncGenerator[ImageEvent, None]) -> GeneratedImage
                 case _:
                     assert_never(event)
     raise EngineFault("the stream of events ended without an image")
+
+
+async def last_result(events: AsyncGenerator[JobEvent, None]) -> JobResult:
+    """Wait for the end of a job's stream and return its result; see `last_image`."""
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case JobDone(result):
+                    return result
+                case JobStarted() | JobImageEvent():
+                    pass
+                case _:
+                    assert_never(event)
+    raise EngineFault("the stream of events ended without a result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

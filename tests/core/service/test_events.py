@@ -1,6 +1,6 @@
 import pickle
 from collections.abc import AsyncGenerator
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import pytest
 
@@ -17,9 +17,14 @@ from serve_app.core.service.events import (
     Generated,
     GeneratedImage,
     ImageEvent,
+    JobDone,
+    JobEvent,
+    JobImageEvent,
+    JobStarted,
     SegmentDone,
     Snapshot,
     last_image,
+    last_result,
 )
 from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobResult, JobState
 from serve_app.core.service.tasks import ImageTask
@@ -35,14 +40,18 @@ IMAGE = GeneratedImage(b"png", ((Stage.BASE, "p"),), ("cut",))
 DONE = SegmentDone(SAMPLE, b"png", GpuTime(2.0), CostTable())
 
 
-class Stream:
+RESULT = JobResult((b"png",), "{}", 1.0)
+E = TypeVar("E", ImageEvent, JobEvent)
+
+
+class Stream(Generic[E]):
     """A stream of events that notes whether it was closed."""
 
-    def __init__(self, *events: ImageEvent) -> None:
-        self._events = events
+    def __init__(self, *events: E) -> None:
+        self._events: tuple[E, ...] = events
         self.closed = False
 
-    async def open(self) -> AsyncGenerator[ImageEvent, None]:
+    async def open(self) -> AsyncGenerator[E, None]:
         try:
             for event in self._events:
                 yield event
@@ -51,21 +60,35 @@ class Stream:
 
 
 async def test_the_image_of_a_stream_is_what_its_last_event_brings() -> None:
-    stream = Stream(Snapshot(SAMPLE), DONE, Generated(IMAGE))
-    assert await last_image(stream.open()) is IMAGE
+    events: list[ImageEvent] = [Snapshot(SAMPLE), DONE, Generated(IMAGE)]
+    stream, observed = Stream(*events), list[ImageEvent]()
+    assert await last_image(stream.open(), observed.append) is IMAGE
+    assert observed == events
     assert stream.closed
 
 
-async def test_a_stream_without_an_image_is_a_fault() -> None:
+async def test_the_result_of_a_job_is_what_its_last_event_brings() -> None:
+    stream = Stream[JobEvent](JobStarted("a"), JobImageEvent(0, Generated(IMAGE)), JobDone(RESULT))
+    assert await last_result(stream.open()) is RESULT
+    assert stream.closed
+
+
+async def test_a_stream_that_ends_early_is_a_fault() -> None:
     with pytest.raises(EngineFault, match="without an image"):
-        await last_image(Stream(DONE).open())
+        await last_image(Stream[ImageEvent](DONE).open())
+    with pytest.raises(EngineFault, match="without a result"):
+        await last_result(Stream[JobEvent](JobStarted("a")).open())
 
 
 async def test_an_event_that_the_consumer_does_not_know_is_an_error() -> None:
-    stream = Stream(cast(Any, "progress"), Generated(IMAGE))
+    stream = Stream[ImageEvent](cast(Any, "progress"), Generated(IMAGE))
     with pytest.raises(AssertionError, match="progress"):
         await last_image(stream.open())
     assert stream.closed
+    job = Stream[JobEvent](cast(Any, "queued"), JobDone(RESULT))
+    with pytest.raises(AssertionError, match="queued"):
+        await last_result(job.open())
+    assert job.closed
 
 
 def test_what_travels_between_processes_arrives_equal() -> None:
@@ -74,8 +97,7 @@ def test_what_travels_between_processes_arrives_equal() -> None:
         {ModelKey(Stage.BASE, "fox"): BatchSize(4, 8)},
     )
     stats = replica_stats(gpu_seconds=2.0, costs=costs, positions={"a": 3})
-    result = JobResult((b"png",), "{}", 1.0)
-    job = Job("a", "key:1", "o", 1.0, JobState.SUCCEEDED, None, result)
+    job = Job("a", "key:1", "o", 1.0, JobState.SUCCEEDED, None, RESULT)
     claim, claimed = IdempotencyClaim("s", "f", 7), ClaimResult("a", 7, is_owner=True)
     done = SegmentDone(SAMPLE, b"png", GpuTime(2.0), costs)
     task = ImageTask(id="a", spec=SPEC, timeout_s=9.0, caller="key:1")
