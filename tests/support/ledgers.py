@@ -1,0 +1,56 @@
+"""Ledgers that tests turn, delay and take away."""
+
+import asyncio
+from typing import Any
+
+from serve_app.core.errors import LedgerAway
+from serve_app.core.service.jobs import Job, JobError, JobResult, JobState
+from serve_app.core.service.rate_limit import RateLimit
+from serve_app.deployments.ledger import Ledger
+
+
+class WatchedLedger(Ledger):
+    """A ledger with a clock to turn; counts who waits for a job, and can delay the end of one."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        super().__init__(None, clock=lambda: self.now)
+        self.joined = 0
+        self.finishing = asyncio.Event()
+        self.may_finish = asyncio.Event()
+        self.may_finish.set()
+
+    async def get(self, id: str, wait: float) -> Job | None:
+        self.joined += wait > 0
+        return await super().get(id, wait)
+
+    async def finish(
+        self,
+        id: str,
+        owner: str,
+        state: JobState,
+        error: JobError | None,
+        result: JobResult | None,
+    ) -> None:
+        self.finishing.set()
+        await self.may_finish.wait()
+        await super().finish(id, owner, state, error, result)
+
+
+class NoRefunds(WatchedLedger):
+    """A ledger that can't be reached while it should give back what a fault has cost."""
+
+    async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
+        if cost < 0:
+            raise LedgerAway("the ledger is restarting")
+        return await super().consume(caller, cost, limit)
+
+
+class AwayLedger:
+    """A ledger that can't be reached."""
+
+    def __getattr__(self, name: str) -> Any:
+        async def away(*args: object) -> None:
+            raise LedgerAway("the ledger is restarting")
+
+        return away
