@@ -37,9 +37,9 @@ def choose_device(name: str, *, gpus: float) -> str:
     if name.startswith("cuda:"):
         card = name.removeprefix("cuda:")
         raise SettingsError(
-            f"MODEL_DEVICE={name} names one card of this machine, which must be chosen before Ray "
-            "starts",
+            "names one card of this machine, which must be chosen before Ray starts",
             "MODEL_DEVICE",
+            subject=f"MODEL_DEVICE={name}",
             remedy=f"Run: export CUDA_VISIBLE_DEVICES={card} MODEL_DEVICE=cuda, or start with: "
             "aura up",
         )
@@ -114,9 +114,9 @@ def find_checkpoints(
     if base_path is None:
         if refiner_folder is not None:
             raise SettingsError(
-                f"MODEL_REFINER_CHECKPOINT_DIR={refiner_folder} is set without "
+                "is set without MODEL_CHECKPOINT_DIR",
                 "MODEL_CHECKPOINT_DIR",
-                "MODEL_CHECKPOINT_DIR",
+                subject=f"MODEL_REFINER_CHECKPOINT_DIR={refiner_folder}",
                 remedy="Set the base checkpoint too: aura download sdxl",
             )
         base_path, refiner_folder = demo_folder(Stage.BASE), demo_folder(Stage.REFINER)
@@ -145,9 +145,9 @@ def listed_models(
     entries = read_models_file(settings.models_file, kinds).models
     for name in {checkpoint.name for checkpoint in (base, refiner) if checkpoint} & set(entries):
         raise SettingsError(
-            f"MODELS_FILE={settings.models_file}: models.{name}: is the name of the checkpoint of "
-            "MODEL_CHECKPOINT_DIR or of its refiner",
+            "is the name of the checkpoint of MODEL_CHECKPOINT_DIR or of its refiner",
             "MODELS_FILE",
+            subject=f"MODELS_FILE={settings.models_file}: models.{name}",
             remedy="Choose another name",
         )
     return tuple(_listed_model(name, entry, settings, refiner) for name, entry in entries.items())
@@ -201,15 +201,17 @@ def _listed_model(
     limit = defaults.sampler.definition.distilled_steps
     if limit is not None and defaults.steps > limit:
         raise SettingsError(
-            f"{where}.steps: must be at most {limit} with the sampler {defaults.sampler}, "
-            f"got {defaults.steps}"
+            f"must be at most {limit} with the sampler {defaults.sampler}, got {defaults.steps}",
+            "MODELS_FILE",
+            subject=f"{where}.steps",
         )
     fits = refiner is None or is_pair(checkpoint, refiner)
     if entry.refiner and not fits:
         raise SettingsError(
-            f"{where}.refiner: is true, but the refiner can't continue its images: they differ in "
-            "noise schedule or native size",
+            "is true, but the refiner can't continue its images: they differ in noise schedule or "
+            "native size",
             "MODELS_FILE",
+            subject=f"{where}.refiner",
         )
     is_distilled = own_defaults.guidance is not None
     wanted = not is_distilled if entry.refiner is None else entry.refiner

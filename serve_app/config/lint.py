@@ -103,7 +103,7 @@ def _lint_settings(settings: Any, at: Location) -> Iterator[ConfigProblem]:
         try:
             check_given({str(name): str(value)})
         except SettingsError as error:
-            yield ConfigProblem(at, error.problem, error.remedy)
+            yield ConfigProblem(at, f"{error.subject} {error.problem}", error.remedy)
 
 
 def _lint_policy(

@@ -71,12 +71,14 @@ def read_models_file(
         )
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise SettingsError(f"MODELS_FILE={file} can't be read: {reason}", "MODELS_FILE") from None
+        raise SettingsError(
+            f"can't be read: {reason}", "MODELS_FILE", subject=f"MODELS_FILE={file}"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "models"
         raise SettingsError(
-            f"MODELS_FILE={file}: {key}: {validation_message(first)}", "MODELS_FILE"
+            validation_message(first), "MODELS_FILE", subject=f"MODELS_FILE={file}: {key}"
         ) from None
     models: dict[str, ModelEntry] = getattr(read, _MODELS)
     extensions: dict[ExtensionKey, ExtensionEntry] = {

@@ -47,7 +47,8 @@ class ServeConfig:
             ignored.append("more than one application")
         if ignored:
             raise SettingsError(
-                f"{self.path}: up does not apply {', '.join(ignored)}",
+                f"has keys that up does not apply: {', '.join(ignored)}",
+                subject=str(self.path),
                 remedy=f"Remove that, or start with: serve run {self.path}",
             )
 
@@ -61,7 +62,7 @@ def read_config(path: Path) -> ServeConfig:
     problems = list(lint(config))
     if problems:
         more = f" ({len(problems) - 1} more: aura check-config {path})" * (len(problems) > 1)
-        raise SettingsError(f"{path}: {problems[0]}{more}")
+        raise SettingsError(f"{problems[0]}{more}", subject=f"{path}:")
     ours = next(entry for entry in config["applications"] if entry["import_path"] == BUILDER)
     return ServeConfig(path, config, ours, AppArgs.model_validate(ours.get("args", {})))
 
@@ -84,9 +85,11 @@ def _load(path: Path) -> dict[str, Any]:
             documents = list(yaml.load_all(text, UniqueKeyLoader))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise SettingsError(f"{path} is not a serve config: {reason}") from None
+        raise SettingsError(f"is not a serve config: {reason}", subject=str(path)) from None
     if len(documents) != 1 or not isinstance(documents[0], dict):
-        raise SettingsError(f"{path} is not a serve config: it has no keys such as applications")
+        raise SettingsError(
+            "is not a serve config: it has no keys such as applications", subject=str(path)
+        )
     return with_current_names(documents[0], BUILDER, where=str(path))
 
 
@@ -122,8 +125,9 @@ def check_port(host: str, port: int) -> None:
     """Check that the service can listen now. Raises `SettingsError`."""
     if problem := bind_error(host, port):
         raise SettingsError(
-            f"BACKEND_PORT={port} can't be used on {host} ({problem})",
+            f"can't be used on {host} ({problem})",
             "BACKEND_PORT",
+            subject=f"BACKEND_PORT={port}",
             remedy=f"Choose another: BACKEND_PORT={port + 1} aura up",
         )
 
@@ -137,7 +141,8 @@ def check_metrics_port(metrics_port: int | None, service_port: int) -> None:
         problem = "it is the port of the service"
     if problem:
         raise SettingsError(
-            f"METRICS_PORT={metrics_port} can't be used ({problem})",
+            f"can't be used ({problem})",
             "METRICS_PORT",
+            subject=f"METRICS_PORT={metrics_port}",
             remedy=f"Choose another: METRICS_PORT={max(metrics_port, service_port) + 1} aura up",
         )

@@ -47,9 +47,10 @@ class SettingNames:
                 continue
             if meant := self.meant(name, similarity=NEARLY_EQUAL):
                 raise SettingsError(
-                    f"{name} is not a setting of this service",
+                    "is not a setting of this service",
                     name,
                     meant,
+                    subject=name,
                     remedy=f"Did you mean {meant}?",
                 )
 
@@ -73,9 +74,9 @@ class SettingNames:
                     continue
             elif previous and previous.value != value:
                 raise SettingsError(
-                    f"{previous.name} and {name} in {label} are names of the same setting, with "
-                    "different values",
+                    "are names of the same setting, with different values",
                     name,
+                    subject=f"{previous.name} and {name} in {label}",
                     remedy="Remove one of them",
                 )
             if warn and (current := DEPRECATED.get(name.upper())):

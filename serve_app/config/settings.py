@@ -235,16 +235,18 @@ class Settings(BaseModel):
         """
         if self.safety_words_file is None:
             return ()
-        variable = f"SAFETY_WORDS_FILE={self.safety_words_file}"
+        variable = "SAFETY_WORDS_FILE"
+        subject = f"{variable}={self.safety_words_file}"
         try:
             lines = self.safety_words_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{variable} can't be read: {error}", "SAFETY_WORDS_FILE") from None
+            raise SettingsError(f"can't be read: {error}", variable, subject=subject) from None
         words = tuple(w for w in (line.partition("#")[0].strip() for line in lines) if w)
         if not words:
             raise SettingsError(
-                f"{variable} contains no words",
-                "SAFETY_WORDS_FILE",
+                "contains no words",
+                variable,
+                subject=subject,
                 remedy="Write one per line, or empty the setting to have no filter",
             )
         return words
@@ -275,7 +277,7 @@ def check_given(given: Mapping[str, str]) -> None:
             meant = _NAMES.meant(name)
             remedy = f"Did you mean {meant}?" if meant else "See .env.example"
             raise SettingsError(
-                f"{name} is not a setting of this service", name, meant or "", remedy=remedy
+                "is not a setting of this service", name, meant or "", subject=name, remedy=remedy
             )
     _validated(_NAMES.given_in(given, "args.settings", warn=False))
 
@@ -287,4 +289,5 @@ def _validated(given: Mapping[str, Given]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name, value = given[str(first["loc"][0])]
-        raise SettingsError(f"{name}={value}: {validation_message(first)}", name) from None
+        subject = f"{name}={value}"
+        raise SettingsError(validation_message(first), name, subject=subject) from None

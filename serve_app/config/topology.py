@@ -125,18 +125,19 @@ def _max_total_replicas(stages: tuple[StageDeployment, ...], total_gpus: int | N
         return None
     if len(sizes) > 1:
         raise SettingsError(
-            f"TOTAL_GPUS={total_gpus} is shared out in whole replicas, so base and refiner must "
-            f"ask for the same num_gpus, not {sizes[0]:g} and {sizes[1]:g}",
+            "is shared out in whole replicas, so base and refiner must ask for the same num_gpus, "
+            f"not {sizes[0]:g} and {sizes[1]:g}",
             "TOTAL_GPUS",
+            subject=f"TOTAL_GPUS={total_gpus}",
             remedy="Make them equal, or leave TOTAL_GPUS empty",
         )
     capacity = floor(total_gpus / sizes[0] + 1e-9)
     needed = sum(_min_capacity(stage.scale) for stage in stages)
     if needed > capacity:
         raise SettingsError(
-            f"TOTAL_GPUS={total_gpus} has room for {capacity} replicas of {sizes[0]:g} GPUs, and "
-            f"the stages need {needed}",
+            f"has room for {capacity} replicas of {sizes[0]:g} GPUs, and the stages need {needed}",
             "TOTAL_GPUS",
+            subject=f"TOTAL_GPUS={total_gpus}",
             remedy=f"Set TOTAL_GPUS={ceil(needed * sizes[0])}, or lower min_replicas or num_gpus",
         )
     fixed = sum(

@@ -221,13 +221,20 @@ class OperatorError(AuraError):
 class SettingsError(OperatorError):
     """A setting is unknown, misspelt or has an illegal value.
 
-    `variable` is its name as it was written; `suggestion` the name that was probably meant.
+    `subject` is the setting with its value, or the file that sets it. `variable` is the setting's
+    name as it was written; `suggestion` the name that was probably meant.
     """
 
     def __init__(
-        self, problem: str, variable: str = "", suggestion: str = "", *, remedy: str = ""
+        self,
+        problem: str,
+        variable: str = "",
+        suggestion: str = "",
+        *,
+        subject: str = "",
+        remedy: str = "",
     ) -> None:
-        super().__init__(problem, remedy=remedy)
+        super().__init__(problem, subject=subject, remedy=remedy)
         self.variable = variable
         self.suggestion = suggestion
 

@@ -23,6 +23,7 @@ _TEMPLATES = {  # by the type of the error; filled in from its context
     "bool_parsing": "must be 1 or 0, or true or false",
     "string_type": "must be a string",
     "string_too_short": "must have at least {min_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
     "string_too_long": "must have at most {max_length} characters",
     "model_type": "must be a section with keys",
     "dict_type": "must be a section with keys",

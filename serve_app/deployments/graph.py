@@ -59,8 +59,9 @@ def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Applica
     )
     if device == "cuda" and gpus < 1 and topology.deployments[0].scale.num_gpus is None:
         raise SettingsError(
-            "MODEL_DEVICE=cuda, but Ray sees no GPU, so replicas would wait for ever",
+            "needs a GPU, and Ray sees none, so replicas would wait for ever",
             "MODEL_DEVICE",
+            subject="MODEL_DEVICE=cuda",
             remedy="Check nvidia-smi, or set MODEL_DEVICE=cpu. If GPU nodes join later, set "
             "num_gpus: 1 for each stage in the args",
         )

@@ -48,8 +48,9 @@ def path_value(folder: Path) -> str:
         text = f"./{text}"
     if not _SAFE.fullmatch(text):
         raise SettingsError(
-            f"the folder {text} can't be written to .env.local: only letters, digits and ./_-+:@%, "
-            "are allowed in it, no spaces and no quotes",
+            "can't be written to .env.local: only letters, digits and ./_-+:@%, are allowed in it, "
+            "no spaces and no quotes",
+            subject=f"the folder {text}",
             remedy="Choose another one with --folder",
         )
     return text

@@ -203,11 +203,11 @@ def test_an_unknown_key_is_reported_with_what_may_be_meant(
         ),
         (
             config(args={"settings": {"MODEL_PRECISION": "fp8"}}),
-            f"{ARGS}.settings: MODEL_PRECISION=fp8: must be 'fp32', 'fp16' or 'bf16'",
+            f"{ARGS}.settings: MODEL_PRECISION=fp8 must be 'fp32', 'fp16' or 'bf16'",
         ),
         (
             config(args={"settings": {"MODEL_MAX_BATCH_SIZE": 0}}),
-            f"{ARGS}.settings: MODEL_MAX_BATCH_SIZE=0: must be at least 1",
+            f"{ARGS}.settings: MODEL_MAX_BATCH_SIZE=0 must be at least 1",
         ),
         (
             overriding("BaseGenerator", num_replicas=2),

@@ -363,7 +363,9 @@ def test_up_applies_a_config_of_these_keys(tmp_path: Path, more: str) -> None:
     ],
 )
 def test_up_refuses_keys_that_it_would_not_apply(tmp_path: Path, more: str, ignored: str) -> None:
-    with pytest.raises(SettingsError, match=rf"up does not apply {ignored}\. .* serve run .*mine"):
+    with pytest.raises(
+        SettingsError, match=rf"has keys that up does not apply: {ignored}\. .* serve run .*mine"
+    ):
         config_with(more, tmp_path).check_applied()
 
 

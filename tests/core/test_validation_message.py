@@ -19,6 +19,7 @@ class Example(BaseModel):
     day: str = "Monday"
     tags: list[str] = []
     code: str = Field("a", pattern="^a+$")
+    data: bytes = b""
 
     @field_validator("day")
     @classmethod
@@ -43,7 +44,8 @@ class Example(BaseModel):
         ("day", "June", "must end in day, got June"),
         ("tags", "x", "must be a list"),
         ("colour", "red", "is unknown"),
-        ("code", "b", "String should match pattern '^a+$'"),  # no template: as pydantic has it
+        ("code", "b", "must match ^a+$"),
+        ("data", 4, "Input should be a valid bytes"),  # no template: as pydantic has it
     ],
 )
 def test_a_message_says_what_is_legal(field: str, value: Any, message: str) -> None:

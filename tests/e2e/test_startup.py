@@ -119,7 +119,7 @@ def test_up_reports_that_a_configured_gpu_is_missing(environment: dict[str, str]
         text=True,
     )
     assert done.returncode == 1
-    assert "MODEL_DEVICE=cuda, but Ray sees no GPU" in done.stderr
+    assert "MODEL_DEVICE=cuda needs a GPU, and Ray sees none" in done.stderr
 
 
 def test_up_serves_on_its_port_and_drains_on_sigterm(

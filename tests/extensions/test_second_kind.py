@@ -272,7 +272,7 @@ def test_a_file_of_a_second_kind_that_is_unusable_is_reported_by_its_key(tmp_pat
         f"MODELS_FILE={tmp_path / 'models.yaml'}: toy_shifts.dim.path={tmp_path / 'dim'} "
         "holds no number"
     )
-    with pytest.raises(SettingsError, match="toy_shifts: is unknown"):
+    with pytest.raises(SettingsError, match="toy_shifts is unknown"):
         find_checkpoints(settings)
 
 

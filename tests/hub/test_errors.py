@@ -154,7 +154,7 @@ def test_an_invalid_repository_name_is_an_error(run: RunDownload) -> None:
             {"HF_HUB_OFFLINE": "1"},
             "HF_HUB_OFFLINE forbids network access. Unset it, then run: aura",
         ),
-        (False, {"MODEL_PRECISION": "fp8"}, "error MODEL_PRECISION=fp8: "),
+        (False, {"MODEL_PRECISION": "fp8"}, "error MODEL_PRECISION=fp8 must be "),
     ],
 )
 def test_the_variables_of_huggingface_hub_and_ours_are_obeyed(

@@ -200,7 +200,7 @@ def file_that_is_not_a_checkpoint(setup: SetUp) -> list[Problem]:
 
 def unknown_key_of_a_model(setup: SetUp) -> list[Problem]:
     file = setup.list_models("{fox: {path: fox, stepz: 4}}")
-    message = f"MODELS_FILE={file}: models.fox.stepz: is unknown"
+    message = f"MODELS_FILE={file}: models.fox.stepz is unknown"
     return [("models file", "FAIL", message, f'"${{EDITOR:-vi}}" {file}')]
 
 
@@ -279,15 +279,13 @@ def misspelt_and_exported(setup: SetUp) -> list[Problem]:
 
 def illegal_value(setup: SetUp) -> list[Problem]:
     setup.set(MODEL_PRECISION="fp8")
-    message = "MODEL_PRECISION=fp8: must be 'fp32', 'fp16' or 'bf16'"
+    message = "MODEL_PRECISION=fp8 must be 'fp32', 'fp16' or 'bf16'"
     return [("settings", "FAIL", message, "MODEL_PRECISION=")]
 
 
 def every_origin(setup: SetUp) -> list[Problem]:
     setup.export(ALLOWED_ORIGINS="*")
-    message = (
-        "ALLOWED_ORIGINS=*: must name the origins that may call: * would let every web page in"
-    )
+    message = "ALLOWED_ORIGINS=* must name the origins that may call: * would let every web page in"
     return [("settings", "FAIL", message, "unset ALLOWED_ORIGINS")]
 
 
