@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from serve_app.bench.intervals import bootstrap_interval, share_interval
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.sizes import ASPECTS, SizeRules
 from serve_app.core.diffusion.spec import ImageSpec, Stage
@@ -66,7 +67,7 @@ class DemoRunner:
     def generate(
         self,
         specs: Sequence[ImageSpec],
-        init_images: Sequence[bytes] | None = None,
+        inputs: Sequence[ImageInputs] | None = None,
         label: str = "drawing",
     ) -> list[Pixels]:
         """Return the images of the specs."""
@@ -74,7 +75,7 @@ class DemoRunner:
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task(label, total=steps)
             return self._pipeline.generate(
-                specs, init_images, lambda n: progress.update(task, completed=n)
+                specs, inputs, lambda n: progress.update(task, completed=n)
             )
 
 

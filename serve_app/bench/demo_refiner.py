@@ -26,6 +26,7 @@ from serve_app.bench.demo_quality import (
     through_vae,
 )
 from serve_app.bench.intervals import bootstrap_interval
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.demo.evaluation import GUIDANCE, HANDOFF, SIDE, STEPS, Question, questions
 from serve_app.demo.renderer import OTHER_DEGRADATIONS, TRAINED_DEGRADATIONS, degrade
@@ -137,11 +138,11 @@ def _compare_fidelity(runner: DemoRunner, exam: Sequence[Question]) -> None:
         )
         for way in TRAINED_DEGRADATIONS + OTHER_DEGRADATIONS:
             degraded = [np.asarray(degrade(Image.fromarray(p), way)) for p in originals]
-            init_images = [image.tobytes() for image in degraded]
+            inputs = [ImageInputs(image.tobytes()) for image in degraded]
             refined, base_alone = (
                 runner.generate(
                     [_refining(q, strength, handoff) for q in exam],
-                    init_images,
+                    inputs,
                     f"{way} {strength:g}",
                 )
                 for handoff in (HANDOFF, 1.0)

@@ -6,7 +6,7 @@ replicas. The device's work happens on the engine's thread; the event loop only 
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from serve_app.core.capacity.forecast import forecast
 from serve_app.core.capacity.replica_report import ReplicaReport
 from serve_app.core.diffusion.keys import ModelKey
-from serve_app.core.diffusion.sample import Sample, StageSegment
+from serve_app.core.diffusion.sample import Sample, StageSegment, without_tensors
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import shortfalls
 from serve_app.core.service.events import ReplicaStats, SegmentDone, StageEvent
@@ -126,7 +126,7 @@ class StageReplica:
 
     async def advance(
         self, sample: Sample[Any], segment: StageSegment
-    ) -> AsyncIterator[StageEvent]:
+    ) -> AsyncGenerator[StageEvent, None]:
         """Step a sample to the end of its segment: stream `Snapshot`s, then one `SegmentDone`.
 
         Raises the named error that ended the segment. However the stream ends, the sample leaves
@@ -150,7 +150,7 @@ class StageReplica:
                     case Finished() as done:
                         yield await self._segment_done(done)
                         return
-                    case in_flight:
+                    case in_flight:  # for the conductor to know
                         yield in_flight
         finally:
             self._engine.cancel(sample.id, listen)
@@ -196,7 +196,7 @@ class StageReplica:
         if done.image is not None:
             loop = asyncio.get_running_loop()
             png = await loop.run_in_executor(self._png_threads, encode_png, done.image)
-            sample = replace(sample, latents=None)  # a finished image needs them no more
+            sample = without_tensors(sample)
         return SegmentDone(sample, png, done.gpu_time, done.costs)
 
     async def _flush_metrics(self) -> None:

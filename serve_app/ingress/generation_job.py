@@ -1,5 +1,6 @@
 """`GenerationJob`: the images that a request becomes, and what its response says of them."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -69,11 +70,9 @@ class GenerationJob:
         )
 
     @property
-    def input_digests(self) -> tuple[str, ...]:
-        """The digests of all input files, in order and without doubles."""
-        return tuple(
-            dict.fromkeys(digest for image in self.images for digest in image.digests.values())
-        )
+    def input_digests(self) -> str:
+        """The digests of all input files, with the part that each has in which image."""
+        return json.dumps([dict(image.digests) for image in self.images])
 
     @property
     def cost(self) -> float:

@@ -87,10 +87,13 @@ class BaseImage:
 def load_inputs(
     files: InputFiles, number: int, sizes: SizeRules, target_size: tuple[int, int] | None = None
 ) -> LoadedInputs:
-    """Return the files of an image, read as `read_image` does. Raises `InvalidImage`."""
-    base = files.base
-    data = read_base64(base, number) if isinstance(base, str) else base
-    image = read_image(data, number, sizes, target_size)
+    """Return the files of an image, read as `read_image` does. Raises `InvalidImage`.
+
+    `number` counts the images of the request from 0.
+    """
+    base, subject = files.base, f"image {number}"
+    data = read_base64(base, subject) if isinstance(base, str) else base
+    image = read_image(data, subject, sizes, target_size)
     return LoadedInputs(
         (image.width, image.height),
         ImageInputs(init_image=image.rgb),
@@ -99,28 +102,26 @@ def load_inputs(
     )
 
 
-def read_base64(text: str, number: int) -> bytes:
-    """Return the file in a data URI or in bare base64. Raises `InvalidImage`."""
+def read_base64(text: str, subject: str) -> bytes:
+    """Return the file in a data URI or in bare base64. Raises `InvalidImage` of the subject."""
     prefix = _PREFIX.match(text)
     bare = "".join(text[prefix.end() if prefix else 0 :].split())
     try:
         return pybase64.b64decode(bare, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidImage(
-            "is neither base64 nor a data URI of a PNG, JPEG or WebP", subject=f"image {number}"
+            "is neither base64 nor a data URI of a PNG, JPEG or WebP", subject=subject
         ) from None
 
 
 def read_image(
-    file: bytes, number: int, sizes: SizeRules, target_size: tuple[int, int] | None = None
+    file: bytes, subject: str, sizes: SizeRules, target_size: tuple[int, int] | None = None
 ) -> BaseImage:
     """Return the first frame in a file: upright, on white, in a legal size.
 
     With a `target_size`, which must be legal, the image fills it and the rest is cropped. Without
-    one it keeps its own size as far as that is legal. Raises `InvalidImage`; `number` counts the
-    images of the request from 0.
+    one it keeps its own size as far as that is legal. Raises `InvalidImage` of the subject.
     """
-    subject = f"image {number}"
     try:
         # closing frees megabytes of pixels at once, where the collector would be later
         with closing(Image.open(BytesIO(file), formats=FORMATS)) as image:

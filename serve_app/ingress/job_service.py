@@ -151,7 +151,6 @@ class JobService:
     def _start(
         self, job: Job, generation: GenerationJob, feed: JobFeed, *, in_ledger: bool
     ) -> asyncio.Task[JobResult]:
-        feed.put(JobStarted(job.id))
         task = asyncio.create_task(self._run(job, generation, feed, in_ledger))
         self._running[job.id] = task
         task.add_done_callback(lambda _: self._running.pop(job.id, None))
@@ -201,6 +200,7 @@ class JobService:
         charged = refund = 0.0
         try:
             charged = await self._quota.charge(job.caller, generation.cost)
+            feed.put(JobStarted(job.id))
             result = await make_result(self._maker, job, generation, feed.put)
             state = JobState.SUCCEEDED
             return result

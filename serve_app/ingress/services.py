@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
@@ -99,7 +99,7 @@ def draw_seed() -> int:
 
 
 def request_context(
-    request: Request, key: str | None, body: BaseModel, uploads: Iterable[str] = ()
+    request: Request, key: str | None, body: BaseModel, uploads: str = ""
 ) -> RequestContext:
     """Return who sent the request, and under which key.
 
@@ -108,8 +108,7 @@ def request_context(
     caller, route = request.state.caller, request.state.path
     if key is None:
         return RequestContext(caller, route)
-    text = body.model_dump_json(exclude=set(body.model_extra or ()))
-    text += "".join(uploads)
+    text = body.model_dump_json(exclude=set(body.model_extra or ())) + uploads
     return RequestContext(caller, route, key, sha256(text.encode()).hexdigest())
 
 

@@ -31,27 +31,23 @@ from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import PendingWork, Plan, WorkKind
 from serve_app.core.service.events import EngineStats, Snapshot
 from serve_app.runtime.engine_errors import image_too_large, to_domain_error
-from serve_app.runtime.engine_events import Failed, Finished, Listener, StepRecord, notify
+from serve_app.runtime.engine_events import (
+    Failed,
+    Finished,
+    Listener,
+    StepRecord,
+    Subscription,
+    notify,
+)
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.stage_model import DeviceSample, HostSample, to_device, to_host
 
 logger = logging.getLogger("aura.engine")
 
-SNAPSHOT_GAP = 0.2  # seconds between two snapshots of a sample, which take about a millisecond each
 _MAX_FAULTS = 3  # failed turns in a row after which the engine is unhealthy
 
 OnStep = Callable[[StepRecord], None]
-
-
-@dataclass(slots=True)
-class _Subscription:
-    """Who listens to a sample, and when the sample was last copied out."""
-
-    listener: Listener
-    index: int
-    time: float
-    retried_alone: bool = False  # after running out of memory in a turn of its own
 
 
 @dataclass(slots=True)
@@ -85,7 +81,7 @@ class Engine:
         self._snapshot_every = snapshot_every
         self._clock, self._on_step = clock, on_step
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._subscriptions: dict[str, _Subscription] = {}
+        self._subscriptions: dict[str, Subscription] = {}
         self._account = GpuTimeAccount()
         self._account.set_batch_sizes(models.batch_sizes)
         self._counters = _Counters()
@@ -208,7 +204,7 @@ class Engine:
             logger.exception("sample %s was not added", sample.id)
             notify(listener, Failed(to_domain_error(error)))
             return
-        self._subscriptions[sample.id] = _Subscription(listener, sample.index, self._clock())
+        self._subscriptions[sample.id] = Subscription(listener, sample.index, self._clock())
 
     def _drop(self, id: str, listener: Listener) -> None:
         subscription = self._subscriptions.get(id)
@@ -279,12 +275,9 @@ class Engine:
         now = self._clock()
         for sample in stepped:
             subscription = self._subscriptions.get(sample.id)
-            if (
-                subscription is not None
-                and sample.index - subscription.index >= self._snapshot_every
-                and now - subscription.time >= SNAPSHOT_GAP
+            if subscription is not None and subscription.takes_snapshot(
+                sample.index, now, self._snapshot_every
             ):
-                subscription.index, subscription.time = sample.index, now
                 notify(subscription.listener, Snapshot(to_host(sample)))
 
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:

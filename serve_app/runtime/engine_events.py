@@ -20,6 +20,8 @@ from serve_app.runtime.stage_model import HostSample
 
 logger = logging.getLogger("aura.engine")
 
+SNAPSHOT_GAP = 0.2  # seconds between two snapshots of a sample, which take about a millisecond each
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -40,6 +42,23 @@ class Failed:
 
 Event = SampleEvent | Finished | Failed
 Listener = Callable[[Event], None]
+
+
+@dataclass(slots=True)
+class Subscription:
+    """Who listens to a sample, and when the sample was last copied out."""
+
+    listener: Listener
+    index: int
+    time: float  # of the engine's clock
+    retried_alone: bool = False  # after running out of memory in a turn of its own
+
+    def takes_snapshot(self, index: int, now: float, every: int) -> bool:
+        """Return whether a snapshot is due after `every` steps, and note it if so."""
+        if index - self.index < every or now - self.time < SNAPSHOT_GAP:
+            return False
+        self.index, self.time = index, now
+        return True
 
 
 @dataclass(frozen=True, slots=True)

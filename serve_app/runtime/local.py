@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app.core.diffusion.extensions import ExtensionKey
-from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.schedule import Schedule, make_schedule
@@ -83,18 +83,18 @@ class LocalPipeline:
     def generate(
         self,
         specs: Sequence[ImageSpec],
-        init_images: Sequence[bytes] | None = None,
+        inputs: Sequence[ImageInputs] | None = None,
         on_progress: OnProgress | None = None,
         on_warning: OnWarning | None = None,
     ) -> list[RgbImage]:
-        """Return the image of each spec, in order; `init_images` are RGB bytes.
+        """Return the image of each spec, in order, each from its inputs if there are any.
 
         `on_progress` gets the number of steps that all images together have taken, now and then.
         `on_warning` gets each warning once, at the end. Raises the error that ended an image.
         """
         results: _Results = {}
         for number, spec in enumerate(specs):
-            self._start(number, spec, init_images[number] if init_images else None, results)
+            self._start(number, spec, inputs[number] if inputs else NO_INPUTS, results)
         steps_before = self._engine.stats().steps
         while self._engine.turn():
             if on_progress is not None:
@@ -111,13 +111,10 @@ class LocalPipeline:
                 on_warning(warning)
         return images
 
-    def _start(
-        self, number: int, spec: ImageSpec, init_image: bytes | None, results: _Results
-    ) -> None:
+    def _start(self, number: int, spec: ImageSpec, inputs: ImageInputs, results: _Results) -> None:
         refiner = self._names.get(Stage.REFINER)
         spec = replace(spec, model=spec.model or self._names[Stage.BASE], refiner=refiner)
         schedule, segments = self._schedule(spec)
-        inputs = ImageInputs(init_image)
         first: HostSample = new_sample(str(number), spec, schedule, segments[0].stage, inputs)
 
         def run(sample: HostSample, segment: StageSegment, *later: StageSegment) -> None:

@@ -18,7 +18,8 @@ SDXL = SizeRules(1024)
 
 
 def read_image(text: str, number: int, sizes: SizeRules) -> BaseImage:
-    return read_file(read_base64(text, number), number, sizes)
+    subject = f"image {number}"
+    return read_file(read_base64(text, subject), subject, sizes)
 
 
 def packed(image: Image.Image, kind: str = "PNG", **options: object) -> str:

@@ -1,6 +1,7 @@
 """The engine's turn, with a denoiser whose answer is known; the test's thread is the engine's."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from serve_app.core.errors import (
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Finished, StepRecord
 from serve_app.runtime.memory.model_cache import ModelCache
+from serve_app.runtime.networks.denoiser import DenoiserInput
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.engine_runs import Heard, drain, sample_of, whole
 from tests.support.waiting import until
@@ -239,15 +241,33 @@ def test_a_listener_that_raises_does_not_affect_other_samples() -> None:
     engine.check()
 
 
+class PacedDenoiser(ConstantDenoiser):
+    """Makes a call for each permit that the test releases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.permits = threading.Semaphore(3)
+
+    def __call__(
+        self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
+    ) -> torch.Tensor:
+        assert self.permits.acquire(timeout=10)
+        return super().__call__(x, inputs, lanes)
+
+
 def test_close_hands_every_sample_back_before_the_thread_ends() -> None:
-    denoiser = ConstantDenoiser()
+    denoiser = PacedDenoiser()
     engine, heard = engine_over(denoiser), Heard()
     engine.start()
     engine.submit(
         sample_of(replace(SPEC, steps=150)), StageSegment(Stage.BASE, 150, last=True), heard
     )
-    until(lambda: len(denoiser.batches) >= 3)
-    engine.close()
+    until(lambda: len(denoiser.batches) == 3)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while closing.is_alive():
+        denoiser.permits.release()  # the turn in progress ends, and close comes before the next
+        closing.join(0.01)
     assert heard.snapshots[-1].index == len(denoiser.batches)
     assert isinstance(heard.failed.error, ReplicaLost)
     with pytest.raises(EngineFault, match="thread has ended"):

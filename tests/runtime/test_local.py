@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import SafetyBlock
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, num_parameters
@@ -53,7 +54,7 @@ def test_an_init_image_is_continued_as_stock_does(
     pipeline: LocalPipeline, stock: Stock, photo: bytes
 ) -> None:
     spec = replace(SPEC, strength=0.5, handoff=1.0)
-    (picture,) = pipeline.generate([spec], [photo])
+    (picture,) = pipeline.generate([spec], [ImageInputs(photo)])
     assert np.abs(picture.astype(np.int16) - stock.image(spec, photo)).max() <= LEVELS
 
 

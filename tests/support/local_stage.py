@@ -1,6 +1,7 @@
 """`LocalStage`: the `StageClient` contract over one replica in this process, without Ray."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from serve_app.core.diffusion.sample import Sample, StageSegment
@@ -18,8 +19,9 @@ class LocalStage:
         self, sample: Sample[Any], segment: StageSegment
     ) -> AsyncGenerator[StageEvent, None]:
         """Stream the replica's events."""
-        async for event in self.replica.advance(sample, segment):
-            yield event
+        async with aclosing(self.replica.advance(sample, segment)) as events:
+            async for event in events:
+                yield event
 
     async def stats(self) -> list[ReplicaStats]:
         """Return the stats of the one replica."""

@@ -161,6 +161,11 @@ def map_latents(sample: Sample[L], convert: Callable[[L], M]) -> Sample[M]:
     )
 
 
+def without_tensors(sample: Sample[L]) -> Sample[L]:
+    """Return the sample of a finished image, which is only looked at from then on."""
+    return replace(sample, latents=None, solver_state=(), inputs=NO_INPUTS)
+
+
 def for_stage(sample: Sample[L], stage: Stage) -> Sample[L]:
     """Return the sample at the start of another stage, whose solver has no state yet."""
     return replace(sample, stage=stage, solver_state=(), profile=None)

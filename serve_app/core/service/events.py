@@ -67,7 +67,10 @@ ImageEvent = StageEvent | Generated
 
 @dataclass(frozen=True, slots=True)
 class JobStarted:
-    """The first event of a job, by whose id it can be fetched and cancelled."""
+    """The first event of a job, by whose id it can be fetched and cancelled.
+
+    It comes again if the process that worked at the job is lost and another one begins anew.
+    """
 
     id: str
 
