@@ -33,7 +33,8 @@ from serve_app.core.service.moderation import WordList, check_prompts
 from serve_app.core.validation_message import validation_message
 from serve_app.ingress.generation import plan_job
 from serve_app.ingress.generation_job import GenerationJob
-from serve_app.ingress.native.schemas import GENERATE, WIRE_NAMES, GenerateRequest, extension_kinds
+from serve_app.ingress.native.rerun import GENERATE
+from serve_app.ingress.native.schemas import WIRE_NAMES, GenerateRequest, extension_fields
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
@@ -142,7 +143,7 @@ def _write(job: GenerationJob, pipeline: LocalPipeline, output: Path) -> list[Pa
 def _request(fields: Mapping[str, Any]) -> GenerateRequest:
     extensions = {
         field: [_extension(field, text) for text in fields.get(field, ())]
-        for field in map(to_camel, extension_kinds(GenerateRequest))
+        for field in map(to_camel, extension_fields(GenerateRequest))
     }
     try:
         return GenerateRequest.model_validate({**fields, **extensions})

@@ -11,7 +11,8 @@ from typing import Any
 from serve_app.core.diffusion.numeric_profile import default_precision
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, DownloadError
-from serve_app.runtime.checkpoints.checkpoint import NETWORKS, REPOSITORY, components, is_fp16
+from serve_app.runtime.checkpoints.checkpoint import NETWORKS, REPOSITORY, components
+from serve_app.runtime.checkpoints.network_folder import is_fp16
 
 INDEX = "model_index.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")

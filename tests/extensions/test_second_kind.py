@@ -34,11 +34,12 @@ from serve_app.deployments.stage_replica import StageReplica, load_models
 from serve_app.doctor.checks.models import check_licenses, find_listed_models, find_models
 from serve_app.ingress.generation import plan_job
 from serve_app.ingress.job_service import JobService, RequestContext
+from serve_app.ingress.native.rerun import rerun_format
 from serve_app.ingress.native.schemas import (
     ExtensionField,
     GenerateRequest,
-    NamesExtensions,
-    rerun_format,
+    RefineRequest,
+    extension_fields,
 )
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntry
@@ -107,12 +108,16 @@ class ToyShiftKind(ExtensionKind[ToyFile]):
         return ToyShift(modules, files)
 
 
+class ToyField(ExtensionField):
+    """A shift by its name in MODELS_FILE, and its weight."""
+
+    kind = TOY
+
+
 class ToyRequest(GenerateRequest):
     """POST /generate with the kind's field."""
 
-    toy_shifts: Annotated[list[ExtensionField], Field(max_length=8), NamesExtensions(TOY)] = Field(
-        default_factory=list
-    )
+    toy_shifts: Annotated[list[ToyField], Field(max_length=8)] = Field(default_factory=list)
 
 
 KINDS = {
@@ -281,3 +286,9 @@ def test_the_doctor_checks_a_second_kind(settings: Settings) -> None:
     assert listed.message.endswith("adds the LoRA ink, the toy shift dim, the toy shift faint")
     licenses = check_licenses(settings, found)
     assert "the licence of the toy shift faint is unknown" in licenses.message
+
+
+def test_every_kind_of_the_registry_has_a_field_in_requests_and_no_other_has() -> None:
+    for request in (GenerateRequest, RefineRequest):
+        kinds = {entry.kind for entry in extension_fields(request).values()}
+        assert kinds == set(EXTENSION_KINDS)

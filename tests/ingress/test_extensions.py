@@ -12,7 +12,7 @@ from serve_app.ingress.generation import GenerationRequest, RefinementRequest, p
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.image_input import LoadedInputs
 from serve_app.ingress.lookup import ExtensionChoice
-from serve_app.ingress.native.schemas import GENERATE, REFINE
+from serve_app.ingress.native.rerun import GENERATE, REFINE
 from tests.support.engine_runs import NOISE
 
 INFO = ServiceInfo(

@@ -15,7 +15,7 @@ from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.conductor import Conductor
 from serve_app.ingress.generation import GenerationRequest, plan_job
 from serve_app.ingress.job_service import JobService, RequestContext
-from serve_app.ingress.native.schemas import GENERATE
+from serve_app.ingress.native.rerun import GENERATE
 from tests.support.api import POLICY, Client
 from tests.support.fake_conductor import INFO, FailingConductor, WaitingConductor
 from tests.support.ledgers import AwayLedger, WatchedLedger

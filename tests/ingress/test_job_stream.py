@@ -21,7 +21,7 @@ from serve_app.ingress.contracts import Maker
 from serve_app.ingress.generation import GenerationRequest, plan_job
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.job_service import JobService, RequestContext
-from serve_app.ingress.native.schemas import GENERATE
+from serve_app.ingress.native.rerun import GENERATE
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor, WaitingConductor
 from tests.support.stage_doubles import CountingStage
 

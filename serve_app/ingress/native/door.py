@@ -11,18 +11,17 @@ from serve_app.ingress.door import Door, ErrorResponse, OpenApiDocument, Validat
 from serve_app.ingress.native.routes import router
 from serve_app.ingress.native.schemas import (
     WIRE_NAMES,
-    ExtensionField,
     GenerateRequest,
     RefineConfig,
     RefineRequest,
-    extension_kinds,
+    extension_fields,
 )
 from serve_app.ingress.openapi import branch_of_type
 
 _REQUESTS: dict[str, type[BaseModel]] = {"/generate": GenerateRequest, "/refine": RefineRequest}
 _NESTED: dict[str, type[BaseModel]] = {
     "config": RefineConfig,
-    **dict.fromkeys(map(to_camel, extension_kinds(GenerateRequest)), ExtensionField),
+    **{to_camel(field): entry for field, entry in extension_fields(GenerateRequest).items()},
 }
 _PROMPTS = {
     "GenerateRequest": ("prompt", "negativePrompt"),

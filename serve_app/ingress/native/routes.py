@@ -12,6 +12,7 @@ from serve_app.core.service.info import HealthStatus
 from serve_app.core.service.jobs import Job
 from serve_app.ingress.errors import retry_after
 from serve_app.ingress.generation_job import RerunFormat
+from serve_app.ingress.native.rerun import GENERATE, REFINE
 from serve_app.ingress.native.response_schemas import (
     ErrorEnvelope,
     GenerateResponse,
@@ -20,8 +21,6 @@ from serve_app.ingress.native.response_schemas import (
     LicensesResponse,
 )
 from serve_app.ingress.native.schemas import (
-    GENERATE,
-    REFINE,
     GenerateRequest,
     RefineRequest,
     TermsAcceptance,

@@ -4,16 +4,12 @@ Names are camelCase on the wire. An unknown field is an error that names it, and
 its range is an error with the range.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from serve_app.core.diffusion.extensions import LORA
-from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import InvalidRequest, model_not_found
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.ingress.fields import (
@@ -36,7 +32,6 @@ from serve_app.ingress.generation import (
     GenerationRequest,
     RefinementRequest,
 )
-from serve_app.ingress.generation_job import GenerationJob, JobImage, RerunFormat
 from serve_app.ingress.image_input import InputFiles
 from serve_app.ingress.lookup import ExtensionChoice, find_model
 
@@ -67,22 +62,18 @@ class ApiModel(BaseModel):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class NamesExtensions:
-    """Marks a request field whose entries name extensions of a kind."""
-
-    kind: str
-
-
 class ExtensionField(ApiModel):
-    """An extension by its name in MODELS_FILE, and its weight."""
+    """An extension by its name in MODELS_FILE, and its weight. Each kind has its own subclass."""
 
+    kind: ClassVar[str]
     name: str
     weight: Annotated[Weight | None, Field(description="The operator's default, else 1")] = None
 
 
 class LoraField(ExtensionField):
     """A LoRA by its name in MODELS_FILE, and its weight."""
+
+    kind = LORA
 
 
 class CommonFields(ApiModel):
@@ -96,7 +87,7 @@ class CommonFields(ApiModel):
     image_count: ImageCount | None = None
     handoff: Fraction = DEFAULT_HANDOFF
     model: str | None = None
-    loras: Annotated[list[LoraField], Field(max_length=8), NamesExtensions(LORA)] = []
+    loras: Annotated[list[LoraField], Field(max_length=8)] = []
     timeout_seconds: Timeout | None = None
 
     @property
@@ -107,19 +98,22 @@ class CommonFields(ApiModel):
     def extension_choices(self) -> tuple[ExtensionChoice, ...]:
         """Return the extensions in the domain's words."""
         return tuple(
-            ExtensionChoice(entry.name, entry.weight, kind, to_camel(field))
-            for field, kind in extension_kinds(type(self)).items()
+            ExtensionChoice(entry.name, entry.weight, entry.kind, to_camel(field))
+            for field in extension_fields(type(self))
             for entry in getattr(self, field)
         )
 
 
-def extension_kinds(request: type[CommonFields]) -> dict[str, str]:
-    """Return the request's fields that name extensions, and the kind of each."""
-    return {
-        name: mark.kind
+def extension_fields(request: type[CommonFields]) -> dict[str, type[ExtensionField]]:
+    """Return the fields of a request that list extensions, with the type of their entries."""
+    entries = {
+        name: next(iter(get_args(field.annotation)), None)
         for name, field in request.model_fields.items()
-        for mark in field.metadata
-        if isinstance(mark, NamesExtensions)
+    }
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if isinstance(entry, type) and issubclass(entry, ExtensionField)
     }
 
 
@@ -228,42 +222,6 @@ class TermsAcceptance(ApiModel):
         """The digest under either name. Raises `InvalidRequest`."""
         _, digest = _only_one(("termsDigest", self.terms_digest), ("terms", self.terms))
         return digest
-
-
-def rerun_request(kinds: Mapping[str, str], job: GenerationJob, image: JobImage) -> dict[str, Any]:
-    """Return the fields of a request that makes one image of a job again.
-
-    `kinds` are the extension fields of its type; see `extension_kinds`.
-    """
-    spec = image.spec
-    request: dict[str, Any] = {
-        "seed": spec.seed,
-        "steps": spec.steps,
-        "guidanceScale": spec.guidance,
-        "sampler": spec.sampler.value,
-        "imageCount": 1,
-        "model": job.models[Stage.BASE],
-        "handoff": spec.handoff,
-    }
-    for field, kind in kinds.items():
-        refs = [ref for ref in spec.extensions if ref.kind == kind]
-        if refs:
-            request[to_camel(field)] = [{"name": ref.name, "weight": ref.weight} for ref in refs]
-    if spec.negative_prompt is not None:
-        request["negativePrompt"] = spec.negative_prompt
-    if spec.strength is not None:
-        return {"refinePrompt": image.prompt, "strength": spec.strength, **request}
-    size = {"width": spec.width, "height": spec.height}
-    return {"prompt": image.prompt, **size, "refine": job.refined, **request}
-
-
-def rerun_format(route: str, request: type[CommonFields]) -> RerunFormat:
-    """Return how requests of a type are written down to be sent again."""
-    return RerunFormat(route, partial(rerun_request, extension_kinds(request)))
-
-
-GENERATE = rerun_format("/generate", GenerateRequest)
-REFINE = rerun_format("/refine", RefineRequest)
 
 
 def _check_length(field: str, prompt: str | None, info: ServiceInfo) -> None:

@@ -5,8 +5,6 @@ torch, so the application builder and the command line get their answer in milli
 safetensors are accepted, because a pickle can run code; the header of a file counts, not its name.
 """
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -17,11 +15,14 @@ from serve_app.core.diffusion.model_defaults import SDXL_DEFAULTS, ModelDefaults
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.spec import LATENT_CHANNELS, PIXELS_PER_LATENT, Stage
 from serve_app.core.errors import CheckpointError, ConfigsError
-from serve_app.runtime.checkpoints.safetensors_header import read_header
+from serve_app.runtime.checkpoints.network_folder import (
+    check_weights,
+    read_headers,
+    read_json,
+    weight_files,
+)
 from serve_app.runtime.checkpoints.single_file import SUFFIX, SingleFile, read_single_file
 
-_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
-_FP16 = re.compile(r"\.fp16[.-]")
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 REPOSITORY = {
     Stage.BASE: "stabilityai/stable-diffusion-xl-base-1.0",
@@ -89,11 +90,6 @@ def components(index: Mapping[str, Any], stage: Stage) -> frozenset[str]:
     return frozenset(present)
 
 
-def is_fp16(name: str) -> bool:
-    """Return whether a weight file is of the fp16 variant, which is loaded when it is alone."""
-    return _FP16.search(name) is not None
-
-
 def is_single_file(path: Path) -> bool:
     """Return whether a path names a single-file checkpoint, which need not exist."""
     return path.suffix == SUFFIX and not path.is_dir()
@@ -103,17 +99,18 @@ def num_parameters(checkpoint: Checkpoint) -> dict[str, int]:
     """Return the number of parameters of each network, from the headers of the weight files."""
     counts = checkpoint.file.num_parameters() if checkpoint.file else {}
     for name in _required(checkpoint.stage) & set(NETWORKS) - counts.keys():
-        files = _weight_files(checkpoint.folder / name)
-        headers = [read_header(file, _label(file)) for file in files]
-        counts[name] = sum(prod(shape) for header in headers for shape in header.shapes.values())
+        files = weight_files(checkpoint.folder / name)
+        counts[name] = sum(
+            prod(shape) for header in read_headers(files) for shape in header.shapes.values()
+        )
     return counts
 
 
 def check_safety_checker(folder: Path) -> None:
     """Raise `CheckpointError`, with the folder as subject, unless it holds a safety checker."""
     try:
-        _read_json(folder, "config.json")
-        _check_weights(folder, "the safety checker")
+        read_json(folder, "config.json")
+        check_weights(folder, "the safety checker")
     except CheckpointError as error:
         raise error.about(str(folder)) from None
 
@@ -136,7 +133,7 @@ def _inspect_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
     except CheckpointError as error:
         raise ConfigsError(f"takes its configs from {configs}, which {error.problem}") from None
     mismatch = file.config_mismatch(
-        {name: _read_json(configs, f"{name}/config.json") for name in ("unet", "text_encoder_2")}
+        {name: read_json(configs, f"{name}/config.json") for name in ("unet", "text_encoder_2")}
     )
     if mismatch:
         raise CheckpointError(f"does not match the configs in {configs}: {mismatch}")
@@ -159,15 +156,15 @@ def _inspect_folder(
             "is not a folder, nor a .safetensors file" if folder.exists() else "does not exist"
         )
         raise CheckpointError(problem)
-    index = _read_json(folder, "model_index.json")
+    index = read_json(folder, "model_index.json")
     components(index, stage)
     required = _required(stage)
     for name in sorted(required):
         if not (folder / name).is_dir():
             raise CheckpointError(f"lacks its folder {name}")
     networks = [name for name in NETWORKS if name in required - in_file]
-    variants = {_check_weights(folder / name, name) for name in networks}
-    unet, vae = _read_json(folder, "unet/config.json"), _read_json(folder, "vae/config.json")
+    variants = {check_weights(folder / name, name) for name in networks}
+    unet, vae = read_json(folder, "unet/config.json"), read_json(folder, "vae/config.json")
     in_channels = unet.get("in_channels", LATENT_CHANNELS)
     pixels_per_latent = 2 ** (len(vae.get("block_out_channels", ())) - 1)
     if (in_channels, pixels_per_latent) != (LATENT_CHANNELS, PIXELS_PER_LATENT):
@@ -177,7 +174,7 @@ def _inspect_folder(
             "takes its guidance scale as an embedding (time_cond_proj_dim), which is not supported"
         )
     name = folder.resolve().name
-    scheduler = _read_json(folder, "scheduler/scheduler_config.json")
+    scheduler = read_json(folder, "scheduler/scheduler_config.json")
     return Checkpoint(
         stage=stage,
         folder=folder,
@@ -192,37 +189,3 @@ def _inspect_folder(
             [name, str(index.get("_name_or_path", ""))], str(scheduler.get("_class_name", ""))
         ),
     )
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"lacks {name}") from None
-    except (OSError, ValueError):
-        raise CheckpointError(f"has an unreadable {name}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"has an unreadable {name}")
-    return content
-
-
-def _check_weights(folder: Path, network: str) -> str | None:
-    """Return the variant of a network's weight files, after a check of every header."""
-    files = _weight_files(folder)
-    if not files:
-        if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
-            raise CheckpointError(f"holds a pickle in {network}, where only safetensors are loaded")
-        raise CheckpointError(f"lacks the weights of {network} (*.safetensors)")
-    for file in files:
-        read_header(file, _label(file))
-    return "fp16" if is_fp16(files[0].name) else None
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that diffusers loads: the full ones where there are any, else fp16."""
-    files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if not is_fp16(file.name)] or files
-
-
-def _label(file: Path) -> str:
-    return f"{file.parent.name}/{file.name}"

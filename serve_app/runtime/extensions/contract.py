@@ -18,7 +18,11 @@ F = TypeVar("F", contravariant=True)  # what a kind knows of a file before it is
 
 
 class ModelExtension(Protocol):
-    """The extensions of one kind on one model."""
+    """The extensions of one kind on one model.
+
+    A kind with networks of its own keeps them in `Modules.beside` while they are attached, in the
+    dtype and on the device of the UNet, so that they leave the device and come back with it.
+    """
 
     @property
     def attached(self) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class Placement:
         self._device = device
         self._copies: PinnedCopies | None = None
         networks = (modules.unet, modules.vae, *modules.text_encoders.networks)
-        # LoRAs are attached and detached later: a copy would keep them in memory for ever.
+        # Extensions are attached and detached later: a copy would keep them in memory for ever.
         self._own = {id(parameter) for network in networks for parameter in network.parameters()}
         self.applied: tuple[MemorySaving, ...] = ()
 
@@ -76,7 +76,7 @@ class Placement:
             self._copies = PinnedCopies(self._own_tensors(networks), self._device)
         if self._copies is not None:
             self._copies.offload()
-        for network in networks:
+        for network in (*networks, *self._modules.beside):
             network.to("cpu")  # tensors without a copy
 
     def restore(self) -> None:
@@ -87,14 +87,14 @@ class Placement:
         try:
             if self._copies is not None:
                 self._copies.restore()
-            for network in self._resident_networks():
+            for network in (*self._resident_networks(), *self._modules.beside):
                 network.to(self._device.torch_device)
         except Exception:
             self.offload()
             raise
 
     def _own_tensors(self, networks: Iterable[Any]) -> list[torch.Tensor]:
-        """Return parameters and buffers except those of LoRAs, which `Module.to` moves."""
+        """Return parameters and buffers except those of extensions, which `Module.to` moves."""
         tensors: list[torch.Tensor] = []
         for network in networks:
             tensors += (tensor for tensor in network.parameters() if id(tensor) in self._own)
@@ -112,7 +112,12 @@ class Placement:
     def bytes_on_device(self) -> int:
         """Bytes of parameters on the device while nothing runs."""
         modules = self._modules
-        networks = (modules.unet, modules.vae, *modules.text_encoders.networks)
+        networks = (
+            modules.unet,
+            modules.vae,
+            *modules.text_encoders.networks,
+            *modules.beside,
+        )
         tensors = (tensor for network in networks for tensor in network.parameters())
         device_type = self._device.torch_device.type
         return sum(tensor.nbytes for tensor in tensors if tensor.device.type == device_type)

@@ -3,7 +3,7 @@
 How much of a checkpoint the device can hold is the business of `runtime.memory`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from serve_app.core.diffusion.spec import Stage
@@ -17,12 +17,17 @@ from serve_app.runtime.networks.text_encoders import ClipTextEncoders
 
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """The networks of one stage, in evaluation mode."""
+    """The networks of one stage, in evaluation mode.
+
+    `beside` holds the networks that attached extensions have of their own, which are offloaded and
+    counted with the rest.
+    """
 
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL
     text_encoders: ClipTextEncoders
     pipeline: Any  # StableDiffusionXLPipeline or Img2Img over the same networks: it loads LoRAs
+    beside: list[Any] = field(default_factory=list)
 
 
 def load(checkpoint: Checkpoint, device: Device) -> Modules:

@@ -364,6 +364,23 @@ def test_a_tensor_without_a_host_copy_moves_with_its_network() -> None:
         assert modules.unet.sent == modules.vae.sent == ["cpu:0", "cpu", "cpu:0", "cpu"]
 
 
+def test_a_network_beside_the_unet_leaves_the_card_and_returns_with_it(
+    checkpoints: dict[Stage, Checkpoint], card: SimulatedCard
+) -> None:
+    """As one that an extension attaches; only the model's own networks have host copies."""
+    placement, modules = placed(checkpoints[Stage.BASE], card)
+    layer, alone = Layer(), placement.bytes_on_device
+    modules.beside.append(layer)
+    assert placement.bytes_on_device == alone + sum(p.nbytes for p in layer.parameters())
+    placement.offload()
+    placement.restore()
+    assert layer.sent == ["cpu", str(card.torch_device)]
+    modules.beside.remove(layer)
+    placement.offload()
+    placement.restore()
+    assert len(layer.sent) == 2
+
+
 def test_copies_are_packed_in_few_blocks(card: SimulatedCard) -> None:
     """torch rounds pinned blocks up to a power of two, so each block is one, or the rest."""
     layers = [torch.nn.Linear(50, 50, bias=False) for _ in range(7)]  # 10,000 bytes each
