@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from serve_app.core.diffusion.extensions import ExtensionRef
-from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.sample import (
     Sample,
@@ -17,6 +17,7 @@ from serve_app.core.diffusion.sample import (
     with_model,
     with_profile,
     with_prompt_info,
+    without_tensors,
 )
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
@@ -79,6 +80,13 @@ def test_another_stage_starts_without_solver_state_and_profile() -> None:
     crossed = for_stage(sample, Stage.REFINER)
     assert (crossed.stage, crossed.solver_state, crossed.profile) == (Stage.REFINER, (), None)
     assert (crossed.latents, crossed.index, crossed.noise_draws) == (0.5, 1, 1)
+
+
+def test_a_finished_sample_keeps_no_tensors_and_no_inputs() -> None:
+    spec, inputs = replace(SPEC, strength=0.5), ImageInputs(bytes(64 * 64 * 3))
+    start: Sample[float] = new_sample("a", spec, SCHEDULE, Stage.BASE, inputs)
+    ended = replace(start, latents=0.5, solver_state=(0.25,), noise_draws=2, profile="p")
+    assert without_tensors(ended) == replace(start, inputs=NO_INPUTS, noise_draws=2, profile="p")
 
 
 def test_the_initial_image_is_dropped_once_it_is_latents() -> None:
