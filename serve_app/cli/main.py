@@ -33,7 +33,7 @@ def up(config: Config = Path("serve_config.yaml")) -> None:
 @commands.command("_run", hidden=True)
 def run_ray(config: Config = Path("serve_config.yaml")) -> None:
     """Run Ray and the application in this process; `up` starts it."""
-    from serve_app.cli.up import run_ray
+    from serve_app.cli.run_ray import run_ray
 
     raise typer.Exit(run_ray(config))
 

@@ -8,6 +8,8 @@ from math import ceil, floor
 from typing import Self
 
 from serve_app.config.app_args import AppArgs, DeploymentScale
+from serve_app.config.catalog import ModelCatalog, choose_device
+from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 
@@ -72,6 +74,32 @@ class Topology:
             if not deployment.scale.min_replicas
             for stage in deployment.stages
         )
+
+
+def plan_stages(
+    args: AppArgs, settings: Settings, catalog: ModelCatalog, gpus: float
+) -> tuple[str, Topology]:
+    """Return the device and the stages' deployments for a cluster with `gpus` GPUs.
+
+    Raises `SettingsError` if the device is CUDA, the cluster has no GPU, and none may join later.
+    """
+    device = choose_device(settings.model_device, gpus=gpus)
+    topology = Topology.resolve(
+        args,
+        device,
+        gpus,
+        refiner=catalog.refiner is not None,
+        total_gpus=settings.total_gpus,
+    )
+    if device == "cuda" and gpus < 1 and topology.deployments[0].scale.num_gpus is None:
+        raise SettingsError(
+            "needs a GPU, and Ray sees none, so replicas would wait for ever",
+            "MODEL_DEVICE",
+            subject="MODEL_DEVICE=cuda",
+            remedy="Check nvidia-smi, or set MODEL_DEVICE=cpu. If GPU nodes join later, set "
+            "num_gpus: 1 for each stage in the args",
+        )
+    return device, topology
 
 
 def _scales(

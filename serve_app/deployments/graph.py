@@ -14,16 +14,14 @@ from ray.serve.config import RequestRouterConfig
 from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.catalog import (
     ModelCatalog,
-    choose_device,
     find_checkpoints,
     max_batch_images,
     service_info,
 )
 from serve_app.config.settings import Settings
-from serve_app.config.topology import StageDeployment, Topology
+from serve_app.config.topology import StageDeployment, Topology, plan_stages
 from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.errors import SettingsError
 from serve_app.core.service.info import ServiceInfo
 from serve_app.deployments.ingress_replica import IngressConfig, IngressReplica, OpenHttp
 from serve_app.deployments.ledger import Ledger
@@ -48,23 +46,8 @@ def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Applica
     opens the HTTP side of an ingress replica.
     """
     settings = Settings.read(args.settings)
-    device = choose_device(settings.model_device, gpus=gpus)
     catalog = find_checkpoints(settings)
-    topology = Topology.resolve(
-        args,
-        device,
-        gpus,
-        refiner=catalog.refiner is not None,
-        total_gpus=settings.total_gpus,
-    )
-    if device == "cuda" and gpus < 1 and topology.deployments[0].scale.num_gpus is None:
-        raise SettingsError(
-            "needs a GPU, and Ray sees none, so replicas would wait for ever",
-            "MODEL_DEVICE",
-            subject="MODEL_DEVICE=cuda",
-            remedy="Check nvidia-smi, or set MODEL_DEVICE=cpu. If GPU nodes join later, set "
-            "num_gpus: 1 for each stage in the args",
-        )
+    device, topology = plan_stages(args, settings, catalog, gpus)
     # Imported only when the settings are right, because it imports torch, which takes seconds.
     from serve_app.deployments.stage_replica import StageReplica
 
