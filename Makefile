@@ -12,21 +12,19 @@ help:  ## list the targets
 serve: $(VENV)/.runtime  ## start the service on http://localhost:4000 (or BACKEND_PORT)
 	$(BIN)/aura up
 
-# Two processes share the test folders, each file in one of them. Not in parallel: tests with Ray,
-# which take time and need the machine to themselves, and tests that share one name, of which pytest
-# would run only one.
-ALONE := tests/ingress/test_fuzz.py tests/e2e
-ROOMS := tests --ignore=tests/core $(ALONE:%=--ignore=%) -n 2 --dist loadfile
+# Two processes share the test folders, each file in one of them, in the order that tests/conftest.py
+# gives: long files first. Not in parallel: tests with Ray, which need the machine to themselves.
+ROOMS := tests --ignore=tests/core --ignore=tests/e2e -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev  ## core with full branch coverage, then the other rooms, then Ray over HTTP
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term:skip-covered -q
 	$(BIN)/python -m pytest $(ROOMS) -q -m "not long"
-	$(BIN)/python -m pytest $(ALONE) -q -m "not long"
+	$(BIN)/python -m pytest tests/e2e -q -m "not long"
 
 test-all: $(VENV)/.dev  ## the same with the long tests
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term:skip-covered -q
 	$(BIN)/python -m pytest $(ROOMS) -q
-	$(BIN)/python -m pytest $(ALONE) -q
+	$(BIN)/python -m pytest tests/e2e -q
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check serve_app tests scripts

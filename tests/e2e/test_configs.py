@@ -1,4 +1,8 @@
-"""The shipped configs, each started as Serve starts them, on pretended GPUs."""
+"""The shipped configs, each started as Serve starts them, on pretended GPUs.
+
+These tests are long. The others start two of the configs as well: serve_config.yaml with `aura up`
+(`test_startup.py`), and one with a GPU that base and refiner share (`test_models.py`).
+"""
 
 import copy
 from collections.abc import Iterator
@@ -8,12 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
-import ray
 import yaml
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.deployments.ray_private import serve_client
+from tests.support.service import available_gpus
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.ray
@@ -28,7 +32,6 @@ PROMISED = {  # by config: the replicas in /health, and the GPUs they have
     "configs/cluster-autoscaling.yaml": ({"base": 1, "refiner": 1}, 2),
     "configs/kuberay-rayservice.yaml": ({"base": 1, "refiner": 1}, 2),
 }
-SHORT = "configs/one-gpu-24gb.yaml"  # the others may take a minute each on a busy machine
 OVERRIDES = {  # for this machine, which lacks the GPUs and volumes that some configs name
     "MODEL_DEVICE": "cpu",
     "MODEL_PRECISION": "fp32",
@@ -37,11 +40,6 @@ OVERRIDES = {  # for this machine, which lacks the GPUs and volumes that some co
     "MODEL_REFINER_CHECKPOINT_DIR": "",
     "LEDGER_FILE": "",
 }
-
-
-def gpus() -> float:
-    """Return the GPUs that no replica has."""
-    return float(ray.available_resources().get("GPU", 0))
 
 
 @contextmanager
@@ -66,19 +64,17 @@ def running(config: Any, name: str) -> Iterator[None]:
         serve.delete(name)
 
 
-@pytest.mark.parametrize(
-    "file",
-    [file if file == SHORT else pytest.param(file, marks=pytest.mark.long) for file in PROMISED],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("file", PROMISED)
 def test_a_shipped_config_starts_the_replicas_that_it_promises(cluster: int, file: str) -> None:
     config = yaml.safe_load((ROOT / file).read_text())
     if "spec" in config:
         config = yaml.safe_load(config["spec"]["serveConfigV2"])
     name = Path(file).stem
-    available = gpus()
+    available = available_gpus()
     replicas, used = PROMISED[file]
     with running(config, name):
-        until(lambda: gpus() == available - used, 20)
+        until(lambda: available_gpus() == available - used, 20)
         health = httpx.get(f"http://127.0.0.1:{cluster}/{name}/health", timeout=10).json()
         assert (health["status"], health["replicas"]) == ("ready", replicas)
         body = {"prompt": "a red circle", "steps": 4, "imageCount": 1, "seed": 3}
@@ -86,7 +82,7 @@ def test_a_shipped_config_starts_the_replicas_that_it_promises(cluster: int, fil
         assert response.status_code == 201, response.text
         assert response.json()["meta"]["refined"]
         assert len(response.json()["images"]) == 1
-    until(lambda: gpus() == available, 20)
+    until(lambda: available_gpus() == available, 20)
 
 
 def test_every_shipped_config_is_started() -> None:

@@ -23,6 +23,7 @@ from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.support.checkpoints import perturbed
 from tests.support.keys import base_key
 from tests.support.lora_files import lora_file
+from tests.support.service import available_gpus
 from tests.support.single_files import to_single_file
 from tests.support.waiting import until
 
@@ -53,9 +54,11 @@ def address(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Any:
         "MODELS_FILE": str(folder / "models.yaml"),
     }
     args = args.model_copy(update={"settings": args.settings | overrides})
+    available = available_gpus()
     serve.run(build(args), name=APP, route_prefix="/several")
     url = f"http://127.0.0.1:{cluster}/several"
     until(lambda: httpx.get(f"{url}/health", timeout=10).status_code == 200, 90)
+    until(lambda: available_gpus() == available - 1, 20)
     yield url
     serve.delete(APP)
 

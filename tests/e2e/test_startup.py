@@ -149,6 +149,8 @@ def test_up_serves_on_its_port_and_drains_on_sigterm(
                 return False
 
         until(ready, 120)
+        health = httpx.get(f"{address}/health", timeout=10).json()
+        assert health["replicas"] == {"base": 1, "refiner": 1}
         metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10)
         assert "ray_" in metrics.text
         addresses = {
@@ -159,7 +161,7 @@ def test_up_serves_on_its_port_and_drains_on_sigterm(
         assert addresses <= {"127.0.0.1"}  # empty where the system does not list them
 
         def call() -> None:
-            body = {"prompt": "the last one", "steps": 150, "imageCount": 1}
+            body = {"prompt": "the last one", "steps": 75, "imageCount": 1}
             try:
                 response = httpx.post(f"{address}/generate", json=body, timeout=120)
             except httpx.HTTPError:

@@ -4,7 +4,7 @@ without Ray."""
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +28,7 @@ from tests.support.local_stage import LocalStage
 from tests.support.lora_files import lora_file
 from tests.support.single_files import to_single_file
 
+Alone = Callable[[dict[str, Any]], str]
 Serving = Callable[..., tuple[httpx.AsyncClient, StageReplica]]
 
 
@@ -55,50 +56,62 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExtensionSource, ..
     )
 
 
+def start(
+    models: Sequence[ModelSource],
+    loras: tuple[ExtensionSource, ...],
+    *,
+    room: int = 1,
+    lora_room: int = 2,
+) -> tuple[httpx.AsyncClient, StageReplica]:
+    """Return a service with these models, of which `room` are in memory at a time, and with these
+    LoRAs, of which each model has `lora_room`."""
+    config = StageConfig(
+        models=tuple(models),
+        device="cpu",
+        precision=None,
+        xformers=False,
+        cpu_threads=1,
+        max_batch_images=2,
+        strict=True,
+        snapshot_interval_steps=5,
+        max_loaded_models=room,
+        extensions=loras,
+        max_loaded_extensions=lora_room,
+    )
+    replica = StageReplica(config)
+    noise = inspect(demo_folder(Stage.BASE), Stage.BASE).noise_config
+    infos = tuple(ModelInfo(model.name, 128, noise) for model in models)
+    extensions = tuple(
+        ExtensionInfo(
+            "lora",
+            source.name,
+            source.models,
+            default_weight=0.9 if source.name == "oil" else 1.0,
+        )
+        for source in loras
+    )
+    info = ServiceInfo(
+        infos, None, "cpu", "fp32", default_image_count=1, extensions=extensions, max_extensions=2
+    )
+    api = make_api(Conductor(LocalStage(replica), None, infos), Ledger(None), info)
+    transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost"), replica
+
+
 @pytest.fixture
 def serving(
     sources: dict[str, ModelSource], loras: tuple[ExtensionSource, ...]
 ) -> Iterator[Serving]:
-    """Makes a service with some of the models, of which `room` are in memory at a time, and of the
-    LoRAs `lora_room` on each."""
+    """Make services by `start`, each with the models of these names, and close them afterwards."""
     replicas: list[StageReplica] = []
 
     def serve(
         *names: str, room: int = 1, lora_room: int = 2, **more: ModelSource
     ) -> tuple[httpx.AsyncClient, StageReplica]:
-        available = sources | more
-        config = StageConfig(
-            models=tuple(available[name] for name in names),
-            device="cpu",
-            precision=None,
-            xformers=False,
-            cpu_threads=1,
-            max_batch_images=2,
-            strict=True,
-            snapshot_interval_steps=5,
-            max_loaded_models=room,
-            extensions=loras,
-            max_loaded_extensions=lora_room,
-        )
-        replica = StageReplica(config)
+        models = [(sources | more)[name] for name in names]
+        client, replica = start(models, loras, room=room, lora_room=lora_room)
         replicas.append(replica)
-        noise = inspect(demo_folder(Stage.BASE), Stage.BASE).noise_config
-        models = tuple(ModelInfo(name, 128, noise) for name in names)
-        worn = tuple(
-            ExtensionInfo(
-                "lora",
-                source.name,
-                source.models,
-                default_weight=0.9 if source.name == "oil" else 1.0,
-            )
-            for source in loras
-        )
-        facts = ServiceInfo(
-            models, None, "cpu", "fp32", default_image_count=1, extensions=worn, max_extensions=2
-        )
-        api = make_api(Conductor(LocalStage(replica), None, models), Ledger(None), facts)
-        transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
-        return httpx.AsyncClient(transport=transport, base_url="http://localhost"), replica
+        return client, replica
 
     yield serve
     for replica in replicas:
@@ -122,20 +135,52 @@ CROWD = [
 ]
 
 
+def worn(*names: str) -> dict[str, Any]:
+    return {"loras": [{"name": name, "weight": 1.2} for name in names]}
+
+
+DRESSED = [
+    request(model, seed, **worn(*names), **more)
+    for seed, names, more in (
+        (1, (), {}),
+        (1, ("ink",), {}),
+        (1, ("oil",), {"steps": 9}),
+        (1, ("ink", "oil"), {}),
+        (2, ("ink",), {"guidanceScale": 1, "sampler": "euler_a"}),
+    )
+    for model in ("demo", "tune")
+]
+
+
+@pytest.fixture(scope="module")
+def alone(sources: dict[str, ModelSource], loras: tuple[ExtensionSource, ...]) -> Alone:
+    """Return a function from a request to its image, made alone on a service with its model only.
+
+    All are made once, one after the other.
+    """
+
+    async def make() -> dict[str, str]:
+        images = {}
+        for model in ("demo", "tune"):
+            client, replica = start([sources[model]], loras)
+            for body in [*CROWD, *DRESSED]:
+                if body["model"] == model:
+                    images[json.dumps(body)] = await painted(client, body)
+            replica.close()
+        return images
+
+    images = asyncio.run(make())
+    return lambda body: images[json.dumps(body)]
+
+
 @pytest.mark.parametrize("room", [1, 2])
 async def test_two_models_requested_for_at_once_each_give_their_own_bytes(
-    serving: Serving, room: int
+    serving: Serving, alone: Alone, room: int
 ) -> None:
-    alone = {}
-    for name in ("demo", "tune"):
-        client, _ = serving(name)
-        for body in CROWD:
-            if body["model"] == name:
-                alone[json.dumps(body)] = await painted(client, body)
     client, replica = serving("demo", "tune", room=room)
     for _ in range(2):
         together = await asyncio.gather(*(painted(client, body) for body in CROWD))
-        assert together == [alone[json.dumps(body)] for body in CROWD]
+        assert together == [alone(body) for body in CROWD]
     assert len(set(together)) == len(CROWD)
     assert len((await replica.stats()).engine.models) == room
 
@@ -181,36 +226,13 @@ async def test_a_model_whose_files_are_gone_ends_its_own_requests_alone(
     assert await painted(client, request("demo", 6)) == answers[0].json()["images"][0]
 
 
-def worn(*names: str) -> dict[str, Any]:
-    return {"loras": [{"name": name, "weight": 1.2} for name in names]}
-
-
-DRESSED = [
-    request(model, seed, **worn(*names), **more)
-    for seed, names, more in (
-        (1, (), {}),
-        (1, ("ink",), {}),
-        (1, ("oil",), {"steps": 9}),
-        (1, ("ink", "oil"), {}),
-        (2, ("ink",), {"guidanceScale": 1, "sampler": "euler_a"}),
-    )
-    for model in ("demo", "tune")
-]
-
-
 @pytest.mark.parametrize(("room", "lora_room"), [(1, 2), (2, 1)])
 async def test_two_models_and_two_loras_requested_for_at_once_each_give_their_own_bytes(
-    serving: Serving, room: int, lora_room: int
+    serving: Serving, alone: Alone, room: int, lora_room: int
 ) -> None:
-    alone = {}
-    for name in ("demo", "tune"):
-        client, _ = serving(name)
-        for body in DRESSED:
-            if body["model"] == name:
-                alone[json.dumps(body)] = await painted(client, body)
     client, _ = serving("demo", "tune", room=room, lora_room=lora_room)
     together = await asyncio.gather(*(painted(client, body) for body in DRESSED))
-    assert together == [alone[json.dumps(body)] for body in DRESSED]
+    assert together == [alone(body) for body in DRESSED]
     assert len(set(together)) == len(DRESSED)
 
 

@@ -61,15 +61,15 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> int:
 
 MIXED = [
     spec(steps=4, guidance=1.0, seed=1, sampler=Sampler.EULER),
-    spec(steps=24, guidance=9.0, seed=2, sampler=Sampler.EULER_A, negative_prompt="blur"),
-    spec(steps=16, guidance=5.0, seed=3, sampler=Sampler.DPMPP_2M, negative_prompt=""),
-    spec(steps=20, guidance=7.5, seed=4, sampler=Sampler.DPMPP_2M_KARRAS, prompt="a blue house"),
-    spec(steps=11, guidance=1.0, seed=5, sampler=Sampler.DPMPP_2M, prompt="a boat"),
-    spec(steps=17, guidance=3.0, seed=6, sampler=Sampler.EULER, prompt="an owl at night"),
-    spec(steps=9, guidance=2.0, seed=2**32 - 1, sampler=Sampler.EULER_A),
+    spec(steps=12, guidance=9.0, seed=2, sampler=Sampler.EULER_A, negative_prompt="blur"),
+    spec(steps=10, guidance=5.0, seed=3, sampler=Sampler.DPMPP_2M, negative_prompt=""),
+    spec(steps=11, guidance=7.5, seed=4, sampler=Sampler.DPMPP_2M_KARRAS, prompt="a blue house"),
+    spec(steps=7, guidance=1.0, seed=5, sampler=Sampler.DPMPP_2M, prompt="a boat"),
+    spec(steps=9, guidance=3.0, seed=6, sampler=Sampler.EULER, prompt="an owl at night"),
+    spec(steps=5, guidance=2.0, seed=2**32 - 1, sampler=Sampler.EULER_A),
     spec(steps=8, guidance=4.0, seed=8, sampler=Sampler.HEUN),
-    spec(steps=13, guidance=6.0, seed=9, sampler=Sampler.UNIPC_KARRAS),
-    spec(steps=14, guidance=3.0, seed=10, sampler=Sampler.DPMPP_SDE_KARRAS),
+    spec(steps=6, guidance=6.0, seed=9, sampler=Sampler.UNIPC_KARRAS),
+    spec(steps=8, guidance=3.0, seed=10, sampler=Sampler.DPMPP_SDE_KARRAS),
     spec(steps=6, guidance=1.0, seed=12, sampler=Sampler.LCM),
 ]
 
@@ -113,8 +113,8 @@ def test_base_and_refiner_together_are_stocks_ensemble(
     run_together: RunTogether, stock: Stock, handoff: float, sampler: Sampler
 ) -> None:
     kinds: list[dict[str, object]] = [
-        {"handoff": handoff, "steps": 25},
-        {"handoff": handoff, "steps": 12, "negative_prompt": "grey", "seed": 11},
+        {"handoff": handoff, "steps": 15},
+        {"handoff": handoff, "steps": 8, "negative_prompt": "grey", "seed": 11},
     ]
     pictures = run_together(sum((each(CONTINUED, **kind) for kind in kinds), ()), refiner=True)
     for kind in kinds:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import ray
 from ray import serve
 
 from serve_app.core.service.events import ReplicaStats
@@ -13,6 +14,11 @@ APP = "aura"
 STAGES = {"base": "BaseGenerator", "refiner": "Refiner"}  # deployments by stage
 LONG: dict[str, Any] = {"prompt": "a red fox", "seed": 5, "steps": 100, "imageCount": 1}
 START_TIMEOUT_S = 90.0
+
+
+def available_gpus() -> float:
+    """Return the GPUs of this test run's Ray that no replica has."""
+    return float(ray.available_resources().get("GPU", 0))
 
 
 @dataclass
@@ -46,9 +52,11 @@ class Service:
         """Return whether any replica of the stage has a sample."""
         return any(stats.engine.positions for stats in self.stats(stage))
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, *stages: str) -> None:
+        """Wait until each of these stages, or of all, has its two replicas."""
+
         def ready() -> bool:
-            response = httpx.get(f"{self.address}/health", timeout=10)
-            return bool(response.json()["replicas"] == {"base": 2, "refiner": 2})
+            replicas = httpx.get(f"{self.address}/health", timeout=10).json()["replicas"]
+            return all(replicas[stage] == 2 for stage in stages or STAGES)
 
         until(ready, START_TIMEOUT_S)

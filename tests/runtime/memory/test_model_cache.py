@@ -80,14 +80,20 @@ def mixed_specs() -> list[ImageSpec]:
     ]
 
 
+@pytest.fixture(scope="module")
+def alone(both: dict[str, Checkpoint], cpu: Device) -> list[bytes]:
+    """Return the images of `mixed_specs`, one after the other on engines with one model each."""
+    engines = {
+        name: Engine(ModelCache(makers({name: model}, cpu)), snapshot_every=1)
+        for name, model in both.items()
+    }
+    return [image for spec in mixed_specs() for image in generate(engines[str(spec.model)], spec)]
+
+
 @pytest.mark.parametrize("capacity", [1, 2])
 def test_two_models_requested_together_make_the_images_that_each_makes_alone(
-    both: dict[str, Checkpoint], cpu: Device, capacity: int
+    both: dict[str, Checkpoint], cpu: Device, alone: list[bytes], capacity: int
 ) -> None:
-    alone = []
-    for spec in mixed_specs():
-        own = {name: model for name, model in both.items() if name == spec.model}
-        alone += generate(Engine(ModelCache(makers(own, cpu)), snapshot_every=1), spec)
     together = Engine(ModelCache(makers(both, cpu), capacity=capacity), snapshot_every=1)
     assert generate(together, *mixed_specs()) == alone
     assert len(set(alone)) == len(alone)

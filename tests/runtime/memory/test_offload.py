@@ -4,7 +4,7 @@ of the card."""
 import gc
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -424,12 +424,18 @@ def test_a_cpu_keeps_no_second_copy_and_moves_nothing(
     assert [parameter.data_ptr() for parameter in modules.unet.parameters()] == before
 
 
+def lora_layers() -> Iterator[LoraLayer]:
+    """Return every LoRA layer that is in memory."""
+    return (thing for thing in gc.get_objects() if issubclass(type(thing), LoraLayer))
+
+
 def test_a_lora_is_offloaded_with_its_model_and_freed_when_detached(
     checkpoints: dict[Stage, Checkpoint], card: SimulatedCard, tmp_path: Path
 ) -> None:
     """Attached before the first copies are made, so that a copy could keep it."""
     file = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "a.safetensors"))
     device = replace(card, cpu_threads=1)
+    others = weakref.WeakSet(lora_layers())  # of other tests, which may still be in memory
     make = partial(
         build_stage_model,
         checkpoints[Stage.BASE],
@@ -449,8 +455,9 @@ def test_a_lora_is_offloaded_with_its_model_and_freed_when_detached(
     model.restore()
     assert generate(spec) == with_lora != bare
     assert model.attached_extensions == (lora_key("a"),)
-    layers = (m for m in gc.get_objects() if issubclass(type(m), LoraLayer))
+    layers = [layer for layer in lora_layers() if layer not in others]
     parts = [weakref.ref(w) for layer in layers for w in layer.lora_A.parameters()]
+    del layers
     assert parts
     model.attach(lora_key("a"), [lora_key("a")])
     gc.collect()
