@@ -141,7 +141,6 @@ def bind_graph(
         .options(
             name="Ingress",
             max_ongoing_requests=_MAX_REQUESTS,
-            health_check_period_s=1,  # until a dead one is replaced, no request may be served
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
             **ingress_scaling(scale.min_replicas, scale.effective_max_replicas, _MAX_REQUESTS),
