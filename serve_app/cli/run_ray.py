@@ -62,7 +62,7 @@ def run_ray(config: Path) -> int:
     signal.signal(signal.SIGTERM, on_sigterm)  # after Ray, which installs a handler of its own
     name = read.application.get("name", "default")
     try:
-        # `build` plans too, but reports a missing GPU only after Serve has started and tried four times
+        # `build` plans too, but Serve reports a missing GPU only after it has started and retried
         gpus = ray.cluster_resources().get("GPU", 0)
         plan_stages(args, settings, find_checkpoints(settings), gpus)
         proxies = read.content.get("proxy_location", "EveryNode")
