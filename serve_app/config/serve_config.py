@@ -62,7 +62,7 @@ def read_config(path: Path) -> ServeConfig:
     problems = list(lint(config))
     if problems:
         more = f" ({len(problems) - 1} more: aura check-config {path})" * (len(problems) > 1)
-        raise SettingsError(f"{problems[0]}{more}", subject=f"{path}:")
+        raise SettingsError(f"is not valid: {problems[0]}{more}", subject=str(path))
     ours = next(entry for entry in config["applications"] if entry["import_path"] == BUILDER)
     return ServeConfig(path, config, ours, AppArgs.model_validate(ours.get("args", {})))
 

@@ -221,8 +221,8 @@ class OperatorError(AuraError):
 class SettingsError(OperatorError):
     """A setting is unknown, misspelt or has an illegal value.
 
-    `subject` is the setting with its value, or the file that sets it. `variable` is the setting's
-    name as it was written; `suggestion` the name that was probably meant.
+    `subject` is the setting with its value, or the file and the key that are wrong. `variable` is
+    the setting's name as it was written; `suggestion` the name that was probably meant.
     """
 
     def __init__(

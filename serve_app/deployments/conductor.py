@@ -63,7 +63,7 @@ class StageClient(Protocol):
     def advance(
         self, sample: Sample[Any], segment: StageSegment
     ) -> AsyncGenerator[StageEvent, None]:
-        """Stream `Snapshot`s and at last one `SegmentDone`; raise named errors.
+        """Stream `SampleEvent`s and at last one `SegmentDone`; raise named errors.
 
         Closing the stream cancels the sample.
         """

@@ -127,7 +127,7 @@ class StageReplica:
     async def advance(
         self, sample: Sample[Any], segment: StageSegment
     ) -> AsyncGenerator[StageEvent, None]:
-        """Step a sample to the end of its segment: stream `Snapshot`s, then one `SegmentDone`.
+        """Step a sample to the end of its segment: stream `SampleEvent`s, then one `SegmentDone`.
 
         Raises the named error that ended the segment. However the stream ends, the sample leaves
         the engine at the next step boundary.

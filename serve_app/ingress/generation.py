@@ -103,7 +103,8 @@ def plan_job(
 ) -> GenerationJob:
     """Return the job of a request; its images go round its files, at least one for each.
 
-    `drawn_seed` is used if the request has no seed. Raises `InvalidRequest` or `ModelNotFound`.
+    A refinement has at least one file. `drawn_seed` is used if the request has no seed. Raises
+    `InvalidRequest` or `ModelNotFound`.
     """
     if isinstance(request, GenerationRequest):
         return _plan_generation(request, loaded, info, drawn_seed, rerun)

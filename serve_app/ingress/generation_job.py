@@ -71,7 +71,7 @@ class GenerationJob:
 
     @property
     def input_digests(self) -> str:
-        """The digests of all input files, with the part that each has in which image."""
+        """The digests of all input files, as text that tells images and parts apart."""
         return json.dumps([dict(image.digests) for image in self.images])
 
     @property

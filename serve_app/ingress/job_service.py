@@ -94,8 +94,9 @@ class JobService:
     ) -> AsyncGenerator[JobEvent, None]:
         """Run a job: stream its events, from `JobStarted` to `JobDone`, and raise named errors.
 
-        A job that another call runs under the same idempotency key has no events in between.
-        Closing the stream cancels the job, unless its idempotency key promises another try.
+        The events of a job's images reach only the call that runs the job, and not another one with
+        the same idempotency key. Closing the stream cancels the job, unless such a key promises
+        another try.
         """
         check_prompts(self._prompt_filter, (image.spec.prompt for image in generation.images))
         await self.terms.check(context.caller)
@@ -112,6 +113,8 @@ class JobService:
             async with aclosing(feed.read()) as events:
                 async for event in events:
                     yield event
+            if task.cancelled():
+                raise JobCancelled("the job was cancelled")
             yield JobDone(task.result())
         finally:
             if context.key is None and not task.done():
@@ -151,9 +154,11 @@ class JobService:
     def _start(
         self, job: Job, generation: GenerationJob, feed: JobFeed, *, in_ledger: bool
     ) -> asyncio.Task[JobResult]:
-        task = asyncio.create_task(self._run(job, generation, feed, in_ledger))
+        if not in_ledger:
+            self._outbox.put(job.id, partial(self._ledger.create, job, None))
+        task = asyncio.create_task(self._run(job, generation, feed))
         self._running[job.id] = task
-        task.add_done_callback(lambda _: self._running.pop(job.id, None))
+        task.add_done_callback(partial(self._forget, job))
         task.add_done_callback(_retrieve)
         if self._heartbeats is None or self._heartbeats.done():
             self._heartbeats = asyncio.create_task(self._send_heartbeats())
@@ -190,12 +195,14 @@ class JobService:
                 return job.result
         return None
 
-    async def _run(
-        self, job: Job, generation: GenerationJob, feed: JobFeed, in_ledger: bool
-    ) -> JobResult:
-        """Return the job's result; the outbox reports its start and end to the ledger."""
-        if not in_ledger:
-            self._outbox.put(job.id, partial(self._ledger.create, job, None))
+    def _forget(self, job: Job, task: asyncio.Task[JobResult]) -> None:
+        self._running.pop(job.id, None)
+        if task.cancelled():  # before its first step, or else `_run` would have reported its end
+            finish = partial(self._finish, job, 0.0, JobState.CANCELLED, None, None)
+            self._outbox.put(job.id, finish)
+
+    async def _run(self, job: Job, generation: GenerationJob, feed: JobFeed) -> JobResult:
+        """Return the job's result; the outbox reports its end to the ledger."""
         state, error, result = JobState.CANCELLED, None, None
         charged = refund = 0.0
         try:

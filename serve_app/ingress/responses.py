@@ -80,10 +80,10 @@ def converted(png: bytes, format: str, quality: int) -> bytes:
     return file.getvalue()
 
 
-def prefers(media_type: str, accept: str) -> bool:
-    """Return whether an Accept header prefers a type to JSON (RFC 9110, section 12.5.1)."""
+def prefers_png(accept: str) -> bool:
+    """Return whether an Accept header prefers PNG to JSON (RFC 9110, section 12.5.1)."""
     ranges = [_range(part) for part in accept.lower().split(",")]
-    return _weight(media_type, ranges) > _weight("application/json", ranges)
+    return _weight("image/png", ranges) > _weight("application/json", ranges)
 
 
 def _range(part: str) -> tuple[str, float]:

@@ -50,8 +50,9 @@ class ApiServices:
     ) -> GenerationJob:
         """Read a request's files, one after the other, and return the job that it becomes.
 
-        The files cost most, so what else is wrong with the request is refused before they are read.
-        Raises `InvalidRequest`, `ModelNotFound`, `TermsNotAccepted` or `InvalidImage`.
+        The files cost most, so unknown names, illegal sizes and terms that were not accepted are
+        refused before they are read. Raises `InvalidRequest`, `ModelNotFound`, `TermsNotAccepted`,
+        `LedgerAway` or `InvalidImage`.
         """
         loaded: list[LoadedInputs] = []
         if files:

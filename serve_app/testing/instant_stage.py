@@ -9,8 +9,7 @@ import numpy as np
 
 from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.gpu_time import GpuTime
-from serve_app.core.diffusion.inputs import NO_INPUTS
-from serve_app.core.diffusion.sample import Sample, StageSegment
+from serve_app.core.diffusion.sample import Sample, StageSegment, without_tensors
 from serve_app.core.diffusion.spec import LATENT_CHANNELS
 from serve_app.core.service.events import EngineStats, ReplicaStats, SegmentDone
 
@@ -27,11 +26,14 @@ class InstantStage:
         done = replace(
             sample,
             index=segment.stop,
-            latents=None if segment.last else latents,
-            inputs=NO_INPUTS,
+            latents=latents,
+            inputs=sample.inputs.after_encoding(),
             profile="none",
         )
-        yield SegmentDone(done, self._png if segment.last else None, GpuTime(), CostTable())
+        if segment.last:
+            yield SegmentDone(without_tensors(done), self._png, GpuTime(), CostTable())
+        else:
+            yield SegmentDone(done, None, GpuTime(), CostTable())
 
     async def stats(self) -> ReplicaStats:
         """Return the counters of a replica that has done no work."""

@@ -96,7 +96,9 @@ async def test_a_key_is_printable_and_not_too_long(client: Client, key: str) -> 
         "/generate", json=BODY, headers=[(b"Idempotency-Key", key.encode())]
     )
     assert response.status_code == 400
-    assert response.json()["error"]["details"][0]["path"] == "Idempotency-Key"
+    (detail,) = response.json()["error"]["details"]
+    assert detail["path"] == "Idempotency-Key"
+    assert detail["message"] == r"must match ^[\x21-\x7e]{1,255}$"
 
 
 async def test_a_caller_who_leaves_with_a_key_may_come_back(client: Client) -> None:

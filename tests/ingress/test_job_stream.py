@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from serve_app.core.errors import OutOfMemory
+from serve_app.core.errors import JobCancelled, OutOfMemory
 from serve_app.core.service.events import (
     Generated,
     JobDone,
@@ -14,7 +14,7 @@ from serve_app.core.service.events import (
     JobStarted,
     SegmentDone,
 )
-from serve_app.core.service.jobs import JobState
+from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobState
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.contracts import Maker
@@ -95,6 +95,30 @@ async def test_a_job_with_a_key_outlives_its_stream_and_the_next_call_joins_it(
     assert started == first
     assert isinstance(done, JobDone)
     assert (waiting.cancelled, len(waiting.calls)) == (0, 1)
+
+
+class StoppingLedger(Ledger):
+    """Cancels the first job in the moment in which it has been created."""
+
+    jobs: JobService | None = None
+
+    async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
+        created = await super().create(job, claim)
+        if self.jobs is not None:
+            asyncio.get_running_loop().call_soon(self.jobs.stop, job.id)
+            self.jobs = None
+        return created
+
+
+async def test_a_job_that_is_cancelled_before_it_begins_is_known_as_cancelled() -> None:
+    ledger, maker = StoppingLedger(None), FakeConductor()
+    ledger.jobs = jobs = jobs_of(maker, ledger)
+    with pytest.raises(JobCancelled):
+        await jobs.run(job_of(), KEYED)
+    await jobs.drain()
+    assert not maker.calls
+    assert await jobs.run(job_of(), KEYED)
+    assert len(maker.calls) == 1
 
 
 async def test_a_stream_ends_with_the_error_of_the_first_image_that_fails(ledger: Ledger) -> None:

@@ -2,8 +2,8 @@
 
 A stage streams `StageEvent`s to the conductor, a maker (the conductor, or another object that turns
 a task into an image) streams `ImageEvent`s to the job, and a job streams `JobEvent`s to the door.
-Consumers `match` on the type and end with `assert_never`, so that an unknown event is an error and
-never mistaken for another one. No tensors: latents inside are in whatever form the wire has.
+Whoever acts on events matches on the type and ends with `assert_never`, so that an unknown event is
+an error and never mistaken for another one. No tensors: latents are in whatever form the wire has.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -55,7 +55,7 @@ class GeneratedImage:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """The last event of every stream that does not raise."""
+    """The last event of every maker's stream that does not raise."""
 
     image: GeneratedImage
 
@@ -69,7 +69,8 @@ ImageEvent = StageEvent | Generated
 class JobStarted:
     """The first event of a job, by whose id it can be fetched and cancelled.
 
-    It comes again if the process that worked at the job is lost and another one begins anew.
+    It may come again: where another call with the same idempotency key worked at the job, and ended
+    without a result, this call works at it anew.
     """
 
     id: str

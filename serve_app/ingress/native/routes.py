@@ -26,7 +26,7 @@ from serve_app.ingress.native.schemas import (
     TermsAcceptance,
 )
 from serve_app.ingress.openapi import GENERATION_ERRORS, error_responses
-from serve_app.ingress.responses import ImagesJSONResponse, images_content, prefers
+from serve_app.ingress.responses import ImagesJSONResponse, images_content, prefers_png
 from serve_app.ingress.services import (
     ApiServices,
     IdempotencyKey,
@@ -158,7 +158,7 @@ async def _make_images(
     job = await services.plan(generation, files, rerun, request.state.caller)
     result = await services.run(job, request_context(request, key, body), request)
     accept = ",".join(request.headers.getlist("accept")) or "*/*"
-    if len(result.pngs) == 1 and prefers("image/png", accept):
+    if len(result.pngs) == 1 and prefers_png(accept):
         return timed(Response(result.pngs[0], 201, media_type="image/png"), request)
     response = await services.write(ImagesJSONResponse, images_content(result), 201)
     return timed(response, request)

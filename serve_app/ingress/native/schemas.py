@@ -4,7 +4,7 @@ Names are camelCase on the wire. An unknown field is an error that names it, and
 its range is an error with the range.
 """
 
-from typing import Annotated, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -105,16 +105,13 @@ class CommonFields(ApiModel):
 
 
 def extension_fields(request: type[CommonFields]) -> dict[str, type[ExtensionField]]:
-    """Return the fields of a request that list extensions, with the type of their entries."""
-    entries = {
-        name: next(iter(get_args(field.annotation)), None)
-        for name, field in request.model_fields.items()
-    }
-    return {
-        name: entry
-        for name, entry in entries.items()
-        if isinstance(entry, type) and issubclass(entry, ExtensionField)
-    }
+    """Return the fields of type `list[ExtensionField]`, by a subclass, and that subclass."""
+    fields: dict[str, type[ExtensionField]] = {}
+    for name, field in request.model_fields.items():
+        (entry,) = get_args(field.annotation) if get_origin(field.annotation) is list else (None,)
+        if isinstance(entry, type) and issubclass(entry, ExtensionField):
+            fields[name] = entry
+    return fields
 
 
 class GenerateRequest(CommonFields):

@@ -21,7 +21,8 @@ class ModelExtension(Protocol):
     """The extensions of one kind on one model.
 
     A kind with networks of its own keeps them in `Modules.beside` while they are attached, in the
-    dtype and on the device of the UNet, so that they leave the device and come back with it.
+    dtype of the UNet and on the device of the model, so that they leave it and come back with the
+    model.
     """
 
     @property
