@@ -62,7 +62,7 @@ def read_config(path: Path) -> ServeConfig:
     problems = list(lint(config))
     if problems:
         more = f" ({len(problems) - 1} more: aura check-config {path})" * (len(problems) > 1)
-        raise SettingsError(f"is not valid: {problems[0]}{more}", subject=str(path))
+        raise SettingsError(f"{path}: {problems[0]}{more}")  # as check-config prints it
     ours = next(entry for entry in config["applications"] if entry["import_path"] == BUILDER)
     return ServeConfig(path, config, ours, AppArgs.model_validate(ours.get("args", {})))
 
