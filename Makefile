@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help serve test test-all check bench constraints configuration clean
+.PHONY: help serve test test-up test-cluster test-all check bench constraints configuration clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
@@ -13,13 +13,20 @@ serve: $(VENV)/.runtime  ## start the service on http://localhost:4000 (or BACKE
 	$(BIN)/aura up
 
 # Two processes share the test folders, each file in one of them, in the order that tests/conftest.py
-# gives: long files first. Not in parallel: tests with Ray, which need the machine to themselves.
+# gives: long files first. Tests with Ray come after them.
 ROOMS := tests --ignore=tests/core --ignore=tests/e2e -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev  ## core with full branch coverage, then the other rooms, then Ray over HTTP
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term:skip-covered -q
 	$(BIN)/python -m pytest $(ROOMS) -q -m "not long"
-	$(BIN)/python -m pytest tests/e2e -q -m "not long"
+	+$(MAKE) --no-print-directory -j2 --output-sync test-up test-cluster
+
+# What `aura up` does needs no cluster, and replicas that start leave the processors idle half the time.
+test-up: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/e2e/test_up.py -q -m "not long"
+
+test-cluster: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/e2e --ignore=tests/e2e/test_up.py -q -m "not long"
 
 test-all: $(VENV)/.dev  ## the same with the long tests
 	$(BIN)/python -m pytest tests/core --cov --cov-report=term:skip-covered -q

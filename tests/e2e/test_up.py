@@ -1,0 +1,151 @@
+"""`aura up`: a problem is one line of text, and accepted images are finished."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.doctor.checks.ports import find_listeners
+from tests.support.checkpoints import broken_checkpoint
+from tests.support.ports import free_port
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize("kind", ["missing", "incomplete", "pickle"])
+def test_up_refuses_a_broken_checkpoint_in_one_line_before_ray_starts(
+    environment: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    folder, sentence = broken_checkpoint(kind, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "serve_app", "up"],
+        env=environment | {"MODEL_CHECKPOINT_DIR": str(folder), "BACKEND_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert f"MODEL_CHECKPOINT_DIR={folder} {sentence}" in line
+    assert "Get it whole with: aura download sdxl" in line
+
+
+def test_up_reports_a_port_in_use_and_a_misspelt_setting(environment: dict[str, str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port, free = str(taken.getsockname()[1]), {"BACKEND_PORT": str(free_port())}
+        for extra, sentence in (
+            ({"BACKEND_PORT": port}, f"BACKEND_PORT={port} can't be used"),
+            (free | {"METRICS_PORT": port}, f"METRICS_PORT={port} can't be used (Address already"),
+            (
+                free | {"METRICS_PORT": free["BACKEND_PORT"]},
+                f"METRICS_PORT={free['BACKEND_PORT']} can't be used (it is the port of",
+            ),
+            ({"MODEL_DEVISE": "cpu"}, "Did you mean MODEL_DEVICE?"),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", "serve_app", "up"],
+                env=environment | extra,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode != 0
+            assert sentence in done.stderr
+
+
+def test_up_reports_that_a_configured_gpu_is_missing(environment: dict[str, str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = subprocess.run(
+        [sys.executable, "-m", "serve_app", "up"],
+        env=environment | {"MODEL_DEVICE": "cuda", "BACKEND_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "MODEL_DEVICE=cuda needs a GPU, and Ray sees none" in done.stderr
+
+
+def test_up_serves_on_its_port_and_drains_on_sigterm(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    port, metrics_port = free_port(), free_port()
+    address = f"http://127.0.0.1:{port}"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "serve_app", "up"],
+        env=environment
+        | {
+            "BACKEND_PORT": str(port),
+            "METRICS_PORT": str(metrics_port),
+            "MODEL_CPU_THREADS": "1",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    statuses: list[int] = []
+    try:
+
+        def ready() -> bool:
+            assert running.poll() is None
+            try:
+                return httpx.get(f"{address}/health", timeout=10).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        until(ready, 120)
+        health = httpx.get(f"{address}/health", timeout=10).json()
+        assert health["replicas"] == {"base": 1, "refiner": 1}
+        metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10)
+        assert "ray_" in metrics.text
+        addresses = {
+            listener.address
+            for listener in find_listeners() or ()
+            if listener.port in (port, metrics_port)
+        }
+        assert addresses <= {"127.0.0.1"}  # empty where the system does not list them
+
+        def call() -> None:
+            body = {"prompt": "the last one", "steps": 75, "imageCount": 1}
+            try:
+                response = httpx.post(f"{address}/generate", json=body, timeout=120)
+            except httpx.HTTPError:
+                statuses.append(0)
+            else:
+                statuses.append(response.status_code)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        until(lambda: httpx.get(f"{address}/health", timeout=10).json()["owedSeconds"] > 0, 90)
+        running.send_signal(signal.SIGTERM)
+        refusal = until(lambda: _refusal(address), 20)
+        assert refusal["error"]["code"] == "DRAINING"
+        thread.join()
+        assert statuses == [201]
+        assert running.wait(60) == 0
+    finally:
+        if running.poll() is None:
+            running.kill()
+            running.wait()
+        assert running.stderr is not None
+        log = running.stderr.read()
+        running.stderr.close()
+    assert "draining" in log
+    assert "stopped" in log
+
+
+def _refusal(address: str) -> Any:
+    try:
+        response = httpx.post(f"{address}/generate", json={"prompt": "a", "steps": 1}, timeout=30)
+    except httpx.HTTPError:
+        return {"error": {"code": "the connection was closed"}}
+    return response.json() if response.status_code == 503 else None
