@@ -11,6 +11,7 @@ from ray import serve
 
 from serve_app.config.app_args import DeploymentScale
 from serve_app.core.diffusion.spec import Stage
+from serve_app.core.service.events import ReplicaStats
 from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.simulator.gpu_speed import GpuSpeed
@@ -67,8 +68,8 @@ def start(bases: int, ledger: Path, drain: float) -> None:
 def busy_replicas() -> int:
     """Return how many base replicas have an image with a snapshot."""
     handle = serve.get_deployment_handle("BaseGenerator", APP)
-    replicas = handle.broadcast("stats").results(timeout_s=10)
-    return sum(max(stats.positions.values(), default=0) > 5 for stats in replicas)
+    replicas: list[ReplicaStats] = handle.broadcast("stats").results(timeout_s=10)
+    return sum(max(stats.engine.positions.values(), default=0) > 5 for stats in replicas)
 
 
 @pytest.mark.long
