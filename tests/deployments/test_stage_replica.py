@@ -31,6 +31,7 @@ from serve_app.runtime.memory.model_cache import ModelCache
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.engine_runs import sample_of
 from tests.support.keys import base_key
+from tests.support.local_stage import cpu_stage
 from tests.support.waiting import first_match, until_async
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=150, guidance=5)
@@ -38,16 +39,7 @@ END = StageSegment(Stage.BASE, 150, last=True)
 
 
 def config(folder: Path, device: str = "cpu") -> StageConfig:
-    return StageConfig(
-        models=(ModelSource("demo", folder),),
-        device=device,
-        precision=None,
-        xformers=False,
-        cpu_threads=1,
-        max_batch_images=2,
-        strict=True,
-        snapshot_interval_steps=5,
-    )
+    return cpu_stage([ModelSource("demo", folder)], device=device)
 
 
 def is_empty(stats: ReplicaStats) -> bool:

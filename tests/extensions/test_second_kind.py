@@ -29,7 +29,7 @@ from serve_app.core.service.info import ExtensionInfo
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.graph import extension_sources
 from serve_app.deployments.ledger import Ledger
-from serve_app.deployments.stage_config import ModelSource, StageConfig
+from serve_app.deployments.stage_config import ModelSource
 from serve_app.deployments.stage_replica import StageReplica, load_models
 from serve_app.doctor.checks.models import check_licenses, find_listed_models, find_models
 from serve_app.ingress.generation import plan_job
@@ -45,7 +45,7 @@ from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntry
 from serve_app.runtime.extensions.contract import ExtensionKind
 from serve_app.runtime.networks.loading import Modules
-from tests.support.local_stage import LocalStage
+from tests.support.local_stage import LocalStage, cpu_stage
 from tests.support.lora_files import lora_file
 
 TOY = "toy_shift"
@@ -149,15 +149,8 @@ def catalog(settings: Settings) -> ModelCatalog:
 
 @pytest.fixture(scope="module")
 def replica(catalog: ModelCatalog) -> StageReplica:
-    config = StageConfig(
-        models=(ModelSource("demo", demo_folder(Stage.BASE)),),
-        device="cpu",
-        precision=None,
-        xformers=False,
-        cpu_threads=1,
-        max_batch_images=2,
-        strict=True,
-        snapshot_interval_steps=5,
+    config = cpu_stage(
+        [ModelSource("demo", demo_folder(Stage.BASE))],
         extensions=extension_sources(catalog),
         max_loaded_extensions=2,
     )

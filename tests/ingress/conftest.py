@@ -2,9 +2,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serve_app.deployments.ledger import Ledger
 from tests.support.api import Client
 from tests.support.fake_conductor import FakeConductor
+from tests.support.ledgers import WatchedLedger
 
 
 @pytest.fixture
@@ -13,12 +13,12 @@ def conductor() -> FakeConductor:
 
 
 @pytest.fixture
-def ledger() -> Ledger:
-    return Ledger(None)
+def ledger() -> WatchedLedger:
+    return WatchedLedger()
 
 
 @pytest.fixture
-async def client(conductor: FakeConductor, ledger: Ledger) -> AsyncIterator[Client]:
+async def client(conductor: FakeConductor, ledger: WatchedLedger) -> AsyncIterator[Client]:
     """Make clients over `conductor` and `ledger`, unless a test names others."""
     clients = Client(conductor, ledger)
     yield clients

@@ -3,32 +3,17 @@
 import asyncio
 from dataclasses import replace
 
-import httpx
-import pytest
-
 from serve_app.core.errors import OutOfMemory
 from serve_app.core.service.events import GeneratedImage
 from serve_app.core.service.moderation import WordList
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.tasks import ImageTask
-from tests.support.api import POLICY, Client
+from tests.support.api import Client
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
-from tests.support.ledgers import NoRefunds, WatchedLedger
+from tests.support.job_requests import ANONYMOUS, BODY, KEY, STRANGER
+from tests.support.ledgers import NoRefunds
 
-BODY = {"prompt": "a fox", "imageCount": 1}
-KEY = {"Idempotency-Key": "key-1"}
-ANONYMOUS = replace(POLICY, anonymous=True)
-STRANGER = "10.0.0.9"
 TEN_MEGAPIXEL_STEPS = {"prompt": "a", "imageCount": 1, "steps": 10, "width": 1000, "height": 1000}
-
-
-@pytest.fixture
-def ledger() -> WatchedLedger:
-    return WatchedLedger()
-
-
-async def post(client: httpx.AsyncClient, **headers: str) -> httpx.Response:
-    return await client.post("/generate", json=BODY, headers=headers)
 
 
 async def test_a_caller_may_use_a_number_of_megapixel_steps(client: Client) -> None:

@@ -2,33 +2,18 @@
 
 import asyncio
 import base64
-from dataclasses import replace
 
-import httpx
 import pytest
 
 from serve_app.core.errors import DeadlineExceeded, OutOfMemory
 from serve_app.core.service.events import GeneratedImage
 from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.ledger import LEASE, RESULT_TTL
-from tests.support.api import POLICY, Client
+from tests.support.api import Client
 from tests.support.fake_conductor import FailingConductor, FakeConductor, WaitingConductor
+from tests.support.job_requests import ANONYMOUS, BODY, KEY, STRANGER, post
 from tests.support.ledgers import WatchedLedger
 from tests.support.waiting import until_async
-
-BODY = {"prompt": "a fox", "imageCount": 1}
-KEY = {"Idempotency-Key": "key-1"}
-ANONYMOUS = replace(POLICY, anonymous=True)
-STRANGER = "10.0.0.9"
-
-
-@pytest.fixture
-def ledger() -> WatchedLedger:
-    return WatchedLedger()
-
-
-async def post(client: httpx.AsyncClient, **headers: str) -> httpx.Response:
-    return await client.post("/generate", json=BODY, headers=headers)
 
 
 async def test_fifty_calls_with_one_key_are_one_job_and_fifty_equal_responses(

@@ -5,7 +5,6 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import httpx
 import pytest
 
 from serve_app.core.diffusion.sample import Sample, StageSegment
@@ -16,24 +15,11 @@ from serve_app.deployments.conductor import Conductor
 from serve_app.ingress.generation import GenerationRequest, plan_job
 from serve_app.ingress.job_service import JobService, RequestContext
 from serve_app.ingress.native.rerun import GENERATE
-from tests.support.api import POLICY, Client
+from tests.support.api import Client
 from tests.support.fake_conductor import INFO, FailingConductor, WaitingConductor
+from tests.support.job_requests import ANONYMOUS, BODY, KEY, STRANGER, post
 from tests.support.ledgers import AwayLedger, WatchedLedger
 from tests.support.stage_doubles import CountingStage, StageEvents
-
-BODY = {"prompt": "a fox", "imageCount": 1}
-KEY = {"Idempotency-Key": "key-1"}
-ANONYMOUS = replace(POLICY, anonymous=True)
-STRANGER = "10.0.0.9"
-
-
-@pytest.fixture
-def ledger() -> WatchedLedger:
-    return WatchedLedger()
-
-
-async def post(client: httpx.AsyncClient, **headers: str) -> httpx.Response:
-    return await client.post("/generate", json=BODY, headers=headers)
 
 
 async def test_every_request_is_a_job_that_any_process_knows(client: Client) -> None:

@@ -18,13 +18,13 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
-from serve_app.deployments.stage_config import ExtensionSource, ModelSource, StageConfig
+from serve_app.deployments.stage_config import ExtensionSource, ModelSource
 from serve_app.deployments.stage_replica import StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from tests.support.api import make_api
 from tests.support.checkpoints import perturbed
-from tests.support.local_stage import LocalStage
+from tests.support.local_stage import LocalStage, cpu_stage
 from tests.support.lora_files import lora_file
 from tests.support.single_files import to_single_file
 
@@ -65,15 +65,8 @@ def start(
 ) -> tuple[httpx.AsyncClient, StageReplica]:
     """Return a service with these models, of which `room` are in memory at a time, and with these
     LoRAs, of which each model has `lora_room`."""
-    config = StageConfig(
-        models=tuple(models),
-        device="cpu",
-        precision=None,
-        xformers=False,
-        cpu_threads=1,
-        max_batch_images=2,
-        strict=True,
-        snapshot_interval_steps=5,
+    config = cpu_stage(
+        models,
         max_loaded_models=room,
         extensions=loras,
         max_loaded_extensions=lora_room,

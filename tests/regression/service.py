@@ -18,14 +18,14 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
-from serve_app.deployments.stage_config import ExtensionSource, ModelSource, StageConfig
+from serve_app.deployments.stage_config import ExtensionSource, ModelSource
 from serve_app.deployments.stage_replica import StageReplica
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from tests.regression.cases import Case
 from tests.support.api import make_api
 from tests.support.checkpoints import perturbed
-from tests.support.local_stage import LocalStage
+from tests.support.local_stage import LocalStage, cpu_stage
 from tests.support.lora_files import lora_file
 
 INPUTS = Path(__file__).parent / "inputs"
@@ -82,14 +82,8 @@ class Service:
             ),
             max_extensions=2,
         )
-        config = StageConfig(
-            models=models,
-            device="cpu",
-            precision=None,
-            xformers=False,
-            cpu_threads=1,
-            max_batch_images=2,
-            strict=True,
+        config = cpu_stage(
+            models,
             snapshot_interval_steps=10,
             max_loaded_models=3,
             extensions=loras,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ SOLVERS = [Sampler(solver) for solver in Solver] + [Sampler.DPMPP_2M_KARRAS]
 CONTINUED = [sampler for sampler in SOLVERS if sampler is not Sampler.HEUN]
 
 
-def spec(**requested: object) -> ImageSpec:
-    plain: dict[str, object] = {
+def spec(**requested: Any) -> ImageSpec:
+    plain: dict[str, Any] = {
         "prompt": "a red fox in the snow",
         "seed": 7,
         "width": 128,
@@ -28,7 +29,7 @@ def spec(**requested: object) -> ImageSpec:
         "steps": 20,
         "guidance": 6.9,
     }
-    return ImageSpec(**(plain | requested))  # type: ignore[arg-type]
+    return ImageSpec(**(plain | requested))
 
 
 RunTogether = Callable[..., dict[ImageSpec, np.ndarray]]

@@ -1,11 +1,12 @@
 """`LocalStage`: the `StageClient` contract over one replica in this process, without Ray."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.service.events import ReplicaStats, StageEvent
+from serve_app.deployments.stage_config import ModelSource, StageConfig
 from serve_app.deployments.stage_replica import StageReplica
 
 
@@ -26,3 +27,17 @@ class LocalStage:
     async def stats(self) -> list[ReplicaStats]:
         """Return the stats of the one replica."""
         return [await self.replica.stats()]
+
+
+def cpu_stage(models: Sequence[ModelSource], **options: Any) -> StageConfig:
+    """Return the configuration of a strict replica on one CPU thread, for batches of two images."""
+    plain: dict[str, Any] = {
+        "device": "cpu",
+        "precision": None,
+        "xformers": False,
+        "cpu_threads": 1,
+        "max_batch_images": 2,
+        "strict": True,
+        "snapshot_interval_steps": 5,
+    }
+    return StageConfig(models=tuple(models), **(plain | options))

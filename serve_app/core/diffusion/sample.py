@@ -162,7 +162,7 @@ def map_latents(sample: Sample[L], convert: Callable[[L], M]) -> Sample[M]:
 
 
 def without_tensors(sample: Sample[L]) -> Sample[L]:
-    """Return the sample of a finished image, which is only looked at from then on."""
+    """Return the sample of a finished image, without what only further steps would need."""
     return replace(sample, latents=None, solver_state=(), inputs=NO_INPUTS)
 
 
