@@ -21,7 +21,7 @@ test: $(VENV)/.dev  ## core with full branch coverage, then the other rooms, the
 	$(BIN)/python -m pytest $(ROOMS) -q -m "not long"
 	+$(MAKE) --no-print-directory -j2 --output-sync test-up test-cluster
 
-# What `aura up` does needs no cluster, and replicas that start leave the processors idle half the time.
+# What `aura up` does needs no cluster, so it runs beside the tests that share one.
 test-up: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/e2e/test_up.py -q -m "not long"
 
