@@ -243,8 +243,20 @@ class CheckpointError(OperatorError):
     """A checkpoint is missing, incomplete, or not safetensors."""
 
 
+class WeightsNotFinite(CheckpointError):
+    """A tensor of a checkpoint or an extension holds NaN or infinite values."""
+
+    code = "WEIGHTS_NOT_FINITE"
+
+
 class ConfigsError(CheckpointError):
     """A single-file checkpoint has no complete folder to take configs and tokenizers from."""
+
+
+class NumericFault(OperatorError):
+    """A network's output is not finite, although its weights are: an overflow, or bad hardware."""
+
+    code = "NUMERIC_FAULT"
 
 
 class DownloadError(OperatorError):

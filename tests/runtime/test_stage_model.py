@@ -10,7 +10,7 @@ from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.errors import OperatorError
+from serve_app.core.errors import NumericFault, OperatorError
 from serve_app.runtime.memory.memory_probe import lanes_for
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.noise import Noise
@@ -134,6 +134,22 @@ class SlotDenoiser(ConstantDenoiser):
         self, x: torch.Tensor, points: Sequence[DenoiserInput], lanes: int
     ) -> torch.Tensor:
         return x * torch.arange(1.0, len(points) + 1).view(-1, 1, 1, 1)
+
+
+class NanDenoiser(ConstantDenoiser):
+    """Gives what a UNet with a NaN in its weights gives."""
+
+    def __call__(
+        self, x: torch.Tensor, points: Sequence[DenoiserInput], lanes: int
+    ) -> torch.Tensor:
+        return x * torch.nan
+
+
+def test_a_network_that_gives_nan_is_no_fault_of_the_cpu_threads() -> None:
+    with pytest.raises(NumericFault, match=r"output is not finite \(NaN or infinite\)") as refused:
+        analytic_model(NanDenoiser()).check_batch_invariance()
+    assert refused.value.code == "NUMERIC_FAULT"
+    assert "THREADS" not in str(refused.value)
 
 
 def test_a_machine_without_batch_invariance_is_detected() -> None:
