@@ -128,6 +128,14 @@ def test_every_file_opens_with_what_it_is_and_stays_short(file: Path) -> None:
     assert len(source.splitlines()) <= 320
 
 
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_a_task_of_its_own_begins_with_a_context_of_its_own(file: Path) -> None:
+    """Serve cancels the remote calls of a context when its request's client disconnects."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "asyncio.create_task":
+            assert "context" in {keyword.arg for keyword in node.keywords}, ast.unparse(node)
+
+
 def test_only_the_package_and_its_entry_points_lie_at_the_root() -> None:
     assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "app.py"}
 

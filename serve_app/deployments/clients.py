@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
+from contextvars import Context
 from typing import Any, cast
 
 from ray.exceptions import RayError, RayTaskError
@@ -82,7 +83,10 @@ class RemoteStage:
         """
         now = time.monotonic()
         if self._stats is None or (self._stats.done() and now - self._stats_time > _STATS_TTL):
-            self._stats, self._stats_time = asyncio.create_task(self._fetch_stats()), now
+            self._stats, self._stats_time = (
+                asyncio.create_task(self._fetch_stats(), context=Context()),
+                now,
+            )
         return await asyncio.shield(self._stats)
 
     async def _fetch_stats(self) -> list[ReplicaStats]:

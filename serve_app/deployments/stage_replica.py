@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
@@ -139,7 +140,7 @@ class StageReplica:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         if self._flushing is None or self._flushing.done():
-            self._flushing = asyncio.create_task(self._flush_metrics())
+            self._flushing = asyncio.create_task(self._flush_metrics(), context=Context())
         arrival = self._metrics.sample_arrived(sample.id, sample.stage)
         self._engine.submit(sample, segment, listen)
         try:

@@ -3,12 +3,17 @@
 No HTTP and no Ray: the maker of images and the ledger are handed in. A response never waits for
 the ledger, except where only the ledger can answer: for an idempotency key, a job by its id, and
 the terms.
+
+When a client disconnects, Ray and Serve cancel every remote call that was made in the context of
+its request, by whichever task. A job may be finished for a later call, and the ledger's writes are
+of several jobs, so all tasks here begin with an empty context.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -85,7 +90,7 @@ class JobService:
     async def run(self, generation: GenerationJob, context: RequestContext) -> JobResult:
         """Return a job's images: the end of its `stream`. Raises the named errors of the domain.
 
-        Cancelling the call cancels the job, unless its idempotency key promises another try.
+        Cancelling the call cancels a job without an idempotency key.
         """
         return await last_result(self.stream(generation, context))
 
@@ -95,14 +100,14 @@ class JobService:
         """Run a job: stream its events, from `JobStarted` to `JobDone`, and raise named errors.
 
         The events of a job's images reach only the call that runs the job, and not another one with
-        the same idempotency key. Closing the stream cancels the job, unless such a key promises
-        another try.
+        the same idempotency key. Closing the stream cancels the job, unless it has such a key: then
+        the job is finished, for a call that comes later.
         """
         check_prompts(self._prompt_filter, (image.spec.prompt for image in generation.images))
         await self.terms.check(context.caller)
         feed = JobFeed()
         if context.key is not None:
-            task = asyncio.create_task(self._run_once(generation, context, feed))
+            task = asyncio.create_task(self._run_once(generation, context, feed), context=Context())
             self._claims.add(task)
             task.add_done_callback(self._claims.discard)
             task.add_done_callback(_retrieve)
@@ -156,12 +161,12 @@ class JobService:
     ) -> asyncio.Task[JobResult]:
         if not in_ledger:
             self._outbox.put(job.id, partial(self._ledger.create, job, None))
-        task = asyncio.create_task(self._run(job, generation, feed))
+        task = asyncio.create_task(self._run(job, generation, feed), context=Context())
         self._running[job.id] = task
         task.add_done_callback(partial(self._forget, job))
         task.add_done_callback(_retrieve)
         if self._heartbeats is None or self._heartbeats.done():
-            self._heartbeats = asyncio.create_task(self._send_heartbeats())
+            self._heartbeats = asyncio.create_task(self._send_heartbeats(), context=Context())
         return task
 
     async def _run_once(

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from dataclasses import dataclass
 
 from serve_app.core.errors import LedgerAway
@@ -51,7 +52,7 @@ class LedgerOutbox:
         self._latest[job_id] = write
         self._bytes += size
         if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._run_writes())
+            self._writer = asyncio.create_task(self._run_writes(), context=Context())
 
     async def wait_for(self, job_id: str, timeout_s: float) -> None:
         """Return when all queued writes about a job are done, or after `timeout_s` seconds."""

@@ -61,6 +61,31 @@ def test_a_job_is_cancelled_by_its_id_and_frees_its_engine(service: Service) -> 
     until(lambda: not service.is_busy("base"))
 
 
+def leave(service: Service, key: str | None, body: dict[str, Any]) -> None:
+    """Ask for an image, and close the connection while it is being made."""
+    headers = {"Idempotency-Key": key} if key else {}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{service.address}/generate", json=body, headers=headers, timeout=1.0)
+
+
+def test_images_with_a_key_are_made_although_their_clients_left(service: Service) -> None:
+    expected = service.expected_image(0.8)
+    until(lambda: not service.is_busy("base"))
+    previous = service.counts("base")
+    keys = [f"left-{number}" for number in range(6)]
+    with ThreadPoolExecutor(9) as callers:
+        list(callers.map(lambda key: leave(service, key, LONG), (*keys, *[None] * 3)))
+        until(lambda: not service.is_busy("base") and not service.is_busy("refiner"), 120)
+        counts = service.counts("base")
+        assert counts["finished"] - previous["finished"] == len(keys)
+        assert counts["cancelled"] - previous["cancelled"] <= 3  # of a request that was assigned
+        responses = list(callers.map(lambda key: post_with_key(service, key, **LONG), keys))
+    assert {response.status_code for response in responses} == {201}
+    images = {image for response in responses for image in response.json()["images"]}
+    assert images == {expected}
+    assert service.counts("base") == counts, "an image was made twice"
+
+
 def test_images_are_made_while_the_ledger_restarts_and_it_keeps_its_jobs(
     service: Service,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from contextvars import ContextVar
 
 import pytest
 
@@ -96,6 +97,21 @@ async def test_a_caller_who_leaves_with_a_key_may_come_back(client: Client) -> N
     waiting.go.set()
     assert (await post(client(), **KEY)).status_code == 201
     assert (len(waiting.calls), waiting.cancelled) == (1, 0)
+
+
+async def test_work_for_a_key_is_not_done_in_the_context_of_a_request(client: Client) -> None:
+    """Serve cancels what is called in the context of a request whose client left."""
+    request = ContextVar("request", default="none")
+    contexts = []
+
+    class ContextConductor(FakeConductor):
+        async def generate(self, task: ImageTask) -> GeneratedImage:
+            contexts.append(request.get())
+            return await super().generate(task)
+
+    request.set("of this test")
+    await post(client(ContextConductor()), **KEY)
+    assert contexts == ["none"]
 
 
 async def test_a_caller_who_joined_a_job_learns_that_it_was_cancelled(

@@ -48,6 +48,14 @@ class Service:
             return []
         return [stats for stats in results if isinstance(stats, ReplicaStats)]
 
+    def counts(self, stage: str) -> dict[str, int]:
+        """Return how many samples the stage's replicas have finished and cancelled."""
+        engines = [stats.engine for stats in self.stats(stage)]
+        return {
+            "finished": sum(engine.finished for engine in engines),
+            "cancelled": sum(engine.cancelled for engine in engines),
+        }
+
     def is_busy(self, stage: str) -> bool:
         """Return whether any replica of the stage has a sample."""
         return any(stats.engine.positions for stats in self.stats(stage))
