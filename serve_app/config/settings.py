@@ -115,6 +115,13 @@ class Settings(BaseModel):
         description="Port on which `up` shows Prometheus metrics, to this machine only. "
         "Empty: no metrics",
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="text: a line of text for each request and error. json: a JSON object"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="Least level that is logged; debug adds the probes of /health and /livez",
+    )
     image_service_base_url: BaseUrl | None = Field(
         None,
         description="Address under which clients reach the service; printed at start, and allowed "

@@ -10,6 +10,7 @@ from typing import cast
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
 from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.catalog import (
@@ -26,6 +27,7 @@ from serve_app.core.service.info import ServiceInfo
 from serve_app.deployments.ingress_replica import IngressConfig, IngressReplica, OpenHttp
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.ray_metrics import RayMeter
+from serve_app.deployments.replica_log import DEFAULT_LOG, LogOptions
 from serve_app.deployments.router import REPORTS_EVERY
 from serve_app.deployments.scaling_options import ingress_scaling, stage_scaling
 from serve_app.deployments.stage_config import ExtensionSource, ModelSource, StageConfig
@@ -51,6 +53,7 @@ def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Applica
     # Imported only when the settings are right, because it imports torch, which takes seconds.
     from serve_app.deployments.stage_replica import StageReplica
 
+    log = LogOptions(settings.log_level, settings.log_format == "json")
     images = max_batch_images(settings, device)
     threads = settings.model_cpu_threads or _cpu_threads(topology, cpus)
     stages = [
@@ -61,6 +64,7 @@ def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Applica
             images=images,
             gpus=stage.num_gpus,
             drain=args.drain_seconds,
+            log=log,
         ).bind(_stage_config(stage, settings, catalog, device, images, threads), RayMeter)
         for stage in topology.deployments
     ]
@@ -72,6 +76,7 @@ def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Applica
             info.refiner,
             topology.max_total_replicas,
             topology.scale_to_zero,
+            log,
         ),
         settings.ledger,
         stages[0],
@@ -90,6 +95,7 @@ def deploy_stage(
     gpus: float,
     drain: float,
     router: str = ROUTER,
+    log: LogOptions = DEFAULT_LOG,
 ) -> Deployment:
     """Return a stage as a deployment, not yet bound.
 
@@ -100,6 +106,7 @@ def deploy_stage(
     return cast(Deployment, serve.deployment(kind)).options(
         name=name,
         max_ongoing_requests=max_batches * images,
+        logging_config=serve_log(log),
         graceful_shutdown_timeout_s=drain,
         ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus},
         request_router_config=RequestRouterConfig.model_validate(
@@ -130,6 +137,7 @@ def bind_graph(
     """
     ledger = cast(Deployment, serve.deployment(Ledger)).options(
         name="Ledger",
+        logging_config=serve_log(config.log),
         num_replicas=1,
         max_ongoing_requests=_MAX_REQUESTS,
         health_check_period_s=1,
@@ -140,12 +148,26 @@ def bind_graph(
         cast(Deployment, serve.deployment(serve.ingress()(IngressReplica)))
         .options(
             name="Ingress",
+            logging_config=serve_log(config.log),
             max_ongoing_requests=_MAX_REQUESTS,
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
             **ingress_scaling(scale.min_replicas, scale.effective_max_replicas, _MAX_REQUESTS),
         )
         .bind(config, ledger.bind(ledger_file), base, refiner)
+    )
+
+
+def serve_log(options: LogOptions) -> LoggingConfig:
+    """Return how Serve writes the log of a deployment.
+
+    Its own line for each request is off: it gives every route as the application's prefix, and
+    counts every call between deployments.
+    """
+    return LoggingConfig(
+        encoding="JSON" if options.as_json else "TEXT",
+        log_level=options.level.upper(),
+        enable_access_log=False,
     )
 
 

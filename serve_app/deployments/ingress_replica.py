@@ -3,7 +3,7 @@
 No HTTP: `app.py` passes in what opens the app, and Serve asks the replica for it.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from serve_app.deployments.autoscaling import MAX_TOTAL_REPLICAS
 from serve_app.deployments.clients import RemoteLedger, RemoteStage
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ray_metrics import RayMeter
+from serve_app.deployments.replica_log import DEFAULT_LOG, LogLines, LogOptions, open_log
 
 _CANCEL_TIMEOUT_S = 5.0  # in which every ingress replica should have answered
 
@@ -63,6 +64,7 @@ class IngressConfig:
     refiner_name: str | None = None
     max_total_replicas: int | None = None  # of the stages that autoscale, together; None: no limit
     scale_to_zero: tuple[Stage, ...] = ()  # stages that may have no replica
+    log: LogOptions = DEFAULT_LOG
 
 
 class IngressReplica:
@@ -75,14 +77,15 @@ class IngressReplica:
         base: "DeploymentHandle[Any]",
         refiner: "DeploymentHandle[Any] | None",
     ) -> None:
+        context = serve.get_replica_context()
         self._config = config
+        self._log = open_log(context.replica_id.unique_id, config.log)
         self._meter = RayMeter()
         self._versions = {"version": __version__, "torch": version("torch")}
         clients = _stage_clients(base, refiner)
         self._conductor = Conductor(
             *clients, config.models, self._meter, config.scale_to_zero, config.refiner_name
         )
-        context = serve.get_replica_context()
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
         self._http = config.open_http(
             self._conductor, RemoteLedger(ledger), self._meter, self._cancel_everywhere
@@ -101,6 +104,10 @@ class IngressReplica:
         numbers = to_wire(await self._conductor.demands())
         limit = self._config.max_total_replicas
         return numbers if limit is None else numbers | {MAX_TOTAL_REPLICAS: limit}
+
+    async def log_lines(self, cursors: Mapping[str, int]) -> LogLines:
+        """Return what this replica has logged since the reader's cursors, which are by replica."""
+        return self._log.after(cursors)
 
     async def cancel(self, job_id: str) -> None:
         """Cancel the job if this replica works at it."""

@@ -107,7 +107,10 @@ def respond_to_exception(
     door: Door = state["door"]
     response = error_response(error, owed_seconds, door.wire_names)
     if response.status == 500:
-        logger.error("request %s failed", state["request_id"], exc_info=error)
+        fields = {"request_id": state["request_id"]}
+        logger.error(
+            "request %s failed", state["request_id"], exc_info=error, extra={"fields": fields}
+        )
     return respond(response, state)
 
 

@@ -1,7 +1,7 @@
 """What surrounds every route: request ids, origins, CORS, access, body limits, last-resort errors.
 
 Pure ASGI, so that cancelling a request cancels what it waits for. From the outside in:
-`RequestMetricsMiddleware` records the request, `RequestIdMiddleware` names it and finds its door,
+`RequestRecordMiddleware` records the request, `RequestIdMiddleware` names it and finds its door,
 `OriginMiddleware` refuses pages of other origins, and `CorsMiddleware` adds its headers to every
 response of the rest, errors included.
 """
@@ -20,7 +20,7 @@ from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.body_limit import BodyLimitMiddleware
 from serve_app.ingress.door import Door, ErrorResponse, find_door
 from serve_app.ingress.errors import respond, respond_to_exception
-from serve_app.ingress.request_metrics import RequestMetricsMiddleware
+from serve_app.ingress.request_record import RequestRecordMiddleware
 from serve_app.ingress.server_timing import Stopwatch
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -63,7 +63,8 @@ def wrap(
         max_age=600,
     )
     named = RequestIdMiddleware(OriginMiddleware(cors, policy), doors, proxy_sets_request_id)
-    return RequestMetricsMiddleware(named, meter)
+    routes = [route for door in doors for route in door.router.routes]
+    return RequestRecordMiddleware(named, meter, routes)
 
 
 class RequestIdMiddleware:

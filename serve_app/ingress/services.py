@@ -2,8 +2,9 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any, TypeVar
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from serve_app.core.diffusion.spec import SEED_RANGE
+from serve_app.core.service.events import JobEvent, JobStarted, last_result
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.contracts import Maker
@@ -68,7 +70,8 @@ class ApiServices:
     async def run(self, job: GenerationJob, context: RequestContext, request: Request) -> JobResult:
         """Return a job's images. Raises the named errors of the domain."""
         request.state.watch.lap("validate")
-        result = await self.jobs.run(job, context)
+        request.state.images = len(job.images)
+        result = await last_result(_with_id_kept(self.jobs.stream(job, context), request))
         request.state.watch.lap("make")
         return result
 
@@ -76,6 +79,17 @@ class ApiServices:
         """Return what `work` returns, in a thread that never waits for an image to be read."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._writers, partial(work, *args, **kwargs))
+
+
+async def _with_id_kept(
+    events: AsyncGenerator[JobEvent, None], request: Request
+) -> AsyncGenerator[JobEvent, None]:
+    """Yield a job's events, and leave its id in the request's state for the log."""
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, JobStarted):
+                request.state.job_id = event.id
+            yield event
 
 
 async def _services(request: Request) -> ApiServices:

@@ -1,10 +1,10 @@
-"""What is recorded of each HTTP request: duration and status by route, and errors by code."""
+"""What a meter records of each HTTP request: duration and status by route, errors by code."""
 
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.core.service.metrics import HTTP_ERRORS, HTTP_REQUEST_DURATION, InMemoryMeter
-from serve_app.ingress.request_metrics import RequestMetricsMiddleware
+from serve_app.ingress.request_record import RequestRecordMiddleware
 from tests.support.api import Client
 
 BODY = {"prompt": "a fox", "imageCount": 1}
@@ -18,6 +18,7 @@ BODY = {"prompt": "a fox", "imageCount": 1}
         ("GET", "/jobs/1234", None, "/jobs/{id}", "404"),
         ("POST", "/v1/images/generations", {}, "/v1/images/generations", "400"),
         ("GET", "/nothing", None, "unmatched", "404"),
+        ("PUT", "/generate", None, "/generate", "405"),
     ],
 )
 async def test_a_request_is_recorded_by_the_template_of_its_route(
@@ -26,6 +27,13 @@ async def test_a_request_is_recorded_by_the_template_of_its_route(
     meter = InMemoryMeter()
     await client(meter=meter).request(method, path, json=body)
     labels = {"route": route, "method": method, "status": status}
+    assert meter.times(HTTP_REQUEST_DURATION, **labels) == 1
+
+
+async def test_a_request_refused_before_its_route_has_the_route_s_template(client: Client) -> None:
+    meter = InMemoryMeter()
+    await client(meter=meter, peer="192.0.2.7").get("/jobs/1234")
+    labels = {"route": "/jobs/{id}", "method": "GET", "status": "401"}
     assert meter.times(HTTP_REQUEST_DURATION, **labels) == 1
 
 
@@ -68,7 +76,7 @@ async def test_a_request_lasts_until_its_response_is_sent() -> None:
         clock.now = 4.0
         await send({"type": "http.response.body"})
 
-    await call(RequestMetricsMiddleware(app, meter, clock))
+    await call(RequestRecordMiddleware(app, meter, clock=clock))
     labels = {"route": "unmatched", "method": "GET", "status": "200"}
     assert meter.value(HTTP_REQUEST_DURATION, **labels) == 4.0
 
@@ -80,7 +88,7 @@ async def test_a_request_without_a_response_has_the_status_of_a_client_that_left
         raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        await call(RequestMetricsMiddleware(app, meter))
+        await call(RequestRecordMiddleware(app, meter))
     labels = {"route": "unmatched", "method": "GET", "status": "499"}
     assert meter.times(HTTP_REQUEST_DURATION, **labels) == 1
 
@@ -91,6 +99,6 @@ async def test_what_is_no_request_is_not_recorded() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         pass
 
-    await call(RequestMetricsMiddleware(app, meter), "lifespan")
+    await call(RequestRecordMiddleware(app, meter), "lifespan")
     labels = {"route": "unmatched", "method": "GET", "status": "499"}
     assert meter.times(HTTP_REQUEST_DURATION, **labels) == 0
