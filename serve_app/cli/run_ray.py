@@ -22,7 +22,9 @@ from rich.table import Table
 from serve_app import __version__
 from serve_app.cli.console import FAILED, OK, console, print_error
 from serve_app.config.catalog import find_checkpoints
-from serve_app.config.serve_config import host_of, port_of, read_config
+from serve_app.config.listening import addresses_of, host_of, port_of
+from serve_app.config.network import netloc
+from serve_app.config.serve_config import read_config
 from serve_app.config.settings import Settings
 from serve_app.config.topology import plan_stages
 from serve_app.core.errors import OperatorError
@@ -70,7 +72,7 @@ def run_ray(config: Path) -> int:
         with console.status("loading the models"):
             _deploy(read.application, name)
         ready.set()
-        _print_summary(settings, options, configured_host=http.get("host"))
+        _print_summary(settings, http)
         stopping.wait()
     except Exception as error:  # whatever start-up dies of, the operator gets one line
         known = error if isinstance(error, OperatorError) else read_startup_error(str(error))
@@ -138,18 +140,16 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _print_summary(
-    settings: Settings, options: Mapping[str, Any], *, configured_host: str | None
-) -> None:
-    address = settings.image_service_base_url or f"http://localhost:{options['port']}"
+def _print_summary(settings: Settings, http: Mapping[str, Any]) -> None:
+    address, *others = addresses_of(settings, http)
     checkpoint = settings.model_checkpoint_dir
     table = Table.grid(padding=(0, 2))
     table.add_row("[bold]Aura Serve[/]", __version__)
     table.add_row("address", f"[bold]{address}[/]")
-    table.add_row("listening", f"{options['host']}:{options['port']}")
+    for other in others:
+        table.add_row("", other)
+    table.add_row("listening", netloc(host_of(settings, http), port_of(settings, http)))
     table.add_row("keys", _access(settings))
-    if configured_host not in (None, options["host"]):
-        table.add_row("", f"[yellow]to listen on {configured_host}, set API_KEYS[/]")
     table.add_row("model", checkpoint.name if checkpoint else "demo: plain shapes")
     if settings.models_file:
         table.add_row("", f"and those of {settings.models_file}")

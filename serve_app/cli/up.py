@@ -14,13 +14,8 @@ from types import FrameType
 
 from serve_app.cli.console import REFUSED, print_error
 from serve_app.config.catalog import find_checkpoints
-from serve_app.config.serve_config import (
-    check_metrics_port,
-    check_port,
-    host_of,
-    port_of,
-    read_config,
-)
+from serve_app.config.listening import check_listening
+from serve_app.config.serve_config import read_config
 from serve_app.config.settings import Settings
 from serve_app.core.errors import OperatorError
 
@@ -33,9 +28,7 @@ def up(config: Path) -> int:
         settings = Settings.read(read.args.settings)
         find_checkpoints(settings)
         settings.blocked_words()
-        port = port_of(settings, read.http)
-        check_port(host_of(settings, read.http), port)
-        check_metrics_port(settings.metrics_port, port)
+        check_listening(settings, read.http)
     except OperatorError as error:
         print_error(error)
         return REFUSED

@@ -1,9 +1,8 @@
-"""The serve config: reading it, reporting its problems, and where the service listens.
+"""The serve config: reading it, and reporting its problems.
 
 No Ray, so that a problem is reported before Ray starts, and where Ray does not run.
 """
 
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,9 @@ import yaml
 from serve_app.config.app_args import AppArgs
 from serve_app.config.deprecated_names import with_current_names
 from serve_app.config.lint import BUILDER, ConfigProblem, lint
-from serve_app.config.settings import Settings
 from serve_app.config.strict_yaml import UniqueKeyLoader
 from serve_app.core.errors import SettingsError
 
-LOOPBACK = "127.0.0.1"
 _APPLIED_BY_UP = {"proxy_location", "http_options", "applications"}
 _APPLIED_TO_APPLICATION = {"name", "route_prefix", "import_path", "args", "autoscaling_policy"}
 
@@ -95,54 +92,3 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _is_manifest(document: Any) -> bool:
     return isinstance(document, dict) and document.get("kind") == "RayService"
-
-
-def port_of(settings: Settings, http: dict[str, Any]) -> int:
-    """Return the port: BACKEND_PORT if it is set, else the config's, else the default."""
-    if "backend_port" in settings.model_fields_set:
-        return settings.backend_port
-    return int(http.get("port", settings.backend_port))
-
-
-def host_of(settings: Settings, http: dict[str, Any]) -> str:
-    """Return the address to listen on: loopback unless other machines may call."""
-    host = str(http.get("host", LOOPBACK))
-    return host if settings.is_public else LOOPBACK
-
-
-def bind_error(host: str, port: int) -> str | None:
-    """Return why no server can listen on a port now, or None if one can."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.strerror
-    return None
-
-
-def check_port(host: str, port: int) -> None:
-    """Check that the service can listen now. Raises `SettingsError`."""
-    if problem := bind_error(host, port):
-        raise SettingsError(
-            f"can't be used on {host} ({problem})",
-            "BACKEND_PORT",
-            subject=f"BACKEND_PORT={port}",
-            remedy=f"Choose another: BACKEND_PORT={port + 1} aura up",
-        )
-
-
-def check_metrics_port(metrics_port: int | None, service_port: int) -> None:
-    """Check that METRICS_PORT is free and not the service's own. Raises `SettingsError`."""
-    if metrics_port is None:
-        return
-    problem = bind_error(LOOPBACK, metrics_port)
-    if metrics_port == service_port:
-        problem = "it is the port of the service"
-    if problem:
-        raise SettingsError(
-            f"can't be used ({problem})",
-            "METRICS_PORT",
-            subject=f"METRICS_PORT={metrics_port}",
-            remedy=f"Choose another: METRICS_PORT={max(metrics_port, service_port) + 1} aura up",
-        )

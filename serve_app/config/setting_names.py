@@ -11,6 +11,7 @@ from serve_app.core.suggest import NEARLY_EQUAL, PLAUSIBLE, suggest
 
 PREFIX = "AURA_"
 IGNORED = frozenset({"GEMINI_API_KEY", "API_KEY"})  # the frontend's own, in the same file
+_DISTINCTIVE_CHARS = 7  # of a name that can only be meant for this service
 
 
 class Given(NamedTuple):
@@ -41,9 +42,14 @@ class SettingNames:
         return PREFIX + current if name.upper().startswith(PREFIX) else current
 
     def refuse_near_misses(self, names: Iterable[str]) -> None:
-        """Raise `SettingsError` for a name that is almost a setting, and would be ignored."""
+        """Raise `SettingsError` for a name that is almost a setting, and would be ignored.
+
+        A bare name of a few letters is near too many words: CHOST is no misspelt HOST.
+        """
         for name in sorted(names):
             if name in IGNORED or self.field_of(name):
+                continue
+            if len(name) < _DISTINCTIVE_CHARS:
                 continue
             if meant := self.meant(name, similarity=NEARLY_EQUAL):
                 raise SettingsError(
@@ -55,9 +61,14 @@ class SettingNames:
                 )
 
     def given_in(
-        self, source: Mapping[str, str | None], label: str, *, warn: bool = True
+        self,
+        source: Mapping[str, str | None],
+        label: str,
+        *,
+        keep_empty: bool = False,
+        warn: bool = True,
     ) -> dict[str, Given]:
-        """Return the settings that a source gives, by field; empty values count as unset.
+        """Return the settings that a source gives, by field; empty ones only if `keep_empty`.
 
         A name with the prefix wins over one without, which may be another program's. Logs a warning
         for each deprecated name. Raises `SettingsError` if two other names of one setting have
@@ -66,19 +77,23 @@ class SettingNames:
         given: dict[str, Given] = {}
         for name, value in source.items():
             field = self.field_of(name)
-            if field is None or not value:
+            if field is None or not (value or keep_empty):
                 continue
+            value = value or ""
             previous = given.get(field)
             if previous and _has_prefix(previous.name) != _has_prefix(name):
                 if _has_prefix(previous.name):
                     continue
             elif previous and previous.value != value:
-                raise SettingsError(
-                    "are names of the same setting, with different values",
-                    name,
-                    subject=f"{previous.name} and {name} in {label}",
-                    remedy="Remove one of them",
-                )
+                if not value:
+                    continue
+                if previous.value:
+                    raise SettingsError(
+                        "are names of the same setting, with different values",
+                        name,
+                        subject=f"{previous.name} and {name} in {label}",
+                        remedy="Remove one of them",
+                    )
             if warn and (current := DEPRECATED.get(name.upper())):
                 warn_deprecated(name, current, where=label)
             given[field] = Given(name, value)

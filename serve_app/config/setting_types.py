@@ -1,4 +1,4 @@
-"""The types of settings that pydantic does not have: devices, origins, lists and absolute paths."""
+"""The types of settings that pydantic lacks: devices, addresses, origins, lists, absolute paths."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator
+
+from serve_app.config.network import LOOPBACK, parsed_address
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}  # which browsers leave out
 _DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -15,6 +17,17 @@ def _check_device(name: str) -> str:
     if not _DEVICES.fullmatch(name):
         raise ValueError("must be auto, cuda, cuda:N, mps or cpu")
     return name
+
+
+def _listen_address(text: str) -> str:
+    """Return an address to listen on. A name is refused: other programs set HOST to one."""
+    address = parsed_address(LOOPBACK if text.lower() == "localhost" else text)
+    if address is None:
+        raise ValueError(
+            "must be an address, such as 127.0.0.1, 0.0.0.0 or :: (AURA_HOST wins over the HOST "
+            "of another program)"
+        )
+    return str(address)
 
 
 def _split_list(value: Any) -> Any:
@@ -55,6 +68,7 @@ def _absolute(path: Path) -> Path:
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 DeviceName = Annotated[str, AfterValidator(_check_device)]
 Origins = Annotated[TextList, AfterValidator(_origins)]
 BaseUrl = Annotated[str, AfterValidator(_address)]

@@ -2,9 +2,8 @@
 
 Read once, in the builder or the command line, and passed on by value. No Ray, no torch.
 
-The environment wins over `.env.local`, that over `.env`, and that over `args.settings` of a serve
-config. Each variable may also be written with the prefix AURA_, for machines where another program
-reads the bare name.
+`setting_sources.py` says where they are read and what wins. Each variable may also be written with
+the prefix AURA_, for machines where another program reads the bare name.
 """
 
 import os
@@ -13,14 +12,16 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serve_app.config.network import LOOPBACK, machine_names
 from serve_app.config.setting_names import Given, SettingNames
+from serve_app.config.setting_sources import read_sources
 from serve_app.config.setting_types import (
     AbsolutePath,
     BaseUrl,
     DeviceName,
+    ListenAddress,
     Origins,
     TextList,
     origin,
@@ -28,8 +29,6 @@ from serve_app.config.setting_types import (
 from serve_app.core.errors import SettingsError
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.validation_message import validation_message
-
-ENV_FILES = (".env", ".env.local")  # the later one wins
 
 
 class Settings(BaseModel):
@@ -106,6 +105,11 @@ class Settings(BaseModel):
     )
     default_image_count: int = Field(
         2, ge=1, le=8, description="Images per request when the caller gives no count"
+    )
+    host: ListenAddress = Field(
+        LOOPBACK,
+        description="Address to listen on: 127.0.0.1 is for this machine alone; 0.0.0.0, or :: "
+        "with IPv6, lets others in, who then need a key",
     )
     backend_port: int = Field(4000, ge=1, le=65535, description="Port of the service")
     metrics_port: int | None = Field(
@@ -196,17 +200,7 @@ class Settings(BaseModel):
         """
         defaults = dict(defaults or {})
         check_given(defaults)
-        files = [folder / name for name in ENV_FILES]
-        sources: list[tuple[str, Mapping[str, str | None]]] = [
-            ("args.settings", defaults),
-            *((str(file), dotenv_values(file)) for file in files if file.is_file()),
-            ("the environment", os.environ),
-        ]
-        given: dict[str, Given] = {}
-        for label, source in sources:
-            _NAMES.refuse_near_misses(source)
-            given |= _NAMES.given_in(source, label)
-        return _validated(given)
+        return _validated(read_sources(_NAMES, defaults, folder))
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -218,11 +212,15 @@ class Settings(BaseModel):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The host names of this service besides the local ones: the list, our own address."""
+        """The host names of this service besides the local ones: the list, our own address.
+
+        Where others may call, the names of this machine too: a page that was rebound to one of
+        them still has no key.
+        """
         own = urlsplit(self.image_service_base_url or "").hostname
-        if own is None:
-            return self.allowed_hosts
-        return (*self.allowed_hosts, f"[{own}]" if ":" in own else own)
+        names = machine_names() if self.is_public else ()
+        url = [f"[{own}]" if ":" in own else own] if own else []
+        return (*self.allowed_hosts, *url, *names)
 
     @property
     def is_public(self) -> bool:
@@ -292,7 +290,9 @@ def check_given(given: Mapping[str, str]) -> None:
 def _validated(given: Mapping[str, Given]) -> Settings:
     """Return the settings. Raises `SettingsError` for the first illegal value."""
     try:
-        return Settings.model_validate({field: value for field, (_, value) in given.items()})
+        return Settings.model_validate(
+            {field: value for field, (_, value) in given.items() if value}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         name, value = given[str(first["loc"][0])]

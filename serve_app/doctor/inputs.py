@@ -9,7 +9,8 @@ from typing import Any
 
 from serve_app.config.app_args import AppArgs
 from serve_app.config.serve_config import read_config
-from serve_app.config.settings import ENV_FILES, Settings, is_setting
+from serve_app.config.setting_sources import ENV_FILES
+from serve_app.config.settings import Settings, is_setting
 from serve_app.core.errors import SettingsError
 from serve_app.doctor.finding import Finding, edit_command, fail, fine, problem_of
 

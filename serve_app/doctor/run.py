@@ -13,7 +13,7 @@ from typing import Any
 
 from serve_app.config.app_args import AppArgs
 from serve_app.config.catalog import max_batch_images, precision_of
-from serve_app.config.serve_config import host_of, port_of
+from serve_app.config.listening import host_of, port_of
 from serve_app.config.settings import Settings
 from serve_app.config.topology import Topology
 from serve_app.core.diffusion.spec import Stage
@@ -206,7 +206,7 @@ def _check_access(settings: Settings, http: dict[str, Any] | None) -> Iterator[F
     port, host = port_of(settings, options), host_of(settings, options)
     yield ports.check_service_port(host, port)
     yield access.check_address(settings, port)
-    yield access.check_keys(settings, options.get("host"))
+    yield access.check_keys(settings, options)
     yield access.check_origins(settings, port)
 
 

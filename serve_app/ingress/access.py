@@ -7,6 +7,7 @@ in constant time. A key's name in logs and in the ledger is a part of its digest
 import hmac
 import ipaddress
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -16,7 +17,7 @@ from serve_app.ingress.http_errors import ForbiddenHost, ForbiddenOrigin, Unauth
 
 PUBLIC_ROUTES = frozenset({("GET", "/livez"), ("GET", "/health"), ("GET", "/licenses")})
 PROBE_ROUTES = frozenset({"/livez", "/health"})  # probes call by address, whatever the host list
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+LOCAL_HOST = "localhost"
 BODY_LIMIT = 32 * 2**20  # bytes
 _PROXY_HEADERS = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 
@@ -27,7 +28,7 @@ class AccessPolicy:
 
     keys: frozenset[str] = frozenset()  # digests
     anonymous: bool = False  # without keys: whether other machines may use the service
-    hosts: tuple[str, ...] = ()  # besides LOCAL_HOSTS; "*.example.org" and "*" are understood
+    hosts: tuple[str, ...] = ()  # names besides localhost; "*.example.org" and "*" are understood
     origins: tuple[str, ...] = ()
     max_body_bytes: int = BODY_LIMIT
     body_read_timeout: float = 60.0  # seconds until the next piece of a body must arrive
@@ -35,7 +36,8 @@ class AccessPolicy:
     def check_host(self, path: str, host: str) -> None:
         """Return if the Host header is one of ours; raise `ForbiddenHost` if not.
 
-        A page whose own name was rebound to this address has that name in the header.
+        A page whose own name was rebound to this address has that name in the header. An address
+        in the header is always ours: no attacker can make a browser send one to another address.
         """
         if path not in PROBE_ROUTES and not self._is_our_host(host):
             raise ForbiddenHost(
@@ -80,8 +82,10 @@ class AccessPolicy:
         return address_name(peer)
 
     def _is_our_host(self, host: str) -> bool:
-        name = _without_port(host).lower()
-        return any(_matches(name, pattern) for pattern in (*LOCAL_HOSTS, *self.hosts))
+        name = _without_port(host).lower().removesuffix(".")
+        if _is_address(name):
+            return True
+        return any(_matches(name, pattern) for pattern in (LOCAL_HOST, *self.hosts))
 
     def _key_name(self, authorization: str) -> str | None:
         scheme, _, key = authorization.partition(" ")
@@ -125,6 +129,18 @@ def _is_loopback(peer: str | None) -> bool:
         return False
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
+
+
+def _is_address(name: str) -> bool:
+    """Return whether a host is an IP address as browsers write it: IPv6 in brackets."""
+    if name.startswith("["):
+        name = name[1:-1]
+    elif ":" in name:
+        return False
+    with suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    return False
 
 
 def _without_port(host: str) -> str:

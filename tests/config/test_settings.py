@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.config.deprecated_names import SETTINGS as DEPRECATED
+from serve_app.config.network import machine_names
 from serve_app.config.settings import VARIABLES, Settings, check_given
 from serve_app.config.settings_reference import markdown_table
 from serve_app.core.errors import SettingsError
@@ -116,6 +117,7 @@ def test_current_names_and_those_of_the_guide_give_no_warning(
         ("model_precison", "MODEL_PRECISION"),
         ("AURA_MODEL_DEVISE", "AURA_MODEL_DEVICE"),
         ("MODELS_IN_MEMRY", "MAX_LOADED_MODELS"),  # near an old name
+        ("AURA_HOSTS", "AURA_HOST"),
         ("AURA_RATE_LIMITS", "AURA_RATE_LIMIT_MPSTEPS_PER_MINUTE"),
     ],
 )
@@ -131,6 +133,7 @@ def test_a_near_miss_is_an_error_that_names_what_was_meant(
 def test_variables_of_other_programs_are_ignored(tmp_path: Path) -> None:
     (tmp_path / ".env.local").write_text(
         "GEMINI_API_KEY=abc\nVITE_API_URL=x\nNODE_ENV=dev\nAURA_THEME=dark\nAPI_KEY=a\n"
+        "CHOST=x86_64-pc-linux-gnu\nPGHOST=db\nHOSTNAME=mybox\nHOSTTYPE=x86_64\nRHOST=a\n"
     )
     Settings.read(folder=tmp_path)
 
@@ -172,6 +175,71 @@ def test_empty_values_count_as_unset(tmp_path: Path) -> None:
     settings = Settings.read(folder=tmp_path)
     assert settings.model_checkpoint_dir is None
     assert settings.model_max_batch_size is None
+
+
+EMPTIED = {  # a value of each setting, as a file may have it
+    **dict.fromkeys(VARIABLES, "1"),
+    **dict.fromkeys((name for name in VARIABLES if name.endswith(("_DIR", "_FILE"))), "./a"),
+    **{"MODEL_DEVICE": "cpu", "MODEL_PRECISION": "bf16", "MODEL_DETERMINISM": "fast"},
+    **{"IMAGE_SERVICE_BASE_URL": "http://a.example", "ALLOWED_ORIGINS": "http://b.example"},
+    "HOST": "0.0.0.0",
+}
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+@pytest.mark.parametrize("prefix", ["", "AURA_"])
+def test_an_empty_value_in_the_environment_unsets_what_files_and_configs_say(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    variable: str,
+    prefix: str,
+) -> None:
+    line = {variable: EMPTIED[variable]}
+    (tmp_path / ".env.local").write_text(f"{variable}={EMPTIED[variable]}\n")
+    assert VARIABLES[variable] in Settings.read(line, tmp_path).model_fields_set
+    monkeypatch.setenv(prefix + variable, "")
+    settings = Settings.read(line, tmp_path)
+    assert settings == Settings()
+    assert not settings.model_fields_set
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{prefix}{variable} is empty in the environment, so its value in "
+        f"{tmp_path / '.env.local'} does not count"
+    )
+
+
+def test_an_empty_prefixed_name_unsets_what_another_programs_bare_one_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOST", "x86_64-conda-linux-gnu")
+    with pytest.raises(SettingsError, match="AURA_HOST wins"):
+        Settings.read(folder=tmp_path)
+    monkeypatch.setenv("AURA_HOST", "")
+    assert Settings.read(folder=tmp_path).host == "127.0.0.1"
+
+
+def test_an_old_name_that_is_empty_leaves_a_value_under_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGE_COUNT", "")
+    monkeypatch.setenv("DEFAULT_IMAGE_COUNT", "5")
+    assert Settings.read(folder=tmp_path).default_image_count == 5
+
+
+def test_an_empty_value_in_a_file_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("MODEL_DETERMINISM=fast\n")
+    (tmp_path / ".env.local").write_text("MODEL_DETERMINISM=\nMODEL_PRECISION=\n")
+    settings = Settings.read({"MODEL_PRECISION": "bf16"}, tmp_path)
+    assert (settings.model_determinism, settings.model_precision) == ("fast", "bf16")
+
+
+def test_where_others_may_call_the_names_of_this_machine_are_hosts(tmp_path: Path) -> None:
+    listed = {"ALLOWED_HOSTS": "pictures.example"}
+    assert Settings.read(listed, tmp_path).hosts == ("pictures.example",)
+    for access in ({"API_KEYS": "k"}, {"ALLOW_ANONYMOUS": "1"}):
+        hosts = Settings.read(listed | access, tmp_path).hosts
+        assert hosts == ("pictures.example", *machine_names())
 
 
 def test_paths_do_not_depend_on_where_a_replica_runs(

@@ -212,8 +212,9 @@ async def test_without_keys_this_machine_alone_may_ask(
         ("a.studio.example.org:80", True),
         ("studio.example.org", False),
         ("evilstudio.example.org", False),
-        ("10.0.0.1", False),
-        ("[::2]", False),
+        ("10.0.0.1.evil.example", False),
+        ("[evil.example]", False),
+        ("fd00::5", False),  # without brackets, as no browser writes it
     ],
 )
 def test_a_host_is_known_by_its_name_whatever_its_port(host: str, known: bool) -> None:
@@ -224,6 +225,20 @@ def test_a_host_is_known_by_its_name_whatever_its_port(host: str, known: bool) -
         with pytest.raises(ForbiddenHost):
             policy.check_host("/generate", host)
     AccessPolicy(hosts=("*",)).check_host("/generate", host)
+
+
+@pytest.mark.parametrize("host", ["192.168.1.5", "192.168.1.5:4000", "[fd00::5]", "[fd00::5]:4000"])
+async def test_an_address_in_the_host_header_is_ours_since_none_can_be_rebound(
+    client: Client, host: str
+) -> None:
+    keyed = client(policy=KEYED, peer="192.168.1.7")
+    page = {"Host": host, "Origin": f"http://{host}"}
+    answer = await keyed.get("/v1/models", headers=page | RIGHT)
+    assert answer.status_code == 200
+    answer = await keyed.get("/v1/models", headers=page)
+    assert (answer.status_code, code(answer)) == (401, "UNAUTHORIZED")
+    answer = await keyed.get("/v1/models", headers={"Host": host, "Origin": "http://10.9.9.9"})
+    assert (answer.status_code, code(answer)) == (403, "FORBIDDEN_ORIGIN")
 
 
 def test_an_origin_is_compared_whole() -> None:

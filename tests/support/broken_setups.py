@@ -410,11 +410,8 @@ def cuda_without_a_gpu(setup: SetUp) -> list[Problem]:
 
 def public_host_without_a_key(setup: SetUp) -> list[Problem]:
     setup.edit_config("host: 127.0.0.1", "host: 0.0.0.0")
-    message = (
-        "the host in the serve config is 0.0.0.0, but without API_KEYS the service listens on "
-        "127.0.0.1 only"
-    )
-    return [("keys", "WARN", message, NEW_KEY)]
+    message = "host 0.0.0.0 of the serve config lets other machines in, and API_KEYS is empty"
+    return [("keys", "FAIL", message, NEW_KEY)]
 
 
 def short_keys(setup: SetUp) -> list[Problem]:

@@ -3,26 +3,18 @@
 Pure: uses the settings and the address that the service would listen on; opens no socket.
 """
 
-from ipaddress import ip_address
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
-from serve_app.config.serve_config import LOOPBACK
+from serve_app.config.listening import NEW_KEY, check_host, host_of
+from serve_app.config.network import LOOPBACK, is_loopback
 from serve_app.config.settings import Settings
-from serve_app.doctor.finding import Finding, fail, fine, warn
+from serve_app.core.errors import SettingsError
+from serve_app.doctor.finding import Finding, fail, fine, problem_of, warn
 
-NEW_KEY = (
-    "python -c \"import secrets; print('\\nAPI_KEYS=' + secrets.token_urlsafe(24))\" >> .env.local"
-)
 _LOOPBACK_NAMES = ("localhost", LOOPBACK, "::1")
 _MIN_KEY_CHARS = 16  # a shorter key can be guessed
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address or a name can be reached from this machine only."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_address(settings: Settings, port: int) -> Finding:
@@ -42,14 +34,14 @@ def check_address(settings: Settings, port: int) -> Finding:
     return fine("address", url)
 
 
-def check_keys(settings: Settings, host: str | None) -> Finding:
+def check_keys(settings: Settings, http: Mapping[str, Any]) -> Finding:
     """Check that the service requires a key, or that only this machine can reach it.
 
-    `host` is the one in the serve config, None if it names none.
+    `http` has the HTTP options of the serve config.
     """
     url = settings.image_service_base_url or ""
     url_is_remote = urlsplit(url).hostname not in (*_LOOPBACK_NAMES, None)
-    address = host or LOOPBACK
+    address = host_of(settings, http)
     if short := [key for key in settings.api_keys if len(key) < _MIN_KEY_CHARS]:
         return warn(
             "keys",
@@ -69,13 +61,10 @@ def check_keys(settings: Settings, host: str | None) -> Finding:
             f"ALLOW_ANONYMOUS=1 without API_KEYS: anyone who reaches {address} can generate images",
             NEW_KEY,
         )
-    if not is_loopback(address):
-        return warn(
-            "keys",
-            f"the host in the serve config is {address}, but without API_KEYS the service listens "
-            f"on {LOOPBACK} only",
-            NEW_KEY,
-        )
+    try:
+        check_host(settings, http)
+    except SettingsError as error:
+        return fail("keys", problem_of(error), NEW_KEY)
     if url_is_remote:
         return warn(
             "keys",

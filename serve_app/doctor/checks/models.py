@@ -22,7 +22,8 @@ from serve_app.config.checkpoints import (
     inspect,
     safety_checker_download,
 )
-from serve_app.config.settings import ENV_FILES, Settings
+from serve_app.config.setting_sources import ENV_FILES
+from serve_app.config.settings import Settings
 from serve_app.core.diffusion.extensions import kind_label
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError, CheckpointError, ConfigsError, OperatorError

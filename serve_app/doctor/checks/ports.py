@@ -11,7 +11,8 @@ from ipaddress import ip_address
 
 import psutil
 
-from serve_app.config.serve_config import LOOPBACK, check_port
+from serve_app.config.listening import check_port
+from serve_app.config.network import LOOPBACK
 from serve_app.core.errors import SettingsError
 from serve_app.doctor.finding import Finding, fail, fine, problem_of, warn
 

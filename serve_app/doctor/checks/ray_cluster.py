@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.config.serve_config import LOOPBACK
+from serve_app.config.network import LOOPBACK
 from serve_app.doctor.checks.ports import Listener, find_listeners, http_get
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
 

@@ -2,14 +2,9 @@
 
 import pytest
 
+from serve_app.config.listening import NEW_KEY
 from serve_app.config.settings import Settings
-from serve_app.doctor.checks.access import (
-    NEW_KEY,
-    check_address,
-    check_keys,
-    check_origins,
-    is_loopback,
-)
+from serve_app.doctor.checks.access import check_address, check_keys, check_origins
 from serve_app.doctor.finding import Finding, fail, fine, warn
 
 KEY = "k" * 24
@@ -18,23 +13,6 @@ BASE_URL = "IMAGE_SERVICE_BASE_URL"
 
 def read(**values: str) -> Settings:
     return Settings.read(values)
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", True),
-        ("127.8.9.1", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("192.168.1.5", False),
-        ("pictures.example", False),
-    ],
-)
-def test_a_loopback_address_is_one_that_no_other_machine_reaches(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize(
@@ -89,6 +67,20 @@ def test_the_address_must_name_the_port(url: str, finding: Finding) -> None:
             ),
         ),
         (
+            {"HOST": "0.0.0.0"},
+            "127.0.0.1",
+            fail("keys", "HOST=0.0.0.0 lets other machines in, and API_KEYS is empty", NEW_KEY),
+        ),
+        (
+            {},
+            "0.0.0.0",
+            fail(
+                "keys",
+                "host 0.0.0.0 of the serve config lets other machines in, and API_KEYS is empty",
+                NEW_KEY,
+            ),
+        ),
+        (
             {BASE_URL: "https://pictures.example"},
             "127.0.0.1",
             warn(
@@ -103,7 +95,7 @@ def test_the_address_must_name_the_port(url: str, finding: Finding) -> None:
 def test_everybody_who_can_reach_the_service_needs_a_key(
     settings: dict[str, str], host: str | None, finding: Finding
 ) -> None:
-    assert check_keys(read(**settings), host) == finding
+    assert check_keys(read(**settings), {"host": host}) == finding
 
 
 @pytest.mark.parametrize(
