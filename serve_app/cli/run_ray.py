@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+from rich.markup import escape
 from rich.table import Table
 
 from serve_app import __version__
@@ -141,14 +142,14 @@ def _last_line(error: Exception) -> str:
 
 
 def _print_summary(settings: Settings, http: Mapping[str, Any]) -> None:
-    address, *others = addresses_of(settings, http)
+    address, *others = map(escape, addresses_of(settings, http))
     checkpoint = settings.model_checkpoint_dir
     table = Table.grid(padding=(0, 2))
     table.add_row("[bold]Aura Serve[/]", __version__)
     table.add_row("address", f"[bold]{address}[/]")
     for other in others:
         table.add_row("", other)
-    table.add_row("listening", netloc(host_of(settings, http), port_of(settings, http)))
+    table.add_row("listening", escape(netloc(host_of(settings, http), port_of(settings, http))))
     table.add_row("keys", _access(settings))
     table.add_row("model", checkpoint.name if checkpoint else "demo: plain shapes")
     if settings.models_file:

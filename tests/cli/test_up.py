@@ -26,7 +26,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ({"HOST": "0.0.0.0"}, "HOST=0.0.0.0 lets other machines in, and API_KEYS is empty. Make a"),
         ({"HOST": "::"}, "HOST=:: lets other machines in, and API_KEYS is empty. Make a key: "),
         ({"HOST": "mybox"}, "HOST=mybox must be an address, such as 127.0.0.1, 0.0.0.0 or ::"),
-        ({"HOST": "192.0.2.7", "API_KEYS": "k"}, "HOST=192.0.2.7 is not an address of this"),
+        ({"HOST": "203.0.113.7", "API_KEYS": "k"}, "HOST=203.0.113.7 is not an address of this"),
         ({"METRICS_PORT": "65536"}, "METRICS_PORT=65536 must be at most 65535"),
     ],
 )

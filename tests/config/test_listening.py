@@ -58,7 +58,7 @@ def test_what_is_no_address_is_refused_with_the_name_that_wins(name: str) -> Non
         read(HOST=name)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "203.0.113.7"])
 def test_no_other_machine_is_let_in_without_a_key(host: str) -> None:
     for settings, http, subject in (
         ({"HOST": host}, {}, f"HOST={host}"),
@@ -81,8 +81,10 @@ def test_with_a_key_or_by_choice_other_machines_are_let_in(
 
 def test_an_address_of_another_machine_is_refused_with_those_of_this_one() -> None:
     with pytest.raises(SettingsError) as refused:
-        check_listening(read(HOST="192.0.2.7", **KEY), {})
-    assert str(refused.value).startswith("HOST=192.0.2.7 is not an address of this machine. It has")
+        check_listening(read(HOST="203.0.113.7", **KEY), {})
+    assert str(refused.value).startswith(
+        "HOST=203.0.113.7 is not an address of this machine. It has"
+    )
     assert "127.0.0.1" in refused.value.remedy
 
 
@@ -103,7 +105,7 @@ def test_the_addresses_of_the_service_are_those_at_which_it_answers() -> None:
     assert addresses_of(read(), {}) == ("http://localhost:4000",)
     url = {"IMAGE_SERVICE_BASE_URL": "https://pictures.example"}
     assert addresses_of(read(**url), {}) == ("https://pictures.example", "http://localhost:4000")
-    assert addresses_of(read(HOST="192.0.2.7"), {}) == ("http://192.0.2.7:4000",)
+    assert addresses_of(read(HOST="203.0.113.7"), {}) == ("http://203.0.113.7:4000",)
     assert addresses_of(read(HOST="fd00::7"), {}) == ("http://[fd00::7]:4000",)
     everywhere = addresses_of(read(HOST="0.0.0.0"), {"port": 9})
     assert everywhere == (

@@ -68,6 +68,6 @@ def test_a_server_can_listen_on_a_free_port_alone(host: str) -> None:
     assert bind_error(host, port) is None
 
 
-@pytest.mark.parametrize("host", ["192.0.2.7", "2001:db8::7", "nowhere.invalid"])
+@pytest.mark.parametrize("host", ["203.0.113.7", "2001:db8::7", "nowhere.invalid"])
 def test_a_server_can_not_listen_on_an_address_of_another_machine(host: str) -> None:
     assert isinstance(bind_error(host, 4000), OSError)
