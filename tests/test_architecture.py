@@ -109,7 +109,8 @@ def test_a_door_is_imported_by_itself_and_the_app_alone(file: Path) -> None:
     for name in imported(file):
         _, _, ours = name.partition("serve_app.ingress.")
         door = ours.partition(".")[0]
-        if door and (PACKAGE / "ingress" / door).is_dir() and module.startswith("ingress."):
+        is_door = door and (PACKAGE / "ingress" / door / "door.py").is_file()
+        if is_door and module.startswith("ingress."):
             assert module == "ingress.app" or within(module, f"ingress.{door}"), name
 
 

@@ -16,6 +16,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from serve_app.core.diffusion.extensions import WEIGHT_RANGE
+from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.sizes import ASPECTS
 from serve_app.core.diffusion.spec import GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE
@@ -68,6 +69,12 @@ def _sampler(value: Any) -> Any:
     return Sampler(value)
 
 
+def _resize_mode(value: Any) -> Any:
+    if value not in list(ResizeMode):
+        raise _one_of(ResizeMode)
+    return ResizeMode(value)
+
+
 def _aspect(value: str) -> str:
     if value not in ASPECTS:
         raise _one_of(ASPECTS)
@@ -87,6 +94,15 @@ Strength = Annotated[float, Range(0, 1, above_low=True)]
 Timeout = Annotated[float, Range(0, MAX_TIMEOUT_S, above_low=True)]
 Weight = Annotated[float, Range(*WEIGHT_RANGE)]
 SamplerName = Annotated[Sampler, BeforeValidator(_sampler)]
+ResizeModeName = Annotated[
+    ResizeMode,
+    BeforeValidator(_resize_mode),
+    Field(
+        description="What becomes of a base image whose ratio is not that of its new size: "
+        "`crop` fills the size and cuts the rest away, `pad` fits the image in and continues its "
+        "edges, `stretch` scales each side by itself. `meta.warnings` says what was cut away."
+    ),
+]
 AspectRatio = Annotated[
     str, AfterValidator(_aspect), Field(json_schema_extra={"enum": list(ASPECTS)})
 ]

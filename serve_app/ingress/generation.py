@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
+from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import InvalidRequest
@@ -20,7 +21,7 @@ from serve_app.ingress.lookup import (
     find_extensions,
     find_model,
 )
-from serve_app.ingress.png_metadata import MAX_JOINED_PROMPT_CHARS
+from serve_app.ingress.metadata.record import MAX_JOINED_PROMPT_CHARS
 
 LITERAL_GUIDANCE = 9.3  # at temperature 0
 DEFAULT_TEMPERATURE = 0.8
@@ -43,6 +44,7 @@ class CommonRequest:
     model: str | None = None  # the name of a base model
     extensions: tuple[ExtensionChoice, ...] = ()
     timeout_s: float | None = None
+    resize_mode: ResizeMode = ResizeMode.CROP  # of input images of another ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +109,10 @@ def plan_job(
     `InvalidRequest` or `ModelNotFound`.
     """
     if isinstance(request, GenerationRequest):
-        return _plan_generation(request, loaded, info, drawn_seed, rerun)
-    return _plan_refinement(request, loaded, info, drawn_seed, rerun)
+        job = _plan_generation(request, loaded, info, drawn_seed, rerun)
+    else:
+        job = _plan_refinement(request, loaded, info, drawn_seed, rerun)
+    return job.with_warnings(*(warning for files in loaded for warning in files.warnings))
 
 
 def _plan_generation(
@@ -211,7 +215,7 @@ def _images(
     """Return the images of a request, which go round its files, with at least one for each."""
     count = info.default_image_count if request.image_count is None else request.image_count
     return [
-        JobImage(spec_of(files), request.prompt, files.inputs, files.digests)
+        JobImage(spec_of(files), request.prompt, files.inputs, files.digests, request.resize_mode)
         for files in islice(cycle(loaded), max(count, len(loaded)))
     ]
 

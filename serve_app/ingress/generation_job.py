@@ -7,8 +7,9 @@ from typing import Any
 
 from serve_app.core.capacity.cost_model import megapixel_steps
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
+from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.diffusion.spec import SEED_RANGE, ImageSpec
-from serve_app.ingress.png_metadata import GenerationRecord, embed, infotext
+from serve_app.ingress.metadata.record import GenerationRecord, embed, infotext
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class JobImage:
     prompt: str
     inputs: ImageInputs = NO_INPUTS
     digests: Mapping[str, str] = field(default_factory=dict)
+    resize_mode: ResizeMode = ResizeMode.CROP  # how they came to the spec's size
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from PIL import Image
 from starlette.responses import Response
 
 from serve_app.core.service.jobs import JobResult
-from serve_app.ingress.png_metadata import INFOTEXT, xmp_packet
+from serve_app.ingress.metadata.record import INFOTEXT, RECORD
+from serve_app.ingress.metadata.xmp import packet_with_record
 
 _USER_COMMENT = 0x9286  # EXIF 2.3, section 4.6.5: where tools look for `parameters` in JPEG, WebP
 _EXIF_IFD = 0x8769
@@ -67,15 +68,19 @@ def images_content(result: JobResult) -> dict[str, Any]:
 
 
 def converted(png: bytes, format: str, quality: int) -> bytes:
-    """Return the image as "jpeg" or "webp", with its generation parameters kept in EXIF."""
+    """Return one of our PNGs as "jpeg" or "webp": the text in EXIF, the record in XMP."""
     with Image.open(BytesIO(png)) as image:
         image.load()
-        comment = str(image.info.get(INFOTEXT, ""))
+        comment, record = str(image.info[INFOTEXT]), str(image.info[RECORD])
     exif = Image.Exif()
     exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
     file = BytesIO()
     image.convert("RGB").save(
-        file, format.upper(), quality=quality, exif=exif.tobytes(), xmp=xmp_packet()
+        file,
+        format.upper(),
+        quality=quality,
+        exif=exif.tobytes(),
+        xmp=packet_with_record(record),
     )
     return file.getvalue()
 

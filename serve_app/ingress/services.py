@@ -63,7 +63,9 @@ class ApiServices:
             loop = asyncio.get_running_loop()
             size = request.size_for(model)
             for number, image_files in enumerate(files):
-                load = partial(load_inputs, image_files, number, model.sizes, size)
+                load = partial(
+                    load_inputs, image_files, number, model.sizes, size, request.resize_mode
+                )
                 loaded.append(await loop.run_in_executor(self._readers, load))
         return plan_job(request, loaded, self.info, draw_seed(), rerun)
 

@@ -24,12 +24,15 @@ from tests.support import request_corpus as corpus
 from tests.support.api import make_api
 from tests.support.fake_conductor import INFO, FakeConductor
 from tests.support.http_server import serving
+from tests.support.image_files import files_with_metadata
 
 ROUTES = ("/generate", "/refine", "/v1/images/generations")
 JSON = {"Content-Type": "application/json"}
 BODIES = [(route, name) for route in ROUTES for name in corpus.bad_bodies(route)]
 STATUSES = {"MODEL_NOT_FOUND": 404, "PAYLOAD_TOO_LARGE": 413}  # others: 400
 BAD = corpus.bad_pictures()
+WITH_METADATA = files_with_metadata()
+GOOD = corpus.PICTURES | {name: (file, corpus.COLOURS) for name, file in WITH_METADATA.items()}
 ROOM = 64 * 2**20  # bytes above what the largest legal picture takes
 
 
@@ -90,11 +93,11 @@ def test_a_bad_picture_gets_its_documented_refusal(
 
 
 @pytest.mark.parametrize("ask", [refine, edit], ids=["refine", "edits"])
-@pytest.mark.parametrize("name", corpus.PICTURES)
+@pytest.mark.parametrize("name", GOOD)
 def test_a_good_picture_comes_through_with_the_right_pixels(
     caller: httpx.Client, conductor: FakeConductor, name: str, ask: Any
 ) -> None:
-    file, colours = corpus.PICTURES[name]
+    file, colours = GOOD[name]
     conductor.calls.clear()
     assert ask(caller, file).is_success
     (task,) = conductor.calls
@@ -136,6 +139,7 @@ def test_memory_stays_within_64_mb_of_the_largest_legal_picture() -> None:
         refine(caller, largest["colour"])  # what is loaded at first use is loaded
         bases = {kind: rise(partial(refine, caller, largest[kind])) for kind in ("colour", "WebP")}
         pictures = {name: file for name, (file, _) in BAD.items()} | largest
+        pictures |= {name: file for name, file in WITH_METADATA.items() if "bomb" in name}
         rises: Counter[str] = Counter()
         floors = []
         # Each of the threads that read keeps the memory of its largest image, which may come late.

@@ -9,17 +9,25 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
+from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.diffusion.sizes import SizeRules
 from serve_app.core.errors import InvalidImage
-from serve_app.ingress.image_input import FORMATS, BaseImage, read_base64
+from serve_app.ingress.image_input import (
+    FORMATS,
+    BaseImage,
+    InputFiles,
+    load_inputs,
+    read_text,
+)
 from serve_app.ingress.image_input import read_image as read_file
+from tests.support.request_corpus import saved
 
 SDXL = SizeRules(1024)
 
 
 def read_image(text: str, number: int, sizes: SizeRules) -> BaseImage:
     subject = f"image {number}"
-    return read_file(read_base64(text, subject), subject, sizes)
+    return read_file(read_text(text, subject), subject, sizes)
 
 
 def packed(image: Image.Image, kind: str = "PNG", **options: object) -> str:
@@ -87,6 +95,69 @@ def grey16(value: int) -> str:
 @pytest.mark.parametrize(("value", "byte"), [(0, 0), (32768, 128), (65535, 255)])
 def test_sixteen_bits_of_grey_become_eight(value: int, byte: int) -> None:
     assert set(read_image(grey16(value), 0, SDXL).rgb) == {byte}
+
+
+def colours(image: BaseImage, *places: tuple[int, int]) -> list[tuple[int, ...]]:
+    opened = Image.frombytes("RGB", (image.width, image.height), image.rgb)
+    return [opened.getpixel(place) for place in places]  # type: ignore[misc]
+
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+@pytest.mark.parametrize("mode", ResizeMode)
+def test_an_image_is_upright_before_its_ratio_counts(mode: ResizeMode) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = saved(halves().transpose(Image.Transpose.ROTATE_90), exif=exif)
+    image = read_file(file, "image 0", SDXL, (512, 512), mode)
+    assert (image.original_size, image.width, image.height) == ((512, 256), 512, 512)
+    assert colours(image, (2, 256), (509, 256)) == [RED, BLUE]
+
+
+def test_each_mode_puts_the_pixels_where_it_says() -> None:
+    """Thirds: red, green, blue. Cropping to a square keeps the green one alone."""
+    thirds = Image.new("RGB", (768, 256), (0, 255, 0))
+    thirds.paste(RED, (0, 0, 256, 256))
+    thirds.paste(BLUE, (512, 0, 768, 256))
+    thirds.paste((255, 255, 255), (0, 0, 768, 8))  # along the upper edge
+    file = saved(thirds)
+    crop, pad, stretch = (read_file(file, "image 0", SDXL, (768, 768), mode) for mode in ResizeMode)
+    assert colours(crop, (100, 384), (700, 384)) == [(0, 255, 0)] * 2
+    assert colours(pad, (100, 384), (700, 384)) == [RED, BLUE]
+    assert colours(pad, (100, 2), (100, 200), (100, 765)) == [(255,) * 3, (255,) * 3, RED]
+    assert colours(stretch, (100, 384), (700, 384), (100, 765)) == [RED, BLUE, RED]
+    assert colours(stretch, (100, 60)) == [RED]  # the white edge is 24 high
+
+
+@pytest.mark.parametrize("mode", ResizeMode)
+@pytest.mark.parametrize("colour", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
+def test_every_mode_takes_every_kind_of_pixel(colour: str, mode: ResizeMode) -> None:
+    file = saved(Image.new(colour, (300, 100)), "JPEG" if colour == "CMYK" else "PNG")
+    for size in ((256, 512), (1024, 256)):
+        image = read_file(file, "image 0", SDXL, size, mode)
+        assert len(image.rgb) == size[0] * size[1] * 3
+        assert len(set(image.rgb)) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "numbers"),
+    [
+        ((4096, 256), None, "50% of its 4096x256 pixels are cut away to fill 2048x256"),
+        ((512, 640), (1024, 1024), "20% of its 512x640 pixels are cut away to fill 1024x1024"),
+        ((1023, 1001), None, ""),
+        ((512, 512), (1024, 1024), ""),
+    ],
+)
+def test_what_is_cut_away_is_a_warning_with_numbers(
+    size: tuple[int, int], target: tuple[int, int] | None, numbers: str
+) -> None:
+    files = InputFiles(saved(Image.new("RGB", size)))
+    warnings = load_inputs(files, 3, SDXL, target).warnings
+    assert len(warnings) == bool(numbers)
+    assert all(numbers in warning and "image 3" in warning for warning in warnings)
+    for mode in (ResizeMode.PAD, ResizeMode.STRETCH):
+        assert load_inputs(files, 3, SDXL, target, mode).warnings == ()
 
 
 def test_a_prefix_counts_only_in_front() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
+from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.diffusion.spec import Stage
 from serve_app.ingress.generation_job import GenerationJob, JobImage, RerunFormat
 from serve_app.ingress.native.schemas import (
@@ -35,6 +36,8 @@ def rerun_request(
             request[to_camel(field)] = [{"name": ref.name, "weight": ref.weight} for ref in refs]
     if spec.negative_prompt is not None:
         request["negativePrompt"] = spec.negative_prompt
+    if image.resize_mode is not ResizeMode.CROP:
+        request["resizeMode"] = image.resize_mode.value
     if spec.strength is not None:
         return {"refinePrompt": image.prompt, "strength": spec.strength, **request}
     size = {"width": spec.width, "height": spec.height}

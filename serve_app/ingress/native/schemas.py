@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from serve_app.core.diffusion.extensions import LORA
+from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.errors import InvalidRequest, model_not_found
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.ingress.fields import (
@@ -18,6 +19,7 @@ from serve_app.ingress.fields import (
     Guidance,
     Prompt,
     Range,
+    ResizeModeName,
     SamplerName,
     Seed,
     Steps,
@@ -165,6 +167,7 @@ class RefineRequest(CommonFields):
     prompt: Prompt | None = None
     config: RefineConfig | None = None
     strength: Strength = DEFAULT_STRENGTH
+    resize_mode: ResizeModeName = ResizeMode.CROP
 
     @property
     def input_files(self) -> list[InputFiles]:
@@ -200,6 +203,7 @@ class RefineRequest(CommonFields):
             extensions=self.extension_choices(),
             timeout_s=self.timeout_seconds,
             strength=self.strength,
+            resize_mode=self.resize_mode,
             refiner_only=refiner_only,
         )
 

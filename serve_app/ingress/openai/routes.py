@@ -22,9 +22,7 @@ from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.image_input import InputFiles
 from serve_app.ingress.job_service import RequestContext
 from serve_app.ingress.openai.schemas import (
-    EDIT,
     EDITS,
-    GENERATION,
     GENERATIONS,
     IGNORED_FIELDS,
     MAX_IMAGES,
@@ -35,6 +33,7 @@ from serve_app.ingress.openai.schemas import (
     Model,
     Models,
     OpenAIErrorEnvelope,
+    rerun_format,
 )
 from serve_app.ingress.openapi import GENERATION_ERRORS, error_responses
 from serve_app.ingress.responses import ImagesJSONResponse, converted
@@ -97,7 +96,8 @@ async def create_images(
 ) -> Response:
     """Make images from a prompt."""
     model = _check(body, services.info)
-    job = await services.plan(body.to_domain(model), [], GENERATION, request.state.caller)
+    rerun = rerun_format(GENERATIONS, body)
+    job = await services.plan(body.to_domain(model), [], rerun, request.state.caller)
     job = job.with_warnings(*_warnings(body, job))
     return await _run(body, job, request_context(request, key, body), request, services)
 
@@ -116,7 +116,8 @@ async def edit_images(request: Request, services: Services, key: IdempotencyKey 
         model = _check(body, services.info)
         uploads = _uploads(form)
         files = [InputFiles(await upload.read()) for upload in uploads[: body.n or 1]]
-    job = await services.plan(body.to_domain(model), files, EDIT, request.state.caller)
+    rerun = rerun_format(EDITS, body)
+    job = await services.plan(body.to_domain(model), files, rerun, request.state.caller)
     job = job.with_warnings(*_warnings(body, job))
     if len(uploads) > len(files):
         job = job.with_warnings(

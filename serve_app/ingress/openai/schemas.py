@@ -5,6 +5,7 @@ extra fields have the names that other open image servers use.
 """
 
 import re
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -194,9 +195,14 @@ class OpenAIErrorEnvelope(BaseModel):
     error: OpenAIErrorBody
 
 
-def rerun_request(job: GenerationJob, image: JobImage) -> dict[str, Any]:
+def rerun_format(route: str, body: ImagesRequest) -> RerunFormat:
+    """Return how a request is written down to be sent again to its route."""
+    return RerunFormat(route, partial(rerun_request, body))
+
+
+def rerun_request(body: ImagesRequest, job: GenerationJob, image: JobImage) -> dict[str, Any]:
     """Return the fields of a request that makes one image of a job again."""
-    spec = image.spec
+    spec, is_png = image.spec, body.format == "png"
     request = {
         "model": job.model,
         "prompt": image.prompt,
@@ -207,9 +213,7 @@ def rerun_request(job: GenerationJob, image: JobImage) -> dict[str, Any]:
         "num_inference_steps": spec.steps,
         "guidance_scale": spec.guidance,
         "strength": spec.strength,
+        "output_format": None if is_png else body.format,
+        "output_compression": None if is_png else body.output_compression,
     }
     return {name: value for name, value in request.items() if value is not None}
-
-
-GENERATION = RerunFormat(GENERATIONS, rerun_request)
-EDIT = RerunFormat(EDITS, rerun_request)

@@ -1,36 +1,24 @@
-"""Generation metadata of a PNG: written into it, and read back.
+"""The record of how an image was made, its text for other tools, and both in a PNG.
 
 Chunks are added to a file that is already encoded: `parameters`, the text that AUTOMATIC1111
 introduced and most tools read; `aura`, a JSON record from which the image can be made again; and
-an XMP packet with IPTC's DigitalSourceType, which tells machines that a model made the image.
+an XMP packet.
 """
 
 import json
-import struct
-import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from serve_app.core.diffusion.spec import ImageSpec
+from serve_app.ingress.containers import png as png_chunks
+from serve_app.ingress.containers.container import Container
+from serve_app.ingress.metadata import xmp
 
 RECORD = "aura"
 INFOTEXT = "parameters"
 MAX_JOINED_PROMPT_CHARS = 8000  # after any number of refinements
 _MAX_RECORD_CHARS = 400_000  # four prompts, each character escaped
-_HEADER_BYTES = 8 + 25  # the signature and the IHDR chunk, which must come first
-_XMP = (
-    '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>'
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about=""'
-    ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
-    " Iptc4xmpExt:DigitalSourceType="
-    '"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>'
-    "</rdf:RDF></x:xmpmeta>"
-    '<?xpacket end="r"?>'
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +79,32 @@ def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
 def embed(png: bytes, text: str, record: GenerationRecord) -> bytes:
     """Return the PNG with its metadata; equal inputs give equal bytes."""
     chunks = [
-        _text_chunk(INFOTEXT, text),
-        _text_chunk(RECORD, record.as_json()),
-        _text_chunk("XML:com.adobe.xmp", _XMP, international=True),
+        png_chunks.text_chunk(INFOTEXT, text),
+        png_chunks.text_chunk(RECORD, record.as_json()),
+        png_chunks.text_chunk(png_chunks.XMP_KEYWORD, xmp.packet(), international=True),
     ]
-    return b"".join([png[:_HEADER_BYTES], *chunks, png[_HEADER_BYTES:]])
+    header = png_chunks.HEADER_BYTES
+    return b"".join([png[:header], *chunks, png[header:]])
 
 
-def read_prompt(info: Mapping[Any, Any]) -> str | None:
-    """Return the whole prompt of an image that this service made, from Pillow's `info`, or None.
+def prompt_in(file: Container) -> str | None:
+    """Return the whole prompt of an image that this service made, or None."""
+    in_png = None if file.record is None else _prompt_of(file.record)
+    if in_png is not None or not file.xmp:
+        return in_png
+    text = xmp.record_in(file.xmp)
+    return None if text is None else _prompt_of(text)
 
-    Anybody can write such a chunk, so its text is trusted no more than a caller's.
+
+def _prompt_of(record: str) -> str | None:
+    """Return the prompt in the text of a record, or None.
+
+    Anybody can write such a text, so it is trusted no more than a caller's.
     """
-    text = info.get(RECORD)
-    if not isinstance(text, str) or len(text) > _MAX_RECORD_CHARS:
+    if len(record) > _MAX_RECORD_CHARS:
         return None
     try:
-        prompt = json.loads(text)["prompt"]
+        prompt = json.loads(record)["prompt"]
         prompt.encode()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -116,21 +113,5 @@ def read_prompt(info: Mapping[Any, Any]) -> str | None:
     )
 
 
-def xmp_packet() -> bytes:
-    """Return the XMP packet, for formats that carry it another way."""
-    return _XMP.encode()
-
-
 def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:\n"') else value
-
-
-def _text_chunk(keyword: str, text: str, *, international: bool = False) -> bytes:
-    """Return a tEXt chunk if Latin-1 holds the text, else iTXt, which is UTF-8 (PNG 1.2, 4.2.3)."""
-    clean = text.replace("\0", " ")
-    kind, body = b"iTXt", b"\0" + b"\0\0" + b"\0\0" + clean.encode()  # uncompressed, no language
-    if not international:
-        with suppress(UnicodeEncodeError):
-            kind, body = b"tEXt", b"\0" + clean.encode("latin-1")
-    data = keyword.encode() + body
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

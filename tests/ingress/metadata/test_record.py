@@ -12,7 +12,18 @@ from PIL import Image
 
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec
-from serve_app.ingress.png_metadata import GenerationRecord, embed, infotext, read_prompt
+from serve_app.ingress.containers import png
+from serve_app.ingress.containers.container import Container
+from serve_app.ingress.image_input import split
+from serve_app.ingress.metadata import xmp
+from serve_app.ingress.metadata.record import (
+    RECORD,
+    GenerationRecord,
+    embed,
+    infotext,
+    prompt_in,
+)
+from serve_app.ingress.responses import converted
 from tests.support.api import Client
 from tests.support.fake_conductor import FakeConductor
 
@@ -40,8 +51,9 @@ def opened(png: bytes) -> Image.Image:
 
 @given(st.text(min_size=1, max_size=200).filter(lambda t: t.isprintable() or "\n" in t))
 def test_any_prompt_comes_back_as_it_went_in_and_no_pixel_changes(prompt: str) -> None:
-    image = opened(embed(plain(), prompt, record(prompt)))
-    assert read_prompt(image.info) == prompt
+    file = embed(plain(), prompt, record(prompt))
+    image = opened(file)
+    assert prompt_in(png.split(file, RECORD)) == prompt
     assert image.info["parameters"] == prompt.replace("\0", " ")
     assert image.tobytes() == opened(plain()).tobytes()
 
@@ -85,9 +97,9 @@ def test_the_text_tells_what_differs() -> None:
 
 
 @pytest.mark.parametrize(
-    "chunk",
+    "text",
     [
-        7,
+        "",
         "{",
         "[]",
         "null",
@@ -99,10 +111,17 @@ def test_the_text_tells_what_differs() -> None:
         json.dumps({"prompt": "a", "pad": "b" * 400_000}),
         "[" * 60_000,
     ],
-    ids=lambda chunk: str(chunk)[:20],
+    ids=lambda text: text[:20],
 )
-def test_a_forged_record_is_as_good_as_none(chunk: Any) -> None:
-    assert read_prompt({"aura": chunk}) is None
+def test_a_forged_record_is_as_good_as_none(text: str) -> None:
+    assert prompt_in(Container(b"", record=text)) is None
+    assert prompt_in(Container(b"", xmp=f"<a>{text}</a>".encode())) is None
+
+
+def test_without_its_own_chunk_a_png_is_known_by_its_xmp() -> None:
+    packet = xmp.packet_with_record(record("misty").as_json())
+    assert prompt_in(Container(b"", xmp=packet, record="{")) == "misty"
+    assert prompt_in(Container(b"", xmp=packet, record=record("foggy").as_json())) == "foggy"
 
 
 async def made(client: Client, route: str, **body: Any) -> tuple[list[str], dict[str, Any]]:
@@ -194,12 +213,41 @@ async def test_a_picture_of_the_openai_routes_is_made_again_by_them(
     assert (conductor.specs[-1].width, conductor.specs[-1].strength) == (1024, 0.6)
 
 
-async def test_a_long_prompt_in_any_script_is_remembered() -> None:
-    prompt = "山" * 8000
-    record = GenerationRecord(
-        "/refine", {"refinePrompt": prompt, "negativePrompt": prompt}, prompt, {}, {}, {}
-    )
-    assert read_prompt(opened(embed(plain(), "a", record)).info) == prompt
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("prompt", ["山" * 8000, '"<&>' * 2000, "\x85\uffff\x01" * 2000])
+def test_a_long_prompt_in_any_script_is_remembered(prompt: str, kind: str) -> None:
+    request = {"refinePrompt": prompt, "negativePrompt": prompt}
+    record = GenerationRecord("/refine", request, prompt, {}, {}, {})
+    file = embed(plain(), "a", record)
+    if kind != "png":
+        file = converted(file, kind, 90)
+    assert prompt_in(split(file)) == prompt
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+async def test_a_picture_in_another_format_is_made_again_from_its_record(
+    client: Client, kind: str
+) -> None:
+    body = {"prompt": "a föx", "output_format": kind, "output_compression": 80, "seed": 4}
+    answer = (await client().post("/v1/images/generations", json=body)).json()
+    file = split(base64.b64decode(answer["data"][0]["b64_json"]))
+    record = json.loads(xmp.record_in(file.xmp) or "")
+    again = (await client().post(record["route"], json=record["request"])).json()
+    assert again["data"] == answer["data"]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+async def test_each_format_lets_a_refine_prompt_add_to_its_own(
+    client: Client, conductor: FakeConductor, kind: str
+) -> None:
+    body = {"prompt": "misty forest", "output_format": kind}
+    answer = (await client().post("/v1/images/generations", json=body)).json()
+    image = answer["data"][0]["b64_json"]
+    await made(client, "/refine", images=[image], prompt="warmer", imageCount=1)
+    assert conductor.specs[-1].prompt == "misty forest, warmer"
+    files: Any = {"image": ("a", base64.b64decode(image)), "prompt": (None, "colder")}
+    await client().post("/v1/images/edits", files=files)
+    assert conductor.specs[-1].prompt == "misty forest, colder"
 
 
 async def test_the_limit_holds_for_the_field_and_not_for_the_sum(
