@@ -24,6 +24,7 @@ NEW_KEY = (
     "python -c \"import secrets; print('\\nAPI_KEYS=' + secrets.token_urlsafe(24))\" >> .env.local"
 )
 _FIRST_UNPRIVILEGED, _LAST_PORT, _USUAL_PORT = 1024, 65535, 4000
+_RAY_PORTS = {8265: "dashboard", 52365: "dashboard agent"}  # of a Ray that `up` starts
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -68,6 +69,8 @@ def check_host(settings: Settings, http: Mapping[str, Any]) -> None:
 
 def check_port(host: str, port: int) -> None:
     """Check that the service can listen now. Raises `SettingsError`."""
+    if reserved := _reserved(port):
+        raise _unusable("BACKEND_PORT", port, f" ({reserved})", next_port(port))
     error = bind_error(host, port)
     if error is None:
         return
@@ -78,12 +81,7 @@ def check_port(host: str, port: int) -> None:
             subject=f"HOST={host}",
             remedy=f"It has {', '.join(machine_addresses())}; 0.0.0.0 is all of them",
         )
-    raise SettingsError(
-        f"can't be used on {host} ({error.strerror})",
-        "BACKEND_PORT",
-        subject=f"BACKEND_PORT={port}",
-        remedy=f"Choose another: BACKEND_PORT={next_port(port)} aura up",
-    )
+    raise _unusable("BACKEND_PORT", port, f" on {host} ({error.strerror})", next_port(port))
 
 
 def check_metrics_port(metrics_port: int | None, service_port: int) -> None:
@@ -91,17 +89,27 @@ def check_metrics_port(metrics_port: int | None, service_port: int) -> None:
     if metrics_port is None:
         return
     error = bind_error(LOOPBACK, metrics_port)
-    problem = error.strerror if error else None
+    problem = _reserved(metrics_port) or (error.strerror if error else None)
     if metrics_port == service_port:
         problem = "it is the port of the service"
     if problem:
         other = next_port(max(metrics_port, service_port))
-        raise SettingsError(
-            f"can't be used ({problem})",
-            "METRICS_PORT",
-            subject=f"METRICS_PORT={metrics_port}",
-            remedy=f"Choose another: METRICS_PORT={other} aura up",
-        )
+        raise _unusable("METRICS_PORT", metrics_port, f" ({problem})", other)
+
+
+def _reserved(port: int) -> str | None:
+    """Return which part of Ray takes a port before the service can listen on it."""
+    part = _RAY_PORTS.get(port)
+    return f"Ray's {part} takes it" if part else None
+
+
+def _unusable(variable: str, port: int, why: str, other: int) -> SettingsError:
+    return SettingsError(
+        f"can't be used{why}",
+        variable,
+        subject=f"{variable}={port}",
+        remedy=f"Choose another: {variable}={other} aura up",
+    )
 
 
 def next_port(port: int) -> int:

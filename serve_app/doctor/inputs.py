@@ -48,7 +48,9 @@ def read_settings(args: AppArgs) -> tuple[Settings | None, Finding]:
             f"iconv -f UTF-16 -t UTF-8 {name} > {name}.utf8 && mv {name}.utf8 {name}",
         )
     files = [name for name in reversed(ENV_FILES) if Path(name).is_file()]
-    set_names = sorted(name for name, value in os.environ.items() if value and is_setting(name))
+    set_names = sorted(  # an empty one unsets what a file says
+        name if value else f"{name}=" for name, value in os.environ.items() if is_setting(name)
+    )
     sources = [f"the environment ({', '.join(set_names)})"] * bool(set_names) + files
     return settings, fine("settings", f"read from {', then '.join([*sources, 'the defaults'])}")
 

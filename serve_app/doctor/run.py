@@ -20,6 +20,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 from serve_app.doctor.checks import (
     access,
+    address,
     capacity,
     disk,
     gpu_probe,
@@ -29,6 +30,7 @@ from serve_app.doctor.checks import (
     ports,
     ray_cluster,
 )
+from serve_app.doctor.checks.address import UrlResponse
 from serve_app.doctor.checks.gpu_memory import ModelSize
 from serve_app.doctor.checks.gpu_probe import GpuReport
 from serve_app.doctor.checks.machine import Machine
@@ -40,7 +42,7 @@ from serve_app.runtime.checkpoints.checkpoint import num_parameters
 
 _NEED_SETTINGS = {  # checks of each section that can't run without settings
     "models": ("base", "models file", "device", "precision", "memory"),
-    "access": ("port", "address", "keys", "origins"),
+    "access": ("port", "metrics port", "host", "address", "keys", "origins"),
     "disk": ("ledger", "disk"),
 }
 _MAX_CHARS = 300  # of an unexpected error
@@ -54,6 +56,7 @@ class Probes:
     machine: Callable[[], Machine] = machine.probe
     gpus: Callable[[], GpuReport] = gpu_probe.probe
     cluster: Callable[[], Cluster] = ray_cluster.probe
+    url: Callable[[str], UrlResponse] = address.probe
 
 
 class ProbeResults:
@@ -97,7 +100,9 @@ def run(probes: Probes) -> tuple[Section, ...]:
         "models": _with_settings(
             settings, "models", lambda read: _check_models(read, args, results, probes.config)
         ),
-        "access": _with_settings(settings, "access", lambda read: _check_access(read, http)),
+        "access": _with_settings(
+            settings, "access", lambda read: _check_access(read, http, probes)
+        ),
         "ray": _check_ray(results),
         "disk": _with_settings(settings, "disk", _check_disk),
     }
@@ -201,11 +206,21 @@ def _check_capacity(
     yield from capacity.check_host_copies(load, selected, results.machine.available_memory)
 
 
-def _check_access(settings: Settings, http: dict[str, Any] | None) -> Iterator[Finding]:
+def _check_access(
+    settings: Settings, http: dict[str, Any] | None, probes: Probes
+) -> Iterator[Finding]:
     options = http or {}
     port, host = port_of(settings, options), host_of(settings, options)
     yield ports.check_service_port(host, port)
-    yield access.check_address(settings, port)
+    yield ports.check_metrics(settings.metrics_port, port)
+    yield address.check_host(settings, options)
+    url = settings.image_service_base_url
+    yield address.check_address(
+        settings,
+        options,
+        probes.url(url) if url else None,
+        is_running=ports.is_aura(host, port),
+    )
     yield access.check_keys(settings, options)
     yield access.check_origins(settings, port)
 

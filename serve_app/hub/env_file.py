@@ -16,7 +16,8 @@ _SAFE = re.compile(r"[\w./+:@%,-]+")
 def with_variables(content: bytes, values: Mapping[str, str]) -> bytes:
     """Return the content with each variable set: its lines replaced, or one line appended.
 
-    Comments, all other lines and the line endings stay byte for byte.
+    Where there is no line but a commented-out one, as in the template (`#NAME=`), that is replaced.
+    Other comments, all other lines and the line endings stay byte for byte.
     """
     for name, value in values.items():
         content = _with_variable(content, name.encode(), value.encode())
@@ -59,6 +60,10 @@ def path_value(folder: Path) -> str:
 def _with_variable(content: bytes, name: bytes, value: bytes) -> bytes:
     lines = re.compile(rb"^([ \t]*(?:export[ \t]+)?%b)[ \t]*=[^\r\n]*" % name, re.MULTILINE)
     content, replaced = lines.subn(lambda match: match[1] + b"=" + value, content)
+    if replaced:
+        return content
+    disabled = re.compile(rb"^#%b=[^\r\n]*" % name, re.MULTILINE)
+    content, replaced = disabled.subn(lambda match: name + b"=" + value, content, count=1)
     if replaced:
         return content
     end = b"\r\n" if b"\r\n" in content else b"\n"

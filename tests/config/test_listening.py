@@ -96,6 +96,17 @@ def test_a_port_that_is_taken_on_one_address_can_not_be_used_on_all(host: str) -
             check_listening(read(HOST=host, BACKEND_PORT=str(port), **KEY), {})
 
 
+@pytest.mark.parametrize("variable", ["BACKEND_PORT", "METRICS_PORT"])
+@pytest.mark.parametrize(("port", "part"), [("8265", "dashboard"), ("52365", "dashboard agent")])
+def test_a_port_that_ray_takes_first_can_not_be_used(variable: str, port: str, part: str) -> None:
+    settings = {"BACKEND_PORT": str(free_port())} | {variable: port}
+    with pytest.raises(SettingsError) as refused:
+        check_listening(read(**settings), {})
+    assert str(refused.value).startswith(
+        f"{variable}={port} can't be used (Ray's {part} takes it). Choose another: {variable}="
+    )
+
+
 @pytest.mark.parametrize(("port", "other"), [(4000, 4001), (80, 4000), (65535, 4000)])
 def test_the_port_to_try_instead_is_legal_and_needs_no_privileges(port: int, other: int) -> None:
     assert next_port(port) == other

@@ -5,11 +5,13 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from serve_app.config.deprecated_names import SETTINGS as DEPRECATED
 from serve_app.config.network import machine_names
+from serve_app.config.serve_config import read_config
 from serve_app.config.settings import VARIABLES, Settings, check_given
 from serve_app.config.settings_reference import markdown_table
 from serve_app.core.errors import SettingsError
@@ -177,13 +179,22 @@ def test_empty_values_count_as_unset(tmp_path: Path) -> None:
     assert settings.model_max_batch_size is None
 
 
-EMPTIED = {  # a value of each setting, as a file may have it
-    **dict.fromkeys(VARIABLES, "1"),
-    **dict.fromkeys((name for name in VARIABLES if name.endswith(("_DIR", "_FILE"))), "./a"),
-    **{"MODEL_DEVICE": "cpu", "MODEL_PRECISION": "bf16", "MODEL_DETERMINISM": "fast"},
+TEXTS = {
+    **{"MODEL_DEVICE": "cpu", "HOST": "0.0.0.0"},
     **{"IMAGE_SERVICE_BASE_URL": "http://a.example", "ALLOWED_ORIGINS": "http://b.example"},
-    "HOST": "0.0.0.0",
 }
+
+
+def a_value_of(variable: str) -> str:
+    """Return a legal value of a setting, as a file may have it."""
+    field = Settings.model_fields[VARIABLES[variable]]
+    choices = [
+        choice
+        for kind in (field.annotation, *get_args(field.annotation))
+        for choice in get_args(kind)
+        if isinstance(choice, str)
+    ]
+    return choices[-1] if choices else TEXTS.get(variable, "1")
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
@@ -195,8 +206,8 @@ def test_an_empty_value_in_the_environment_unsets_what_files_and_configs_say(
     variable: str,
     prefix: str,
 ) -> None:
-    line = {variable: EMPTIED[variable]}
-    (tmp_path / ".env.local").write_text(f"{variable}={EMPTIED[variable]}\n")
+    line = {variable: a_value_of(variable)}
+    (tmp_path / ".env.local").write_text(f"{variable}={a_value_of(variable)}\n")
     assert VARIABLES[variable] in Settings.read(line, tmp_path).model_fields_set
     monkeypatch.setenv(prefix + variable, "")
     settings = Settings.read(line, tmp_path)
@@ -290,22 +301,34 @@ def test_a_text_that_is_not_an_origin_is_refused(tmp_path: Path, origin: str) ->
             Settings.read({name: origin}, tmp_path)
 
 
+EXAMPLE = (ROOT / ".env.example").read_text()
+EVERY_LINE = re.sub("^#(?=[A-Z_]+=)", "", EXAMPLE, flags=re.MULTILINE)
+
+
 def test_the_example_names_every_setting_and_is_legal(tmp_path: Path) -> None:
-    text = (ROOT / ".env.example").read_text()
-    (tmp_path / ".env.local").write_text(text)
+    (tmp_path / ".env.local").write_text(EVERY_LINE)
     settings = Settings.read(folder=tmp_path)
     assert settings.image_service_base_url == "http://localhost:4000"
-    named = {line.split("=")[0] for line in text.splitlines() if line and line[0] != "#"}
-    assert named == {*VARIABLES, "GEMINI_API_KEY"}
+    named = [line.split("=")[0] for line in EVERY_LINE.splitlines() if line and line[0] != "#"]
+    assert sorted(named) == sorted({*VARIABLES, "GEMINI_API_KEY"})
 
 
 def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
-    text = (ROOT / ".env.example").read_text()
-    (tmp_path / ".env.local").write_text(text)
+    (tmp_path / ".env.local").write_text(EVERY_LINE)
     address = {"image_service_base_url"}  # the guide's own, which is set
     assert Settings.read(folder=tmp_path).model_dump(exclude=address) == Settings().model_dump(
         exclude=address
     )
+
+
+def test_a_copy_of_the_example_changes_no_setting_of_a_config(tmp_path: Path) -> None:
+    (tmp_path / ".env.local").write_text(EXAMPLE)
+    for path in (ROOT / "configs").glob("*.yaml"):
+        given = read_config(path).args.settings
+        fields = Settings.read(given).model_dump(include={VARIABLES[name] for name in given})
+        copied = Settings.read(given, tmp_path).model_dump(include=set(fields))
+        assert copied == fields
+        assert set(fields) <= set(copied)
 
 
 def test_the_guides_export_works_on_the_example() -> None:
@@ -316,6 +339,9 @@ def test_the_guides_export_works_on_the_example() -> None:
     )
     assert "BACKEND_PORT=4000" in done.stdout.splitlines()
     assert "IMAGE_SERVICE_BASE_URL=http://localhost:4000" in done.stdout.splitlines()
+    exported = (line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    # An empty value would unset what is written into the file later
+    assert not [name for name, value in exported if not value]
 
 
 def test_the_reference_has_a_row_for_every_setting() -> None:

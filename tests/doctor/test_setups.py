@@ -112,7 +112,7 @@ def test_without_readable_settings_only_independent_checks_run(
     skipped = {name for name, finding in findings.items() if finding.verdict is Verdict.SKIP}
     assert skipped == {
         *("base", "models file", "device", "precision", "memory"),
-        *("port", "address", "keys", "origins", "ledger", "disk"),
+        *("port", "metrics port", "host", "address", "keys", "origins", "ledger", "disk"),
     }
     assert findings["base"].message == "not checked, because the settings can't be read"
     assert findings["ray"].verdict is findings["clock"].verdict is Verdict.OK

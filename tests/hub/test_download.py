@@ -61,9 +61,9 @@ def test_both_checkpoints_are_downloaded_and_put_into_env_local(
         assert downloaded == offered
         assert inspect(Path("models", folder), stage).name == folder
     assert Path(".env.local").read_bytes() == example.replace(
-        b"\nMODEL_CHECKPOINT_DIR=\n", b"\nMODEL_CHECKPOINT_DIR=./models/sdxl-base\n"
+        b"\n#MODEL_CHECKPOINT_DIR=\n", b"\nMODEL_CHECKPOINT_DIR=./models/sdxl-base\n"
     ).replace(
-        b"\nMODEL_REFINER_CHECKPOINT_DIR=\n",
+        b"\n#MODEL_REFINER_CHECKPOINT_DIR=\n",
         b"\nMODEL_REFINER_CHECKPOINT_DIR=./models/sdxl-refiner\n",
     )
     assert "to ./models/sdxl-base" in output

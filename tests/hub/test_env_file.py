@@ -17,6 +17,11 @@ BASE, REFINER = "MODEL_CHECKPOINT_DIR", "MODEL_REFINER_CHECKPOINT_DIR"
     [
         (b"", b"MODEL_CHECKPOINT_DIR=./m\n"),
         (b"A=1\nMODEL_CHECKPOINT_DIR=\nB=2\n", b"A=1\nMODEL_CHECKPOINT_DIR=./m\nB=2\n"),
+        (b"A=1\n#MODEL_CHECKPOINT_DIR=\n", b"A=1\nMODEL_CHECKPOINT_DIR=./m\n"),
+        (
+            b"#MODEL_CHECKPOINT_DIR=\nMODEL_CHECKPOINT_DIR=2\n",
+            b"#MODEL_CHECKPOINT_DIR=\nMODEL_CHECKPOINT_DIR=./m\n",
+        ),
         (b"A=1", b"A=1\nMODEL_CHECKPOINT_DIR=./m\n"),
         (b"A=1\r\n", b"A=1\r\nMODEL_CHECKPOINT_DIR=./m\r\n"),
         (b"MODEL_CHECKPOINT_DIR=/old\r\nA=1", b"MODEL_CHECKPOINT_DIR=./m\r\nA=1"),

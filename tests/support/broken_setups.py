@@ -324,6 +324,44 @@ def base_url_with_another_port(setup: SetUp) -> list[Problem]:
     return [("address", "WARN", message, fix)]
 
 
+def metrics_on_the_port_of_the_service(setup: SetUp) -> list[Problem]:
+    setup.export(METRICS_PORT=setup.port)
+    message = f"METRICS_PORT={setup.port} can't be used (it is the port of the service)"
+    return [("metrics port", "FAIL", message, f"METRICS_PORT={setup.port + 1} aura up")]
+
+
+def metrics_on_a_port_that_ray_takes(setup: SetUp) -> list[Problem]:
+    setup.export(METRICS_PORT=52365)
+    other = max(52365, setup.port) + 1
+    message = "METRICS_PORT=52365 can't be used (Ray's dashboard agent takes it)"
+    return [("metrics port", "FAIL", message, f"METRICS_PORT={other} aura up")]
+
+
+def metrics_on_a_port_that_is_none(setup: SetUp) -> list[Problem]:
+    setup.set(METRICS_PORT=65536)
+    message = "METRICS_PORT=65536 must be at most 65535"
+    return [("settings", "FAIL", message, "METRICS_PORT=")]
+
+
+def service_on_a_port_that_ray_takes(setup: SetUp) -> list[Problem]:
+    setup.set(BACKEND_PORT=8265, MODEL_CHECKPOINT_DIR="")
+    base = (
+        "MODEL_CHECKPOINT_DIR is not set, so the demo model draws plain shapes, in spite of the "
+        "settings in .env.local"
+    )
+    message = "BACKEND_PORT=8265 can't be used (Ray's dashboard takes it)"
+    return [
+        ("base", "WARN", base, "aura download"),
+        ("port", "FAIL", message, "BACKEND_PORT=8266 aura up"),
+    ]
+
+
+def host_of_another_machine(setup: SetUp) -> list[Problem]:
+    setup.export(HOST="203.0.113.7", API_KEYS="k" * 24)
+    message = "HOST=203.0.113.7 is not an address of this machine"
+    return [("port", "FAIL", message, "export HOST=127.0.0.1")]
+
+
 def vite_on_the_same_port(setup: SetUp) -> list[Problem]:
     setup.export(VITE_PORT=setup.port)
     message = (
@@ -457,6 +495,11 @@ BROKEN: list[Break] = [
     misspelt_key_in_the_config,
     no_config,
     base_url_with_another_port,
+    metrics_on_the_port_of_the_service,
+    metrics_on_a_port_that_ray_takes,
+    metrics_on_a_port_that_is_none,
+    service_on_a_port_that_ray_takes,
+    host_of_another_machine,
     vite_on_the_same_port,
     no_ray_at_ray_address,
     ray_without_tokens,

@@ -1,4 +1,4 @@
-"""Who can reach the service, and from where: its address, its keys, the origins of web pages.
+"""Who may use the service, and from where: its keys, and the origins of web pages.
 
 Pure: uses the settings and the address that the service would listen on; opens no socket.
 """
@@ -15,23 +15,6 @@ from serve_app.doctor.finding import Finding, fail, fine, problem_of, warn
 
 _LOOPBACK_NAMES = ("localhost", LOOPBACK, "::1")
 _MIN_KEY_CHARS = 16  # a shorter key can be guessed
-
-
-def check_address(settings: Settings, port: int) -> Finding:
-    """Check that IMAGE_SERVICE_BASE_URL names the port that the service listens on."""
-    url = settings.image_service_base_url
-    if url is None:
-        return fine("address", f"http://localhost:{port}")
-    parts = urlsplit(url)
-    url_port = parts.port or (443 if parts.scheme == "https" else 80)
-    if parts.hostname in _LOOPBACK_NAMES and url_port != port:
-        return warn(
-            "address",
-            f"IMAGE_SERVICE_BASE_URL={url}, but the service listens on port {port}: a frontend "
-            "that uses this URL gets no answer",
-            f"IMAGE_SERVICE_BASE_URL=http://localhost:{port}",
-        )
-    return fine("address", url)
 
 
 def check_keys(settings: Settings, http: Mapping[str, Any]) -> Finding:

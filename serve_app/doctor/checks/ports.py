@@ -11,7 +11,7 @@ from ipaddress import ip_address
 
 import psutil
 
-from serve_app.config.listening import check_port
+from serve_app.config.listening import check_metrics_port, check_port, next_port
 from serve_app.config.network import LOOPBACK
 from serve_app.core.errors import SettingsError
 from serve_app.doctor.finding import Finding, fail, fine, problem_of, warn
@@ -19,7 +19,6 @@ from serve_app.doctor.finding import Finding, fail, fine, problem_of, warn
 _TIMEOUT = 1.0  # seconds
 _MAX_TRIES = 50  # ports tried for a free one
 _MAX_BODY = 1 << 16  # bytes read of a response
-_FIRST_UNPRIVILEGED = 1024
 _CONNECT_TO = {"0.0.0.0": LOOPBACK, "::": "::1"}  # for addresses that mean every interface
 
 
@@ -54,8 +53,10 @@ def check_service_port(host: str, port: int) -> Finding:
     try:
         check_port(host, port)
     except SettingsError as error:
+        if error.variable == "HOST":
+            return fail("port", problem_of(error), f"HOST={LOOPBACK}")
         fix = f"BACKEND_PORT={_free_port(host, port)} aura up"
-        if _is_aura(host, port):
+        if is_aura(host, port):
             return warn(
                 "port",
                 f"Aura Serve already runs on {host}:{port}: a second one needs another port",
@@ -63,6 +64,24 @@ def check_service_port(host: str, port: int) -> Finding:
             )
         return fail("port", problem_of(error), fix)
     return fine("port", f"{host}:{port} is free")
+
+
+def check_metrics(metrics_port: int | None, service_port: int) -> Finding:
+    """Check that metrics can be shown on METRICS_PORT."""
+    if metrics_port is None:
+        return fine("metrics port", "METRICS_PORT is empty: no metrics are shown")
+    try:
+        check_metrics_port(metrics_port, service_port)
+    except SettingsError as error:
+        other = _free_port(LOOPBACK, max(metrics_port, service_port))
+        fix = f"METRICS_PORT={other} aura up"
+        if metrics_port != service_port and _shows_metrics(metrics_port):
+            message = (
+                f"METRICS_PORT={metrics_port} shows the metrics of a service that runs already"
+            )
+            return warn("metrics port", message, fix)
+        return fail("metrics port", problem_of(error), fix)
+    return fine("metrics port", f"{LOOPBACK}:{metrics_port} is free")
 
 
 def http_get(host: str, port: int, path: str) -> tuple[int, bytes] | None:
@@ -84,7 +103,7 @@ def _unmapped(address: str) -> str:
     return str(mapped or address)
 
 
-def _is_aura(host: str, port: int) -> bool:
+def is_aura(host: str, port: int) -> bool:
     """Return whether an Aura Serve answers on a port."""
     response = http_get(host, port, "/livez")
     with suppress(ValueError):
@@ -92,11 +111,18 @@ def _is_aura(host: str, port: int) -> bool:
     return False
 
 
+def _shows_metrics(port: int) -> bool:
+    """Return whether the metrics of a Ray are on a port."""
+    response = http_get(LOOPBACK, port, "/metrics")
+    return response is not None and b"ray_" in response[1]
+
+
 def _free_port(host: str, port: int) -> int:
     """Return the next free port that needs no privileges."""
-    first = max(port + 1, _FIRST_UNPRIVILEGED)
-    for candidate in range(first, min(first + _MAX_TRIES, 65536)):
+    candidate = next_port(port)
+    for _ in range(_MAX_TRIES):
         with suppress(SettingsError):
             check_port(host, candidate)
-            return candidate
-    return 4000
+            break
+        candidate = next_port(candidate)
+    return candidate

@@ -4,7 +4,7 @@ import pytest
 
 from serve_app.config.listening import NEW_KEY
 from serve_app.config.settings import Settings
-from serve_app.doctor.checks.access import check_address, check_keys, check_origins
+from serve_app.doctor.checks.access import check_keys, check_origins
 from serve_app.doctor.finding import Finding, fail, fine, warn
 
 KEY = "k" * 24
@@ -13,28 +13,6 @@ BASE_URL = "IMAGE_SERVICE_BASE_URL"
 
 def read(**values: str) -> Settings:
     return Settings.read(values)
-
-
-@pytest.mark.parametrize(
-    ("url", "finding"),
-    [
-        ("", fine("address", "http://localhost:4000")),
-        ("http://127.0.0.1:4000", fine("address", "http://127.0.0.1:4000")),
-        ("https://pictures.example", fine("address", "https://pictures.example")),
-        (
-            "http://localhost",
-            warn(
-                "address",
-                "IMAGE_SERVICE_BASE_URL=http://localhost, but the service listens on port 4000: a "
-                "frontend that uses this URL gets no answer",
-                "IMAGE_SERVICE_BASE_URL=http://localhost:4000",
-            ),
-        ),
-    ],
-)
-def test_the_address_must_name_the_port(url: str, finding: Finding) -> None:
-    settings = read(**({BASE_URL: url} if url else {}))
-    assert check_address(settings, 4000) == finding
 
 
 @pytest.mark.parametrize(

@@ -73,3 +73,18 @@ def test_the_service_itself_on_its_port_is_a_warning(setup: SetUp, probes: Probe
         f"Aura Serve already runs on 127.0.0.1:{setup.port}: a second one needs another port"
     )
     assert fix.endswith(" aura up")
+
+
+def test_a_taken_metrics_port_is_reported_with_a_free_one(setup: SetUp, probes: Probes) -> None:
+    with static_server("127.0.0.1") as server:
+        taken = server.server_port
+        setup.export(METRICS_PORT=taken)
+        ((check, verdict, message, fix),) = problems(probes)
+        assert (check, verdict) == ("metrics port", "FAIL")
+        assert message == f"METRICS_PORT={taken} can't be used (Address already in use)"
+        assert fix.startswith("METRICS_PORT=")
+        assert fix.endswith(" aura up")
+        server.content = b"# HELP ray_node_cpu_count Total CPUs"
+        ((check, verdict, message, fix),) = problems(probes)
+        assert (check, verdict) == ("metrics port", "WARN")
+        assert message == f"METRICS_PORT={taken} shows the metrics of a service that runs already"
