@@ -28,8 +28,7 @@ from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError, DownloadError
 from serve_app.core.service.info import License
-from serve_app.hub import acceptance, env_file, local_files
-from serve_app.hub.acceptance import Acceptance
+from serve_app.hub import env_file, local_files
 from serve_app.hub.client import fetch_file, get_repository, hub_endpoint, read_index
 from serve_app.hub.selection import (
     HubRepo,
@@ -42,6 +41,8 @@ from serve_app.hub.selection import (
     stage_of,
     total_size,
 )
+from serve_app.runtime.checkpoints import acceptance
+from serve_app.runtime.checkpoints.acceptance import Acceptance
 from serve_app.runtime.checkpoints.licenses import license_on_card
 
 ENV_FILE, ENV_EXAMPLE = Path(".env.local"), Path(".env.example")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serve_app.config.checkpoints import DEMO_NOTICE, check_pair, check_safety_checker, inspect
+from serve_app.config.model_aliases import aliases_of
 from serve_app.config.models_file import ModelEntry, read_models_file
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.model_defaults import ModelDefaults
@@ -67,6 +68,7 @@ class CatalogModel:
     checkpoint: Checkpoint
     can_be_refined: bool  # whether the refiner, if there is one, may continue its images
     license: str | None = None
+    aliases: tuple[str, ...] = ()  # what else requests may call it
 
     @property
     def info(self) -> ModelInfo:
@@ -78,6 +80,7 @@ class CatalogModel:
             checkpoint.noise_config,
             checkpoint.defaults,
             self.can_be_refined,
+            aliases=self.aliases,
         )
 
 
@@ -97,6 +100,7 @@ class ModelCatalog:
     models: tuple[CatalogModel, ...]
     refiner: Checkpoint | None
     extensions: tuple[CatalogExtension, ...] = ()
+    refiner_aliases: tuple[str, ...] = ()
 
 
 def find_checkpoints(
@@ -125,11 +129,19 @@ def find_checkpoints(
     if refiner_folder is not None:
         refiner = inspect(refiner_folder, Stage.REFINER)
         check_pair(base, refiner)
+    is_demo = settings.model_checkpoint_dir is None
     models = (
-        CatalogModel(base, can_be_refined=True),
+        CatalogModel(
+            base, can_be_refined=True, aliases=() if is_demo else aliases_of(base_path, base)
+        ),
         *listed_models(settings, base, refiner, kinds),
     )
-    return ModelCatalog(models, refiner, listed_extensions(settings, models, kinds))
+    return ModelCatalog(
+        models,
+        refiner,
+        listed_extensions(settings, models, kinds),
+        aliases_of(refiner_folder, refiner) if refiner and refiner_folder and not is_demo else (),
+    )
 
 
 def listed_models(
@@ -215,10 +227,13 @@ def _listed_model(
         )
     is_distilled = own_defaults.guidance is not None
     wanted = not is_distilled if entry.refiner is None else entry.refiner
+    named = replace(checkpoint, name=name, defaults=defaults)
+    listed_in = [settings.models_file.parent] if settings.models_file else []
     return CatalogModel(
-        replace(checkpoint, name=name, defaults=defaults),
+        named,
         can_be_refined=wanted and fits,
         license=entry.license,
+        aliases=aliases_of(entry.path, named, *listed_in),
     )
 
 
@@ -239,6 +254,7 @@ def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> Serv
     return ServiceInfo(
         models=tuple(model.info for model in catalog.models),
         refiner=refiner.name if refiner else None,
+        refiner_aliases=catalog.refiner_aliases,
         device=device,
         precision=precision_of(settings, device),
         default_image_count=settings.default_image_count,

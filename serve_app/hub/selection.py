@@ -13,6 +13,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, DownloadError
 from serve_app.runtime.checkpoints.checkpoint import NETWORKS, REPOSITORY, components
 from serve_app.runtime.checkpoints.network_folder import is_fp16
+from serve_app.runtime.checkpoints.repositories import REPOSITORY_FOLDER
 
 INDEX = "model_index.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -78,8 +79,8 @@ class Repository:
 
 
 HUB_REPOS = {
-    "sdxl": HubRepo(REPOSITORY[Stage.BASE], "sdxl-base"),
-    "sdxl-refiner": HubRepo(REPOSITORY[Stage.REFINER], "sdxl-refiner"),
+    "sdxl": HubRepo(REPOSITORY[Stage.BASE], REPOSITORY_FOLDER[Stage.BASE]),
+    "sdxl-refiner": HubRepo(REPOSITORY[Stage.REFINER], REPOSITORY_FOLDER[Stage.REFINER]),
 }
 
 

@@ -139,6 +139,45 @@ async def test_an_unknown_name_gets_the_available_names_and_is_not_repeated(
     assert not name or (f" {name} " not in error["message"] and "/" not in error["message"])
 
 
+KNOWN = replace(
+    SEVERAL,
+    models=(
+        replace(PLAIN, aliases=("/models/sdxl-base", "models/sdxl-base", "owner/sdxl-base")),
+        LIGHTNING,
+        SMALL,
+    ),
+    refiner_aliases=("/models/refiner", "owner/refiner"),
+)
+
+
+@pytest.mark.parametrize("name", ["/models/sdxl-base/", "./models/sdxl-base", "owner/sdxl-base"])
+async def test_a_configured_folder_or_a_hub_name_is_the_model_on_every_route(
+    client: Client, conductor: FakeConductor, name: str
+) -> None:
+    known = client(info=KNOWN)
+    refining = {"prompt": "a", "images": [PICTURE]}
+    for route, body in (
+        ("/generate", {"prompt": "a", "model": name}),
+        ("/refine", refining | {"model": name}),
+        ("/refine", refining | {"config": {"modelPath": name}}),
+        ("/refine", refining | {"config": {"modelPath": name}, "model": PLAIN.name}),
+        ("/v1/images/generations", {"prompt": "a", "model": name}),
+    ):
+        answer = await known.post(route, json=body)
+        assert answer.status_code in (200, 201), answer.text
+        assert conductor.specs[-1].model == PLAIN.name
+        assert name.strip("./") not in answer.text
+    listed = await known.get(f"/v1/models/{name.strip('./')}")
+    assert listed.status_code == 200
+
+
+async def test_the_refiner_is_known_by_its_folder_too(client: Client) -> None:
+    for name in ("/models/refiner/", "owner/refiner", INFO.refiner):
+        body = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": name}}
+        meta = (await client(info=KNOWN).post("/refine", json=body)).json()["meta"]
+        assert meta["model"] == INFO.refiner
+
+
 async def test_both_names_of_the_field_must_agree(client: Client, conductor: FakeConductor) -> None:
     several = client(info=SEVERAL)
     body = {"prompt": "a", "images": [PICTURE], "config": {"modelPath": "fox-small"}}

@@ -12,8 +12,8 @@ import pytest
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.doctor.finding import Finding, Verdict
-from serve_app.hub import acceptance
-from serve_app.hub.acceptance import Acceptance
+from serve_app.runtime.checkpoints import acceptance
+from serve_app.runtime.checkpoints.acceptance import Acceptance
 from serve_app.runtime.checkpoints.bundled import demo_folder
 
 VARIABLES = (

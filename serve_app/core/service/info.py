@@ -6,11 +6,14 @@ No HTTP and no Ray: the conductor fills these in, and the ingress shows them.
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
+from pathlib import PurePosixPath
 
 from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.model_defaults import SDXL_DEFAULTS, ModelDefaults
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.sizes import SizeRules
+
+_MAX_PATH_CHARS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class ModelInfo:
     noise_config: NoiseConfig
     defaults: ModelDefaults = SDXL_DEFAULTS
     can_be_refined: bool = True  # whether a refiner may continue its images
+    aliases: tuple[str, ...] = ()  # paths and a hub name; never shown, since a path is private
 
     @property
     def sizes(self) -> SizeRules:
@@ -71,6 +75,7 @@ class ServiceInfo:
     terms_required: bool = False  # whether callers must accept the licences first
     extensions: tuple[ExtensionInfo, ...] = ()
     max_extensions: int = 8  # of one image
+    refiner_aliases: tuple[str, ...] = ()  # as those of a model
 
     @property
     def default_model(self) -> ModelInfo:
@@ -83,8 +88,22 @@ class ServiceInfo:
         return tuple(model.name for model in self.models)
 
     def find_model(self, name: str) -> ModelInfo | None:
-        """Return the model of that name; None if there is none."""
-        return next((model for model in self.models if model.name == name), None)
+        """Return the model of that name, or else the only one with that alias; None without one.
+
+        Texts are compared, and no path is opened.
+        """
+        for model in self.models:
+            if model.name == name:
+                return model
+        alias = _normal_path(name)
+        known = [model for model in self.models if alias in model.aliases]
+        return known[0] if len(known) == 1 else None
+
+    def is_refiner(self, name: str) -> bool:
+        """Return whether that is the refiner's name, or an alias that no model has."""
+        if self.find_model(name) is not None or self.refiner is None:
+            return False
+        return name == self.refiner or _normal_path(name) in self.refiner_aliases
 
     def extensions_of(self, kind: str) -> tuple[ExtensionInfo, ...]:
         """Return the extensions of one kind."""
@@ -121,3 +140,8 @@ class Health:
     replicas: dict[str, int]  # by stage
     owed_seconds: float
     shortfalls: tuple[str, ...] = ()  # what the devices of replicas lack memory for
+
+
+def _normal_path(text: str) -> str:
+    """Return a path without doubled or trailing slashes and without `./`; "" for a longer text."""
+    return str(PurePosixPath(text)) if 0 < len(text) <= _MAX_PATH_CHARS else ""

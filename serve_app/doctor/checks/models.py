@@ -29,11 +29,11 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError, CheckpointError, ConfigsError, OperatorError
 from serve_app.doctor.checks.gpu_probe import gib
 from serve_app.doctor.finding import Finding, Verdict, edit_command, fail, fine, problem_of, warn
-from serve_app.hub import acceptance
 from serve_app.hub.client import is_logged_in
 from serve_app.hub.env_file import path_value
 from serve_app.hub.local_files import unfinished_bytes
 from serve_app.hub.selection import HUB_REPOS
+from serve_app.runtime.checkpoints import acceptance
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import REPOSITORY, Checkpoint, num_parameters
 from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntries

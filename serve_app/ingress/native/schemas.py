@@ -239,7 +239,7 @@ def _choose_model(
     field = "config.modelPath"
     if model_path is None:
         return model, False
-    if model_path == info.refiner:
+    if info.is_refiner(model_path):
         if not model.can_be_refined:
             raise InvalidRequest(
                 field, f"is the refiner, which does not continue images of {model.name}"

@@ -134,7 +134,7 @@ async def list_models(services: Services) -> Models:
     return Models(object="list", data=[_model_entry(name, info) for name in info.model_names])
 
 
-@router.get("/models/{name}", responses=_MODEL_RESPONSES)
+@router.get("/models/{name:path}", responses=_MODEL_RESPONSES)
 async def get_model(name: str, services: Services) -> Model:
     """Return one model, also by a name that clients have hard-coded."""
     return _model_entry(name, services.info)

@@ -29,6 +29,25 @@ def test_models_are_found_by_name_and_the_first_is_the_default() -> None:
     assert not replace(info, refiner=None).can_refine(SDXL)
 
 
+def test_an_alias_finds_its_model_unless_two_have_it_or_it_is_a_name() -> None:
+    first = replace(SDXL, aliases=("/models/sdxl", "few", "tune.safetensors"))
+    few = replace(SDXL, name="few", aliases=("owner/few", "tune.safetensors"))
+    info = ServiceInfo(
+        (first, few), "refiner", "cpu", "fp32", 2, refiner_aliases=("/models/refiner", "owner/few")
+    )
+    assert info.find_model("/models/sdxl/") == first
+    assert info.find_model("owner/few") == info.find_model("few") == few
+    assert info.find_model("tune.safetensors") is None
+    assert info.find_model("") is info.find_model("/" * 5000) is None
+    assert [info.is_refiner(n) for n in ("refiner", "/models/refiner/", "owner/few", "few")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert not replace(info, refiner=None, refiner_aliases=()).is_refiner("refiner")
+
+
 def test_loras_are_found_by_name() -> None:
     ink = ExtensionInfo("lora", "ink", ("sdxl",), 0.8)
     info = ServiceInfo((SDXL,), None, "cpu", "fp32", 2, extensions=(ink,))
