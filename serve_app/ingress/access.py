@@ -15,7 +15,8 @@ from starlette.datastructures import Headers
 
 from serve_app.ingress.http_errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 
-PUBLIC_ROUTES = frozenset({("GET", "/livez"), ("GET", "/health"), ("GET", "/licenses")})
+PUBLIC_PATHS = frozenset({"/", "/docs", "/openapi.json", "/livez", "/health", "/licenses"})
+PUBLIC_FOLDER = "/static/"
 PROBE_ROUTES = frozenset({"/livez", "/health"})  # probes call by address, whatever the host list
 LOCAL_HOST = "localhost"
 BODY_LIMIT = 32 * 2**20  # bytes
@@ -64,17 +65,17 @@ class AccessPolicy:
 
         Without keys only this machine may call, and what a proxy forwards comes from elsewhere.
         """
-        is_public = (method, path) in PUBLIC_ROUTES
+        public = is_public(method, path)
         if self.keys:
             name = self._key_name(headers.get("authorization", ""))
-            if name is None and not is_public:
+            if name is None and not public:
                 raise Unauthorized(
                     "the API key is missing or wrong",
                     remedy="Send a key of this service: Authorization: Bearer <key>",
                 )
             return name or address_name(peer)
         is_local = _is_loopback(peer) and not any(map(_is_proxy_header, headers))
-        if not (is_local or self.anonymous or is_public):
+        if not (is_local or self.anonymous or public):
             raise Unauthorized(
                 "no API key is configured, so only the service's own machine may call it",
                 remedy="The service's operator can set API_KEYS, or ALLOW_ANONYMOUS=1",
@@ -93,6 +94,12 @@ class AccessPolicy:
         for known in self.keys:  # compare with all of them, so that the time reveals nothing
             matches |= hmac.compare_digest(digest, known)
         return f"key:{digest[:12]}" if matches and scheme.lower() == "bearer" else None
+
+
+def is_public(method: str, path: str) -> bool:
+    """Return whether a request needs no key: a page, its files, a probe, or the licences."""
+    is_open = path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)
+    return is_open and method in ("GET", "HEAD")
 
 
 def key_digest(key: bytes) -> str:

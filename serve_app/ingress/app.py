@@ -13,10 +13,10 @@ from starlette.types import ASGIApp
 from serve_app.core.errors import AuraError
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.metrics import InMemoryMeter, Meter
-from serve_app.ingress import openapi
+from serve_app.ingress import openapi, pages
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.contracts import Maker
-from serve_app.ingress.door import Door, ErrorResponse
+from serve_app.ingress.door import Door, ErrorResponse, allowed_methods
 from serve_app.ingress.errors import respond, respond_to_exception
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.middleware import wrap
@@ -26,6 +26,7 @@ from serve_app.ingress.services import ApiServices
 from serve_app.ingress.validation import validation_error_response
 
 DOORS: tuple[Door, ...] = (NATIVE, OPENAI)  # paths of no route are answered by the first
+ROUTERS = (pages.router, *(door.router for door in DOORS))
 _UNREADABLE = ErrorResponse(400, "VALIDATION_ERROR", "the body could not be read")
 _FRAMEWORK_ERRORS = {  # what Starlette raises by itself, by status
     404: ("NOT_FOUND", "no such route; see /docs"),
@@ -70,13 +71,13 @@ def build_routes(
     api = FastAPI(
         title="Aura Serve",
         version=version,
-        redoc_url=None,
+        openapi_url=None,  # `pages` has this route and the pages for people
         redirect_slashes=False,
         generate_unique_id_function=lambda route: str(route.name),
     )
     api.state.services = ApiServices(jobs, conductor, info, version)
-    for door in DOORS:
-        api.include_router(door.router)
+    for router in ROUTERS:
+        api.include_router(router)
     api.exception_handler(AuraError)(_answer_error)
     api.exception_handler(Exception)(_answer_error)
     api.exception_handler(RequestValidationError)(_answer_invalid_body)
@@ -111,5 +112,7 @@ async def _answer_framework_error(request: Request, error: HTTPException) -> Res
     if error.status_code in _FRAMEWORK_ERRORS:
         code, message = _FRAMEWORK_ERRORS[error.status_code]
         headers = dict(error.headers or {})
+        if error.status_code == 405:  # the framework names the methods of one route of the path
+            headers["Allow"] = ", ".join(allowed_methods(ROUTERS, request.state.path))
         response = ErrorResponse(error.status_code, code, message, headers=headers)
     return respond(response, request.scope["state"])

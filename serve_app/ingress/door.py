@@ -5,7 +5,7 @@ form. Doors never import each other. To add one, write its schemas and its `Door
 `DOORS` in `app.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,3 +65,12 @@ def find_door(doors: Sequence[Door], path: str) -> Door:
         if door.serves(path):
             return door
     return next((door for door in doors if door.covers(path)), doors[0])
+
+
+def allowed_methods(routers: Iterable[APIRouter], path: str) -> list[str]:
+    """Return the methods that the routes of a path take, sorted; HEAD wherever GET is."""
+    scope = {"type": "http", "method": "GET", "path": path}
+    routes = (route for router in routers for route in router.routes)
+    matching = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
+    methods = {method for route in matching for method in getattr(route, "methods", ())}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

@@ -42,8 +42,12 @@ class PayloadTooLarge(CallerError):
         super().__init__(f"the body is over the limit of {limit / 2**20:g} MiB")
 
 
+class InvalidEncoding(CallerError):
+    """The body is not what its Content-Encoding says."""
+
+
 class UnsupportedMediaType(CallerError):
-    """The route does not take a body of this media type."""
+    """The route does not take a body of this media type or content coding."""
 
     code = "UNSUPPORTED_MEDIA_TYPE"
 

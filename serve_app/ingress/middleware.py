@@ -1,9 +1,9 @@
 """What surrounds every route: request ids, origins, CORS, access, body limits, last-resort errors.
 
 Pure ASGI, so that cancelling a request cancels what it waits for. From the outside in:
-`RequestRecordMiddleware` records the request, `RequestIdMiddleware` names it and finds its door,
-`OriginMiddleware` refuses pages of other origins, and `CorsMiddleware` adds its headers to every
-response of the rest, errors included.
+`RequestRecordMiddleware` records the request, `HeadMiddleware` turns HEAD into GET,
+`RequestIdMiddleware` names it and finds its door, `OriginMiddleware` refuses pages of other
+origins, and `CorsMiddleware` adds its headers to every response of the rest, errors included.
 """
 
 import re
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.core.errors import CallerError
 from serve_app.core.service.metrics import Meter
+from serve_app.ingress import pages
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.body_limit import BodyLimitMiddleware
 from serve_app.ingress.door import Door, ErrorResponse, find_door
@@ -57,14 +58,44 @@ def wrap(
     cors = CorsMiddleware(
         AccessMiddleware(limited, policy),
         allow_origins=list(policy.origins),
-        allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+        allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
         allow_headers=[*_ALLOWED_HEADERS, *_OPENAI_HEADERS],
         expose_headers=_EXPOSED_HEADERS,
         max_age=600,
     )
     named = RequestIdMiddleware(OriginMiddleware(cors, policy), doors, proxy_sets_request_id)
-    routes = [route for door in doors for route in door.router.routes]
-    return RequestRecordMiddleware(named, meter, routes)
+    routers = (pages.router, *(door.router for door in doors))
+    routes = [route for router in routers for route in router.routes]
+    return RequestRecordMiddleware(HeadMiddleware(named), meter, routes)
+
+
+class HeadMiddleware:
+    """Answers HEAD as GET would be, without the body (RFC 9110, section 9.3.2).
+
+    The routes know only GET; what records requests outside of this sees HEAD.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        scope.setdefault("state", {})
+        as_get = {**scope, "method": "GET"}  # a copy: the server reads its own while it sends
+        try:
+            await self._app(as_get, receive, send_head)
+        finally:
+            if "route" in as_get:
+                scope["route"] = as_get["route"]
 
 
 class RequestIdMiddleware:

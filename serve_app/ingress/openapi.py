@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from serve_app.core.service.info import ServiceInfo
-from serve_app.ingress.access import PUBLIC_ROUTES, AccessPolicy
+from serve_app.ingress.access import AccessPolicy, is_public
 from serve_app.ingress.door import Door, OpenApiDocument
 
 GENERATION_ERRORS = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503, 504)
@@ -58,7 +58,7 @@ def _require_key(document: OpenApiDocument) -> None:
     document["components"]["securitySchemes"] = schemes
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            if (method.upper(), path) not in PUBLIC_ROUTES:
+            if not is_public(method.upper(), path):
                 operation["security"] = [{_KEY_SCHEME: []}]
 
 

@@ -65,8 +65,5 @@ class RequestRecordMiddleware:
         """Return the template of the route, also of a request that was refused before it."""
         if route := scope.get("route"):
             return str(getattr(route, "path", _UNMATCHED))
-        matches = ((route.matches(scope)[0], route) for route in self._routes)
-        paths = (
-            getattr(route, "path", _UNMATCHED) for match, route in matches if match is Match.FULL
-        )
-        return next(paths, _UNMATCHED)
+        matching = (route for route in self._routes if route.matches(scope)[0] is not Match.NONE)
+        return next((getattr(route, "path", _UNMATCHED) for route in matching), _UNMATCHED)

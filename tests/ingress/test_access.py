@@ -1,47 +1,27 @@
 """Every route, asked by who may not; and the plain decisions behind it."""
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from starlette.datastructures import Headers
 
-from serve_app.deployments.ledger import Ledger
-from serve_app.ingress.access import PUBLIC_ROUTES, AccessPolicy, address_name, digests
-from serve_app.ingress.app import build_routes
+from serve_app.ingress.access import AccessPolicy, address_name, digests, is_public
 from serve_app.ingress.http_errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
-from serve_app.ingress.job_service import JobService
 from tests.support.api import ORIGIN, Client
-from tests.support.fake_conductor import INFO, FakeConductor
+from tests.support.fake_conductor import FakeConductor
+from tests.support.routes import every_route
 
 KEYED = AccessPolicy(keys=digests(["secret-one", "secret-two"]), origins=(ORIGIN,))
 RIGHT = {"Authorization": "Bearer secret-two"}
 
 
-def every_route() -> list[tuple[str, str]]:
-    """Method and path of all there is, as the app itself has it."""
-    api = build_routes(
-        JobService(FakeConductor(), Ledger(None), INFO),
-        FakeConductor(),
-        INFO,
-        AccessPolicy(),
-        version="1",
-    )
-    found = {("GET", "/nothing")}
-    for route in _all(api.routes):
-        found |= {(m, route.path.replace("{id}", "x")) for m in route.methods - {"HEAD"}}
-    return sorted(found)
-
-
-def _all(routes: Any) -> Iterator[Any]:
-    for route in routes:
-        inner = getattr(getattr(route, "original_router", None), "routes", None)
-        yield from _all(inner) if inner else [route]
-
-
-ROUTES = every_route()
+ROUTES = [*every_route(), ("GET", "/nothing")]
 POSTS = [path for method, path in ROUTES if method == "POST"]
+
+
+def _open_status(path: str) -> int:
+    return 307 if path == "/" else 200
 
 
 def code(answer: Any) -> str:
@@ -51,7 +31,9 @@ def code(answer: Any) -> str:
 def test_the_walk_meets_every_route() -> None:
     paths = {path for _, path in ROUTES}
     assert {"/generate", "/refine", "/v1/images/edits", "/jobs/x", "/openapi.json"} <= paths
-    assert set(ROUTES) >= PUBLIC_ROUTES
+    assert {path for method, path in ROUTES if is_public(method, path)} == {
+        *("/", "/docs", "/openapi.json", "/static/docs.js", "/livez", "/health", "/licenses")
+    }
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -72,8 +54,8 @@ async def test_without_a_right_key_nothing_answers_but_what_is_open(
     client: Client, conductor: FakeConductor, method: str, path: str, headers: dict[str, str]
 ) -> None:
     answer = await client(policy=KEYED).request(method, path, headers=headers)
-    if (method, path) in PUBLIC_ROUTES:
-        assert answer.status_code == 200
+    if is_public(method, path):
+        assert answer.status_code == _open_status(path)
     else:
         assert (answer.status_code, code(answer)) == (401, "UNAUTHORIZED")
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -87,7 +69,7 @@ async def test_with_a_key_in_the_query_nothing_more_answers(
 ) -> None:
     query = "?api_key=secret-one&key=secret-one&Authorization=Bearer%20secret-one"
     answer = await client(policy=KEYED).request(method, path + query)
-    assert answer.status_code == (200 if (method, path) in PUBLIC_ROUTES else 401)
+    assert answer.status_code == (_open_status(path) if is_public(method, path) else 401)
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -95,7 +77,7 @@ async def test_with_a_right_key_every_route_answers_for_itself(
     client: Client, method: str, path: str
 ) -> None:
     answer = await client(policy=KEYED).request(method, path, headers=RIGHT)
-    assert answer.status_code in (200, 404, 415)
+    assert answer.status_code in (200, 307, 404, 415)
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
