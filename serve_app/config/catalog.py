@@ -17,6 +17,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, SettingsError
 from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
 from serve_app.core.service.moderation import IMAGE_FILTER, WORD_FILTER
+from serve_app.demo.vocabulary import demo_vocabulary
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, is_pair
 from serve_app.runtime.checkpoints.extension_kinds import (
@@ -81,6 +82,7 @@ class CatalogModel:
             checkpoint.defaults,
             self.can_be_refined,
             aliases=self.aliases,
+            vocabulary=demo_vocabulary() if checkpoint.path == demo_folder(Stage.BASE) else None,
         )
 
 

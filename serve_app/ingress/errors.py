@@ -28,6 +28,7 @@ STATUSES: dict[type[core.AuraError], int] = {
     core.TermsNotAccepted: 403,
     core.ModelNotFound: 404,
     core.JobNotFound: 404,
+    http.NotAcceptable: 406,
     http.BodyTimeout: 408,
     core.JobCancelled: 409,
     http.PayloadTooLarge: 413,

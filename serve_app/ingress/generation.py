@@ -20,6 +20,7 @@ from serve_app.ingress.lookup import (
     extension_warnings,
     find_extensions,
     find_model,
+    vocabulary_warnings,
 )
 from serve_app.ingress.metadata.record import MAX_JOINED_PROMPT_CHARS
 
@@ -241,13 +242,18 @@ def _job(
     models = {str(Stage.BASE): model}
     if info.refiner is not None and spec.handoff < 1:
         models[str(Stage.REFINER)] = info.refiner
+    warnings = (
+        *warnings,
+        *extension_warnings(images[0].prompt, request.extensions, spec, info),
+        *vocabulary_warnings((image.spec.prompt for image in images), find_model(info, model)),
+    )
     job = GenerationJob(
         images=tuple(images),
         seed=0,
         model=model,
         models=models,
         refined=str(Stage.REFINER) in models,
-        warnings=(*warnings, *extension_warnings(images[0].prompt, request.extensions, spec, info)),
+        warnings=warnings,
         timeout_s=request.timeout_s,
         rerun=rerun,
     )

@@ -52,6 +52,12 @@ class UnsupportedMediaType(CallerError):
     code = "UNSUPPORTED_MEDIA_TYPE"
 
 
+class NotAcceptable(CallerError):
+    """The Accept header allows nothing that the request could return."""
+
+    code = "NOT_ACCEPTABLE"
+
+
 class IdempotencyConflict(CallerError):
     """The Idempotency-Key was used before with another body."""
 

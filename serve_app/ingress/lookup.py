@@ -4,7 +4,7 @@ An error never repeats the name that was sent: it may be a path.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from serve_app.core.diffusion.extensions import LORA, ExtensionRef, kind_label
@@ -98,6 +98,17 @@ def extension_warnings(
         else:
             warnings.append(f"{fields} apply to the base stage only: the refiner runs without them")
     return tuple(warnings)
+
+
+def vocabulary_warnings(prompts: Iterable[str], model: ModelInfo) -> tuple[str, ...]:
+    """Return a warning if one of the prompts names nothing that the model can draw."""
+    vocabulary = model.vocabulary
+    if vocabulary is None or all(map(vocabulary.covers, prompts)):
+        return ()
+    return (
+        f"the prompt names nothing that the model {model.name} can draw: it knows only "
+        f"{vocabulary.summary}",
+    )
 
 
 def _fields_and_kinds(choices: Sequence[ExtensionChoice]) -> tuple[str, str]:

@@ -9,13 +9,14 @@ from serve_app.core.service.info import ServiceInfo
 from serve_app.ingress.access import AccessPolicy, is_public
 from serve_app.ingress.door import Door, OpenApiDocument
 
-GENERATION_ERRORS = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503, 504)
+GENERATION_ERRORS = (400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 503, 504)
 _KEY_SCHEME = "key"
 _ERROR_DESCRIPTIONS = {
     400: "Not JSON, or a field that is missing, unknown or out of range",
     401: "The API key is missing or wrong",
     403: "The host or origin is not on the list, or the terms are not accepted",
     404: "Unknown name or id",
+    406: "The Accept header allows nothing that the request could return",
     409: "The job was cancelled while this call waited for it",
     413: "The body is over the limit",
     415: "The body has another media type",

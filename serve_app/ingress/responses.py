@@ -1,4 +1,4 @@
-"""Results as response bodies: JSON with images in base64, other image formats, Accept headers.
+"""Results as responses: JSON with images in base64, other image formats, warnings as headers.
 
 Encoding megabytes takes milliseconds to seconds, so it must not run on the event loop.
 """
@@ -6,7 +6,8 @@ Encoding megabytes takes milliseconds to seconds, so it must not run on the even
 import json
 import re
 import secrets
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -16,9 +17,11 @@ from PIL import Image
 from starlette.responses import Response
 
 from serve_app.core.service.jobs import JobResult
+from serve_app.ingress.errors import shorten
 from serve_app.ingress.metadata.record import INFOTEXT, RECORD
 from serve_app.ingress.metadata.xmp import packet_with_record
 
+WARNING_HEADER = "X-Aura-Warning"
 _USER_COMMENT = 0x9286  # EXIF 2.3, section 4.6.5: where tools look for `parameters` in JPEG, WebP
 _EXIF_IFD = 0x8769
 
@@ -85,25 +88,16 @@ def converted(png: bytes, format: str, quality: int) -> bytes:
     return file.getvalue()
 
 
-def prefers_png(accept: str) -> bool:
-    """Return whether an Accept header prefers PNG to JSON (RFC 9110, section 12.5.1)."""
-    ranges = [_range(part) for part in accept.lower().split(",")]
-    return _weight("image/png", ranges) > _weight("application/json", ranges)
+def add_warnings(response: Response, warnings: Iterable[str]) -> Response:
+    """Add a header for each warning to a response, for clients that read no JSON; return it."""
+    for warning in dict.fromkeys(map(_header_text, warnings)):
+        response.headers.append(WARNING_HEADER, warning)
+    return response
 
 
-def _range(part: str) -> tuple[str, float]:
-    kind, *parameters = (piece.strip() for piece in part.split(";"))
-    weights = [p[2:] for p in parameters if p.startswith("q=")]
-    try:
-        return kind, float(weights[0]) if weights else 1.0
-    except ValueError:
-        return kind, 0.0
-
-
-def _weight(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """Return the weight of the most specific range that a media type falls in."""
-    for pattern in (media_type, media_type.split("/")[0] + "/*", "*/*"):
-        for name, weight in ranges:
-            if name == pattern:
-                return weight
-    return 0.0
+def _header_text(text: str) -> str:
+    """Return the text as one line of ASCII: headers have no other encoding (RFC 9110, 5.5)."""
+    plain = unicodedata.normalize("NFKD", " ".join(text.split()))
+    letters = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    visible = "".join(letter if letter.isprintable() else "?" for letter in letters)
+    return shorten(visible).replace("…", "...").encode("ascii", "replace").decode()

@@ -1,6 +1,7 @@
 """What the route handlers of every door share, as a FastAPI dependency."""
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from serve_app.ingress.generation import (
 from serve_app.ingress.generation_job import GenerationJob, RerunFormat
 from serve_app.ingress.image_input import InputFiles, LoadedInputs, load_inputs
 from serve_app.ingress.job_service import JobService, RequestContext
+from serve_app.ingress.responses import add_warnings
 
 T = TypeVar("T")
 _IMAGE_THREADS = 2  # for reading and for writing: bounds memory, and leaves the event loop a core
@@ -129,8 +131,9 @@ def request_context(
     return RequestContext(caller, route, key, sha256(text.encode()).hexdigest())
 
 
-def timed(response: Response, request: Request) -> Response:
-    """Add the Server-Timing header to a finished response, and return it."""
+def completed(response: Response, request: Request, result: JobResult) -> Response:
+    """Add what headers say of a job's images, warnings and times, and return the response."""
+    add_warnings(response, json.loads(result.meta)["warnings"])
     request.state.watch.lap("write")
     response.headers["Server-Timing"] = request.state.watch.header
     return response

@@ -13,9 +13,10 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from serve_app.ingress.accept import JSON, negotiate
+from serve_app.ingress.access import PROBE_ROUTES
 from serve_app.ingress.http_errors import InvalidJson, UnsupportedMediaType
 
-JSON = "application/json"
 _SEPARATORS = (b",", b"[", b"{")  # a small body may consist of millions of objects
 _MAX_SEPARATORS = 20_000  # two prompts of 8000 characters may be all commas
 
@@ -33,7 +34,9 @@ class _StrictRequest(Request):
 class StrictRoute(APIRoute):
     """A route whose body is read strictly: JSON, or the media type of its own description.
 
-    The body is read before FastAPI does, which would hide our errors behind its own.
+    The body is read before FastAPI does, which would hide our errors behind its own. A request that
+    accepts nothing of what the route's description says it returns is refused before any work; a
+    probe never is, since orchestrators send all kinds of headers.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -41,9 +44,12 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
         described = (self.openapi_extra or {}).get("requestBody", {}).get("content", {JSON: {}})
         (accepted,) = described
+        offers = _offers(self)
 
         async def handle_strictly(request: Request) -> Response:
             strict = _StrictRequest(request.scope, request.receive)
+            if offers and request.state.path not in PROBE_ROUTES:
+                negotiate(request, offers)
             if request.method == "POST":
                 if _media_type(request) != accepted:
                     raise UnsupportedMediaType(f"the body must be {accepted}")
@@ -70,6 +76,18 @@ def parse_json(body: bytes) -> Any:
     except ValueError:  # not JSON, not UTF-8, or a number with thousands of digits
         raise InvalidJson("the body is not valid JSON") from None
     return value
+
+
+def _offers(route: APIRoute) -> tuple[str, ...]:
+    """Return the media types of a route's successful responses."""
+    if route.status_code == 204:
+        return ()
+    described = (
+        response.get("content", {})
+        for status, response in route.responses.items()
+        if str(status).startswith("2")
+    )
+    return tuple(dict.fromkeys([JSON, *(kind for content in described for kind in content)]))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -102,3 +102,21 @@ async def test_what_is_no_request_is_not_recorded() -> None:
     await call(RequestRecordMiddleware(app, meter), "lifespan")
     labels = {"route": "unmatched", "method": "GET", "status": "499"}
     assert meter.times(HTTP_REQUEST_DURATION, **labels) == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "route"),
+    [
+        ("HEAD", "/jobs/1", "/jobs/{id}"),
+        ("PUT", "/jobs/1", "/jobs/{id}"),
+        ("GET", "/docs", "/docs"),
+        ("HEAD", "/static/docs.js", "/static/{path:path}"),
+    ],
+)
+async def test_a_request_that_was_refused_has_the_template_of_its_path(
+    client: Client, method: str, path: str, route: str
+) -> None:
+    meter = InMemoryMeter()
+    await client(meter=meter).request(method, path, headers={"Host": "evil.example"})
+    labels = {"route": route, "method": method, "status": "403"}
+    assert meter.times(HTTP_REQUEST_DURATION, **labels) == 1

@@ -12,6 +12,7 @@ from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.model_defaults import SDXL_DEFAULTS, ModelDefaults
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.sizes import SizeRules
+from serve_app.core.diffusion.vocabulary import Vocabulary
 
 _MAX_PATH_CHARS = 4096
 
@@ -37,6 +38,7 @@ class ModelInfo:
     defaults: ModelDefaults = SDXL_DEFAULTS
     can_be_refined: bool = True  # whether a refiner may continue its images
     aliases: tuple[str, ...] = ()  # paths and a hub name; never shown, since a path is private
+    vocabulary: Vocabulary | None = None  # None: it takes any prompt
 
     @property
     def sizes(self) -> SizeRules:

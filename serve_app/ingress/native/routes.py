@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.service.info import HealthStatus
 from serve_app.core.service.jobs import Job
+from serve_app.ingress.accept import JSON, PNG, negotiate
 from serve_app.ingress.errors import retry_after
 from serve_app.ingress.generation_job import RerunFormat
 from serve_app.ingress.native.rerun import GENERATE, REFINE
@@ -26,26 +27,28 @@ from serve_app.ingress.native.schemas import (
     TermsAcceptance,
 )
 from serve_app.ingress.openapi import GENERATION_ERRORS, error_responses
-from serve_app.ingress.responses import ImagesJSONResponse, images_content, prefers_png
+from serve_app.ingress.responses import ImagesJSONResponse, add_warnings, images_content
 from serve_app.ingress.services import (
     ApiServices,
     IdempotencyKey,
     Services,
+    completed,
     request_context,
-    timed,
 )
 from serve_app.ingress.strict_json import StrictRoute
 
 _RENAMED_TERMS = "terms is now called termsDigest; the next release drops the old name"
 _IMAGES: dict[int | str, dict[str, Any]] = {
     201: {
-        "description": "The images; a single image is sent bare if Accept prefers image/png",
-        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+        "description": "The images; one image, with imageCount 1 or absent, is sent bare if Accept "
+        "prefers image/png",
+        "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 _GENERATION_RESPONSES = _IMAGES | error_responses(*GENERATION_ERRORS, model=ErrorEnvelope)
-_JOB_RESPONSES = error_responses(401, 403, 404, 503, model=ErrorEnvelope)
+_JOB_RESPONSES = error_responses(401, 403, 404, 406, 503, model=ErrorEnvelope)
 _TERMS_RESPONSES = error_responses(400, 401, 403, 413, 415, 503, model=ErrorEnvelope)
+_LICENSES_RESPONSES = error_responses(403, 406, model=ErrorEnvelope)
 _FORBIDDEN_RESPONSES = error_responses(403, model=ErrorEnvelope)
 
 router = APIRouter(route_class=StrictRoute, tags=["images"])
@@ -83,7 +86,7 @@ async def cancel_job(id: str, request: Request, services: Services) -> Response:
     return await _job_response(await services.jobs.cancel(id, request.state.caller), services)
 
 
-@router.get("/licenses", response_model=LicensesResponse, responses=_FORBIDDEN_RESPONSES)
+@router.get("/licenses", response_model=LicensesResponse, responses=_LICENSES_RESPONSES)
 async def list_licenses(services: Services) -> dict[str, Any]:
     """Return the terms of every model, which bind everyone who makes images with them."""
     return {
@@ -106,8 +109,8 @@ async def list_licenses(services: Services) -> dict[str, Any]:
 async def accept_terms(body: TermsAcceptance, request: Request, services: Services) -> Response:
     """Accept the terms in force, by their digest."""
     await services.jobs.terms.accept(request.state.caller, body.digest)
-    renamed = "terms" in body.model_fields_set
-    return Response(status_code=204, headers={"X-Aura-Warning": _RENAMED_TERMS} if renamed else {})
+    warnings = [_RENAMED_TERMS] if "terms" in body.model_fields_set else []
+    return add_warnings(Response(status_code=204), warnings)
 
 
 @router.get(
@@ -154,14 +157,25 @@ async def _make_images(
     key: str | None,
 ) -> Response:
     """Run the job of a request and return its images, as JSON or as one bare PNG."""
-    files, generation = body.input_files, body.to_domain(services.info)
+    files = body.input_files
+    requested = max(body.image_count or 1, len(files))
+    media_type = negotiate(
+        request,
+        (JSON, PNG) if requested == 1 else (JSON,),
+        remedy=f"{PNG} holds one image, and this request asks for {requested}"
+        if requested > 1
+        else "",
+    )
+    if media_type == PNG and body.image_count is None:
+        body = body.model_copy(update={"image_count": 1})
+    generation = body.to_domain(services.info)
     job = await services.plan(generation, files, rerun, request.state.caller)
     result = await services.run(job, request_context(request, key, body), request)
-    accept = ",".join(request.headers.getlist("accept")) or "*/*"
-    if len(result.pngs) == 1 and prefers_png(accept):
-        return timed(Response(result.pngs[0], 201, media_type="image/png"), request)
-    response = await services.write(ImagesJSONResponse, images_content(result), 201)
-    return timed(response, request)
+    if media_type == PNG:
+        response = Response(result.pngs[0], 201, media_type=PNG)
+    else:
+        response = await services.write(ImagesJSONResponse, images_content(result), 201)
+    return completed(response, request, result)
 
 
 async def _job_response(job: Job, services: ApiServices) -> Response:

@@ -41,8 +41,8 @@ from serve_app.ingress.services import (
     ApiServices,
     IdempotencyKey,
     Services,
+    completed,
     request_context,
-    timed,
 )
 from serve_app.ingress.strict_json import StrictRoute
 
@@ -82,8 +82,8 @@ _FORM_BODY = {
     },
 }
 _GENERATION_RESPONSES = error_responses(*GENERATION_ERRORS, model=OpenAIErrorEnvelope)
-_LIST_RESPONSES = error_responses(401, 403, model=OpenAIErrorEnvelope)
-_MODEL_RESPONSES = error_responses(401, 403, 404, model=OpenAIErrorEnvelope)
+_LIST_RESPONSES = error_responses(401, 403, 406, model=OpenAIErrorEnvelope)
+_MODEL_RESPONSES = error_responses(401, 403, 404, 406, model=OpenAIErrorEnvelope)
 
 router = APIRouter(prefix=PREFIX, route_class=StrictRoute, tags=["OpenAI Images API"])
 
@@ -149,7 +149,8 @@ async def _run(
 ) -> Response:
     """Run a job and return its images in OpenAI's form."""
     result = await services.run(job, context, request)
-    return timed(await services.write(_images_response, body, job, result), request)
+    response = await services.write(_images_response, body, job, result)
+    return completed(response, request, result)
 
 
 def _images_response(body: ImagesRequest, job: GenerationJob, result: JobResult) -> Response:

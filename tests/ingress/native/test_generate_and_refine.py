@@ -183,14 +183,3 @@ async def test_several_lines_of_accept_are_one(client: Client) -> None:
     body = {"prompt": "a", "imageCount": 1}
     answer = await client().post("/generate", json=body, headers=lines)
     assert answer.headers["content-type"] == "image/png"
-
-
-@pytest.mark.parametrize(
-    ("accept", "count"), [("image/png", 2), ("*/*", 1), ("application/json, image/png", 1)]
-)
-async def test_several_pictures_or_a_wish_for_json_give_json(
-    client: Client, accept: str, count: int
-) -> None:
-    body = {"prompt": "a", "imageCount": count}
-    answer = await client().post("/generate", json=body, headers={"Accept": accept})
-    assert len(answer.json()["images"]) == count
