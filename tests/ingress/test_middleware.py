@@ -77,7 +77,7 @@ async def test_under_a_prefix_every_address_is_what_it_is_without(conductor: Fak
     policy = AccessPolicy(keys=digests(["key"]))
     api = make_api(conductor, Ledger(None), policy=policy)
     transport = httpx.ASGITransport(app=api, root_path="/aura", client=("127.0.0.1", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.7") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://evil.example") as client:
         assert (await client.get("/aura/health")).status_code == 200
         host = await client.get("/aura/v1/models", headers={"Authorization": "Bearer key"})
         assert set(host.json()["error"]) == {"message", "type", "param", "code"}
