@@ -6,13 +6,15 @@ Serve calls it in a Ray task on some node of the cluster, not in your shell.
 import os
 from functools import partial
 
-import ray
 from ray.serve import Application
 
 from serve_app.config.app_args import AppArgs
+from serve_app.config.folders import started_cluster
 from serve_app.config.settings import Settings
+from serve_app.core.capacity.placement import CPU
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.startup_error import startup_errors
+from serve_app.deployments.cluster import ray_cluster
 from serve_app.deployments.graph import bind_service
 from serve_app.deployments.ingress_replica import OpenHttp
 from serve_app.ingress.access import AccessPolicy, digests
@@ -24,10 +26,11 @@ def build(args: AppArgs) -> Application:
 
     Raises `RuntimeError` with the fields of an `OperatorError`, which says what to do.
     """
-    machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    cpus = min([os.cpu_count() or 1, *(int(cpus) for cpus in machines if cpus)])
-    with startup_errors():
-        return bind_service(args, ray.cluster_resources().get("GPU", 0), cpus, http)
+    cluster = ray_cluster(started_cluster())
+    machines = [int(node.get(CPU, 0)) for node in cluster.nodes]
+    cpus = min([os.cpu_count() or 1, *filter(None, machines)])
+    with startup_errors("the application"):
+        return bind_service(args, cluster, cpus, http)
 
 
 def http(settings: Settings, info: ServiceInfo) -> OpenHttp:

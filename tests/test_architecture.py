@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "cli": (
         CORE
         | {"runtime", "config", "ingress", "hub", "doctor", "simulator", "bench", "demo", "cli"}
-        | {"deployments.ray_private"},
+        | {"deployments.ray_private", "deployments.replica_log", "deployments.cluster"},
         {"torch", "ray"},
     ),
     "__main__": ({"cli"}, set()),

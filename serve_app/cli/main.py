@@ -31,11 +31,14 @@ def up(config: Config = Path("serve_config.yaml")) -> None:
 
 
 @commands.command("_run", hidden=True)
-def run_ray(config: Config = Path("serve_config.yaml")) -> None:
+def run_ray(
+    report_fd: Annotated[int, typer.Option(help="The pipe to `up`.")],
+    config: Config = Path("serve_config.yaml"),
+) -> None:
     """Run Ray and the application in this process; `up` starts it."""
     from serve_app.cli.run_ray import run_ray
 
-    raise typer.Exit(run_ray(config))
+    raise typer.Exit(run_ray(config, report_fd))
 
 
 @commands.command()

@@ -1,6 +1,7 @@
-"""`aura _run`, which `aura up` starts: run Ray and Serve, watch them, and drain them at the end.
+"""`aura _run`, which `aura up` starts: run Ray and Serve, and drain them at the end.
 
-A plain `serve run` neither exits when a deployment fails nor drains.
+A plain `serve run` neither exits when a deployment fails nor drains. What happens is reported to
+`up`, which alone writes to the terminal; what this process prints goes to a log file.
 """
 
 import logging
@@ -10,39 +11,55 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.schema import ApplicationStatus, ServeDeploySchema
-from rich.markup import escape
-from rich.table import Table
+from ray.exceptions import RayTaskError
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    ServeDeploySchema,
+)
 
-from serve_app import __version__
-from serve_app.cli.console import FAILED, OK, console, print_error
+from serve_app.cli.console import FAILED, OK, REFUSED
+from serve_app.cli.runner_report import Kind, ReportWriter
 from serve_app.config.catalog import find_checkpoints
-from serve_app.config.listening import addresses_of, host_of, port_of
-from serve_app.config.network import netloc
-from serve_app.config.serve_config import read_config
+from serve_app.config.folders import started_cluster
+from serve_app.config.listening import host_of, port_of
+from serve_app.config.serve_config import ServeConfig, read_config
 from serve_app.config.settings import Settings
-from serve_app.config.topology import plan_stages
-from serve_app.core.errors import OperatorError
-from serve_app.core.startup_error import read_startup_error
-from serve_app.deployments.ray_private import serve_client
+from serve_app.config.topology import StagePlan, plan_stages
+from serve_app.core.capacity.placement import find_shortage
+from serve_app.core.errors import AuraError, OperatorError
+from serve_app.core.startup_error import (
+    read_startup_error,
+    startup_failure,
+)
+from serve_app.deployments.cluster import ray_cluster
+from serve_app.deployments.ray_private import serve_client, shut_down_without_waiting
+from serve_app.deployments.replica_log import LogLines
 
 _MIN_DRAIN_SECONDS = 600.0  # for in-flight images; the args may allow more
 _POLL_SECONDS = 0.1  # between two checks of the deployment status
+_BEAT_SECONDS = 2.0  # between two calls of Ray that show that it answers
+_LOG_SECONDS = 1.0  # between two calls for what the replicas have logged
+_WAITING_SECONDS = 15.0  # between two lines that say for what the models wait
+_CALL_SECONDS = 5.0  # that one of those calls may take
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")  # of a deployment
 _SETTLED = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOY_FAILED)
 
 
-def run_ray(config: Path) -> int:
+def run_ray(config: Path, report_fd: int) -> int:
     """Run Ray and the application in this process until SIGTERM; return the exit code.
 
     The first SIGTERM drains: nothing new is accepted, accepted images are finished. A second one,
     or one that comes while the models load, ends the service at once.
     """
+    reports = ReportWriter(report_fd)
     ready, stopping, forced = threading.Event(), threading.Event(), threading.Event()
 
     def on_sigterm(signum: int, frame: FrameType | None) -> None:
@@ -53,58 +70,150 @@ def run_ray(config: Path) -> int:
     threading.Thread(target=_stop_when_orphaned, daemon=True).start()
     logging.getLogger("serve_app.config").setLevel(logging.ERROR)  # `up` has shown its warnings
     read = read_config(config)
-    http, args = read.http, read.args
-    settings = Settings.read(args.settings)
-    options = dict(http, port=port_of(settings, http), host=host_of(settings, http))
-    ray.init(
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        _metrics_export_port=settings.metrics_port,
-    )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, on_sigterm)  # after Ray, which installs a handler of its own
+    settings = Settings.read(read.args.settings)
     name = read.application.get("name", "default")
+    context: Any = ray.init(log_to_driver=False, _metrics_export_port=settings.metrics_port)
+    reports.send(Kind.CONNECTED, str(Path(str(context.address_info["session_dir"])) / "logs"))
+    signal.signal(signal.SIGTERM, on_sigterm)  # after Ray, which installs a handler of its own
+    background = _Background(reports)
+    background.start(lambda: _beat(reports), every=_BEAT_SECONDS)
+    graceful = False
     try:
-        # `build` plans too, but Serve reports a missing GPU only after it has started and retried
-        gpus = ray.cluster_resources().get("GPU", 0)
-        plan_stages(args, settings, find_checkpoints(settings), gpus)
-        proxies = read.content.get("proxy_location", "EveryNode")
-        serve.start(proxy_location=proxies, http_options=options)
-        with console.status("loading the models"):
-            _deploy(read.application, name)
+        cluster = ray_cluster(started_cluster())
+        plan = plan_stages(read.args, settings, find_checkpoints(settings), cluster)
+        _start_serve(read, settings)
+        _deploy(read.application, name, plan, reports)
         ready.set()
-        _print_summary(settings, http)
+        reports.send(Kind.READY)
+        cursors: dict[str, int] = {}
+        background.start(lambda: _pass_on_log(name, cursors, reports), every=_LOG_SECONDS)
         stopping.wait()
-    except Exception as error:  # whatever start-up dies of, the operator gets one line
-        known = error if isinstance(error, OperatorError) else read_startup_error(str(error))
-        print_error(known or RuntimeError(_last_line(error)))
-        _stop()
-        return FAILED
+        graceful = True
+        reports.send(Kind.DRAINING)
+        _drain(name, forced, max(_MIN_DRAIN_SECONDS, read.args.drain_seconds), reports)
+        return OK
+    except AuraError as error:
+        code = REFUSED if isinstance(error, OperatorError) else FAILED
+        reports.send(
+            Kind.FAILED, error.problem, subject=error.subject, remedy=error.remedy, code=code
+        )
+        return code
     except KeyboardInterrupt:  # SIGTERM while the models load
-        ready.set()
-    status = serve.status().applications.get(name)
-    if status is not None and status.status == ApplicationStatus.RUNNING:
-        console.print("draining: accepted images are finished, nothing new is accepted")
-        _drain(name, forced, max(_MIN_DRAIN_SECONDS, args.drain_seconds))
-    _stop()
-    console.print("stopped")
-    return OK
+        return OK
+    except Exception as error:  # whatever else start-up dies of, the operator gets one line
+        logging.getLogger("aura.up").exception("the start failed")
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        reports.send(Kind.FAILED, f"{type(cause).__name__}: {_first_line(cause)}", code=FAILED)
+        return FAILED
+    finally:
+        ready.set()  # another SIGTERM must not interrupt the stop
+        background.stop()
+        reports.send(Kind.STOPPING)
+        _stop(graceful=graceful)
 
 
-def _deploy(application: Mapping[str, Any], name: str) -> None:
-    """Deploy an application and wait until it runs.
+def _start_serve(read: ServeConfig, settings: Settings) -> None:
+    options = dict(read.http, port=port_of(settings, read.http), host=host_of(settings, read.http))
+    proxies = read.content.get("proxy_location", "EveryNode")
+    serve.start(proxy_location=proxies, http_options=options)
+
+
+def _deploy(
+    application: Mapping[str, Any], name: str, plan: StagePlan, reports: ReportWriter
+) -> None:
+    """Deploy an application and wait until it runs; report for what it waits.
 
     `serve.run` takes no autoscaling policy of an application, so this does what `serve deploy`
-    does. Raises `RuntimeError` with everything that Serve reports if the application fails.
+    does. Raises `OperatorError` or `StartupFailure` if the application fails.
     """
     client = serve_client()
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [dict(application)]}))
+    reported = time.monotonic()
+    if _waits_for(plan, None):
+        reported -= _WAITING_SECONDS  # at once
     while (status := serve.status().applications[name]).status not in _SETTLED:
+        if error := _fault(status):
+            raise error
+        if time.monotonic() - reported >= _WAITING_SECONDS:
+            reported = time.monotonic()
+            if reason := _waits_for(plan, status):
+                reports.send(Kind.WAITING, reason)
         time.sleep(_POLL_SECONDS)
     if status.status != ApplicationStatus.RUNNING:
-        deployments = [deployment.message for deployment in status.deployments.values()]
-        raise RuntimeError("\n".join((*deployments, status.message)))
+        raise startup_failure(_messages(status, name))
     client.wait_for_proxies_serving()
+
+
+def _fault(status: ApplicationStatusOverview) -> OperatorError | None:
+    """Return what is wrong with a setting or a file: Serve would try three times."""
+    for deployment in status.deployments.values():
+        error = read_startup_error(deployment.message)
+        if isinstance(error, OperatorError):
+            return error
+    return None
+
+
+def _messages(status: ApplicationStatusOverview, name: str) -> list[tuple[str, str]]:
+    """Return what Serve says of each part of an application, the deployments that failed first."""
+    parts = sorted(status.deployments.items(), key=lambda part: part[1].status not in _FAILED)
+    return [(part, overview.message) for part, overview in parts] + [(name, status.message)]
+
+
+def _waits_for(plan: StagePlan, status: ApplicationStatusOverview | None) -> str:
+    """Return for which nodes or resources the replicas wait, "" if they are only loading."""
+    nodes = ray_cluster(started_cluster()).nodes
+    if shortage := find_shortage(plan.demands, nodes):
+        return f"{shortage.demand.deployment}: {shortage}"
+    if status is None:
+        return ""
+    messages = ((part, overview.message) for part, overview in status.deployments.items())
+    return next((f"{part}: {text.splitlines()[0]}" for part, text in messages if text), "")
+
+
+class _Background:
+    """Calls that are made again and again beside the main thread, until they are stopped."""
+
+    def __init__(self, reports: ReportWriter) -> None:
+        self._reports = reports
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, call: Any, *, every: float) -> None:
+        """Make a call every so many seconds, and once more at the end."""
+        thread = threading.Thread(target=self._repeat, args=(call, every), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def stop(self) -> None:
+        """Return when no call is made any more, or when those that remain must have failed."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(2 * _CALL_SECONDS)
+
+    def _repeat(self, call: Any, every: float) -> None:
+        is_last = False
+        while not is_last:
+            is_last = self._stopping.wait(every)
+            with suppress(Exception):  # a call that fails is made again
+                call()
+
+
+def _beat(reports: ReportWriter) -> None:
+    """Report that Ray answers. Report its loss if it has given up this process's own node."""
+    own = ray.get_runtime_context().get_node_id()
+    if any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes()):
+        reports.send(Kind.LOST, "its node has been declared dead")
+    reports.send(Kind.BEAT)
+
+
+def _pass_on_log(name: str, cursors: dict[str, int], reports: ReportWriter) -> None:
+    """Report what the ingress replicas have logged, on whatever nodes they run."""
+    call = serve.get_app_handle(name).broadcast("log_lines", dict(cursors))
+    for result in call.results(timeout_s=_CALL_SECONDS, return_exceptions=True):
+        if isinstance(result, LogLines):
+            cursors[result.replica] = result.cursor
+            if result.lines:
+                reports.send(Kind.LINES, "\n".join(result.lines))
 
 
 def _stop_when_orphaned() -> None:
@@ -112,7 +221,7 @@ def _stop_when_orphaned() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _drain(name: str, forced: threading.Event, seconds: float) -> None:
+def _drain(name: str, forced: threading.Event, seconds: float, reports: ReportWriter) -> None:
     """Wait until every ingress replica has finished what it accepted, or until `forced` is set."""
     calls = serve.get_app_handle(name).broadcast("drain")
     done = threading.Event()
@@ -121,7 +230,7 @@ def _drain(name: str, forced: threading.Event, seconds: float) -> None:
         try:
             calls.results(timeout_s=seconds)
         except Exception as error:  # an ingress replica that died has nothing left to finish
-            console.print(f"draining was cut short: {_last_line(error)}")
+            reports.send(Kind.NOTE, f"draining was cut short: {_first_line(error)}")
         finally:
             done.set()
 
@@ -130,43 +239,15 @@ def _drain(name: str, forced: threading.Event, seconds: float) -> None:
         pass
 
 
-def _stop() -> None:
-    serve.shutdown()
+def _stop(*, graceful: bool) -> None:
+    """Stop Serve and Ray. Without a drain, replicas that load or wait are not waited for."""
+    if graceful:
+        serve.shutdown()
+    elif ray.is_initialized():
+        shut_down_without_waiting()
     ray.shutdown()
 
 
-def _last_line(error: Exception) -> str:
-    """Return the last line of an error's text: in a traceback, what was raised."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
-
-
-def _print_summary(settings: Settings, http: Mapping[str, Any]) -> None:
-    address, *others = map(escape, addresses_of(settings, http))
-    checkpoint = settings.model_checkpoint_dir
-    table = Table.grid(padding=(0, 2))
-    table.add_row("[bold]Aura Serve[/]", __version__)
-    table.add_row("address", f"[bold]{address}[/]")
-    for other in others:
-        table.add_row("", other)
-    table.add_row("listening", escape(netloc(host_of(settings, http), port_of(settings, http))))
-    table.add_row("keys", _access(settings))
-    table.add_row("model", checkpoint.name if checkpoint else "demo: plain shapes")
-    if settings.models_file:
-        table.add_row("", f"and those of {settings.models_file}")
-    if checkpoint is None:
-        table.add_row("", "[yellow]for real images: aura download[/]")
-    table.add_row("terms", f"{address}/licenses")
-    table.add_row("try", f"curl {address}/health")
-    if settings.metrics_port:
-        table.add_row("metrics", f"curl http://localhost:{settings.metrics_port}/metrics")
-    table.add_row("stop", "Ctrl-C, which finishes accepted images first")
-    console.print(table)
-
-
-def _access(settings: Settings) -> str:
-    if settings.api_keys:
-        return f"{len(settings.api_keys)}, needed for all but /health, /livez and /licenses"
-    if settings.allow_anonymous:
-        return "[yellow]none: everyone may call (ALLOW_ANONYMOUS=1)[/]"
-    return "none: only this machine may call"
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,19 +1,22 @@
-"""`aura up`: check the set-up, then start the process that runs Ray, and pass signals on to it.
+"""`aura up`: check the set-up, then start the process that runs Ray, and supervise it.
 
-Two processes: this one, which is visible, waits for signals; the one that runs Ray
+Two processes: this one is visible, has the terminal, and waits for signals; the one that runs Ray
 (`cli/run_ray.py`) has a session of its own, because Ctrl-C would otherwise kill Ray before the
-drain. No Ray: a problem is reported before Ray is imported, which takes a second.
+drain. No Ray: a problem is reported before Ray is imported, which takes a second, and this process
+answers signals whatever has become of Ray.
 """
 
 import os
-import signal
-import subprocess
-import sys
+import tempfile
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from serve_app.cli.console import REFUSED, print_error
+from serve_app.cli.runner import Runner
+from serve_app.cli.summary import print_summary
+from serve_app.cli.supervisor import Supervisor
 from serve_app.config.catalog import find_checkpoints
+from serve_app.config.folders import check_folders, ray_folder
 from serve_app.config.listening import check_listening
 from serve_app.config.serve_config import read_config
 from serve_app.config.settings import Settings
@@ -29,26 +32,24 @@ def up(config: Path) -> int:
         find_checkpoints(settings)
         settings.blocked_words()
         check_listening(settings, read.http)
+        check_folders(settings.ledger)
     except OperatorError as error:
         print_error(error)
         return REFUSED
+    descriptor, log = tempfile.mkstemp(prefix="aura-up-", suffix=".log", dir=ray_folder())
+    os.close(descriptor)
+    runner = Runner(["_run", "--config", str(config)], _environment(settings), Path(log))
+    summary = partial(print_summary, settings, read.http)
+    return Supervisor(runner, Path(log), summary).run()
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Return the environment of the process that runs Ray."""
     environment = {**_metrics_environment(settings.metrics_port), **os.environ}
     if settings.model_device.startswith("cuda:"):
         environment["CUDA_VISIBLE_DEVICES"] = settings.model_device.removeprefix("cuda:")
         environment |= dict.fromkeys(("MODEL_DEVICE", "AURA_MODEL_DEVICE"), "cuda")
-    runner = subprocess.Popen(
-        [sys.executable, "-m", "serve_app", "_run", "--config", str(config)],
-        stdin=subprocess.PIPE,  # closes when this process dies, however it dies
-        start_new_session=True,
-        env=environment,
-    )
-
-    def forward(signum: int, frame: FrameType | None) -> None:
-        runner.send_signal(signal.SIGTERM)
-
-    signal.signal(signal.SIGINT, forward)
-    signal.signal(signal.SIGTERM, forward)
-    return runner.wait()
+    return environment
 
 
 def _metrics_environment(port: int | None) -> dict[str, str]:

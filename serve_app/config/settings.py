@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serve_app.config.folders import home
 from serve_app.config.network import LOOPBACK, machine_names
 from serve_app.config.setting_names import Given, SettingNames
 from serve_app.config.setting_sources import read_sources
@@ -259,7 +260,7 @@ class Settings(BaseModel):
     @property
     def ledger(self) -> Path:
         """The file of the ledger."""
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        state = Path(os.environ.get("XDG_STATE_HOME") or home() / ".local" / "state")
         return self.ledger_file or state / "aura-serve" / f"ledger-{self.backend_port}.sqlite"
 
 

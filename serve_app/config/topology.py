@@ -3,6 +3,7 @@
 No Ray: what the cluster has is handed in.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Self
@@ -10,6 +11,14 @@ from typing import Self
 from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.catalog import ModelCatalog, choose_device
 from serve_app.config.settings import Settings
+from serve_app.core.capacity.placement import (
+    CPU,
+    GPU,
+    Cluster,
+    ReplicaDemand,
+    Resources,
+    find_shortage,
+)
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 
@@ -76,13 +85,23 @@ class Topology:
         )
 
 
-def plan_stages(
-    args: AppArgs, settings: Settings, catalog: ModelCatalog, gpus: float
-) -> tuple[str, Topology]:
-    """Return the device and the stages' deployments for a cluster with `gpus` GPUs.
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What a config's args come to on a cluster."""
 
-    Raises `SettingsError` if the device is CUDA, the cluster has no GPU, and none may join later.
+    device: str
+    topology: Topology
+    demands: tuple[ReplicaDemand, ...]
+
+
+def plan_stages(
+    args: AppArgs, settings: Settings, catalog: ModelCatalog, cluster: Cluster
+) -> StagePlan:
+    """Return the device and the deployments for a cluster.
+
+    Raises `SettingsError` if the replicas that start don't fit, unless nodes may join later.
     """
+    gpus = cluster.gpus
     device = choose_device(settings.model_device, gpus=gpus)
     topology = Topology.resolve(
         args,
@@ -99,7 +118,42 @@ def plan_stages(
             remedy="Check nvidia-smi, or set MODEL_DEVICE=cpu. If GPU nodes join later, set "
             "num_gpus: 1 for each stage in the args",
         )
-    return device, topology
+    plan = StagePlan(device, topology, replica_demands(args, topology))
+    if not cluster.may_grow:
+        check_placement(plan.demands, cluster.nodes)
+    return plan
+
+
+def replica_demands(args: AppArgs, topology: Topology) -> tuple[ReplicaDemand, ...]:
+    """Return what the replicas that the service starts with request from Ray."""
+    stages = [
+        ReplicaDemand(
+            stage.name,
+            stage.scale.min_replicas,
+            {GPU: stage.num_gpus, CPU: stage.scale.num_cpus},
+        )
+        for stage in topology.deployments
+    ]
+    ingress = ReplicaDemand("Ingress", args.ingress.min_replicas, {CPU: args.ingress.num_cpus})
+    return (*stages, ingress)
+
+
+def check_placement(demands: Iterable[ReplicaDemand], nodes: Sequence[Resources]) -> None:
+    """Check that all replicas fit on the nodes. Raises `SettingsError` that says what lacks."""
+    shortage = find_shortage(demands, nodes)
+    if shortage is None:
+        return
+    remedy = (
+        "Lower num_gpus, num_cpus or min_replicas in the args of the config, or add nodes first"
+    )
+    if shortage.lacks_gpu:
+        remedy = (
+            "Check nvidia-smi, or use a config for a machine without a GPU, such as "
+            "configs/cpu.yaml"
+        )
+    raise SettingsError(
+        f"can't start: {shortage}", subject=shortage.demand.deployment, remedy=remedy
+    )
 
 
 def _scales(

@@ -21,6 +21,7 @@ from serve_app.config.catalog import (
 )
 from serve_app.config.settings import Settings
 from serve_app.config.topology import StageDeployment, Topology, plan_stages
+from serve_app.core.capacity.placement import Cluster
 from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.info import ServiceInfo
@@ -41,15 +42,16 @@ _HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head 
 HttpOf = Callable[[Settings, ServiceInfo], OpenHttp]
 
 
-def bind_service(args: AppArgs, gpus: float, cpus: int, http: HttpOf) -> Application:
+def bind_service(args: AppArgs, cluster: Cluster, cpus: int, http: HttpOf) -> Application:
     """Bind the application for a cluster.
 
-    `gpus` is what the cluster has, `cpus` what its smallest machine has, and `http` makes what
-    opens the HTTP side of an ingress replica.
+    `cpus` is what its smallest machine has, and `http` makes what opens the HTTP side of an
+    ingress replica. Raises `OperatorError`.
     """
     settings = Settings.read(args.settings)
     catalog = find_checkpoints(settings)
-    device, topology = plan_stages(args, settings, catalog, gpus)
+    plan = plan_stages(args, settings, catalog, cluster)
+    device, topology = plan.device, plan.topology
     # Imported only when the settings are right, because it imports torch, which takes seconds.
     from serve_app.deployments.stage_replica import StageReplica
 

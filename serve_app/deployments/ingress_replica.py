@@ -19,6 +19,7 @@ from serve_app.core.capacity.demand import to_wire
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.info import ModelInfo
 from serve_app.core.service.metrics import BUILD_INFO, Meter
+from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.autoscaling import MAX_TOTAL_REPLICAS
 from serve_app.deployments.clients import RemoteLedger, RemoteStage
 from serve_app.deployments.conductor import Conductor
@@ -70,6 +71,7 @@ class IngressConfig:
 class IngressReplica:
     """One ingress process: the HTTP side, a conductor, and handles to stages and ledger."""
 
+    @startup_errors("the ingress")
     def __init__(
         self,
         config: IngressConfig,

@@ -25,6 +25,7 @@ from serve_app.core.service.jobs import (
     JobState,
 )
 from serve_app.core.service.rate_limit import RateLimit, TokenBucket, consume, is_full
+from serve_app.core.startup_error import startup_errors
 
 RESULT_TTL = 600.0  # seconds that a finished job and its result are kept
 CLAIM_TTL = 86_400.0  # seconds that a key keeps its seed, and so its bytes
@@ -48,6 +49,7 @@ CREATE TABLE IF NOT EXISTS terms (caller TEXT PRIMARY KEY, terms TEXT, accepted 
 class Ledger:
     """All that outlives an ingress process. There is one instance; no method waits for another."""
 
+    @startup_errors("the ledger")
     def __init__(
         self,
         file: Path | None,

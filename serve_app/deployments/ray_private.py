@@ -8,6 +8,7 @@ from abc import abstractmethod
 from contextlib import suppress
 from typing import Any, cast
 
+import ray
 from ray.serve._private.common import ReplicaState, RequestMetadata
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentBroadcastResponse
@@ -22,6 +23,7 @@ __all__ = [
     "RequestMetadata",
     "broadcast_results",
     "serve_client",
+    "shut_down_without_waiting",
 ]
 
 CHECKED_AGAINST = "2.60"
@@ -30,6 +32,7 @@ PRIVATE_NAMES = (  # module:attributes
     POWER_OF_TWO_CHOICES,
     "ray.serve._private.common:ReplicaState",
     "ray.serve._private.common:RequestMetadata",
+    "ray.serve._private.client:ServeControllerClient.shutdown",  # whose `_controller` is used
     "ray.serve.context:_get_global_client",
     "ray.serve.handle:DeploymentBroadcastResponse._fetch_replica_results_async",
     "ray.serve.request_router:RequestRouter._cancel_routing_task_for_pending_request",
@@ -43,6 +46,12 @@ PRIVATE_NAMES = (  # module:attributes
 def serve_client() -> Any:
     """Return the client of the running Serve, which can deploy a whole config."""
     return _get_global_client()
+
+
+def shut_down_without_waiting() -> None:
+    """Tell Serve to shut down, as `serve.shutdown` does, which waits for every replica."""
+    with suppress(Exception):  # Serve was not started, or is gone
+        ray.get(serve_client()._controller.graceful_shutdown.remote(wait=False), timeout=2)
 
 
 async def broadcast_results(response: DeploymentBroadcastResponse) -> list[Any]:

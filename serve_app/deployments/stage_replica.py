@@ -101,14 +101,14 @@ def _extension_files(
 class StageReplica:
     """One replica of a stage: takes samples, and streams snapshots and at last the sample."""
 
+    @startup_errors("a replica of base or refiner")
     def __init__(
         self,
         config: StageConfig,
         meter: Callable[[], Meter] = InMemoryMeter,
         load: Callable[[StageConfig], ModelCache] = load_models,
     ) -> None:
-        with startup_errors():
-            models = load(config)
+        models = load(config)
         self._profile = models.profile.name
         self._max_images = config.max_batch_images
         refiner = str(Stage.REFINER) if len(config.stages) > 1 else None  # alone it needs no name

@@ -4,8 +4,7 @@ A check that raises is a finding too. No terminal.
 """
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 
 from serve_app.config.app_args import AppArgs
 from serve_app.config.catalog import max_batch_images, precision_of
+from serve_app.config.folders import ray_folder
 from serve_app.config.listening import host_of, port_of
 from serve_app.config.settings import Settings
-from serve_app.config.topology import Topology
+from serve_app.config.topology import Topology, replica_demands
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 from serve_app.doctor.checks import (
@@ -32,7 +32,7 @@ from serve_app.doctor.checks import (
 )
 from serve_app.doctor.checks.address import UrlResponse
 from serve_app.doctor.checks.gpu_memory import ModelSize
-from serve_app.doctor.checks.gpu_probe import GpuReport
+from serve_app.doctor.checks.gpu_probe import Gpu, GpuReport
 from serve_app.doctor.checks.machine import Machine
 from serve_app.doctor.checks.models import FoundModels
 from serve_app.doctor.checks.ray_cluster import Cluster
@@ -198,12 +198,21 @@ def _check_capacity(
         address = results.cluster.address
         yield skip("memory", f"not checked: the service runs on the GPUs of the Ray at {address}")
         return
+    placement = capacity.check_placement(
+        replica_demands(args, topology), os.cpu_count() or 1, _ray_gpus(device, selected), config
+    )
+    if device == "cuda" or placement.fix:
+        yield placement
     if device != "cuda":
         yield capacity.check_ram(load, results.machine.available_memory)
         return
-    yield capacity.check_gpu_count(load, selected, config)
     yield capacity.check_gpu_memory(load, selected)
     yield from capacity.check_host_copies(load, selected, results.machine.available_memory)
+
+
+def _ray_gpus(device: str, selected: Sequence[Gpu]) -> int:
+    """Return the GPUs that Ray sees on this machine; Apple's is one."""
+    return len(selected) or int(device == "mps")
 
 
 def _check_access(
@@ -228,13 +237,14 @@ def _check_access(
 def _check_ray(results: ProbeResults) -> Iterator[Finding]:
     yield ray_cluster.check_cluster(results.cluster)
     yield ray_cluster.check_exposure(results.cluster)
+    yield disk.check_ray_folders(os.environ)
 
 
 def _check_disk(settings: Settings) -> Iterator[Finding]:
     yield disk.check_ledger(settings.ledger)
     usages = [
         disk.probe("the ledger", settings.ledger.parent),
-        disk.probe("Ray's files", Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())),
+        disk.probe("Ray's files", ray_folder()),
     ]
     if settings.model_checkpoint_dir:
         usages.append(disk.probe("the models", settings.model_checkpoint_dir))

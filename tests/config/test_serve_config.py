@@ -16,6 +16,7 @@ from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.lint import POLICY, SECTIONS
 from serve_app.config.serve_config import ServeConfig, lint_file, read_config
 from serve_app.config.settings import VARIABLES, check_given
+from serve_app.core.capacity.placement import Cluster
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 from serve_app.deployments.graph import bind_service
@@ -67,7 +68,7 @@ def bound(path: Path, gpus: float, device: str) -> dict[str, dict[str, Any]]:
     args = read_config(path).args
     demo = {"MODEL_CHECKPOINT_DIR": "", "MODEL_REFINER_CHECKPOINT_DIR": "", "MODEL_DEVICE": device}
     args = args.model_copy(update={"settings": args.settings | demo})
-    application = bind_service(args, gpus, 8, http)
+    application = bind_service(args, Cluster(({"CPU": 8, "GPU": gpus},)), 8, http)
     built = build_app(application, name="aura")
     found = {}
     for deployment in built.deployments:
@@ -128,7 +129,9 @@ def test_a_shipped_config_comes_to_the_deployments_that_it_promises(path: Path) 
 def ingress_of(args: dict[str, Any], gpus: float, **settings: str) -> IngressConfig:
     """Return the config of the ingress on a cluster with `gpus` GPUs."""
     app_args = AppArgs.model_validate(args | {"settings": {"MODEL_DEVICE": "cuda"} | settings})
-    built = build_app(bind_service(app_args, gpus, 8, http), name="aura")
+    built = build_app(
+        bind_service(app_args, Cluster(({"CPU": 8, "GPU": gpus},)), 8, http), name="aura"
+    )
     (ingress,) = (entry for entry in built.deployments if entry.name == "Ingress")
     config: IngressConfig = ingress.init_args[0]
     return config

@@ -3,7 +3,10 @@
 import pytest
 
 from serve_app.config.app_args import AppArgs, DeploymentScale
-from serve_app.config.topology import Topology
+from serve_app.config.catalog import find_checkpoints
+from serve_app.config.settings import Settings
+from serve_app.config.topology import Topology, plan_stages
+from serve_app.core.capacity.placement import Cluster, find_shortage
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 
@@ -194,3 +197,47 @@ def test_total_gpus_that_are_too_few_or_not_divisible_are_an_error(
     with pytest.raises(SettingsError, match=message) as refused:
         Topology.resolve(args, "cuda", 16, refiner=True, total_gpus=total)
     assert refused.value.variable == "TOTAL_GPUS"
+
+
+ONE_GPU_CONFIG = AppArgs(combined=DeploymentScale(num_gpus=1))
+MACHINE = {"CPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("args", "nodes", "sentence"),
+    [
+        (
+            ONE_GPU_CONFIG,
+            (MACHINE,),
+            "BaseAndRefiner can't start: 1 replica needs 1 GPU and 0.1 CPU, and Ray has 0 GPU and "
+            "2 CPU on 1 node. Check nvidia-smi, or use a config for a machine without a GPU",
+        ),
+        (
+            AppArgs(ingress=DeploymentScale(min_replicas=3, num_cpus=1)),
+            (MACHINE,),
+            "Ingress can't start: 3 replicas need 1 CPU each, and Ray has 2 CPU on 1 node, with "
+            "room for 2. Lower num_gpus, num_cpus or min_replicas",
+        ),
+    ],
+)
+def test_what_the_nodes_can_not_hold_is_refused_at_once_unless_more_may_join(
+    args: AppArgs, nodes: tuple[dict[str, float], ...], sentence: str
+) -> None:
+    settings = Settings(model_device="cpu")
+    catalog = find_checkpoints(settings)
+    with pytest.raises(SettingsError) as refused:
+        plan_stages(args, settings, catalog, Cluster(nodes))
+    assert str(refused.value).startswith(sentence)
+    plan = plan_stages(args, settings, catalog, Cluster(nodes, may_grow=True))
+    assert find_shortage(plan.demands, nodes) is not None
+
+
+def test_what_the_nodes_hold_is_planned() -> None:
+    settings = Settings(model_device="auto")
+    cluster = Cluster((MACHINE, {"CPU": 8.0, "GPU": 1.0}))
+    plan = plan_stages(ONE_GPU_CONFIG, settings, find_checkpoints(settings), cluster)
+    assert plan.device == "cuda"
+    assert [(demand.deployment, demand.count) for demand in plan.demands] == [
+        ("BaseAndRefiner", 1),
+        ("Ingress", 1),
+    ]

@@ -1,7 +1,9 @@
 """A working folder with the shipped serve config, and a machine on which nothing is wrong."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -15,17 +17,18 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(autouse=True)
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Work in a folder with nothing but the serve config, and without exported settings."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     work = tmp_path / "work"
     work.mkdir()
     shutil.copy(ROOT / "serve_config.yaml", work)
     monkeypatch.chdir(work)
-    return work
+    with TemporaryDirectory(dir="/tmp") as short:  # the paths of Ray's sockets are limited
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        yield work
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`aura up`: a problem is one line of text, and accepted images are finished."""
 
-import signal
 import socket
 import subprocess
 import sys
@@ -14,9 +13,13 @@ import pytest
 from serve_app.doctor.checks.ports import find_listeners
 from tests.support.checkpoints import broken_checkpoint
 from tests.support.ports import free_port
+from tests.support.running_up import RunningUp
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.ray
+
+ONE_GPU_CONFIG = Path(__file__).parents[2] / "configs" / "one-gpu-12gb.yaml"
+SUMMARY = {"address", "listening", "keys", "model", "for", "terms", "try", "metrics", "logs"}
 
 
 @pytest.mark.parametrize("kind", ["missing", "incomplete", "pickle"])
@@ -72,52 +75,51 @@ def test_up_reports_that_a_configured_gpu_is_missing(environment: dict[str, str]
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "MODEL_DEVICE=cuda needs a GPU, and Ray sees none" in done.stderr
 
 
-def test_up_serves_on_its_port_and_drains_on_sigterm(
-    environment: dict[str, str], tmp_path: Path
+def test_up_refuses_a_config_for_more_than_the_machine_has_at_once(
+    environment: dict[str, str],
 ) -> None:
-    port, metrics_port = free_port(), free_port()
-    address = f"http://127.0.0.1:{port}"
-    running = subprocess.Popen(
-        [sys.executable, "-m", "serve_app", "up"],
-        env=environment
-        | {
-            "BACKEND_PORT": str(port),
-            "METRICS_PORT": str(metrics_port),
-            "MODEL_CPU_THREADS": "1",
-        },
-        stderr=subprocess.PIPE,
+    done = subprocess.run(
+        [sys.executable, "-m", "serve_app", "up", "--config", str(ONE_GPU_CONFIG)],
+        env=environment | {"MODEL_DEVICE": "cpu", "BACKEND_PORT": str(free_port())},
+        capture_output=True,
         text=True,
     )
-    statuses: list[int] = []
-    try:
+    assert done.returncode == 2
+    loading, error, logs = done.stderr.splitlines()
+    assert loading == "loading the models"
+    assert error.startswith(
+        "error BaseAndRefiner can't start: 1 replica needs 1 GPU and 0.1 CPU, and Ray has 0 GPU and "
+    )
+    assert logs.startswith("logs: ")
 
-        def ready() -> bool:
-            assert running.poll() is None
-            try:
-                return httpx.get(f"{address}/health", timeout=10).status_code == 200
-            except httpx.HTTPError:
-                return False
 
-        until(ready, 120)
-        health = httpx.get(f"{address}/health", timeout=10).json()
+def test_up_serves_on_its_port_shows_requests_and_drains_on_sigterm(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    metrics_port = free_port()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32}  # of which Ray would warn
+    with RunningUp(environment | token, tmp_path, METRICS_PORT=str(metrics_port)) as up:
+        statuses: list[int] = []
+        up.wait_ready()
+        health = httpx.get(f"{up.address}/health", timeout=10).json()
         assert health["replicas"] == {"base": 1, "refiner": 1}
         metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10)
         assert "ray_" in metrics.text
         addresses = {
             listener.address
             for listener in find_listeners() or ()
-            if listener.port in (port, metrics_port)
+            if listener.port in (up.port, metrics_port)
         }
         assert addresses <= {"127.0.0.1"}  # empty where the system does not list them
 
         def call() -> None:
             body = {"prompt": "the last one", "steps": 75, "imageCount": 1}
             try:
-                response = httpx.post(f"{address}/generate", json=body, timeout=120)
+                response = httpx.post(f"{up.address}/generate?key=k", json=body, timeout=120)
             except httpx.HTTPError:
                 statuses.append(0)
             else:
@@ -125,22 +127,23 @@ def test_up_serves_on_its_port_and_drains_on_sigterm(
 
         thread = threading.Thread(target=call)
         thread.start()
-        until(lambda: httpx.get(f"{address}/health", timeout=10).json()["owedSeconds"] > 0, 90)
-        running.send_signal(signal.SIGTERM)
-        refusal = until(lambda: _refusal(address), 20)
+        until(lambda: httpx.get(f"{up.address}/health", timeout=10).json()["owedSeconds"] > 0, 90)
+        up.terminate()
+        refusal = until(lambda: _refusal(up.address), 20)
         assert refusal["error"]["code"] == "DRAINING"
         thread.join()
         assert statuses == [201]
-        assert running.wait(60) == 0
-    finally:
-        if running.poll() is None:
-            running.kill()
-            running.wait()
-        assert running.stderr is not None
-        log = running.stderr.read()
-        running.stderr.close()
-    assert "draining" in log
-    assert "stopped" in log
+        assert up.process.wait(60) == 0
+        refused, served = (line.partition(" - ")[2] for line in up.stdout.splitlines()[-2:])
+        assert refused.startswith('"POST /generate HTTP/1.1" 503 Service Unavailable ')
+        assert served.startswith('"POST /generate HTTP/1.1" 201 Created ')
+        assert " images=1 job_id=" in served
+        shown = [line.split()[0] for line in up.stderr.splitlines() if line.strip()]
+        logs = up.stderr.split()[-1]
+    assert shown[:2] == ["loading", "Aura"]
+    assert shown[-4:] == ["stop", "draining:", "stopped", "logs:"]
+    assert set(shown[2:-4]) <= SUMMARY
+    assert (Path(logs) / "aura-up.log").stat().st_size > 0
 
 
 def _refusal(address: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from serve_app.config.checkpoints import ENV_VAR
 from serve_app.config.topology import Topology
+from serve_app.core.capacity.placement import CPU, GPU, ReplicaDemand, find_shortage
 from serve_app.core.diffusion.spec import Stage
 from serve_app.doctor.checks.gpu_memory import DtypeBytes, ModelSize, Replica, assign_to_gpus
 from serve_app.doctor.checks.gpu_probe import Gpu, gib
@@ -86,17 +87,24 @@ def planned_replicas(
     )
 
 
-def check_gpu_count(load: PlannedLoad, gpus: Sequence[Gpu], config: Path) -> Finding:
-    """Check that Ray finds a GPU, or its share of one, for every replica."""
-    requested = sum(replica.gpu_share for replica in load.replicas)
-    message = (
-        f"{_count(len(load.replicas), 'replica')} {'needs' if len(load.replicas) == 1 else 'need'} "
-        f"{requested:g} of {_count(len(gpus), 'GPU')}"
-    )
-    if assign_to_gpus(load.replicas, len(gpus)) is not None:
-        return fine("gpus", message)
-    return fail(
-        "gpus", f"{message}: the replicas that don't fit would never start", edit_command(config)
+def check_placement(
+    demands: Sequence[ReplicaDemand], cpus: int, gpus: int, config: Path
+) -> Finding:
+    """Check that Ray finds what every replica requests, on this machine alone."""
+    shortage = find_shortage(demands, [{CPU: cpus, GPU: gpus}])
+    if shortage is not None:
+        return fail(
+            "gpus" if shortage.demand.resources.get(GPU) else "cpus",
+            f"{shortage.demand.deployment} can't start: {shortage}",
+            edit_command(config),
+        )
+    asking = [demand for demand in demands if demand.resources.get(GPU)]
+    replicas = sum(demand.count for demand in asking)
+    requested = sum(demand.count * demand.resources[GPU] for demand in asking)
+    return fine(
+        "gpus",
+        f"{_count(replicas, 'replica')} {'needs' if replicas == 1 else 'need'} "
+        f"{requested:g} of {_count(gpus, 'GPU')}",
     )
 
 

@@ -5,12 +5,13 @@ Nothing is left behind: whether a folder is writable is tried with a file that h
 
 import shlex
 import shutil
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve_app.config.folders import file_problem, nearest_existing, ray_folder, ray_problems
 from serve_app.doctor.checks.gpu_probe import gib
-from serve_app.doctor.finding import Finding, fail, fine, warn
+from serve_app.doctor.finding import Finding, fail, fine, problem_of, warn
 
 _MIN_FREE = 1 << 30  # bytes: the ledger alone keeps up to half a GiB of images
 _LOW_FREE = 5 << 30  # bytes
@@ -30,7 +31,7 @@ class DiskUsage:
 
 def probe(purpose: str, folder: Path) -> DiskUsage:
     """Return the disk of a folder, which need not exist yet."""
-    existing = _nearest_existing(folder)
+    existing = nearest_existing(folder)
     usage = shutil.disk_usage(existing)
     return DiskUsage(purpose, existing, usage.free, usage.total)
 
@@ -55,23 +56,23 @@ def check_free_space(usages: list[DiskUsage]) -> Finding:
     return fine("disk", f"free: {'; '.join(listed)}")
 
 
+def check_ray_folders(environ: Mapping[str, str]) -> Finding:
+    """Check that Ray can write its files, its shared memory and its token."""
+    for problem in ray_problems(environ):
+        fix = "unset RAY_TMPDIR TMPDIR" if problem.variable else "df -h /dev/shm"
+        if problem.variable == "HOME":
+            fix = "export HOME=$(getent passwd $(id -u) | cut -d: -f6)"
+        return fail("ray files", problem_of(problem), fix)
+    return fine("ray files", f"Ray can write to {ray_folder(environ)} and to its token's file")
+
+
 def check_ledger(file: Path) -> Finding:
     """Check that the ledger can be opened, or created, at the path in the settings."""
-    default = "LEDGER_FILE="
-    if file.is_dir():
-        return fail("ledger", f"{file} is a folder, and must be a file", default)
-    existing = _nearest_existing(file.parent)
-    if not existing.is_dir():
-        return fail("ledger", f"{file} can't be created: {existing} is not a folder", default)
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        return fail(
-            "ledger",
-            f"{file} can't be written: {existing} is not writable ({error.strerror})",
-            f"sudo chown -R $USER {shlex.quote(str(existing))}",
-        )
+    if problem := file_problem(file):
+        existing = nearest_existing(file.parent)
+        is_foreign = existing.is_dir() and not file.is_dir()
+        fix = f"sudo chown -R $USER {shlex.quote(str(existing))}" if is_foreign else "LEDGER_FILE="
+        return fail("ledger", f"{file} {problem}", fix)
     if file.exists() and not _is_database(file):
         return fail(
             "ledger",
@@ -85,8 +86,3 @@ def _is_database(file: Path) -> bool:
     """Return whether SQLite would open the file: it has SQLite's header or is empty."""
     with file.open("rb") as stream:
         return stream.read(len(_SQLITE_HEADER)) in (_SQLITE_HEADER, b"")
-
-
-def _nearest_existing(folder: Path) -> Path:
-    """Return the folder itself, or the nearest one above it that exists."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())

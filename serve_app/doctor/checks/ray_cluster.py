@@ -7,11 +7,10 @@ the GCS or the client port of a cluster without a token can run code on this mac
 
 import os
 import socket
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from serve_app.config.folders import started_cluster
 from serve_app.config.network import LOOPBACK
 from serve_app.doctor.checks.ports import Listener, find_listeners, http_get
 from serve_app.doctor.finding import Finding, fail, fine, skip, warn
@@ -42,7 +41,7 @@ def probe(ports: Mapping[int, str] = PORTS) -> Cluster:
     """Probe Ray on this machine; `ports` names those that belong to it."""
     setting = os.environ.get("RAY_ADDRESS", "")
     if setting in ("", "auto"):
-        address = _running_cluster()
+        address = started_cluster()
     else:
         address = "" if setting == "local" else setting
     listeners = find_listeners()
@@ -122,15 +121,6 @@ def check_exposure(cluster: Cluster) -> Finding:
             "unset RAY_AUTH_MODE",
         )
     return fine("ray ports", "other machines reach none of Ray's ports")
-
-
-def _running_cluster() -> str:
-    """Return the address that `ray start` wrote down on this machine, "" without one."""
-    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    try:
-        return (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _responds(address: str) -> bool:

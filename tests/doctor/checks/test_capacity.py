@@ -7,12 +7,13 @@ import pytest
 
 from serve_app.config.app_args import AppArgs
 from serve_app.config.serve_config import read_config
-from serve_app.config.topology import Topology
+from serve_app.config.topology import Topology, replica_demands
+from serve_app.core.capacity.placement import ReplicaDemand
 from serve_app.doctor.checks.capacity import (
     PlannedLoad,
-    check_gpu_count,
     check_gpu_memory,
     check_host_copies,
+    check_placement,
     check_ram,
     planned_replicas,
 )
@@ -229,26 +230,53 @@ def test_every_gpu_needs_memory_for_its_replicas(
     assert check_gpu_memory(planned, gpus) == finding
 
 
+def demand(count: int, gpus: float, cpus: float = 0.1, name: str = "Base") -> ReplicaDemand:
+    return ReplicaDemand(name, count, {"GPU": gpus, "CPU": cpus})
+
+
+EDIT = '"${EDITOR:-vi}" serve_config.yaml'
+
+
 @pytest.mark.parametrize(
-    ("planned", "num_gpus", "finding"),
+    ("demands", "num_gpus", "finding"),
     [
-        (load(base(), refiner()), 2, fine("gpus", "2 replicas need 2 of 2 GPUs")),
-        (load(*SHARING_A_GPU), 1, fine("gpus", "2 replicas need 1 of 1 GPU")),
+        ([demand(1, 1), demand(1, 1)], 2, fine("gpus", "2 replicas need 2 of 2 GPUs")),
+        ([demand(2, 0.5)], 1, fine("gpus", "2 replicas need 1 of 1 GPU")),
         (
-            load(base(), base(), base()),
+            [demand(3, 1)],
             2,
             fail(
                 "gpus",
-                "3 replicas need 3 of 2 GPUs: the replicas that don't fit would never start",
-                '"${EDITOR:-vi}" serve_config.yaml',
+                "Base can't start: 3 replicas need 1 GPU and 0.1 CPU each, and Ray has 2 GPU and "
+                "4 CPU on 1 node, with room for 2",
+                EDIT,
+            ),
+        ),
+        (
+            [demand(1, 1)],
+            0,
+            fail(
+                "gpus",
+                "Base can't start: 1 replica needs 1 GPU and 0.1 CPU, and Ray has 0 GPU and 4 CPU "
+                "on 1 node",
+                EDIT,
+            ),
+        ),
+        (
+            [demand(1, 0, 8)],
+            0,
+            fail(
+                "cpus",
+                "Base can't start: 1 replica needs 8 CPU, and Ray has 4 CPU on 1 node",
+                EDIT,
             ),
         ),
     ],
 )
-def test_every_replica_needs_a_gpu_or_a_share_of_one(
-    planned: PlannedLoad, num_gpus: int, finding: Finding
+def test_every_replica_needs_what_it_requests(
+    demands: list[ReplicaDemand], num_gpus: int, finding: Finding
 ) -> None:
-    assert check_gpu_count(planned, [gpu(24)] * num_gpus, Path("serve_config.yaml")) == finding
+    assert check_placement(demands, 4, num_gpus, Path("serve_config.yaml")) == finding
 
 
 @pytest.mark.parametrize(
@@ -371,9 +399,10 @@ def test_sdxl_fits_on_the_machine_that_a_config_is_for(
     images, precision = int(settings["MODEL_MAX_BATCH_SIZE"]), settings.get("MODEL_PRECISION")
     planned = PlannedLoad(replicas, images, precision or "fp16", vae_half=device == "cuda")
     if device == "cuda":
+        demands = replica_demands(args, Topology.resolve(args, device, num_gpus, refiner=True))
         gpus = [gpu(gpu_memory)] * num_gpus
         findings = [
-            check_gpu_count(planned, gpus, Path(config)),
+            check_placement(demands, 8, num_gpus, Path(config)),
             check_gpu_memory(planned, gpus),
             *check_host_copies(planned, gpus, host_memory * GIB),
         ]

@@ -1,7 +1,9 @@
 """Ray as it is seen from outside: servers that really listen, and clusters as values."""
 
+import os
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -97,7 +99,7 @@ def test_a_dashboard_on_loopback_is_no_problem(probes: Probes) -> None:
 def test_a_running_cluster_is_reported_because_the_service_would_join_it(
     setup: SetUp, probes: Probes
 ) -> None:
-    folder = setup.folder.parent / "ray"
+    folder = Path(os.environ["RAY_TMPDIR"]) / "ray"
     folder.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"

@@ -1,0 +1,47 @@
+"""What `aura up` shows when the service is ready: where it is, who may call, where its logs are."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from serve_app import __version__
+from serve_app.cli.console import console
+from serve_app.config.listening import addresses_of, host_of, port_of
+from serve_app.config.network import netloc
+from serve_app.config.settings import Settings
+
+
+def print_summary(settings: Settings, http: Mapping[str, Any], logs: Path) -> None:
+    """Print the summary of a service that is ready."""
+    address, *others = map(escape, addresses_of(settings, http))
+    checkpoint = settings.model_checkpoint_dir
+    table = Table.grid(padding=(0, 2))
+    table.add_row("[bold]Aura Serve[/]", __version__)
+    table.add_row("address", f"[bold]{address}[/]")
+    for other in others:
+        table.add_row("", other)
+    table.add_row("listening", escape(netloc(host_of(settings, http), port_of(settings, http))))
+    table.add_row("keys", _access(settings))
+    table.add_row("model", checkpoint.name if checkpoint else "demo: plain shapes")
+    if settings.models_file:
+        table.add_row("", f"and those of {settings.models_file}")
+    if checkpoint is None:
+        table.add_row("", "[yellow]for real images: aura download[/]")
+    table.add_row("terms", f"{address}/licenses")
+    table.add_row("try", f"curl {address}/health")
+    if settings.metrics_port:
+        table.add_row("metrics", f"curl http://localhost:{settings.metrics_port}/metrics")
+    table.add_row("logs", escape(str(logs)))
+    table.add_row("stop", "Ctrl-C, which finishes accepted images first")
+    console.print(table)
+
+
+def _access(settings: Settings) -> str:
+    if settings.api_keys:
+        return f"{len(settings.api_keys)}, needed for all but /health, /livez and /licenses"
+    if settings.allow_anonymous:
+        return "[yellow]none: everyone may call (ALLOW_ANONYMOUS=1)[/]"
+    return "none: only this machine may call"

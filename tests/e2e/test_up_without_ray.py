@@ -1,0 +1,101 @@
+"""`aura up` when Ray breaks: it ends within seconds, and leaves no process behind."""
+
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.support.running_up import RunningUp, running
+
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("raylet/raylet", "Ray is lost (its raylet has ended), so the service is ended"),
+        ("gcs/gcs_server", "Ray is lost (its gcs_server has ended), so the service is ended"),
+        ("", "the process that runs Ray ended by signal 9"),
+    ],
+)
+def test_up_ends_with_everything_it_started_when_a_part_of_ray_is_killed(
+    environment: dict[str, str], tmp_path: Path, name: str, sentence: str
+) -> None:
+    with RunningUp(environment, tmp_path) as up:
+        up.wait_ready()
+        session = up.session()
+        assert len(session) > 5
+        (up.find(name) if name else up.runner).kill()
+        assert up.process.wait(30) == 1
+        assert running(session) == []
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{up.address}/health", timeout=10)
+        assert sentence in up.stderr
+        assert up.stderr.splitlines()[-1].startswith("logs: ")
+
+
+def test_up_ends_when_ray_stops_answering(environment: dict[str, str], tmp_path: Path) -> None:
+    with RunningUp(environment, tmp_path) as up:
+        up.wait_ready()
+        session = up.session()
+        up.find("gcs/gcs_server").suspend()
+        assert up.process.wait(60) == 1
+        assert running(session) == []
+        assert "Ray is lost (it has not answered for 20 s)" in up.stderr
+
+
+def test_up_survives_the_death_of_serve_s_controller_and_of_a_replica(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with RunningUp(environment, tmp_path) as up:
+        up.wait_ready()
+        for name in ("ray::ServeController", "ray::ServeReplica:aura:Refiner"):
+            killed = up.find(name)
+            killed.kill()
+            up.wait_for(partial(_is_replaced, up, name, killed))
+        up.wait_ready()
+        body = {"prompt": "a red circle", "steps": 5, "imageCount": 1}
+        up.wait_for(lambda: httpx.post(f"{up.address}/generate", json=body).status_code == 201)
+        up.terminate()
+        assert up.process.wait(60) == 0
+        assert "error" not in up.stderr
+
+
+def _is_replaced(up: RunningUp, name: str, killed: psutil.Process) -> bool:
+    found = [p for p in up.session() if name in " ".join(p.cmdline()[:1])]
+    return bool(found) and killed not in found
+
+
+def test_sigterm_is_obeyed_within_seconds_while_ray_does_not_answer(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with RunningUp(environment, tmp_path) as up:
+        up.wait_ready()
+        session = up.session()
+        for name in ("raylet/raylet", "gcs/gcs_server"):
+            up.find(name).suspend()
+        started = time.monotonic()
+        up.terminate()
+        up.terminate()
+        assert up.process.wait(30) in (0, 1)
+        assert time.monotonic() - started < 30
+        assert running(session) == []
+
+
+def test_a_second_signal_ends_the_drain(environment: dict[str, str], tmp_path: Path) -> None:
+    with RunningUp(environment, tmp_path) as up:
+        up.wait_ready()
+        session = up.session()
+        body = {"prompt": "a red circle", "steps": 150, "imageCount": 8}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{up.address}/generate", json=body, timeout=2)
+        up.process.send_signal(signal.SIGINT)
+        up.wait_for(lambda: "draining" in up.stderr)
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(60) == 0
+        assert running(session) == []
+        assert up.stderr.splitlines()[-2] == "stopped"
