@@ -81,6 +81,7 @@ def run_ray(config: Path, report_fd: int) -> int:
     try:
         cluster = ray_cluster(started_cluster())
         plan = plan_stages(read.args, settings, find_checkpoints(settings), cluster)
+        reports.send(Kind.LOADING)
         _start_serve(read, settings)
         _deploy(read.application, name, plan, reports)
         ready.set()

@@ -16,6 +16,7 @@ class Kind(StrEnum):
     """The kinds of reports, in the order in which a start and a stop send them."""
 
     CONNECTED = "connected"  # to Ray; `text` is the folder of its logs
+    LOADING = "loading"  # the models, which fit on the cluster or wait for nodes
     BEAT = "beat"  # Ray has answered a call; again and again
     WAITING = "waiting"  # `text` says for what the models wait
     READY = "ready"

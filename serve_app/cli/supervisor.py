@@ -100,6 +100,7 @@ class Supervisor:
                 self._logs = Path(report.text)
                 self._log = _moved(self._log, self._logs)
                 self._last_beat = self._clock()
+            case Kind.LOADING:
                 self._show_status("loading the models")
             case Kind.BEAT:
                 self._last_beat = self._clock()
