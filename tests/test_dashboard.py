@@ -10,7 +10,8 @@ import pytest
 
 from serve_app.core.service.metrics import METRICS, MetricKind
 
-FILE = Path(__file__).parent.parent / "configs" / "grafana-dashboard.json"
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "monitoring" / "grafana" / "dashboards" / "aura-serve.json"
 DASHBOARD = json.loads(FILE.read_text(encoding="utf-8"))
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES: list[tuple[str, str]] = [

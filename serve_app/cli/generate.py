@@ -2,46 +2,34 @@
 
 The options become a job just as a request to /generate does. Under the same numeric profile
 (MODEL_CPU_THREADS, and as many images as the service steps together) the file has the same bytes
-as the service's. No Ray.
+as the service's. No Ray; torch, whose import takes seconds, only once the options, the settings
+and the models have been checked.
 """
 
-import os
 import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from serve_app.cli.console import OK, REFUSED, console, print_error, print_warning
-from serve_app.config.catalog import (
-    ModelCatalog,
-    choose_device,
-    find_checkpoints,
-    max_batch_images,
-    service_info,
-)
+from serve_app.config.catalog import ModelCatalog, find_checkpoints, service_info
 from serve_app.config.settings import Settings
-from serve_app.core.diffusion.spec import SEED_RANGE, Stage
-from serve_app.core.errors import AuraError, InvalidRequest
+from serve_app.core.diffusion.spec import SEED_RANGE
+from serve_app.core.errors import AuraError, CallerError, InvalidRequest
 from serve_app.core.service.moderation import WordList, check_prompts
 from serve_app.core.validation_message import validation_message
 from serve_app.ingress.generation import plan_job
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.native.rerun import GENERATE
 from serve_app.ingress.native.schemas import WIRE_NAMES, GenerateRequest, extension_fields
-from serve_app.runtime.local import LocalPipeline
-from serve_app.runtime.memory.device import Device, open_device
-from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
-from serve_app.runtime.png import encode_png
 
 _HELP = "See: aura generate --help"
-_OPTIONS = {"imageCount": "--count", "loras": "--lora", "prompt": "prompt", "--output": "--output"}
+_OPTIONS = {"imageCount": "--count", "loras": "--lora", "prompt": "prompt"}
 
 
 def generate(fields: Mapping[str, Any], output: Path) -> int:
@@ -53,10 +41,20 @@ def generate(fields: Mapping[str, Any], output: Path) -> int:
     """
     given = {name: value for name, value in fields.items() if value is not None}
     try:
-        for path in _generate(given, output):
+        settings = Settings.read()
+        catalog = find_checkpoints(settings)
+        job = _plan(given, settings, catalog)
+        for warning in job.warnings:
+            print_warning(warning)
+        from serve_app.cli.local_images import write_images
+
+        for path in write_images(job, catalog, settings, output):
             console.print(f"[bold]{escape(str(path))}[/]", soft_wrap=True)
-    except InvalidRequest as error:
-        print_error(InvalidRequest(_option(error.path), error.problem, remedy=_HELP))
+    except CallerError as error:
+        if error.subject:
+            remedy = error.remedy or _HELP
+            error = error.about(_option(error.subject, given), remedy=remedy)
+        print_error(error)
         return REFUSED
     except (AuraError, OSError) as error:
         print_error(error)
@@ -64,85 +62,33 @@ def generate(fields: Mapping[str, Any], output: Path) -> int:
     return OK
 
 
-def _option(path: str) -> str:
-    """Return the command-line option for a field of the request, such as loras.0.weight."""
-    name, *_ = path.split(".")
+def _option(path: str, given: Mapping[str, Any]) -> str:
+    """Return the option for a field of the request, and which of its values is meant.
+
+    That of `loras.0.weight` is `--lora ink:3`, where the first --lora is `ink:3`.
+    """
+    name, *positions = path.split(".")
     name = WIRE_NAMES.get(name, name)
-    return _OPTIONS.get(name) or "--" + re.sub("([A-Z])", r"-\1", name).lower()
+    option = _OPTIONS.get(name) or "--" + re.sub("([A-Z])", r"-\1", name).lower()
+    return f"{option} {given[name][int(positions[0])]}" if positions else option
 
 
-def _generate(fields: Mapping[str, Any], output: Path) -> list[Path]:
-    if output.suffix.lower() != ".png" or output.is_dir():
-        raise InvalidRequest("--output", f"must be the name of a .png file, got {output}")
-    if not output.parent.is_dir():
-        raise InvalidRequest("--output", f"must be in a folder that exists, got {output}")
-    settings = Settings.read()
-    device = _open_device(settings)
-    catalog = find_checkpoints(settings)
-    info = service_info(settings, catalog, device.torch_device.type)
+def _plan(fields: Mapping[str, Any], settings: Settings, catalog: ModelCatalog) -> GenerationJob:
+    """Return the job that the options ask for; it is the same on every device.
+
+    Raises `CallerError`, whose subject is a field of the request.
+    """
+    info = service_info(settings, catalog, settings.model_device)
     request = _request(fields).to_domain(info)
     job = plan_job(request, [], info, secrets.randbelow(SEED_RANGE[1] + 1), GENERATE)
     words = WordList(settings.blocked_words())
     check_prompts(words, (image.spec.prompt for image in job.images))
-    for warning in job.warnings:
-        print_warning(warning)
-    with console.status("loading the models"):
-        pipeline = _load_pipeline(job, catalog, settings, device)
-    return _write(job, pipeline, output)
-
-
-def _load_pipeline(
-    job: GenerationJob, catalog: ModelCatalog, settings: Settings, device: Device
-) -> LocalPipeline:
-    """Load the models and extensions that a job needs."""
-    bases = {model.checkpoint.name: model.checkpoint for model in catalog.models}
-    base, refiner = bases[job.models[Stage.BASE]], catalog.refiner
-    used = {ref.key for image in job.images for ref in image.spec.extensions}
-    limit = max_batch_images(settings, device.torch_device.type)
-    checker = settings.safety_checker_dir
-    return LocalPipeline(
-        (base, refiner) if refiner and job.refined else (base,),
-        device,
-        images=min(len(job.images), limit),
-        strict=settings.model_determinism == "strict",
-        safety=ImageSafetyChecker(checker, device) if checker else None,
-        extensions={
-            extension.info.key: extension.file
-            for extension in catalog.extensions
-            if extension.info.key in used
-        },
-    )
-
-
-def _write(job: GenerationJob, pipeline: LocalPipeline, output: Path) -> list[Path]:
-    """Generate the images of a job and write them with their metadata."""
-    specs = [image.spec for image in job.images]
-    columns = (
-        TextColumn("generating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=sum(spec.nfe for spec in specs))
-        pixels = pipeline.generate(
-            specs,
-            on_progress=lambda steps: progress.update(task, completed=steps),
-            on_warning=print_warning,
-        )
-    paths = []
-    for number, (image, rgb) in enumerate(zip(job.images, pixels, strict=True), 1):
-        path = output.with_stem(f"{output.stem}-{number}") if len(pixels) > 1 else output
-        profiles = {str(stage): name for stage, name in pipeline.profiles(image.spec).items()}
-        path.write_bytes(job.with_metadata(image, encode_png(rgb), profiles))
-        paths.append(path)
-    return paths
+    return job
 
 
 def _request(fields: Mapping[str, Any]) -> GenerateRequest:
     extensions = {
-        field: [_extension(field, text) for text in fields.get(field, ())]
+        field: [_extension(f"{field}.{n}", text) for n, text in enumerate(fields.get(field, ()))]
         for field in map(to_camel, extension_fields(GenerateRequest))
     }
     try:
@@ -153,27 +99,12 @@ def _request(fields: Mapping[str, Any]) -> GenerateRequest:
         raise InvalidRequest(path, validation_message(first)) from None
 
 
-def _extension(field: str, text: str) -> dict[str, Any]:
-    """Return the extension of a request's field for a name or name:weight."""
-    name, _, weight = text.partition(":")
+def _extension(path: str, text: str) -> dict[str, Any]:
+    """Return the extension of a request for a name or name:weight."""
+    name, colon, weight = text.partition(":")
     try:
-        return {"name": name, "weight": float(weight) if weight else None}
+        if name:
+            return {"name": name, "weight": float(weight) if colon else None}
     except ValueError:
-        raise InvalidRequest(field, f"must be name or name:weight, got {text}") from None
-
-
-def _open_device(settings: Settings) -> Device:
-    """Open the device of MODEL_DEVICE; on a CPU by default with all cores.
-
-    The default number of threads is the largest power of two, because the number decides bits.
-    """
-    name = settings.model_device
-    if name.startswith("cuda:"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = name.removeprefix("cuda:")
-        name = "cuda"
-    return open_device(
-        choose_device(name, gpus=torch.cuda.device_count()),
-        precision=settings.model_precision,
-        xformers=settings.enable_xformers,
-        cpu_threads=settings.model_cpu_threads or 1 << ((os.cpu_count() or 1).bit_length() - 1),
-    )
+        pass
+    raise InvalidRequest(path, "must be name or name:weight")

@@ -1,28 +1,48 @@
 """The commands and options of `aura`; each command imports its work when it runs."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from serve_app import __version__
+from serve_app.cli.bench import bench
+from serve_app.cli.command_line import Command, CommandGroup, PngFile, print_help_alone, run
+
 commands = typer.Typer(
+    cls=CommandGroup,
+    invoke_without_command=True,
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Aura Serve: a self-hosted Stable Diffusion XL image service.",
 )
-bench = typer.Typer(
-    no_args_is_help=True, help="Measure on this machine what the documentation claims."
-)
 commands.add_typer(bench, name="bench")
-demo = typer.Typer(no_args_is_help=True, help="Show what the bundled demo checkpoint draws.")
+demo = typer.Typer(
+    cls=CommandGroup,
+    invoke_without_command=True,
+    callback=print_help_alone,
+    help="Show what the bundled demo checkpoint draws.",
+)
 commands.add_typer(demo, name="demo")
 
 Config = Annotated[Path, typer.Option(help="The serve config.")]
 
 
-@commands.command()
+@commands.callback()
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Print the version, or the help where no command is named."""
+    if version:
+        typer.echo(f"aura {__version__}")
+        raise typer.Exit
+    print_help_alone(context)
+
+
+@commands.command(cls=Command)
 def up(config: Config = Path("serve_config.yaml")) -> None:
     """Start the service on BACKEND_PORT. Ctrl-C or SIGTERM drains it, then stops it."""
     from serve_app.cli.up import up
@@ -30,7 +50,7 @@ def up(config: Config = Path("serve_config.yaml")) -> None:
     raise typer.Exit(up(config))
 
 
-@commands.command("_run", hidden=True)
+@commands.command("_run", cls=Command, hidden=True)
 def run_ray(
     report_fd: Annotated[int, typer.Option(help="The pipe to `up`.")],
     config: Config = Path("serve_config.yaml"),
@@ -41,12 +61,10 @@ def run_ray(
     raise typer.Exit(run_ray(config, report_fd))
 
 
-@commands.command()
+@commands.command(cls=Command)
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the image shows.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
-        "out.png"
-    ),
+    output: PngFile = Path("out.png"),
     negative_prompt: Annotated[
         str | None, typer.Option(help="What the image must not show.")
     ] = None,
@@ -72,7 +90,10 @@ def generate(
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option(help="A LoRA of MODELS_FILE, as NAME or NAME:WEIGHT; may be repeated."),
+        typer.Option(
+            metavar="NAME[:WEIGHT]",
+            help="A LoRA of MODELS_FILE, and its weight; may be repeated.",
+        ),
     ] = None,
     refine: Annotated[
         bool | None, typer.Option(help="Whether the refiner makes the last steps.")
@@ -99,7 +120,7 @@ def generate(
     raise typer.Exit(generate(fields, output))
 
 
-@commands.command()
+@commands.command(cls=Command)
 def download(
     what: Annotated[
         str, typer.Argument(help="sdxl, sdxl-refiner, all, or a repository as OWNER/NAME.")
@@ -119,7 +140,7 @@ def download(
     raise typer.Exit(download(DownloadOptions(what, folder, revision, accept_license)))
 
 
-@commands.command()
+@commands.command(cls=Command)
 def doctor(
     config: Config = Path("serve_config.yaml"),
     as_json: Annotated[
@@ -132,11 +153,15 @@ def doctor(
     raise typer.Exit(doctor(config, as_json=as_json))
 
 
-@commands.command()
+@commands.command(cls=Command)
 def simulate(
     gpus: Annotated[
         int | None,
-        typer.Option(min=2, help="GPUs of the cluster. Default: 256 for a steady trace, else 16."),
+        typer.Option(
+            min=2,
+            max=4096,
+            help="GPUs of the cluster. Default: 256 for a steady trace, else 16.",
+        ),
     ] = None,
     trace: Annotated[
         str,
@@ -148,18 +173,21 @@ def simulate(
         float | None,
         typer.Option(
             min=0.01,
+            max=10,
             help="Mean load as a share of the capacity at full batches. Default: 0.85 for a "
             "steady trace, else 0.25.",
         ),
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=1, help="Length of a trace. Default: 90 for a steady trace, else 960."),
+        typer.Option(
+            min=1,
+            max=86400,
+            help="Length of a trace. Default: 90 for a steady trace, else 960.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first trace.")] = 1,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
-        "simulation.png"
-    ),
+    output: PngFile = Path("simulation.png"),
 ) -> None:
     """Simulate a cluster. A steady trace compares routing, the others compare autoscaling."""
     from serve_app.cli.simulate import SimulateOptions, simulate
@@ -167,7 +195,7 @@ def simulate(
     raise typer.Exit(simulate(SimulateOptions(gpus, trace, load, seconds, seed, output)))
 
 
-@commands.command()
+@commands.command(cls=Command)
 def check_config(
     files: Annotated[list[Path], typer.Argument(help="Serve configs, or RayService manifests.")],
 ) -> None:
@@ -177,101 +205,9 @@ def check_config(
     raise typer.Exit(check_configs(files))
 
 
-@bench.command("engine")
-def bench_engine(
-    runs: Annotated[int, typer.Option(min=3, help="Paired runs per row.")] = 9,
-    steps: Annotated[int, typer.Option(min=1, max=150, help="Denoising steps per image.")] = 20,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads for either side.")] = 1,
-) -> None:
-    """Compare the engine with the stock diffusers pipeline, on the demo checkpoint."""
-    from serve_app.bench.engine_vs_stock import compare
-
-    compare(runs=runs, steps=steps, threads=threads)
-
-
-@bench.command("cost")
-def bench_cost(
-    runs: Annotated[int, typer.Option(min=2, help="Measured runs.")] = 5,
-    images: Annotated[int, typer.Option(min=4, help="Images per workload.")] = 12,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-) -> None:
-    """Compare predicted with measured times of images and queues."""
-    from serve_app.bench.prediction_error import compare
-
-    compare(runs=runs, images=images, threads=threads)
-
-
-@bench.command("demo")
-def bench_demo(
-    count: Annotated[int, typer.Option(min=30, help="Number of scenes.")] = 600,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-) -> None:
-    """Score the demo on prompts outside its training set, in English and in Spanish."""
-    from serve_app.bench.demo_quality import evaluate
-
-    evaluate(count=count, threads=threads)
-
-
-@bench.command("refiner")
-def bench_refiner(
-    count: Annotated[int, typer.Option(min=30, help="Number of scenes.")] = 300,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-) -> None:
-    """Compare the demo's refiner with three controls."""
-    from serve_app.bench.demo_refiner import compare
-
-    compare(count=count, threads=threads)
-
-
-@bench.command("routing")
-def bench_routing(
-    rounds: Annotated[int, typer.Option(min=1, help="Traces; each runs under both routers.")] = 3,
-    seconds: Annotated[float, typer.Option(min=10, help="Length of each trace.")] = 90,
-    seed: Annotated[int, typer.Option(help="Seed of the first trace.")] = 1,
-) -> None:
-    """Compare routing by owed work with Ray Serve's own, and the simulator with both."""
-    from serve_app.bench.routing_vs_serve import compare
-
-    compare(rounds=rounds, seconds=seconds, seed=seed)
-
-
-@bench.command("scaling")
-def bench_scaling(
-    seconds: Annotated[float, typer.Option(min=60, help="Length of the load.")] = 180,
-    seed: Annotated[int, typer.Option(help="Seed of the load.")] = 1,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
-        "scaling.png"
-    ),
-) -> None:
-    """Autoscale replicas on four simulated GPUs, under load over HTTP."""
-    from serve_app.bench.autoscaling_demo import run
-
-    run(seconds=seconds, seed=seed, output=output)
-
-
-@bench.command("http")
-def bench_http(
-    runs: Annotated[int, typer.Option(min=20, help="Requests per kind.")] = 100,
-) -> None:
-    """Measure what a request costs outside the engine: Ray and HTTP, part by part."""
-    from serve_app.bench.http_overhead import compare
-
-    compare(runs=runs)
-
-
-@bench.command("png")
-def bench_png(runs: Annotated[int, typer.Option(min=3, help="Runs per setting.")] = 9) -> None:
-    """Compare PNG encoder settings: milliseconds and size."""
-    from serve_app.bench.png_encoders import compare
-
-    compare(runs=runs)
-
-
-@demo.command("sheet")
+@demo.command("sheet", cls=Command)
 def demo_sheet(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path(
-        "contact-sheet.png"
-    ),
+    output: PngFile = Path("contact-sheet.png"),
 ) -> None:
     """Write a contact sheet: images of the demo above their prompts."""
     from serve_app.cli.console import REFUSED, console, print_error
@@ -286,7 +222,10 @@ def demo_sheet(
     console.print(f"Contact sheet: {output}")
 
 
-def main() -> None:
-    """Run the command that the arguments name; usage lines show what the reader typed."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name and return its exit code.
+
+    Without `arguments`, those of this process; usage lines show what the reader typed.
+    """
     as_module = Path(sys.argv[0]).name == "__main__.py"
-    commands(prog_name="python -m serve_app" if as_module else "aura")
+    return run(commands, "python -m serve_app" if as_module else "aura", arguments)

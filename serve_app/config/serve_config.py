@@ -13,8 +13,10 @@ import yaml
 from serve_app.config.app_args import AppArgs
 from serve_app.config.deprecated_names import with_current_names
 from serve_app.config.lint import BUILDER, ConfigProblem, lint
+from serve_app.config.serve_schema import sections
 from serve_app.config.strict_yaml import UniqueKeyLoader
 from serve_app.core.errors import SettingsError
+from serve_app.core.suggest import suggest
 
 _APPLIED_BY_UP = {"proxy_location", "http_options", "applications"}
 _APPLIED_TO_APPLICATION = {"name", "route_prefix", "import_path", "args", "autoscaling_policy"}
@@ -72,6 +74,19 @@ def lint_file(path: Path) -> tuple[ConfigProblem, ...]:
     return tuple(lint(_load(path)))
 
 
+def is_something_else(path: Path) -> bool:
+    """Return whether a file is not meant as a serve config: it has no key of one, not misspelt.
+
+    A file that can't be read may be meant as one.
+    """
+    if path.is_dir():
+        return True
+    try:
+        return not any(suggest(str(key), sections()[()]) for key in _load(path))
+    except SettingsError:
+        return False
+
+
 def _load(path: Path) -> dict[str, Any]:
     """Return the content of a config with the current names for all deprecated ones."""
     try:
@@ -80,8 +95,12 @@ def _load(path: Path) -> dict[str, Any]:
         if manifests:
             text = str(manifests[0]["spec"]["serveConfigV2"])
             documents = list(yaml.load_all(text, UniqueKeyLoader))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise SettingsError(f"can't be read: {error.strerror}", subject=str(path)) from None
+    except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, (KeyError, TypeError)):
+            reason = "the manifest has no config under spec.serveConfigV2"
         raise SettingsError(f"is not a serve config: {reason}", subject=str(path)) from None
     if len(documents) != 1 or not isinstance(documents[0], dict):
         raise SettingsError(

@@ -102,6 +102,8 @@ def _errors(found: Iterator[ValidationError]) -> Iterator[SchemaError]:
                 yield SchemaError(location, f"must be one of {names}{_got(instance)}")
             case bound:
                 problem = _BOUNDS[str(bound)].format(expected)
+                if bound == "minLength" and expected == 1:
+                    problem = "must not be empty"
                 yield SchemaError(location, f"{problem}{_got(instance)}")
 
 

@@ -28,14 +28,6 @@ def field_error(error: Mapping[str, Any], route: str) -> tuple[str, str]:
             return path, "is not a field of this request"
         case "missing":
             return path, "is required"
-        case "string_too_short":
-            return path, "must not be empty"
-        case "string_too_long":
-            return path, f"must have at most {error['ctx']['max_length']} characters"
-        case "too_long":
-            return path, f"must have at most {_entries(error['ctx']['max_length'])}"
-        case "too_short":
-            return path, f"must have at least {_entries(error['ctx']['min_length'])}"
     message = validation_message(error)
     return path, message[0].lower() + message[1:]
 
@@ -46,7 +38,3 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     if len(name) > 2 * max(map(len, known)):
         return None
     return suggest(name, known)
-
-
-def _entries(count: int) -> str:
-    return f"{count} {'entry' if count == 1 else 'entries'}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
 from serve_app.core.diffusion.spec import Stage
@@ -22,6 +21,7 @@ from serve_app.simulator.traces import Arrival
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _GREY = "#94a3b8"
 _COLOURS = {
@@ -31,7 +31,8 @@ _COLOURS = {
     DEFAULT: "#7c3aed",
     ALL: "#475569",
 }
-_BIN = 5.0  # seconds
+_BARS = 200  # of the requested images, at most
+_BAR_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
 
 
 def plot_routing(
@@ -48,19 +49,24 @@ def plot_routing(
         at = [point.at for point in run.timeline]
         in_flight.plot(at, [point.images for point in run.timeline], color=colour, label=name)
         seconds = sorted(image.seconds for image in run.finished)
-        shares = [(number + 1) / len(seconds) for number in range(len(seconds))]
+        shares = [100 * (number + 1) / len(seconds) for number in range(len(seconds))]
         latencies.plot(seconds, shares, color=colour)
     _label_over_time(in_flight, "images in flight", "", end)
-    in_flight.legend(loc="upper left", frameon=False)
-    label_axes(latencies, "latency", "share of images")
+    _add_legend(in_flight)
+    label_axes(latencies, "latency", "% of images")
     latencies.set_xlabel("seconds", loc="right")
     latencies.set_xlim(left=0)
-    latencies.set_ylim(0, 1)
+    latencies.set_ylim(0, 101)
     figure.savefig(output, dpi=DPI)
 
 
 def plot_scaling(comparison: Comparison, trace: Sequence[Arrival], output: Path) -> None:
-    """Write a PNG of the first trace and of what each setting achieved on all traces.
+    """Write a PNG of `scaling_figure`. Raises `PlotsUnavailable`."""
+    scaling_figure(comparison, trace).savefig(output, dpi=DPI)
+
+
+def scaling_figure(comparison: Comparison, trace: Sequence[Arrival]) -> "Figure":
+    """Return a figure of the first trace and of what each setting achieved on all traces.
 
     Of the first trace it shows the requested images and the number of replicas, under the chosen
     setting and under the middle setting of two other families. Raises `PlotsUnavailable`.
@@ -75,18 +81,19 @@ def plot_scaling(comparison: Comparison, trace: Sequence[Arrival], output: Path)
             [sum(point.replicas[stage] for stage in Stage) for point in points],
             where="post",
             color=_COLOURS[setting.family],
-            label=f"{setting.family}, {setting.name}",
+            lw=1.8,
+            label=f"{setting.family}\n{setting.name}",
         )
-    _label_over_time(replicas, "replicas", "base and refiner", end)
-    replicas.yaxis.get_major_locator().set_params(integer=True)
-    replicas.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    _label_over_time(replicas, "replicas on the first trace", "base and refiner", end)
+    _add_legend(replicas)
     for family, colour in _COLOURS.items():
         _plot_family(achieved, comparison, family, colour)
-    label_axes(achieved, "each setting: medians, and every trace", "% of images in time")
+    label_axes(achieved, "each setting on all traces: medians, and every trace", "% in time")
     achieved.set_xlabel("GPU-hours", loc="right")
-    achieved.margins(x=0.09)  # so that the labels fit
-    achieved.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    figure.savefig(output, dpi=DPI)
+    low, high = achieved.get_ylim()
+    achieved.set_ylim(min(low, 95), min(high, 101))
+    _add_legend(achieved, title="settings from left to right")
+    return figure
 
 
 def middle_setting(comparison: Comparison, family: str) -> PolicySetting:
@@ -96,35 +103,63 @@ def middle_setting(comparison: Comparison, family: str) -> PolicySetting:
 
 
 def _plot_family(axes: "Axes", comparison: Comparison, family: str, colour: str) -> None:
-    # Labels of neighbouring families go to different sides, so that none covers another.
-    above, on_left = family in (OWED, PROMPT), family == OWED
-    for setting in comparison.settings_of(family):
+    """Plot the settings of a family, which the legend names in the order of their GPU-hours.
+
+    Names beside the points would cover each other: many settings do equally well.
+    """
+    settings = comparison.settings_of(family)
+    for setting in settings:
         summaries = comparison.summaries[setting]
         hours = [summary.gpu_hours for summary in summaries]
         attained = [100 * summary.attained for summary in summaries]
-        axes.scatter(hours, attained, s=14, color=colour, alpha=0.25, linewidths=0)
-        axes.annotate(
-            setting.name,
-            (median(hours), median(attained)),
-            xytext=(-6 if on_left else 6, 6 if above else -11),
-            ha="right" if on_left else "left",
-            textcoords="offset points",
-            fontsize=8,
-        )
-    points = sorted((hours, 100 * share) for share, hours in comparison.points(family))
-    axes.plot(*zip(*points, strict=True), "o-", color=colour, label=family)
+        axes.scatter(hours, attained, s=16, color=colour, alpha=0.25, linewidths=0)
+    points = sorted(
+        (hours, 100 * share, setting.name)
+        for (share, hours), setting in zip(comparison.points(family), settings, strict=True)
+    )
+    names = [name for _, _, name in points if name]
+    axes.plot(
+        [hours for hours, _, _ in points],
+        [share for _, share, _ in points],
+        "o-",
+        color=colour,
+        lw=1.8,
+        label="\n   ".join((family, *names)),
+    )
 
 
 def _plot_requested(axes: "Axes", trace: Sequence[Arrival]) -> float:
-    """Draw a histogram of the requested images; return when the last one arrives, in seconds."""
-    end = max(arrival.at for arrival in trace)
-    bins = [_BIN * number for number in range(int(end / _BIN) + 2)]
-    axes.hist([arrival.at for arrival in trace], bins=bins, color=_GREY)
-    _label_over_time(axes, "requested images", f"in {_BIN:g} s", end)
-    return end
+    """Draw a histogram of the requested images; return where the time axis ends, in seconds."""
+    last = max(arrival.at for arrival in trace)
+    width = next((bar for bar in _BAR_SECONDS if last <= bar * _BARS), _BAR_SECONDS[-1])
+    count = int(last / width) + 1
+    axes.hist(
+        [arrival.at for arrival in trace],
+        bins=[width * number for number in range(count + 1)],
+        color=_GREY,
+        rwidth=0.9,
+    )
+    _label_over_time(axes, "requested images", f"in {width:g} s", count * width)
+    return count * width
 
 
 def _label_over_time(axes: "Axes", title: str, unit: str, end: float) -> None:
     label_axes(axes, title, unit)
+    axes.set_xlabel("seconds", loc="right")
     axes.set_xlim(0, end)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
+    axes.locator_params(axis="y", integer=True)
+
+
+def _add_legend(axes: "Axes", title: str = "") -> None:
+    """Put the legend beside the axes, where it covers nothing."""
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.02),
+        frameon=False,
+        fontsize=9,
+        title=title,
+        title_fontsize=9,
+        alignment="left",
+        labelspacing=0.8,
+    )

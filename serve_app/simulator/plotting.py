@@ -41,8 +41,11 @@ def new_figure(width: float = 11, height: float = 9) -> "Figure":
 
 
 def label_axes(axes: "Axes", title: str, unit: str) -> None:
-    """Give axes a title, a unit on the left, and a light grid without a frame."""
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    """Give axes a title, a unit on the left, and a light grid behind the data, without a frame."""
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=8)
     axes.set_ylabel(unit)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#64748b")
+    axes.tick_params(color="#64748b", labelsize=9)
     axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)

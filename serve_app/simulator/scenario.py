@@ -4,18 +4,27 @@ The load is a share of the work that full batches could do: the most that a clus
 wasted nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import median
 
+from serve_app.core.suggest import suggest
 from serve_app.simulator.comparison import work_of
 from serve_app.simulator.gpu_speed import GpuSpeed
-from serve_app.simulator.traces import WORKLOADS, Arrival, Workload, draw_trace, read_trace
+from serve_app.simulator.traces import (
+    WORKLOADS,
+    Arrival,
+    TraceError,
+    Workload,
+    draw_trace,
+    read_trace,
+)
 
 STEADY = "steady"
 TRACES = 5  # of a workload that is not steady
+_MIN_SECONDS = 1.0  # of a file's trace, whose images may all be requested at once
 _ROUNDS = 3  # of adjusting the rate: a drawn trace has another load than its rate promises
 
 
@@ -49,19 +58,42 @@ def make_scenario(
     """Return the scenario for `trace`, the name of a workload or of a CSV file.
 
     What is None is chosen by the kind of trace. A file or a steady workload is one trace; other
-    workloads are drawn with several seeds, from `seed` on. Raises `TraceError`.
+    workloads are drawn with several seeds, from `seed` on. A file says itself how long it is and
+    what it asks for. Raises `TraceError`.
     """
     steady = trace == STEADY
     gpus = gpus or (256 if steady else 16)
-    load = load or (0.85 if steady else 0.25)
-    seconds = seconds or (90.0 if steady else 960.0)
     workload = WORKLOADS.get(trace)
     if workload is None:
-        arrivals = read_trace(Path(trace))
-        return Scenario(gpus, max(seconds, arrivals[-1].at), (tuple(arrivals),))
+        return _scenario_of_file(trace, gpus, given=[*_given(load=load, seconds=seconds)])
+    load = load or (0.85 if steady else 0.25)
+    seconds = seconds or (90.0 if steady else 960.0)
     seeds = range(seed, seed + (1 if steady else TRACES))
     traces = [_draw_with_load(workload, load, gpus, seconds, number) for number in seeds]
     return Scenario(gpus, seconds, tuple(traces))
+
+
+def _given(**options: float | None) -> Iterator[str]:
+    return (name for name, value in options.items() if value is not None)
+
+
+def _scenario_of_file(trace: str, gpus: int, given: Sequence[str]) -> Scenario:
+    """Return the scenario of a CSV file: one trace, until its last image is requested."""
+    file = Path(trace)
+    if not file.exists():
+        meant = suggest(trace, WORKLOADS)
+        raise TraceError(
+            f"is neither a file nor one of {', '.join(WORKLOADS)}",
+            subject=f"--trace {trace}",
+            remedy=f"Did you mean {meant}?" if meant else "",
+        )
+    arrivals = read_trace(file)
+    if given:
+        raise TraceError(
+            f"says what is requested and when, so --{' and --'.join(given)} can't be given",
+            subject=f"--trace {trace}",
+        )
+    return Scenario(gpus, max(_MIN_SECONDS, arrivals[-1].at), (tuple(arrivals),))
 
 
 def load_of(trace: Sequence[Arrival], gpus: int, seconds: float) -> float:

@@ -5,12 +5,18 @@ Times are in seconds from the start.
 
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import pi, sin
 from pathlib import Path
 from random import Random
+from typing import Annotated
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serve_app.core.diffusion.spec import GUIDANCE_RANGE, STEPS_RANGE
 from serve_app.core.errors import OperatorError
+from serve_app.core.suggest import suggest
+from serve_app.core.validation_message import validation_message
 
 _IMAGES_OF_HEAVY_REQUEST = 8
 
@@ -109,27 +115,67 @@ def draw_trace(workload: Workload, *, rate: float, seconds: float, rng: Random) 
             arrivals += workload.mix(at).draw(at, rng)
 
 
+_Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
+
+
+class _Row(BaseModel):
+    """A row of a trace file: the legal values of `Arrival`, which has the defaults."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    at: float = Field(ge=0)
+    steps: int = Field(ge=STEPS_RANGE[0], le=STEPS_RANGE[1])
+    width: _Side = 0
+    height: _Side = 0
+    guidance: float = Field(0.0, ge=GUIDANCE_RANGE[0], le=GUIDANCE_RANGE[1])
+    handoff: float = Field(0.0, ge=0, le=1)
+
+
+_COLUMNS = tuple(_Row.model_fields)
+
+
 def read_trace(file: Path) -> list[Arrival]:
     """Read a CSV file whose header names fields of `Arrival`; the others have their defaults.
 
-    Raises `TraceError`, which names the line.
+    Returns them in order of time. Raises `TraceError`, which names the line and the column.
     """
-    types = {field.name: int if field.type is int else float for field in fields(Arrival)}
-    arrivals = []
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            for number, row in enumerate(csv.DictReader(lines), 2):
-                try:
-                    values = {name: types[name](value) for name, value in row.items()}
-                    arrivals.append(Arrival(**values))  # type: ignore[arg-type]  # checked here
-                except (KeyError, ValueError, TypeError) as error:
-                    raise TraceError(
-                        f"is not a legal trace: {error}",
-                        subject=f"{file}, line {number},",
-                        remedy=f"The columns are {', '.join(types)}; at and steps are required.",
-                    ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"can't be read: {error}", subject=str(file)) from None
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, restkey="", strict=True)
+            _check_header(reader.fieldnames or (), file)
+            arrivals = [_arrival(row, f"{file}, line {reader.line_num}:") for row in reader]
+    except OSError as error:
+        raise TraceError(f"can't be read: {error.strerror}", subject=str(file)) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TraceError(f"is no CSV file: {error}", subject=str(file)) from None
     if not arrivals:
         raise TraceError("has no images", subject=str(file))
     return sorted(arrivals, key=lambda arrival: arrival.at)
+
+
+def _check_header(names: Sequence[str], file: Path) -> None:
+    remedy = f"The columns are {', '.join(_COLUMNS)}; at and steps are required"
+    for name in names:
+        if name not in _COLUMNS:
+            meant = suggest(name, _COLUMNS)
+            raise TraceError(
+                f"has an unknown column {name}",
+                subject=str(file),
+                remedy=f"Did you mean {meant}?" if meant else remedy,
+            )
+    for name in ("at", "steps"):
+        if name not in names:
+            raise TraceError(f"has no column {name}", subject=str(file), remedy=remedy)
+
+
+def _arrival(row: dict[str, str], where: str) -> Arrival:
+    """Return the image of a row. Raises `TraceError`."""
+    if "" in row:
+        raise TraceError("has more values than there are columns", subject=where.rstrip(":"))
+    try:
+        return Arrival(**_Row.model_validate(row).model_dump(exclude_unset=True))
+    except ValidationError as error:
+        first = error.errors()[0]
+        (column,) = first["loc"]
+        problem = f"{validation_message(first)}, got {first['input'] or 'nothing'}"
+        raise TraceError(problem, subject=f"{where} {column}") from None

@@ -43,4 +43,13 @@ def test_without_matplotlib_the_table_is_printed_and_the_extra_named(
 def test_a_trace_that_does_not_exist_is_reported(tmp_path: Path) -> None:
     result = simulate(str(tmp_path / "none.csv"), tmp_path / "out.png")
     assert result.exit_code == 2
-    assert "can't be read" in result.output
+    assert "is neither a file nor one of steady, bursts, day" in result.output
+
+
+def test_a_file_is_simulated_until_its_last_image(tmp_path: Path) -> None:
+    trace = tmp_path / "eight.csv"
+    trace.write_text("at,steps\n0,20\n3,30\n8,20\n")
+    arguments = ["--gpus", "4", "--trace", str(trace), "-o", str(tmp_path / "out.png")]
+    result = CliRunner().invoke(commands, ["simulate", *arguments])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("3 images in 8 s on 4 GPUs")

@@ -279,7 +279,7 @@ def test_the_manifest_names_secrets_and_contains_none() -> None:
             "applications: [{import_path: 'serve_app.app:build', args: {bsae: {}}}]",
             "http_option: unknown key. Did you mean http_options? (1 more: aura check-config ",
         ),
-        ("kind: RayService", "is not a serve config: 'spec'"),
+        ("kind: RayService", "is not a serve config: the manifest has no config under spec."),
         ("{kind: RayService, spec: {serveConfigV2: 'a: 1'}}", "applications: is missing"),
         ("{kind: RayService, spec: {serveConfigV2: 4}}", "is not a serve config"),
     ],
@@ -292,7 +292,7 @@ def test_a_wrong_config_is_reported_by_file_and_key(
     with pytest.raises(SettingsError, match=rf"mine\.yaml.*{re.escape(sentence)}") as refused:
         read_config(path)
     assert "\n" not in str(refused.value)
-    with pytest.raises(SettingsError, match="is not a serve config"):
+    with pytest.raises(SettingsError, match=r"missing\.yaml can't be read: No such file"):
         read_config(tmp_path / "missing.yaml")
 
 
@@ -386,15 +386,37 @@ def test_check_config_reports_every_problem_of_every_file(
     wrong.write_text(CONFIGS[0].read_text().replace("base:", "bsae:").replace("port:", "prot:"))
     assert check_configs([*CONFIGS]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(CONFIGS)
-    assert check_configs([CONFIGS[0], wrong, tmp_path / "none.yaml"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
+    assert check_configs([CONFIGS[0], wrong]) == 1
+    assert capsys.readouterr().out.splitlines() == [
         f"{CONFIGS[0]}: every key is known",
         f"{wrong}: http_options.prot: unknown key. Did you mean port?",
         f"{wrong}: applications[0].args.bsae: unknown key. Did you mean base?",
-        lines[3],
     ]
-    assert lines[3].startswith(f"{tmp_path / 'none.yaml'} is not a serve config")
+    missing = tmp_path / "none.yaml"
+    assert check_configs([missing, wrong]) == 2
+    assert capsys.readouterr().err == f"error {missing} can't be read: No such file or directory\n"
+
+
+def test_check_config_names_and_skips_what_is_no_serve_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board, misspelt = tmp_path / "dashboard.json", tmp_path / "misspelt.yaml"
+    board.write_text('{"panels": [], "title": "Aura Serve"}')
+    misspelt.write_text("aplications: []")
+    assert check_configs([CONFIGS[0], board, tmp_path]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{CONFIGS[0]}: every key is known",
+        f"{board}: skipped, it is no serve config",
+        f"{tmp_path}: skipped, it is no serve config",
+    ]
+    assert check_configs([board]) == 2
+    assert check_configs([misspelt]) == 1
+    assert "aplications: unknown key. Did you mean applications?" in capsys.readouterr().out
+
+
+def test_every_file_beside_the_configs_is_a_serve_config() -> None:
+    assert check_configs(sorted(FOLDER.iterdir())) == 0
+    assert all(file.suffix == ".yaml" for file in FOLDER.iterdir())
 
 
 def test_up_and_check_config_report_the_same_before_ray_starts(tmp_path: Path) -> None:

@@ -35,12 +35,35 @@ def test_what_is_not_given_depends_on_the_kind_of_trace(
 
 def test_a_file_is_simulated_to_its_end(tmp_path: Path) -> None:
     file = tmp_path / "trace.csv"
-    file.write_text("at,steps\n2000.5,30\n")
-    scenario = make_scenario(str(file), gpus=4)
-    assert scenario.seconds == 2000.5
-    assert scenario.traces == ((Arrival(2000.5, 30),),)
-    with pytest.raises(TraceError, match="can't be read"):
+    for seconds in (8.0, 2000.5):
+        file.write_text(f"at,steps\n0,20\n{seconds},30\n")
+        scenario = make_scenario(str(file), gpus=4)
+        assert scenario.seconds == seconds
+        assert scenario.traces == ((Arrival(0, 20), Arrival(seconds, 30)),)
+    file.write_text("at,steps\n0,20\n")
+    assert make_scenario(str(file), gpus=4).seconds == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [({"load": 0.5}, "--load"), ({"load": 0.5, "seconds": 60}, "--load and --seconds")],
+)
+def test_a_file_takes_no_option_that_shapes_a_drawn_trace(
+    tmp_path: Path, given: dict[str, float], options: str
+) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text("at,steps\n0,20\n")
+    with pytest.raises(TraceError, match=f"so {options} can't be given"):
+        make_scenario(str(file), **given)  # type: ignore[arg-type]
+
+
+def test_a_misspelt_workload_is_suggested_and_a_missing_file_named(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"--trace stedy is neither .* Did you mean steady\?"):
+        make_scenario("stedy")
+    with pytest.raises(TraceError, match=r"none\.csv is neither a file nor one of steady, bursts"):
         make_scenario(str(tmp_path / "none.csv"))
+    with pytest.raises(TraceError, match="can't be read: Is a directory"):
+        make_scenario(str(tmp_path))
 
 
 def test_load_is_relative_to_what_the_gpus_could_do() -> None:

@@ -36,11 +36,20 @@ def test_a_trace_is_read_in_order_of_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("at,steps\n1,many\n", "line 2, .*many.* The columns are at, steps, width"),
-        ("at,stepz\n1,4\n", "line 2, .*'stepz'"),
-        ("at,steps\n1,4,5\n", "line 2, .*None"),
+        ("at,steps\n1,many\n", "line 2: steps must be a whole number, got many$"),
+        ("at,steps\n1,4\n1,\n", "line 3: steps must be a whole number, got nothing$"),
+        ("at,steps\n1\n", "line 2: steps must be .*, got nothing$"),
+        ("at,steps\nnan,4\n", "line 2: at must be a finite number, got nan$"),
+        ("at,steps\n-1,4\n", "line 2: at must be at least 0, got -1$"),
+        ("at,steps\n1,900\n", "line 2: steps must be at most 150, got 900$"),
+        ("at,steps,width\n1,4,100\n", "line 2: width must be a multiple of 8, got 100$"),
+        ("at,stepz\n1,4\n", r"has an unknown column stepz\. Did you mean steps\?$"),
+        ("at,steps,colour\n1,4,5\n", r"column colour\. The columns are at, steps, width"),
+        ("at,steps\n1,4,5\n", "line 2 has more values than there are columns$"),
         ("at,steps\n", "has no images"),
-        ("at\n1\n", "line 2, .*steps.* at and steps are required"),
+        ("at\n1\n", r"has no column steps\. .* at and steps are required$"),
+        ("", r"has no column at\."),
+        ('at,steps\n"1,4\n', "is no CSV file: "),
     ],
 )
 def test_a_line_that_is_not_a_requested_image_is_reported(

@@ -1,0 +1,103 @@
+"""The commands of `aura bench`; each imports its work when it runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve_app.cli.command_line import Command, CommandGroup, PngFile, print_help_alone
+
+bench = typer.Typer(
+    cls=CommandGroup,
+    invoke_without_command=True,
+    callback=print_help_alone,
+    help="Measure on this machine what the documentation claims.",
+)
+
+
+@bench.command("engine", cls=Command)
+def bench_engine(
+    runs: Annotated[int, typer.Option(min=3, help="Paired runs per row.")] = 9,
+    steps: Annotated[int, typer.Option(min=1, max=150, help="Denoising steps per image.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads for either side.")] = 1,
+) -> None:
+    """Compare the engine with the stock diffusers pipeline, on the demo checkpoint."""
+    from serve_app.bench.engine_vs_stock import compare
+
+    compare(runs=runs, steps=steps, threads=threads)
+
+
+@bench.command("cost", cls=Command)
+def bench_cost(
+    runs: Annotated[int, typer.Option(min=2, help="Measured runs.")] = 5,
+    images: Annotated[int, typer.Option(min=4, help="Images per workload.")] = 12,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Compare predicted with measured times of images and queues."""
+    from serve_app.bench.prediction_error import compare
+
+    compare(runs=runs, images=images, threads=threads)
+
+
+@bench.command("demo", cls=Command)
+def bench_demo(
+    count: Annotated[int, typer.Option(min=30, help="Number of scenes.")] = 600,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Score the demo on prompts outside its training set, in English and in Spanish."""
+    from serve_app.bench.demo_quality import evaluate
+
+    evaluate(count=count, threads=threads)
+
+
+@bench.command("refiner", cls=Command)
+def bench_refiner(
+    count: Annotated[int, typer.Option(min=30, help="Number of scenes.")] = 300,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Compare the demo's refiner with three controls."""
+    from serve_app.bench.demo_refiner import compare
+
+    compare(count=count, threads=threads)
+
+
+@bench.command("routing", cls=Command)
+def bench_routing(
+    rounds: Annotated[int, typer.Option(min=1, help="Traces; each runs under both routers.")] = 3,
+    seconds: Annotated[float, typer.Option(min=10, max=3600, help="Length of each trace.")] = 90,
+    seed: Annotated[int, typer.Option(help="Seed of the first trace.")] = 1,
+) -> None:
+    """Compare routing by owed work with Ray Serve's own, and the simulator with both."""
+    from serve_app.bench.routing_vs_serve import compare
+
+    compare(rounds=rounds, seconds=seconds, seed=seed)
+
+
+@bench.command("scaling", cls=Command)
+def bench_scaling(
+    seconds: Annotated[float, typer.Option(min=60, max=3600, help="Length of the load.")] = 180,
+    seed: Annotated[int, typer.Option(help="Seed of the load.")] = 1,
+    output: PngFile = Path("scaling.png"),
+) -> None:
+    """Autoscale replicas on four simulated GPUs, under load over HTTP."""
+    from serve_app.bench.autoscaling_demo import run
+
+    run(seconds=seconds, seed=seed, output=output)
+
+
+@bench.command("http", cls=Command)
+def bench_http(
+    runs: Annotated[int, typer.Option(min=20, help="Requests per kind.")] = 100,
+) -> None:
+    """Measure what a request costs outside the engine: Ray and HTTP, part by part."""
+    from serve_app.bench.http_overhead import compare
+
+    compare(runs=runs)
+
+
+@bench.command("png", cls=Command)
+def bench_png(runs: Annotated[int, typer.Option(min=3, help="Runs per setting.")] = 9) -> None:
+    """Compare PNG encoder settings: milliseconds and size."""
+    from serve_app.bench.png_encoders import compare
+
+    compare(runs=runs)
