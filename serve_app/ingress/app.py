@@ -3,6 +3,9 @@
 No Ray, no torch: the job service and the conductor are handed in.
 """
 
+from copy import deepcopy
+from functools import cache
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -84,9 +87,10 @@ def build_routes(
     api.exception_handler(ClientDisconnect)(_answer_disconnect)
     api.exception_handler(HTTPException)(_answer_framework_error)
     describe = api.openapi
-    # a method is replaced because FastAPI has no other way to extend its description
-    api.openapi = lambda: openapi.complete(  # type: ignore[method-assign]
-        describe(), DOORS, info, policy
+    # A method is replaced because FastAPI has no other way to extend its description. A copy is
+    # changed, since parts of it are constants of the doors.
+    api.openapi = cache(  # type: ignore[method-assign]
+        lambda: openapi.complete(deepcopy(describe()), DOORS, info, policy)
     )
     return api
 

@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from starlette.routing import Match
 
 from serve_app.core.service.info import ServiceInfo
+from serve_app.ingress.field_docs import FieldDoc
 
 OpenApiDocument = dict[str, Any]
 ValidationError = Mapping[str, Any]  # an entry of pydantic's `errors()`
@@ -33,20 +34,28 @@ def _unchanged(document: OpenApiDocument, info: ServiceInfo) -> None:
     """Leave the description as FastAPI makes it."""
 
 
+def _no_examples(info: ServiceInfo) -> Mapping[str, Mapping[str, Any]]:
+    """Leave the bodies without examples."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Door:
     """One HTTP API: what it serves, and how it words and shapes its errors.
 
     `error_body(error, request_id)` is the JSON of an error. `field_error(error, route)` turns what
     pydantic found wrong with a body into the field's path and a sentence. `wire_names` maps the
-    domain's fields to the door's own names. `describe(document, info)` completes the door's part
-    of the OpenAPI document in place.
+    domain's fields to the door's own names. `field_docs` are the meanings of its request fields,
+    and `body_examples(info)` the OpenAPI examples of its bodies, by path and name.
+    `describe(document, info)` completes the door's part of the OpenAPI document in place.
     """
 
     router: APIRouter
     error_body: Callable[[ErrorResponse, str], dict[str, Any]]
     field_error: Callable[[ValidationError, str], tuple[str, str]]
     wire_names: Mapping[str, str] = field(default_factory=dict)
+    field_docs: Mapping[str, FieldDoc] = field(default_factory=dict)
+    body_examples: Callable[[ServiceInfo], Mapping[str, Mapping[str, Any]]] = _no_examples
     describe: Callable[[OpenApiDocument, ServiceInfo], None] = _unchanged
 
     def serves(self, path: str) -> bool:

@@ -8,9 +8,14 @@ from pydantic import BaseModel
 from serve_app.core.service.info import ServiceInfo
 from serve_app.ingress.access import AccessPolicy, is_public
 from serve_app.ingress.door import Door, OpenApiDocument
+from serve_app.ingress.openapi_fields import complete_fields
 
 GENERATION_ERRORS = (400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 503, 504)
 _KEY_SCHEME = "key"
+_ABOUT = (
+    "Images by Stable Diffusion XL on your own machines. Every example works on the demo, "
+    "which ships with the service."
+)
 _ERROR_DESCRIPTIONS = {
     400: "Not JSON, or a field that is missing, unknown or out of range",
     401: "The API key is missing or wrong",
@@ -39,12 +44,17 @@ def error_responses(*statuses: int, model: type[BaseModel]) -> dict[int | str, d
 def complete(
     document: OpenApiDocument, doors: Sequence[Door], info: ServiceInfo, policy: AccessPolicy
 ) -> OpenApiDocument:
-    """Return FastAPI's document with keys, this API's errors and each door's own part."""
+    """Return FastAPI's document, changed in place.
+
+    It gets keys, this API's errors, each door's own part, and what every request field means.
+    """
+    document["info"]["description"] = _ABOUT
     if policy.keys:
         _require_key(document)
     _drop_fastapi_errors(document)
     for door in doors:
         door.describe(document, info)
+    complete_fields(document, doors, info)
     return document
 
 

@@ -107,7 +107,9 @@ IdempotencyKey = Annotated[
     Header(
         alias="Idempotency-Key",
         pattern=r"^[\x21-\x7e]{1,255}$",
-        description="Requests with the same key and body are run once and answered alike",
+        description="Any 1 to 255 visible characters. Requests with the same key and body are run "
+        "once and answered alike, for ten minutes after the first one ended. Default: none",
+        examples=["5f0c0a1e-order-17"],
     ),
 ]
 

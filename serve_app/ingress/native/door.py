@@ -6,8 +6,9 @@ from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
 
 from serve_app.core.service.info import ServiceInfo
-from serve_app.ingress import validation
+from serve_app.ingress import field_docs, validation
 from serve_app.ingress.door import Door, ErrorResponse, OpenApiDocument, ValidationError
+from serve_app.ingress.native.examples import body_examples
 from serve_app.ingress.native.routes import router
 from serve_app.ingress.native.schemas import (
     WIRE_NAMES,
@@ -76,5 +77,7 @@ NATIVE = Door(
     error_body=error_body,
     field_error=field_error,
     wire_names=WIRE_NAMES,
+    field_docs=field_docs.NATIVE,
+    body_examples=body_examples,
     describe=describe,
 )

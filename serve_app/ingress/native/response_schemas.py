@@ -13,96 +13,145 @@ class Meta(ApiModel):
     """What the images were made with."""
 
     model: str
+    """Name of the model that the request chose."""
     duration_ms: int
+    """Milliseconds from the acceptance of the job to its last image."""
     seeds: list[int]
+    """Seed of each image, in the order of the images."""
     width: int
+    """Width of the first image in pixels."""
     height: int
+    """Height of the first image in pixels."""
     steps: int
+    """Number of denoising steps of the whole schedule."""
     guidance_scale: float
+    """Classifier-free guidance scale."""
     sampler: Sampler
+    """Sampler, with the spacing of its noise levels."""
     refined: bool
+    """Whether the refiner took part."""
     job_id: str
+    """Id of the job, for GET /jobs/{id}."""
     warnings: list[str]
+    """What the caller should know, such as options that were ignored; also in X-Aura-Warning."""
 
 
 class GenerateResponse(ApiModel):
     """Images as bare base64 PNG, and what they were made with."""
 
     images: list[str]
+    """PNG files in base64, without a data-URI prefix; each carries the request that makes it."""
     meta: Meta
+    """Model, settings, seeds and times of the images."""
 
 
 class JobError(ApiModel):
     """Why a job failed."""
 
     code: str
+    """Stable name of the error, as in error responses."""
     message: str
+    """What went wrong, as a sentence."""
 
 
 class JobResponse(ApiModel):
     """GET and DELETE /jobs/{id}: `result` if it succeeded, `error` if it failed."""
 
     id: str
+    """Id of the job."""
     state: JobState
+    """Whether the job is worked at, or how it ended."""
     created_at: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """When the job was accepted, in UTC (RFC 3339)."""
     error: JobError | None
+    """Why the job failed; null unless it did."""
     result: GenerateResponse | None
+    """What the job made, for ten minutes after it succeeded; else null."""
 
 
 class LicenseEntry(ApiModel):
     """The terms of one model."""
 
     model: str
+    """Name of the model or LoRA."""
     name: str
+    """Name of the licence."""
     url: str
+    """Address of the licence; empty where the model names none."""
     restrictions: list[str]
+    """Summary of the use restrictions; only the text is binding."""
     text: str
+    """Whole text of the licence; empty where the model has none."""
 
 
 class LicensesResponse(ApiModel):
     """GET /licenses: the terms, which callers must accept together where `required` is true."""
 
     terms_digest: str
+    """Digest of all the terms, which POST /licenses accepts."""
     required: bool
+    """Whether callers must accept the terms before their first image."""
     licenses: list[LicenseEntry]
+    """Terms of each model and LoRA."""
 
 
 class HealthResponse(ApiModel):
     """GET /health."""
 
     status: str
+    """`ready`, `loading` or `draining`; the response has status 200 for the first, else 503."""
     reason: str
-    model: str  # the default model
+    """Why the service is not ready; empty when it is."""
+    model: str
+    """Name of the default model."""
     models: list[str]
+    """Names of all base models, the default first."""
     refiner: str | None
+    """Name of the refiner; null without one."""
     loras: list[str]
+    """Names of the LoRAs."""
     device: str
+    """Kind of device: `cpu`, `cuda` or `mps`."""
     precision: str
+    """Precision of the weights: `fp32`, `fp16` or `bf16`."""
     replicas: dict[str, int]
+    """Number of ready replicas by stage."""
     owed_seconds: float
-    safety_filters: list[str]  # the names of the filters that are on
+    """Predicted seconds of the work that is accepted and not done."""
+    safety_filters: list[str]
+    """Names of the safety filters that are on."""
     terms_required: bool
+    """Whether callers must accept the terms first; see GET /licenses."""
     warnings: list[str]
+    """What the operator should know, such as replicas that lack memory."""
     version: str
+    """Version of the service."""
 
 
 class FieldError(ApiModel):
     """One field that is wrong."""
 
     path: str
+    """Path of the field, as in `loras.0.weight`."""
     message: str
+    """What is wrong with it."""
 
 
 class ErrorBody(ApiModel):
     """What went wrong."""
 
     code: str
+    """Stable name of the error, for programs."""
     message: str
+    """What went wrong and what to do, for people."""
     details: list[FieldError]
+    """Every field that is wrong, at most 20."""
     request_id: str
+    """Id of the request, as in X-Request-Id and in the service's log."""
 
 
 class ErrorEnvelope(ApiModel):
     """The shape of every error."""
 
     error: ErrorBody
+    """What went wrong, why, and with which fields."""

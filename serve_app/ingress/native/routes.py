@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from starlette.responses import JSONResponse, Response
 
 from serve_app.core.diffusion.extensions import LORA
@@ -51,6 +51,8 @@ _TERMS_RESPONSES = error_responses(400, 401, 403, 413, 415, 503, model=ErrorEnve
 _LICENSES_RESPONSES = error_responses(403, 406, model=ErrorEnvelope)
 _FORBIDDEN_RESPONSES = error_responses(403, model=ErrorEnvelope)
 
+JobId = Annotated[str, Path(description="The jobId of a response's meta")]
+
 router = APIRouter(route_class=StrictRoute, tags=["images"])
 
 
@@ -75,13 +77,13 @@ async def refine(
 
 
 @router.get("/jobs/{id}", response_model=JobResponse, responses=_JOB_RESPONSES)
-async def get_job(id: str, request: Request, services: Services) -> Response:
+async def get_job(id: JobId, request: Request, services: Services) -> Response:
     """Return a job's state, and its result for ten minutes after it ended."""
     return await _job_response(await services.jobs.get(id, request.state.caller), services)
 
 
 @router.delete("/jobs/{id}", response_model=JobResponse, responses=_JOB_RESPONSES)
-async def cancel_job(id: str, request: Request, services: Services) -> Response:
+async def cancel_job(id: JobId, request: Request, services: Services) -> Response:
     """Cancel a job if it is still running, and return it."""
     return await _job_response(await services.jobs.cancel(id, request.state.caller), services)
 

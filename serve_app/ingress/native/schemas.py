@@ -61,6 +61,7 @@ class ApiModel(BaseModel):
         frozen=True,
         allow_inf_nan=False,
         hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -69,7 +70,7 @@ class ExtensionField(ApiModel):
 
     kind: ClassVar[str]
     name: str
-    weight: Annotated[Weight | None, Field(description="The operator's default, else 1")] = None
+    weight: Weight | None = None
 
 
 class LoraField(ExtensionField):
@@ -215,7 +216,7 @@ class TermsAcceptance(ApiModel):
     terms_digest: str | None = None
     terms: Annotated[
         str | None,
-        Field(description="The old name of termsDigest", json_schema_extra={"deprecated": True}),
+        Field(description="The old name of `termsDigest`.", json_schema_extra={"deprecated": True}),
     ] = None
 
     @property

@@ -1,10 +1,13 @@
 """The OpenAI door: the Images API in OpenAI's form, with OpenAI's error shape."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from serve_app.core.service.info import ServiceInfo
+from serve_app.ingress import field_docs
 from serve_app.ingress.door import Door, ErrorResponse
 from serve_app.ingress.openai.routes import router
-from serve_app.ingress.openai.schemas import WIRE_NAMES
+from serve_app.ingress.openai.schemas import EDITS, GENERATIONS, WIRE_NAMES
 from serve_app.ingress.validation import field_error
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -23,4 +26,40 @@ def error_body(error: ErrorResponse, request_id: str) -> dict[str, Any]:
     }
 
 
-OPENAI = Door(router=router, error_body=error_body, field_error=field_error, wire_names=WIRE_NAMES)
+def body_examples(info: ServiceInfo) -> Mapping[str, Mapping[str, Any]]:
+    """Return the examples of each route's body, by their names; a form's has no file."""
+    return {
+        GENERATIONS: {
+            "prompt": {
+                "summary": "A prompt alone",
+                "value": {"prompt": "a red circle on a white background"},
+            },
+            "settings": {
+                "summary": "OpenAI's settings, and this service's own",
+                "value": {
+                    "model": "gpt-image-1",
+                    "prompt": "a large yellow star on a black background",
+                    "n": 1,
+                    "size": "1536x1024",
+                    "seed": 7,
+                    "num_inference_steps": 20,
+                },
+            },
+        },
+        EDITS: {
+            "prompt": {
+                "summary": "A prompt for the files",
+                "value": {"prompt": "a large red heart on a white background", "strength": 0.6},
+            },
+        },
+    }
+
+
+OPENAI = Door(
+    router=router,
+    error_body=error_body,
+    field_error=field_error,
+    wire_names=WIRE_NAMES,
+    field_docs=field_docs.OPENAI,
+    body_examples=body_examples,
+)

@@ -6,9 +6,9 @@ change no image here are ignored silently; unknown fields are ignored with a war
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
@@ -21,6 +21,12 @@ from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.image_input import InputFiles
 from serve_app.ingress.job_service import RequestContext
+from serve_app.ingress.openai.response_schemas import (
+    ImagesResponse,
+    Model,
+    Models,
+    OpenAIErrorEnvelope,
+)
 from serve_app.ingress.openai.schemas import (
     EDITS,
     GENERATIONS,
@@ -29,10 +35,6 @@ from serve_app.ingress.openai.schemas import (
     ImageEditRequest,
     ImageGenerationRequest,
     ImagesRequest,
-    ImagesResponse,
-    Model,
-    Models,
-    OpenAIErrorEnvelope,
     rerun_format,
 )
 from serve_app.ingress.openapi import GENERATION_ERRORS, error_responses
@@ -71,7 +73,7 @@ _FORM_BODY = {
                 "required": ["image", "prompt"],
                 "properties": {
                     "image": {
-                        "description": "A PNG, JPEG or WebP file; several as image[]",
+                        "description": "A PNG, JPEG or WebP file; several files as `image[]`.",
                         "type": "string",
                         "format": "binary",
                     },
@@ -135,7 +137,10 @@ async def list_models(services: Services) -> Models:
 
 
 @router.get("/models/{name:path}", responses=_MODEL_RESPONSES)
-async def get_model(name: str, services: Services) -> Model:
+async def get_model(
+    name: Annotated[str, Path(description="Name of a model", examples=[ALIASES[0]])],
+    services: Services,
+) -> Model:
     """Return one model, also by a name that clients have hard-coded."""
     return _model_entry(name, services.info)
 

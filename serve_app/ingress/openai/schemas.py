@@ -144,57 +144,6 @@ class ImageEditRequest(ImagesRequest):
         )
 
 
-class ImageData(BaseModel):
-    """One image."""
-
-    b64_json: str
-    seed: int
-
-
-class ImagesResponse(BaseModel):
-    """The response of both routes: OpenAI's, with seeds and warnings added."""
-
-    created: int
-    data: list[ImageData]
-    size: str
-    quality: str
-    output_format: str
-    background: str
-    warnings: list[str]
-
-
-class Model(BaseModel):
-    """One model."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    license: str
-
-
-class Models(BaseModel):
-    """GET /v1/models."""
-
-    object: Literal["list"]
-    data: list[Model]
-
-
-class OpenAIErrorBody(BaseModel):
-    """What went wrong, as OpenAI's clients read it."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class OpenAIErrorEnvelope(BaseModel):
-    """The shape of every error on these routes."""
-
-    error: OpenAIErrorBody
-
-
 def rerun_format(route: str, body: ImagesRequest) -> RerunFormat:
     """Return how a request is written down to be sent again to its route."""
     return RerunFormat(route, partial(rerun_request, body))
