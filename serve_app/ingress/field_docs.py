@@ -108,7 +108,8 @@ SHARED: Mapping[str, FieldDoc] = {
 _IMAGES = FieldDoc(
     "Base images: PNG, JPEG or WebP as a data URI or in base64, up to 16.8 megapixels each."
 )
-NATIVE: Mapping[str, FieldDoc] = SHARED | {
+NATIVE: Mapping[str, FieldDoc] = {
+    **SHARED,
     "width": FieldDoc("Width of the images in pixels; needs `height`. Default: by `aspectRatio`."),
     "height": FieldDoc("Height of the images in pixels; needs `width`. Default: by `aspectRatio`."),
     "imageCount": FieldDoc(
@@ -133,7 +134,8 @@ NATIVE: Mapping[str, FieldDoc] = SHARED | {
     "accept": FieldDoc("Whether the terms are accepted; only true is an answer.", True),
     "termsDigest": FieldDoc("Digest of the terms that are accepted, from GET /licenses."),
 }
-OPENAI: Mapping[str, FieldDoc] = SHARED | {
+OPENAI: Mapping[str, FieldDoc] = {
+    **SHARED,
     "model": FieldDoc(
         "Name of a base model, as GET /v1/models lists them; OpenAI's names, such as gpt-image-1, "
         "mean the default model. Default: that one."

@@ -52,6 +52,7 @@ def complete(
     if policy.keys:
         _require_key(document)
     _drop_fastapi_errors(document)
+    _summarize(document)
     for door in doors:
         door.describe(document, info)
     complete_fields(document, doors, info)
@@ -71,6 +72,13 @@ def _require_key(document: OpenApiDocument) -> None:
         for method, operation in methods.items():
             if not is_public(method.upper(), path):
                 operation["security"] = [{_KEY_SCHEME: []}]
+
+
+def _summarize(document: OpenApiDocument) -> None:
+    """Head every operation with the first sentence of its description, not with its name."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            operation["summary"] = operation["description"].split("\n")[0].rstrip(".")
 
 
 def _drop_fastapi_errors(document: OpenApiDocument) -> None:

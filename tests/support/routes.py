@@ -1,5 +1,6 @@
 """Every route of the API, as the app itself has it."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from serve_app.ingress.app import build_routes
 from serve_app.ingress.job_service import JobService
 from tests.support.fake_conductor import INFO, FakeConductor
 
-_EXAMPLES = {"{id}": "x", "{name}": "gpt-image-1", "{path:path}": "docs.js"}
+_EXAMPLES = {"id": "x", "name": "gpt-image-1", "path": "docs.js"}
 
 
 def every_route() -> list[tuple[str, str]]:
@@ -31,6 +32,4 @@ def _leaves(routes: Any) -> Iterator[Any]:
 
 
 def _example(template: str) -> str:
-    for parameter, example in _EXAMPLES.items():
-        template = template.replace(parameter, example)
-    return template
+    return re.sub(r"{(\w+)(:path)?}", lambda parameter: _EXAMPLES[parameter[1]], template)
