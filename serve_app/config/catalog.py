@@ -83,6 +83,7 @@ class CatalogModel:
             self.can_be_refined,
             aliases=self.aliases,
             vocabulary=demo_vocabulary() if checkpoint.path == demo_folder(Stage.BASE) else None,
+            sampler_warnings=checkpoint.sampler_warnings,
         )
 
 
@@ -212,6 +213,13 @@ def _listed_model(
         guidance=own_defaults.guidance if entry.guidance is None else entry.guidance,
         sampler=entry.sampler or own_defaults.sampler,
     )
+    if defaults.sampler not in checkpoint.noise_config.samplers:
+        raise SettingsError(
+            f"is {defaults.sampler}, which steps by training timesteps, and this model has none "
+            f"(EDM); choose one of {', '.join(checkpoint.noise_config.samplers)}",
+            "MODELS_FILE",
+            subject=f"{where}.sampler",
+        )
     limit = defaults.sampler.definition.distilled_steps
     if limit is not None and defaults.steps > limit:
         raise SettingsError(

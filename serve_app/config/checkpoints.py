@@ -41,7 +41,12 @@ def inspect(
 
 
 def _remedy(error: CheckpointError, path: Path, stage: Stage, configs: Path | None) -> str:
+    if error.remedy:
+        return error.remedy
     command = DOWNLOAD_COMMAND[stage]
+    if _is_repository_id(path):
+        name = "/".join(path.parts[-2:])
+        return f"Where {name} is a repository of the model hub, get it with: aura download {name}"
     if isinstance(error, ConfigsError):
         if configs is not None:
             return f"Get a whole folder with: {command}"
@@ -49,6 +54,12 @@ def _remedy(error: CheckpointError, path: Path, stage: Stage, configs: Path | No
             return f"Get a folder that has them, and name it in MODEL_CONFIG_DIR: {command}"
         return f"Get a folder that has them, and name that instead: {command}"
     return "" if is_single_file(path) else f"Get it whole with: {command}"
+
+
+def _is_repository_id(path: Path) -> bool:
+    """Return whether a missing path was probably meant as the OWNER/NAME of a repository."""
+    owner = path.parent
+    return not path.suffix and not owner.exists() and owner.parent.is_dir()
 
 
 def check_pair(base: Checkpoint, refiner: Checkpoint) -> None:

@@ -10,6 +10,7 @@ from itertools import cycle, islice
 
 from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.schedule import check_sampler
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.info import ModelInfo, ServiceInfo
@@ -93,6 +94,7 @@ def check_names(request: CommonRequest, info: ServiceInfo) -> ModelInfo:
     Raises `InvalidRequest` or `ModelNotFound`.
     """
     model = find_model(info, request.model)
+    _sampler(request, model)
     find_extensions(request.extensions, model, info)
     return model
 
@@ -125,7 +127,7 @@ def _plan_generation(
 ) -> GenerationJob:
     model = find_model(info, request.model)
     size = request.size_for(model)
-    warnings = list(info.warnings)
+    warnings = _warnings(request, model, info)
     can_refine = info.can_refine(model)
     if request.refine and not can_refine:
         reason = "no refiner is configured"
@@ -146,7 +148,7 @@ def _plan_generation(
         height=size[1],
         steps=request.steps or model.defaults.steps,
         guidance=guidance,
-        sampler=request.sampler or model.defaults.sampler,
+        sampler=_sampler(request, model),
         handoff=request.handoff if can_refine and request.refine is not False else 1.0,
         model=model.name,
         extensions=find_extensions(request.extensions, model, info),
@@ -176,7 +178,7 @@ def _plan_refinement(
         handoff = 1.0
     elif request.refiner_only:
         handoff = 0.0
-    warnings = [*info.warnings, *_negative_prompt_warnings(request, guidance)]
+    warnings = _warnings(request, model, info) + _negative_prompt_warnings(request, guidance)
     if int(steps * request.strength) == 0:
         warnings.append("strength is too small for a whole step: one step is run all the same")
 
@@ -190,7 +192,7 @@ def _plan_refinement(
             height=height,
             steps=steps,
             guidance=guidance,
-            sampler=request.sampler or model.defaults.sampler,
+            sampler=_sampler(request, model),
             strength=request.strength,
             handoff=handoff,
             model=model.name,
@@ -219,6 +221,18 @@ def _images(
         JobImage(spec_of(files), request.prompt, files.inputs, files.digests, request.resize_mode)
         for files in islice(cycle(loaded), max(count, len(loaded)))
     ]
+
+
+def _sampler(request: CommonRequest, model: ModelInfo) -> Sampler:
+    """Return the requested sampler, else the model's own. Raises `InvalidRequest`."""
+    sampler = request.sampler or model.defaults.sampler
+    check_sampler(model.noise_config, sampler)
+    return sampler
+
+
+def _warnings(request: CommonRequest, model: ModelInfo, info: ServiceInfo) -> list[str]:
+    """Return what a caller should know of the service, and of a sampler that none was named for."""
+    return [*info.warnings, *(model.sampler_warnings if request.sampler is None else ())]
 
 
 def _guidance(requested: float | None, model: ModelInfo, temperature: float) -> float:

@@ -74,8 +74,8 @@ def build_stage_model(
     placement = Placement(modules, device)
     parts = Parts(
         Conditioner(modules.text_encoders, checkpoint),
-        UNetDenoiser(modules.unet, checkpoint.noise_config.prediction_type, device.dtype),
-        SdxlVae(modules.vae, device.torch_device),
+        UNetDenoiser(modules.unet, checkpoint.noise_config.preconditioning, device.dtype),
+        SdxlVae(modules.vae, device.torch_device, checkpoint.latent_scaling),
         extensions.open(modules) if extensions else ExtensionSet(),
     )
     savings = SAVINGS_BY_DEVICE.get(device.torch_device.type)

@@ -17,6 +17,7 @@ from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.schedule import NoiseConfig
+from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.service.info import ModelInfo, ServiceInfo
@@ -148,7 +149,9 @@ def _load_model(
 ) -> StageModel:
     """Return a model with networks that sleep. The last two parameters are a `Loader`'s."""
     device = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
-    checkpoint = Checkpoint(stage, Path(), name, _NOISE, NATIVE_SIZE, None, False, True)
+    checkpoint = Checkpoint(
+        stage, Path(), name, CheckpointScheduler(_NOISE), NATIVE_SIZE, None, False, True
+    )
     profile = NumericProfile(
         stage, "none", "float32", "float32", "none", 2 * images, (), 1, "none", name
     )

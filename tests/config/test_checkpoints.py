@@ -14,6 +14,7 @@ from serve_app.config.checkpoints import (
     inspect,
 )
 from serve_app.core.diffusion.schedule import NoiseConfig
+from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, ConfigsError
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
@@ -65,7 +66,7 @@ def test_a_refiner_of_another_noise_schedule_is_refused(
     base, refiner = checkpoints[Stage.BASE], checkpoints[Stage.REFINER]
     check_pair(base, refiner)
     with pytest.raises(CheckpointError, match="noise schedule") as refused:
-        check_pair(base, replace(refiner, noise_config=NoiseConfig()))
+        check_pair(base, replace(refiner, scheduler=CheckpointScheduler(NoiseConfig())))
     assert refused.value.subject == f"MODEL_REFINER_CHECKPOINT_DIR={refiner.path}"
 
 
@@ -83,3 +84,20 @@ def test_a_missing_safety_checker_is_named_with_its_download(tmp_path: Path) -> 
 def test_the_demo_s_notice_says_how_to_get_sdxl() -> None:
     assert "MODEL_CHECKPOINT_DIR" in DEMO_NOTICE
     assert "Stable Diffusion XL" in DEMO_NOTICE
+
+
+def test_a_repository_where_a_path_is_wanted_is_named_with_its_download(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist") as refused:
+        inspect(tmp_path / "stabilityai/sdxl-turbo", Stage.BASE)
+    assert refused.value.remedy.endswith("with: aura download stabilityai/sdxl-turbo")
+    with pytest.raises(CheckpointError) as refused:
+        inspect(tmp_path / "sdxl", Stage.BASE)
+    assert refused.value.remedy == f"Get it whole with: {DOWNLOAD_COMMAND[Stage.BASE]}"
+
+
+def test_a_remedy_of_the_reader_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "models--a--b").mkdir()
+    with pytest.raises(CheckpointError, match="is a cache of the model hub") as refused:
+        inspect(tmp_path, Stage.BASE)
+    assert refused.value.remedy == f"Name one of its folders, as {tmp_path}/models--a--b"
+    assert refused.value.subject == f"MODEL_CHECKPOINT_DIR={tmp_path}"

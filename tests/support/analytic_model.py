@@ -11,6 +11,7 @@ from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.prompt import parse
+from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
@@ -25,7 +26,9 @@ from serve_app.runtime.stage_model import Offloadable, Parts, StageModel
 from tests.support.engine_runs import NOISE
 
 CPU = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
-CHECKPOINT = Checkpoint(Stage.BASE, Path(), "analytic", NOISE, 64, None, False, True)
+CHECKPOINT = Checkpoint(
+    Stage.BASE, Path(), "analytic", CheckpointScheduler(NOISE), 64, None, False, True
+)
 
 
 class ConstantDenoiser:

@@ -1,7 +1,10 @@
 """Checkpoints beside the demo: with other weights, and broken ones."""
 
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +24,44 @@ def perturbed(folder: Path, copy: Path, *, seed: int = 0, by: float = 0.05) -> P
             weights[name] = tensor * (1 + by * noise)
         save_file(weights, file)
     return copy
+
+
+def with_scheduler(folder: Path, copy: Path, name: str, options: Mapping[str, Any]) -> Path:
+    """Copy a checkpoint folder, with a scheduler of that class in place of its own.
+
+    `options` are added to those of a discrete class, and are all that an EDM class has.
+    """
+    shutil.copytree(folder, copy)
+    file = copy / "scheduler" / "scheduler_config.json"
+    own = {} if name.startswith("EDM") else json.loads(file.read_text())
+    file.write_text(json.dumps({**own, **options, "_class_name": name}))
+    edit_json(copy / "model_index.json", scheduler=["diffusers", name])
+    return copy
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    """Change keys of the object in a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def in_hub_cache(folder: Path, cache: Path, repository: str, commit: str = "7" * 40) -> Path:
+    """Copy a checkpoint folder into a cache of the model hub, and return its repository's folder.
+
+    Files are links into `blobs`, and refs/main names the commit, as huggingface_hub leaves them.
+    Neither the card nor the licence are there: `DiffusionPipeline.from_pretrained` skips them.
+    """
+    home = cache / f"models--{repository.replace('/', '--')}"
+    files = [folder / "model_index.json", *folder.glob("*/*")]
+    for file in files:
+        blob = home / "blobs" / f"{commit[0]}-{'-'.join(file.relative_to(folder).parts)}"
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, blob)
+        link = home / "snapshots" / commit / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    (home / "refs").mkdir(exist_ok=True)
+    (home / "refs" / "main").write_text(commit)
+    return home
 
 
 def broken_checkpoint(kind: str, home: Path) -> tuple[Path, str]:

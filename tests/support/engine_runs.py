@@ -63,10 +63,15 @@ def whole(sample: HostSample) -> StageSegment:
 
 
 def sample_of(
-    spec: ImageSpec, id: str = "one", source: bytes | None = None, *, refiner: bool = False
+    spec: ImageSpec,
+    id: str = "one",
+    source: bytes | None = None,
+    *,
+    refiner: bool = False,
+    noise: NoiseConfig = NOISE,
 ) -> HostSample:
     """The sample of a spec, before its first stage."""
-    schedule = make_schedule(NOISE, spec.sampler, spec.steps, spec.strength, spec.handoff)
+    schedule = make_schedule(noise, spec.sampler, spec.steps, spec.strength, spec.handoff)
     first = stage_segments(schedule, spec.handoff, refiner=refiner)[0]
     return new_sample(id, spec, schedule, first.stage, ImageInputs(source))
 
@@ -77,11 +82,13 @@ def drain(engine: Engine) -> None:
 
 
 def run_images(
-    engines: dict[Stage, Engine], requests: Sequence[tuple[ImageSpec, bytes | None]]
+    engines: dict[Stage, Engine],
+    requests: Sequence[tuple[ImageSpec, bytes | None]],
+    noise: NoiseConfig = NOISE,
 ) -> list[RgbImage]:
     """The images of several requests that run together through the stages."""
     samples = [
-        sample_of(spec, f"image {i}", source, refiner=Stage.REFINER in engines)
+        sample_of(spec, f"image {i}", source, refiner=Stage.REFINER in engines, noise=noise)
         for i, (spec, source) in enumerate(requests)
     ]
     images: dict[str, RgbImage] = {}

@@ -1,6 +1,7 @@
 """The oracle: stock diffusers, one image at a time, used as its documentation says."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,3 +99,33 @@ class Stock:
 
 def as_image(spec: ImageSpec, rgb: bytes) -> Image.Image:
     return Image.frombytes("RGB", (spec.width, spec.height), rgb)
+
+
+def base_pipeline(folder: Path) -> Any:
+    """Return the stock pipeline of a base folder, with the folder's own scheduler."""
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pipeline_image(
+    pipeline: Any, spec: ImageSpec, init_image: bytes | None = None, scheduler: Any = None
+) -> Pixels:
+    """Return the image of a stock pipeline by its own scheduler, or by a given one."""
+    components = dict(pipeline.components, scheduler=scheduler or pipeline.scheduler)
+    size: dict[str, Any] = {"height": spec.height, "width": spec.width}
+    stock: Any = type(pipeline)
+    if init_image is not None:
+        stock = StableDiffusionXLImg2ImgPipeline
+        size = {"image": as_image(spec, init_image), "strength": spec.strength}
+    pipeline = stock(**components, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline(
+        prompt=spec.prompt,
+        negative_prompt=spec.negative_prompt,
+        num_inference_steps=spec.steps,
+        guidance_scale=spec.guidance,
+        generator=torch.Generator("cpu").manual_seed(spec.seed),
+        **size,
+    ).images[0]
+    return np.asarray(image, dtype=np.int16)

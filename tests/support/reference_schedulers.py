@@ -7,6 +7,8 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -42,3 +44,23 @@ def stock_scheduler(sampler: Sampler, config: Mapping[str, Any]) -> Any:
     """Return the diffusers scheduler of a sampler for a `scheduler_config.json`."""
     scheduler, options = _CLASSES[sampler.solver]
     return scheduler.from_config({**config, **options, **_OPTIONS[sampler.spacing]})
+
+
+_EDM_CLASSES: dict[Solver, tuple[Any, dict[str, Any]]] = {
+    Solver.EULER: (EDMEulerScheduler, {}),
+    Solver.DPMPP_2M: (EDMDPMSolverMultistepScheduler, {}),
+    Solver.DPMPP_2M_SDE: (EDMDPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+}
+EDM_SAMPLERS = tuple(
+    sampler
+    for sampler in Sampler
+    if sampler.solver in _EDM_CLASSES and sampler.spacing is not SigmaSpacing.TRAILING
+)
+
+
+def stock_edm_scheduler(sampler: Sampler, config: Mapping[str, Any]) -> Any:
+    """Return the diffusers scheduler of a sampler for an EDM `scheduler_config.json`."""
+    scheduler, options = _EDM_CLASSES[sampler.solver]
+    if sampler.spacing is not SigmaSpacing.CHECKPOINT:
+        options = {**options, "sigma_schedule": sampler.spacing.value}
+    return scheduler.from_config({**config, **options})

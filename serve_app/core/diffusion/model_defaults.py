@@ -2,15 +2,20 @@
 
 No files: the caller passes names and metadata. A checkpoint distilled to few steps needs other
 defaults than SDXL, and its name says so. The table follows the model cards of SDXL-Turbo,
-SDXL-Lightning, Hyper-SD (ByteDance) and LCM-SDXL; their guidance 0 (off) is 1 here.
+SDXL-Lightning, Hyper-SD (ByteDance), LCM-SDXL, DMD2 and PCM; their guidance 0 (off) is 1 here.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.samplers import Sampler, Solver
+from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
 
+# In names in lower case.
+TURBO = re.compile("turbo")
+DMD2 = re.compile(r"(?<![a-z])dmd[ _-]?2(?!\d)")
+PCM = re.compile(r"(?<![a-z])pcm(?![a-z])")
 _STEPS = re.compile(r"(\d+)[ _-]?step")
 
 
@@ -39,18 +44,31 @@ class DistilledFamily:
 _FAMILIES = (  # LCM last: a merge has both names, such as "lightning-lcm"
     DistilledFamily(re.compile("lightning"), 4, frozenset({2, 4, 8}), Sampler.EULER_TRAILING),
     DistilledFamily(re.compile("hyper[ _-]?sd"), 4, frozenset({2, 4, 8}), Sampler.DDIM_TRAILING),
-    DistilledFamily(re.compile("turbo"), 4, frozenset({1, 2, 3, 4}), Sampler.EULER_A_TRAILING),
+    DistilledFamily(TURBO, 4, frozenset({1, 2, 3, 4}), Sampler.EULER_A_TRAILING),
+    DistilledFamily(DMD2, 4, frozenset(range(4, 9)), Sampler.LCM),
+    DistilledFamily(PCM, 4, frozenset({2, 4, 8, 16}), Sampler.DDIM_TRAILING),
     DistilledFamily(re.compile(r"(?<![a-z])lcm(?![a-z])"), 4, frozenset(range(2, 9)), Sampler.LCM),
 )
 
 
-def defaults_of(names: Iterable[str], scheduler: str = "") -> ModelDefaults:
-    """Return the defaults of a checkpoint from its names and the class of its scheduler."""
+def defaults_of(names: Iterable[str], scheduler: CheckpointScheduler) -> ModelDefaults:
+    """Return the defaults of a checkpoint from its names and its own scheduler.
+
+    The scheduler's sampler is the default. Under the name of a distilled family it must be one for
+    few steps, or else the family's takes its place: many conversions keep SDXL's.
+    """
     words = " ".join(names).lower()
-    if scheduler == "LCMScheduler":
+    own = scheduler.sampler
+    if own.solver is Solver.LCM:
         words += " lcm"
     for family in _FAMILIES:
         if family.pattern.search(words):
             named = {int(number) for number in _STEPS.findall(words)} & family.step_counts
-            return ModelDefaults(min(named, default=family.steps), 1.0, family.sampler)
-    return SDXL_DEFAULTS
+            sampler = own if _is_for_few_steps(scheduler) else family.sampler
+            return ModelDefaults(min(named, default=family.steps), 1.0, sampler)
+    return ModelDefaults(sampler=own)
+
+
+def _is_for_few_steps(scheduler: CheckpointScheduler) -> bool:
+    noise, own = scheduler.noise, scheduler.sampler
+    return bool(noise.edm or own.solver is Solver.LCM or noise.timestep_spacing == "trailing")

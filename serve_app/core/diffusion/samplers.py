@@ -116,6 +116,7 @@ class SamplerDef:
     has_fixed_stride: bool = False
     timestep_spacing: str | None = None  # replaces the checkpoint's
     distilled_steps: int | None = None  # chooses its timesteps from this many: the most it can run
+    needs_timesteps: bool = False  # steps by training timesteps, which an EDM checkpoint lacks
 
     def name(self, spacing: SigmaSpacing) -> str:
         """Return the name of the sampler with that spacing."""
@@ -132,7 +133,7 @@ TABLE = (
         Solver.EULER_A, "Euler a", _TRAILING, is_stochastic=True, has_fractional_timesteps=True
     ),
     SamplerDef(Solver.HEUN, "Heun", _ALL, nfe=2, has_fractional_timesteps=True),
-    SamplerDef(Solver.DDIM, "DDIM", _TRAILING, has_fixed_stride=True),
+    SamplerDef(Solver.DDIM, "DDIM", _TRAILING, has_fixed_stride=True, needs_timesteps=True),
     SamplerDef(
         Solver.DPMPP_2M, "DPM++ 2M", _ALL, has_extra_interval=True, truncates_cosine_grid=True
     ),
@@ -153,6 +154,8 @@ TABLE = (
         timestep_spacing="linspace",
     ),
     SamplerDef(Solver.UNIPC, "UniPC", _ALL, has_extra_interval=True),
-    SamplerDef(Solver.LCM, "LCM", _OWN, is_stochastic=True, distilled_steps=50),
+    SamplerDef(
+        Solver.LCM, "LCM", _OWN, is_stochastic=True, distilled_steps=50, needs_timesteps=True
+    ),
 )
 _BY_NAME = {row.name(spacing): (row, spacing) for row in TABLE for spacing in row.spacings}

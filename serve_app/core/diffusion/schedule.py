@@ -1,41 +1,75 @@
 """The sigmas and timesteps of one image, as plain floats, and where base hands over to the refiner.
 
-No tensors and no files: the caller passes `scheduler_config.json` as a mapping. Timestep spacings:
-Lin et al. 2023, table 2. Karras sigmas: Karras et al. 2022, equation 5 with rho 7. Every schedule
-equals that of the sampler's diffusers class. These classes differ in how they count and round
-timesteps, and between which ends they space sigmas: see `SamplerDef`.
+No tensors and no files. Timestep spacings: Lin et al. 2023, table 2. Karras sigmas: Karras et al.
+2022, equation 5. Every schedule equals that of the sampler's diffusers class. These classes differ
+in how they count and round timesteps, and between which ends they space sigmas: see `SamplerDef`.
 """
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate, pairwise
-from math import ceil, cos, exp, log, pi, sqrt
-from operator import mul
-from struct import pack, unpack
+from math import ceil, log, sqrt
 from typing import Any
 
+from serve_app.core.diffusion.preconditioning import NetworkOutput, Preconditioning
 from serve_app.core.diffusion.samplers import Sampler, SamplerDef, SigmaSpacing
+from serve_app.core.diffusion.sigma_spacing import (
+    interpolate,
+    sigma_to_timestep,
+    spaced_sigmas,
+)
 from serve_app.core.diffusion.spec import steps_after_strength
-from serve_app.core.errors import CheckpointError
+from serve_app.core.diffusion.training_noise import (
+    cosine_betas,
+    f32,
+    power_betas,
+    sigmas_of_betas,
+)
+from serve_app.core.errors import CheckpointError, InvalidRequest
 
 KARRAS_RHO = 7.0
-_SUPPORTED = {  # settings that change the schedule: diffusers' default first, then what else works
+SCHEDULER_CONFIG = "scheduler_config.json"
+SUPPORTED_NOISE = {  # what works of diffusers' values
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "prediction_type": ("epsilon", "v_prediction"),
     "timestep_spacing": ("leading", "linspace", "trailing"),
-    "interpolation_type": ("linear",),
-    "timestep_type": ("discrete",),
-    "final_sigmas_type": ("zero",),
-    "use_flow_sigmas": (False,),
-    "thresholding": (False,),
+}
+_KINDS: dict[str, Any] = {  # how the fields of `NoiseConfig` are read
+    "num_train_timesteps": int,
+    "beta_start": float,
+    "beta_end": float,
+    "beta_schedule": str,
+    "trained_betas": lambda betas: tuple(map(float, betas)),
+    "prediction_type": str,
+    "timestep_spacing": str,
+    "steps_offset": int,
+    "rescale_betas_zero_snr": bool,
+    "set_alpha_to_one": bool,
+    "sigma_min": float,
+    "sigma_max": float,
 }
 
 
 @dataclass(frozen=True, slots=True)
+class EdmNoise:
+    """The continuous noise of an EDM checkpoint: any sigma in a range, and no timesteps.
+
+    The network is told 0.25 ln(sigma). The fields are those of diffusers' EDM schedulers.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    rho: float = KARRAS_RHO
+    spacing: SigmaSpacing = SigmaSpacing.KARRAS  # or EXPONENTIAL: its own
+
+
+@dataclass(frozen=True, slots=True)
 class NoiseConfig:
-    """The noise that a checkpoint was trained on, as in its `scheduler_config.json`."""
+    """The noise that a checkpoint was trained on, and how it spaces its steps.
+
+    The fields are those of `scheduler_config.json`; `edm` replaces all but `prediction_type`.
+    """
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.0001
@@ -46,35 +80,55 @@ class NoiseConfig:
     timestep_spacing: str = "linspace"
     steps_offset: int = 0
     rescale_betas_zero_snr: bool = False
+    set_alpha_to_one: bool = False  # whether DDIM's last step goes to sigma 0
+    sigma_min: float | None = None  # ends of Karras and exponential sigmas, if not the trained ones
+    sigma_max: float | None = None
+    edm: EdmNoise | None = None
 
     @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> "NoiseConfig":
-        """Read a `scheduler_config.json`, with diffusers' defaults for absent keys.
+        """Read the fields from a `scheduler_config.json`, with diffusers' defaults for absent ones.
 
-        Raises `CheckpointError` for a value that would change the schedule in an unsupported way.
+        Raises `CheckpointError` for a value that is not supported. `scheduler_config` reads the
+        class and the options beside these.
         """
-        for key, supported in _SUPPORTED.items():
-            if config.get(key, supported[0]) not in supported:
-                choices = ", ".join(map(str, supported))
+        present = {key: value for key, value in config.items() if value is not None}
+        for key, supported in SUPPORTED_NOISE.items():
+            if present.get(key, supported[0]) not in supported:
+                choices = ", ".join(supported)
                 raise CheckpointError(
-                    f"has {key}={config[key]!r}; supported: {choices}",
-                    subject="scheduler_config.json",
+                    f"has {key}={present[key]!r} in {SCHEDULER_CONFIG}; supported: {choices}"
                 )
-        betas = config.get("trained_betas")
-        return cls(
-            num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
-            beta_start=float(config.get("beta_start", 0.0001)),
-            beta_end=float(config.get("beta_end", 0.02)),
-            beta_schedule=str(config.get("beta_schedule", "linear")),
-            trained_betas=None if betas is None else tuple(map(float, betas)),
-            prediction_type=str(config.get("prediction_type", "epsilon")),
-            timestep_spacing=str(config.get("timestep_spacing", "linspace")),
-            steps_offset=int(config.get("steps_offset", 0)),
-            rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
-        )
+        fields = {}
+        for key, kind in _KINDS.items():
+            if key in present:
+                try:
+                    fields[key] = kind(present[key])
+                except (TypeError, ValueError):
+                    raise CheckpointError(
+                        f"has {key}={present[key]!r} in {SCHEDULER_CONFIG}, which can't be read"
+                    ) from None
+        return cls(**fields)
+
+    @property
+    def preconditioning(self) -> Preconditioning:
+        """What its network receives and predicts."""
+        output = NetworkOutput(self.prediction_type)
+        if self.edm is None:
+            return Preconditioning(output)
+        if output is NetworkOutput.NOISE:  # diffusers' EDM classes call Karras' output "epsilon"
+            output = NetworkOutput.EDM
+        return Preconditioning(output, self.edm.sigma_data)
+
+    @property
+    def samplers(self) -> tuple[Sampler, ...]:
+        """The samplers that can draw with it: for EDM those that step in sigmas."""
+        return tuple(sampler for sampler in Sampler if self.edm is None or _is_continuous(sampler))
 
     def has_same_noise_as(self, other: "NoiseConfig") -> bool:
         """Return whether each timestep has the same sigma in both, so that samples can move."""
+        if self.edm or other.edm:
+            return self.edm == other.edm
         return training_sigmas(self) == training_sigmas(other)
 
 
@@ -109,9 +163,12 @@ def make_schedule(
     """Return the schedule that diffusers sets for the same values.
 
     A strength too small for one step runs one step, where diffusers fails. The hand-off is
-    diffusers' `denoising_end`, a cut in timesteps: base keeps `t >= round(T - handoff * T)`. A pair
-    of Heun's goes to the stage of its first evaluation, where diffusers runs one step twice.
+    diffusers' `denoising_end`, a cut in timesteps: base keeps `t >= round(T - handoff * T)`. EDM
+    has no training timesteps, so its hand-off is a share of the steps. A pair of Heun's goes to
+    the stage of its first evaluation, where diffusers runs one step twice. Raises
+    `InvalidRequest` for a sampler that the noise does not offer.
     """
+    check_sampler(config, sampler)
     solver, total = sampler.definition, config.num_train_timesteps
     if sampler.spacing is SigmaSpacing.TRAILING:
         config = replace(config, timestep_spacing="trailing")
@@ -121,11 +178,14 @@ def make_schedule(
         handoff_index = steps
     elif handoff <= 0:
         handoff_index = 0
+    elif config.edm:
+        handoff_index = round(handoff * steps)
     else:
         cutoff = round(total - handoff * total)
         handoff_index = sum(t >= cutoff for t in timesteps)
     init_noise_sigma = max(sigmas[0], sigmas[-1])
-    if not solver.has_fractional_timesteps or config.timestep_spacing == "leading":
+    is_at_unit_variance = config.edm or not solver.has_fractional_timesteps
+    if is_at_unit_variance or config.timestep_spacing == "leading":
         init_noise_sigma = sqrt(init_noise_sigma**2 + 1)
     if solver.nfe == 2:
         timesteps, sigmas = _paired(timesteps), _paired(sigmas)
@@ -133,7 +193,9 @@ def make_schedule(
     target_sigmas = [*sigmas[1:], 0.0]
     if solver.has_fixed_stride:
         train, stride = training_sigmas(config), total // steps
-        target_sigmas = [_interpolate(train, max(0, t - stride)) for t in timesteps]
+        target_sigmas = [interpolate(train, max(0, t - stride)) for t in timesteps]
+        if config.set_alpha_to_one and timesteps[-1] < stride:
+            target_sigmas[-1] = 0.0
     return Schedule(
         sigmas=(*sigmas, 0.0),
         timesteps=tuple(timesteps),
@@ -144,6 +206,20 @@ def make_schedule(
     )
 
 
+def check_sampler(config: NoiseConfig, sampler: Sampler) -> None:
+    """Raise `InvalidRequest` for a sampler that the noise of a checkpoint does not offer."""
+    if config.edm and not _is_continuous(sampler):
+        raise InvalidRequest(
+            "sampler",
+            f"is {sampler}, which steps by training timesteps, and this model has none (EDM); "
+            f"choose one of {', '.join(config.samplers)}",
+        )
+
+
+def _is_continuous(sampler: Sampler) -> bool:
+    return not sampler.definition.needs_timesteps and sampler.spacing is not SigmaSpacing.TRAILING
+
+
 def _paired(values: list[float]) -> list[float]:
     """Repeat each value but the first: Heun's second evaluation is where the next step begins."""
     return values[:1] + [value for value in values[1:] for _ in range(2)]
@@ -152,59 +228,36 @@ def _paired(values: list[float]) -> list[float]:
 @lru_cache(maxsize=8)
 def training_sigmas(config: NoiseConfig) -> tuple[float, ...]:
     """Return sigma, the ratio of noise to signal, of each training timestep, rising."""
-    alphas_cumprod = _alphas_cumprod(_betas(config))
-    if config.rescale_betas_zero_snr:
-        rescaled = _alphas_cumprod(_rescale_zero_terminal_snr(alphas_cumprod))
-        alphas_cumprod = [*rescaled[:-1], 2.0**-24]  # keeps sigma finite, as in diffusers
-    return tuple(_f32(sqrt(_f32(_f32(1 - alpha) / alpha))) for alpha in alphas_cumprod)
-
-
-def _alphas_cumprod(betas: list[float]) -> list[float]:
-    """Return the share of the picture's variance that is left at each training timestep."""
-    return [_f32(alpha) for alpha in accumulate((_f32(1 - beta) for beta in betas), mul)]
-
-
-def _betas(config: NoiseConfig) -> list[float]:
-    """Return the variance of the noise that each training timestep adds."""
-    if config.trained_betas is not None:
-        return list(config.trained_betas)
     n = config.num_train_timesteps
-    if config.beta_schedule == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021
-        bar = [cos((i / n + 0.008) / 1.008 * pi / 2) ** 2 for i in range(n + 1)]
-        return [_f32(min(1 - bar[i + 1] / bar[i], 0.999)) for i in range(n)]
-    power = 2 if config.beta_schedule == "scaled_linear" else 1
-    low, high = config.beta_start ** (1 / power), config.beta_end ** (1 / power)
-    step = _f32(_f32(high - low) / (n - 1))
-    rising = [low + step * i if i < n // 2 else high - step * (n - 1 - i) for i in range(n)]
-    return [_f32(_f32(beta) ** power) for beta in rising]
-
-
-def _rescale_zero_terminal_snr(alphas_cumprod: list[float]) -> list[float]:
-    """Return betas after which no signal is left. Lin et al. 2023, algorithm 1."""
-    roots = [_f32(sqrt(alpha)) for alpha in alphas_cumprod]
-    first, last = roots[0], roots[-1]
-    scale = _f32(first / _f32(first - last))
-    bar = [_f32(_f32(_f32(root - last) * scale) ** 2) for root in roots]
-    alphas = [bar[0], *(_f32(alpha / previous) for previous, alpha in pairwise(bar))]
-    return [_f32(1 - alpha) for alpha in alphas]
+    if config.trained_betas is not None:
+        betas = list(config.trained_betas)
+    elif config.beta_schedule == "squaredcos_cap_v2":
+        betas = cosine_betas(n)
+    else:
+        power = 2 if config.beta_schedule == "scaled_linear" else 1
+        betas = power_betas(n, config.beta_start, config.beta_end, power)
+    return sigmas_of_betas(betas, zero_snr=config.rescale_betas_zero_snr)
 
 
 def _timesteps_and_sigmas(
     config: NoiseConfig, solver: SamplerDef, spacing: SigmaSpacing, steps: int
 ) -> tuple[list[float], list[float]]:
     """Return falling timesteps and their sigmas, one of each per requested step."""
+    if config.edm:
+        return _edm_timesteps_and_sigmas(config.edm, spacing, steps)
     train = training_sigmas(config)
     timesteps = _spaced_timesteps(config, solver, steps)
-    sigmas = [_interpolate(train, t) for t in timesteps]
+    sigmas = [interpolate(train, t) for t in timesteps]
     if spacing not in (SigmaSpacing.KARRAS, SigmaSpacing.EXPONENTIAL):
         return timesteps, sigmas
     ends = (train[-1], train[0])
     if solver.has_fractional_timesteps:
         ends = (sigmas[0], sigmas[-1])
-    at = _karras if spacing is SigmaSpacing.KARRAS else _exponential
-    sigmas = [at(*ends, i / max(1, steps - 1)) for i in range(steps)]
-    log_train = [_f32(log(sigma)) for sigma in train]
-    timesteps = [_sigma_to_timestep(sigma, log_train) for sigma in sigmas]
+    highest = ends[0] if config.sigma_max is None else config.sigma_max
+    lowest = ends[1] if config.sigma_min is None else config.sigma_min
+    sigmas = spaced_sigmas(spacing, highest, lowest, KARRAS_RHO, steps)
+    log_train = [f32(log(sigma)) for sigma in train]
+    timesteps = [sigma_to_timestep(sigma, log_train) for sigma in sigmas]
     if solver.has_fractional_timesteps:
         return timesteps, sigmas
     is_cosine = config.beta_schedule == "squaredcos_cap_v2"
@@ -235,36 +288,10 @@ def _spaced_timesteps(config: NoiseConfig, solver: SamplerDef, steps: int) -> li
     return [float(round(total - i * gap) - 1) for i in range(ceil(total / gap))][:steps]
 
 
-def _karras(highest: float, lowest: float, ramp: float) -> float:
-    """Return the sigma at a share of the way down, `ramp` from 0 to 1."""
-    high, low = highest ** (1 / KARRAS_RHO), lowest ** (1 / KARRAS_RHO)
-    return float((high + ramp * (low - high)) ** KARRAS_RHO)
-
-
-def _exponential(highest: float, lowest: float, ramp: float) -> float:
-    """Return the sigma at a share of the way down, linear in its logarithm."""
-    return exp(log(highest) + ramp * (log(lowest) - log(highest)))
-
-
-def _sigma_to_timestep(sigma: float, log_sigmas: list[float]) -> float:
-    """Return the fractional training timestep of a sigma, linear in its logarithm."""
-    target = log(max(sigma, 1e-10))
-    above = min(max(bisect_left(log_sigmas, target), 1), len(log_sigmas) - 1)
-    low, high = log_sigmas[above - 1], log_sigmas[above]
-    return above - 1 + min(max((target - low) / (high - low), 0.0), 1.0)
-
-
-def _f32(value: float) -> float:
-    """Return the nearest 32-bit float.
-
-    Diffusers computes sigmas in single precision and rounds Karras timesteps from them, where the
-    last digit can decide.
-    """
-    return float(unpack("f", pack("f", value))[0])
-
-
-def _interpolate(sigmas: tuple[float, ...], t: float) -> float:
-    """Return the sigma at a fractional training timestep, linear between its neighbours."""
-    below = min(max(int(t), 0), len(sigmas) - 1)
-    above = min(below + 1, len(sigmas) - 1)
-    return sigmas[below] + (sigmas[above] - sigmas[below]) * (t - below if below < t else 0.0)
+def _edm_timesteps_and_sigmas(
+    edm: EdmNoise, spacing: SigmaSpacing, steps: int
+) -> tuple[list[float], list[float]]:
+    """Return what `_timesteps_and_sigmas` does for an EDM checkpoint, by its own range and rho."""
+    own = edm.spacing if spacing is SigmaSpacing.CHECKPOINT else spacing
+    sigmas = spaced_sigmas(own, edm.sigma_max, edm.sigma_min, edm.rho, steps)
+    return [0.25 * log(sigma) for sigma in sigmas], sigmas

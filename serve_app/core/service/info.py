@@ -39,6 +39,7 @@ class ModelInfo:
     can_be_refined: bool = True  # whether a refiner may continue its images
     aliases: tuple[str, ...] = ()  # paths and a hub name; never shown, since a path is private
     vocabulary: Vocabulary | None = None  # None: it takes any prompt
+    sampler_warnings: tuple[str, ...] = ()  # for images by its default sampler
 
     @property
     def sizes(self) -> SizeRules:

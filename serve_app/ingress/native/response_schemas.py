@@ -95,6 +95,13 @@ class LicensesResponse(ApiModel):
     """Terms of each model and LoRA."""
 
 
+class Optimizations(ApiModel):
+    """How the default model draws."""
+
+    scheduler: str
+    """The sampler of requests that name none."""
+
+
 class HealthResponse(ApiModel):
     """GET /health."""
 
@@ -114,6 +121,8 @@ class HealthResponse(ApiModel):
     """Kind of device: `cpu`, `cuda` or `mps`."""
     precision: str
     """Precision of the weights: `fp32`, `fp16` or `bf16`."""
+    optimizations: Optimizations
+    """How the default model draws."""
     replicas: dict[str, int]
     """Number of ready replicas by stage."""
     owed_seconds: float

@@ -20,6 +20,7 @@ from serve_app.ingress.native.response_schemas import (
     HealthResponse,
     JobResponse,
     LicensesResponse,
+    Optimizations,
 )
 from serve_app.ingress.native.schemas import (
     GenerateRequest,
@@ -132,11 +133,12 @@ async def health(services: Services) -> Response:
         loras=[lora.name for lora in info.extensions_of(LORA)],
         device=info.device,
         precision=info.precision,
+        optimizations=Optimizations(scheduler=info.default_model.defaults.sampler),
         replicas=health.replicas,
         owed_seconds=round(health.owed_seconds, 3),
         safety_filters=list(info.safety_filters),
         terms_required=info.terms_required,
-        warnings=[*info.warnings, *health.shortfalls],
+        warnings=[*info.warnings, *info.default_model.sampler_warnings, *health.shortfalls],
         version=services.version,
     ).model_dump(by_alias=True)
     if health.status is HealthStatus.READY:

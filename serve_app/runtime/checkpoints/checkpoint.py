@@ -13,8 +13,12 @@ from typing import Any
 
 from serve_app.core.diffusion.model_defaults import SDXL_DEFAULTS, ModelDefaults, defaults_of
 from serve_app.core.diffusion.schedule import NoiseConfig
+from serve_app.core.diffusion.scheduler_config import CheckpointScheduler, read_scheduler
 from serve_app.core.diffusion.spec import LATENT_CHANNELS, PIXELS_PER_LATENT, Stage
 from serve_app.core.errors import CheckpointError, ConfigsError
+from serve_app.runtime.checkpoints import acceptance
+from serve_app.runtime.checkpoints.file_markers import LatentScaling
+from serve_app.runtime.checkpoints.hub_cache import repository_of, snapshot_folder
 from serve_app.runtime.checkpoints.network_folder import (
     check_weights,
     read_headers,
@@ -37,7 +41,7 @@ class Checkpoint:
     stage: Stage
     folder: Path  # of everything, or of what `file` lacks
     name: str  # in responses and requests
-    noise_config: NoiseConfig
+    scheduler: CheckpointScheduler  # its own: the noise, and the sampler that equals it
     native_size: int  # side of the images it was trained on, in pixels
     variant: str | None  # of the weight files: None or "fp16"
     requires_aesthetics_score: bool  # the last of five time ids is an aesthetic score (refiner)
@@ -45,24 +49,50 @@ class Checkpoint:
     file: SingleFile | None = None  # where the weights are, if not in the folder
     defaults: ModelDefaults = SDXL_DEFAULTS
     cross_attention_dim: int | None = None  # width of the text embeddings its UNet attends to
+    repository: str = ""  # OWNER/NAME, as the hub's cache or our own download says
 
     @property
     def path(self) -> Path:
-        """The path that `inspect` was called with."""
+        """The folder or the file of its weights."""
         return self.file.path if self.file else self.folder
+
+    @property
+    def noise_config(self) -> NoiseConfig:
+        """The noise that it was trained on."""
+        return self.scheduler.noise
+
+    @property
+    def latent_scaling(self) -> LatentScaling | None:
+        """How its latents are normalized, where that differs from the config of its VAE."""
+        return self.file.markers.latents if self.file else None
+
+    @property
+    def sampler_warnings(self) -> tuple[str, ...]:
+        """What images by the default sampler lack of the checkpoint's own scheduler."""
+        is_own = self.defaults.sampler is self.scheduler.sampler
+        return self.scheduler.warnings if is_own else ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that say which model it is."""
+        title = self.file.title if self.file else ""
+        return (self.name, self.repository, title)
 
 
 def inspect(path: Path, stage: Stage, *, configs: Path | None = None) -> Checkpoint:
     """Return what a complete checkpoint says of itself.
 
-    `path` is a folder or a .safetensors file. A file takes its configs, its tokenizers and the
+    `path` is a folder or a .safetensors file; a repository's folder in the hub's cache means its
+    current snapshot. A file takes its configs, its tokenizers and the
     networks that it lacks from `configs`, a diffusers folder. Raises `CheckpointError` with the
     path as its subject, and its subclass `ConfigsError` when `configs` is what is missing.
     """
     try:
         if is_single_file(path):
             return _inspect_file(path, stage, configs)
-        return _inspect_folder(path, stage)
+        folder = snapshot_folder(path)
+        _check_no_single_file(folder)
+        return _inspect_folder(folder, stage)
     except CheckpointError as error:
         raise error.about(str(path)) from None
 
@@ -109,6 +139,7 @@ def num_parameters(checkpoint: Checkpoint) -> dict[str, int]:
 def check_safety_checker(folder: Path) -> None:
     """Raise `CheckpointError`, with the folder as subject, unless it holds a safety checker."""
     try:
+        folder = snapshot_folder(folder)
         read_json(folder, "config.json")
         check_weights(folder, "the safety checker")
     except CheckpointError as error:
@@ -129,22 +160,26 @@ def _inspect_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
     if configs is None:
         raise ConfigsError("is a single file, which lacks configs and tokenizers")
     try:
+        configs = snapshot_folder(configs)
         folder = _inspect_folder(configs, stage, in_file=file.components)
     except CheckpointError as error:
-        raise ConfigsError(f"takes its configs from {configs}, which {error.problem}") from None
+        raise ConfigsError(
+            f"takes its configs from {configs}, which {error.problem}", remedy=error.remedy
+        ) from None
     mismatch = file.config_mismatch(
         {name: read_json(configs, f"{name}/config.json") for name in ("unet", "text_encoder_2")}
     )
     if mismatch:
         raise CheckpointError(f"does not match the configs in {configs}: {mismatch}")
-    noise = folder.noise_config
-    if file.prediction_type is not None:
-        noise = replace(noise, prediction_type=file.prediction_type)
-    if file.rescale_betas_zero_snr:
-        # Only trailing timesteps reach zero SNR: Lin et al. 2023, section 3.3.
-        noise = replace(noise, rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    defaults = defaults_of([path.stem, file.title])
-    return replace(folder, name=path.stem, noise_config=noise, file=file, defaults=defaults)
+    scheduler, repository = file.markers.over(folder.scheduler), repository_of(path)
+    return replace(
+        folder,
+        name=path.stem,
+        scheduler=scheduler,
+        file=file,
+        defaults=defaults_of([path.stem, file.title, repository], scheduler),
+        repository=repository,
+    )
 
 
 def _inspect_folder(
@@ -173,19 +208,38 @@ def _inspect_folder(
         raise CheckpointError(
             "takes its guidance scale as an embedding (time_cond_proj_dim), which is not supported"
         )
-    name = folder.resolve().name
-    scheduler = read_json(folder, "scheduler/scheduler_config.json")
+    cached = repository_of(folder)
+    name = cached.rpartition("/")[2] or folder.resolve().name
+    record = None if cached else acceptance.read(folder)
+    repository = record.repository if record else cached
+    scheduler = _read_scheduler(folder, index)
     return Checkpoint(
         stage=stage,
         folder=folder,
         name=name,
-        noise_config=NoiseConfig.from_scheduler_config(scheduler),
+        scheduler=scheduler,
         native_size=int(unet.get("sample_size") or 128) * PIXELS_PER_LATENT,
         variant="fp16" if "fp16" in variants else None,
         cross_attention_dim=unet.get("cross_attention_dim"),
         requires_aesthetics_score=bool(index.get("requires_aesthetics_score", False)),
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
-        defaults=defaults_of(
-            [name, str(index.get("_name_or_path", ""))], str(scheduler.get("_class_name", ""))
-        ),
+        defaults=defaults_of([name, repository, str(index.get("_name_or_path", ""))], scheduler),
+        repository=repository,
     )
+
+
+def _check_no_single_file(folder: Path) -> None:
+    """Raise `CheckpointError` for a folder that only holds single files, with their names."""
+    files = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
+    if files and not (folder / "model_index.json").exists():
+        raise CheckpointError(
+            f"lacks model_index.json; it holds {', '.join(files[:3])}",
+            remedy=f"Name a single file instead, as {folder / files[0]}",
+        )
+
+
+def _read_scheduler(folder: Path, index: Mapping[str, Any]) -> CheckpointScheduler:
+    """Read a folder's scheduler, of the class in its model_index.json, as diffusers does."""
+    entry = index.get("scheduler")  # [library, class]
+    name = entry[-1] if isinstance(entry, list) and isinstance(entry[-1], str) else ""
+    return read_scheduler(read_json(folder, "scheduler/scheduler_config.json"), name)

@@ -13,6 +13,7 @@ from typing import Any
 
 from serve_app.core.diffusion.spec import LATENT_CHANNELS, Stage
 from serve_app.core.errors import CheckpointError
+from serve_app.runtime.checkpoints.file_markers import FileMarkers, read_markers
 from serve_app.runtime.checkpoints.safetensors_header import Header, read_header
 
 SUFFIX = ".safetensors"
@@ -53,8 +54,7 @@ class SingleFile:
     path: Path
     stage: Stage | None  # None: a UNet alone, of sizes other than SDXL's own
     components: frozenset[str]  # its networks, by their names in a diffusers folder
-    prediction_type: str | None  # diffusers' name; None when the file does not say
-    rescale_betas_zero_snr: bool | None  # None when the file does not say
+    markers: FileMarkers  # what it says of its noise and its latents
     title: str  # "modelspec.title" of its metadata, or ""
     license: str  # "modelspec.license" of its metadata, or ""
     header: Header
@@ -123,15 +123,11 @@ def read_single_file(path: Path) -> SingleFile:
         "text_encoder_2": is_base or is_refiner,
     }
     metadata = header.metadata
-    prediction = metadata.get("modelspec.prediction_type", "").lower()
-    is_v = "v_pred" in names or prediction in ("v", "v_prediction", "v-prediction")
-    epsilon = prediction if prediction == "epsilon" else None
     return SingleFile(
         path=path,
         stage=Stage.BASE if is_base else Stage.REFINER if is_refiner else _stage_of_unet(header),
         components=frozenset(name for name, is_present in components.items() if is_present),
-        prediction_type="v_prediction" if is_v else epsilon,
-        rescale_betas_zero_snr=True if "ztsnr" in names else None,
+        markers=read_markers(path, header),
         title=metadata.get("modelspec.title", ""),
         license=metadata.get("modelspec.license", ""),
         header=header,

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from serve_app.core.diffusion.preconditioning import Preconditioning
 from serve_app.runtime.networks.conditioning import Conditioning, RowConditioning
 
 
@@ -38,12 +39,13 @@ class UNetDenoiser:
     """SDXL's UNet behind the contract.
 
     Equals one step of `StableDiffusionXLPipeline` up to the scheduler: `scale_model_input` of
-    `EulerDiscreteScheduler`, the UNet, classifier-free guidance, and the predicted original sample.
+    `EulerDiscreteScheduler` or `EDMEulerScheduler`, the UNet, classifier-free guidance, and the
+    predicted original sample.
     """
 
-    def __init__(self, unet: Any, prediction_type: str, dtype: torch.dtype) -> None:
+    def __init__(self, unet: Any, preconditioning: Preconditioning, dtype: torch.dtype) -> None:
         self._unet = unet  # UNet2DConditionModel
-        self._predicts_v = prediction_type == "v_prediction"
+        self._preconditioning = preconditioning
         self._dtype = dtype
         self._last: tuple[tuple[Conditioning, ...], _BatchConditioning] | None = None
 
@@ -54,7 +56,7 @@ class UNetDenoiser:
         batch = self._gather(tuple(i.conditioning for i in inputs), lanes, x.device)
         sigma = x.new_tensor([i.sigma for i in inputs]).view(-1, 1, 1, 1)
         timesteps = x.new_tensor([i.timestep for i in inputs])
-        scaled = x * (1 / (sigma**2 + 1).sqrt())
+        scaled: torch.Tensor = self._preconditioning.scaled_input(x, sigma)
         rows = x.new_zeros(lanes, *x.shape[1:], dtype=self._dtype)  # (lanes, 4, h/8, w/8)
         rows[: len(batch.owner)] = scaled[batch.owner].to(self._dtype)
         row_timesteps = x.new_zeros(lanes)
@@ -68,9 +70,7 @@ class UNetDenoiser:
         )[0].float()
         positive, negative = predicted[batch.positive], predicted[batch.negative]
         guided = negative + batch.guidance_scale * (positive - negative)
-        denoised: torch.Tensor = x - sigma * guided
-        if self._predicts_v:
-            denoised = guided * (-sigma / (sigma**2 + 1).sqrt()) + x / (sigma**2 + 1)
+        denoised: torch.Tensor = self._preconditioning.denoised(x, sigma, guided)
         return denoised
 
     def _gather(

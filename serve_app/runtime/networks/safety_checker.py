@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from serve_app.runtime.checkpoints.hub_cache import snapshot_folder
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.quiet import diffusers
 
@@ -22,6 +23,7 @@ class ImageSafetyChecker:
     """
 
     def __init__(self, folder: Path, device: Device) -> None:
+        folder = snapshot_folder(folder)
         stock = diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker
         checker = stock.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         self._checker = checker.to(device.torch_device).eval()

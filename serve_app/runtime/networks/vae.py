@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from serve_app.core.diffusion.spec import LATENT_CHANNELS
+from serve_app.runtime.checkpoints.file_markers import LatentScaling
 
 RgbImage = npt.NDArray[np.uint8]  # (height, width, 3)
 
@@ -32,14 +33,18 @@ class ImageCodec(Protocol):
 class SdxlVae:
     """SDXL's VAE. Equals `VaeImageProcessor` and `AutoencoderKL` in stock pipelines."""
 
-    def __init__(self, vae: Any, device: torch.device) -> None:
+    def __init__(
+        self, vae: Any, device: torch.device, scaling: LatentScaling | None = None
+    ) -> None:
+        """`scaling` replaces that of the VAE's config, which a single file may contradict."""
         self._vae = vae  # AutoencoderKL
         self._device = device
         self._dtype: torch.dtype = vae.dtype
         config = vae.config
-        self._scaling_factor = float(config.scaling_factor)
-        self._mean = self._per_channel(getattr(config, "latents_mean", None), default=0.0)
-        self._std = self._per_channel(getattr(config, "latents_std", None), default=1.0)
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        self._scaling_factor = scaling.scaling_factor if scaling else float(config.scaling_factor)
+        self._mean = self._per_channel(scaling.mean if scaling else mean, default=0.0)
+        self._std = self._per_channel(scaling.std if scaling else std, default=1.0)
 
     def decode(self, latents: torch.Tensor) -> RgbImage:
         """See `ImageCodec`."""

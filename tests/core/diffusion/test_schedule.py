@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from serve_app.core.diffusion.samplers import Sampler, Solver
-from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.errors import CheckpointError
-from tests.support.reference_schedulers import stock_scheduler
+from serve_app.core.diffusion.samplers import Sampler, SigmaSpacing, Solver
+from serve_app.core.diffusion.schedule import EdmNoise, NoiseConfig, make_schedule
+from serve_app.core.diffusion.scheduler_config import read_scheduler
+from serve_app.core.errors import CheckpointError, InvalidRequest
+from tests.support.reference_schedulers import stock_edm_scheduler, stock_scheduler
 
 SDXL: dict[str, Any] = {
     "beta_start": 0.00085,
@@ -135,12 +136,11 @@ def test_karras_timesteps_may_repeat_so_a_step_is_an_index() -> None:
         ("beta_schedule", "sigmoid"),
         ("prediction_type", "sample"),
         ("timestep_spacing", "random"),
-        ("timestep_type", "continuous"),
-        ("use_flow_sigmas", True),
+        ("num_train_timesteps", "many"),
     ],
 )
 def test_an_unsupported_setting_is_named(key: str, value: object) -> None:
-    with pytest.raises(CheckpointError, match=f"scheduler_config.json has {key}="):
+    with pytest.raises(CheckpointError, match=f"has {key}=.* in scheduler_config.json"):
         NoiseConfig.from_scheduler_config(SDXL | {key: value})
 
 
@@ -150,10 +150,84 @@ def test_an_unsupported_setting_is_named(key: str, value: object) -> None:
 def test_an_empty_config_has_diffusers_defaults(solver: Solver) -> None:
     theirs = stock_scheduler(Sampler(solver), {}).config
     ours = asdict(NoiseConfig.from_scheduler_config({}))
+    assert ours.pop("edm") is None
+    for key in ours.keys() - theirs.keys():  # of other classes
+        assert not ours.pop(key)
     assert ours == {key: theirs[key] for key in ours}
+
+
+EDM_CONFIGS: dict[str, dict[str, Any]] = {
+    "playground": {"prediction_type": "epsilon"},
+    "cosxl": {
+        "prediction_type": "v_prediction",
+        "sigma_schedule": "exponential",
+        "sigma_max": 120.0,
+        "sigma_data": 1.0,
+    },
+    "another rho": {"rho": 5.0, "sigma_min": 0.01, "sigma_max": 40.0},
+}
+EDM_SPACINGS = (SigmaSpacing.CHECKPOINT, SigmaSpacing.KARRAS, SigmaSpacing.EXPONENTIAL)
+
+
+@pytest.mark.parametrize("config", EDM_CONFIGS)
+@pytest.mark.parametrize("spacing", EDM_SPACINGS)
+@pytest.mark.parametrize("solver", [Solver.EULER, Solver.DPMPP_2M, Solver.DPMPP_2M_SDE])
+def test_an_edm_schedule_equals_that_of_diffusers(
+    solver: Solver, spacing: SigmaSpacing, config: str
+) -> None:
+    options = EDM_CONFIGS[config]
+    noise = read_scheduler(options, "EDMEulerScheduler").noise
+    (sampler,) = [s for s in Sampler if (s.solver, s.spacing) == (solver, spacing)]
+    for steps in (2, 5, 18, 50):
+        theirs = stock_edm_scheduler(sampler, options)
+        theirs.set_timesteps(steps)
+        ours = make_schedule(noise, sampler, steps, None, 1.0)
+        assert list(ours.sigmas) == pytest.approx(theirs.sigmas.tolist(), rel=1e-4)
+        assert list(ours.timesteps) == pytest.approx(theirs.timesteps.tolist(), abs=1e-4)
+        assert ours.init_noise_sigma == pytest.approx(theirs.init_noise_sigma)
+
+
+EDM = NoiseConfig(edm=EdmNoise())
+
+
+def test_edm_offers_the_samplers_that_step_in_sigmas() -> None:
+    offered = {sampler.solver for sampler in EDM.samplers}
+    assert offered == set(Solver) - {Solver.DDIM, Solver.LCM}
+    assert {sampler.spacing for sampler in EDM.samplers} == set(EDM_SPACINGS)
+    assert NOISE.samplers == tuple(Sampler)
+
+
+@pytest.mark.parametrize("sampler", [Sampler.DDIM, Sampler.LCM, Sampler.EULER_TRAILING])
+def test_a_sampler_that_needs_timesteps_is_refused_by_name(sampler: Sampler) -> None:
+    with pytest.raises(InvalidRequest, match=f"sampler is {sampler}, .* choose one of euler, "):
+        make_schedule(EDM, sampler, 4, None, 1.0)
+
+
+@pytest.mark.parametrize(("steps", "handoff", "index"), [(10, 0.8, 8), (10, 0.0, 0), (10, 1, 10)])
+def test_an_edm_checkpoint_hands_over_after_a_share_of_the_steps(
+    steps: int, handoff: float, index: int
+) -> None:
+    assert make_schedule(EDM, Sampler.EULER, steps, None, handoff).handoff_index == index
+
+
+def test_a_karras_range_of_the_checkpoint_is_that_of_diffusers() -> None:
+    config = SDXL | {"sigma_min": 0.1, "sigma_max": 9.0}
+    for sampler in (Sampler.EULER_KARRAS, Sampler.EULER_EXPONENTIAL, Sampler.EULER):
+        theirs = diffusers_scheduler(sampler, config, 7)
+        ours = make_schedule(NoiseConfig.from_scheduler_config(config), sampler, 7, None, 1.0)
+        assert list(ours.sigmas) == pytest.approx(theirs.sigmas.tolist(), rel=1e-4)
+
+
+def test_ddim_may_end_at_the_picture() -> None:
+    noise = NoiseConfig.from_scheduler_config(SDXL | {"set_alpha_to_one": True})
+    assert make_schedule(noise, Sampler.DDIM, 10, None, 1.0).target_sigmas[-1] == 0
+    assert make_schedule(NOISE, Sampler.DDIM, 10, None, 1.0).target_sigmas[-1] > 0
 
 
 def test_checkpoints_have_the_same_noise_when_their_sigmas_are_equal() -> None:
     other = NoiseConfig.from_scheduler_config(SDXL | {"timestep_spacing": "trailing"})
     assert NOISE.has_same_noise_as(other)
     assert not NOISE.has_same_noise_as(NoiseConfig())
+    assert EDM.has_same_noise_as(NoiseConfig(edm=EdmNoise()))
+    assert not EDM.has_same_noise_as(NoiseConfig())
+    assert not NoiseConfig().has_same_noise_as(EDM)

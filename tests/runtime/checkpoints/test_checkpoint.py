@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig
+from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect, is_pair, num_parameters
@@ -106,9 +107,9 @@ def test_a_distilled_model_is_recognized_by_name_origin_or_scheduler(base: Path)
     assert inspect(base, Stage.BASE).defaults == ModelDefaults()
     edit("model_index.json", _name_or_path="stabilityai/sdxl-turbo")(base)
     assert inspect(base, Stage.BASE).defaults.sampler is Sampler.EULER_A_TRAILING
-    edit("model_index.json", _name_or_path="")(base)
-    edit("scheduler/scheduler_config.json", _class_name="LCMScheduler")(base)
+    edit("model_index.json", _name_or_path="", scheduler=["diffusers", "LCMScheduler"])(base)
     assert inspect(base, Stage.BASE).defaults.sampler is Sampler.LCM
+    edit("model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])(base)
     moved = base.rename(base.with_name("sdxl-lightning-4step"))
     assert inspect(moved, Stage.BASE).defaults.sampler is Sampler.EULER_TRAILING
 
@@ -138,7 +139,7 @@ def test_headers_give_the_number_of_parameters_that_would_be_loaded(base: Path) 
 def test_a_refiner_with_another_noise_schedule_or_native_size_is_no_pair(
     checkpoints: dict[Stage, Checkpoint],
 ) -> None:
-    other = replace(checkpoints[Stage.REFINER], noise_config=NoiseConfig())
+    other = replace(checkpoints[Stage.REFINER], scheduler=CheckpointScheduler(NoiseConfig()))
     assert not is_pair(checkpoints[Stage.BASE], other)
     larger = replace(checkpoints[Stage.REFINER], native_size=1024)
     assert not is_pair(checkpoints[Stage.BASE], larger)

@@ -267,7 +267,7 @@ def test_offloaded_layers_and_encoders_apply_loras_too(
         device=cpu,
         parts=Parts(
             Conditioner(modules.text_encoders, base),
-            UNetDenoiser(modules.unet, base.noise_config.prediction_type, cpu.dtype),
+            UNetDenoiser(modules.unet, base.noise_config.preconditioning, cpu.dtype),
             SdxlVae(modules.vae, cpu.torch_device),
             ExtensionSet({"lora": LoraExtension(modules, files)}),
         ),

@@ -98,7 +98,7 @@ def unfitted(
 ) -> Unfitted:
     modules = load(checkpoint, device)
     placement = Placement(modules, device)
-    unet = UNetDenoiser(modules.unet, checkpoint.noise_config.prediction_type, device.dtype)
+    unet = UNetDenoiser(modules.unet, checkpoint.noise_config.preconditioning, device.dtype)
     denoiser = LimitedDenoiser(unet, placement, max_rows, enough_savings)
     parts = Parts(
         Conditioner(modules.text_encoders, checkpoint),

@@ -284,10 +284,10 @@ def test_layers_that_were_streamed_to_the_card_still_are_when_the_model_has_retu
             placement.restore()
             vae = (*modules.vae.parameters(), *modules.vae.buffers())
             assert card.bytes["now"] == sum(tensor.nbytes for tensor in vae)
-        prediction = checkpoint.noise_config.prediction_type
+        preconditioning = checkpoint.noise_config.preconditioning
         parts = Parts(
             Conditioner(modules.text_encoders, checkpoint),
-            UNetDenoiser(modules.unet, prediction, device.dtype),
+            UNetDenoiser(modules.unet, preconditioning, device.dtype),
             SdxlVae(modules.vae, device.torch_device),
         )
         profile = device.numeric_profile(Stage.BASE, 2, checkpoint.name, rungs)
