@@ -7,6 +7,7 @@ every place that shows it says so. No torch, no HTTP.
 import re
 from pathlib import Path
 
+from serve_app.core.diffusion.model_defaults import DMD2, PCM, TURBO
 from serve_app.core.service.info import License
 from serve_app.runtime.checkpoints.checkpoint import REPOSITORY, Checkpoint
 from serve_app.runtime.checkpoints.extension_kinds import ExtensionFile
@@ -15,6 +16,33 @@ RAIL = "CreativeML Open RAIL++-M"
 _RAIL_URL = "https://huggingface.co/{}/blob/main/LICENSE.md"
 _MAX_TEXT = 100_000  # characters of a licence that are passed on
 _TAGS = re.compile(r"^(license|license_name):\s*[\"']?([\w.+-]+)", re.MULTILINE)
+_PUBLISHED = (  # by the name of a model or of what it was made from: its licence, and where it is
+    (
+        TURBO,
+        "sai-nc-community",  # Stability AI Non-Commercial Research Community License
+        "https://huggingface.co/stabilityai/sdxl-turbo/blob/main/LICENSE.md",
+    ),
+    (
+        DMD2,
+        "CC BY-NC-SA 4.0 (non-commercial)",
+        "https://github.com/tianweiy/DMD2/blob/main/LICENSE.md",
+    ),
+    (
+        PCM,
+        "MIT",
+        "https://github.com/G-U-N/Phased-Consistency-Model/blob/master/LICENSE",
+    ),
+    (
+        re.compile(r"playground[ _-]?v?2[._]5"),
+        "playground-v2dot5-community",
+        "https://huggingface.co/playgroundai/playground-v2.5-1024px-aesthetic/blob/main/LICENSE.md",
+    ),
+    (
+        re.compile("cosxl"),
+        "cosxl-nc-community",  # Stability AI Non-Commercial Research Community License
+        "https://huggingface.co/stabilityai/cosxl/blob/main/LICENSE",
+    ),
+)
 RESTRICTIONS = (  # a summary of Attachment A of the licence; its own text binds
     "breaking any law or regulation that applies",
     "exploiting or harming minors, or trying to",
@@ -34,8 +62,8 @@ def license_of(checkpoint: Checkpoint, stated: str | None = None) -> License:
     """Return the licence of a checkpoint.
 
     It is the name that the operator `stated`, or else that of the checkpoint's folder or file, or
-    else SDXL's own. The folder that lends a single file its configs says nothing about the
-    licence of the file.
+    else that of the published model that its name is of, or else SDXL's own. The folder that lends
+    a single file its configs says nothing about the licence of the file.
     """
     if stated or checkpoint.file:
         in_file = checkpoint.file.license if checkpoint.file else ""
@@ -43,6 +71,8 @@ def license_of(checkpoint: Checkpoint, stated: str | None = None) -> License:
     text = _first_text(checkpoint.folder, "LICENSE*")
     tags: dict[str, str] = dict(_TAGS.findall(_first_text(checkpoint.folder, "README*")))
     on_card = (tags.get("license_name") or tags.get("license") or "").lower()
+    if not (text or on_card) and (published := _published_license(checkpoint)):
+        return published
     if "open rail" in text.lower() or "openrail" in on_card or not (text or on_card):
         assumed = "" if text or on_card else " (assumed: its folder does not say)"
         url = _RAIL_URL.format(REPOSITORY[checkpoint.stage])
@@ -51,11 +81,22 @@ def license_of(checkpoint: Checkpoint, stated: str | None = None) -> License:
 
 
 def _named_license(checkpoint: Checkpoint, license_name: str) -> License:
+    if not license_name and (published := _published_license(checkpoint)):
+        return published
     if license_name and not _is_open_rail(license_name):
         return License(checkpoint.name, license_name, "", (), "")
     assumed = "" if license_name else " (assumed: the file does not say)"
     url = _RAIL_URL.format(REPOSITORY[checkpoint.stage])
     return License(checkpoint.name, RAIL + assumed, url, RESTRICTIONS, "")
+
+
+def _published_license(checkpoint: Checkpoint) -> License | None:
+    """Return the licence of the published model that a name is of, or was made from."""
+    words = " ".join(checkpoint.names).lower()
+    for pattern, name, url in _PUBLISHED:
+        if pattern.search(words):
+            return License(checkpoint.name, f"{name} (assumed from its name)", url, (), "")
+    return None
 
 
 def license_of_extension(name: str, file: ExtensionFile, stated: str | None = None) -> License:

@@ -51,3 +51,24 @@ def test_sdxl_s_own_licence_is_known_whatever_a_mirror_s_card_says(stage: Stage)
     terms = license_on_card(REPOSITORY[stage], "mit", "https://mirror.example")
     assert (terms.name, terms.restrictions) == (RAIL, RESTRICTIONS)
     assert terms.url == f"https://huggingface.co/{REPOSITORY[stage]}/blob/main/LICENSE.md"
+
+
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("sdxl-turbo", "sai-nc-community (assumed from its name)"),
+        ("DMD2", "CC BY-NC-SA 4.0 (non-commercial) (assumed from its name)"),
+        ("bigASP_dmd2_4step", "CC BY-NC-SA 4.0 (non-commercial) (assumed from its name)"),
+        ("pcm-sdxl", "MIT (assumed from its name)"),
+        ("playground-v2.5-1024px-aesthetic", "playground-v2dot5-community (assumed from its name)"),
+        ("cosxl", "cosxl-nc-community (assumed from its name)"),
+    ],
+)
+def test_a_published_model_has_its_licence_where_its_folder_is_silent(
+    sdxl: Checkpoint, name: str, terms: str
+) -> None:
+    assert license_of(replace(sdxl, name=name)).name == terms
+    assert license_of(replace(sdxl, repository=f"somebody/{name}")).name == terms
+    assert license_of(replace(sdxl, name=name), "Ink Licence").name == "Ink Licence"
+    (sdxl.folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert license_of(replace(sdxl, name=name)).name == "mit"
