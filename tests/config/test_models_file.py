@@ -17,6 +17,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, OperatorError, SettingsError
 from serve_app.core.service.info import ExtensionInfo
 from serve_app.runtime.checkpoints.bundled import demo_folder
+from tests.support.checkpoints import with_scheduler
 from tests.support.lora_files import lora_file
 from tests.support.single_files import to_single_file
 
@@ -105,6 +106,13 @@ def test_the_configured_checkpoint_is_the_default_and_the_others_follow(
     assert [model.can_be_refined for model in info.models] == [True, False, True]
     assert [license.model for license in info.licenses] == ["demo", "few", "slow", "demo-refiner"]
     assert [license.name for license in info.licenses][1:3] == ["apache-2.0", "Mine"]
+
+
+def test_a_sampler_that_the_models_noise_does_not_offer_is_refused(tmp_path: Path) -> None:
+    with_scheduler(DEMO, tmp_path / "cosxl", "EDMEulerScheduler", {})
+    with pytest.raises(SettingsError, match=r"is lcm, .* choose one of euler, ") as refused:
+        catalog(tmp_path, "models: {cosxl: {path: cosxl, sampler: lcm}}")
+    assert refused.value.subject.endswith("models.cosxl.sampler")
 
 
 def other_noise(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.schedule import EdmNoise, NoiseConfig
 from serve_app.core.service.info import ModelInfo
 from tests.support.api import Client
 from tests.support.fake_conductor import INFO, NOISE, FakeConductor
@@ -208,3 +209,45 @@ async def test_openai_s_clients_choose_too_and_their_own_names_mean_the_default(
 async def test_health_lists_the_models(client: Client) -> None:
     content = (await client(info=SEVERAL).get("/health")).json()
     assert (content["model"], content["models"]) == (PLAIN.name, list(SEVERAL.model_names))
+
+
+WARNING = "the checkpoint's PNDMScheduler has no equal here: euler is used by default"
+EDM = ModelInfo(
+    "playground",
+    1024,
+    NoiseConfig(edm=EdmNoise()),
+    ModelDefaults(sampler=Sampler.DPMPP_2M),
+    sampler_warnings=(WARNING,),
+)
+
+
+async def test_a_sampler_that_the_model_does_not_offer_is_refused_by_name(
+    client: Client, conductor: FakeConductor
+) -> None:
+    several = client(info=replace(INFO, models=(PLAIN, EDM)))
+    body: dict[str, object] = {"prompt": "a fox", "model": "playground", "imageCount": 1}
+    for path, more in (("/generate", {}), ("/refine", {"images": [PICTURE]})):
+        answer = await several.post(path, json=body | more | {"sampler": "ddim"})
+        assert answer.status_code == 400
+        (detail,) = answer.json()["error"]["details"]
+        assert detail["path"] == "sampler"
+        assert "choose one of euler, euler_karras" in detail["message"]
+    assert not conductor.specs
+    assert (await several.post("/generate", json=body)).status_code == 201
+    assert conductor.specs[-1].sampler is Sampler.DPMPP_2M
+    body["model"] = PLAIN.name
+    assert (await several.post("/generate", json=body | {"sampler": "ddim"})).status_code == 201
+
+
+async def test_what_a_checkpoints_scheduler_lacks_is_a_warning_where_its_sampler_is_used(
+    client: Client,
+) -> None:
+    edm = client(info=replace(INFO, models=(EDM,)))
+    body = {"prompt": "a fox", "imageCount": 1}
+    by_default = (await edm.post("/generate", json=body)).json()["meta"]
+    assert (by_default["sampler"], by_default["warnings"]) == ("dpmpp_2m", [WARNING])
+    chosen = (await edm.post("/generate", json=body | {"sampler": "euler"})).json()["meta"]
+    assert (chosen["sampler"], chosen["warnings"]) == ("euler", [])
+    health = (await edm.get("/health")).json()
+    assert health["optimizations"] == {"scheduler": "dpmpp_2m"}
+    assert health["warnings"] == [WARNING]

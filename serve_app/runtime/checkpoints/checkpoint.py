@@ -76,7 +76,7 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         """All names that say which model it is."""
         title = self.file.title if self.file else ""
-        return (self.name, self.repository, title)
+        return (self.name, self.path.name, self.repository, title)
 
 
 def inspect(path: Path, stage: Stage, *, configs: Path | None = None) -> Checkpoint:

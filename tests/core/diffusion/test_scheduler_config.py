@@ -57,7 +57,7 @@ def test_a_class_with_its_options_is_a_sampler(
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "sampler", "told"),
+    ("name", "options", "sampler", "part"),
     [
         ("PNDMScheduler", {}, Sampler.EULER, "PNDMScheduler has no equal here: euler is used"),
         ("DDPMScheduler", {}, Sampler.EULER_A, "DDPMScheduler has no equal"),
@@ -70,13 +70,13 @@ def test_a_class_with_its_options_is_a_sampler(
         ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}, Sampler.DPMPP_2M, "solver_order=3"),
     ],
 )
-def test_what_only_changes_how_steps_are_taken_is_told(
-    name: str, options: dict[str, Any], sampler: Sampler, told: str
+def test_what_only_changes_how_steps_are_taken_is_a_warning(
+    name: str, options: dict[str, Any], sampler: Sampler, part: str
 ) -> None:
     scheduler = read_scheduler(options, name)
     assert scheduler.sampler is sampler
     (warning,) = scheduler.warnings
-    assert told in warning
+    assert part in warning
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ async def test_health_says_who_is_ready_and_why_not(
         "loras": [],
         "device": "cpu",
         "precision": "fp32",
+        "optimizations": {"scheduler": "euler"},
         "replicas": {"base": 1, "refiner": 1},
         "owedSeconds": 0.0,
         "safetyFilters": [],
