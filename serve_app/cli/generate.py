@@ -6,6 +6,7 @@ as the service's. No Ray; torch, whose import takes seconds, only once the optio
 and the models have been checked.
 """
 
+import logging
 import re
 import secrets
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ def generate(fields: Mapping[str, Any], output: Path) -> int:
     "name:weight"; None means not given. If there are several images, each gets its number before
     the file's suffix.
     """
+    logging.getLogger("aura.engine").addFilter(_is_not_shown)
     given = {name: value for name, value in fields.items() if value is not None}
     try:
         settings = Settings.read()
@@ -60,6 +62,11 @@ def generate(fields: Mapping[str, Any], output: Path) -> int:
         print_error(error)
         return REFUSED
     return OK
+
+
+def _is_not_shown(record: logging.LogRecord) -> bool:
+    """Return whether a log record tells more than the sentence that an error ends with here."""
+    return not (record.exc_info and isinstance(record.exc_info[1], AuraError))
 
 
 def _option(path: str, given: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from serve_app.runtime.checkpoints.extension_kinds import (
     ExtensionKindEntries,
 )
 from serve_app.runtime.checkpoints.licenses import license_of, license_of_extension
+from serve_app.runtime.checkpoints.model_layers import layers_of
 
 _DEFAULT_BATCH_IMAGES = {"cuda": 4, "mps": 1, "cpu": 2}  # by kind of device
 
@@ -178,21 +179,20 @@ def listed_extensions(
     Raises `OperatorError` that names the file and the key, also if an extension fits no model.
     """
     extensions = []
-    for key, entry in read_models_file(settings.models_file, kinds).extensions.items():
+    entries = read_models_file(settings.models_file, kinds).extensions
+    layers_by_model = [layers_of(model.checkpoint) for model in models] if entries else []
+    for key, entry in entries.items():
         kind = kinds[key.kind]
         where = f"MODELS_FILE={settings.models_file}: {kind.section}.{key.name}.path"
         try:
             file = kind.inspect(entry.path)
         except CheckpointError as error:
             raise error.about(f"{where}={entry.path}") from None
-        widths = {model.checkpoint.name: model.checkpoint.cross_attention_dim for model in models}
-        dim = file.cross_attention_dim
-        fits = tuple(name for name, width in widths.items() if dim in (None, width))
+        misfits = {layers.model: file.misfit(layers) for layers in layers_by_model}
+        fits = tuple(name for name, misfit in misfits.items() if misfit is None)
         if models and not fits:
-            others = ", ".join(f"{model} to {width}" for model, width in widths.items())
             raise CheckpointError(
-                f"fits none of the models: its layers attend to texts of width {dim}, {others}",
-                subject=f"{where}={entry.path}",
+                "; it ".join(filter(None, misfits.values())), subject=f"{where}={entry.path}"
             )
         info = ExtensionInfo(key.kind, key.name, fits, entry.weight)
         extensions.append(CatalogExtension(file, info, entry.license))

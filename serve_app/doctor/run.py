@@ -31,6 +31,7 @@ from serve_app.doctor.checks import (
     ray_cluster,
 )
 from serve_app.doctor.checks.address import UrlResponse
+from serve_app.doctor.checks.extensions import check_extensions
 from serve_app.doctor.checks.gpu_memory import ModelSize
 from serve_app.doctor.checks.gpu_probe import Gpu, GpuReport
 from serve_app.doctor.checks.machine import Machine
@@ -153,6 +154,8 @@ def _check_models(
     download_finding = models.check_downloads(settings, found)
     yield download_finding
     yield models.check_token(findings, download_finding)
+    if found.extensions:
+        yield check_extensions(settings, found.extensions)
     if found.checkpoints:
         yield models.check_licenses(settings, found)
     yield models.check_filters(settings)

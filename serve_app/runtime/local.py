@@ -13,7 +13,7 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.schedule import Schedule, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.errors import AuraError
+from serve_app.core.errors import AuraError, ModelUnavailable, OperatorError
 from serve_app.core.service.moderation import ImageFilter
 from serve_app.runtime.build import model_loaders
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
@@ -90,7 +90,8 @@ class LocalPipeline:
         """Return the image of each spec, in order, each from its inputs if there are any.
 
         `on_progress` gets the number of steps that all images together have taken, now and then.
-        `on_warning` gets each warning once, at the end. Raises the error that ended an image.
+        `on_warning` gets each warning once, at the end. Raises the error that ended an image; for a
+        model or extension that can't be loaded, the reason, which a service writes to its log.
         """
         results: _Results = {}
         for number, spec in enumerate(specs):
@@ -103,7 +104,7 @@ class LocalPipeline:
         for number in range(len(specs)):
             result = results[number]
             if isinstance(result, AuraError):
-                raise result
+                raise _cause_of(result)
             images.append(result[0])
             warnings |= dict.fromkeys(result[1])
         if on_warning is not None:
@@ -138,3 +139,10 @@ class LocalPipeline:
         )
         has_refiner = Stage.REFINER in self._noise
         return schedule, stage_segments(schedule, spec.handoff, refiner=has_refiner)
+
+
+def _cause_of(error: AuraError) -> AuraError:
+    """Return the operator's error behind one that hides it from callers, or the error itself."""
+    if isinstance(error, ModelUnavailable) and isinstance(error.__cause__, OperatorError):
+        return error.__cause__
+    return error

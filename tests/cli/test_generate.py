@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from serve_app.cli.generate import generate
@@ -144,6 +145,28 @@ def test_loras_of_models_file_are_active(
     ):
         assert generate({**fields, "loras": [name]}, tmp_path / "none.png") == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_damaged_lora_is_refused_in_one_line_by_its_tensor(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = lora_file(demo_folder(Stage.BASE), tmp_path / "ink.safetensors", layers=["conv_in"])
+    tensors = load_file(file)
+    tensors["lora_unet_conv_in.lora_up.weight"][3] = float("nan")
+    save_file(tensors, file)
+    (tmp_path / "models.yaml").write_text("loras: {ink: {path: ink.safetensors}}")
+    monkeypatch.setenv("MODELS_FILE", str(tmp_path / "models.yaml"))
+    assert generate({**FIELDS, "loras": ["ink"]}, tmp_path / "out.png") == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"error the LoRA ink ({file}) holds ink.safetensors, whose tensor "
+        "lora_unet_conv_in.lora_up.weight is damaged: 4 NaN of 256 values"
+    ) in printed
+    assert "CPU" not in printed
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_several_images_get_numbers_and_successive_seeds(tmp_path: Path) -> None:

@@ -205,12 +205,17 @@ def test_loras_have_a_weight_terms_and_the_models_they_fit(tmp_path: Path) -> No
     assert not terms["pencil"].restrictions
 
 
-def test_a_lora_that_fits_no_model_is_refused_with_the_widths(tmp_path: Path) -> None:
+def test_a_lora_that_fits_no_model_is_refused_with_its_layers(tmp_path: Path) -> None:
     file = tmp_path / "sd1.safetensors"
-    save_file({"lora_unet_mid_block_attn2_to_k.lora_down.weight": torch.zeros(4, 768)}, file)
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    shapes = {"down": (4, 768), "up": (96, 4)}
+    save_file(
+        {f"{layer}.lora_{part}.weight": torch.zeros(shape) for part, shape in shapes.items()}, file
+    )
     with pytest.raises(CheckpointError) as refused:
         catalog(tmp_path, "loras: {old: {path: sd1.safetensors}}")
     assert str(refused.value) == (
-        f"MODELS_FILE={tmp_path / 'models.yaml'}: loras.old.path={file} fits none of the models: "
-        "its layers attend to texts of width 768, demo to 160"
+        f"MODELS_FILE={tmp_path / 'models.yaml'}: loras.old.path={file} does not fit demo: "
+        f"layers of another size: 1 of 1 ({layer}: 96 x 768, there 96 x 160). It was made for "
+        "Stable Diffusion 1"
     )

@@ -43,6 +43,7 @@ from serve_app.ingress.native.schemas import (
 )
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntry
+from serve_app.runtime.checkpoints.model_layers import ModelLayers
 from serve_app.runtime.extensions.contract import ExtensionKind
 from serve_app.runtime.networks.loading import Modules
 from tests.support.local_stage import LocalStage, cpu_stage
@@ -57,8 +58,10 @@ class ToyFile:
 
     path: Path
     constant: float
-    cross_attention_dim: int | None = None
     license: str = ""
+
+    def misfit(self, model: ModelLayers) -> str | None:
+        return None
 
 
 def inspect_toy(path: Path) -> ToyFile:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from serve_app.core.diffusion.spec import Stage
 from serve_app.runtime.checkpoints.bundled import demo_folder
@@ -225,10 +225,39 @@ def lora_for_another_model(setup: SetUp) -> list[Problem]:
     save_file({"transformer.x.lora_A.weight": torch.zeros(4, 8)}, ink)
     file = setup.list_models(loras="{ink: {path: ink.safetensors}}")
     message = (
-        f"MODELS_FILE={file}: loras.ink.path={ink} is a LoRA for another kind of model; only "
+        f"MODELS_FILE={file}: loras.ink.path={ink} is a LoRA for a diffusion transformer; only "
         "LoRAs for SDXL fit"
     )
     return [("models file", "FAIL", message, f'"${{EDITOR:-vi}}" {file}')]
+
+
+def lora_for_an_old_model(setup: SetUp) -> list[Problem]:
+    ink, layer = setup.folder / "ink.safetensors", "lora_unet_mid_block_attentions_0_proj_in"
+    save_file(
+        {f"{layer}.lora_{part}.weight": torch.zeros(4, 4) for part in ("down", "up")},
+        ink,
+        {"ss_base_model_version": "sd_v1"},
+    )
+    file = setup.list_models(loras="{ink: {path: ink.safetensors}}")
+    message = (
+        f"MODELS_FILE={file}: loras.ink.path={ink} does not fit demo: layers of another size: 1 of "
+        f"1 ({layer}: 4 x 4, there 96 x 96). Its metadata names sd_v1"
+    )
+    return [("models file", "FAIL", message, f'"${{EDITOR:-vi}}" {file}')]
+
+
+def lora_with_nan(setup: SetUp) -> list[Problem]:
+    ink = lora_file(demo_folder(Stage.BASE), setup.folder / "ink.safetensors", networks=["unet"])
+    tensors = load_file(ink)
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, ink)
+    file = setup.list_models(loras="{ink: {path: ink.safetensors, license: MIT}}")
+    message = (
+        f"the LoRA ink: {ink} holds ink.safetensors, whose tensor {name} is damaged: 1 NaN of "
+        f"{tensors[name].numel()} values"
+    )
+    return [("extensions", "FAIL", message, f'"${{EDITOR:-vi}}" {file}')]
 
 
 def licence_of_a_lora_unknown(setup: SetUp) -> list[Problem]:
@@ -485,6 +514,8 @@ BROKEN: list[Break] = [
     listed_file_without_configs,
     no_models_file,
     lora_for_another_model,
+    lora_for_an_old_model,
+    lora_with_nan,
     licence_of_a_listed_model_not_accepted,
     licence_of_a_lora_unknown,
     misspelt,

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from serve_app.core.diffusion.extensions import LORA
 from serve_app.runtime.checkpoints.lora_file import inspect_lora
+from serve_app.runtime.checkpoints.model_layers import ModelLayers
 
 
 class ExtensionFile(Protocol):
@@ -21,12 +22,11 @@ class ExtensionFile(Protocol):
         """The file on this machine."""
 
     @property
-    def cross_attention_dim(self) -> int | None:
-        """The width of the texts that it attends to; None when it fits every model."""
-
-    @property
     def license(self) -> str:
         """The licence that the file names, or ""."""
+
+    def misfit(self, model: ModelLayers) -> str | None:
+        """Return why it can't be attached to a model, as a clause; None when it fits."""
 
 
 @dataclass(frozen=True, slots=True)

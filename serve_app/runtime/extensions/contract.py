@@ -53,5 +53,12 @@ class ExtensionKind(Protocol[F]):
     def num_bytes(self, file: F, dtype: torch.dtype) -> int:
         """Return the bytes that an attached extension takes on the device."""
 
+    def check_values(self, file: F) -> None:
+        """Read the numbers of a whole file, as `aura doctor` does.
+
+        Raises `CheckpointError`, with the path as its subject, when the file would be refused for
+        them.
+        """
+
     def open(self, modules: Modules, files: Mapping[str, F]) -> ModelExtension:
         """Return the kind's side of one model. Nothing is attached yet; `files` are by name."""

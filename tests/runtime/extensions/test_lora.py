@@ -3,6 +3,7 @@ and a detached LoRA leaves nothing in memory."""
 
 import gc
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -39,16 +40,29 @@ from tests.support.engine_runs import Heard, drain, run_images, sample_of, whole
 from tests.support.extension_files import lora_files
 from tests.support.keys import base_key, lora, lora_key
 from tests.support.lora_files import lora_file, merged
+from tests.support.lycoris_files import CONVOLUTIONAL, LINEAR, lycoris_file
 from tests.support.reference_diffusers import Stock
 
 SPEC = ImageSpec(prompt="a red circle", seed=3, width=128, height=128, steps=5, guidance=5)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "q_proj", "out_proj")
+EDGES = (  # layers outside the blocks, and layers of the blocks that few trainers change
+    "conv_in",
+    "conv_out",
+    "time_embedding.linear_1",
+    "time_embedding.linear_2",
+    "add_embedding.linear_1",
+    "add_embedding.linear_2",
+    "time_emb_proj",
+    "conv_shortcut",
+    "samplers.0.conv",
+    "proj_in",
+)
 Files = dict[str, LoraFile]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """The same LoRA in three file formats, and others with other ranks, seeds and layers."""
+    """The same LoRAs in several file formats, and others with other ranks, seeds and layers."""
     folder, demo = tmp_path_factory.mktemp("loras"), demo_folder(Stage.BASE)
     made = {
         "kohya": lora_file(demo, folder / "kohya.safetensors"),
@@ -74,6 +88,24 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
             demo, folder / "text.safetensors", seed=3, networks=["text_encoder_2"], by=0.6
         ),
     }
+    for style in ("kohya", "peft"):
+        made[f"dora, {style}"] = lora_file(
+            demo,
+            folder / f"dora, {style}.safetensors",
+            style=style,
+            layers=["to_q", "proj_in", "ff.net.2"],
+            networks=["unet"],
+            dora=0.5,
+        )
+    for style in ("kohya", "sgm", "peft, alone"):
+        made[f"edges, {style}"] = lora_file(
+            demo,
+            folder / f"edges, {style}.safetensors",
+            style=style,
+            layers=EDGES,
+            networks=["unet"],
+            by=0.15,
+        )
     return {name: inspect_lora(file) for name, file in made.items()}
 
 
@@ -126,6 +158,8 @@ def stock_with_loras(checkpoints: dict[Stage, Checkpoint]) -> Stock:
         [("peft", -0.7)],
         [("diffusers", 0.4)],
         [("soft.v1", 1.0), ("unet", 0.6), ("text", 1.3)],
+        [("edges, sgm", 1.0)],
+        [("dora, peft", 0.8)],
     ],
     ids=lambda active: "+".join(name for name, _ in active),
 )
@@ -145,14 +179,45 @@ def test_an_image_with_loras_equals_that_of_stock_diffusers(
     assert ours.tobytes() not in generate(engine, SPEC)
 
 
-def test_equivalent_lora_files_give_the_same_bytes(engine: Engine) -> None:
+def test_equivalent_lora_files_give_the_same_bytes(engine: Engine, files: Files) -> None:
     names = ("kohya", "peft", "diffusers", "some", "sgm", "first", "likewise")
     kohya, peft, diffusers, some, sgm, first, likewise = generate(
         engine, *(with_loras((name, 1.0)) for name in names)
     )
+    for kind in ("edges", "dora"):
+        same = [with_loras((n, 1.0), steps=2) for n in files if n.startswith(kind)]
+        assert len(same) > 1
+        assert len(set(generate(engine, *same))) == 1
     assert kohya == peft == diffusers
     assert some == sgm != kohya
     assert first == likewise != some
+
+
+def test_changes_of_every_kind_of_lycoris_are_applied(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, tmp_path: Path
+) -> None:
+    """Stock can load none of them, so their formulas give the expected image."""
+    demo, plain = demo_folder(Stage.BASE), tmp_path / "plain"
+    shutil.copytree(demo, plain)
+    (weights,) = (plain / "unet").glob("*.safetensors")
+    tensors, file = load_file(weights), {}
+    for name, layers, makers in (
+        ("linear", ["to_q", "to_k", "to_v", "proj_in"], LINEAR),
+        ("convolutional", ["conv1", "conv2", "samplers.0.conv"], CONVOLUTIONAL),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        for layer, change in lycoris_file(demo, path, layers, list(makers.values()), 0.3).items():
+            tensors[f"{layer}.weight"] += 0.8 * change
+        file[name] = inspect_lora(path)
+    save_file(tensors, weights, {"format": "pt"})
+    both = with_loras(("linear", 0.8), ("convolutional", 0.8))
+    attached, bare = run_images(
+        {Stage.BASE: engine_over(checkpoints[Stage.BASE], cpu, file)}, [(both, None), (SPEC, None)]
+    )
+    other = replace(inspect(plain, Stage.BASE), name="demo")
+    (expected,) = run_images({Stage.BASE: engine_over(other, cpu, {})}, [(SPEC, None)])
+    assert abs(attached.astype(int) - expected).max() <= 2
+    assert abs(bare.astype(int) - expected).max() > 20
 
 
 @pytest.mark.parametrize("style", ["kohya", "peft"])
@@ -283,9 +348,16 @@ def test_a_lora_that_does_not_fit_the_model_is_refused_entirely(
 ) -> None:
     tensors = load_file(files["peft"].path)
     other, wide = tmp_path / "other.safetensors", tmp_path / "wide.safetensors"
-    save_file(tensors | {"unet.elsewhere.to_q.lora_A.weight": torch.ones(4, 96)}, other)
+    elsewhere = {
+        "unet.elsewhere.to_q.lora_A.weight": torch.ones(4, 96),
+        "unet.elsewhere.to_q.lora_B.weight": torch.ones(96, 4),
+    }
+    save_file(tensors | elsewhere, other)
     save_file(
-        {name: tensor.repeat(1, 2, *[1] * (tensor.dim() - 2)) for name, tensor in tensors.items()},
+        {
+            name: tensor.repeat(1, 2, *[1] * (tensor.dim() - 2)) if "lora_A" in name else tensor
+            for name, tensor in tensors.items()
+        },
         wide,
     )
     modules = load(checkpoints[Stage.BASE], cpu)
@@ -294,11 +366,22 @@ def test_a_lora_that_does_not_fit_the_model_is_refused_entirely(
     changed = inspect_lora(lora_file(demo_folder(Stage.BASE), tmp_path / "new.safetensors"))
     lora_file(demo_folder(Stage.BASE), changed.path, seed=9)
     bad["new"] = changed
+    tensors["unet.mid_block.resnets.0.conv1.lora_B.weight"][3] = float("nan")
+    save_file(tensors, tmp_path / "damaged.safetensors")
+    bad["damaged"] = inspect_lora(tmp_path / "damaged.safetensors")
+    problems = {
+        "other": "without a place there: 1 of 118 (unet.elsewhere.to_q)",
+        "wide": "layers of another size: 117 of 117",
+        "new": "was changed after the service started",
+        "damaged": "whose tensor unet.mid_block.resnets.0.conv1.lora_B.weight is damaged: 4 NaN",
+    }
     adapters = LoraExtension(modules, bad | files)
     adapters.attach("unet")
-    for name in bad:
-        with pytest.raises(CheckpointError, match=f"the LoRA {name} does not fit"):
+    for name, file in bad.items():
+        with pytest.raises(CheckpointError) as refused:
             adapters.attach(name)
+        assert refused.value.subject == f"the LoRA {name} ({file.path})"
+        assert problems[name] in refused.value.problem
     assert adapters.attached == ("unet",)
     adapters.detach("unet")
     after = {name.replace(".base_layer", ""): t for name, t in modules.unet.state_dict().items()}
