@@ -122,7 +122,7 @@ class HealthResponse(ApiModel):
     precision: str
     """Precision of the weights: `fp32`, `fp16` or `bf16`."""
     optimizations: Optimizations
-    """How the default model draws."""
+    """What the default model draws with."""
     replicas: dict[str, int]
     """Number of ready replicas by stage."""
     owed_seconds: float
