@@ -109,7 +109,8 @@ def download(
 
 def _download(options: DownloadOptions, ask: Ask | None, endpoint: str, free: int | None) -> None:
     settings = Settings.read()
-    half = prefers_half(settings.model_precision, settings.model_device)
+    precision = None if settings.model_precision == "auto" else settings.model_precision
+    half = prefers_half(precision, settings.model_device)
     plans = [_plan(repo, options, endpoint, half=half) for repo in repos_for(options.what)]
     _accept_licenses(plans, options, ask)
     with ExitStack() as stack:

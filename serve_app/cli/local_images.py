@@ -7,7 +7,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from serve_app.cli.console import console, print_warning
-from serve_app.config.catalog import ModelCatalog, choose_device, max_batch_images
+from serve_app.config.catalog import ModelCatalog, choose_device, max_batch_images, precision_of
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.ingress.generation_job import GenerationJob
@@ -85,9 +85,10 @@ def _open_device(settings: Settings) -> Device:
     if name.startswith("cuda:"):
         os.environ["CUDA_VISIBLE_DEVICES"] = name.removeprefix("cuda:")
         name = "cuda"
+    device = choose_device(name, gpus=torch.cuda.device_count())
     return open_device(
-        choose_device(name, gpus=torch.cuda.device_count()),
-        precision=settings.model_precision,
+        device,
+        precision=precision_of(settings, device),
         xformers=settings.enable_xformers,
         cpu_threads=settings.model_cpu_threads or 1 << ((os.cpu_count() or 1).bit_length() - 1),
     )

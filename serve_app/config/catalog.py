@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from serve_app.config.checkpoints import DEMO_NOTICE, check_pair, check_safety_checker, inspect
 from serve_app.config.model_aliases import aliases_of
 from serve_app.config.models_file import ModelEntry, read_models_file
+from serve_app.config.processor import has_bf16
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.numeric_profile import default_precision
@@ -58,9 +59,19 @@ def max_batch_images(settings: Settings, device: str) -> int:
     return settings.model_max_batch_size or _DEFAULT_BATCH_IMAGES[device]
 
 
-def precision_of(settings: Settings, device: str) -> str:
-    """Return the precision on a kind of device: fp32, fp16 or bf16."""
-    return settings.model_precision or default_precision(device)
+def precision_of(settings: Settings, device: str, *, cpu_has_bf16: bool | None = None) -> str:
+    """Return the precision on a kind of device: fp32, fp16 or bf16.
+
+    `cpu_has_bf16` says what the processor computes; None looks at that of this machine. With `auto`
+    the demo stays in fp32, so that its images are the same on every CPU.
+    """
+    if settings.model_precision != "auto":
+        return settings.model_precision or default_precision(device)
+    if device != "cpu" or settings.model_checkpoint_dir is None:
+        return default_precision(device)
+    if cpu_has_bf16 is None:
+        cpu_has_bf16 = has_bf16()
+    return "bf16" if cpu_has_bf16 else default_precision(device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,10 @@ class Settings(BaseModel):
     model_device: DeviceName = Field(
         "auto", description="auto, cuda, cuda:N (one card of this machine; needs `up`), mps or cpu"
     )
-    model_precision: Literal["fp32", "fp16", "bf16"] | None = Field(
-        None, description="Precision of the weights. Empty: fp16 on a GPU, fp32 on the CPU"
+    model_precision: Literal["fp32", "fp16", "bf16", "auto"] | None = Field(
+        None,
+        description="Precision of the weights. auto: fp16 on a GPU; on a CPU bf16 if it computes "
+        "that, else fp32. Empty: fp16 on a GPU, fp32 on a CPU",
     )
     enable_xformers: bool = Field(
         False, description="1: xFormers attention where it runs. 0: the attention of PyTorch"

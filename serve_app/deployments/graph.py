@@ -17,6 +17,7 @@ from serve_app.config.catalog import (
     ModelCatalog,
     find_checkpoints,
     max_batch_images,
+    precision_of,
     service_info,
 )
 from serve_app.config.settings import Settings
@@ -189,7 +190,7 @@ def _stage_config(
     return StageConfig(
         models=tuple(map(_model_source, checkpoints)),
         device=device,
-        precision=settings.model_precision,
+        precision=precision_of(settings, device),
         xformers=settings.enable_xformers,
         cpu_threads=threads,
         max_batch_images=images,

@@ -161,7 +161,7 @@ def _check_models(
     yield models.check_filters(settings)
     device_finding = gpus.check_device(settings, results.gpus, is_demo=found.is_demo)
     yield device_finding
-    yield gpus.check_precision(settings, results.gpus)
+    yield gpus.check_precision(settings, results.gpus, cpu_has_bf16=results.machine.has_bf16)
     yield gpus.check_xformers(settings, gpus.probe_xformers(settings, results.gpus))
     if found.base is None or device_finding.verdict in (Verdict.FAIL, Verdict.SKIP):
         yield skip("memory", "not checked, because the base model or the device can't be used")
@@ -194,8 +194,9 @@ def _check_capacity(
     load = capacity.PlannedLoad(
         capacity.planned_replicas(topology, bases, refiner, settings.max_loaded_models),
         images=max_batch_images(settings, device),
-        precision=precision_of(settings, device),
+        precision=precision_of(settings, device, cpu_has_bf16=results.machine.has_bf16),
         vae_half=device == "cuda" and all(gpu.has_bf16 for gpu in selected),
+        cpu_has_bf16=results.machine.has_bf16,
     )
     if results.cluster.from_environment and results.cluster.responds:
         address = results.cluster.address

@@ -203,7 +203,7 @@ def test_an_unknown_key_is_reported_with_what_may_be_meant(
         ),
         (
             config(args={"settings": {"MODEL_PRECISION": "fp8"}}),
-            f"{ARGS}.settings: MODEL_PRECISION=fp8 must be 'fp32', 'fp16' or 'bf16'",
+            f"{ARGS}.settings: MODEL_PRECISION=fp8 must be 'fp32', 'fp16', 'bf16' or 'auto'",
         ),
         (
             config(args={"settings": {"MODEL_MAX_BATCH_SIZE": 0}}),

@@ -144,7 +144,7 @@ def test_variables_of_other_programs_are_ignored(tmp_path: Path) -> None:
     ("name", "value", "problem"),
     [
         ("MODEL_DEVICE", "gpu", "must be auto, cuda, cuda:N, mps or cpu"),
-        ("MODEL_PRECISION", "fp8", "must be 'fp32', 'fp16' or 'bf16'"),
+        ("MODEL_PRECISION", "fp8", "must be 'fp32', 'fp16', 'bf16' or 'auto'"),
         ("MODEL_MAX_BATCH_SIZE", "0", "must be at least 1"),
         ("MODEL_MAX_BATCH_SIZE", "65", "must be at most 64"),
         ("RATE_BURST_MPSTEPS", "0", "must be above 0"),
@@ -353,7 +353,7 @@ def test_the_reference_has_a_row_for_every_setting() -> None:
         "(2**20 bytes) | `MAX_BODY_MB` |" in rows
     )
     precision = next(row for row in rows if "`MODEL_PRECISION`" in row)
-    assert "| text | empty | `fp32`, `fp16`, `bf16` |" in precision
+    assert "| text | empty | `fp32`, `fp16`, `bf16`, `auto` |" in precision
 
 
 def test_the_configuration_page_has_the_table_of_the_settings() -> None:

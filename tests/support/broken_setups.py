@@ -308,7 +308,7 @@ def misspelt_and_exported(setup: SetUp) -> list[Problem]:
 
 def illegal_value(setup: SetUp) -> list[Problem]:
     setup.set(MODEL_PRECISION="fp8")
-    message = "MODEL_PRECISION=fp8 must be 'fp32', 'fp16' or 'bf16'"
+    message = "MODEL_PRECISION=fp8 must be 'fp32', 'fp16', 'bf16' or 'auto'"
     return [("settings", "FAIL", message, "MODEL_PRECISION=")]
 
 

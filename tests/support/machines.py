@@ -20,6 +20,7 @@ SOUND_MACHINE = Machine(
     clock=1_800_000_000.0,  # 2027-01-15 08:00 UTC
     newest_source=1_790_000_000.0,
     is_synchronised=True,
+    has_bf16=False,
 )
 WSL_2 = "5.15.153.1-microsoft-standard-WSL2"
 ADA = Gpu("NVIDIA RTX 4090", 24 * GIB, 23 * GIB, (8, 9), has_bf16=True)

@@ -29,6 +29,7 @@ class PlannedLoad:
     images: int  # that step together on each replica
     precision: str
     vae_half: bool  # whether the VAE may run in bf16
+    cpu_has_bf16: bool = False  # whether bf16 is an alternative to fp32 without a GPU
 
     def total_bytes(
         self,
@@ -207,7 +208,9 @@ def _remedy(
     one_model = [replica.with_one_model for replica in replicas]
     if one_model != list(replicas) and total_bytes(one_model) <= available:
         return "MAX_LOADED_MODELS=1"
-    half = "fp16" if on_gpu else load.precision  # a CPU gains nothing from fp16
+    half = "fp16"
+    if not on_gpu:  # a CPU gains nothing from fp16, and only some gain from bf16
+        half = "bf16" if load.cpu_has_bf16 else load.precision
     if half != load.precision and total_bytes(replicas, precision=half) <= available:
         return f"MODEL_PRECISION={half}"
     for images in range(load.images - 1, 0, -1):

@@ -41,6 +41,7 @@ class Machine:
     clock: float  # seconds since 1970
     newest_source: float  # when the newest file of this package was written
     is_synchronised: bool | None  # whether the kernel says so of its clock; None if unknown
+    has_bf16: bool  # whether the processor computes bf16
 
     @property
     def is_wsl(self) -> bool:
@@ -63,6 +64,7 @@ def probe() -> Machine:
         clock=time.time(),
         newest_source=max(file.stat().st_mtime for file in package.rglob("*.py")),
         is_synchronised=_is_synchronised(),
+        has_bf16=_has_bf16(),
     )
 
 
@@ -169,6 +171,12 @@ def _is_met(requirement: str, version: str) -> bool:
     from packaging.requirements import Requirement
 
     return Requirement(requirement).specifier.contains(version, prereleases=True)
+
+
+def _has_bf16() -> bool:
+    from serve_app.config.processor import has_bf16
+
+    return has_bf16()
 
 
 def available_memory(cgroup: Path = _CGROUP) -> int:

@@ -1,12 +1,15 @@
 """Models that fit or do not, as values; each problem with the cheapest setting that helps."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from serve_app.config.app_args import AppArgs
+from serve_app.config.catalog import max_batch_images, precision_of
 from serve_app.config.serve_config import read_config
+from serve_app.config.settings import Settings
 from serve_app.config.topology import Topology, replica_demands
 from serve_app.core.capacity.placement import ReplicaDemand
 from serve_app.doctor.checks.capacity import (
@@ -384,7 +387,6 @@ def test_with_a_gpu_for_each_the_stages_of_the_shipped_config_have_one_each() ->
         ("one-gpu-12gb.yaml", 1, 12, 16),
         ("one-gpu-24gb.yaml", 1, 24, 1),
         ("workstation-4gpu.yaml", 4, 12, 1),
-        ("cpu.yaml", 0, 0, 32),
         ("apple-mps.yaml", 0, 0, 18),
     ],
 )
@@ -409,6 +411,41 @@ def test_sdxl_fits_on_the_machine_that_a_config_is_for(
     else:
         findings = [check_ram(planned, host_memory * GIB)]
     assert [finding.message for finding in findings if finding.fix] == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "refiner_size", "host_memory"),
+    [
+        ("bf16", None, 12),
+        ("bf16", REFINER_SIZE, 18),
+        ("fp32", None, 20),
+        ("fp32", REFINER_SIZE, 32),
+    ],
+)
+def test_on_a_cpu_sdxl_needs_the_memory_that_its_config_says(
+    precision: str, refiner_size: ModelSize | None, host_memory: int
+) -> None:
+    path = ROOT / "configs" / "cpu.yaml"
+    config = read_config(path)
+    settings = Settings.read(config.args.settings | {"MODEL_CHECKPOINT_DIR": "./models/sdxl-base"})
+    assert precision_of(settings, "cpu", cpu_has_bf16=precision == "bf16") == precision
+    replicas = replicas_of(
+        config.args, "cpu", 0, refiner=refiner_size, max_loaded=settings.max_loaded_models
+    )
+    planned = PlannedLoad(replicas, max_batch_images(settings, "cpu"), precision, vae_half=False)
+    assert check_ram(planned, host_memory * GIB).fix == ""
+    assert check_ram(planned, (host_memory - 3) * GIB).fix
+    stated = {  # what the comment says of this precision
+        words[0]: words[1:]
+        for words in re.findall(r"(bf16|fp32): (\d+) GiB .* (\d+) GiB", path.read_text())
+    }
+    assert int(stated[precision][0 if refiner_size is None else 1]) == host_memory
+
+
+def test_half_the_memory_is_advised_where_the_processor_computes_bf16() -> None:
+    planned = replace(load(base(0), images=2, precision="fp32"), vae_half=False)
+    assert check_ram(planned, 15 * GIB).fix == "MODEL_CHECKPOINT_DIR="
+    assert check_ram(replace(planned, cpu_has_bf16=True), 15 * GIB).fix == "MODEL_PRECISION=bf16"
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,43 @@ def test_an_apple_gpu_can_be_used() -> None:
     ],
 )
 def test_a_gpu_must_support_the_precision(precision: str, gpu: Gpu, finding: Finding) -> None:
-    assert checks.check_precision(read(model_precision=precision), with_gpus(gpu)) == finding
+    settings = read(model_precision=precision)
+    assert checks.check_precision(settings, with_gpus(gpu), cpu_has_bf16=False) == finding
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_bf16", "finding"),
+    [
+        ("bf16", True, fine("precision", "bf16 on cpu")),
+        ("auto", True, fine("precision", "bf16 on cpu")),
+        ("auto", False, fine("precision", "fp32 on cpu")),
+        ("", False, fine("precision", "fp32 on cpu")),
+        (
+            "",
+            True,
+            fine(
+                "precision",
+                "fp32 on cpu; this processor computes bf16 too, which is faster and takes half "
+                "the memory, at a slight loss of precision: MODEL_PRECISION=bf16",
+            ),
+        ),
+        (
+            "bf16",
+            False,
+            warn(
+                "precision",
+                "MODEL_PRECISION=bf16 on a processor without instructions for bf16, where it is "
+                "several times slower than fp32 and takes half the memory",
+                "MODEL_PRECISION=fp32",
+            ),
+        ),
+    ],
+)
+def test_bf16_is_for_processors_that_compute_it(
+    precision: str, has_bf16: bool, finding: Finding
+) -> None:
+    settings = read(model_precision=precision, model_checkpoint_dir="./sdxl", model_device="cpu")
+    assert checks.check_precision(settings, WITHOUT_GPU, cpu_has_bf16=has_bf16) == finding
 
 
 def test_xformers_is_judged_by_a_real_probe() -> None:
