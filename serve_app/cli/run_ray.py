@@ -33,7 +33,7 @@ from serve_app.config.listening import host_of, port_of
 from serve_app.config.serve_config import ServeConfig, read_config
 from serve_app.config.settings import Settings
 from serve_app.config.topology import StagePlan, plan_stages
-from serve_app.core.capacity.placement import find_shortage
+from serve_app.core.capacity.placement import amounts, find_shortage
 from serve_app.core.errors import AuraError, OperatorError
 from serve_app.core.startup_error import (
     read_startup_error,
@@ -72,13 +72,13 @@ def run_ray(config: Path, report_fd: int) -> int:
     read = read_config(config)
     settings = Settings.read(read.args.settings)
     name = read.application.get("name", "default")
-    context: Any = ray.init(log_to_driver=False, _metrics_export_port=settings.metrics_port)
-    reports.send(Kind.CONNECTED, str(Path(str(context.address_info["session_dir"])) / "logs"))
-    signal.signal(signal.SIGTERM, on_sigterm)  # after Ray, which installs a handler of its own
-    background = _Background(reports)
-    background.start(lambda: _beat(reports), every=_BEAT_SECONDS)
+    background = _Background()
     graceful = False
     try:
+        context: Any = ray.init(log_to_driver=False, _metrics_export_port=settings.metrics_port)
+        signal.signal(signal.SIGTERM, on_sigterm)  # after Ray, which installs a handler of its own
+        reports.send(Kind.CONNECTED, str(Path(str(context.address_info["session_dir"])) / "logs"))
+        background.start(lambda: _beat(reports), every=_BEAT_SECONDS)
         cluster = ray_cluster(started_cluster())
         plan = plan_stages(read.args, settings, find_checkpoints(settings), cluster)
         reports.send(Kind.LOADING)
@@ -129,16 +129,20 @@ def _deploy(
     """
     client = serve_client()
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [dict(application)]}))
-    reported = time.monotonic()
-    if _waits_for(plan, None):
-        reported -= _WAITING_SECONDS  # at once
+    started = time.monotonic()
+    shortage = _shortage(plan)
+    if shortage:
+        reports.send(Kind.WAITING, shortage)
+    reported = started
     while (status := serve.status().applications[name]).status not in _SETTLED:
         if error := _fault(status):
             raise error
         if time.monotonic() - reported >= _WAITING_SECONDS:
             reported = time.monotonic()
-            if reason := _waits_for(plan, status):
-                reports.send(Kind.WAITING, reason)
+            if shortage := _shortage(plan):
+                reports.send(Kind.WAITING, shortage)
+            else:
+                reports.send(Kind.NOTE, _progress(plan, status, time.monotonic() - started))
         time.sleep(_POLL_SECONDS)
     if status.status != ApplicationStatus.RUNNING:
         raise startup_failure(_messages(status, name))
@@ -160,22 +164,29 @@ def _messages(status: ApplicationStatusOverview, name: str) -> list[tuple[str, s
     return [(part, overview.message) for part, overview in parts] + [(name, status.message)]
 
 
-def _waits_for(plan: StagePlan, status: ApplicationStatusOverview | None) -> str:
-    """Return for which nodes or resources the replicas wait, "" if they are only loading."""
-    nodes = ray_cluster(started_cluster()).nodes
-    if shortage := find_shortage(plan.demands, nodes):
-        return f"{shortage.demand.deployment}: {shortage}"
-    if status is None:
-        return ""
-    messages = ((part, overview.message) for part, overview in status.deployments.items())
-    return next((f"{part}: {text.splitlines()[0]}" for part, text in messages if text), "")
+def _shortage(plan: StagePlan) -> str:
+    """Return for which nodes the replicas wait, "" if there are enough."""
+    shortage = find_shortage(plan.demands, ray_cluster(started_cluster()).nodes)
+    return f"{shortage.demand.deployment}: {shortage}" if shortage else ""
+
+
+def _progress(plan: StagePlan, status: ApplicationStatusOverview, seconds: float) -> str:
+    """Return what is still loading, and what is free: other applications may have the rest."""
+    free = ray.available_resources()
+    demands = {demand.deployment: demand.requested for demand in plan.demands}
+    pending = [
+        f"{part} (a replica needs {amounts(needs)}; free: "
+        f"{amounts({kind: free.get(kind, 0) for kind in needs})})"
+        for part, overview in status.deployments.items()
+        if overview.status != "HEALTHY" and (needs := demands.get(part))
+    ]
+    return f"still loading after {seconds:.0f} s: {', '.join(pending) or 'the application'}"
 
 
 class _Background:
     """Calls that are made again and again beside the main thread, until they are stopped."""
 
-    def __init__(self, reports: ReportWriter) -> None:
-        self._reports = reports
+    def __init__(self) -> None:
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 

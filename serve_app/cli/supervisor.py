@@ -5,25 +5,50 @@ It calls no function of Ray, each of which may block for ever once Ray is broken
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from rich.markup import escape
 from rich.status import Status
 
 from serve_app.cli.console import FAILED, OK, console, print_error
-from serve_app.cli.runner import Runner
 from serve_app.cli.runner_report import Kind, Report
 from serve_app.core.errors import OperatorError
 
 _POLL_SECONDS = 0.2
 _CHECK_SECONDS = 1.0  # between two looks at Ray's processes
 _SILENCE_SECONDS = 20.0  # without an answer of Ray, after which it counts as lost
+_PAUSE_SECONDS = 5.0  # between two turns of the loop, of which there are five a second
 _LOAD_SECONDS = 5.0  # that a stop may take while the models load
 _FORCED_SECONDS = 15.0  # that a stop may take after the second signal
 _STOP_SECONDS = 60.0  # that Serve and Ray may take to stop after the drain
+
+
+class SupervisedRunner(Protocol):
+    """The process that runs Ray, with its session; see `Runner`."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the process ended; None while it runs, negative if a signal killed it."""
+
+    def reports(self) -> Iterator[Report]:
+        """Yield the reports that have arrived."""
+
+    def stop(self) -> None:
+        """Send SIGTERM to the process alone."""
+
+    def lost_process(self) -> str | None:
+        """Return the name of a process that Ray can't do without and that has ended, if any."""
+
+    def kill(self) -> None:
+        """Kill the whole session at once."""
+
+    def end(self) -> None:
+        """Kill what is left of the session, and return when all of it is gone."""
 
 
 class Phase(IntEnum):
@@ -40,42 +65,57 @@ class Supervisor:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: SupervisedRunner,
         log: Path,
         show_summary: Callable[[Path], None],
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._runner = runner
         self._log = log  # what the process that runs Ray prints
         self._show_summary = show_summary
         self._clock = clock
+        self._sleep = sleep
         self._phase = Phase.STARTING
         self._logs: Path | None = None  # the folder of Ray's logs
         self._last_beat: float | None = None
         self._deadline: float | None = None  # by which the stop must have ended
         self._next_check = 0.0
+        self._last_turn = clock()
         self._signals = 0
         self._error: int | None = None  # the exit code of an error that was shown
+        self._lost = ""  # what the runner has reported of the loss of Ray
         self._status: Status | None = None
 
     def run(self) -> int:
         """Return the exit code, when no process of the service is left."""
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
-        while self._runner.exit_code is None:
-            self._take_reports()
-            if problem := self._problem():
-                self._fail(problem)
-                self._runner.kill()
-                break
-            if self._deadline is not None and self._clock() > self._deadline:
-                self._runner.kill()
-                break
-            time.sleep(_POLL_SECONDS)
+        try:
+            while self._runner.exit_code is None and self._continue():
+                self._sleep(_POLL_SECONDS)
+        except BaseException:
+            self._runner.kill()
+            raise
         self._take_reports()
         self._runner.end()
         self._show_status(None)
         return self._result()
+
+    def _continue(self) -> bool:
+        """Return whether to wait on; if not, the session has been killed."""
+        self._take_reports()
+        now = self._clock()
+        if now - self._last_turn > _PAUSE_SECONDS and self._last_beat is not None:
+            self._last_beat = now  # this process did not run either: a paused container
+        self._last_turn = now
+        problem = self._problem(now)
+        if problem is not None:
+            self._fail(problem)
+        if problem is not None or (self._deadline is not None and now > self._deadline):
+            self._runner.kill()
+            return False
+        return True
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signals += 1
@@ -111,7 +151,8 @@ class Supervisor:
                 self._show_status(None)
                 self._show_summary(self._logs or self._log)
             case Kind.LINES:
-                print(report.text, flush=True)
+                with suppress(OSError):  # nobody reads standard output any more
+                    print(report.text, flush=True)
             case Kind.DRAINING:
                 console.print("draining: accepted images are finished, nothing new is accepted")
             case Kind.NOTE:
@@ -121,23 +162,23 @@ class Supervisor:
                 error = OperatorError(report.text, subject=report.subject, remedy=report.remedy)
                 self._fail(error, report.exit_code)
             case Kind.LOST:
-                self._fail(_lost(report.text))
-                self._runner.kill()
+                self._lost = report.text
             case Kind.STOPPING:
                 self._phase = Phase.STOPPING
                 self._set_deadline(_STOP_SECONDS if self._error is None else _LOAD_SECONDS)
 
-    def _problem(self) -> OperatorError | None:
+    def _problem(self, now: float) -> OperatorError | None:
         """Return that Ray is lost: a process of it has ended, or it answers no call any more."""
         if self._phase is Phase.STOPPING:
             return None
-        if self._clock() < self._next_check:
-            return None
-        self._next_check = self._clock() + _CHECK_SECONDS
-        if name := self._runner.lost_process():
-            return _lost(f"its {name} has ended")
-        if self._last_beat is not None and self._clock() - self._last_beat > _SILENCE_SECONDS:
+        if self._lost:
+            return _lost(self._lost)
+        if self._last_beat is not None and now - self._last_beat > _SILENCE_SECONDS:
             return _lost(f"it has not answered for {_SILENCE_SECONDS:.0f} s")
+        if now >= self._next_check:
+            self._next_check = now + _CHECK_SECONDS
+            if name := self._runner.lost_process():
+                return _lost(f"its {name} has ended")
         return None
 
     def _fail(self, error: OperatorError, code: int = FAILED) -> None:
@@ -148,7 +189,7 @@ class Supervisor:
 
     def _result(self) -> int:
         code = self._runner.exit_code
-        if self._error is None and not self._signals and code != OK:
+        if self._error is None and not self._signals:
             how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
             self._fail(OperatorError(f"the process that runs Ray ended {how}"))
         if self._error is None:

@@ -36,7 +36,9 @@ def up(config: Path) -> int:
     except OperatorError as error:
         print_error(error)
         return REFUSED
-    descriptor, log = tempfile.mkstemp(prefix="aura-up-", suffix=".log", dir=ray_folder())
+    folder = ray_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, log = tempfile.mkstemp(prefix="aura-up-", suffix=".log", dir=folder)
     os.close(descriptor)
     runner = Runner(["_run", "--config", str(config)], _environment(settings), Path(log))
     summary = partial(print_summary, settings, read.http)

@@ -69,31 +69,41 @@ def _folder_problems(environ: Mapping[str, str]) -> Iterator[SettingsError]:
             remedy="Choose a shorter one: RAY_TMPDIR=/tmp aura up",
         )
         return
-    if problem := write_problem(folder):
+    if reason := write_problem(folder):
         yield SettingsError(
-            f"can't be used for Ray's files: {problem}",
+            f"can't be used for Ray's files: {reason}",
             variable,
             subject=subject,
             remedy="Choose another folder: RAY_TMPDIR=/var/tmp aura up",
         )
         return
     free = shutil.disk_usage(nearest_existing(folder)).free
+    has_shared = _SHARED_MEMORY.is_dir()
+    shared = shutil.disk_usage(_SHARED_MEMORY).free if has_shared else _MIN_OBJECTS
+    if problem := space_problem(variable, folder, free, shared):
+        yield problem
+
+
+def space_problem(variable: str, folder: Path, free: int, shared: int) -> SettingsError | None:
+    """Return that Ray has too little room, given the free bytes in its folder and in /dev/shm.
+
+    Ray keeps in its folder what does not fit into shared memory.
+    """
     if free < _MIN_FREE:
-        yield SettingsError(
+        return SettingsError(
             f"has {free >> 20} MiB free, and Ray needs {_MIN_FREE >> 20} MiB for its files",
             variable,
-            subject=subject,
+            subject=f"{variable}={folder}",
             remedy="Make room, or choose a folder on another disk: RAY_TMPDIR=/var/tmp aura up",
         )
-        return
-    shared = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else _MIN_OBJECTS
     if shared < _MIN_OBJECTS and free < _MIN_FREE + _MIN_OBJECTS:
-        yield SettingsError(
+        return SettingsError(
             f"has {shared >> 20} MiB free, and Ray needs {_MIN_OBJECTS >> 20} MiB for what its "
-            f"processes share",
+            "processes share",
             subject=str(_SHARED_MEMORY),
             remedy="Delete files there; in Docker, start the container with --shm-size=1g",
         )
+    return None
 
 
 def _token_problems(environ: Mapping[str, str]) -> Iterator[SettingsError]:

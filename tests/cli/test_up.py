@@ -27,6 +27,12 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ({"HOST": "::"}, "HOST=:: lets other machines in, and API_KEYS is empty. Make a key: "),
         ({"HOST": "mybox"}, "HOST=mybox must be an address, such as 127.0.0.1, 0.0.0.0 or ::"),
         ({"HOST": "203.0.113.7", "API_KEYS": "k"}, "HOST=203.0.113.7 is not an address of this"),
+        ({"RAY_TMPDIR": "/tmp/" + "x" * 94}, "has 99 bytes, and the paths of Ray's sockets leave"),
+        (
+            {"RAY_TMPDIR": "/dev/null"},
+            "RAY_TMPDIR=/dev/null can't be used for Ray's files: /dev/nul",
+        ),
+        ({"LEDGER_FILE": "/dev/null/l"}, "LEDGER_FILE=/dev/null/l can't be created: /dev/null is"),
         ({"METRICS_PORT": "65536"}, "METRICS_PORT=65536 must be at most 65535"),
     ],
 )

@@ -12,6 +12,7 @@ from serve_app.config.folders import (
     home,
     ray_folder,
     ray_problems,
+    space_problem,
     started_cluster,
     write_problem,
 )
@@ -97,6 +98,25 @@ def test_without_a_token_to_make_the_home_folder_need_not_be_writable(
     environ: dict[str, str],
 ) -> None:
     assert list(ray_problems({"RAY_TMPDIR": "/tmp", "HOME": "/proc/self", **environ})) == []
+
+
+@pytest.mark.parametrize(
+    ("free", "shared", "sentence"),
+    [
+        (
+            255,
+            4096,
+            "RAY_TMPDIR=/r has 255 MiB free, and Ray needs 256 MiB for its files. Make room",
+        ),
+        (256, 75, ""),
+        (330, 74, "/dev/shm has 74 MiB free, and Ray needs 75 MiB for what its processes share. D"),
+        (331, 0, ""),  # the folder has room for what is shared
+    ],
+)
+def test_a_full_disk_is_refused_with_what_is_free(free: int, shared: int, sentence: str) -> None:
+    problem = space_problem("RAY_TMPDIR", Path("/r"), free << 20, shared << 20)
+    assert str(problem or "").startswith(sentence)
+    assert (problem is None) == (sentence == "")
 
 
 def test_without_home_it_is_that_of_the_user() -> None:

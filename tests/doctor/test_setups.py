@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from tests.support.broken_setups import BROKEN, FIXED_AT_ONCE, Break
 from tests.support.machines import ADA, problems, with_gpus
 from tests.support.setups import SetUp
 from tests.support.single_files import to_single_file
+
+ROOT = Path(__file__).parents[2]
 
 
 def findings_by_check(probes: Probes) -> dict[str, Finding]:
@@ -93,6 +96,32 @@ def test_on_one_gpu_base_and_refiner_take_turns_and_their_host_copies_count(
     findings = findings_by_check(one_gpu)
     assert findings["memory"].message.startswith("base and refiner need 1.1 GiB (fp16, 2")
     assert "host memory" not in findings
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_config_that_requests_a_gpu_where_there_is_none_is_a_fault(
+    setup: SetUp, probes: Probes, device: str
+) -> None:
+    setup.export(MODEL_DEVICE=device)
+    probes = replace(probes, config=ROOT / "configs" / "one-gpu-12gb.yaml")
+    finding = findings_by_check(probes)["gpus"]
+    assert finding.verdict is Verdict.FAIL
+    assert finding.message.startswith(
+        "BaseAndRefiner can't start: 1 replica needs 1 GPU and 0.1 CPU, and Ray has 0 GPU and "
+    )
+
+
+def test_folders_that_ray_can_not_use_are_found(setup: SetUp, probes: Probes) -> None:
+    setup.export(RAY_TMPDIR="/tmp/" + "x" * 94, HOME="/dev/null")
+    ((check, verdict, message, fix),) = problems(probes)
+    assert (check, verdict, fix) == ("ray files", "FAIL", "unset RAY_TMPDIR")
+    assert "has 99 bytes, and the paths of Ray's sockets leave room for 39" in message
+    setup.apply(fix)
+    ((check, verdict, message, fix),) = problems(probes)
+    assert (check, verdict) == ("ray files", "FAIL")
+    assert message.startswith("HOME=/dev/null can't be used for Ray's token (/dev/null/.ray/auth_")
+    setup.apply(fix)
+    assert problems(probes) == []
 
 
 def test_a_total_of_gpus_that_is_too_small_is_found(setup: SetUp, probes: Probes) -> None:

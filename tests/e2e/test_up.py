@@ -137,7 +137,8 @@ def test_up_serves_on_its_port_shows_requests_and_drains_on_sigterm(
         assert refused.startswith('"POST /generate HTTP/1.1" 503 Service Unavailable ')
         assert served.startswith('"POST /generate HTTP/1.1" 201 Created ')
         assert " images=1 job_id=" in served
-        shown = [line.split()[0] for line in up.stderr.splitlines() if line.strip()]
+        lines = [line for line in up.stderr.splitlines() if line.strip()]
+        shown = [line.split()[0] for line in lines if not line.startswith("still loading")]
         logs = up.stderr.split()[-1]
     assert shown[:2] == ["loading", "Aura"]
     assert shown[-4:] == ["stop", "draining:", "stopped", "logs:"]

@@ -60,6 +60,19 @@ def start(port: int, ledger: str) -> None:
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
 
+def start_bare() -> str:
+    """Start a head node without a GPU and without the service; return its address."""
+    head = _NODE | {
+        "num_cpus": _REFINER,
+        "num_gpus": 0,
+        "include_dashboard": False,
+        "dashboard_port": free_port(),
+        "dashboard_agent_listen_port": None,
+    }
+    _cluster.append(Cluster(initialize_head=True, head_node_args=head))
+    return str(_cluster[0].address)
+
+
 def add() -> str:
     """Add a node and return its id."""
     options: dict[str, Any] = {"num_cpus": _REFINER, **_NODE}

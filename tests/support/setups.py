@@ -20,6 +20,7 @@ VARIABLES = (
     *(field.upper() for field in Settings.model_fields),
     *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_ADDRESS", "RAY_AUTH_MODE", "NO_COLOR"),
 )
+_FOLDERS = ("RAY_TMPDIR", "HOME")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class SetUp:
         )
         lines = shell.stdout.decode().split("\0")
         exported = dict(line.split("=", 1) for line in lines if line)
-        for name in (set(os.environ) | set(exported)) & {*VARIABLES, "MODEL_DEVISE"}:
+        for name in (set(os.environ) | set(exported)) & {*VARIABLES, *_FOLDERS, "MODEL_DEVISE"}:
             if name in exported:
                 self.monkeypatch.setenv(name, exported[name])
             else:

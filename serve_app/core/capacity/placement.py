@@ -36,6 +36,11 @@ class ReplicaDemand:
     count: int
     resources: Resources
 
+    @property
+    def requested(self) -> Resources:
+        """The resources of which it requests anything."""
+        return {name: amount for name, amount in self.resources.items() if amount > 0}
+
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
@@ -65,7 +70,7 @@ class Shortage:
 def find_shortage(demands: Iterable[ReplicaDemand], nodes: Sequence[Resources]) -> Shortage | None:
     """Return the first deployment that doesn't fit beside the larger ones; None if all do."""
     free = [_Node.of(node) for node in nodes]
-    needs = [replace(demand, resources=_positive(demand.resources)) for demand in demands]
+    needs = [replace(demand, resources=demand.requested) for demand in demands]
     for demand in sorted(needs, key=_size):
         resources = demand.resources
         for number in range(demand.count):
@@ -115,10 +120,6 @@ class _Node:
             return []
         fitting = [i for i, free in enumerate(self.gpus) if free + _ROUNDING >= part]
         return fitting[:number] if len(fitting) >= number else None
-
-
-def _positive(resources: Resources) -> dict[str, float]:
-    return {name: amount for name, amount in resources.items() if amount > 0}
 
 
 def _size(demand: ReplicaDemand) -> tuple[float, ...]:

@@ -59,7 +59,7 @@ def check_free_space(usages: list[DiskUsage]) -> Finding:
 def check_ray_folders(environ: Mapping[str, str]) -> Finding:
     """Check that Ray can write its files, its shared memory and its token."""
     for problem in ray_problems(environ):
-        fix = "unset RAY_TMPDIR TMPDIR" if problem.variable else "df -h /dev/shm"
+        fix = f"unset {problem.variable}" if problem.variable else "df -h /dev/shm"
         if problem.variable == "HOME":
             fix = "export HOME=$(getent passwd $(id -u) | cut -d: -f6)"
         return fail("ray files", problem_of(problem), fix)

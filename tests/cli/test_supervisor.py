@@ -1,0 +1,159 @@
+"""What `aura up` decides while the service runs: when Ray is lost, when a stop takes too long."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.cli.runner_report import Kind, Report
+from serve_app.cli.supervisor import Supervisor
+
+
+class ScriptedRunner:
+    """A runner without a process: each turn it reports what the script has next."""
+
+    def __init__(self, *turns: tuple[float, list[Report]], ends_with: int | None = None) -> None:
+        self.now = 0.0
+        self.exit_code: int | None = None
+        self.killed_at: float | None = None
+        self.stops = 0
+        self._turns = list(turns)
+        self._ends_with = ends_with
+
+    def clock(self) -> float:
+        return self.now
+
+    def reports(self) -> Iterator[Report]:
+        if self._turns:
+            seconds, reports = self._turns.pop(0)
+            self.now += seconds
+            yield from reports
+        elif self._ends_with is not None:
+            self.exit_code = self._ends_with
+        else:
+            self.now += 1.0  # silence
+
+    def stop(self) -> None:
+        self.stops += 1
+
+    def lost_process(self) -> str | None:
+        return None
+
+    def kill(self) -> None:
+        self.killed_at = self.now
+        self.exit_code = -9
+
+    def end(self) -> None:
+        assert self.exit_code is not None
+
+
+CONNECTED = Report(Kind.CONNECTED, "/nowhere")
+READY = [CONNECTED, Report(Kind.READY)]
+BEAT = Report(Kind.BEAT)
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Put the handlers back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def supervise(runner: ScriptedRunner) -> Supervisor:
+    return Supervisor(
+        runner,
+        Path("/nowhere.log"),
+        lambda logs: None,
+        runner.clock,
+        sleep=lambda seconds: None,
+    )
+
+
+def run(runner: ScriptedRunner, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Return the exit code, and the lines for people but the last, which names the logs."""
+    code = supervise(runner).run()
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("logs: ")
+    return code, "\n".join(lines)
+
+
+def test_silence_of_ray_ends_the_service(capsys: pytest.CaptureFixture[str]) -> None:
+    runner = ScriptedRunner((0, READY), (1, [BEAT]))
+    code, shown = run(runner, capsys)
+    assert (code, runner.killed_at) == (1, 22.0)
+    assert shown.startswith("error Ray is lost (it has not answered for 20 s), so the service")
+
+
+def test_a_pause_of_the_whole_container_is_no_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    runner = ScriptedRunner((0, READY), (3600, []), (1, [BEAT]), ends_with=0)
+    assert run(runner, capsys)[0] == 1  # it ended unasked
+    assert runner.killed_at is None
+
+
+def test_a_reported_loss_ends_the_service(capsys: pytest.CaptureFixture[str]) -> None:
+    runner = ScriptedRunner((0, READY), (1, [Report(Kind.LOST, "its node has died")]))
+    code, shown = run(runner, capsys)
+    assert (code, runner.killed_at) == (1, 1.0)
+    assert shown.startswith("error Ray is lost (its node has died)")
+
+
+@pytest.mark.parametrize(
+    ("ends_with", "sentence"),
+    [
+        (-9, "error the process that runs Ray ended by signal 9"),
+        (3, "error the process that runs Ray ended with code 3"),
+    ],
+)
+def test_an_end_that_nobody_asked_for_is_an_error(
+    capsys: pytest.CaptureFixture[str], ends_with: int, sentence: str
+) -> None:
+    assert run(ScriptedRunner((0, READY), ends_with=ends_with), capsys) == (1, sentence)
+
+
+def test_an_error_of_the_start_is_shown_with_its_exit_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failed = Report(Kind.FAILED, "is wrong", subject="X=1", remedy="Set X=2", exit_code=2)
+    runner = ScriptedRunner((0, [CONNECTED, failed, Report(Kind.STOPPING)]), ends_with=2)
+    assert run(runner, capsys) == (2, "error X=1 is wrong. Set X=2")
+
+
+class Interrupted(ScriptedRunner):
+    """A runner that does not end by itself; some turns are interrupted by a signal."""
+
+    def __init__(self, *turns: tuple[float, list[Report]], at: tuple[float, ...]) -> None:
+        super().__init__(*turns)
+        self._at = list(at)
+
+    def reports(self) -> Iterator[Report]:
+        yield from super().reports()
+        if self._at and self.now >= self._at[0]:
+            self._at.pop(0)
+            signal.raise_signal(signal.SIGINT)
+        if not self._turns:
+            yield BEAT
+
+
+@pytest.mark.parametrize(
+    ("runner", "killed_at"),
+    [
+        (Interrupted((0, []), at=(1,)), 7.0),  # while Ray starts
+        (Interrupted((0, [CONNECTED]), at=(1,)), 7.0),  # while the models load
+        (Interrupted((0, READY), at=(1, 30)), 46.0),  # a second one, during the drain
+    ],
+)
+def test_a_stop_that_should_be_quick_is_enforced(
+    capsys: pytest.CaptureFixture[str], runner: Interrupted, killed_at: float
+) -> None:
+    assert run(runner, capsys) == (0, "stopped")
+    assert runner.killed_at == killed_at
+    assert runner.stops > 0
+
+
+def test_lines_of_the_log_go_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    runner = ScriptedRunner((0, [*READY, Report(Kind.LINES, "one\ntwo")]), ends_with=0)
+    supervise(runner).run()
+    assert capsys.readouterr().out == "one\ntwo\n"
