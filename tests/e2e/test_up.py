@@ -64,6 +64,7 @@ def test_up_reports_a_port_in_use_and_a_misspelt_setting(environment: dict[str, 
             assert sentence in done.stderr
 
 
+@pytest.mark.long
 def test_up_reports_that_a_configured_gpu_is_missing(environment: dict[str, str]) -> None:
     import torch
 
