@@ -107,7 +107,7 @@ def test_a_reported_loss_ends_the_service(capsys: pytest.CaptureFixture[str]) ->
         (3, "error the process that runs Ray ended with code 3"),
     ],
 )
-def test_an_end_that_nobody_asked_for_is_an_error(
+def test_an_end_without_a_signal_to_stop_is_an_error(
     capsys: pytest.CaptureFixture[str], ends_with: int, sentence: str
 ) -> None:
     assert run(ScriptedRunner((0, READY), ends_with=ends_with), capsys) == (1, sentence)
