@@ -3,7 +3,6 @@
 No Ray, no torch: the job service and the conductor are handed in.
 """
 
-from copy import deepcopy
 from functools import cache
 
 from fastapi import FastAPI, Request
@@ -87,10 +86,9 @@ def build_routes(
     api.exception_handler(ClientDisconnect)(_answer_disconnect)
     api.exception_handler(HTTPException)(_answer_framework_error)
     describe = api.openapi
-    # A method is replaced because FastAPI has no other way to extend its description. A copy is
-    # changed, since parts of it are constants of the doors.
+    # A method is replaced because FastAPI has no other way to extend its description.
     api.openapi = cache(  # type: ignore[method-assign]
-        lambda: openapi.complete(deepcopy(describe()), DOORS, info, policy)
+        lambda: openapi.complete(describe(), DOORS, info, policy)
     )
     return api
 

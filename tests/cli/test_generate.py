@@ -191,6 +191,15 @@ def test_a_truncated_prompt_gives_a_warning(
     assert "was cut" not in capsys.readouterr().err
 
 
+def test_a_prompt_of_things_that_the_demo_cannot_draw_gives_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for prompt, number in (("a cat", 1), ("a red heart", 0)):
+        assert generate({**FIELDS, "prompt": prompt, "steps": 1}, tmp_path / "out.png") == 0
+        warning = " ".join(capsys.readouterr().err.split())
+        assert warning.count("the prompt names nothing that the model demo can draw") == number
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

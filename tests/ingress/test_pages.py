@@ -1,7 +1,9 @@
 """/, /docs and the files that it loads: without a key, without internet, without inline scripts."""
 
+import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -118,6 +120,16 @@ async def test_a_browser_asks_whether_its_file_is_current_and_gets_no_second_cop
             assert "content-security-policy" in again.headers
         changed = await http.get(path, headers={"If-None-Match": '"other"'})
         assert (changed.status_code, changed.content) == (200, first.content)
+
+
+def test_the_tag_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
+    """A wheel gives every file one date, so neither date nor size tells versions apart."""
+    tags = set()
+    for content in ("let a = 1;", "let a = 2;"):
+        (tmp_path / "a.js").write_text(content)
+        os.utime(tmp_path / "a.js", (0, 0))
+        tags.add(read_web_files(tmp_path)["a.js"].tag)
+    assert len(tags) == 2
 
 
 @pytest.mark.parametrize(
