@@ -86,8 +86,9 @@ SHARED: Mapping[str, FieldDoc] = {
         0.6,
     ),
     "resizeMode": FieldDoc(
-        "What becomes of a base image whose ratio is not that of its new size: `crop` cuts, `pad` "
-        "adds edges, `stretch` scales each side by itself.",
+        "What becomes of a base image whose ratio is not that of its new size: `crop` fills the "
+        "size and cuts the rest away, which the warnings tell; `pad` fits the image in and "
+        "continues its edges; `stretch` scales each side by itself.",
         "pad",
     ),
     "model": FieldDoc("Name of a base model, as GET /health lists them. Default: the first."),
@@ -128,7 +129,8 @@ NATIVE: Mapping[str, FieldDoc] = {
         {"steps": 20},
     ),
     "modelPath": FieldDoc(
-        "Name of a base model, or of the refiner to leave base out; never a path to a file. "
+        "Name of a base model, or of the refiner to leave base out; or exactly its configured "
+        "folder, the last part of that, or its name on the hub. Never opened as a path. "
         "Default: `model`."
     ),
     "accept": FieldDoc("Whether the terms are accepted; only true is an answer.", True),
@@ -156,9 +158,12 @@ OPENAI: Mapping[str, FieldDoc] = {
         "Quality of JPEG and WebP in percent; without effect on PNG. Default: 90.", 80
     ),
     "response_format": FieldDoc(
-        "Images come as base64 in the response. Default: `b64_json`.", "b64_json"
+        "Images come in the response: as base64, or with `url` as data URIs. Default: `b64_json`.",
+        "b64_json",
     ),
-    "background": FieldDoc("Images are opaque. Default: `auto`.", "opaque"),
+    "background": FieldDoc(
+        "Images are opaque; `transparent` gives a warning. Default: `auto`.", "opaque"
+    ),
     "stream": FieldDoc(
         "Must be false: images come together, when all are made. Default: `false`.", False
     ),

@@ -94,15 +94,7 @@ Strength = Annotated[float, Range(0, 1, above_low=True)]
 Timeout = Annotated[float, Range(0, MAX_TIMEOUT_S, above_low=True)]
 Weight = Annotated[float, Range(*WEIGHT_RANGE)]
 SamplerName = Annotated[Sampler, BeforeValidator(_sampler)]
-ResizeModeName = Annotated[
-    ResizeMode,
-    BeforeValidator(_resize_mode),
-    Field(
-        description="What becomes of a base image whose ratio is not that of its new size: "
-        "`crop` fills the size and cuts the rest away, `pad` fits the image in and continues its "
-        "edges, `stretch` scales each side by itself. `meta.warnings` says what was cut away."
-    ),
-]
+ResizeModeName = Annotated[ResizeMode, BeforeValidator(_resize_mode)]
 AspectRatio = Annotated[
     str, AfterValidator(_aspect), Field(json_schema_extra={"enum": list(ASPECTS)})
 ]

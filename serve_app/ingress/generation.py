@@ -42,6 +42,7 @@ class CommonRequest:
     guidance: float | None = None
     sampler: Sampler | None = None
     image_count: int | None = None
+    refine: bool | None = None  # None: refine where a refiner fits the model
     handoff: float = DEFAULT_HANDOFF
     model: str | None = None  # the name of a base model
     extensions: tuple[ExtensionChoice, ...] = ()
@@ -57,7 +58,6 @@ class GenerationRequest(CommonRequest):
     width: int | None = None
     height: int | None = None
     temperature: float = DEFAULT_TEMPERATURE
-    refine: bool | None = None  # None: refine where a refiner fits the model
 
     def size_for(self, model: ModelInfo) -> tuple[int, int]:
         """Return width and height of the images. Raises `InvalidRequest`."""
@@ -128,12 +128,6 @@ def _plan_generation(
     model = find_model(info, request.model)
     size = request.size_for(model)
     warnings = _warnings(request, model, info)
-    can_refine = info.can_refine(model)
-    if request.refine and not can_refine:
-        reason = "no refiner is configured"
-        if info.refiner:
-            reason = f"the refiner does not continue images of {model.name}"
-        warnings.append(f"{reason}: base made the whole image")
     guidance = _guidance(request.guidance, model, request.temperature)
     warnings += _negative_prompt_warnings(request, guidance)
     if guidance == model.defaults.guidance and request.temperature != DEFAULT_TEMPERATURE:
@@ -149,7 +143,7 @@ def _plan_generation(
         steps=request.steps or model.defaults.steps,
         guidance=guidance,
         sampler=_sampler(request, model),
-        handoff=request.handoff if can_refine and request.refine is not False else 1.0,
+        handoff=request.handoff if _uses_refiner(request, model, info) else 1.0,
         model=model.name,
         extensions=find_extensions(request.extensions, model, info),
     )
@@ -174,7 +168,7 @@ def _plan_refinement(
     steps = request.steps or model.defaults.steps
     guidance = _guidance(request.guidance, model, DEFAULT_TEMPERATURE)
     handoff = request.handoff
-    if not info.can_refine(model):
+    if not _uses_refiner(request, model, info):
         handoff = 1.0
     elif request.refiner_only:
         handoff = 0.0
@@ -231,8 +225,12 @@ def _sampler(request: CommonRequest, model: ModelInfo) -> Sampler:
 
 
 def _warnings(request: CommonRequest, model: ModelInfo, info: ServiceInfo) -> list[str]:
-    """Return what a caller should know of the service, and of a sampler that none was named for."""
-    return [*info.warnings, *(model.sampler_warnings if request.sampler is None else ())]
+    """Return what a caller should know of service and model: a refiner or a sampler it lacks."""
+    return [
+        *info.warnings,
+        *(model.sampler_warnings if request.sampler is None else ()),
+        *_refiner_warnings(request, model, info),
+    ]
 
 
 def _guidance(requested: float | None, model: ModelInfo, temperature: float) -> float:
@@ -277,6 +275,19 @@ def _job(
 def _joined_prompt(original: str | None, addition: str) -> str:
     joined = f"{original}, {addition}" if original else addition
     return joined if len(joined) <= MAX_JOINED_PROMPT_CHARS else addition
+
+
+def _uses_refiner(request: CommonRequest, model: ModelInfo, info: ServiceInfo) -> bool:
+    return info.can_refine(model) and request.refine is not False
+
+
+def _refiner_warnings(request: CommonRequest, model: ModelInfo, info: ServiceInfo) -> list[str]:
+    if not request.refine or info.can_refine(model):
+        return []
+    reason = "no refiner is configured"
+    if info.refiner:
+        reason = f"the refiner does not continue images of {model.name}"
+    return [f"{reason}: base made the whole image"]
 
 
 def _negative_prompt_warnings(request: CommonRequest, guidance: float) -> list[str]:

@@ -33,6 +33,14 @@ class RawJson:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class DataUri:
+    """A file as a URL that holds it (RFC 2397)."""
+
+    media_type: str
+    file: bytes
+
+
 class ImagesJSONResponse(Response):
     """A JSON response in which `bytes` become base64 strings, and `RawJson` is copied as it is.
 
@@ -51,6 +59,10 @@ class ImagesJSONResponse(Response):
             match value:
                 case bytes():
                     parts.append(b'"' + pybase64.b64encode(value) + b'"')
+                case DataUri(media_type, file):
+                    parts.append(
+                        b'"data:%b;base64,%b"' % (media_type.encode(), pybase64.b64encode(file))
+                    )
                 case RawJson(text):
                     parts.append(text.encode())
                 case _:

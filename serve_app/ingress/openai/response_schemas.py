@@ -12,10 +12,12 @@ class ResponseModel(BaseModel):
 
 
 class ImageData(ResponseModel):
-    """One image."""
+    """One image, in the form that `response_format` asked for."""
 
-    b64_json: str
-    """The file in base64, in the requested format."""
+    b64_json: str | None = None
+    """The file in base64, in the requested format; absent where there is a `url`."""
+    url: str | None = None
+    """The file as a data URI, if `response_format` is `url`; else absent."""
     seed: int
     """Seed of the image, which makes it again."""
 

@@ -1,24 +1,42 @@
 """The JSON of the OpenAI routes: OpenAI's names and shapes, with extra fields for diffusion.
 
 Null means the same as absent, and unknown fields are ignored, as clients of that API expect. The
-extra fields have the names that other open image servers use.
+extra fields have the names that other open image servers use, and those of the native routes.
 """
 
 import re
-from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from serve_app.core.diffusion.resizing import ResizeMode
+from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.info import ModelInfo
-from serve_app.ingress.fields import Guidance, Prompt, Seed, Steps, Strength
+from serve_app.ingress.fields import (
+    AspectRatio,
+    Fraction,
+    Guidance,
+    Prompt,
+    Range,
+    ResizeModeName,
+    SamplerName,
+    Seed,
+    Steps,
+    Strength,
+    Timeout,
+    Weight,
+)
 from serve_app.ingress.generation import (
+    DEFAULT_HANDOFF,
     DEFAULT_STRENGTH,
+    DEFAULT_TEMPERATURE,
     GenerationRequest,
     RefinementRequest,
 )
-from serve_app.ingress.generation_job import GenerationJob, JobImage, RerunFormat
+from serve_app.ingress.http_errors import InvalidJson
+from serve_app.ingress.lookup import ExtensionChoice
+from serve_app.ingress.strict_json import parse_json
 
 GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
@@ -31,9 +49,6 @@ WIRE_NAMES = {  # the domain's fields whose names differ on the wire
     "width": "size",
     "height": "size",
 }
-IGNORED_FIELDS = frozenset(  # OpenAI's own fields that change no image here
-    {"input_fidelity", "moderation", "partial_images", "safety_identifier", "style", "user"}
-)
 _LOW_STEPS, _HIGH_STEPS = 15, 50  # between them lies the model's default
 _STEPS = {
     "low": _LOW_STEPS,
@@ -42,6 +57,7 @@ _STEPS = {
     "xhigh": _HIGH_STEPS,
     "max": _HIGH_STEPS,
 }
+T = TypeVar("T")
 _SIZE = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}")
 
 
@@ -59,8 +75,45 @@ Size = Annotated[
 Quality = Literal["auto", "low", "medium", "standard", "high", "hd", "xhigh", "max"]
 
 
+NegativePrompt = Annotated[str, Field(max_length=OPENAI_MAX_PROMPT_CHARS)]
+
+
+class LoraEntry(BaseModel):
+    """A LoRA by its name in MODELS_FILE, and its weight."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+    name: str
+    weight: Weight | None = None
+
+
+def _parsed(value: Any) -> Any:
+    """Return what a field of a form holds as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value.encode())
+    except InvalidJson:
+        raise PydanticCustomError(
+            "json_text", 'must be a list of LoRAs, as in [{"name": "ink"}]'
+        ) from None
+
+
+Loras = Annotated[
+    list[LoraEntry],
+    BeforeValidator(_parsed),
+    Field(max_length=8),
+]
+
+
 class ImagesRequest(BaseModel):
-    """The fields that both routes take."""
+    """The fields that both routes take.
+
+    Fields without a counterpart in OpenAI's API are sent in the `extra_body` of its clients. Three
+    also have the name of the native routes.
+    """
 
     model_config = ConfigDict(
         extra="allow", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
@@ -73,13 +126,21 @@ class ImagesRequest(BaseModel):
     quality: Quality | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
-    response_format: Literal["b64_json"] | None = None
-    background: Literal["auto", "opaque"] | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = None
     stream: bool | None = None
     seed: Seed | None = None
-    negative_prompt: Annotated[str, Field(max_length=OPENAI_MAX_PROMPT_CHARS)] | None = None
+    negative_prompt: NegativePrompt | None = None
+    native_negative_prompt: Annotated[NegativePrompt | None, Field(alias="negativePrompt")] = None
     num_inference_steps: Steps | None = None
+    native_steps: Annotated[Steps | None, Field(alias="steps")] = None
     guidance_scale: Guidance | None = None
+    native_guidance: Annotated[Guidance | None, Field(alias="guidanceScale")] = None
+    sampler: SamplerName | None = None
+    refine: bool | None = None
+    handoff: Fraction | None = DEFAULT_HANDOFF
+    loras: Loras | None = []
+    timeout: Annotated[Timeout | None, Field(alias="timeoutSeconds")] = None
 
     @property
     def format(self) -> str:
@@ -94,33 +155,61 @@ class ImagesRequest(BaseModel):
         width, height = self.size.split("x")
         return int(width), int(height)
 
+    def common_fields(self, model: ModelInfo) -> dict[str, Any]:
+        """Return what both requests say in the domain's words. Raises `InvalidRequest`."""
+        handoff = DEFAULT_HANDOFF if self.handoff is None else self.handoff
+        loras = [ExtensionChoice(lora.name, lora.weight) for lora in self.loras or ()]
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": _either(
+                "negative_prompt",
+                self.negative_prompt,
+                "negativePrompt",
+                self.native_negative_prompt,
+            ),
+            "seed": self.seed,
+            "steps": self.steps_for(model),
+            "guidance": _either(
+                "guidance_scale", self.guidance_scale, "guidanceScale", self.native_guidance
+            ),
+            "sampler": self.sampler,
+            "image_count": self.n or 1,
+            "model": model.name,
+            "refine": self.refine,
+            "handoff": handoff,
+            "extensions": tuple(loras),
+            "timeout_s": self.timeout,
+        }
+
     def steps_for(self, model: ModelInfo) -> int | None:
         """Return the number of steps, also from `quality`; None is the model's default.
 
-        A distilled model is made for a few steps, so `quality` means none of them to it.
+        A distilled model is made for a few steps, so `quality` means none of them to it. Raises
+        `InvalidRequest`.
         """
         guidance = model.defaults.guidance
         is_distilled = guidance is not None and guidance <= 1
         quality = None if is_distilled else _STEPS.get(self.quality or "auto")
-        return self.num_inference_steps or quality
+        steps = _either("num_inference_steps", self.num_inference_steps, "steps", self.native_steps)
+        return steps or quality
 
 
 class ImageGenerationRequest(ImagesRequest):
     """POST /v1/images/generations."""
 
+    temperature: Annotated[float, Range(0, 2)] | None = DEFAULT_TEMPERATURE
+    aspect: Annotated[AspectRatio | None, Field(alias="aspectRatio")] = "Auto"
+
     def to_domain(self, model: ModelInfo) -> GenerationRequest:
-        """Return the request in the domain's words."""
+        """Return the request in the domain's words. Raises `InvalidRequest`."""
         width, height = model.sizes.scaled(*self.pixels) if self.pixels else (None, None)
+        temperature = DEFAULT_TEMPERATURE if self.temperature is None else self.temperature
         return GenerationRequest(
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt,
-            seed=self.seed,
-            steps=self.steps_for(model),
-            guidance=self.guidance_scale,
-            image_count=self.n or 1,
-            model=model.name,
+            **self.common_fields(model),
             width=width,
             height=height,
+            aspect=self.aspect or "Auto",
+            temperature=temperature,
         )
 
 
@@ -128,41 +217,20 @@ class ImageEditRequest(ImagesRequest):
     """The fields of POST /v1/images/edits, without the files."""
 
     strength: Strength = DEFAULT_STRENGTH
+    resize_mode: Annotated[ResizeModeName, Field(alias="resizeMode")] = ResizeMode.CROP
 
     def to_domain(self, model: ModelInfo) -> RefinementRequest:
-        """Return the request in the domain's words."""
+        """Return the request in the domain's words. Raises `InvalidRequest`."""
         return RefinementRequest(
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt,
-            seed=self.seed,
-            steps=self.steps_for(model),
-            guidance=self.guidance_scale,
-            image_count=self.n or 1,
-            model=model.name,
+            **self.common_fields(model),
             strength=self.strength,
             target_size=model.sizes.scaled(*self.pixels) if self.pixels else None,
+            resize_mode=self.resize_mode,
         )
 
 
-def rerun_format(route: str, body: ImagesRequest) -> RerunFormat:
-    """Return how a request is written down to be sent again to its route."""
-    return RerunFormat(route, partial(rerun_request, body))
-
-
-def rerun_request(body: ImagesRequest, job: GenerationJob, image: JobImage) -> dict[str, Any]:
-    """Return the fields of a request that makes one image of a job again."""
-    spec, is_png = image.spec, body.format == "png"
-    request = {
-        "model": job.model,
-        "prompt": image.prompt,
-        "n": 1,
-        "size": f"{spec.width}x{spec.height}",
-        "seed": spec.seed,
-        "negative_prompt": spec.negative_prompt,
-        "num_inference_steps": spec.steps,
-        "guidance_scale": spec.guidance,
-        "strength": spec.strength,
-        "output_format": None if is_png else body.format,
-        "output_compression": None if is_png else body.output_compression,
-    }
-    return {name: value for name, value in request.items() if value is not None}
+def _either(name: str, value: T | None, other_name: str, other: T | None) -> T | None:
+    """Return the value that came under one of two names, or the same under both."""
+    if value is not None and other is not None and value != other:
+        raise InvalidRequest(name, f"differs from {other_name}", remedy="Send one of them")
+    return other if value is None else value

@@ -155,7 +155,10 @@ def test_names_that_openai_may_add_make_no_difference_but_a_warning(sdk: openai.
     extra = {"frame_count": 4, "user": "x", "style": "vivid"}
     answer = sdk.images.generate(prompt="a", extra_body=extra)
     assert answer.model_extra == {
-        "warnings": ["frame_count is not a field of this API and is ignored"]
+        "warnings": [
+            "style is ignored: describe the style in the prompt",
+            "frame_count is not a field of this API and is ignored",
+        ]
     }
 
 
@@ -189,9 +192,18 @@ def test_one_file_or_several_are_edited(sdk: openai.OpenAI, conductor: FakeCondu
 
 
 def test_an_edit_gives_n_images(sdk: openai.OpenAI, conductor: FakeConductor) -> None:
-    answer = sdk.images.edit(image=[file(), file(), file()], prompt="a")
+    response = sdk.images.with_raw_response.edit(image=[file(), file("navy")], prompt="a", n=1)
+    answer = response.parse()
     assert len(answer.data or ()) == len(conductor.calls) == 1
-    assert "base images used: the first 1 of 3" in str(answer.model_extra)
+    assert (conductor.calls[0].inputs.init_image or b"")[:3] == b"\xff\xa5\x00"
+    passed_over = (
+        "image 1 of 2, counted from 0, is passed over: each of the n images is made from one base "
+        "image, and n is 1"
+    )
+    assert passed_over in (answer.model_extra or {})["warnings"]
+    assert passed_over in response.headers.get_list("X-Aura-Warning")
+    answer = sdk.images.edit(image=[file(), file(), file()], prompt="a")
+    assert "images 1 to 2 of 3" in str(answer.model_extra)
     assert len(sdk.images.edit(image=[file(), file()], prompt="a", n=3).data or ()) == 3
 
 
@@ -216,9 +228,9 @@ def test_an_edit_adds_to_the_prompt_that_a_picture_of_ours_remembers(
         ({"prompt": "a" * 4001}, "prompt", "at most 4000 characters"),
         ({"n": 11}, "n", "must be at most 10"),
         ({"size": "big"}, "size", 'must be "auto" or WIDTHxHEIGHT'),
-        ({"response_format": "url"}, "response_format", "'b64_json'"),
+        ({"response_format": "file"}, "response_format", "'b64_json' or 'url'"),
         ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
-        ({"background": "transparent"}, "background", "'auto' or 'opaque'"),
+        ({"background": "red"}, "background", "'auto', 'opaque' or 'transparent'"),
         ({"extra_body": {"stream": True}}, "stream", "is not supported"),
         ({"extra_body": {"seed": -1}}, "seed", "must be between 0 and 4294967295"),
         ({"extra_body": {"guidance_scale": 21}}, "guidance_scale", "must be between 0 and 20"),

@@ -1,0 +1,38 @@
+"""The OpenAI request that makes one image of a job again, as the image's metadata has it."""
+
+from functools import partial
+from typing import Any
+
+from serve_app.core.diffusion.extensions import LORA
+from serve_app.core.diffusion.resizing import ResizeMode
+from serve_app.ingress.generation_job import GenerationJob, JobImage, RerunFormat
+from serve_app.ingress.openai.schemas import ImagesRequest
+
+
+def rerun_format(route: str, body: ImagesRequest) -> RerunFormat:
+    """Return how a request is written down to be sent again to its route."""
+    return RerunFormat(route, partial(rerun_request, body))
+
+
+def rerun_request(body: ImagesRequest, job: GenerationJob, image: JobImage) -> dict[str, Any]:
+    """Return the fields of a request that makes one image of a job again."""
+    spec, is_png, mode = image.spec, body.format == "png", image.resize_mode
+    loras = [ref for ref in spec.extensions if ref.kind == LORA]
+    request = {
+        "model": job.model,
+        "prompt": image.prompt,
+        "n": 1,
+        "size": f"{spec.width}x{spec.height}",
+        "seed": spec.seed,
+        "negative_prompt": spec.negative_prompt,
+        "num_inference_steps": spec.steps,
+        "guidance_scale": spec.guidance,
+        "sampler": spec.sampler.value,
+        "handoff": spec.handoff,
+        "strength": spec.strength,
+        "loras": [{"name": ref.name, "weight": ref.weight} for ref in loras] or None,
+        "resizeMode": None if mode is ResizeMode.CROP else mode.value,
+        "output_format": None if is_png else body.format,
+        "output_compression": None if is_png else body.output_compression,
+    }
+    return {name: value for name, value in request.items() if value is not None}
