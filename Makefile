@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help serve test test-up test-cluster test-all check bench constraints configuration swagger-ui clean
+.PHONY: help serve test test-up test-cluster test-all check image-check bench constraints configuration swagger-ui clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,10 @@ check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check serve_app tests scripts
 	$(BIN)/ruff check serve_app tests scripts
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+image-check: $(VENV)/.dev  ## build the image without Docker and try it; needs root, buildah, debootstrap
+	$(BIN)/python scripts/check_image.py
 
 bench: $(VENV)/.bench  ## measure the engine, predictions, HTTP, PNG, the demo, routing and scaling
 	$(BIN)/aura bench engine

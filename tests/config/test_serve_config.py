@@ -38,7 +38,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def served(path: Path) -> Any:
     """Return the serve config in the file, as Ray gets it."""
-    content = yaml.safe_load(path.read_text())
+    content = next(yaml.safe_load_all(path.read_text()))
     return yaml.safe_load(content["spec"]["serveConfigV2"]) if path == MANIFEST else content
 
 
@@ -176,7 +176,7 @@ def test_commented_out_keys_of_a_config_are_legal_too(path: Path) -> None:
 
 
 def manifest() -> Any:
-    return yaml.safe_load(MANIFEST.read_text())
+    return next(yaml.safe_load_all(MANIFEST.read_text()))
 
 
 def pods() -> dict[str, Any]:
@@ -196,7 +196,24 @@ def test_the_manifest_is_a_rayservice_of_the_ray_that_is_installed() -> None:
     content = manifest()
     assert (content["apiVersion"], content["kind"]) == ("ray.io/v1", "RayService")
     assert content["spec"]["rayClusterConfig"]["rayVersion"] == ray.__version__
-    assert f"rayproject/ray:{ray.__version__}-" in MANIFEST.read_text()
+    versions = (ROOT / "constraints.txt").read_text().splitlines()  # of the Dockerfile's image
+    assert f"ray=={ray.__version__}" in versions
+    assert "docker build --build-arg TORCH=" in MANIFEST.read_text()
+
+
+def test_the_redis_of_the_manifest_is_in_it_and_has_a_password() -> None:
+    _, deployment, service = yaml.safe_load_all(MANIFEST.read_text())
+    options = manifest()["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    port = service["spec"]["ports"][0]["port"]
+    assert options["redisAddress"] == f"{service['metadata']['name']}:{port}"
+    pod = deployment["spec"]["template"]
+    assert service["spec"]["selector"] == pod["metadata"]["labels"]
+    (container,) = pod["spec"]["containers"]
+    assert (
+        environment(pod["spec"])["REDIS_PASSWORD"]["valueFrom"]
+        == (options["redisPassword"]["valueFrom"])
+    )
+    assert "--requirepass" in container["command"][-1]
 
 
 def test_a_removed_pod_outlives_its_drain_and_that_outlives_the_replicas() -> None:

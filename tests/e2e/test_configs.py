@@ -67,7 +67,7 @@ def running(config: Any, name: str) -> Iterator[None]:
 @pytest.mark.long
 @pytest.mark.parametrize("file", PROMISED)
 def test_a_shipped_config_starts_the_replicas_that_it_promises(cluster: int, file: str) -> None:
-    config = yaml.safe_load((ROOT / file).read_text())
+    config = next(yaml.safe_load_all((ROOT / file).read_text()))
     if "spec" in config:
         config = yaml.safe_load(config["spec"]["serveConfigV2"])
     name = Path(file).stem
