@@ -34,7 +34,7 @@ FROM ${PYTHON_IMAGE}
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends tini wget \
- && rm -rf /var/lib/apt/lists/* \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
  && useradd --uid 1000 --create-home aura \
  && install --directory --owner aura /var/lib/aura
 # Three layers, from the largest and most stable to the smallest: a new version pulls the last alone.

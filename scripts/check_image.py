@@ -12,6 +12,7 @@ import base64
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -129,14 +130,16 @@ def _pip_settings() -> dict[str, str]:
 
 
 def _print_layers(folder: Path) -> None:
-    """Print each layer's size and the step that made it."""
-    _output("buildah", "push", IMAGE, f"dir:{folder}")
+    """Print each layer's size, compressed as it travels, and the step that made it."""
+    _output("buildah", "push", "--quiet", IMAGE, f"dir:{folder}")
     manifest = json.loads((folder / "manifest.json").read_text())
     config = json.loads((folder / manifest["config"]["digest"].removeprefix("sha256:")).read_text())
     steps = [step["created_by"] for step in config["history"] if not step.get("empty_layer")]
     for layer, step in zip(manifest["layers"], steps, strict=True):
-        text = step.removeprefix("/bin/sh -c ").removeprefix("#(nop) ")
-        print(f"{layer['size'] / 1e6:8.1f} MB  {' '.join(text.split())[:84]}")
+        text = re.sub(r"(dir|file|multi):[0-9a-f]{64}", "...", step).removeprefix("/bin/sh -c ")
+        print(
+            f"{layer['size'] / 1e6:8.1f} MB  {' '.join(text.removeprefix('#(nop)').split())[:84]}"
+        )
     print(f"{sum(layer['size'] for layer in manifest['layers']) / 1e6:8.1f} MB  in all")
 
 
