@@ -6,9 +6,14 @@ The readers in `runtime.checkpoints` know only files. No torch, no Ray.
 from pathlib import Path
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.errors import CheckpointError, ConfigsError
+from serve_app.core.errors import CheckpointError, ConfigsError, SchedulerNotSupported
 from serve_app.runtime.checkpoints import checkpoint as files
-from serve_app.runtime.checkpoints.checkpoint import Checkpoint, is_pair, is_single_file
+from serve_app.runtime.checkpoints.checkpoint import (
+    SCHEDULER_FILE,
+    Checkpoint,
+    is_pair,
+    is_single_file,
+)
 
 ENV_VAR = {
     Stage.BASE: "MODEL_CHECKPOINT_DIR",
@@ -44,9 +49,10 @@ def _remedy(error: CheckpointError, path: Path, stage: Stage, configs: Path | No
     if error.remedy:
         return error.remedy
     command = DOWNLOAD_COMMAND[stage]
-    if _is_repository_id(path):
-        name = "/".join(path.parts[-2:])
+    if name := repository_id(path):
         return f"Where {name} is a repository of the model hub, get it with: aura download {name}"
+    if isinstance(error, SchedulerNotSupported):
+        return f"Choose another checkpoint, or change {path / SCHEDULER_FILE}"
     if isinstance(error, ConfigsError):
         if configs is not None:
             return f"Get a whole folder with: {command}"
@@ -56,10 +62,11 @@ def _remedy(error: CheckpointError, path: Path, stage: Stage, configs: Path | No
     return "" if is_single_file(path) else f"Get it whole with: {command}"
 
 
-def _is_repository_id(path: Path) -> bool:
-    """Return whether a missing path was probably meant as the OWNER/NAME of a repository."""
+def repository_id(path: Path) -> str | None:
+    """Return the OWNER/NAME of a repository that a missing path was probably meant as."""
     owner = path.parent
-    return not path.suffix and not owner.exists() and owner.parent.is_dir()
+    is_id = not is_single_file(path) and not owner.exists() and owner.parent.is_dir()
+    return "/".join(path.parts[-2:]) if is_id else None
 
 
 def check_pair(base: Checkpoint, refiner: Checkpoint) -> None:

@@ -249,6 +249,10 @@ class WeightsNotFinite(CheckpointError):
     code = "WEIGHTS_NOT_FINITE"
 
 
+class SchedulerNotSupported(CheckpointError):
+    """A checkpoint's scheduler states noise that is not understood."""
+
+
 class ConfigsError(CheckpointError):
     """A single-file checkpoint has no complete folder to take configs and tokenizers from."""
 

@@ -18,6 +18,7 @@ from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, ConfigsError
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from tests.support.checkpoints import with_scheduler
 from tests.support.single_files import to_single_file
 
 
@@ -86,10 +87,13 @@ def test_the_demo_s_notice_says_how_to_get_sdxl() -> None:
     assert "Stable Diffusion XL" in DEMO_NOTICE
 
 
-def test_a_repository_where_a_path_is_wanted_is_named_with_its_download(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["stabilityai/sdxl-turbo", "playgroundai/playground-v2.5-1024px"])
+def test_a_repository_where_a_path_is_wanted_is_named_with_its_download(
+    tmp_path: Path, name: str
+) -> None:
     with pytest.raises(CheckpointError, match="does not exist") as refused:
-        inspect(tmp_path / "stabilityai/sdxl-turbo", Stage.BASE)
-    assert refused.value.remedy.endswith("with: aura download stabilityai/sdxl-turbo")
+        inspect(tmp_path / name, Stage.BASE)
+    assert refused.value.remedy.endswith(f"with: aura download {name}")
     with pytest.raises(CheckpointError) as refused:
         inspect(tmp_path / "sdxl", Stage.BASE)
     assert refused.value.remedy == f"Get it whole with: {DOWNLOAD_COMMAND[Stage.BASE]}"
@@ -101,3 +105,13 @@ def test_a_remedy_of_the_reader_is_kept(tmp_path: Path) -> None:
         inspect(tmp_path, Stage.BASE)
     assert refused.value.remedy == f"Name one of its folders, as {tmp_path}/models--a--b"
     assert refused.value.subject == f"MODEL_CHECKPOINT_DIR={tmp_path}"
+
+
+def test_a_scheduler_that_is_not_supported_is_no_reason_to_download_again(
+    checkpoints: dict[Stage, Checkpoint], tmp_path: Path
+) -> None:
+    flow = "FlowMatchEulerDiscreteScheduler"
+    folder = with_scheduler(checkpoints[Stage.BASE].folder, tmp_path / "flow", flow, {})
+    with pytest.raises(CheckpointError, match=f"has the scheduler class {flow}") as refused:
+        inspect(folder, Stage.BASE)
+    assert refused.value.remedy.endswith(f"or change {folder}/scheduler/scheduler_config.json")

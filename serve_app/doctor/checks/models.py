@@ -20,13 +20,20 @@ from serve_app.config.checkpoints import (
     check_pair,
     check_safety_checker,
     inspect,
+    repository_id,
     safety_checker_download,
 )
 from serve_app.config.setting_sources import ENV_FILES
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.extensions import kind_label
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.errors import AuraError, CheckpointError, ConfigsError, OperatorError
+from serve_app.core.errors import (
+    AuraError,
+    CheckpointError,
+    ConfigsError,
+    OperatorError,
+    SchedulerNotSupported,
+)
 from serve_app.doctor.checks.gpu_probe import gib
 from serve_app.doctor.finding import Finding, Verdict, edit_command, fail, fine, problem_of, warn
 from serve_app.hub.client import is_logged_in
@@ -35,7 +42,12 @@ from serve_app.hub.local_files import unfinished_bytes
 from serve_app.hub.selection import HUB_REPOS
 from serve_app.runtime.checkpoints import acceptance
 from serve_app.runtime.checkpoints.bundled import demo_folder
-from serve_app.runtime.checkpoints.checkpoint import REPOSITORY, Checkpoint, num_parameters
+from serve_app.runtime.checkpoints.checkpoint import (
+    REPOSITORY,
+    SCHEDULER_FILE,
+    Checkpoint,
+    num_parameters,
+)
 from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntries
 from serve_app.runtime.checkpoints.licenses import license_of, license_of_extension
 
@@ -236,6 +248,10 @@ def _find_checkpoint(
         checkpoint = inspect(path, stage, configs=configs)
     except CheckpointError as error:
         fix = "" if path.exists() else _local_checkpoint_fix(stage)
+        if name := repository_id(path):
+            fix = f"{_DOWNLOAD} {name}"
+        elif isinstance(error, SchedulerNotSupported):
+            fix = edit_command(path / SCHEDULER_FILE)
         fix = fix or _download_command(path, stage)
         if isinstance(error, ConfigsError) and stage is Stage.BASE:
             fix = _config_folder_fix(fix)

@@ -15,7 +15,7 @@ from serve_app.core.diffusion.model_defaults import SDXL_DEFAULTS, ModelDefaults
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.scheduler_config import CheckpointScheduler, read_scheduler
 from serve_app.core.diffusion.spec import LATENT_CHANNELS, PIXELS_PER_LATENT, Stage
-from serve_app.core.errors import CheckpointError, ConfigsError
+from serve_app.core.errors import CheckpointError, ConfigsError, SchedulerNotSupported
 from serve_app.runtime.checkpoints import acceptance
 from serve_app.runtime.checkpoints.file_markers import LatentScaling
 from serve_app.runtime.checkpoints.hub_cache import repository_of, snapshot_folder
@@ -28,6 +28,7 @@ from serve_app.runtime.checkpoints.network_folder import (
 from serve_app.runtime.checkpoints.single_file import SUFFIX, SingleFile, read_single_file
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
 REPOSITORY = {
     Stage.BASE: "stabilityai/stable-diffusion-xl-base-1.0",
     Stage.REFINER: "stabilityai/stable-diffusion-xl-refiner-1.0",
@@ -242,4 +243,8 @@ def _read_scheduler(folder: Path, index: Mapping[str, Any]) -> CheckpointSchedul
     """Read a folder's scheduler, of the class in its model_index.json, as diffusers does."""
     entry = index.get("scheduler")  # [library, class]
     name = entry[-1] if isinstance(entry, list) and isinstance(entry[-1], str) else ""
-    return read_scheduler(read_json(folder, "scheduler/scheduler_config.json"), name)
+    config = read_json(folder, SCHEDULER_FILE)
+    try:
+        return read_scheduler(config, name)
+    except CheckpointError as error:
+        raise SchedulerNotSupported(error.problem) from None
