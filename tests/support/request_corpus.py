@@ -247,8 +247,8 @@ def limit_pictures() -> dict[str, bytes]:
         "a transparent colour": png(
             side, side, 8, 2, plain.tobytes(), chunk(b"tRNS", struct.pack(">HHH", *COLOURS[0]))
         ),
-        "profile of 20 MB": png(
-            side, side, 8, 2, plain.tobytes(), chunk(b"iCCP", b"a\0\0" + bytes(20 * 2**20))
+        "profile of 12 MB": png(
+            side, side, 8, 2, plain.tobytes(), chunk(b"iCCP", b"a\0\0" + bytes(12 * 2**20))
         ),
         "lying": saved(plain, "JPEG", exif=_lying()),
         "animated WebP": saved(
