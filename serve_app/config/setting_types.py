@@ -53,6 +53,29 @@ def origin(text: str) -> str:
     return f"{parts.scheme}://{name}{suffix}"
 
 
+def host_name(text: str) -> str:
+    """Return a host name as the Host header has it, of a name or an address with a port.
+
+    `*` and `*.example.org` stay patterns. Raises `ValueError`.
+    """
+    problem = ValueError("must be host names such as pictures.example.org, *.example.org or *")
+    wildcard = "*." if text.startswith("*.") else ""
+    if text == "*":
+        return text
+    try:
+        url = text if "://" in text else f"http://{text.removeprefix(wildcard)}"
+        name = urlsplit(origin(url)).hostname
+    except ValueError:
+        raise problem from None
+    if not name or "*" in name:
+        raise problem
+    return f"[{name}]" if ":" in name else wildcard + name
+
+
+def _host_names(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(host_name, texts))
+
+
 def _origins(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(origin, texts))
 
@@ -71,4 +94,5 @@ TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 DeviceName = Annotated[str, AfterValidator(_check_device)]
 Origins = Annotated[TextList, AfterValidator(_origins)]
+HostNames = Annotated[TextList, AfterValidator(_host_names)]
 BaseUrl = Annotated[str, AfterValidator(_address)]

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,9 +21,11 @@ from serve_app.config.setting_types import (
     AbsolutePath,
     BaseUrl,
     DeviceName,
+    HostNames,
     ListenAddress,
     Origins,
     TextList,
+    host_name,
     origin,
 )
 from serve_app.core.errors import SettingsError
@@ -140,7 +141,7 @@ class Settings(BaseModel):
     vite_port: int = Field(
         5173, ge=1, le=65535, description="Port of the frontend's development server"
     )
-    allowed_hosts: TextList = Field(
+    allowed_hosts: HostNames = Field(
         (),
         description="Host names of the service, besides localhost; comma separated. "
         "`*.example.org` and `*` are understood",
@@ -220,10 +221,9 @@ class Settings(BaseModel):
         Where others may call, the names of this machine too: a page that was rebound to one of
         them still has no key.
         """
-        own = urlsplit(self.image_service_base_url or "").hostname
+        url = self.image_service_base_url
         names = machine_names() if self.is_public else ()
-        url = [f"[{own}]" if ":" in own else own] if own else []
-        return (*self.allowed_hosts, *url, *names)
+        return (*self.allowed_hosts, *([host_name(url)] if url else []), *names)
 
     @property
     def is_public(self) -> bool:

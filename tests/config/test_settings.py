@@ -293,6 +293,33 @@ def test_an_origin_is_reduced_to_what_browsers_send(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Pictures.example", "pictures.example"),
+        ("pictures.example:4000", "pictures.example"),
+        ("https://pictures.example/", "pictures.example"),
+        ("https://münchen.de", "xn--mnchen-3ya.de"),
+        ("münchen.de", "xn--mnchen-3ya.de"),
+        ("[fd00::1]:4000", "[fd00::1]"),
+        ("*.example.org", "*.example.org"),
+        ("*", "*"),
+    ],
+)
+def test_a_host_is_reduced_to_its_name_in_the_host_header(
+    tmp_path: Path, text: str, name: str
+) -> None:
+    assert Settings.read({"ALLOWED_HOSTS": text}, tmp_path).hosts == (name,)
+    if "*" not in text and "://" in text:
+        assert Settings.read({"IMAGE_SERVICE_BASE_URL": text}, tmp_path).hosts == (name,)
+
+
+@pytest.mark.parametrize("text", ["a.*.example", "**", "ftp://a.example", "a@b", "a b:x"])
+def test_a_text_that_is_not_a_host_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError, match=r"ALLOWED_HOSTS=.* must be host names such as"):
+        Settings.read({"ALLOWED_HOSTS": text}, tmp_path)
+
+
+@pytest.mark.parametrize(
     "origin", ["*", "a.example", "ftp://a.example", "https://", "https://a@b", "https://a:9x"]
 )
 def test_a_text_that_is_not_an_origin_is_refused(tmp_path: Path, origin: str) -> None:
