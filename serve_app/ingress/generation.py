@@ -24,6 +24,7 @@ from serve_app.ingress.lookup import (
     vocabulary_warnings,
 )
 from serve_app.ingress.metadata.record import MAX_JOINED_PROMPT_CHARS
+from serve_app.ingress.prompt_loras import read_prompts
 
 LITERAL_GUIDANCE = 9.3  # at temperature 0
 DEFAULT_TEMPERATURE = 0.8
@@ -111,11 +112,20 @@ def plan_job(
     A refinement has at least one file. `drawn_seed` is used if the request has no seed. Raises
     `InvalidRequest` or `ModelNotFound`.
     """
+    model = find_model(info, request.model)
+    read = read_prompts(request.prompt, request.negative_prompt, request.extensions, model, info)
+    request = replace(
+        request,
+        prompt=read.prompt,
+        negative_prompt=read.negative_prompt,
+        extensions=read.extensions,
+    )
     if isinstance(request, GenerationRequest):
         job = _plan_generation(request, loaded, info, drawn_seed, rerun)
     else:
         job = _plan_refinement(request, loaded, info, drawn_seed, rerun)
-    return job.with_warnings(*(warning for files in loaded for warning in files.warnings))
+    files_warnings = (warning for files in loaded for warning in files.warnings)
+    return job.with_warnings(*read.warnings, *files_warnings)
 
 
 def _plan_generation(
@@ -256,7 +266,7 @@ def _job(
         models[str(Stage.REFINER)] = info.refiner
     warnings = (
         *warnings,
-        *extension_warnings(images[0].prompt, request.extensions, spec, info),
+        *extension_warnings(request.extensions, spec, info),
         *vocabulary_warnings((image.spec.prompt for image in images), find_model(info, model)),
     )
     job = GenerationJob(

@@ -13,8 +13,6 @@ from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.core.errors import InvalidRequest, ModelNotFound, model_not_found
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 
-_TAG = "<lora:"  # how AUTOMATIC1111's prompts name a LoRA
-
 
 @dataclass(frozen=True, slots=True)
 class ExtensionChoice:
@@ -79,12 +77,10 @@ def find_extensions(
 
 
 def extension_warnings(
-    prompt: str, choices: Sequence[ExtensionChoice], spec: ImageSpec, info: ServiceInfo
+    choices: Sequence[ExtensionChoice], spec: ImageSpec, info: ServiceInfo
 ) -> tuple[str, ...]:
-    """Return what a caller should know of the extensions in the prompt as sent, and the spec."""
+    """Return what a caller should know of the extensions that a request chose."""
     warnings = []
-    if _TAG in prompt:
-        warnings.append(f"{_TAG}…> in the prompt is read as text; name LoRAs in the field loras")
     model = info.find_model(spec.model or info.default_model.name)
     if spec.extensions and model and spec.handoff < 1:
         fields, kinds = _fields_and_kinds(choices)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.errors import InvalidRequest, ModelNotFound
 from serve_app.core.service.info import ExtensionInfo, ModelInfo, ServiceInfo
@@ -74,10 +75,92 @@ def test_without_a_refiner_there_is_no_warning() -> None:
     assert refinement(replace(INFO, refiner=None), strength=0.1, **INK).warnings == ()
 
 
-def test_a_lora_in_the_prompt_is_read_as_text() -> None:
-    assert generation(prompt="a fox <lora:ink:0.8>").warnings == (
-        "<lora:…> in the prompt is read as text; name LoRAs in the field loras",
+LEFT_OUT = "<lora:…> in the prompt is left out: it names no LoRA for sdxl. Available: ink"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "weight", "warnings"),
+    [
+        ("a fox <lora:ink:0.8>", 0.8, ()),
+        ("<lyco:ink:-0.5>a fox", -0.5, ()),
+        ("a fox <lora:ink>", 0.4, ()),
+        (
+            "a fox <lora:ink:3>",
+            2,
+            ("the weight of <lora:…> in the prompt was kept between -2 and 2",),
+        ),
+        (
+            "a fox <lora:ink:0.8:0.5>",
+            0.8,
+            ("only the first weight of <lora:…> in the prompt is used, and must be a number",),
+        ),
+        (
+            "a fox <lora:ink:0.8> <lora:ink:1>",
+            0.8,
+            ("<lora:…> in the prompt is left out: it names a LoRA that is chosen already",),
+        ),
+        ("a fox <lora:../ink:1>", None, (LEFT_OUT,)),
+        ("a fox <lora:oil:1>", None, (LEFT_OUT,)),
+        (
+            "a fox <hypernet:ink:1>",
+            None,
+            ("<hypernet:…> in the prompt is left out: there are no hypernetworks",),
+        ),
+        (
+            "a fox <wildcard:ink>",
+            None,
+            ("<name:…> in the prompt is read as text: only <lora:…> and <lyco:…> are known",),
+        ),
+    ],
+)
+def test_a_lora_that_the_prompt_names_is_chosen(
+    prompt: str, weight: float | None, warnings: tuple[str, ...]
+) -> None:
+    ink = replace(INFO.extensions[0], default_weight=0.4)
+    info = replace(INFO, refiner=None, extensions=(ink, INFO.extensions[1]))
+    job = generation(info, prompt=prompt)
+    spec = job.images[0].spec
+    assert spec.extensions == (() if weight is None else (ExtensionRef(*ink.key, weight),))
+    assert spec.prompt == (prompt if "wildcard" in prompt else "a fox")
+    assert job.images[0].prompt == spec.prompt
+    assert job.warnings == warnings
+    again = GENERATE.request(job, job.images[0])
+    assert again["prompt"] == spec.prompt
+    assert [lora["weight"] for lora in again.get("loras", [])] == [weight] * (weight is not None)
+
+
+def test_the_field_of_a_request_wins_over_its_prompt() -> None:
+    job = generation(
+        replace(INFO, refiner=None),
+        prompt="a fox <lora:ink:0.8>",
+        extensions=(ExtensionChoice("ink", 0.5),),
     )
+    assert [ref.weight for ref in job.images[0].spec.extensions] == [0.5]
+    assert job.warnings == (
+        "<lora:…> in the prompt is left out: it names a LoRA that is chosen already",
+    )
+
+
+def test_a_prompt_of_loras_alone_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="prompt must have words besides the LoRAs"):
+        generation(prompt="<lora:ink:1>")
+
+
+def test_marks_are_named_in_both_prompts_on_both_routes() -> None:
+    info = replace(INFO, refiner=None)
+    prompts: dict[str, Any] = {"negative_prompt": "blur <lora:ink:1> [a|b]"}
+    warnings = (
+        "<lora:…> in the negative prompt is left out: name it in the prompt",
+        "AND in the prompt is read as text: there is one prompt for the whole image",
+        "[a|b] in the negative prompt is read as text: the prompt is the same at every step",
+    )
+    generated = generation(info, prompt="a fox AND a cat", **prompts)
+    refined = plan_job(
+        RefinementRequest(prompt="a fox AND a cat", **prompts), [IMAGE], info, 1, REFINE
+    )
+    for job in (generated, refined):
+        assert job.warnings == warnings
+        assert job.images[0].spec.negative_prompt == "blur  [a|b]"
 
 
 def test_no_more_loras_are_active_at_once_than_are_kept_in_memory() -> None:

@@ -6,7 +6,7 @@ AUTOMATIC1111's: `(a)` has weight 1.1, `[a]` 1/1.1, `(a:1.3)` 1.3, and nested gr
 the end, and an unmatched closing bracket is text. Where its parser fails or drops input, this one
 keeps it: `(a:1.2.3)` is text in brackets instead of an error, a backslash before any other
 character stays, and a BREAK inside a group still breaks. There is no prompt editing: `[a:b:0.5]` is
-text in brackets.
+text in brackets, and `prompt_marks` warns of it.
 """
 
 import re
