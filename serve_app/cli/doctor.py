@@ -8,10 +8,12 @@ import json
 import os
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from serve_app import __version__
@@ -29,9 +31,15 @@ _CHECK_WIDTH = 13  # columns of a check's name
 _MIN_TEXT_WIDTH, _MAX_WIDTH = 30, 110  # columns: of a sentence at least, of everything at most
 
 
-def doctor(config: Path, *, as_json: bool, console: Console | None = None) -> int:
-    """Print all findings; return 1 if something fails, else 0."""
-    sections = _run_checks(config)
+def doctor(
+    config: Path, *, as_json: bool, deep: bool = False, console: Console | None = None
+) -> int:
+    """Print all findings; return 1 if something fails, else 0.
+
+    With `deep` all weights are read too, with their progress on the terminal.
+    """
+    with _progress() if deep else nullcontext() as on_bytes:
+        sections = _run_checks(config, on_bytes)
     findings = [finding for _, group in sections for finding in group]
     failed = any(finding.verdict is Verdict.FAIL for finding in findings)
     if as_json:
@@ -55,14 +63,31 @@ def print_findings(sections: Sequence[TitledFindings], console: Console) -> None
         console.print(line if is_rich else Text(_to_ascii(line.plain)), soft_wrap=True)
 
 
-def _run_checks(config: Path) -> list[TitledFindings]:
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], object]]:
+    """Show how much of the weights has been read."""
+    columns = (
+        TextColumn("reading the weights"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("")
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _run_checks(
+    config: Path, on_bytes: Callable[[int, int], object] | None
+) -> list[TitledFindings]:
     try:
         from serve_app.doctor.run import Probes, run
     except ImportError as error:
         reason = " ".join(str(error).split())
         message = f"a package that this service needs can't be imported: {reason}"
         return [("machine", [fail("packages", message, INSTALL_COMMAND)])]
-    return [(section.title, section.findings) for section in run(Probes(config))]
+    probes = Probes(config, on_bytes=on_bytes)
+    return [(section.title, section.findings) for section in run(probes)]
 
 
 def _to_json(findings: Sequence[Finding], *, ok: bool) -> dict[str, object]:

@@ -146,11 +146,14 @@ def doctor(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read all weights too, and check every value.")
+    ] = False,
 ) -> None:
     """Check the machine, the models and the settings; print a fix for each problem."""
     from serve_app.cli.doctor import doctor
 
-    raise typer.Exit(doctor(config, as_json=as_json))
+    raise typer.Exit(doctor(config, as_json=as_json, deep=deep))
 
 
 @commands.command(cls=Command)

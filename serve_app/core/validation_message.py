@@ -28,6 +28,9 @@ _TEMPLATES = {  # by the type of the error; filled in from its context
     "model_type": "must be a section with keys",
     "dict_type": "must be a section with keys",
     "list_type": "must be a list",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "none_required": "must be null",
     "missing": "is missing",
     "extra_forbidden": "is unknown",
 }

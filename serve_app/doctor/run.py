@@ -58,6 +58,7 @@ class Probes:
     gpus: Callable[[], GpuReport] = gpu_probe.probe
     cluster: Callable[[], Cluster] = ray_cluster.probe
     url: Callable[[str], UrlResponse] = address.probe
+    on_bytes: Callable[[int, int], object] | None = None  # read, and in all; None: read no weights
 
 
 class ProbeResults:
@@ -99,7 +100,7 @@ def run(probes: Probes) -> tuple[Section, ...]:
         "machine": _check_machine(results),
         "settings": iter((config_finding, settings_finding)),
         "models": _with_settings(
-            settings, "models", lambda read: _check_models(read, args, results, probes.config)
+            settings, "models", lambda read: _check_models(read, args, results, probes)
         ),
         "access": _with_settings(
             settings, "access", lambda read: _check_access(read, http, probes)
@@ -145,7 +146,7 @@ def _check_machine(results: ProbeResults) -> Iterator[Finding]:
 
 
 def _check_models(
-    settings: Settings, args: AppArgs, results: ProbeResults, config: Path
+    settings: Settings, args: AppArgs, results: ProbeResults, probes: Probes
 ) -> Iterator[Finding]:
     found, findings = models.find_models(settings)
     yield from findings
@@ -158,7 +159,18 @@ def _check_models(
         yield check_extensions(settings, found.extensions)
     if found.checkpoints:
         yield models.check_licenses(settings, found)
-    yield models.check_filters(settings)
+    filters_finding = models.check_filters(settings)
+    yield filters_finding
+    if probes.on_bytes:
+        checker = settings.safety_checker_dir
+        # Imported only here, because it imports torch, which the other checks do without.
+        from serve_app.doctor.checks import weights
+
+        usable = filters_finding.verdict is Verdict.OK
+        yield from weights.check_values(
+            weights.weight_sources(found, settings.models_file, checker if usable else None),
+            probes.on_bytes,
+        )
     device_finding = gpus.check_device(settings, results.gpus, is_demo=found.is_demo)
     yield device_finding
     yield gpus.check_precision(settings, results.gpus, cpu_has_bf16=results.machine.has_bf16)
@@ -166,7 +178,7 @@ def _check_models(
     if found.base is None or device_finding.verdict in (Verdict.FAIL, Verdict.SKIP):
         yield skip("memory", "not checked, because the base model or the device can't be used")
         return
-    yield from _check_capacity(settings, args, results, found, config)
+    yield from _check_capacity(settings, args, results, found, probes.config)
 
 
 def _check_capacity(

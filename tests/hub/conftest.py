@@ -9,7 +9,6 @@ import pytest
 from serve_app.cli.download import Ask, DownloadOptions, download
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
-from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.support.fake_hub import (
     BASE,
     REFINER,
@@ -18,9 +17,9 @@ from tests.support.fake_hub import (
     FakeRepo,
     RunDownload,
     fake_hub,
-    fake_weights,
     read_files,
 )
+from tests.support.tiny_checkpoints import tiny_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -34,15 +33,10 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_files() -> dict[Stage, dict[str, bytes]]:
-    """The demo's files with tiny weights: `inspect` reads their headers only."""
-    return {
-        stage: {
-            path: fake_weights(4096, path) if path.endswith(".safetensors") else content
-            for path, content in read_files(demo_folder(stage)).items()
-        }
-        for stage in Stage
-    }
+def small_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Stage, dict[str, bytes]]:
+    """Return the files of a small checkpoint of each stage."""
+    folder = tmp_path_factory.mktemp("small")
+    return {stage: read_files(tiny_checkpoint(folder / stage, stage)) for stage in Stage}
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from tests.support.fake_hub import (
     FakeHub,
     RunDownload,
     download_command,
-    fake_weights,
     hash_of,
+    with_ballast,
 )
 from tests.support.waiting import until
 
@@ -28,14 +28,14 @@ FOLDER = Path("models/sdxl-base")
 BIG = "text_encoder_2/model.safetensors"
 SMALL = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "tokenizer/merges.txt"
-SIZE = 24_000_000 // 256 * 256  # http_get writes ten million bytes at a time
+SIZE = 24_000_000  # http_get writes ten million bytes at a time
 COMMAND = "aura download sdxl --accept-license"
 
 
 @pytest.fixture
 def big(hub: FakeHub) -> bytes:
     """Make the text encoder large enough for a download to break in the middle."""
-    content = fake_weights(SIZE)
+    content = with_ballast(hub.repos[BASE].files[BIG], SIZE)
     hub.repos[BASE].files[BIG] = content
     return content
 

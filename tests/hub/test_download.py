@@ -22,7 +22,6 @@ from tests.support.fake_hub import (
     FakeRepo,
     RunDownload,
     download_command,
-    fake_weights,
     read_files,
 )
 
@@ -86,8 +85,8 @@ def test_the_precision_determines_the_files(
         monkeypatch.setenv("MODEL_PRECISION", precision)
     files = hub.repos[BASE].files
     for path in [path for path in files if path.endswith(".safetensors")]:
-        files[path.replace(".safetensors", ".fp16.safetensors")] = fake_weights(2048, path)
-    files |= {"sd_xl_base_1.0.safetensors": fake_weights(512), "unet/model.onnx": b"onnx"}
+        files[path.replace(".safetensors", ".fp16.safetensors")] = files[path]
+    files |= {"sd_xl_base_1.0.safetensors": b"weights", "unet/model.onnx": b"onnx"}
     assert run("sdxl")[0] == 0
     fetched = {path for path in hub.requested_files() if "safetensors" in path or "onnx" in path}
     assert fetched == {
@@ -104,7 +103,7 @@ def test_full_precision_files_on_disk_serve_any_precision(
 ) -> None:
     files = hub.repos[BASE].files
     for path in [path for path in files if path.endswith(".safetensors")]:
-        files[path.replace(".safetensors", ".fp16.safetensors")] = fake_weights(2048, path)
+        files[path.replace(".safetensors", ".fp16.safetensors")] = files[path]
     monkeypatch.setenv("MODEL_PRECISION", "fp32")
     assert run()[0] == 0
     monkeypatch.setenv("MODEL_PRECISION", "fp16")
@@ -217,7 +216,7 @@ def test_weights_that_are_not_sdxl_are_not_put_into_env_local(
     files["unet/config.json"] = json.dumps(unet).encode()
     status, output = run()
     assert status == 2
-    assert f"{FOLDER.absolute()} is not SDXL: its latents have another shape" in output
+    assert f"{FOLDER.absolute()} has a unet/config.json whose in_channels must be 4" in output
     assert not Path(".env.local").exists()
 
 

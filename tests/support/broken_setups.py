@@ -66,7 +66,9 @@ def pickle_weights(setup: SetUp) -> list[Problem]:
 
 
 def truncated(setup: SetUp) -> list[Problem]:
-    return damaged(setup, lambda f: os.truncate(f / UNET, 100_000), f"holds a truncated {UNET}")
+    size = (demo_folder(Stage.BASE) / UNET).stat().st_size
+    problem = f"holds a truncated {UNET}: 100000 of {size} bytes"
+    return damaged(setup, lambda f: os.truncate(f / UNET, 100_000), problem)
 
 
 def web_page(setup: SetUp) -> list[Problem]:

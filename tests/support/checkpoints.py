@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig
 
 from serve_app.core.diffusion.spec import Stage
 from serve_app.runtime.checkpoints.bundled import demo_folder
@@ -76,3 +78,38 @@ def broken_checkpoint(kind: str, home: Path) -> tuple[Path, str]:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     return folder, "holds a pickle in unet"
+
+
+def change_tensors(
+    file: Path,
+    *,
+    without: str | None = None,
+    change: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Rewrite a weight file with one tensor less, or with some of its tensors changed."""
+    tensors = load_file(file) | dict(change or {})
+    save_file({name: t for name, t in tensors.items() if name != without}, file, {"format": "pt"})
+
+
+def shard(file: Path, count: int) -> list[str]:
+    """Split a weight file into shards with an index; return their names."""
+    tensors = load_file(file)
+    names = [f"{file.stem}-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
+    placed = {name: names[number % count] for number, name in enumerate(sorted(tensors))}
+    for shard_name in names:
+        part = {name: tensor for name, tensor in tensors.items() if placed[name] == shard_name}
+        save_file(part, file.with_name(shard_name), {"format": "pt"})
+    index = {"metadata": {}, "weight_map": placed}
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps(index))
+    file.unlink()
+    return names
+
+
+def write_safety_checker(folder: Path) -> Path:
+    """Write a safety checker of random numbers, in diffusers' layout."""
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=4))
+    checker.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text("{}")
+    return folder

@@ -254,8 +254,11 @@ def read_files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def fake_weights(size: int, name: str = "w") -> bytes:
-    """Return a safetensors file with `size` bytes of data, a multiple of 256."""
-    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
-    header = json.dumps({name: entry}).encode()
-    return len(header).to_bytes(8, "little") + header + bytes(range(256)) * (size // 256)
+def with_ballast(weights: bytes, size: int) -> bytes:
+    """Return a safetensors file with `size` more bytes, as a tensor that may pass unread."""
+    length = int.from_bytes(weights[:8], "little")
+    entries, data = json.loads(weights[8 : 8 + length]), weights[8 + length :]
+    ballast = {"dtype": "U8", "shape": [size], "data_offsets": [len(data), len(data) + size]}
+    header = json.dumps(entries | {"vision_model.ballast": ballast}).encode()
+    content = (bytes(range(256)) * (size // 256 + 1))[:size]
+    return len(header).to_bytes(8, "little") + header + data + content

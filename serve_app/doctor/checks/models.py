@@ -51,9 +51,6 @@ from serve_app.runtime.checkpoints.checkpoint import (
 from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntries
 from serve_app.runtime.checkpoints.licenses import license_of, license_of_extension
 
-_LFS_POINTER = b"version https://git-lfs"
-_WEB_PAGES = (b"<!doctype", b"<html", b"<?xml")
-_HEAD = 64  # bytes that show a file's type
 _MODELS = Path("models")  # where `aura download` puts them, in the working folder
 _DOWNLOAD = "aura download"
 
@@ -153,7 +150,7 @@ def check_licenses(settings: Settings, models: FoundModels) -> Finding:
             return warn(
                 "licence",
                 f"{problem}, then accept it",
-                _download_command(checkpoint.folder, checkpoint.stage),
+                download_command(checkpoint.folder, checkpoint.stage),
             )
     for extension in models.extensions:
         key, stated_license = extension.info.key, extension.license
@@ -184,7 +181,7 @@ def check_downloads(settings: Settings, models: FoundModels) -> Finding:
         return warn(
             "download",
             f"{folder} holds {gib(size)} of an interrupted download",
-            _download_command(folder, stage),
+            download_command(folder, stage),
         )
     return fine("download", "none was interrupted")
 
@@ -252,10 +249,10 @@ def _find_checkpoint(
             fix = f"{_DOWNLOAD} {name}"
         elif isinstance(error, SchedulerNotSupported):
             fix = edit_command(path / SCHEDULER_FILE)
-        fix = fix or _download_command(path, stage)
+        fix = fix or download_command(path, stage)
         if isinstance(error, ConfigsError) and stage is Stage.BASE:
             fix = _config_folder_fix(fix)
-        return None, fail(stage.value, problem_of(error) + _actual_content(path), fix)
+        return None, fail(stage.value, problem_of(error), fix)
     billions = sum(num_parameters(checkpoint).values()) / 1e9
     size = checkpoint.native_size
     message = f"{path} is complete: {billions:.2f} billion parameters, {size} x {size} pixels"
@@ -267,7 +264,7 @@ def _config_folder_fix(download: str) -> str:
     return _local_checkpoint_fix(Stage.BASE, "MODEL_CONFIG_DIR") or download
 
 
-def _download_command(folder: Path, stage: Stage) -> str:
+def download_command(folder: Path, stage: Stage) -> str:
     """Return the command that completes a folder, and asks for its licence."""
     record = acceptance.read(folder)
     if record is None and folder.name not in {repo.folder for repo in HUB_REPOS.values()}:
@@ -277,21 +274,6 @@ def _download_command(folder: Path, stage: Stage) -> str:
     if folder.parent == _MODELS.absolute():
         return f"{_DOWNLOAD} {word}"
     return f"{_DOWNLOAD} {word} --folder {shlex.quote(str(folder.parent))}"
-
-
-def _actual_content(path: Path) -> str:
-    """Return what a file really is, if it is one of the usual impostors; "" otherwise."""
-    for file in [path] if path.is_file() else sorted(path.rglob("*.safetensors")):
-        try:
-            with file.open("rb") as stream:
-                head = stream.read(_HEAD).lstrip().lower()
-        except OSError:
-            continue
-        if head.startswith(_LFS_POINTER):
-            return ": it is a Git LFS pointer, because the clone did not download the weights"
-        if head.startswith(_WEB_PAGES):
-            return ": it is a web page, as sites send it to visitors without access to the file"
-    return ""
 
 
 def _local_checkpoint_fix(stage: Stage, variable: str | None = None) -> str:

@@ -7,28 +7,34 @@ safetensors are accepted, because a pickle can run code; the header of a file co
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from serve_app.core.diffusion.model_defaults import SDXL_DEFAULTS, ModelDefaults, defaults_of
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.scheduler_config import CheckpointScheduler, read_scheduler
-from serve_app.core.diffusion.spec import LATENT_CHANNELS, PIXELS_PER_LATENT, Stage
+from serve_app.core.diffusion.spec import PIXELS_PER_LATENT, Stage
 from serve_app.core.errors import CheckpointError, ConfigsError, SchedulerNotSupported
 from serve_app.runtime.checkpoints import acceptance
+from serve_app.runtime.checkpoints.clip_configs import ProjectedTextEncoderConfig, TextEncoderConfig
+from serve_app.runtime.checkpoints.diffusion_configs import UNetConfig, VaeConfig
 from serve_app.runtime.checkpoints.file_markers import LatentScaling
 from serve_app.runtime.checkpoints.hub_cache import repository_of, snapshot_folder
-from serve_app.runtime.checkpoints.network_folder import (
-    check_weights,
-    read_headers,
-    read_json,
-    weight_files,
+from serve_app.runtime.checkpoints.network_config import NetworkConfig
+from serve_app.runtime.checkpoints.network_folder import read_json
+from serve_app.runtime.checkpoints.network_weights import (
+    SafetyCheckerFiles,
+    network_in_folder,
+    plans_in_file,
+    read_config,
+    safety_checker_in_folder,
 )
 from serve_app.runtime.checkpoints.single_file import SUFFIX, SingleFile, read_single_file
+from serve_app.runtime.checkpoints.weight_plan import WeightPlan
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
+_FLAGS = {"requires_aesthetics_score": False, "force_zeros_for_empty_prompt": True}
 REPOSITORY = {
     Stage.BASE: "stabilityai/stable-diffusion-xl-base-1.0",
     Stage.REFINER: "stabilityai/stable-diffusion-xl-refiner-1.0",
@@ -126,23 +132,30 @@ def is_single_file(path: Path) -> bool:
     return path.suffix == SUFFIX and not path.is_dir()
 
 
+def weight_plans(checkpoint: Checkpoint) -> dict[str, WeightPlan]:
+    """Return where each tensor of each network comes from, from the headers of the weight files.
+
+    Raises `CheckpointError`, with the path as its subject, for tensors that are missing, surplus or
+    of another shape or type.
+    """
+    try:
+        return _weight_plans(checkpoint.folder, checkpoint.stage, checkpoint.file)
+    except CheckpointError as error:
+        raise error.about(str(checkpoint.path)) from None
+
+
 def num_parameters(checkpoint: Checkpoint) -> dict[str, int]:
     """Return the number of parameters of each network, from the headers of the weight files."""
-    counts = checkpoint.file.num_parameters() if checkpoint.file else {}
-    for name in _required(checkpoint.stage) & set(NETWORKS) - counts.keys():
-        files = weight_files(checkpoint.folder / name)
-        counts[name] = sum(
-            prod(shape) for header in read_headers(files) for shape in header.shapes.values()
-        )
-    return counts
+    return {name: plan.num_parameters for name, plan in weight_plans(checkpoint).items()}
 
 
-def check_safety_checker(folder: Path) -> None:
-    """Raise `CheckpointError`, with the folder as subject, unless it holds a safety checker."""
+def check_safety_checker(folder: Path) -> SafetyCheckerFiles:
+    """Return the files of a safety checker.
+
+    Raises `CheckpointError`, with the folder as subject, unless it is whole.
+    """
     try:
-        folder = snapshot_folder(folder)
-        read_json(folder, "config.json")
-        check_weights(folder, "the safety checker")
+        return safety_checker_in_folder(snapshot_folder(folder))
     except CheckpointError as error:
         raise error.about(str(folder)) from None
 
@@ -167,11 +180,7 @@ def _inspect_file(path: Path, stage: Stage, configs: Path | None) -> Checkpoint:
         raise ConfigsError(
             f"takes its configs from {configs}, which {error.problem}", remedy=error.remedy
         ) from None
-    mismatch = file.config_mismatch(
-        {name: read_json(configs, f"{name}/config.json") for name in ("unet", "text_encoder_2")}
-    )
-    if mismatch:
-        raise CheckpointError(f"does not match the configs in {configs}: {mismatch}")
+    _weight_plans(configs, stage, file)
     scheduler, repository = file.markers.over(folder.scheduler), repository_of(path)
     return replace(
         folder,
@@ -198,17 +207,16 @@ def _inspect_folder(
     for name in sorted(required):
         if not (folder / name).is_dir():
             raise CheckpointError(f"lacks its folder {name}")
-    networks = [name for name in NETWORKS if name in required - in_file]
-    variants = {check_weights(folder / name, name) for name in networks}
-    unet, vae = read_json(folder, "unet/config.json"), read_json(folder, "vae/config.json")
-    in_channels = unet.get("in_channels", LATENT_CHANNELS)
-    pixels_per_latent = 2 ** (len(vae.get("block_out_channels", ())) - 1)
-    if (in_channels, pixels_per_latent) != (LATENT_CHANNELS, PIXELS_PER_LATENT):
+    networks = [name for name in NETWORKS if name in required]
+    configs = {name: read_config(folder, name) for name in networks}
+    unet, vae = configs["unet"], configs["vae"]
+    assert isinstance(unet, UNetConfig)
+    assert isinstance(vae, VaeConfig)
+    if 2 ** (len(vae.block_out_channels) - 1) != PIXELS_PER_LATENT:
         raise CheckpointError("is not SDXL: its latents have another shape")
-    if unet.get("time_cond_proj_dim") is not None:
-        raise CheckpointError(
-            "takes its guidance scale as an embedding (time_cond_proj_dim), which is not supported"
-        )
+    flags = {flag: _flag(index, flag, default=default) for flag, default in _FLAGS.items()}
+    _check_widths(configs, ids=5 if flags["requires_aesthetics_score"] else 6)
+    plans = [network_in_folder(folder, name) for name in networks if name not in in_file]
     cached = repository_of(folder)
     name = cached.rpartition("/")[2] or folder.resolve().name
     record = None if cached else acceptance.read(folder)
@@ -219,11 +227,11 @@ def _inspect_folder(
         folder=folder,
         name=name,
         scheduler=scheduler,
-        native_size=int(unet.get("sample_size") or 128) * PIXELS_PER_LATENT,
-        variant="fp16" if "fp16" in variants else None,
-        cross_attention_dim=unet.get("cross_attention_dim"),
-        requires_aesthetics_score=bool(index.get("requires_aesthetics_score", False)),
-        force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
+        native_size=unet.latent_side * PIXELS_PER_LATENT,
+        variant="fp16" if any(plan.is_fp16 for plan in plans) else None,
+        cross_attention_dim=unet.text_dims[0],
+        requires_aesthetics_score=flags["requires_aesthetics_score"],
+        force_zeros_for_empty_prompt=flags["force_zeros_for_empty_prompt"],
         defaults=defaults_of([name, repository, str(index.get("_name_or_path", ""))], scheduler),
         repository=repository,
     )
@@ -248,3 +256,52 @@ def _read_scheduler(folder: Path, index: Mapping[str, Any]) -> CheckpointSchedul
         return read_scheduler(config, name)
     except CheckpointError as error:
         raise SchedulerNotSupported(error.problem) from None
+
+
+def _weight_plans(folder: Path, stage: Stage, file: SingleFile | None) -> dict[str, WeightPlan]:
+    in_file = file.prefixes if file else {}
+    plans = {
+        name: network_in_folder(folder, name).plan
+        for name in NETWORKS
+        if name in _required(stage) and name not in in_file
+    }
+    if file:
+        plans |= plans_in_file(file.header, file.path.name, in_file, folder)
+    return plans
+
+
+def _flag(index: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    """Return an option of the pipeline; null is false, as in diffusers."""
+    value = index.get(name, default)
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(f"has a model_index.json whose {name} must be true or false")
+    return bool(value)
+
+
+def _check_widths(configs: Mapping[str, NetworkConfig], ids: int) -> None:
+    """Raise `CheckpointError` unless the text encoders and the UNet fit together.
+
+    The UNet attends to the embeddings of all text encoders, and adds to its time embedding the
+    pooled embedding of the last and `ids` numbers about the image's size.
+    """
+    unet, last = configs["unet"], configs["text_encoder_2"]
+    assert isinstance(unet, UNetConfig)
+    assert isinstance(last, ProjectedTextEncoderConfig)
+    encoders = [config for config in configs.values() if isinstance(config, TextEncoderConfig)]
+    facts = {
+        "cross_attention_dim": (
+            unet.text_dims[0],
+            sum(encoder.hidden_size for encoder in encoders),
+            "the hidden_size of its text encoders",
+        ),
+        "projection_class_embeddings_input_dim": (
+            unet.projection_class_embeddings_input_dim,
+            last.projection_dim + ids * unet.addition_time_embed_dim,
+            f"the projection_dim of text_encoder_2 and {ids} * addition_time_embed_dim",
+        ),
+    }
+    for name, (value, expected, source) in facts.items():
+        if value != expected:
+            raise CheckpointError(
+                f"has a unet/config.json whose {name} must be {expected}, {source}, got {value}"
+            )

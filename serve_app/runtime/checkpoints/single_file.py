@@ -7,9 +7,7 @@ tell what the file is, and which networks it contains.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any
 
 from serve_app.core.diffusion.spec import LATENT_CHANNELS, Stage
 from serve_app.core.errors import CheckpointError
@@ -53,56 +51,22 @@ class SingleFile:
 
     path: Path
     stage: Stage | None  # None: a UNet alone, of sizes other than SDXL's own
-    components: frozenset[str]  # its networks, by their names in a diffusers folder
+    prefixes: Mapping[str, str]  # of each network's tensors, by its name in a diffusers folder
     markers: FileMarkers  # what it says of its noise and its latents
     title: str  # "modelspec.title" of its metadata, or ""
     license: str  # "modelspec.license" of its metadata, or ""
     header: Header
 
-    def num_parameters(self) -> dict[str, int]:
-        """Return the number of parameters of each network in the file."""
-        prefixes = {
-            "unet": (_UNET,),
-            "vae": _VAES,
-            "text_encoder": (_CLIP,),
-            "text_encoder_2": (_OPEN_CLIP[self.stage or Stage.BASE],),
-        }
-        shapes = self.header.shapes
-        return {
-            name: sum(prod(shapes[key]) for key in shapes if key.startswith(prefixes[name]))
-            for name in self.components
-        }
-
-    def config_mismatch(self, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
-        """Return how this file contradicts `configs`, or None when they describe it.
-
-        `configs` are the config.json of `unet` and `text_encoder_2`.
-        """
-        unet = configs["unet"]
-        expected = {  # of a tensor: the axis, and its size
-            _CONV_IN: (0, next(iter(unet.get("block_out_channels", ())), None)),
-            _LABEL_EMB: (1, unet.get("projection_class_embeddings_input_dim")),
-            self._first_cross_attention: (1, unet.get("cross_attention_dim")),
-        }
-        if self.stage is not None and "text_encoder_2" in self.components:
-            name = _OPEN_CLIP[self.stage] + "positional_embedding"
-            expected[name] = (1, configs["text_encoder_2"].get("hidden_size"))
-        for name, (axis, size) in expected.items():
-            shape = self.header.shapes.get(name, ())
-            if len(shape) <= axis or shape[axis] != size:
-                return f"its {name} has shape {list(shape)}, and they want {size} on axis {axis}"
-        return None
-
     @property
-    def _first_cross_attention(self) -> str:
-        names = (name for name in sorted(self.header.shapes) if name.endswith(_CROSS_ATTENTION))
-        return next(names, _CROSS_ATTENTION)
+    def components(self) -> frozenset[str]:
+        """Its networks, by their names in a diffusers folder."""
+        return frozenset(self.prefixes)
 
 
 def read_single_file(path: Path) -> SingleFile:
     """Return what a file is. Raises `CheckpointError` when it is no whole SDXL checkpoint."""
     header = read_header(path, path.name)
-    names = header.shapes.keys()
+    names = header.tensors.keys()
     _check_kind(header)
 
     def has(*prefixes: str) -> bool:
@@ -116,17 +80,18 @@ def read_single_file(path: Path) -> SingleFile:
     if is_base != has_clip:
         present, missing = ("second", "first") if is_base else ("first", "second")
         raise CheckpointError(f"holds the {present} text encoder and lacks the {missing}")
-    components = {
-        "unet": True,
-        "vae": has(*_VAES),
-        "text_encoder": has_clip,
-        "text_encoder_2": is_base or is_refiner,
-    }
+    prefixes = {"unet": _UNET}
+    if has(*_VAES):
+        prefixes["vae"] = next(prefix for prefix in _VAES if has(prefix))
+    if has_clip:
+        prefixes["text_encoder"] = _CLIP
+    if is_base or is_refiner:
+        prefixes["text_encoder_2"] = _OPEN_CLIP[Stage.BASE if is_base else Stage.REFINER]
     metadata = header.metadata
     return SingleFile(
         path=path,
         stage=Stage.BASE if is_base else Stage.REFINER if is_refiner else _stage_of_unet(header),
-        components=frozenset(name for name, is_present in components.items() if is_present),
+        prefixes=prefixes,
         markers=read_markers(path, header),
         title=metadata.get("modelspec.title", ""),
         license=metadata.get("modelspec.license", ""),

@@ -1,18 +1,38 @@
-"""The only `from_pretrained` of the service: from a checkpoint to modules in the CPU's memory.
+"""From a checkpoint to modules in the CPU's memory: nothing missing, nothing surplus, no NaN.
 
-How much of a checkpoint the device can hold is the business of `runtime.memory`.
+Modules are made without memory from their configs, and then get the tensors of the checkpoint's
+weight plan. How much of a checkpoint the device can hold is the business of `runtime.memory`.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.errors import CheckpointError
-from serve_app.runtime.checkpoints.checkpoint import Checkpoint
-from serve_app.runtime.checkpoints.single_file import SingleFile
-from serve_app.runtime.memory.device import Device
-from serve_app.runtime.networks.quiet import diffusers
+from serve_app.core.errors import AuraError, CheckpointError
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, weight_plans
+from serve_app.runtime.checkpoints.network_weights import read_config
+from serve_app.runtime.checkpoints.weight_plan import WeightPlan
+from serve_app.runtime.memory.device import Device, is_out_of_memory
+from serve_app.runtime.networks.quiet import diffusers, transformers
 from serve_app.runtime.networks.text_encoders import ClipTextEncoders
+from serve_app.runtime.networks.weights import read_weights
+
+_DIFFUSERS = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
+_TRANSFORMERS = {
+    "text_encoder": transformers.CLIPTextModel,
+    "text_encoder_2": transformers.CLIPTextModelWithProjection,
+}
+_TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+_PIPELINES = {
+    Stage.BASE: diffusers.StableDiffusionXLPipeline,
+    Stage.REFINER: diffusers.StableDiffusionXLImg2ImgPipeline,
+}
+_MAX_CHARS = 200  # of what a library says
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,66 +53,101 @@ class Modules:
 def load(checkpoint: Checkpoint, device: Device) -> Modules:
     """Return the modules of a checkpoint in the dtypes of a device, still on the CPU.
 
-    Reads only safetensors and only local files. Raises `CheckpointError` when a single file does
-    not match the configs of its folder.
+    Reads only safetensors and only local files. Raises `CheckpointError`, with the checkpoint's
+    path as its subject, for weights that are not whole or not finite, and for a config or a
+    tokenizer that its library refuses.
     """
-    if checkpoint.file:
-        pipeline = _load_file(checkpoint, checkpoint.file, device)
-    else:
-        pipeline = _load_folder(checkpoint, device)
-    if device.attention == "xformers":
-        pipeline.unet.enable_xformers_memory_efficient_attention()
-    for network in (pipeline.unet, pipeline.vae):
-        network.eval().requires_grad_(False)
-    encoders = [
-        (pipeline.tokenizer, pipeline.text_encoder),
-        (pipeline.tokenizer_2, pipeline.text_encoder_2),
-    ]
-    if pipeline.text_encoder is None:  # the refiner has one text encoder, the second
-        encoders = encoders[1:]
-    text_encoders = ClipTextEncoders(encoders, device.torch_device)
-    return Modules(pipeline.unet, pipeline.vae, text_encoders, pipeline)
-
-
-def _load_folder(checkpoint: Checkpoint, device: Device, **components: Any) -> Any:
-    """Return the pipeline of a folder; `components` are given, or None, instead of loaded."""
-    return diffusers.DiffusionPipeline.from_pretrained(
-        checkpoint.folder,
-        dtype={"default": device.dtype, "vae": device.vae_dtype},
-        variant=checkpoint.variant,
-        use_safetensors=True,
-        local_files_only=True,
-        add_watermarker=False,  # where installed, it would alter every image
-        **components,
-    )
-
-
-def _load_file(checkpoint: Checkpoint, file: SingleFile, device: Device) -> Any:
-    """Return the pipeline of a single file, with what the file lacks from its folder."""
-    config = {"config": str(checkpoint.folder), "local_files_only": True}
-    in_file = dict.fromkeys(file.components)
-    components = _load_folder(checkpoint, device, **in_file).components
-    given = {name: component for name, component in components.items() if name not in in_file}
-    pipeline_class = {
-        Stage.BASE: diffusers.StableDiffusionXLPipeline,
-        Stage.REFINER: diffusers.StableDiffusionXLImg2ImgPipeline,
-    }[checkpoint.stage]
     try:
-        if "vae" in file.components:
-            given["vae"] = diffusers.AutoencoderKL.from_single_file(
-                str(file.path), subfolder="vae", torch_dtype=device.vae_dtype, **config
-            )
-        return pipeline_class.from_single_file(
-            str(file.path), torch_dtype=device.dtype, add_watermarker=False, **given, **config
+        return _load(checkpoint, device)
+    except CheckpointError as error:
+        raise error.about(str(checkpoint.path)) from error.__cause__
+
+
+def build_clip(
+    model_class: Any, options: Mapping[str, Any], plan: WeightPlan, dtype: torch.dtype
+) -> Any:
+    """Return a model of transformers with these options and the weights of a plan.
+
+    Raises `CheckpointError`.
+    """
+    tensors = read_weights(plan, dtype)
+    with _library_errors(model_class, "a network"):
+        model, info = model_class.from_pretrained(
+            None,
+            config=model_class.config_class(**options),
+            state_dict=tensors,
+            dtype=dtype,
+            output_loading_info=True,
         )
-    except NotImplementedError as error:  # torch: a tensor without data can't be moved
-        raise _mismatch(checkpoint, "it lacks tensors that they promise") from error
-    except ValueError as error:  # diffusers, whose message names the tensor
-        raise _mismatch(checkpoint, "one of its tensors has another shape") from error
+        _check_names(info)
+    return model.eval()
 
 
-def _mismatch(checkpoint: Checkpoint, problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"does not match the configs in {checkpoint.folder}: {problem}",
-        subject=str(checkpoint.path),
+def _load(checkpoint: Checkpoint, device: Device) -> Modules:
+    networks: dict[str, Any] = dict.fromkeys(("unet", "vae", *_TRANSFORMERS))
+    for name, plan in weight_plans(checkpoint).items():
+        options = read_config(checkpoint.folder, name).model_dump()
+        dtype = device.vae_dtype if name == "vae" else device.dtype
+        if name in _DIFFUSERS:
+            networks[name] = _build(_DIFFUSERS[name], options, plan, dtype)
+        else:
+            networks[name] = build_clip(_TRANSFORMERS[name], options, plan, dtype)
+    if device.attention == "xformers":
+        networks["unet"].enable_xformers_memory_efficient_attention()
+    tokenizers = {
+        name: _tokenizer(checkpoint.folder / name) if networks[encoder] is not None else None
+        for name, encoder in _TOKENIZERS.items()
+    }
+    pipeline = _PIPELINES[checkpoint.stage](
+        **networks,
+        **tokenizers,
+        scheduler=None,
+        add_watermarker=False,  # where installed, it would alter every image
     )
+    encoders = [
+        (tokenizers[name], networks[encoder])
+        for name, encoder in _TOKENIZERS.items()
+        if networks[encoder] is not None
+    ]
+    text_encoders = ClipTextEncoders(encoders, device.torch_device)
+    return Modules(networks["unet"], networks["vae"], text_encoders, pipeline)
+
+
+def _build(
+    model_class: Any, options: Mapping[str, Any], plan: WeightPlan, dtype: torch.dtype
+) -> Any:
+    """Return a model of diffusers with these options and the weights of a plan."""
+    tensors = read_weights(plan, dtype)
+    with _library_errors(model_class, "a network"):
+        with torch.device("meta"):
+            model = model_class.from_config(dict(options))
+        model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _tokenizer(folder: Path) -> Any:
+    with _library_errors(transformers.CLIPTokenizer, f"the folder {folder.name}"):
+        return transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _check_names(info: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if transformers found other names than the plan has."""
+    problems = [
+        f"{kind}: {', '.join(sorted(map(str, names)))}" for kind, names in info.items() if names
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+@contextmanager
+def _library_errors(library_class: Any, what: str) -> Iterator[None]:
+    """Turn what a library raises, which can be anything, into a `CheckpointError` of one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, AuraError) or is_out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())[:_MAX_CHARS]
+        raise CheckpointError(
+            f"holds {what}, which {library_class.__name__} refuses: {type(error).__name__}: {text}"
+        ) from error

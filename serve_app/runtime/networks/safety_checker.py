@@ -1,6 +1,5 @@
 """The image safety filter: the checker of stock Stable Diffusion pipelines, on finished images."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +7,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from serve_app.runtime.checkpoints.hub_cache import snapshot_folder
+from serve_app.core.errors import CheckpointError
+from serve_app.runtime.checkpoints.checkpoint import check_safety_checker
 from serve_app.runtime.memory.device import Device
+from serve_app.runtime.networks.loading import build_clip
 from serve_app.runtime.networks.quiet import diffusers
-
-_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, for a folder that names no others
-_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageSafetyChecker:
@@ -23,13 +21,17 @@ class ImageSafetyChecker:
     """
 
     def __init__(self, folder: Path, device: Device) -> None:
-        folder = snapshot_folder(folder)
         stock = diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker
-        checker = stock.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        self._checker = checker.to(device.torch_device).eval()
+        files = check_safety_checker(folder)
+        try:
+            checker = build_clip(stock, files.config.clip_options, files.plan, torch.float32)
+        except CheckpointError as error:
+            raise error.about(str(folder)) from error.__cause__
+        self._checker = checker.to(device.torch_device)
         self._device = device.torch_device
         self._image_size = int(self._checker.config.vision_config.image_size)
-        self._mean, self._std = _normalization(folder)
+        self._mean = np.array(files.preprocessor.image_mean, np.float32)
+        self._std = np.array(files.preprocessor.image_std, np.float32)
 
     @torch.inference_mode()
     def refuses_image(self, image: npt.NDArray[np.uint8]) -> bool:
@@ -49,11 +51,3 @@ class ImageSafetyChecker:
         cropped = pil.crop((left, top, left + size, top + size))
         normalized = (np.asarray(cropped, np.float32) / 255 - self._mean) / self._std
         return torch.from_numpy(normalized.transpose(2, 0, 1)[None].astype(np.float32))
-
-
-def _normalization(folder: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return mean and standard deviation per channel, each (3,)."""
-    file = folder / "preprocessor_config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    mean, std = config.get("image_mean", _MEAN), config.get("image_std", _STD)
-    return np.array(mean, np.float32), np.array(std, np.float32)

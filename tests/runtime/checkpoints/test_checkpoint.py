@@ -16,6 +16,7 @@ from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect, is_pair, num_parameters
+from serve_app.runtime.checkpoints.safetensors_header import read_header
 
 Damage = Callable[[Path], object]
 
@@ -67,10 +68,15 @@ BROKEN: dict[str, tuple[Damage, str]] = {
     "a pickle": (pickle_instead, "holds a pickle in unet, where only safetensors are loaded"),
     "a disguise": (pickle_in_disguise, "which is no safetensors file inside"),
     "truncated": (truncate, "truncated unet/diffusion_pytorch_model.safetensors"),
-    "inpainting": (edit("unet/config.json", in_channels=9), "is not SDXL"),
+    "inpainting": (
+        edit("unet/config.json", in_channels=9),
+        "has a unet/config.json whose in_channels must be 4, got 9: it is an inpainting or editing "
+        "model, or no SDXL",
+    ),
     "an LCM with its guidance scale embedded": (
         edit("unet/config.json", time_cond_proj_dim=256),
-        "takes its guidance scale as an embedding (time_cond_proj_dim)",
+        "has a unet/config.json whose time_cond_proj_dim must be null, got 256: it takes its "
+        "guidance scale as an embedding",
     ),
     "odd scheduler": (
         edit("scheduler/scheduler_config.json", beta_schedule="sigmoid"),
@@ -118,9 +124,15 @@ def test_half_precision_files_are_a_variant(base: Path) -> None:
     for weights in base.rglob("*.safetensors"):
         weights.rename(weights.with_suffix(".fp16.safetensors"))
     assert inspect(base, Stage.BASE).variant == "fp16"
-    for weights in (base / "unet").glob("*.safetensors"):
-        weights.rename(weights.with_name("diffusion_pytorch_model.fp16-00001-of-00001.safetensors"))
-    assert inspect(base, Stage.BASE).variant == "fp16"
+    (weights,) = (base / "unet").glob("*.safetensors")
+    shard = "diffusion_pytorch_model.fp16-00001-of-00001.safetensors"
+    names = read_header(weights.rename(weights.with_name(shard)), "").tensors
+    index = {"weight_map": dict.fromkeys(names, shard)}
+    for name in ("safetensors.index.fp16.json", "fp16.safetensors.index.json"):
+        file = base / "unet" / f"diffusion_pytorch_model.{name}"
+        file.write_text(json.dumps(index))
+        assert inspect(base, Stage.BASE).variant == "fp16"
+        file.unlink()
 
 
 def test_headers_give_the_number_of_parameters_that_would_be_loaded(base: Path) -> None:

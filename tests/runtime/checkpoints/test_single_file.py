@@ -75,12 +75,7 @@ def test_a_file_with_what_its_folder_lends_has_as_many_parameters(
 ) -> None:
     folder = checkpoints[stage]
     file = to_single_file(folder.folder, tmp_path / "tune.safetensors", without=without)
-    expected = num_parameters(folder)
-    if not without:  # a file also has tensors that nothing loads: logit_scale and position_ids
-        expected["text_encoder_2"] += 1
-        if stage is Stage.BASE:
-            expected["text_encoder"] += 77
-    assert num_parameters(inspect(file, stage, configs=folder.folder)) == expected
+    assert num_parameters(inspect(file, stage, configs=folder.folder)) == num_parameters(folder)
 
 
 def test_a_file_makes_the_same_image_as_its_folder(
@@ -187,8 +182,8 @@ FOREIGN: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
             f"{UNET}label_emb.0.0.weight": (1280, 2816),
             f"{UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
         },
-        "its model.diffusion_model.input_blocks.0.0.weight has shape [320, 4, 3, 3], and they want "
-        "64 on axis 0",
+        "of another shape than {configs}/unet/config.json asks for "
+        "(model.diffusion_model.input_blocks.0.0.weight [320, 4, 3, 3] for [64, 4, 3, 3]",
     ),
 }
 
@@ -204,7 +199,7 @@ def test_a_file_of_another_kind_is_refused_as_what_it_is(
         inspect(file, Stage.BASE, configs=checkpoints[Stage.BASE].folder)
     error = refused.value
     assert error.subject == str(file)
-    assert problem in error.problem
+    assert problem.format(configs=checkpoints[Stage.BASE].folder) in error.problem
     assert "\n" not in error.problem
 
 
@@ -219,22 +214,13 @@ def test_a_file_without_a_folder_of_configs_is_refused(
         inspect(file, stage, configs=tmp_path)
 
 
-def test_a_file_that_is_truncated_or_lacks_a_tensor_is_refused(
-    checkpoints: dict[Stage, Checkpoint], cpu: Device, tune: Path, tmp_path: Path
+def test_a_file_that_is_truncated_is_refused(
+    checkpoints: dict[Stage, Checkpoint], tune: Path, tmp_path: Path
 ) -> None:
     folder, short = checkpoints[Stage.BASE].folder, tmp_path / "short.safetensors"
     short.write_bytes(tune.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match=r"holds a truncated short\.safetensors"):
         inspect(short, Stage.BASE, configs=folder)
-    pruned = Path(shutil.copytree(folder, tmp_path / "pruned"))
-    config = json.loads((pruned / "unet/config.json").read_text())
-    (pruned / "unet/config.json").write_text(
-        json.dumps(config | {"transformer_layers_per_block": 2})
-    )
-    with pytest.raises(
-        CheckpointError, match=r"demo-tune\.safetensors does not match .*: it lacks tensors"
-    ):
-        load(inspect(tune, Stage.BASE, configs=pruned), cpu)
 
 
 def test_a_file_does_not_have_the_licence_of_the_folder_that_lends_configs(
