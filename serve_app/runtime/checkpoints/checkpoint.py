@@ -30,10 +30,12 @@ from serve_app.runtime.checkpoints.network_weights import (
     safety_checker_in_folder,
 )
 from serve_app.runtime.checkpoints.single_file import SUFFIX, SingleFile, read_single_file
+from serve_app.runtime.checkpoints.tokenizer_folder import check_tokenizer
 from serve_app.runtime.checkpoints.weight_plan import WeightPlan
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
+_TEXT_ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 _FLAGS = {"requires_aesthetics_score": False, "force_zeros_for_empty_prompt": True}
 REPOSITORY = {
     Stage.BASE: "stabilityai/stable-diffusion-xl-base-1.0",
@@ -216,6 +218,10 @@ def _inspect_folder(
         raise CheckpointError("is not SDXL: its latents have another shape")
     flags = {flag: _flag(index, flag, default=default) for flag, default in _FLAGS.items()}
     _check_widths(configs, ids=5 if flags["requires_aesthetics_score"] else 6)
+    for name in sorted(required & _TEXT_ENCODERS.keys()):
+        encoder = configs[_TEXT_ENCODERS[name]]
+        assert isinstance(encoder, TextEncoderConfig)
+        check_tokenizer(folder / name, encoder.vocab_size)
     plans = [network_in_folder(folder, name) for name in networks if name not in in_file]
     cached = repository_of(folder)
     name = cached.rpartition("/")[2] or folder.resolve().name

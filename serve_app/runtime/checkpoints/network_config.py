@@ -60,7 +60,7 @@ def _problem(errors: Sequence[Mapping[str, Any]]) -> str:
     if shown[0]["type"] == "missing":
         return f"without {'.'.join(map(str, shown[0]['loc']))}"
     messages = dict.fromkeys(validation_message(error) for error in shown)
-    message = " or ".join(messages).replace(" or must be", " or")
+    message = " or ".join(messages).replace(" or must be", " or").replace(" or must", " or")
     parts = [part for part in shown[0]["loc"] if isinstance(part, int) or part.isidentifier()]
     path = ".".join(str(part) for part in parts if part not in ("int", "float"))
     meaning = f": {_MEANINGS[key]}" if key in _MEANINGS else ""

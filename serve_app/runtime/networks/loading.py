@@ -95,7 +95,9 @@ def _load(checkpoint: Checkpoint, device: Device) -> Modules:
     if device.attention == "xformers":
         networks["unet"].enable_xformers_memory_efficient_attention()
     tokenizers = {
-        name: _tokenizer(checkpoint.folder / name) if networks[encoder] is not None else None
+        name: _tokenizer(checkpoint.folder / name, networks[encoder].config.vocab_size)
+        if networks[encoder] is not None
+        else None
         for name, encoder in _TOKENIZERS.items()
     }
     pipeline = _PIPELINES[checkpoint.stage](
@@ -125,9 +127,19 @@ def _build(
     return model.eval().requires_grad_(False)
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, vocab_size: int) -> Any:
+    """Return a tokenizer whose tokens the text encoder has.
+
+    Raises `CheckpointError` also for one that fails when it is used.
+    """
     with _library_errors(transformers.CLIPTokenizer, f"the folder {folder.name}"):
-        return transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer("a fox", add_special_tokens=False, verbose=False).input_ids
+        ids += [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+        if not ids or not all(isinstance(id, int) and 0 <= id < vocab_size for id in ids):
+            raise ValueError(f'"a fox" has the tokens {ids}, and the text encoder {vocab_size}')
+        tokenizer.get_vocab()
+    return tokenizer
 
 
 def _check_names(info: Mapping[str, Any]) -> None:

@@ -95,7 +95,13 @@ CLIPS: dict[str, dict[str, Any]] = {
     "ViT-L": CLIP,
     "bigG": BIG_G | {"num_hidden_layers": 32, "projection_dim": 1280},
     "defaults": {},
-    "small": CLIP | {"num_hidden_layers": 1, "vocab_size": 99, "max_position_embeddings": 248},
+    "small": CLIP
+    | {
+        "num_hidden_layers": 1,
+        "vocab_size": 99,
+        "eos_token_id": 98,
+        "max_position_embeddings": 248,
+    },
 }
 
 
