@@ -1,15 +1,24 @@
 """`aura up`: what it refuses before it starts anything, in one line with the remedy."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from serve_app.cli.console import REFUSED
+from serve_app.cli.generate import generate
 from serve_app.cli.up import up
 from serve_app.config.settings import VARIABLES
+from tests.support.checkpoints import change_tensors, shard
 from tests.support.ports import free_port
+from tests.support.tiny_checkpoints import edit_json, tiny_checkpoint
 
-CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "serve_config.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +56,72 @@ def test_an_address_that_may_not_or_can_not_be_used_is_refused(
     assert up(CONFIG) == REFUSED
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
+
+
+def remove_a_tensor(folder: Path) -> None:
+    change_tensors(folder / "text_encoder_2/model.safetensors", without="text_projection.weight")
+
+
+def add_a_block(folder: Path) -> None:
+    change_tensors(folder / UNET, change={"up_blocks.3.bias": torch.ones(2)})
+
+
+def lose_a_shard(folder: Path) -> None:
+    (folder / "unet" / shard(folder / UNET, 2)[1]).unlink()
+
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no projection": (remove_a_tensor, "asks for (text_projection.weight)"),
+    "surplus": (add_a_block, "that nothing reads (up_blocks.3.bias)"),
+    "a lost shard": (lose_a_shard, "lacks 1 of 2 files that unet/"),
+    "moving averages alone": (
+        lambda f: (f / UNET).rename((f / UNET).with_suffix(".non_ema.safetensors")),
+        "it holds only diffusion_pytorch_model.non_ema.safetensors",
+    ),
+    "a pickle": (
+        lambda f: (f / UNET).rename((f / UNET).with_suffix(".bin")),
+        "holds a pickle in unet",
+    ),
+    "an empty file": (lambda f: (f / UNET).write_bytes(b""), "which is empty"),
+    "a bad config": (
+        lambda f: edit_json(f / "unet/config.json", block_out_channels="x"),
+        "has a unet/config.json whose block_out_channels must be a list, got 'x'",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["up", "generate"])
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+    command: str,
+) -> None:
+    act, problem = BROKEN[name]
+    folder = tiny_checkpoint(tmp_path / "sdxl")
+    act(folder)
+    monkeypatch.setenv("MODEL_CHECKPOINT_DIR", str(folder))
+    refused = up(CONFIG) if command == "up" else generate({"prompt": "a fox"}, Path("out.png"))
+    assert refused == REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"MODEL_CHECKPOINT_DIR={folder} " in line
+    assert problem in line
+    assert line.endswith("Get it whole with: aura download sdxl")
+
+
+def test_checkpoints_are_checked_without_torch_or_ray(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "sdxl")
+    remove_a_tensor(folder)
+    script = (
+        "import sys; from pathlib import Path; from serve_app.cli.up import up\n"
+        f"status = up(Path({str(CONFIG)!r}))\n"
+        "print(status, sorted({'torch', 'ray', 'diffusers', 'transformers'} & sys.modules.keys()))"
+    )
+    environment = os.environ | {"MODEL_CHECKPOINT_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == f"{REFUSED} []\n"

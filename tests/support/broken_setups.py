@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from serve_app.core.diffusion.spec import Stage
 from serve_app.runtime.checkpoints.bundled import demo_folder
+from tests.support.checkpoints import change_tensors
 from tests.support.lora_files import lora_file
 from tests.support.setups import SetUp
 from tests.support.single_files import to_single_file
@@ -88,6 +89,25 @@ def lfs_pointer(setup: SetUp) -> list[Problem]:
         lambda f: (f / UNET).write_text(pointer),
         f"holds {UNET}, which is no safetensors file inside: it is a Git LFS pointer, because "
         "the clone did not download the weights",
+    )
+
+
+def a_tensor_too_few(setup: SetUp) -> list[Problem]:
+    file = "text_encoder_2/model.safetensors"
+    return damaged(
+        setup,
+        lambda f: change_tensors(f / file, without="text_projection.weight"),
+        f"holds {file} without 1 tensor that text_encoder_2/config.json asks for "
+        "(text_projection.weight)",
+    )
+
+
+def moving_averages_alone(setup: SetUp) -> list[Problem]:
+    return damaged(
+        setup,
+        lambda f: (f / UNET).rename((f / UNET).with_suffix(".non_ema.safetensors")),
+        "lacks the weights of unet, diffusion_pytorch_model.safetensors: it holds only "
+        "diffusion_pytorch_model.non_ema.safetensors",
     )
 
 
@@ -499,6 +519,8 @@ BROKEN: list[Break] = [
     truncated,
     web_page,
     lfs_pointer,
+    a_tensor_too_few,
+    moving_averages_alone,
     no_unet,
     refiner_as_base,
     refiner_alone,

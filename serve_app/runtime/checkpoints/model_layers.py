@@ -6,14 +6,13 @@ layout in which SDXL was published, and kohya's, which have `_` in place of ever
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from types import MappingProxyType
 
-from serve_app.runtime.checkpoints.checkpoint import Checkpoint
-from serve_app.runtime.checkpoints.network_folder import read_headers, weight_files
+from serve_app.runtime.checkpoints.checkpoint import Checkpoint, weight_plans
+from serve_app.runtime.checkpoints.weight_plan import WeightPlan
 
 UNET, TEXT_ENCODER, TEXT_ENCODER_2 = "unet", "text_encoder", "text_encoder_2"
 NETWORKS = (UNET, TEXT_ENCODER, TEXT_ENCODER_2)
@@ -21,11 +20,6 @@ NETWORKS = (UNET, TEXT_ENCODER, TEXT_ENCODER_2)
 Shape = tuple[int, ...]
 
 _WEIGHT = ".weight"
-_SINGLE_FILE = {  # how a network's tensors begin in a single file
-    "model.diffusion_model.": UNET,
-    "conditioner.embedders.0.transformer.": TEXT_ENCODER,
-    "conditioner.embedders.1.model.": TEXT_ENCODER_2,
-}
 _OUTSIDE_BLOCKS = {
     "input_blocks_0_0": ("conv_in",),
     "out_2": ("conv_out",),
@@ -42,15 +36,7 @@ _RESNET = {
 }
 _MIDDLE_BLOCK = re.compile(r"middle_block[._](\d+)[._](.+)")
 _OTHER_BLOCK = re.compile(r"(input|output)_blocks[._](\d+)[._]\d+[._](.+)")
-_DOWNSAMPLER = re.compile(r"input_blocks[._](\d+)[._]0[._]op")
 _FIRST_RESNETS = re.compile(r"down_blocks\.0\.resnets\.(\d+)\.conv1")
-_OPEN_CLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
-_OPEN_CLIP = {
-    "attn.out_proj.weight": ("self_attn.out_proj",),
-    "attn.in_proj_weight": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.c_fc.weight": ("mlp.fc1",),
-    "mlp.c_proj.weight": ("mlp.fc2",),
-}
 _TEXT_MODEL = ("text_model.", "text_model_")
 
 
@@ -95,12 +81,8 @@ def layers_of(checkpoint: Checkpoint) -> ModelLayers:
 
     Raises `CheckpointError` when a file has changed since and can't be read any more.
     """
-    shapes = _layers_in_file(checkpoint.file.header.shapes) if checkpoint.file else {}
-    for network in NETWORKS:
-        if network not in shapes:
-            headers = read_headers(weight_files(checkpoint.folder / network))
-            entries = chain.from_iterable(header.shapes.items() for header in headers)
-            shapes[network] = _layers(network, entries)
+    plans = weight_plans(checkpoint)
+    shapes = {name: _layers(name, plans[name]) for name in NETWORKS if name in plans}
     return ModelLayers(checkpoint.name, MappingProxyType(shapes))
 
 
@@ -143,40 +125,10 @@ def _in_resnet(name: str) -> str:
     return _RESNET.get(name.replace(".", "_"), name)
 
 
-def _layers(network: str, shapes: Iterable[tuple[str, Shape]]) -> dict[str, Shape]:
+def _layers(network: str, plan: WeightPlan) -> dict[str, Shape]:
     """Return the linear and convolutional layers among the tensors of a network."""
     return {
-        layer_name(network, name.removesuffix(_WEIGHT)): shape
-        for name, shape in shapes
-        if name.endswith(_WEIGHT) and len(shape) > 1 and "embeddings." not in name
+        layer_name(network, name.removesuffix(_WEIGHT)): tensor.shape
+        for name, tensor in plan.tensors.items()
+        if name.endswith(_WEIGHT) and len(tensor.shape) > 1 and "embeddings." not in name
     }
-
-
-def _layers_in_file(shapes: Mapping[str, Shape]) -> dict[str, dict[str, Shape]]:
-    """Return the layers of the networks in a single file, whose tensors have published names."""
-    tensors: dict[str, dict[str, Shape]] = {}
-    for name, shape in shapes.items():
-        for prefix, network in _SINGLE_FILE.items():
-            if name.startswith(prefix):
-                tensors.setdefault(network, {})[name.removeprefix(prefix)] = shape
-    layers = {network: _layers(network, part.items()) for network, part in tensors.items()}
-    if unet := layers.get(UNET):
-        downsamplers = [int(m[1]) for m in map(_DOWNSAMPLER.fullmatch, unet) if m]
-        resnets = min(downsamplers, default=3) - 1
-        layers[UNET] = {diffusers_name(name, resnets): shape for name, shape in unet.items()}
-    if open_clip := tensors.get(TEXT_ENCODER_2):
-        layers[TEXT_ENCODER_2] = _open_clip_layers(open_clip)
-    return layers
-
-
-def _open_clip_layers(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return the layers of OpenCLIP's text encoder as transformers calls them."""
-    layers: dict[str, Shape] = {}
-    for name, shape in shapes.items():
-        if name == "text_projection":
-            layers[name] = shape[::-1]
-        elif block := _OPEN_CLIP_BLOCK.fullmatch(name):
-            parts = _OPEN_CLIP.get(block[2], ())
-            for part in parts:
-                layers[f"encoder.layers.{block[1]}.{part}"] = (shape[0] // len(parts), *shape[1:])
-    return layers

@@ -14,7 +14,7 @@ from math import prod
 from serve_app.core.errors import CheckpointError
 from serve_app.runtime.checkpoints.network_folder import listed
 from serve_app.runtime.checkpoints.safetensors_header import StoredTensor
-from serve_app.runtime.checkpoints.tensor_layout import Source, TensorSpec, View
+from serve_app.runtime.checkpoints.tensor_layout import Shape, Source, TensorSpec, View
 
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _SCALED = {"I8", "U8"}  # readable with a scale beside them
@@ -46,6 +46,7 @@ _UNREAD = re.compile("|".join(f"(?:{pattern})" for pattern in UNREAD))
 class PlannedTensor:
     """Stored values, the scale that they are multiplied by, and how they are then viewed."""
 
+    shape: Shape  # in the module
     stored: StoredTensor
     view: View
     scale: StoredTensor | None = None
@@ -57,7 +58,11 @@ class WeightPlan:
 
     tensors: Mapping[str, PlannedTensor]
     used: frozenset[str]  # names in the files
-    num_parameters: int
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of its values."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
     def stored(self) -> list[StoredTensor]:
@@ -93,7 +98,6 @@ def plan_weights(
     """
     tensors: dict[str, PlannedTensor] = {}
     used: set[str] = set()
-    num_parameters = 0
     problems = _Problems()
     for spec in specs:
         source = next((source for source in spec.sources if source.name in stored), None)
@@ -104,12 +108,11 @@ def plan_weights(
         used.add(source.name)
         scale = _scale_of(tensor, stored, used, problems)
         _check(tensor, source, spec, scale, problems)
-        num_parameters += prod(spec.shape)
-        tensors[spec.name] = PlannedTensor(tensor, source.view, scale)
+        tensors[spec.name] = PlannedTensor(spec.shape, tensor, source.view, scale)
     own = (name for name in stored if is_own(name))
     problems.surplus = [name for name in own if name not in used and not is_unread(name)]
     _raise_for(problems, where, config)
-    return WeightPlan(tensors, frozenset(used), num_parameters)
+    return WeightPlan(tensors, frozenset(used))
 
 
 def check_surplus(names: Iterable[str], where: str) -> None:
