@@ -22,7 +22,7 @@ from serve_app.core.errors import OperatorError
 _POLL_SECONDS = 0.2
 _CHECK_SECONDS = 1.0  # between two looks at Ray's processes
 _SILENCE_SECONDS = 20.0  # without an answer of Ray, after which it counts as lost
-_PAUSE_SECONDS = 5.0  # between two turns of the loop, of which there are five a second
+_PAUSE_SECONDS = 10.0  # between two turns of the loop, of which there are five a second
 _LOAD_SECONDS = 5.0  # that a stop may take while the models load
 _FORCED_SECONDS = 15.0  # that a stop may take after the second signal
 _STOP_SECONDS = 60.0  # that Serve and Ray may take to stop after the drain
@@ -106,8 +106,9 @@ class Supervisor:
         """Return whether to wait on; if not, the session has been killed."""
         self._take_reports()
         now = self._clock()
-        if now - self._last_turn > _PAUSE_SECONDS and self._last_beat is not None:
-            self._last_beat = now  # this process did not run either: a paused container
+        pause = now - self._last_turn
+        if pause > _PAUSE_SECONDS and self._last_beat is not None:
+            self._last_beat += pause  # nothing ran, this process neither: a paused container
         self._last_turn = now
         problem = self._problem(now)
         if problem is not None:
