@@ -4,9 +4,9 @@
 
 Every line of the `bash` blocks and every `python` block of README.md and docs/ is run, page by
 page, in a clone in a temporary folder. The service runs until another command starts it anew, or
-until the end. Prints for each command its seconds, its exit code and its first lines; the exit code
-is 1 if a command failed. `--key` walks with API_KEYS set. `--offline` needs root: when everything is
-installed, a network namespace cuts the network off. Needs port 4000.
+until the end. Prints for each command its seconds, its exit code and its first lines; the exit
+code is 1 if a command failed. `--key` walks with API_KEYS set. `--offline` needs root: a network
+namespace cuts the network off once everything is installed. Needs port 4000.
 """
 
 import argparse
