@@ -5,14 +5,13 @@
 
 import json
 from typing import Any
-from xml.etree import ElementTree
+from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 from serve_app.ingress.containers.container import MAX_METADATA_BYTES
 
 MAX_PACKET_BYTES = 65_502  # in the one segment of a JPEG (XMP specification part 3, 1.1.3)
 _NAMESPACE = "urn:aura-serve:"
-_RECORD = f"{{{_NAMESPACE}}}Record"
 _BEFORE = (
     '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -51,13 +50,50 @@ def record_in(packet: bytes) -> str | None:
         return None
     try:
         text = packet.decode().strip("\0 \r\n\t\ufeff")
-        if "<!" in text:
-            return None
-        elements = list(ElementTree.fromstring(text).iter())
-    except (UnicodeDecodeError, ElementTree.ParseError, ValueError):
+        return None if "<!" in text else _RecordReader().read(text)
+    except (UnicodeDecodeError, expat.ExpatError):
         return None
-    records = (e.text if e.tag == _RECORD else e.get(_RECORD) for e in elements)
-    return next((record for record in records if record), None)
+
+
+class _RecordReader:
+    """Finds the first record in a packet, as the text of an element or as an attribute.
+
+    Names are compared with their prefixes: a parser that resolves them repeats the namespace in
+    each name, which may be half the packet thousands of times.
+    """
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()  # of a record: one for each prefix of its namespace
+        self._records: list[str] = []
+        self._text: list[str] | None = None  # of the record that is being read
+
+    def read(self, text: str) -> str | None:
+        """Return the first record that is not empty. Raises `ExpatError`."""
+        parser = expat.ParserCreate()
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._add
+        parser.Parse(text, True)
+        return next(filter(None, self._records), None)
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        self._end(name)
+        for attribute, value in attributes.items():
+            if value == _NAMESPACE and attribute.partition(":")[0] == "xmlns":
+                prefix = attribute.partition(":")[2]
+                self._names.add(f"{prefix}:Record" if prefix else "Record")
+        self._records += [value for key, value in attributes.items() if key in self._names]
+        if name in self._names:
+            self._text = []
+
+    def _add(self, text: str) -> None:
+        if self._text is not None:
+            self._text.append(text)
+
+    def _end(self, name: str) -> None:
+        if self._text is not None:
+            self._records.append("".join(self._text))
+            self._text = None
 
 
 def _packet_with(fields: dict[str, Any]) -> bytes:

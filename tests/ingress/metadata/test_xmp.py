@@ -1,5 +1,6 @@
 import json
 import random
+import tracemalloc
 from xml.sax.saxutils import quoteattr
 
 import pytest
@@ -61,6 +62,19 @@ def test_a_long_record_fits_with_its_prompt_alone(character: str) -> None:
 )
 def test_a_hostile_packet_has_no_record(hostile: bytes) -> None:
     assert record_in(hostile) is None
+
+
+def test_a_long_namespace_is_not_repeated_for_every_name_in_it() -> None:
+    """Expat's names with namespaces would take 500 MB here, and 10 GB in the longest packet."""
+    names = "".join(f"<a{number:x}/>" for number in range(6000))
+    hostile = f"<r xmlns='{'x' * 60_000}'>{names}</r>".encode()
+    tracemalloc.start()
+    try:
+        assert record_in(hostile) is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 30 * len(hostile)
 
 
 def test_deep_nesting_is_read_or_refused() -> None:
