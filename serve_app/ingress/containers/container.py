@@ -5,7 +5,6 @@ refuse files whose metadata they find too long or damaged. So the parts without 
 before a file is decoded, and those that matter here are read within bounds.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_METADATA_BYTES = 512 * 1024  # of one XMP packet, EXIF block or text, after decompression
@@ -26,30 +25,34 @@ class Container:
 
 
 class KeptRanges:
-    """The ranges of a file that stay, in order. Neighbours are merged, so the list is short."""
+    """The ranges of a file that stay, in order.
+
+    All but the last are copied together: a list of them could take many times the file's memory.
+    """
 
     def __init__(self, file: bytes) -> None:
         self._file = file
-        self._ranges: list[tuple[int, int]] = []
+        self._copy = bytearray()  # the ranges before the last
+        self._start = self._end = 0  # of the last
 
     def keep(self, start: int, end: int) -> None:
         """Keep the bytes from `start` to `end`, which lie behind all that are kept already."""
-        if self._ranges and self._ranges[-1][1] == start:
-            start = self._ranges.pop()[0]
-        self._ranges.append((start, end))
+        if start != self._end:
+            self._copy += self._last()
+            self._start = start
+        self._end = end
 
     def joined(self, *before: bytes) -> bytes:
         """Return the kept bytes behind others; the file itself, uncopied, if it is all kept."""
-        if not before and self._ranges == [(0, len(self._file))]:
+        if not before and len(self) == len(self._file):
             return self._file
-        return b"".join([*before, *self._views()])
+        return b"".join([*before, self._copy, self._last()])
 
     def __len__(self) -> int:
-        return sum(end - start for start, end in self._ranges)
+        return len(self._copy) + self._end - self._start
 
-    def _views(self) -> Sequence[memoryview]:
-        view = memoryview(self._file)
-        return [view[start:end] for start, end in self._ranges]
+    def _last(self) -> memoryview:
+        return memoryview(self._file)[self._start : self._end]
 
 
 def bounded(data: bytes) -> bytes:

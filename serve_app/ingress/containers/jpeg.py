@@ -8,8 +8,8 @@ _XMP_ID = b"http://ns.adobe.com/xap/1.0/\0"
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 _JFIF, _APP1, _ADOBE, _COMMENT = 0xE0, 0xE1, 0xEE, 0xFE
-_APPLICATION = range(0xE0, 0xF0)
-_DECIDES_COLOURS = (_JFIF, _ADOBE)  # whether channels are YCbCr, and CMYK is inverted
+_DECIDES_COLOURS = {_JFIF, _ADOBE}  # whether channels are YCbCr, and CMYK is inverted
+_NOT_NEEDED = {*range(0xE0, 0xF0), _COMMENT} - _DECIDES_COLOURS
 
 
 def split(file: bytes) -> Container:
@@ -37,7 +37,7 @@ def split(file: bytes) -> Container:
                 exif = content.removeprefix(_EXIF_ID)
             elif not xmp and content.startswith(_XMP_ID):
                 xmp = content.removeprefix(_XMP_ID)
-        elif marker in _DECIDES_COLOURS or marker not in (*_APPLICATION, _COMMENT):
+        elif marker not in _NOT_NEEDED:
             kept.keep(at, end)
         at = end
     kept.keep(at, len(file))

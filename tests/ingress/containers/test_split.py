@@ -76,6 +76,29 @@ def test_no_more_is_inflated_than_the_limit(size: int) -> None:
     assert peak < 6 * MAX_METADATA_BYTES
 
 
+@pytest.mark.parametrize(
+    ("start", "needed", "dropped"),
+    [
+        (b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IDAT\0\0\0\0", b"\0\0\0\0teXt\0\0\0\0"),
+        (b"\xff\xd8", b"\xff\xdb\0\2", b"\xff\xfe\0\2"),
+        (b"RIFF\0\0\xff\0WEBP", b"VP8 \0\0\0\0", b"ICCP\0\0\0\0"),
+    ],
+    ids=["PNG", "JPEG", "WebP"],
+)
+def test_many_small_parts_take_no_more_memory_than_the_file(
+    start: bytes, needed: bytes, dropped: bytes
+) -> None:
+    file = start + (needed + dropped) * 100_000
+    tracemalloc.start()
+    try:
+        parts = split(file)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(parts.pixels) == len(start) + 100_000 * len(needed)
+    assert peak < 3 * len(file)
+
+
 def test_a_file_without_metadata_is_not_copied() -> None:
     for file in (PNG, JPEG, saved(quarters(), "WEBP"), b"", b"no image", b"RIFF\4\0\0\0WEBP"):
         assert split(file).pixels is file or file is JPEG
