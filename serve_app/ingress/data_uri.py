@@ -11,6 +11,8 @@ import pybase64
 
 _SCHEME = "data:"
 _BASE64 = "base64"
+_WHITE_SPACE = b" \t\n\v\f\r"
+_STANDARD = bytes.maketrans(b"-_", b"+/")  # from the URL-safe alphabet
 _PIECE = 1 << 16  # bytes unquoted at once: unquoting makes an object of every escape
 
 
@@ -22,21 +24,19 @@ def read_data(text: str) -> bytes:
     """
     stripped = text.lstrip()
     if stripped[: len(_SCHEME)].lower() != _SCHEME:
-        return _decoded(text)
+        return _decoded(text.encode())
     header, comma, data = stripped[len(_SCHEME) :].partition(",")
     if not comma:
         raise ValueError("a data URI has a comma")
     if header.rpartition(";")[2].strip().lower() != _BASE64:
         return b"".join(_unquoted(data.rstrip().encode()))
-    if "%" in data:
-        data = b"".join(_unquoted(data.encode())).decode("latin-1")
-    return _decoded(data)
+    return _decoded(b"".join(_unquoted(data.encode())))
 
 
-def _decoded(text: str) -> bytes:
-    standard = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
+def _decoded(text: bytes) -> bytes:
+    standard = text.translate(_STANDARD, _WHITE_SPACE).rstrip(b"=")
     try:
-        return pybase64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
+        return pybase64.b64decode(standard + b"=" * (-len(standard) % 4), validate=True)
     except binascii.Error as error:
         raise ValueError("not base64") from error
 

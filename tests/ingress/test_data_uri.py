@@ -3,6 +3,7 @@
 import base64
 import random
 import re
+import tracemalloc
 from urllib.parse import quote_from_bytes
 
 import pytest
@@ -65,6 +66,17 @@ def test_a_long_percent_encoded_file_is_read_whole() -> None:
     file = random.Random(3).randbytes(300_000)
     assert read_data("data:image/webp," + quote_from_bytes(file)) == file
     assert read_data("data:," + "%41" * 200_000) == b"A" * 200_000
+
+
+def test_white_space_everywhere_takes_no_more_memory_than_the_text() -> None:
+    text = "QUFB " * 200_000
+    tracemalloc.start()
+    try:
+        assert read_data(text) == b"AAA" * 200_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(text)
 
 
 @pytest.mark.parametrize(
