@@ -113,7 +113,7 @@ def _token_problems(environ: Mapping[str, str]) -> Iterator[SettingsError]:
     if any(environ.get(name) for name in _TOKEN_VARIABLES):
         return
     token = home(environ) / ".ray" / "auth_token"
-    if token.is_file() and os.access(token, os.R_OK):
+    if os.access(token, os.R_OK) and token.is_file():
         return
     if problem := write_problem(token.parent):
         yield SettingsError(
@@ -136,11 +136,14 @@ def home(environ: Mapping[str, str] = os.environ) -> Path:
 
 def nearest_existing(folder: Path) -> Path:
     """Return the folder itself, or the nearest one above it that exists."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    paths = (folder, *folder.absolute().parents)
+    return next(path for path in paths if os.access(path, os.F_OK))
 
 
 def file_problem(file: Path) -> str | None:
     """Return why a file can't be made or written, in words; None if it can."""
+    if problem := _lookup_problem(file):
+        return problem
     if file.is_dir():
         return "is a folder, and must be a file"
     existing = nearest_existing(file.parent)
@@ -155,6 +158,8 @@ def write_problem(folder: Path) -> str | None:
 
     Nothing is left behind: it is tried with a file that has no name.
     """
+    if problem := _lookup_problem(folder):
+        return f"{folder} {problem}"
     existing = nearest_existing(folder)
     if not existing.is_dir():
         return f"{existing} is not a folder"
@@ -163,3 +168,14 @@ def write_problem(folder: Path) -> str | None:
             return None
     except OSError as error:
         return f"{existing} is not writable ({error.strerror})"
+
+
+def _lookup_problem(path: Path) -> str | None:
+    """Return why the system can't even say whether a path exists; None if it can."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return f"can't be looked up ({error.strerror})"
+    return None

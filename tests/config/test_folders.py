@@ -10,6 +10,7 @@ import pytest
 from serve_app.config.folders import (
     check_folders,
     home,
+    nearest_existing,
     ray_folder,
     ray_problems,
     space_problem,
@@ -135,3 +136,21 @@ def test_the_cluster_that_ray_start_wrote_down(short: Path) -> None:
     (short / "ray").mkdir()
     (short / "ray" / "ray_current_cluster").write_text("192.0.2.7:6379\n")
     assert started_cluster(environ) == "192.0.2.7:6379"
+
+
+def test_a_name_too_long_for_the_file_system_is_refused(short: Path) -> None:
+    name = "x" * 300
+    message = problem_of(PRESENT_TOKEN, short / name / "ledger.sqlite")
+    assert "LEDGER_FILE" in message
+    assert "File name too long" in message
+    assert "File name too long" in problem_of({"HOME": str(short / name)})
+    assert nearest_existing(short / name) == short
+
+
+@pytest.mark.skipif(IS_ROOT, reason="root may look into every folder")
+def test_a_folder_below_one_that_is_closed_is_refused(short: Path) -> None:
+    closed = short / "closed"
+    closed.mkdir(mode=0)
+    assert "Permission denied" in problem_of(PRESENT_TOKEN, closed / "a" / "ledger.sqlite")
+    assert "Permission denied" in problem_of({"HOME": str(closed / "a")})
+    assert nearest_existing(closed / "a" / "b") == closed
