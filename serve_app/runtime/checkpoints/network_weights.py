@@ -155,8 +155,11 @@ def published_specs(config: NetworkConfig, prefix: str) -> Iterator[TensorSpec]:
             tensors.append((_PROJECTION, (config.projection_dim, config.hidden_size)))
             for name, shape in tensors:
                 source = open_clip_source(name)
+                sources = [Source(prefix + source.name, source.view)]
+                if name == _PROJECTION:  # old converters left it as it is in transformers
+                    sources.append(Source(prefix + _PROJECTION))
                 ours = name if name == _PROJECTION else _text_name(config, name)
-                yield TensorSpec(ours, shape, (Source(prefix + source.name, source.view),))
+                yield TensorSpec(ours, shape, tuple(sources))
         case TextEncoderConfig():
             for name, shape in text_model_tensors(config):
                 yield TensorSpec(name, shape, (Source(f"{prefix}text_model.{name}"),))

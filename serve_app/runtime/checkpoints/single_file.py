@@ -108,9 +108,10 @@ def _stage_of_unet(header: Header) -> Stage | None:
 def _check_kind(header: Header) -> None:
     """Raise `CheckpointError`, which says what the file is, unless it is SDXL of either stage."""
     shapes = header.shapes
-    for part, problem in _FOREIGN_KINDS:
-        if any(part in name for name in shapes):
-            raise CheckpointError(problem)
+    if not {_CONV_IN, _LABEL_EMB} <= shapes.keys():  # in an SDXL they would be remains of a merge
+        for part, problem in _FOREIGN_KINDS:
+            if any(part in name for name in shapes):
+                raise CheckpointError(problem)
     if _CONV_IN not in shapes:
         is_vae = any(
             name.removeprefix(prefix).startswith("decoder.conv_in")

@@ -22,21 +22,22 @@ _SCALES = ("scale_weight", "weight_scale")  # of a weight, beside it
 _QUANTIZATION = "comfy_quant"  # beside a weight: JSON that names the format
 _FORMATS = {"float8_e4m3fn", "float8_e5m2", "int8_tensorwise"}  # value times scale
 _FORMAT_KEYS = {"format", "full_precision_matrix_mult"}
+_NOT_POOLED = "SDXL takes no pooled embedding from its first text encoder"
 UNREAD = {  # patterns of names that may pass unread, and why
-    r"model_ema\..*": "moving averages of the UNet, for training",
+    r"(first_stage_model\.)?model_ema\..*": "moving averages, for training",
     r"first_stage_model\.loss\..*": "the critic that the VAE was trained against",
     r".*embeddings\.position_ids": "0 to 76, in order",
     r".*\.attn_mask": "the causal mask, which is constant",
     r"(.*\.)?logit_scale": "the temperature of CLIP's training",
-    r"conditioner\.embedders\.0\.transformer\.text_projection\.weight": "SDXL takes no pooled "
-    "embedding from its first text encoder",
+    r"conditioner\.embedders\.0\.(transformer\.)?text_projection(\.weight)?": _NOT_POOLED,
     r"(denoiser\.(log_)?sigmas|betas|alphas_cumprod|alphas_cumprod_prev|(sqrt|log)_.*alphas_cumprod"
     r"(_minus_one)?|posterior_(variance|log_variance_clipped|mean_coef[12])|model\.betas)": "the "
     "noise schedule, which the scheduler's config gives",
+    r"lvlb_weights|logvar": "weights of the training's loss",
     r"v_pred|ztsnr|edm_(mean|std|vpred\.sigma_(min|max))": "the noise schedule, read elsewhere",
     r"(.*\.)?scaled_fp8": "marks a file whose fp8 weights have scales",
     r".*\.(scale_input|input_scale)": "scales of activations, for arithmetic in fp8",
-    r"text_projection\.weight": "SDXL takes no pooled embedding from its first text encoder",
+    r"text_projection\.weight": _NOT_POOLED,
     r"(vision_model|visual_projection)\..*": "the other half of CLIP",
 }
 _UNREAD = re.compile("|".join(f"(?:{pattern})" for pattern in UNREAD))

@@ -150,7 +150,12 @@ HARMLESS = [
     "first_stage_model.loss.discriminator.main.0.weight",
     "conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
     "conditioner.embedders.0.transformer.text_projection.weight",
+    "conditioner.embedders.0.text_projection",  # ComfyUI's merges of early 2024
+    "conditioner.embedders.0.logit_scale",
     "conditioner.embedders.1.model.logit_scale",
+    "conditioner.embedders.1.model.text_model.embeddings.position_ids",
+    "first_stage_model.model_ema.decay",
+    "cond_stage_model.transformer.text_model.embeddings.position_ids",  # of a merge
     "denoiser.sigmas",
     "alphas_cumprod",
     "sqrt_one_minus_alphas_cumprod",
@@ -165,6 +170,15 @@ def test_what_has_no_part_in_an_image_may_pass_unread(
 ) -> None:
     file = to_single_file(folder, tmp_path / "a.safetensors", extra={name: torch.ones(3)})
     inspect(file, Stage.BASE, configs=folder)
+
+
+def test_remains_of_another_kind_in_an_sdxl_do_not_make_it_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    extra = "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"
+    file = to_single_file(folder, tmp_path / "a.safetensors", extra={extra: torch.ones(3)})
+    surplus = f"holds a.safetensors with 1 tensor that nothing reads ({extra})"
+    assert refusal(file, configs=folder) == surplus
 
 
 def test_no_tensor_of_a_network_may_pass_unread(folder: Path, tmp_path: Path) -> None:

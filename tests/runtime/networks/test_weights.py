@@ -87,6 +87,17 @@ def test_a_single_file_is_read_to_the_bits_of_diffusers(
     assert_equal(modules, load(inspect(folder, Stage.BASE), cpu))
 
 
+def test_a_projection_that_an_old_converter_did_not_transpose_gives_the_same_weights(
+    folder: Path, tmp_path: Path, cpu: Device
+) -> None:
+    file = to_single_file(folder, tmp_path / "a.safetensors")
+    tensors, name = load_file(file), "conditioner.embedders.1.model.text_projection"
+    tensors[f"{name}.weight"] = tensors.pop(name).T.contiguous()
+    save_file(tensors, file)
+    modules = load(inspect(file, Stage.BASE, configs=folder), cpu)
+    assert_equal(modules, load(inspect(folder, Stage.BASE), cpu))
+
+
 def test_shards_and_old_names_give_the_same_weights(folder: Path, cpu: Device) -> None:
     whole = load(inspect(folder, Stage.BASE), cpu)
     shard(folder / UNET, 3)
