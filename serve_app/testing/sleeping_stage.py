@@ -150,7 +150,7 @@ def _load_model(
     """Return a model with networks that sleep. The last two parameters are a `Loader`'s."""
     device = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
     checkpoint = Checkpoint(
-        stage, Path(), name, CheckpointScheduler(_NOISE), NATIVE_SIZE, None, False, True
+        stage, Path(), name, CheckpointScheduler(_NOISE), NATIVE_SIZE, False, True
     )
     profile = NumericProfile(
         stage, "none", "float32", "float32", "none", 2 * images, (), 1, "none", name

@@ -26,9 +26,7 @@ from serve_app.runtime.stage_model import Offloadable, Parts, StageModel
 from tests.support.engine_runs import NOISE
 
 CPU = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
-CHECKPOINT = Checkpoint(
-    Stage.BASE, Path(), "analytic", CheckpointScheduler(NOISE), 64, None, False, True
-)
+CHECKPOINT = Checkpoint(Stage.BASE, Path(), "analytic", CheckpointScheduler(NOISE), 64, False, True)
 
 
 class ConstantDenoiser:

@@ -34,6 +34,7 @@ from serve_app.runtime.checkpoints.tokenizer_folder import check_tokenizer
 from serve_app.runtime.checkpoints.weight_plan import WeightPlan
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+INDEX_FILE = "model_index.json"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 _TEXT_ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 _FLAGS = {"requires_aesthetics_score": False, "force_zeros_for_empty_prompt": True}
@@ -52,12 +53,10 @@ class Checkpoint:
     name: str  # in responses and requests
     scheduler: CheckpointScheduler  # its own: the noise, and the sampler that equals it
     native_size: int  # side of the images it was trained on, in pixels
-    variant: str | None  # of the weight files: None or "fp16"
     requires_aesthetics_score: bool  # the last of five time ids is an aesthetic score (refiner)
     force_zeros_for_empty_prompt: bool  # an absent negative prompt is zeros, not an encoded ""
     file: SingleFile | None = None  # where the weights are, if not in the folder
     defaults: ModelDefaults = SDXL_DEFAULTS
-    cross_attention_dim: int | None = None  # width of the text embeddings its UNet attends to
     repository: str = ""  # OWNER/NAME, as the hub's cache or our own download says
 
     @property
@@ -203,7 +202,7 @@ def _inspect_folder(
             "is not a folder, nor a .safetensors file" if folder.exists() else "does not exist"
         )
         raise CheckpointError(problem)
-    index = read_json(folder, "model_index.json")
+    index = read_json(folder, INDEX_FILE)
     components(index, stage)
     required = _required(stage)
     for name in sorted(required):
@@ -222,7 +221,9 @@ def _inspect_folder(
         encoder = configs[_TEXT_ENCODERS[name]]
         assert isinstance(encoder, TextEncoderConfig)
         check_tokenizer(folder / name, encoder.vocab_size)
-    plans = [network_in_folder(folder, name) for name in networks if name not in in_file]
+    for name in networks:
+        if name not in in_file:
+            network_in_folder(folder, name)
     cached = repository_of(folder)
     name = cached.rpartition("/")[2] or folder.resolve().name
     record = None if cached else acceptance.read(folder)
@@ -234,8 +235,6 @@ def _inspect_folder(
         name=name,
         scheduler=scheduler,
         native_size=unet.latent_side * PIXELS_PER_LATENT,
-        variant="fp16" if any(plan.is_fp16 for plan in plans) else None,
-        cross_attention_dim=unet.text_dims[0],
         requires_aesthetics_score=flags["requires_aesthetics_score"],
         force_zeros_for_empty_prompt=flags["force_zeros_for_empty_prompt"],
         defaults=defaults_of([name, repository, str(index.get("_name_or_path", ""))], scheduler),
@@ -246,7 +245,7 @@ def _inspect_folder(
 def _check_no_single_file(folder: Path) -> None:
     """Raise `CheckpointError` for a folder that only holds single files, with their names."""
     files = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
-    if files and not (folder / "model_index.json").exists():
+    if files and not (folder / INDEX_FILE).exists():
         raise CheckpointError(
             f"lacks model_index.json; it holds {', '.join(files[:3])}",
             remedy=f"Name a single file instead, as {folder / files[0]}",
@@ -267,7 +266,7 @@ def _read_scheduler(folder: Path, index: Mapping[str, Any]) -> CheckpointSchedul
 def _weight_plans(folder: Path, stage: Stage, file: SingleFile | None) -> dict[str, WeightPlan]:
     in_file = file.prefixes if file else {}
     plans = {
-        name: network_in_folder(folder, name).plan
+        name: network_in_folder(folder, name)
         for name in NETWORKS
         if name in _required(stage) and name not in in_file
     }

@@ -25,7 +25,6 @@ class NetworkWeights:
 
     label: str  # of the file, or of all shards
     tensors: Mapping[str, StoredTensor]
-    is_fp16: bool  # whether they are of the fp16 variant
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -54,10 +53,10 @@ def read_weights(folder: Path, network: str, *, label: str | None = None) -> Net
         name = f"{stem}{infix}.safetensors"
         if (folder / name).is_file():
             tensors = read_header(folder / name, prefix + name).tensors
-            return NetworkWeights(prefix + name, tensors, bool(infix))
+            return NetworkWeights(prefix + name, tensors)
         index = _index_of(folder, stem, infix)
         if index is not None:
-            return _read_shards(folder, index, prefix, is_fp16=bool(infix))
+            return _read_shards(folder, index, prefix)
     raise _missing(folder, stem, network)
 
 
@@ -79,7 +78,7 @@ def _index_of(folder: Path, stem: str, infix: str) -> str | None:
     return next((name for name in names if (folder / name).is_file()), None)
 
 
-def _read_shards(folder: Path, index: str, prefix: str, *, is_fp16: bool) -> NetworkWeights:
+def _read_shards(folder: Path, index: str, prefix: str) -> NetworkWeights:
     """Return the weights of all shards; of a name that several have, those that the index means."""
     try:
         content = read_json(folder, index)
@@ -104,7 +103,7 @@ def _read_shards(folder: Path, index: str, prefix: str, *, is_fp16: bool) -> Net
         raise CheckpointError(
             f"holds no {listed(unplaced)} in the files where {prefix}{index} places them"
         )
-    return NetworkWeights(f"{prefix}{index}", tensors, is_fp16)
+    return NetworkWeights(f"{prefix}{index}", tensors)
 
 
 def _is_file_name(name: object) -> bool:

@@ -40,14 +40,6 @@ _SAFETY_CHECKER = "safety_checker"
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkFiles:
-    """The weights of a network in a folder."""
-
-    plan: WeightPlan
-    is_fp16: bool
-
-
-@dataclass(frozen=True, slots=True)
 class SafetyCheckerFiles:
     """A safety checker: its config, its weights, and what it does to an image first."""
 
@@ -62,17 +54,19 @@ def read_config(folder: Path, network: str) -> NetworkConfig:
     return read_network_config(CONFIGS[network], read_json(folder, name), name)
 
 
-def network_in_folder(folder: Path, network: str) -> NetworkFiles:
-    """Return a network of a checkpoint's folder. Raises `CheckpointError` unless it is whole."""
+def network_in_folder(folder: Path, network: str) -> WeightPlan:
+    """Return the plan of a network in a checkpoint's folder.
+
+    Raises `CheckpointError` unless it is whole.
+    """
     config = read_config(folder, network)
     weights = read_weights(folder / network, network)
-    plan = plan_weights(
+    return plan_weights(
         folder_specs(config),
         weights.tensors,
         where=weights.label,
         config=f"{network}/config.json",
     )
-    return NetworkFiles(plan, weights.is_fp16)
 
 
 def plans_in_file(

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError, CheckpointError
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, weight_plans
 from serve_app.runtime.checkpoints.network_weights import read_config
@@ -28,10 +27,6 @@ _TRANSFORMERS = {
     "text_encoder_2": transformers.CLIPTextModelWithProjection,
 }
 _TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
-_PIPELINES = {
-    Stage.BASE: diffusers.StableDiffusionXLPipeline,
-    Stage.REFINER: diffusers.StableDiffusionXLImg2ImgPipeline,
-}
 _MAX_CHARS = 200  # of what a library says
 
 
@@ -46,7 +41,6 @@ class Modules:
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL
     text_encoders: ClipTextEncoders
-    pipeline: Any  # StableDiffusionXLPipeline or Img2Img over the same networks: it loads LoRAs
     beside: list[Any] = field(default_factory=list)
 
 
@@ -94,25 +88,13 @@ def _load(checkpoint: Checkpoint, device: Device) -> Modules:
             networks[name] = build_clip(_TRANSFORMERS[name], options, plan, dtype)
     if device.attention == "xformers":
         networks["unet"].enable_xformers_memory_efficient_attention()
-    tokenizers = {
-        name: _tokenizer(checkpoint.folder / name, networks[encoder].config.vocab_size)
-        if networks[encoder] is not None
-        else None
-        for name, encoder in _TOKENIZERS.items()
-    }
-    pipeline = _PIPELINES[checkpoint.stage](
-        **networks,
-        **tokenizers,
-        scheduler=None,
-        add_watermarker=False,  # where installed, it would alter every image
-    )
     encoders = [
-        (tokenizers[name], networks[encoder])
-        for name, encoder in _TOKENIZERS.items()
-        if networks[encoder] is not None
+        (_tokenizer(checkpoint.folder / name, encoder.config.vocab_size), encoder)
+        for name, encoder in ((name, networks[of]) for name, of in _TOKENIZERS.items())
+        if encoder is not None
     ]
     text_encoders = ClipTextEncoders(encoders, device.torch_device)
-    return Modules(networks["unet"], networks["vae"], text_encoders, pipeline)
+    return Modules(networks["unet"], networks["vae"], text_encoders)
 
 
 def _build(
