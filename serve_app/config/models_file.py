@@ -70,7 +70,8 @@ def read_models_file(
             yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader)
         )
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        reason = " ".join(str(text).split())
         raise SettingsError(
             f"can't be read: {reason}", "MODELS_FILE", subject=f"MODELS_FILE={file}"
         ) from None

@@ -248,7 +248,8 @@ class Settings(BaseModel):
         try:
             lines = self.safety_words_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"can't be read: {error}", variable, subject=subject) from None
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise SettingsError(f"can't be read: {reason}", variable, subject=subject) from None
         words = tuple(w for w in (line.partition("#")[0].strip() for line in lines) if w)
         if not words:
             raise SettingsError(
