@@ -3,17 +3,22 @@
 The readers in `runtime.checkpoints` know only files. No torch, no Ray.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, ConfigsError, SchedulerNotSupported
+from serve_app.core.suggest import suggest
 from serve_app.runtime.checkpoints import checkpoint as files
 from serve_app.runtime.checkpoints.checkpoint import (
+    INDEX_FILE,
+    REPOSITORY,
     SCHEDULER_FILE,
     Checkpoint,
     is_pair,
     is_single_file,
 )
+from serve_app.runtime.checkpoints.repositories import folder_repository
 
 ENV_VAR = {
     Stage.BASE: "MODEL_CHECKPOINT_DIR",
@@ -23,6 +28,7 @@ DOWNLOAD_COMMAND = {
     Stage.BASE: "aura download sdxl",
     Stage.REFINER: "aura download sdxl-refiner",
 }
+DOWNLOADS = Path("models")  # where `aura download` puts them, in the working folder
 DEMO_NOTICE = (
     "This is the demo checkpoint: it draws plain shapes, in images of 128 pixels a side. For "
     "photographs and paintings get Stable Diffusion XL with: aura download, or set "
@@ -49,6 +55,8 @@ def _remedy(error: CheckpointError, path: Path, stage: Stage, configs: Path | No
     if error.remedy:
         return error.remedy
     command = DOWNLOAD_COMMAND[stage]
+    if similar := similar_checkpoint(path):
+        return f"Did you mean {similar}?"
     if name := repository_id(path):
         return f"Where {name} is a repository of the model hub, get it with: aura download {name}"
     if isinstance(error, SchedulerNotSupported):
@@ -59,14 +67,41 @@ def _remedy(error: CheckpointError, path: Path, stage: Stage, configs: Path | No
         if stage is Stage.BASE:
             return f"Get a folder that has them, and name it in MODEL_CONFIG_DIR: {command}"
         return f"Get a folder that has them, and name that instead: {command}"
-    return "" if is_single_file(path) else f"Get it whole with: {command}"
+    if is_single_file(path):
+        return ""
+    origin = folder_repository(path, stage)
+    if origin is None and (path / INDEX_FILE).exists():
+        return "Download that model again, or choose another"
+    if origin not in (None, REPOSITORY[stage]):
+        command = f"aura download {origin}"
+    return f"Get it whole with: {command}"
 
 
 def repository_id(path: Path) -> str | None:
     """Return the OWNER/NAME of a repository that a missing path was probably meant as."""
     owner = path.parent
     is_id = not is_single_file(path) and not owner.exists() and owner.parent.is_dir()
-    return "/".join(path.parts[-2:]) if is_id else None
+    return "/".join(path.parts[-2:]) if is_id and owner.name != DOWNLOADS.name else None
+
+
+def similar_checkpoint(path: Path) -> Path | None:
+    """Return the checkpoint that a missing path is probably a misspelling of."""
+    return None if path.exists() else _similar(path, _is_checkpoint)
+
+
+def _similar(path: Path, is_wanted: Callable[[Path], bool]) -> Path | None:
+    """Return an existing path that differs a little in the names of its last folders."""
+    folder = path.parent if path.parent.exists() else _similar(path.parent, Path.is_dir)
+    try:
+        names = [entry.name for entry in folder.iterdir() if is_wanted(entry)] if folder else []
+    except OSError:
+        return None
+    name = suggest(path.name, names)
+    return folder / name if folder and name else None
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_file() if is_single_file(path) else (path / INDEX_FILE).is_file()
 
 
 def check_pair(base: Checkpoint, refiner: Checkpoint) -> None:

@@ -101,7 +101,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(
     command: str,
 ) -> None:
     act, problem = BROKEN[name]
-    folder = tiny_checkpoint(tmp_path / "sdxl")
+    folder = tiny_checkpoint(tmp_path / "sdxl-base")
     act(folder)
     monkeypatch.setenv("MODEL_CHECKPOINT_DIR", str(folder))
     refused = up(CONFIG) if command == "up" else generate({"prompt": "a fox"}, Path("out.png"))

@@ -1,5 +1,6 @@
 """Errors about checkpoints name the setting that chose them, and a command that fixes it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import CheckpointError, ConfigsError
+from serve_app.runtime.checkpoints import acceptance
+from serve_app.runtime.checkpoints.acceptance import Acceptance
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from tests.support.checkpoints import with_scheduler
 from tests.support.single_files import to_single_file
@@ -97,6 +100,60 @@ def test_a_repository_where_a_path_is_wanted_is_named_with_its_download(
     with pytest.raises(CheckpointError) as refused:
         inspect(tmp_path / "sdxl", Stage.BASE)
     assert refused.value.remedy == f"Get it whole with: {DOWNLOAD_COMMAND[Stage.BASE]}"
+
+
+def test_a_misspelt_path_of_a_checkpoint_is_corrected(tmp_path: Path) -> None:
+    for folder in ("models/fox-v2", "models/fox", "tunes"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "models/fox-v2/model_index.json").write_text("{}")
+    (tmp_path / "tunes/owl.safetensors").touch()
+    for wrong, right in (
+        ("models/fox-v3", "models/fox-v2"),
+        ("model/foxv2", "models/fox-v2"),
+        ("tunes/owls.safetensors", "tunes/owl.safetensors"),
+    ):
+        with pytest.raises(CheckpointError) as refused:
+            inspect(tmp_path / wrong, Stage.BASE)
+        assert refused.value.remedy == f"Did you mean {tmp_path / right}?"
+
+
+def test_a_folder_where_downloads_go_is_no_owner_of_a_repository(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        inspect(tmp_path / "models/sdxl-bse", Stage.BASE)
+    assert refused.value.remedy == f"Get it whole with: {DOWNLOAD_COMMAND[Stage.BASE]}"
+
+
+@pytest.mark.parametrize(
+    ("folder", "remedy"),
+    [
+        ("fox", "Download that model again, or choose another"),
+        ("sdxl-base", "Get it whole with: aura download sdxl"),
+        (f"models--a--fox/snapshots/{'7' * 40}", "Get it whole with: aura download a/fox"),
+        ("models--a--fox", "Get it whole with: aura download a/fox"),
+    ],
+)
+def test_a_model_that_is_not_stock_sdxl_is_not_replaced_by_it(
+    checkpoints: dict[Stage, Checkpoint], tmp_path: Path, folder: str, remedy: str
+) -> None:
+    is_repository = folder == "models--a--fox"
+    path = tmp_path / folder / ("snapshots/1" if is_repository else "")
+    shutil.copytree(checkpoints[Stage.BASE].folder, path)
+    (path / "acceptance.json").unlink(missing_ok=True)
+    (path / "unet/config.json").unlink()
+    with pytest.raises(CheckpointError, match="lacks unet/config") as refused:
+        inspect(tmp_path / folder, Stage.BASE)
+    assert refused.value.remedy == remedy
+
+
+def test_a_download_that_is_not_whole_is_repeated(
+    checkpoints: dict[Stage, Checkpoint], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoints[Stage.BASE].folder, tmp_path / "mine"))
+    acceptance.write(folder, Acceptance("a/fox", "c0ffee", "mit", "", "2026-01-01"))
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(CheckpointError) as refused:
+        inspect(folder, Stage.BASE)
+    assert refused.value.remedy == "Get it whole with: aura download a/fox"
 
 
 def test_a_remedy_of_the_reader_is_kept(tmp_path: Path) -> None:

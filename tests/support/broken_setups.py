@@ -51,6 +51,31 @@ def wrong_path_beside_the_right_one(setup: SetUp) -> list[Problem]:
     return [("base", "FAIL", message, "MODEL_CHECKPOINT_DIR=./models/sdxl-base"), NO_TOKEN, SLOW]
 
 
+def misspelt_folders(setup: SetUp) -> list[Problem]:
+    setup.weights(name="tunes/fox-v2")
+    setup.set(MODEL_CHECKPOINT_DIR="./tune/foxv2")
+    message = f"MODEL_CHECKPOINT_DIR={setup.folder}/tune/foxv2 does not exist"
+    return [("base", "FAIL", message, "MODEL_CHECKPOINT_DIR=./tunes/fox-v2"), NO_TOKEN, SLOW]
+
+
+def repository_in_place_of_a_path(setup: SetUp) -> list[Problem]:
+    setup.weights()
+    setup.set(MODEL_CHECKPOINT_DIR="artist/fox")
+    message = f"MODEL_CHECKPOINT_DIR={setup.folder}/artist/fox does not exist"
+    return [("base", "FAIL", message, FETCH), NO_TOKEN, SLOW]
+
+
+def fine_tune_of_unknown_origin(setup: SetUp) -> list[Problem]:
+    folder = setup.weights(name="tunes/fox")
+    (folder / "acceptance.json").unlink()
+    (folder / UNET).unlink()
+    message = (
+        f"MODEL_CHECKPOINT_DIR={folder} lacks the weights of unet, "
+        "diffusion_pytorch_model.safetensors"
+    )
+    return [("base", "FAIL", message, "aura download OWNER/NAME"), NO_TOKEN, SLOW]
+
+
 def damaged(setup: SetUp, damage: Callable[[Path], object], problem: str) -> list[Problem]:
     folder = setup.weights()
     damage(folder)
@@ -295,7 +320,7 @@ def licence_of_a_lora_unknown(setup: SetUp) -> list[Problem]:
 def no_models_file(setup: SetUp) -> list[Problem]:
     file = setup.folder / "models.yaml"
     setup.export(MODELS_FILE=file)
-    message = f"MODELS_FILE={file} can't be read: [Errno 2] No such file or directory: '{file}'"
+    message = f"MODELS_FILE={file} can't be read: No such file or directory"
     return [("models file", "FAIL", message, "unset MODELS_FILE")]
 
 
@@ -461,9 +486,7 @@ def ledger_is_something_else(setup: SetUp) -> list[Problem]:
 def no_word_list(setup: SetUp) -> list[Problem]:
     setup.export(SAFETY_WORDS_FILE=setup.folder / "words.txt")
     file = setup.folder / "words.txt"
-    message = (
-        f"SAFETY_WORDS_FILE={file} can't be read: [Errno 2] No such file or directory: '{file}'"
-    )
+    message = f"SAFETY_WORDS_FILE={file} can't be read: No such file or directory"
     return [("filters", "FAIL", message, "unset SAFETY_WORDS_FILE")]
 
 
@@ -515,6 +538,9 @@ NEW_KEY = (
 BROKEN: list[Break] = [
     wrong_path,
     wrong_path_beside_the_right_one,
+    misspelt_folders,
+    repository_in_place_of_a_path,
+    fine_tune_of_unknown_origin,
     pickle_weights,
     truncated,
     web_page,
@@ -570,6 +596,7 @@ BROKEN: list[Break] = [
 ]
 FIXED_AT_ONCE: list[Break] = [
     wrong_path_beside_the_right_one,
+    misspelt_folders,
     unset_beside_weights,
     refiner_with_another_noise_schedule,
     single_file_beside_a_folder_with_configs,

@@ -68,7 +68,7 @@ def in_hub_cache(folder: Path, cache: Path, repository: str, commit: str = "7" *
 
 def broken_checkpoint(kind: str, home: Path) -> tuple[Path, str]:
     """Return a folder that holds no complete checkpoint, and what the error must say."""
-    folder = home / "sdxl"
+    folder = home / "sdxl-base"
     if kind == "missing":
         return folder, "does not exist"
     shutil.copytree(demo_folder(Stage.BASE), folder)

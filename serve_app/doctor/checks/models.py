@@ -16,12 +16,14 @@ from serve_app.config.catalog import (
 )
 from serve_app.config.checkpoints import (
     DOWNLOAD_COMMAND,
+    DOWNLOADS,
     ENV_VAR,
     check_pair,
     check_safety_checker,
     inspect,
     repository_id,
     safety_checker_download,
+    similar_checkpoint,
 )
 from serve_app.config.setting_sources import ENV_FILES
 from serve_app.config.settings import Settings
@@ -33,6 +35,7 @@ from serve_app.core.errors import (
     ConfigsError,
     OperatorError,
     SchedulerNotSupported,
+    SettingsError,
 )
 from serve_app.doctor.checks.gpu_probe import gib
 from serve_app.doctor.finding import Finding, Verdict, edit_command, fail, fine, problem_of, warn
@@ -43,15 +46,17 @@ from serve_app.hub.selection import HUB_REPOS
 from serve_app.runtime.checkpoints import acceptance
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import (
+    INDEX_FILE,
     REPOSITORY,
     SCHEDULER_FILE,
     Checkpoint,
     num_parameters,
 )
 from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntries
+from serve_app.runtime.checkpoints.hub_cache import is_in_cache
 from serve_app.runtime.checkpoints.licenses import license_of, license_of_extension
+from serve_app.runtime.checkpoints.repositories import folder_repository
 
-_MODELS = Path("models")  # where `aura download` puts them, in the working folder
 _DOWNLOAD = "aura download"
 
 
@@ -174,7 +179,7 @@ def check_downloads(settings: Settings, models: FoundModels) -> Finding:
     folders = {
         settings.model_checkpoint_dir: Stage.BASE,
         settings.model_refiner_checkpoint_dir: Stage.REFINER,
-    } | {(_MODELS / repo.folder).absolute(): _stage_of(repo.name) for repo in HUB_REPOS.values()}
+    } | {(DOWNLOADS / repo.folder).absolute(): _stage_of(repo.name) for repo in HUB_REPOS.values()}
     for folder, stage in folders.items():
         if folder is None or folder in complete or not (size := unfinished_bytes(folder)):
             continue
@@ -245,7 +250,9 @@ def _find_checkpoint(
         checkpoint = inspect(path, stage, configs=configs)
     except CheckpointError as error:
         fix = "" if path.exists() else _local_checkpoint_fix(stage)
-        if name := repository_id(path):
+        if similar := similar_checkpoint(path):
+            fix = _path_fix(ENV_VAR[stage], similar)
+        elif name := repository_id(path):
             fix = f"{_DOWNLOAD} {name}"
         elif isinstance(error, SchedulerNotSupported):
             fix = edit_command(path / SCHEDULER_FILE)
@@ -259,19 +266,31 @@ def _find_checkpoint(
     return checkpoint, fine(stage.value, message)
 
 
+def _path_fix(variable: str, path: Path) -> str:
+    """Return the line that points a variable at a path, "" if it can't be written as one."""
+    try:
+        is_below = path.is_relative_to(Path.cwd())
+        return f"{variable}={path_value(path.relative_to(Path.cwd()) if is_below else path)}"
+    except SettingsError:
+        return ""
+
+
 def _config_folder_fix(download: str) -> str:
     """Return the line that names a folder with configs for single files, or its download."""
     return _local_checkpoint_fix(Stage.BASE, "MODEL_CONFIG_DIR") or download
 
 
 def download_command(folder: Path, stage: Stage) -> str:
-    """Return the command that completes a folder, and asks for its licence."""
-    record = acceptance.read(folder)
-    if record is None and folder.name not in {repo.folder for repo in HUB_REPOS.values()}:
-        return DOWNLOAD_COMMAND[stage]
-    name = record.repository if record else REPOSITORY[stage]
+    """Return the command that completes a folder, and asks for its licence.
+
+    Where nothing tells which repository the folder is of, a person must fill in the name.
+    """
+    name = folder_repository(folder, stage)
+    if name is None:
+        is_model = (folder / INDEX_FILE).exists()
+        return f"{_DOWNLOAD} OWNER/NAME" if is_model else DOWNLOAD_COMMAND[stage]
     word = next((word for word, repo in HUB_REPOS.items() if repo.name == name), name)
-    if folder.parent == _MODELS.absolute():
+    if folder.parent == DOWNLOADS.absolute() or is_in_cache(folder):
         return f"{_DOWNLOAD} {word}"
     return f"{_DOWNLOAD} {word} --folder {shlex.quote(str(folder.parent))}"
 
@@ -284,10 +303,10 @@ def _local_checkpoint_fix(stage: Stage, variable: str | None = None) -> str:
     for repo in HUB_REPOS.values():
         if _stage_of(repo.name) is stage:
             try:
-                inspect(_MODELS / repo.folder, stage)
+                inspect(DOWNLOADS / repo.folder, stage)
             except CheckpointError:
                 continue
-            return f"{variable or ENV_VAR[stage]}={path_value(_MODELS / repo.folder)}"
+            return f"{variable or ENV_VAR[stage]}={path_value(DOWNLOADS / repo.folder)}"
     return ""
 
 

@@ -1,5 +1,6 @@
 """Check every value of the weights: `doctor --deep`. It reads all files, a tensor at a time."""
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,12 @@ def weight_sources(
     """Yield all that the service would read: checkpoints, extensions and the safety checker."""
     for checkpoint in found.checkpoints:
         tensors = [t for plan in weight_plans(checkpoint).values() for t in plan.stored]
-        fix = download_command(checkpoint.path, checkpoint.stage)
-        yield WeightSource(checkpoint.path, tensors, fix)
+        path = checkpoint.path
+        if checkpoint.file:  # to be compared with what its source says
+            fix = f"sha256sum {shlex.quote(str(path))}"
+        else:
+            fix = download_command(path, checkpoint.stage)
+        yield WeightSource(path, tensors, fix)
     for extension in found.extensions:
         path = extension.file.path
         tensors = list(read_header(path, path.name).tensors.values())

@@ -39,6 +39,11 @@ def repository_of(path: Path) -> str:
     return ""
 
 
+def is_in_cache(path: Path) -> bool:
+    """Return whether a path is in a repository's folder in the cache, or is that folder."""
+    return any(_repository_name(part) for part in path.absolute().parts)
+
+
 def _current_snapshot(repository: Path) -> Path:
     snapshots = repository / _SNAPSHOTS
     try:
