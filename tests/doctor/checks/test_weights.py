@@ -11,6 +11,7 @@ from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.support.checkpoints import change_tensors, write_safety_checker
 from tests.support.lora_files import lora_file
 from tests.support.setups import SetUp
+from tests.support.single_files import to_single_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -43,6 +44,17 @@ def test_a_damaged_value_is_named_with_its_file_and_only_a_deep_look_finds_it(
         "infinite of 17 values"
     )
     assert ink.exists()
+
+
+def test_a_damaged_single_file_is_compared_with_its_source(setup: SetUp, probes: Probes) -> None:
+    configs = setup.weights()
+    fox = to_single_file(configs, setup.folder / "fox.safetensors")
+    name = "model.diffusion_model.out.2.bias"
+    change_tensors(fox, change={name: torch.full((4,), torch.nan)})
+    setup.set(MODEL_CHECKPOINT_DIR="./fox.safetensors", MODEL_CONFIG_DIR=configs)
+    (finding,) = weight_findings(replace(probes, on_bytes=lambda done, total: None))
+    assert finding.fix == f"sha256sum {fox}"
+    assert f"whose tensor {name} is damaged" in finding.message
 
 
 def test_sound_weights_are_read_to_the_last_byte(setup: SetUp, probes: Probes) -> None:
