@@ -41,7 +41,7 @@ def print_summary(settings: Settings, http: Mapping[str, Any], logs: Path) -> No
 
 def _access(settings: Settings) -> str:
     if settings.api_keys:
-        return f"{len(settings.api_keys)}, needed for all but /health, /livez and /licenses"
+        return f"{len(settings.api_keys)}, needed for all but /docs, /health, /livez and /licenses"
     if settings.allow_anonymous:
         return "[yellow]none: everyone may call (ALLOW_ANONYMOUS=1)[/]"
     return "none: only this machine may call"
