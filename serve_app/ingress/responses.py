@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import accumulate
 from typing import Any
 
 import pybase64
@@ -22,6 +23,7 @@ from serve_app.ingress.metadata.record import INFOTEXT, RECORD
 from serve_app.ingress.metadata.xmp import packet_with_record
 
 WARNING_HEADER = "X-Aura-Warning"
+_MAX_WARNING_BYTES = 2048  # of all: nginx takes 4 KB of headers, and answers 502 for more
 _USER_COMMENT = 0x9286  # EXIF 2.3, section 4.6.5: where tools look for `parameters` in JPEG, WebP
 _EXIF_IFD = 0x8769
 
@@ -101,9 +103,17 @@ def converted(png: bytes, format: str, quality: int) -> bytes:
 
 
 def add_warnings(response: Response, warnings: Iterable[str]) -> Response:
-    """Add a header for each warning to a response, for clients that read no JSON; return it."""
-    for warning in dict.fromkeys(map(_header_text, warnings)):
-        response.headers.append(WARNING_HEADER, warning)
+    """Add a header for each warning to a response, for clients that read no JSON; return it.
+
+    What would be too long for a proxy in front is left out, with a header that says so.
+    """
+    texts = list(dict.fromkeys(map(_header_text, warnings)))
+    sizes = accumulate(len(WARNING_HEADER) + len(": \r\n") + len(text) for text in texts)
+    kept = sum(size <= _MAX_WARNING_BYTES for size in sizes)
+    if kept < len(texts):
+        texts[kept:] = [f"{len(texts) - kept} more warnings are left out here"]
+    for text in texts:
+        response.headers.append(WARNING_HEADER, text)
     return response
 
 
