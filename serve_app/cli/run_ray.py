@@ -33,7 +33,7 @@ from serve_app.config.listening import host_of, port_of
 from serve_app.config.serve_config import ServeConfig, read_config
 from serve_app.config.settings import Settings
 from serve_app.config.topology import StagePlan, plan_stages
-from serve_app.core.capacity.placement import amounts, find_shortage
+from serve_app.core.capacity.placement import Resources, amounts, find_shortage
 from serve_app.core.errors import AuraError, OperatorError
 from serve_app.core.startup_error import (
     read_startup_error,
@@ -171,16 +171,22 @@ def _shortage(plan: StagePlan) -> str:
 
 
 def _progress(plan: StagePlan, status: ApplicationStatusOverview, seconds: float) -> str:
-    """Return what is still loading, and what is free: other applications may have the rest."""
+    """Return what is still loading, and what a replica lacks if another application has it."""
     free = ray.available_resources()
     demands = {demand.deployment: demand.requested for demand in plan.demands}
     pending = [
-        f"{part} (a replica needs {amounts(needs)}; free: "
-        f"{amounts({kind: free.get(kind, 0) for kind in needs})})"
+        part + _lack(demands.get(part, {}), free)
         for part, overview in status.deployments.items()
-        if overview.status != "HEALTHY" and (needs := demands.get(part))
+        if overview.status != "HEALTHY"
     ]
     return f"still loading after {seconds:.0f} s: {', '.join(pending) or 'the application'}"
+
+
+def _lack(needs: Resources, free: Resources) -> str:
+    if all(free.get(kind, 0) >= amount for kind, amount in needs.items()):
+        return ""
+    available = amounts({kind: free.get(kind, 0) for kind in needs})
+    return f" (a replica needs {amounts(needs)}; free: {available})"
 
 
 class _Background:
