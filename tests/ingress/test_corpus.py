@@ -113,6 +113,7 @@ def test_a_good_picture_comes_through_with_the_right_pixels(
 _MAX_ROUNDS = 5  # two are the rule
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's own high-water mark")
 def test_memory_stays_within_64_mb_of_the_largest_legal_picture() -> None:
     """Measure the service in a process of its own.

@@ -166,7 +166,7 @@ def alone(sources: dict[str, ModelSource], loras: tuple[ExtensionSource, ...]) -
     return lambda body: images[json.dumps(body)]
 
 
-@pytest.mark.parametrize("room", [1, 2])
+@pytest.mark.parametrize("room", [1, pytest.param(2, marks=pytest.mark.long)])
 async def test_two_models_requested_for_at_once_each_give_their_own_bytes(
     serving: Serving, alone: Alone, room: int
 ) -> None:
@@ -219,7 +219,9 @@ async def test_a_model_whose_files_are_gone_ends_its_own_requests_alone(
     assert await painted(client, request("demo", 6)) == answers[0].json()["images"][0]
 
 
-@pytest.mark.parametrize(("room", "lora_room"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("room", "lora_room"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.long)]
+)
 async def test_two_models_and_two_loras_requested_for_at_once_each_give_their_own_bytes(
     serving: Serving, alone: Alone, room: int, lora_room: int
 ) -> None:

@@ -354,7 +354,7 @@ def test_a_tensor_without_a_host_copy_moves_with_its_network() -> None:
     memory is the host's."""
     for kind in (SimulatedCard, Device):
         device = kind(torch.device("cpu:0"), "cpu", torch.float32, torch.float32, "sdpa", 1)
-        layer, modules = Layer(), Modules(Layer(), Layer(), Silent(), None)  # type: ignore[arg-type]
+        layer, modules = Layer(), Modules(Layer(), Layer(), Silent())  # type: ignore[arg-type]
         placement = Placement(modules, device)
         placement.apply(())
         placement.offload()
