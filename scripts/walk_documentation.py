@@ -193,7 +193,7 @@ def prepare(folder: Path) -> None:
     start = time.monotonic()
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     subprocess.run(["make", "-s", ".venv/.runtime"], cwd=folder, check=True)
-    print(f"cloned and installed in {time.monotonic() - start:.1f} s")
+    print(f"cloned and installed in {time.monotonic() - start:.1f} s", flush=True)
     subprocess.run(
         [folder / ".venv/bin/python", "-m", "pip", "install", "-q", "openai"], check=True
     )
@@ -206,12 +206,11 @@ def main() -> int:
     parser.add_argument("--offline", action="store_true", help="cut the network off; needs root")
     parser.add_argument("--clone", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if options.clone is None:
         with tempfile.TemporaryDirectory(prefix="walk-") as folder:
             clone = Path(folder) / "aura-serve"
             prepare(clone)
-            words = [sys.executable, __file__, "--clone", str(clone)]
+            words = [sys.executable, "-u", __file__, "--clone", str(clone)]
             words += ["--key"] if options.key else []
             if options.offline:
                 inside = shlex.join([*words, "--offline"])

@@ -99,7 +99,9 @@ def test_sixteen_bits_of_grey_become_eight(value: int, byte: int) -> None:
 
 def colours(image: BaseImage, *places: tuple[int, int]) -> list[tuple[int, ...]]:
     opened = Image.frombytes("RGB", (image.width, image.height), image.rgb)
-    return [opened.getpixel(place) for place in places]  # type: ignore[misc]
+    pixels = [opened.getpixel(place) for place in places]
+    assert all(isinstance(pixel, tuple) for pixel in pixels)  # of an RGB image
+    return [pixel for pixel in pixels if isinstance(pixel, tuple)]
 
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

@@ -6,6 +6,7 @@ No torch.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from serve_app.runtime.checkpoints.clip_configs import (
@@ -85,7 +86,7 @@ def plans_in_file(
             header.tensors,
             where=label,
             config=f"{configs}/{network}/config.json",
-            is_own=lambda name, prefix=prefix: name.startswith(prefix),  # type: ignore[misc]
+            is_own=partial(_starts_with, prefix),
         )
     used = frozenset[str]().union(*(plan.used for plan in plans.values()))
     check_surplus((name for name in header.tensors if name not in used), label)
@@ -159,6 +160,10 @@ def published_specs(config: NetworkConfig, prefix: str) -> Iterator[TensorSpec]:
                 yield TensorSpec(name, shape, (Source(f"{prefix}text_model.{name}"),))
         case _:
             raise TypeError(type(config))
+
+
+def _starts_with(prefix: str, name: str) -> bool:
+    return name.startswith(prefix)
 
 
 def _text_name(config: TextEncoderConfig, name: str) -> str:
