@@ -101,7 +101,7 @@ def evaluate(*, count: int, threads: int) -> None:
     }
     title = (
         f"{count} scenes of one shape, kept out of training: {STEPS} Euler steps, guidance "
-        f"{GUIDANCE:g}, runner-off {HANDOFF:g} where refined"
+        f"{GUIDANCE:g}, hand-off {HANDOFF:g} where refined"
     )
     console.print(_table(title, scores, exam))
     _print_languages(scores["English"], scores["Spanish"], exam)

@@ -113,7 +113,7 @@ def _compare_sharpness(runner: DemoRunner, exam: Sequence[Question]) -> None:
                     replace(q.spec(q.prompt(), handoff=handoff, guidance=guidance), steps=steps)
                     for q in exam
                 ],
-                label=f"{steps} steps, guidance {guidance:g}, runner-off {handoff:g}",
+                label=f"{steps} steps, guidance {guidance:g}, hand-off {handoff:g}",
             )
             for handoff in (1.0, HANDOFF)
         )
@@ -130,7 +130,7 @@ def _compare_fidelity(runner: DemoRunner, exam: Sequence[Question]) -> None:
     originals = exact(exam)
     for strength in _STRENGTHS:
         table = _table(
-            f"PSNR to the exact image, {len(exam)} of each, strength {strength:g}, runner-off "
+            f"PSNR to the exact image, {len(exam)} of each, strength {strength:g}, hand-off "
             f"{HANDOFF:g}, guidance {GUIDANCE:g}",
             "decibels. Controls: the VAE alone, and base alone in the same steps. Training did not "
             f"show the refiner: {', '.join(OTHER_DEGRADATIONS)}",
