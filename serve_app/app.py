@@ -17,7 +17,7 @@ from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.cluster import ray_cluster
 from serve_app.deployments.graph import bind_service
 from serve_app.deployments.ingress_replica import OpenHttp
-from serve_app.ingress.access import AccessPolicy, digests
+from serve_app.ingress.access import AccessPolicy, digests, weights_by_name
 from serve_app.ingress.http_ingress import HttpConfig, open_ingress
 
 
@@ -46,5 +46,6 @@ def http(settings: Settings, info: ServiceInfo) -> OpenHttp:
         ),
         blocked_words=settings.blocked_words(),
         rate_limit=settings.rate_limit,
+        caller_weights=weights_by_name(settings.weights_by_key()),
     )
     return partial(open_ingress, config)

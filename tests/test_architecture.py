@@ -13,14 +13,18 @@ PACKAGE = Path(__file__).parent.parent / "serve_app"
 CORE = {"core"}
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which heavy libraries
     "core.errors": (set(), set()),
-    "core.diffusion": ({"core.errors", "core.diffusion"}, set()),
-    "core.scheduling": ({"core.errors", "core.diffusion", "core.scheduling"}, set()),
+    "core.caller": (set(), set()),
+    "core.diffusion": ({"core.caller", "core.errors", "core.diffusion"}, set()),
+    "core.scheduling": (
+        {"core.caller", "core.errors", "core.diffusion", "core.scheduling"},
+        set(),
+    ),
     "core.capacity": (
-        {"core.errors", "core.diffusion", "core.scheduling", "core.capacity"},
+        {"core.caller", "core.errors", "core.diffusion", "core.scheduling", "core.capacity"},
         set(),
     ),
     "core.service": (
-        {"core.errors", "core.diffusion", "core.capacity", "core.service"},
+        {"core.caller", "core.errors", "core.diffusion", "core.capacity", "core.service"},
         set(),
     ),
     "core": ({"core.errors"}, set()),

@@ -31,6 +31,7 @@ def up(config: Path) -> int:
         settings = Settings.read(read.args.settings)
         find_checkpoints(settings)
         settings.blocked_words()
+        settings.weights_by_key()
         check_listening(settings, read.http)
         check_folders(settings.ledger)
     except OperatorError as error:

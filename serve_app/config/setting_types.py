@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from serve_app.config.network import LOOPBACK, parsed_address
 
@@ -91,6 +91,9 @@ def _absolute(path: Path) -> Path:
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+Weights = Annotated[
+    tuple[Annotated[float, Field(ge=0.01, le=100)], ...], BeforeValidator(_split_list)
+]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 DeviceName = Annotated[str, AfterValidator(_check_device)]
 Origins = Annotated[TextList, AfterValidator(_origins)]

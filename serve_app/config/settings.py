@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve_app.config.folders import home
 from serve_app.config.network import LOOPBACK, machine_names
+from serve_app.config.safety_words import read_words
 from serve_app.config.setting_names import Given, SettingNames
 from serve_app.config.setting_sources import read_sources
 from serve_app.config.setting_types import (
@@ -25,6 +26,7 @@ from serve_app.config.setting_types import (
     ListenAddress,
     Origins,
     TextList,
+    Weights,
     host_name,
     origin,
 )
@@ -152,6 +154,11 @@ class Settings(BaseModel):
         description="Keys that callers send as `Authorization: Bearer KEY`; comma separated. "
         "Empty: only this machine may call",
     )
+    key_weights: Weights = Field(
+        (),
+        description="Shares of GPU time while several callers have work: one number from 0.01 to "
+        "100 for each key, in the order of API_KEYS. Empty: all are equal",
+    )
     allow_anonymous: bool = Field(
         False, description="1: other machines may call without a key. Behind a proxy, set API_KEYS"
     )
@@ -236,29 +243,23 @@ class Settings(BaseModel):
         rate = self.rate_limit_mpsteps_per_minute
         return RateLimit(rate / 60, self.rate_burst_mpsteps or rate) if rate else None
 
-    def blocked_words(self) -> tuple[str, ...]:
-        """Return the words of SAFETY_WORDS_FILE: one per line; # begins a comment.
+    def weights_by_key(self) -> dict[str, float]:
+        """Return the weight of each key that has one.
 
-        Raises `SettingsError` if the file can't be read or has no words.
+        Raises `SettingsError` unless there are as many weights as keys, or none.
         """
-        if self.safety_words_file is None:
-            return ()
-        variable = "SAFETY_WORDS_FILE"
-        subject = f"{variable}={self.safety_words_file}"
-        try:
-            lines = self.safety_words_file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise SettingsError(f"can't be read: {reason}", variable, subject=subject) from None
-        words = tuple(w for w in (line.partition("#")[0].strip() for line in lines) if w)
-        if not words:
+        keys, weights = len(self.api_keys), len(self.key_weights)
+        if weights and weights != keys:
             raise SettingsError(
-                "contains no words",
-                variable,
-                subject=subject,
-                remedy="Write one per line, or empty the setting to have no filter",
+                f"must have one number for each key: API_KEYS has {keys}, this has {weights}",
+                "KEY_WEIGHTS",
+                subject="KEY_WEIGHTS",
             )
-        return words
+        return dict(zip(self.api_keys, self.key_weights, strict=False))
+
+    def blocked_words(self) -> tuple[str, ...]:
+        """Return the words of SAFETY_WORDS_FILE; none without one. Raises `SettingsError`."""
+        return read_words(self.safety_words_file) if self.safety_words_file else ()
 
     @property
     def ledger(self) -> Path:

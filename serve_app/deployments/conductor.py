@@ -192,7 +192,9 @@ class Conductor:
             model.noise_config, spec.sampler, spec.steps, spec.strength, spec.handoff
         )
         segments = stage_segments(schedule, spec.handoff, refiner=Stage.REFINER in self._stages)
-        sample: Sample[Any] = new_sample(task.id, spec, schedule, segments[0].stage, task.inputs)
+        sample: Sample[Any] = new_sample(
+            task.id, spec, schedule, segments[0].stage, task.inputs, task.caller
+        )
         image = ImageInFlight(sample, segments)
         self._backlog.add(image)
         try:

@@ -6,7 +6,7 @@ in constant time. A key's name in logs and in the ledger is a part of its digest
 
 import hmac
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -67,7 +67,7 @@ class AccessPolicy:
         """
         public = is_public(method, path)
         if self.keys:
-            name = self._key_name(headers.get("authorization", ""))
+            name = self._authorized_name(headers.get("authorization", ""))
             if name is None and not public:
                 raise Unauthorized(
                     "the API key is missing or wrong",
@@ -88,12 +88,12 @@ class AccessPolicy:
             return True
         return any(_matches(name, pattern) for pattern in (LOCAL_HOST, *self.hosts))
 
-    def _key_name(self, authorization: str) -> str | None:
+    def _authorized_name(self, authorization: str) -> str | None:
         scheme, _, key = authorization.partition(" ")
         digest, matches = key_digest(key.strip().encode("latin-1")), False  # as headers are read
         for known in self.keys:  # compare with all of them, so that the time reveals nothing
             matches |= hmac.compare_digest(digest, known)
-        return f"key:{digest[:12]}" if matches and scheme.lower() == "bearer" else None
+        return _key_name(digest) if matches and scheme.lower() == "bearer" else None
 
 
 def is_public(method: str, path: str) -> bool:
@@ -112,6 +112,11 @@ def digests(keys: Iterable[str]) -> frozenset[str]:
     return frozenset(key_digest(key.encode()) for key in keys)
 
 
+def weights_by_name(weights_by_key: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights of the callers with these keys, by the callers' names."""
+    return {_key_name(key_digest(key.encode())): weight for key, weight in weights_by_key.items()}
+
+
 def address_name(peer: str | None) -> str:
     """Return the name of a caller without a key; an IPv6 network of 64 bits has one name."""
     try:
@@ -123,6 +128,10 @@ def address_name(peer: str | None) -> str:
     if isinstance(address, ipaddress.IPv6Address):
         return f"address:{ipaddress.ip_network((address, 64), strict=False).network_address}"
     return f"address:{address}"
+
+
+def _key_name(digest: str) -> str:
+    return f"key:{digest[:12]}"
 
 
 def _is_proxy_header(header: str) -> bool:

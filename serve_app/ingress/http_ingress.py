@@ -3,8 +3,8 @@
 No Ray: the conductor, the ledger and the meter are handed in.
 """
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp
 
@@ -27,6 +27,7 @@ class HttpConfig:
     access_policy: AccessPolicy
     blocked_words: tuple[str, ...] = ()
     rate_limit: RateLimit | None = None
+    caller_weights: Mapping[str, float] = field(default_factory=dict)  # by name
 
 
 class HttpIngress:
@@ -63,6 +64,7 @@ def open_ingress(
         config.info,
         prompt_filter=WordList(words) if words else None,
         rate_limit=config.rate_limit,
+        caller_weights=config.caller_weights,
         cancel_everywhere=cancel_everywhere,
     )
     asgi = build_api(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from serve_app.core.caller import Caller
 from serve_app.core.service.events import GeneratedImage, ImageEvent, JobImageEvent, last_image
 from serve_app.core.service.jobs import Job, JobResult
 from serve_app.core.service.tasks import ImageTask
@@ -14,14 +15,18 @@ from serve_app.ingress.generation_job import GenerationJob
 
 
 async def make_result(
-    maker: Maker, job: Job, generation: GenerationJob, publish: Callable[[JobImageEvent], None]
+    maker: Maker,
+    job: Job,
+    caller: Caller,
+    generation: GenerationJob,
+    publish: Callable[[JobImageEvent], None],
 ) -> JobResult:
-    """Return a job's images; the first failure cancels the others and is raised.
+    """Return the images of the caller's job; the first failure cancels the others and is raised.
 
     `publish` is called with every event of every image.
     """
     started = time.perf_counter()
-    made = await _make_images(maker, job, generation, publish)
+    made = await _make_images(maker, _tasks(job, caller, generation), publish)
     pngs, warnings = [], dict.fromkeys(generation.warnings)
     for image, generated in zip(generation.images, made, strict=True):
         warnings |= dict.fromkeys(generated.warnings)
@@ -45,7 +50,7 @@ async def make_result(
 
 
 async def _make_images(
-    maker: Maker, job: Job, generation: GenerationJob, publish: Callable[[JobImageEvent], None]
+    maker: Maker, tasks: Sequence[ImageTask], publish: Callable[[JobImageEvent], None]
 ) -> Sequence[GeneratedImage]:
     def observe(number: int, event: ImageEvent) -> None:
         publish(JobImageEvent(number, event))
@@ -54,14 +59,14 @@ async def _make_images(
         async with asyncio.TaskGroup() as group:
             running = [
                 group.create_task(last_image(maker.run(task), partial(observe, number)))
-                for number, task in enumerate(_tasks(job, generation))
+                for number, task in enumerate(tasks)
             ]
     except BaseExceptionGroup as group_error:
         raise group_error.exceptions[0] from None
     return [task.result() for task in running]
 
 
-def _tasks(job: Job, generation: GenerationJob) -> list[ImageTask]:
+def _tasks(job: Job, caller: Caller, generation: GenerationJob) -> list[ImageTask]:
     """Return one task for each image; the number at the end of its id is the image's."""
     return [
         ImageTask(
@@ -69,7 +74,7 @@ def _tasks(job: Job, generation: GenerationJob) -> list[ImageTask]:
             spec=image.spec,
             inputs=image.inputs,
             timeout_s=generation.timeout_s,
-            caller=job.caller,
+            caller=caller,
         )
         for number, image in enumerate(generation.images)
     ]

@@ -11,7 +11,7 @@ of several jobs, so all tasks here begin with an empty context.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
+from serve_app.core.caller import Caller
 from serve_app.core.errors import (
     JobCancelled,
     JobFailed,
@@ -62,6 +63,7 @@ class JobService:
     """The jobs of one ingress process.
 
     `cancel_everywhere` cancels a job in whichever process runs it; without it there is one process.
+    `caller_weights` are by name; other callers have a weight of 1.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class JobService:
         *,
         prompt_filter: PromptFilter | None = None,
         rate_limit: RateLimit | None = None,
+        caller_weights: Mapping[str, float] | None = None,
         cancel_everywhere: Callable[[str], Awaitable[Any]] | None = None,
     ) -> None:
         self.info = info
@@ -80,6 +83,7 @@ class JobService:
         self._ledger = ledger
         self._outbox = LedgerOutbox()
         self._quota = Quota(ledger, rate_limit)
+        self._caller_weights = caller_weights or {}
         self._prompt_filter = prompt_filter
         self._cancel_everywhere = cancel_everywhere or self._cancel_here
         self._owner = uuid4().hex
@@ -210,10 +214,11 @@ class JobService:
         """Return the job's result; the outbox reports its end to the ledger."""
         state, error, result = JobState.CANCELLED, None, None
         charged = refund = 0.0
+        caller = Caller(job.caller, self._caller_weights.get(job.caller, 1.0))
         try:
             charged = await self._quota.charge(job.caller, generation.cost)
             feed.put(JobStarted(job.id))
-            result = await make_result(self._maker, job, generation, feed.put)
+            result = await make_result(self._maker, job, caller, generation, feed.put)
             state = JobState.SUCCEEDED
             return result
         except asyncio.CancelledError:

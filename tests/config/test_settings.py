@@ -388,3 +388,28 @@ def test_the_configuration_page_has_the_table_of_the_settings() -> None:
     if not page.exists():
         pytest.skip("the page is not written yet")
     assert markdown_table() in page.read_text()
+
+
+def test_weights_of_keys_stand_in_the_order_of_the_keys(tmp_path: Path) -> None:
+    settings = Settings.read({"API_KEYS": "one,two", "KEY_WEIGHTS": "3, 0.5"}, tmp_path)
+    assert settings.weights_by_key() == {"one": 3.0, "two": 0.5}
+    assert Settings.read({"API_KEYS": "one,two"}, tmp_path).weights_by_key() == {}
+
+
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [
+        ("3", "must have one number for each key: API_KEYS has 2, this has 1"),
+        ("0,1", r"must be at least 0\.01"),
+        ("1,101", "must be at most 100"),
+        ("one:3,two:1", "must be a number"),
+    ],
+)
+def test_weights_that_do_not_fit_the_keys_are_refused(
+    tmp_path: Path, weights: str, problem: str
+) -> None:
+    given = {"API_KEYS": "secret-a,secret-b", "KEY_WEIGHTS": weights}
+    with pytest.raises(SettingsError, match=problem) as refused:
+        Settings.read(given, tmp_path).weights_by_key()
+    assert refused.value.variable == "KEY_WEIGHTS"
+    assert "secret" not in str(refused.value)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.demand import Demand
 from serve_app.core.diffusion.inputs import ImageInputs
@@ -68,6 +69,13 @@ async def generate(
 ) -> GeneratedImage:
     task = ImageTask(id=id, spec=spec, inputs=ImageInputs(init_image), timeout_s=timeout_s)
     return await last_image(conductor.run(task))
+
+
+async def test_every_stage_gets_the_caller_of_an_image() -> None:
+    base, refiner = CountingStage(), CountingStage()
+    task = ImageTask(id="a", spec=SPEC, caller=Caller("key:1", 3.0))
+    await last_image(conductor_of(base, refiner).run(task))
+    assert [*base.callers, *refiner.callers] == [task.caller, task.caller]
 
 
 async def test_an_image_goes_through_base_to_the_handoff_and_the_refiner_to_the_end() -> None:

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from serve_app.ingress.access import AccessPolicy, address_name, digests, is_public
+from serve_app.core.caller import Caller
+from serve_app.ingress.access import (
+    AccessPolicy,
+    address_name,
+    digests,
+    is_public,
+    weights_by_name,
+)
 from serve_app.ingress.http_errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 from tests.support.api import ORIGIN, Client
 from tests.support.fake_conductor import FakeConductor
@@ -306,3 +313,26 @@ async def test_a_name_is_looked_up_and_never_a_path(
     assert answer.status_code in (400, 404)
     assert name not in answer.text
     assert not conductor.calls
+
+
+async def test_an_image_carries_its_caller_with_the_weight_of_its_key(
+    client: Client, conductor: FakeConductor
+) -> None:
+    weights = weights_by_name({"secret-one": 3.0, "secret-two": 1.0})
+    keyed = client(policy=KEYED, caller_weights=weights)
+    for key in ("secret-one", "secret-two"):
+        headers = {"Authorization": f"Bearer {key}"}
+        body = {"prompt": "a fox", "imageCount": 1}
+        assert (await keyed.post("/generate", json=body, headers=headers)).status_code == 201
+    first, second = (task.caller for task in conductor.calls)
+    assert (first.weight, second.weight) == (3.0, 1.0)
+    assert {first.name, second.name} == set(weights)
+    assert "secret" not in repr((first, second))
+
+
+async def test_without_keys_the_caller_of_an_image_is_an_address(
+    client: Client, conductor: FakeConductor
+) -> None:
+    body = {"prompt": "a fox", "imageCount": 1}
+    assert (await client(peer="127.0.0.1").post("/generate", json=body)).status_code == 201
+    assert conductor.calls[0].caller == Caller("address:127.0.0.1")

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.keys import ModelKey
@@ -47,12 +48,14 @@ class CountingStage:
         self.shortfall = shortfall
         self.costs = costs
         self.calls: list[tuple[int, StageSegment]] = []  # index at which each call began
+        self.callers: list[Caller] = []  # of each call
         self.steps = 0
         self.closed = 0
 
     async def advance(self, sample: Sample[Any], segment: StageSegment) -> StageEvents:
         call = len(self.calls)
         self.calls.append((sample.index, segment))
+        self.callers.append(sample.caller)
         sample = with_prompt_info(sample, 1, self.warnings)
         try:
             await self.before_first_step(call)

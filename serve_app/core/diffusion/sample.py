@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
@@ -25,7 +26,8 @@ class Sample(Generic[L]):
     `index` is the next step. `inputs` are those that the steps to come need. `noise_draws` counts
     the latents drawn from the seed's generator, so that a resumed sample draws the next one.
     `profile` names the numeric profile that its stage began with; None before that. `chunks` is the
-    length of its prompts at the stage that encoded them last. `warnings` are for the caller.
+    length of its prompts at the stage that encoded them last. `warnings` are for the `caller`, who
+    decides when it steps and never what comes of it.
     """
 
     id: str
@@ -40,6 +42,7 @@ class Sample(Generic[L]):
     profile: str | None = None
     chunks: int = 1
     warnings: tuple[str, ...] = ()
+    caller: Caller = NO_CALLER
 
     @property
     def model_key(self) -> ModelKey:
@@ -83,10 +86,12 @@ def new_sample(
     schedule: Schedule,
     stage: Stage,
     inputs: ImageInputs = NO_INPUTS,
+    caller: Caller = NO_CALLER,
 ) -> Sample[L]:
     """Return a sample before its first step; raise `ValueError` if inputs and spec disagree."""
     inputs.check(spec)
-    return Sample(id, spec, schedule, stage, index=schedule.start_index, inputs=inputs)
+    index = schedule.start_index
+    return Sample(id, spec, schedule, stage, index, inputs=inputs, caller=caller)
 
 
 def stage_segments(
@@ -158,6 +163,7 @@ def map_latents(sample: Sample[L], convert: Callable[[L], M]) -> Sample[M]:
         profile=sample.profile,
         chunks=sample.chunks,
         warnings=sample.warnings,
+        caller=sample.caller,
     )
 
 

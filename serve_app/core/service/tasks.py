@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.spec import ImageSpec
 
@@ -11,11 +12,10 @@ class ImageTask:
     """One image to be made for one caller.
 
     `timeout_s` counts from when the task is accepted; None leaves the deadline to the service.
-    `caller` is a name that stands for a key or an address, never the key.
     """
 
     id: str
     spec: ImageSpec
     inputs: ImageInputs = NO_INPUTS
     timeout_s: float | None = None
-    caller: str = ""
+    caller: Caller = NO_CALLER

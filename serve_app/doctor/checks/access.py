@@ -25,6 +25,11 @@ def check_keys(settings: Settings, http: Mapping[str, Any]) -> Finding:
     url = settings.image_service_base_url or ""
     url_is_remote = urlsplit(url).hostname not in (*_LOOPBACK_NAMES, None)
     address = host_of(settings, http)
+    try:
+        settings.weights_by_key()
+    except SettingsError as error:
+        equal = ",".join("1" * len(settings.api_keys))
+        return fail("keys", problem_of(error), f"KEY_WEIGHTS={equal}")
     if short := [key for key in settings.api_keys if len(key) < _MIN_KEY_CHARS]:
         return warn(
             "keys",

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.core.caller import Caller
 from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
@@ -56,6 +57,16 @@ def test_a_refiner_without_steps_still_decodes() -> None:
         StageSegment(Stage.BASE, 4, last=False),
         StageSegment(Stage.REFINER, 4, last=True),
     )
+
+
+def test_a_sample_keeps_its_caller_on_its_way_and_batches_with_those_of_others() -> None:
+    caller = Caller("key:1", 3.0)
+    start: Sample[float] = new_sample("a", SPEC, SCHEDULE, Stage.BASE, caller=caller)
+    stepped = after_step(with_latents(with_profile(start, "p"), 1.0, 1), 0.5, (0.25,), 2)
+    snapshot = map_latents(stepped, str)
+    for sample in (stepped, snapshot, for_stage(snapshot, Stage.REFINER), without_tensors(stepped)):
+        assert sample.caller == caller
+    assert start.batch_key == replace(start, caller=Caller("key:2")).batch_key
 
 
 def test_a_step_returns_a_new_sample_and_leaves_the_old_one() -> None:

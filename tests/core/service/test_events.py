@@ -4,6 +4,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import pytest
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.keys import ModelKey
@@ -100,6 +101,6 @@ def test_what_travels_between_processes_arrives_equal() -> None:
     job = Job("a", "key:1", "o", 1.0, JobState.SUCCEEDED, None, RESULT)
     claim, claimed = IdempotencyClaim("s", "f", 7), ClaimResult("a", 7, is_owner=True)
     done = SegmentDone(SAMPLE, b"png", GpuTime(2.0), costs)
-    task = ImageTask(id="a", spec=SPEC, timeout_s=9.0, caller="key:1")
+    task = ImageTask(id="a", spec=SPEC, timeout_s=9.0, caller=Caller("key:1", 3.0))
     for value in (SAMPLE, Snapshot(SAMPLE), done, stats, IMAGE, task, job, claim, claimed):
         assert pickle.loads(pickle.dumps(value)) == value
