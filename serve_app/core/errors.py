@@ -214,6 +214,16 @@ class DeadlineExceeded(AuraError):
     code = "DEADLINE_EXCEEDED"
 
 
+class NumericFault(AuraError):
+    """The numbers of this image are not finite, on a replica that is well.
+
+    Neither caller nor service did wrong, and the same request ends like this again: at the device's
+    precision, this prompt, this guidance or these LoRAs overflow.
+    """
+
+    code = "NUMERIC_FAULT"
+
+
 class OperatorError(AuraError):
     """The installation is at fault: a setting, a checkpoint, a device."""
 
@@ -257,8 +267,11 @@ class ConfigsError(CheckpointError):
     """A single-file checkpoint has no complete folder to take configs and tokenizers from."""
 
 
-class NumericFault(OperatorError):
-    """A network's output is not finite, although its weights are: an overflow, or bad hardware."""
+class OutputNotFinite(OperatorError):
+    """A network's output is not finite when it is loaded, although its weights are.
+
+    The reason is an overflow, or bad hardware. For an image's output see `NumericFault`.
+    """
 
     code = "NUMERIC_FAULT"
 

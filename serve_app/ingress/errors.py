@@ -37,8 +37,9 @@ STATUSES: dict[type[core.AuraError], int] = {
     core.ImageTooLarge: 422,
     http.IdempotencyConflict: 422,
     core.RateLimited: 429,
-    core.JobFailed: 500,  # or the status of the job's own code
+    core.JobFailed: 500,  # in truth the status of the job's own code
     core.EngineFault: 500,
+    core.NumericFault: 500,
     core.ServiceError: 503,
     core.Overloaded: 503,
     core.Loading: 503,
@@ -53,6 +54,7 @@ _STATUS_OF_CODE = {kind.code: status for kind, status in STATUSES.items()}
 _MAX_WORD, _MAX_SENTENCE = 40, 300  # characters of a caller's text that a response repeats
 _LONG_WORD = re.compile(rf"(\S{{{_MAX_WORD}}})\S+")
 _MIN_RETRY, _MAX_RETRY = 1, 120  # seconds
+_INTERNAL_CODE = core.EngineFault.code
 _INTERNAL = "internal error; the service's log has the details under this request id"
 
 
@@ -65,8 +67,8 @@ def error_response(
     of the domain's fields.
     """
     status, code = _status_and_code(error)
-    if status == 500:
-        return ErrorResponse(500, "INTERNAL", _INTERNAL)
+    if code == _INTERNAL_CODE:
+        return ErrorResponse(500, code, _INTERNAL)
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -74,7 +76,7 @@ def error_response(
         headers["Retry-After"] = str(max(_MIN_RETRY, math.ceil(error.seconds)))
     if status == 503:
         headers["Retry-After"] = str(retry_after(owed_seconds))
-    if status in (409, 504):
+    if status in (409, 504) or code == core.NumericFault.code:
         headers["x-should-retry"] = "false"
     details = []
     if isinstance(error, core.InvalidRequest):
@@ -104,14 +106,16 @@ def respond(error: ErrorResponse, state: MutableMapping[str, Any]) -> JSONRespon
 def respond_to_exception(
     error: Exception, state: MutableMapping[str, Any], owed_seconds: float
 ) -> JSONResponse:
-    """Return the response to an exception; log the stack of an internal error."""
+    """Return the response to an exception; log a 500, an internal error with its stack."""
     door: Door = state["door"]
     response = error_response(error, owed_seconds, door.wire_names)
-    if response.status == 500:
-        fields = {"request_id": state["request_id"]}
+    fields = {"request_id": state["request_id"]}
+    if response.code == _INTERNAL_CODE:
         logger.error(
             "request %s failed", state["request_id"], exc_info=error, extra={"fields": fields}
         )
+    elif response.status == 500:
+        logger.warning("request %s: %s", state["request_id"], error, extra={"fields": fields})
     return respond(response, state)
 
 
@@ -133,8 +137,9 @@ def shorten(text: str) -> str:
 def _status_and_code(error: Exception) -> tuple[int, str]:
     """Return the status of the nearest class in the table, and the error's own code."""
     if isinstance(error, core.JobFailed):
-        return _STATUS_OF_CODE.get(error.code, 500), error.code
+        status = _STATUS_OF_CODE.get(error.code)
+        return (status, error.code) if status else (500, _INTERNAL_CODE)
     for kind in type(error).__mro__:
         if kind in STATUSES and isinstance(error, core.AuraError):
             return STATUSES[kind], error.code
-    return 500, "INTERNAL"
+    return 500, _INTERNAL_CODE

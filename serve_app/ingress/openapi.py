@@ -27,7 +27,7 @@ _ERROR_DESCRIPTIONS = {
     415: "The body has another media type",
     422: "Refused by a safety filter, too large for the device, or a reused idempotency key",
     429: "The caller's rate limit is used up; see Retry-After",
-    500: "Internal error",
+    500: "Internal error, or an image whose numbers are not finite",
     503: "The service can't answer now; see Retry-After",
     504: "Not ready within the time allowed",
 }

@@ -25,7 +25,7 @@ from serve_app.core.diffusion.sample import (
 )
 from serve_app.core.diffusion.solver import combine, solver_step
 from serve_app.core.diffusion.spec import LATENT_CHANNELS, ImageSpec
-from serve_app.core.errors import NumericFault, OperatorError, ProfileChanged, SafetyBlock
+from serve_app.core.errors import OperatorError, OutputNotFinite, ProfileChanged, SafetyBlock
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.work import BatchSize
 from serve_app.core.service.moderation import ImageFilter
@@ -205,8 +205,8 @@ class StageModel:
         Kernels split work over threads, and an uneven split treats slots differently: seen on CPU
         with 5 or 6 lanes on 2 threads, and with 7 threads at any number of lanes. Raises
         `OperatorError` when this machine breaks the promise of strict mode with these extensions,
-        and `NumericFault` when a result is not finite: NaN is unequal to itself, wherever it comes
-        from.
+        and `OutputNotFinite` when a result is not finite: NaN is unequal to itself, wherever it
+        comes from.
         """
         if not self.profile.strict:
             return
@@ -222,7 +222,7 @@ class StageModel:
             ]
             denoised = self._denoiser(x, inputs, lanes)
             if not denoised.isfinite().all():
-                raise NumericFault(
+                raise OutputNotFinite(
                     "the UNet's output is not finite (NaN or infinite)",
                     subject=self.profile.name,
                     remedy="Check the weights with: aura doctor --deep",

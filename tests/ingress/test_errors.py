@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from serve_app.core import errors
 from serve_app.ingress import http_errors
-from serve_app.ingress.door import ErrorResponse
+from serve_app.ingress.door import Door, ErrorResponse
 from serve_app.ingress.errors import (
     MAX_DETAILS,
     STATUSES,
@@ -18,6 +18,7 @@ from serve_app.ingress.errors import (
     shorten,
 )
 from serve_app.ingress.native.door import NATIVE
+from serve_app.ingress.openai.door import OPENAI
 
 
 def state() -> dict[str, Any]:
@@ -65,6 +66,31 @@ def test_every_named_error_but_the_operators_has_a_status(module: Any) -> None:
 def test_a_job_that_failed_has_the_status_of_its_own_error(kind: type[errors.AuraError]) -> None:
     failed = error_response(errors.JobFailed(kind.code, "no"), 0)
     assert (failed.status, failed.code) == (STATUSES[kind], kind.code)
+
+
+def test_a_job_that_failed_for_an_unknown_reason_tells_nothing_of_it() -> None:
+    failed = error_response(errors.JobFailed("WEIGHTS_NOT_FINITE", "/models/secret is damaged"), 0)
+    assert (failed.status, failed.code) == (500, "INTERNAL")
+    assert "secret" not in failed.message
+
+
+@pytest.mark.parametrize("later", [False, True])  # told by the job itself, or by the ledger
+@pytest.mark.parametrize("door", [NATIVE, OPENAI])
+def test_a_numeric_fault_keeps_its_code_and_its_sentence_and_asks_for_no_retry(
+    door: Door, caplog: pytest.LogCaptureFixture, *, later: bool
+) -> None:
+    fault = errors.NumericFault("the latents are not finite", remedy="Try a lower guidance")
+    error = errors.JobFailed(fault.code, str(fault)) if later else fault
+    with caplog.at_level(logging.WARNING, "aura.ingress"):
+        response = respond_to_exception(error, state() | {"door": door}, 0)
+    answered = error_in(response)
+    assert (response.status_code, answered["code"].upper()) == (500, "NUMERIC_FAULT")
+    assert answered["message"] == "the latents are not finite. Try a lower guidance"
+    assert response.headers["x-should-retry"] == "false"
+    (record,) = caplog.records
+    assert "id-7" in record.getMessage()
+    assert "the latents are not finite" in record.getMessage()
+    assert record.exc_info is None
 
 
 def test_the_stack_of_an_internal_error_is_in_the_log_only(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serve_app.core.diffusion.sample import Sample, StageSegment
-from serve_app.core.errors import OutOfMemory
+from serve_app.core.errors import AuraError, NumericFault, OutOfMemory
 from serve_app.core.service.jobs import Job, JobState
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.conductor import Conductor
@@ -53,13 +53,18 @@ async def test_a_job_has_the_time_of_its_request_in_rfc_3339(
     assert job["createdAt"] == "2025-12-31T23:59:59.999Z"
 
 
-async def test_a_job_that_failed_has_its_error(client: Client) -> None:
-    failing = FailingConductor(OutOfMemory("no room"), at=0)
+@pytest.mark.parametrize(
+    ("error", "status"), [(OutOfMemory("no room"), 503), (NumericFault("NaN"), 500)]
+)
+async def test_a_job_that_failed_has_its_error(
+    client: Client, error: AuraError, status: int
+) -> None:
+    failing = FailingConductor(error, at=0)
     process = client(failing)
-    assert (await post(process)).status_code == 503
+    assert (await post(process)).status_code == status
     job = (await process.get(f"/jobs/{failing.job_id}")).json()
     assert job["state"] == "failed"
-    assert job["error"] == {"code": "OUT_OF_MEMORY", "message": "no room"}
+    assert job["error"] == {"code": error.code, "message": error.problem}
 
 
 async def test_a_caller_who_leaves_cancels_the_job(client: Client) -> None:

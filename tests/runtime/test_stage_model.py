@@ -10,7 +10,7 @@ from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.errors import NumericFault, OperatorError
+from serve_app.core.errors import OperatorError, OutputNotFinite
 from serve_app.runtime.memory.memory_probe import lanes_for
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.noise import Noise
@@ -146,7 +146,9 @@ class NanDenoiser(ConstantDenoiser):
 
 
 def test_a_network_that_gives_nan_is_no_fault_of_the_cpu_threads() -> None:
-    with pytest.raises(NumericFault, match=r"output is not finite \(NaN or infinite\)") as refused:
+    with pytest.raises(
+        OutputNotFinite, match=r"output is not finite \(NaN or infinite\)"
+    ) as refused:
         analytic_model(NanDenoiser()).check_batch_invariance()
     assert refused.value.code == "NUMERIC_FAULT"
     assert "THREADS" not in str(refused.value)

@@ -36,6 +36,7 @@ async def test_a_caller_who_leaves_cancels_every_image(client: Client) -> None:
         (errors.Loading("not yet"), 503, "LOADING"),
         (errors.Draining("closing"), 503, "DRAINING"),
         (errors.DeadlineExceeded("too late"), 504, "DEADLINE_EXCEEDED"),
+        (errors.NumericFault("the latents are not finite"), 500, "NUMERIC_FAULT"),
         (errors.EngineFault("/secret/path"), 500, "INTERNAL"),
         (errors.CheckpointError("/secret/path"), 500, "INTERNAL"),
         (ValueError("/secret/path"), 500, "INTERNAL"),
@@ -61,7 +62,8 @@ async def test_a_failure_has_its_status_cancels_the_siblings_and_tells_no_secret
     assert ("retry-after" in answer.headers) == (status == 503)
     if status == 503:
         assert answer.headers["retry-after"] == "13"
-    assert answer.headers.get("x-should-retry") == ("false" if status == 504 else None)
+    no_retry = status == 504 or code == "NUMERIC_FAULT"
+    assert answer.headers.get("x-should-retry") == ("false" if no_retry else None)
 
 
 async def test_health_says_who_is_ready_and_why_not(
