@@ -9,13 +9,12 @@ import logging
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, assert_never
+from typing import Any
 
 from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.demand import Demand
 from serve_app.core.diffusion.sample import (
     Sample,
-    StageSegment,
     for_stage,
     new_sample,
     stage_segments,
@@ -35,9 +34,6 @@ from serve_app.core.service.events import (
     Generated,
     GeneratedImage,
     ImageEvent,
-    ReplicaStats,
-    SegmentDone,
-    Snapshot,
     StageEvent,
 )
 from serve_app.core.service.info import Health, HealthStatus, ModelInfo
@@ -51,25 +47,10 @@ from serve_app.core.service.metrics import (
 from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.deadline import Deadline
 from serve_app.deployments.image_metrics import recorded_image
+from serve_app.deployments.segment_run import MAX_LOSSES, SegmentRun
+from serve_app.deployments.stage_client import StageClient
 
 logger = logging.getLogger("aura.conductor")
-
-_MAX_LOSSES = 3  # replicas lost at the same step: then the image itself is what kills them
-
-
-class StageClient(Protocol):
-    """One stage, wherever its replicas are."""
-
-    def advance(
-        self, sample: Sample[Any], segment: StageSegment
-    ) -> AsyncGenerator[StageEvent, None]:
-        """Stream `SampleEvent`s and at last one `SegmentDone`; raise named errors.
-
-        Closing the stream cancels the sample.
-        """
-
-    async def stats(self) -> list[ReplicaStats]:
-        """Return the stats of each replica of the stage; an empty list while none is ready."""
 
 
 class Conductor:
@@ -95,6 +76,9 @@ class Conductor:
         self._backlog = Backlog(self._stages)
         self._meter = meter or InMemoryMeter()
         self._scale_to_zero = scale_to_zero
+        self._segment_run = SegmentRun(
+            self._stages, self._backlog, self._meter, self.default_timeout
+        )
         self._draining = False
         self._idle = asyncio.Event()
 
@@ -224,7 +208,7 @@ class Conductor:
         """Run all segments; again from the first step if the numeric profile changes."""
         clock = asyncio.get_running_loop().time
         first = image.sample
-        for attempt in range(_MAX_LOSSES):
+        for attempt in range(MAX_LOSSES):
             if attempt:
                 self._meter.record(IMAGES_RESUMED, reason=ResumeReason.PROFILE)
             image.sample, image.profiles = first, ()
@@ -232,7 +216,8 @@ class Conductor:
                 for segment in image.segments:
                     started = clock()
                     image.sample = for_stage(image.sample, segment.stage)
-                    async with aclosing(self._run_segment(image, segment, deadline)) as events:
+                    run = self._segment_run.events(image, segment, deadline)
+                    async with aclosing(run) as events:
                         async for event in events:
                             yield event
                     self._meter.record(STAGE_DURATION, clock() - started, stage=segment.stage)
@@ -241,45 +226,6 @@ class Conductor:
             except ProfileChanged as change:
                 logger.warning("%s starts again: %s", first.id, change)
         raise ReplicaLost("the replicas' numeric profile changed again and again")
-
-    async def _run_segment(
-        self, image: ImageInFlight, segment: StageSegment, deadline: Deadline | None
-    ) -> AsyncGenerator[StageEvent, None]:
-        """Run one segment, on as many replicas as it takes.
-
-        Each lost replica costs the steps since the last snapshot, and extends the deadline.
-        """
-        client, losses = self._stages[segment.stage], 0
-        while True:
-            try:
-                async with aclosing(client.advance(image.sample, segment)) as events:
-                    async for event in events:
-                        match event:
-                            case Snapshot(sample):
-                                image.sample, losses = sample, 0
-                                yield event
-                            case SegmentDone(sample, png, _, costs):
-                                image.sample, image.png = sample, png
-                                self._backlog.costs[segment.stage] = costs
-                                yield event
-                                return
-                            case _:
-                                assert_never(event)
-                raise EngineFault(f"the {segment.stage} stage ended without a result")
-            except ReplicaLost as loss:
-                losses += 1
-                if losses >= _MAX_LOSSES:
-                    raise
-                if deadline is not None:  # the time until the loss was noticed does not count
-                    deadline.extend(self.default_timeout())
-                self._meter.record(IMAGES_RESUMED, reason=ResumeReason.LOST)
-                logger.warning(
-                    "%s: %s; continuing at step %d of %d",
-                    image.sample.id,
-                    loss,
-                    image.sample.index,
-                    segment.stop,
-                )
 
 
 def _result(image: ImageInFlight) -> GeneratedImage:

@@ -18,7 +18,7 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, without_tensors
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import shortfalls
-from serve_app.core.service.events import ReplicaStats, SegmentDone, StageEvent
+from serve_app.core.service.events import Queued, ReplicaStats, SegmentDone, StageEvent
 from serve_app.core.service.metrics import InMemoryMeter, Meter
 from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.engine_metrics import EngineMetrics
@@ -144,6 +144,7 @@ class StageReplica:
         arrival = self._metrics.sample_arrived(sample.id, sample.stage)
         self._engine.submit(sample, segment, listen)
         try:
+            yield Queued()
             while True:
                 match await events.get():
                     case Failed(error):

@@ -82,6 +82,7 @@ class Engine:
         self._clock, self._on_step = clock, on_step
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._subscriptions: dict[str, Subscription] = {}
+        self._running: set[str] = set()  # samples whose listeners know that they run
         self._account = GpuTimeAccount()
         self._account.set_batch_sizes(models.batch_sizes)
         self._counters = _Counters()
@@ -160,6 +161,7 @@ class Engine:
             plan, began = self._scheduler.plan(), self._free_at
         if plan is None:
             return False
+        self._notify_turn(plan)
         try:
             results, image = self._run_plan(plan)
             with self._lock:
@@ -270,6 +272,20 @@ class Engine:
             notify(listener, Finished(last, image, gpu_time, self._account.cost_table))
         if plan.work is WorkKind.STEP:
             self._send_snapshots(results)
+
+    def _notify_turn(self, plan: Plan[torch.Tensor]) -> None:
+        """Let listeners know whose samples are on the device now, and whose wait again."""
+        if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
+            return
+        now = self._clock()
+        absent = self._running - {sample.id for sample in plan.samples}
+        for id in absent:
+            subscription = self._subscriptions.get(id)
+            if subscription is None or subscription.notify_absence(now):
+                self._running.discard(id)
+        for sample in plan.samples:
+            self._subscriptions[sample.id].notify_turn(sample.index, now)
+            self._running.add(sample.id)
 
     def _send_snapshots(self, stepped: list[DeviceSample]) -> None:
         now = self._clock()

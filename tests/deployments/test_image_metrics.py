@@ -32,8 +32,9 @@ from serve_app.core.service.metrics import (
     ResumeReason,
 )
 from serve_app.core.service.tasks import ImageTask
-from serve_app.deployments.conductor import Conductor, StageClient
+from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.image_metrics import outcome_of
+from serve_app.deployments.stage_client import StageClient
 from tests.support.engine_runs import NOISE
 from tests.support.stage_doubles import (
     BlockedStage,

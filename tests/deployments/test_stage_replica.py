@@ -13,7 +13,7 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, for_stage
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ProfileChanged
-from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot
+from serve_app.core.service.events import Progress, Queued, ReplicaStats, SegmentDone, Snapshot
 from serve_app.core.service.metrics import (
     IMAGES_CANCELLED,
     OWED_SECONDS,
@@ -63,7 +63,8 @@ async def test_a_sample_yields_snapshots_and_at_last_an_image(
     spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=40, guidance=5)
     segment = StageSegment(Stage.BASE, 40, last=True)
     events = [event async for event in replica.advance(sample_of(spec, "finished"), segment)]
-    assert all(isinstance(event, Snapshot) for event in events[:-1])
+    assert events[:2] == [Queued(), Progress(0)]
+    assert any(isinstance(event, Snapshot) for event in events)
     end = events[-1]
     assert isinstance(end, SegmentDone)
     assert end.png is not None
@@ -80,6 +81,7 @@ async def test_a_truncated_prompt_is_reported_with_the_image(replica: StageRepli
     for requested, cut in ((prompt, False), (f"{prompt} BREAK a red star", True)):
         spec = ImageSpec(prompt=requested, seed=1, width=128, height=128, steps=1, guidance=5)
         *_, end = [event async for event in replica.advance(sample_of(spec, "long"), segment)]
+        assert isinstance(end, SegmentDone)
         assert [warning.endswith('"a red star"') for warning in end.sample.warnings] == [True] * cut
 
 
@@ -197,10 +199,10 @@ async def test_one_replica_runs_base_and_refiner_and_has_loaded_both_when_it_is_
     spec = replace(SPEC, steps=3)
     segments = StageSegment(Stage.BASE, 2, last=False), StageSegment(Stage.REFINER, 3, last=True)
     (*_, begun) = [event async for event in combined.advance(sample_of(spec), segments[0])]
+    assert isinstance(begun, SegmentDone)
     handed_over = for_stage(begun.sample, Stage.REFINER)
     (*_, end) = [event async for event in combined.advance(handed_over, segments[1])]
     combined.close()
-    assert isinstance(begun, SegmentDone)
     assert begun.png is None
     assert isinstance(end, SegmentDone)
     assert end.png is not None

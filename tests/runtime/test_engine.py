@@ -19,6 +19,7 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaLost,
 )
+from serve_app.core.service.events import Progress, Queued
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Finished, StepRecord
 from serve_app.runtime.memory.model_cache import ModelCache
@@ -74,11 +75,11 @@ def test_a_cancelled_sample_takes_no_further_step_and_gets_no_event() -> None:
     engine.submit(sample_of(SPEC), END, heard)
     for _ in range(4):
         engine.turn()
-    steps = len(denoiser.batches)
+    steps, events = len(denoiser.batches), len(heard.events)
     engine.cancel("one", heard)
     drain(engine)
     assert len(denoiser.batches) == steps
-    assert not heard.events
+    assert len(heard.events) == events
     assert engine.stats().cancelled == 1
     engine.cancel("one", heard)
     engine.turn()
@@ -114,6 +115,32 @@ def test_snapshots_come_every_few_steps_and_not_too_often() -> None:
     while engine.turn():
         now[0] += 1 / 32
     assert [s.index for s in fast.snapshots] == [7, 14, 21, 28]
+
+
+def test_progress_comes_when_a_sample_enters_the_batch_and_once_a_second() -> None:
+    now, heard = [0.0], Heard()
+    engine = engine_over(ConstantDenoiser(), clock=lambda: now[0], snapshot_every=99)
+    sample = sample_of(replace(SPEC, steps=30))
+    engine.submit(sample, whole(sample), heard)
+    while engine.turn():
+        now[0] += 0.25
+    assert heard.events[:-1] == [Progress(0), *(Progress(index) for index in range(3, 30, 4))]
+
+
+def test_a_sample_that_others_overtake_waits_again_after_a_second() -> None:
+    now, slow = [0.0], Heard()
+    engine = engine_over(ConstantDenoiser(), clock=lambda: now[0], snapshot_every=99)
+    long = sample_of(replace(SPEC, steps=30), "long")
+    engine.submit(long, whole(long), slow)
+    engine.turn()
+    engine.turn()
+    for number in range(4):  # as many as step together, each of them more urgent
+        engine.submit(sample_of(SPEC, str(number)), END, Heard())
+    while engine.turn():
+        now[0] += 0.25
+    waited = slow.events.index(Queued())
+    assert slow.events[:waited] == [Progress(0)]
+    assert slow.events[waited + 1] == Progress(1)
 
 
 def test_a_snapshot_owns_its_memory() -> None:
@@ -215,7 +242,7 @@ def test_a_sample_sent_again_replaces_the_first_and_late_cancels_do_not_touch_it
     engine.submit(sample_of(SPEC), END, second)
     engine.cancel("one", first)
     drain(engine)
-    assert not first.events
+    assert first.events == [Progress(0)]
     assert second.finished
     assert engine.stats().cancelled == 0
 

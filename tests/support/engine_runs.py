@@ -39,7 +39,7 @@ class Heard:
 
     @property
     def ended(self) -> bool:
-        return any(not isinstance(e, Snapshot) for e in self.events)
+        return any(isinstance(e, Finished | Failed) for e in self.events)
 
     @property
     def finished(self) -> Finished:

@@ -21,6 +21,21 @@ from serve_app.core.service.jobs import JobResult
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """A replica has the sample, which waits there for its turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The sample is in the replica's running batch, about to take the step `index`.
+
+    Sent when the sample enters the batch, and at most once a second afterwards.
+    """
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot(Generic[L]):
     """A sample in the middle of its segment, from which another replica can continue it."""
 
@@ -60,7 +75,8 @@ class Generated:
     image: GeneratedImage
 
 
-SampleEvent = Snapshot[Any]  # of a sample in the middle of its segment, from the engine unchanged
+# Of a sample in the middle of its segment.
+SampleEvent = Queued | Progress | Snapshot[Any]
 StageEvent = SampleEvent | SegmentDone[Any]
 ImageEvent = StageEvent | Generated
 
@@ -109,7 +125,7 @@ async def last_image(
             match event:
                 case Generated(image):
                     return image
-                case Snapshot() | SegmentDone():
+                case Queued() | Progress() | Snapshot() | SegmentDone():
                     pass
                 case _:
                     assert_never(event)

@@ -22,6 +22,8 @@ from serve_app.core.service.events import (
     JobEvent,
     JobImageEvent,
     JobStarted,
+    Progress,
+    Queued,
     SegmentDone,
     Snapshot,
     last_image,
@@ -61,7 +63,7 @@ class Stream(Generic[E]):
 
 
 async def test_the_image_of_a_stream_is_what_its_last_event_brings() -> None:
-    events: list[ImageEvent] = [Snapshot(SAMPLE), DONE, Generated(IMAGE)]
+    events: list[ImageEvent] = [Queued(), Progress(0), Snapshot(SAMPLE), DONE, Generated(IMAGE)]
     stream, observed = Stream(*events), list[ImageEvent]()
     assert await last_image(stream.open(), observed.append) is IMAGE
     assert observed == events

@@ -1,0 +1,22 @@
+"""`StageClient`: the contract of whatever runs one stage of an image, wherever its replicas are."""
+
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
+
+from serve_app.core.diffusion.sample import Sample, StageSegment
+from serve_app.core.service.events import ReplicaStats, StageEvent
+
+
+class StageClient(Protocol):
+    """One stage, wherever its replicas are."""
+
+    def advance(
+        self, sample: Sample[Any], segment: StageSegment
+    ) -> AsyncGenerator[StageEvent, None]:
+        """Stream `SampleEvent`s and at last one `SegmentDone`; raise named errors.
+
+        Closing the stream cancels the sample.
+        """
+
+    async def stats(self) -> list[ReplicaStats]:
+        """Return the stats of each replica of the stage; an empty list while none is ready."""
