@@ -36,12 +36,12 @@ from serve_app.runtime.engine_events import (
     Finished,
     Listener,
     StepRecord,
-    Subscription,
     notify,
 )
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.stage_model import DeviceSample, HostSample, to_device, to_host
+from serve_app.runtime.subscriptions import Subscriptions
 
 logger = logging.getLogger("aura.engine")
 
@@ -81,8 +81,7 @@ class Engine:
         self._snapshot_every = snapshot_every
         self._clock, self._on_step = clock, on_step
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._subscriptions: dict[str, Subscription] = {}
-        self._running: set[str] = set()  # samples whose listeners know that they run
+        self._subscriptions = Subscriptions()
         self._account = GpuTimeAccount()
         self._account.set_batch_sizes(models.batch_sizes)
         self._counters = _Counters()
@@ -161,7 +160,8 @@ class Engine:
             plan, began = self._scheduler.plan(), self._free_at
         if plan is None:
             return False
-        self._notify_turn(plan)
+        if plan.work not in (WorkKind.LOAD, WorkKind.ATTACH):
+            self._subscriptions.notify_turn(plan.samples, self._clock())
         try:
             results, image = self._run_plan(plan)
             with self._lock:
@@ -206,7 +206,7 @@ class Engine:
             logger.exception("sample %s was not added", sample.id)
             notify(listener, Failed(to_domain_error(error)))
             return
-        self._subscriptions[sample.id] = Subscription(listener, sample.index, self._clock())
+        self._subscriptions.add(sample.id, listener, sample.index, self._clock())
 
     def _drop(self, id: str, listener: Listener) -> None:
         subscription = self._subscriptions.get(id)
@@ -273,20 +273,6 @@ class Engine:
         if plan.work is WorkKind.STEP:
             self._send_snapshots(results)
 
-    def _notify_turn(self, plan: Plan[torch.Tensor]) -> None:
-        """Let listeners know whose samples are on the device now, and whose wait again."""
-        if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
-            return
-        now = self._clock()
-        absent = self._running - {sample.id for sample in plan.samples}
-        for id in absent:
-            subscription = self._subscriptions.get(id)
-            if subscription is None or subscription.notify_absence(now):
-                self._running.discard(id)
-        for sample in plan.samples:
-            self._subscriptions[sample.id].notify_turn(sample.index, now)
-            self._running.add(sample.id)
-
     def _send_snapshots(self, stepped: list[DeviceSample]) -> None:
         now = self._clock()
         for sample in stepped:
@@ -320,4 +306,4 @@ class Engine:
     def _forget(self, id: str, *, wasted: bool) -> tuple[Listener, GpuTime]:
         """Drop what is kept for a sample; return its listener and its GPU time."""
         self.models.forget(id)
-        return self._subscriptions.pop(id).listener, self._account.finish(id, wasted=wasted)
+        return self._subscriptions.pop(id), self._account.finish(id, wasted=wasted)

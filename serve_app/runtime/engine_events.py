@@ -6,7 +6,6 @@ No engine and no event loop.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
 
 import torch
 
@@ -15,14 +14,11 @@ from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError
 from serve_app.core.scheduling.work import Plan
-from serve_app.core.service.events import Progress, Queued, SampleEvent
+from serve_app.core.service.events import SampleEvent
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.stage_model import HostSample
 
 logger = logging.getLogger("aura.engine")
-
-SNAPSHOT_GAP = 0.2  # seconds between two snapshots of a sample, which take about a millisecond each
-PROGRESS_GAP = 1.0  # seconds between two `Progress` events of a sample that goes on running
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,44 +40,6 @@ class Failed:
 
 Event = SampleEvent | Finished | Failed
 Listener = Callable[[Event], None]
-
-
-@dataclass(slots=True)
-class Subscription:
-    """Who listens to a sample, when it was last copied out, and what the listener knows of it.
-
-    Times are of the engine's clock.
-    """
-
-    listener: Listener
-    index: int
-    time: float
-    retried_alone: bool = False  # after running out of memory in a turn of its own
-    runs: bool = False  # as far as the listener knows
-    progress_time: float = -inf  # of the last `Progress`
-    turn_time: float = -inf  # when its last turn began
-
-    def takes_snapshot(self, index: int, now: float, every: int) -> bool:
-        """Return whether a snapshot is due after `every` steps, and note it if so."""
-        if index - self.index < every or now - self.time < SNAPSHOT_GAP:
-            return False
-        self.index, self.time = index, now
-        return True
-
-    def notify_turn(self, index: int, now: float) -> None:
-        """Let the listener know, before a turn, that the sample takes part in it."""
-        self.turn_time = now
-        if not self.runs or now - self.progress_time >= PROGRESS_GAP:
-            self.runs, self.progress_time = True, now
-            notify(self.listener, Progress(index))
-
-    def notify_absence(self, now: float) -> bool:
-        """Let the listener know if the sample has had no turn for a while; return whether so."""
-        if now - self.turn_time < PROGRESS_GAP:
-            return False
-        self.runs = False
-        notify(self.listener, Queued())
-        return True
 
 
 @dataclass(frozen=True, slots=True)
