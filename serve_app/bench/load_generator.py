@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from serve_app.simulator.traces import Arrival
-from serve_app.testing.sleeping_stage import SCALE
+from serve_app.testing.sleeping_networks import SCALE
 
 _MAX_OPEN_REQUESTS = 512
 _TIMEOUT = 600.0  # seconds

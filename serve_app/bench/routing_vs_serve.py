@@ -29,7 +29,8 @@ from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.policies import route_by_owed_work, route_by_requests
 from serve_app.simulator.summary import percentile
 from serve_app.simulator.traces import Arrival, RequestMix, Workload, draw_trace
-from serve_app.testing.sleeping_stage import SCALE, SleepingStage, ingress_config, stage_config
+from serve_app.testing.sleeping_networks import SCALE
+from serve_app.testing.sleeping_stage import SleepingStage, ingress_config, stage_config
 
 _APP, _STAGE = "bench", "BaseGenerator"
 _GPUS, _SIZE = 4, BatchSize(4, 8)

@@ -26,6 +26,16 @@ class GpuSpeed:
         default_factory=dict  # measured, by stage, width, height and lanes
     )
 
+    def scaled(self, factor: float) -> "GpuSpeed":
+        """Return the GPU on which every turn takes `factor` times as long."""
+        return GpuSpeed(
+            self.tflops / factor,
+            self.vae_tflops / factor,
+            self.overhead_seconds * factor,
+            self.prompt_seconds * factor,
+            {size: seconds * factor for size, seconds in self.step_seconds.items()},
+        )
+
     def step(self, stage: Stage, width: int, height: int, lanes: int) -> float:
         """Return the seconds of one UNet call; sizes are in pixels."""
         measured = self.step_seconds.get((stage, width, height, lanes))

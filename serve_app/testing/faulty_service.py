@@ -1,0 +1,58 @@
+"""The whole application over a stated number of sleeping replicas, for tests that break it."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from ray.serve import Application
+
+from serve_app.config.app_args import DeploymentScale
+from serve_app.core.diffusion.spec import Stage
+from serve_app.deployments.graph import bind_graph, deploy_stage
+from serve_app.deployments.ray_metrics import RayMeter
+from serve_app.ingress.access import AccessPolicy, digests
+from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.testing.sleeping_stage import SleepingStage, ingress_config, stage_config
+
+ORIGIN = "https://pages.example"  # of pages that may call the application
+DEPLOYMENTS = {Stage.BASE: "BaseGenerator", Stage.REFINER: "Refiner"}
+
+
+class FaultyArgs(BaseModel):
+    """The `args:` of the application."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ledger: Path
+    strikes: Path  # see `SleepingDenoiser`
+    base: int = 2  # replicas
+    refiner: int = 2
+    ingress: int = 1
+    images: int = 4  # that step together
+    seconds_scale: float = 1.0  # of every turn's time
+    drain_seconds: float = 60.0
+    keys: tuple[str, ...] = ()  # API keys
+
+
+def build(args: FaultyArgs) -> Application:
+    """Return the service's own graph over sleeping replicas, which need no GPU."""
+    speed = speed_of(args)
+    base, refiner = (
+        deploy_stage(
+            SleepingStage,
+            DEPLOYMENTS[stage],
+            DeploymentScale(min_replicas=replicas),
+            images=args.images,
+            gpus=0,
+            drain=args.drain_seconds,
+        ).bind(stage_config(stage, images=args.images), speed, RayMeter, args.strikes)
+        for stage, replicas in ((Stage.BASE, args.base), (Stage.REFINER, args.refiner))
+    )
+    access = AccessPolicy(keys=digests(args.keys), origins=(ORIGIN,))
+    config = ingress_config(refiner=True, access_policy=access)
+    ingress = DeploymentScale(min_replicas=args.ingress)
+    return bind_graph(config, args.ledger, base, refiner, ingress, args.drain_seconds)
+
+
+def speed_of(args: FaultyArgs) -> GpuSpeed:
+    """Return the pretended speed of the replicas."""
+    return GpuSpeed().scaled(args.seconds_scale)

@@ -1,0 +1,187 @@
+"""Networks that sleep for a stated time, and fail at the step that a prompt names.
+
+A size in pixels counts as one `SCALE` times as wide and high, so that latents and images are small
+and nothing but the sleep takes time. The latents are a function of the request and of every step
+taken, and the picture is a digest of the last latents: a step that was skipped, repeated, taken by
+the other stage or with another image's prompt shows in every pixel. The denoiser multiplies and
+adds, which rounds alike in every slot of a batch, so that the bits do not depend on the neighbours.
+"""
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b, shake_128
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
+from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.runtime.networks.conditioning import Conditioner, Conditioning
+from serve_app.runtime.networks.denoiser import DenoiserInput
+from serve_app.runtime.networks.text_encoders import TokenizedPrompt
+from serve_app.runtime.networks.vae import RgbImage
+from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.testing.fault import Fault, FaultKind, parse_fault
+
+SCALE = 4
+NOISE = NoiseConfig.from_scheduler_config({})
+_PICTURE = (8, 8, 3)
+_leaked: list[bytearray] = []
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SleepingConditioning(Conditioning):
+    """Conditioning with what the sleeping denoiser makes of it."""
+
+    tone: float = 0.0  # in [0, 1), a digest of the prompts and the guidance
+    image: str = ""  # a digest of what tells images apart
+    fault: Fault | None = None
+    fault_timestep: float = math.nan  # of the fault's step
+
+
+class SleepingConditioner(Conditioner):
+    """A `Conditioner` that reads the fault of a prompt and finds the timestep of its step."""
+
+    def condition(
+        self, spec: ImageSpec, extensions: tuple[ExtensionRef, ...] = ()
+    ) -> SleepingConditioning:
+        """See `Conditioner`."""
+        plain, timestep = super().condition(spec, extensions), math.nan
+        fault = parse_fault(spec.prompt)
+        if fault is not None:
+            schedule = make_schedule(NOISE, spec.sampler, spec.steps, spec.strength, spec.handoff)
+            if fault.step < len(schedule.timesteps):
+                timestep = schedule.timesteps[fault.step]
+        image = repr((spec.prompt, spec.seed, spec.steps, spec.latent_shape)).encode()
+        prompts = repr((spec.prompt, spec.negative_prompt, spec.guidance)).encode()
+        return SleepingConditioning(
+            plain.positive,
+            plain.negative,
+            plain.guidance_scale,
+            plain.chunks,
+            plain.warnings,
+            tone=int.from_bytes(blake2b(prompts, digest_size=4).digest()) / 2**32,
+            image=blake2b(image, digest_size=8).hexdigest(),
+            fault=fault,
+            fault_timestep=timestep,
+        )
+
+
+class SleepingDenoiser:
+    """A `Denoiser` that takes the stated time, with the faults that the images' prompts name.
+
+    A fault that happens a limited number of times is counted by files in the folder `strikes`,
+    which outlive the replica. Without the folder there are no faults.
+    """
+
+    def __init__(self, stage: Stage, speed: GpuSpeed, strikes: Path | None = None) -> None:
+        self._stage, self._speed, self._strikes = stage, speed, strikes
+
+    def __call__(
+        self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
+    ) -> torch.Tensor:
+        """Sleep for one step, then return the denoised latents."""
+        height, width = (8 * SCALE * side for side in x.shape[-2:])
+        faults = [self._fault(at) for at in inputs]
+        slowest = max((f.size for f in faults if f and f.kind is FaultKind.SLOW), default=1.0)
+        time.sleep(slowest * self._speed.step(self._stage, width, height, lanes))
+        for fault in faults:
+            if fault is not None:
+                _act(fault)
+        keep = x.new_tensor([0.5 / (1.0 + at.sigma) for at in inputs]).view(-1, 1, 1, 1)
+        tone = x.new_tensor([self._tone(at) for at in inputs]).view(-1, 1, 1, 1)
+        denoised = x * keep + tone
+        for row, fault in enumerate(faults):
+            if fault is not None and fault.kind is FaultKind.NAN:
+                denoised[row] = math.nan
+        return denoised
+
+    def _tone(self, at: DenoiserInput) -> float:
+        """Return what a step adds, which differs by prompt, step and stage."""
+        tone = at.conditioning.tone if isinstance(at.conditioning, SleepingConditioning) else 0.0
+        return math.sin(at.timestep + 7.0 * tone + (self._stage is Stage.REFINER))
+
+    def _fault(self, at: DenoiserInput) -> Fault | None:
+        """Return the fault that happens to an image at this step."""
+        conditioning = at.conditioning
+        if not isinstance(conditioning, SleepingConditioning):
+            return None
+        fault = conditioning.fault
+        if fault is None or conditioning.fault_timestep != at.timestep or self._strikes is None:
+            return None
+        if fault.times is None or _strike(self._strikes, conditioning.image, fault.times):
+            return fault
+        return None
+
+
+class SleepingVae:
+    """An `ImageCodec` that takes the stated time and returns a small digest of the latents."""
+
+    def __init__(self, speed: GpuSpeed) -> None:
+        self._speed = speed
+
+    def decode(self, latents: torch.Tensor) -> RgbImage:
+        """Sleep for one decode, then return the image."""
+        height, width = (8 * SCALE * side for side in latents.shape[-2:])
+        time.sleep(self._speed.decode(width, height))
+        digest = shake_128(latents.contiguous().numpy().tobytes()).digest(math.prod(_PICTURE))
+        return np.frombuffer(digest, np.uint8).reshape(_PICTURE).copy()
+
+    def encode(self, image: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
+        """Sleep for as long as a decode, then return latents that depend on image and noise."""
+        time.sleep(self._speed.decode(SCALE * image.shape[1], SCALE * image.shape[0]))
+        digest = blake2b(np.ascontiguousarray(image).tobytes(), digest_size=4).digest()
+        return posterior_noise * 0.5 + int.from_bytes(digest) / 2**32
+
+
+class SleepingTextEncoders:
+    """`TextEncoders` that take the stated time and return zeros."""
+
+    def __init__(self, speed: GpuSpeed) -> None:
+        self._speed = speed
+
+    def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
+        """Return an empty prompt."""
+        return TokenizedPrompt(((),), ())
+
+    def encode(
+        self, prompt: TokenizedPrompt, chunks: int, extensions: tuple[ExtensionRef, ...] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sleep for one prompt, then return embeddings and the pooled embedding."""
+        time.sleep(self._speed.prompt_seconds)
+        return torch.zeros(77 * chunks, 8), torch.zeros(4)
+
+
+def _strike(folder: Path, image: str, times: int) -> bool:
+    """Count one more strike at an image; return whether there were fewer than `times` before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(times):
+        with suppress(FileExistsError):
+            (folder / f"{image}-{number}").touch(exist_ok=False)
+            return True
+    return False
+
+
+def _act(fault: Fault) -> None:
+    """Do to this process what the fault says; return if the step goes on."""
+    match fault.kind:
+        case FaultKind.HANG:
+            threading.Event().wait()
+        case FaultKind.KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case FaultKind.STOP:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case FaultKind.FAIL:
+            raise RuntimeError("a fault that the prompt asks for")
+        case FaultKind.LEAK:
+            _leaked.append(bytearray(os.urandom(int(fault.size * 2**20))))
+        case FaultKind.SLOW | FaultKind.NAN:
+            pass

@@ -1,0 +1,83 @@
+"""`Verdict`: what an answer is, for every request that a test sends."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from serve_app.testing.faulty_service import ORIGIN
+from tests.e2e.chaos.bodies import expected_pixels, pixels_of
+from tests.e2e.chaos.load import Answer
+
+_RETRY_LATER = (429, 503)  # which must say when
+
+
+class Kind(StrEnum):
+    """The classes of answers."""
+
+    MADE = "made"  # 201 and the right pixels
+    WRONG = "wrong picture"
+    ERROR = "named error"  # in JSON, with CORS, and Retry-After where it is due
+    LEFT = "client left"  # on purpose
+    OTHER = "anything else"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The class of an answer, and what exactly it was."""
+
+    kind: Kind
+    detail: str  # such as "503 OVERLOADED"
+
+    def __str__(self) -> str:
+        """Return the kind alone where it says all."""
+        return self.kind if self.kind in (Kind.MADE, Kind.LEFT) else self.detail
+
+
+def judge(answer: Answer) -> Verdict:
+    """Return the class of an answer to a body of `image_body`."""
+    if answer.left:
+        return Verdict(Kind.LEFT, "")
+    if answer.status == 0:
+        return Verdict(Kind.OTHER, answer.failure)
+    try:
+        content = json.loads(answer.body)
+    except ValueError:
+        kind = answer.headers.get("content-type", "no type")
+        return Verdict(Kind.OTHER, f"{answer.status} in {kind}")
+    if answer.status == 201:
+        (picture,) = content["images"]
+        if pixels_of(picture) == expected_pixels(answer.call.body):
+            return Verdict(Kind.MADE, "201")
+        return Verdict(Kind.WRONG, "201 with a wrong picture")
+    return _judge_error(answer, content)
+
+
+def _judge_error(answer: Answer, content: object) -> Verdict:
+    error = content.get("error") if isinstance(content, dict) else None
+    if not isinstance(error, dict) or not {"code", "message"} <= set(error):
+        return Verdict(Kind.OTHER, f"{answer.status} without a named error")
+    detail = f"{answer.status} {error['code']}"
+    if answer.headers.get("access-control-allow-origin") != ORIGIN:
+        return Verdict(Kind.OTHER, f"{detail} without CORS")
+    if answer.status in _RETRY_LATER and not answer.headers.get("retry-after", "").isdigit():
+        return Verdict(Kind.OTHER, f"{detail} without Retry-After")
+    return Verdict(Kind.ERROR, detail)
+
+
+def count(answers: Iterable[Answer]) -> Counter[str]:
+    """Return how often each class occurs; errors by status and code."""
+    return Counter(str(judge(answer)) for answer in answers)
+
+
+def by_kind(answers: Iterable[Answer], kind: Kind) -> list[Answer]:
+    """Return the answers of one class."""
+    return [answer for answer in answers if judge(answer).kind is kind]
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """Return the smallest value that at least this share of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
