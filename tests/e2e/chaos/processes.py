@@ -29,11 +29,11 @@ class Processes:
 
     def proxy(self) -> psutil.Process:
         """Return Serve's HTTP proxy."""
-        return self._one("ray::ProxyActor")
+        return self._oldest("ray::ProxyActor")
 
     def controller(self) -> psutil.Process:
         """Return Serve's controller."""
-        return self._one("ray::ServeController")
+        return self._oldest("ray::ServeController")
 
     def ingress(self) -> psutil.Process:
         """Return the oldest ingress replica."""
@@ -41,9 +41,9 @@ class Processes:
 
     def ledger(self) -> psutil.Process:
         """Return the ledger."""
-        return self._one(f"ray::ServeReplica:{self.app}:Ledger")
+        return self._oldest(f"ray::ServeReplica:{self.app}:Ledger")
 
-    def _one(self, title: str) -> psutil.Process:
+    def _oldest(self, title: str) -> psutil.Process:
         return until(lambda: self._find(title) or None)[0]
 
     def _find(self, title: str) -> list[psutil.Process]:

@@ -39,8 +39,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for stage in Stage
     ]
     info = service_info(refiner=True)
-    stages = [LocalStage(replica) for replica in replicas]
-    conductor = Conductor(*stages, info.models, refiner_name=info.refiner)
+    base, refiner = (LocalStage(replica) for replica in replicas)
+    conductor = Conductor(base, refiner, info.models, refiner_name=info.refiner)
     policy = AccessPolicy(origins=(ORIGIN,))
     config = HttpConfig(info=info, access_policy=policy)
     ingress = open_ingress(config, conductor, Ledger(None), InMemoryMeter(), _cancel_nowhere)
