@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +15,9 @@ from pathlib import Path
 import psutil
 
 from serve_app.cli.runner_report import Report, ReportReader
+from serve_app.cli.session import end_session, kill_all, processes_of, runs
 
 _SYSTEM = ("raylet", "gcs_server")  # the processes that Ray can't do without
-_END_SECONDS = 3.0  # in which processes that were told to end should be gone
-_POLL_SECONDS = 0.1
 
 
 class Runner:
@@ -60,39 +58,16 @@ class Runner:
             for child in psutil.Process(self._process.pid).children():
                 if child not in self._system and (name := child.name()) in _SYSTEM:
                     self._system[child] = name
-        return next((name for child, name in self._system.items() if not _runs(child)), None)
+        return next((name for child, name in self._system.items() if not runs(child)), None)
 
-    def end(self) -> None:
-        """Kill what is left of the session, and return when all of it is gone."""
-        deadline = time.monotonic() + _END_SECONDS
-        while self._session() and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        while left := self._session():
-            for process in left:
-                with suppress(psutil.Error):
-                    process.kill()
-            self._process.poll()  # or else it stays as a zombie
-            time.sleep(_POLL_SECONDS)
-        self._process.wait()
+    def end(self) -> tuple[str, ...]:
+        """End what is left of the session; return the processes that no signal ends."""
+        left = end_session(lambda: processes_of(self._process.pid))
+        self._process.poll()  # or else it stays as a zombie
+        if self._process.stdin:
+            self._process.stdin.close()
+        return left
 
     def kill(self) -> None:
         """Kill the whole session at once."""
-        for process in self._session():
-            with suppress(psutil.Error):
-                process.kill()
-
-    def _session(self) -> list[psutil.Process]:
-        """Return the processes of the session that run, this one's child among them."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(OSError, psutil.Error):
-                if os.getsid(process.pid) == self._process.pid and _runs(process):
-                    found.append(process)
-        return found
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+        kill_all(processes_of(self._process.pid))

@@ -5,7 +5,7 @@ It calls no function of Ray, each of which may block for ever once Ray is broken
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
@@ -47,8 +47,8 @@ class SupervisedRunner(Protocol):
     def kill(self) -> None:
         """Kill the whole session at once."""
 
-    def end(self) -> None:
-        """Kill what is left of the session, and return when all of it is gone."""
+    def end(self) -> tuple[str, ...]:
+        """End what is left of the session; return the processes that no signal ends."""
 
 
 class Phase(IntEnum):
@@ -88,7 +88,7 @@ class Supervisor:
         self._status: Status | None = None
 
     def run(self) -> int:
-        """Return the exit code, when no process of the service is left."""
+        """Return the exit code, when no process of the service is left that can be ended."""
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
         try:
@@ -98,9 +98,9 @@ class Supervisor:
             self._runner.kill()
             raise
         self._take_reports()
-        self._runner.end()
+        left = self._runner.end()
         self._show_status(None)
-        return self._result()
+        return self._result(left)
 
     def _continue(self) -> bool:
         """Return whether to wait on; if not, the session has been killed."""
@@ -188,9 +188,12 @@ class Supervisor:
             print_error(error)
             self._error = code
 
-    def _result(self) -> int:
+    def _result(self, left: tuple[str, ...]) -> int:
         code = self._runner.exit_code
-        if self._error is None and not self._signals:
+        if left:
+            print_error(_unkillable(left))
+            self._error = FAILED if self._error is None else self._error
+        elif self._error is None and not self._signals:
             how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
             self._fail(OperatorError(f"the process that runs Ray ended {how}"))
         if self._error is None:
@@ -214,6 +217,15 @@ def _lost(how: str) -> OperatorError:
     return OperatorError(
         f"Ray is lost ({how}), so the service is ended",
         remedy="Start it again; under systemd or Docker that happens by itself",
+    )
+
+
+def _unkillable(processes: Sequence[str]) -> OperatorError:
+    return OperatorError(
+        "can't be killed, and keeps its memory and its GPU: the kernel waits for a device or a "
+        "file system that does not respond",
+        subject=f"process {', '.join(processes)}",
+        remedy="Mend that, or restart the machine",
     )
 
 

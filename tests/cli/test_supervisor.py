@@ -13,13 +13,19 @@ from serve_app.cli.supervisor import Supervisor
 class ScriptedRunner:
     """A runner without a process: each turn it reports what the script has next."""
 
-    def __init__(self, *turns: tuple[float, list[Report]], ends_with: int | None = None) -> None:
+    def __init__(
+        self,
+        *turns: tuple[float, list[Report]],
+        ends_with: int | None = None,
+        left: tuple[str, ...] = (),
+    ) -> None:
         self.now = 0.0
         self.exit_code: int | None = None
         self.killed_at: float | None = None
         self.stops = 0
         self._turns = list(turns)
         self._ends_with = ends_with
+        self._left = left
 
     def clock(self) -> float:
         return self.now
@@ -44,8 +50,9 @@ class ScriptedRunner:
         self.killed_at = self.now
         self.exit_code = -9
 
-    def end(self) -> None:
+    def end(self) -> tuple[str, ...]:
         assert self.exit_code is not None
+        return self._left
 
 
 CONNECTED = Report(Kind.CONNECTED, "/nowhere")
@@ -121,11 +128,41 @@ def test_an_error_of_the_start_is_shown_with_its_exit_code(
     assert run(runner, capsys) == (2, "error X=1 is wrong. Set X=2")
 
 
+@pytest.mark.parametrize(
+    ("turns", "lines"),
+    [
+        (READY, ()),  # it ended unasked, which the processes that are left explain
+        ([CONNECTED, Report(Kind.FAILED, "is wrong", exit_code=2)], ("error is wrong",)),
+    ],
+)
+def test_processes_that_no_signal_ends_are_named_and_are_a_failure(
+    capsys: pytest.CaptureFixture[str], turns: list[Report], lines: tuple[str, ...]
+) -> None:
+    left = ("41 (raylet)", "43 (ray::Replica)")
+    code, shown = run(ScriptedRunner((0, turns), ends_with=0, left=left), capsys)
+    assert code != 0
+    *before, last = shown.splitlines()
+    assert tuple(before) == lines
+    assert last.startswith("error process 41 (raylet), 43 (ray::Replica) can't be killed, and keep")
+
+
+def test_a_stop_that_leaves_a_process_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = Interrupted((0, READY), at=(1, 30), left=("41 (raylet)",))
+    code, shown = run(stopped, capsys)
+    assert code == 1
+    assert shown.startswith("error process 41 (raylet) can't be killed")
+
+
 class Interrupted(ScriptedRunner):
     """A runner that does not end by itself; some turns are interrupted by a signal."""
 
-    def __init__(self, *turns: tuple[float, list[Report]], at: tuple[float, ...]) -> None:
-        super().__init__(*turns)
+    def __init__(
+        self,
+        *turns: tuple[float, list[Report]],
+        at: tuple[float, ...],
+        left: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(*turns, left=left)
         self._at = list(at)
 
     def reports(self) -> Iterator[Report]:
