@@ -30,6 +30,7 @@ def print_summary(settings: Settings, http: Mapping[str, Any], logs: Path) -> No
         table.add_row("", f"and those of {settings.models_file}")
     if checkpoint is None:
         table.add_row("", "[yellow]for real images: aura download[/]")
+    table.add_row("docs", f"{address}/docs")
     table.add_row("terms", f"{address}/licenses")
     table.add_row("try", f"curl {address}/health")
     if settings.metrics_port:
