@@ -52,9 +52,16 @@ ENV PATH=/opt/aura/bin:$PATH \
 USER 1000
 WORKDIR /home/aura
 EXPOSE 4000
-# /livez says that the process answers; /health is 503 while the models load.
+# /livez says that the process answers; /health is 503 while the models load. Where the service
+# listens on every address, loopback is asked, and otherwise the one that HOST names.
 HEALTHCHECK --start-period=5m --interval=15s --timeout=5s \
-  CMD ["sh", "-c", "wget -q -T 4 -t 1 -O /dev/null http://127.0.0.1:${BACKEND_PORT:-4000}/livez"]
+  CMD ["sh", "-c", "host=${AURA_HOST:-$HOST}; case $host in \
+      ''|0.0.0.0) host=127.0.0.1 ;; \
+      ::|'[::]') host='[::1]' ;; \
+      '['*) ;; \
+      *:*) host=\"[$host]\" ;; \
+    esac; port=${AURA_BACKEND_PORT:-${BACKEND_PORT:-4000}}; \
+    wget -q -T 4 -t 1 -O /dev/null \"http://$host:$port/livez\""]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--"]
 CMD ["aura", "up"]

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,33 @@ def test_the_image_runs_as_a_numbered_user_from_a_base_with_a_tag() -> None:
     (health,) = steps("HEALTHCHECK")
     assert "/livez" in health
     assert not {"ADD", "MAINTAINER"} & {step["instruction"] for step in STEPS}
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"HOST": "0.0.0.0"}, "127.0.0.1:4000"),
+        ({}, "127.0.0.1:4000"),
+        ({"HOST": "::", "BACKEND_PORT": "8000"}, "[::1]:8000"),
+        ({"HOST": "[::]"}, "[::1]:4000"),
+        ({"HOST": "192.168.1.5"}, "192.168.1.5:4000"),
+        ({"HOST": "fd00::7"}, "[fd00::7]:4000"),
+        ({"HOST": "[fd00::7]"}, "[fd00::7]:4000"),
+        ({"HOST": "0.0.0.0", "AURA_HOST": "10.0.0.7", "AURA_BACKEND_PORT": "9"}, "10.0.0.7:9"),
+    ],
+)
+def test_the_health_check_asks_where_the_service_listens(
+    tmp_path: Path, settings: dict[str, str], asked: str
+) -> None:
+    """A `wget` that prints its address stands in for the image's."""
+    wget = tmp_path / "wget"
+    wget.write_text('#!/bin/sh\nfor address; do :; done; echo "$address"\n')
+    wget.chmod(0o755)
+    (health,) = steps("HEALTHCHECK")
+    command = json.loads(health.partition(" CMD ")[2])
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **settings}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"http://{asked}/livez\n"
 
 
 def test_only_the_service_is_published_beyond_this_machine() -> None:
