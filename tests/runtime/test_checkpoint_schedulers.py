@@ -194,6 +194,26 @@ def test_the_comparison_would_notice_another_sampler(
         assert demo.distance(SPEC, scheduler=stock.scheduler(sampler)) > 5 * LEVELS
 
 
+def test_a_tcd_folder_is_drawn_by_the_sampler_that_is_nearest_to_stocks(
+    demo: Path, engines: Engines, stock: Stock, tmp_path: Path
+) -> None:
+    folder = with_scheduler(demo, tmp_path / "tcd", "TCDScheduler", {})
+    checkpoint = inspect(folder, Stage.BASE)
+    own = diffusers.TCDScheduler.from_pretrained(folder, subfolder="scheduler")
+    assert checkpoint.sampler_warnings
+    spec = replace(SPEC, steps=4, guidance=1.0)
+    theirs = pipeline_image(stock.base, spec, scheduler=own)
+    means = {}
+    for sampler in (checkpoint.defaults.sampler, Sampler.EULER_TRAILING, Sampler.LCM):
+        noise = checkpoint.noise_config
+        (picture,) = run_images(engines(), [(replace(spec, sampler=sampler), None)], noise)
+        means[sampler] = float(np.abs(picture.astype(np.int16) - theirs).mean())
+    print(f"mean distance, of 255: {means}")
+    assert min(means, key=means.__getitem__) is Sampler.DDIM_TRAILING
+    assert means[Sampler.DDIM_TRAILING] < 0.5
+    assert means[Sampler.LCM] > 5  # the control
+
+
 def test_a_folder_of_a_v_prediction_model_with_zero_terminal_snr_is_stocks(
     demo: Path, cpu: Device, tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
 No files: the caller passes names and metadata. A checkpoint distilled to few steps needs other
 defaults than SDXL, and its name says so. The table follows the model cards of SDXL-Turbo,
-SDXL-Lightning, Hyper-SD (ByteDance), LCM-SDXL, DMD2 and PCM; their guidance 0 (off) is 1 here.
+SDXL-Lightning, Hyper-SD (ByteDance), LCM-SDXL, TCD, DMD2 and PCM; their guidance 0 (off) is 1 here.
 """
 
 import re
@@ -41,13 +41,16 @@ class DistilledFamily:
     sampler: Sampler
 
 
+_LCM = re.compile(r"(?<![a-z])lcm(?![a-z])")
+_TCD = re.compile(r"(?<![a-z])tcd(?![a-z])")
 _FAMILIES = (  # LCM last: a merge has both names, such as "lightning-lcm"
     DistilledFamily(re.compile("lightning"), 4, frozenset({2, 4, 8}), Sampler.EULER_TRAILING),
     DistilledFamily(re.compile("hyper[ _-]?sd"), 4, frozenset({2, 4, 8}), Sampler.DDIM_TRAILING),
     DistilledFamily(TURBO, 4, frozenset({1, 2, 3, 4}), Sampler.EULER_A_TRAILING),
     DistilledFamily(DMD2, 4, frozenset(range(4, 9)), Sampler.LCM),
     DistilledFamily(PCM, 4, frozenset({2, 4, 8, 16}), Sampler.DDIM_TRAILING),
-    DistilledFamily(re.compile(r"(?<![a-z])lcm(?![a-z])"), 4, frozenset(range(2, 9)), Sampler.LCM),
+    DistilledFamily(_TCD, 4, frozenset(range(2, 9)), Sampler.DDIM_TRAILING),
+    DistilledFamily(_LCM, 4, frozenset(range(2, 9)), Sampler.LCM),
 )
 
 
@@ -57,10 +60,8 @@ def defaults_of(names: Iterable[str], scheduler: CheckpointScheduler) -> ModelDe
     The scheduler's sampler is the default. Under the name of a distilled family it must be one for
     few steps, or else the family's takes its place: many conversions keep SDXL's.
     """
-    words = " ".join(names).lower()
+    words = " ".join([*names, scheduler.family]).lower()
     own = scheduler.sampler
-    if own.solver is Solver.LCM:
-        words += " lcm"
     for family in _FAMILIES:
         if family.pattern.search(words):
             named = {int(number) for number in _STEPS.findall(words)} & family.step_counts
@@ -71,4 +72,5 @@ def defaults_of(names: Iterable[str], scheduler: CheckpointScheduler) -> ModelDe
 
 def _is_for_few_steps(scheduler: CheckpointScheduler) -> bool:
     noise, own = scheduler.noise, scheduler.sampler
-    return bool(noise.edm or own.solver is Solver.LCM or noise.timestep_spacing == "trailing")
+    is_trailing = "trailing" in (noise.timestep_spacing, own.spacing)
+    return bool(noise.edm or own.solver is Solver.LCM or is_trailing)

@@ -30,6 +30,7 @@ class CheckpointScheduler:
     noise: NoiseConfig
     sampler: Sampler = Sampler.EULER
     warnings: tuple[str, ...] = ()  # what of its scheduler has no equal
+    family: str = ""  # the distilled models that its class is for, as in `model_defaults`
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class _SchedulerClass:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # where they differ from elsewhere
     has_equal: bool = True  # else `solver` is the nearest there is
     is_edm: bool = False
+    spacing: SigmaSpacing = SigmaSpacing.CHECKPOINT  # whatever `timestep_spacing` says
+    family: str = ""  # of distilled models
 
 
 _FLOW = "use_flow_sigmas"  # of a rectified flow, whichever class reads it
@@ -160,7 +163,10 @@ _CLASSES: dict[str, _SchedulerClass] = {
         },
     ),
     "LCMScheduler": _SchedulerClass(
-        Solver.LCM, _LCM, {**_LATENT_BETAS, **_LEADING, "beta_schedule": "scaled_linear"}
+        Solver.LCM,
+        _LCM,
+        {**_LATENT_BETAS, **_LEADING, "beta_schedule": "scaled_linear"},
+        family="lcm",
     ),
     "EDMEulerScheduler": _SchedulerClass(Solver.EULER, _EDM, is_edm=True),
     "EDMDPMSolverMultistepScheduler": _SchedulerClass(
@@ -176,6 +182,16 @@ _CLASSES: dict[str, _SchedulerClass] = {
     ),
     "DPMSolverSDEScheduler": _SchedulerClass(
         Solver.DPMPP_SDE, _SPACED, _LATENT_BETAS, has_equal=False
+    ),
+    # A pipeline calls it with eta 0: DDIM's steps between LCM's timesteps, which are the trailing
+    # ones but for rounding. `lcm` adds all of the noise again, which is eta 1.
+    "TCDScheduler": _SchedulerClass(
+        Solver.DDIM,
+        {},
+        {**_LATENT_BETAS, **_LEADING, "beta_schedule": "scaled_linear"},
+        has_equal=False,
+        spacing=SigmaSpacing.TRAILING,
+        family="tcd",
     ),
 }
 _KNOWN_KEYS = frozenset(
@@ -220,13 +236,14 @@ def read_scheduler(config: Mapping[str, Any], class_name: str = "") -> Checkpoin
             {key: value for key, value in values.items() if key in _NOISE_KEYS}
             | {"set_alpha_to_one": reads_alpha and chosen.get("set_alpha_to_one")}
         )
-    sampler = _sampler(kind.solver, chosen)
+    sampler = _sampler(kind, chosen)
     if not kind.has_equal:
         warnings = [f"the checkpoint's {name}"]
     return CheckpointScheduler(
         noise,
         sampler,
         tuple(f"{part} has no equal here: {sampler} is used by default" for part in warnings),
+        kind.family,
     )
 
 
@@ -264,11 +281,11 @@ def _edm_noise(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> NoiseCon
     return replace(NoiseConfig.from_scheduler_config(prediction), edm=edm)
 
 
-def _sampler(solver: Solver, chosen: Mapping[str, Any]) -> Sampler:
+def _sampler(kind: _SchedulerClass, chosen: Mapping[str, Any]) -> Sampler:
     """Return the sampler of a class with these options."""
+    solver, spacing = kind.solver, kind.spacing
     if solver is Solver.DPMPP_2M and chosen.get("algorithm_type") == "sde-dpmsolver++":
         solver = Solver.DPMPP_2M_SDE
-    spacing = SigmaSpacing.CHECKPOINT
     if chosen.get("use_karras_sigmas"):
         spacing = SigmaSpacing.KARRAS
     elif chosen.get("use_exponential_sigmas"):

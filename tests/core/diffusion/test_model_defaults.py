@@ -3,13 +3,13 @@ import pytest
 from serve_app.core.diffusion.model_defaults import ModelDefaults, defaults_of
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import EdmNoise, NoiseConfig
-from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
+from serve_app.core.diffusion.scheduler_config import CheckpointScheduler, read_scheduler
 
 TURBO = ModelDefaults(4, 1.0, Sampler.EULER_A_TRAILING)
 LIGHTNING = ModelDefaults(4, 1.0, Sampler.EULER_TRAILING)
 HYPER = ModelDefaults(4, 1.0, Sampler.DDIM_TRAILING)
 LCM = ModelDefaults(4, 1.0, Sampler.LCM)
-PCM = ModelDefaults(4, 1.0, Sampler.DDIM_TRAILING)
+PCM = TCD = ModelDefaults(4, 1.0, Sampler.DDIM_TRAILING)
 LEADING = NoiseConfig(timestep_spacing="leading")
 TRAILING = NoiseConfig(timestep_spacing="trailing")
 OWN = CheckpointScheduler(LEADING, Sampler.EULER)
@@ -39,6 +39,8 @@ OWN = CheckpointScheduler(LEADING, Sampler.EULER)
         ("pcm_sdxl_smallcfg_2step", ModelDefaults(2, 1.0, Sampler.DDIM_TRAILING)),
         ("PCM_Weights", PCM),
         ("spcmXL", ModelDefaults()),
+        ("TCD-SDXL", TCD),
+        ("notcdXL", ModelDefaults()),
     ],
 )
 def test_a_distilled_checkpoint_is_known_by_its_name(name: str, defaults: ModelDefaults) -> None:
@@ -52,7 +54,13 @@ def test_every_name_counts() -> None:
 def test_the_checkpoints_own_sampler_is_the_default() -> None:
     own = CheckpointScheduler(LEADING, Sampler.DPMPP_2M_KARRAS)
     assert defaults_of(["model"], own) == ModelDefaults(sampler=Sampler.DPMPP_2M_KARRAS)
-    assert defaults_of(["model"], CheckpointScheduler(LEADING, Sampler.LCM)) == LCM
+
+
+@pytest.mark.parametrize(("name", "defaults"), [("LCMScheduler", LCM), ("TCDScheduler", TCD)])
+def test_a_distilled_checkpoint_is_known_by_its_scheduler(
+    name: str, defaults: ModelDefaults
+) -> None:
+    assert defaults_of(["model"], read_scheduler({}, name)) == defaults
 
 
 @pytest.mark.parametrize(
@@ -60,6 +68,7 @@ def test_the_checkpoints_own_sampler_is_the_default() -> None:
     [
         CheckpointScheduler(TRAILING, Sampler.EULER_A),
         CheckpointScheduler(LEADING, Sampler.LCM),
+        read_scheduler({}, "TCDScheduler"),
         CheckpointScheduler(NoiseConfig(edm=EdmNoise()), Sampler.DPMPP_2M),
     ],
     ids=lambda own: str(own.sampler),

@@ -61,6 +61,7 @@ def test_a_class_with_its_options_is_a_sampler(
     [
         ("PNDMScheduler", {}, Sampler.EULER, "PNDMScheduler has no equal here: euler is used"),
         ("DDPMScheduler", {}, Sampler.EULER_A, "DDPMScheduler has no equal"),
+        ("TCDScheduler", {}, Sampler.DDIM_TRAILING, "TCDScheduler has no equal"),
         ("DEISMultistepScheduler", {}, Sampler.DPMPP_2M, "DEISMultistepScheduler has no equal"),
         (MULTISTEP, {"solver_order": 3}, Sampler.DPMPP_2M, "solver_order=3 of the checkpoint's"),
         (EULER, {"use_beta_sigmas": True}, Sampler.EULER, "use_beta_sigmas=True"),
@@ -154,6 +155,12 @@ def test_every_option_of_every_class_of_diffusers_is_understood(
 def test_the_defaults_of_the_other_classes_are_understood(name: str) -> None:
     config = getattr(diffusers, name)().config
     assert read_scheduler(config, name).warnings == ()
+
+
+def test_the_defaults_of_tcd_are_understood_and_its_last_step_is_to_the_lowest_timestep() -> None:
+    scheduler = read_scheduler(diffusers.TCDScheduler().config, "TCDScheduler")
+    assert (scheduler.noise.beta_schedule, scheduler.noise.beta_end) == ("scaled_linear", 0.012)
+    assert not scheduler.noise.set_alpha_to_one  # which TCD never reads
 
 
 def test_sdxl_s_published_config_is_understood() -> None:
