@@ -69,7 +69,7 @@ def test_the_image_runs_as_a_numbered_user_from_a_base_with_a_tag() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "asked"),
+    ("settings", "netloc"),
     [
         ({"HOST": "0.0.0.0"}, "127.0.0.1:4000"),
         ({}, "127.0.0.1:4000"),
@@ -82,7 +82,7 @@ def test_the_image_runs_as_a_numbered_user_from_a_base_with_a_tag() -> None:
     ],
 )
 def test_the_health_check_asks_where_the_service_listens(
-    tmp_path: Path, settings: dict[str, str], asked: str
+    tmp_path: Path, settings: dict[str, str], netloc: str
 ) -> None:
     """A `wget` that prints its address stands in for the image's."""
     wget = tmp_path / "wget"
@@ -92,7 +92,7 @@ def test_the_health_check_asks_where_the_service_listens(
     command = json.loads(health.partition(" CMD ")[2])
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **settings}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == f"http://{asked}/livez\n"
+    assert done.stdout == f"http://{netloc}/livez\n"
 
 
 def test_only_the_service_is_published_beyond_this_machine() -> None:

@@ -5,9 +5,11 @@ every place that shows it says so. No torch, no HTTP.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.core.diffusion.model_defaults import DMD2, PCM, TURBO
+from serve_app.core.diffusion.preconditioning import NetworkOutput
 from serve_app.core.service.info import License
 from serve_app.runtime.checkpoints.checkpoint import REPOSITORY, Checkpoint
 from serve_app.runtime.checkpoints.extension_kinds import ExtensionFile
@@ -16,31 +18,45 @@ RAIL = "CreativeML Open RAIL++-M"
 _RAIL_URL = "https://huggingface.co/{}/blob/main/LICENSE.md"
 _MAX_TEXT = 100_000  # characters of a licence that are passed on
 _TAGS = re.compile(r"^(license|license_name):\s*[\"']?([\w.+-]+)", re.MULTILINE)
-_PUBLISHED = (  # by the name of a model or of what it was made from: its licence, and where it is
-    (
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """A published model with a licence of its own, which binds what was made from it too."""
+
+    pattern: re.Pattern[str]  # of names, in lower case
+    license: str
+    url: str
+    output: NetworkOutput | None = None  # of a network with EDM noise: nothing else has it
+
+
+_PUBLISHED = (
+    _Published(
         TURBO,
         "sai-nc-community",  # Stability AI Non-Commercial Research Community License
         "https://huggingface.co/stabilityai/sdxl-turbo/blob/main/LICENSE.md",
     ),
-    (
+    _Published(
         DMD2,
         "CC BY-NC-SA 4.0 (non-commercial)",
         "https://github.com/tianweiy/DMD2/blob/main/LICENSE.md",
     ),
-    (
+    _Published(
         PCM,
         "MIT",
         "https://github.com/G-U-N/Phased-Consistency-Model/blob/master/LICENSE",
     ),
-    (
+    _Published(
         re.compile(r"playground[ _-]?v?2[._]5"),
         "playground-v2dot5-community",
         "https://huggingface.co/playgroundai/playground-v2.5-1024px-aesthetic/blob/main/LICENSE.md",
+        NetworkOutput.EDM,
     ),
-    (
+    _Published(
         re.compile("cosxl"),
         "cosxl-nc-community",  # Stability AI Non-Commercial Research Community License
         "https://huggingface.co/stabilityai/cosxl/blob/main/LICENSE",
+        NetworkOutput.VELOCITY,
     ),
 )
 RESTRICTIONS = (  # a summary of Attachment A of the licence; its own text binds
@@ -62,8 +78,8 @@ def license_of(checkpoint: Checkpoint, stated: str | None = None) -> License:
     """Return the licence of a checkpoint.
 
     It is the name that the operator `stated`, or else that of the checkpoint's folder or file, or
-    else that of the published model that its name is of, or else SDXL's own. The folder that lends
-    a single file its configs says nothing about the licence of the file.
+    else that of the published model that its noise or its name is of, or else SDXL's own. The
+    folder that lends a single file its configs says nothing about the licence of the file.
     """
     if stated or checkpoint.file:
         in_file = checkpoint.file.license if checkpoint.file else ""
@@ -91,12 +107,26 @@ def _named_license(checkpoint: Checkpoint, license_name: str) -> License:
 
 
 def _published_license(checkpoint: Checkpoint) -> License | None:
-    """Return the licence of the published model that a name is of, or was made from."""
+    """Return the licence of the published model that a checkpoint is, or was made from.
+
+    EDM noise says which, whatever the file is called; else the name does.
+    """
+    noise = checkpoint.noise_config
+    output = noise.preconditioning.output if noise.edm else None
     words = " ".join(checkpoint.names).lower()
-    for pattern, name, url in _PUBLISHED:
-        if pattern.search(words):
-            return License(checkpoint.name, f"{name} (assumed from its name)", url, (), "")
+    for model in _PUBLISHED:
+        if output and output is model.output:
+            return _assumed(checkpoint, model, "noise")
+    for model in _PUBLISHED:
+        if model.pattern.search(words):
+            return _assumed(checkpoint, model, "name")
     return None
+
+
+def _assumed(checkpoint: Checkpoint, model: _Published, source: str) -> License:
+    return License(
+        checkpoint.name, f"{model.license} (assumed from its {source})", model.url, (), ""
+    )
 
 
 def license_of_extension(name: str, file: ExtensionFile, stated: str | None = None) -> License:

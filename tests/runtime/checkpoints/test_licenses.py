@@ -2,12 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.runtime.checkpoints.checkpoint import REPOSITORY, Checkpoint
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from serve_app.runtime.checkpoints.checkpoint import REPOSITORY, Checkpoint, inspect
 from serve_app.runtime.checkpoints.licenses import RAIL, RESTRICTIONS, license_of, license_on_card
+from tests.support.checkpoints import with_scheduler
+from tests.support.single_files import to_single_file
+
+PLAYGROUND = "playground-v2dot5-community (assumed from its noise)"
+COSXL = "cosxl-nc-community (assumed from its noise)"
 
 
 @pytest.fixture
@@ -72,3 +80,43 @@ def test_a_published_model_has_its_licence_where_its_folder_is_silent(
     assert license_of(replace(sdxl, name=name), "Ink Licence").name == "Ink Licence"
     (sdxl.folder / "README.md").write_text("---\nlicense: mit\n---\n")
     assert license_of(replace(sdxl, name=name)).name == "mit"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "terms"),
+    [
+        ({"edm_mean": torch.zeros(4), "edm_std": torch.ones(4)}, PLAYGROUND),
+        ({"edm_vpred.sigma_max": torch.tensor(120.0)}, COSXL),
+        ({"v_pred": torch.zeros(1)}, f"{RAIL} (assumed: the file does not say)"),
+    ],
+)
+def test_a_renamed_file_has_the_licence_of_the_model_that_its_tensors_mark(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], terms: str
+) -> None:
+    demo = demo_folder(Stage.BASE)
+    file = to_single_file(demo, tmp_path / "fox.safetensors", extra=tensors)
+    checkpoint = inspect(file, Stage.BASE, configs=demo)
+    assert license_of(checkpoint).name == terms
+    assert license_of(checkpoint, "Ink Licence").name == "Ink Licence"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "terms"),
+    [
+        ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5}, PLAYGROUND),
+        (
+            "EDMEulerScheduler",
+            {"sigma_data": 1.0, "sigma_max": 120.0, "prediction_type": "v_prediction"},
+            COSXL,
+        ),
+        ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}, "apache-2.0"),
+    ],
+)
+def test_a_renamed_folder_has_the_licence_of_the_model_that_its_noise_is_of(
+    tmp_path: Path, name: str, options: dict[str, Any], terms: str
+) -> None:
+    folder = with_scheduler(demo_folder(Stage.BASE), tmp_path / "fox", name, options)
+    if name.startswith("EDM"):
+        for file in (*folder.glob("LICENSE*"), *folder.glob("README*")):
+            file.unlink()
+    assert license_of(inspect(folder, Stage.BASE)).name == terms
