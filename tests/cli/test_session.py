@@ -42,7 +42,7 @@ class InTheKernel:
         self.kills += 1
 
 
-class Gone(InTheKernel):
+class Vanished(InTheKernel):
     """A process that ends while it is looked at."""
 
     pid = 4712
@@ -96,7 +96,7 @@ def test_a_process_that_no_signal_ends_is_named_after_a_few_seconds() -> None:
 
 def test_a_process_that_ends_meanwhile_does_no_harm() -> None:
     clock = Clock()
-    assert end([Gone()], clock) == ("4712",)
+    assert end([Vanished()], clock) == ("4712",)
     assert end([], clock) == ()
 
 
