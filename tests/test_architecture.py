@@ -30,8 +30,12 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "core": ({"core.errors"}, set()),
     "runtime.checkpoints": (CORE | {"runtime.checkpoints"}, set()),
     "runtime": (CORE | {"runtime"}, {"torch", "diffusers", "transformers", "xformers", "peft"}),
-    "deployments.graph": (CORE | {"runtime.checkpoints", "config", "deployments"}, {"ray"}),
-    "deployments": (CORE | {"runtime", "deployments"}, {"ray"}),
+    "ledger_store": (CORE | {"ledger_store"}, set()),
+    "deployments.graph": (
+        CORE | {"runtime.checkpoints", "config", "deployments", "ledger_store"},
+        {"ray"},
+    ),
+    "deployments": (CORE | {"runtime", "deployments", "ledger_store"}, {"ray"}),
     "ingress.native": (CORE | {"ingress"}, {"fastapi", "starlette"}),
     "ingress.openai": (CORE | {"ingress"}, {"fastapi", "starlette"}),
     "ingress": (CORE | {"ingress"}, {"fastapi", "starlette"}),
@@ -40,7 +44,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "demo.lexicon": ({"demo.scene"}, set()),
     "demo.scene": (set(), set()),
     "hub": (CORE | {"runtime.checkpoints", "hub"}, {"huggingface_hub", "httpx2"}),
-    "doctor": (CORE | {"runtime", "hub", "config", "doctor"}, {"torch"}),
+    "doctor": (CORE | {"runtime", "hub", "config", "doctor", "ledger_store"}, {"torch"}),
     "simulator": (CORE | {"simulator"}, set()),
     "demo": (CORE | {"runtime", "demo"}, {"torch", "diffusers", "transformers"}),
     "testing": (
@@ -57,7 +61,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "cli": (
         CORE
         | {"runtime", "config", "ingress", "hub", "doctor", "simulator", "bench", "demo", "cli"}
-        | {"deployments.ray_private", "deployments.replica_log", "deployments.cluster"},
+        | {"deployments.ray_private", "deployments.replica_log", "deployments.cluster"}
+        | {"ledger_store"},
         {"torch", "ray"},
     ),
     "__main__": ({"cli"}, set()),

@@ -35,6 +35,7 @@ from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.service.info import ModelInfo, ServiceInfo
+from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ingress_replica import IngressConfig
 from serve_app.ingress.access import AccessPolicy
@@ -132,7 +133,7 @@ def _graph(png: bytes, ledger: Path) -> Any:
     base, refiner = _stages(png)
     http = partial(open_ingress, HttpConfig(info=info, access_policy=AccessPolicy()))
     config = IngressConfig(http, info.models, info.refiner)
-    return bind_graph(config, ledger, base, refiner, scale, _DRAIN_SECONDS)
+    return bind_graph(config, LedgerFile(ledger), base, refiner, scale, _DRAIN_SECONDS)
 
 
 def _stages(png: bytes) -> list[Any]:

@@ -21,6 +21,7 @@ from serve_app.core.diffusion.sample import Sample, new_sample
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize, WorkKind
 from serve_app.core.service.events import ReplicaStats
+from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.deployments.graph import ROUTER, bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.deployments.ray_private import POWER_OF_TWO_CHOICES
@@ -114,7 +115,9 @@ def _run(
         drain=1.0,
         router=router,
     ).bind(stage_config(Stage.BASE, images=_SIZE.images), _SPEED, RayMeter)
-    graph = bind_graph(ingress_config(refiner=False), ledger, stage, None, DeploymentScale(), 1.0)
+    graph = bind_graph(
+        ingress_config(refiner=False), LedgerFile(ledger), stage, None, DeploymentScale(), 1.0
+    )
     serve.run(graph, name=_APP)
     replay(_warm_up(), port)
     responses = replay(trace, port)

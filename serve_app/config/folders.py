@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from serve_app.core.errors import SettingsError
+from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
 
 _SESSION = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # its longest path
 _MAX_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of a Unix socket's path
@@ -36,15 +37,16 @@ def started_cluster(environ: Mapping[str, str] = os.environ) -> str:
         return ""
 
 
-def check_folders(ledger: Path, environ: Mapping[str, str] = os.environ) -> None:
+def check_folders(ledger: LedgerPlace, environ: Mapping[str, str] = os.environ) -> None:
     """Check that Ray and the ledger can write where they must. Raises `SettingsError`."""
     for problem in ray_problems(environ):
         raise problem
-    if ledger_problem := file_problem(ledger):
+    file = ledger.path if isinstance(ledger, LedgerFile) else None
+    if file and (ledger_problem := file_problem(file)):
         raise SettingsError(
             ledger_problem,
             "LEDGER_FILE",
-            subject=f"LEDGER_FILE={ledger}",
+            subject=f"LEDGER_FILE={file}",
             remedy="Set LEDGER_FILE to a file in a folder of your own",
         )
 

@@ -31,6 +31,7 @@ from serve_app.config.setting_types import (
     origin,
 )
 from serve_app.core.errors import SettingsError
+from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.validation_message import validation_message
 
@@ -202,6 +203,11 @@ class Settings(BaseModel):
         description="File for jobs, idempotency keys and accepted terms. "
         "Empty: a file in ~/.local/state/aura-serve",
     )
+    ledger_on_damage: Literal["stop", "replace"] = Field(
+        "stop",
+        description="stop: a damaged LEDGER_FILE is left as it is; the service does not start, or "
+        "goes on without a ledger. replace: it is renamed and begun anew",
+    )
 
     @classmethod
     def read(cls, defaults: Mapping[str, str] | None = None, folder: Path = Path()) -> "Settings":
@@ -262,10 +268,11 @@ class Settings(BaseModel):
         return read_words(self.safety_words_file) if self.safety_words_file else ()
 
     @property
-    def ledger(self) -> Path:
-        """The file of the ledger."""
+    def ledger(self) -> LedgerPlace:
+        """Where the ledger is kept."""
         state = Path(os.environ.get("XDG_STATE_HOME") or home() / ".local" / "state")
-        return self.ledger_file or state / "aura-serve" / f"ledger-{self.backend_port}.sqlite"
+        default = state / "aura-serve" / f"ledger-{self.backend_port}.sqlite"
+        return LedgerFile(self.ledger_file or default, self.ledger_on_damage == "replace")
 
 
 VARIABLES = {field.upper(): field for field in Settings.model_fields}  # the current, bare names

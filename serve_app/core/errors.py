@@ -203,9 +203,24 @@ class Overloaded(ServiceError):
 
 
 class LedgerAway(ServiceError):
-    """The ledger can't be reached just now; images are made all the same."""
+    """The ledger can't be reached just now; images without a key are made all the same."""
 
-    code = "LOADING"
+    code = "LEDGER_UNAVAILABLE"
+
+
+class LedgerFault(LedgerAway):
+    """The ledger's disk or database refuses a call, as a full disk does; another may succeed.
+
+    `problem` and `remedy` name no path and no address, because callers read them.
+    """
+
+
+class LedgerBroken(LedgerFault):
+    """No call of the ledger can succeed before its disk or database is mended or back."""
+
+
+class LedgerDamaged(LedgerBroken):
+    """What the ledger's file holds is not what was written to it."""
 
 
 class DeadlineExceeded(AuraError):

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.errors import AuraError, EngineFault, LedgerAway, Loading, ReplicaLost
 from serve_app.core.service.events import ReplicaStats, SegmentDone, StageEvent
+from serve_app.core.service.info import LedgerHealth
 from serve_app.core.service.jobs import (
     ClaimResult,
     IdempotencyClaim,
@@ -32,7 +33,10 @@ logger = logging.getLogger("aura.clients")
 
 _RPC_TIMEOUT = 2.0  # seconds: /health must respond while a replica is busy or gone
 _STATS_TTL = 0.5  # seconds that stats are reused
+_LEDGER_TIMEOUT = 5.0  # seconds, more than the ledger gives its store
 _RESTART = 20.0  # seconds in which a ledger that died should be back
+_HEALTH_TTL = 1.0  # seconds that the ledger's health is reused
+_HEALTH_WAIT = 0.1  # seconds that /health waits for a newer one
 _RETRY_PAUSE = 0.2  # seconds between two tries
 
 
@@ -104,10 +108,17 @@ class RemoteLedger:
     """The one ledger, wherever it runs. While it restarts, calls wait and are tried again.
 
     Every method is `deployments.ledger.Ledger`'s, and raises `LedgerAway` if it can't be reached.
+    What the ledger itself raises is passed on at once: another try would meet the same disk. When
+    it has stayed away for as long as a restart takes, calls are tried once, until one succeeds.
     """
 
-    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+    def __init__(self, handle: "DeploymentHandle[Any]", restart_s: float = _RESTART) -> None:
         self._handle = handle
+        self._restart_s = restart_s
+        self._stays_away = False
+        self._health = LedgerHealth()
+        self._health_time = -_HEALTH_TTL
+        self._asking: asyncio.Task[None] | None = None
 
     async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
         """See `Ledger`."""
@@ -128,9 +139,9 @@ class RemoteLedger:
         """See `Ledger`."""
         return cast("Job | None", await self._call("get", id, wait, wait=wait))
 
-    async def heartbeat(self, owner: str) -> None:
+    async def heartbeat(self, owner: str, jobs: frozenset[str]) -> None:
         """See `Ledger`."""
-        await self._call("heartbeat", owner, retry_for=0)
+        await self._call("heartbeat", owner, jobs, retry_for=0)
 
     async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
         """See `Ledger`. Not tried again, because an image waits for it."""
@@ -144,17 +155,46 @@ class RemoteLedger:
         """See `Ledger`."""
         return cast("str | None", await self._call("accepted_terms", caller))
 
+    async def health(self) -> LedgerHealth:
+        """Return the newest health that is known, without waiting for a ledger that is away."""
+        if self._asking is None and time.monotonic() - self._health_time > _HEALTH_TTL:
+            self._asking = asyncio.create_task(self._ask_for_health(), context=Context())
+        if self._asking is not None:
+            await asyncio.wait([self._asking], timeout=_HEALTH_WAIT)
+        return self._health
+
+    async def _ask_for_health(self) -> None:
+        try:
+            self._health = cast(LedgerHealth, await self._call("health", retry_for=0))
+        except LedgerAway as error:
+            self._health = LedgerHealth(error.problem)
+        finally:
+            self._health_time, self._asking = time.monotonic(), None
+
     async def _call(
-        self, method: str, *args: Any, wait: float = 0, retry_for: float = _RESTART
+        self, method: str, *args: Any, wait: float = 0, retry_for: float | None = None
     ) -> Any:
-        """Call a method that takes `wait` seconds; try again for `retry_for` seconds."""
-        end = time.monotonic() + retry_for
+        """Call a method that takes `wait` seconds; try again for as long as a restart takes.
+
+        Or for `retry_for` seconds.
+        """
+        patience = self._restart_s if retry_for is None else retry_for
+        end = time.monotonic() + (0 if self._stays_away else patience)
         while True:
             try:
                 call = getattr(self._handle, method).remote(*args)
-                return await asyncio.wait_for(call, _RPC_TIMEOUT + wait)
+                result = await asyncio.wait_for(call, _LEDGER_TIMEOUT + wait)
+                self._stays_away = False
+                return result
+            except RayTaskError as error:  # it is there, and says no
+                self._stays_away = False
+                if isinstance(error.cause, AuraError):
+                    raise error.cause from None
+                logger.exception("a call of the ledger failed")
+                raise LedgerAway("the ledger of jobs failed; its log says why") from None
             except (TimeoutError, RayError, DeploymentUnavailableError) as error:
                 if time.monotonic() >= end:
+                    self._stays_away = self._stays_away or patience > 0
                     logger.warning("the ledger is away: %s", type(error).__name__)
                     raise LedgerAway(
                         "the ledger of jobs is restarting", remedy="Try again shortly"

@@ -4,7 +4,6 @@ Settings are read once, where the graph is built, and every deployment gets what
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 from ray import serve
@@ -26,6 +25,7 @@ from serve_app.core.capacity.placement import Cluster
 from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.info import ServiceInfo
+from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
 from serve_app.deployments.ingress_replica import IngressConfig, IngressReplica, OpenHttp
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.ray_metrics import RayMeter
@@ -128,7 +128,7 @@ def deploy_stage(
 
 def bind_graph(
     config: IngressConfig,
-    ledger_file: Path,
+    place: LedgerPlace,
     base: Application,
     refiner: Application | None,
     scale: DeploymentScale,
@@ -136,8 +136,9 @@ def bind_graph(
 ) -> Application:
     """Bind the ingress over its ledger and its stages, which may be the same deployment.
 
-    The ledger runs on the head node, where its file is: on another node it would start a new one.
+    A ledger in a file runs on the head node, where the file is: elsewhere it would start a new one.
     """
+    node = _HEAD if isinstance(place, LedgerFile) else {}
     ledger = cast(Deployment, serve.deployment(Ledger)).options(
         name="Ledger",
         logging_config=serve_log(config.log),
@@ -145,7 +146,7 @@ def bind_graph(
         max_ongoing_requests=_MAX_REQUESTS,
         health_check_period_s=1,
         graceful_shutdown_timeout_s=1,
-        ray_actor_options={"num_cpus": 0, "num_gpus": 0, "resources": _HEAD},
+        ray_actor_options={"num_cpus": 0, "num_gpus": 0, "resources": node},
     )
     return (
         cast(Deployment, serve.deployment(serve.ingress()(IngressReplica)))
@@ -157,7 +158,7 @@ def bind_graph(
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
             **ingress_scaling(scale.min_replicas, scale.effective_max_replicas, _MAX_REQUESTS),
         )
-        .bind(config, ledger.bind(ledger_file), base, refiner)
+        .bind(config, ledger.bind(place), base, refiner)
     )
 
 

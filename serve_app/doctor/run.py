@@ -18,6 +18,7 @@ from serve_app.config.settings import Settings
 from serve_app.config.topology import Topology, replica_demands
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
+from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.doctor.checks import (
     access,
     address,
@@ -258,10 +259,9 @@ def _check_ray(results: ProbeResults) -> Iterator[Finding]:
 
 def _check_disk(settings: Settings) -> Iterator[Finding]:
     yield disk.check_ledger(settings.ledger)
-    usages = [
-        disk.probe("the ledger", settings.ledger.parent),
-        disk.probe("Ray's files", ray_folder()),
-    ]
+    usages = [disk.probe("Ray's files", ray_folder())]
+    if isinstance(settings.ledger, LedgerFile) and settings.ledger.path:
+        usages.insert(0, disk.probe("the ledger", settings.ledger.path.parent))
     if settings.model_checkpoint_dir:
         usages.append(disk.probe("the models", settings.model_checkpoint_dir))
     yield disk.check_free_space(usages)

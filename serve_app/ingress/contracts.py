@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from serve_app.core.service.events import ImageEvent
-from serve_app.core.service.info import Health
+from serve_app.core.service.info import Health, LedgerHealth
 from serve_app.core.service.jobs import (
     ClaimResult,
     IdempotencyClaim,
@@ -37,7 +37,10 @@ class Maker(Protocol):
 
 
 class Ledger(Protocol):
-    """The memory of jobs. Every method raises `LedgerAway` if it can't be reached."""
+    """The memory of jobs. Every method but `health` raises `LedgerAway` if it can't be reached.
+
+    It raises `LedgerFault`, which is one, if its disk or its database does not work.
+    """
 
     async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
         """Keep a job; with a claim, only if no other job has the claim already."""
@@ -55,8 +58,8 @@ class Ledger(Protocol):
     async def get(self, id: str, wait: float) -> Job | None:
         """Return the job, once it has ended or after `wait` seconds; None if there is none."""
 
-    async def heartbeat(self, owner: str) -> None:
-        """Note that the owner still works at its jobs."""
+    async def heartbeat(self, owner: str, jobs: frozenset[str]) -> None:
+        """Note that the owner still works, and at which jobs."""
 
     async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
         """Take the cost from the caller's bucket and return 0, or return the seconds to wait."""
@@ -66,3 +69,6 @@ class Ledger(Protocol):
 
     async def accepted_terms(self, caller: str) -> str | None:
         """Return the digest of the terms that the caller accepted last."""
+
+    async def health(self) -> LedgerHealth:
+        """Return what is wrong with the ledger. Raises nothing."""

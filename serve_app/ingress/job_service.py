@@ -30,7 +30,7 @@ from serve_app.core.errors import (
     ServiceError,
 )
 from serve_app.core.service.events import JobDone, JobEvent, JobStarted, last_result
-from serve_app.core.service.info import ServiceInfo
+from serve_app.core.service.info import LedgerHealth, ServiceInfo
 from serve_app.core.service.jobs import IdempotencyClaim, Job, JobError, JobResult, JobState
 from serve_app.core.service.moderation import PromptFilter, check_prompts
 from serve_app.core.service.rate_limit import RateLimit
@@ -129,6 +129,10 @@ class JobService:
             if context.key is None and not task.done():
                 task.cancel()
                 await asyncio.wait([task])
+
+    async def ledger_health(self) -> LedgerHealth:
+        """Return what is wrong with the ledger, and what the operator should know about it."""
+        return await self._ledger.health()
 
     async def get(self, id: str, caller: str) -> Job:
         """Return the caller's job. Raises `JobNotFound`, also for another caller's job."""
@@ -251,7 +255,8 @@ class JobService:
     async def _send_heartbeats(self) -> None:
         while self._running or not self._outbox.is_empty:
             with suppress(LedgerAway):
-                await self._ledger.heartbeat(self._owner)
+                jobs = frozenset(self._running) | self._outbox.jobs
+                await self._ledger.heartbeat(self._owner, jobs)
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
 
     async def _cancel_here(self, id: str) -> None:

@@ -41,6 +41,11 @@ class LedgerOutbox:
         """Whether nothing waits to be written."""
         return not self._queue
 
+    @property
+    def jobs(self) -> frozenset[str]:
+        """The jobs about which something waits to be written."""
+        return frozenset(self._latest)
+
     def has_capacity(self, size: int) -> bool:
         """Return whether images of this size may be queued."""
         return self._bytes + size <= self._max_bytes

@@ -7,6 +7,7 @@ from ray.serve import Application
 
 from serve_app.config.app_args import DeploymentScale
 from serve_app.core.diffusion.spec import Stage
+from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.ingress.access import AccessPolicy, digests
@@ -50,7 +51,7 @@ def build(args: FaultyArgs) -> Application:
     access = AccessPolicy(keys=digests(args.keys), origins=(ORIGIN,))
     config = ingress_config(refiner=True, access_policy=access)
     ingress = DeploymentScale(min_replicas=args.ingress)
-    return bind_graph(config, args.ledger, base, refiner, ingress, args.drain_seconds)
+    return bind_graph(config, LedgerFile(args.ledger), base, refiner, ingress, args.drain_seconds)
 
 
 def speed_of(args: FaultyArgs) -> GpuSpeed:

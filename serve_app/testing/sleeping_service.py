@@ -14,6 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.config.app_args import DeploymentScale
 from serve_app.config.lint import POLICY
 from serve_app.core.diffusion.spec import Stage
+from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.deployments.ray_private import ReplicaState, serve_client
@@ -65,7 +66,7 @@ def build(args: SleepingArgs) -> Application:
         for stage, name in DEPLOYMENTS.items()
     )
     config = ingress_config(refiner=True, max_total_replicas=GPUS)
-    ledger = Path(args.ledger)
+    ledger = LedgerFile(Path(args.ledger))
     return bind_graph(config, ledger, base, refiner, DeploymentScale(), _DRAIN_SECONDS)
 
 

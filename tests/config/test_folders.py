@@ -18,6 +18,7 @@ from serve_app.config.folders import (
     write_problem,
 )
 from serve_app.core.errors import SettingsError
+from serve_app.core.service.ledger_place import LedgerFile
 
 PRESENT_TOKEN = {"RAY_AUTH_TOKEN": "t"}
 IS_ROOT = os.geteuid() == 0  # for whom every folder is writable
@@ -33,13 +34,17 @@ def short() -> Iterator[Path]:
 def problem_of(environ: dict[str, str], ledger: Path = Path("/tmp/ledger.sqlite")) -> str:
     """Return the first problem, as `up` prints it."""
     with pytest.raises(SettingsError) as refused:
-        check_folders(ledger, environ)
+        check_folders(LedgerFile(ledger), environ)
     return str(refused.value)
 
 
 def test_folders_that_can_be_written_are_no_problem(short: Path) -> None:
-    check_folders(short / "new" / "ledger.sqlite", {"RAY_TMPDIR": str(short), "HOME": str(short)})
-    check_folders(short / "l.sqlite", {"RAY_TMPDIR": str(short / "made" / "by"), **PRESENT_TOKEN})
+    check_folders(
+        LedgerFile(short / "new" / "ledger.sqlite"), {"RAY_TMPDIR": str(short), "HOME": str(short)}
+    )
+    check_folders(
+        LedgerFile(short / "l"), {"RAY_TMPDIR": str(short / "made" / "by"), **PRESENT_TOKEN}
+    )
 
 
 def test_ray_writes_where_its_variables_say() -> None:
@@ -56,7 +61,7 @@ def test_a_path_too_long_for_ray_s_sockets_is_refused_with_its_length(tmp_path: 
         "room for 39. Choose a shorter one: RAY_TMPDIR=/tmp aura up"
     )
     assert problem_of({"TMPDIR": str(folder), **PRESENT_TOKEN}).startswith(f"TMPDIR={folder} has ")
-    check_folders(tmp_path / "l", {"RAY_TMPDIR": "/tmp/" + "x" * 34, **PRESENT_TOKEN})
+    check_folders(LedgerFile(tmp_path / "l"), {"RAY_TMPDIR": "/tmp/" + "x" * 34, **PRESENT_TOKEN})
 
 
 def test_a_folder_that_is_a_file_is_refused(short: Path) -> None:

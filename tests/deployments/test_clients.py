@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve_app.core.capacity.cost_model import CostTable
@@ -14,11 +14,14 @@ from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.sample import StageSegment, new_sample
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.errors import LedgerAway, LedgerDamaged
 from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot
-from serve_app.deployments.clients import RemoteStage
+from serve_app.core.service.info import LedgerHealth
+from serve_app.deployments.clients import RemoteLedger, RemoteStage
 from tests.support.builders import replica_stats
 from tests.support.engine_runs import NOISE
 from tests.support.ray_private import DeploymentID
+from tests.support.waiting import until_async
 
 SPEC = ImageSpec(prompt="a", seed=1, width=64, height=64, steps=2, guidance=1)
 SAMPLE: Any = new_sample("one", SPEC, make_schedule(NOISE, SPEC.sampler, 2, None, 1.0), Stage.BASE)
@@ -64,6 +67,81 @@ async def test_a_stream_closed_before_its_end_is_cancelled_and_no_other(
         for _ in range(received):
             await anext(events)
     assert handle.cancelled == cancelled
+
+
+class LedgerHandle:
+    """A deployment whose every method raises what the test sets, or never responds."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+        self.calls = 0
+
+    def __getattr__(self, _: str) -> "LedgerHandle":
+        return self
+
+    async def remote(self, *_: Any) -> LedgerHealth:
+        self.calls += 1
+        if self.error is None:
+            return LedgerHealth()
+        raise self.error
+
+
+AWAY = DeploymentUnavailableError(DeploymentID("Ledger", "aura"))
+
+
+@pytest.mark.parametrize("cause", [LedgerDamaged("the ledger's file is damaged"), ValueError()])
+async def test_what_the_ledger_raises_is_passed_on_at_once(cause: Exception) -> None:
+    handle: Any = LedgerHandle(RayTaskError("get", "stack", cause))
+    with pytest.raises(LedgerAway) as error:
+        await RemoteLedger(handle).get("job", 0)
+    assert handle.calls == 1
+    assert isinstance(error.value, type(cause)) == isinstance(cause, LedgerDamaged)
+
+
+async def test_a_ledger_that_is_away_is_tried_until_it_is_back() -> None:
+    handle: Any = LedgerHandle(AWAY)
+    call = asyncio.create_task(RemoteLedger(handle).accepted_terms("a"))
+    await until_async(lambda: handle.calls > 1)
+    handle.error = None
+    await call
+
+
+async def test_a_ledger_that_stays_away_is_waited_for_once() -> None:
+    handle: Any = LedgerHandle(AWAY)
+    ledger = RemoteLedger(handle, restart_s=0.3)
+    with pytest.raises(LedgerAway):
+        await ledger.accepted_terms("a")
+    assert handle.calls > 1
+    before = handle.calls
+    with pytest.raises(LedgerAway):
+        await ledger.accepted_terms("a")
+    assert handle.calls == before + 1
+    handle.error = None
+    await ledger.accepted_terms("a")  # it is back: the next time it may take its time again
+    handle.error, before = AWAY, handle.calls
+    with pytest.raises(LedgerAway):
+        await ledger.accepted_terms("a")
+    assert handle.calls > before + 1
+
+
+async def test_the_ledger_s_health_is_known_without_waiting_for_it() -> None:
+    handle: Any = LedgerHandle(AWAY)
+    ledger = RemoteLedger(handle)
+    assert (await ledger.health()).problem == "the ledger of jobs is restarting"
+    assert (await ledger.health()).problem  # kept for a second
+    assert handle.calls == 1
+    silent: Any = SilentHandle()
+    assert await RemoteLedger(silent).health() == LedgerHealth()
+
+
+class SilentHandle(LedgerHandle):
+    """A deployment that never responds."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    async def remote(self, *_: Any) -> LedgerHealth:
+        return await asyncio.Event().wait() and LedgerHealth()
 
 
 STATS = replica_stats()

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from serve_app.core.service.jobs import IdempotencyClaim, Job, JobError, JobResult, JobState
+from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.core.service.rate_limit import RateLimit
-from serve_app.deployments.ledger import CLAIM_TTL, LEASE, MAX_JOB_AGE, RESULT_TTL, Ledger
+from serve_app.deployments.ledger import DISOWNED_AFTER, LEASE, Ledger
+from serve_app.ledger_store.store import CLAIM_TTL, MAX_JOB_AGE, RESULT_TTL
 from tests.support.waiting import until_async
 
 JOB = Job("job-1", "key:a", "owner-1", created=1000.0)
@@ -39,7 +41,7 @@ def ledger(clock: Clock) -> Ledger:
 @pytest.fixture
 def reopened(tmp_path: Path, clock: Clock) -> Callable[[], Ledger]:
     """Return a function that starts a ledger on the same file."""
-    return lambda: Ledger(tmp_path / "state" / "ledger.sqlite", clock)
+    return lambda: Ledger(LedgerFile(tmp_path / "state" / "ledger.sqlite"), clock)
 
 
 async def succeed(ledger: Ledger, id: str = JOB.id) -> None:
@@ -125,7 +127,7 @@ async def test_a_job_whose_owner_is_silent_is_lost_and_may_be_taken_over(
     await ledger.create(JOB, CLAIM)
     for _ in range(3):
         clock.now += LEASE
-        await ledger.heartbeat(JOB.owner)
+        await ledger.heartbeat(JOB.owner, frozenset({JOB.id}))
     assert (await ledger.get(JOB.id, 0)) == JOB
     clock.now += LEASE + 1
     lost = await ledger.get(JOB.id, 0)
@@ -140,6 +142,45 @@ async def test_a_job_whose_owner_is_silent_is_lost_and_may_be_taken_over(
     now = await ledger.get(JOB.id, 0)
     assert now is not None
     assert (now.state, now.owner) == (JobState.RUNNING, "owner-2")
+
+
+async def test_a_job_that_its_living_owner_does_not_list_is_lost(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """The response to its claim did not arrive, or its end."""
+    await ledger.create(JOB, CLAIM)
+    clock.now += DISOWNED_AFTER
+    await ledger.heartbeat(JOB.owner, frozenset({"another"}))
+    assert await ledger.get(JOB.id, 0) == JOB
+    clock.now += 1
+    lost = await ledger.get(JOB.id, 0)
+    assert lost is not None
+    assert lost.is_abandoned
+    assert (await ledger.create(replace(JOB, id="job-2", created=clock.now), CLAIM)).is_owner
+
+
+async def test_who_waits_for_a_lost_job_is_woken(ledger: Ledger, clock: Clock) -> None:
+    await ledger.create(JOB, CLAIM)
+    waiting = asyncio.create_task(ledger.get(JOB.id, 5))
+    await until_async(lambda: JOB.id in ledger._end_events)
+    clock.now += LEASE + 1
+    await ledger.check_health()
+    job = await asyncio.wait_for(waiting, 1)
+    assert job is not None
+    assert job.is_abandoned
+
+
+async def test_an_owner_that_was_only_slow_may_still_finish_its_job(
+    ledger: Ledger, clock: Clock
+) -> None:
+    await ledger.create(JOB, CLAIM)
+    clock.now += LEASE + 1
+    await ledger.check_health()
+    await succeed(ledger)
+    job = await ledger.get(JOB.id, 0)
+    assert job is not None
+    assert job.result == RESULT
+    assert not (await ledger.create(replace(JOB, id="job-2"), CLAIM)).is_owner
 
 
 async def test_a_new_owner_that_claims_twice_gets_the_same_result(
@@ -216,19 +257,6 @@ async def test_results_are_kept_for_ten_minutes_and_seeds_for_a_day(
     assert (fresh.job, fresh.seed) == ("job-3", 99)
 
 
-async def test_results_are_bounded_in_bytes_and_the_oldest_go_first(
-    clock: Clock,
-) -> None:
-    ledger = Ledger(None, clock, max_bytes=30)
-    for number in range(4):
-        clock.now += 1
-        job = replace(JOB, id=f"job-{number}", created=clock.now)
-        await ledger.create(job, None)
-        await succeed(ledger, job.id)
-    kept = [await ledger.get(f"job-{number}", 0) for number in range(4)]
-    assert [bool(job and job.result) for job in kept] == [False, False, True, True]
-
-
 async def test_each_caller_has_a_rate_limit_of_its_own(ledger: Ledger, clock: Clock) -> None:
     limit = RateLimit(rate=1, burst=10)
     assert await ledger.consume("a", 10, limit) == 0
@@ -244,6 +272,7 @@ async def test_full_buckets_are_forgotten_after_a_while(ledger: Ledger, clock: C
     await ledger.consume("indebted", 200, limit)
     clock.now += 60
     await ledger.consume("busy", 10, limit)
+    await ledger.check_health()
     assert set(ledger._buckets) == {"indebted", "busy"}
     assert await ledger.consume("idle", 100, limit) == 0
 

@@ -12,6 +12,7 @@ from ray import serve
 from serve_app.config.app_args import DeploymentScale
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.events import ReplicaStats
+from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.simulator.gpu_speed import GpuSpeed
@@ -61,7 +62,9 @@ def start(bases: int, ledger: Path, drain: float) -> None:
         ).bind(stage_config(stage, images=2), GpuSpeed(), RayMeter)
         for name, stage in (("BaseGenerator", Stage.BASE), ("Refiner", Stage.REFINER))
     )
-    graph = bind_graph(ingress_config(refiner=True), ledger, base, refiner, DeploymentScale(), 120)
+    graph = bind_graph(
+        ingress_config(refiner=True), LedgerFile(ledger), base, refiner, DeploymentScale(), 120
+    )
     serve.run(graph, name=APP, route_prefix=ROUTE)
 
 

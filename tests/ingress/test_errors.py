@@ -40,7 +40,8 @@ class NewError(errors.OutOfMemory):
         (NewError("no room"), 503, "OUT_OF_MEMORY"),
         (errors.CallerError("no"), 400, "VALIDATION_ERROR"),
         (errors.ServiceError("busy"), 503, "OVERLOADED"),
-        (errors.LedgerAway("away"), 503, "LOADING"),
+        (errors.LedgerAway("away"), 503, "LEDGER_UNAVAILABLE"),
+        (errors.LedgerDamaged("damaged"), 503, "LEDGER_UNAVAILABLE"),
         (errors.OperatorError("broken"), 500, "INTERNAL"),
     ],
 )

@@ -9,7 +9,8 @@ import pytest
 from serve_app.core.errors import DeadlineExceeded, OutOfMemory
 from serve_app.core.service.events import GeneratedImage
 from serve_app.core.service.tasks import ImageTask
-from serve_app.deployments.ledger import LEASE, RESULT_TTL
+from serve_app.deployments.ledger import LEASE
+from serve_app.ledger_store.store import RESULT_TTL
 from tests.support.api import Client
 from tests.support.fake_conductor import FailingConductor, FakeConductor, WaitingConductor
 from tests.support.job_requests import ANONYMOUS, BODY, KEY, STRANGER, post

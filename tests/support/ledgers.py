@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from serve_app.core.errors import LedgerAway
+from serve_app.core.service.info import LedgerHealth
 from serve_app.core.service.jobs import Job, JobError, JobResult, JobState
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.ledger import Ledger
@@ -14,7 +15,7 @@ class WatchedLedger(Ledger):
 
     def __init__(self) -> None:
         self.now = 1000.0
-        super().__init__(None, clock=lambda: self.now)
+        super().__init__(clock=lambda: self.now)
         self.joined = 0
         self.finishing = asyncio.Event()
         self.may_finish = asyncio.Event()
@@ -54,3 +55,6 @@ class AwayLedger:
             raise LedgerAway("the ledger is restarting")
 
         return away
+
+    async def health(self) -> LedgerHealth:
+        return LedgerHealth("the ledger is restarting")

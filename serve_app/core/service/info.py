@@ -3,7 +3,7 @@
 No HTTP and no Ray: the conductor fills these in, and the ingress shows them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import PurePosixPath
@@ -130,6 +130,7 @@ class HealthStatus(StrEnum):
     """Whether an image could be made now."""
 
     READY = "ready"
+    DEGRADED = "degraded"  # images are made, and something else does not work
     LOADING = "loading"
     DRAINING = "draining"
 
@@ -143,6 +144,23 @@ class Health:
     replicas: dict[str, int]  # by stage
     owed_seconds: float
     shortfalls: tuple[str, ...] = ()  # what the devices of replicas lack memory for
+    notices: tuple[str, ...] = ()  # what else the operator should know
+
+    def with_ledger(self, ledger: "LedgerHealth") -> "Health":
+        """Return the health of the service with its ledger's: without it, images are still made."""
+        notices = (*self.notices, ledger.notice) if ledger.notice else self.notices
+        if not ledger.problem or self.status not in (HealthStatus.READY, HealthStatus.DEGRADED):
+            return replace(self, notices=notices)
+        reason = "; ".join(filter(None, (self.reason, ledger.problem)))
+        return replace(self, status=HealthStatus.DEGRADED, reason=reason, notices=notices)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerHealth:
+    """What is wrong with the ledger, and what the operator should know about it."""
+
+    problem: str = ""  # a clause; "" while it works
+    notice: str = ""  # a clause, as that its file was begun anew
 
 
 def _normal_path(text: str) -> str:

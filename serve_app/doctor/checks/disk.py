@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.config.folders import file_problem, nearest_existing, ray_folder, ray_problems
+from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
 from serve_app.doctor.checks.gpu_probe import gib
 from serve_app.doctor.finding import Finding, fail, fine, problem_of, warn
 
@@ -66,8 +67,11 @@ def check_ray_folders(environ: Mapping[str, str]) -> Finding:
     return fine("ray files", f"Ray can write to {ray_folder(environ)} and to its token's file")
 
 
-def check_ledger(file: Path) -> Finding:
-    """Check that the ledger can be opened, or created, at the path in the settings."""
+def check_ledger(place: LedgerPlace) -> Finding:
+    """Check that the ledger can be opened, or created, where the settings say."""
+    assert isinstance(place, LedgerFile)
+    assert place.path
+    file = place.path
     if problem := file_problem(file):
         existing = nearest_existing(file.parent)
         is_foreign = existing.is_dir() and not file.is_dir()

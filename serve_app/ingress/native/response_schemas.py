@@ -106,9 +106,10 @@ class HealthResponse(ApiModel):
     """GET /health."""
 
     status: str
-    """`ready`, `loading` or `draining`; the response has status 200 for the first, else 503."""
+    """`ready`, `degraded` (images are made, and something else does not work), `loading` or
+    `draining`; the response has status 200 for the first two, else 503."""
     reason: str
-    """Why the service is not ready; empty when it is."""
+    """Why the service is not ready, or what does not work; empty when it is ready."""
     model: str
     """Name of the default model."""
     models: list[str]

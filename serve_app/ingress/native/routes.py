@@ -1,5 +1,6 @@
 """The native routes: /generate, /refine, /jobs/{id}, /licenses, /health, /livez."""
 
+import asyncio
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -123,7 +124,11 @@ async def accept_terms(body: TermsAcceptance, request: Request, services: Servic
 )
 async def health(services: Services) -> Response:
     """Return whether an image could be made now, and by which replicas."""
-    info, health = services.info, await services.conductor.health()
+    info = services.info
+    health, ledger = await asyncio.gather(
+        services.conductor.health(), services.jobs.ledger_health()
+    )
+    health = health.with_ledger(ledger)
     body = HealthResponse.model_construct(
         status=health.status,
         reason=health.reason,
@@ -138,10 +143,15 @@ async def health(services: Services) -> Response:
         owed_seconds=round(health.owed_seconds, 3),
         safety_filters=list(info.safety_filters),
         terms_required=info.terms_required,
-        warnings=[*info.warnings, *info.default_model.sampler_warnings, *health.shortfalls],
+        warnings=[
+            *info.warnings,
+            *info.default_model.sampler_warnings,
+            *health.shortfalls,
+            *health.notices,
+        ],
         version=services.version,
     ).model_dump(by_alias=True)
-    if health.status is HealthStatus.READY:
+    if health.status in (HealthStatus.READY, HealthStatus.DEGRADED):
         return JSONResponse(body)
     headers = {"Retry-After": str(retry_after(health.owed_seconds))}
     return JSONResponse(body, status_code=503, headers=headers)

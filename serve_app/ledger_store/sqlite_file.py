@@ -1,0 +1,86 @@
+"""The SQLite file itself: connections, checks that read it, and what becomes of a damaged one."""
+
+import sqlite3
+import threading
+import time
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from serve_app.ledger_store.sqlite_errors import damaged, is_interrupted
+from serve_app.ledger_store.sqlite_schema import migrate
+
+_BUSY_S = 1.0  # seconds to wait for another process, such as a backup
+_MAX_LOG = 64 << 20  # bytes of the write-ahead log that are left after it was merged
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a damaged file and what SQLite has beside it; return its new name."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    moved = path.with_name(f"{path.name}.damaged-{stamp}")
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").replace(f"{moved}{suffix}")
+    return moved
+
+
+def connect(path: Path | None, *, read_only: bool = False) -> sqlite3.Connection:
+    """Open a connection, which makes the file if it may write; `None` is a database in memory."""
+    name = f"file:{quote(str(path))}?mode={'ro' if read_only else 'rwc'}" if path else ":memory:"
+    return sqlite3.connect(
+        name,
+        uri=path is not None,
+        timeout=_BUSY_S,
+        isolation_level=None,
+        check_same_thread=False,  # one call at a time, from whichever thread
+    )
+
+
+def prepared(db: sqlite3.Connection) -> sqlite3.Connection:
+    """Return a connection that writes, with its tables brought up to date."""
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=NORMAL")
+    db.execute(f"PRAGMA journal_size_limit={_MAX_LOG}")
+    migrate(db)
+    return db
+
+
+def check_structure(db: sqlite3.Connection, seconds: float) -> None:
+    """Read the structure of all pages, if the time suffices. Raises `LedgerDamaged`."""
+    timer = threading.Timer(seconds, db.interrupt)
+    timer.start()
+    try:
+        if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise damaged()
+    except sqlite3.Error as error:
+        if not is_interrupted(error):
+            raise
+    finally:
+        timer.cancel()
+
+
+def check_results(db: sqlite3.Connection, after: int, seconds: float) -> int:
+    """Compare results after a row with their checksums, for some time; return where it ended."""
+    end = time.monotonic() + seconds
+    rows = db.execute(
+        "SELECT rowid, meta, sizes, pngs, checksum FROM jobs"
+        " WHERE pngs IS NOT NULL AND rowid > ? ORDER BY rowid",
+        (after,),
+    )
+    for row, meta, sizes, pngs, digest in rows:
+        verify(meta, sizes, pngs, digest)
+        if time.monotonic() >= end:
+            return int(row)
+    return 0  # all are checked: begin again
+
+
+def checksum(meta: str, sizes: str, pngs: bytes) -> int:
+    """Return the checksum of a result."""
+    return zlib.crc32(pngs, zlib.crc32(f"{meta}\n{sizes}".encode()))
+
+
+def verify(meta: str, sizes: str, pngs: bytes, digest: int | None) -> None:
+    """Raise `LedgerDamaged` if a result is not what was written; old ones have no checksum."""
+    if digest is not None and checksum(meta, sizes, pngs) != digest:
+        raise damaged()

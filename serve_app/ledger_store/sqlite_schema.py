@@ -1,0 +1,41 @@
+"""The tables of the ledger's SQLite file, in versions: a start brings an older file up to date."""
+
+import sqlite3
+
+from serve_app.core.errors import OperatorError
+
+_MIGRATIONS = (
+    # 1: the tables of before the file had a version, which may be there already
+    """
+    CREATE TABLE IF NOT EXISTS jobs (
+        id TEXT PRIMARY KEY, caller TEXT, owner TEXT, created REAL, state TEXT,
+        ended REAL, code TEXT, message TEXT, meta TEXT, pngs BLOB, sizes TEXT
+    );
+    CREATE INDEX IF NOT EXISTS jobs_by_end ON jobs (ended);
+    CREATE TABLE IF NOT EXISTS claims (
+        scope TEXT PRIMARY KEY, fingerprint TEXT, seed INTEGER, job TEXT, created REAL, taker TEXT
+    );
+    CREATE TABLE IF NOT EXISTS terms (caller TEXT PRIMARY KEY, terms TEXT, accepted REAL);
+    """,
+    # 2: checksums of results, and which jobs run without reading all of them
+    """
+    ALTER TABLE jobs ADD COLUMN checksum INTEGER;
+    CREATE INDEX jobs_running ON jobs (owner) WHERE state = 'running';
+    CREATE INDEX claims_by_job ON claims (job);
+    CREATE TABLE probe (id INTEGER PRIMARY KEY, content BLOB);
+    """,
+)
+VERSION = len(_MIGRATIONS)
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring the tables up to date. Raises `OperatorError` for those of a newer release."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise OperatorError(
+            f"has version {version}, and this release knows {VERSION}",
+            subject="the ledger's file",
+            remedy="Use the newer release, or another LEDGER_FILE",
+        )
+    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+        db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")

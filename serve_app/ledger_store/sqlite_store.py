@@ -1,0 +1,311 @@
+"""`SqliteStore`: the ledger in a SQLite file, or in memory.
+
+One connection in WAL mode, used by one call at a time; `check` has one of its own. SQLite keeps no
+checksums of content, so each result has one.
+"""
+
+import json
+import logging
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from serve_app.core.errors import LedgerDamaged
+from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobError, JobState
+from serve_app.core.service.jobs import JobResult as Result
+from serve_app.core.service.ledger_place import LedgerFile
+from serve_app.ledger_store.sqlite_errors import (
+    damaged,
+    disk_full,
+    file_gone,
+    named_errors,
+)
+from serve_app.ledger_store.sqlite_file import (
+    check_results,
+    check_structure,
+    checksum,
+    connect,
+    move_aside,
+    prepared,
+    verify,
+)
+from serve_app.ledger_store.store import (
+    ABANDONED,
+    CLAIM_TTL,
+    MAX_BYTES,
+    MAX_JOB_AGE,
+    RESULT_TTL,
+    IsLost,
+    RunningJob,
+    job_of_row,
+    split,
+)
+
+logger = logging.getLogger("aura.ledger")
+
+_OPEN_CHECK_S = 10.0  # seconds that the check of the whole file may take when it is opened
+_CHECK_S = 4.0  # seconds of structure, and a quarter of it of content, in each later check
+_MIN_FREE = 16 << 20  # bytes: less than the result of one request
+_PROBE_BYTES = 256 << 10
+_PAGE_BYTES = 4096
+_OVERHEAD = 2  # the most that the file may grow to, over the bytes of results: keys, free pages
+_SPARE = 8 << 20  # bytes that it may have beyond that
+
+
+class SqliteStore:
+    """A `LedgerStore`. Raises `LedgerFault` where it can't be opened."""
+
+    def __init__(self, place: LedgerFile, max_bytes: int = MAX_BYTES) -> None:
+        self._place = place
+        self._path = place.path
+        self._most_bytes = max_bytes
+        self._notice = ""
+        self._one_call = threading.Lock()
+        self._cursor = 0  # rowid of the result that was checked last
+        self._inode = 0
+        self._db = self._open()
+
+    @property
+    def notice(self) -> str:
+        """See `LedgerStore`."""
+        return self._notice
+
+    def create(
+        self, job: Job, claim: IdempotencyClaim | None, now: float, is_lost: IsLost
+    ) -> ClaimResult:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            if claim is None:
+                _insert(db, job)
+                return ClaimResult(job.id, 0, is_owner=True)
+            row = db.execute(
+                "SELECT fingerprint, seed, job, taker FROM claims WHERE scope = ?", (claim.scope,)
+            ).fetchone()
+            if row is None:
+                _insert(db, job)
+                db.execute(
+                    "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?)",
+                    (claim.scope, claim.fingerprint, claim.seed, job.id, now, job.id),
+                )
+                return ClaimResult(job.id, claim.seed, is_owner=True)
+            fingerprint, seed, id, taker = row
+            if taker == job.id:  # the same call again: our response was lost
+                return ClaimResult(id, seed, is_owner=True)
+            if fingerprint != claim.fingerprint:
+                return ClaimResult(None, 0, is_owner=False)
+            if _has_use(db, id, is_lost):
+                return ClaimResult(id, seed, is_owner=False)
+            db.execute("DELETE FROM jobs WHERE id = ?", (id,))
+            _insert(db, Job(id, job.caller, job.owner, job.created))
+            db.execute("UPDATE claims SET taker = ? WHERE scope = ?", (job.id, claim.scope))
+            return ClaimResult(id, seed, is_owner=True)
+
+    def finish(
+        self,
+        id: str,
+        owner: str,
+        state: JobState,
+        error: JobError | None,
+        result: Result | None,
+        now: float,
+    ) -> bool:
+        """See `LedgerStore`."""
+        code, message = (error.code, error.message) if error else (None, None)
+        meta = pngs = sizes = digest = None
+        if result is not None:
+            meta, pngs = result.meta, b"".join(result.pngs)
+            sizes = json.dumps([len(png) for png in result.pngs])
+            digest = checksum(meta, sizes, pngs)
+        with self._transaction() as db:
+            changed = db.execute(
+                "UPDATE jobs SET state = ?, ended = ?, code = ?, message = ?, meta = ?, pngs = ?,"
+                " sizes = ?, checksum = ? WHERE id = ? AND owner = ? AND state IN (?, ?)",
+                (
+                    *(state, now, code, message, meta, pngs, sizes, digest),
+                    *(id, owner, JobState.RUNNING, ABANDONED),
+                ),
+            )
+            if changed.rowcount == 0:
+                return False
+            if state is not JobState.SUCCEEDED:
+                db.execute("DELETE FROM claims WHERE job = ?", (id,))
+            if pngs is not None:
+                self._limit_size(db)
+            return True
+
+    def read(self, id: str) -> Job | None:
+        """See `LedgerStore`."""
+        with self._opened() as db:
+            row = db.execute(
+                "SELECT caller, owner, created, state, code, message, meta, pngs, sizes, checksum"
+                " FROM jobs WHERE id = ?",
+                (id,),
+            ).fetchone()
+        if row is None:
+            return None
+        caller, owner, created, state, code, message, meta, pngs, sizes, digest = row
+        result = None
+        if pngs is not None:
+            verify(meta, sizes, pngs, digest)
+            result = Result(split(pngs, json.loads(sizes)), meta, created)
+        try:
+            return job_of_row(id, caller, owner, created, state, code, message, result)
+        except ValueError:  # a state that nobody wrote
+            raise damaged() from None
+
+    def running(self) -> list[RunningJob]:
+        """See `LedgerStore`."""
+        with self._opened() as db:
+            rows = db.execute("SELECT id, owner, created FROM jobs WHERE state = 'running'")
+            return [RunningJob(*row) for row in rows]
+
+    def abandon(self, ids: Collection[str], now: float) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE jobs SET state = ?, ended = ? WHERE id = ? AND state = ?",
+                [(ABANDONED, now, id, JobState.RUNNING) for id in ids],
+            )
+
+    def accept_terms(self, caller: str, terms: str, now: float) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO terms VALUES (?, ?, ?)", (caller, terms, now))
+
+    def accepted_terms(self, caller: str) -> str | None:
+        """See `LedgerStore`."""
+        with self._opened() as db:
+            row = db.execute("SELECT terms FROM terms WHERE caller = ?", (caller,)).fetchone()
+        return row[0] if row else None
+
+    def delete_old(self, now: float) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            db.execute(
+                "DELETE FROM jobs WHERE ended < ? OR created < ?",
+                (now - RESULT_TTL, now - MAX_JOB_AGE),
+            )
+            db.execute("DELETE FROM claims WHERE created < ?", (now - CLAIM_TTL,))
+
+    def recover(self) -> None:
+        """See `LedgerStore`. A damaged file is replaced here, where the operator wants that."""
+        if self._path is not None:
+            with self._one_call:
+                self._db.close()
+                self._db = self._open()
+            self._check_room()
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO probe VALUES (0, zeroblob(?))", (_PROBE_BYTES,))
+        with self._transaction() as db:
+            db.execute("DELETE FROM probe")
+
+    def check(self) -> None:
+        """See `LedgerStore`. Reads the structure of all pages, and the content of the next ones."""
+        if self._path is None:
+            return
+        with named_errors():
+            if not self._path.exists() or self._path.stat().st_ino != self._inode:
+                raise file_gone()
+            self._check_room()
+            with closing(connect(self._path, read_only=True)) as db:
+                check_structure(db, _CHECK_S)
+                self._cursor = check_results(db, self._cursor, _CHECK_S / 4)
+
+    def interrupt(self) -> None:
+        """See `LedgerStore`."""
+        self._db.interrupt()
+
+    def close(self) -> None:
+        """See `LedgerStore`."""
+        self._db.close()
+
+    def _open(self) -> sqlite3.Connection:
+        """Open the file, make it if there is none, and check all of it as far as time allows."""
+        if self._path is None:
+            return prepared(connect(None))
+        try:
+            return self._opened_file(self._path)
+        except LedgerDamaged:
+            if not self._place.replaces_damaged:
+                raise
+        with named_errors():
+            moved = move_aside(self._path)
+        logger.error("the ledger %s was damaged: it is now %s, and begun anew", self._path, moved)
+        day = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        self._notice = (
+            f"the ledger's file was damaged and begun anew at {day}: idempotency keys, jobs and "
+            "accepted terms of before are lost"
+        )
+        return self._opened_file(self._path)
+
+    def _opened_file(self, path: Path) -> sqlite3.Connection:
+        with named_errors():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=0o600)  # images carry their prompts, so nobody else may read them
+            db = connect(path)
+            try:
+                started = time.monotonic()
+                check_structure(db, _OPEN_CHECK_S)
+                pages = (self._most_bytes * _OVERHEAD + _SPARE) // _PAGE_BYTES
+                db.execute(f"PRAGMA max_page_count={pages}")
+                db = prepared(db)
+                check_results(db, 0, _OPEN_CHECK_S - (time.monotonic() - started))
+                self._inode = path.stat().st_ino
+                return db
+            except BaseException:
+                db.close()
+                raise
+
+    def _check_room(self) -> None:
+        if self._path and shutil.disk_usage(self._path.parent).free < _MIN_FREE:
+            raise disk_full()
+
+    def _limit_size(self, db: sqlite3.Connection) -> None:
+        total = 0
+        for id, size in db.execute(
+            "SELECT id, length(pngs) FROM jobs WHERE pngs IS NOT NULL ORDER BY ended DESC"
+        ).fetchall():
+            total += size
+            if total > self._most_bytes:
+                db.execute("UPDATE jobs SET pngs = NULL WHERE id = ?", (id,))
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        with self._one_call, named_errors():
+            yield self._db
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Commit what the block does, all of it or nothing."""
+        with self._opened() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # a fault may have rolled back already
+                    db.execute("ROLLBACK")
+                raise
+
+
+def _insert(db: sqlite3.Connection, job: Job) -> None:
+    db.execute(
+        "INSERT OR IGNORE INTO jobs (id, caller, owner, created, state) VALUES (?, ?, ?, ?, ?)",
+        (job.id, job.caller, job.owner, job.created, job.state),
+    )
+
+
+def _has_use(db: sqlite3.Connection, id: str, is_lost: IsLost) -> bool:
+    """Return whether a job is worked at or has its result. Reads no image."""
+    row = db.execute(
+        "SELECT owner, created, state, pngs IS NOT NULL FROM jobs WHERE id = ?", (id,)
+    ).fetchone()
+    if row is None:
+        return False
+    owner, created, state, has_result = row
+    is_running = state == JobState.RUNNING
+    return bool(has_result) or (is_running and not is_lost(RunningJob(id, owner, created)))

@@ -1,0 +1,128 @@
+"""`LedgerStore`: what the ledger keeps beyond its own process, as a contract.
+
+All methods block, and raise `LedgerFault` for what is wrong with a disk or a server. Each is one
+transaction. Times are seconds since the epoch, by the ledger's clock.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Protocol
+
+from serve_app.core.service.jobs import (
+    OWNER_LOST,
+    ClaimResult,
+    IdempotencyClaim,
+    Job,
+    JobError,
+    JobResult,
+    JobState,
+)
+
+RESULT_TTL = 600.0  # seconds that a finished job and its result are kept
+CLAIM_TTL = 86_400.0  # seconds that a key keeps its seed, and so its bytes
+MAX_JOB_AGE = 7200.0  # seconds, after which any job is deleted: every deadline is earlier
+MAX_BYTES = 512 * 2**20  # of results; the oldest are deleted first
+ABANDONED = "abandoned"  # the state of a row whose owner is gone; a taker-over makes it run again
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """A job that is worked at, as far as the store knows."""
+
+    id: str
+    owner: str
+    created: float
+
+
+IsLost = Callable[[RunningJob], bool]  # whether nobody works at a running job any more
+
+
+class LedgerStore(Protocol):
+    """The durable part of the ledger."""
+
+    def create(
+        self, job: Job, claim: IdempotencyClaim | None, now: float, is_lost: IsLost
+    ) -> ClaimResult:
+        """Keep a job; with a claim, only if no living job has the claim already.
+
+        A claim's job that failed or is lost is taken over, under its own id and seed.
+        """
+
+    def finish(
+        self,
+        id: str,
+        owner: str,
+        state: JobState,
+        error: JobError | None,
+        result: JobResult | None,
+        now: float,
+    ) -> bool:
+        """Keep how the owner's job ended; return False if it is not the owner's any more.
+
+        A claim on a job that did not succeed is free again. Results beyond the store's bytes are
+        deleted, the oldest first; their jobs stay.
+        """
+
+    def read(self, id: str) -> Job | None:
+        """Return a job as it is kept; None if there is none."""
+
+    def running(self) -> list[RunningJob]:
+        """Return the jobs that are not known to have ended."""
+
+    def abandon(self, ids: Collection[str], now: float) -> None:
+        """Keep that nobody works at these running jobs any more; their claims stay."""
+
+    def accept_terms(self, caller: str, terms: str, now: float) -> None:
+        """Keep that the caller has accepted the terms with this digest."""
+
+    def accepted_terms(self, caller: str) -> str | None:
+        """Return the digest of the terms that the caller accepted last."""
+
+    def delete_old(self, now: float) -> None:
+        """Delete what is older than the constants of this module say."""
+
+    def recover(self) -> None:
+        """Try to get over a fault: open again what is broken, and write something. Or raise."""
+
+    def check(self) -> None:
+        """Read through what is kept, in bounded time and beside other calls; raise if damaged."""
+
+    @property
+    def notice(self) -> str:
+        """What the operator should know about this store, "" if nothing."""
+
+    def interrupt(self) -> None:
+        """End the calls that run, as far as that is possible; may be called in any thread."""
+
+    def close(self) -> None:
+        """Give up the store, and the lock on it."""
+
+
+def job_of_row(
+    id: str,
+    caller: str,
+    owner: str,
+    created: float,
+    state: str,
+    code: str | None,
+    message: str | None,
+    result: JobResult | None,
+) -> Job:
+    """Return the job that a row of either implementation stands for."""
+    if state == ABANDONED:
+        return abandoned(Job(id, caller, owner, created))
+    error = JobError(code, message or "") if code else None
+    return Job(id, caller, owner, created, JobState(state), error, result)
+
+
+def abandoned(job: Job) -> Job:
+    """Return a running job as one whose owner is gone."""
+    return Job(
+        job.id, job.caller, job.owner, job.created, JobState.FAILED, OWNER_LOST, is_abandoned=True
+    )
+
+
+def split(pngs: bytes, sizes: Collection[int]) -> tuple[bytes, ...]:
+    """Return the images of a row, which stand one after the other."""
+    return tuple(pngs[a:b] for a, b in pairwise(accumulate(sizes, initial=0)))

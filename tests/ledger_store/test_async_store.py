@@ -1,0 +1,175 @@
+"""A store behind an event loop: bounded calls, remembered faults, recovery."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.core.errors import LedgerBroken, LedgerDamaged, LedgerFault
+from serve_app.core.service.ledger_place import LedgerFile
+from serve_app.ledger_store.async_store import CHECK_INTERVAL_S, AsyncStore
+from serve_app.ledger_store.sqlite_store import SqliteStore
+from tests.support.ledger_stores import JOB, damage_all, damage_page, fill, none_lost
+
+FULL = LedgerFault("the ledger's disk is full")
+
+
+class SickStore(SqliteStore):
+    """A store in memory whose reads raise what the test sets, or wait until it lets them go on."""
+
+    def __init__(self) -> None:
+        super().__init__(LedgerFile(None))
+        self.fault: LedgerFault | None = None
+        self.open = threading.Event()
+        self.open.set()
+        self.begun = threading.Event()
+        self.calls = 0
+
+    def accepted_terms(self, caller: str) -> str | None:
+        self.calls += 1
+        self.begun.set()
+        self.open.wait()
+        if self.fault:
+            raise self.fault
+        return super().accepted_terms(caller)
+
+    def recover(self) -> None:
+        if self.fault:
+            raise self.fault
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sick() -> Iterator[SickStore]:
+    store = SickStore()
+    yield store
+    store.open.set()
+
+
+async def terms(store: AsyncStore) -> str | None:
+    return await store.read(lambda kept: kept.accepted_terms("a"))
+
+
+async def accept(store: AsyncStore) -> None:
+    await store.write(lambda kept: kept.accept_terms("a", "terms", 0.0))
+
+
+async def test_a_fault_is_raised_and_remembered_until_a_write_succeeds(
+    sick: SickStore, clock: Clock
+) -> None:
+    store = AsyncStore(lambda: sick, clock)
+    sick.fault = FULL
+    for _ in range(2):  # each call tries: another may have room
+        with pytest.raises(LedgerFault, match="disk is full"):
+            await terms(store)
+    assert sick.calls == 2
+    assert store.problem == "the ledger's disk is full"
+    sick.fault = None
+    await accept(store)
+    assert store.problem == ""
+
+
+async def test_a_broken_store_is_left_alone_until_it_recovers(
+    sick: SickStore, clock: Clock
+) -> None:
+    store = AsyncStore(lambda: sick, clock)
+    sick.fault = LedgerBroken("the database is away")
+    for _ in range(3):
+        with pytest.raises(LedgerBroken, match="the database is away"):
+            await terms(store)
+    assert sick.calls == 1
+    sick.fault = None
+    clock.now += 2
+    await store.maintain()
+    assert store.problem == ""
+    assert await terms(store) is None
+
+
+async def test_a_call_that_hangs_is_given_up_and_others_are_refused_at_once(
+    sick: SickStore, clock: Clock
+) -> None:
+    store = AsyncStore(lambda: sick, clock, call_s=0.05)
+    sick.open.clear()
+    for _ in range(3):
+        with pytest.raises(LedgerBroken, match="does not respond"):
+            await terms(store)
+    assert sick.calls == 1
+    clock.now += 2
+    await store.maintain()  # the thread still hangs
+    assert "does not respond" in store.problem
+    sick.open.set()
+    await until_recovered(store, clock)
+    assert await terms(store) is None
+
+
+async def test_a_call_that_hangs_does_not_block_the_event_loop(
+    sick: SickStore, clock: Clock
+) -> None:
+    store = AsyncStore(lambda: sick, clock)
+    sick.open.clear()
+    hanging = asyncio.create_task(terms(store))
+    await asyncio.to_thread(sick.begun.wait)
+    await accept(store)
+    assert not hanging.done()
+    sick.open.set()
+    assert await hanging in (None, "terms")
+
+
+async def test_a_store_that_can_not_be_opened_is_opened_later(tmp_path: Path, clock: Clock) -> None:
+    file = tmp_path / "ledger.sqlite"
+    first = SqliteStore(LedgerFile(file))
+    fill(first)
+    first.close()
+    damage_all(file)
+    store = AsyncStore(lambda: SqliteStore(LedgerFile(file)), clock)
+    with pytest.raises(LedgerDamaged):
+        await terms(store)
+    file.rename(tmp_path / "aside")
+    clock.now += 20
+    await store.maintain()
+    assert store.problem == ""
+    assert await terms(store) is None
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+async def test_damage_is_found_by_the_regular_check(
+    tmp_path: Path, clock: Clock, replaces: bool
+) -> None:
+    file = tmp_path / "ledger.sqlite"
+    store = AsyncStore(lambda: SqliteStore(LedgerFile(file, replaces)), clock)
+    await store.write(fill)
+    damage_page(file)
+    clock.now += CHECK_INTERVAL_S + 1
+    await store.maintain()
+    assert store.problem == "the ledger's file is damaged"
+    clock.now += 20
+    await store.maintain()
+    if replaces:
+        assert store.problem == ""
+        assert "begun anew" in store.notice
+        await store.write(lambda kept: kept.create(JOB, None, 0.0, none_lost))
+    else:
+        assert store.problem == "the ledger's file is damaged"
+        with pytest.raises(LedgerDamaged):
+            await accept(store)
+
+
+async def until_recovered(store: AsyncStore, clock: Clock) -> None:
+    while store.problem:
+        clock.now += 2
+        await store.maintain()
+        await asyncio.sleep(0.001)

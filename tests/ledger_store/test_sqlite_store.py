@@ -1,0 +1,172 @@
+"""The ledger's file when its disk is full, its bytes are damaged, or it is taken away."""
+
+import os
+import sqlite3
+import stat
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serve_app.core.errors import LedgerBroken, LedgerDamaged, LedgerFault, OperatorError
+from serve_app.core.service.jobs import JobResult
+from serve_app.core.service.ledger_place import LedgerFile
+from serve_app.ledger_store.sqlite_schema import VERSION
+from serve_app.ledger_store.sqlite_store import SqliteStore
+from tests.support.ledger_stores import (
+    JOB,
+    RESULT,
+    damage_all,
+    damage_page,
+    damage_result,
+    fill,
+    none_lost,
+    succeed,
+)
+
+Damage = Callable[[Path], None]
+NOW = JOB.created
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "ledger.sqlite"
+
+
+def test_the_file_and_its_folder_are_private(file: Path) -> None:
+    SqliteStore(LedgerFile(file))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("damage", [damage_all, damage_page, damage_result])
+def test_a_damaged_file_is_refused_at_start_and_left_as_it_is(file: Path, damage: Damage) -> None:
+    fill_and(damage, file)
+    before = file.read_bytes()
+    with pytest.raises(LedgerDamaged, match="the ledger's file is damaged"):
+        SqliteStore(LedgerFile(file))
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [damage_all, damage_page, damage_result])
+def test_a_damaged_file_is_moved_aside_and_begun_anew_where_the_operator_wants(
+    file: Path, damage: Damage
+) -> None:
+    fill_and(damage, file)
+    before = file.read_bytes()
+    store = SqliteStore(LedgerFile(file, replaces_damaged=True))
+    (moved,) = file.parent.glob("ledger.sqlite.damaged-*")
+    assert moved.read_bytes() == before
+    assert store.notice.startswith("the ledger's file was damaged and begun anew at ")
+    assert store.read("kept-1") is None
+    fill(store, 1)
+    store.check()
+
+
+@pytest.mark.parametrize("damage", [damage_all, damage_page, damage_result])
+def test_a_check_notices_damage_to_a_file_that_is_open(file: Path, damage: Damage) -> None:
+    store = SqliteStore(LedgerFile(file))
+    fill(store)
+    store.check()
+    damage(file)
+    with pytest.raises(LedgerDamaged):
+        store.check()
+    with pytest.raises(LedgerDamaged):
+        store.recover()
+
+
+def test_a_damaged_image_is_never_returned(file: Path) -> None:
+    fill_and(lambda _: None, file)
+    store = SqliteStore(LedgerFile(file))
+    damage_result(file)
+    with pytest.raises(LedgerDamaged):
+        store.read("kept-0")
+    assert store.read("kept-1") is not None
+
+
+def test_a_full_disk_is_named_and_what_is_kept_can_be_read(file: Path) -> None:
+    store = SqliteStore(LedgerFile(file), max_bytes=1000)
+    store.create(JOB, None, NOW, none_lost)
+    succeed(store)
+    store.create(replace(JOB, id="large"), None, NOW, none_lost)
+    with pytest.raises(LedgerFault, match="the ledger's disk is full"):
+        succeed(store, "large", JobResult((os.urandom(9 << 20),), "{}", NOW))
+    job = store.read(JOB.id)
+    assert job is not None
+    assert job.result == RESULT
+    store.recover()
+    assert succeed(store, "large")
+
+
+def test_a_file_that_was_removed_is_noticed_and_begun_anew(file: Path) -> None:
+    store = SqliteStore(LedgerFile(file))
+    store.create(JOB, None, NOW, none_lost)
+    for path in file.parent.iterdir():
+        path.unlink()
+    with pytest.raises(LedgerBroken, match="was removed"):
+        store.check()
+    store.recover()
+    store.check()
+    assert store.read(JOB.id) is None
+    assert file.exists()
+
+
+def test_a_repaired_file_is_used_again(file: Path) -> None:
+    store = SqliteStore(LedgerFile(file))
+    fill(store)
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    backup = file.read_bytes()
+    damage_page(file)
+    with pytest.raises(LedgerDamaged):
+        store.recover()
+    file.write_bytes(backup)
+    store.recover()
+    assert store.read("kept-3") is not None
+
+
+def test_a_file_of_the_first_release_is_brought_up_to_date(file: Path) -> None:
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript(
+            "CREATE TABLE jobs (id TEXT PRIMARY KEY, caller TEXT, owner TEXT, created REAL,"
+            " state TEXT, ended REAL, code TEXT, message TEXT, meta TEXT, pngs BLOB, sizes TEXT);"
+            "CREATE TABLE claims (scope TEXT PRIMARY KEY, fingerprint TEXT, seed INTEGER, job TEXT,"
+            " created REAL, taker TEXT);"
+            "INSERT INTO jobs VALUES ('old', 'a', 'o', 1000, 'succeeded', 1000, NULL, NULL, '{}',"
+            " x'706e67', '[3]');"
+        )
+    store = SqliteStore(LedgerFile(file))
+    old = store.read("old")
+    assert old is not None
+    assert old.result is not None
+    assert old.result.pngs == (b"png",)
+    store.check()
+
+
+def test_a_file_of_a_newer_release_is_refused(file: Path) -> None:
+    SqliteStore(LedgerFile(file)).close()
+    with closing(sqlite3.connect(file)) as db:
+        db.execute(f"PRAGMA user_version={VERSION + 1}")
+    with pytest.raises(OperatorError, match=f"has version {VERSION + 1}"):
+        SqliteStore(LedgerFile(file))
+
+
+def test_another_process_that_writes_is_waited_for_and_named(file: Path) -> None:
+    store = SqliteStore(LedgerFile(file))
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerFault, match="another process uses"):
+            store.create(JOB, None, NOW, none_lost)
+        other.execute("ROLLBACK")
+    store.create(JOB, None, NOW, none_lost)
+
+
+def fill_and(damage: Damage, file: Path) -> None:
+    """Keep jobs in a new file, close it, and damage it."""
+    store = SqliteStore(LedgerFile(file))
+    fill(store)
+    store.close()
+    damage(file)
