@@ -89,7 +89,7 @@ def _plan(fields: Mapping[str, Any], settings: Settings, catalog: ModelCatalog) 
     request = _request(fields).to_domain(info)
     job = plan_job(request, [], info, secrets.randbelow(SEED_RANGE[1] + 1), GENERATE)
     words = WordList(settings.blocked_words())
-    check_prompts(words, (image.spec.prompt for image in job.images))
+    check_prompts(words, (text for image in job.images for text in image.spec.prompt_texts))
     return job
 
 

@@ -22,7 +22,9 @@ class FieldDoc:
 
 
 _PROMPT = FieldDoc(
-    "What the image shows. Weights and BREAK as in AUTOMATIC1111's web UI: `(more:1.3)`, `[less]`.",
+    "What the image shows. Weights, BREAK and changes on the way as in AUTOMATIC1111's web UI: "
+    "`(more:1.3)`, `[less]`, `[a red circle:a blue circle:0.5]` at half of the steps, `[red|blue]` "
+    "in turns.",
     "a large yellow star on a black background",
 )
 _NEGATIVE_PROMPT = FieldDoc(

@@ -21,6 +21,7 @@ from serve_app.ingress.lookup import (
     extension_warnings,
     find_extensions,
     find_model,
+    schedule_warnings,
     vocabulary_warnings,
 )
 from serve_app.ingress.metadata.record import MAX_JOINED_PROMPT_CHARS
@@ -267,6 +268,7 @@ def _job(
     warnings = (
         *warnings,
         *extension_warnings(request.extensions, spec, info),
+        *schedule_warnings(image.spec for image in images),
         *vocabulary_warnings((image.spec.prompt for image in images), find_model(info, model)),
     )
     job = GenerationJob(

@@ -107,7 +107,8 @@ class JobService:
         the same idempotency key. Closing the stream cancels the job, unless it has such a key: then
         the job is finished, for a call that comes later.
         """
-        check_prompts(self._prompt_filter, (image.spec.prompt for image in generation.images))
+        texts = (text for image in generation.images for text in image.spec.prompt_texts)
+        check_prompts(self._prompt_filter, texts)
         await self.terms.check(context.caller)
         feed = JobFeed()
         if context.key is not None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from serve_app.core.diffusion.extensions import LORA, ExtensionRef, kind_label
+from serve_app.core.diffusion.prompt_schedule import last_change
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.core.errors import InvalidRequest, ModelNotFound, model_not_found
@@ -104,6 +105,24 @@ def vocabulary_warnings(prompts: Iterable[str], model: ModelInfo) -> tuple[str, 
     return (
         f"the prompt names nothing that the model {model.name} can draw: it knows only "
         f"{vocabulary.summary}",
+    )
+
+
+def schedule_warnings(specs: Iterable[ImageSpec]) -> tuple[str, ...]:
+    """Return a warning for each prompt with an edit that no step which runs comes after."""
+    named = (
+        (prompt, name, spec.steps, spec.running_steps)
+        for spec in specs
+        for prompt, name in (
+            (spec.prompt, "prompt"),
+            (spec.negative_prompt or "", "negative prompt"),
+        )
+    )
+    return tuple(
+        f"[from:to:when] in the {name} comes too late: it changes after step {change} of {steps}, "
+        f"and {running} {'runs' if running == 1 else 'run'}"
+        for prompt, name, steps, running in dict.fromkeys(named)
+        if (change := last_change(prompt, steps)) >= running
     )
 
 

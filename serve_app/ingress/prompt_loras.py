@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serve_app.core.diffusion.extensions import LORA, WEIGHT_RANGE
-from serve_app.core.diffusion.prompt_marks import PromptTag, mark_warnings, read_tags
+from serve_app.core.diffusion.prompt_marks import (
+    PromptTag,
+    changes_tags,
+    mark_warnings,
+    read_tags,
+)
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.ingress.lookup import ExtensionChoice
@@ -39,6 +44,10 @@ def read_prompts(
     if not text:
         raise InvalidRequest("prompt", "must have words besides the LoRAs that it names")
     choices, warnings = _choices(tags, named, model, info)
+    if choices and changes_tags(prompt):
+        warnings.append(
+            "<lora:…> in [from:to:when] or [a|b] is active at every step: only words change"
+        )
     negative = negative_prompt
     if negative is not None:
         negative, negative_tags = read_tags(negative)

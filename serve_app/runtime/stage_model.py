@@ -31,7 +31,7 @@ from serve_app.core.scheduling.work import BatchSize
 from serve_app.core.service.moderation import ImageFilter
 from serve_app.runtime.extensions.extension_set import ExtensionSet
 from serve_app.runtime.memory.device import Device
-from serve_app.runtime.networks.conditioning import Conditioner, Conditioning
+from serve_app.runtime.networks.conditioning import Conditioner, ScheduledConditioning
 from serve_app.runtime.networks.denoiser import Denoiser, DenoiserInput
 from serve_app.runtime.networks.vae import ImageCodec, RgbImage
 from serve_app.runtime.noise import Noise
@@ -45,7 +45,7 @@ class _SampleState:
     """What is kept for a sample between its turns."""
 
     noise: Noise
-    conditioning: Conditioning | None = None
+    conditioning: ScheduledConditioning | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class StageModel:
         self._check_profile(sample)
         state, extensions = self._state_of(sample), sample.active_extensions
         self._extensions.activate(extensions, _rows([sample]))
-        conditioning = self._conditioner.condition(sample.spec, extensions)
+        conditioning = self._conditioner.condition(sample.spec, extensions, sample.step)
         state.conditioning = conditioning
         sample = with_profile(sample, self.profile.name)
         sample = with_prompt_info(sample, conditioning.chunks, conditioning.warnings)
@@ -217,7 +217,9 @@ class StageModel:
             x = x.to(self.device.torch_device)
             specs = [_unguided_spec(f"{words} proof {lane}") for lane in range(lanes)]
             inputs = [
-                DenoiserInput(1.0 + i, 900.0 - i, self._conditioner.condition(spec, extensions))
+                DenoiserInput(
+                    1.0 + i, 900.0 - i, self._conditioner.condition(spec, extensions).at(0)
+                )
                 for i, spec in enumerate(specs)
             ]
             denoised = self._denoiser(x, inputs, lanes)
@@ -251,7 +253,7 @@ class StageModel:
         if conditioning is None:
             raise ValueError(f"sample {sample.id} was not conditioned")
         sigma, timestep = sample.schedule.sigmas[index], sample.schedule.timesteps[index]
-        return DenoiserInput(sigma, timestep, conditioning)
+        return DenoiserInput(sigma, timestep, conditioning.at(sample.step))
 
     def _advance(self, sample: DeviceSample, denoised: torch.Tensor) -> DeviceSample:
         sampler, state = sample.spec.sampler, sample.solver_state

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b, shake_128
 from pathlib import Path
 
@@ -22,9 +22,14 @@ import numpy as np
 import torch
 
 from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.core.diffusion.prompt import MAX_CHUNKS
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.runtime.networks.conditioning import Conditioner, Conditioning
+from serve_app.runtime.networks.conditioning import (
+    Conditioner,
+    Conditioning,
+    ScheduledConditioning,
+)
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.networks.text_encoders import TokenizedPrompt
 from serve_app.runtime.networks.vae import RgbImage
@@ -51,23 +56,34 @@ class SleepingConditioner(Conditioner):
     """A `Conditioner` that reads the fault of a prompt and finds the timestep of its step."""
 
     def condition(
-        self, spec: ImageSpec, extensions: tuple[ExtensionRef, ...] = ()
-    ) -> SleepingConditioning:
+        self, spec: ImageSpec, extensions: tuple[ExtensionRef, ...] = (), first_step: int = 0
+    ) -> ScheduledConditioning:
         """See `Conditioner`."""
-        plain, timestep = super().condition(spec, extensions), math.nan
+        plain = super().condition(spec, extensions, first_step)
+        texts = list(zip(spec.prompts_by_step, spec.negative_prompts_by_step, strict=True))
+        texts = texts[plain.first_step :]
+        by_texts = {
+            own: self._sleeping(spec, own, at)
+            for own, at in dict(zip(texts, plain.by_step, strict=True)).items()
+        }
+        return replace(plain, by_step=tuple(by_texts[own] for own in texts))
+
+    def _sleeping(
+        self, spec: ImageSpec, texts: tuple[str, str], plain: Conditioning
+    ) -> SleepingConditioning:
+        """Return the conditioning of the steps with these texts."""
+        timestep = math.nan
         fault = parse_fault(spec.prompt)
         if fault is not None:
             schedule = make_schedule(NOISE, spec.sampler, spec.steps, spec.strength, spec.handoff)
             if fault.step < len(schedule.timesteps):
                 timestep = schedule.timesteps[fault.step]
         image = repr((spec.prompt, spec.seed, spec.steps, spec.latent_shape)).encode()
-        prompts = repr((spec.prompt, spec.negative_prompt, spec.guidance)).encode()
+        prompts = repr((*texts, spec.negative_prompt is None, spec.guidance)).encode()
         return SleepingConditioning(
             plain.positive,
             plain.negative,
             plain.guidance_scale,
-            plain.chunks,
-            plain.warnings,
             tone=int.from_bytes(blake2b(prompts, digest_size=4).digest()) / 2**32,
             image=blake2b(image, digest_size=8).hexdigest(),
             fault=fault,
@@ -148,7 +164,7 @@ class SleepingTextEncoders:
     def __init__(self, speed: GpuSpeed) -> None:
         self._speed = speed
 
-    def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
+    def tokenize(self, prompt: str, name: str, max_chunks: int = MAX_CHUNKS) -> TokenizedPrompt:
         """Return an empty prompt."""
         return TokenizedPrompt(((),), ())
 

@@ -10,7 +10,7 @@ import torch
 from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.numeric_profile import NumericProfile
-from serve_app.core.diffusion.prompt import parse
+from serve_app.core.diffusion.prompt import MAX_CHUNKS, parse
 from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import MemoryPlan
@@ -68,7 +68,7 @@ class MeanPixels:
 class BlankTextEncoders:
     """Every prompt is zeros, a chunk for each of its sections; a shouted one is warned of."""
 
-    def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
+    def tokenize(self, prompt: str, name: str, max_chunks: int = MAX_CHUNKS) -> TokenizedPrompt:
         warnings = (f"the {name} shouts",) if "!" in prompt else ()
         return TokenizedPrompt(tuple(((),) for _ in parse(prompt)), warnings)
 

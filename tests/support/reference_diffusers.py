@@ -1,5 +1,6 @@
 """The oracle: stock diffusers, one image at a time, used as its documentation says."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,21 @@ class Stock:
             self.images[key] = self._generate(spec, init_image, refine)
         return self.images[key]
 
-    def _generate(self, spec: ImageSpec, init_image: bytes | None, refine: bool) -> Pixels:
+    def _generate(
+        self,
+        spec: ImageSpec,
+        init_image: bytes | None,
+        refine: bool,
+        prompts: Callable[[], tuple[str, str | None]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Pixels:
         generator = torch.Generator("cpu").manual_seed(spec.seed)
+        prompts = prompts or (lambda: (spec.prompt, spec.negative_prompt))
+        prompt, negative_prompt = prompts()
         common: dict[str, Any] = {
-            "prompt": spec.prompt,
-            "negative_prompt": spec.negative_prompt,
+            **(options or {}),
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
             "num_inference_steps": spec.steps,
             "guidance_scale": spec.guidance,
             "generator": generator,
@@ -77,10 +88,46 @@ class Stock:
         image = pipeline(**first).images[0]
         if refine:
             self.refiner.scheduler = self.scheduler(spec.sampler)
+            common["prompt"], common["negative_prompt"] = prompts()
             image = self.refiner(
                 **common, image=image[None], denoising_start=spec.handoff, output_type="pil"
             ).images[0]
         return np.asarray(image, dtype=np.int16)
+
+    def changing_image(
+        self,
+        spec: ImageSpec,
+        prompts: Sequence[tuple[str, str]],
+        init_image: bytes | None = None,
+        *,
+        refine: bool = False,
+    ) -> Pixels:
+        """Return an image whose prompt and negative prompt change while it is made.
+
+        `prompts` are those of each network evaluation, by base and then by refiner.
+        """
+        rest = iter(prompts)
+        current = next(rest)
+
+        def change(pipeline: Any, *_: object) -> dict[str, torch.Tensor]:
+            nonlocal current
+            current = next(rest, current)
+            is_guided = spec.guidance > 1
+            positive, negative, pooled, negative_pooled = pipeline.encode_prompt(
+                prompt=current[0],
+                negative_prompt=current[1],
+                do_classifier_free_guidance=is_guided,
+            )
+            return {
+                "prompt_embeds": torch.cat([negative, positive]) if is_guided else positive,
+                "add_text_embeds": torch.cat([negative_pooled, pooled]) if is_guided else pooled,
+            }
+
+        tensors = {
+            "callback_on_step_end": change,
+            "callback_on_step_end_tensor_inputs": ["prompt_embeds", "add_text_embeds"],
+        }
+        return self._generate(spec, init_image, refine, lambda: current, tensors)
 
     def refined_alone(self, spec: ImageSpec, init_image: bytes) -> Pixels:
         """Return an init image after the refiner alone."""

@@ -106,7 +106,7 @@ def turn_kind(
         case WorkKind.ATTACH:
             return TurnKind(work, model, attached=load if isinstance(load, ExtensionKey) else None)
         case WorkKind.CONDITION:
-            return TurnKind(work, model, rows=spec.rows)
+            return TurnKind(work, model, rows=spec.encoded_prompts)
         case WorkKind.STEP:
             kinds = tuple(ref.kind for ref in sample.active_extensions)
             return TurnKind(work, model, spec.width, spec.height, lanes, kinds)

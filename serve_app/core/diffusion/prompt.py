@@ -2,11 +2,11 @@ r"""Prompt syntax: the weight of each word, and how tokens fill the encoders' ch
 
 No tokenizer and no encoder: tokens are numbers that the caller makes from text. The syntax is
 AUTOMATIC1111's: `(a)` has weight 1.1, `[a]` 1/1.1, `(a:1.3)` 1.3, and nested groups multiply;
-`\(` is the bracket itself; `BREAK` ends a chunk. As in AUTOMATIC1111, an unclosed group extends to
-the end, and an unmatched closing bracket is text. Where its parser fails or drops input, this one
-keeps it: `(a:1.2.3)` is text in brackets instead of an error, a backslash before any other
-character stays, and a BREAK inside a group still breaks. There is no prompt editing: `[a:b:0.5]` is
-text in brackets, and `prompt_marks` warns of it.
+`\(` is the bracket itself, as are `\:` and `\|`; `BREAK` ends a chunk. As in AUTOMATIC1111, an
+unclosed group extends to the end, and an unmatched closing bracket is text. Where its parser fails
+or drops input, this one keeps it: `(a:1.2.3)` is text in brackets instead of an error, a backslash
+before any other character stays, and a BREAK inside a group still breaks. Prompt editing and
+alternation are read before, by `prompt_schedule`: here `[a:b:0.5]` is text in brackets.
 """
 
 import re
@@ -19,7 +19,7 @@ WEIGHT_RANGE = (0.0, 2.0)  # as in compel; AUTOMATIC1111 and ComfyUI have no lim
 _COMMA_BACKTRACK = 20  # tokens: AUTOMATIC1111's comma_padding_backtrack
 _DEFAULT_WEIGHTS = {"(": 1.1, "[": 1 / 1.1}  # of a group without a number
 _MARK = re.compile(
-    r"\\[\\()\[\]]"
+    r"\\[\\()\[\]:|]"
     r"|[()\[\]]"
     r"|:\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)"  # the end of a group that has a number
     r"|\bBREAK\b"

@@ -1,22 +1,24 @@
 r"""Marks of other tools in prompts: which LoRAs they name, and which ones can't be followed.
 
-`<lora:name:0.8>` and LyCORIS's `<lyco:…>` are read. All others are text, and each kind that is
-found gives one warning that says so. Weights in brackets, `BREAK` and `\(` are no such marks: see
-`prompt`.
+`<lora:name:0.8>` and LyCORIS's `<lyco:…>` are read here, prompt editing and alternation by
+`prompt_schedule`. All others are text, and each kind that is found gives one warning that says so.
+Weights in brackets, `BREAK` and `\(` are no such marks: see `prompt`.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from serve_app.core.diffusion.prompt_schedule import constant_text, unread_text
+
 _LORA_TAGS = ("lora", "lyco")
 _TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
-_ESCAPED = re.compile(r"\\[\\()\[\]{}]")
+_ESCAPED = re.compile(r"\\[\\()\[\]{}:|]")
 _BRACKETS = {"]": "[", ")": "(", "}": "{"}
 _EMOTICON_EYES = ":;="  # before a |, as in :|
 _AND = re.compile(r"\b(\w+)\W+AND\W+(\w+)")
-_STILL = "the prompt is the same at every step"
+_MALFORMED = "its colons, bars or brackets are not in their places"
 _PATTERNS = {  # by the sentence's beginning and end, around the prompt's name
     ("embedding:name", "there are no textual inversions"): r"(?<!\w)embedding:\w",
     ("__name__", "there are no wildcard files"): r"(?<!\w)__[A-Za-z0-9][\w\-/.*]*__(?!\w)",
@@ -71,19 +73,25 @@ def read_tags(prompt: str) -> tuple[str, tuple[PromptTag, ...]]:
     return (_TAG.sub("", prompt).strip() if tags else prompt), tags
 
 
+def changes_tags(prompt: str) -> bool:
+    """Return whether a tag is in a group of `prompt_schedule`, which does not turn it on or off."""
+    marked, number = _TAG.subn("\0", prompt)
+    return constant_text(marked).count("\0") < number
+
+
 def mark_warnings(prompt: str, name: str) -> tuple[str, ...]:
     """Return a warning for each kind of mark that is read as text; they call the prompt `name`."""
-    text = _ESCAPED.sub("  ", prompt)
+    text = _ESCAPED.sub("  ", unread_text(prompt))
     groups = tuple(_groups(text))
     found = []
     if any(_is_edited(group) for group in groups):
-        found.append(("[from:to:when]", _STILL))
+        found.append(("[from:to:when]", _MALFORMED))
     if any(_has_choices(group, "[") for group in groups):
-        found.append(("[a|b]", _STILL))
+        found.append(("[a|b]", _MALFORMED))
     if any(_has_choices(group, "{") for group in groups):
         found.append(("{a|b}", "nothing is chosen at random"))
     if any(not (match[1] + match[2]).isupper() for match in _AND.finditer(text)):
-        found.append(("AND", "there is one prompt for the whole image"))
+        found.append(("AND", "prompts are not combined"))
     found += [labels for labels, pattern in _MARKS.items() if pattern.search(text)]
     return tuple(f"{mark} in the {name} is read as text: {reason}" for mark, reason in found)
 
@@ -113,12 +121,11 @@ def _groups(text: str) -> Iterator[_Group]:
 
 
 def _is_edited(group: _Group) -> bool:
-    """Return whether a group is AUTOMATIC1111's prompt editing, and no time or ratio: [at 5:30]."""
+    """Return whether a group looks like prompt editing, and like no time or ratio."""
     *before, when = (part.strip() for part in group.text.split(":"))
     if group.bracket != "[" or not before or not _NUMBER.fullmatch(when):
         return False
-    last = before[-1]
-    return not (last[-1:].isdigit() and (len(before) == 1 or _NUMBER.fullmatch(last)))
+    return not before[-1][-1:].isdigit()
 
 
 def _has_choices(group: _Group, bracket: str) -> bool:

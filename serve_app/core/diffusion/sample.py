@@ -51,6 +51,11 @@ class Sample(Generic[L]):
         return ModelKey(self.stage, name)
 
     @property
+    def step(self) -> int:
+        """How many of the request's steps it has taken, which a sampler may evaluate twice each."""
+        return (self.index - self.schedule.start_index) // self.spec.sampler.nfe
+
+    @property
     def needs_encoding(self) -> bool:
         """Whether its initial image must still become latents."""
         return self.latents is None and self.inputs.init_image is not None

@@ -9,6 +9,11 @@ from enum import StrEnum
 from math import isfinite
 
 from serve_app.core.diffusion.extensions import WEIGHT_RANGE, ExtensionRef
+from serve_app.core.diffusion.prompt_schedule import (
+    ScheduledText,
+    prompt_schedule,
+    texts_by_step,
+)
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.errors import InvalidRequest
 
@@ -30,10 +35,11 @@ class Stage(StrEnum):
 class ImageSpec:
     """One requested image.
 
-    A `negative_prompt` of None is not "": the checkpoint decides what an absent one means.
-    `strength` is None for text-to-image, else the share of the steps that run on the initial image.
-    `handoff` is the share of the noise range that belongs to base: 1 is base alone. Raises
-    `InvalidRequest` for a value outside its range.
+    Both prompts may change from step to step: see `prompt_schedule`. A `negative_prompt` of None is
+    not "": the checkpoint decides what an absent one means. `strength` is None for text-to-image,
+    else the share of the steps that run on the initial image. `handoff` is the share of the noise
+    range that belongs to base: 1 is base alone. Raises `InvalidRequest` for a value outside
+    its range.
     """
 
     prompt: str
@@ -72,6 +78,8 @@ class ImageSpec:
         for name, side in (("width", self.width), ("height", self.height)):
             if side < PIXELS_PER_LATENT or side % PIXELS_PER_LATENT:
                 raise InvalidRequest(name, f"must be a multiple of {PIXELS_PER_LATENT}, got {side}")
+        for path, prompt in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+            prompt_schedule(prompt or "", self.steps, path)
 
     @property
     def is_guided(self) -> bool:
@@ -84,9 +92,41 @@ class ImageSpec:
         return 2 if self.is_guided else 1
 
     @property
+    def running_steps(self) -> int:
+        """How many of its steps run."""
+        return steps_after_strength(self.steps, self.strength)
+
+    @property
     def nfe(self) -> int:
         """Network evaluations from its first step to its last, to within one."""
-        return steps_after_strength(self.steps, self.strength) * self.sampler.nfe
+        return self.running_steps * self.sampler.nfe
+
+    @property
+    def prompts_by_step(self) -> tuple[str, ...]:
+        """The text of the prompt at each step that runs."""
+        return texts_by_step(prompt_schedule(self.prompt, self.steps), self.running_steps)
+
+    @property
+    def prompt_texts(self) -> tuple[str, ...]:
+        """The prompt as it was sent, and what else it is at some step: what a filter reads."""
+        return tuple(dict.fromkeys((self.prompt, *self.prompts_by_step)))
+
+    @property
+    def negative_prompts_by_step(self) -> tuple[str, ...]:
+        """The text of the negative prompt, "" if it is absent, at each step that runs."""
+        return texts_by_step(self._negative_schedule, self.running_steps)
+
+    @property
+    def encoded_prompts(self) -> int:
+        """How many texts are encoded for it, to within the one of an absent negative prompt."""
+        schedules = [prompt_schedule(self.prompt, self.steps)]
+        if self.is_guided:
+            schedules.append(self._negative_schedule)
+        return sum(len({entry.text for entry in schedule}) for schedule in schedules)
+
+    @property
+    def _negative_schedule(self) -> tuple[ScheduledText, ...]:
+        return prompt_schedule(self.negative_prompt or "", self.steps, "negative_prompt")
 
     @property
     def latent_shape(self) -> tuple[int, int]:

@@ -188,7 +188,7 @@ class MemoryProbe:
         spec = ImageSpec(
             prompt=str(plan), seed=0, width=width, height=height, steps=1, guidance=2.0
         )
-        conditioning = parts.conditioner.condition(spec)
+        conditioning = parts.conditioner.condition(spec).at(0)
         x = torch.zeros(1, LATENT_CHANNELS, *spec.latent_shape, device=self._device.torch_device)
         (denoised,) = parts.denoiser(x, [DenoiserInput(1.0, 900.0, conditioning)], rows)
         parts.image_codec.encode(parts.image_codec.decode(denoised), x[0])

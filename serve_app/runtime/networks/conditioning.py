@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from serve_app.core.diffusion.extensions import ExtensionRef
+from serve_app.core.diffusion.prompt import MAX_CHUNKS
 from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.networks.text_encoders import TextEncoders, TokenizedPrompt
@@ -36,8 +37,23 @@ class Conditioning:
     positive: RowConditioning
     negative: RowConditioning | None  # None without classifier-free guidance
     guidance_scale: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScheduledConditioning:
+    """The conditioning of a sample at each of its steps, all equally long.
+
+    Steps with the same prompts have the same object: the denoiser compares by identity.
+    """
+
+    by_step: tuple[Conditioning, ...]
+    first_step: int = 0  # that of `by_step[0]`; the steps before have run
     chunks: int = 1  # of 77 tokens
     warnings: tuple[str, ...] = ()
+
+    def at(self, step: int) -> Conditioning:
+        """Return the conditioning of a step."""
+        return self.by_step[step - self.first_step]
 
 
 class Conditioner:
@@ -52,36 +68,68 @@ class Conditioner:
         self._requires_aesthetics_score = checkpoint.requires_aesthetics_score
         self._force_zeros = checkpoint.force_zeros_for_empty_prompt
 
-    def condition(self, spec: ImageSpec, extensions: tuple[ExtensionRef, ...] = ()) -> Conditioning:
+    def condition(
+        self, spec: ImageSpec, extensions: tuple[ExtensionRef, ...] = (), first_step: int = 0
+    ) -> ScheduledConditioning:
         """Return the conditioning of a spec, by text encoders in which `extensions` are active.
 
+        Steps before `first_step` have run, and prompts of theirs alone are not encoded. But all
+        prompts of an image decide its length, so that it is the same at every step: shorter ones
+        are padded with chunks of "", which AUTOMATIC1111 calls pad_cond_uncond. Together they have
+        no more chunks than one prompt may have.
+
         An absent negative prompt differs from an empty one: with force_zeros_for_empty_prompt its
-        embeddings are zeros. The shorter of two prompts is padded with chunks of "", which
-        AUTOMATIC1111 calls pad_cond_uncond.
+        embeddings are zeros.
         """
-        prompt = self._text_encoders.tokenize(spec.prompt, "prompt")
-        if not spec.is_guided:
-            chunks = len(prompt.chunks)
-            positive = self._encode(spec, prompt, chunks, AESTHETIC_SCORE, extensions)
-            return Conditioning(positive, None, 1.0, chunks, prompt.warnings)
-        if spec.negative_prompt is None and self._force_zeros:
-            chunks = len(prompt.chunks)
-            positive = self._encode(spec, prompt, chunks, AESTHETIC_SCORE, extensions)
-            negative = RowConditioning(
-                torch.zeros_like(positive.embeds),
-                torch.zeros_like(positive.pooled),
-                self._time_ids(spec, NEGATIVE_AESTHETIC_SCORE, positive.embeds.dtype),
-            )
-            return Conditioning(positive, negative, spec.guidance, chunks, prompt.warnings)
-        other = self._text_encoders.tokenize(spec.negative_prompt or "", "negative prompt")
-        chunks = max(len(prompt.chunks), len(other.chunks))
-        return Conditioning(
-            self._encode(spec, prompt, chunks, AESTHETIC_SCORE, extensions),
-            self._encode(spec, other, chunks, NEGATIVE_AESTHETIC_SCORE, extensions),
-            spec.guidance,
-            chunks,
-            prompt.warnings + other.warnings,
+        prompts = spec.prompts_by_step
+        is_zeros = spec.negative_prompt is None and self._force_zeros
+        is_encoded = spec.is_guided and not is_zeros
+        negatives = spec.negative_prompts_by_step if is_encoded else ("",) * len(prompts)
+        max_chunks = MAX_CHUNKS // max(len(set(prompts)), len(set(negatives)))
+        positive_tokens = self._tokenize(prompts, "prompt", max_chunks)
+        negative_tokens = self._tokenize(
+            negatives if is_encoded else (), "negative prompt", max_chunks
         )
+        tokenized = (*positive_tokens.values(), *negative_tokens.values())
+        chunks = max(len(tokens.chunks) for tokens in tokenized)
+        first_step = min(first_step, len(prompts) - 1)  # a sample that is only decoded
+        pairs = tuple(zip(prompts, negatives, strict=True))[first_step:]
+        positives = {
+            text: self._encode(spec, positive_tokens[text], chunks, AESTHETIC_SCORE, extensions)
+            for text in dict.fromkeys(text for text, _ in pairs)
+        }
+        negative_rows: dict[str, RowConditioning | None] = {"": None}
+        if is_encoded:
+            negative_rows = {
+                text: self._encode(
+                    spec, negative_tokens[text], chunks, NEGATIVE_AESTHETIC_SCORE, extensions
+                )
+                for text in dict.fromkeys(text for _, text in pairs)
+            }
+        elif spec.is_guided:
+            like = next(iter(positives.values()))
+            negative_rows[""] = RowConditioning(
+                torch.zeros_like(like.embeds),
+                torch.zeros_like(like.pooled),
+                self._time_ids(spec, NEGATIVE_AESTHETIC_SCORE, like.embeds.dtype),
+            )
+        scale = spec.guidance if spec.is_guided else 1.0
+        conditionings = {
+            pair: Conditioning(positives[pair[0]], negative_rows[pair[1]], scale)
+            for pair in dict.fromkeys(pairs)
+        }
+        warnings = dict.fromkeys(warning for tokens in tokenized for warning in tokens.warnings)
+        return ScheduledConditioning(
+            tuple(conditionings[pair] for pair in pairs), first_step, chunks, tuple(warnings)
+        )
+
+    def _tokenize(
+        self, prompts: tuple[str, ...], name: str, max_chunks: int
+    ) -> dict[str, TokenizedPrompt]:
+        return {
+            prompt: self._text_encoders.tokenize(prompt, name, max_chunks)
+            for prompt in dict.fromkeys(prompts)
+        }
 
     def _encode(
         self,

@@ -48,8 +48,8 @@ class TokenizedPrompt:
 class TextEncoders(Protocol):
     """What a stage's conditioner encodes prompts with. Tests use doubles."""
 
-    def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
-        """Return the prompt as tokens; warnings call it `name`."""
+    def tokenize(self, prompt: str, name: str, max_chunks: int = MAX_CHUNKS) -> TokenizedPrompt:
+        """Return the prompt as tokens in at most `max_chunks`; warnings call it `name`."""
 
     def encode(
         self, prompt: TokenizedPrompt, chunks: int, extensions: tuple[ExtensionRef, ...] = ()
@@ -82,8 +82,8 @@ class ClipTextEncoders:
         self._keeps_on_device = on_device
         self._move(self._device if on_device else torch.device("cpu"))
 
-    def tokenize(self, prompt: str, name: str) -> TokenizedPrompt:
-        """See `TextEncoders`. What exceeds `MAX_CHUNKS` is cut, with a warning."""
+    def tokenize(self, prompt: str, name: str, max_chunks: int = MAX_CHUNKS) -> TokenizedPrompt:
+        """See `TextEncoders`. What exceeds `max_chunks` is cut, with a warning."""
         sections, warnings = parse(prompt), []
         weights = [text.weight for section in sections for text in section]
         if any(weight != clamp_weight(weight) for weight in weights):
@@ -91,15 +91,16 @@ class ClipTextEncoders:
             warnings.append(f"weights in the {name} were kept between {low:g} and {high:g}")
         columns = [_tokenize(tokenizer, sections) for tokenizer, _ in self._encoders]
         chunks = tuple(zip_longest(*columns, fillvalue=()))
-        if rest := chunks[MAX_CHUNKS:]:
+        if rest := chunks[max_chunks:]:
             ids = [id for chunk in rest for id, _ in chunk[-1]]
             text = self._encoders[-1][0].decode(ids)
             quoted = text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
             warnings.append(
-                f"the {name} was cut after {MAX_CHUNKS} chunks of {CHUNK_TOKENS} tokens: "
+                f"the {name} was cut after {max_chunks} chunks of {CHUNK_TOKENS} tokens"
+                f"{'' if max_chunks == MAX_CHUNKS else ', its share at each step'}: "
                 f'{len(ids)} tokens were left out, "{quoted}"'
             )
-        return TokenizedPrompt(chunks[:MAX_CHUNKS], tuple(warnings))
+        return TokenizedPrompt(chunks[:max_chunks], tuple(warnings))
 
     def encode(
         self, prompt: TokenizedPrompt, chunks: int, extensions: tuple[ExtensionRef, ...] = ()

@@ -2,25 +2,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.core.diffusion.prompt_marks import PromptTag, mark_warnings, read_tags
+from serve_app.core.diffusion.prompt_marks import PromptTag, changes_tags, mark_warnings, read_tags
 
-STILL = "the prompt is the same at every step"
+MALFORMED = "its colons, bars or brackets are not in their places"
 
 
 @pytest.mark.parametrize(
     ("prompt", "mark", "reason"),
     [
-        ("a [cat:dog:0.5]", "[from:to:when]", STILL),
-        ("a [cat:0.5]", "[from:to:when]", STILL),
-        ("a [cat::12]", "[from:to:when]", STILL),
-        ("a [(red:1.2) cat:dog: .25 ]", "[from:to:when]", STILL),
-        ("a [1girl:2girls:10]", "[from:to:when]", STILL),
-        ("a [cat|dog]", "[a|b]", STILL),
-        ("a [(red)|blue] cat", "[a|b]", STILL),
+        ("a [cat:dog:fox:0.5]", "[from:to:when]", MALFORMED),
+        ("a [(cat:dog:fox) owl:hen:0.5]", "[from:to:when]", MALFORMED),
+        ("a [cat|dog:fox]", "[a|b]", MALFORMED),
         ("a {red|blue} cat", "{a|b}", "nothing is chosen at random"),
         ("a {2$$red|blue} cat", "{a|b}", "nothing is chosen at random"),
-        ("a cat AND a dog", "AND", "there is one prompt for the whole image"),
-        ("a cat :1.2\nAND a dog :0.8", "AND", "there is one prompt for the whole image"),
+        ("a cat AND a dog", "AND", "prompts are not combined"),
+        ("a cat :1.2\nAND a dog :0.8", "AND", "prompts are not combined"),
         ("a __colour__ cat", "__name__", "there are no wildcard files"),
         ("a __animals/cat*__", "__name__", "there are no wildcard files"),
         ("a cat, embedding:easynegative", "embedding:name", "there are no textual inversions"),
@@ -47,7 +43,7 @@ def test_every_mark_of_another_tool_is_named(prompt: str, mark: str, reason: str
 
 
 def test_each_kind_of_mark_is_named_once_and_by_the_prompt_it_is_in() -> None:
-    warnings = mark_warnings("[a|b] AND [c|d] {e|f} and [g:h:1]", "negative prompt")
+    warnings = mark_warnings("[a|b:c] AND [d|e:f] {g|h} and [i:j:k:1]", "negative prompt")
     assert [warning.split(" is read")[0] for warning in warnings] == [
         f"{mark} in the negative prompt" for mark in ("[from:to:when]", "[a|b]", "{a|b}", "AND")
     ]
@@ -56,6 +52,11 @@ def test_each_kind_of_mark_is_named_once_and_by_the_prompt_it_is_in() -> None:
 @pytest.mark.parametrize(
     "prompt",
     [
+        "a [cat:dog:0.5]",
+        "a [cat:0.5] [cat::12]",
+        "a [(red:1.2) cat:dog: .25 ] [1girl:2girls:10]",
+        "a [cat|dog] and [(red)|blue|] birds",
+        r"a [cat\|dog] and [cat\:dog:0.5]",
         "a cat and a dog, HANDS, SAND, a BRAND new day",
         "AND so it goes",
         "A CAT AND A DOG",
@@ -96,6 +97,28 @@ def test_any_text_can_be_read(prompt: str) -> None:
     assert len(set(mark_warnings(prompt, "prompt"))) == len(mark_warnings(prompt, "prompt"))
     text, tags = read_tags(prompt)
     assert tags or text == prompt
+
+
+@pytest.mark.parametrize("prompt", ["a [cat AND dog:owl:0.5]", "a [owl|cat AND dog]"])
+def test_marks_in_a_text_that_changes_are_named(prompt: str) -> None:
+    assert mark_warnings(prompt, "prompt") == (
+        "AND in the prompt is read as text: prompts are not combined",
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "changes"),
+    [
+        ("[a <lora:ink:1>:b:0.5]", True),
+        ("[<lora:ink:1>::0.5] <lora:gold:1>", True),
+        ("<lora:ink> [<lyco:gold:1>|a]", True),
+        ("[a:b:0.5] <lora:ink:1>", False),
+        ("[a <lora:ink:1>] (b:1.2)", False),
+        ("[a:b:0.5]", False),
+    ],
+)
+def test_tags_in_a_text_that_changes_are_found(prompt: str, changes: bool) -> None:
+    assert changes_tags(prompt) is changes
 
 
 @pytest.mark.parametrize(

@@ -151,9 +151,10 @@ def test_the_shorter_prompt_is_padded_with_empty_chunks(
     negative: str,
 ) -> None:
     conditioner = Conditioner(text_encoders[stage], checkpoints[stage])
-    conditioning = conditioner.condition(replace(SPEC, prompt=prompt, negative_prompt=negative))
+    scheduled = conditioner.condition(replace(SPEC, prompt=prompt, negative_prompt=negative))
+    conditioning = scheduled.at(0)
     positive_texts, negative_texts = (
-        [*texts, *[""] * (conditioning.chunks - len(texts))]
+        [*texts, *[""] * (scheduled.chunks - len(texts))]
         for texts in (prompt.split("BREAK"), negative.split("BREAK"))
     )
     assert conditioning.negative is not None
@@ -162,7 +163,7 @@ def test_the_shorter_prompt_is_padded_with_empty_chunks(
         (conditioning.negative, negative_texts),
     ):
         assert same((row.embeds, row.pooled), stock_chunks(stock, stage, texts))
-    assert conditioning.chunks == max(prompt.count("BREAK"), negative.count("BREAK")) + 1
+    assert scheduled.chunks == max(prompt.count("BREAK"), negative.count("BREAK")) + 1
 
 
 @both_stages
@@ -173,7 +174,7 @@ def test_an_absent_negative_prompt_is_as_long_as_the_prompt(
     stage: Stage,
 ) -> None:
     conditioner = Conditioner(text_encoders[stage], checkpoints[stage])
-    row = conditioner.condition(replace(SPEC, prompt="a BREAK b")).negative
+    row = conditioner.condition(replace(SPEC, prompt="a BREAK b")).at(0).negative
     assert row is not None
     embeds, pooled = stock_chunks(stock, stage, ["", ""])
     if checkpoints[stage].force_zeros_for_empty_prompt:
