@@ -83,6 +83,28 @@ async def test_a_refused_prompt_is_never_made(client: Client, conductor: FakeCon
     assert not conductor.calls
 
 
+async def test_a_refused_word_cannot_hide_in_a_text_that_changes(
+    client: Client, conductor: FakeConductor
+) -> None:
+    careful = client(prompt_filter=WordList(["gore"]))
+    for prompt in ("a [fox:gore:0.5]", "a [fox|gore]", "g[x:or:0.5]e", "[go|x]re", "[gore::0.1]"):
+        response = await careful.post("/generate", json={"prompt": prompt, "steps": 20})
+        assert response.status_code == 422, prompt
+    assert not conductor.calls
+    allowed = await careful.post("/generate", json={"prompt": "g[x:or e:0.5]"})
+    assert allowed.status_code == 201
+
+
+async def test_a_prompt_of_too_many_texts_is_refused_by_its_field(client: Client) -> None:
+    many = "[" + "|".join("abcdefghijklmnopq") + "]"
+    for body in ({"prompt": many}, {"prompt": "a", "negativePrompt": many}):
+        response = await client().post("/generate", json=body | {"steps": 30})
+        assert response.status_code == 400
+        (detail,) = response.json()["error"]["details"]
+        assert detail["path"] == [*body][-1]
+        assert "more than 16 different texts over 30 steps" in detail["message"]
+
+
 async def test_a_refused_word_in_the_prompt_of_a_base_image_counts_too(client: Client) -> None:
     made = (await client().post("/generate", json={"prompt": "gore", "imageCount": 1})).json()
     body = {"images": made["images"], "prompt": "warmer"}

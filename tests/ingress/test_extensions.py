@@ -146,13 +146,51 @@ def test_a_prompt_of_loras_alone_is_refused() -> None:
         generation(prompt="<lora:ink:1>")
 
 
+def test_a_lora_in_a_text_that_changes_is_active_at_every_step() -> None:
+    info = replace(INFO, refiner=None)
+    job = generation(info, prompt="a [fox <lora:ink:0.8>:cat:0.5]")
+    spec = job.images[0].spec
+    assert spec.prompt == "a [fox :cat:0.5]"
+    assert [ref.name for ref in spec.extensions] == ["ink"]
+    assert job.warnings == (
+        "<lora:…> in [from:to:when] or [a|b] is active at every step: only words change",
+    )
+    assert generation(info, prompt="a [fox:cat:0.5] <lora:ink:0.8>").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "strength", "late"),
+    [
+        ("a [fox:cat:0.5]", 0.6, None),
+        ("a [fox:cat:0.5]", 0.5, "10 of 20, and 10 run"),
+        ("a [fox:cat:19] [owl|hen]", 1.0, None),
+        ("a [fox:cat:3] [owl:hen:20]", 1.0, "20 of 20, and 20 run"),
+        ("at [5:30]", 0.01, "20 of 20, and 1 runs"),
+    ],
+)
+def test_a_change_after_the_last_step_is_named(
+    prompt: str, strength: float, late: str | None
+) -> None:
+    request = RefinementRequest(
+        prompt=prompt, negative_prompt=prompt, strength=strength, steps=20, guidance=5.0
+    )
+    job = plan_job(request, [IMAGE], replace(INFO, refiner=None), 1, REFINE)
+    warnings = [warning for warning in job.warnings if "comes too late" in warning]
+    assert warnings == [
+        f"[from:to:when] in the {name} comes too late: it changes after step {late}"
+        for name in ("prompt", "negative prompt")
+        if late
+    ]
+
+
 def test_marks_are_named_in_both_prompts_on_both_routes() -> None:
     info = replace(INFO, refiner=None)
-    prompts: dict[str, Any] = {"negative_prompt": "blur <lora:ink:1> [a|b]"}
+    prompts: dict[str, Any] = {"negative_prompt": "blur <lora:ink:1> [a|b:c]"}
     warnings = (
         "<lora:…> in the negative prompt is left out: name it in the prompt",
-        "AND in the prompt is read as text: there is one prompt for the whole image",
-        "[a|b] in the negative prompt is read as text: the prompt is the same at every step",
+        "AND in the prompt is read as text: prompts are not combined",
+        "[a|b] in the negative prompt is read as text: its colons, bars or brackets are not in "
+        "their places",
     )
     generated = generation(info, prompt="a fox AND a cat", **prompts)
     refined = plan_job(
@@ -160,7 +198,7 @@ def test_marks_are_named_in_both_prompts_on_both_routes() -> None:
     )
     for job in (generated, refined):
         assert job.warnings == warnings
-        assert job.images[0].spec.negative_prompt == "blur  [a|b]"
+        assert job.images[0].spec.negative_prompt == "blur  [a|b:c]"
 
 
 def test_no_more_loras_are_active_at_once_than_are_kept_in_memory() -> None:

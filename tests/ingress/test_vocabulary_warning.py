@@ -27,7 +27,10 @@ def test_the_demo_knows_its_own_words_and_no_other_model_has_any() -> None:
     assert INFO.default_model.vocabulary is None
 
 
-@pytest.mark.parametrize(("prompt", "warns"), [("a cat", True), ("a red heart", False)])
+@pytest.mark.parametrize(
+    ("prompt", "warns"),
+    [("a cat", True), ("a [cat|dog]", True), ("a red heart", False), ("a [cat:heart:0.5]", False)],
+)
 async def test_it_is_in_the_body_or_in_a_header_on_every_route(
     client: Client, prompt: str, warns: bool
 ) -> None:

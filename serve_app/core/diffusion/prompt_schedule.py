@@ -83,18 +83,25 @@ class _OpenGroup:
             return None
         if set(self.separators) == {"|"}:
             return _Alternation(parts)
-        when = _WHEN.fullmatch(parts[-1][0]) if _is_text(parts[-1]) else None
+        written = parts[-1][0] if len(parts[-1]) == 1 else None
+        when = _WHEN.fullmatch(written) if isinstance(written, str) else None
         if when is None or "|" in self.separators or len(parts) > 3:
             return None
         return _Edit(parts[0] if len(parts) == 3 else (), parts[-2], when[1])
 
 
-@lru_cache(maxsize=64)  # a forecast asks again and again
 def prompt_schedule(prompt: str, steps: int, path: str = "prompt") -> tuple[ScheduledText, ...]:
     """Return the texts of a prompt over `steps` steps, in order; no two neighbours are equal.
 
     Raises `InvalidRequest` for the field `path` if there are more than `MAX_TEXTS` different ones.
     """
+    if "[" not in prompt:
+        return (ScheduledText(steps, prompt),)
+    return _schedule(prompt, steps, path)
+
+
+@lru_cache(maxsize=64)  # a forecast asks for it again and again
+def _schedule(prompt: str, steps: int, path: str) -> tuple[ScheduledText, ...]:
     tree, groups = _parse(prompt)
     if not groups:
         return (ScheduledText(steps, prompt),)
@@ -102,10 +109,10 @@ def prompt_schedule(prompt: str, steps: int, path: str = "prompt") -> tuple[Sche
     for group in groups:
         ends |= set(range(1, steps)) if isinstance(group, _Alternation) else {group.end_step(steps)}
     schedule: list[ScheduledText] = []
-    texts = set()
+    texts: dict[str, str] = {}  # each is kept once
     for end in sorted(ends - {0}):
         text = _text_at(tree, end, steps)
-        texts.add(text)
+        text = texts.setdefault(text, text)
         if len(texts) > MAX_TEXTS:
             raise InvalidRequest(
                 path,
@@ -200,7 +207,3 @@ def _render(tree: _Node, choose: Callable[[_Group], _Node]) -> str:
         else:
             stack += reversed(node) if isinstance(node, tuple) else [choose(node)]
     return "".join(text)
-
-
-def _is_text(part: tuple[_Node, ...]) -> bool:
-    return len(part) == 1 and isinstance(part[0], str)

@@ -193,3 +193,21 @@ def test_the_rate_limit_counts_megapixels_and_the_steps_that_are_taken() -> None
 def test_a_step_of_heun_counts_twice_against_the_rate_limit() -> None:
     heun = replace(SPEC, sampler=Sampler.HEUN)
     assert megapixel_steps(heun) == 2 * megapixel_steps(SPEC)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative", "guidance", "rows"),
+    [
+        ("a fox", None, 1.0, 1),
+        ("a fox", "blur", 5.0, 2),
+        ("a [fox:cat:0.5]", None, 1.0, 2),
+        ("a [fox|cat|owl|cat]", "[blur::0.5]", 5.0, 5),
+    ],
+)
+def test_a_prompt_that_changes_is_encoded_once_for_each_of_its_texts(
+    prompt: str, negative: str | None, guidance: float, rows: int
+) -> None:
+    spec = replace(SPEC, prompt=prompt, negative_prompt=negative, guidance=guidance)
+    schedule = make_schedule(NoiseConfig(), spec.sampler, spec.steps, None, 1.0)
+    sample: Sample[float] = new_sample("a", spec, schedule, Stage.BASE)
+    assert turn_kind(WorkKind.CONDITION, sample).rows == rows

@@ -177,3 +177,24 @@ def test_loras_are_worn_in_base_alone_in_one_order_and_part_what_steps_together(
         for_stage(sample(x), Stage.REFINER).batch_key
         == for_stage(sample(), Stage.REFINER).batch_key
     )
+
+
+@pytest.mark.parametrize(
+    ("sampler", "strength", "steps"),
+    [
+        (Sampler.EULER, None, [0, 1, 2, 3]),
+        (Sampler.EULER, 0.5, [0, 1]),
+        (Sampler.HEUN, None, [0, 0, 1, 1, 2, 2, 3]),
+        (Sampler.HEUN, 0.5, [0, 0, 1]),
+    ],
+)
+def test_steps_are_counted_from_the_first_that_runs_whatever_the_evaluations(
+    sampler: Sampler, strength: float | None, steps: list[int]
+) -> None:
+    spec = ImageSpec(prompt="a", seed=0, width=64, height=64, steps=4, guidance=5, sampler=sampler)
+    spec = replace(spec, strength=strength)
+    schedule = make_schedule(NoiseConfig(), sampler, 4, strength, 1.0)
+    inputs = ImageInputs(bytes(64 * 64 * 3)) if strength else NO_INPUTS
+    sample: Sample[float] = new_sample("a", spec, schedule, Stage.BASE, inputs)
+    indices = range(schedule.start_index, len(schedule))
+    assert [replace(sample, index=index).step for index in indices] == steps

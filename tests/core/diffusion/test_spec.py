@@ -74,3 +74,22 @@ def test_a_lora_weight_is_between_minus_two_and_two(weight: float) -> None:
 def test_a_lora_is_named_once() -> None:
     with pytest.raises(InvalidRequest, match="extensions names the LoRA x more than once"):
         replace(PLAIN, extensions=(lora("x"), lora("y"), lora("x", 0.5)))
+
+
+def test_a_spec_knows_its_prompts_at_the_steps_that_run() -> None:
+    spec = replace(PLAIN, prompt="a [fox:cat:2]", negative_prompt="[blur|grain]", steps=6)
+    assert spec.prompts_by_step == ("a fox",) * 2 + ("a cat",) * 4
+    assert spec.negative_prompts_by_step == ("blur", "grain") * 3
+    assert spec.prompt_texts == ("a [fox:cat:2]", "a fox", "a cat")
+    short = replace(spec, strength=0.4)
+    assert short.prompts_by_step == ("a fox", "a fox")
+    assert short.prompt_texts == ("a [fox:cat:2]", "a fox")
+    assert replace(spec, negative_prompt=None).negative_prompts_by_step == ("",) * 6
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_a_prompt_has_a_limited_number_of_texts(field: str) -> None:
+    fields: dict[str, Any] = {field: "[" + "|".join("abcdefghijklmnopq") + "]"}
+    with pytest.raises(InvalidRequest, match=f"{field} changes into more than 16") as refused:
+        replace(PLAIN, **fields)
+    assert refused.value.path == field

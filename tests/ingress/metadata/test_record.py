@@ -78,8 +78,8 @@ def test_the_text_has_the_form_that_other_tools_read() -> None:
 
 def test_the_text_tells_what_differs() -> None:
     spec = ImageSpec(
-        prompt="a",
-        negative_prompt="dull",
+        prompt="[a:b:0.5]",
+        negative_prompt="[dull|grey]",
         seed=1,
         width=64,
         height=64,
@@ -90,7 +90,8 @@ def test_the_text_tells_what_differs() -> None:
         handoff=1,
     )
     lines = infotext(spec, {"base": "a, b: c"}).split("\n")
-    assert lines[1] == "Negative prompt: dull"
+    assert lines[0] == "[a:b:0.5]"
+    assert lines[1] == "Negative prompt: [dull|grey]"
     assert "Sampler: DPM++ 2M, Schedule type: Karras" in lines[2]
     assert 'Model: "a, b: c", Denoising strength: 0.6' in lines[2]
     assert "Refiner" not in lines[2]

@@ -29,7 +29,8 @@ class RecordingTextEncoders(BlankTextEncoders):
     def encode(
         self, prompt: TokenizedPrompt, chunks: int, extensions: tuple[ExtensionRef, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.encoded.append((*prompt.warnings, chunks))
+        (text,) = prompt.warnings
+        self.encoded.append((text, chunks))
         return super().encode(prompt, chunks)
 
 
