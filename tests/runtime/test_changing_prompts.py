@@ -1,6 +1,6 @@
 """Prompts that change from step to step: as stock diffusers with the prompts put in by hand.
 
-And with the same bytes alone, in company, continued from a snapshot and run again.
+And with the same bytes alone, in company, continued elsewhere and run again.
 """
 
 from dataclasses import replace
@@ -119,17 +119,17 @@ def test_a_change_has_the_same_bytes_beside_others(engines: Engines) -> None:
     ],
     ids=["edit", "alternation", "length"],
 )
-def test_a_change_has_the_same_bytes_continued_from_every_snapshot(
+def test_a_change_has_the_same_bytes_continued_elsewhere_after_every_step(
     engines: Engines, requested: ImageSpec
 ) -> None:
     sample = sample_of(requested)
-    whole = run_segment(engines, sample, StageSegment(Stage.BASE, len(sample.schedule), last=True))
-    assert len(whole.snapshots) >= 8
-    assert len({snapshot.chunks for snapshot in whole.snapshots}) == 1
-    for snapshot in whole.snapshots:
-        end = StageSegment(Stage.BASE, len(sample.schedule), last=True)
-        continued = run_segment(engines, snapshot, end)
-        assert np.array_equal(continued.picture, whole.picture), snapshot.index
+    end = StageSegment(Stage.BASE, len(sample.schedule), last=True)
+    whole = run_segment(engines, sample, end).picture
+    for step in range(1, len(sample.schedule)):
+        sample = run_segment(engines, sample, replace(end, stop=step, last=False)).finished.sample
+        assert sample.index == step
+        assert sample.chunks == ("BREAK" in requested.prompt) + 1
+    assert np.array_equal(run_segment(engines, sample, end).picture, whole)
 
 
 def test_a_change_has_the_same_bytes_in_a_segment_that_is_run_again(engines: Engines) -> None:
@@ -140,9 +140,12 @@ def test_a_change_has_the_same_bytes_in_a_segment_that_is_run_again(engines: Eng
     refiner = StageSegment(Stage.REFINER, len(sample.schedule), last=True)
     runs = [run_segment(engines, for_stage(end, Stage.REFINER), refiner) for end in handed]
     assert np.array_equal(runs[0].picture, runs[1].picture)
-    for snapshot in runs[0].snapshots:
-        continued = run_segment(engines, snapshot, refiner)
-        assert np.array_equal(continued.picture, runs[0].picture), snapshot.index
+    walked = for_stage(handed[0], Stage.REFINER)
+    for step in range(middle + 1, len(sample.schedule)):
+        walked = run_segment(
+            engines, walked, replace(refiner, stop=step, last=False)
+        ).finished.sample
+    assert np.array_equal(run_segment(engines, walked, refiner).picture, runs[0].picture)
 
 
 def run_segment(engines: Engines, sample: HostSample, segment: StageSegment) -> Heard:
