@@ -32,7 +32,8 @@ def test_up_ends_with_everything_it_started_when_a_part_of_ray_is_killed(
         (up.find(name) if name else up.runner).kill()
         assert up.process.wait(30) == 1
         assert running(session) == []
-        with pytest.raises(httpx.ConnectError):
+        # refused, or reset if the kernel had queued it for a process that was being ended
+        with pytest.raises((httpx.ConnectError, httpx.ReadError)):
             httpx.get(f"{up.address}/health", timeout=10)
         assert sentence in up.stderr
         assert up.stderr.splitlines()[-1].startswith("logs: ")
