@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tests.e2e.chaos.report import print_report
-from tests.e2e.chaos.service import ChaosService, shared_service
+from tests.e2e.chaos.service import ChaosService, OwnRay, own_ray, shared_service
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +15,13 @@ def chaos(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ch
     folder = tmp_path_factory.mktemp("chaos")
     with shared_service(cluster, folder, "chaos", seconds_scale=0.1) as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def ray_of_its_own(environment: dict[str, str]) -> Iterator[OwnRay]:
+    """Start the Ray of the long tests, whose processes they kill."""
+    with own_ray() as ray:
+        yield ray
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

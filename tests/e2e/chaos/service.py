@@ -103,10 +103,19 @@ def shared_service(port: int, folder: Path, app: str, **args: Any) -> Iterator[C
         ray_calls.delete(app)
 
 
+@dataclass(frozen=True, slots=True)
+class OwnRay:
+    """A Ray of its own in another process, whose proxy and controller may be killed too."""
+
+    port: int  # of the proxy
+    pid: int
+    call: Callable[..., Any]
+
+
 @contextmanager
-def own_service(folder: Path, **args: Any) -> Iterator[ChaosService]:
-    """Start a Ray of its own with one application, whose proxy and controller may be killed too."""
-    given, port = _args(folder, args), free_port()
+def own_ray() -> Iterator[OwnRay]:
+    """Start a Ray in a process of its own."""
+    port = free_port()
     spawn = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(prefix="aura-") as home,  # a short name: sockets lie in it
@@ -120,13 +129,23 @@ def own_service(folder: Path, **args: Any) -> Iterator[ChaosService]:
 
         try:
             call(ray_calls.start, port)
-            processes = Processes("chaos", call(os.getpid))
-            service = ChaosService(f"http://127.0.0.1:{port}", "chaos", given, processes, call)
-            call(ray_calls.deploy, "chaos", "/", given)
-            service.wait_whole()
-            yield service
+            yield OwnRay(port, call(os.getpid), call)
         finally:
             call(ray_calls.stop)
+
+
+@contextmanager
+def own_service(ray: OwnRay, folder: Path, **args: Any) -> Iterator[ChaosService]:
+    """Deploy an application, the only one on a Ray of its own."""
+    given = _args(folder, args)
+    processes = Processes("chaos", ray.pid)
+    service = ChaosService(f"http://127.0.0.1:{ray.port}", "chaos", given, processes, ray.call)
+    try:
+        ray.call(ray_calls.deploy, "chaos", "/", given)
+        service.wait_whole()
+        yield service
+    finally:
+        ray.call(ray_calls.delete, "chaos")
 
 
 def _args(folder: Path, args: dict[str, Any]) -> FaultyArgs:

@@ -33,7 +33,7 @@ class Verdict:
 
     def __str__(self) -> str:
         """Return the kind alone where it says all."""
-        return self.kind if self.kind in (Kind.MADE, Kind.LEFT) else self.detail
+        return self.kind.value if self.kind in (Kind.MADE, Kind.LEFT) else self.detail
 
 
 def judge(answer: Answer) -> Verdict:
@@ -70,6 +70,12 @@ def _judge_error(answer: Answer, content: object) -> Verdict:
 def count(answers: Iterable[Answer]) -> Counter[str]:
     """Return how often each class occurs; errors by status and code."""
     return Counter(str(judge(answer)) for answer in answers)
+
+
+def tally(answers: Iterable[Answer]) -> str:
+    """Return how often each class occurs as text, the most frequent first."""
+    counts = count(answers).most_common()
+    return ", ".join(f"{number} x {name}" for name, number in counts) or "no answers"
 
 
 def by_kind(answers: Iterable[Answer], kind: Kind) -> list[Answer]:
