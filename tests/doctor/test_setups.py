@@ -9,8 +9,9 @@ import pytest
 from serve_app.doctor.checks.ray_cluster import Cluster
 from serve_app.doctor.finding import Finding, Verdict
 from serve_app.doctor.run import Probes, run
-from tests.support.broken_setups import BROKEN, FIXED_AT_ONCE, Break
+from tests.support.broken_setups import BROKEN, FIXED_AT_ONCE
 from tests.support.machines import ADA, problems, with_gpus
+from tests.support.setup_problems import Break
 from tests.support.setups import SetUp
 from tests.support.single_files import to_single_file
 
