@@ -260,6 +260,7 @@ class Engine:
             self._counters.steps += len(plan.samples)
         now = self._clock()
         self._account.charge(plan, now - self._free_at, completed=completed)
+        self._scheduler.charge(plan, now - self._free_at)
         self._free_at = now
 
     def _settle(

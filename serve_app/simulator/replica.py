@@ -32,6 +32,7 @@ class SimReplica:
         self._load: ReplicaLoad | None = None  # None: changed since it was last computed
         self._owed_by_image: dict[str, float] = {}
         self._plan: Plan[float] | None = None
+        self._turn_seconds = 0.0
 
     def accepts(self, limit: int) -> bool:
         """Return whether one more image may come, of at most `limit`."""
@@ -72,7 +73,8 @@ class SimReplica:
         if self._plan.work is WorkKind.STEP:
             self.steps += len(self._plan.samples)
             self.places += self.size.images
-        return self._speed.turn_seconds(self._plan)
+        self._turn_seconds = self._speed.turn_seconds(self._plan)
+        return self._turn_seconds
 
     def end_turn(self) -> tuple[SimSample, ...]:
         """End the turn and return the samples whose segment is done; they have left."""
@@ -93,6 +95,7 @@ class SimReplica:
                     sample if sample.latents is not None else with_latents(sample, 0.0, 1)
                     for sample in results
                 ]
+        self._scheduler.charge(plan, self._turn_seconds)
         finished = self._scheduler.settle(plan, results)
         for sample in finished:
             self.owed_seconds -= self._owed_by_image.pop(sample.id)

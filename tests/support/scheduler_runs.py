@@ -63,6 +63,7 @@ def run_plan(plan: Plan[float]) -> list[Sample[float]]:
 def turns(scheduler: StepScheduler[float]) -> Iterator[tuple[Plan[float], tuple[str, ...]]]:
     """Run the scheduler until it is empty; yield each plan and the ids of the finished samples."""
     while (plan := next_plan(scheduler)) is not None:
+        scheduler.charge(plan, 1.0)
         yield plan, tuple(sample.id for sample in scheduler.settle(plan, run_plan(plan)))
 
 

@@ -48,15 +48,6 @@ def decode_tflop(width: int, height: int) -> float:
     return _DECODE_TFLOP * width * height / _MEGAPIXEL
 
 
-def share_by_rows(rows: Sequence[int], seconds: float) -> list[float]:
-    """Return the GPU time of each image of a turn: the turn's seconds, shared by the images' rows.
-
-    This is what GPU time means here, measured or predicted. Padding belongs to no image, so the
-    images of the batch pay for it, and all images together pay for the time the device was busy.
-    """
-    return [seconds * own / sum(rows) for own in rows]
-
-
 @dataclass(frozen=True, slots=True)
 class TurnKind:
     """A kind of turn: turns that are equal in all of this take one device equally long."""

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serve_app.core.capacity.cost_model import CostTable, TurnKind, share_by_rows, turn_kind
+from serve_app.core.capacity.cost_model import CostTable, TurnKind, turn_kind
 from serve_app.core.diffusion.inputs import NO_INPUTS
 from serve_app.core.diffusion.keys import BatchKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage
 from serve_app.core.scheduling.batching import choose_batch
-from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
+from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind, share_by_rows
 
 _BEFORE_FIRST_STEP = (WorkKind.LOAD, WorkKind.ATTACH, WorkKind.CONDITION)
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.core.capacity.cost_model import CostModel, CostTable, share_by_rows, turn_kind
+from serve_app.core.capacity.cost_model import CostModel, CostTable, turn_kind
 from serve_app.core.diffusion.keys import ModelKey
-from serve_app.core.scheduling.work import BatchSize, Plan
+from serve_app.core.scheduling.work import BatchSize, Plan, share_by_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,65 +1,28 @@
 """`StepScheduler`: what one replica's samples do next. It decides and runs nothing.
 
 Every turn has four verbs: `admit_ready` starts samples that have what they need in memory, `plan`
-answers what to do next, the engine does it, and `settle` takes the results. Commands (`add`,
-`cancel`, `evict`) come between turns, from the one thread that owns the scheduler.
+answers what to do next, the engine does it, `charge` counts its seconds, and `settle` takes the
+results. Commands (`add`, `cancel`, `evict`) come between turns, from the one thread that owns the
+scheduler. Callers share the device as `DeviceShares` says, and of one caller the most urgent
+sample is first.
 """
 
-from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Generic
 
 from serve_app.core.diffusion.extensions import ExtensionKey
-from serve_app.core.diffusion.keys import BatchKey, ModelKey
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import L, Sample, StageSegment
 from serve_app.core.scheduling.batching import choose_batch
-from serve_app.core.scheduling.residency import Admission, Residency
+from serve_app.core.scheduling.device_shares import DeviceShares
+from serve_app.core.scheduling.queued_sample import Loadable, QueuedSample, WaitingForMemory
+from serve_app.core.scheduling.residency import Residency
+from serve_app.core.scheduling.step_queue import StepQueue
 from serve_app.core.scheduling.work import BatchSize, PendingWork, Plan, Rotation, WorkKind
 
-_Loadable = TypeVar("_Loadable", ModelKey, ExtensionKey)
 _LOADS = (WorkKind.LOAD, WorkKind.ATTACH)
 _USES_EXTENSIONS = (WorkKind.CONDITION, WorkKind.ENCODE, WorkKind.STEP)
-
-
-@dataclass(slots=True)
-class _QueuedSample(Generic[L]):
-    sample: Sample[L]
-    segment: StageSegment
-    due: int  # a turn; see `choose_batch`
-    arrival: int  # grows with each sample
-    work: WorkKind = WorkKind.LOAD
-
-    @property
-    def rank(self) -> tuple[int, int, str]:
-        """The urgency: the lower, the more urgent."""
-        return self.due, self.arrival, self.sample.id
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting(Generic[_Loadable, L]):
-    """Samples that wait for a LOAD, or for an ATTACH to one model."""
-
-    work: WorkKind
-    entries: Mapping[str, _QueuedSample[L]]
-    residency: Residency[_Loadable]
-    needs: Callable[[Sample[L]], tuple[_Loadable, ...]]
-    in_use: Collection[_Loadable]
-
-    @property
-    def admission(self) -> Admission[_Loadable]:
-        needs = [(id, self.needs(entry.sample)) for id, entry in self.entries.items()]
-        return self.residency.admission(needs, self.in_use)
-
-    def plan(self) -> Plan[L] | None:
-        """Return the turn that the first sample needs which may not start."""
-        admission = self.admission
-        if admission.load is None:
-            return None
-        samples = (entry.sample for entry in self.entries.values())
-        waiting = tuple(sample for sample in samples if admission.load in self.needs(sample))
-        return Plan(self.work, waiting, load=admission.load, evict=admission.evict)
 
 
 class StepScheduler(Generic[L]):
@@ -76,9 +39,10 @@ class StepScheduler(Generic[L]):
         model_capacity: int = 1,
         extension_capacity: int = 1,
     ) -> None:
-        self._entries: dict[str, _QueuedSample[L]] = {}  # in order of arrival
-        self._queues: dict[WorkKind, dict[str, _QueuedSample[L]]] = {work: {} for work in WorkKind}
-        self._ranked: dict[BatchKey, list[tuple[int, int, str]]] = {}  # samples that step
+        self._entries: dict[str, QueuedSample[L]] = {}  # in order of arrival
+        self._queues: dict[WorkKind, dict[str, QueuedSample[L]]] = {work: {} for work in WorkKind}
+        self._steps = StepQueue()
+        self._shares = DeviceShares()
         self._in_use = Counter[ModelKey]()  # samples that have their model
         self._arrived = 0
         self._batch_sizes = dict(batch_sizes)
@@ -99,7 +63,7 @@ class StepScheduler(Generic[L]):
         waiting = sum(counts.values()) - counts[WorkKind.STEP] - counts[WorkKind.DECODE]
         return (
             f"<StepScheduler {waiting} waiting | {counts[WorkKind.STEP]} stepping in "
-            f"{len(self._ranked)} batch keys | {counts[WorkKind.DECODE]} decoding>"
+            f"{len(self._steps)} batch keys | {counts[WorkKind.DECODE]} decoding>"
         )
 
     def add(self, sample: Sample[L], segment: StageSegment) -> None:
@@ -112,9 +76,10 @@ class StepScheduler(Generic[L]):
         if sample.index >= segment.stop and not segment.last:
             raise ValueError(f"sample {sample.id} has no step to take before {segment.stop}")
         due = self._turn + max(0, segment.stop - sample.index)
-        self._entries[sample.id] = entry = _QueuedSample(sample, segment, due, self._arrived)
+        self._entries[sample.id] = entry = QueuedSample(sample, segment, due, self._arrived)
         self._queues[WorkKind.LOAD][sample.id] = entry
         self._arrived += 1
+        self._shares.enter(sample.caller)
 
     def cancel(self, id: str) -> bool:
         """Drop a sample from every queue; return whether there was one."""
@@ -127,6 +92,7 @@ class StepScheduler(Generic[L]):
         """Drop a sample and return it as it stands. Raises `KeyError`."""
         entry = self._entries.pop(id)
         self._dequeue(entry)
+        self._shares.leave(entry.sample.caller)
         return entry.sample
 
     def set_resident(
@@ -165,18 +131,27 @@ class StepScheduler(Generic[L]):
 
         Prompts come first: they are small, and a newcomer joins the next step. Steps alternate
         with all other work, and decodes with loads, so that neither many finished images nor a
-        long batch nor a load holds up the others for long.
+        long batch nor a load holds up the others for long. Of each kind of work the caller with the
+        least virtual time is first, and work other than steps waits for the others' steps while
+        its caller is ahead of them.
         """
-        for entry in self._queues[WorkKind.CONDITION].values():
-            return Plan(WorkKind.CONDITION, (entry.sample,))
-        decoding = self._queues[WorkKind.DECODE]
-        pixel_work = next(iter((decoding or self._queues[WorkKind.ENCODE]).values()), None)
-        load = self._plan_load()
-        if self._ranked and not ((load or pixel_work) and self._rotation.stepped):
+        limit = float("inf")
+        if self._steps:
+            limit = self._shares.limit(self._steps.first(self._shares.turn_time)[1])
+        if prompt := self._first(WorkKind.CONDITION, limit):
+            return Plan(WorkKind.CONDITION, (prompt.sample,))
+        decode = self._first(WorkKind.DECODE, limit)
+        pixel_work = decode or self._first(WorkKind.ENCODE, limit)
+        load = self._plan_load(limit)
+        if self._steps and not ((load or pixel_work) and self._rotation.stepped):
             return self._plan_step()
-        if load is not None and (self._rotation.decoded or not decoding):
+        if load is not None and (self._rotation.decoded or not decode):
             return load
         return Plan(pixel_work.work, (pixel_work.sample,)) if pixel_work else None
+
+    def charge(self, plan: Plan[L], seconds: float) -> None:
+        """Charge the callers of a plan, before `settle`, with the seconds that its turn took."""
+        self._shares.charge(plan, seconds, self._steps.count)
 
     def settle(self, plan: Plan[L], results: Sequence[Sample[L]]) -> tuple[Sample[L], ...]:
         """Take the results of a plan; return the samples whose segment is done, which leave.
@@ -198,44 +173,53 @@ class StepScheduler(Generic[L]):
                 self._move(entry, sample, work)
         return tuple(done)
 
-    def _admit(self, waiting: _Waiting[_Loadable, L]) -> None:
+    def _admit(self, waiting: WaitingForMemory[Loadable, L]) -> None:
         for id in waiting.admission.ready:
             entry = waiting.entries[id]
             waiting.residency.record_newcomer(waiting.needs(entry.sample))
             self._move(entry, entry.sample, _work_with(waiting.work, entry.sample, entry.segment))
 
-    def _move(self, entry: _QueuedSample[L], sample: Sample[L], work: WorkKind) -> None:
+    def _move(self, entry: QueuedSample[L], sample: Sample[L], work: WorkKind) -> None:
         """Let the entry, with this sample, wait for another kind of turn."""
         self._dequeue(entry)
         entry.sample, entry.work = sample, work
         self._queues[work][sample.id] = entry
         self._in_use[sample.model_key] += 1
         if work is WorkKind.STEP:
-            insort(self._ranked.setdefault(sample.batch_key, []), entry.rank)
+            self._steps.add(sample, entry.rank)
 
-    def _dequeue(self, entry: _QueuedSample[L]) -> None:
+    def _dequeue(self, entry: QueuedSample[L]) -> None:
         """Let the entry wait for nothing, and undo what was counted for it."""
         sample = entry.sample
         del self._queues[entry.work][sample.id]
         if entry.work is not WorkKind.LOAD:
             self._in_use[sample.model_key] -= 1
         if entry.work is WorkKind.STEP:
-            ranks = self._ranked[sample.batch_key]
-            del ranks[bisect_left(ranks, entry.rank)]
-            if not ranks:
-                del self._ranked[sample.batch_key]
+            self._steps.remove(sample, entry.rank)
 
-    def _waiting_for_models(self) -> _Waiting[ModelKey, L]:
+    def _first(self, work: WorkKind, limit: float) -> QueuedSample[L] | None:
+        """Return the entry whose caller has the least virtual time, if that is within a limit."""
+        queue, time = self._queues[work].values(), self._shares.turn_time
+        first = min(queue, key=lambda entry: time(entry.sample.caller), default=None)
+        return first if first and time(first.sample.caller) <= limit else None
+
+    def _in_fair_order(self, work: WorkKind) -> dict[str, QueuedSample[L]]:
+        """Return what waits for a kind of work, the caller with the least virtual time first."""
+        time = self._shares.turn_time
+        queue = self._queues[work].items()
+        return dict(sorted(queue, key=lambda item: time(item[1].sample.caller)))
+
+    def _waiting_for_models(self) -> WaitingForMemory[ModelKey, L]:
         in_use = {key for key, count in self._in_use.items() if count}
-        queue = dict(self._queues[WorkKind.LOAD])
-        return _Waiting(WorkKind.LOAD, queue, self._models, _models_needed, in_use)
+        queue = self._in_fair_order(WorkKind.LOAD)
+        return WaitingForMemory(WorkKind.LOAD, queue, self._models, _models_needed, in_use)
 
-    def _waiting_for_extensions(self) -> Iterator[_Waiting[ExtensionKey, L]]:
-        queue = dict(self._queues[WorkKind.ATTACH])
+    def _waiting_for_extensions(self) -> Iterator[WaitingForMemory[ExtensionKey, L]]:
+        queue = self._in_fair_order(WorkKind.ATTACH)
         for key in {entry.sample.model_key for entry in queue.values()}:
             entries = {id: entry for id, entry in queue.items() if entry.sample.model_key == key}
             residency, in_use = self._extensions[key], self._extensions_in_use(key)
-            yield _Waiting(WorkKind.ATTACH, entries, residency, _extensions_needed, in_use)
+            yield WaitingForMemory(WorkKind.ATTACH, entries, residency, _extensions_needed, in_use)
 
     def _extensions_in_use(self, key: ModelKey) -> set[ExtensionKey]:
         """Return the extensions that samples of a model use, or will use at their next turn."""
@@ -246,23 +230,34 @@ class StepScheduler(Generic[L]):
     def _no_extensions(self) -> Residency[ExtensionKey]:
         return Residency[ExtensionKey]((), self._extension_capacity)
 
-    def _plan_load(self) -> Plan[L] | None:
-        """Return the LOAD or ATTACH whose first sample arrived first."""
+    def _plan_load(self, limit: float) -> Plan[L] | None:
+        """Return the LOAD or ATTACH whose first sample's caller has the least virtual time.
+
+        Of several such, the one whose sample arrived first; None if they are beyond the limit.
+        """
+        time = self._shares.turn_time
         plans = [self._waiting_for_models().plan()]
         plans += [waiting.plan() for waiting in self._waiting_for_extensions()]
+        within = (plan for plan in plans if plan and time(plan.samples[0].caller) <= limit)
         return min(
-            (plan for plan in plans if plan is not None),
-            key=lambda plan: self._entries[plan.samples[0].id].arrival,
+            within,
+            key=lambda plan: (
+                time(plan.samples[0].caller),
+                self._entries[plan.samples[0].id].arrival,
+            ),
             default=None,
         )
 
     def _plan_step(self) -> Plan[L]:
-        ranks = min(self._ranked.values())  # of the batch key that has the most urgent sample
-        first = self._entries[ranks[0][-1]].sample
-        size = self._batch_sizes[first.model_key]
-        ranked = ((id, self._entries[id].sample.spec.rows) for *_, id in ranks)
+        shares, entries = self._shares, self._entries
+        key, owner = self._steps.first(shares.turn_time)
+        size = self._batch_sizes[key.model]
+        order = self._steps.in_fair_order(
+            key, owner, shares.place_time, lambda id: shares.place_seconds(entries[id].sample)
+        )
+        ranked = ((id, entries[id].sample.spec.rows) for id in order)
         ids = choose_batch(ranked, images=size.images, rows=size.rows)
-        samples = tuple(self._entries[id].sample for id in ids)
+        samples = tuple(entries[id].sample for id in ids)
         rows = sum(sample.spec.rows for sample in samples)
         return Plan(WorkKind.STEP, samples, size.lanes or rows)
 

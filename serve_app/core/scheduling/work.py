@@ -1,5 +1,6 @@
 """What a turn does: its kind, its plan, and the work left of a sample. No torch, no clock."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic
@@ -40,6 +41,15 @@ class BatchSize:
     def rows(self) -> int:
         """The maximum number of rows of one UNet call."""
         return self.lanes or 2 * self.images
+
+
+def share_by_rows(rows: Sequence[int], seconds: float) -> list[float]:
+    """Return the GPU time of each image of a turn: the turn's seconds, shared by the images' rows.
+
+    This is what GPU time means here, measured or predicted. Padding belongs to no image, so the
+    images of the batch pay for it, and all images together pay for the time the device was busy.
+    """
+    return [seconds * own / sum(rows) for own in rows]
 
 
 @dataclass(frozen=True, slots=True)

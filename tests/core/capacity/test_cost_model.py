@@ -12,7 +12,6 @@ from serve_app.core.capacity.cost_model import (
     TurnKind,
     clipped_mean,
     megapixel_steps,
-    share_by_rows,
     step_tflop,
     turn_kind,
 )
@@ -21,7 +20,7 @@ from serve_app.core.diffusion.sample import Sample, new_sample
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.scheduling.work import BatchSize, WorkKind
+from serve_app.core.scheduling.work import BatchSize, WorkKind, share_by_rows
 from tests.support.keys import lora, lora_key
 
 SPEC = ImageSpec(prompt="a fox", seed=0, width=1024, height=1024, steps=30, guidance=5)

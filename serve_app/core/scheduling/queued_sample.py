@@ -1,0 +1,60 @@
+"""`QueuedSample`: a sample and what it waits for; and the samples that wait for memory."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from serve_app.core.diffusion.extensions import ExtensionKey
+from serve_app.core.diffusion.keys import ModelKey
+from serve_app.core.diffusion.sample import L, Sample, StageSegment
+from serve_app.core.scheduling.residency import Admission, Residency
+from serve_app.core.scheduling.step_queue import Rank
+from serve_app.core.scheduling.work import Plan, WorkKind
+
+Loadable = TypeVar("Loadable", ModelKey, ExtensionKey)
+
+
+@dataclass(slots=True)
+class QueuedSample(Generic[L]):
+    """A sample of the scheduler, which alone changes it."""
+
+    sample: Sample[L]
+    segment: StageSegment
+    due: int  # a turn; see `choose_batch`
+    arrival: int  # grows with each sample
+    work: WorkKind = WorkKind.LOAD
+
+    @property
+    def rank(self) -> Rank:
+        """The urgency: the lower, the more urgent."""
+        return self.due, self.arrival, self.sample.id
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingForMemory(Generic[Loadable, L]):
+    """Samples that wait for a LOAD, or for an ATTACH to one model; whose turn it is comes first."""
+
+    work: WorkKind
+    entries: Mapping[str, QueuedSample[L]]
+    residency: Residency[Loadable]
+    needs: Callable[[Sample[L]], tuple[Loadable, ...]]
+    in_use: Collection[Loadable]
+
+    @property
+    def admission(self) -> Admission[Loadable]:
+        """Which of them may start, and what to load for the first that can't."""
+        needs = [(id, self.needs(entry.sample)) for id, entry in self.entries.items()]
+        return self.residency.admission(needs, self.in_use)
+
+    def plan(self) -> Plan[L] | None:
+        """Return the turn that the first sample needs which may not start.
+
+        All samples that need the same start with it, so models do not take turns faster than work
+        is done with them.
+        """
+        admission = self.admission
+        if admission.load is None:
+            return None
+        samples = (entry.sample for entry in self.entries.values())
+        waiting = tuple(sample for sample in samples if admission.load in self.needs(sample))
+        return Plan(self.work, waiting, load=admission.load, evict=admission.evict)
