@@ -163,13 +163,13 @@ def simulate(
         typer.Option(
             min=2,
             max=4096,
-            help="GPUs of the cluster. Default: 256 for a steady trace, else 16.",
+            help="GPUs of the cluster. Default: 256 for a steady trace, 4 for a flood, else 16.",
         ),
     ] = None,
     trace: Annotated[
         str,
         typer.Option(
-            help="steady, bursts, day, or a CSV file with the columns at, steps and more."
+            help="steady, bursts, day, flood, or a CSV file with the columns at, steps and more."
         ),
     ] = "steady",
     load: Annotated[
@@ -186,13 +186,16 @@ def simulate(
         typer.Option(
             min=1,
             max=86400,
-            help="Length of a trace. Default: 90 for a steady trace, else 960.",
+            help="Length of a trace. Default: 90 for a steady trace, 60 for a flood, else 960.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first trace.")] = 1,
     output: PngFile = Path("simulation.png"),
 ) -> None:
-    """Simulate a cluster. A steady trace compares routing, the others compare autoscaling."""
+    """Simulate a cluster.
+
+    A steady trace compares routing, one with several callers what they get, others autoscaling.
+    """
     from serve_app.cli.simulate import SimulateOptions, simulate
 
     raise typer.Exit(simulate(SimulateOptions(gpus, trace, load, seconds, seed, output)))

@@ -1,6 +1,7 @@
 """`aura simulate`: run traces through a simulated cluster under each policy; print and plot.
 
-A steady trace compares routing, on all GPUs. Any other trace compares scaling.
+A trace with several callers compares how they fare, and a steady one compares routing; both on all
+GPUs. Any other trace compares scaling.
 """
 
 import time
@@ -24,6 +25,7 @@ from serve_app.simulator.comparison import (
     compare_routing,
     compare_scaling,
 )
+from serve_app.simulator.fairness import compare_fairness, has_callers
 from serve_app.simulator.planning_time import IN_FLIGHT, measure_planning_seconds
 from serve_app.simulator.plot import plot_routing, plot_scaling
 from serve_app.simulator.plotting import PlotsUnavailable
@@ -67,7 +69,10 @@ def simulate(options: SimulateOptions) -> int:
         soft_wrap=True,
     )
     began = time.perf_counter()
-    if options.trace == STEADY:
+    plotted: Path | PlotsUnavailable | None = None
+    if has_callers(scenario.traces[0]):
+        _compare_fairness(scenario)
+    elif options.trace == STEADY:
         plotted = _compare_routing(scenario, options)
     else:
         plotted = _compare_scaling(scenario, options)
@@ -76,9 +81,20 @@ def simulate(options: SimulateOptions) -> int:
     console.print(f"planning one step with {IN_FLIGHT:,} samples in flight: {microseconds:.0f} µs")
     if isinstance(plotted, PlotsUnavailable):
         console.print(str(plotted), markup=False, soft_wrap=True)
-    else:
+    elif plotted is not None:
         console.print(f"[bold]{plotted}[/]", soft_wrap=True)
     return 0
+
+
+def _compare_fairness(scenario: Scenario) -> None:
+    """Print the comparison."""
+    with console.status("simulating each service"):
+        summaries = compare_fairness(scenario.traces[0], scenario.gpus)
+    table = _table("service", "caller", "images", "p50", "p95", "last done after")
+    for row in summaries:
+        times = (f"{seconds:.1f} s" for seconds in (row.p50, row.p95, row.finished_at))
+        table.add_row(row.service, row.caller, str(row.images), *times)
+    console.print(table)
 
 
 def _compare_routing(scenario: Scenario, options: SimulateOptions) -> Path | PlotsUnavailable:

@@ -22,7 +22,7 @@ from serve_app.config.catalog import (
 from serve_app.config.settings import Settings
 from serve_app.config.topology import StageDeployment, Topology, plan_stages
 from serve_app.core.capacity.placement import Cluster
-from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES
+from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES, RESERVED_BATCHES
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
@@ -105,7 +105,8 @@ def deploy_stage(
     `images` are how many step together on each replica. A replica that retires may finish its
     images for `drain` seconds; then they are continued elsewhere.
     """
-    max_batches = MAX_QUEUED_BATCHES + 1  # one more, since several ingresses choose independently
+    # One more, since several ingresses choose independently.
+    max_batches = MAX_QUEUED_BATCHES + RESERVED_BATCHES + 1
     return cast(Deployment, serve.deployment(kind)).options(
         name=name,
         max_ongoing_requests=max_batches * images,

@@ -32,9 +32,10 @@ class OwedWorkRouter(DispatchingRouter):
     """Sends an image to the replica that finishes it soonest and delays others least.
 
     Serve's own router draws two replicas and takes the one with fewer requests, however long they
-    are. Here an image waits while every replica has enough for its next batches. Of the images that
-    wait, the most urgent gets the next place: the one that would have been done first, had it run
-    alone since it arrived. Requests that are not images go to any replica, as Serve has it.
+    are. Here an image waits while every replica has enough for its next batches. The next place
+    goes to the caller whose turn it is, and of that caller's images to the most urgent: the one
+    that would have been done first, had it run alone since it arrived. Requests that are not images
+    go to any replica, as Serve has it.
     """
 
     def initialize_state(self, images: int = 1, **_: Any) -> None:
@@ -69,7 +70,7 @@ class OwedWorkRouter(DispatchingRouter):
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Wait for a place; return the replicas that have one for the most urgent image.
+        """Wait for a place; return the replicas that have one for the next image.
 
         The best one comes first, and each is in a rank of its own, so that Serve asks them in turn.
         """
@@ -95,7 +96,7 @@ class OwedWorkRouter(DispatchingRouter):
         return self._assignment.get() is not None
 
     def assign(self, replica: RunningReplica) -> tuple[RunningReplica, PendingRequest] | None:
-        """Give the place to the most urgent image, not necessarily the one whose task found it.
+        """Give the place to the next image, not necessarily the one whose task found it.
 
         Between the choice and the replica's consent other images may have been sent. If so, the
         image goes to the replica that is best now, or goes on waiting if no place is left.
@@ -152,6 +153,8 @@ class OwedWorkRouter(DispatchingRouter):
                 logger.warning(
                     "ignoring reports of replica %s (version %r): not understood", id, version
                 )
+        for caller, seconds in self._fleet.take_charges().items():
+            self._dispatcher.charge(caller, seconds)
 
     def _replicas_by_id(self) -> dict[str, RunningReplica]:
         return {id.unique_id: replica for id, replica in self.curr_replicas.items()}

@@ -181,7 +181,12 @@ class StageReplica:
         if self._idle_reports <= _IDLE_REPORTS or self._idle_reports % _HEARTBEAT_EVERY == 0:
             self._report_number += 1
         return ReplicaReport.of(
-            self._report_number, self._profile, pending, engine.models, engine.costs
+            self._report_number,
+            self._profile,
+            pending,
+            engine.models,
+            engine.costs,
+            engine.seconds_by_caller,
         ).to_wire()
 
     def check_health(self) -> None:

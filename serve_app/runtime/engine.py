@@ -129,6 +129,7 @@ class Engine:
                 cancelled=self._counters.cancelled,
                 gpu_seconds=self._account.total_seconds,
                 wasted_gpu_seconds=self._account.wasted_seconds,
+                seconds_by_caller=self._account.seconds_by_caller,
                 costs=self._account.cost_table,
                 positions={sample.id: sample.index for sample in self._scheduler.samples()},
                 models=tuple(self.memory_plans),

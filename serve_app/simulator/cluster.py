@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import count
 
+from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.capacity.autoscaler import StageLoad
 from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.samplers import Sampler
@@ -94,9 +95,12 @@ class Cluster:
     gpus: int = 256  # a new replica waits until one is free
     load_seconds: float = 40.0  # until a new replica is ready
     observe_every: float = 1.0  # seconds between two observations by the autoscaler
+    ingresses: int = 1  # callers use them in turn, each always the same one
+    fair: bool = True  # False: the service can't tell callers apart
     _now: float = 0.0
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: "count[int]" = field(default_factory=count)
+    _ingress_of: dict[str, int] = field(default_factory=dict)  # by caller
     _pools: dict[Stage, ReplicaPool] = field(default_factory=dict)
     _progress: dict[str, _ImageProgress] = field(default_factory=dict)
     _upstream: dict[Stage, _Upstream] = field(default_factory=dict)
@@ -109,7 +113,9 @@ class Cluster:
     def run(self, trace: Sequence[Arrival]) -> SimulationResult:
         """Run until every image of the trace is done, and return the result."""
         for stage in Stage:
-            self._pools[stage] = ReplicaPool(stage, self.size, self.speed, self.route)
+            self._pools[stage] = ReplicaPool(
+                stage, self.size, self.speed, self.route, self.ingresses
+            )
             self._upstream[stage] = _Upstream()
             for _ in range(self.start.get(stage, 0)):
                 self._add_replica(stage, ready=True)
@@ -140,7 +146,9 @@ class Cluster:
         spec, schedule, segments = image_of(arrival, refiner=refiner)
         isolated = self.speed.isolated_seconds(spec, segments, schedule.start_index, self.size)
         self._progress[id] = _ImageProgress(arrival, segments, isolated)
-        sample: SimSample = new_sample(id, spec, schedule, segments[0].stage)
+        caller = Caller(arrival.caller, arrival.weight) if self.fair else NO_CALLER
+        self._ingress_of.setdefault(arrival.caller, len(self._ingress_of) % self.ingresses)
+        sample: SimSample = new_sample(id, spec, schedule, segments[0].stage, caller=caller)
         shares = self.speed.amortized_by_segment(sample, segments, self.size)
         for segment, share in zip(segments, shares, strict=True):
             upstream = self._upstream[segment.stage]
@@ -157,15 +165,14 @@ class Cluster:
         upstream = self._upstream[segment.stage]
         upstream.seconds -= self.speed.amortized_seconds(sample, segment, self.size)
         upstream.images -= 1
-        self._pools[segment.stage].dispatcher.add(sample.id, sample, segment, self._now)
+        ingress = self._ingress_of[progress.arrival.caller]
+        self._pools[segment.stage].add(sample, segment, self._now, ingress)
         self._dispatch(segment.stage)
 
     def _dispatch(self, stage: Stage) -> None:
         """Send waiting images to replicas while there are free places."""
-        pool = self._pools[stage]
-        while (assignment := pool.dispatcher.next_assignment()) is not None:
-            if dispatched := pool.dispatcher.dispatch(assignment):
-                self._begin_turn(pool.replica(dispatched.replica))
+        for replica in self._pools[stage].dispatch():
+            self._begin_turn(replica)
 
     def _begin_turn(self, replica: SimReplica) -> None:
         if replica.working:
@@ -177,7 +184,7 @@ class Cluster:
             self._remove_replica(replica)
 
     def _end_turn(self, replica: SimReplica) -> None:
-        for sample in replica.end_turn():
+        for sample in self._pools[replica.stage].end_turn(replica):
             progress = self._progress[sample.id]
             if progress.next_segment < len(progress.segments):
                 self._enter_next_stage(sample)

@@ -1,14 +1,13 @@
-"""The replicas of one stage, with the dispatcher in front of them.
+"""The replicas of one stage, with the dispatchers in front of them: one of each ingress.
 
 A `Fleet` learns what replicas have to do from their reports; a pool reads it off the simulated
 replicas.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-from serve_app.core.capacity.dispatcher import Dispatcher
-from serve_app.core.capacity.routing import max_queued_images
+from serve_app.core.capacity.dispatcher import Dispatcher, WaitingImage
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize
@@ -21,12 +20,21 @@ Router = Callable[[Sequence[SimReplica], SimSample, int, float], SimReplica]
 
 
 class ReplicaPool:
-    """The replicas of a stage, ready, loading or leaving; a dispatcher's `Replicas`."""
+    """The replicas of a stage, ready, loading or leaving; its dispatchers' `Replicas`."""
 
-    def __init__(self, stage: Stage, size: BatchSize, speed: GpuSpeed, route: Router) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        size: BatchSize,
+        speed: GpuSpeed,
+        route: Router,
+        ingresses: int = 1,
+    ) -> None:
         self.replicas: list[SimReplica] = []
-        self.dispatcher = Dispatcher(self)
+        self._dispatchers = [Dispatcher(self) for _ in range(ingresses)]
         self._stage, self._size, self._speed, self._route = stage, size, speed, route
+        self._next = 0  # the dispatcher that gets the next place
+        self._sent_by: dict[str, tuple[Dispatcher, float]] = {}  # and the predicted seconds, by id
 
     @property
     def staying(self) -> list[SimReplica]:
@@ -36,17 +44,49 @@ class ReplicaPool:
     @property
     def images(self) -> int:
         """The images of the stage, on replicas or waiting."""
-        on_replicas = sum(replica.images for replica in self.replicas)
-        return on_replicas + len(self.dispatcher.waiting)
+        return sum(replica.images for replica in self.replicas) + len(self._waiting)
 
     @property
     def owed_seconds(self) -> float:
         """GPU-seconds that these images still need here, in full batches."""
         owed = sum(replica.owed_seconds for replica in self.replicas)
-        return owed + sum(
-            self._speed.amortized_seconds(image.sample, image.segment, self._size)
-            for image in self.dispatcher.waiting
-        )
+        return owed + sum(self._amortized_seconds(image) for image in self._waiting)
+
+    @property
+    def _waiting(self) -> list[WaitingImage]:
+        return [image for dispatcher in self._dispatchers for image in dispatcher.waiting]
+
+    def add(self, sample: SimSample, segment: StageSegment, now: float, ingress: int) -> None:
+        """Let an image wait at the dispatcher of an ingress."""
+        self._dispatchers[ingress].add(sample.id, sample, segment, now)
+
+    def dispatch(self) -> Iterator[SimReplica]:
+        """Send waiting images while there are free places, and yield the replica of each.
+
+        The ingresses get places in turn.
+        """
+        sent = True
+        while sent:
+            sent = False
+            for dispatcher in self._dispatchers[self._next :] + self._dispatchers[: self._next]:
+                assignment = dispatcher.next_assignment()
+                if assignment and (dispatched := dispatcher.dispatch(assignment)):
+                    image = dispatched.image
+                    self._sent_by[image.key] = dispatcher, self._amortized_seconds(image)
+                    self._next = (self._dispatchers.index(dispatcher) + 1) % len(self._dispatchers)
+                    sent = True
+                    yield self.replica(dispatched.replica)
+
+    def end_turn(self, replica: SimReplica) -> tuple[SimSample, ...]:
+        """End a replica's turn, and charge its callers; return the samples that have left it."""
+        finished = replica.end_turn()
+        for caller, seconds in replica.charges:
+            for dispatcher in self._dispatchers:
+                dispatcher.charge(caller, seconds)
+        for sample in finished:
+            dispatcher, seconds = self._sent_by.pop(sample.id)
+            dispatcher.charge(sample.caller, -seconds)
+        return finished
 
     def replica(self, id: str) -> SimReplica:
         """Return a replica by its id."""
@@ -58,16 +98,19 @@ class ReplicaPool:
 
     def rank(self, sample: Sample[Any], segment: StageSegment) -> list[str]:
         """Return the replica that the router chooses, or nothing if no place is free."""
-        limit = max_queued_images(self._size.images)
-        available = [replica for replica in self.replicas if replica.accepts(limit)]
+        available = [replica for replica in self.replicas if replica.accepts(sample.caller)]
         if not available:
             return []
         steps, seconds = _steps_left(sample, segment), self._step_seconds(sample)
         return [self._route(available, sample, steps, seconds).id]
 
-    def send(self, replica: str, sample: Sample[Any], segment: StageSegment) -> None:
-        """Give the image to a replica."""
+    def send(self, replica: str, sample: Sample[Any], segment: StageSegment) -> float:
+        """Give the image to a replica; return its predicted seconds."""
         self.replica(replica).add(cast(SimSample, sample), segment)
+        return self._speed.amortized_seconds(sample, segment, self._size)
+
+    def _amortized_seconds(self, image: WaitingImage) -> float:
+        return self._speed.amortized_seconds(image.sample, image.segment, self._size)
 
     def _step_seconds(self, sample: Sample[Any]) -> float:
         spec = sample.spec

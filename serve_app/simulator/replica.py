@@ -3,14 +3,16 @@
 It has no clock: its owner gets the length of a turn, and says when the turn has ended.
 """
 
+from collections import Counter
 from collections.abc import Hashable
 
-from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad
+from serve_app.core.caller import Caller
+from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad, has_place
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, after_step, with_latents
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.step_scheduler import StepScheduler
-from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
+from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind, share_by_rows
 from serve_app.simulator.gpu_speed import GpuSpeed
 
 SimSample = Sample[float]  # its latents are a number without meaning
@@ -22,7 +24,7 @@ class SimReplica:
     def __init__(self, id: str, stage: Stage, size: BatchSize, speed: GpuSpeed) -> None:
         self.id, self.stage, self.size = id, stage, size
         self.owed_seconds = 0.0  # of its time, in full batches
-        self.images = 0
+        self.callers = Counter[Caller]()  # the number of images of each
         self.ready = False
         self.leaving = False
         self.steps = 0  # that images took
@@ -33,10 +35,17 @@ class SimReplica:
         self._owed_by_image: dict[str, float] = {}
         self._plan: Plan[float] | None = None
         self._turn_seconds = 0.0
+        self.charges: list[tuple[Caller, float]] = []  # GPU seconds of the last turn
 
-    def accepts(self, limit: int) -> bool:
-        """Return whether one more image may come, of at most `limit`."""
-        return self.ready and not self.leaving and self.images < limit
+    @property
+    def images(self) -> int:
+        """The number of images that the replica has."""
+        return self.callers.total()
+
+    def accepts(self, caller: Caller) -> bool:
+        """Return whether one more image of the caller may come."""
+        available = self.ready and not self.leaving
+        return available and has_place(self.size.images, self.callers, caller)
 
     @property
     def load(self) -> ReplicaLoad:
@@ -61,7 +70,7 @@ class SimReplica:
         self._scheduler.add(sample, segment)
         self._owed_by_image[sample.id] = self._speed.amortized_seconds(sample, segment, self.size)
         self.owed_seconds += self._owed_by_image[sample.id]
-        self.images += 1
+        self.callers[sample.caller] += 1
         self._load = None
 
     def begin_turn(self) -> float | None:
@@ -80,6 +89,11 @@ class SimReplica:
         """End the turn and return the samples whose segment is done; they have left."""
         plan = self._plan
         assert plan is not None
+        rows = [sample.spec.rows for sample in plan.samples]
+        shares = share_by_rows(rows, self._turn_seconds)
+        self.charges = [
+            (sample.caller, share) for sample, share in zip(plan.samples, shares, strict=True)
+        ]
         self._plan = self._load = None
         if plan.work is WorkKind.STEP:
             results = [after_step(sample, 0.0, (), sample.noise_draws) for sample in plan.samples]
@@ -99,5 +113,6 @@ class SimReplica:
         finished = self._scheduler.settle(plan, results)
         for sample in finished:
             self.owed_seconds -= self._owed_by_image.pop(sample.id)
-            self.images -= 1
+            self.callers[sample.caller] -= 1
+        self.callers = +self.callers
         return finished

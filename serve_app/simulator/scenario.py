@@ -12,6 +12,7 @@ from statistics import median
 
 from serve_app.core.suggest import suggest
 from serve_app.simulator.comparison import work_of
+from serve_app.simulator.fairness import FLOOD, flood_trace
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.traces import (
     WORKLOADS,
@@ -57,10 +58,17 @@ def make_scenario(
 ) -> Scenario:
     """Return the scenario for `trace`, the name of a workload or of a CSV file.
 
-    What is None is chosen by the kind of trace. A file or a steady workload is one trace; other
-    workloads are drawn with several seeds, from `seed` on. A file says itself how long it is and
-    what it asks for. Raises `TraceError`.
+    What is None is chosen by the kind of trace. A file, a flood or a steady workload is one trace;
+    other workloads are drawn with several seeds, from `seed` on. A file says itself how long it is
+    and what it asks for, and a flood has a load of its own. Raises `TraceError`.
     """
+    if trace == FLOOD:
+        if load is not None:
+            raise TraceError(
+                "has a load of its own, so --load can't be given", subject=f"--trace {trace}"
+            )
+        gpus, seconds = gpus or 4, seconds or 60.0
+        return Scenario(gpus, seconds, (flood_trace(gpus, seconds),))
     steady = trace == STEADY
     gpus = gpus or (256 if steady else 16)
     workload = WORKLOADS.get(trace)
@@ -81,9 +89,10 @@ def _scenario_of_file(trace: str, gpus: int, given: Sequence[str]) -> Scenario:
     """Return the scenario of a CSV file: one trace, until its last image is requested."""
     file = Path(trace)
     if not file.exists():
-        meant = suggest(trace, WORKLOADS)
+        names = (*WORKLOADS, FLOOD)
+        meant = suggest(trace, names)
         raise TraceError(
-            f"is neither a file nor one of {', '.join(WORKLOADS)}",
+            f"is neither a file nor one of {', '.join(names)}",
             subject=f"--trace {trace}",
             remedy=f"Did you mean {meant}?" if meant else "",
         )

@@ -37,6 +37,8 @@ class Arrival:
     height: int = 1024
     guidance: float = 6.9
     handoff: float = 1.0  # 1: base alone
+    caller: str = ""
+    weight: float = 1.0  # of the caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ class _Row(BaseModel):
     height: _Side = 0
     guidance: float = Field(0.0, ge=GUIDANCE_RANGE[0], le=GUIDANCE_RANGE[1])
     handoff: float = Field(0.0, ge=0, le=1)
+    caller: str = ""
+    weight: float = Field(0.0, gt=0)
 
 
 _COLUMNS = tuple(_Row.model_fields)

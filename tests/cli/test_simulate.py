@@ -40,10 +40,26 @@ def test_without_matplotlib_the_table_is_printed_and_the_extra_named(
     assert not output.exists()
 
 
+def test_a_flood_shows_what_each_caller_gets_under_each_service(tmp_path: Path) -> None:
+    arguments = ["--gpus", "2", "--trace", "flood", "--seconds", "4"]
+    result = CliRunner().invoke(commands, ["simulate", *arguments])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("fair shares, two ingresses") == 2
+    assert result.output.count("by urgency alone") == 2
+
+
+def test_a_file_with_callers_is_simulated_with_and_without_fairness(tmp_path: Path) -> None:
+    trace = tmp_path / "callers.csv"
+    trace.write_text("at,steps,caller,weight\n0,20,alice,3\n0,30,bob,1\n")
+    result = CliRunner().invoke(commands, ["simulate", "--gpus", "2", "--trace", str(trace)])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("alice") == result.output.count("bob") == 3
+
+
 def test_a_trace_that_does_not_exist_is_reported(tmp_path: Path) -> None:
     result = simulate(str(tmp_path / "none.csv"), tmp_path / "out.png")
     assert result.exit_code == 2
-    assert "is neither a file nor one of steady, bursts, day" in result.output
+    assert "is neither a file nor one of steady, bursts, day, flood" in result.output
 
 
 def test_a_file_is_simulated_until_its_last_image(tmp_path: Path) -> None:

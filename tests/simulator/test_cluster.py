@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.core.caller import NO_CALLER
 from serve_app.core.capacity.autoscaler import ScalingTargets
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize
@@ -186,7 +187,7 @@ def test_owed_work_beats_two_choices_on_a_mixed_load() -> None:
 def test_two_choices_sends_an_image_to_the_replica_with_fewer_images() -> None:
     route = route_by_requests(Random(0))
     replicas = [SimReplica(name, Stage.BASE, SIZE, SPEED) for name in "ab"]
-    replicas[0].images = 1
+    replicas[0].callers[NO_CALLER] = 1
     choices = {route(replicas, None, 0, 0.0).id for _ in range(20)}  # type: ignore[arg-type]  # it needs no sample
     assert choices == {"b"}
     assert route(replicas[:1], None, 0, 0.0).id == "a"  # type: ignore[arg-type]  # likewise

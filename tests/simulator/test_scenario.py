@@ -57,6 +57,13 @@ def test_a_file_takes_no_option_that_shapes_a_drawn_trace(
         make_scenario(str(file), **given)  # type: ignore[arg-type]
 
 
+def test_a_flood_is_one_trace_with_a_load_of_its_own() -> None:
+    scenario = make_scenario("flood")
+    assert (scenario.gpus, scenario.seconds, len(scenario.traces)) == (4, 60.0, 1)
+    with pytest.raises(TraceError, match="so --load can't be given"):
+        make_scenario("flood", load=0.5)
+
+
 def test_a_misspelt_workload_is_suggested_and_a_missing_file_named(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"--trace stedy is neither .* Did you mean steady\?"):
         make_scenario("stedy")

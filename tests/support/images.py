@@ -1,7 +1,9 @@
 """Images on their way to a replica, and what replicas report of them."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.replica_report import ReplicaReport
 from serve_app.core.diffusion.extensions import ExtensionRef
@@ -23,6 +25,7 @@ def image(
     width: int = 1024,
     model: str = "sdxl",
     loras: tuple[ExtensionRef, ...] = (),
+    caller: Caller = NO_CALLER,
 ) -> Sample[Any]:
     """Return an image that base has not begun."""
     spec = ImageSpec(
@@ -36,7 +39,7 @@ def image(
         extensions=loras,
     )
     schedule = make_schedule(NoiseConfig(), spec.sampler, steps, None, 1.0)
-    return new_sample(id, spec, schedule, Stage.BASE)
+    return new_sample(id, spec, schedule, Stage.BASE, caller=caller)
 
 
 def segment_of(sample: Sample[Any]) -> StageSegment:
@@ -50,7 +53,8 @@ def report_of(
     models: tuple[ModelKey, ...] = (SDXL,),
     costs: CostTable = COSTS,
     profile: str = "h200",
+    measured: Mapping[Caller, float] | None = None,
 ) -> ReplicaReport:
     """Return the report of a replica that has these images."""
     pending = [PendingWork(sample, segment_of(sample), WorkKind.STEP, due=0) for sample in samples]
-    return ReplicaReport.of(number, profile, pending, models, costs)
+    return ReplicaReport.of(number, profile, pending, models, costs, measured or {})

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import (
@@ -28,6 +29,7 @@ def sample(
     guidance: float = 5.0,
     side: int = 64,
     strength: float | None = None,
+    caller: Caller = NO_CALLER,
 ) -> Sample[float]:
     """Return a base sample that has not begun, `side` pixels wide."""
     spec = ImageSpec(
@@ -41,7 +43,7 @@ def sample(
     )
     schedule = make_schedule(NOISE, Sampler.EULER, steps, strength, 1.0)
     init_image = None if strength is None else bytes(side * 64 * 3)
-    return new_sample(id, spec, schedule, Stage.BASE, ImageInputs(init_image))
+    return new_sample(id, spec, schedule, Stage.BASE, ImageInputs(init_image), caller)
 
 
 def whole_segment(sample: Sample[float]) -> StageSegment:

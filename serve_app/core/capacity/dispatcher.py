@@ -5,12 +5,14 @@ brings its own view of the replicas.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 
+from serve_app.core.caller import Caller
 from serve_app.core.diffusion.sample import Sample, StageSegment
+from serve_app.core.scheduling.fair_shares import FairShares
 
 
 class Replicas(Protocol):
@@ -22,8 +24,11 @@ class Replicas(Protocol):
     def rank(self, sample: Sample[Any], segment: StageSegment) -> Sequence[str]:
         """Return the ids of the replicas with a free place for the image, the best one first."""
 
-    def send(self, replica: str, sample: Sample[Any], segment: StageSegment) -> None:
-        """Count the image as work of that replica, and of no other."""
+    def send(self, replica: str, sample: Sample[Any], segment: StageSegment) -> float:
+        """Count the image as work of that replica, and of no other.
+
+        Returns the GPU seconds that it is predicted to take, in full batches.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +61,18 @@ class Dispatched:
 class Dispatcher:
     """The queue in front of the replicas of one stage. Its owner is the only writer.
 
-    An image waits while every replica has enough work for its next batches. The most urgent image
-    gets the next place: the one with the earliest `due` time, and of equals the first to come.
+    An image waits while every replica has enough work for its next batches. The next place goes to
+    the caller who has had the least GPU time by its weight, and there to the most urgent image: the
+    one with the earliest `due` time, and of equals the first to come. A caller is charged with what
+    its image is predicted to take; `charge` corrects that when it is measured.
     """
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
         self._waiting: dict[str, WaitingImage] = {}
-        self._by_urgency: list[tuple[float, int, WaitingImage]] = []  # a heap; removed ones stay
+        # By the caller's name: heaps by urgency, in which removed images stay until they are first.
+        self._by_caller: dict[str, list[tuple[float, int, WaitingImage]]] = {}
+        self._shares = FairShares()
         self._numbers = count()
         self._sent = 0
 
@@ -75,47 +84,73 @@ class Dispatcher:
     def add(self, key: str, sample: Sample[Any], segment: StageSegment, arrived: float) -> None:
         """Let an image wait that arrived at `arrived`, a time in seconds."""
         due = arrived + self._replicas.isolated_seconds(sample, segment)
+        self.remove(key)
         image = self._waiting[key] = WaitingImage(key, sample, segment, due)
-        heapq.heappush(self._by_urgency, (due, next(self._numbers), image))
+        self._shares.enter(sample.caller)
+        heap = self._by_caller.setdefault(sample.caller.name, [])
+        heapq.heappush(heap, (due, next(self._numbers), image))
 
     def remove(self, key: str) -> None:
         """Let an image wait no longer; do nothing if it does not wait."""
-        self._waiting.pop(key, None)
+        image = self._waiting.pop(key, None)
+        if image is not None:
+            self._shares.leave(image.sample.caller)
+
+    def charge(self, caller: Caller, seconds: float) -> None:
+        """Charge a caller with GPU seconds that were measured, or take a prediction back."""
+        self._shares.correct(caller, seconds)
 
     def next_assignment(self) -> Assignment | None:
-        """Return the most urgent image and its replicas; None if none waits or no place is free."""
-        image = self._most_urgent()
-        if image is None:
-            return None
-        replicas = tuple(self._replicas.rank(image.sample, image.segment))
-        return Assignment(image, replicas, self._sent) if replicas else None
+        """Return the next image and its replicas; None if none waits or no place is free.
+
+        It is the most urgent one of the first caller that a replica has a place for.
+        """
+        for image in self._in_fair_order():
+            replicas = tuple(self._replicas.rank(image.sample, image.segment))
+            if replicas:
+                return Assignment(image, replicas, self._sent)
+        return None
 
     def dispatch(self, assignment: Assignment, replica: str | None = None) -> Dispatched | None:
-        """Send the most urgent image; return None if no image waits or no place is free any more.
+        """Send the next image; return None if no image waits or no place is free any more.
 
         `replica` is the one of the assignment's replicas that agreed to take an image, by default
-        the best one. If other images have been sent since the assignment was made, its places may
-        be taken: then the image goes to the replica that is best now.
+        the best one. If another image is next by now, or others have been sent since the assignment
+        was made, its places may be taken: then the next image goes to the replica that is best now.
         """
-        image = self._most_urgent()
-        if image is None:
-            return None
-        destination = replica or assignment.replicas[0]
-        if assignment.sent != self._sent:
-            current = self.next_assignment()
-            if current is None:
+        current = assignment
+        if assignment.sent != self._sent or next(self._in_fair_order(), None) is not current.image:
+            updated = self.next_assignment()
+            if updated is None:
                 return None
+            current = updated
+        destination = replica or assignment.replicas[0]
+        if assignment.sent != self._sent or destination not in current.replicas:
             destination = current.replicas[0]
-        heapq.heappop(self._by_urgency)
-        del self._waiting[image.key]
+        image = current.image
         self._sent += 1
-        self._replicas.send(destination, image.sample, image.segment)
+        seconds = self._replicas.send(destination, image.sample, image.segment)
+        self._shares.serve([(image.sample.caller, seconds)])
+        self.remove(image.key)
         return Dispatched(image, destination)
 
-    def _most_urgent(self) -> WaitingImage | None:
-        while self._by_urgency:
-            image = self._by_urgency[0][-1]
-            if self._waiting.get(image.key) is image:
-                return image
-            heapq.heappop(self._by_urgency)  # it was removed
+    def _in_fair_order(self) -> Iterator[WaitingImage]:
+        """Yield the most urgent image of each caller, that of the least virtual time first."""
+        firsts = [first for name in list(self._by_caller) if (first := self._most_urgent(name))]
+        order = [
+            (self._shares.time(image.sample.caller), due, number, image)
+            for due, number, image in firsts
+        ]
+        heapq.heapify(order)
+        while order:
+            yield heapq.heappop(order)[-1]
+
+    def _most_urgent(self, name: str) -> tuple[float, int, WaitingImage] | None:
+        heap = self._by_caller[name]
+        while heap:
+            first = heap[0]
+            if self._waiting.get(first[-1].key) is first[-1]:
+                return first
+            heapq.heappop(heap)  # it was removed
+        del self._by_caller[name]
         return None

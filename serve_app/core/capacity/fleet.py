@@ -4,10 +4,12 @@ The process has sent some of their images itself. Each replica reports once in a
 including the images of other senders. No Ray and no clock.
 """
 
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable, turn_kind
 from serve_app.core.capacity.replica_report import (
     RemainingWork,
@@ -20,7 +22,7 @@ from serve_app.core.capacity.replica_report import (
 from serve_app.core.capacity.routing import (
     KeyLoad,
     ReplicaLoad,
-    max_queued_images,
+    has_place,
     rank_replicas,
 )
 from serve_app.core.diffusion.sample import Sample, StageSegment
@@ -36,6 +38,7 @@ class InFlight:
 
     remaining: RemainingWork | None  # None: it has left, even if a late report lists it
     sent_here: bool  # by this process
+    predicted: float = 0.0  # GPU seconds, of an image that was sent from here
     missed_reports: int = 0  # that lack it since it was sent, or that came since it left
 
 
@@ -49,6 +52,11 @@ class _Replica:
     def remaining(self) -> list[RemainingWork]:
         """The work of all images on the replica, from all senders."""
         return [image.remaining for image in self.images.values() if image.remaining]
+
+    @property
+    def callers(self) -> Counter[Caller]:
+        """The number of images of each caller on the replica."""
+        return Counter(work.caller for work in self.remaining)
 
     def set_image(self, key: str, image: InFlight) -> None:
         self.images[key], self.loads_by_key = image, None
@@ -66,9 +74,12 @@ class Fleet:
         # that has not reported uses the pooled costs.
         self._costs = CostTable(default_batch_size=BatchSize(images, 2 * images))
         self._costs_by_profile: dict[str, CostTable] = {}
+        self._charges: dict[Caller, float] = {}  # seconds: see `take_charges`
 
     def set_replicas(self, replicas: Collection[str], *, max_images: int) -> None:
         """Set the replicas that there are, each of which may have `max_images` images."""
+        for id in self._replicas.keys() - replicas:
+            self._charge_ended(self._replicas[id].images, {})
         self._replicas = {id: self._replicas.get(id) or _Replica() for id in replicas}
         self._last_chosen = {id: self._last_chosen.get(id, 0) for id in replicas}
         self._max_images = max_images
@@ -84,29 +95,51 @@ class Fleet:
         report = ReplicaReport.from_wire(wire)
         if report is None:
             return False
-        replica.report, replica.loads_by_key = report, None
-        replica.images = _after_report(replica.images, report.remaining)
+        if replica.report is not None:
+            self._charge_measured(replica.report.measured, report.measured)
+        images = _after_report(replica.images, report.remaining)
+        self._charge_ended(replica.images, images)
+        replica.report, replica.loads_by_key, replica.images = report, None, images
         known = self._costs_by_profile.get(report.profile, CostTable())
         self._costs_by_profile[report.profile] = known.updated(report.costs)
         self._costs = self._costs.updated(report.costs)
         return True
 
-    def send(self, replica: str, sample: Sample[Any], segment: StageSegment) -> None:
-        """Count the image as work of the replica, if that is still there, and of no other."""
+    def send(self, replica: str, sample: Sample[Any], segment: StageSegment) -> float:
+        """Count the image as work of the replica, if that is still there, and of no other.
+
+        Returns the GPU seconds that it is predicted to take, in full batches.
+        """
         key = key_of(sample)
         for other in self._replicas:
             self.end(other, key)
-        if target := self._replicas.get(replica):
-            work = remaining_work(sample, segment, self._costs_of(target))
-            target.set_image(key, InFlight(work, sent_here=True))
-            self._last_chosen[replica] = max(self._last_chosen.values(), default=0) + 1
+        target = self._replicas.get(replica)
+        if target is None:
+            return 0.0
+        costs = self._costs_of(target)
+        work = remaining_work(sample, segment, costs)
+        images = costs.batch_size(sample.model_key).images
+        predicted = work.steps * costs.seconds(work.step) / images
+        target.set_image(key, InFlight(work, sent_here=True, predicted=predicted))
+        self._last_chosen[replica] = max(self._last_chosen.values(), default=0) + 1
+        return predicted
 
     def end(self, id: str, key: str) -> None:
         """Take note that an image that was sent from here has left the replica."""
         replica = self._replicas.get(id)
         image = replica.images.get(key) if replica else None
         if replica and image and image.remaining and image.sent_here:
+            self._charge_ended({key: image}, {})
             replica.set_image(key, InFlight(None, sent_here=True))
+
+    def take_charges(self) -> dict[Caller, float]:
+        """Return what callers are to be charged with since the last call, in GPU seconds.
+
+        It is what replicas have measured, for all senders, less what was predicted of images that
+        were sent from here and have left, however they left.
+        """
+        charges, self._charges = self._charges, {}
+        return charges
 
     def isolated_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
         """Return the seconds that the image's steps take on a replica that does nothing else."""
@@ -119,14 +152,30 @@ class Fleet:
         loads = [
             self._load(id, replica, sample).with_key(key, self._step_seconds(replica, sample))
             for id, replica in self._replicas.items()
-            if len(replica.remaining) < self._max_images_of(replica, sample)
+            if self._has_place(replica, sample)
         ]
         steps = max(0, segment.stop - sample.index)
         return rank_replicas(loads, self._last_chosen, key, steps)
 
-    def _max_images_of(self, replica: _Replica, sample: Sample[Any]) -> int:
+    def _has_place(self, replica: _Replica, sample: Sample[Any]) -> bool:
         size = self._costs_of(replica).batch_size(sample.model_key)
-        return min(self._max_images, max_queued_images(size.images))
+        callers = replica.callers
+        return callers.total() < self._max_images and has_place(size.images, callers, sample.caller)
+
+    def _charge(self, caller: Caller, seconds: float) -> None:
+        self._charges[caller] = self._charges.get(caller, 0.0) + seconds
+
+    def _charge_ended(self, images: Mapping[str, InFlight], left: Mapping[str, InFlight]) -> None:
+        """Take back what was predicted of the images that are not among those left."""
+        for key, image in images.items():
+            if image.remaining and image.predicted and not (key in left and left[key].remaining):
+                self._charge(image.remaining.caller, -image.predicted)
+
+    def _charge_measured(self, old: Mapping[Caller, float], new: Mapping[Caller, float]) -> None:
+        """Charge what two reports differ by; a caller that was forgotten begins again at 0."""
+        for caller, seconds in new.items():
+            known = old.get(caller, 0.0)
+            self._charge(caller, seconds - known if seconds >= known else seconds)
 
     def _load(self, id: str, replica: _Replica, sample: Sample[Any]) -> ReplicaLoad:
         costs = self._costs_of(replica)
@@ -162,7 +211,7 @@ def _after_report(
         if not image.sent_here:
             continue
         if image.remaining and key in reported:
-            updated[key] = InFlight(reported[key], sent_here=True)
+            updated[key] = InFlight(reported[key], sent_here=True, predicted=image.predicted)
         elif image.missed_reports < _MAX_MISSED_REPORTS:
             updated[key] = replace(image, missed_reports=image.missed_reports + 1)
     return updated

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostModel, CostTable, turn_kind
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.scheduling.work import BatchSize, Plan, share_by_rows
+
+_MAX_CALLERS = 64  # whose seconds are kept; those served least recently are forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class GpuTimeAccount:
     def __init__(self) -> None:
         self.total_seconds = 0.0
         self.wasted_seconds = 0.0  # of images that were cancelled or failed
+        self.seconds_by_caller: Mapping[Caller, float] = {}  # replaced as a whole
         self._spent: dict[str, GpuTime] = {}  # by the id of each image that has not finished
         self._costs_at_arrival: dict[str, CostTable] = {}
         self._cost_model = CostModel()
@@ -52,12 +56,17 @@ class GpuTimeAccount:
         kind = turn_kind(plan.work, first, lanes=plan.lanes, load=plan.load)
         self.total_seconds += seconds
         rows = [sample.spec.rows for sample in plan.samples]
+        by_caller = dict(self.seconds_by_caller)
         for sample, share in zip(plan.samples, share_by_rows(rows, 1.0), strict=True):
             spent = self._spent.get(sample.id, GpuTime())
             costs = self._costs_at_arrival.setdefault(sample.id, self.cost_table)
             self._spent[sample.id] = GpuTime(
                 spent.measured + share * seconds, spent.predicted + share * costs.seconds(kind)
             )
+            by_caller[sample.caller] = by_caller.pop(sample.caller, 0.0) + share * seconds
+        for caller in list(by_caller)[:-_MAX_CALLERS]:
+            del by_caller[caller]
+        self.seconds_by_caller = by_caller
         if completed:
             self._cost_model.observe(kind, seconds)
 

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable, TurnKind, turn_kind
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
 
-WIRE_VERSION = 1  # grows with each change of the wire form
+WIRE_VERSION = 2  # grows with each change of the wire form
 Wire = Mapping[str, Any]
 
 
@@ -26,6 +27,7 @@ class RemainingWork:
     batch_key: str  # encoded: see `encode_batch_key`
     steps: int
     step: TurnKind  # the kind of each step, in a full batch
+    caller: Caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class ReplicaReport:
     remaining: Mapping[str, RemainingWork]  # by `key_of` each image
     models: tuple[ModelKey, ...]  # in the memory of the device or the host
     costs: CostTable
+    measured: Mapping[Caller, float]  # GPU seconds since it started, of its last callers
 
     @classmethod
     def of(
@@ -46,13 +49,14 @@ class ReplicaReport:
         pending: Iterable[PendingWork[Any]],
         models: Iterable[ModelKey],
         costs: CostTable,
+        measured: Mapping[Caller, float],
     ) -> "ReplicaReport":
         """Return the report of a replica with this pending work."""
         remaining = {
             key_of(work.sample): remaining_work(work.sample, work.segment, costs)
             for work in pending
         }
-        return cls(number, profile, remaining, tuple(models), costs)
+        return cls(number, profile, remaining, tuple(models), costs, dict(measured))
 
     def to_wire(self) -> dict[str, Any]:
         """Return the report in plain values; of the costs only those of steps and loads."""
@@ -65,6 +69,7 @@ class ReplicaReport:
                     "batchKey": work.batch_key,
                     "steps": work.steps,
                     "step": _turn_to_wire(work.step),
+                    "caller": _caller_to_wire(work.caller),
                 }
                 for key, work in self.remaining.items()
             },
@@ -77,6 +82,10 @@ class ReplicaReport:
                 {"turn": _turn_to_wire(turn), "seconds": seconds}
                 for turn, seconds in self.costs.seconds_by_turn.items()
                 if turn.work in (WorkKind.STEP, WorkKind.LOAD)
+            ],
+            "measured": [
+                {"caller": _caller_to_wire(caller), "seconds": seconds}
+                for caller, seconds in self.measured.items()
             ],
         }
 
@@ -96,7 +105,12 @@ class ReplicaReport:
             number=wire["number"],
             profile=wire["profile"],
             remaining={
-                key: RemainingWork(work["batchKey"], work["steps"], _turn_from_wire(work["step"]))
+                key: RemainingWork(
+                    work["batchKey"],
+                    work["steps"],
+                    _turn_from_wire(work["step"]),
+                    _caller_from_wire(work["caller"]),
+                )
                 for key, work in wire["images"].items()
             },
             models=tuple(_model_from_wire(model) for model in wire["models"]),
@@ -107,6 +121,9 @@ class ReplicaReport:
                     for size in wire["batchSizes"]
                 },
             ),
+            measured={
+                _caller_from_wire(entry["caller"]): entry["seconds"] for entry in wire["measured"]
+            },
         )
 
 
@@ -124,7 +141,15 @@ def remaining_work(sample: Sample[Any], segment: StageSegment, costs: CostTable)
     """Return what is left of a segment, in full batches."""
     step = turn_kind(WorkKind.STEP, sample, lanes=costs.batch_size(sample.model_key).rows)
     steps = max(0, segment.stop - sample.index)
-    return RemainingWork(encode_batch_key(sample.batch_key), steps, step)
+    return RemainingWork(encode_batch_key(sample.batch_key), steps, step, sample.caller)
+
+
+def _caller_to_wire(caller: Caller) -> dict[str, Any]:
+    return {"name": caller.name, "weight": caller.weight}
+
+
+def _caller_from_wire(wire: Wire) -> Caller:
+    return Caller(wire["name"], wire["weight"])
 
 
 def _model_to_wire(model: ModelKey) -> dict[str, str | None]:

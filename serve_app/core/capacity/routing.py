@@ -8,8 +8,12 @@ numbers, used by the service's fleet and by the simulator.
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
+
+from serve_app.core.caller import Caller
 
 MAX_QUEUED_BATCHES = 3  # batches that a replica may have images for, including the running one
+RESERVED_BATCHES = 1  # that it may have besides, of callers who would wait behind others' images
 # An idle replica's seconds count a little less: measured step times differ by chance.
 _IDLE_DISCOUNT = 0.9
 # The weight of a second of the replica's time, relative to a second of the image's own waiting.
@@ -23,6 +27,23 @@ def max_queued_images(batch_images: int) -> int:
     other replicas become free.
     """
     return MAX_QUEUED_BATCHES * batch_images
+
+
+def has_place(batch_images: int, images: Mapping[Caller, int], caller: Caller) -> bool:
+    """Return whether a replica that has these images may get one more of the caller.
+
+    Beyond `max_queued_images` there are places for callers who have fewer images there than their
+    share of a running batch. A caller so never waits behind what another one has bound to the
+    replica; and a lone caller never gets these places.
+    """
+    total = sum(images.values())
+    if total < max_queued_images(batch_images):
+        return True
+    if total >= (MAX_QUEUED_BATCHES + RESERVED_BATCHES) * batch_images:
+        return False
+    weights = sum(other.weight for other in images if other.name != caller.name) + caller.weight
+    own = sum(count for other, count in images.items() if other.name == caller.name)
+    return own < ceil(batch_images * caller.weight / weights)
 
 
 @dataclass(frozen=True, slots=True)

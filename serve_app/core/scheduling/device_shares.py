@@ -23,6 +23,10 @@ class DeviceShares:
         self._turns, self._places = FairShares(), FairShares()
         self._step_seconds, self._row_seconds = 0.0, 1.0  # of the last step
 
+    def __len__(self) -> int:
+        """Return the number of callers of whom anything is kept."""
+        return max(len(self._turns), len(self._places))
+
     def enter(self, caller: Caller) -> None:
         """Count one more sample of a caller."""
         self._turns.enter(caller)

@@ -54,9 +54,14 @@ class FairShares:
             self.correct(caller, seconds)
 
     def correct(self, caller: Caller, seconds: float) -> None:
-        """Charge the caller for more than it was served for, or for less if negative."""
-        if caller.name in self._times:
-            self._times[caller.name] += seconds / caller.weight
+        """Charge the caller for more than it was served for, or for less if negative.
+
+        What is taken back never brings it before the present virtual time: that would be credit.
+        """
+        time = self._times.get(caller.name)
+        if time is not None:
+            corrected = time + seconds / caller.weight
+            self._times[caller.name] = max(corrected, min(time, self._now))
 
     def raise_to(self, caller: Caller, time: float) -> None:
         """Let the caller's virtual time be at least `time`."""

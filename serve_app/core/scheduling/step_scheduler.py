@@ -63,7 +63,8 @@ class StepScheduler(Generic[L]):
         waiting = sum(counts.values()) - counts[WorkKind.STEP] - counts[WorkKind.DECODE]
         return (
             f"<StepScheduler {waiting} waiting | {counts[WorkKind.STEP]} stepping in "
-            f"{len(self._steps)} batch keys | {counts[WorkKind.DECODE]} decoding>"
+            f"{len(self._steps)} batch keys | {counts[WorkKind.DECODE]} decoding | "
+            f"{len(self._shares)} callers>"
         )
 
     def add(self, sample: Sample[L], segment: StageSegment) -> None:

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Generic, assert_never
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.keys import ModelKey
@@ -156,6 +157,7 @@ class EngineStats:
     cancelled: int = 0
     gpu_seconds: float = 0.0  # GPU time
     wasted_gpu_seconds: float = 0.0  # the part of it that cancelled and failed images took
+    seconds_by_caller: Mapping[Caller, float] = field(default_factory=dict)  # of the last ones
     costs: CostTable = field(default_factory=CostTable)  # what its turns take
     positions: Mapping[str, int] = field(default_factory=dict)  # index of each sample in flight
     models: tuple[ModelKey, ...] = ()  # in memory, then offloaded to the host

@@ -1,10 +1,12 @@
 """Which image waits, which is next, and where it goes."""
 
+from collections import Counter
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.capacity.dispatcher import Dispatcher
 from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
@@ -25,19 +27,27 @@ class CountedReplicas:
         available = [id for id, places in self.free.items() if places > 0]
         return sorted(available, key=lambda id: (-self.free[id], id))
 
-    def send(self, replica: str, sample: Sample[Any], segment: StageSegment) -> None:
+    def send(self, replica: str, sample: Sample[Any], segment: StageSegment) -> float:
         self.free[replica] -= 1
         self.sent.append((sample.id, replica))
+        return self.isolated_seconds(sample, segment) / 4
 
 
-def image(id: str, steps: int) -> tuple[Sample[Any], StageSegment]:
+def image(id: str, steps: int, caller: Caller = NO_CALLER) -> tuple[Sample[Any], StageSegment]:
     spec = ImageSpec(prompt="a", seed=1, width=1024, height=1024, steps=steps, guidance=6.9)
     schedule = make_schedule(NoiseConfig(), spec.sampler, steps, None, 1.0)
-    return new_sample(id, spec, schedule, Stage.BASE), StageSegment(Stage.BASE, steps, last=True)
+    sample: Sample[Any] = new_sample(id, spec, schedule, Stage.BASE, caller=caller)
+    return sample, StageSegment(Stage.BASE, steps, last=True)
 
 
-def add(dispatcher: Dispatcher, id: str, steps: int = 30, arrived: float = 0.0) -> None:
-    dispatcher.add(id, *image(id, steps), arrived)
+def add(
+    dispatcher: Dispatcher,
+    id: str,
+    steps: int = 30,
+    arrived: float = 0.0,
+    caller: Caller = NO_CALLER,
+) -> None:
+    dispatcher.add(id, *image(id, steps, caller), arrived)
 
 
 def dispatch_all(dispatcher: Dispatcher) -> list[tuple[str, str]]:
@@ -160,3 +170,117 @@ def test_places_are_never_exceeded_and_the_most_urgent_images_get_them(
     assert min(replicas.free.values()) >= 0
     waiting = [image.due for image in dispatcher.waiting]
     assert sorted(due[key] for key in sent) + sorted(waiting) == sorted(due.values())
+
+
+A, B = Caller("a"), Caller("b")
+
+
+def callers(sent: list[tuple[str, str]]) -> str:
+    """Return the first letters of the images' ids, in the order in which they were sent."""
+    return "".join(id[0] for id, _ in sent)
+
+
+def test_places_go_to_callers_in_turn_however_early_a_flood_came() -> None:
+    dispatcher = Dispatcher(CountedReplicas(r=12))
+    for number in range(20):
+        add(dispatcher, f"a{number}", arrived=0.0, caller=A)
+    for number in range(3):
+        add(dispatcher, f"b{number}", arrived=9.0, caller=B)
+    assert callers(dispatch_all(dispatcher)) == "abababaaaaaa"
+
+
+def test_a_place_counts_by_the_seconds_of_its_image() -> None:
+    dispatcher = Dispatcher(CountedReplicas(r=12))
+    for number in range(20):
+        add(dispatcher, f"a{number}", steps=100, caller=A)
+        add(dispatcher, f"b{number}", steps=10, caller=B)
+    sent = Counter(callers(dispatch_all(dispatcher)))
+    assert sent == {"a": 1, "b": 11}
+
+
+def test_places_are_given_by_weight() -> None:
+    replicas = CountedReplicas(r=12)
+    dispatcher = Dispatcher(replicas)
+    for number in range(20):
+        add(dispatcher, f"a{number}", caller=Caller("a", 3.0))
+        add(dispatcher, f"b{number}", caller=B)
+    assert Counter(callers(dispatch_all(dispatcher))) == {"a": 9, "b": 3}
+
+
+def test_what_was_measured_replaces_what_was_predicted() -> None:
+    replicas = CountedReplicas(r=2)
+    dispatcher = Dispatcher(replicas)
+    for number in range(20):
+        add(dispatcher, f"a{number}", caller=A)
+        add(dispatcher, f"b{number}", caller=B)
+    assert callers(dispatch_all(dispatcher)) == "ab"
+    for caller, measured in ((A, 5 * 0.75), (B, 0.75)):  # predicted were 0.75 s for each
+        dispatcher.charge(caller, measured)
+        dispatcher.charge(caller, -0.75)
+    replicas.free["r"] = 5
+    assert callers(dispatch_all(dispatcher)) == "bbbba"
+
+
+class NewcomersPlaces(CountedReplicas):
+    """Replicas that are full for one caller and have a place for every other one."""
+
+    def rank(self, sample: Sample[Any], segment: StageSegment) -> list[str]:
+        return super().rank(sample, segment) if sample.caller != A else []
+
+
+def test_a_caller_without_a_place_holds_nobody_up() -> None:
+    dispatcher = Dispatcher(NewcomersPlaces(r=5))
+    add(dispatcher, "a0", arrived=0.0, caller=A)
+    add(dispatcher, "b0", arrived=9.0, caller=B)
+    assert dispatch_all(dispatcher) == [("b0", "r")]
+    assert [image.key for image in dispatcher.waiting] == ["a0"]
+
+
+def test_a_place_for_one_caller_is_not_given_to_another_who_came_meanwhile() -> None:
+    dispatcher = Dispatcher(NewcomersPlaces(r=1))
+    add(dispatcher, "b0", arrived=9.0, caller=B)
+    assignment = dispatcher.next_assignment()
+    assert assignment is not None
+    add(dispatcher, "a0", arrived=0.0, caller=A)
+    dispatched = dispatcher.dispatch(assignment, "r")
+    assert dispatched is not None
+    assert dispatched.image.key == "b0"
+
+
+def test_an_image_that_waits_again_under_its_key_waits_once() -> None:
+    dispatcher = Dispatcher(CountedReplicas(r=5))
+    add(dispatcher, "a0", steps=10, caller=A)
+    add(dispatcher, "a0", steps=20, caller=A)
+    assert [image.sample.spec.steps for image in dispatcher.waiting] == [20]
+    assert dispatch_all(dispatcher) == [("a0", "r")]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["add", "remove", "send", "end"]))))
+def test_whoever_leaves_however_two_floods_have_equal_places_afterwards(
+    events: list[tuple[int, str]],
+) -> None:
+    replicas = CountedReplicas(r=0)
+    dispatcher, keys, sent = Dispatcher(replicas), list[tuple[str, Caller]](), list[Caller]()
+    everybody = (A, B, Caller("c"))
+    for number, (who, event) in enumerate(events):
+        if event == "add":
+            keys.append((str(number), everybody[who]))
+            add(dispatcher, str(number), caller=everybody[who])
+        elif event == "remove" and keys:
+            dispatcher.remove(keys.pop(who % len(keys))[0])
+        elif event == "send":
+            replicas.free["r"] = 1
+            sent += [next(c for k, c in keys if k == key) for key, _ in dispatch_all(dispatcher)]
+            keys = [key for key in keys if key[0] in {image.key for image in dispatcher.waiting}]
+        elif event == "end" and sent:
+            dispatcher.charge(sent.pop(), -0.75)
+    for key, _ in keys:
+        dispatcher.remove(key)
+    assert dispatcher.waiting == ()
+    assert dispatcher.next_assignment() is None
+    replicas.free["r"] = 12
+    for number in range(20):
+        add(dispatcher, f"a{number}", caller=A)
+        add(dispatcher, f"b{number}", caller=B)
+    assert Counter(callers(dispatch_all(dispatcher))) == {"a": 6, "b": 6}

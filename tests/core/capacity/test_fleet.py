@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.fleet import Fleet
 from serve_app.core.capacity.replica_report import key_of
@@ -37,8 +38,11 @@ def report(
     models: tuple[ModelKey, ...] = (SDXL,),
     costs: CostTable = WITH_LOAD,
     profile: str = "h200",
+    measured: dict[Caller, float] | None = None,
 ) -> None:
-    made = report_of(number, *samples, models=models, costs=costs, profile=profile)
+    made = report_of(
+        number, *samples, models=models, costs=costs, profile=profile, measured=measured
+    )
     assert fleet.apply_report(id, made.to_wire())
 
 
@@ -221,3 +225,94 @@ def test_a_replica_that_was_removed_is_ignored() -> None:
     send(known, "r2", image("a"))
     known.end("r2", key_of(image("a")))
     assert rank(known, image("new")) == ["r1"]
+
+
+A, B = Caller("a"), Caller("b")
+FLOOD = [image(f"a{number}", caller=A) for number in range(12)]
+
+
+def test_a_newcomer_has_a_place_where_a_flood_from_here_has_taken_them_all() -> None:
+    known = fleet("r1")
+    send(known, "r1", *FLOOD)
+    assert rank(known, image("a12", caller=A)) == []
+    for number in range(2):  # its share of a batch of four
+        assert rank(known, image("b", caller=B)) == ["r1"]
+        send(known, "r1", image(f"b{number}", caller=B))
+    assert rank(known, image("b", caller=B)) == []
+    known.end("r1", key_of(image("b0")))
+    assert rank(known, image("b", caller=B)) == ["r1"]
+
+
+def test_a_newcomer_has_a_place_where_a_flood_of_another_ingress_has_taken_them_all() -> None:
+    known = fleet("r1")
+    report(known, "r1", 2, *FLOOD)
+    assert rank(known, image("a12", caller=A)) == []
+    assert rank(known, image("b", caller=B)) == ["r1"]
+    known.set_replicas(["r1"], max_images=12)  # as Serve's own limit allows
+    assert rank(known, image("b", caller=B)) == []
+
+
+def test_callers_are_charged_with_what_replicas_measured_for_all_senders() -> None:
+    known = fleet("r1")
+    report(known, "r1", 2, measured={A: 100.0, B: 1.0})
+    known.take_charges()
+    report(known, "r1", 3, measured={A: 104.0, B: 1.0})
+    assert known.take_charges() == {A: 4.0, B: 0.0}
+    report(known, "r1", 4, measured={A: 0.5})  # it was forgotten meanwhile, or has restarted
+    assert known.take_charges() == {A: 0.5}
+    assert known.take_charges() == {}
+
+
+def test_what_a_replica_measured_before_it_was_known_is_nobody_s_charge() -> None:
+    known = Fleet(4)
+    known.set_replicas(["r1"], max_images=MANY)
+    report(known, "r1", 7, measured={A: 1000.0})
+    assert known.take_charges() == {}
+
+
+SENT = image("a", steps=40, caller=A)  # 40 steps of 0.1 s in batches of four: 1 s
+
+
+def sent_to(known: Fleet, *ids: str) -> None:
+    for id in ids:
+        assert known.send(id, SENT, segment_of(SENT)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("ending", ["end", "lost", "expired", "elsewhere", "again"])
+def test_a_prediction_is_taken_back_once_however_the_image_left(ending: str) -> None:
+    known = fleet("r1", "r2")
+    sent_to(known, "r1")
+    report(known, "r1", 2, SENT)
+    assert known.take_charges() == {}
+    match ending:
+        case "end":
+            known.end("r1", key_of(SENT))
+            known.end("r1", key_of(SENT))
+        case "lost":
+            known.set_replicas(["r2"], max_images=MANY)
+        case "expired":
+            for number in range(3, 7):
+                report(known, "r1", number)
+        case "elsewhere":
+            sent_to(known, "r2")
+        case "again":
+            sent_to(known, "r1")
+    assert known.take_charges() == {A: pytest.approx(-1.0)}
+    for number in range(10, 15):
+        report(known, "r2", number)
+    known.end("r2", key_of(SENT))
+    again = -1.0 if ending == "elsewhere" else 0.0
+    assert known.take_charges().get(A, 0.0) == pytest.approx(again)
+
+
+def test_an_image_sent_to_a_replica_that_has_gone_costs_nothing() -> None:
+    known = fleet("r1")
+    assert known.send("gone", SENT, segment_of(SENT)) == 0.0
+    assert known.take_charges() == {}
+
+
+def test_images_of_other_senders_are_charged_only_as_measured() -> None:
+    known = fleet("r1")
+    report(known, "r1", 2, *FLOOD)
+    report(known, "r1", 3)
+    assert known.take_charges() == {}

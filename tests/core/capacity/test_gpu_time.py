@@ -2,6 +2,7 @@
 
 import pytest
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import turn_kind
 from serve_app.core.capacity.gpu_time import GpuTime, GpuTimeAccount
 from serve_app.core.diffusion.keys import ModelKey
@@ -53,3 +54,19 @@ def test_an_image_s_time_is_predicted_by_the_costs_of_its_arrival() -> None:
     spent = account.finish("guided", wasted=False)
     assert spent.predicted == pytest.approx(3 * 1.0 * 2 / 3)
     assert spent.measured == pytest.approx(9.0 * 2 / 3)
+
+
+def test_seconds_are_kept_of_the_callers_that_were_served_last() -> None:
+    account, first = GpuTimeAccount(), Caller("0")
+    account.charge(Plan(WorkKind.DECODE, (sample("0", caller=first),)), 1.0, completed=True)
+    for number in range(1, 64):
+        image = sample(str(number), caller=Caller(str(number)))
+        account.charge(Plan(WorkKind.DECODE, (image,)), 1.0, completed=False)
+    account.charge(Plan(WorkKind.DECODE, (sample("0", caller=first),)), 2.0, completed=True)
+    assert account.seconds_by_caller[first] == 3.0
+    account.charge(
+        Plan(WorkKind.DECODE, (sample("new", caller=Caller("new")),)), 1.0, completed=True
+    )
+    assert len(account.seconds_by_caller) == 64
+    assert Caller("1") not in account.seconds_by_caller
+    assert account.seconds_by_caller[first] == 3.0

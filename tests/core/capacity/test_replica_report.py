@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.capacity.cost_model import TurnKind
 from serve_app.core.capacity.replica_report import (
     WIRE_VERSION,
@@ -25,7 +26,8 @@ DECODE = TurnKind(WorkKind.DECODE, SDXL, 1024, 1024)
 
 
 def test_a_report_travels_as_json() -> None:
-    report = report_of(3, image("a"), image("b", steps=50, width=832))
+    measured = {Caller("key:1", 3.0): 7.5, NO_CALLER: 0.5}
+    report = report_of(3, image("a"), image("b", steps=50, width=832), measured=measured)
     wire = json.loads(json.dumps(report.to_wire()))
     assert ReplicaReport.from_wire(wire) == report
 
@@ -38,18 +40,21 @@ def test_the_wire_form_is_that_of_its_version() -> None:
     batch_key = (
         '{"chunks": 1, "extensions": [], "latent_shape": [128, 128], "model": ["base", "sdxl"]}'
     )
-    assert report_of(3, image("a")).to_wire() == {
-        "version": 1,
+    caller = {"name": "key:1", "weight": 3.0}
+    alice = Caller("key:1", 3.0)
+    assert report_of(3, image("a", caller=alice), measured={alice: 7.5}).to_wire() == {
+        "version": 2,
         "number": 3,
         "profile": "h200",
-        "images": {"a base": {"batchKey": batch_key, "steps": 20, "step": step}},
+        "images": {"a base": {"batchKey": batch_key, "steps": 20, "step": step, "caller": caller}},
         "models": [model],
         "batchSizes": [{"model": model, "images": 4, "lanes": 8}],
         "costs": [{"turn": step, "seconds": 0.1}],
+        "measured": [{"caller": caller, "seconds": 7.5}],
     }
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+@pytest.mark.parametrize("version", [None, 0, 1, "2"])
 def test_a_report_of_an_unknown_version_is_not_read(version: object) -> None:
     wire = report_of(3, image("a")).to_wire()
     assert ReplicaReport.from_wire(wire | {"version": version}) is None
@@ -67,7 +72,7 @@ def test_only_the_costs_of_steps_and_loads_travel() -> None:
 def test_what_remains_of_an_image_are_the_steps_to_the_end_of_its_segment() -> None:
     sample = replace(image("a", steps=20), index=5)
     assert remaining_work(sample, StageSegment(Stage.BASE, 16, last=False), COSTS) == RemainingWork(
-        encode_batch_key(sample.batch_key), 11, STEP
+        encode_batch_key(sample.batch_key), 11, STEP, NO_CALLER
     )
     assert remaining_work(replace(sample, index=20), segment_of(sample), COSTS).steps == 0
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad, rank_replicas
+from serve_app.core.caller import Caller
+from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad, has_place, rank_replicas
 
 SQUARE, WIDE = (128, 128), (96, 168)
 
@@ -81,3 +82,42 @@ def test_loading_a_model_counts_as_much_as_waiting() -> None:
     loads = replace(replica("idle"), model_load_seconds=20.0)
     assert rank([loads, replica("busy", square=(700, 150))], SQUARE, 30) == ["busy", "idle"]
     assert rank([loads, replica("busy", square=(1200, 150))], SQUARE, 30) == ["idle", "busy"]
+
+
+A, B, C = Caller("a"), Caller("b"), Caller("c", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("images", "caller", "expected"),
+    [
+        ({A: 11}, A, True),
+        ({A: 12}, A, False),
+        ({A: 12}, B, True),
+        ({A: 12, B: 1}, B, True),  # its share of a batch of four is two
+        ({A: 12, B: 2}, B, False),
+        ({A: 12, B: 1}, A, False),
+        ({A: 12, C: 2}, C, True),  # of weight 3: its share is three
+        ({A: 12, C: 3}, C, False),
+        ({A: 12, C: 1}, B, True),
+        ({A: 12, C: 3, B: 1}, Caller("d"), False),  # four batches
+        ({C: 12}, Caller("c", 1.0), False),  # the same caller, though its weight has changed
+    ],
+)
+def test_beyond_three_batches_a_caller_has_places_up_to_its_share_of_a_batch(
+    images: dict[Caller, int], caller: Caller, expected: bool
+) -> None:
+    assert has_place(4, images, caller) is expected
+
+
+@given(st.lists(st.sampled_from((A, B, C)), max_size=200), st.integers(1, 8))
+def test_a_replica_never_has_more_than_four_batches_and_a_lone_caller_three(
+    arrivals: list[Caller], batch: int
+) -> None:
+    images, alone = dict[Caller, int](), dict[Caller, int]()
+    for caller in arrivals:
+        if has_place(batch, images, caller):
+            images[caller] = images.get(caller, 0) + 1
+        if has_place(batch, alone, A):
+            alone[A] = alone.get(A, 0) + 1
+    assert sum(images.values()) <= 4 * batch
+    assert sum(alone.values()) <= 3 * batch

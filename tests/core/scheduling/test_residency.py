@@ -126,7 +126,7 @@ def test_a_model_is_loaded_once_for_all_that_wait_for_it() -> None:
     assert {"2", "3"} in steps
     assert (
         repr(replica.scheduler)
-        == "<StepScheduler 0 waiting | 0 stepping in 0 batch keys | 0 decoding>"
+        == "<StepScheduler 0 waiting | 0 stepping in 0 batch keys | 0 decoding | 0 callers>"
     )
 
 

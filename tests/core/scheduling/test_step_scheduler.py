@@ -187,13 +187,13 @@ def test_a_batch_size_below_one_image_is_an_error(images: int, lanes: int) -> No
 def test_the_repr_shows_the_schedulers_state() -> None:
     scheduler = scheduler_of(sample("a", 1), sample("b", 9, side=128), sample("c", strength=0.5))
     assert repr(scheduler) == (
-        "<StepScheduler 3 waiting | 0 stepping in 0 batch keys | 0 decoding>"
+        "<StepScheduler 3 waiting | 0 stepping in 0 batch keys | 0 decoding | 1 callers>"
     )
     running = turns(scheduler)
     for _ in range(4):
         next(running)
     assert repr(scheduler) == (
-        "<StepScheduler 1 waiting | 1 stepping in 1 batch keys | 1 decoding>"
+        "<StepScheduler 1 waiting | 1 stepping in 1 batch keys | 1 decoding | 1 callers>"
     )
     assert [s.id for s in scheduler.samples()] == ["a", "b", "c"]
     assert [owed.segment.stop for owed in scheduler.pending()] == [1, 9, 4]

@@ -1,0 +1,102 @@
+"""One caller's images beside another's flood, on the simulator's exact clock."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import pytest
+
+from serve_app.core.diffusion.spec import Stage
+from serve_app.simulator.cluster import Cluster, SimulationResult
+from serve_app.simulator.comparison import SIZE
+from serve_app.simulator.fairness import compare_fairness, flood_trace
+from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.simulator.policies import route_by_owed_work
+from serve_app.simulator.summary import percentile
+from serve_app.simulator.traces import Arrival
+
+REPLICAS = {Stage.BASE: 2, Stage.REFINER: 2}
+ONE_REPLICA = {Stage.BASE: 1}
+STEPS = 30
+
+
+def run(
+    trace: Sequence[Arrival],
+    *,
+    fair: bool = True,
+    ingresses: int = 1,
+    replicas: Mapping[Stage, int] = REPLICAS,
+) -> SimulationResult:
+    cluster = Cluster(
+        SIZE, GpuSpeed(), route_by_owed_work(), None, replicas, fair=fair, ingresses=ingresses
+    )
+    return cluster.run(sorted(trace, key=lambda arrival: arrival.at))
+
+
+def images(caller: str, at: Sequence[float], steps: int = STEPS) -> list[Arrival]:
+    return [Arrival(time, steps, handoff=0.8, caller=caller) for time in at]
+
+
+def latencies(result: SimulationResult, caller: str) -> list[float]:
+    """Return the seconds of a caller's images that came during another's, in order."""
+    others = [done for done in result.finished if done.arrival.caller != caller]
+    end = max((done.arrival.at + done.seconds for done in others), default=0.0)
+    return sorted(
+        done.seconds
+        for done in result.finished
+        if done.arrival.caller == caller and done.arrival.at < end
+    )
+
+
+def most_allowed() -> float:
+    """Return the time of one image in full batches of the caller's own, and one image's time."""
+    full = run(images("b", [0.0] * 8)).finished  # two replicas of four
+    return max(done.seconds for done in full) + full[0].isolated_seconds
+
+
+ONE_EACH_TWO_SECONDS = [1.0 + 2 * number for number in range(40)]
+
+
+@pytest.mark.parametrize("ingresses", [1, 2])
+@pytest.mark.parametrize(("number", "steps"), [(200, 10), (20, 150)])
+def test_a_flood_costs_another_caller_at_most_one_image_time(
+    number: int, steps: int, ingresses: int
+) -> None:
+    trace = images("a", [0.0] * number, steps) + images("b", ONE_EACH_TWO_SECONDS)
+    shared = latencies(run(trace, ingresses=ingresses), "b")
+    assert percentile(shared, 0.95) <= most_allowed()
+    assert percentile(latencies(run(trace, fair=False), "b"), 0.95) > 2 * most_allowed()
+
+
+def test_fairness_costs_no_throughput() -> None:
+    trace = images("a", [0.0] * 120) + images("b", ONE_EACH_TWO_SECONDS)
+    fair, unfair = run(trace, replicas=ONE_REPLICA), run(trace, fair=False, replicas=ONE_REPLICA)
+    assert unfair.finished_at / fair.finished_at >= 0.98
+
+
+def test_weights_of_three_and_one_give_work_of_three_and_one() -> None:
+    flood = [
+        Arrival(0.0, STEPS, caller=caller, weight=weight)
+        for _ in range(90)
+        for caller, weight in (("a", 3.0), ("b", 1.0))
+    ]
+    result = run(flood, replicas=ONE_REPLICA)
+    ended = sorted(
+        (done.arrival.at + done.seconds, done.arrival.caller) for done in result.finished
+    )
+    while_both = ended[:100]
+    share = sum(caller == "a" for _, caller in while_both) / len(while_both)
+    assert share == pytest.approx(0.75, rel=0.05)
+
+
+def test_for_a_lone_caller_nothing_changes() -> None:
+    trace = images("a", [0.3 * number for number in range(40)]) + images("a", [3.0] * 20, 10)
+    named, nameless = run(trace), run(trace, fair=False)
+    assert named.finished == nameless.finished
+    assert fmean(done.seconds for done in named.finished) > 0
+
+
+def test_the_flood_s_comparison_shows_what_fair_shares_are_worth() -> None:
+    rows = {(row.service, row.caller): row for row in compare_fairness(flood_trace(2, 30.0), 2)}
+    for service in ("fair shares", "fair shares, two ingresses"):
+        assert rows[service, "steady"].p95 < 0.25 * rows["by urgency alone", "steady"].p95
+        assert rows[service, "steady"].images == 15
