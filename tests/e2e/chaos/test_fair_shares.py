@@ -1,0 +1,59 @@
+"""One caller's flood beside another's images, over HTTP: by keys, on one ingress and on two."""
+
+from collections import Counter
+
+import pytest
+
+from tests.e2e.chaos.bodies import image_body
+from tests.e2e.chaos.load import Answer, Call, Load
+from tests.e2e.chaos.report import report
+from tests.e2e.chaos.service import ChaosService, OwnRay, own_service
+from tests.e2e.chaos.verdict import count
+
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+
+FLOODING, STEADY = "a-key-of-the-flood", "a-key-of-the-other"
+STEPS, INTERVAL = 20, 2.0  # seconds between two images
+
+
+def steady_calls(number: int) -> list[Call]:
+    return [
+        Call(image_body(1000 + i, steps=STEPS), at=1 + i * INTERVAL, caller=STEADY, group="steady")
+        for i in range(number)
+    ]
+
+
+def p95(answers: list[Answer]) -> float:
+    """Return the 95th percentile of the steady caller's seconds."""
+    seconds = sorted(answer.seconds for answer in answers if answer.call.group == "steady")
+    return seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))]
+
+
+def send(service: ChaosService, calls: list[Call]) -> list[Answer]:
+    with Load(service.address) as load:
+        load.send(calls)
+        answers = load.answers()
+    assert count(answers) == Counter(made=len(calls))
+    service.wait_idle()
+    return answers
+
+
+@pytest.mark.parametrize("ingress", [1, 2])
+def test_a_flood_costs_another_caller_at_most_one_image_time(
+    ray_of_its_own: OwnRay, tmp_path_factory: pytest.TempPathFactory, ingress: int
+) -> None:
+    folder = tmp_path_factory.mktemp(f"fair{ingress}")
+    with own_service(ray_of_its_own, folder, ingress=ingress, keys=(FLOODING, STEADY)) as service:
+        alone = p95(send(service, steady_calls(8)))
+        full = [Call(image_body(i, steps=STEPS), caller=STEADY, group="steady") for i in range(8)]
+        allowed = p95(send(service, full)) + alone
+        for number, steps in ((200, 10), (20, 150)):
+            flood = [Call(image_body(i, steps=steps), caller=FLOODING) for i in range(number)]
+            shared = p95(send(service, flood + steady_calls(8)))
+            report(
+                f"caller A sends {number} images of {steps} steps, caller B one each "
+                f"{INTERVAL:g} s, {ingress} ingress",
+                f"B's p95 {shared:.1f} s, {alone:.1f} s alone",
+                f"at most {allowed:.1f} s",
+            )
+            assert shared <= allowed
