@@ -19,7 +19,8 @@ RUN python3 -m venv /opt/aura \
 FROM torch AS dependencies
 COPY pyproject.toml ./
 RUN /opt/aura/bin/python -c 'import tomllib; \
-print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(*project["dependencies"], *project["optional-dependencies"]["postgres"], sep="\n")' \
       > requirements.txt \
  && /opt/aura/bin/pip install --no-cache-dir --constraint constraints.txt \
       --prefix /dependencies --requirement requirements.txt

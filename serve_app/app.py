@@ -14,7 +14,7 @@ from serve_app.config.settings import Settings
 from serve_app.core.capacity.placement import CPU
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.startup_error import startup_errors
-from serve_app.deployments.cluster import ray_cluster
+from serve_app.deployments.cluster import ray_cluster, session_name
 from serve_app.deployments.graph import bind_service
 from serve_app.deployments.ingress_replica import OpenHttp
 from serve_app.ingress.access import AccessPolicy, digests, weights_by_name
@@ -30,7 +30,7 @@ def build(args: AppArgs) -> Application:
     machines = [int(node.get(CPU, 0)) for node in cluster.nodes]
     cpus = min([os.cpu_count() or 1, *filter(None, machines)])
     with startup_errors("the application"):
-        return bind_service(args, cluster, cpus, http)
+        return bind_service(args, cluster, cpus, http, session_name())
 
 
 def http(settings: Settings, info: ServiceInfo) -> OpenHttp:

@@ -16,15 +16,21 @@ from serve_app.cli.runner import Runner
 from serve_app.cli.summary import print_summary
 from serve_app.cli.supervisor import Supervisor
 from serve_app.config.catalog import find_checkpoints
-from serve_app.config.folders import check_folders, ray_folder
+from serve_app.config.folders import check_folders, ray_folder, started_cluster
 from serve_app.config.listening import check_listening
 from serve_app.config.serve_config import read_config
 from serve_app.config.settings import Settings
 from serve_app.core.errors import OperatorError
+from serve_app.ledger_store.opening import check_place
+
+_LOCK_WAIT_S = 10.0  # seconds in which the processes of a service that was killed should end
 
 
-def up(config: Path) -> int:
-    """Run the service until it ends; return the exit code. Report problems before Ray starts."""
+def up(config: Path, lock_wait_s: float = _LOCK_WAIT_S) -> int:
+    """Run the service until it ends; return the exit code. Report problems before Ray starts.
+
+    `lock_wait_s` is how long another service may take to give up the ledger.
+    """
     try:
         read = read_config(config)
         read.check_applied()
@@ -34,6 +40,7 @@ def up(config: Path) -> int:
         settings.weights_by_key()
         check_listening(settings, read.http)
         check_folders(settings.ledger)
+        check_place(settings.ledger, lock_wait_s, lock=not _joins_cluster())
     except OperatorError as error:
         print_error(error)
         return REFUSED
@@ -44,6 +51,11 @@ def up(config: Path) -> int:
     runner = Runner(["_run", "--config", str(config)], _environment(settings), Path(log))
     summary = partial(print_summary, settings, read.http)
     return Supervisor(runner, Path(log), summary).run()
+
+
+def _joins_cluster() -> bool:
+    """Return whether a Ray runs already, in which this very service may be running."""
+    return bool(os.environ.get("RAY_ADDRESS") or started_cluster())
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from serve_app.config.network import LOOPBACK, parsed_address
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}  # which browsers leave out
+_SCHEMAS = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -85,10 +86,31 @@ def _address(text: str) -> str:
     return text.rstrip("/")
 
 
+def _postgres_url(text: str) -> str:
+    """Return the URL of a PostgreSQL database. Raises `ValueError`, which does not repeat it."""
+    problem = ValueError("must be an address such as postgresql://user:password@host:5432/database")
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - raises for what is no number
+    except ValueError:
+        raise problem from None
+    if parts.scheme not in ("postgresql", "postgres") or not text.startswith(f"{parts.scheme}://"):
+        raise problem
+    return text
+
+
+def _schema_name(text: str) -> str:
+    if not _SCHEMAS.fullmatch(text):
+        raise ValueError("must be a plain name: small letters, digits and _")
+    return text
+
+
 def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+SchemaName = Annotated[str, AfterValidator(_schema_name)]
+PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 Weights = Annotated[

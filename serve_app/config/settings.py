@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve_app.config.folders import home
+from serve_app.config.key_weights import weights_by_key
 from serve_app.config.network import LOOPBACK, machine_names
 from serve_app.config.safety_words import read_words
 from serve_app.config.setting_names import Given, SettingNames
@@ -25,13 +26,15 @@ from serve_app.config.setting_types import (
     HostNames,
     ListenAddress,
     Origins,
+    PostgresUrl,
+    SchemaName,
     TextList,
     Weights,
     host_name,
     origin,
 )
 from serve_app.core.errors import SettingsError
-from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
+from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile, LedgerPlace
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.validation_message import validation_message
 
@@ -203,6 +206,15 @@ class Settings(BaseModel):
         description="File for jobs, idempotency keys and accepted terms. "
         "Empty: a file in ~/.local/state/aura-serve",
     )
+    ledger_url: PostgresUrl | None = Field(
+        None,
+        repr=False,
+        description="PostgreSQL database in place of LEDGER_FILE: postgresql://USER:PASSWORD@HOST/"
+        "DATABASE?sslmode=require. Needs `pip install 'aura-serve[postgres]'`. Empty: LEDGER_FILE",
+    )
+    ledger_schema: SchemaName = Field(
+        "aura", description="Schema of that database; each service needs one of its own"
+    )
     ledger_on_damage: Literal["stop", "replace"] = Field(
         "stop",
         description="stop: a damaged LEDGER_FILE is left as it is; the service does not start, or "
@@ -250,18 +262,8 @@ class Settings(BaseModel):
         return RateLimit(rate / 60, self.rate_burst_mpsteps or rate) if rate else None
 
     def weights_by_key(self) -> dict[str, float]:
-        """Return the weight of each key that has one.
-
-        Raises `SettingsError` unless there are as many weights as keys, or none.
-        """
-        keys, weights = len(self.api_keys), len(self.key_weights)
-        if weights and weights != keys:
-            raise SettingsError(
-                f"must have one number for each key: API_KEYS has {keys}, this has {weights}",
-                "KEY_WEIGHTS",
-                subject="KEY_WEIGHTS",
-            )
-        return dict(zip(self.api_keys, self.key_weights, strict=False))
+        """Return the weight of each key that has one. Raises `SettingsError`."""
+        return weights_by_key(self.api_keys, self.key_weights)
 
     def blocked_words(self) -> tuple[str, ...]:
         """Return the words of SAFETY_WORDS_FILE; none without one. Raises `SettingsError`."""
@@ -270,6 +272,8 @@ class Settings(BaseModel):
     @property
     def ledger(self) -> LedgerPlace:
         """Where the ledger is kept."""
+        if self.ledger_url is not None:
+            return LedgerDatabase(self.ledger_url, self.ledger_schema)
         state = Path(os.environ.get("XDG_STATE_HOME") or home() / ".local" / "state")
         default = state / "aura-serve" / f"ledger-{self.backend_port}.sqlite"
         return LedgerFile(self.ledger_file or default, self.ledger_on_damage == "replace")
@@ -277,6 +281,7 @@ class Settings(BaseModel):
 
 VARIABLES = {field.upper(): field for field in Settings.model_fields}  # the current, bare names
 _NAMES = SettingNames(VARIABLES)
+_SECRET = {name for name, field in Settings.model_fields.items() if not field.repr}
 
 
 def is_setting(name: str) -> bool:
@@ -308,5 +313,6 @@ def _validated(given: Mapping[str, Given]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name, value = given[str(first["loc"][0])]
-        subject = f"{name}={value}"
+        is_secret = first["loc"][0] in _SECRET
+        subject = name if is_secret else f"{name}={value}"
         raise SettingsError(validation_message(first), name, subject=subject) from None

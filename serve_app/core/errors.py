@@ -291,6 +291,10 @@ class OutputNotFinite(OperatorError):
     code = "NUMERIC_FAULT"
 
 
+class LedgerInUse(OperatorError):
+    """Another service has the ledger's file or schema, and two would run each other's jobs."""
+
+
 class DownloadError(OperatorError):
     """Weights can't be fetched, or are not what their repository promises."""
 

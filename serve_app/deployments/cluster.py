@@ -9,6 +9,11 @@ from serve_app.core.capacity.placement import Cluster
 _KUBERNETES = "KUBERNETES_SERVICE_HOST"  # which Kubernetes sets in every container
 
 
+def session_name() -> str:
+    """Return the name that Ray has given itself when it was started."""
+    return str(ray.get_runtime_context().get_session_name())
+
+
 def ray_cluster(started: str) -> Cluster:
     """Return the cluster that this process is connected to.
 

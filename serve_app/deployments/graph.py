@@ -4,6 +4,7 @@ Settings are read once, where the graph is built, and every deployment gets what
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 from ray import serve
@@ -33,6 +34,8 @@ from serve_app.deployments.replica_log import DEFAULT_LOG, LogOptions
 from serve_app.deployments.router import REPORTS_EVERY
 from serve_app.deployments.scaling_options import ingress_scaling, stage_scaling
 from serve_app.deployments.stage_config import ExtensionSource, ModelSource, StageConfig
+from serve_app.ledger_store.opening import check_place
+from serve_app.ledger_store.store import LOCK_WAIT_S
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 
@@ -43,14 +46,20 @@ _HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head 
 HttpOf = Callable[[Settings, ServiceInfo], OpenHttp]
 
 
-def bind_service(args: AppArgs, cluster: Cluster, cpus: int, http: HttpOf) -> Application:
+def bind_service(
+    args: AppArgs, cluster: Cluster, cpus: int, http: HttpOf, session: str = ""
+) -> Application:
     """Bind the application for a cluster.
 
     `cpus` is what its smallest machine has, and `http` makes what opens the HTTP side of an
-    ingress replica. Raises `OperatorError`.
+    ingress replica. `session` names the Ray that runs: no other one may have the ledger. Raises
+    `OperatorError`.
     """
     settings = Settings.read(args.settings)
     catalog = find_checkpoints(settings)
+    place = replace(settings.ledger, service=session)
+    if session:
+        check_place(place, LOCK_WAIT_S)
     plan = plan_stages(args, settings, catalog, cluster)
     device, topology = plan.device, plan.topology
     # Imported only when the settings are right, because it imports torch, which takes seconds.
@@ -81,7 +90,7 @@ def bind_service(args: AppArgs, cluster: Cluster, cpus: int, http: HttpOf) -> Ap
             topology.scale_to_zero,
             log,
         ),
-        settings.ledger,
+        place,
         stages[0],
         stages[-1] if catalog.refiner else None,
         args.ingress,

@@ -26,6 +26,7 @@ from serve_app.doctor.checks import (
     disk,
     gpu_probe,
     gpus,
+    ledger,
     machine,
     models,
     ports,
@@ -107,7 +108,7 @@ def run(probes: Probes) -> tuple[Section, ...]:
             settings, "access", lambda read: _check_access(read, http, probes)
         ),
         "ray": _check_ray(results),
-        "disk": _with_settings(settings, "disk", _check_disk),
+        "disk": _with_settings(settings, "disk", lambda read: _check_disk(read, http)),
     }
     return tuple(
         Section(
@@ -257,8 +258,9 @@ def _check_ray(results: ProbeResults) -> Iterator[Finding]:
     yield disk.check_ray_folders(os.environ)
 
 
-def _check_disk(settings: Settings) -> Iterator[Finding]:
-    yield disk.check_ledger(settings.ledger)
+def _check_disk(settings: Settings, http: dict[str, Any] | None) -> Iterator[Finding]:
+    port, host = port_of(settings, http or {}), host_of(settings, http or {})
+    yield ledger.check_ledger(settings.ledger, is_running=ports.is_aura(host, port))
     usages = [disk.probe("Ray's files", ray_folder())]
     if isinstance(settings.ledger, LedgerFile) and settings.ledger.path:
         usages.insert(0, disk.probe("the ledger", settings.ledger.path.parent))

@@ -174,9 +174,13 @@ class JobService:
         self._running[job.id] = task
         task.add_done_callback(partial(self._forget, job))
         task.add_done_callback(_retrieve)
+        self._keep_alive()
+        return task
+
+    def _keep_alive(self) -> None:
+        """Send heartbeats for as long as this process works, or waits for a job's end."""
         if self._heartbeats is None or self._heartbeats.done():
             self._heartbeats = asyncio.create_task(self._send_heartbeats(), context=Context())
-        return task
 
     async def _run_once(
         self, generation: GenerationJob, context: RequestContext, feed: JobFeed
@@ -186,6 +190,7 @@ class JobService:
         scope = sha256(text.encode()).hexdigest()
         claim = IdempotencyClaim(scope, context.fingerprint, generation.seed)
         job = self._new_job(context.caller)
+        self._keep_alive()
         while True:
             claimed = await self._ledger.create(job, claim)
             if claimed.job is None:
@@ -254,7 +259,7 @@ class JobService:
             await self._quota.refund(job.caller, refund)
 
     async def _send_heartbeats(self) -> None:
-        while self._running or not self._outbox.is_empty:
+        while self._running or self._claims or not self._outbox.is_empty:
             with suppress(LedgerAway):
                 jobs = frozenset(self._running) | self._outbox.jobs
                 await self._ledger.heartbeat(self._owner, jobs)

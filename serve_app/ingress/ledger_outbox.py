@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import dataclass
 
-from serve_app.core.errors import LedgerAway
+from serve_app.core.errors import LedgerAway, LedgerFault
 
 logger = logging.getLogger("aura.jobs")
 
+PATIENCE_S = 60.0  # seconds of a fault of the ledger, after which writes are dropped
+_RETRY_S = 0.5  # seconds between two tries
 MAX_BYTES = 256 * 2**20  # of images in the queue
 
 
@@ -25,12 +28,15 @@ class _Write:
 class LedgerOutbox:
     """The queue of one process: writes are run one by one, in the order in which they came.
 
-    The ledger's client tries again while the ledger restarts. When it gives up, the write is
-    dropped with all writes that were queued before the attempt, for they waited at least as long.
+    The ledger's client tries again while the ledger restarts, and the outbox while its disk or
+    database is at fault. When either gives up, the write is dropped with all writes that were
+    queued before the attempt, for they waited at least as long.
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES, patience_s: float = PATIENCE_S) -> None:
         self._max_bytes = max_bytes
+        self._patience_s = patience_s
+        self._refused_since: float | None = None  # by the monotonic clock; None: all is well
         self._queue: deque[_Write] = deque()
         self._latest: dict[str, _Write] = {}  # by job
         self._bytes = 0
@@ -60,8 +66,11 @@ class LedgerOutbox:
             self._writer = asyncio.create_task(self._run_writes(), context=Context())
 
     async def wait_for(self, job_id: str, timeout_s: float) -> None:
-        """Return when all queued writes about a job are done, or after `timeout_s` seconds."""
-        if write := self._latest.get(job_id):
+        """Return when all queued writes about a job are done, or after `timeout_s` seconds.
+
+        Return at once while the ledger refuses writes.
+        """
+        if self._refused_since is None and (write := self._latest.get(job_id)):
             await asyncio.wait([write.done], timeout=timeout_s)
 
     async def flush(self) -> None:
@@ -74,13 +83,24 @@ class LedgerOutbox:
             waiting, done = len(self._queue), 1
             try:
                 await self._queue[0].run()
-            except LedgerAway:
+                self._refused_since = None
+            except LedgerAway as error:
+                if isinstance(error, LedgerFault) and self._is_patient():
+                    await asyncio.sleep(_RETRY_S)
+                    continue
                 done = waiting
                 logger.warning("the ledger was away too long and missed %d writes", waiting)
             except Exception:
                 logger.exception("a write to the ledger failed")
             for _ in range(done):
                 self._remove(self._queue.popleft())
+
+    def _is_patient(self) -> bool:
+        """Return whether the fault that is met now has not lasted for too long."""
+        now = time.monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+        return now - self._refused_since < self._patience_s
 
     def _remove(self, write: _Write) -> None:
         self._bytes -= write.size

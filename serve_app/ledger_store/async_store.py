@@ -11,14 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from typing import Any, TypeVar
 
-from serve_app.core.errors import LedgerBroken, LedgerDamaged, LedgerFault
+from serve_app.core.errors import LedgerBroken, LedgerDamaged, LedgerFault, OperatorError
 from serve_app.ledger_store.store import LedgerStore
 
 logger = logging.getLogger("aura.ledger")
 T = TypeVar("T")
 
 CALL_S = 4.0  # seconds of one call
-CHECK_INTERVAL_S = 60.0  # between two checks of a store that works
 _RETRY_S = 1.0  # between two tries to recover
 _DAMAGED_RETRY_S = 10.0  # the same, where each reads the whole file
 _RECOVER_S = 15.0  # seconds that a try, or a check, may take
@@ -90,7 +89,7 @@ class AsyncStore:
                 self._next_try = now + retry
                 await self._recover()
         elif self._store is not None and now >= self._next_check:
-            self._next_check = now + CHECK_INTERVAL_S
+            self._next_check = now + self._store.check_interval_s
             try:
                 await self._bounded(lambda store: store.check(), self._store, _RECOVER_S)
             except LedgerFault as fault:
@@ -110,6 +109,8 @@ class AsyncStore:
                 await self._bounded(lambda store: store.recover(), self._store, _RECOVER_S)
         except LedgerFault as fault:
             self._note(fault)
+        except OperatorError as error:  # such as another service that has taken the ledger
+            self._note(LedgerBroken(error.problem, remedy=error.remedy))
         else:
             self._forget_fault()
 

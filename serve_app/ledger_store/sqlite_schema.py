@@ -30,12 +30,25 @@ VERSION = len(_MIGRATIONS)
 
 def migrate(db: sqlite3.Connection) -> None:
     """Bring the tables up to date. Raises `OperatorError` for those of a newer release."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > VERSION:
+    check_version(db)
+    for number, script in enumerate(_MIGRATIONS[_version(db) :], _version(db) + 1):
+        db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
+
+
+def check_version(db: sqlite3.Connection) -> None:
+    """Check that this release knows the tables. Raises `OperatorError`."""
+    if (version := _version(db)) > VERSION:
         raise OperatorError(
             f"has version {version}, and this release knows {VERSION}",
             subject="the ledger's file",
             remedy="Use the newer release, or another LEDGER_FILE",
         )
-    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
-        db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
+
+
+def has_checksums(db: sqlite3.Connection) -> bool:
+    """Return whether results have checksums yet."""
+    return _version(db) > 1
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])

@@ -18,6 +18,8 @@ from serve_app.core.errors import LedgerDamaged
 from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobError, JobState
 from serve_app.core.service.jobs import JobResult as Result
 from serve_app.core.service.ledger_place import LedgerFile
+from serve_app.ledger_store.file_lock import FileLock
+from serve_app.ledger_store.sqlite_claims import create_job
 from serve_app.ledger_store.sqlite_errors import (
     damaged,
     disk_full,
@@ -36,6 +38,7 @@ from serve_app.ledger_store.sqlite_file import (
 from serve_app.ledger_store.store import (
     ABANDONED,
     CLAIM_TTL,
+    LOCK_WAIT_S,
     MAX_BYTES,
     MAX_JOB_AGE,
     RESULT_TTL,
@@ -48,6 +51,7 @@ from serve_app.ledger_store.store import (
 logger = logging.getLogger("aura.ledger")
 
 _OPEN_CHECK_S = 10.0  # seconds that the check of the whole file may take when it is opened
+CHECK_INTERVAL_S = 60.0
 _CHECK_S = 4.0  # seconds of structure, and a quarter of it of content, in each later check
 _MIN_FREE = 16 << 20  # bytes: less than the result of one request
 _PROBE_BYTES = 256 << 10
@@ -59,7 +63,14 @@ _SPARE = 8 << 20  # bytes that it may have beyond that
 class SqliteStore:
     """A `LedgerStore`. Raises `LedgerFault` where it can't be opened."""
 
-    def __init__(self, place: LedgerFile, max_bytes: int = MAX_BYTES) -> None:
+    check_interval_s = CHECK_INTERVAL_S
+
+    def __init__(
+        self,
+        place: LedgerFile,
+        max_bytes: int = MAX_BYTES,
+        lock_wait_s: float = LOCK_WAIT_S,
+    ) -> None:
         self._place = place
         self._path = place.path
         self._most_bytes = max_bytes
@@ -67,7 +78,17 @@ class SqliteStore:
         self._one_call = threading.Lock()
         self._cursor = 0  # rowid of the result that was checked last
         self._inode = 0
-        self._db = self._open()
+        self._lock = FileLock(place.path, place.service) if place.path else None
+        if place.path and self._lock:
+            with named_errors():
+                place.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._lock.acquire(lock_wait_s)
+        try:
+            self._db = self._open()
+        except BaseException:
+            if self._lock:
+                self._lock.release()
+            raise
 
     @property
     def notice(self) -> str:
@@ -79,30 +100,7 @@ class SqliteStore:
     ) -> ClaimResult:
         """See `LedgerStore`."""
         with self._transaction() as db:
-            if claim is None:
-                _insert(db, job)
-                return ClaimResult(job.id, 0, is_owner=True)
-            row = db.execute(
-                "SELECT fingerprint, seed, job, taker FROM claims WHERE scope = ?", (claim.scope,)
-            ).fetchone()
-            if row is None:
-                _insert(db, job)
-                db.execute(
-                    "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?)",
-                    (claim.scope, claim.fingerprint, claim.seed, job.id, now, job.id),
-                )
-                return ClaimResult(job.id, claim.seed, is_owner=True)
-            fingerprint, seed, id, taker = row
-            if taker == job.id:  # the same call again: our response was lost
-                return ClaimResult(id, seed, is_owner=True)
-            if fingerprint != claim.fingerprint:
-                return ClaimResult(None, 0, is_owner=False)
-            if _has_use(db, id, is_lost):
-                return ClaimResult(id, seed, is_owner=False)
-            db.execute("DELETE FROM jobs WHERE id = ?", (id,))
-            _insert(db, Job(id, job.caller, job.owner, job.created))
-            db.execute("UPDATE claims SET taker = ? WHERE scope = ?", (job.id, claim.scope))
-            return ClaimResult(id, seed, is_owner=True)
+            return create_job(db, job, claim, now, is_lost)
 
     def finish(
         self,
@@ -222,6 +220,8 @@ class SqliteStore:
     def close(self) -> None:
         """See `LedgerStore`."""
         self._db.close()
+        if self._lock:
+            self._lock.release()
 
     def _open(self) -> sqlite3.Connection:
         """Open the file, make it if there is none, and check all of it as far as time allows."""
@@ -244,7 +244,6 @@ class SqliteStore:
 
     def _opened_file(self, path: Path) -> sqlite3.Connection:
         with named_errors():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600)  # images carry their prompts, so nobody else may read them
             db = connect(path)
             try:
@@ -290,22 +289,3 @@ class SqliteStore:
                 with suppress(sqlite3.Error):  # a fault may have rolled back already
                     db.execute("ROLLBACK")
                 raise
-
-
-def _insert(db: sqlite3.Connection, job: Job) -> None:
-    db.execute(
-        "INSERT OR IGNORE INTO jobs (id, caller, owner, created, state) VALUES (?, ?, ?, ?, ?)",
-        (job.id, job.caller, job.owner, job.created, job.state),
-    )
-
-
-def _has_use(db: sqlite3.Connection, id: str, is_lost: IsLost) -> bool:
-    """Return whether a job is worked at or has its result. Reads no image."""
-    row = db.execute(
-        "SELECT owner, created, state, pngs IS NOT NULL FROM jobs WHERE id = ?", (id,)
-    ).fetchone()
-    if row is None:
-        return False
-    owner, created, state, has_result = row
-    is_running = state == JobState.RUNNING
-    return bool(has_result) or (is_running and not is_lost(RunningJob(id, owner, created)))

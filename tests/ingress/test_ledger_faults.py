@@ -10,9 +10,8 @@ from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobE
 from serve_app.core.service.jobs import JobResult as Result
 from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
 from serve_app.deployments.ledger import Ledger
-from serve_app.ledger_store.async_store import CHECK_INTERVAL_S
 from serve_app.ledger_store.sqlite_errors import disk_full
-from serve_app.ledger_store.sqlite_store import SqliteStore
+from serve_app.ledger_store.sqlite_store import CHECK_INTERVAL_S, SqliteStore
 from serve_app.ledger_store.store import IsLost, LedgerStore
 from tests.support.api import Client
 from tests.support.fake_conductor import FakeConductor

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve_app.core.errors import LedgerAway
+from serve_app.core.errors import LedgerAway, LedgerBroken, LedgerFault
 from serve_app.ingress.ledger_outbox import LedgerOutbox
+from tests.support.waiting import until_async
 
 Write = Callable[[], Awaitable[None]]
 
@@ -74,6 +75,40 @@ async def test_when_the_ledger_stays_away_what_waited_as_long_is_dropped_and_no_
         await outbox.flush()
     assert book.names == ["c1"]
     assert "missed 2 writes" in caplog.text
+
+
+async def test_writes_wait_while_the_ledger_s_disk_is_at_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names: list[str] = []
+    faults = [LedgerFault("full"), LedgerBroken("away")]
+
+    async def write() -> None:
+        if faults:
+            raise faults.pop()
+        names.append("a1")
+
+    outbox = LedgerOutbox()
+    outbox.put("a", write)
+    await until_async(lambda: len(faults) < 2)
+    await asyncio.wait_for(outbox.wait_for("a", 30), 1)  # nobody waits meanwhile
+    await outbox.flush()
+    assert names == ["a1"]
+    assert not caplog.text
+
+
+async def test_writes_are_dropped_when_the_fault_lasts_too_long(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    book, outbox = Book(), LedgerOutbox(patience_s=0)
+    book.opened.set()
+    outbox.put("a", book.write("a1", LedgerFault("full")))
+    with caplog.at_level(logging.WARNING, "aura.jobs"):
+        await outbox.flush()
+    assert "missed 1 writes" in caplog.text
+    outbox.put("b", book.write("b1"))
+    await outbox.flush()
+    assert book.names == ["b1"]
 
 
 async def test_a_write_that_fails_is_logged_and_the_next_one_is_run(

@@ -9,8 +9,8 @@ import pytest
 
 from serve_app.core.errors import LedgerBroken, LedgerDamaged, LedgerFault
 from serve_app.core.service.ledger_place import LedgerFile
-from serve_app.ledger_store.async_store import CHECK_INTERVAL_S, AsyncStore
-from serve_app.ledger_store.sqlite_store import SqliteStore
+from serve_app.ledger_store.async_store import AsyncStore
+from serve_app.ledger_store.sqlite_store import CHECK_INTERVAL_S, SqliteStore
 from tests.support.ledger_stores import JOB, damage_all, damage_page, fill, none_lost
 
 FULL = LedgerFault("the ledger's disk is full")

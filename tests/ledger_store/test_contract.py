@@ -1,13 +1,14 @@
 """What every store of the ledger promises, tried on each implementation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from serve_app.core.service.jobs import OWNER_LOST, Job, JobError, JobState
-from serve_app.core.service.ledger_place import LedgerFile
+from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile
+from serve_app.ledger_store.postgres_store import PostgresStore
 from serve_app.ledger_store.sqlite_store import SqliteStore
 from serve_app.ledger_store.store import (
     CLAIM_TTL,
@@ -19,7 +20,8 @@ from serve_app.ledger_store.store import (
 from tests.support.ledger_stores import CLAIM, JOB, RESULT, all_lost, none_lost, succeed
 
 NOW = JOB.created
-KINDS = ("memory", "file")
+KINDS = ("memory", "file", "postgresql")
+Opening = Callable[[int], LedgerStore]  # with the most bytes of results
 
 
 @pytest.fixture(params=KINDS)
@@ -27,13 +29,19 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def opened(kind: str, folder: Path, max_bytes: int = 1000) -> LedgerStore:
-    return SqliteStore(LedgerFile(None if kind == "memory" else folder / "l.sqlite"), max_bytes)
+@pytest.fixture
+def opening(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Opening:
+    """Return what opens the same store each time; only memory is another one."""
+    if kind == "postgresql":
+        database: LedgerDatabase = request.getfixturevalue("database")
+        return lambda max_bytes: PostgresStore(database, max_bytes)
+    file = LedgerFile(None if kind == "memory" else tmp_path / "ledger.sqlite")
+    return lambda max_bytes: SqliteStore(file, max_bytes)
 
 
 @pytest.fixture
-def store(kind: str, tmp_path: Path) -> Iterator[LedgerStore]:
-    store = opened(kind, tmp_path)
+def store(opening: Opening) -> Iterator[LedgerStore]:
+    store = opening(1000)
     yield store
     store.close()
 
@@ -153,8 +161,8 @@ def test_results_seeds_and_jobs_are_kept_for_their_times(store: LedgerStore) -> 
     assert (fresh.job, fresh.seed) == ("job-3", 99)
 
 
-def test_results_are_bounded_in_bytes_and_the_oldest_go_first(kind: str, tmp_path: Path) -> None:
-    store = opened(kind, tmp_path, max_bytes=30)
+def test_results_are_bounded_in_bytes_and_the_oldest_go_first(opening: Opening) -> None:
+    store = opening(30)
     for number in range(4):
         job = replace(JOB, id=f"job-{number}")
         store.create(job, None, NOW, none_lost)
@@ -165,14 +173,14 @@ def test_results_are_bounded_in_bytes_and_the_oldest_go_first(kind: str, tmp_pat
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "memory"])
-def test_what_was_kept_is_there_after_a_restart(kind: str, tmp_path: Path) -> None:
-    first = opened(kind, tmp_path)
+def test_what_was_kept_is_there_after_a_restart(opening: Opening) -> None:
+    first = opening(1000)
     first.create(JOB, CLAIM, NOW, none_lost)
     first.accept_terms("a", "terms", NOW)
     first.create(replace(JOB, id="done"), None, NOW, none_lost)
     succeed(first, "done")
     first.close()
-    second = opened(kind, tmp_path)
+    second = opening(1000)
     assert second.accepted_terms("a") == "terms"
     assert second.read("done") == replace(JOB, id="done", state=JobState.SUCCEEDED, result=RESULT)
     assert not second.create(replace(JOB, id="job-2"), CLAIM, NOW, none_lost).is_owner

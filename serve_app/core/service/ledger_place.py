@@ -13,6 +13,7 @@ class LedgerFile:
 
     path: Path | None  # None: in memory, for one process
     replaces_damaged: bool = False  # whether a damaged file is moved aside and begun anew
+    service: str = ""  # who opens it, to know its own lock by
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class LedgerDatabase:
 
     url: str = field(repr=False)  # it may hold a password
     schema: str = "aura"
+    service: str = ""
 
 
 LedgerPlace = LedgerFile | LedgerDatabase

@@ -1,4 +1,4 @@
-"""Check the disks: whether the ledger can be written, and how much space is free.
+"""Check the disks: whether Ray can write its files, and how much space is free.
 
 Nothing is left behind: whether a folder is writable is tried with a file that has no name.
 """
@@ -9,15 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.config.folders import file_problem, nearest_existing, ray_folder, ray_problems
-from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
+from serve_app.config.folders import nearest_existing, ray_folder, ray_problems
 from serve_app.doctor.checks.gpu_probe import gib
 from serve_app.doctor.finding import Finding, fail, fine, problem_of, warn
 
 _MIN_FREE = 1 << 30  # bytes: the ledger alone keeps up to half a GiB of images
 _LOW_FREE = 5 << 30  # bytes
 _RAY_LIMIT = 0.95  # Ray writes nothing to a disk that is fuller (RAY_local_fs_capacity_threshold)
-_SQLITE_HEADER = b"SQLite format 3\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,28 +63,3 @@ def check_ray_folders(environ: Mapping[str, str]) -> Finding:
             fix = "export HOME=$(getent passwd $(id -u) | cut -d: -f6)"
         return fail("ray files", problem_of(problem), fix)
     return fine("ray files", f"Ray can write to {ray_folder(environ)} and to its token's file")
-
-
-def check_ledger(place: LedgerPlace) -> Finding:
-    """Check that the ledger can be opened, or created, where the settings say."""
-    assert isinstance(place, LedgerFile)
-    assert place.path
-    file = place.path
-    if problem := file_problem(file):
-        existing = nearest_existing(file.parent)
-        is_foreign = existing.is_dir() and not file.is_dir()
-        fix = f"sudo chown -R $USER {shlex.quote(str(existing))}" if is_foreign else "LEDGER_FILE="
-        return fail("ledger", f"{file} {problem}", fix)
-    if file.exists() and not _is_database(file):
-        return fail(
-            "ledger",
-            f"{file} is not a ledger: it is not an SQLite database",
-            f"mv {shlex.quote(str(file))} {shlex.quote(str(file))}.other",
-        )
-    return fine("ledger", f"{file} can be written")
-
-
-def _is_database(file: Path) -> bool:
-    """Return whether SQLite would open the file: it has SQLite's header or is empty."""
-    with file.open("rb") as stream:
-        return stream.read(len(_SQLITE_HEADER)) in (_SQLITE_HEADER, b"")

@@ -1,0 +1,265 @@
+"""`PostgresStore`: the ledger in a schema of a PostgreSQL database, which outlives any machine.
+
+Claims are locked before jobs, in every transaction, so that none waits for another in a circle.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+
+from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobError, JobState
+from serve_app.core.service.jobs import JobResult as Result
+from serve_app.core.service.ledger_place import LedgerDatabase
+from serve_app.ledger_store.postgres_connection import (
+    DatabaseLock,
+    connection_text,
+    prepare_session,
+)
+from serve_app.ledger_store.postgres_errors import named_errors
+from serve_app.ledger_store.postgres_schema import migrate
+from serve_app.ledger_store.store import (
+    ABANDONED,
+    CLAIM_TTL,
+    LOCK_WAIT_S,
+    MAX_BYTES,
+    MAX_JOB_AGE,
+    RESULT_TTL,
+    IsLost,
+    RunningJob,
+    job_of_row,
+    split,
+)
+
+_MAX_CONNECTIONS = 4
+_POOL_WAIT_S = 2.0  # seconds that a call waits for a connection
+_RECONNECT_S = 5.0  # seconds after which the pool waits for the next call to try again
+
+
+class PostgresStore:
+    """A `LedgerStore`. Opening it raises `LedgerFault` or `LedgerInUse`."""
+
+    notice = ""
+    check_interval_s = 2.0  # for the lock
+
+    def __init__(
+        self,
+        place: LedgerDatabase,
+        max_bytes: int = MAX_BYTES,
+        lock_wait_s: float = LOCK_WAIT_S,
+    ) -> None:
+        self._schema = place.schema
+        self._most_bytes = max_bytes
+        self._lock = DatabaseLock(place)
+        self._pool = ConnectionPool(
+            connection_text(place),
+            min_size=1,
+            max_size=_MAX_CONNECTIONS,
+            open=False,
+            configure=self._prepare,
+            check=ConnectionPool.check_connection,
+            timeout=_POOL_WAIT_S,
+            reconnect_timeout=_RECONNECT_S,
+            name="ledger",
+        )
+        try:
+            with named_errors():
+                self._lock.acquire(lock_wait_s)
+                self._pool.open()
+                with self._pool.connection() as connection:
+                    migrate(connection, self._schema)
+        except BaseException:
+            self.close()
+            raise
+
+    def create(
+        self, job: Job, claim: IdempotencyClaim | None, now: float, is_lost: IsLost
+    ) -> ClaimResult:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            if claim is None:
+                _insert(db, job)
+                return ClaimResult(job.id, 0, is_owner=True)
+            while True:
+                added = db.execute(
+                    "INSERT INTO claims VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                    (claim.scope, claim.fingerprint, claim.seed, job.id, now, job.id),
+                )
+                if added.rowcount:
+                    _insert(db, job)
+                    return ClaimResult(job.id, claim.seed, is_owner=True)
+                row = db.execute(
+                    "SELECT fingerprint, seed, job, taker FROM claims WHERE scope = %s FOR UPDATE",
+                    (claim.scope,),
+                ).fetchone()
+                if row is not None:  # else its job has just failed
+                    return _claimed(db, job, claim, row, is_lost)
+
+    def finish(
+        self,
+        id: str,
+        owner: str,
+        state: JobState,
+        error: JobError | None,
+        result: Result | None,
+        now: float,
+    ) -> bool:
+        """See `LedgerStore`."""
+        code, message = (error.code, error.message) if error else (None, None)
+        meta = pngs = sizes = None
+        if result is not None:
+            meta, pngs = result.meta, b"".join(result.pngs)
+            sizes = [len(png) for png in result.pngs]
+        with self._transaction() as db:
+            db.execute("SELECT 1 FROM claims WHERE job = %s FOR UPDATE", (id,))
+            changed = db.execute(
+                "UPDATE jobs SET state = %s, ended = %s, code = %s, message = %s, meta = %s,"
+                " pngs = %b, sizes = %s WHERE id = %s AND owner = %s AND state IN (%s, %s)",
+                (
+                    *(str(state), now, code, message, meta, pngs, sizes),
+                    *(id, owner, str(JobState.RUNNING), ABANDONED),
+                ),
+            )
+            if changed.rowcount == 0:
+                return False
+            if state is not JobState.SUCCEEDED:
+                db.execute("DELETE FROM claims WHERE job = %s", (id,))
+            if pngs is not None:
+                self._limit_size(db)
+            return True
+
+    def read(self, id: str) -> Job | None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT caller, owner, created, state, code, message, meta, pngs, sizes FROM jobs"
+                " WHERE id = %s",
+                (id,),
+                binary=True,
+            ).fetchone()
+        if row is None:
+            return None
+        caller, owner, created, state, code, message, meta, pngs, sizes = row
+        result = None if pngs is None else Result(split(pngs, sizes), meta, created)
+        return job_of_row(id, caller, owner, created, state, code, message, result)
+
+    def running(self) -> list[RunningJob]:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            rows = db.execute("SELECT id, owner, created FROM jobs WHERE state = 'running'")
+            return [RunningJob(*row) for row in rows]
+
+    def abandon(self, ids: Collection[str], now: float) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE jobs SET state = %s, ended = %s WHERE id = ANY(%s) AND state = %s",
+                (ABANDONED, now, list(ids), str(JobState.RUNNING)),
+            )
+
+    def accept_terms(self, caller: str, terms: str, now: float) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO terms VALUES (%s, %s, %s) ON CONFLICT (caller)"
+                " DO UPDATE SET terms = excluded.terms, accepted = excluded.accepted",
+                (caller, terms, now),
+            )
+
+    def accepted_terms(self, caller: str) -> str | None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            row = db.execute("SELECT terms FROM terms WHERE caller = %s", (caller,)).fetchone()
+        return row[0] if row else None
+
+    def delete_old(self, now: float) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM claims WHERE created < %s", (now - CLAIM_TTL,))
+            db.execute(
+                "DELETE FROM jobs WHERE ended < %s OR created < %s",
+                (now - RESULT_TTL, now - MAX_JOB_AGE),
+            )
+
+    def recover(self) -> None:
+        """See `LedgerStore`."""
+        with named_errors():
+            self._lock.acquire_again()
+        with self._transaction() as db:
+            migrate(db, self._schema)
+            db.execute("UPDATE version SET number = number")
+
+    def check(self) -> None:
+        """See `LedgerStore`. The server's own checksums guard what is kept."""
+        with named_errors():
+            self._lock.check_kept()
+        with self._transaction() as db:
+            db.execute("SELECT number FROM version")
+
+    def interrupt(self) -> None:
+        """See `LedgerStore`. Statements have a timeout of the server's."""
+
+    def close(self) -> None:
+        """See `LedgerStore`."""
+        self._pool.close(timeout=0)
+        self._lock.release()
+
+    def _prepare(self, connection: Connection[Any]) -> None:
+        prepare_session(connection, self._schema)
+
+    def _limit_size(self, db: Connection[Any]) -> None:
+        db.execute(
+            "UPDATE jobs SET pngs = NULL WHERE id IN (SELECT id FROM (SELECT id,"
+            " sum(octet_length(pngs)) OVER (ORDER BY ended DESC, id) AS total FROM jobs"
+            " WHERE pngs IS NOT NULL) AS kept WHERE total > %s)",
+            (self._most_bytes,),
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection[Any]]:
+        """Commit what the block does, all of it or nothing."""
+        with named_errors(), self._pool.connection() as connection:
+            yield connection
+
+
+def _claimed(
+    db: Connection[Any],
+    job: Job,
+    claim: IdempotencyClaim,
+    row: tuple[str, int, str, str],
+    is_lost: IsLost,
+) -> ClaimResult:
+    """Return what a claim that is there already means for a job."""
+    fingerprint, seed, id, taker = row
+    if taker == job.id:  # the same call again: our response was lost
+        return ClaimResult(id, seed, is_owner=True)
+    if fingerprint != claim.fingerprint:
+        return ClaimResult(None, 0, is_owner=False)
+    if _has_use(db, id, is_lost):
+        return ClaimResult(id, seed, is_owner=False)
+    db.execute("DELETE FROM jobs WHERE id = %s", (id,))
+    _insert(db, Job(id, job.caller, job.owner, job.created))
+    db.execute("UPDATE claims SET taker = %s WHERE scope = %s", (job.id, claim.scope))
+    return ClaimResult(id, seed, is_owner=True)
+
+
+def _insert(db: Connection[Any], job: Job) -> None:
+    db.execute(
+        "INSERT INTO jobs (id, caller, owner, created, state) VALUES (%s, %s, %s, %s, %s)"
+        " ON CONFLICT DO NOTHING",
+        (job.id, job.caller, job.owner, job.created, str(job.state)),
+    )
+
+
+def _has_use(db: Connection[Any], id: str, is_lost: IsLost) -> bool:
+    """Return whether a job is worked at or has its result. Reads no image."""
+    row = db.execute(
+        "SELECT owner, created, state, pngs IS NOT NULL FROM jobs WHERE id = %s", (id,)
+    ).fetchone()
+    if row is None:
+        return False
+    owner, created, state, has_result = row
+    is_running = state == JobState.RUNNING
+    return bool(has_result) or (is_running and not is_lost(RunningJob(id, owner, created)))

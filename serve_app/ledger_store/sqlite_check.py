@@ -1,0 +1,44 @@
+"""Check a ledger's file before a service starts with it. Nothing is made, changed or moved."""
+
+import shlex
+from contextlib import closing
+
+from serve_app.core.errors import LedgerDamaged, LedgerFault, OperatorError
+from serve_app.core.service.ledger_place import LedgerFile
+from serve_app.ledger_store.file_lock import check_unlocked
+from serve_app.ledger_store.sqlite_errors import named_errors
+from serve_app.ledger_store.sqlite_file import check_results, check_structure, connect
+from serve_app.ledger_store.sqlite_schema import check_version, has_checksums
+
+_CHECK_S = 10.0  # seconds of structure, and as many of content
+
+
+def check_file(place: LedgerFile, lock_wait_s: float | None) -> None:
+    """Check that a file is not damaged and, unless `lock_wait_s` is None, not another service's.
+
+    Raises `OperatorError`. A damaged file that would be replaced is no error.
+    """
+    if place.path is None:
+        return
+    if lock_wait_s is not None:
+        check_unlocked(place.path, place.service, lock_wait_s)
+    if not place.path.exists():
+        return
+    subject = f"LEDGER_FILE={place.path}"
+    try:
+        with named_errors(), closing(connect(place.path, read_only=True)) as db:
+            check_structure(db, _CHECK_S)
+            check_version(db)
+            if has_checksums(db):
+                check_results(db, 0, _CHECK_S)
+    except LedgerDamaged:
+        if not place.replaces_damaged:
+            name = shlex.quote(str(place.path))
+            raise OperatorError(
+                "is damaged, or no ledger",
+                subject=subject,
+                remedy=f"Restore it from a backup, or begin anew: mv {name} {name}.damaged, or "
+                "LEDGER_ON_DAMAGE=replace",
+            ) from None
+    except LedgerFault as fault:
+        raise OperatorError(f"can't be used: {fault.problem}", subject=subject) from None
