@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "serve_app"
 CORE = {"core"}
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which heavy libraries
     "core.errors": (set(), set()),
+    "core.replica_errors": ({"core.errors"}, set()),
     "core.caller": (set(), set()),
     "core.diffusion": ({"core.caller", "core.errors", "core.diffusion"}, set()),
     "core.scheduling": (

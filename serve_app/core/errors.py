@@ -133,15 +133,19 @@ class JobFailed(AuraError):
 
 
 class RateLimited(CallerError):
-    """The caller has used up its rate limit; after `seconds` there is enough for this request."""
+    """The caller has used up its rate limit, or strikes; after `seconds` it may try again."""
 
     code = "RATE_LIMITED"
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(
-            "your rate limit is used up for now", remedy=f"Try again in {ceil(seconds)} s"
-        )
+    def __init__(self, seconds: float, problem: str = "your rate limit is used up for now") -> None:
+        super().__init__(problem, remedy=f"Try again in {ceil(seconds)} s")
         self.seconds = seconds
+
+
+class ImageKillsReplica(CallerError):
+    """A replica died while it worked on this image alone, after another had died with it."""
+
+    code = "IMAGE_KILLS_REPLICA"
 
 
 class ImageTooLarge(CallerError):

@@ -15,8 +15,9 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.core.diffusion.sample import Sample, StageSegment
-from serve_app.core.errors import AuraError, EngineFault, LedgerAway, Loading, ReplicaLost
-from serve_app.core.service.events import ReplicaStats, SegmentDone, StageEvent
+from serve_app.core.errors import AuraError, EngineFault, LedgerAway, Loading
+from serve_app.core.replica_errors import ReplicaDied
+from serve_app.core.service.events import Accepted, ReplicaStats, SegmentDone, StageEvent
 from serve_app.core.service.info import LedgerHealth
 from serve_app.core.service.jobs import (
     ClaimResult,
@@ -27,7 +28,7 @@ from serve_app.core.service.jobs import (
     JobState,
 )
 from serve_app.core.service.rate_limit import RateLimit
-from serve_app.deployments.ray_private import broadcast_results
+from serve_app.deployments.ray_private import accepting_replica, broadcast_results
 
 logger = logging.getLogger("aura.clients")
 
@@ -55,7 +56,7 @@ class RemoteStage:
     ) -> AsyncGenerator[StageEvent, None]:
         """Stream the events of the replica that takes the sample.
 
-        Raises `ReplicaLost` if its process is gone, `Loading` if the deployment can't be reached,
+        Raises `ReplicaDied` if its process is gone, `Loading` if the deployment can't be reached,
         or the named error that the replica raised. Closing the stream early cancels the sample.
         """
         response = cast(
@@ -64,6 +65,8 @@ class RemoteStage:
         )
         ended = False
         try:
+            replica = await accepting_replica(response)  # which may wait for other images
+            yield Accepted(replica)
             async for event in response:
                 ended = isinstance(event, SegmentDone)
                 yield event
@@ -73,7 +76,7 @@ class RemoteStage:
                 raise cause from None
             raise EngineFault(f"the {self._name} replica failed") from error
         except RayError as error:  # the process, its node, or what it had stored there is gone
-            raise ReplicaLost(f"a {self._name} replica is gone") from error
+            raise ReplicaDied(f"a {self._name} replica is gone") from error
         except DeploymentUnavailableError as error:
             raise Loading(f"the {self._name} stage is not ready") from error
         finally:

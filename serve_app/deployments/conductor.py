@@ -24,12 +24,14 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import (
     Draining,
     EngineFault,
+    ImageKillsReplica,
     Overloaded,
     ProfileChanged,
     ReplicaLost,
     model_not_found,
 )
 from serve_app.core.service.backlog import Backlog, ImageInFlight
+from serve_app.core.service.convictions import Convictions
 from serve_app.core.service.events import (
     Generated,
     GeneratedImage,
@@ -47,10 +49,12 @@ from serve_app.core.service.metrics import (
 from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.deadline import Deadline
 from serve_app.deployments.image_metrics import recorded_image
-from serve_app.deployments.segment_run import MAX_LOSSES, SegmentRun
+from serve_app.deployments.segment_run import SegmentRun
 from serve_app.deployments.stage_client import StageClient
 
 logger = logging.getLogger("aura.conductor")
+
+_MAX_PROFILES = 3  # numeric profiles under which an image begins before it is given up
 
 
 class Conductor:
@@ -79,6 +83,7 @@ class Conductor:
         self._segment_run = SegmentRun(
             self._stages, self._backlog, self._meter, self.default_timeout
         )
+        self._convictions = Convictions()
         self._draining = False
         self._idle = asyncio.Event()
 
@@ -165,7 +170,10 @@ class Conductor:
 
     @contextmanager
     def _accept(self, task: ImageTask) -> Iterator[ImageInFlight]:
-        """Keep the task's image among those in flight. Raises `Draining` or `ModelNotFound`."""
+        """Keep the task's image among those in flight.
+
+        Raises `Draining`, `ModelNotFound`, `ImageKillsReplica` or `RateLimited`.
+        """
         if self._draining:
             raise Draining("the service is shutting down and takes no new images")
         model = self._models.get(task.spec.model) if task.spec.model else self._default_model
@@ -180,9 +188,14 @@ class Conductor:
             task.id, spec, schedule, segments[0].stage, task.inputs, task.caller
         )
         image = ImageInFlight(sample, segments)
+        clock = asyncio.get_running_loop().time
+        self._convictions.check(spec, task.inputs, task.caller, clock())
         self._backlog.add(image)
         try:
             yield image
+        except ImageKillsReplica:
+            self._convictions.add(spec, task.inputs, task.caller, clock())
+            raise
         finally:
             self._backlog.remove(image)
             if not self._backlog:
@@ -208,7 +221,7 @@ class Conductor:
         """Run all segments; again from the first step if the numeric profile changes."""
         clock = asyncio.get_running_loop().time
         first = image.sample
-        for attempt in range(MAX_LOSSES):
+        for attempt in range(_MAX_PROFILES):
             if attempt:
                 self._meter.record(IMAGES_RESUMED, reason=ResumeReason.PROFILE)
             image.sample, image.profiles = first, ()

@@ -34,6 +34,7 @@ from serve_app.deployments.replica_log import DEFAULT_LOG, LogOptions
 from serve_app.deployments.router import REPORTS_EVERY
 from serve_app.deployments.scaling_options import ingress_scaling, stage_scaling
 from serve_app.deployments.stage_config import ExtensionSource, ModelSource, StageConfig
+from serve_app.deployments.watchdog import HEALTH_CHECK_PERIOD, HEALTH_CHECK_TIMEOUT
 from serve_app.ledger_store.opening import check_place
 from serve_app.ledger_store.store import LOCK_WAIT_S
 from serve_app.runtime.checkpoints.bundled import demo_folder
@@ -121,6 +122,8 @@ def deploy_stage(
         max_ongoing_requests=max_batches * images,
         logging_config=serve_log(log),
         graceful_shutdown_timeout_s=drain,
+        health_check_period_s=HEALTH_CHECK_PERIOD,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT,
         ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus},
         request_router_config=RequestRouterConfig.model_validate(
             {

@@ -4,14 +4,17 @@ Ray promises nothing about these names. They were read in the version below. A t
 version is installed, if a name is missing, or if another module uses a private name of Ray.
 """
 
+import asyncio
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
 import ray
+from ray.exceptions import ActorUnavailableError
 from ray.serve._private.common import ReplicaState, RequestMetadata
 from ray.serve.context import _get_global_client
-from ray.serve.handle import DeploymentBroadcastResponse
+from ray.serve.handle import DeploymentBroadcastResponse, DeploymentResponseGenerator
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 __all__ = [
@@ -21,12 +24,14 @@ __all__ = [
     "DispatchingRouter",
     "ReplicaState",
     "RequestMetadata",
+    "accepting_replica",
     "broadcast_results",
     "serve_client",
     "shut_down_without_waiting",
 ]
 
 CHECKED_AGAINST = "2.60"
+CONSENT_WITHIN = 5.0  # seconds in which a replica takes or refuses a request
 POWER_OF_TWO_CHOICES = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
 PRIVATE_NAMES = (  # module:attributes
     POWER_OF_TWO_CHOICES,
@@ -35,6 +40,9 @@ PRIVATE_NAMES = (  # module:attributes
     "ray.serve._private.client:ServeControllerClient.shutdown",  # whose `_controller` is used
     "ray.serve.context:_get_global_client",
     "ray.serve.handle:DeploymentBroadcastResponse._fetch_replica_results_async",
+    "ray.serve.handle:DeploymentResponseGenerator._fetch_future_result_async",
+    "ray.serve.request_router:RunningReplica.try_send_request",
+    "ray.serve._private.replica_result:ReplicaResult.get_rejection_response",
     "ray.serve.request_router:RequestRouter._cancel_routing_task_for_pending_request",
     "ray.serve.request_router:RequestRouter._choose_replica_for_request",
     "ray.serve.request_router:RequestRouter._fulfill_next_pending_request",
@@ -61,6 +69,47 @@ async def broadcast_results(response: DeploymentBroadcastResponse) -> list[Any]:
     replica is silent, as those of a dead node are until Ray has noticed.
     """
     return cast("list[Any]", await response._fetch_replica_results_async())
+
+
+async def accepting_replica(response: DeploymentResponseGenerator[Any]) -> str:
+    """Wait until a replica has agreed to take a request; return the replica's id, or "".
+
+    It is known if a `DispatchingRouter` in this process has sent the request.
+    """
+    result = await response._fetch_future_result_async()
+    return cast(str, getattr(result, "replica_unique_id", ""))
+
+
+class _ReplicaWithDeadline:
+    """A replica that has a few seconds to take or refuse a request.
+
+    Serve waits without end for a process that is stopped, or whose machine is cut off. Here it gets
+    the error after which it chooses a replica anew.
+    """
+
+    def __init__(
+        self, replica: RunningReplica, on_silence: Callable[[RunningReplica], None]
+    ) -> None:
+        self._replica, self._on_silence = replica, on_silence
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._replica, name)
+
+    def try_send_request(self, pr: PendingRequest, with_rejection: bool) -> Any:
+        result: Any = self._replica.try_send_request(pr, with_rejection=with_rejection)
+        result.replica_unique_id = self._replica.replica_id.unique_id
+        consent = result.get_rejection_response
+
+        async def consent_in_time() -> Any:
+            try:
+                return await asyncio.wait_for(consent(), CONSENT_WITHIN)
+            except TimeoutError:
+                result.cancel()
+                self._on_silence(self._replica)
+                raise ActorUnavailableError("the replica does not respond", None) from None
+
+        result.get_rejection_response = consent_in_time
+        return result
 
 
 class DispatchingRouter(RequestRouter):
@@ -94,6 +143,13 @@ class DispatchingRouter(RequestRouter):
         `replica` agreed to take a request of the current task's choice.
         """
 
+    @abstractmethod
+    def replica_did_not_respond(self, replica: RunningReplica) -> None:
+        """Take note that a replica neither took nor refused a request within a few seconds."""
+
+    def _with_bounded_consent(self, replica: RunningReplica) -> RunningReplica:
+        return cast(RunningReplica, _ReplicaWithDeadline(replica, self.replica_did_not_respond))
+
     async def _choose_replica_for_request(
         self, pending_request: PendingRequest, *, is_retry: bool = False
     ) -> RunningReplica:
@@ -112,7 +168,7 @@ class DispatchingRouter(RequestRouter):
             replica, pending = pair
             self._cancel_routing_task_for_pending_request(pending)
             self._record_queue_wait_time(pending)
-            pending.future.set_result(replica)
+            pending.future.set_result(self._with_bounded_consent(replica))
             # Serve drops finished requests from the front of its queue only, and an old request
             # may wait there for long.
             with suppress(ValueError):

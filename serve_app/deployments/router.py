@@ -6,6 +6,7 @@ The adapter tells the dispatcher which images wait, and the fleet what replicas 
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -57,6 +58,7 @@ class OwedWorkRouter(DispatchingRouter):
             self._update_fleet()
             self._waiting[key] = pending
             sample, segment = pending.args
+            self._fleet.suspect(segment.avoid)
             self._dispatcher.add(key, sample, segment, pending.created_at)
         return key
 
@@ -112,6 +114,11 @@ class OwedWorkRouter(DispatchingRouter):
             replica = self._replicas_by_id()[dispatched.replica]
         return replica, self._waiting[dispatched.image.key]
 
+    def replica_did_not_respond(self, replica: RunningReplica) -> None:
+        """Prefer other replicas, until this one sends a new report."""
+        self._fleet.suspect([replica.replica_id.unique_id])
+        logger.warning("replica %s takes no requests: it does not respond", replica.replica_id)
+
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Set the replicas, and look for places again."""
         super().update_replicas(replicas)
@@ -142,12 +149,14 @@ class OwedWorkRouter(DispatchingRouter):
                 self._dispatcher.remove(key)
 
     def _update_fleet(self) -> None:
-        replicas = self._replicas_by_id()
+        replicas, now = self._replicas_by_id(), time.monotonic()
         limits = [replica.max_ongoing_requests for replica in replicas.values()]
         self._fleet.set_replicas(replicas, max_images=min(limits, default=0))
         for id, replica in replicas.items():
             report = replica.routing_stats
-            if report and not self._fleet.apply_report(id, report) and id not in self._unreadable:
+            if not report or self._fleet.apply_report(id, report, now):
+                continue
+            if id not in self._unreadable:
                 self._unreadable.add(id)
                 version = report.get("version")
                 logger.warning(

@@ -17,12 +17,21 @@ from serve_app.core.capacity.replica_report import ReplicaReport
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, without_tensors
 from serve_app.core.diffusion.spec import Stage
+from serve_app.core.replica_errors import TurnOverdue
 from serve_app.core.scheduling.memory_plan import shortfalls
-from serve_app.core.service.events import Queued, ReplicaStats, SegmentDone, StageEvent
+from serve_app.core.service.events import (
+    Progress,
+    Queued,
+    ReplicaStats,
+    SegmentDone,
+    Snapshot,
+    StageEvent,
+)
 from serve_app.core.service.metrics import InMemoryMeter, Meter
 from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.engine_metrics import EngineMetrics
 from serve_app.deployments.stage_config import ModelSource, StageConfig
+from serve_app.deployments.watchdog import Watchdog
 from serve_app.runtime.build import model_loaders
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
@@ -40,6 +49,7 @@ _PNG_THREADS = 2
 # Send three fresh idle reports: a router ignores up to two reports that contradict what it sent.
 _IDLE_REPORTS = 3
 _HEARTBEAT_EVERY = 10  # after those, every tenth report is news
+_NEWS_EVERY = 2.0  # seconds without an event after which a sample's place is repeated
 _FLUSH_EVERY = 1.0  # seconds between two flushes of the metrics
 
 
@@ -120,20 +130,25 @@ class StageReplica:
         self._metrics = EngineMetrics(meter())
         self._flushing: asyncio.Task[None] | None = None
         self._report_number, self._idle_reports = 0, 0
+        self._last_report: dict[str, Any] = {}
         self._engine = Engine(
             models, snapshot_every=config.snapshot_interval_steps, on_step=self._metrics.on_step
         )
         self._engine.start()
+        self._watchdog = Watchdog(lambda: self._engine.current_turn)
+        self._watchdog.start()
 
     async def advance(
         self, sample: Sample[Any], segment: StageSegment
     ) -> AsyncGenerator[StageEvent, None]:
         """Step a sample to the end of its segment: stream `SampleEvent`s, then one `SegmentDone`.
 
-        Raises the named error that ended the segment. However the stream ends, the sample leaves
-        the engine at the next step boundary.
+        The sample's place is repeated every two seconds, unless the engine's turn hangs: then
+        `TurnOverdue` is raised. Raises the named error that ended the segment. However the stream
+        ends, the sample leaves the engine at the next step boundary.
         """
         loop = asyncio.get_running_loop()
+        self._watchdog.watch_loop(loop)
         events: asyncio.Queue[Event] = asyncio.Queue()
 
         def listen(event: Event) -> None:
@@ -144,16 +159,21 @@ class StageReplica:
         arrival = self._metrics.sample_arrived(sample.id, sample.stage)
         self._engine.submit(sample, segment, listen)
         try:
-            yield Queued()
+            place: Queued | Progress = Queued()
+            yield place
             while True:
-                match await events.get():
+                match await self._next_event(events):
                     case Failed(error):
                         raise error
                     case Finished() as done:
                         yield await self._segment_done(done)
                         return
-                    case in_flight:  # for the conductor to know
-                        yield in_flight
+                    case None:
+                        yield place
+                    case Snapshot() as snapshot:
+                        yield snapshot
+                    case place:
+                        yield place
         finally:
             self._engine.cancel(sample.id, listen)
             self._metrics.sample_left(arrival)
@@ -174,13 +194,16 @@ class StageReplica:
         """Return this replica's report to the routers, which Serve calls for and passes on.
 
         Serve notifies all routers whenever a report differs from the one before, so the reports of
-        an idle replica are the same most of the time.
+        an idle replica are the same most of the time. While a turn hangs the last report is
+        repeated, and routers prefer other replicas.
         """
+        if self._engine.is_silent():
+            return self._last_report
         engine, pending = self._engine.stats(), self._engine.pending()
         self._idle_reports = 0 if pending else self._idle_reports + 1
         if self._idle_reports <= _IDLE_REPORTS or self._idle_reports % _HEARTBEAT_EVERY == 0:
             self._report_number += 1
-        return ReplicaReport.of(
+        self._last_report = ReplicaReport.of(
             self._report_number,
             self._profile,
             pending,
@@ -188,15 +211,34 @@ class StageReplica:
             engine.costs,
             engine.seconds_by_caller,
         ).to_wire()
+        return self._last_report
 
     def check_health(self) -> None:
-        """Raise when the engine can't work, so that Serve replaces the replica."""
+        """Raise when the engine can't work, or its turn hangs, so that Serve replaces the replica.
+
+        Serve calls this on the event loop, waits for no more than the timeout of the deployment,
+        and gives a replica up after three failures in a row.
+        """
         self._engine.check()
 
     def close(self) -> None:
         """Stop the engine; every open stream gets its last snapshot and `ReplicaLost`."""
+        self._watchdog.stop()
         self._engine.close()
         self._png_threads.shutdown()
+
+    async def _next_event(self, events: "asyncio.Queue[Event]") -> Event | None:
+        """Wait for an event of the engine; return None after two seconds without one.
+
+        Raises `TurnOverdue` if none will come for long.
+        """
+        try:
+            async with asyncio.timeout(_NEWS_EVERY):
+                return await events.get()
+        except TimeoutError:
+            if self._engine.is_silent():
+                raise TurnOverdue("the replica's turn takes far too long") from None
+            return None
 
     async def _segment_done(self, done: Finished) -> SegmentDone[Any]:
         sample, png = done.sample, None

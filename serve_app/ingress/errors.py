@@ -13,6 +13,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from serve_app.core import errors as core
+from serve_app.core.replica_errors import ReplicasExhausted
 from serve_app.ingress import http_errors as http
 from serve_app.ingress.door import Door, ErrorResponse
 
@@ -35,6 +36,7 @@ STATUSES: dict[type[core.AuraError], int] = {
     http.UnsupportedMediaType: 415,
     core.SafetyBlock: 422,
     core.ImageTooLarge: 422,
+    core.ImageKillsReplica: 422,
     http.IdempotencyConflict: 422,
     core.RateLimited: 429,
     core.JobFailed: 500,  # in truth the status of the job's own code
@@ -51,6 +53,7 @@ STATUSES: dict[type[core.AuraError], int] = {
 }
 MAX_DETAILS = 20  # wrong fields that one response lists
 _STATUS_OF_CODE = {kind.code: status for kind, status in STATUSES.items()}
+_FINAL_CODES = (core.NumericFault.code, core.ImageKillsReplica.code)  # asking again can't help
 _MAX_WORD, _MAX_SENTENCE = 40, 300  # characters of a caller's text that a response repeats
 _LONG_WORD = re.compile(rf"(\S{{{_MAX_WORD}}})\S+")
 _MIN_RETRY, _MAX_RETRY = 1, 120  # seconds
@@ -76,7 +79,8 @@ def error_response(
         headers["Retry-After"] = str(max(_MIN_RETRY, math.ceil(error.seconds)))
     if status == 503:
         headers["Retry-After"] = str(retry_after(owed_seconds))
-    if status in (409, 504) or code == core.NumericFault.code:
+    final = isinstance(error, ReplicasExhausted) or code in _FINAL_CODES
+    if status in (409, 504) or final:
         headers["x-should-retry"] = "false"
     details = []
     if isinstance(error, core.InvalidRequest):

@@ -8,12 +8,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import torch
 
+from serve_app.core.capacity.cost_model import turn_kind
 from serve_app.core.capacity.gpu_time import GpuTime, GpuTimeAccount
+from serve_app.core.capacity.overdue import CurrentTurn
 from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, with_profile
@@ -41,21 +42,16 @@ from serve_app.runtime.engine_events import (
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.stage_model import DeviceSample, HostSample, to_device, to_host
-from serve_app.runtime.subscriptions import Subscriptions
+from serve_app.runtime.subscriptions import Subscriptions, steps_between_snapshots
+from serve_app.runtime.turn_counts import TurnCounts
 
 logger = logging.getLogger("aura.engine")
 
 _MAX_FAULTS = 3  # failed turns in a row after which the engine is unhealthy
+# Seconds in which the news that a sample runs alone leaves the process, which the sample may end.
+_QUARANTINE_NOTICE = 0.05
 
 OnStep = Callable[[StepRecord], None]
-
-
-@dataclass(slots=True)
-class _Counters:
-    turns: int = 0
-    steps: int = 0
-    finished: int = 0
-    cancelled: int = 0
 
 
 class Engine:
@@ -70,6 +66,7 @@ class Engine:
         *,
         snapshot_every: int,
         clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
         on_step: OnStep | None = None,
     ) -> None:
         self.models = models
@@ -79,15 +76,16 @@ class Engine:
             extension_capacity=models.extension_capacity,
         )
         self._snapshot_every = snapshot_every
-        self._clock, self._on_step = clock, on_step
+        self._clock, self._pause, self._on_step = clock, pause, on_step
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._subscriptions = Subscriptions()
         self._account = GpuTimeAccount()
         self._account.set_batch_sizes(models.batch_sizes)
-        self._counters = _Counters()
+        self._counts = TurnCounts()
         self.memory_plans: Mapping[ModelKey, MemoryPlan] = models.memory_plans  # of the last load
         # Held while the books change, never while the device works: other threads read them.
         self._lock = threading.RLock()
+        self.current_turn: CurrentTurn | None = None  # None: idle. Any thread may read it
         self._free_at = 0.0  # when the last turn ended, or the wait for a command
         self._faults = 0
         self._closing = False
@@ -123,10 +121,10 @@ class Engine:
         """Return what the engine has done so far. Any thread may call this."""
         with self._lock:
             return EngineStats(
-                turns=self._counters.turns,
-                steps=self._counters.steps,
-                finished=self._counters.finished,
-                cancelled=self._counters.cancelled,
+                turns=self._counts.turns,
+                steps=self._counts.steps,
+                finished=self._counts.finished,
+                cancelled=self._counts.cancelled,
                 gpu_seconds=self._account.total_seconds,
                 wasted_gpu_seconds=self._account.wasted_seconds,
                 seconds_by_caller=self._account.seconds_by_caller,
@@ -146,6 +144,13 @@ class Engine:
             raise EngineFault("the engine thread has ended")
         if self._faults >= _MAX_FAULTS:
             raise EngineFault(f"{self._faults} turns in a row have failed")
+        if turn := self.current_turn:
+            turn.check(self._clock())
+
+    def is_silent(self) -> bool:
+        """Return whether images should not wait for the current turn. Any thread may call this."""
+        turn = self.current_turn
+        return turn is not None and turn.is_silent(self._clock())
 
     def turn(self, *, wait: bool = False) -> bool:
         """Take commands; make, run and settle one plan. Return whether there was one.
@@ -153,6 +158,8 @@ class Engine:
         With `wait`, an engine without samples blocks until a command comes.
         """
         idle = not len(self._scheduler)
+        if idle:
+            self.current_turn = None
         self._take_commands(wait=wait and idle)
         if idle:
             self._free_at = self._clock()
@@ -161,8 +168,9 @@ class Engine:
             plan, began = self._scheduler.plan(), self._free_at
         if plan is None:
             return False
-        if plan.work not in (WorkKind.LOAD, WorkKind.ATTACH):
-            self._subscriptions.notify_turn(plan.samples, self._clock())
+        self.current_turn = CurrentTurn.of(plan, self._clock(), self._account.cost_table)
+        if self._subscriptions.notify_turn(plan, self._clock()):
+            self._pause(_QUARANTINE_NOTICE)
         try:
             results, image = self._run_plan(plan)
             with self._lock:
@@ -202,19 +210,27 @@ class Engine:
             self._scheduler.cancel(sample.id)
             self._forget(sample.id, wasted=True)
         try:
-            self._scheduler.add(to_device(sample, self.models.device.torch_device), segment)
+            on_device = to_device(sample, self.models.device.torch_device)
+            steps = self._alone_steps(sample) if segment.alone else 0
+            self._scheduler.add(on_device, segment, alone_steps=steps)
         except Exception as error:  # a bad sample must not end the thread
             logger.exception("sample %s was not added", sample.id)
             notify(listener, Failed(to_domain_error(error)))
             return
         self._subscriptions.add(sample.id, listener, sample.index, self._clock())
 
+    def _alone_steps(self, sample: HostSample) -> int:
+        lanes = self._account.cost_table.batch_size(sample.model_key).rows
+        step = turn_kind(WorkKind.STEP, sample, lanes=lanes)
+        seconds = self._account.cost_table.seconds(step)
+        return steps_between_snapshots(self._snapshot_every, seconds) + 2  # some on their way
+
     def _drop(self, id: str, listener: Listener) -> None:
         subscription = self._subscriptions.get(id)
         if subscription is not None and subscription.listener is listener:
             self._scheduler.cancel(id)
             self._forget(id, wasted=True)
-            self._counters.cancelled += 1
+            self._counts.cancelled += 1
 
     def _evict_all(self) -> None:
         for id in [sample.id for sample in self._scheduler.samples()]:
@@ -256,9 +272,7 @@ class Engine:
 
     def _charge(self, plan: Plan[torch.Tensor], *, completed: bool) -> None:
         """Count the turn; charge its samples with the time since the last turn ended."""
-        if plan.work is WorkKind.STEP:
-            self._counters.turns += 1
-            self._counters.steps += len(plan.samples)
+        self._counts.record(plan)
         now = self._clock()
         self._account.charge(plan, now - self._free_at, completed=completed)
         self._scheduler.charge(plan, now - self._free_at)
@@ -269,20 +283,13 @@ class Engine:
     ) -> None:
         for sample in self._scheduler.settle(plan, results):
             last = to_host(sample)
-            self._counters.finished += 1
+            self._counts.finished += 1
             listener, gpu_time = self._forget(sample.id, wasted=False)
             notify(listener, Finished(last, image, gpu_time, self._account.cost_table))
         if plan.work is WorkKind.STEP:
-            self._send_snapshots(results)
-
-    def _send_snapshots(self, stepped: list[DeviceSample]) -> None:
-        now = self._clock()
-        for sample in stepped:
-            subscription = self._subscriptions.get(sample.id)
-            if subscription is not None and subscription.takes_snapshot(
-                sample.index, now, self._snapshot_every
-            ):
-                notify(subscription.listener, Snapshot(to_host(sample)))
+            self._subscriptions.send_snapshots(results, self._clock(), self._snapshot_every)
+        if plan.alone and plan.samples[0].id not in self._scheduler.quarantine:
+            self._subscriptions.notify_clearance(plan.samples[0].id)
 
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
         domain_error = to_domain_error(error)

@@ -3,16 +3,24 @@
 No engine, no event loop and no clock: times are the engine's, and so is the thread.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 
-from serve_app.core.service.events import Progress, Queued
+import torch
+
+from serve_app.core.scheduling.work import Plan, WorkKind
+from serve_app.core.service.events import Progress, Queued, Snapshot
 from serve_app.runtime.engine_events import Listener, notify
-from serve_app.runtime.stage_model import DeviceSample
+from serve_app.runtime.stage_model import DeviceSample, to_host
 
 SNAPSHOT_GAP = 0.2  # seconds between two snapshots of a sample, which take about a millisecond each
 PROGRESS_GAP = 1.0  # seconds between two `Progress` events of a sample that goes on running
+
+
+def steps_between_snapshots(every: int, step_seconds: float) -> int:
+    """Return the most steps that a sample takes from one snapshot to the next."""
+    return max(every, ceil(SNAPSHOT_GAP / max(step_seconds, 1e-3)))
 
 
 @dataclass(slots=True)
@@ -24,6 +32,7 @@ class Subscription:
     time: float
     retried_alone: bool = False  # after running out of memory in a turn of its own
     runs: bool = False  # as far as the listener knows
+    alone: bool = False
     progress_time: float = -inf  # of the last `Progress`
     turn_time: float = -inf  # when its last turn began
 
@@ -34,12 +43,22 @@ class Subscription:
         self.index, self.time = index, now
         return True
 
-    def notify_turn(self, index: int, now: float) -> None:
-        """Notify the listener, before a turn, that the sample takes part in it."""
-        self.turn_time = now
-        if not self.runs or now - self.progress_time >= PROGRESS_GAP:
-            self.runs, self.progress_time = True, now
-            notify(self.listener, Progress(index))
+    def notify_turn(self, index: int, now: float, *, alone: bool) -> bool:
+        """Notify the listener, before a turn, that the sample takes part in it.
+
+        Return whether a quarantine begins.
+        """
+        begins = alone and not self.alone
+        if begins or not self.runs or now - self.progress_time >= PROGRESS_GAP:
+            self.progress_time = now
+            notify(self.listener, Progress(index, alone))
+        self.runs, self.alone, self.turn_time = True, alone, now
+        return begins
+
+    def notify_clearance(self) -> None:
+        """Notify the listener that the sample's quarantine is over: it waits like any other."""
+        self.runs = self.alone = False
+        notify(self.listener, Queued())
 
     def notify_absence(self, now: float) -> None:
         """Notify the listener if the sample has had no turn for a while."""
@@ -72,11 +91,31 @@ class Subscriptions:
         """Drop a subscription; return its listener."""
         return self._by_id.pop(id).listener
 
-    def notify_turn(self, samples: Sequence[DeviceSample], now: float) -> None:
-        """Notify the listeners, before a turn, whose samples run and whose wait again."""
-        taking_part: Collection[str] = {sample.id for sample in samples}
+    def send_snapshots(self, stepped: Sequence[DeviceSample], now: float, every: int) -> None:
+        """Copy out the samples, just stepped, whose last copy is `every` steps old."""
+        for sample in stepped:
+            subscription = self._by_id.get(sample.id)
+            if subscription is not None and subscription.takes_snapshot(sample.index, now, every):
+                notify(subscription.listener, Snapshot(to_host(sample)))
+
+    def notify_clearance(self, id: str) -> None:
+        """Notify the listener of a sample that has left quarantine, if it goes on."""
+        if id in self._by_id:
+            self._by_id[id].notify_clearance()
+
+    def notify_turn(self, plan: Plan[torch.Tensor], now: float) -> bool:
+        """Notify the listeners, before a turn, whose samples run and whose wait again.
+
+        Return whether a quarantine begins. A load is no turn of the samples that wait for it.
+        """
+        if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
+            return False
+        taking_part = {sample.id for sample in plan.samples}
         for id, subscription in self._by_id.items():
             if id not in taking_part:
                 subscription.notify_absence(now)
-        for sample in samples:
-            self._by_id[sample.id].notify_turn(sample.index, now)
+        begins = [
+            self._by_id[sample.id].notify_turn(sample.index, now, alone=plan.alone)
+            for sample in plan.samples
+        ]
+        return any(begins)

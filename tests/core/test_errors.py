@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from serve_app.core import errors
+from serve_app.core import errors, replica_errors
 from serve_app.core.errors import AuraError, InvalidRequest
 
 
@@ -14,7 +14,11 @@ def test_an_invalid_request_names_the_field_and_the_problem() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, AuraError)],
+    [
+        kind
+        for kind in {**vars(errors), **vars(replica_errors)}.values()
+        if isinstance(kind, type) and issubclass(kind, AuraError)
+    ],
 )
 def test_every_error_survives_pickling(kind: type[AuraError]) -> None:
     special: dict[type[AuraError], AuraError] = {

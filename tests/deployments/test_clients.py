@@ -15,12 +15,12 @@ from serve_app.core.diffusion.sample import StageSegment, new_sample
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import LedgerAway, LedgerDamaged
-from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot
+from serve_app.core.service.events import Accepted, ReplicaStats, SegmentDone, Snapshot
 from serve_app.core.service.info import LedgerHealth
 from serve_app.deployments.clients import RemoteLedger, RemoteStage
 from tests.support.builders import replica_stats
 from tests.support.engine_runs import NOISE
-from tests.support.ray_private import DeploymentID
+from tests.support.ray_private import AcceptedResponse, DeploymentID
 from tests.support.waiting import until_async
 
 SPEC = ImageSpec(prompt="a", seed=1, width=64, height=64, steps=2, guidance=1)
@@ -33,7 +33,7 @@ EVENTS = [
 ]
 
 
-class Handle:
+class Handle(AcceptedResponse):
     """A deployment that streams the same events for every call, and counts cancellations."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Handle:
         self.cancelled += 1
 
 
-@pytest.mark.parametrize(("received", "cancelled"), [(1, 1), (2, 1), (3, 0)])
+@pytest.mark.parametrize(("received", "cancelled"), [(1, 1), (2, 1), (3, 1), (4, 0)])
 async def test_a_stream_closed_before_its_end_is_cancelled_and_no_other(
     received: int, cancelled: int
 ) -> None:
@@ -67,6 +67,13 @@ async def test_a_stream_closed_before_its_end_is_cancelled_and_no_other(
         for _ in range(received):
             await anext(events)
     assert handle.cancelled == cancelled
+
+
+async def test_a_stream_names_the_replica_that_took_the_sample_first() -> None:
+    handle: Any = Handle()
+    stage: Any = RemoteStage("base", handle)
+    events = [event async for event in stage.advance(SAMPLE, SEGMENT)]
+    assert events == [Accepted("r1"), *EVENTS]
 
 
 class LedgerHandle:

@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any, cast
 
 import pytest
+from ray.exceptions import ActorUnavailableError
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
 from serve_app.core.capacity.replica_report import key_of
@@ -280,3 +281,55 @@ async def test_a_report_without_a_version_is_ignored() -> None:
     old.routing_stats = {"number": 5, "profile": "p", "left": {}}
     async with routing(old, CountingReplica("busy", image("x", 150))) as router:
         assert await route(router, image_request("new", width=832)) == "old"
+
+
+class Sent:
+    """A request that was sent to a replica, which says yes after some seconds or not at all."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self.cancelled = False
+
+    async def get_rejection_response(self) -> str:
+        if self._seconds is None:
+            await asyncio.Event().wait()
+        await asyncio.sleep(self._seconds or 0)
+        return "accepted"
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class SendingReplica(CountingReplica):
+    """A replica that takes requests after some seconds, or is stopped."""
+
+    def __init__(self, name: str, seconds: float | None) -> None:
+        super().__init__(name)
+        self.sent = Sent(seconds)
+
+    def try_send_request(self, pr: PendingRequest, with_rejection: bool) -> Sent:
+        return self.sent
+
+
+async def test_a_replica_that_takes_its_time_gets_the_request() -> None:
+    async with routing(SendingReplica("a", 0.01)) as router:
+        pending = image_request("x")
+        replica = await asyncio.wait_for(choose_replica(router, pending), TIMEOUT)
+        result: Any = replica.try_send_request(pending, with_rejection=True)
+        assert await result.get_rejection_response() == "accepted"
+        assert result.replica_unique_id == "a"
+
+
+@pytest.mark.long
+async def test_a_replica_that_does_not_respond_loses_the_request_and_is_avoided() -> None:
+    stopped, well = SendingReplica("stopped", None), SendingReplica("well", 0.0)
+    async with routing(stopped) as router:
+        pending = image_request("x")
+        replica = await asyncio.wait_for(choose_replica(router, pending), TIMEOUT)
+        result: Any = replica.try_send_request(pending, with_rejection=True)
+        router.update_replicas(replicas(stopped, well))
+        with pytest.raises(ActorUnavailableError):
+            await result.get_rejection_response()
+        assert stopped.sent.cancelled
+        for number in range(3):
+            assert await route(router, image_request(f"y{number}")) == "well"

@@ -13,7 +13,15 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, for_stage
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ProfileChanged
-from serve_app.core.service.events import Progress, Queued, ReplicaStats, SegmentDone, Snapshot
+from serve_app.core.replica_errors import TurnOverdue
+from serve_app.core.service.events import (
+    Progress,
+    Queued,
+    ReplicaStats,
+    SegmentDone,
+    Snapshot,
+    StageEvent,
+)
 from serve_app.core.service.metrics import (
     IMAGES_CANCELLED,
     OWED_SECONDS,
@@ -36,6 +44,7 @@ from tests.support.waiting import first_match, until_async
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=150, guidance=5)
 END = StageSegment(Stage.BASE, 150, last=True)
+END_OF_TWO = StageSegment(Stage.BASE, 2, last=True)
 
 
 def config(folder: Path, device: str = "cpu") -> StageConfig:
@@ -136,6 +145,33 @@ async def test_routers_get_the_work_left_and_its_costs_on_this_replica(
     await first_match(replica.stats, is_empty)
     numbers = [(await replica.record_routing_stats())["number"] for _ in range(30)]
     assert 4 <= len(set(numbers)) <= 7
+
+
+@pytest.mark.long
+async def test_a_replica_repeats_its_place_until_its_turn_takes_too_long() -> None:
+    denoiser = ConstantDenoiser()
+    models = ModelCache.of(analytic_model(denoiser))
+    replica = StageReplica(config(demo_folder(Stage.BASE)), load=lambda _: models)
+    _ = [event async for event in replica.advance(sample_of(replace(SPEC, steps=2)), END_OF_TWO)]
+    report = await replica.record_routing_stats()
+    denoiser.patience = 30.0
+    denoiser.gate.clear()
+    events: list[StageEvent] = []
+
+    async def listen() -> None:
+        async for event in replica.advance(sample_of(SPEC, "hung"), END):
+            events.insert(len(events), event)
+
+    with pytest.raises(TurnOverdue):
+        await listen()
+    assert events[0] == Queued()
+    assert 4 <= events[1:].count(Progress(0)) <= 6  # one every two seconds, for ten
+    assert len(events) == events.count(Progress(0)) + 1
+    assert await replica.record_routing_stats() == report  # nothing new is reported
+    denoiser.gate.set()
+    await first_match(replica.stats, is_empty)
+    assert await replica.record_routing_stats() != report
+    replica.close()
 
 
 async def test_the_event_loop_is_free_while_the_engine_steps() -> None:

@@ -6,6 +6,8 @@ import pytest
 from starlette.responses import Response
 
 from serve_app.core import errors
+from serve_app.core.replica_errors import ReplicasExhausted
+from serve_app.core.service.convictions import image_kills_replica
 from serve_app.ingress import http_errors
 from serve_app.ingress.door import Door, ErrorResponse
 from serve_app.ingress.errors import (
@@ -73,6 +75,34 @@ def test_a_job_that_failed_for_an_unknown_reason_tells_nothing_of_it() -> None:
     failed = error_response(errors.JobFailed("WEIGHTS_NOT_FINITE", "/models/secret is damaged"), 0)
     assert (failed.status, failed.code) == (500, "INTERNAL")
     assert "secret" not in failed.message
+
+
+@pytest.mark.parametrize("later", [False, True])  # from the job itself, or from the ledger
+def test_an_image_that_kills_replicas_is_the_caller_s_fault_and_asks_for_no_retry(
+    *, later: bool
+) -> None:
+    error: errors.AuraError = image_kills_replica()
+    if later:
+        error = errors.JobFailed(error.code, str(error))
+    response = respond_to_exception(error, state(), 0)
+    assert (response.status_code, error_in(response)["code"]) == (422, "IMAGE_KILLS_REPLICA")
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_an_image_with_which_too_many_replicas_were_lost_asks_for_no_retry() -> None:
+    response = respond_to_exception(ReplicasExhausted("5 replicas were lost"), state(), 0)
+    assert (response.status_code, error_in(response)["code"]) == (503, "REPLICA_LOST")
+    assert response.headers["x-should-retry"] == "false"
+    response = respond_to_exception(errors.ReplicaLost("a replica was lost"), state(), 0)
+    assert "x-should-retry" not in response.headers
+
+
+def test_a_caller_of_several_such_images_may_come_again_later() -> None:
+    response = respond_to_exception(
+        errors.RateLimited(12.2, "several of your images ended the process"), state(), 0
+    )
+    assert (response.status_code, error_in(response)["code"]) == (429, "RATE_LIMITED")
+    assert response.headers["retry-after"] == "13"
 
 
 @pytest.mark.parametrize("later", [False, True])  # told by the job itself, or by the ledger

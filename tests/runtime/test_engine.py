@@ -143,6 +143,91 @@ def test_a_sample_that_others_overtake_waits_again_after_a_second() -> None:
     assert slow.events[waited + 1] == Progress(1)
 
 
+def test_a_suspect_runs_alone_for_as_many_steps_as_lie_between_two_snapshots_and_two_more() -> None:
+    denoiser, suspect, pauses = ConstantDenoiser(), Heard(), list[float]()
+    now = [0.0]
+    engine = engine_over(denoiser, clock=lambda: now[0], pause=pauses.append)
+    long = StageSegment(Stage.BASE, 30, last=True)
+    spec = replace(SPEC, steps=30)
+    engine.submit(sample_of(spec, "other"), long, Heard())
+    engine.submit(sample_of(spec, "suspect"), replace(long, alone=True), suspect)
+    while engine.turn():
+        now[0] += 0.1
+    assert [images for images, _ in denoiser.batches[:8]] == [1] * 7 + [2]
+    places = [event for event in suspect.events if isinstance(event, Progress | Queued)]
+    assert places[:3] == [Progress(0, alone=True), Queued(), Progress(7)]
+    assert pauses == [0.05]  # before the first turn alone, and only then
+
+
+def test_the_news_that_a_suspect_runs_alone_comes_before_its_turn() -> None:
+    events: list[Any] = []
+
+    class Recorder(ConstantDenoiser):
+        def __call__(self, *args: Any) -> torch.Tensor:
+            events.append("step")
+            return super().__call__(*args)
+
+    engine = engine_over(Recorder(), pause=events.append)
+    engine.submit(sample_of(SPEC), replace(END, alone=True), events.append)
+    drain(engine)
+    assert events[:3] == [Progress(0, alone=True), 0.05, "step"]
+
+
+def test_with_quick_steps_a_suspect_runs_alone_for_all_that_one_snapshot_may_lack() -> None:
+    denoiser, now = ConstantDenoiser(), [0.0]
+    engine = engine_over(denoiser, clock=lambda: now[0], pause=lambda seconds: None)
+    spec, long = replace(SPEC, steps=60), StageSegment(Stage.BASE, 60, last=True)
+    for id, segment in (("first", long), ("suspect", replace(long, alone=True))):
+        engine.submit(sample_of(spec, id), segment, Heard())
+        if id == "first":
+            for _ in range(20):
+                engine.turn()
+                now[0] += 0.01
+    denoiser.batches.clear()
+    while engine.turn():
+        now[0] += 0.01
+    alone = [images for images, _ in denoiser.batches].index(2)
+    assert alone >= 20  # 0.2 s
+
+
+def test_an_engine_whose_turn_hangs_is_unwell_and_its_stats_are_read_all_the_same() -> None:
+    denoiser, now = ConstantDenoiser(), [0.0]
+    engine = engine_over(denoiser, clock=lambda: now[0])
+    sample = sample_of(replace(SPEC, steps=150))
+    engine.submit(sample, whole(sample), Heard())
+    engine.turn()
+    engine.turn()  # a first step: it is measured
+    engine.start()
+    denoiser.gate.clear()
+    denoiser.entered.clear()
+    assert denoiser.entered.wait(10)
+    for seconds, silent in ((9.0, False), (11.0, True)):
+        now[0] += seconds
+        assert engine.is_silent() == silent
+        now[0] -= seconds
+    now[0] += 19
+    engine.check()
+    now[0] += 2
+    with pytest.raises(EngineFault, match="21 s so far"):
+        engine.check()
+    assert engine.stats().positions["one"] > 0
+    assert len(engine.pending()) == 1
+    denoiser.gate.set()
+    until(lambda: not engine.is_silent())
+    engine.check()
+    engine.close()
+
+
+def test_an_idle_engine_is_well_for_ever() -> None:
+    now = [0.0]
+    engine = engine_over(ConstantDenoiser(), clock=lambda: now[0])
+    engine.submit(sample_of(SPEC), END, Heard())
+    drain(engine)
+    now[0] += 1e6
+    assert not engine.is_silent()
+    engine.check()
+
+
 def test_a_snapshot_owns_its_memory() -> None:
     """A view of a row would keep, and send, the whole batch."""
     clock = iter(range(10**6))

@@ -41,13 +41,14 @@ class ConstantDenoiser:
         self.entered = threading.Event()  # set by each call, before it waits at the gate
         self.gate = threading.Event()
         self.gate.set()
+        self.patience = 10.0  # seconds at the gate
         self.failures: list[Exception] = []
 
     def __call__(
         self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
     ) -> torch.Tensor:
         self.entered.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(self.patience)
         if self.failures:
             raise self.failures.pop(0)
         self.batches.append((len(inputs), lanes))

@@ -19,6 +19,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 __all__ = [
     "RUNNING_REQUESTS_KEY",
+    "AcceptedResponse",
     "DeploymentHandleSource",
     "DeploymentID",
     "ReplicaID",
@@ -30,6 +31,15 @@ __all__ = [
     "resolve_policy",
     "stop_routing",
 ]
+
+
+class AcceptedResponse:
+    """A response of Serve's to a request that the replica `r1` has agreed to take."""
+
+    replica_unique_id = "r1"
+
+    async def _fetch_future_result_async(self) -> "AcceptedResponse":
+        return self
 
 
 async def choose_replica(

@@ -11,7 +11,7 @@ from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, with_prompt_info
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.errors import ReplicaLost
+from serve_app.core.replica_errors import ReplicaDied
 from serve_app.core.scheduling.work import WorkKind
 from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot, StageEvent
 from tests.support.builders import replica_stats
@@ -101,7 +101,7 @@ def dies_at(*deaths: tuple[int, int]) -> Fault:
     """Return a fault that loses the replica of call n at a step index, for each (n, index)."""
 
     def fault(call: int, sample: Sample[Any]) -> Exception | None:
-        return ReplicaLost("the replica is gone") if (call, sample.index) in deaths else None
+        return ReplicaDied("the replica is gone") if (call, sample.index) in deaths else None
 
     return fault
 

@@ -7,6 +7,7 @@ including the images of other senders. No Ray and no clock.
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from serve_app.core.caller import Caller
@@ -29,6 +30,7 @@ from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.scheduling.work import BatchSize, WorkKind
 
 _DEFAULT_LOAD_SECONDS = 20.0  # to load a model, before any load was measured
+_QUIET_S = 12.0  # seconds; even an idle replica sends a new report every five or so
 _MAX_MISSED_REPORTS = 2  # that may have been on their way when an image came or left
 
 
@@ -45,6 +47,8 @@ class InFlight:
 @dataclass(slots=True)
 class _Replica:
     report: ReplicaReport | None = None
+    report_time: float = -inf  # seconds
+    is_suspect: bool = False  # it fell silent with an image, and has sent no new report since
     images: dict[str, InFlight] = field(default_factory=dict)  # by `key_of`
     loads_by_key: dict[Hashable, KeyLoad] | None = None  # None: changed since it was computed
 
@@ -84,10 +88,11 @@ class Fleet:
         self._last_chosen = {id: self._last_chosen.get(id, 0) for id in replicas}
         self._max_images = max_images
 
-    def apply_report(self, id: str, wire: Wire) -> bool:
+    def apply_report(self, id: str, wire: Wire, now: float) -> bool:
         """Update a replica from its report; return False if the report's version is unknown.
 
-        A report may be older than what this process has sent since, or has seen leave.
+        A report may be older than what this process has sent since, or has seen leave. It may also
+        be the last one again: only another number counts as news at `now`, a time in seconds.
         """
         replica = self._replicas[id]
         if replica.report and wire.get("number") == replica.report.number:
@@ -100,6 +105,7 @@ class Fleet:
         images = _after_report(replica.images, report.remaining)
         self._charge_ended(replica.images, images)
         replica.report, replica.loads_by_key, replica.images = report, None, images
+        replica.report_time, replica.is_suspect = now, False
         known = self._costs_by_profile.get(report.profile, CostTable())
         self._costs_by_profile[report.profile] = known.updated(report.costs)
         self._costs = self._costs.updated(report.costs)
@@ -124,6 +130,12 @@ class Fleet:
         self._last_chosen[replica] = max(self._last_chosen.values(), default=0) + 1
         return predicted
 
+    def suspect(self, ids: Collection[str]) -> None:
+        """Prefer other replicas to these, which fell silent, until each sends a new report."""
+        for id in ids:
+            if replica := self._replicas.get(id):
+                replica.is_suspect = True
+
     def end(self, id: str, key: str) -> None:
         """Take note that an image that was sent from here has left the replica."""
         replica = self._replicas.get(id)
@@ -147,11 +159,21 @@ class Fleet:
         return work.steps * self._costs.seconds(work.step)
 
     def rank(self, sample: Sample[Any], segment: StageSegment) -> list[str]:
-        """Return the ids of the replicas with a free place for the image, the best one first."""
+        """Return the ids of the replicas with a free place for the image, the best one first.
+
+        Replicas that are quiet while others report, or that the image should avoid, get it only
+        where every replica is like that.
+        """
         key = encode_batch_key(sample.batch_key)
+        newest = max((replica.report_time for replica in self._replicas.values()), default=-inf)
+        well = {
+            id: replica
+            for id, replica in self._replicas.items()
+            if id not in segment.avoid and not _is_sick(replica, newest)
+        }
         loads = [
             self._load(id, replica, sample).with_key(key, self._step_seconds(replica, sample))
-            for id, replica in self._replicas.items()
+            for id, replica in (well or self._replicas).items()
             if self._has_place(replica, sample)
         ]
         steps = max(0, segment.stop - sample.index)
@@ -196,6 +218,12 @@ class Fleet:
     def _costs_of(self, replica: _Replica) -> CostTable:
         report = replica.report
         return self._costs_by_profile[report.profile] if report else self._costs
+
+
+def _is_sick(replica: _Replica, newest: float) -> bool:
+    """Return whether a replica fell silent, or is quiet although another reported at `newest`."""
+    quiet = replica.report is not None and newest - replica.report_time > _QUIET_S
+    return replica.is_suspect or quiet
 
 
 def _after_report(

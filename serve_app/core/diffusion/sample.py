@@ -78,11 +78,17 @@ class Sample(Generic[L]):
 
 @dataclass(frozen=True, slots=True)
 class StageSegment:
-    """The steps that one stage runs: up to `stop`, and then the decode if it is the last."""
+    """The steps that one stage runs: up to `stop`, and then the decode if it is the last.
+
+    `alone`: the first steps run in quarantine, because a replica died with the image. `avoid` has
+    the ids of replicas that should not get it.
+    """
 
     stage: Stage
     stop: int
     last: bool
+    alone: bool = False
+    avoid: tuple[str, ...] = ()
 
 
 def new_sample(

@@ -16,6 +16,7 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import L, Sample, StageSegment
 from serve_app.core.scheduling.batching import choose_batch
 from serve_app.core.scheduling.device_shares import DeviceShares
+from serve_app.core.scheduling.quarantine import Quarantine
 from serve_app.core.scheduling.queued_sample import Loadable, QueuedSample, WaitingForMemory
 from serve_app.core.scheduling.residency import Residency
 from serve_app.core.scheduling.step_queue import StepQueue
@@ -44,6 +45,7 @@ class StepScheduler(Generic[L]):
         self._steps = StepQueue()
         self._shares = DeviceShares()
         self._in_use = Counter[ModelKey]()  # samples that have their model
+        self.quarantine = Quarantine()
         self._arrived = 0
         self._batch_sizes = dict(batch_sizes)
         self._models = Residency[ModelKey](batch_sizes, model_capacity)
@@ -67,9 +69,11 @@ class StepScheduler(Generic[L]):
             f"{len(self._shares)} callers>"
         )
 
-    def add(self, sample: Sample[L], segment: StageSegment) -> None:
+    def add(self, sample: Sample[L], segment: StageSegment, *, alone_steps: int = 0) -> None:
         """Take a sample, to be stepped to the end of the segment.
 
+        Its first `alone_steps` steps run in quarantine: as soon as its model is in memory it is
+        the only sample that has turns, until it has taken them or its segment is done.
         Raises `ValueError` if it was added before, or has nothing to do in the segment.
         """
         if sample.id in self._entries:
@@ -79,6 +83,8 @@ class StepScheduler(Generic[L]):
         due = self._turn + max(0, segment.stop - sample.index)
         self._entries[sample.id] = entry = QueuedSample(sample, segment, due, self._arrived)
         self._queues[WorkKind.LOAD][sample.id] = entry
+        if alone_steps:
+            self.quarantine.add(sample.id, sample.index + alone_steps)
         self._arrived += 1
         self._shares.enter(sample.caller)
 
@@ -92,6 +98,7 @@ class StepScheduler(Generic[L]):
     def remove(self, id: str) -> Sample[L]:
         """Drop a sample and return it as it stands. Raises `KeyError`."""
         entry = self._entries.pop(id)
+        self.quarantine.remove(id)
         self._dequeue(entry)
         self._shares.leave(entry.sample.caller)
         return entry.sample
@@ -134,8 +141,10 @@ class StepScheduler(Generic[L]):
         with all other work, and decodes with loads, so that neither many finished images nor a
         long batch nor a load holds up the others for long. Of each kind of work the caller with the
         least virtual time is first, and work other than steps waits for the others' steps while
-        its caller is ahead of them.
+        its caller is ahead of them. A sample in quarantine comes before all.
         """
+        if (id := self.quarantine.current) and (alone := self._entries[id]).work not in _LOADS:
+            return self._plan_alone(alone)
         limit = float("inf")
         if self._steps:
             limit = self._shares.limit(self._steps.first(self._shares.turn_time)[1])
@@ -172,7 +181,15 @@ class StepScheduler(Generic[L]):
                 entry.sample = sample
             else:
                 self._move(entry, sample, work)
+            if work is WorkKind.STEP:
+                self.quarantine.settle(sample.id, sample.index)
         return tuple(done)
+
+    def _plan_alone(self, entry: QueuedSample[L]) -> Plan[L]:
+        sample, lanes = entry.sample, 0
+        if entry.work is WorkKind.STEP:
+            lanes = self._batch_sizes[sample.model_key].lanes or sample.spec.rows
+        return Plan(entry.work, (sample,), lanes, alone=True)
 
     def _admit(self, waiting: WaitingForMemory[Loadable, L]) -> None:
         for id in waiting.admission.ready:
@@ -212,7 +229,8 @@ class StepScheduler(Generic[L]):
 
     def _waiting_for_models(self) -> WaitingForMemory[ModelKey, L]:
         in_use = {key for key, count in self._in_use.items() if count}
-        queue = self._in_fair_order(WorkKind.LOAD)
+        loads = self._in_fair_order(WorkKind.LOAD)
+        queue = {id: entry for id, entry in loads.items() if not self.quarantine.blocks(id)}
         return WaitingForMemory(WorkKind.LOAD, queue, self._models, _models_needed, in_use)
 
     def _waiting_for_extensions(self) -> Iterator[WaitingForMemory[ExtensionKey, L]]:

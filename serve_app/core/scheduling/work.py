@@ -57,7 +57,8 @@ class Plan(Generic[L]):
     """One turn of GPU work, for samples of one model.
 
     `lanes` is the number of rows of the UNet call, padding included. `load` is the model to load
-    or the extension to attach, and `evict` what leaves memory for it.
+    or the extension to attach, and `evict` what leaves memory for it. `alone`: its one sample is in
+    quarantine.
     """
 
     work: WorkKind
@@ -65,6 +66,7 @@ class Plan(Generic[L]):
     lanes: int = 0
     load: ModelKey | ExtensionKey | None = None
     evict: tuple[ModelKey, ...] | tuple[ExtensionKey, ...] = ()
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ No replicas and no clock. Costs come from the replicas: each finished segment br
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from serve_app.core.capacity.cost_model import CostTable
@@ -12,6 +12,7 @@ from serve_app.core.capacity.demand import Demand
 from serve_app.core.capacity.forecast import amortized_seconds, forecast, pending_work
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
+from serve_app.core.service.suspicion import Suspicion
 
 _TIMEOUT_FACTOR = 4.0  # times the predicted seconds, after which an image is given up
 _TIMEOUT_GRACE_S = 60.0  # on top of that
@@ -26,6 +27,9 @@ class ImageInFlight:
     segments: tuple[StageSegment, ...]
     profiles: tuple[tuple[Stage, str], ...] = ()  # of the segments that are done
     png: bytes | None = None
+    suspicion: Suspicion = field(default_factory=Suspicion)
+    replica: str = ""  # that has it, where known
+    avoid: tuple[str, ...] = ()  # ids of replicas that fell silent with it
 
     @property
     def steps_left(self) -> int:

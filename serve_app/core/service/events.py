@@ -22,18 +22,30 @@ from serve_app.core.service.jobs import JobResult
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """A replica has agreed to take the sample, and has reported nothing of it so far."""
+
+    replica: str  # its id, as routers know it
+
+
+@dataclass(frozen=True, slots=True)
 class Queued:
-    """A replica has the sample, which waits there for its turn."""
+    """A replica has the sample, which waits there for its turn.
+
+    A replica repeats it, or the last `Progress`, while it is well.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """The sample is in the replica's running batch, about to take the step `index`.
 
-    Sent when the sample enters the batch, and at most once a second afterwards.
+    Sent when the sample enters the batch, and at most once a second afterwards. `alone`: it is in
+    quarantine, where nothing else runs beside it.
     """
 
     index: int
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,7 @@ class Generated:
 
 # Of a sample in the middle of its segment.
 SampleEvent = Queued | Progress | Snapshot[Any]
-StageEvent = SampleEvent | SegmentDone[Any]
+StageEvent = Accepted | SampleEvent | SegmentDone[Any]
 ImageEvent = StageEvent | Generated
 
 
@@ -126,7 +138,7 @@ async def last_image(
             match event:
                 case Generated(image):
                     return image
-                case Queued() | Progress() | Snapshot() | SegmentDone():
+                case Accepted() | Queued() | Progress() | Snapshot() | SegmentDone():
                     pass
                 case _:
                     assert_never(event)

@@ -70,6 +70,7 @@ class ResumeReason(StrEnum):
 
     LOST = "replica_lost"
     PROFILE = "profile_changed"
+    SILENT = "replica_silent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,21 @@ IMAGES_CANCELLED = _counter(
 IMAGES_RESUMED = _counter(
     "aura_images_resumed_total", "Images continued elsewhere or started again", "reason"
 )
+IMAGES_QUARANTINED = _counter(
+    "aura_images_quarantined_total",
+    "Times that an image ran alone for some steps, because a replica was lost with it",
+    "stage",
+)
+IMAGES_CONVICTED = _counter(
+    "aura_images_convicted_total",
+    "Images refused because a replica died while it worked on them alone",
+    "stage",
+)
+REPLICAS_SILENT = _counter(
+    "aura_replicas_silent_total",
+    "Replicas that images were taken from because no news came, or a turn did not end",
+    "stage",
+)
 IMAGES_RUNNING = _gauge(
     "aura_images_running", "Images on a replica that have taken their first step", "stage"
 )
@@ -172,6 +188,7 @@ BUILD_INFO = _gauge("aura_build_info", "Always 1; the labels are the versions", 
 METRICS = (
     *(HTTP_REQUEST_DURATION, HTTP_ERRORS),
     *(IMAGES, IMAGE_DURATION, IMAGES_COMPLETED, IMAGES_ON_TIME, IMAGES_CANCELLED, IMAGES_RESUMED),
+    *(IMAGES_QUARANTINED, IMAGES_CONVICTED, REPLICAS_SILENT),
     *(IMAGES_RUNNING, IMAGES_WAITING, STAGE_DURATION, QUEUE_TIME),
     *(STEP_DURATION, STEP_ROWS, STEP_LANES, GPU_TIME, GPU_WASTED, OWED_SECONDS, BUILD_INFO),
 )

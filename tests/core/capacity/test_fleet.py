@@ -43,7 +43,7 @@ def report(
     made = report_of(
         number, *samples, models=models, costs=costs, profile=profile, measured=measured
     )
-    assert fleet.apply_report(id, made.to_wire())
+    assert fleet.apply_report(id, made.to_wire(), 0.0)
 
 
 def rank(fleet: Fleet, sample: Sample[Any]) -> list[str]:
@@ -141,8 +141,8 @@ def test_the_same_report_again_changes_nothing() -> None:
 def test_a_report_of_an_unknown_version_changes_nothing() -> None:
     known = fleet("r1", "r2")
     wire = report_of(2, image("a", steps=150)).to_wire() | {"version": 99}
-    assert not known.apply_report("r1", wire)
-    assert not known.apply_report("r1", wire)
+    assert not known.apply_report("r1", wire, 0.0)
+    assert not known.apply_report("r1", wire, 0.0)
     assert rank_wide(known) == ["r1", "r2"]
 
 
@@ -316,3 +316,33 @@ def test_images_of_other_senders_are_charged_only_as_measured() -> None:
     report(known, "r1", 2, *FLOOD)
     report(known, "r1", 3)
     assert known.take_charges() == {}
+
+
+def test_a_replica_that_fell_silent_gets_nothing_until_it_reports_anew() -> None:
+    known, sample = fleet("a", "b"), image("x")
+    known.suspect(["a", "unknown"])
+    assert known.rank(sample, segment_of(sample)) == ["b"]
+    known.apply_report("a", report_of(1).to_wire(), 1.0)  # the same again
+    assert known.rank(sample, segment_of(sample)) == ["b"]
+    known.apply_report("a", report_of(2).to_wire(), 2.0)
+    assert sorted(known.rank(sample, segment_of(sample))) == ["a", "b"]
+
+
+def test_a_replica_whose_reports_stopped_while_others_go_on_gets_nothing() -> None:
+    known, sample = fleet("a", "b"), image("x")
+    known.apply_report("b", report_of(2).to_wire(), 12.0)
+    assert sorted(known.rank(sample, segment_of(sample))) == ["a", "b"]
+    known.apply_report("b", report_of(3).to_wire(), 12.5)
+    assert known.rank(sample, segment_of(sample)) == ["b"]
+
+
+def test_replicas_that_all_are_quiet_or_suspect_are_as_good_as_any() -> None:
+    known, sample = fleet("a", "b"), image("x")
+    known.suspect(["a", "b"])
+    assert sorted(known.rank(sample, segment_of(sample))) == ["a", "b"]
+
+
+def test_an_image_avoids_the_replicas_that_fell_silent_with_it() -> None:
+    known, sample = fleet("a", "b"), image("x")
+    segment = replace(segment_of(sample), avoid=("a",))
+    assert known.rank(sample, segment) == ["b"]

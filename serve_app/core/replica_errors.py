@@ -1,0 +1,19 @@
+"""The ways a replica can be lost while it has an image, as kinds of `ReplicaLost`."""
+
+from serve_app.core.errors import ReplicaLost
+
+
+class ReplicaDied(ReplicaLost):
+    """The replica's process has ended, with whatever it was doing."""
+
+
+class ReplicaSilent(ReplicaLost):
+    """The replica sends no news: it is stopped, or cut off."""
+
+
+class TurnOverdue(ReplicaLost):
+    """The replica reports that its engine's turn does not end."""
+
+
+class ReplicasExhausted(ReplicaLost):
+    """So many replicas were lost with this image that it is given up."""
