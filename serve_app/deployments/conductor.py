@@ -108,12 +108,13 @@ class Conductor:
         yield Generated(result)
 
     async def health(self) -> Health:
-        """Return whether an image could be made now, and by how many replicas."""
+        """Return whether an image could be made now, and by how many replicas that don't hang."""
         names: dict[StageClient, list[str]] = {}  # one client may be both stages
         for stage, client in self._stages.items():
             names.setdefault(client, []).append(str(stage))
         stats = await asyncio.gather(*(client.stats() for client in names))
-        by_stages = list(zip(names.values(), stats, strict=True))
+        well = ([replica for replica in ready if not replica.is_hanging] for ready in stats)
+        by_stages = list(zip(names.values(), well, strict=True))
         replicas = {stage: len(ready) for stages, ready in by_stages for stage in stages}
         owed = sum(replica.owed_seconds for _, ready in by_stages for replica in ready)
         shortfalls = dict.fromkeys(

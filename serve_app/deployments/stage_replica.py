@@ -188,6 +188,7 @@ class StageReplica:
             engine=engine,
             owed_seconds=forecast(self._engine.pending(), engine.costs).seconds,
             shortfall=shortfalls(self._max_images, named),
+            is_hanging=self._engine.is_silent(),
         )
 
     async def record_routing_stats(self) -> dict[str, Any]:

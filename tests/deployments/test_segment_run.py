@@ -13,8 +13,15 @@ from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ImageKillsReplica
 from serve_app.core.replica_errors import ReplicasExhausted, ReplicaSilent, TurnOverdue
 from serve_app.core.service.backlog import Backlog, ImageInFlight
-from serve_app.core.service.events import Accepted, Progress, Queued, StageEvent, last_image
-from serve_app.core.service.info import ModelInfo
+from serve_app.core.service.events import (
+    Accepted,
+    Progress,
+    Queued,
+    ReplicaStats,
+    StageEvent,
+    last_image,
+)
+from serve_app.core.service.info import HealthStatus, ModelInfo
 from serve_app.core.service.metrics import (
     IMAGES_CONVICTED,
     IMAGES_QUARANTINED,
@@ -28,6 +35,7 @@ from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.segment_run import SegmentRun
 from serve_app.deployments.silence import watch_silence
 from serve_app.deployments.stage_client import StageClient
+from tests.support.builders import replica_stats
 from tests.support.engine_runs import NOISE
 from tests.support.images import image, segment_of
 from tests.support.sick_stages import BatchingReplica
@@ -206,3 +214,14 @@ def test_time_in_which_the_event_loop_was_held_up_is_no_silence() -> None:
 
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
         assert runner.run(collect()) == [1, 2]
+
+
+async def test_a_replica_that_hangs_counts_as_none() -> None:
+    class Hanging(CountingStage):
+        async def stats(self) -> list[ReplicaStats]:
+            return [replica_stats(is_hanging=True), *[replica_stats()] * self.ready]
+
+    for well, status in ((1, HealthStatus.READY), (0, HealthStatus.LOADING)):
+        stage = Hanging(ready=well)
+        health = await Conductor(stage, None, [MODEL]).health()
+        assert (health.status, health.replicas) == (status, {"base": well})

@@ -184,3 +184,4 @@ class ReplicaStats:
     engine: EngineStats
     owed_seconds: float = 0.0  # predicted GPU time until everything accepted is done
     shortfall: str = ""  # what the device had no memory for
+    is_hanging: bool = False  # a turn takes so long that it will be replaced
