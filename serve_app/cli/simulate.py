@@ -26,7 +26,7 @@ from serve_app.simulator.comparison import (
     compare_scaling,
 )
 from serve_app.simulator.fairness import compare_fairness, has_callers
-from serve_app.simulator.planning_time import IN_FLIGHT, measure_planning_seconds
+from serve_app.simulator.planning_time import CALLERS, IN_FLIGHT, measure_planning_seconds
 from serve_app.simulator.plot import plot_routing, plot_scaling
 from serve_app.simulator.plotting import PlotsUnavailable
 from serve_app.simulator.scenario import STEADY, Scenario, make_scenario
@@ -78,7 +78,10 @@ def simulate(options: SimulateOptions) -> int:
         plotted = _compare_scaling(scenario, options)
     console.print(f"[dim]simulated in {time.perf_counter() - began:.0f} s[/]")
     microseconds = measure_planning_seconds() * 1e6
-    console.print(f"planning one step with {IN_FLIGHT:,} samples in flight: {microseconds:.0f} µs")
+    console.print(
+        f"planning one step with {IN_FLIGHT:,} samples in flight, of {CALLERS} callers: "
+        f"{microseconds:.0f} µs"
+    )
     if isinstance(plotted, PlotsUnavailable):
         console.print(str(plotted), markup=False, soft_wrap=True)
     elif plotted is not None:

@@ -60,6 +60,7 @@ class OwedWorkRouter(DispatchingRouter):
             sample, segment = pending.args
             self._fleet.suspect(segment.avoid)
             self._dispatcher.add(key, sample, segment, pending.created_at)
+            self._changed.set()  # its caller may have a place where others have none
         return key
 
     def request_left(self, key: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
+from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.capacity.replica_report import key_of
 from serve_app.core.diffusion.sample import Sample
 from serve_app.deployments.router import OwedWorkRouter
@@ -65,8 +66,10 @@ def request(*args: Any, number: str | None = None) -> PendingRequest:
     return PendingRequest(args=list(args), kwargs={}, metadata=metadata, created_at=0.0)
 
 
-def image_request(id: str, steps: int = 30, width: int = 1024) -> PendingRequest:
-    sample = image(id, steps, width=width)
+def image_request(
+    id: str, steps: int = 30, width: int = 1024, caller: Caller = NO_CALLER
+) -> PendingRequest:
+    sample = image(id, steps, width=width, caller=caller)
     return request(sample, segment_of(sample))
 
 
@@ -189,6 +192,33 @@ async def test_a_cancelled_image_is_passed_over_before_its_caller_has_run() -> N
         assert assignment is not None
         assert assignment.image.sample.id == "patient"
         assert await asyncio.wait_for(tasks[1], TIMEOUT) == "a"
+
+
+async def test_an_image_of_another_caller_does_not_wait_behind_a_flood() -> None:
+    async with routing(CountingReplica("a")) as router:
+        flood = [image_request(f"flood {number}", caller=Caller("a")) for number in range(20)]
+        tasks = [asyncio.create_task(route(router, request)) for request in flood]
+        await until_async(lambda: sum(task.done() for task in tasks) == 12)
+        assert waiting_images(router) == 8
+        assert await route(router, image_request("other", caller=Caller("b"))) == "a"
+        assert waiting_images(router) == 8
+        for task in tasks:
+            task.cancel()
+
+
+async def test_what_replicas_have_measured_decides_whose_turn_it_is() -> None:
+    double = CountingReplica("a", max_requests=1)
+    async with routing(double) as router:
+        response = await occupy(router)
+        alice, bob = Caller("alice"), Caller("bob")
+        tasks = await start_waiting(
+            router, image_request("first", caller=alice), image_request("second", caller=bob)
+        )
+        double.routing_stats = report_of(2, measured={alice: 9.0}).to_wire()
+        response.end()
+        assert await asyncio.wait_for(tasks[1], TIMEOUT) == "a"
+        assert not tasks[0].done()
+        tasks[0].cancel()
 
 
 async def test_a_request_that_is_no_image_goes_to_any_replica() -> None:

@@ -284,3 +284,18 @@ def test_whoever_leaves_however_two_floods_have_equal_places_afterwards(
         add(dispatcher, f"a{number}", caller=A)
         add(dispatcher, f"b{number}", caller=B)
     assert Counter(callers(dispatch_all(dispatcher))) == {"a": 6, "b": 6}
+
+
+def test_who_gave_up_and_comes_back_has_saved_up_no_places() -> None:
+    replicas = CountedReplicas(r=0)
+    dispatcher = Dispatcher(replicas)
+    add(dispatcher, "a", caller=A)
+    for number in range(60):
+        add(dispatcher, f"b{number}", caller=B)
+    dispatcher.remove("a")
+    replicas.free["r"] = 50
+    dispatch_all(dispatcher)
+    for number in range(20):
+        add(dispatcher, f"a{number}", arrived=9.0, caller=A)
+    replicas.free["r"] = 8
+    assert Counter(callers(dispatch_all(dispatcher))) == {"a": 4, "b": 4}

@@ -240,6 +240,34 @@ def test_who_loads_all_the_time_leaves_the_others_as_many_seconds(kind: str) -> 
     assert any(id.startswith("a") for id in device.done)
 
 
+def test_many_models_of_one_caller_load_no_faster_than_the_others_step() -> None:
+    device = Device(models=11)
+    device.add(sample("b", 100, caller=B))
+    device.turn()
+    device.add(
+        *(with_model_of(f"m{number}", sample(f"a{number}", 4, caller=A)) for number in range(10))
+    )
+    steps = 0
+    while steps < 50:
+        plan = device.turn()
+        assert plan is not None
+        steps += plan.work is WorkKind.STEP and B in {image.caller for image in plan.samples}
+    assert device.now <= 2 * 50 + SECONDS[WorkKind.LOAD] + 5
+
+
+def test_a_model_is_loaded_though_its_caller_has_most_places_beside_another() -> None:
+    device = Device(models=2)
+    refills = flood(device, A, keep=8), flood(device, B, keep=1)
+    for _ in turns(device, *refills, seconds=100):
+        pass
+    began = device.now
+    device.add(with_model_of("y", sample("other", 10, caller=A)))
+    for _ in turns(device, *refills, seconds=100):
+        pass
+    # Its load; as long for the other caller; and its steps in every second turn.
+    assert device.done["other"] - began <= 20 + 20 + 2 * 10 + 40
+
+
 EVENTS = st.lists(
     st.tuples(st.integers(0, 2), st.integers(1, 6), st.sampled_from([64, 128]), st.integers(0, 9)),
     min_size=1,

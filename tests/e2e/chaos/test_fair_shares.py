@@ -33,7 +33,8 @@ def send(service: ChaosService, calls: list[Call]) -> list[Answer]:
     with Load(service.address) as load:
         load.send(calls)
         answers = load.answers()
-    assert count(answers) == Counter(made=len(calls))
+    steady = [answer for answer in answers if answer.call.group == "steady"]
+    assert count(steady) == Counter(made=len(steady))  # a flood may be refused in part
     service.wait_idle()
     return answers
 
