@@ -127,7 +127,7 @@ def through_vae(images: Sequence[Pixels]) -> list[Pixels]:
     )
     pixels = SdxlVae(vae.eval(), torch.device("cpu"))
     middle = torch.zeros(4, SIDE // 8, SIDE // 8)
-    return [pixels.decode(pixels.encode(image, middle)) for image in images]
+    return [pixels.decode(pixels.encode(image, middle)).image for image in images]
 
 
 def score_all(images: Sequence[Pixels], exam: Sequence[Question]) -> list[Scores]:

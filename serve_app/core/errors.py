@@ -172,6 +172,10 @@ class ProfileChanged(ServiceError):
     code = "REPLICA_LOST"
 
 
+class ReplicaUnwell(ProfileChanged):
+    """A replica fails its own self-test: its numbers, snapshots included, can't be trusted."""
+
+
 class OutOfMemory(ServiceError):
     """The device had no memory for a step of this image."""
 

@@ -18,6 +18,7 @@ from serve_app.core.service.metrics import (
     IMAGES_CANCELLED,
     IMAGES_RUNNING,
     IMAGES_WAITING,
+    NUMERIC_FAULTS,
     OWED_SECONDS,
     QUEUE_TIME,
     STEP_DURATION,
@@ -30,6 +31,7 @@ from serve_app.runtime.engine_events import StepRecord
 _MAX_STEPS = 10_000  # kept while the event loop is held up
 _TOTALS = {  # of the replica's stats
     IMAGES_CANCELLED: attrgetter("engine.cancelled"),
+    NUMERIC_FAULTS: attrgetter("engine.numeric_faults"),
     GPU_TIME: attrgetter("engine.gpu_seconds"),
     GPU_WASTED: attrgetter("engine.wasted_gpu_seconds"),
 }

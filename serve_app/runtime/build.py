@@ -20,9 +20,10 @@ from serve_app.runtime.memory.memory_probe import (
 from serve_app.runtime.memory.model_cache import Loader
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
-from serve_app.runtime.networks.loading import load
+from serve_app.runtime.networks.loading import Modules, load
 from serve_app.runtime.networks.vae import SdxlVae
-from serve_app.runtime.stage_model import Parts, StageModel
+from serve_app.runtime.parts import Parts
+from serve_app.runtime.stage_model import StageModel
 
 logger = logging.getLogger("aura.runtime")
 
@@ -63,14 +64,39 @@ def build_stage_model(
     safety: ImageFilter | None = None,
     extensions: ExtensionFiles | None = None,
 ) -> StageModel:
-    """Load a stage's model and fit it to the device's memory where that is limited.
+    """Load a stage's model and fit it to the device; see `fit_stage_model`."""
+    return fit_stage_model(
+        load(checkpoint, device),
+        checkpoint,
+        device,
+        reserve_for,
+        previous_plan,
+        images=images,
+        strict=strict,
+        safety=safety,
+        extensions=extensions,
+    )
+
+
+def fit_stage_model(
+    modules: Modules,
+    checkpoint: Checkpoint,
+    device: Device,
+    reserve_for: int = 0,
+    previous_plan: MemoryPlan | None = None,
+    *,
+    images: int,
+    strict: bool,
+    safety: ImageFilter | None = None,
+    extensions: ExtensionFiles | None = None,
+) -> StageModel:
+    """Fit a stage's networks to the device's memory where that is limited, and check them.
 
     At most `images` guided images step together. Memory is left for `reserve_for` more models of
     this size, and for the largest extensions that can be attached together. A model that was in
     memory earlier begins with its `previous_plan`. In strict mode batch invariance is checked.
     Raises `OperatorError` when that fails, and `DeviceFull` when not even one image fits.
     """
-    modules = load(checkpoint, device)
     placement = Placement(modules, device)
     parts = Parts(
         Conditioner(modules.text_encoders, checkpoint),
@@ -104,5 +130,6 @@ def build_stage_model(
         offloadable=placement,
     )
     model.check_batch_invariance()
+    model.record_self_test()
     logger.info("%s is ready as %s: %s", checkpoint.name, checkpoint.stage, model.profile)
     return model

@@ -8,41 +8,39 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from queue import Empty, SimpleQueue
+from dataclasses import asdict
 
 import torch
 
 from serve_app.core.capacity.cost_model import turn_kind
 from serve_app.core.capacity.gpu_time import GpuTime, GpuTimeAccount
 from serve_app.core.capacity.overdue import CurrentTurn
-from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import ModelKey
-from serve_app.core.diffusion.sample import StageSegment, with_profile
+from serve_app.core.diffusion.sample import StageSegment
 from serve_app.core.errors import (
     AuraError,
     CallerError,
     EngineFault,
     ModelUnavailable,
+    NumericFault,
     OutOfMemory,
     ProfileChanged,
     ReplicaLost,
+    ReplicaUnwell,
 )
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import PendingWork, Plan, WorkKind
-from serve_app.core.service.events import EngineStats, Snapshot
+from serve_app.core.service.events import EngineStats
+from serve_app.runtime.command_queue import CommandQueue
 from serve_app.runtime.engine_errors import image_too_large, to_domain_error
-from serve_app.runtime.engine_events import (
-    Failed,
-    Finished,
-    Listener,
-    StepRecord,
-    notify,
-)
+from serve_app.runtime.engine_events import Failed, Finished, Listener, StepRecord, notify
+from serve_app.runtime.fault_diagnosis import FaultDiagnosis
 from serve_app.runtime.memory.model_cache import ModelCache
-from serve_app.runtime.networks.vae import RgbImage
-from serve_app.runtime.stage_model import DeviceSample, HostSample, to_device, to_host
-from serve_app.runtime.subscriptions import Subscriptions, steps_between_snapshots
+from serve_app.runtime.networks.vae import RgbImage, latents_not_finite
+from serve_app.runtime.stage_model import DeviceSample, HostSample, is_finite, to_device, to_host
+from serve_app.runtime.subscriptions import Subscriptions, notify_snapshot, steps_between_snapshots
+from serve_app.runtime.turn import run_turn
 from serve_app.runtime.turn_counts import TurnCounts
 
 logger = logging.getLogger("aura.engine")
@@ -77,7 +75,7 @@ class Engine:
         )
         self._snapshot_every = snapshot_every
         self._clock, self._pause, self._on_step = clock, pause, on_step
-        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._commands = CommandQueue()
         self._subscriptions = Subscriptions()
         self._account = GpuTimeAccount()
         self._account.set_batch_sizes(models.batch_sizes)
@@ -88,6 +86,7 @@ class Engine:
         self.current_turn: CurrentTurn | None = None  # None: idle. Any thread may read it
         self._free_at = 0.0  # when the last turn ended, or the wait for a command
         self._faults = 0
+        self._diagnosis = FaultDiagnosis(clock)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -97,11 +96,11 @@ class Engine:
 
     def close(self) -> None:
         """Stop the thread; every remaining listener gets a last snapshot and `ReplicaLost`."""
-        self._commands.put(self._evict_all)
+        self._commands.put(self._evict_all_and_close)
         if self._thread.is_alive():
             self._thread.join()
         else:
-            self._take_commands(wait=False)
+            self._commands.run(self._lock, wait=False)
 
     def submit(self, sample: HostSample, segment: StageSegment, listener: Listener) -> None:
         """Step the sample to the end of its segment. Any thread may call this.
@@ -121,10 +120,7 @@ class Engine:
         """Return what the engine has done so far. Any thread may call this."""
         with self._lock:
             return EngineStats(
-                turns=self._counts.turns,
-                steps=self._counts.steps,
-                finished=self._counts.finished,
-                cancelled=self._counts.cancelled,
+                **asdict(self._counts),
                 gpu_seconds=self._account.total_seconds,
                 wasted_gpu_seconds=self._account.wasted_seconds,
                 seconds_by_caller=self._account.seconds_by_caller,
@@ -144,6 +140,7 @@ class Engine:
             raise EngineFault("the engine thread has ended")
         if self._faults >= _MAX_FAULTS:
             raise EngineFault(f"{self._faults} turns in a row have failed")
+        self._diagnosis.check()
         if turn := self.current_turn:
             turn.check(self._clock())
 
@@ -160,7 +157,7 @@ class Engine:
         idle = not len(self._scheduler)
         if idle:
             self.current_turn = None
-        self._take_commands(wait=wait and idle)
+        self._commands.run(self._lock, wait=wait and idle)
         if idle:
             self._free_at = self._clock()
         with self._lock:
@@ -171,18 +168,26 @@ class Engine:
         self.current_turn = CurrentTurn.of(plan, self._clock(), self._account.cost_table)
         if self._subscriptions.notify_turn(plan, self._clock()):
             self._pause(_QUARANTINE_NOTICE)
+        faulty, fault = list[DeviceSample](), latents_not_finite()
         try:
             results, image = self._run_plan(plan)
             with self._lock:
                 self._charge(plan, completed=True)
-                self._settle(plan, results, image)
+                faulty = self._settle(plan, results, image)
             self._faults = 0 if plan.work is WorkKind.STEP else self._faults
+        except NumericFault as error:
+            with self._lock:
+                self._charge(plan, completed=False)
+                faulty, fault = [self._scheduler.remove(s.id) for s in plan.samples], error
+                self._scheduler.settle(plan, ())
         except Exception as error:  # whatever a turn fails with, only its own samples may suffer
             with self._lock:
                 self._charge(plan, completed=False)
                 self._fail(plan, error)
         if plan.work is WorkKind.STEP and self._on_step is not None:
             self._on_step(StepRecord.of(plan, began, self._free_at - began))
+        for sample in faulty:
+            self._end_faulty(sample, fault)
         return True
 
     def _run(self) -> None:
@@ -190,18 +195,10 @@ class Engine:
         while not self._closing:
             self.turn(wait=True)
 
-    def _take_commands(self, *, wait: bool) -> None:
-        try:
-            command = self._commands.get(block=wait)
-            while True:
-                with self._lock:
-                    command()
-                command = self._commands.get_nowait()
-        except Empty:
-            pass
-
     def _add(self, sample: HostSample, segment: StageSegment, listener: Listener) -> None:
         try:
+            if unwell := self._diagnosis.unwell:
+                raise unwell
             sample = self.models.admit(sample)
         except AuraError as error:
             notify(listener, Failed(error))
@@ -232,43 +229,28 @@ class Engine:
             self._forget(id, wasted=True)
             self._counts.cancelled += 1
 
-    def _evict_all(self) -> None:
+    def _evict_all_and_close(self) -> None:
+        self._evict_all(ReplicaLost("the replica is closing"))
+        self._closing = True
+
+    def _evict_all(self, error: AuraError) -> None:
         for id in [sample.id for sample in self._scheduler.samples()]:
             sample = self._scheduler.remove(id)
             listener, _ = self._forget(id, wasted=False)  # its snapshot is continued elsewhere
-            if sample.index > sample.schedule.start_index:
-                notify(listener, Snapshot(to_host(sample)))
-            notify(listener, Failed(ReplicaLost("the replica is closing")))
-        self._closing = True
+            if sample.index > sample.schedule.start_index and not self._diagnosis.unwell:
+                notify_snapshot(listener, sample)
+            notify(listener, Failed(error))
 
     def _run_plan(self, plan: Plan[torch.Tensor]) -> tuple[list[DeviceSample], RgbImage | None]:
-        if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
-            return self._load(plan), None
-        model = self.models[plan.samples[0].model_key]
-        if plan.work is WorkKind.STEP:
-            return model.step(plan.samples, plan.lanes), None
-        (sample,) = plan.samples
-        if plan.work is WorkKind.CONDITION:
-            return [model.condition(sample)], None
-        if plan.work is WorkKind.ENCODE:
-            return [model.encode(sample)], None
-        return [with_profile(sample, model.profile.name)], model.decode(sample)
-
-    def _load(self, plan: Plan[torch.Tensor]) -> list[DeviceSample]:
-        model = plan.samples[0].model_key
         try:
-            if isinstance(plan.load, ExtensionKey):
-                evict = [key for key in plan.evict if isinstance(key, ExtensionKey)]
-                self.models.attach(model, plan.load, evict)
-            else:
-                self.models.load(model, [key for key in plan.evict if isinstance(key, ModelKey)])
+            return run_turn(self.models, plan)
         finally:
-            with self._lock:
-                batch_sizes = self.models.batch_sizes
-                self._scheduler.set_resident(batch_sizes, self.models.attached_extensions)
-                self._account.set_batch_sizes(batch_sizes)
-                self.memory_plans = self.models.memory_plans
-        return list(plan.samples)
+            if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
+                with self._lock:
+                    batch_sizes = self.models.batch_sizes
+                    self._scheduler.set_resident(batch_sizes, self.models.attached_extensions)
+                    self._account.set_batch_sizes(batch_sizes)
+                    self.memory_plans = self.models.memory_plans
 
     def _charge(self, plan: Plan[torch.Tensor], *, completed: bool) -> None:
         """Count the turn; charge its samples with the time since the last turn ended."""
@@ -280,16 +262,35 @@ class Engine:
 
     def _settle(
         self, plan: Plan[torch.Tensor], results: list[DeviceSample], image: RgbImage | None
-    ) -> None:
+    ) -> list[DeviceSample]:
+        """Report ends and snapshots; return samples of which a copy to the host is not finite."""
+        faulty = []
         for sample in self._scheduler.settle(plan, results):
             last = to_host(sample)
+            if not is_finite(last):
+                faulty.append(sample)
+                continue
             self._counts.finished += 1
             listener, gpu_time = self._forget(sample.id, wasted=False)
             notify(listener, Finished(last, image, gpu_time, self._account.cost_table))
         if plan.work is WorkKind.STEP:
-            self._subscriptions.send_snapshots(results, self._clock(), self._snapshot_every)
+            stepping = [sample for sample in results if sample.id in self._scheduler]
+            lost = self._subscriptions.send_snapshots(stepping, self._clock(), self._snapshot_every)
+            faulty += map(self._scheduler.remove, lost)
         if plan.alone and plan.samples[0].id not in self._scheduler.quarantine:
             self._subscriptions.notify_clearance(plan.samples[0].id)
+        return faulty
+
+    def _end_faulty(self, sample: DeviceSample, fault: NumericFault) -> None:
+        """End a sample whose numbers are not finite, and the others if the replica is to blame."""
+        error = self._diagnosis.examine(self.models[sample.model_key], sample, fault)
+        self._free_at = self._clock()  # no sample is charged for the examination
+        with self._lock:
+            self._counts.numeric_faults += 1
+            listener, _ = self._forget(sample.id, wasted=True)
+            notify(listener, Failed(error))
+            if isinstance(error, ReplicaUnwell):
+                self._evict_all(error)
 
     def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
         domain_error = to_domain_error(error)

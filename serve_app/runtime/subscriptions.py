@@ -12,7 +12,7 @@ import torch
 from serve_app.core.scheduling.work import Plan, WorkKind
 from serve_app.core.service.events import Progress, Queued, Snapshot
 from serve_app.runtime.engine_events import Listener, notify
-from serve_app.runtime.stage_model import DeviceSample, to_host
+from serve_app.runtime.stage_model import DeviceSample, is_finite, to_host
 
 SNAPSHOT_GAP = 0.2  # seconds between two snapshots of a sample, which take about a millisecond each
 PROGRESS_GAP = 1.0  # seconds between two `Progress` events of a sample that goes on running
@@ -91,12 +91,19 @@ class Subscriptions:
         """Drop a subscription; return its listener."""
         return self._by_id.pop(id).listener
 
-    def send_snapshots(self, stepped: Sequence[DeviceSample], now: float, every: int) -> None:
-        """Copy out the samples, just stepped, whose last copy is `every` steps old."""
+    def send_snapshots(self, stepped: Sequence[DeviceSample], now: float, every: int) -> list[str]:
+        """Copy out the samples, just stepped, whose last copy is `every` steps old.
+
+        Return the ids of those that are not finite.
+        """
+        lost = []
         for sample in stepped:
             subscription = self._by_id.get(sample.id)
-            if subscription is not None and subscription.takes_snapshot(sample.index, now, every):
-                notify(subscription.listener, Snapshot(to_host(sample)))
+            if subscription is None or not subscription.takes_snapshot(sample.index, now, every):
+                continue
+            if not notify_snapshot(subscription.listener, sample):
+                lost.append(sample.id)
+        return lost
 
     def notify_clearance(self, id: str) -> None:
         """Notify the listener of a sample that has left quarantine, if it goes on."""
@@ -119,3 +126,15 @@ class Subscriptions:
             for sample in plan.samples
         ]
         return any(begins)
+
+
+def notify_snapshot(listener: Listener, sample: DeviceSample) -> bool:
+    """Copy a sample out for its listener; only return False if it is not finite.
+
+    No further step can mend such a sample, and nobody could continue it.
+    """
+    snapshot = to_host(sample)
+    if not is_finite(snapshot):
+        return False
+    notify(listener, Snapshot(snapshot))
+    return True

@@ -14,6 +14,7 @@ class TurnCounts:
     steps: int = 0
     finished: int = 0
     cancelled: int = 0
+    numeric_faults: int = 0
 
     def record(self, plan: Plan[Any]) -> None:
         """Count a plan that was run."""

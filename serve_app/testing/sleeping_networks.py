@@ -32,7 +32,7 @@ from serve_app.runtime.networks.conditioning import (
 )
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.networks.text_encoders import TokenizedPrompt
-from serve_app.runtime.networks.vae import RgbImage
+from serve_app.runtime.networks.vae import DecodedImage, RgbImage, check_decoded
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.testing.fault import Fault, FaultKind, parse_fault
 
@@ -144,12 +144,13 @@ class SleepingVae:
     def __init__(self, speed: GpuSpeed) -> None:
         self._speed = speed
 
-    def decode(self, latents: torch.Tensor) -> RgbImage:
-        """Sleep for one decode, then return the image."""
+    def decode(self, latents: torch.Tensor) -> DecodedImage:
+        """Sleep for one decode, then return the image; raise `NumericFault` for NaN."""
         height, width = (8 * SCALE * side for side in latents.shape[-2:])
         time.sleep(self._speed.decode(width, height))
+        check_decoded(latents=bool(latents.isfinite().all()), pixels=True)
         digest = shake_128(latents.contiguous().numpy().tobytes()).digest(math.prod(_PICTURE))
-        return np.frombuffer(digest, np.uint8).reshape(_PICTURE).copy()
+        return DecodedImage(np.frombuffer(digest, np.uint8).reshape(_PICTURE).copy())
 
     def encode(self, image: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
         """Sleep for as long as a decode, then return latents that depend on image and noise."""
@@ -174,6 +175,9 @@ class SleepingTextEncoders:
         """Sleep for one prompt, then return embeddings and the pooled embedding."""
         time.sleep(self._speed.prompt_seconds)
         return torch.zeros(77 * chunks, 8), torch.zeros(4)
+
+    def clear_cache(self) -> None:
+        """Do nothing: every prompt is encoded each time."""
 
 
 def _strike(folder: Path, image: str, times: int) -> bool:

@@ -22,7 +22,8 @@ from serve_app.ingress.http_ingress import HttpConfig, open_ingress
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.model_cache import ModelCache
-from serve_app.runtime.stage_model import Parts, StageModel
+from serve_app.runtime.parts import Parts
+from serve_app.runtime.stage_model import StageModel
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.testing.sleeping_networks import (
     NOISE,

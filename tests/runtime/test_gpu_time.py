@@ -16,7 +16,7 @@ from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Finished
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.denoiser import DenoiserInput
-from serve_app.runtime.networks.vae import RgbImage
+from serve_app.runtime.networks.vae import DecodedImage, RgbImage
 from tests.support.analytic_model import ConstantDenoiser, MeanPixels, analytic_model
 from tests.support.engine_runs import Heard, drain, sample_of
 from tests.support.keys import REFINER, base_key
@@ -57,7 +57,7 @@ class TimedPixels(MeanPixels):
     def __init__(self, timer: Timer) -> None:
         self._timer = timer
 
-    def decode(self, latents: torch.Tensor) -> RgbImage:
+    def decode(self, latents: torch.Tensor) -> DecodedImage:
         self._timer.now += 1e-3 * latents[0].numel()
         return super().decode(latents)
 

@@ -21,8 +21,9 @@ from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.networks.text_encoders import TokenizedPrompt
-from serve_app.runtime.networks.vae import ImageCodec, RgbImage
-from serve_app.runtime.stage_model import Offloadable, Parts, StageModel
+from serve_app.runtime.networks.vae import DecodedImage, ImageCodec, RgbImage, check_decoded
+from serve_app.runtime.parts import Parts
+from serve_app.runtime.stage_model import Offloadable, StageModel
 from tests.support.engine_runs import NOISE
 
 CPU = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
@@ -58,9 +59,10 @@ class ConstantDenoiser:
 class MeanPixels:
     """A picture's shade is its latents' mean."""
 
-    def decode(self, latents: torch.Tensor) -> RgbImage:
+    def decode(self, latents: torch.Tensor) -> DecodedImage:
+        check_decoded(latents=bool(latents.isfinite().all()), pixels=True)
         side = np.full((latents.shape[1] * 8, latents.shape[2] * 8, 3), 255, np.uint8)
-        return (side * float(latents.mean())).astype(np.uint8)
+        return DecodedImage((side * float(latents.mean())).astype(np.uint8))
 
     def encode(self, picture: RgbImage, posterior_noise: torch.Tensor) -> torch.Tensor:
         return torch.full_like(posterior_noise, float(picture.mean()) / 255)
@@ -77,6 +79,9 @@ class BlankTextEncoders:
         self, reading: TokenizedPrompt, chunks: int, extensions: tuple[ExtensionRef, ...] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(77 * chunks, 8), torch.zeros(4)
+
+    def clear_cache(self) -> None:
+        pass
 
 
 class RecordingExtension:

@@ -155,8 +155,13 @@ def with_model(sample: Sample[L], model: ModelKey) -> Sample[L]:
 
 def with_prompt_info(sample: Sample[L], chunks: int, warnings: tuple[str, ...]) -> Sample[L]:
     """Return the sample with the length of its prompts, and new warnings added without doubles."""
+    return with_warnings(replace(sample, chunks=chunks), *warnings)
+
+
+def with_warnings(sample: Sample[L], *warnings: str) -> Sample[L]:
+    """Return the sample with more warnings for its caller, without doubles."""
     merged = dict.fromkeys((*sample.warnings, *warnings))
-    return replace(sample, chunks=chunks, warnings=tuple(merged))
+    return replace(sample, warnings=tuple(merged))
 
 
 def map_latents(sample: Sample[L], convert: Callable[[L], M]) -> Sample[M]:

@@ -167,6 +167,7 @@ class EngineStats:
     steps: int = 0  # steps of samples: a turn of four samples counts four
     finished: int = 0
     cancelled: int = 0
+    numeric_faults: int = 0  # images whose numbers were not finite
     gpu_seconds: float = 0.0  # GPU time
     wasted_gpu_seconds: float = 0.0  # the part of it that cancelled and failed images took
     seconds_by_caller: Mapping[Caller, float] = field(default_factory=dict)  # of the last ones

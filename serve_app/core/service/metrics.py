@@ -156,6 +156,9 @@ IMAGES_RUNNING = _gauge(
 IMAGES_WAITING = _gauge(
     "aura_images_waiting", "Images on a replica that wait for their first step", "stage"
 )
+NUMERIC_FAULTS = _counter(
+    "aura_numeric_faults_total", "Images whose latents or pixels were NaN or infinite"
+)
 STAGE_DURATION = _histogram(
     "aura_stage_duration_seconds",
     "Time of an image in a stage, on as many replicas as it took",
@@ -188,7 +191,7 @@ BUILD_INFO = _gauge("aura_build_info", "Always 1; the labels are the versions", 
 METRICS = (
     *(HTTP_REQUEST_DURATION, HTTP_ERRORS),
     *(IMAGES, IMAGE_DURATION, IMAGES_COMPLETED, IMAGES_ON_TIME, IMAGES_CANCELLED, IMAGES_RESUMED),
-    *(IMAGES_QUARANTINED, IMAGES_CONVICTED, REPLICAS_SILENT),
+    *(IMAGES_QUARANTINED, IMAGES_CONVICTED, REPLICAS_SILENT, NUMERIC_FAULTS),
     *(IMAGES_RUNNING, IMAGES_WAITING, STAGE_DURATION, QUEUE_TIME),
     *(STEP_DURATION, STEP_ROWS, STEP_LANES, GPU_TIME, GPU_WASTED, OWED_SECONDS, BUILD_INFO),
 )

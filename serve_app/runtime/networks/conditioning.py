@@ -11,6 +11,7 @@ from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.prompt import MAX_CHUNKS
 from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from serve_app.runtime.networks.finite import is_finite
 from serve_app.runtime.networks.text_encoders import TextEncoders, TokenizedPrompt
 
 # diffusers' defaults for aesthetic_score and negative_aesthetic_score of the refiner's pipeline
@@ -25,6 +26,11 @@ class RowConditioning:
     pooled: torch.Tensor  # (projection_dim,): diffusers' pooled_prompt_embeds
     time_ids: torch.Tensor  # (6,), or (5,) with an aesthetic score: diffusers' add_time_ids
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no embedding is NaN or infinite."""
+        return is_finite(self.embeds) and is_finite(self.pooled)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conditioning:
@@ -37,6 +43,11 @@ class Conditioning:
     positive: RowConditioning
     negative: RowConditioning | None  # None without classifier-free guidance
     guidance_scale: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no embedding is NaN or infinite: 0.1 ms for a prompt of SDXL, on the CPU."""
+        return self.positive.is_finite and (self.negative is None or self.negative.is_finite)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +65,11 @@ class ScheduledConditioning:
     def at(self, step: int) -> Conditioning:
         """Return the conditioning of a step."""
         return self.by_step[step - self.first_step]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no embedding of any step is NaN or infinite."""
+        return all(conditioning.is_finite for conditioning in dict.fromkeys(self.by_step))
 
 
 class Conditioner:
@@ -130,6 +146,10 @@ class Conditioner:
             prompt: self._text_encoders.tokenize(prompt, name, max_chunks)
             for prompt in dict.fromkeys(prompts)
         }
+
+    def forget_prompts(self) -> None:
+        """Encode every prompt anew from here on, also those that were encoded before."""
+        self._text_encoders.clear_cache()
 
     def _encode(
         self,

@@ -59,6 +59,9 @@ class TextEncoders(Protocol):
         A shorter prompt is padded with chunks of "". `extensions` are those active in the encoders.
         """
 
+    def clear_cache(self) -> None:
+        """Drop every encoding that is kept for later calls."""
+
 
 class ClipTextEncoders:
     """`TextEncoders` with a checkpoint's own tokenizers and encoders, the pooling one last."""
@@ -114,6 +117,10 @@ class ClipTextEncoders:
         if len(encoded) > 1:
             embeds = torch.cat([chunk_embeds for chunk_embeds, _ in encoded])
         return embeds, pooled
+
+    def clear_cache(self) -> None:
+        """See `TextEncoders`."""
+        self._cache.clear()
 
     def _cached(self, key: _CacheKey) -> _Encoding:
         if key in self._cache:

@@ -23,7 +23,8 @@ from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load
 from serve_app.runtime.networks.vae import SdxlVae
-from serve_app.runtime.stage_model import Parts, StageModel
+from serve_app.runtime.parts import Parts
+from serve_app.runtime.stage_model import StageModel
 from tests.support.engine_runs import run_images
 from tests.support.lora_engines import SPEC, Files, engine_over, generate, with_loras
 from tests.support.lora_files import lora_file, merged

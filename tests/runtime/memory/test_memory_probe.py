@@ -26,8 +26,9 @@ from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import Denoiser, DenoiserInput, UNetDenoiser
 from serve_app.runtime.networks.loading import load
-from serve_app.runtime.networks.vae import RgbImage, SdxlVae
-from serve_app.runtime.stage_model import Parts, StageModel
+from serve_app.runtime.networks.vae import DecodedImage, RgbImage, SdxlVae
+from serve_app.runtime.parts import Parts
+from serve_app.runtime.stage_model import StageModel
 from tests.support.analytic_model import MeanPixels
 from tests.support.engine_runs import run_images
 
@@ -275,7 +276,7 @@ def test_an_error_other_than_out_of_memory_is_raised(base: Checkpoint, cpu: Devi
     model = unfitted(base, cpu, max_rows=8)
 
     class Broken(MeanPixels):
-        def decode(self, latents: torch.Tensor) -> RgbImage:
+        def decode(self, latents: torch.Tensor) -> DecodedImage:
             raise RuntimeError("expected all tensors to be on the same device")
 
     model.parts = Parts(model.parts.conditioner, model.denoiser, Broken())

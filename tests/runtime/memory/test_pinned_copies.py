@@ -29,7 +29,8 @@ from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import Modules, load
 from serve_app.runtime.networks.vae import SdxlVae
-from serve_app.runtime.stage_model import Parts, StageModel
+from serve_app.runtime.parts import Parts
+from serve_app.runtime.stage_model import StageModel
 from tests.support.engine_runs import run_images
 from tests.support.extension_files import lora_files
 from tests.support.keys import lora, lora_key

@@ -1,0 +1,88 @@
+"""`FaultDiagnosis`: whose fault it is that numbers are not finite, the image's or the replica's."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from serve_app.core.diffusion.extensions import ExtensionKey, ExtensionRef
+from serve_app.core.errors import AuraError, EngineFault, NumericFault, ReplicaUnwell
+from serve_app.runtime.stage_model import DeviceSample, StageModel
+
+logger = logging.getLogger("aura.engine")
+
+_NEVER = float("inf")
+_MIN_PAUSE = 10.0  # seconds between two examinations
+_MAX_SHARE = 0.02  # of the device's time that examinations may take
+
+
+class FaultDiagnosis:
+    """Examines a replica after a numeric fault; the engine's thread is the only writer.
+
+    A self-test on which the model fails makes the replica unwell, for good. Callers' images alone
+    never do, and they can't make it spend more than a small share of its time on examinations: the
+    faults in between are blamed on the images.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = float("-inf")  # when the replica may be examined again
+        self._failure = ""
+        self._overflows: dict[ExtensionKey, float] = {}  # the least weight that is known to
+
+    @property
+    def unwell(self) -> ReplicaUnwell | None:
+        """The error of every image on a replica that is unwell."""
+        if not self._failure:
+            return None
+        return ReplicaUnwell("the replica fails its self-test and is being replaced")
+
+    def check(self) -> None:
+        """Raise `EngineFault` if the replica is unwell. Any thread may call this."""
+        if self._failure:
+            raise EngineFault(f"the self-test fails: {self._failure}")
+
+    def examine(self, model: StageModel, sample: DeviceSample, fault: NumericFault) -> AuraError:
+        """Return the error that ends the sample: its own fault with a remedy, or the replica's."""
+        began = self._clock()
+        if began >= self._next:
+            self._failure = model.failed_self_test()
+            if unwell := self.unwell:
+                logger.error("%s fails its self-test: %s", model.profile.name, self._failure)
+                return unwell
+            for ref in _overflowing_extensions(model, sample):
+                known = self._overflows.get(ref.key, abs(ref.weight))
+                self._overflows[ref.key] = min(known, abs(ref.weight))
+            ended = self._clock()
+            self._next = ended + max(_MIN_PAUSE, (ended - began) / _MAX_SHARE)
+        refs = sample.active_extensions
+        culprits = [r for r in refs if abs(r.weight) >= self._overflows.get(r.key, _NEVER)]
+        remedy = _remedy(model.profile.dtype, refs, culprits)
+        logger.warning("sample %s: %s. %s", sample.id, fault, remedy)
+        return NumericFault(fault.problem, remedy=remedy)
+
+
+def _overflowing_extensions(model: StageModel, sample: DeviceSample) -> tuple[ExtensionRef, ...]:
+    try:
+        return model.overflowing_extensions(sample)
+    except Exception:  # out of memory, or a kind of extension that needs more than is made up here
+        logger.exception("the extensions of sample %s could not be examined", sample.id)
+        return ()
+
+
+def _names(refs: Iterable[ExtensionRef]) -> str:
+    return " and ".join(f"the {ref.key} at weight {ref.weight:g}" for ref in refs)
+
+
+def _remedy(dtype: str, refs: Sequence[ExtensionRef], culprits: Sequence[ExtensionRef]) -> str:
+    """Return what a caller may do about an image whose numbers are not finite."""
+    if culprits:
+        return _capitalized(f"{_names(culprits)} overflows {dtype}: use a smaller weight")
+    parts = [f"try it without {_names(refs)}"] if refs else []
+    parts.append("try another seed, less guidance or smaller prompt weights")
+    if dtype != "float32":
+        parts.append("the service's operator can set MODEL_PRECISION=fp32")
+    return _capitalized("; ".join(parts))
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
