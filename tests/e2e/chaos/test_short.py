@@ -8,14 +8,61 @@ import pytest
 from serve_app.core.diffusion.spec import Stage
 from serve_app.testing.faulty_service import DEPLOYMENTS
 from tests.e2e.chaos.bodies import image_body
-from tests.e2e.chaos.load import Load, steady
+from tests.e2e.chaos.load import Call, Load, steady
 from tests.e2e.chaos.processes import kill
 from tests.e2e.chaos.report import report
 from tests.e2e.chaos.service import ChaosService
-from tests.e2e.chaos.verdict import count, tally
+from tests.e2e.chaos.verdict import Kind, count, judge, tally
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.ray
+
+KEYED, UNKEYED = 6, 18
+
+
+def test_a_network_that_raises_is_an_error_with_a_name_for_its_own_images_alone(
+    chaos: ChaosService,
+) -> None:
+    failing = Call(image_body(0, prompt="a fox fault:fail@3"))
+    answer = chaos.answer(failing)
+    with Load(chaos.address) as load:
+        load.send(Call(image_body(seed)) for seed in range(8))
+        answers = load.answers(60)
+    report(
+        "a network that raises at one image's step, then 8 other images",
+        f"{judge(answer)}; the others: {tally(answers)}",
+        "a named error for that image, all others made",
+    )
+    assert judge(answer).kind is Kind.ERROR
+    assert count(answers) == Counter(made=8)
+
+
+def test_clients_vanish_and_what_has_a_key_is_made_once(chaos: ChaosService) -> None:
+    before = finished(chaos)
+    leaving = [
+        Call(
+            image_body(100 + n, steps=40),
+            key=f"vanished-{n}" if n < KEYED else None,
+            leaves_after=0.3,
+        )
+        for n in range(KEYED + UNKEYED)
+    ]
+    with Load(chaos.address) as load:
+        load.send(leaving)
+        answers = load.answers(60)
+        chaos.wait_idle()
+        made = finished(chaos) - before
+        again = [f.result(60) for f in load.send(Call(c.body, key=c.key) for c in leaving[:KEYED])]
+    twice = finished(chaos) - before - made
+    report(
+        f"{len(leaving)} clients vanish, {KEYED} of them with an Idempotency-Key",
+        f"{tally(answers)}, {made} images made; asked again under the keys: {tally(again)}, "
+        f"{twice} made again",
+        "what has a key is made once and kept, the rest costs nothing",
+    )
+    assert count(again) == Counter(made=KEYED)
+    assert twice == 0
+    assert made < len(leaving)
 
 
 def test_images_under_load_keep_their_bytes_when_a_replica_of_each_stage_is_killed(
@@ -28,11 +75,15 @@ def test_images_under_load_keep_their_bytes_when_a_replica_of_each_stage_is_kill
             until(partial(chaos.is_busy, stage))
             kill(chaos.processes.replicas(DEPLOYMENTS[stage])[0])
         answers = load.answers(60)
-    counts = count(answers)
     slowest = max(answer.seconds for answer in answers)
     report(
         "kill -9 of a base replica and a refiner under load",
         f"{tally(answers)}, the slowest in {slowest:.1f} s",
         "all made, with the right bytes",
     )
-    assert counts == Counter(made=len(calls))
+    assert count(answers) == Counter(made=len(calls))
+
+
+def finished(chaos: ChaosService) -> int:
+    """Return the images that the refiner's replicas have finished."""
+    return sum(stats.engine.finished for stats in chaos.stats(Stage.REFINER))
