@@ -140,9 +140,12 @@ async def test_routers_get_the_work_left_and_its_costs_on_this_replica(
     assert 0 < work.steps <= SPEC.steps
     assert work.step in first.costs.seconds_by_turn
     assert first.models == (base_key("demo"),)
+    assert work.caller == sample.caller
     again = await report()
     assert (again.number, again.profile) == (first.number + 1, first.profile)
     await first_match(replica.stats, is_empty)
+    idle = await report()
+    assert idle.measured[sample.caller] > 0
     numbers = [(await replica.record_routing_stats())["number"] for _ in range(30)]
     assert 4 <= len(set(numbers)) <= 7
 
