@@ -51,7 +51,9 @@ class AppArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
-    ingress: DeploymentScale = DeploymentScale()
+    ingress: DeploymentScale = Field(
+        DeploymentScale(), description="Without min_replicas: 2 where there are two CPUs, else 1"
+    )
     base: DeploymentScale = DeploymentScale()
     refiner: DeploymentScale = DeploymentScale()
     combined: DeploymentScale | None = Field(

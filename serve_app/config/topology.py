@@ -22,6 +22,8 @@ from serve_app.core.capacity.placement import (
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 
+_INGRESS_REPLICAS = 2  # at the start, where there are as many CPUs
+
 
 @dataclass(frozen=True, slots=True)
 class StageDeployment:
@@ -91,6 +93,7 @@ class StagePlan:
 
     device: str
     topology: Topology
+    ingress: DeploymentScale
     demands: tuple[ReplicaDemand, ...]
 
 
@@ -118,13 +121,28 @@ def plan_stages(
             remedy="Check nvidia-smi, or set MODEL_DEVICE=cpu. If GPU nodes join later, set "
             "num_gpus: 1 for each stage in the args",
         )
-    plan = StagePlan(device, topology, replica_demands(args, topology))
+    ingress = ingress_scale(args, cluster.cpus)
+    plan = StagePlan(device, topology, ingress, replica_demands(topology, ingress))
     if not cluster.may_grow:
         check_placement(plan.demands, cluster.nodes)
     return plan
 
 
-def replica_demands(args: AppArgs, topology: Topology) -> tuple[ReplicaDemand, ...]:
+def ingress_scale(args: AppArgs, cpus: float) -> DeploymentScale:
+    """Return the scale of the ingress: two replicas where there are two CPUs, or as the args say.
+
+    While one of them is stopped or starts again, the other one answers.
+    """
+    scale = args.ingress
+    if "min_replicas" in scale.model_fields_set:
+        return scale
+    replicas = min(_INGRESS_REPLICAS, scale.max_replicas or _INGRESS_REPLICAS)
+    if cpus < _INGRESS_REPLICAS:
+        replicas = 1
+    return scale.model_copy(update={"min_replicas": replicas})
+
+
+def replica_demands(topology: Topology, ingress: DeploymentScale) -> tuple[ReplicaDemand, ...]:
     """Return what the replicas that the service starts with request from Ray."""
     stages = [
         ReplicaDemand(
@@ -134,8 +152,7 @@ def replica_demands(args: AppArgs, topology: Topology) -> tuple[ReplicaDemand, .
         )
         for stage in topology.deployments
     ]
-    ingress = ReplicaDemand("Ingress", args.ingress.min_replicas, {CPU: args.ingress.num_cpus})
-    return (*stages, ingress)
+    return (*stages, ReplicaDemand("Ingress", ingress.min_replicas, {CPU: ingress.num_cpus}))
 
 
 def check_placement(demands: Iterable[ReplicaDemand], nodes: Sequence[Resources]) -> None:

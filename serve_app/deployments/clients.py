@@ -6,7 +6,7 @@ Ray's own errors stop here and become named ones.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextvars import Context
 from typing import Any, cast
 
@@ -32,7 +32,8 @@ from serve_app.deployments.ray_private import accepting_replica, broadcast_resul
 
 logger = logging.getLogger("aura.clients")
 
-_RPC_TIMEOUT = 2.0  # seconds: /health must respond while a replica is busy or gone
+_STATS_TIMEOUT = 0.7  # seconds for all replicas: /health must respond within one second
+_SILENCE = 5.0  # seconds for which a replica that does not respond counts as it last was
 _STATS_TTL = 0.5  # seconds that stats are reused
 _LEDGER_TIMEOUT = 5.0  # seconds, more than the ledger gives its store
 _RESTART = 20.0  # seconds in which a ledger that died should be back
@@ -44,12 +45,19 @@ _RETRY_PAUSE = 0.2  # seconds between two tries
 class RemoteStage:
     """A stage, or both stages, run by whichever replica of a deployment takes the sample."""
 
-    def __init__(self, name: str, handle: "DeploymentHandle[Any]") -> None:
+    def __init__(
+        self,
+        name: str,
+        handle: "DeploymentHandle[Any]",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._name = name
         self._handle = handle
+        self._clock = clock
         self._streaming = handle.options(stream=True)
         self._stats: asyncio.Task[list[ReplicaStats]] | None = None
         self._stats_time = 0.0
+        self._last_stats: dict[int, tuple[ReplicaStats, float]] = {}  # by process id, with a time
 
     async def advance(
         self, sample: Sample[Any], segment: StageSegment
@@ -88,7 +96,7 @@ class RemoteStage:
 
         Calls within half a second share one result, because /health needs no key.
         """
-        now = time.monotonic()
+        now = self._clock()
         if self._stats is None or (self._stats.done() and now - self._stats_time > _STATS_TTL):
             self._stats, self._stats_time = (
                 asyncio.create_task(self._fetch_stats(), context=Context()),
@@ -97,14 +105,36 @@ class RemoteStage:
         return await asyncio.shield(self._stats)
 
     async def _fetch_stats(self) -> list[ReplicaStats]:
+        """Return the stats of the replicas that respond in time.
+
+        As many others as were too busy to respond, and did so a short while ago, count as they
+        were then: /health must neither wait for them nor miss them at once.
+        """
+        end = asyncio.get_running_loop().time() + _STATS_TIMEOUT
+
+        async def answer(replica: Any) -> ReplicaStats:
+            async with asyncio.timeout_at(end):
+                return cast(ReplicaStats, await replica.get_async())
+
         try:
-            results = broadcast_results(self._handle.broadcast("stats"))
-            replicas = await asyncio.wait_for(results, _RPC_TIMEOUT)
+            async with asyncio.timeout_at(end):
+                replicas = await broadcast_results(self._handle.broadcast("stats"))
         except (TimeoutError, RayError, DeploymentUnavailableError):
             return []
-        waits = (asyncio.wait_for(replica.get_async(), _RPC_TIMEOUT) for replica in replicas)
-        stats = await asyncio.gather(*waits, return_exceptions=True)
-        return [replica for replica in stats if isinstance(replica, ReplicaStats)]
+        answers = await asyncio.gather(*map(answer, replicas), return_exceptions=True)
+        stats = [found for found in answers if isinstance(found, ReplicaStats)]
+        silent = sum(isinstance(found, TimeoutError) for found in answers)
+        now, answered = self._clock(), {found.pid for found in stats}
+        recent = [
+            known
+            for known, time_ in self._last_stats.values()
+            if known.pid not in answered and now - time_ < _SILENCE
+        ]
+        self._last_stats |= {found.pid: (found, now) for found in stats}
+        self._last_stats = {
+            pid: seen for pid, seen in self._last_stats.items() if now - seen[1] < _SILENCE
+        }
+        return stats + recent[:silent]
 
 
 class RemoteLedger:

@@ -43,6 +43,9 @@ from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 ROUTER = "serve_app.deployments.router.OwedWorkRouter"
 _MAX_REQUESTS = 1000  # that an ingress replica holds open
 _HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head node alone
+# Seconds between two checks of an ingress replica, and for an answer. Serve replaces a replica that
+# has failed three checks in a row: one that is stopped, after 8.5 s at most.
+_CHECK_PERIOD, _CHECK_TIMEOUT = 1.0, 2.5
 
 HttpOf = Callable[[Settings, ServiceInfo], OpenHttp]
 
@@ -94,7 +97,7 @@ def bind_service(
         place,
         stages[0],
         stages[-1] if catalog.refiner else None,
-        args.ingress,
+        plan.ingress,
         args.drain_seconds,
     )
 
@@ -167,6 +170,8 @@ def bind_graph(
             name="Ingress",
             logging_config=serve_log(config.log),
             max_ongoing_requests=_MAX_REQUESTS,
+            health_check_period_s=_CHECK_PERIOD,
+            health_check_timeout_s=_CHECK_TIMEOUT,
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
             **ingress_scaling(scale.min_replicas, scale.effective_max_replicas, _MAX_REQUESTS),

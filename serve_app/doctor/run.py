@@ -15,7 +15,7 @@ from serve_app.config.catalog import max_batch_images, precision_of
 from serve_app.config.folders import ray_folder
 from serve_app.config.listening import host_of, port_of
 from serve_app.config.settings import Settings
-from serve_app.config.topology import Topology, replica_demands
+from serve_app.config.topology import Topology, ingress_scale, replica_demands
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 from serve_app.core.service.ledger_place import LedgerFile
@@ -216,9 +216,9 @@ def _check_capacity(
         address = results.cluster.address
         yield skip("memory", f"not checked: the service runs on the GPUs of the Ray at {address}")
         return
-    placement = capacity.check_placement(
-        replica_demands(args, topology), os.cpu_count() or 1, _ray_gpus(device, selected), config
-    )
+    cpus = os.cpu_count() or 1
+    demands = replica_demands(topology, ingress_scale(args, cpus))
+    placement = capacity.check_placement(demands, cpus, _ray_gpus(device, selected), config)
     if device == "cuda" or placement.fix:
         yield placement
     if device != "cuda":

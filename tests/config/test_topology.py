@@ -1,11 +1,13 @@
 """The deployments that the args of a config come to: how many, with how many GPUs each."""
 
+from typing import Any
+
 import pytest
 
 from serve_app.config.app_args import AppArgs, DeploymentScale
 from serve_app.config.catalog import find_checkpoints
 from serve_app.config.settings import Settings
-from serve_app.config.topology import Topology, plan_stages
+from serve_app.config.topology import Topology, ingress_scale, plan_stages
 from serve_app.core.capacity.placement import Cluster, find_shortage
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
@@ -239,5 +241,26 @@ def test_what_the_nodes_hold_is_planned() -> None:
     assert plan.device == "cuda"
     assert [(demand.deployment, demand.count) for demand in plan.demands] == [
         ("BaseAndRefiner", 1),
-        ("Ingress", 1),
+        ("Ingress", 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "cpus", "replicas"),
+    [
+        ({}, 1, (1, 1)),
+        ({}, 2, (2, 2)),
+        ({}, 64, (2, 2)),
+        ({"num_cpus": 0.5}, 2, (2, 2)),
+        ({"max_replicas": 4}, 8, (2, 4)),
+        ({"max_replicas": 1}, 8, (1, 1)),
+        ({"max_replicas": 4}, 1, (1, 4)),
+        ({"min_replicas": 1}, 8, (1, 1)),
+        ({"min_replicas": 3}, 1, (3, 3)),
+    ],
+)
+def test_the_ingress_has_two_replicas_where_there_are_two_cpus(
+    given: dict[str, Any], cpus: float, replicas: tuple[int, int]
+) -> None:
+    scale = ingress_scale(AppArgs.model_validate({"ingress": given}), cpus)
+    assert (scale.min_replicas, scale.effective_max_replicas) == replicas

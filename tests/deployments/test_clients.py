@@ -202,3 +202,24 @@ async def test_stats_are_those_of_the_replicas_that_respond_in_time(
 ) -> None:
     handle: Any = Replicas(*answers)
     assert await RemoteStage("base", handle).stats() == [STATS] * count
+
+
+async def test_a_replica_that_falls_silent_counts_as_it_was_for_a_while() -> None:
+    first, second = replica_stats(pid=1), replica_stats(pid=2)
+    handle: Any = Replicas(first, second)
+    times = iter([0.0, 0.0, 1.0, 4.0, 8.0, 8.0])  # of a call, and of its end
+    stage = RemoteStage("base", handle, clock=lambda: next(times))
+    assert await stage.stats() == [first, second]
+    handle.results[1].answer = None
+    assert await stage.stats() == [first, second]
+    assert await stage.stats() == [first]
+
+
+async def test_a_replica_that_is_gone_counts_no_more() -> None:
+    first, second = replica_stats(pid=1), replica_stats(pid=2)
+    handle: Any = Replicas(first, second)
+    times = iter([0.0, 0.0, 1.0, 1.0])
+    stage = RemoteStage("base", handle, clock=lambda: next(times))
+    await stage.stats()
+    handle.results[1].answer = ActorDiedError()
+    assert await stage.stats() == [first]

@@ -27,6 +27,11 @@ class Cluster:
         """The GPUs of all nodes."""
         return sum(node.get(GPU, 0) for node in self.nodes)
 
+    @property
+    def cpus(self) -> float:
+        """The CPUs of all nodes."""
+        return sum(node.get(CPU, 0) for node in self.nodes)
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaDemand:

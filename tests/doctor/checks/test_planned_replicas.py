@@ -80,7 +80,8 @@ def test_sdxl_fits_on_the_machine_that_a_config_is_for(
     images, precision = int(settings["MODEL_MAX_BATCH_SIZE"]), settings.get("MODEL_PRECISION")
     planned = PlannedLoad(replicas, images, precision or "fp16", vae_half=device == "cuda")
     if device == "cuda":
-        demands = replica_demands(args, Topology.resolve(args, device, num_gpus, refiner=True))
+        topology = Topology.resolve(args, device, num_gpus, refiner=True)
+        demands = replica_demands(topology, args.ingress)
         gpus = [gpu(gpu_memory)] * num_gpus
         findings = [
             check_placement(demands, 8, num_gpus, Path(config)),
