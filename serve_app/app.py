@@ -43,6 +43,7 @@ def http(settings: Settings, info: ServiceInfo) -> OpenHttp:
             hosts=settings.hosts,
             origins=settings.origins,
             max_body_bytes=settings.max_body_mib * 2**20,
+            max_open_body_bytes=max(settings.max_open_bodies_mib, settings.max_body_mib) * 2**20,
         ),
         blocked_words=settings.blocked_words(),
         rate_limit=settings.rate_limit,

@@ -101,3 +101,16 @@ def bench_png(runs: Annotated[int, typer.Option(min=3, help="Runs per setting.")
     from serve_app.bench.png_encoders import compare
 
     compare(runs=runs)
+
+
+@bench.command("memory", cls=Command)
+def bench_memory(
+    bodies: Annotated[int, typer.Option(min=1, help="Bodies at a time.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that they are sent.")] = 3,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds after each round.")] = 30,
+    on_ray: Annotated[bool, typer.Option("--ray/--uvicorn", help="With Ray, or without.")] = True,
+) -> None:
+    """Measure what large request bodies take of memory, and give back."""
+    from serve_app.bench.body_memory import measure
+
+    measure(bodies=bodies, rounds=rounds, wait=wait, on_ray=on_ray)

@@ -169,6 +169,13 @@ class Settings(BaseModel):
     max_body_mib: int = Field(
         32, ge=1, le=1024, description="Longest request body, in MiB (2**20 bytes)"
     )
+    max_open_bodies_mib: int = Field(
+        512,
+        ge=1,
+        le=65536,
+        description="All request bodies that an ingress replica reads at the same time, in MiB, "
+        "but at least MAX_BODY_MIB; a further one above 256 KiB is refused with OVERLOADED",
+    )
     max_prompt_chars: int = Field(
         500,
         ge=1,

@@ -20,6 +20,7 @@ PUBLIC_FOLDER = "/static/"
 PROBE_ROUTES = frozenset({"/livez", "/health"})  # probes call by address, whatever the host list
 LOCAL_HOST = "localhost"
 BODY_LIMIT = 32 * 2**20  # bytes
+OPEN_BODIES_LIMIT = 512 * 2**20  # bytes
 _PROXY_HEADERS = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 
 
@@ -32,6 +33,7 @@ class AccessPolicy:
     hosts: tuple[str, ...] = ()  # names besides localhost; "*.example.org" and "*" are understood
     origins: tuple[str, ...] = ()
     max_body_bytes: int = BODY_LIMIT
+    max_open_body_bytes: int = OPEN_BODIES_LIMIT  # of all bodies that are being read
     body_read_timeout: float = 60.0  # seconds until the next piece of a body must arrive
 
     def check_host(self, path: str, host: str) -> None:

@@ -19,7 +19,6 @@ from serve_app.ingress.door import ErrorResponse
 from serve_app.ingress.errors import respond, respond_to_exception
 from serve_app.ingress.http_errors import BodyTimeout, PayloadTooLarge, UnsupportedMediaType
 
-_BUDGET = 16  # all bodies together may take as much memory as this number of the largest ones
 _SMALL = 2**18  # bytes of a body that is read whatever the others take
 _MAX_DIGITS = 18  # of a Content-Length that is worth parsing
 _UNKNOWN_CODING = ErrorResponse(
@@ -33,8 +32,9 @@ _UNKNOWN_CODING = ErrorResponse(
 class BodyBudget:
     """The bytes of all request bodies in memory, of which each body takes its share."""
 
-    def __init__(self, max_body_bytes: int) -> None:
+    def __init__(self, max_body_bytes: int, max_open_bytes: int) -> None:
         self._max_body_bytes = max_body_bytes
+        self._max_open_bytes = max_open_bytes
         self._bytes = 0
 
     @contextmanager
@@ -46,14 +46,14 @@ class BodyBudget:
         finally:
             share.release()
 
-    def check(self, body_bytes: int) -> None:
-        """Return if a body of this size may stay.
+    def check(self, body_bytes: int, more_bytes: int = 0) -> None:
+        """Return if a body of this size may stay, of which `more_bytes` are to arrive.
 
         Raises `PayloadTooLarge` if it never may, `Overloaded` if it may when others are done.
         """
         if body_bytes > self._max_body_bytes:
             raise PayloadTooLarge(self._max_body_bytes)
-        if body_bytes > _SMALL and self._bytes > _BUDGET * self._max_body_bytes:
+        if body_bytes > _SMALL and self._bytes + more_bytes > self._max_open_bytes:
             raise Overloaded("too many large request bodies are being read")
 
     def add(self, number: int) -> None:
@@ -156,13 +156,13 @@ class LimitedBody:
 class BodyLimitMiddleware:
     """Hands every request a body that keeps its limits, decoded where it is compressed.
 
-    Refuses a body that announces too much, or a coding that is not read.
+    Refuses a body that announces too much, alone or beside others, or a coding that is not read.
     """
 
     def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
         self._app = app
         self._policy = policy
-        self._budget = BodyBudget(policy.max_body_bytes)
+        self._budget = BodyBudget(policy.max_body_bytes, policy.max_open_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -170,8 +170,10 @@ class BodyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         headers, limit = Headers(scope=scope), self._policy.max_body_bytes
-        if _content_length(headers) > limit:
-            error = PayloadTooLarge(limit)
+        announced = _content_length(headers)
+        try:
+            self._budget.check(announced, announced)
+        except (PayloadTooLarge, Overloaded) as error:
             await respond_to_exception(error, scope["state"], 0)(scope, receive, send)
             return
         decoder = None
@@ -182,6 +184,7 @@ class BodyLimitMiddleware:
                 await respond(_UNKNOWN_CODING, scope["state"])(scope, receive, send)
                 return
         with self._budget.open_share() as share:
+            scope["state"]["body"] = share
             body = LimitedBody(receive, share, self._policy.body_read_timeout, decoder, limit)
             await self._app(scope, body, send)
 

@@ -13,6 +13,7 @@ from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.metrics import Meter
 from serve_app.core.service.moderation import WordList
 from serve_app.core.service.rate_limit import RateLimit
+from serve_app.ingress import allocator
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.app import build_api
 from serve_app.ingress.contracts import Ledger, Maker
@@ -57,6 +58,7 @@ def open_ingress(
 
     `cancel_everywhere` cancels a job in whichever ingress process works at it.
     """
+    allocator.give_back_large_blocks()
     words = config.blocked_words
     jobs = JobService(
         maker,

@@ -20,7 +20,7 @@ from serve_app.ingress import pixels
 from serve_app.ingress.containers import jpeg, png, webp
 from serve_app.ingress.containers.container import Container
 from serve_app.ingress.containers.orientation import orientation_of
-from serve_app.ingress.data_uri import read_data
+from serve_app.ingress.input_file import InputFile
 from serve_app.ingress.metadata.record import RECORD, prompt_in
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -52,9 +52,9 @@ _ROTATED = (5, 6, 7, 8)  # orientations that swap width and height
 
 @dataclass(frozen=True, slots=True)
 class InputFiles:
-    """The files that one image is made from: bytes, or base64 text as in a JSON body."""
+    """The files that one image is made from."""
 
-    base: str | bytes
+    base: InputFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +95,12 @@ def load_inputs(
     target_size: tuple[int, int] | None = None,
     mode: ResizeMode = ResizeMode.CROP,
 ) -> LoadedInputs:
-    """Return the files of an image, read as `read_image` does. Raises `InvalidImage`.
+    """Take the files of an image; return them read as `read_image` does. Raises `InvalidImage`.
 
     `number` counts the images of the request from 0.
     """
-    base, subject = files.base, f"image {number}"
-    data = read_text(base, subject) if isinstance(base, str) else base
-    image = read_image(data, subject, sizes, target_size, mode)
+    subject = f"image {number}"
+    image = read_image(files.base.take(subject), subject, sizes, target_size, mode)
     return LoadedInputs(
         (image.width, image.height),
         ImageInputs(init_image=image.rgb),
@@ -109,14 +108,6 @@ def load_inputs(
         image.prompt,
         _resize_warnings(image, subject, mode),
     )
-
-
-def read_text(text: str, subject: str) -> bytes:
-    """Return the file in a data URI or in bare base64. Raises `InvalidImage` of the subject."""
-    try:
-        return read_data(text)
-    except ValueError:
-        raise InvalidImage("is neither base64 nor a data URI", subject=subject) from None
 
 
 def read_image(

@@ -18,6 +18,7 @@ from serve_app.core.diffusion.spec import SEED_RANGE
 from serve_app.core.service.events import JobEvent, JobStarted, last_result
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import JobResult
+from serve_app.ingress import allocator
 from serve_app.ingress.contracts import Maker
 from serve_app.ingress.generation import (
     GenerationRequest,
@@ -52,7 +53,7 @@ class ApiServices:
         rerun: RerunFormat,
         caller: str,
     ) -> GenerationJob:
-        """Read a request's files, one after the other, and return the job that it becomes.
+        """Take a request's files, one after the other, and return the job that it becomes.
 
         The files cost most, so unknown names, illegal sizes and terms that were not accepted are
         refused before they are read. Raises `InvalidRequest`, `ModelNotFound`, `TermsNotAccepted`,
@@ -69,11 +70,13 @@ class ApiServices:
                     load_inputs, image_files, number, model.sizes, size, request.resize_mode
                 )
                 loaded.append(await loop.run_in_executor(self._readers, load))
+            loop.run_in_executor(self._readers, allocator.trim)
         return plan_job(request, loaded, self.info, draw_seed(), rerun)
 
     async def run(self, job: GenerationJob, context: RequestContext, request: Request) -> JobResult:
         """Return a job's images. Raises the named errors of the domain."""
         request.state.watch.lap("validate")
+        request.state.body.release()  # its files have been read
         request.state.images = len(job.images)
         result = await last_result(_with_id_kept(self.jobs.stream(job, context), request))
         request.state.watch.lap("make")

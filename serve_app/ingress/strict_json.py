@@ -6,7 +6,8 @@ and accepts NaN; both are errors here.
 """
 
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from inspect import signature
 from typing import Any
 
 from fastapi import Request
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from serve_app.ingress.accept import JSON, negotiate
 from serve_app.ingress.access import PROBE_ROUTES
 from serve_app.ingress.http_errors import InvalidJson, UnsupportedMediaType
+from serve_app.ingress.json_files import JsonFiles
 
 _SEPARATORS = (b",", b"[", b"{")  # a small body may consist of millions of objects
 _MAX_SEPARATORS = 20_000  # two prompts of 8000 characters may be all commas
@@ -29,6 +31,19 @@ class _StrictRequest(Request):
         if not hasattr(self, "_json"):
             self._json = parse_json(await self.body())
         return self._json
+
+    async def read_files(self, fields: Collection[str]) -> None:
+        """Read the body, in whose fields are lists of files. Raises `InvalidJson`.
+
+        Afterwards `json()` has an `InputFile` at the place of each, and `body()` is not the body.
+        """
+        files, start = JsonFiles(fields), b""
+        async for piece in self.stream():
+            files.feed(piece)
+            start = start or piece[:1]
+        self._body = start  # FastAPI only asks whether there is any
+        if start:
+            self._json = files.finish(parse_json)
 
 
 class StrictRoute(APIRoute):
@@ -44,7 +59,7 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
         described = (self.openapi_extra or {}).get("requestBody", {}).get("content", {JSON: {}})
         (accepted,) = described
-        offers = _offers(self)
+        offers, file_fields = _offers(self), _file_fields(self)
 
         async def handle_strictly(request: Request) -> Response:
             strict = _StrictRequest(request.scope, request.receive)
@@ -53,7 +68,9 @@ class StrictRoute(APIRoute):
             if request.method == "POST":
                 if _media_type(request) != accepted:
                     raise UnsupportedMediaType(f"the body must be {accepted}")
-                if accepted == JSON and await strict.body():
+                if file_fields:
+                    await strict.read_files(file_fields)
+                elif accepted == JSON and await strict.body():
                     await strict.json()
             return await handle(strict)
 
@@ -76,6 +93,12 @@ def parse_json(body: bytes) -> Any:
     except ValueError:  # not JSON, not UTF-8, or a number with thousands of digits
         raise InvalidJson("the body is not valid JSON") from None
     return value
+
+
+def _file_fields(route: APIRoute) -> frozenset[str]:
+    """Return the fields of a route's JSON body that are lists of files; see `ApiModel`."""
+    body = signature(route.endpoint).parameters.get("body")
+    return getattr(body.annotation, "file_fields", frozenset()) if body else frozenset()
 
 
 def _offers(route: APIRoute) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from serve_app.ingress.image_input import (
     BaseImage,
     InputFiles,
     load_inputs,
-    read_text,
 )
 from serve_app.ingress.image_input import read_image as read_file
+from serve_app.ingress.input_file import InputFile
 from tests.support.request_corpus import saved
 
 SDXL = SizeRules(1024)
@@ -27,7 +27,7 @@ SDXL = SizeRules(1024)
 
 def read_image(text: str, number: int, sizes: SizeRules) -> BaseImage:
     subject = f"image {number}"
-    return read_file(read_text(text, subject), subject, sizes)
+    return read_file(InputFile.of_text(text).take(subject), subject, sizes)
 
 
 def packed(image: Image.Image, kind: str = "PNG", **options: object) -> str:
@@ -154,12 +154,16 @@ def test_every_mode_takes_every_kind_of_pixel(colour: str, mode: ResizeMode) -> 
 def test_what_is_cut_away_is_a_warning_with_numbers(
     size: tuple[int, int], target: tuple[int, int] | None, numbers: str
 ) -> None:
-    files = InputFiles(saved(Image.new("RGB", size)))
-    warnings = load_inputs(files, 3, SDXL, target).warnings
+    file = saved(Image.new("RGB", size))
+
+    def warnings_of(*mode: ResizeMode) -> tuple[str, ...]:
+        return load_inputs(InputFiles(InputFile(file)), 3, SDXL, target, *mode).warnings
+
+    warnings = warnings_of()
     assert len(warnings) == bool(numbers)
     assert all(numbers in warning and "image 3" in warning for warning in warnings)
     for mode in (ResizeMode.PAD, ResizeMode.STRETCH):
-        assert load_inputs(files, 3, SDXL, target, mode).warnings == ()
+        assert warnings_of(mode) == ()
 
 
 def test_a_prefix_counts_only_in_front() -> None:

@@ -87,7 +87,7 @@ async def test_under_a_prefix_every_address_is_what_it_is_without(conductor: Fak
 async def test_all_bodies_together_take_a_bounded_room(conductor: FakeConductor) -> None:
     """Twenty callers send all but the last byte of a body at the limit, and then the rest."""
     limit, callers = 2**20, 20
-    policy = AccessPolicy(max_body_bytes=limit)
+    policy = AccessPolicy(max_body_bytes=limit, max_open_body_bytes=16 * limit)
     go = asyncio.Event()
     waiting: list[None] = []
 
@@ -114,6 +114,36 @@ async def test_all_bodies_together_take_a_bounded_room(conductor: FakeConductor)
         assert codes == {"VALIDATION_ERROR": 16, "OVERLOADED": 4}
         assert all("retry-after" in a.headers for a in answers if a.status_code == 503)
         assert (await client.post("/generate", json={"prompt": "a"})).status_code == 201
+
+
+async def test_a_body_that_announces_more_than_there_is_room_for_is_not_read(
+    conductor: FakeConductor,
+) -> None:
+    limit = 2**20
+    policy = AccessPolicy(max_body_bytes=limit, max_open_body_bytes=limit)
+    go, sent = asyncio.Event(), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"prompt": "' + b"a" * (limit // 2)
+        sent.set()
+        await go.wait()
+        yield b'"}'
+
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError
+        yield b""
+
+    api = make_api(conductor, Ledger(None), policy=policy)
+    transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        first = asyncio.ensure_future(client.post("/generate", content=body(), headers=JSON))
+        await sent.wait()
+        headers = JSON | {"Content-Length": str(limit)}
+        refused = await client.post("/generate", content=unread(), headers=headers)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"]["code"] == "OVERLOADED"
+        go.set()
+        assert (await first).status_code == 400
 
 
 @pytest.mark.parametrize(

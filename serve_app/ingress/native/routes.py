@@ -184,7 +184,9 @@ async def _make_images(
         body = body.model_copy(update={"image_count": 1})
     generation = body.to_domain(services.info)
     job = await services.plan(generation, files, rerun, request.state.caller)
-    result = await services.run(job, request_context(request, key, body), request)
+    result = await services.run(
+        job, request_context(request, key, body, job.input_digests), request
+    )
     if media_type == PNG:
         response = Response(result.pngs[0], 201, media_type=PNG)
     else:

@@ -35,6 +35,7 @@ from serve_app.ingress.generation import (
     RefinementRequest,
 )
 from serve_app.ingress.image_input import InputFiles
+from serve_app.ingress.input_file import InputFile
 from serve_app.ingress.lookup import ExtensionChoice, find_model
 
 MAX_IMAGES = 8
@@ -48,7 +49,7 @@ WIRE_NAMES = {  # the domain's fields whose names differ on the wire
 N = TypeVar("N", int, float)
 T = TypeVar("T")
 ImageCount = Annotated[int, Range(1, MAX_IMAGES)]
-Images = Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)]
+Images = Annotated[list[InputFile], Field(min_length=1, max_length=MAX_IMAGES)]
 
 
 class ApiModel(BaseModel):
@@ -63,6 +64,7 @@ class ApiModel(BaseModel):
         hide_input_in_errors=True,
         use_attribute_docstrings=True,
     )
+    file_fields: ClassVar[frozenset[str]] = frozenset()  # lists of `InputFile`, on the wire
 
 
 class ExtensionField(ApiModel):
@@ -162,6 +164,7 @@ class RefineConfig(ApiModel):
 class RefineRequest(CommonFields):
     """POST /refine: base images under either name, the prompt under either name."""
 
+    file_fields = frozenset({"baseImages", "images"})
     base_images: Images | None = None
     images: Images | None = None
     refine_prompt: Prompt | None = None

@@ -16,6 +16,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from serve_app.core.errors import InvalidRequest
 from serve_app.ingress.image_input import InputFiles
+from serve_app.ingress.input_file import InputFile
 from serve_app.ingress.openai.schemas import MAX_IMAGES, ImageEditRequest
 
 MEDIA_TYPE = "multipart/form-data"
@@ -62,7 +63,11 @@ class EditForm:
     async def input_files(self, count: int) -> list[InputFiles]:
         """Return the first images, read."""
         return [
-            InputFiles(image if isinstance(image, str) else await image.read())
+            InputFiles(
+                InputFile.of_text(image)
+                if isinstance(image, str)
+                else InputFile(await image.read())
+            )
             for image in self.images[:count]
         ]
 
