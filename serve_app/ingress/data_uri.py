@@ -27,8 +27,9 @@ class FileDecoder:
 
     def __init__(self) -> None:
         self._file = BytesIO()  # grows in place, and gives its bytes away without a copy
-        self._read: Callable[[bytes], None] = self._read_header
-        self._write: Callable[[bytes], None] = self._write_base64
+        # Functions, not bound methods: those would keep the file until the collector runs.
+        self._read: Callable[[FileDecoder, bytes], None] = FileDecoder._read_header
+        self._write: Callable[[FileDecoder, bytes], None] = FileDecoder._write_base64
         self._pending = b""  # text of which more must arrive before it means anything
         self._quartet = b""  # the same of base64
         self._is_padded = False
@@ -37,20 +38,20 @@ class FileDecoder:
     def feed(self, text: bytes) -> None:
         """Take the next part of the text. Raises `ValueError`."""
         for start in range(0, len(text), _PIECE):
-            self._read(text[start : start + _PIECE])
+            self._read(self, text[start : start + _PIECE])
 
     def finish(self) -> bytes:
         """Return the file when all of its text has arrived. Raises `ValueError`."""
-        if self._read == self._read_header:
+        if self._read == FileDecoder._read_header:
             if self._pending.lstrip()[: len(_SCHEME)].lower() == _SCHEME:
                 raise ValueError("a data URI has a comma")
-            self._read = self._write_base64
+            self._read = FileDecoder._write_base64
         pending, self._pending = self._pending, b""
-        if self._read == self._read_quoted:
-            self._write(pending)
+        if self._read == FileDecoder._read_quoted:
+            self._write(self, pending)
         else:
-            self._read(pending)
-        if self._write == self._write_plain:
+            self._read(self, pending)
+        if self._write == FileDecoder._write_plain:
             self._file.truncate(self._file.tell() - self._trailing)
         else:
             self._file.write(_decoded(self._quartet + b"=" * (-len(self._quartet) % 4)))
@@ -63,8 +64,8 @@ class FileDecoder:
         start = stripped[: len(_SCHEME)].lower()
         if not _SCHEME.startswith(start):
             pending, self._pending = self._pending, b""
-            self._read = self._write_base64
-            self._read(pending)
+            self._read = FileDecoder._write_base64
+            self._read(self, pending)
             return
         header, comma, data = stripped[len(_SCHEME) :].partition(b",")
         if not comma:
@@ -72,10 +73,10 @@ class FileDecoder:
                 raise ValueError("a data URI has a comma")
             return
         if header.rpartition(b";")[2].strip().lower() != _BASE64:
-            self._write = self._write_plain
+            self._write = FileDecoder._write_plain
         self._pending = b""
-        self._read = self._read_quoted
-        self._read(data)
+        self._read = FileDecoder._read_quoted
+        self._read(self, data)
 
     def _read_quoted(self, text: bytes) -> None:
         """Read percent-encoded text (RFC 3986, section 2.1)."""
@@ -85,7 +86,7 @@ class FileDecoder:
         escape = data.rfind(b"%", max(0, len(data) - 2))  # never cut through an escape
         end = escape if escape >= 0 else len(data)
         self._pending = data[end:]
-        self._write(unquote_to_bytes(data[:end]))
+        self._write(self, unquote_to_bytes(data[:end]))
 
     def _write_plain(self, file: bytes) -> None:
         self._file.write(file)

@@ -32,7 +32,7 @@ class JsonFiles:
         self._fields = fields
         self._files: list[InputFile] = []
         self._rest = bytearray()
-        self._state: Callable[[bytes, int], int] = self._outside
+        self._state: Callable[[JsonFiles, bytes, int], int] = JsonFiles._outside
         self._carry = b""  # the beginning of an escape
         self._tokens = 0
         self._depth = 0
@@ -48,7 +48,7 @@ class JsonFiles:
         self._carry = b""
         position = 0
         while position < len(data):
-            position = self._state(data, position)
+            position = self._state(self, data, position)
 
     def finish(self, parse: Callable[[bytes], Any]) -> Any:
         """Return the value of the rest, as `parse` reads it, with the files at their places."""
@@ -85,10 +85,10 @@ class JsonFiles:
             case _ if self._is_list and self._depth == 2:
                 self._decoder = FileDecoder()
                 self._characters.reset()
-                self._state = self._in_file
+                self._state = JsonFiles._in_file
             case _:
                 self._start = len(self._rest)
-                self._state = self._in_text
+                self._state = JsonFiles._in_text
 
     def _in_text(self, data: bytes, position: int) -> int:
         """Read a string that stays in the rest."""
@@ -145,7 +145,7 @@ class JsonFiles:
     def _close(self) -> None:
         self._rest += b'"'
         self._decoder = None
-        self._state = self._outside
+        self._state = JsonFiles._outside
 
 
 def _unescaped(text: bytes) -> bytes:
