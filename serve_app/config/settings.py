@@ -170,11 +170,7 @@ class Settings(BaseModel):
         32, ge=1, le=1024, description="Longest request body, in MiB (2**20 bytes)"
     )
     max_open_bodies_mib: int = Field(
-        512,
-        ge=1,
-        le=65536,
-        description="All request bodies that an ingress replica reads at the same time, in MiB, "
-        "but at least MAX_BODY_MIB; a further one above 256 KiB is refused with OVERLOADED",
+        512, ge=1, le=65536, description="All bodies that an ingress replica reads at once, in MiB"
     )
     max_prompt_chars: int = Field(
         500,
@@ -313,10 +309,9 @@ def check_given(given: Mapping[str, str]) -> None:
 
 def _validated(given: Mapping[str, Given]) -> Settings:
     """Return the settings. Raises `SettingsError` for the first illegal value."""
+    values = {field: value for field, (_, value) in given.items() if value}
     try:
-        return Settings.model_validate(
-            {field: value for field, (_, value) in given.items() if value}
-        )
+        return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name, value = given[str(first["loc"][0])]
