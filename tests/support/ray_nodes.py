@@ -45,7 +45,7 @@ def start(port: int, ledger: str) -> None:
         "name": APP,
         "import_path": "serve_app.app:build",
         "args": {
-            "ingress": {"num_cpus": _INGRESS},
+            "ingress": {"min_replicas": 1, "num_cpus": _INGRESS},
             "base": {"min_replicas": 2, "num_gpus": 1, "num_cpus": 0},
             "refiner": {"min_replicas": 2, "num_gpus": 0, "num_cpus": _REFINER},
             "settings": {
