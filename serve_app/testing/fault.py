@@ -2,7 +2,8 @@
 
 A prompt of sleeping replicas may contain `fault:KIND@STEP`, then `xSIZE`, then `*TIMES`:
 `fault:kill@17` kills every replica that comes to step 17, `fault:slow@3x10` makes step 3 take ten
-times as long, and `fault:hang@12*1` hangs the first replica that comes to step 12 and no other.
+times as long, and `fault:hang@12*1` hangs the first replica that comes to step 12 and no other. A
+prompt may ask for several faults.
 """
 
 import re
@@ -36,14 +37,15 @@ class Fault:
     times: int | None = None  # that it happens to one image; None: always
 
 
-def parse_fault(prompt: str) -> Fault | None:
-    """Return the first fault that a prompt asks for, if any; raise `ValueError` for another kind.
+def parse_faults(prompt: str) -> tuple[Fault, ...]:
+    """Return the faults that a prompt asks for; raise `ValueError` for a kind that does not exist.
 
-    A kind that does not exist would otherwise be a test without its fault.
+    It would otherwise be a test without its fault.
     """
-    match = _FAULT.search(prompt)
-    if match is None:
-        return None
+    return tuple(map(_fault, _FAULT.finditer(prompt)))
+
+
+def _fault(match: re.Match[str]) -> Fault:
     size, times = match["size"], match["times"]
     return Fault(
         FaultKind(match["kind"]),

@@ -34,7 +34,7 @@ from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.networks.text_encoders import TokenizedPrompt
 from serve_app.runtime.networks.vae import DecodedImage, RgbImage, check_decoded
 from serve_app.simulator.gpu_speed import GpuSpeed
-from serve_app.testing.fault import Fault, FaultKind, parse_fault
+from serve_app.testing.fault import Fault, FaultKind, parse_faults
 
 SCALE = 4
 NOISE = NoiseConfig.from_scheduler_config({})
@@ -48,12 +48,11 @@ class SleepingConditioning(Conditioning):
 
     tone: float = 0.0  # in [0, 1), a digest of the prompts and the guidance
     image: str = ""  # a digest of what tells images apart
-    fault: Fault | None = None
-    fault_timestep: float = math.nan  # of the fault's step
+    faults: tuple[tuple[float, Fault], ...] = ()  # each with the timestep of its step
 
 
 class SleepingConditioner(Conditioner):
-    """A `Conditioner` that reads the fault of a prompt and finds the timestep of its step."""
+    """A `Conditioner` that reads the faults of a prompt and finds the timesteps of their steps."""
 
     def condition(
         self, spec: ImageSpec, extensions: tuple[ExtensionRef, ...] = (), first_step: int = 0
@@ -72,12 +71,9 @@ class SleepingConditioner(Conditioner):
         self, spec: ImageSpec, texts: tuple[str, str], plain: Conditioning
     ) -> SleepingConditioning:
         """Return the conditioning of the steps with these texts."""
-        timestep = math.nan
-        fault = parse_fault(spec.prompt)
-        if fault is not None:
-            schedule = make_schedule(NOISE, spec.sampler, spec.steps, spec.strength, spec.handoff)
-            if fault.step < len(schedule.timesteps):
-                timestep = schedule.timesteps[fault.step]
+        faults = parse_faults(spec.prompt)
+        schedule = make_schedule(NOISE, spec.sampler, spec.steps, spec.strength, spec.handoff)
+        timesteps = dict(enumerate(schedule.timesteps))
         image = repr((spec.prompt, spec.seed, spec.steps, spec.latent_shape)).encode()
         prompts = repr((*texts, spec.negative_prompt is None, spec.guidance)).encode()
         return SleepingConditioning(
@@ -86,8 +82,9 @@ class SleepingConditioner(Conditioner):
             plain.guidance_scale,
             tone=int.from_bytes(blake2b(prompts, digest_size=4).digest()) / 2**32,
             image=blake2b(image, digest_size=8).hexdigest(),
-            fault=fault,
-            fault_timestep=timestep,
+            faults=tuple(
+                (timesteps[fault.step], fault) for fault in faults if fault.step in timesteps
+            ),
         )
 
 
@@ -106,18 +103,18 @@ class SleepingDenoiser:
     ) -> torch.Tensor:
         """Sleep for one step, then return the denoised latents."""
         height, width = (8 * SCALE * side for side in x.shape[-2:])
-        faults = [self._fault(at) for at in inputs]
-        slowest = max((f.size for f in faults if f and f.kind is FaultKind.SLOW), default=1.0)
+        faults = [self._faults(at) for at in inputs]
+        slow = (f.size for row in faults for f in row if f.kind is FaultKind.SLOW)
+        slowest = max(slow, default=1.0)
         time.sleep(slowest * self._speed.step(self._stage, width, height, lanes))
-        for fault in faults:
-            if fault is not None:
-                _act(fault)
+        for fault in (fault for row in faults for fault in row):
+            _act(fault)
         keep = x.new_tensor([0.5 / (1.0 + at.sigma) for at in inputs]).view(-1, 1, 1, 1)
         tone = x.new_tensor([self._tone(at) for at in inputs]).view(-1, 1, 1, 1)
         denoised = x * keep + tone
-        for row, fault in enumerate(faults):
-            if fault is not None and fault.kind is FaultKind.NAN:
-                denoised[row] = math.nan
+        for number, row in enumerate(faults):
+            if FaultKind.NAN in [fault.kind for fault in row]:
+                denoised[number] = math.nan
         return denoised
 
     def _tone(self, at: DenoiserInput) -> float:
@@ -125,17 +122,16 @@ class SleepingDenoiser:
         tone = at.conditioning.tone if isinstance(at.conditioning, SleepingConditioning) else 0.0
         return math.sin(at.timestep + 7.0 * tone + (self._stage is Stage.REFINER))
 
-    def _fault(self, at: DenoiserInput) -> Fault | None:
-        """Return the fault that happens to an image at this step."""
-        conditioning = at.conditioning
-        if not isinstance(conditioning, SleepingConditioning):
-            return None
-        fault = conditioning.fault
-        if fault is None or conditioning.fault_timestep != at.timestep or self._strikes is None:
-            return None
-        if fault.times is None or _strike(self._strikes, conditioning.image, fault.times):
-            return fault
-        return None
+    def _faults(self, at: DenoiserInput) -> list[Fault]:
+        """Return the faults that happen to an image at this step."""
+        conditioning, folder = at.conditioning, self._strikes
+        if not isinstance(conditioning, SleepingConditioning) or folder is None:
+            return []
+        return [
+            fault
+            for timestep, fault in conditioning.faults
+            if timestep == at.timestep and _strike(folder, conditioning.image, fault)
+        ]
 
 
 class SleepingVae:
@@ -180,12 +176,14 @@ class SleepingTextEncoders:
         """Do nothing: every prompt is encoded each time."""
 
 
-def _strike(folder: Path, image: str, times: int) -> bool:
-    """Count one more strike at an image; return whether there were fewer than `times` before."""
+def _strike(folder: Path, image: str, fault: Fault) -> bool:
+    """Count one more strike at an image; return whether its fault happens once more."""
+    if fault.times is None:
+        return True
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(times):
+    for number in range(fault.times):
         with suppress(FileExistsError):
-            (folder / f"{image}-{number}").touch(exist_ok=False)
+            (folder / f"{image}-{fault.step}-{number}").touch(exist_ok=False)
             return True
     return False
 

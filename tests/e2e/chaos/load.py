@@ -88,6 +88,10 @@ class Load:
         self._pending += sent
         return sent
 
+    def pending(self) -> list[Future[Answer]]:
+        """Return the answers to all calls so far, come or to come."""
+        return list(self._pending)
+
     def open(self) -> int:
         """Return how many of all calls have no answer yet."""
         return sum(not future.done() for future in self._pending)

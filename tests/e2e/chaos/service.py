@@ -22,7 +22,7 @@ from tests.e2e.chaos.processes import Processes
 from tests.support.ports import free_port
 from tests.support.waiting import until
 
-_READY_S = 120.0
+_READY_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)
