@@ -47,6 +47,7 @@ def http(settings: Settings, info: ServiceInfo) -> OpenHttp:
         ),
         blocked_words=settings.blocked_words(),
         rate_limit=settings.rate_limit,
+        max_jobs=settings.max_open_requests,
         caller_weights=weights_by_name(settings.weights_by_key()),
     )
     return partial(open_ingress, config)

@@ -187,6 +187,7 @@ def test_every_file_named_in_code_exists(page: Path) -> None:
 def test_every_setting_named_in_code_is_understood(page: Path) -> None:
     foreign = {"HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "RAY_TMPDIR", "TORCH_INDEX"}
     codes = {
+        "DEADLINE_EXCEEDED",
         "DRAINING",
         "IMAGE_KILLS_REPLICA",
         "LEDGER_UNAVAILABLE",

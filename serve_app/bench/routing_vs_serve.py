@@ -25,8 +25,9 @@ from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.deployments.graph import ROUTER, bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.deployments.ray_private import POWER_OF_TWO_CHOICES
-from serve_app.simulator.cluster import Cluster, image_of
+from serve_app.simulator.cluster import Cluster
 from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.simulator.image import image_of
 from serve_app.simulator.policies import route_by_owed_work, route_by_requests
 from serve_app.simulator.summary import percentile
 from serve_app.simulator.traces import Arrival, RequestMix, Workload, draw_trace

@@ -169,7 +169,8 @@ def simulate(
     trace: Annotated[
         str,
         typer.Option(
-            help="steady, bursts, day, flood, or a CSV file with the columns at, steps and more."
+            help="steady, bursts, day, flood, overload, or a CSV file with the columns at, steps "
+            "and more."
         ),
     ] = "steady",
     load: Annotated[
@@ -194,7 +195,8 @@ def simulate(
 ) -> None:
     """Simulate a cluster.
 
-    A steady trace compares routing, one with several callers what they get, others autoscaling.
+    A steady trace compares routing, one with several callers what they get, overload shows
+    admission, others compare autoscaling.
     """
     from serve_app.cli.simulate import SimulateOptions, simulate
 

@@ -1,12 +1,13 @@
 """`aura simulate`: run traces through a simulated cluster under each policy; print and plot.
 
 A trace with several callers compares how they fare, and a steady one compares routing; both on all
-GPUs. Any other trace compares scaling.
+GPUs. Overload shows what admission makes of more requests than the GPUs can do. Any other trace
+compares scaling.
 """
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +27,7 @@ from serve_app.simulator.comparison import (
     compare_scaling,
 )
 from serve_app.simulator.fairness import compare_fairness, has_callers
+from serve_app.simulator.overload import CASES, LARGE_CASE, OVERLOAD, Returners, run_case
 from serve_app.simulator.planning_time import CALLERS, IN_FLIGHT, measure_planning_seconds
 from serve_app.simulator.plot import plot_routing, plot_scaling
 from serve_app.simulator.plotting import PlotsUnavailable
@@ -49,6 +51,8 @@ class SimulateOptions:
 
 def simulate(options: SimulateOptions) -> int:
     """Print the results, write the plot, and return the exit status."""
+    if options.trace == OVERLOAD:
+        return _overload(options)
     try:
         scenario = make_scenario(
             options.trace,
@@ -77,11 +81,7 @@ def simulate(options: SimulateOptions) -> int:
     else:
         plotted = _compare_scaling(scenario, options)
     console.print(f"[dim]simulated in {time.perf_counter() - began:.0f} s[/]")
-    microseconds = measure_planning_seconds() * 1e6
-    console.print(
-        f"planning one step with {IN_FLIGHT:,} samples in flight, of {CALLERS} callers: "
-        f"{microseconds:.0f} µs"
-    )
+    _print_planning_time()
     if isinstance(plotted, PlotsUnavailable):
         console.print(str(plotted), markup=False, soft_wrap=True)
     elif plotted is not None:
@@ -98,6 +98,53 @@ def _compare_fairness(scenario: Scenario) -> None:
         times = (f"{seconds:.1f} s" for seconds in (row.p50, row.p95, row.finished_at))
         table.add_row(row.service, row.caller, str(row.images), *times)
     console.print(table)
+
+
+def _overload(options: SimulateOptions) -> int:
+    """Print what becomes of the images of each overload, and return the exit status."""
+    cases = [
+        case if options.gpus is None or case is not LARGE_CASE else replace(case, gpus=options.gpus)
+        for case in CASES
+    ]
+    console.print(
+        "goodput: work that was done in time, as a share of what full batches of the busiest stage "
+        "could do; late: given up, some of them begun; during and after the load: how many of the "
+        "refused were accepted, who came back once, each after its own Retry-After",
+        soft_wrap=True,
+    )
+    table = _table("load", "images", "goodput", "refused", "late", "begun", "during", "after")
+    began = time.perf_counter()
+    with console.status("simulating"):
+        for case in cases:
+            result = run_case(case, options.seed)
+            table.add_row(
+                case.title,
+                f"{result.images:,}",
+                f"{result.goodput:.1%}",
+                f"{result.refused:.1%}",
+                str(result.late),
+                str(result.wasted),
+                _returned(result.returned_meanwhile),
+                _returned(result.returned_later),
+            )
+    console.print(table)
+    console.print(f"[dim]simulated in {time.perf_counter() - began:.0f} s[/]")
+    _print_planning_time()
+    return 0
+
+
+def _returned(returners: Returners) -> str:
+    if not returners.count:
+        return "-"
+    return f"{returners.accepted} of {returners.count}"
+
+
+def _print_planning_time() -> None:
+    microseconds = measure_planning_seconds() * 1e6
+    console.print(
+        f"planning one step with {IN_FLIGHT:,} samples in flight, of {CALLERS} callers: "
+        f"{microseconds:.0f} µs"
+    )
 
 
 def _compare_routing(scenario: Scenario, options: SimulateOptions) -> Path | PlotsUnavailable:

@@ -126,6 +126,12 @@ def _token_problems(environ: Mapping[str, str]) -> Iterator[SettingsError]:
         )
 
 
+def default_ledger_file(port: int) -> Path:
+    """Return the ledger of the service on a port, in the folder for a user's state."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or home() / ".local" / "state")
+    return state / "aura-serve" / f"ledger-{port}.sqlite"
+
+
 def home(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the home folder: HOME, or where it is unset that of the user."""
     if environ.get("HOME"):

@@ -6,14 +6,13 @@ Read once, in the builder or the command line, and passed on by value. No Ray, n
 the prefix AURA_, for machines where another program reads the bare name.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serve_app.config.folders import home
+from serve_app.config.folders import default_ledger_file
 from serve_app.config.key_weights import weights_by_key
 from serve_app.config.network import LOOPBACK, machine_names
 from serve_app.config.safety_words import read_words
@@ -191,6 +190,8 @@ class Settings(BaseModel):
         description="What a caller may use at once before the rate counts, in megapixel-steps. "
         "Empty: one minute's worth",
     )
+    max_queue_seconds: float = Field(120, gt=0, le=86400, description="Longest wait before a 503")
+    max_open_requests: int = Field(256, ge=1, le=2000, description="Open requests for images")
     safety_words_file: AbsolutePath | None = Field(
         None,
         description="File of words and phrases, one per line, that no prompt may contain. "
@@ -277,9 +278,8 @@ class Settings(BaseModel):
         """Where the ledger is kept."""
         if self.ledger_url is not None:
             return LedgerDatabase(self.ledger_url, self.ledger_schema)
-        state = Path(os.environ.get("XDG_STATE_HOME") or home() / ".local" / "state")
-        default = state / "aura-serve" / f"ledger-{self.backend_port}.sqlite"
-        return LedgerFile(self.ledger_file or default, self.ledger_on_damage == "replace")
+        file = self.ledger_file or default_ledger_file(self.backend_port)
+        return LedgerFile(file, self.ledger_on_damage == "replace")
 
 
 VARIABLES = {field.upper(): field for field in Settings.model_fields}  # the current, bare names

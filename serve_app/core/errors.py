@@ -207,7 +207,11 @@ class Draining(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """The backlog takes longer than this caller allows."""
+    """What was accepted before takes too long; after `retry_after` seconds there should be room."""
+
+    def __init__(self, problem: str, *, retry_after: int = 1) -> None:
+        super().__init__(problem)
+        self.retry_after = retry_after
 
 
 class LedgerAway(ServiceError):

@@ -6,7 +6,7 @@ Ray's own errors stop here and become named ones.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import Context
 from typing import Any, cast
 
@@ -172,9 +172,12 @@ class RemoteLedger:
         """See `Ledger`."""
         return cast("Job | None", await self._call("get", id, wait, wait=wait))
 
-    async def heartbeat(self, owner: str, jobs: frozenset[str]) -> None:
+    async def heartbeat(
+        self, owner: str, jobs: frozenset[str], load: Mapping[str, Any]
+    ) -> Sequence[Mapping[str, Any]]:
         """See `Ledger`."""
-        await self._call("heartbeat", owner, jobs, retry_for=0)
+        loads = await self._call("heartbeat", owner, jobs, load, retry_for=0)
+        return cast("Sequence[Mapping[str, Any]]", loads)
 
     async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
         """See `Ledger`. Not tried again, because an image waits for it."""

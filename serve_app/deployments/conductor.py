@@ -6,11 +6,12 @@ last snapshot, its deadline and its retries are here and nowhere else.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, aclosing
 from dataclasses import replace
 from typing import Any
 
+from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.demand import Demand
 from serve_app.core.diffusion.sample import (
@@ -22,15 +23,15 @@ from serve_app.core.diffusion.sample import (
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import (
+    AuraError,
     Draining,
     EngineFault,
     ImageKillsReplica,
-    Overloaded,
     ProfileChanged,
     ReplicaLost,
     model_not_found,
 )
-from serve_app.core.service.backlog import Backlog, ImageInFlight
+from serve_app.core.service.backlog import ImageInFlight
 from serve_app.core.service.convictions import Convictions
 from serve_app.core.service.events import (
     Generated,
@@ -40,13 +41,16 @@ from serve_app.core.service.events import (
 )
 from serve_app.core.service.info import Health, HealthStatus, ModelInfo
 from serve_app.core.service.metrics import (
+    IMAGES,
     IMAGES_RESUMED,
     STAGE_DURATION,
+    ImageOutcome,
     InMemoryMeter,
     Meter,
     ResumeReason,
 )
 from serve_app.core.service.tasks import ImageTask
+from serve_app.deployments.admission import Admission
 from serve_app.deployments.deadline import Deadline
 from serve_app.deployments.image_metrics import recorded_image
 from serve_app.deployments.segment_run import SegmentRun
@@ -72,13 +76,16 @@ class Conductor:
         meter: Meter | None = None,
         scale_to_zero: Collection[Stage] = (),
         refiner_name: str | None = None,
+        limits: AdmissionLimits | None = None,
     ) -> None:
         self._stages = {Stage.BASE: base} | ({Stage.REFINER: refiner} if refiner else {})
         self._models = {model.name: model for model in models}
         self._default_model = models[0]
         self._refiner_name = refiner_name
-        self._backlog = Backlog(self._stages)
         self._meter = meter or InMemoryMeter()
+        self._admission = Admission(self._stages, limits or AdmissionLimits(), self._meter)
+        self._backlog = self._admission.backlog
+        self._admitted: dict[str, ImageInFlight] = {}  # and not yet run
         self._scale_to_zero = scale_to_zero
         self._segment_run = SegmentRun(
             self._stages, self._backlog, self._meter, self.default_timeout
@@ -87,23 +94,41 @@ class Conductor:
         self._draining = False
         self._idle = asyncio.Event()
 
+    def admit(self, tasks: Sequence[ImageTask]) -> AbstractContextManager[object]:
+        """Admit the images of a job together; until the context ends, their work is owed.
+
+        Raises `Draining`, `ModelNotFound`, `ImageKillsReplica`, `RateLimited`, `Overloaded`, or
+        `DeadlineExceeded` for a deadline that even an idle service could not meet.
+        """
+        try:
+            return self._admit(tasks)
+        except AuraError:
+            for task in tasks:
+                refused, label = ImageOutcome.REFUSED, self._label_of(task)
+                self._meter.record(IMAGES, outcome=refused, model=label)
+            raise
+
     async def run(self, task: ImageTask) -> AsyncGenerator[ImageEvent, None]:
         """Make one image: stream its events, at last `Generated`. Closing the stream cancels it.
 
-        Without a timeout of its own the task may take `default_timeout()`, anew whenever a replica
-        is lost: the loss of a machine without power may be noticed after a minute. A lost replica
-        costs the steps since the last snapshot. Raises the named errors of `core.errors`.
+        A task that was not admitted before is admitted alone. Without a timeout of its own it may
+        take `default_timeout()`, anew whenever a replica is lost: the loss of a machine without
+        power may be noticed after a minute. A lost replica costs the steps since the last snapshot.
+        Raises the named errors of `core.errors`.
         """
-        with recorded_image(self._meter, self._label_of(task)), self._accept(task) as image:
-            if task.timeout_s is not None:
-                await self._check_deadline(image, task.timeout_s)
-            self._backlog.record_demand(image)
-            chosen = task.timeout_s
-            deadline = Deadline(self.default_timeout() if chosen is None else chosen)
-            extensible = deadline if chosen is None else None
-            async with aclosing(deadline.enforce(self._run_image(image, extensible))) as events:
-                async for event in events:
-                    yield event
+        with ExitStack() as contexts:
+            if task.id not in self._admitted:
+                contexts.enter_context(self.admit([task]))
+            image = self._admitted.pop(task.id)
+            contexts.enter_context(recorded_image(self._meter, self._label_of(task)))
+            deadline = self._deadline_of(task, image)
+            try:
+                async with aclosing(self._run_image(image, deadline)) as events:
+                    async for event in events:
+                        yield event
+            except ImageKillsReplica:
+                self._convictions.add(image.sample.spec, task.inputs, task.caller, self._now())
+                raise
             result = _result(image)
         yield Generated(result)
 
@@ -134,8 +159,16 @@ class Conductor:
         return Health(HealthStatus.READY, "", replicas, owed, tuple(shortfalls))
 
     def owed_seconds(self) -> float:
-        """Return the predicted seconds of work that the images in flight here still need."""
-        return self._backlog.owed_seconds()
+        """Return the predicted seconds until all that was accepted is done."""
+        return self._admission.drain_seconds()
+
+    def load(self) -> Mapping[str, Any]:
+        """Return what was accepted here, in plain values for the other ingress processes."""
+        return self._admission.load()
+
+    def update_others(self, loads: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of what each of the other ingress processes has accepted."""
+        self._admission.update_others(loads)
 
     async def demands(self) -> dict[Stage, Demand]:
         """Return what the images accepted here need from each stage.
@@ -148,13 +181,13 @@ class Conductor:
                 if not self._backlog.costs[stage].is_calibrated:
                     reported = [replica.engine.costs for replica in await client.stats()]
                     calibrated = (costs for costs in reported if costs.is_calibrated)
-                    self._backlog.costs[stage] = next(calibrated, CostTable())
+                    self._backlog.set_costs(stage, next(calibrated, CostTable()))
         return self._backlog.demands()
 
-    def default_timeout(self) -> float:
+    def default_timeout(self, image: ImageInFlight) -> float:
         """Return the seconds that an image may take whose caller chose no timeout."""
         return self._backlog.default_timeout(
-            several_models=len(self._models) > 1, cold_stages=len(self._scale_to_zero)
+            image, several_models=len(self._models) > 1, cold_stages=len(self._scale_to_zero)
         )
 
     async def drain(self) -> None:
@@ -169,14 +202,21 @@ class Conductor:
         name = task.spec.model or self._default_model.name
         return name if name in self._models else "unknown"
 
-    @contextmanager
-    def _accept(self, task: ImageTask) -> Iterator[ImageInFlight]:
-        """Keep the task's image among those in flight.
-
-        Raises `Draining`, `ModelNotFound`, `ImageKillsReplica` or `RateLimited`.
-        """
+    def _admit(self, tasks: Sequence[ImageTask]) -> AbstractContextManager[object]:
         if self._draining:
             raise Draining("the service is shutting down and takes no new images")
+        images = [self._image_of(task) for task in tasks]
+        for image, task in zip(images, tasks, strict=True):
+            self._convictions.check(image.sample.spec, task.inputs, task.caller, self._now())
+        first, now = tasks[0], self._now()
+        context = self._admission.admit(images, first.caller, first.deadline(now))
+        for image in images:
+            self._admitted[image.sample.id] = image
+            context.callback(self._forget, image)
+        return context
+
+    def _image_of(self, task: ImageTask) -> ImageInFlight:
+        """Return the task's image before its first step. Raises `ModelNotFound`."""
         model = self._models.get(task.spec.model) if task.spec.model else self._default_model
         if model is None:
             raise model_not_found("model", self._models)
@@ -188,36 +228,37 @@ class Conductor:
         sample: Sample[Any] = new_sample(
             task.id, spec, schedule, segments[0].stage, task.inputs, task.caller
         )
-        image = ImageInFlight(sample, segments)
-        clock = asyncio.get_running_loop().time
-        self._convictions.check(spec, task.inputs, task.caller, clock())
-        self._backlog.add(image)
-        try:
-            yield image
-        except ImageKillsReplica:
-            self._convictions.add(spec, task.inputs, task.caller, clock())
-            raise
-        finally:
-            self._backlog.remove(image)
-            if not self._backlog:
-                self._idle.set()
+        return ImageInFlight(sample, segments)
 
-    async def _check_deadline(self, image: ImageInFlight, allowed: float) -> None:
-        """Return if the image may be ready in time; raise `Overloaded` if it surely won't be."""
-        if not self._backlog.is_calibrated:
-            return
-        earlier, own = self._backlog.seconds_before(image), self._backlog.seconds_of(image)
-        if earlier + own <= allowed:
-            return
-        replicas = (await self.health()).replicas
-        needed = earlier / max(1, *replicas.values()) + own
-        if needed > allowed:
-            raise Overloaded(
-                f"the image would take about {needed:.0f} s, and {allowed:g} s are allowed"
-            )
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _forget(self, image: ImageInFlight) -> None:
+        """Take note that an image has ended, or will not be run."""
+        self._admitted.pop(image.sample.id, None)
+        self._backlog.remove(image)
+        if not self._backlog:
+            self._idle.set()
+
+    def _deadline_of(self, task: ImageTask, image: ImageInFlight) -> Deadline:
+        now = self._now()
+        chosen, allowed = task.deadline(now), task.timeout_s
+        if chosen is not None and allowed is not None:
+            return Deadline(chosen, allowed=allowed, is_chosen=True)
+        allowed = self.default_timeout(image)
+        return Deadline(now + allowed, allowed=allowed, is_chosen=False)
 
     async def _run_image(
-        self, image: ImageInFlight, deadline: Deadline | None
+        self, image: ImageInFlight, deadline: Deadline
+    ) -> AsyncGenerator[StageEvent, None]:
+        """Run all segments, until the deadline."""
+        async with aclosing(deadline.enforce(self._run_segments(image, deadline))) as events:
+            async for event in events:
+                yield event
+
+    async def _run_segments(
+        self, image: ImageInFlight, deadline: Deadline
     ) -> AsyncGenerator[StageEvent, None]:
         """Run all segments; again from the first step if the numeric profile changes."""
         clock = asyncio.get_running_loop().time

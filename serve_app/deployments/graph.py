@@ -22,6 +22,7 @@ from serve_app.config.catalog import (
 )
 from serve_app.config.settings import Settings
 from serve_app.config.topology import StageDeployment, Topology, plan_stages
+from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.capacity.placement import Cluster
 from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES, RESERVED_BATCHES
 from serve_app.core.diffusion.spec import Stage
@@ -41,7 +42,10 @@ from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 
 ROUTER = "serve_app.deployments.router.OwedWorkRouter"
-_MAX_REQUESTS = 1000  # that an ingress replica holds open
+# That Serve lets an ingress replica hold open: well above what the ingress itself admits, so that
+# nothing waits in Serve, where not even /health would be answered.
+_MAX_REQUESTS = 8000
+_REQUESTS_PER_INGRESS = 100  # for which one ingress replica is enough, where they are scaled
 _HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head node alone
 # Seconds between two checks of an ingress replica, and for an answer. Serve replaces a replica that
 # has failed three checks in a row: one that is stopped, after 8.5 s at most.
@@ -93,6 +97,7 @@ def bind_service(
             topology.max_total_replicas,
             topology.scale_to_zero,
             log,
+            AdmissionLimits(settings.max_queue_seconds, settings.max_open_requests),
         ),
         place,
         stages[0],
@@ -174,7 +179,9 @@ def bind_graph(
             health_check_timeout_s=_CHECK_TIMEOUT,
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
-            **ingress_scaling(scale.min_replicas, scale.effective_max_replicas, _MAX_REQUESTS),
+            **ingress_scaling(
+                scale.min_replicas, scale.effective_max_replicas, _REQUESTS_PER_INGRESS
+            ),
         )
         .bind(config, ledger.bind(place), base, refiner)
     )

@@ -5,7 +5,7 @@ No HTTP: `app.py` passes in what opens the app, and Serve asks the replica for i
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import __version__
+from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.capacity.demand import to_wire
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.info import ModelInfo
@@ -66,6 +67,7 @@ class IngressConfig:
     max_total_replicas: int | None = None  # of the stages that autoscale, together; None: no limit
     scale_to_zero: tuple[Stage, ...] = ()  # stages that may have no replica
     log: LogOptions = DEFAULT_LOG
+    limits: AdmissionLimits = field(default_factory=AdmissionLimits)
 
 
 class IngressReplica:
@@ -86,7 +88,12 @@ class IngressReplica:
         self._versions = {"version": __version__, "torch": version("torch")}
         clients = _stage_clients(base, refiner)
         self._conductor = Conductor(
-            *clients, config.models, self._meter, config.scale_to_zero, config.refiner_name
+            *clients,
+            config.models,
+            self._meter,
+            config.scale_to_zero,
+            config.refiner_name,
+            config.limits,
         )
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
         self._http = config.open_http(

@@ -8,9 +8,10 @@ restart fills the buckets, and owners count as alive for one more lease.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from serve_app.core.errors import LedgerFault
 from serve_app.core.service.info import LedgerHealth
@@ -32,6 +33,7 @@ from serve_app.ledger_store.store import MAX_JOB_AGE, LedgerStore, RunningJob, a
 LEASE = 10.0  # seconds without a heartbeat, after which an owner counts as dead
 DISOWNED_AFTER = 30.0  # seconds in which an owner lists a job of its own, once it has created it
 _SWEEP_INTERVAL = 3.0  # seconds between two searches for lost jobs
+LOAD_TTL = 3.5  # seconds that an owner's load is passed on: it sends one every second
 _CLEANUP_INTERVAL = 30.0  # seconds
 _PAUSE = 4.0  # seconds without any call: this process was suspended, for health is checked often
 
@@ -61,6 +63,7 @@ class Ledger:
         self._started = clock()
         self._last_call: float | None = None  # by the monotonic clock, once health is checked
         self._heartbeats: dict[str, _Heartbeat] = {}  # by owner
+        self._loads: dict[str, tuple[float, Mapping[str, Any]]] = {}  # by owner: when, and what
         self._buckets: dict[str, TokenBucket] = {}  # by caller
         self._rate_limit: RateLimit | None = None  # that the buckets are for
         self._end_events: dict[str, asyncio.Event] = {}
@@ -108,9 +111,20 @@ class Ledger:
             job = await self._read(id)
         return job
 
-    async def heartbeat(self, owner: str, jobs: frozenset[str]) -> None:
-        """Note that the owner still works, and at which jobs: those it never lists are lost."""
-        self._heartbeats[owner] = _Heartbeat(self._note_call(), jobs)
+    async def heartbeat(
+        self, owner: str, jobs: frozenset[str], load: Mapping[str, Any]
+    ) -> Sequence[Mapping[str, Any]]:
+        """Note that the owner still works, and at which jobs: those it never lists are lost.
+
+        Return the newest loads of the other owners, of those that still send them.
+        """
+        now = self._note_call()
+        self._heartbeats[owner] = _Heartbeat(now, jobs)
+        self._loads[owner] = (now, load)
+        self._loads = {
+            id: (sent, kept) for id, (sent, kept) in self._loads.items() if now - sent <= LOAD_TTL
+        }
+        return [kept for id, (_, kept) in self._loads.items() if id != owner]
 
     async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
         """Take the cost from the caller's bucket and return 0, or return the seconds to wait."""

@@ -52,12 +52,12 @@ class SegmentRun:
     stages: Mapping[Stage, StageClient]
     backlog: Backlog  # whose costs each finished segment renews
     meter: Meter
-    default_timeout: Callable[[], float]
+    default_timeout: Callable[[ImageInFlight], float]
     silence: Callable[[float], float] = silence_limit
     _silent: set[str] = field(default_factory=set)  # replicas that were counted
 
     async def events(
-        self, image: ImageInFlight, segment: StageSegment, deadline: Deadline | None
+        self, image: ImageInFlight, segment: StageSegment, deadline: Deadline
     ) -> AsyncGenerator[StageEvent, None]:
         """Run one segment and stream its events, of which an equal one is not repeated.
 
@@ -67,16 +67,19 @@ class SegmentRun:
         closings = 0
         while True:
             index = image.sample.index
+            deadline.begin_wait(self.backlog.isolated_seconds(image))
             try:
                 async with aclosing(self._attempt(image, segment)) as events:
                     async for event in events:
+                        if isinstance(event, Progress | Snapshot):
+                            deadline.end_wait()
                         yield event
                 return
             except ReplicaLost as loss:
                 closings = closings + 1 if image.sample.index == index else 1
                 reason = self._judge(image, segment.stage, loss, closings)
-                if deadline is not None:  # the time until the loss was noticed does not count
-                    deadline.extend(self.default_timeout())
+                # The time until the loss was noticed does not count.
+                deadline.extend(self.default_timeout(image))
                 self.meter.record(IMAGES_RESUMED, reason=reason)
                 logger.warning(
                     "%s: %s; continuing at step %d of %d%s",
@@ -109,11 +112,15 @@ class SegmentRun:
                         if _is_alone(event) and not _is_alone(last):
                             self.meter.record(IMAGES_QUARANTINED, stage=segment.stage)
                         last = event
+                        if isinstance(event, Progress):
+                            self.backlog.update(image, event.index)
                     case Snapshot(sample):
                         image.sample = sample
+                        self.backlog.update(image)
                     case SegmentDone(sample, png, _, costs):
                         image.sample, image.png = sample, png
-                        self.backlog.costs[segment.stage] = costs
+                        self.backlog.set_costs(segment.stage, costs)
+                        self.backlog.update(image)
                     case _:
                         assert_never(event)
                 yield event

@@ -3,7 +3,7 @@
 No Ray, no torch: the job service and the conductor are handed in.
 """
 
-from functools import cache
+from functools import cache, partial
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.errors import AuraError
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.metrics import InMemoryMeter, Meter
@@ -23,6 +24,7 @@ from serve_app.ingress.errors import respond, respond_to_exception
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.middleware import wrap
 from serve_app.ingress.native.door import NATIVE
+from serve_app.ingress.open_requests import OpenRequestsMiddleware
 from serve_app.ingress.openai.door import OPENAI
 from serve_app.ingress.services import ApiServices
 from serve_app.ingress.validation import validation_error_response
@@ -45,11 +47,12 @@ def build_api(
     version: str,
     proxy_sets_request_id: bool = False,
     meter: Meter | None = None,
+    max_jobs: int = AdmissionLimits().open_requests,
 ) -> ASGIApp:
     """Return the service as an ASGI app.
 
     `proxy_sets_request_id` says that the proxy in front adds X-Request-Id to responses. `meter`
-    records errors.
+    records errors. `max_jobs` are the jobs that may be open.
     """
     api = build_routes(jobs, conductor, info, policy, version=version)
     return wrap(
@@ -58,6 +61,7 @@ def build_api(
         policy,
         proxy_sets_request_id=proxy_sets_request_id,
         meter=meter or InMemoryMeter(),
+        guard=partial(OpenRequestsMiddleware, maker=conductor, max_jobs=max_jobs),
     )
 
 

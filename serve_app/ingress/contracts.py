@@ -3,8 +3,9 @@
 `app.py` hands in the real ones, and tests hand in doubles that keep the same promises.
 """
 
-from collections.abc import AsyncGenerator
-from typing import Protocol
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from serve_app.core.service.events import ImageEvent
 from serve_app.core.service.info import Health, LedgerHealth
@@ -23,6 +24,13 @@ from serve_app.core.service.tasks import ImageTask
 class Maker(Protocol):
     """What turns a task into an image, as a stream of events."""
 
+    def admit(self, tasks: Sequence[ImageTask]) -> AbstractContextManager[object]:
+        """Admit the images of a job together; until the context ends, each may be run once.
+
+        Raises named errors: among them `Overloaded`, and `DeadlineExceeded` for a deadline that
+        can't be met. A refused job leaves nothing behind.
+        """
+
     def run(self, task: ImageTask) -> AsyncGenerator[ImageEvent, None]:
         """Stream the events of one image, at last `Generated`; raise named errors.
 
@@ -33,7 +41,13 @@ class Maker(Protocol):
         """Return whether an image could be made now."""
 
     def owed_seconds(self) -> float:
-        """Return the predicted seconds of the work in flight."""
+        """Return the predicted seconds until all that was admitted is done."""
+
+    def load(self) -> Mapping[str, Any]:
+        """Return what was admitted here, in plain values for the other ingress processes."""
+
+    def update_others(self, loads: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of what each of the other ingress processes has admitted."""
 
 
 class Ledger(Protocol):
@@ -58,8 +72,13 @@ class Ledger(Protocol):
     async def get(self, id: str, wait: float) -> Job | None:
         """Return the job, once it has ended or after `wait` seconds; None if there is none."""
 
-    async def heartbeat(self, owner: str, jobs: frozenset[str]) -> None:
-        """Note that the owner still works, and at which jobs."""
+    async def heartbeat(
+        self, owner: str, jobs: frozenset[str], load: Mapping[str, Any]
+    ) -> Sequence[Mapping[str, Any]]:
+        """Note that the owner still works, at which jobs, and its load; return the others' loads.
+
+        A load is what `Maker.load` returns.
+        """
 
     async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
         """Take the cost from the caller's bucket and return 0, or return the seconds to wait."""

@@ -5,7 +5,6 @@ answered as INTERNAL, and its stack goes to the log only.
 """
 
 import logging
-import math
 import re
 from collections.abc import Mapping, MutableMapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from serve_app.core import errors as core
+from serve_app.core.capacity.virtual_queue import bounded_retry
 from serve_app.core.replica_errors import ReplicasExhausted
 from serve_app.ingress import http_errors as http
 from serve_app.ingress.door import Door, ErrorResponse
@@ -56,7 +56,6 @@ _STATUS_OF_CODE = {kind.code: status for kind, status in STATUSES.items()}
 _FINAL_CODES = (core.NumericFault.code, core.ImageKillsReplica.code)  # asking again can't help
 _MAX_WORD, _MAX_SENTENCE = 40, 300  # characters of a caller's text that a response repeats
 _LONG_WORD = re.compile(rf"(\S{{{_MAX_WORD}}})\S+")
-_MIN_RETRY, _MAX_RETRY = 1, 120  # seconds
 _INTERNAL_CODE = core.EngineFault.code
 _INTERNAL = "internal error; the service's log has the details under this request id"
 
@@ -66,7 +65,8 @@ def error_response(
 ) -> ErrorResponse:
     """Return how an error is answered; an error without a status is INTERNAL.
 
-    `owed_seconds` is the backlog, which becomes Retry-After. `wire_names` are a door's own names
+    `owed_seconds` are those until the backlog is done, which become Retry-After where the error
+    knows no better. `wire_names` are a door's own names
     of the domain's fields.
     """
     status, code = _status_and_code(error)
@@ -76,9 +76,11 @@ def error_response(
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, core.RateLimited):
-        headers["Retry-After"] = str(max(_MIN_RETRY, math.ceil(error.seconds)))
-    if status == 503:
-        headers["Retry-After"] = str(retry_after(owed_seconds))
+        headers["Retry-After"] = str(bounded_retry(error.seconds))
+    if isinstance(error, core.Overloaded):
+        headers["Retry-After"] = str(error.retry_after)
+    elif status == 503:
+        headers["Retry-After"] = str(bounded_retry(owed_seconds))
     final = isinstance(error, ReplicasExhausted) or code in _FINAL_CODES
     if status in (409, 504) or final:
         headers["x-should-retry"] = "false"
@@ -121,13 +123,6 @@ def respond_to_exception(
     elif response.status == 500:
         logger.warning("request %s: %s", state["request_id"], error, extra={"fields": fields})
     return respond(response, state)
-
-
-def retry_after(owed_seconds: float) -> int:
-    """Return the seconds until the backlog should be done, between 1 and 120."""
-    if owed_seconds >= _MAX_RETRY:
-        return _MAX_RETRY
-    return max(math.ceil(owed_seconds), _MIN_RETRY)
 
 
 def shorten(text: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from starlette.types import ASGIApp
 
 from serve_app import __version__
+from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.metrics import Meter
 from serve_app.core.service.moderation import WordList
@@ -28,6 +29,7 @@ class HttpConfig:
     access_policy: AccessPolicy
     blocked_words: tuple[str, ...] = ()
     rate_limit: RateLimit | None = None
+    max_jobs: int = AdmissionLimits().open_requests
     caller_weights: Mapping[str, float] = field(default_factory=dict)  # by name
 
 
@@ -77,5 +79,6 @@ def open_ingress(
         version=__version__,
         proxy_sets_request_id=True,
         meter=meter,
+        max_jobs=config.max_jobs,
     )
     return HttpIngress(asgi, jobs)

@@ -17,16 +17,17 @@ from serve_app.ingress.generation_job import GenerationJob
 async def make_result(
     maker: Maker,
     job: Job,
-    caller: Caller,
+    tasks: Sequence[ImageTask],
     generation: GenerationJob,
     publish: Callable[[JobImageEvent], None],
 ) -> JobResult:
-    """Return the images of the caller's job; the first failure cancels the others and is raised.
+    """Return a job's images; the first failure cancels the others and is raised.
 
-    `publish` is called with every event of every image.
+    `tasks` are its `image_tasks`, which the maker has admitted. `publish` is called with every
+    event of every image.
     """
     started = time.perf_counter()
-    made = await _make_images(maker, _tasks(job, caller, generation), publish)
+    made = await _make_images(maker, tasks, publish)
     pngs, warnings = [], dict.fromkeys(generation.warnings)
     for image, generated in zip(generation.images, made, strict=True):
         warnings |= dict.fromkeys(generated.warnings)
@@ -66,7 +67,9 @@ async def _make_images(
     return [task.result() for task in running]
 
 
-def _tasks(job: Job, caller: Caller, generation: GenerationJob) -> list[ImageTask]:
+def image_tasks(
+    job: Job, caller: Caller, generation: GenerationJob, arrived: float | None
+) -> list[ImageTask]:
     """Return one task for each image; the number at the end of its id is the image's."""
     return [
         ImageTask(
@@ -75,6 +78,7 @@ def _tasks(job: Job, caller: Caller, generation: GenerationJob) -> list[ImageTas
             inputs=image.inputs,
             timeout_s=generation.timeout_s,
             caller=caller,
+            arrived=arrived,
         )
         for number, image in enumerate(generation.images)
     ]

@@ -11,8 +11,8 @@ of several jobs, so all tasks here begin with an empty context.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack, aclosing, nullcontext, suppress
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ from typing import Any
 from uuid import uuid4
 
 from serve_app.core.caller import Caller
+from serve_app.core.capacity.admission_control import EXCHANGE_INTERVAL_S
 from serve_app.core.errors import (
     JobCancelled,
     JobFailed,
@@ -34,29 +35,34 @@ from serve_app.core.service.info import LedgerHealth, ServiceInfo
 from serve_app.core.service.jobs import IdempotencyClaim, Job, JobError, JobResult, JobState
 from serve_app.core.service.moderation import PromptFilter, check_prompts
 from serve_app.core.service.rate_limit import RateLimit
+from serve_app.core.service.tasks import ImageTask
 from serve_app.ingress.contracts import Ledger, Maker
 from serve_app.ingress.errors import error_response
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.http_errors import IdempotencyConflict
 from serve_app.ingress.job_feed import JobFeed
-from serve_app.ingress.job_result import make_result
+from serve_app.ingress.job_result import image_tasks, make_result
 from serve_app.ingress.ledger_outbox import LedgerOutbox
 from serve_app.ingress.quota import Quota
 from serve_app.ingress.terms_gate import TermsGate
 
-HEARTBEAT_INTERVAL_S = 3.0
+HEARTBEAT_INTERVAL_S = EXCHANGE_INTERVAL_S
 _JOIN_TIMEOUT_S = 20.0  # of one call that waits for the end of another process's job
 _CANCEL_TIMEOUT_S = 2.0  # that a cancelled job may take to end
 
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """Who sent a request to which route; `key` and `fingerprint` make it idempotent."""
+    """Who sent a request to which route, and when; `key` and `fingerprint` make it idempotent.
+
+    `arrived` is a time of the event loop, from which its deadline counts; None for now.
+    """
 
     caller: str
     route: str
     key: str | None = None
     fingerprint: str = ""  # a digest of the body
+    arrived: float | None = None
 
 
 class JobService:
@@ -117,7 +123,14 @@ class JobService:
             task.add_done_callback(self._claims.discard)
             task.add_done_callback(_retrieve)
         else:
-            task = self._start(self._new_job(context.caller), generation, feed, in_ledger=False)
+            # A job that is refused leaves no trace in the ledger: there may be many.
+            job = self._new_job(context.caller)
+            tasks = self._tasks(job, generation, context)
+            admission = ExitStack()
+            admission.enter_context(self._maker.admit(tasks))
+            self._outbox.put(job.id, partial(self._ledger.create, job, None))
+            task = self._start(job, self._run(job, generation, tasks, feed))
+            task.add_done_callback(lambda _: admission.close())
         task.add_done_callback(lambda _: feed.close())
         try:
             async with aclosing(feed.read()) as events:
@@ -165,12 +178,14 @@ class JobService:
     def _new_job(self, caller: str) -> Job:
         return Job(uuid4().hex, caller, self._owner, time.time())
 
-    def _start(
-        self, job: Job, generation: GenerationJob, feed: JobFeed, *, in_ledger: bool
-    ) -> asyncio.Task[JobResult]:
-        if not in_ledger:
-            self._outbox.put(job.id, partial(self._ledger.create, job, None))
-        task = asyncio.create_task(self._run(job, generation, feed), context=Context())
+    def _tasks(
+        self, job: Job, generation: GenerationJob, context: RequestContext
+    ) -> list[ImageTask]:
+        caller = Caller(job.caller, self._caller_weights.get(job.caller, 1.0))
+        return image_tasks(job, caller, generation, context.arrived)
+
+    def _start(self, job: Job, run: Coroutine[Any, Any, JobResult]) -> asyncio.Task[JobResult]:
+        task = asyncio.create_task(run, context=Context())
         self._running[job.id] = task
         task.add_done_callback(partial(self._forget, job))
         task.add_done_callback(_retrieve)
@@ -198,7 +213,9 @@ class JobService:
             if claimed.is_owner:
                 job = replace(job, id=claimed.job)
                 generation = generation.with_seed(claimed.seed)
-                return await self._start(job, generation, feed, in_ledger=True)
+                tasks = self._tasks(job, generation, context)
+                run = self._run(job, generation, tasks, feed, admit=True)
+                return await self._start(job, run)
             feed.put(JobStarted(claimed.job))
             if (result := await self._join(claimed.job)) is not None:
                 return result
@@ -220,15 +237,27 @@ class JobService:
             finish = partial(self._finish, job, 0.0, JobState.CANCELLED, None, None)
             self._outbox.put(job.id, finish)
 
-    async def _run(self, job: Job, generation: GenerationJob, feed: JobFeed) -> JobResult:
-        """Return the job's result; the outbox reports its end to the ledger."""
+    async def _run(
+        self,
+        job: Job,
+        generation: GenerationJob,
+        tasks: Sequence[ImageTask],
+        feed: JobFeed,
+        *,
+        admit: bool = False,
+    ) -> JobResult:
+        """Return the job's result; the outbox reports its end to the ledger.
+
+        `admit`: the tasks are not admitted yet, since the ledger had to be asked first whether the
+        job runs already.
+        """
         state, error, result = JobState.CANCELLED, None, None
         charged = refund = 0.0
-        caller = Caller(job.caller, self._caller_weights.get(job.caller, 1.0))
         try:
-            charged = await self._quota.charge(job.caller, generation.cost)
-            feed.put(JobStarted(job.id))
-            result = await make_result(self._maker, job, caller, generation, feed.put)
+            with self._maker.admit(tasks) if admit else nullcontext():
+                charged = await self._quota.charge(job.caller, generation.cost)
+                feed.put(JobStarted(job.id))
+                result = await make_result(self._maker, job, tasks, generation, feed.put)
             state = JobState.SUCCEEDED
             return result
         except asyncio.CancelledError:
@@ -262,7 +291,8 @@ class JobService:
         while self._running or self._claims or not self._outbox.is_empty:
             with suppress(LedgerAway):
                 jobs = frozenset(self._running) | self._outbox.jobs
-                await self._ledger.heartbeat(self._owner, jobs)
+                load = self._maker.load()
+                self._maker.update_others(await self._ledger.heartbeat(self._owner, jobs, load))
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
 
     async def _cancel_here(self, id: str) -> None:

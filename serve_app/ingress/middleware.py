@@ -7,7 +7,7 @@ origins, and `CorsMiddleware` adds its headers to every response of the rest, er
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -48,15 +48,16 @@ def wrap(
     *,
     proxy_sets_request_id: bool,
     meter: Meter,
+    guard: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> ASGIApp:
     """Return the app with all middleware around it.
 
     `proxy_sets_request_id` says that the proxy in front adds X-Request-Id to responses, as Serve's
-    does. `meter` records every request.
+    does. `meter` records every request. `guard` stands behind CORS, before a body is read.
     """
     limited = BodyLimitMiddleware(LastResortMiddleware(app), policy)
     cors = CorsMiddleware(
-        AccessMiddleware(limited, policy),
+        guard(AccessMiddleware(limited, policy)),
         allow_origins=list(policy.origins),
         allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
         allow_headers=[*_ALLOWED_HEADERS, *_OPENAI_HEADERS],

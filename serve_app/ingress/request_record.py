@@ -1,5 +1,6 @@
 """The record of every HTTP request: on a meter, and as one line in the log."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -40,6 +41,8 @@ class RequestRecordMiddleware:
             await self._app(scope, receive, send)
             return
         started, status = self._clock(), _NO_RESPONSE
+        # What is read, checked or waited for from here on counts against the request's deadline.
+        scope.setdefault("state", {})["arrived"] = asyncio.get_running_loop().time()
 
         async def send_recorded(message: Message) -> None:
             nonlocal status

@@ -130,10 +130,11 @@ def request_context(
     `uploads` are the digests of files that are not part of the body's text.
     """
     caller, route = request.state.caller, request.state.path
+    arrived: float = request.state.arrived
     if key is None:
-        return RequestContext(caller, route)
+        return RequestContext(caller, route, arrived=arrived)
     text = body.model_dump_json(exclude=set(body.model_extra or ())) + uploads
-    return RequestContext(caller, route, key, sha256(text.encode()).hexdigest())
+    return RequestContext(caller, route, key, sha256(text.encode()).hexdigest(), arrived)
 
 
 def completed(response: Response, request: Request, result: JobResult) -> Response:

@@ -5,64 +5,32 @@ It has no policy of its own: routing and the number of replicas are decided by w
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 
 from serve_app.core.caller import NO_CALLER, Caller
+from serve_app.core.capacity.admission import AdmissionLimits, latest_start
+from serve_app.core.capacity.admission_control import Verdict
 from serve_app.core.capacity.autoscaler import StageLoad
-from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample, stage_segments
-from serve_app.core.diffusion.samplers import Sampler
-from serve_app.core.diffusion.schedule import NoiseConfig, Schedule, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.capacity.owed_work import OwedImage
+from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize
+from serve_app.simulator.admission import SimAdmission, stage_works
 from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.simulator.image import image_of
+from serve_app.simulator.observation import Scaler, StageObservation
 from serve_app.simulator.pool import ReplicaPool, Router
 from serve_app.simulator.replica import SimReplica, SimSample
+from serve_app.simulator.result import (
+    FinishedImage,
+    LateImage,
+    RefusedImage,
+    SimulationResult,
+    TimelinePoint,
+)
 from serve_app.simulator.traces import Arrival
-
-NOISE = NoiseConfig(timestep_spacing="leading", steps_offset=1)
-
-
-@dataclass(frozen=True, slots=True)
-class StageObservation:
-    """What an autoscaler may see of a stage: the service's view, and Ray Serve's count."""
-
-    load: StageLoad
-    requests: int  # on replicas, or waiting for one
-
-
-Scaler = Callable[[float, Mapping[Stage, StageObservation]], Mapping[Stage, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedImage:
-    """An image that was generated."""
-
-    arrival: Arrival
-    seconds: float  # from the request to the result
-    isolated_seconds: float  # that it would have taken on idle replicas
-
-
-@dataclass(frozen=True, slots=True)
-class TimelinePoint:
-    """The state of the cluster at one observation."""
-
-    at: float  # seconds
-    replicas: Mapping[Stage, int]
-    owed: Mapping[Stage, float]  # GPU-seconds
-    images: int  # in flight
-
-
-@dataclass(frozen=True, slots=True)
-class SimulationResult:
-    """The result of running a trace."""
-
-    finished: tuple[FinishedImage, ...]
-    timeline: tuple[TimelinePoint, ...]
-    gpu_seconds: float
-    occupancy: float  # steps of images, as a share of the batch places that were paid for
-    finished_at: float  # seconds: when the last image was done
 
 
 @dataclass(slots=True)
@@ -70,7 +38,17 @@ class _ImageProgress:
     arrival: Arrival
     segments: tuple[StageSegment, ...]
     isolated_seconds: float
+    due: float  # seconds: when it would have been done, had it run alone since it arrived
+    owed: dict[Stage, float]  # GPU-seconds that it still needs, by stage
+    caller: Caller
     next_segment: int = 0
+    replica: SimReplica | None = None  # that has it
+
+    @property
+    def deadline(self) -> float | None:
+        """When it must be done, in seconds."""
+        timeout_s = self.arrival.timeout_s
+        return None if timeout_s is None else self.arrival.at + timeout_s
 
 
 @dataclass(slots=True)
@@ -97,6 +75,8 @@ class Cluster:
     observe_every: float = 1.0  # seconds between two observations by the autoscaler
     ingresses: int = 1  # callers use them in turn, each always the same one
     fair: bool = True  # False: the service can't tell callers apart
+    limits: AdmissionLimits | None = None  # None: everything is admitted, and nothing is late
+    refused_return: bool = False  # once, when their own Retry-After is over
     _now: float = 0.0
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: "count[int]" = field(default_factory=count)
@@ -109,9 +89,14 @@ class Cluster:
     _gpu_seconds: float = 0.0
     _removed: list[SimReplica] = field(default_factory=list)
     _started_at: dict[str, float] = field(default_factory=dict)
+    _admission: SimAdmission = field(init=False)
+    _refused: list[RefusedImage] = field(default_factory=list)
+    _late: list[LateImage] = field(default_factory=list)
+    _expected: int = 0  # images that have not ended
 
     def run(self, trace: Sequence[Arrival]) -> SimulationResult:
         """Run until every image of the trace is done, and return the result."""
+        self._admission = SimAdmission(self.limits or AdmissionLimits(), self.size)
         for stage in Stage:
             self._pools[stage] = ReplicaPool(
                 stage, self.size, self.speed, self.route, self.ingresses
@@ -122,7 +107,8 @@ class Cluster:
         for number, arrival in enumerate(trace):
             self._at(arrival.at, partial(self._arrive, str(number), arrival))
         self._at(0.0, self._observe)
-        while len(self._finished) < len(trace):
+        self._expected = len(trace)
+        while self._expected:
             self._now, _, act = heapq.heappop(self._events)
             act()
         for stage in Stage:
@@ -136,20 +122,32 @@ class Cluster:
             gpu_seconds=self._gpu_seconds,
             occupancy=steps / places if places else 0.0,
             finished_at=self._now,
+            refused=tuple(self._refused),
+            late=tuple(self._late),
         )
 
     def _at(self, time: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, next(self._numbers), act))
 
-    def _arrive(self, id: str, arrival: Arrival) -> None:
+    def _arrive(self, id: str, arrival: Arrival, *, returned: bool = False) -> None:
         refiner = self.start.get(Stage.REFINER, 0) > 0
         spec, schedule, segments = image_of(arrival, refiner=refiner)
         isolated = self.speed.isolated_seconds(spec, segments, schedule.start_index, self.size)
-        self._progress[id] = _ImageProgress(arrival, segments, isolated)
         caller = Caller(arrival.caller, arrival.weight) if self.fair else NO_CALLER
         self._ingress_of.setdefault(arrival.caller, len(self._ingress_of) % self.ingresses)
         sample: SimSample = new_sample(id, spec, schedule, segments[0].stage, caller=caller)
         shares = self.speed.amortized_by_segment(sample, segments, self.size)
+        due = self._now + isolated
+        if self.limits is not None:
+            sizes = {stage: len(pool.staying) for stage, pool in self._pools.items()}
+            works = stage_works(sample, segments, shares, self.speed, self.size)
+            verdict = self._admission.judge(caller, works, due, arrival.timeout_s, sizes, self._now)
+            if verdict.refusal is not None:
+                self._refuse(id, arrival, verdict, returned=returned)
+                return
+        owed = {segment.stage: share for segment, share in zip(segments, shares, strict=True)}
+        self._progress[id] = _ImageProgress(arrival, segments, isolated, due, owed, caller)
+        self._admission.begin(id, OwedImage(caller, due, dict(owed)))
         for segment, share in zip(segments, shares, strict=True):
             upstream = self._upstream[segment.stage]
             upstream.arrived_total += share
@@ -157,21 +155,76 @@ class Cluster:
             upstream.images += 1
         self._enter_next_stage(sample)
 
+    def _refuse(self, id: str, arrival: Arrival, verdict: Verdict, *, returned: bool) -> None:
+        assert verdict.refusal is not None
+        retry_after = verdict.retry_after
+        self._refused.append(RefusedImage(arrival, verdict.refusal, retry_after, returned))
+        if self.refused_return and retry_after and not returned:
+            again = replace(arrival, at=self._now + retry_after)
+            self._at(again.at, partial(self._arrive, id, again, returned=True))
+        else:
+            self._expected -= 1
+
+    def _owe(self, id: str) -> None:
+        progress = self._progress[id]
+        image = OwedImage(progress.caller, progress.due, dict(progress.owed))
+        self._admission.update(id, image)
+
+    def _end(self, id: str) -> _ImageProgress:
+        """Take an image off the books, however it ended."""
+        self._admission.end(id)
+        self._expected -= 1
+        return self._progress.pop(id)
+
     def _enter_next_stage(self, sample: SimSample) -> None:
         progress = self._progress[sample.id]
         segment = progress.segments[progress.next_segment]
+        later = progress.segments[progress.next_segment :]
         progress.next_segment += 1
+        progress.replica = None
         sample = for_stage(sample, segment.stage)
         upstream = self._upstream[segment.stage]
         upstream.seconds -= self.speed.amortized_seconds(sample, segment, self.size)
         upstream.images -= 1
+        if progress.deadline is not None:
+            left = self.speed.isolated_seconds(sample.spec, later, sample.index, self.size)
+            end = partial(self._end_if_waiting, sample.id, progress.next_segment)
+            self._at(max(self._now, latest_start(progress.deadline, left)), end)
+            if len(later) == len(progress.segments):
+                self._at(progress.deadline, partial(self._end_late, sample.id))
         ingress = self._ingress_of[progress.arrival.caller]
         self._pools[segment.stage].add(sample, segment, self._now, ingress)
         self._dispatch(segment.stage)
 
+    def _end_if_waiting(self, id: str, next_segment: int) -> None:
+        """Give an image up that can't be in time any more, unless it has begun at this stage."""
+        progress = self._progress.get(id)
+        if progress is None or progress.next_segment != next_segment:
+            return
+        if progress.replica is None or not progress.replica.has_begun(id):
+            self._end_late(id)
+
+    def _end_late(self, id: str) -> None:
+        """Give an image up, if it is not done."""
+        if id not in self._progress:
+            return
+        progress = self._end(id)
+        segment, *later = progress.segments[progress.next_segment - 1 :]
+        begun = progress.next_segment > 1
+        self._pools[segment.stage].drop(id, progress.caller)
+        if progress.replica is not None:
+            begun |= progress.replica.has_begun(id)
+            progress.replica.cancel(id)
+        for stage in (segment.stage for segment in later):
+            self._upstream[stage].images -= 1
+            self._upstream[stage].seconds -= progress.owed[stage]
+        self._late.append(LateImage(progress.arrival, begun))
+        self._dispatch(segment.stage)
+
     def _dispatch(self, stage: Stage) -> None:
         """Send waiting images to replicas while there are free places."""
-        for replica in self._pools[stage].dispatch():
+        for id, replica in self._pools[stage].dispatch():
+            self._progress[id].replica = replica
             self._begin_turn(replica)
 
     def _begin_turn(self, replica: SimReplica) -> None:
@@ -186,14 +239,19 @@ class Cluster:
     def _end_turn(self, replica: SimReplica) -> None:
         for sample in self._pools[replica.stage].end_turn(replica):
             progress = self._progress[sample.id]
+            progress.owed.pop(replica.stage)
             if progress.next_segment < len(progress.segments):
+                self._owe(sample.id)
                 self._enter_next_stage(sample)
             else:
-                del self._progress[sample.id]
+                self._end(sample.id)
                 seconds = self._now - progress.arrival.at
                 self._finished.append(
                     FinishedImage(progress.arrival, seconds, progress.isolated_seconds)
                 )
+        for id, seconds in replica.progress():
+            self._progress[id].owed[replica.stage] = seconds
+            self._owe(id)
         self._begin_turn(replica)
         self._dispatch(replica.stage)
 
@@ -256,25 +314,3 @@ class Cluster:
             replicas.remove(replica)
             self._removed.append(replica)
             self._gpu_seconds += self._now - self._started_at[replica.id]
-
-
-def image_of(
-    arrival: Arrival, *, refiner: bool
-) -> tuple[ImageSpec, Schedule, tuple[StageSegment, ...]]:
-    """Return the spec of a requested image, its schedule, and its segments by stage."""
-    spec = ImageSpec(
-        prompt="a",
-        seed=0,
-        width=arrival.width,
-        height=arrival.height,
-        steps=arrival.steps,
-        guidance=arrival.guidance,
-        handoff=arrival.handoff,
-    )
-    schedule = _schedule(arrival.steps, arrival.handoff)
-    return spec, schedule, stage_segments(schedule, arrival.handoff, refiner=refiner)
-
-
-@lru_cache(maxsize=4096)
-def _schedule(steps: int, handoff: float) -> Schedule:
-    return make_schedule(NOISE, Sampler.EULER, steps, None, handoff)

@@ -15,14 +15,16 @@ from serve_app.core.capacity.autoscaler import ScalingTargets, allocate_gpus
 from serve_app.core.diffusion.sample import new_sample
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize
-from serve_app.simulator.cluster import Cluster, SimulationResult, TimelinePoint, image_of
+from serve_app.simulator.cluster import Cluster
 from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.simulator.image import image_of
 from serve_app.simulator.policies import (
     route_by_owed_work,
     route_by_requests,
     scale_by_owed_work,
 )
 from serve_app.simulator.replica import SimSample
+from serve_app.simulator.result import SimulationResult, TimelinePoint
 from serve_app.simulator.serve_autoscaling import RequestAutoscaling, scale_by_requests
 from serve_app.simulator.summary import Summary, summarize
 from serve_app.simulator.traces import Arrival

@@ -11,8 +11,8 @@ from serve_app.core.diffusion.sample import StageSegment, new_sample, with_laten
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import WorkKind
-from serve_app.simulator.cluster import image_of
 from serve_app.simulator.comparison import SIZE
+from serve_app.simulator.image import image_of
 from serve_app.simulator.replica import SimSample
 from serve_app.simulator.traces import Arrival
 

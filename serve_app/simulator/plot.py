@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.simulator.cluster import SimulationResult
 from serve_app.simulator.comparison import (
     ALL,
     CHOSEN,
@@ -17,6 +16,7 @@ from serve_app.simulator.comparison import (
     PolicySetting,
 )
 from serve_app.simulator.plotting import DPI, label_axes, new_figure
+from serve_app.simulator.result import SimulationResult
 from serve_app.simulator.traces import Arrival
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from random import Random
 from serve_app.core.capacity.autoscaler import Autoscaler, ScalingTargets
 from serve_app.core.capacity.routing import rank_replicas
 from serve_app.core.diffusion.spec import Stage
-from serve_app.simulator.cluster import Scaler, StageObservation
+from serve_app.simulator.observation import Scaler, StageObservation
 from serve_app.simulator.pool import Router
 from serve_app.simulator.replica import SimReplica, SimSample
 

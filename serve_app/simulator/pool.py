@@ -7,6 +7,7 @@ replicas.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.dispatcher import Dispatcher, WaitingImage
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
@@ -60,8 +61,8 @@ class ReplicaPool:
         """Let an image wait at the dispatcher of an ingress."""
         self._dispatchers[ingress].add(sample.id, sample, segment, now)
 
-    def dispatch(self) -> Iterator[SimReplica]:
-        """Send waiting images while there are free places, and yield the replica of each.
+    def dispatch(self) -> Iterator[tuple[str, SimReplica]]:
+        """Send waiting images while there are free places; yield the id and the replica of each.
 
         The ingresses get places in turn.
         """
@@ -75,7 +76,15 @@ class ReplicaPool:
                     self._sent_by[image.key] = dispatcher, self._amortized_seconds(image)
                     self._next = (self._dispatchers.index(dispatcher) + 1) % len(self._dispatchers)
                     sent = True
-                    yield self.replica(dispatched.replica)
+                    yield image.key, self.replica(dispatched.replica)
+
+    def drop(self, id: str, caller: Caller) -> None:
+        """Let an image wait no longer; charge a sent one with what it has taken alone."""
+        for dispatcher in self._dispatchers:
+            dispatcher.remove(id)
+        if sent := self._sent_by.pop(id, None):
+            dispatcher, seconds = sent
+            dispatcher.charge(caller, -seconds)
 
     def end_turn(self, replica: SimReplica) -> tuple[SimSample, ...]:
         """End a replica's turn, and charge its callers; return the samples that have left it."""

@@ -4,7 +4,7 @@ It has no clock: its owner gets the length of a turn, and says when the turn has
 """
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad, has_place
@@ -15,6 +15,7 @@ from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind, share_by_rows
 from serve_app.simulator.gpu_speed import GpuSpeed
 
+_SNAPSHOT_INTERVAL = 5  # steps
 SimSample = Sample[float]  # its latents are a number without meaning
 
 
@@ -36,6 +37,9 @@ class SimReplica:
         self._plan: Plan[float] | None = None
         self._turn_seconds = 0.0
         self.charges: list[tuple[Caller, float]] = []  # GPU seconds of the last turn
+        self._cancelled: set[str] = set()  # that leave when the current turn has ended
+        self._stepped: tuple[SimSample, ...] = ()  # in the last turn
+        self._begun: set[str] = set()  # that have taken part in a step here
 
     @property
     def images(self) -> int:
@@ -73,6 +77,26 @@ class SimReplica:
         self.callers[sample.caller] += 1
         self._load = None
 
+    def has_begun(self, id: str) -> bool:
+        """Return whether an image has taken part in a step here."""
+        return id in self._begun
+
+    def progress(self) -> Iterator[tuple[str, float]]:
+        """Yield the images that have come to a snapshot in the last turn, and what they still need.
+
+        That is in seconds of the replica's time, in full batches.
+        """
+        for sample in self._stepped:
+            if sample.index % _SNAPSHOT_INTERVAL == 0 and sample.id in self._owed_by_image:
+                yield sample.id, max(0.0, self._owed_by_image[sample.id])
+
+    def cancel(self, id: str) -> None:
+        """Drop an image; one that takes part in the current turn, when that has ended."""
+        if self._plan and any(sample.id == id for sample in self._plan.samples):
+            self._cancelled.add(id)
+        elif id in self._scheduler:
+            self._forget(self._scheduler.remove(id))
+
     def begin_turn(self) -> float | None:
         """Begin the next turn and return its seconds; None when there is nothing to do."""
         self._scheduler.admit_ready()
@@ -82,6 +106,7 @@ class SimReplica:
         if self._plan.work is WorkKind.STEP:
             self.steps += len(self._plan.samples)
             self.places += self.size.images
+            self._begun.update(sample.id for sample in self._plan.samples)
         self._turn_seconds = self._speed.turn_seconds(self._plan)
         return self._turn_seconds
 
@@ -95,6 +120,7 @@ class SimReplica:
             (sample.caller, share) for sample, share in zip(plan.samples, shares, strict=True)
         ]
         self._plan = self._load = None
+        self._stepped = ()
         if plan.work is WorkKind.STEP:
             results = [after_step(sample, 0.0, (), sample.noise_draws) for sample in plan.samples]
             spec = plan.samples[0].spec
@@ -102,6 +128,7 @@ class SimReplica:
             for sample in plan.samples:
                 self._owed_by_image[sample.id] -= step / self.size.images
                 self.owed_seconds -= step / self.size.images
+            self._stepped = tuple(results)
         else:
             results = list(plan.samples)
             if plan.work is WorkKind.CONDITION:
@@ -112,7 +139,17 @@ class SimReplica:
         self._scheduler.charge(plan, self._turn_seconds)
         finished = self._scheduler.settle(plan, results)
         for sample in finished:
-            self.owed_seconds -= self._owed_by_image.pop(sample.id)
-            self.callers[sample.caller] -= 1
+            self._forget(sample)
+        cancelled, self._cancelled = self._cancelled, set()
+        for id in cancelled:
+            if id in self._scheduler:
+                self._forget(self._scheduler.remove(id))
+        return tuple(sample for sample in finished if sample.id not in cancelled)
+
+    def _forget(self, sample: SimSample) -> None:
+        """Take an image that has left the scheduler off the books."""
+        self.owed_seconds -= self._owed_by_image.pop(sample.id)
+        self.callers[sample.caller] -= 1
         self.callers = +self.callers
-        return finished
+        self._load = None
+        self._begun.discard(sample.id)

@@ -92,7 +92,7 @@ def _scenario_of_file(trace: str, gpus: int, given: Sequence[str]) -> Scenario:
         names = (*WORKLOADS, FLOOD)
         meant = suggest(trace, names)
         raise TraceError(
-            f"is neither a file nor one of {', '.join(names)}",
+            f"is neither a file nor one of {', '.join(names)}, overload",
             subject=f"--trace {trace}",
             remedy=f"Did you mean {meant}?" if meant else "",
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.simulator.cluster import Scaler, StageObservation
+from serve_app.simulator.observation import Scaler, StageObservation
 
 _MAX_COUNT_INTERVAL = 0.2  # of the look-back period: the maximum from one count to the next
 

@@ -7,7 +7,7 @@ An image meets its SLO (it is "in time") if it took at most `SLO` times its isol
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve_app.simulator.cluster import SimulationResult
+from serve_app.simulator.result import SimulationResult
 
 SLO = 4.0  # times the isolated latency
 GRACE = 5.0  # seconds on top, for drafts: their isolated latency is short

@@ -39,6 +39,7 @@ class Arrival:
     handoff: float = 1.0  # 1: base alone
     caller: str = ""
     weight: float = 1.0  # of the caller
+    timeout_s: float | None = None  # seconds that its caller allows, where there is admission
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def test_a_file_with_callers_is_simulated_with_and_without_fairness(tmp_path: Pa
 def test_a_trace_that_does_not_exist_is_reported(tmp_path: Path) -> None:
     result = simulate(str(tmp_path / "none.csv"), tmp_path / "out.png")
     assert result.exit_code == 2
-    assert "is neither a file nor one of steady, bursts, day, flood" in result.output
+    assert "is neither a file nor one of steady, bursts, day, flood, overload" in result.output
 
 
 def test_a_file_is_simulated_until_its_last_image(tmp_path: Path) -> None:
@@ -69,3 +69,13 @@ def test_a_file_is_simulated_until_its_last_image(tmp_path: Path) -> None:
     result = CliRunner().invoke(commands, ["simulate", *arguments])
     assert result.exit_code == 0, result.output
     assert result.output.startswith("3 images in 8 s on 4 GPUs")
+
+
+def test_an_overload_is_simulated_and_its_goodput_printed() -> None:
+    arguments = ["simulate", "--gpus", "4", "--trace", "overload"]
+    result = CliRunner().invoke(commands, arguments)
+    assert result.exit_code == 0, result.output
+    for heading in ("goodput", "refused", "late", "begun", "during", "after"):
+        assert heading in result.output
+    assert "1.5x on 4 GPUs" in result.output
+    assert "planning one step with 1,000 samples in flight" in result.output

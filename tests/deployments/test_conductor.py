@@ -39,6 +39,7 @@ from tests.support.stage_doubles import (
     StageEvents,
     dies_at,
 )
+from tests.support.waiting import until_async
 
 
 async def test_every_stage_gets_the_caller_of_an_image() -> None:
@@ -182,8 +183,8 @@ async def test_cancelling_the_call_closes_the_stream_and_takes_the_image_off_the
     base = BlockedStage()
     conductor = conductor_of(base)
     task = asyncio.create_task(generate(conductor))
+    await until_async(lambda: conductor.owed_seconds() > 0)
     await base.has_calls(1)
-    assert conductor.owed_seconds() > 0
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -196,7 +197,7 @@ async def test_closing_the_stream_cancels_the_image() -> None:
     conductor = conductor_of(base)
     async with aclosing(conductor.run(ImageTask(id="a", spec=SPEC))) as events:
         assert isinstance(await anext(events), Snapshot)
-        assert conductor.owed_seconds() > 0
+        await until_async(lambda: conductor.owed_seconds() > 0)
     assert base.closed == 1
     assert conductor.owed_seconds() == 0
 

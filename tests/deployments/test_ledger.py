@@ -127,7 +127,7 @@ async def test_a_job_whose_owner_is_silent_is_lost_and_may_be_taken_over(
     await ledger.create(JOB, CLAIM)
     for _ in range(3):
         clock.now += LEASE
-        await ledger.heartbeat(JOB.owner, frozenset({JOB.id}))
+        await ledger.heartbeat(JOB.owner, frozenset({JOB.id}), {})
     assert (await ledger.get(JOB.id, 0)) == JOB
     clock.now += LEASE + 1
     lost = await ledger.get(JOB.id, 0)
@@ -150,7 +150,7 @@ async def test_a_job_that_its_living_owner_does_not_list_is_lost(
     """The response to its claim did not arrive, or its end."""
     await ledger.create(JOB, CLAIM)
     clock.now += DISOWNED_AFTER
-    await ledger.heartbeat(JOB.owner, frozenset({"another"}))
+    await ledger.heartbeat(JOB.owner, frozenset({"another"}), {})
     assert await ledger.get(JOB.id, 0) == JOB
     clock.now += 1
     lost = await ledger.get(JOB.id, 0)
@@ -285,3 +285,18 @@ async def test_events_of_deleted_jobs_are_forgotten(ledger: Ledger, clock: Clock
     clock.now += MAX_JOB_AGE + 1
     await ledger.create(replace(JOB, id="other", created=clock.now), None)
     assert not ledger._end_events
+
+
+async def test_each_owner_gets_the_loads_of_the_others_that_still_send_them() -> None:
+    now = 100.0
+    ledger = Ledger(clock=lambda: now)
+    assert await ledger.heartbeat("a", frozenset(), {"jobs": 1}) == []
+    assert await ledger.heartbeat("b", frozenset(), {"jobs": 2}) == [{"jobs": 1}]
+    now += 1
+    assert await ledger.heartbeat("a", frozenset(), {"jobs": 3}) == [{"jobs": 2}]
+    now += 3
+    assert await ledger.heartbeat("b", frozenset(), {"jobs": 4}) == [{"jobs": 3}]
+    now += 3
+    assert await ledger.heartbeat("a", frozenset(), {"jobs": 5}) == [{"jobs": 4}]
+    now += 4
+    assert await ledger.heartbeat("b", frozenset(), {"jobs": 6}) == []

@@ -32,6 +32,7 @@ from serve_app.core.service.metrics import (
 )
 from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.conductor import Conductor
+from serve_app.deployments.deadline import Deadline
 from serve_app.deployments.segment_run import SegmentRun
 from serve_app.deployments.silence import watch_silence
 from serve_app.deployments.stage_client import StageClient
@@ -143,15 +144,17 @@ class SickReplica(CountingStage):
 
 
 def run_over(stage: StageClient, meter: InMemoryMeter) -> SegmentRun:
-    backlog = Backlog([Stage.BASE])
+    backlog = Backlog({Stage.BASE: Stage.BASE})
     return SegmentRun(
-        {Stage.BASE: stage}, backlog, meter, lambda: 60.0, silence=lambda seconds: 0.05
+        {Stage.BASE: stage}, backlog, meter, lambda image: 60.0, silence=lambda seconds: 0.05
     )
 
 
 async def finish(run: SegmentRun, sample: Sample[Any]) -> ImageInFlight:
     image = ImageInFlight(sample, (segment_of(sample),))
-    async for _ in run.events(image, image.segments[0], None):
+    end = asyncio.get_running_loop().time() + 60
+    deadline = Deadline(end, allowed=60, is_chosen=False)
+    async for _ in run.events(image, image.segments[0], deadline):
         pass
     return image
 

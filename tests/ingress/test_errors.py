@@ -16,7 +16,6 @@ from serve_app.ingress.errors import (
     error_response,
     respond,
     respond_to_exception,
-    retry_after,
     shorten,
 )
 from serve_app.ingress.native.door import NATIVE
@@ -136,12 +135,11 @@ def test_the_stack_of_an_internal_error_is_in_the_log_only(
     assert "/models/secret" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("owed", "seconds"),
-    [(0, 1), (0.2, 1), (12.3, 13), (119.5, 120), (9000, 120), (float("inf"), 120)],
-)
-def test_retry_after_is_the_owed_work_within_bounds(owed: float, seconds: int) -> None:
-    assert retry_after(owed) == seconds
+def test_a_refused_request_says_itself_when_to_come_back() -> None:
+    refused = error_response(errors.Overloaded("full", retry_after=17), owed_seconds=5)
+    assert (refused.status, refused.headers["Retry-After"]) == (503, "17")
+    draining = error_response(errors.Draining("bye"), owed_seconds=5.2)
+    assert draining.headers["Retry-After"] == "6"
 
 
 def test_a_repeated_text_is_cut_to_40_characters_a_word() -> None:

@@ -10,14 +10,16 @@ from serve_app.core.caller import NO_CALLER
 from serve_app.core.capacity.autoscaler import ScalingTargets
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize
-from serve_app.simulator.cluster import Cluster, SimulationResult, StageObservation
+from serve_app.simulator.cluster import Cluster
 from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.simulator.observation import StageObservation
 from serve_app.simulator.policies import (
     route_by_owed_work,
     route_by_requests,
     scale_by_owed_work,
 )
 from serve_app.simulator.replica import SimReplica
+from serve_app.simulator.result import SimulationResult
 from serve_app.simulator.summary import summarize
 from serve_app.simulator.traces import WORKLOADS, Arrival, draw_trace
 

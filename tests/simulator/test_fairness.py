@@ -6,11 +6,12 @@ from statistics import fmean
 import pytest
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.simulator.cluster import Cluster, SimulationResult
+from serve_app.simulator.cluster import Cluster
 from serve_app.simulator.comparison import SIZE
 from serve_app.simulator.fairness import compare_fairness, flood_trace
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.policies import route_by_owed_work
+from serve_app.simulator.result import SimulationResult
 from serve_app.simulator.summary import percentile
 from serve_app.simulator.traces import Arrival
 

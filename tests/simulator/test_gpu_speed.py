@@ -5,8 +5,8 @@ import pytest
 from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample, stage_segments
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
-from serve_app.simulator.cluster import image_of
 from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.simulator.image import image_of
 from serve_app.simulator.traces import Arrival
 
 SIZE = BatchSize(4, 8)

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.text import Text
 
 from serve_app.core.diffusion.spec import Stage
-from serve_app.simulator.cluster import TimelinePoint
 from serve_app.simulator.comparison import ALL, PROMPT, SETTINGS, TUNED, Comparison
 from serve_app.simulator.plot import middle_setting, scaling_figure
+from serve_app.simulator.result import TimelinePoint
 from serve_app.simulator.summary import Summary
 from serve_app.simulator.traces import Arrival
 

@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.core.capacity.autoscaler import StageLoad
 from serve_app.core.diffusion.spec import Stage
-from serve_app.simulator.cluster import StageObservation
+from serve_app.simulator.observation import StageObservation
 from serve_app.simulator.serve_autoscaling import RequestAutoscaling, scale_by_requests
 
 AT_ONCE = RequestAutoscaling(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.simulator.cluster import FinishedImage, SimulationResult
+from serve_app.simulator.result import FinishedImage, SimulationResult
 from serve_app.simulator.summary import GRACE, SLO, percentile, summarize
 from serve_app.simulator.traces import Arrival
 

@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp
 
+from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.metrics import Meter
 from serve_app.ingress.access import AccessPolicy
@@ -29,20 +30,6 @@ def make_api(
 ) -> ASGIApp:
     """Return the API with a job service of its own; `options` are those of the job service."""
     jobs = JobService(maker, ledger, info, **options)
-    return _build(
-        jobs, maker, info, policy, proxy_sets_request_id=proxy_sets_request_id, meter=meter
-    )
-
-
-def _build(
-    jobs: JobService,
-    maker: Maker,
-    info: ServiceInfo,
-    policy: AccessPolicy,
-    *,
-    proxy_sets_request_id: bool,
-    meter: Meter | None,
-) -> ASGIApp:
     return build_api(
         jobs,
         maker,
@@ -74,13 +61,21 @@ class Client:
         headers: dict[str, str] | None = None,
         proxy_sets_request_id: bool = False,
         meter: Meter | None = None,
+        max_jobs: int = AdmissionLimits().open_requests,
         **options: Any,
     ) -> httpx.AsyncClient:
         """Return a client that calls from `peer`; `options` are those of the job service."""
         maker = maker or self._maker
         jobs = JobService(maker, ledger or self._ledger, info, **options)
-        api = _build(
-            jobs, maker, info, policy, proxy_sets_request_id=proxy_sets_request_id, meter=meter
+        api = build_api(
+            jobs,
+            maker,
+            info,
+            policy,
+            version="9.9.9",
+            proxy_sets_request_id=proxy_sets_request_id,
+            meter=meter,
+            max_jobs=max_jobs,
         )
         transport = httpx.ASGITransport(app=api, raise_app_exceptions=False, client=(peer, 1))
         client = httpx.AsyncClient(

@@ -1,8 +1,10 @@
 """Makers that keep the contract without a model: what the routes are tested with."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from io import BytesIO
+from typing import Any
 
 from PIL import Image
 
@@ -40,6 +42,28 @@ class FakeConductor:
         self.current_health = Health(HealthStatus.READY, "", {"base": 1, "refiner": 1}, 0.0)
         self.owed = 12.3  # seconds
         self.warnings: tuple[str, ...] = ()  # of every image
+        self.refusal: Exception | None = None  # of every job
+        self.admitted: list[Sequence[ImageTask]] = []  # by job
+        self.open_jobs = 0
+        self.others: Sequence[Mapping[str, Any]] = ()  # what other processes have
+
+    def admit(self, tasks: Sequence[ImageTask]) -> AbstractContextManager[object]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.admitted.append(tasks)
+        self.open_jobs += 1
+        context = ExitStack()
+        context.callback(self._end_job)
+        return context
+
+    def _end_job(self) -> None:
+        self.open_jobs -= 1
+
+    def load(self) -> Mapping[str, Any]:
+        return {"jobs": self.open_jobs}
+
+    def update_others(self, loads: Sequence[Mapping[str, Any]]) -> None:
+        self.others = loads
 
     async def run(self, task: ImageTask) -> AsyncGenerator[ImageEvent, None]:
         yield Generated(await self.generate(task))

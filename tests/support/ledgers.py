@@ -5,7 +5,14 @@ from typing import Any
 
 from serve_app.core.errors import LedgerAway
 from serve_app.core.service.info import LedgerHealth
-from serve_app.core.service.jobs import Job, JobError, JobResult, JobState
+from serve_app.core.service.jobs import (
+    ClaimResult,
+    IdempotencyClaim,
+    Job,
+    JobError,
+    JobResult,
+    JobState,
+)
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.ledger import Ledger
 
@@ -17,9 +24,14 @@ class WatchedLedger(Ledger):
         self.now = 1000.0
         super().__init__(clock=lambda: self.now)
         self.joined = 0
+        self.created: list[Job] = []
         self.finishing = asyncio.Event()
         self.may_finish = asyncio.Event()
         self.may_finish.set()
+
+    async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
+        self.created.append(job)
+        return await super().create(job, claim)
 
     async def get(self, id: str, wait: float) -> Job | None:
         self.joined += wait > 0

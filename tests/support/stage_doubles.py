@@ -90,6 +90,7 @@ class BlockedStage(CountingStage):
     def __init__(self, *, free: int = 0, costs: CostTable = COSTS) -> None:
         super().__init__(costs=costs)
         self.release = asyncio.Event()
+        self.tasks: list[asyncio.Task[Any]] = []  # of tests that wait for its images later
         self._free = free
 
     async def before_first_step(self, call: int) -> None:

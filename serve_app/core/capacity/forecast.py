@@ -76,6 +76,25 @@ def amortized_seconds(pending: Iterable[PendingWork[Any]], costs: CostTable) -> 
     return seconds
 
 
+def isolated_seconds(pending: Iterable[PendingWork[Any]], costs: CostTable) -> float:
+    """Return the seconds that one image takes on an idle device that has what it needs in memory.
+
+    `pending` is the work of one image. Its steps are those of a batch of its own.
+    """
+    seconds = 0.0
+    for work in pending:
+        sample = work.sample
+        lanes = costs.batch_size(sample.model_key).lanes or sample.spec.rows
+        seconds += work.steps_left * costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=lanes))
+        seconds += sum(costs.seconds(turn_kind(kind, sample)) for kind in _single_sample_work(work))
+    return seconds
+
+
+def load_seconds(sample: Sample[Any], costs: CostTable) -> float:
+    """Return the seconds of loading the sample's model; 0 before that was ever measured."""
+    return costs.seconds(turn_kind(WorkKind.LOAD, sample, load=sample.model_key))
+
+
 def pending_work(sample: Sample[Any], segments: Iterable[StageSegment]) -> list[PendingWork[Any]]:
     """Return what is left of an image, by segment, from the first turn of its current one."""
     pending = []

@@ -1,15 +1,24 @@
 """`Backlog`: the images that one process has accepted and not finished, and what they will cost.
 
 No replicas and no clock. Costs come from the replicas: each finished segment brings the newest.
+What an image costs is computed when something happens to it, so that sums are there when they are
+asked for, however many images wait.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from serve_app.core.capacity.admission import StageWork
 from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.demand import Demand
-from serve_app.core.capacity.forecast import amortized_seconds, forecast, pending_work
+from serve_app.core.capacity.forecast import (
+    amortized_seconds,
+    isolated_seconds,
+    load_seconds,
+    pending_work,
+)
+from serve_app.core.capacity.owed_work import OwedImage, OwedWork
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.suspicion import Suspicion
@@ -25,48 +34,88 @@ class ImageInFlight:
 
     sample: Sample[Any]  # as of its last snapshot
     segments: tuple[StageSegment, ...]
+    due: float = 0.0  # seconds: when it would have been done, had it run alone since it arrived
     profiles: tuple[tuple[Stage, str], ...] = ()  # of the segments that are done
     png: bytes | None = None
     suspicion: Suspicion = field(default_factory=Suspicion)
     replica: str = ""  # that has it, where known
     avoid: tuple[str, ...] = ()  # ids of replicas that fell silent with it
 
-    @property
-    def steps_left(self) -> int:
-        """The steps from its last snapshot to its end."""
-        return len(self.sample.schedule) - self.sample.index
-
 
 class Backlog:
-    """The accepted images, by id, and the costs of each stage."""
+    """The accepted images, by id, and the costs of each stage.
 
-    def __init__(self, stages: Iterable[Stage]) -> None:
-        self.costs = dict.fromkeys(stages, CostTable())
+    `pools` names for each stage the one by which the replicas that run it are known: the first of
+    the two stages where one replica runs both.
+    """
+
+    def __init__(self, pools: Mapping[Stage, Stage], owed: OwedWork | None = None) -> None:
+        self.owed = OwedWork(set(pools.values())) if owed is None else owed
+        self._pools = pools
+        self._costs = dict.fromkeys(pools, CostTable())
         self._images: dict[str, ImageInFlight] = {}
-        self._arrived_totals = dict.fromkeys(self.costs, 0.0)  # GPU seconds of all images ever
+        self._shares: dict[str, tuple[tuple[Stage, float], ...]] = {}  # by image: stages to come
+        self._arrived_totals = dict.fromkeys(pools, 0.0)  # GPU seconds of all images ever
+        self._outdated = 0  # times that costs have changed since all shares were computed
 
     def __len__(self) -> int:
         return len(self._images)
 
+    @property
+    def costs(self) -> Mapping[Stage, CostTable]:
+        """The newest costs of each stage."""
+        return self._costs
+
+    def set_costs(self, stage: Stage, costs: CostTable) -> None:
+        """Replace the costs of a stage.
+
+        What waiting images will cost is computed anew once in a while, so that this takes no longer
+        the more images wait.
+        """
+        first = costs.is_calibrated and not self._costs[stage].is_calibrated
+        self._costs[stage] = costs
+        self._outdated += 1
+        if first or self._outdated > len(self._images):
+            self._outdated = 0
+            for image in self._images.values():
+                self.update(image)
+
     def add(self, image: ImageInFlight) -> None:
-        """Count an image as in flight."""
+        """Count an image as in flight, and what it will cost as arrived."""
         self._images[image.sample.id] = image
+        self.update(image)
+        for stage, seconds in self._shares[image.sample.id]:
+            self._arrived_totals[stage] += seconds
+
+    def update(self, image: ImageInFlight, index: int | None = None) -> None:
+        """Compute what an image still costs: from its last snapshot, or from the step `index`.
+
+        Nothing happens to an image that is not in flight.
+        """
+        if image.sample.id not in self._images:
+            return
+        sample = image.sample if index is None else replace(image.sample, index=index)
+        shares = tuple(
+            (work.segment.stage, amortized_seconds([work], costs) if costs.is_calibrated else 0.0)
+            for work in pending_work(sample, image.segments)
+            for costs in (self._costs[work.segment.stage],)
+        )
+        self._shares[image.sample.id] = shares
+        seconds: dict[Stage, float] = {}
+        for stage, share in shares:
+            pool = self._pools[stage]
+            seconds[pool] = seconds.get(pool, 0.0) + share
+        self.owed.put(image.sample.id, OwedImage(image.sample.caller, image.due, seconds))
 
     def remove(self, image: ImageInFlight) -> None:
         """Forget an image, however it ended."""
-        del self._images[image.sample.id]
+        del self._images[image.sample.id], self._shares[image.sample.id]
+        self.owed.remove(image.sample.id)
 
     @property
     def is_calibrated(self) -> bool:
         """Whether a step of every stage has been measured."""
-        return all(costs.is_calibrated for costs in self.costs.values())
-
-    def record_demand(self, image: ImageInFlight) -> None:
-        """Add what an accepted image will cost each of its stages, in full batches."""
-        for work in pending_work(image.sample, image.segments):
-            costs = self.costs[work.segment.stage]
-            if costs.is_calibrated:
-                self._arrived_totals[work.segment.stage] += amortized_seconds([work], costs)
+        return all(costs.is_calibrated for costs in self._costs.values())
 
     def demands(self) -> dict[Stage, Demand]:
         """Return what the images need from each stage.
@@ -77,41 +126,64 @@ class Backlog:
         demands = {
             stage: Demand(arrived_total=total) for stage, total in self._arrived_totals.items()
         }
-        for image in self._images.values():
-            for position, work in enumerate(pending_work(image.sample, image.segments)):
-                stage, costs = work.segment.stage, self.costs[work.segment.stage]
-                seconds = amortized_seconds([work], costs) if costs.is_calibrated else 0.0
+        for shares in self._shares.values():
+            for position, (stage, seconds) in enumerate(shares):
                 demands[stage] += Demand(1, seconds, seconds if position else 0.0)
         return demands
 
-    def owed_seconds(self) -> float:
-        """Return the predicted GPU seconds that all images still need."""
-        return self._seconds(self._images.values())
+    def works(self, images: Sequence[ImageInFlight]) -> tuple[StageWork, ...]:
+        """Return the work of a job's images at each stage; none before a step was measured.
 
-    def seconds_before(self, image: ImageInFlight) -> float:
-        """Return the GPU seconds of the images that the engines run before this one.
-
-        They are those with fewer steps left.
+        The images need not be in flight.
         """
-        return self._seconds(
-            other for other in self._images.values() if other.steps_left < image.steps_left
-        )
+        works: dict[Stage, StageWork] = {}
+        for image in images:
+            isolated: dict[Stage, float] = {}
+            amortized: dict[Stage, float] = {}
+            for work in pending_work(image.sample, image.segments):
+                pool, costs = self._pools[work.segment.stage], self._costs[work.segment.stage]
+                if not costs.is_calibrated:
+                    return ()
+                isolated[pool] = isolated.get(pool, 0.0) + isolated_seconds([work], costs)
+                amortized[pool] = amortized.get(pool, 0.0) + amortized_seconds([work], costs)
+            for pool, seconds in isolated.items():
+                known = works.get(pool) or StageWork(pool, 0, 0.0, 0.0)
+                works[pool] = StageWork(
+                    pool,
+                    known.images + 1,
+                    known.amortized + amortized[pool],
+                    max(known.isolated, seconds),
+                )
+        return tuple(works.values())
 
-    def seconds_of(self, image: ImageInFlight) -> float:
-        """Return the GPU seconds that an image still needs when it runs alone."""
-        return self._seconds([image])
+    def isolated_seconds(self, image: ImageInFlight) -> float:
+        """Return the seconds that an image still takes on idle replicas; 0 if that is unknown."""
+        return self._alone(image) if self.is_calibrated else 0.0
 
-    def default_timeout(self, *, several_models: bool, cold_stages: int) -> float:
+    def load_seconds(self, newcomers: Sequence[ImageInFlight]) -> float:
+        """Return the seconds of loading the base models that only images in flight wait for."""
+        own = {image.sample.spec.model for image in newcomers}
+        others = {
+            image.sample.spec.model: image.sample
+            for image in self._images.values()
+            if image.sample.stage is Stage.BASE and image.sample.spec.model not in own
+        }
+        costs = self._costs[Stage.BASE]
+        return sum(load_seconds(other, costs) for other in others.values())
+
+    def default_timeout(
+        self, image: ImageInFlight, *, several_models: bool, cold_stages: int
+    ) -> float:
         """Return the seconds that an image may take whose caller chose no timeout.
 
-        They are four times the predicted seconds of the work in flight, a minute, and two minutes
-        for each model that it may have to wait for: one per stage that may have no replica, and,
-        with several models, one per model in use, its own too. Which models are in memory now makes
-        no difference, since they may be evicted before the image's turn.
+        They are four times the predicted seconds of the image and of the work in flight, a minute,
+        and two minutes for each model that it may have to wait for: one per stage that may have no
+        replica, and, with several models, one per model in use, its own too. Which models are in
+        memory now makes no difference, since they may be evicted before the image's turn.
         """
         loads = cold_stages
         if several_models:
-            images = self._images.values()
+            images = [image, *self._images.values()]
             loads += len(
                 {
                     image.sample.spec.model
@@ -119,12 +191,15 @@ class Backlog:
                     if image.segments[0].stage is Stage.BASE
                 }
             )
-        return _TIMEOUT_FACTOR * self.owed_seconds() + _TIMEOUT_GRACE_S + _MODEL_LOAD_S * loads
+        if self.is_calibrated:
+            predicted = sum(map(self.owed.total, self.owed.stages)) + self._alone(image)
+        else:  # on an assumed machine, a slow one
+            predicted = sum(map(self._alone, self._images.values()))
+        return _TIMEOUT_FACTOR * predicted + _TIMEOUT_GRACE_S + _MODEL_LOAD_S * loads
 
-    def _seconds(self, images: Iterable[ImageInFlight]) -> float:
-        """Return the GPU seconds that these images still need, batched where they can be."""
-        pending = [work for image in images for work in pending_work(image.sample, image.segments)]
+    def _alone(self, image: ImageInFlight) -> float:
+        """Return the seconds that an image takes on idle replicas, assumed where unknown."""
         return sum(
-            forecast([work for work in pending if work.segment.stage is stage], costs).seconds
-            for stage, costs in self.costs.items()
+            isolated_seconds([work], self._costs[work.segment.stage])
+            for work in pending_work(image.sample, image.segments)
         )

@@ -186,6 +186,22 @@ GPU_WASTED = _counter(
 OWED_SECONDS = _gauge(
     "aura_owed_seconds", "Backlog: predicted GPU seconds of what a replica has accepted"
 )
+REQUESTS_ADMITTED = _counter(
+    "aura_requests_admitted_total", "Requests for images that were admitted to the queue"
+)
+REQUESTS_REFUSED = _counter(
+    "aura_requests_refused_total",
+    "Requests for images that were refused when they came: too many open requests, a full queue, "
+    "a deadline that the queue or nothing at all can meet",
+    "reason",
+)
+QUEUE_SECONDS = _gauge(
+    "aura_queue_seconds",
+    "Predicted seconds until everything that was admitted is done, as an ingress knows it",
+)
+QUEUE_LIMIT_SECONDS = _gauge(
+    "aura_queue_limit_seconds", "MAX_QUEUE_SECONDS: beyond this wait requests are refused"
+)
 BUILD_INFO = _gauge("aura_build_info", "Always 1; the labels are the versions", "version", "torch")
 
 METRICS = (
@@ -193,6 +209,7 @@ METRICS = (
     *(IMAGES, IMAGE_DURATION, IMAGES_COMPLETED, IMAGES_ON_TIME, IMAGES_CANCELLED, IMAGES_RESUMED),
     *(IMAGES_QUARANTINED, IMAGES_CONVICTED, REPLICAS_SILENT, NUMERIC_FAULTS),
     *(IMAGES_RUNNING, IMAGES_WAITING, STAGE_DURATION, QUEUE_TIME),
+    *(REQUESTS_ADMITTED, REQUESTS_REFUSED, QUEUE_SECONDS, QUEUE_LIMIT_SECONDS),
     *(STEP_DURATION, STEP_ROWS, STEP_LANES, GPU_TIME, GPU_WASTED, OWED_SECONDS, BUILD_INFO),
 )
 

@@ -11,7 +11,8 @@ from serve_app.core.diffusion.spec import ImageSpec
 class ImageTask:
     """One image to be made for one caller.
 
-    `timeout_s` counts from when the task is accepted; None leaves the deadline to the service.
+    `timeout_s` counts from when the request arrived; None leaves the deadline to the service.
+    `arrived` is a time of the process's event loop; None for a task that begins when it is run.
     """
 
     id: str
@@ -19,3 +20,9 @@ class ImageTask:
     inputs: ImageInputs = NO_INPUTS
     timeout_s: float | None = None
     caller: Caller = NO_CALLER
+    arrived: float | None = None
+
+    def deadline(self, now: float) -> float | None:
+        """Return the time by which the image must be ready, if its caller chose one."""
+        arrived = now if self.arrived is None else self.arrived
+        return None if self.timeout_s is None else arrived + self.timeout_s

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from starlette.responses import JSONResponse, Response
 
+from serve_app.core.capacity.virtual_queue import bounded_retry
 from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.service.info import HealthStatus
 from serve_app.core.service.jobs import Job
 from serve_app.ingress.accept import JSON, PNG, negotiate
-from serve_app.ingress.errors import retry_after
 from serve_app.ingress.generation_job import RerunFormat
 from serve_app.ingress.native.rerun import GENERATE, REFINE
 from serve_app.ingress.native.response_schemas import (
@@ -153,7 +153,7 @@ async def health(services: Services) -> Response:
     ).model_dump(by_alias=True)
     if health.status in (HealthStatus.READY, HealthStatus.DEGRADED):
         return JSONResponse(body)
-    headers = {"Retry-After": str(retry_after(health.owed_seconds))}
+    headers = {"Retry-After": str(bounded_retry(health.owed_seconds))}
     return JSONResponse(body, status_code=503, headers=headers)
 
 

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
-from serve_app.core.capacity.forecast import amortized_seconds, forecast, pending_work
+from serve_app.core.capacity.forecast import (
+    amortized_seconds,
+    forecast,
+    isolated_seconds,
+    pending_work,
+)
 from serve_app.core.capacity.gpu_time import GpuTimeAccount
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, stage_segments, with_latents
@@ -55,6 +60,15 @@ def test_images_that_step_together_pay_for_the_lanes_together() -> None:
 def test_a_queue_takes_as_many_steps_as_it_has_batches() -> None:
     queue = [owed(sample(str(number), 10)) for number in range(9)]
     assert forecast(queue, COSTS).seconds == 3 * 10 + 9 * 0.75
+
+
+def test_an_image_takes_as_long_alone_as_its_steps_and_its_own_turns() -> None:
+    assert isolated_seconds([owed(sample("a", 10))], COSTS) == 10.75
+    unguided = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 64, 64, 2)
+    fast = CostTable(
+        {**COSTS.seconds_by_turn, unguided: 0.5}, {ModelKey(Stage.BASE): BatchSize(4, 0)}
+    )
+    assert isolated_seconds([owed(sample("a", 10))], fast) == 5.75  # in a batch of its own rows
 
 
 def test_the_last_image_of_a_batch_pays_alone_for_its_remaining_steps() -> None:

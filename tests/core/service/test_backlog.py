@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.core.capacity.admission import StageWork
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.demand import Demand
 from serve_app.core.diffusion.keys import ModelKey
@@ -27,8 +28,10 @@ COSTS = CostTable(
 )
 
 
-def image(id: str, *, refiner: bool = True, at: int = 0, model: str = "fox") -> ImageInFlight:
-    spec = replace(SPEC, model=model)
+def image(
+    id: str, *, refiner: bool = True, at: int = 0, model: str = "fox", handoff: float = 0.8
+) -> ImageInFlight:
+    spec = replace(SPEC, model=model, handoff=handoff)
     schedule = make_schedule(NoiseConfig(), spec.sampler, spec.steps, None, spec.handoff)
     segments = stage_segments(schedule, spec.handoff, refiner=refiner)
     sample: Sample[float] = new_sample(id, spec, schedule, segments[0].stage)
@@ -37,55 +40,105 @@ def image(id: str, *, refiner: bool = True, at: int = 0, model: str = "fox") -> 
 
 @pytest.fixture
 def backlog() -> Backlog:
-    return Backlog(Stage)
+    return Backlog({stage: stage for stage in Stage})
 
 
 def calibrate(backlog: Backlog) -> None:
     for stage in Stage:
-        backlog.costs[stage] = COSTS
+        backlog.set_costs(stage, COSTS)
 
 
-def test_an_image_is_in_the_backlog_until_it_is_removed(backlog: Backlog) -> None:
+def owed(backlog: Backlog) -> dict[Stage, float]:
+    return {stage: backlog.owed.total(stage) for stage in backlog.owed.stages}
+
+
+def test_an_image_is_owed_until_it_is_removed(backlog: Backlog) -> None:
+    calibrate(backlog)
     fox = image("a")
     backlog.add(fox)
     assert len(backlog) == 1
+    assert owed(backlog) == {Stage.BASE: 8, Stage.REFINER: 2}  # two images step together
     backlog.remove(fox)
     assert len(backlog) == 0
-    assert backlog.owed_seconds() == 0
+    assert owed(backlog) == dict.fromkeys(Stage, 0)
+    backlog.update(fox)  # such as by a late event
+    assert owed(backlog) == dict.fromkeys(Stage, 0)
 
 
 def test_a_backlog_is_calibrated_once_a_step_of_every_stage_was_measured(backlog: Backlog) -> None:
-    assert not backlog.is_calibrated
-    backlog.costs[Stage.BASE] = COSTS
-    assert not backlog.is_calibrated
-    backlog.costs[Stage.REFINER] = COSTS
-    assert backlog.is_calibrated
+    calibrated = [backlog.is_calibrated]
+    for stage in Stage:
+        backlog.set_costs(stage, COSTS)
+        calibrated.append(backlog.is_calibrated)
+    assert calibrated == [False, False, True]
+    assert backlog.costs == dict.fromkeys(Stage, COSTS)
 
 
-def test_images_that_can_step_together_share_their_seconds(backlog: Backlog) -> None:
+def test_the_first_costs_count_at_once_for_what_waits(backlog: Backlog) -> None:
+    backlog.add(image("a"))
+    assert owed(backlog) == dict.fromkeys(Stage, 0)
+    assert backlog.works([image("b")]) == ()
+    assert backlog.isolated_seconds(image("b")) == 0
     calibrate(backlog)
-    first, second = image("a"), image("b")
-    backlog.add(first)
-    assert backlog.owed_seconds() == backlog.seconds_of(first) == 20
-    backlog.add(second)
-    assert backlog.owed_seconds() == 20
-    assert backlog.seconds_of(second) == 20
+    assert owed(backlog) == {Stage.BASE: 8, Stage.REFINER: 2}
 
 
-def test_images_with_fewer_steps_left_run_before_an_image(backlog: Backlog) -> None:
+def test_later_costs_count_once_they_have_changed_as_often_as_images_wait(backlog: Backlog) -> None:
     calibrate(backlog)
-    new, half_done = image("new"), image("half", refiner=False, at=10)
-    backlog.add(new)
-    backlog.add(half_done)
-    assert half_done.steps_left == 10
-    assert backlog.seconds_before(new) == 10
-    assert backlog.seconds_before(half_done) == 0
+    for id in "abc":
+        backlog.add(image(id))
+    slower = replace(COSTS, seconds_by_turn={**COSTS.seconds_by_turn, STEPS[0]: 2.0})
+    totals = []
+    for _ in range(4):
+        backlog.set_costs(Stage.BASE, slower)
+        totals.append(backlog.owed.total(Stage.BASE))
+    assert totals[0] == 24
+    assert totals[-1] == 48
+
+
+def test_an_image_is_owed_less_with_each_step_that_is_known_of(backlog: Backlog) -> None:
+    calibrate(backlog)
+    fox = image("a")
+    backlog.add(fox)
+    backlog.update(fox, 10)
+    assert owed(backlog) == {Stage.BASE: 3, Stage.REFINER: 2}
+    fox.sample = replace(fox.sample, index=16)
+    backlog.update(fox)
+    assert owed(backlog) == {Stage.BASE: 0, Stage.REFINER: 2}
+
+
+def test_where_one_replica_runs_both_stages_their_work_is_owed_together() -> None:
+    backlog = Backlog(dict.fromkeys(Stage, Stage.BASE))
+    calibrate(backlog)
+    backlog.add(image("a"))
+    assert owed(backlog) == {Stage.BASE: 10}
+    assert backlog.works([image("b"), image("c")]) == (StageWork(Stage.BASE, 2, 20.0, 20.0),)
+
+
+def test_a_job_s_work_is_that_of_all_its_images_and_as_long_as_the_longest(
+    backlog: Backlog,
+) -> None:
+    calibrate(backlog)
+    assert backlog.works([image("a"), image("b", at=10)]) == (
+        StageWork(Stage.BASE, 2, 8 + 3.0, 16.0),
+        StageWork(Stage.REFINER, 2, 4.0, 4.0),
+    )
+    assert backlog.isolated_seconds(image("a")) == 20
+
+
+def test_models_that_only_others_wait_for_have_to_be_loaded_first(backlog: Backlog) -> None:
+    load = TurnKind(WorkKind.LOAD, ModelKey(Stage.BASE, "owl"))
+    costs = replace(COSTS, seconds_by_turn={**COSTS.seconds_by_turn, load: 30.0})
+    backlog.set_costs(Stage.BASE, costs)
+    for id, model in (("a", "owl"), ("b", "owl"), ("c", "fox")):
+        backlog.add(image(id, model=model))
+    backlog.add(image("d", model="owl", handoff=0))  # the refiner alone
+    assert backlog.load_seconds([image("e")]) == 30
+    assert backlog.load_seconds([image("e", model="owl"), image("f")]) == 0
 
 
 def test_demand_without_costs_is_the_number_of_images(backlog: Backlog) -> None:
-    fox = image("a")
-    backlog.add(fox)
-    backlog.record_demand(fox)
+    backlog.add(image("a"))
     assert backlog.demands() == dict.fromkeys(Stage, Demand(1))
 
 
@@ -93,8 +146,7 @@ def test_demand_counts_upstream_work_apart_and_totals_for_ever(backlog: Backlog)
     calibrate(backlog)
     fox = image("a")
     backlog.add(fox)
-    backlog.record_demand(fox)
-    assert backlog.demands() == {  # two images step together
+    assert backlog.demands() == {
         Stage.BASE: Demand(1, 8, 0, 8),
         Stage.REFINER: Demand(1, 2, 2, 2),
     }
@@ -105,12 +157,42 @@ def test_demand_counts_upstream_work_apart_and_totals_for_ever(backlog: Backlog)
     }
 
 
-def test_the_default_timeout_covers_the_backlog_and_the_models_to_load(backlog: Backlog) -> None:
-    assert backlog.default_timeout(several_models=False, cold_stages=0) == 60
-    assert backlog.default_timeout(several_models=False, cold_stages=1) == 60 + 120
+def timeout(backlog: Backlog, fox: ImageInFlight, *, several: bool = False, cold: int = 0) -> float:
+    return backlog.default_timeout(fox, several_models=several, cold_stages=cold)
+
+
+def test_the_default_timeout_covers_the_work_in_flight_and_the_image_alone(
+    backlog: Backlog,
+) -> None:
+    calibrate(backlog)
+    fox = image("a")
+    assert timeout(backlog, fox) == 4 * 20 + 60
+    backlog.add(fox)
+    backlog.add(image("b"))
+    assert timeout(backlog, fox) == 4 * (2 * 10 + 20) + 60
+
+
+def test_before_a_step_was_measured_the_default_timeout_is_for_a_slow_machine(
+    backlog: Backlog,
+) -> None:
+    fox = image("a")
+    backlog.add(fox)
+    backlog.add(image("b"))
+    slow = timeout(backlog, fox) - 60
+    assert slow > 0
+    backlog.remove(fox)
+    assert timeout(backlog, fox) - 60 == pytest.approx(slow / 2)
+
+
+def test_the_default_timeout_grows_with_the_models_that_may_have_to_be_loaded(
+    backlog: Backlog,
+) -> None:
+    fox = image("a")
+    assert timeout(backlog, fox) == 60
+    assert timeout(backlog, fox, cold=1) == 60 + 120
+    assert timeout(backlog, fox, several=True) == 60 + 120  # may have been evicted
+    calibrate(backlog)
     for number, model in enumerate(("fox", "owl", "fox")):
         backlog.add(image(str(number), model=model))
-    work = 4 * backlog.owed_seconds()
-    assert work > 0
-    assert backlog.default_timeout(several_models=False, cold_stages=0) == work + 60
-    assert backlog.default_timeout(several_models=True, cold_stages=0) == work + 60 + 2 * 120
+    backlog.add(image("refined", model="ink", handoff=0))
+    assert timeout(backlog, fox, several=True) - timeout(backlog, fox) == 2 * 120

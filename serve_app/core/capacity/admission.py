@@ -1,0 +1,178 @@
+"""Admission: whether a job may wait for its turn, decided from what is owed before it.
+
+The service and the simulator both use this decision. It predicts when a job would be done, as a
+fluid that fair sharing serves through the stages. No Ray and no clock: a deadline is the seconds
+that are left.
+
+A full queue delays nothing but itself, but a queue in which jobs miss their deadlines makes images
+that nobody waits for any more (congestion collapse). So what can't be in time is refused when it
+comes, while a refusal still costs nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import ceil
+
+from serve_app.core.caller import Caller
+from serve_app.core.capacity.fair_share import Amounts, served_before
+from serve_app.core.diffusion.spec import Stage
+
+# Predicted waits are off by some share, and a job that comes late is worth nothing: so a deadline
+# needs room for a wait that is longer by this share.
+_WAIT_MARGIN = 0.1
+# The share of the predicted seconds that an image is sure to take. A prediction may be too long,
+# and what is given up because of it would have been in time.
+OPTIMISM = 0.8
+
+
+class Refusal(StrEnum):
+    """Why a job is refused."""
+
+    OPEN_REQUESTS = "open_requests"  # there are too many jobs, whatever they take
+    QUEUE = "queue"  # it would have to wait longer than anybody may
+    DEADLINE = "deadline"  # it would be late because of the others
+    IMPOSSIBLE = "impossible_deadline"  # it would be late even in an idle service
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """The bounds of the queue."""
+
+    queue_seconds: float = 120.0  # that a job may have to wait for others
+    open_requests: int = 256  # jobs in the whole service
+
+
+@dataclass(frozen=True, slots=True)
+class StageQueue:
+    """What the replicas of a stage, or those of both stages together, still have to do.
+
+    `earlier` is the part of the newcomer's own caller that goes before the newcomer.
+    """
+
+    replicas: int = 1
+    batch_images: int = 1  # that step together
+    images: int = 0  # accepted, and not done with the stage
+    owed: Amounts = field(default_factory=dict)  # GPU-seconds in full batches, by caller
+    earlier: float = 0.0  # GPU-seconds, likewise
+    loading: float = 0.0  # seconds that each replica needs to load others' models
+
+    @property
+    def places(self) -> int:
+        """The images that can step at the same time."""
+        return max(1, self.replicas) * self.batch_images
+
+    @property
+    def drain_seconds(self) -> float:
+        """Seconds until everything that is owed is done."""
+        return sum(self.owed.values()) / max(1, self.replicas)
+
+    def wait(self, work: "StageWork", caller: Caller) -> float:
+        """Return the seconds until a caller's new work begins: none while there are free places."""
+        if not self.images or self.images + work.images <= self.places:
+            return 0.0
+        before = served_before(self.owed, caller, self.earlier, work.amortized)
+        return before / max(1, self.replicas) + self.loading
+
+
+@dataclass(frozen=True, slots=True)
+class StageWork:
+    """The work of a job's images at one stage."""
+
+    stage: Stage  # or the first of two that share their replicas
+    images: int
+    amortized: float  # GPU-seconds of all images, in full batches
+    isolated: float  # seconds of the longest image on an idle replica
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A job at the door: all its images are admitted, or none."""
+
+    caller: Caller
+    works: Sequence[StageWork]  # in the order of the stages; empty while nothing is known of costs
+    seconds_left: float | None = None  # until its deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a job is admitted, and the prediction behind that, in seconds."""
+
+    refusal: Refusal | None  # None: it is admitted
+    wait: float = 0.0  # for others
+    own: float = 0.0  # of the job itself
+    fits_in: float = 0.0  # until a refused job would fit, if nobody else came
+    service_seconds: float = 0.0  # of the whole service that the job takes
+
+
+def decide(
+    newcomer: Newcomer,
+    queues: Mapping[Stage, StageQueue],
+    open_requests: int,
+    limits: AdmissionLimits,
+) -> Decision:
+    """Return whether a job is admitted beside what is owed at each stage.
+
+    A job that finds nothing owed is refused only if its deadline is impossible.
+    """
+    own = _own_seconds(newcomer.works, queues, sure=False)
+    wait = _finish(newcomer, queues) - sum(work.isolated for work in newcomer.works)
+    seconds = max(
+        (work.amortized / max(1, queues[work.stage].replicas) for work in newcomer.works),
+        default=0.0,
+    )
+    refusal, fits_in = None, 0.0
+    left = newcomer.seconds_left
+    if left is not None and left < OPTIMISM * _own_seconds(newcomer.works, queues, sure=True):
+        refusal = Refusal.IMPOSSIBLE
+    elif open_requests >= limits.open_requests:
+        refusal, fits_in = Refusal.OPEN_REQUESTS, _seconds_per_job(queues, open_requests)
+    elif wait > limits.queue_seconds:
+        refusal, fits_in = Refusal.QUEUE, wait - limits.queue_seconds
+    elif left is not None and wait and left < own + wait * (1 + _WAIT_MARGIN):
+        refusal, fits_in = Refusal.DEADLINE, wait - max(0.0, left - own) / (1 + _WAIT_MARGIN)
+    return Decision(refusal, wait, own, fits_in, seconds)
+
+
+def latest_start(deadline: float, isolated_seconds: float) -> float:
+    """Return the time after which an image that still waits is given up: it can't be in time.
+
+    `isolated_seconds` is what is left of it. One that has begun is never given up by this: it is
+    finished before others begin.
+    """
+    return deadline - OPTIMISM * isolated_seconds
+
+
+def _finish(newcomer: Newcomer, queues: Mapping[Stage, StageQueue]) -> float:
+    """Return the seconds until the job is done, for a job of one batch.
+
+    Work at a later stage goes on while the job is at an earlier one.
+    """
+    finish = 0.0
+    for work in newcomer.works:
+        turn = queues[work.stage].wait(work, newcomer.caller)
+        finish = max(finish, turn) + work.isolated
+    return finish
+
+
+def _own_seconds(
+    works: Sequence[StageWork], queues: Mapping[Stage, StageQueue], *, sure: bool
+) -> float:
+    """Return the seconds that a job takes in an idle service.
+
+    Its images pass one stage after the other, and several batches of them follow each other at the
+    slowest stage. `sure`: at the least, as if images could be divided ever so finely.
+    """
+    longest = 0.0
+    for work in works:
+        queue = queues[work.stage]
+        seconds = work.amortized / max(1, queue.replicas)
+        if not sure:
+            seconds = max(seconds, ceil(work.images / queue.places) * work.isolated)
+        longest = max(longest, seconds - work.isolated)
+    return sum(work.isolated for work in works) + longest
+
+
+def _seconds_per_job(queues: Mapping[Stage, StageQueue], open_requests: int) -> float:
+    """Return the mean seconds until one of the open jobs is done."""
+    return max((queue.drain_seconds for queue in queues.values()), default=0.0) / open_requests

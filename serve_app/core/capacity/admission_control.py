@@ -1,0 +1,145 @@
+"""`AdmissionControl`: the state behind admission, of one ingress process or of a simulation.
+
+It adds up what was accepted here and what the other ingress processes say that they accepted, and
+asks `admission.decide`. No clock: times are arguments, in seconds of any one clock.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from serve_app.core.caller import Caller
+from serve_app.core.capacity.admission import (
+    AdmissionLimits,
+    Decision,
+    Newcomer,
+    Refusal,
+    StageQueue,
+    StageWork,
+    decide,
+)
+from serve_app.core.capacity.fair_share import total
+from serve_app.core.capacity.ingress_load import IngressLoad, sum_of
+from serve_app.core.capacity.owed_work import OwedWork
+from serve_app.core.capacity.virtual_queue import VirtualQueue
+from serve_app.core.diffusion.spec import Stage
+
+EXCHANGE_INTERVAL_S = 1.0  # between two exchanges of loads, while there are jobs
+_MAX_MISSED = 3  # exchanges in a row that may fail before the others' load counts as unknown
+
+
+@dataclass(frozen=True, slots=True)
+class StageCapacity:
+    """The replicas of a stage, as known at one time."""
+
+    replicas: int = 1
+    batch_images: int = 1  # that step together on one
+    loading: float = 0.0  # seconds to load the models that others wait for
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision, and what a refused caller is told."""
+
+    decision: Decision
+    retry_after: int = 0  # seconds; 0 where nothing is to be tried again
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why the job is refused; None if it is admitted."""
+        return self.decision.refusal
+
+
+class AdmissionControl:
+    """The jobs that were accepted, those that were sent away, and what other processes have.
+
+    Its owner is the only writer. Images are counted in `owed`.
+    """
+
+    def __init__(self, stages: Collection[Stage], limits: AdmissionLimits) -> None:
+        self.owed = OwedWork(stages)
+        self.jobs = 0  # accepted here, and not ended
+        self.limits = limits
+        self._stages = stages
+        self._sent_away = VirtualQueue()
+        self._others = IngressLoad()
+        self._others_count = 0
+        self._others_at = 0.0
+
+    def judge(
+        self,
+        caller: Caller,
+        works: Iterable[StageWork],
+        due: float,
+        deadline: float | None,
+        capacities: Mapping[Stage, StageCapacity],
+        now: float,
+    ) -> Verdict:
+        """Return whether a job is admitted; book one that is sent away, to come back later.
+
+        `due` is when the job's longest image would be done if it ran alone. `deadline` is when all
+        must be done.
+        """
+        others = self.others(now)
+        left = None if deadline is None else deadline - now
+        queues = {
+            stage: self._queue(stage, caller, due, capacities.get(stage, StageCapacity()), others)
+            for stage in self._stages
+        }
+        newcomer = Newcomer(caller, tuple(works), left)
+        decision = decide(newcomer, queues, self.jobs + others.jobs, self.limits)
+        if decision.refusal is None or decision.refusal is Refusal.IMPOSSIBLE:
+            return Verdict(decision)
+        self._sent_away, retry_after = self._sent_away.drain(now, others.sent_away).book(
+            caller, decision.service_seconds, decision.fits_in, others.sent_away
+        )
+        return Verdict(decision, retry_after)
+
+    def load(self, now: float) -> IngressLoad:
+        """Return what was accepted here, for the other processes."""
+        self._sent_away = self._sent_away.drain(now, self._others.sent_away)
+        return IngressLoad(
+            self.jobs,
+            {stage: self.owed.images(stage) for stage in self._stages},
+            {stage: dict(self.owed.by_caller(stage)) for stage in self._stages},
+            self._sent_away.booked,
+        )
+
+    def update_others(self, loads: Collection[IngressLoad], now: float) -> None:
+        """Take note of what each of the other ingress processes has accepted."""
+        self._others, self._others_count, self._others_at = sum_of(loads), len(loads), now
+
+    def others(self, now: float) -> IngressLoad:
+        """Return what the other processes have accepted.
+
+        If that has not been known for some seconds, each is believed to have as much as this one.
+        """
+        if now - self._others_at <= _MAX_MISSED * EXCHANGE_INTERVAL_S or not self._others_count:
+            return self._others
+        return self.load(now).scaled(self._others_count)
+
+    def drain_seconds(self, capacities: Mapping[Stage, StageCapacity], now: float) -> float:
+        """Return the seconds until everything that was accepted is done."""
+        others = self.others(now)
+        return max(
+            (self.owed.total(stage) + sum(others.owed.get(stage, {}).values()))
+            / max(1, capacities.get(stage, StageCapacity()).replicas)
+            for stage in self._stages
+        )
+
+    def _queue(
+        self,
+        stage: Stage,
+        caller: Caller,
+        due: float,
+        capacity: StageCapacity,
+        others: IngressLoad,
+    ) -> StageQueue:
+        owed = others.owed.get(stage, {})
+        return StageQueue(
+            replicas=capacity.replicas,
+            batch_images=capacity.batch_images,
+            images=self.owed.images(stage) + others.images.get(stage, 0),
+            owed=total(self.owed.by_caller(stage), owed) if owed else self.owed.by_caller(stage),
+            earlier=self.owed.earlier(stage, caller, due) + owed.get(caller, 0.0),
+            loading=capacity.loading,
+        )

@@ -1,0 +1,157 @@
+"""`Admission`: jobs at the door of one ingress process are admitted, or refused with a named error.
+
+The decision is core's. Here are the clock, the replicas as their stages last reported them, and
+what the other ingress processes have. No HTTP and no Ray.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from contextvars import Context
+from dataclasses import replace
+from typing import Any
+
+from serve_app.core.caller import Caller
+from serve_app.core.capacity.admission import AdmissionLimits, Decision, Refusal
+from serve_app.core.capacity.admission_control import (
+    EXCHANGE_INTERVAL_S,
+    AdmissionControl,
+    StageCapacity,
+)
+from serve_app.core.capacity.ingress_load import IngressLoad
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.errors import AuraError, DeadlineExceeded, Overloaded
+from serve_app.core.service.backlog import Backlog, ImageInFlight
+from serve_app.core.service.events import ReplicaStats
+from serve_app.core.service.metrics import (
+    QUEUE_LIMIT_SECONDS,
+    QUEUE_SECONDS,
+    REQUESTS_ADMITTED,
+    REQUESTS_REFUSED,
+    Meter,
+)
+from serve_app.deployments.stage_client import StageClient
+
+
+class Admission:
+    """The jobs that one ingress process has admitted, and how much room there is for more."""
+
+    def __init__(
+        self, stages: Mapping[Stage, StageClient], limits: AdmissionLimits, meter: Meter
+    ) -> None:
+        self._clients: dict[Stage, StageClient] = {}  # by pool: the first stage of each client
+        pools: dict[Stage, Stage] = {}
+        for stage, client in stages.items():
+            known = (pool for pool, other in self._clients.items() if other is client)
+            pools[stage] = pool = next(known, stage)
+            self._clients[pool] = client
+        self._pools = pools
+        self._control = AdmissionControl(tuple(self._clients), limits)
+        self.backlog = Backlog(pools, self._control.owed)
+        self._meter = meter
+        self._replicas: dict[Stage, int] = {}
+        self._watching: asyncio.Task[None] | None = None
+
+    def admit(
+        self, images: Sequence[ImageInFlight], caller: Caller, deadline: float | None
+    ) -> ExitStack:
+        """Count a job as accepted until the context ends that is returned, and its images.
+
+        The images stay in the backlog until they are removed. Raises `Overloaded` or
+        `DeadlineExceeded`, for the whole job.
+        """
+        now = asyncio.get_running_loop().time()
+        self._watch()
+        for image in images:
+            image.due = now + self.backlog.isolated_seconds(image)
+        due = max(image.due for image in images)
+        works = self.backlog.works(images)
+        capacities = {pool: self._capacity(pool, images) for pool in self._clients}
+        verdict = self._control.judge(caller, works, due, deadline, capacities, now)
+        if verdict.refusal is not None:
+            self._meter.record(REQUESTS_REFUSED, reason=verdict.refusal)
+            left = 0.0 if deadline is None else deadline - now
+            raise _error(verdict.refusal, verdict.decision, left, verdict.retry_after)
+        self._meter.record(REQUESTS_ADMITTED)
+        self._control.jobs += 1
+        context = ExitStack()
+        context.callback(self._end_job)
+        for image in images:
+            self.backlog.add(image)
+        return context
+
+    def drain_seconds(self) -> float:
+        """Return the predicted seconds until everything that was admitted is done."""
+        now = asyncio.get_running_loop().time()
+        capacities = {pool: StageCapacity(self._replicas.get(pool, 1)) for pool in self._clients}
+        return self._control.drain_seconds(capacities, now)
+
+    def load(self) -> dict[str, Any]:
+        """Return what was admitted here, in plain values for the other ingress processes."""
+        return self._control.load(asyncio.get_running_loop().time()).to_wire()
+
+    def update_others(self, loads: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of what each of the other ingress processes has admitted."""
+        known = [load for wire in loads if (load := IngressLoad.from_wire(wire)) is not None]
+        self._control.update_others(known, asyncio.get_running_loop().time())
+
+    def update_replicas(self, pool: Stage, stats: Sequence[ReplicaStats]) -> None:
+        """Take note of the replicas that answered, and of their costs while none are known.
+
+        That none answers says little: they may be busy, or about to be replaced.
+        """
+        stats = [replica for replica in stats if not replica.is_hanging]
+        if not stats:
+            return
+        self._replicas[pool] = len(stats)
+        costs = next(
+            (replica.engine.costs for replica in stats if replica.engine.costs.is_calibrated), None
+        )
+        for stage, its_pool in self._pools.items():
+            if costs and its_pool is pool and not self.backlog.costs[stage].is_calibrated:
+                self.backlog.set_costs(stage, costs)
+
+    def _end_job(self) -> None:
+        self._control.jobs -= 1
+
+    def _watch(self) -> None:
+        """Keep the number of replicas up to date while there are jobs."""
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch_replicas(), context=Context())
+
+    async def _watch_replicas(self) -> None:
+        while True:
+            for pool, client in self._clients.items():
+                self.update_replicas(pool, await client.stats())
+            self._meter.record(QUEUE_SECONDS, self.drain_seconds())
+            self._meter.record(QUEUE_LIMIT_SECONDS, self._control.limits.queue_seconds)
+            if not self._control.jobs:
+                return
+            await asyncio.sleep(EXCHANGE_INTERVAL_S)
+
+    def _capacity(self, pool: Stage, images: Sequence[ImageInFlight]) -> StageCapacity:
+        model = replace(images[0].sample, stage=pool).model_key
+        return StageCapacity(
+            self._replicas.get(pool, 1),
+            self.backlog.costs[pool].batch_size(model).images,
+            self.backlog.load_seconds(images) if pool is Stage.BASE else 0.0,
+        )
+
+
+def _error(refusal: Refusal, decision: Decision, left: float, retry_after: int) -> AuraError:
+    """Return what a refused caller is told; `left` are the seconds until the deadline."""
+    needed = decision.wait + decision.own
+    match refusal:
+        case Refusal.IMPOSSIBLE:
+            return DeadlineExceeded(
+                f"the image takes about {needed - decision.wait:.1f} s even alone, and "
+                f"{max(0.0, left):.1f} s are left",
+                remedy="Allow more time, or fewer steps",
+            )
+        case Refusal.DEADLINE:
+            problem = f"the image would take about {needed:.0f} s, and {left:.0f} s are left"
+        case Refusal.QUEUE:
+            problem = f"the queue is full: it takes about {decision.wait:.0f} s"
+        case Refusal.OPEN_REQUESTS:
+            problem = "as many requests are open as may be"
+    return Overloaded(problem, retry_after=retry_after)

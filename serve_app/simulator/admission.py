@@ -1,0 +1,67 @@
+"""The service's admission in a simulation, where every image is a job of its own."""
+
+from collections.abc import Mapping, Sequence
+
+from serve_app.core.caller import Caller
+from serve_app.core.capacity.admission import AdmissionLimits, StageWork
+from serve_app.core.capacity.admission_control import AdmissionControl, StageCapacity, Verdict
+from serve_app.core.capacity.owed_work import OwedImage
+from serve_app.core.diffusion.sample import StageSegment
+from serve_app.core.diffusion.spec import Stage
+from serve_app.core.scheduling.work import BatchSize
+from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.simulator.replica import SimSample
+
+
+class SimAdmission:
+    """The images that a simulated cluster has admitted; each is a job of its own."""
+
+    def __init__(self, limits: AdmissionLimits, size: BatchSize) -> None:
+        self._control = AdmissionControl(tuple(Stage), limits)
+        self._size = size
+
+    def judge(
+        self,
+        caller: Caller,
+        works: Sequence[StageWork],
+        due: float,
+        timeout_s: float | None,
+        replicas: Mapping[Stage, int],
+        now: float,
+    ) -> Verdict:
+        """Return whether an image is admitted, as the service would decide."""
+        capacities = {
+            stage: StageCapacity(count, self._size.images) for stage, count in replicas.items()
+        }
+        deadline = None if timeout_s is None else now + timeout_s
+        return self._control.judge(caller, works, due, deadline, capacities, now)
+
+    def begin(self, id: str, image: OwedImage) -> None:
+        """Count an image as admitted."""
+        self._control.jobs += 1
+        self.update(id, image)
+
+    def update(self, id: str, image: OwedImage) -> None:
+        """Take note of what an image still needs."""
+        self._control.owed.put(id, image)
+
+    def end(self, id: str) -> None:
+        """Take note that an image has ended."""
+        self._control.jobs -= 1
+        self._control.owed.remove(id)
+
+
+def stage_works(
+    sample: SimSample,
+    segments: Sequence[StageSegment],
+    shares: Sequence[float],
+    speed: GpuSpeed,
+    size: BatchSize,
+) -> list[StageWork]:
+    """Return the work of an image at each stage; `shares` are its GPU-seconds by segment."""
+    works, index = [], sample.index
+    for segment, share in zip(segments, shares, strict=True):
+        isolated = speed.isolated_seconds(sample.spec, (segment,), index, size)
+        works.append(StageWork(segment.stage, 1, share, isolated))
+        index = max(index, segment.stop)
+    return works

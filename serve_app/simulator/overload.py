@@ -1,0 +1,147 @@
+"""More is requested than the GPUs can do: what admission makes of it, on three traces.
+
+Goodput is the work of the images that are done before their deadline, as a share of what full
+batches of the busiest stage could do in the same time. It counts from when images are done as fast
+as they ever will be, until the requests end.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from random import Random
+
+from serve_app.core.capacity.admission import AdmissionLimits
+from serve_app.core.diffusion.spec import Stage
+from serve_app.simulator.cluster import Cluster
+from serve_app.simulator.comparison import SIZE, split_by_work, work_of
+from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.simulator.image import image_of
+from serve_app.simulator.policies import route_by_owed_work
+from serve_app.simulator.result import SimulationResult
+from serve_app.simulator.traces import WORKLOADS, Arrival, RequestMix, Workload, draw_trace
+
+OVERLOAD = "overload"  # the trace's name
+_ROUNDS = 4  # of adjusting the rate: a drawn trace has another load than its rate promises
+_SPEED = GpuSpeed()
+# Images that base begins and the refiner ends, each with half of the work.
+_EQUAL_IMAGES = RequestMix((30,), ((1024, 1024),), (6.9,), (0.5,), heavy=0.0)
+_STEADY = Workload(lambda at: 1.0, lambda at: _EQUAL_IMAGES)
+
+
+@dataclass(frozen=True, slots=True)
+class OverloadCase:
+    """A number of GPUs, and requests for more than they can do."""
+
+    requests: str  # what is requested, in words
+    workload: Workload
+    gpus: int
+    load: float  # as a share of what full batches of the busiest stage could do
+    seconds: float  # for which it lasts
+    warm_up: float  # seconds until images are done as fast as they ever will be
+    timeout: tuple[float, float]  # that callers allow: these times the isolated seconds, plus these
+    refused_return: bool = False  # once, each after its own Retry-After
+
+    @property
+    def title(self) -> str:
+        """The case in words."""
+        return f"{self.requests} on {self.gpus} GPUs"
+
+
+STEADY_CASE = OverloadCase("5x in 15 s", _STEADY, 4, 5.0, 120.0, 10.0, (0.0, 15.0))
+LARGE_CASE = OverloadCase("1.5x", WORKLOADS["steady"], 256, 1.5, 90.0, 30.0, (3.0, 10.0))
+BURST_CASE = OverloadCase(
+    "30 s of 5x in 15 s", _STEADY, 4, 5.0, 30.0, 10.0, (0.0, 15.0), refused_return=True
+)
+CASES = (STEADY_CASE, BURST_CASE, LARGE_CASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Returners:
+    """Those who were sent away, and came back once."""
+
+    count: int
+    accepted: int
+
+    @property
+    def share(self) -> float:
+        """The share of them that was accepted; 1 if none came."""
+        return self.accepted / self.count if self.count else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class OverloadResult:
+    """What became of the images of a case."""
+
+    case: OverloadCase
+    images: int
+    goodput: float  # a share of the capacity
+    refused: float  # the share of all that were requested
+    late: int  # given up, because the deadline could not be met any more
+    wasted: int  # of these, the images that had cost steps
+    returned_meanwhile: Returners  # while the requests lasted
+    returned_later: Returners
+
+
+def run_case(case: OverloadCase, seed: int) -> OverloadResult:
+    """Run a case and return what became of its images."""
+    trace, replicas = _draw(case, seed)
+    result = Cluster(
+        SIZE,
+        _SPEED,
+        route_by_owed_work(),
+        None,
+        replicas,
+        limits=AdmissionLimits(open_requests=len(trace)),
+        refused_return=case.refused_return,
+    ).run(trace)
+    return OverloadResult(
+        case,
+        len(trace),
+        _goodput(result, case, replicas),
+        sum(not image.returned for image in result.refused) / len(trace),
+        len(result.late),
+        sum(image.begun for image in result.late),
+        _returners(result, 0.0, case.seconds),
+        _returners(result, case.seconds, float("inf")),
+    )
+
+
+def _draw(case: OverloadCase, seed: int) -> tuple[list[Arrival], dict[Stage, int]]:
+    """Return the trace of a case, with deadlines, and the replicas of each stage."""
+    rate, trace, replicas = float(case.gpus), list[Arrival](), dict[Stage, int]()
+    for _ in range(_ROUNDS):
+        trace = draw_trace(case.workload, rate=rate, seconds=case.seconds, rng=Random(seed))
+        replicas = split_by_work(work_of(trace, _SPEED), case.gpus)
+        rate *= case.load / _load(trace, replicas, case.seconds)
+    times, plus = case.timeout
+    timed = [
+        replace(arrival, timeout_s=times * _isolated_seconds(arrival) + plus) for arrival in trace
+    ]
+    return timed, replicas
+
+
+def _load(images: Iterable[Arrival], replicas: Mapping[Stage, int], seconds: float) -> float:
+    """Return the work of the busiest stage, as a share of what full batches do in `seconds`."""
+    work = work_of(images, _SPEED)
+    return max(work[stage] / replicas[stage] / seconds for stage in Stage)
+
+
+def _isolated_seconds(arrival: Arrival) -> float:
+    spec, schedule, segments = image_of(arrival, refiner=True)
+    return _SPEED.isolated_seconds(spec, segments, schedule.start_index, SIZE)
+
+
+def _goodput(result: SimulationResult, case: OverloadCase, replicas: Mapping[Stage, int]) -> float:
+    done = [
+        image.arrival
+        for image in result.finished
+        if case.warm_up <= image.arrival.at + image.seconds < case.seconds
+    ]
+    return _load(done, replicas, case.seconds - case.warm_up)
+
+
+def _returners(result: SimulationResult, start: float, end: float) -> Returners:
+    """Return those who were sent away and came back between two times."""
+    came = [image.arrival.at + image.retry_after for image in result.refused if not image.returned]
+    again = [image.arrival.at for image in result.refused if image.returned]
+    count = sum(start <= at < end for at in came)
+    return Returners(count, count - sum(start <= at < end for at in again))

@@ -1,0 +1,125 @@
+"""Who is admitted beside what is owed, on images of four seconds in batches of four."""
+
+from dataclasses import replace
+
+import pytest
+
+from serve_app.core.caller import Caller
+from serve_app.core.capacity.admission import (
+    AdmissionLimits,
+    Decision,
+    Newcomer,
+    Refusal,
+    StageQueue,
+    StageWork,
+    decide,
+    latest_start,
+)
+from serve_app.core.diffusion.spec import Stage
+
+ADA, BEA = Caller("ada"), Caller("bea")
+LIMITS = AdmissionLimits(queue_seconds=100, open_requests=50)
+IMAGE = StageWork(Stage.BASE, 1, amortized=1.0, isolated=4.0)
+
+
+def queue(seconds: float = 0.0, *, replicas: int = 2, loading: float = 0.0) -> StageQueue:
+    """Return a queue in which Ada is owed GPU-seconds for images like `IMAGE`."""
+    owed = {ADA: seconds} if seconds else {}
+    return StageQueue(replicas, 4, int(seconds), owed, seconds, loading)
+
+
+def judged(
+    base: StageQueue,
+    seconds_left: float | None = None,
+    *works: StageWork,
+    refiner: StageQueue | None = None,
+    caller: Caller = ADA,
+    open_requests: int = 1,
+    limits: AdmissionLimits = LIMITS,
+) -> Decision:
+    queues = {Stage.BASE: base, Stage.REFINER: refiner or queue()}
+    return decide(Newcomer(caller, works or (IMAGE,), seconds_left), queues, open_requests, limits)
+
+
+def test_before_anything_is_known_only_the_number_of_requests_counts() -> None:
+    newcomer = Newcomer(ADA, (), seconds_left=0.001)
+    assert decide(newcomer, {Stage.BASE: queue(1e6)}, 49, LIMITS) == Decision(None)
+    refused = decide(newcomer, {Stage.BASE: queue()}, 50, LIMITS)
+    assert refused.refusal is Refusal.OPEN_REQUESTS
+    assert decide(newcomer, {}, 50, LIMITS).fits_in == 0
+
+
+def test_an_idle_service_admits_all_that_it_could_make_in_time() -> None:
+    tiny = AdmissionLimits(queue_seconds=0.001)
+    assert judged(queue(), limits=tiny) == Decision(None, 0, 4, 0, 0.5)
+    assert judged(queue(), 3.3).refusal is None  # the prediction may be a fifth too long
+    assert judged(queue(), 3.1).refusal is Refusal.IMPOSSIBLE
+
+
+def test_free_places_are_no_wait() -> None:
+    assert judged(queue(7)).wait == 0
+    assert judged(queue(8)).wait == 4
+    assert judged(queue(7), None, replace(IMAGE, images=2, amortized=2.0)).wait == 3.5
+
+
+def test_a_deadline_has_room_for_a_wait_that_is_a_tenth_longer() -> None:
+    assert judged(queue(20), 15.1).refusal is None  # ten seconds of others, four of its own
+    refused = judged(queue(20), 14.9)
+    assert refused.refusal is Refusal.DEADLINE
+    assert refused.fits_in == pytest.approx(10 - 10.9 / 1.1)
+
+
+def test_a_refused_job_fits_once_so_much_is_done() -> None:
+    refused = judged(queue(60), 15)
+    later = queue(60 - 2 * refused.fits_in - 1e-6)
+    assert judged(later, 15).refusal is None
+
+
+def test_nobody_waits_longer_than_the_limit() -> None:
+    assert judged(queue(200)).refusal is None
+    refused = judged(queue(220))
+    assert (refused.refusal, refused.wait, refused.fits_in) == (Refusal.QUEUE, 110, 10)
+
+
+def test_a_caller_with_little_work_does_not_wait_for_another_s_flood() -> None:
+    flood = queue(10_000)
+    assert judged(flood, 15).refusal is Refusal.QUEUE
+    bea = replace(flood, earlier=0.0)
+    assert judged(bea, 15, caller=BEA) == Decision(None, 0.5, 4, 0, 0.5)
+
+
+def test_too_many_open_requests_are_refused_until_one_has_ended() -> None:
+    refused = judged(queue(20), open_requests=50)
+    assert (refused.refusal, refused.fits_in) == (Refusal.OPEN_REQUESTS, 10 / 50)
+
+
+def test_others_models_to_load_are_part_of_the_wait() -> None:
+    assert judged(queue(20, loading=30)).wait == 40
+    assert judged(queue(loading=30)).wait == 0
+
+
+def test_the_slower_stage_of_the_pipeline_decides() -> None:
+    works = (IMAGE, replace(IMAGE, stage=Stage.REFINER))
+    assert judged(queue(20), None, *works).wait == 10
+    both = judged(queue(20), None, *works, refiner=queue(20))
+    assert both.wait == 10  # the refiner works while the image is still at base
+    assert judged(queue(20), None, *works, refiner=queue(60)).wait == 26
+    assert judged(queue(), None, *works).own == 8
+
+
+def test_a_job_of_many_images_takes_several_batches() -> None:
+    nine = replace(IMAGE, images=9, amortized=9.0)
+    alone = judged(queue(), None, nine)
+    assert (alone.refusal, alone.own, alone.service_seconds) == (None, 8, 4.5)
+    assert judged(queue(), 4.0, nine).refusal is None  # perhaps, if batches were divided
+    assert judged(queue(), 3.5, nine).refusal is Refusal.IMPOSSIBLE
+    works = (nine, replace(IMAGE, stage=Stage.REFINER))
+    assert judged(queue(), None, *works).own == 12
+
+
+def test_a_stage_without_replicas_counts_as_one() -> None:
+    assert judged(queue(20, replicas=0)).wait == 20
+
+
+def test_an_image_may_start_until_four_fifths_of_its_seconds_are_left() -> None:
+    assert latest_start(100.0, 10.0) == 92.0

@@ -1,0 +1,108 @@
+"""What several ingress processes admit together, and when those who were sent away come back."""
+
+import pytest
+
+from serve_app.core.caller import Caller
+from serve_app.core.capacity.admission import AdmissionLimits, Refusal, StageWork
+from serve_app.core.capacity.admission_control import (
+    EXCHANGE_INTERVAL_S,
+    AdmissionControl,
+    StageCapacity,
+    Verdict,
+)
+from serve_app.core.capacity.owed_work import OwedImage
+from serve_app.core.diffusion.spec import Stage
+
+ADA = Caller("ada")
+IMAGE = StageWork(Stage.BASE, 1, amortized=1.0, isolated=4.0)
+CAPACITY = {Stage.BASE: StageCapacity(replicas=1, batch_images=4)}
+
+
+class Ingress(AdmissionControl):
+    """An ingress process that admits equal images of one caller."""
+
+    def __init__(self, limits: AdmissionLimits | None = None) -> None:
+        super().__init__((Stage.BASE,), limits or AdmissionLimits(10.0, 1000))
+
+    def ask(self, now: float, deadline: float | None = None) -> Verdict:
+        verdict = self.judge(ADA, [IMAGE], now + 4, deadline, CAPACITY, now)
+        if verdict.refusal is None:
+            self.jobs += 1
+            self.owed.put(str(self.jobs), OwedImage(ADA, now + 4, {Stage.BASE: 1.0}))
+        return verdict
+
+    def admit_all(self, count: int, now: float) -> int:
+        """Return how many of so many requests are admitted."""
+        return sum(self.ask(now).refusal is None for _ in range(count))
+
+
+def test_a_queue_fills_to_its_limit_and_the_refused_are_sent_behind_each_other() -> None:
+    ingress = Ingress()
+    assert ingress.admit_all(50, now=0.0) == 11
+    waits = [ingress.ask(0.0).retry_after for _ in range(3)]
+    assert waits == sorted(waits)
+    assert waits[2] - waits[0] in (2, 3)  # one second each, at nine tenths of the rate
+    assert ingress.drain_seconds(CAPACITY, 0.0) == 11
+
+
+def test_a_deadline_that_nothing_can_meet_is_not_booked() -> None:
+    ingress = Ingress()
+    verdict = ingress.ask(5.0, deadline=6.0)
+    assert (verdict.refusal, verdict.retry_after) == (Refusal.IMPOSSIBLE, 0)
+    assert not ingress.load(5.0).sent_away
+    assert ingress.ask(5.0, deadline=9.0).refusal is None
+
+
+def test_a_process_counts_what_the_others_have_admitted() -> None:
+    first, second = Ingress(), Ingress()
+    assert first.admit_all(50, now=0.0) == 11
+    second.update_others([first.load(0.0)], 0.0)
+    refused = second.ask(0.0)
+    assert refused.refusal is Refusal.QUEUE
+    assert refused.retry_after > 39 / 0.9  # those whom the other process sent away come first
+    assert second.drain_seconds(CAPACITY, 0.0) == 11
+
+
+def test_without_news_each_other_process_counts_as_much_as_this_one() -> None:
+    first, second = Ingress(), Ingress()
+    second.update_others([first.load(0.0)], 0.0)
+    late = 3 * EXCHANGE_INTERVAL_S + 0.1
+    assert second.admit_all(50, now=late) == 6  # half of what one process alone admits
+    assert second.others(late).jobs == 6
+
+
+def test_a_single_process_never_counts_others() -> None:
+    ingress = Ingress()
+    ingress.update_others([], 0.0)
+    assert ingress.admit_all(50, now=1000.0) == 11
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_stale_view_admits_too_much_by_what_arrives_between_two_exchanges(
+    processes: int,
+) -> None:
+    """Compare with one process: more is admitted by at most one interval's arrivals elsewhere."""
+    per_interval = 2  # requests at each process, of a second each; one a second is done
+    ingresses = [Ingress() for _ in range(processes)]
+    for second in range(60):
+        now = second * EXCHANGE_INTERVAL_S
+        loads = [ingress.load(now) for ingress in ingresses]
+        for number, ingress in enumerate(ingresses):
+            ingress.update_others([*loads[:number], *loads[number + 1 :]], now)
+        for ingress in ingresses:
+            ingress.admit_all(per_interval, now)
+        owed = sum(ingress.owed.total(Stage.BASE) for ingress in ingresses)
+        assert owed <= 11 + (processes - 1) * per_interval
+        busiest = max(ingresses, key=lambda ingress: ingress.owed.total(Stage.BASE))
+        busiest.owed.remove(str(busiest.jobs))
+        busiest.jobs -= 1
+    assert owed >= 10
+
+
+def test_the_number_of_open_requests_is_that_of_all_processes() -> None:
+    limits = AdmissionLimits(queue_seconds=1e9, open_requests=8)
+    first, second = Ingress(limits), Ingress(limits)
+    assert first.admit_all(5, now=0.0) == 5
+    second.update_others([first.load(0.0)], 0.0)
+    assert second.admit_all(50, now=0.0) == 3
+    assert second.ask(0.0).refusal is Refusal.OPEN_REQUESTS
