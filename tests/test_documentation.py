@@ -192,6 +192,7 @@ def test_every_setting_named_in_code_is_understood(page: Path) -> None:
         "IMAGE_KILLS_REPLICA",
         "LEDGER_UNAVAILABLE",
         "NOT_ACCEPTABLE",
+        "NUMERIC_FAULT",
         "REPLICA_LOST",
         "VALIDATION_ERROR",
     }
