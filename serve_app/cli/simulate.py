@@ -136,7 +136,7 @@ def _overload(options: SimulateOptions) -> int:
 def _returned(returners: Returners) -> str:
     if not returners.count:
         return "-"
-    return f"{returners.accepted} of {returners.count}"
+    return f"{returners.accepted}/{returners.count}"
 
 
 def _print_planning_time() -> None:

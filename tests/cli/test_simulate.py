@@ -77,5 +77,5 @@ def test_an_overload_is_simulated_and_its_goodput_printed() -> None:
     assert result.exit_code == 0, result.output
     for heading in ("goodput", "refused", "late", "begun", "during", "after"):
         assert heading in result.output
-    assert "1.5x on 4 GPUs" in result.output
+    assert "1.5x, 4 GPUs" in result.output
     assert "planning one step with 1,000 samples in flight" in result.output

@@ -192,7 +192,7 @@ def test_five_times_the_capacity_with_deadlines(port: int) -> None:
     answers, probes = asyncio.run(run())
     goodput = report(answers, probes, capacity)
     refused = [answer for answer in answers if answer.status == 503]
-    assert goodput >= 0.95
+    assert goodput >= 0.9  # of full batches that never wait for the processor
     assert all(answer.code == "OVERLOADED" for answer in refused)
     assert all("retry-after" in answer.headers for answer in refused)
     assert all(answer.headers.get("access-control-allow-origin") == ORIGIN for answer in answers)
