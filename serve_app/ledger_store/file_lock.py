@@ -4,7 +4,6 @@ A lock of the system (flock) on a file beside the ledger's own, which SQLite loc
 The system gives it up when the process ends, however it ends. The file names its holder and stays.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -101,6 +100,8 @@ def in_use(ledger: Path, holder: dict[str, str]) -> LedgerInUse:
 
 
 def _try_lock(descriptor: int, file: Path) -> bool:
+    import fcntl  # absent on Windows, where `doctor` must be able to import this module
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

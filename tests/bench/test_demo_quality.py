@@ -11,6 +11,7 @@ from serve_app.demo.evaluation import pairs, questions, score_pair, shuffled
 from serve_app.demo.renderer import paint
 
 
+@pytest.mark.long
 def test_exact_images_score_highest_even_through_the_vae() -> None:
     exam = questions(60)
     for images in (exact(exam), through_vae(exact(exam))):

@@ -15,7 +15,7 @@ def simulate(trace: str, output: Path) -> Result:
     return CliRunner().invoke(commands, ["simulate", *arguments])
 
 
-@pytest.mark.parametrize("trace", ["steady", "bursts"])
+@pytest.mark.parametrize("trace", ["steady", pytest.param("bursts", marks=pytest.mark.long)])
 def test_a_small_cluster_is_simulated_and_plotted(tmp_path: Path, trace: str) -> None:
     output = tmp_path / "out.png"
     result = simulate(trace, output)
@@ -27,7 +27,7 @@ def test_a_small_cluster_is_simulated_and_plotted(tmp_path: Path, trace: str) ->
         assert image.width > 1000
 
 
-@pytest.mark.parametrize("trace", ["steady", "bursts"])
+@pytest.mark.parametrize("trace", ["steady", pytest.param("bursts", marks=pytest.mark.long)])
 def test_without_matplotlib_the_table_is_printed_and_the_extra_named(
     tmp_path: Path, trace: str
 ) -> None:

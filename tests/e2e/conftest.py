@@ -20,7 +20,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_metrics_report_interval_ms": "1000",
-        "LEDGER_FILE": str(tmp_path_factory.mktemp("ledger") / "ledger.sqlite"),
+        "XDG_STATE_HOME": str(tmp_path_factory.mktemp("state")),  # where a ledger is by default
     }
     previous = dict(os.environ)
     os.environ.update(variables)

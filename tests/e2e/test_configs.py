@@ -38,17 +38,16 @@ OVERRIDES = {  # for this machine, which lacks the GPUs and volumes that some co
     "MODEL_CPU_THREADS": "1",
     "MODEL_CHECKPOINT_DIR": "",
     "MODEL_REFINER_CHECKPOINT_DIR": "",
-    "LEDGER_FILE": "",
 }
 
 
 @contextmanager
-def running(config: Any, name: str) -> Iterator[None]:
+def running(config: Any, name: str, ledger: Path) -> Iterator[None]:
     """Run the application of a config under this name and path, with its args."""
     application = copy.deepcopy(config["applications"][0])
     application |= {"name": name, "route_prefix": f"/{name}"}
     settings = application["args"].setdefault("settings", {})
-    settings |= OVERRIDES
+    settings |= OVERRIDES | {"LEDGER_FILE": str(ledger)}
     client = serve_client()
     client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
@@ -66,14 +65,16 @@ def running(config: Any, name: str) -> Iterator[None]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("file", PROMISED)
-def test_a_shipped_config_starts_the_replicas_that_it_promises(cluster: int, file: str) -> None:
+def test_a_shipped_config_starts_the_replicas_that_it_promises(
+    cluster: int, file: str, tmp_path: Path
+) -> None:
     config = next(yaml.safe_load_all((ROOT / file).read_text()))
     if "spec" in config:
         config = yaml.safe_load(config["spec"]["serveConfigV2"])
     name = Path(file).stem
     available = available_gpus()
     replicas, used = PROMISED[file]
-    with running(config, name):
+    with running(config, name, tmp_path / "ledger.sqlite"):
         until(lambda: available_gpus() == available - used, 20)
         health = httpx.get(f"http://127.0.0.1:{cluster}/{name}/health", timeout=10).json()
         assert (health["status"], health["replicas"]) == ("ready", replicas)

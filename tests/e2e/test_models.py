@@ -52,6 +52,7 @@ def address(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Any:
         "MODEL_DEVICE": "cpu",
         "MODEL_CPU_THREADS": THREADS,
         "MODELS_FILE": str(folder / "models.yaml"),
+        "LEDGER_FILE": str(folder / "ledger.sqlite"),  # a file is one service's alone
     }
     args = args.model_copy(update={"settings": args.settings | overrides})
     available = available_gpus()

@@ -166,7 +166,8 @@ def alone(sources: dict[str, ModelSource], loras: tuple[ExtensionSource, ...]) -
     return lambda body: images[json.dumps(body)]
 
 
-@pytest.mark.parametrize("room", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("room", [1, 2])
 async def test_two_models_requested_for_at_once_each_give_their_own_bytes(
     serving: Serving, alone: Alone, room: int
 ) -> None:

@@ -49,9 +49,17 @@ def prompts(*parts: tuple[str, int], negative: str = "grey") -> list[tuple[str, 
     ("requested", "by_evaluation"),
     [
         (spec(), prompts((RED, 5), (BLUE, 5))),
-        (spec(sampler=Sampler.EULER_A, guidance=1.0), prompts((RED, 5), (BLUE, 5))),
+        pytest.param(
+            spec(sampler=Sampler.EULER_A, guidance=1.0),
+            prompts((RED, 5), (BLUE, 5)),
+            marks=pytest.mark.long,
+        ),
         (spec(sampler=Sampler.DPMPP_2M_KARRAS, steps=7), prompts((RED, 3), (BLUE, 4))),
-        (spec(sampler=Sampler.HEUN, steps=6), prompts((RED, 6), (BLUE, 5))),
+        pytest.param(
+            spec(sampler=Sampler.HEUN, steps=6),
+            prompts((RED, 6), (BLUE, 5)),
+            marks=pytest.mark.long,
+        ),
         (spec(sampler=Sampler.HEUN, prompt="a [red:blue:1] circle"), prompts((RED, 2), (BLUE, 17))),
         (
             spec(prompt="a [red|blue] circle", negative_prompt="[grey|white|black]", steps=5),

@@ -96,6 +96,10 @@ def test_a_cluster_has_the_gpus_of_all_its_nodes() -> None:
     assert Cluster((ONE_GPU, TWO_GPUS, SMALL)).gpus == 3
 
 
+def test_a_cluster_has_the_cpus_of_all_its_nodes() -> None:
+    assert Cluster((SMALL, SMALL)).cpus == 2 * SMALL["CPU"]
+
+
 def test_resources_in_words() -> None:
     assert amounts({}) == "nothing"
     assert amounts({"GPU": 0.5}) == "0.5 GPU"

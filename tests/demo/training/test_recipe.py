@@ -36,6 +36,8 @@ from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.networks.quiet import diffusers, transformers
 
+pytestmark = pytest.mark.long  # they train all networks, if only for a few steps
+
 SEED = 4
 ORIGIN = {"seed": SEED, "commit": "none"}
 BASE, REFINER = FOLDER_NAMES[Stage.BASE], FOLDER_NAMES[Stage.REFINER]

@@ -1,5 +1,6 @@
 """Replicas that hang or are stopped, and images that kill theirs."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,6 @@ GOOD = [image_body(seed, steps=60) for seed in range(100, 108)]
 @contextmanager
 def seen(find: Callable[[], list[psutil.Process]]) -> Iterator[set[int]]:
     """Collect the process ids of replicas while the block runs: read it after the block."""
-    import threading
-
     pids, done = {process.pid for process in find()}, threading.Event()
 
     def collect() -> None:
@@ -39,6 +38,7 @@ def base_replicas(chaos: ChaosService) -> list[psutil.Process]:
     return chaos.processes.replicas("BaseGenerator")
 
 
+@pytest.mark.long
 def test_an_image_that_kills_its_replica_costs_two_and_convicts_no_other(
     chaos: ChaosService,
 ) -> None:

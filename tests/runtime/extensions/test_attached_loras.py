@@ -44,7 +44,8 @@ def mixed_specs() -> list[ImageSpec]:
     ]
 
 
-@pytest.mark.parametrize("capacity", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("capacity", [1, 2])
 def test_loras_requested_together_change_only_their_own_images(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, capacity: int
 ) -> None:

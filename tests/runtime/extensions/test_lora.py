@@ -67,6 +67,7 @@ def test_an_image_with_loras_equals_that_of_stock_diffusers(
     assert ours.tobytes() not in generate(engine, SPEC)
 
 
+@pytest.mark.long
 def test_equivalent_lora_files_give_the_same_bytes(engine: Engine, files: Files) -> None:
     names = ("kohya", "peft", "diffusers", "some", "sgm", "first", "likewise")
     kohya, peft, diffusers, some, sgm, first, likewise = generate(
