@@ -17,6 +17,9 @@ from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import open_device
 
+# The record of pictures holds the demo to its bytes; these hold a new checkpoint to its prompts.
+pytestmark = pytest.mark.long
+
 QUESTIONS = questions(24, first=5000)
 Draw = Callable[[Sequence[ImageSpec]], list[Pixels]]
 
@@ -70,7 +73,6 @@ def test_the_refiner_keeps_what_base_drew(draw: Draw) -> None:
     assert share(scores, "background") >= 0.9
 
 
-@pytest.mark.long
 def test_guidance_raises_the_contrast_of_shape_and_background(
     draw: Draw, english: list[Pixels]
 ) -> None:
@@ -80,7 +82,6 @@ def test_guidance_raises_the_contrast_of_shape_and_background(
     assert share(scores_of(english), "all") >= share(scores_of(unguided), "all")
 
 
-@pytest.mark.long
 def test_a_negative_prompt_removes_a_colour(draw: Draw) -> None:
     own, other = zip(*(row.kept for row in avoid(QUESTIONS, draw)), strict=True)
     assert len(own) >= 18

@@ -145,6 +145,7 @@ def test_a_client_that_disconnects_frees_the_engine_before_its_image_is_done(
     assert sum(stats.engine.finished for stats in service.stats("base")) == finished
 
 
+@pytest.mark.long  # the short chaos tests kill one of each too, with sleeping networks
 @pytest.mark.parametrize(
     ("stage", "handoff", "far"), [("base", 0.8, 40), ("refiner", 0.2, 60)], ids=["base", "refiner"]
 )

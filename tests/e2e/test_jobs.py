@@ -68,6 +68,7 @@ def leave(service: Service, key: str | None, body: dict[str, Any]) -> None:
         httpx.post(f"{service.address}/generate", json=body, headers=headers, timeout=1.0)
 
 
+@pytest.mark.long  # the short chaos tests have clients vanish too
 def test_images_with_a_key_are_made_although_their_clients_left(service: Service) -> None:
     expected = service.expected_image(0.8)
     until(lambda: not service.is_busy("base"))
