@@ -35,6 +35,7 @@ from serve_app.config.settings import Settings
 from serve_app.config.topology import StagePlan, plan_stages
 from serve_app.core.capacity.placement import Resources, amounts, find_shortage
 from serve_app.core.errors import AuraError, OperatorError
+from serve_app.core.service.info import Health, HealthStatus
 from serve_app.core.startup_error import (
     read_startup_error,
     startup_failure,
@@ -48,6 +49,7 @@ _POLL_SECONDS = 0.1  # between two checks of the deployment status
 _BEAT_SECONDS = 2.0  # between two calls of Ray that show that it answers
 _LOG_SECONDS = 1.0  # between two calls for what the replicas have logged
 _WAITING_SECONDS = 15.0  # between two lines that say for what the models wait
+_INGRESS_SECONDS = 30.0  # in which every ingress replica should have heard of the stages
 _CALL_SECONDS = 5.0  # that one of those calls may take
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")  # of a deployment
 _SETTLED = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOY_FAILED)
@@ -147,6 +149,21 @@ def _deploy(
     if status.status != ApplicationStatus.RUNNING:
         raise startup_failure(_messages(status, name))
     client.wait_for_proxies_serving()
+    _wait_for_ingresses(name)
+
+
+def _wait_for_ingresses(name: str) -> None:
+    """Wait until every ingress replica has heard of the stages, whichever answers /health next."""
+    end = time.monotonic() + _INGRESS_SECONDS
+    while time.monotonic() < end:
+        answers = serve.get_app_handle(name).broadcast("health")
+        results = answers.results(timeout_s=_CALL_SECONDS, return_exceptions=True)
+        if all(
+            isinstance(found, Health) and found.status is not HealthStatus.LOADING
+            for found in results
+        ):
+            return
+        time.sleep(_POLL_SECONDS)
 
 
 def _fault(status: ApplicationStatusOverview) -> OperatorError | None:

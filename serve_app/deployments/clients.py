@@ -28,12 +28,12 @@ from serve_app.core.service.jobs import (
     JobState,
 )
 from serve_app.core.service.rate_limit import RateLimit
+from serve_app.deployments.known_stats import KnownStats
 from serve_app.deployments.ray_private import accepting_replica, broadcast_results
 
 logger = logging.getLogger("aura.clients")
 
 _STATS_TIMEOUT = 0.7  # seconds for all replicas: /health must respond within one second
-_SILENCE = 5.0  # seconds for which a replica that does not respond counts as it last was
 _STATS_TTL = 0.5  # seconds that stats are reused
 _LEDGER_TIMEOUT = 5.0  # seconds, more than the ledger gives its store
 _RESTART = 20.0  # seconds in which a ledger that died should be back
@@ -57,7 +57,7 @@ class RemoteStage:
         self._streaming = handle.options(stream=True)
         self._stats: asyncio.Task[list[ReplicaStats]] | None = None
         self._stats_time = 0.0
-        self._last_stats: dict[int, tuple[ReplicaStats, float]] = {}  # by process id, with a time
+        self._known = KnownStats()
 
     async def advance(
         self, sample: Sample[Any], segment: StageSegment
@@ -105,11 +105,7 @@ class RemoteStage:
         return await asyncio.shield(self._stats)
 
     async def _fetch_stats(self) -> list[ReplicaStats]:
-        """Return the stats of the replicas that respond in time.
-
-        As many others as were too busy to respond, and did so a short while ago, count as they
-        were then: /health must neither wait for them nor miss them at once.
-        """
+        """Return the stats of the replicas that respond in time, and what `KnownStats` adds."""
         end = asyncio.get_running_loop().time() + _STATS_TIMEOUT
 
         async def answer(replica: Any) -> ReplicaStats:
@@ -124,17 +120,7 @@ class RemoteStage:
         answers = await asyncio.gather(*map(answer, replicas), return_exceptions=True)
         stats = [found for found in answers if isinstance(found, ReplicaStats)]
         silent = sum(isinstance(found, TimeoutError) for found in answers)
-        now, answered = self._clock(), {found.pid for found in stats}
-        recent = [
-            known
-            for known, time_ in self._last_stats.values()
-            if known.pid not in answered and now - time_ < _SILENCE
-        ]
-        self._last_stats |= {found.pid: (found, now) for found in stats}
-        self._last_stats = {
-            pid: seen for pid, seen in self._last_stats.items() if now - seen[1] < _SILENCE
-        }
-        return stats + recent[:silent]
+        return self._known.update(stats, silent, self._clock())
 
 
 class RemoteLedger:

@@ -18,7 +18,7 @@ from serve_app import __version__
 from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.capacity.demand import to_wire
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.service.info import ModelInfo
+from serve_app.core.service.info import Health, ModelInfo
 from serve_app.core.service.metrics import BUILD_INFO, Meter
 from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.autoscaling import MAX_TOTAL_REPLICAS
@@ -117,6 +117,10 @@ class IngressReplica:
     async def log_lines(self, cursors: Mapping[str, int]) -> LogLines:
         """Return what this replica has logged since the reader's cursors, which are by replica."""
         return self._log.after(cursors)
+
+    async def health(self) -> Health:
+        """Return whether an image could be made now, as this replica knows it."""
+        return await self._conductor.health()
 
     async def cancel(self, job_id: str) -> None:
         """Cancel the job if this replica works at it."""

@@ -207,10 +207,11 @@ async def test_stats_are_those_of_the_replicas_that_respond_in_time(
 async def test_a_replica_that_falls_silent_counts_as_it_was_for_a_while() -> None:
     first, second = replica_stats(pid=1), replica_stats(pid=2)
     handle: Any = Replicas(first, second)
-    times = iter([0.0, 0.0, 1.0, 4.0, 8.0, 8.0])  # of a call, and of its end
+    times = iter([0.0, 0.0, 60.0, 60.7, 62.0, 62.7, 67.0, 67.7])  # of each call, and of its end
     stage = RemoteStage("base", handle, clock=lambda: next(times))
     assert await stage.stats() == [first, second]
-    handle.results[1].answer = None
+    handle.results[1].answer = None  # a minute later, for which nobody asked for the health
+    assert await stage.stats() == [first, second]
     assert await stage.stats() == [first, second]
     assert await stage.stats() == [first]
 
