@@ -24,15 +24,24 @@ EXIT_STATUS = 70  # of a process that the watchdog ends: EX_SOFTWARE of sysexits
 _TURN_GRACE = 30.0  # seconds that Serve has, from when a turn is overdue
 _LOOP_LIMIT = 60.0  # seconds that the event loop may be held up
 _TICK = 1.0  # seconds
+_LOG_S = 1.0  # seconds that the last line may take
 
 
 def end_process(reason: str) -> None:
-    """End this process at once, with a line in the log."""
+    """End this process at once, with a line in the log unless a thread that hangs has its lock."""
+    try:
+        log = threading.Thread(target=_log_end, args=(reason,), name="watchdog-log", daemon=True)
+        log.start()
+        log.join(_LOG_S)
+    finally:
+        os._exit(EXIT_STATUS)
+
+
+def _log_end(reason: str) -> None:
     logger.critical("this replica ends its own process: %s", reason)
     for handler in logging.getLogger().handlers + logger.handlers:
         handler.flush()
     sys.stderr.flush()
-    os._exit(EXIT_STATUS)
 
 
 class Watchdog:

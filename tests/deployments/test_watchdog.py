@@ -86,3 +86,17 @@ def test_a_process_whose_main_thread_hangs_ends_with_the_stated_status_and_a_lin
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == EXIT_STATUS
     assert "this replica ends its own process: a turn has taken" in done.stderr
+
+
+def test_a_process_ends_although_a_thread_that_hangs_has_the_lock_of_its_log() -> None:
+    code = (
+        "import logging, sys, threading, time\n"
+        "from serve_app.deployments import watchdog\n"
+        "logging.basicConfig()\n"
+        "logging.getLogger().handlers[0].acquire()\n"
+        "threading.Thread(target=watchdog.end_process, args=('a test',)).start()\n"
+        "time.sleep(20)\n"
+        "import os; os._exit(1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50)
+    assert done.returncode == EXIT_STATUS
