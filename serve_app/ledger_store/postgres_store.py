@@ -10,7 +10,19 @@ from typing import Any
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
-from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobError, JobState
+from serve_app.core.service.jobs import (
+    ClaimResult,
+    IdempotencyClaim,
+    IsLost,
+    Job,
+    JobError,
+    JobState,
+    KeptClaim,
+    KeptJob,
+    RunningJob,
+    Takeover,
+    decide_claim,
+)
 from serve_app.core.service.jobs import JobResult as Result
 from serve_app.core.service.ledger_place import LedgerDatabase
 from serve_app.ledger_store.postgres_connection import (
@@ -27,8 +39,7 @@ from serve_app.ledger_store.store import (
     MAX_BYTES,
     MAX_JOB_AGE,
     RESULT_TTL,
-    IsLost,
-    RunningJob,
+    end_of_job,
     job_of_row,
     split,
 )
@@ -95,7 +106,13 @@ class PostgresStore:
                     (claim.scope,),
                 ).fetchone()
                 if row is not None:  # else its job has just failed
-                    return _claimed(db, job, claim, row, is_lost)
+                    break
+            kept = KeptClaim(*row)
+            decision = decide_claim(job, claim, kept, lambda: _kept_job(db, kept.job), is_lost)
+            if isinstance(decision, ClaimResult):
+                return decision
+            _take_over(db, decision, job, claim)
+            return decision.result
 
     def finish(
         self,
@@ -107,18 +124,14 @@ class PostgresStore:
         now: float,
     ) -> bool:
         """See `LedgerStore`."""
-        code, message = (error.code, error.message) if error else (None, None)
-        meta = pngs = sizes = None
-        if result is not None:
-            meta, pngs = result.meta, b"".join(result.pngs)
-            sizes = [len(png) for png in result.pngs]
+        end = end_of_job(error, result)
         with self._transaction() as db:
             db.execute("SELECT 1 FROM claims WHERE job = %s FOR UPDATE", (id,))
             changed = db.execute(
                 "UPDATE jobs SET state = %s, ended = %s, code = %s, message = %s, meta = %s,"
                 " pngs = %b, sizes = %s WHERE id = %s AND owner = %s AND state IN (%s, %s)",
                 (
-                    *(str(state), now, code, message, meta, pngs, sizes),
+                    *(str(state), now, end.code, end.message, end.meta, end.pngs, end.sizes),
                     *(id, owner, str(JobState.RUNNING), ABANDONED),
                 ),
             )
@@ -126,7 +139,7 @@ class PostgresStore:
                 return False
             if state is not JobState.SUCCEEDED:
                 db.execute("DELETE FROM claims WHERE job = %s", (id,))
-            if pngs is not None:
+            if end.pngs is not None:
                 self._limit_size(db)
             return True
 
@@ -224,25 +237,10 @@ class PostgresStore:
             yield connection
 
 
-def _claimed(
-    db: Connection[Any],
-    job: Job,
-    claim: IdempotencyClaim,
-    row: tuple[str, int, str, str],
-    is_lost: IsLost,
-) -> ClaimResult:
-    """Return what a claim that is there already means for a job."""
-    fingerprint, seed, id, taker = row
-    if taker == job.id:  # the same call again: our response was lost
-        return ClaimResult(id, seed, is_owner=True)
-    if fingerprint != claim.fingerprint:
-        return ClaimResult(None, 0, is_owner=False)
-    if _has_use(db, id, is_lost):
-        return ClaimResult(id, seed, is_owner=False)
-    db.execute("DELETE FROM jobs WHERE id = %s", (id,))
-    _insert(db, Job(id, job.caller, job.owner, job.created))
+def _take_over(db: Connection[Any], takeover: Takeover, job: Job, claim: IdempotencyClaim) -> None:
+    db.execute("DELETE FROM jobs WHERE id = %s", (takeover.job.id,))
+    _insert(db, takeover.job)
     db.execute("UPDATE claims SET taker = %s WHERE scope = %s", (job.id, claim.scope))
-    return ClaimResult(id, seed, is_owner=True)
 
 
 def _insert(db: Connection[Any], job: Job) -> None:
@@ -253,13 +251,11 @@ def _insert(db: Connection[Any], job: Job) -> None:
     )
 
 
-def _has_use(db: Connection[Any], id: str, is_lost: IsLost) -> bool:
-    """Return whether a job is worked at or has its result. Reads no image."""
+def _kept_job(db: Connection[Any], id: str) -> KeptJob | None:
     row = db.execute(
         "SELECT owner, created, state, pngs IS NOT NULL FROM jobs WHERE id = %s", (id,)
     ).fetchone()
     if row is None:
-        return False
+        return None
     owner, created, state, has_result = row
-    is_running = state == JobState.RUNNING
-    return bool(has_result) or (is_running and not is_lost(RunningJob(id, owner, created)))
+    return KeptJob(RunningJob(id, owner, created), state, has_result)

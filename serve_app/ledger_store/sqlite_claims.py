@@ -1,9 +1,18 @@
-"""Who works at a job: the claims of idempotency keys in the ledger's SQLite file."""
+"""The claims of idempotency keys in the ledger's SQLite file: reads and writes, no decision."""
 
 import sqlite3
 
-from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobState
-from serve_app.ledger_store.store import IsLost, RunningJob
+from serve_app.core.service.jobs import (
+    ClaimResult,
+    IdempotencyClaim,
+    IsLost,
+    Job,
+    KeptClaim,
+    KeptJob,
+    RunningJob,
+    Takeover,
+    decide_claim,
+)
 
 
 def create_job(
@@ -23,17 +32,20 @@ def create_job(
             (claim.scope, claim.fingerprint, claim.seed, job.id, now, job.id),
         )
         return ClaimResult(job.id, claim.seed, is_owner=True)
-    fingerprint, seed, id, taker = row
-    if taker == job.id:  # the same call again: our response was lost
-        return ClaimResult(id, seed, is_owner=True)
-    if fingerprint != claim.fingerprint:
-        return ClaimResult(None, 0, is_owner=False)
-    if _has_use(db, id, is_lost):
-        return ClaimResult(id, seed, is_owner=False)
-    db.execute("DELETE FROM jobs WHERE id = ?", (id,))
-    _insert(db, Job(id, job.caller, job.owner, job.created))
+    kept = KeptClaim(*row)
+    decision = decide_claim(job, claim, kept, lambda: _kept_job(db, kept.job), is_lost)
+    if isinstance(decision, ClaimResult):
+        return decision
+    _take_over(db, decision, job, claim)
+    return decision.result
+
+
+def _take_over(
+    db: sqlite3.Connection, takeover: Takeover, job: Job, claim: IdempotencyClaim
+) -> None:
+    db.execute("DELETE FROM jobs WHERE id = ?", (takeover.job.id,))
+    _insert(db, takeover.job)
     db.execute("UPDATE claims SET taker = ? WHERE scope = ?", (job.id, claim.scope))
-    return ClaimResult(id, seed, is_owner=True)
 
 
 def _insert(db: sqlite3.Connection, job: Job) -> None:
@@ -43,13 +55,11 @@ def _insert(db: sqlite3.Connection, job: Job) -> None:
     )
 
 
-def _has_use(db: sqlite3.Connection, id: str, is_lost: IsLost) -> bool:
-    """Return whether a job is worked at or has its result. Reads no image."""
+def _kept_job(db: sqlite3.Connection, id: str) -> KeptJob | None:
     row = db.execute(
         "SELECT owner, created, state, pngs IS NOT NULL FROM jobs WHERE id = ?", (id,)
     ).fetchone()
     if row is None:
-        return False
+        return None
     owner, created, state, has_result = row
-    is_running = state == JobState.RUNNING
-    return bool(has_result) or (is_running and not is_lost(RunningJob(id, owner, created)))
+    return KeptJob(RunningJob(id, owner, created), state, bool(has_result))

@@ -15,7 +15,15 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from serve_app.core.errors import LedgerDamaged
-from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobError, JobState
+from serve_app.core.service.jobs import (
+    ClaimResult,
+    IdempotencyClaim,
+    IsLost,
+    Job,
+    JobError,
+    JobState,
+    RunningJob,
+)
 from serve_app.core.service.jobs import JobResult as Result
 from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.ledger_store.file_lock import FileLock
@@ -42,8 +50,7 @@ from serve_app.ledger_store.store import (
     MAX_BYTES,
     MAX_JOB_AGE,
     RESULT_TTL,
-    IsLost,
-    RunningJob,
+    end_of_job,
     job_of_row,
     split,
 )
@@ -112,18 +119,16 @@ class SqliteStore:
         now: float,
     ) -> bool:
         """See `LedgerStore`."""
-        code, message = (error.code, error.message) if error else (None, None)
-        meta = pngs = sizes = digest = None
-        if result is not None:
-            meta, pngs = result.meta, b"".join(result.pngs)
-            sizes = json.dumps([len(png) for png in result.pngs])
-            digest = checksum(meta, sizes, pngs)
+        end, sizes, digest = end_of_job(error, result), None, None
+        if end.meta is not None and end.pngs is not None:
+            sizes = json.dumps(end.sizes)
+            digest = checksum(end.meta, sizes, end.pngs)
         with self._transaction() as db:
             changed = db.execute(
                 "UPDATE jobs SET state = ?, ended = ?, code = ?, message = ?, meta = ?, pngs = ?,"
                 " sizes = ?, checksum = ? WHERE id = ? AND owner = ? AND state IN (?, ?)",
                 (
-                    *(state, now, code, message, meta, pngs, sizes, digest),
+                    *(state, now, end.code, end.message, end.meta, end.pngs, sizes, digest),
                     *(id, owner, JobState.RUNNING, ABANDONED),
                 ),
             )
@@ -131,7 +136,7 @@ class SqliteStore:
                 return False
             if state is not JobState.SUCCEEDED:
                 db.execute("DELETE FROM claims WHERE job = ?", (id,))
-            if pngs is not None:
+            if end.pngs is not None:
                 self._limit_size(db)
             return True
 

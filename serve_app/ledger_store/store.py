@@ -4,7 +4,7 @@ All methods block, and raise `LedgerFault` for what is wrong with a disk or a se
 transaction. Times are seconds since the epoch, by the ledger's clock.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Protocol
@@ -13,10 +13,12 @@ from serve_app.core.service.jobs import (
     OWNER_LOST,
     ClaimResult,
     IdempotencyClaim,
+    IsLost,
     Job,
     JobError,
     JobResult,
     JobState,
+    RunningJob,
 )
 
 RESULT_TTL = 600.0  # seconds that a finished job and its result are kept
@@ -25,18 +27,6 @@ MAX_JOB_AGE = 7200.0  # seconds, after which any job is deleted: every deadline 
 MAX_BYTES = 512 * 2**20  # of results; the oldest are deleted first
 LOCK_WAIT_S = 20.0  # seconds to wait for the lock: the process of before a redeploy may have it
 ABANDONED = "abandoned"  # the state of a row whose owner is gone; a taker-over makes it run again
-
-
-@dataclass(frozen=True, slots=True)
-class RunningJob:
-    """A job that is worked at, as far as the store knows."""
-
-    id: str
-    owner: str
-    created: float
-
-
-IsLost = Callable[[RunningJob], bool]  # whether nobody works at a running job any more
 
 
 class LedgerStore(Protocol):
@@ -102,6 +92,25 @@ class LedgerStore(Protocol):
 
     def close(self) -> None:
         """Give up the store, and the lock on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """The columns of how a job ended, as both implementations have them."""
+
+    code: str | None = None
+    message: str | None = None
+    meta: str | None = None
+    pngs: bytes | None = None  # one after the other
+    sizes: list[int] | None = None  # bytes of each
+
+
+def end_of_job(error: JobError | None, result: JobResult | None) -> JobEnd:
+    """Return the columns for an error, or for a result."""
+    if result is None:
+        return JobEnd(error.code, error.message) if error else JobEnd()
+    sizes = [len(png) for png in result.pngs]
+    return JobEnd(meta=result.meta, pngs=b"".join(result.pngs), sizes=sizes)
 
 
 def job_of_row(

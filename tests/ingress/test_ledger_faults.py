@@ -6,13 +6,20 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobError, JobState
+from serve_app.core.service.jobs import (
+    ClaimResult,
+    IdempotencyClaim,
+    IsLost,
+    Job,
+    JobError,
+    JobState,
+)
 from serve_app.core.service.jobs import JobResult as Result
 from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
 from serve_app.deployments.ledger import Ledger
 from serve_app.ledger_store.sqlite_errors import disk_full
 from serve_app.ledger_store.sqlite_store import CHECK_INTERVAL_S, SqliteStore
-from serve_app.ledger_store.store import IsLost, LedgerStore
+from serve_app.ledger_store.store import LedgerStore
 from tests.support.api import Client
 from tests.support.fake_conductor import FakeConductor
 from tests.support.job_requests import KEY, post

@@ -6,17 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.core.service.jobs import OWNER_LOST, Job, JobError, JobState
+from serve_app.core.service.jobs import OWNER_LOST, Job, JobError, JobState, RunningJob
 from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile
 from serve_app.ledger_store.postgres_store import PostgresStore
 from serve_app.ledger_store.sqlite_store import SqliteStore
-from serve_app.ledger_store.store import (
-    CLAIM_TTL,
-    MAX_JOB_AGE,
-    RESULT_TTL,
-    LedgerStore,
-    RunningJob,
-)
+from serve_app.ledger_store.store import CLAIM_TTL, MAX_JOB_AGE, RESULT_TTL, LedgerStore
 from tests.support.ledger_stores import CLAIM, JOB, RESULT, all_lost, none_lost, succeed
 
 NOW = JOB.created

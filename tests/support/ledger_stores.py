@@ -5,8 +5,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from serve_app.core.service.jobs import IdempotencyClaim, Job, JobResult, JobState
-from serve_app.ledger_store.store import LedgerStore, RunningJob
+from serve_app.core.service.jobs import IdempotencyClaim, Job, JobResult, JobState, RunningJob
+from serve_app.ledger_store.store import LedgerStore
 
 JOB = Job("job-1", "key:a", "owner-1", created=1000.0)
 CLAIM = IdempotencyClaim("scope", "body", seed=7)

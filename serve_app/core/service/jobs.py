@@ -3,7 +3,8 @@
 No database and no HTTP. All are values; only the ledger changes what is kept.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from serve_app.core.errors import ReplicaLost
@@ -73,3 +74,73 @@ class ClaimResult:
     job: str | None
     seed: int
     is_owner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """A job that is worked at, as far as the store knows."""
+
+    id: str
+    owner: str
+    created: float
+
+
+IsLost = Callable[[RunningJob], bool]  # whether nobody works at a running job any more
+
+
+@dataclass(frozen=True, slots=True)
+class KeptClaim:
+    """A claim that a store has: of the first try of its body."""
+
+    fingerprint: str
+    seed: int
+    job: str
+    taker: str  # the id of the request whose try owns the job now
+
+
+@dataclass(frozen=True, slots=True)
+class KeptJob:
+    """What decides about a claim's job, without its images."""
+
+    running: RunningJob
+    state: str
+    has_result: bool
+
+    def is_of_use(self, is_lost: IsLost) -> bool:
+        """Return whether the job has its result, or somebody works at it."""
+        is_running = self.state == JobState.RUNNING
+        return self.has_result or (is_running and not is_lost(self.running))
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """The claimer is to work at a job that nobody works at any more: `job` takes its place."""
+
+    job: Job
+    seed: int
+
+    @property
+    def result(self) -> ClaimResult:
+        """Return what the claimer gets."""
+        return ClaimResult(self.job.id, self.seed, is_owner=True)
+
+
+def decide_claim(
+    job: Job,
+    claim: IdempotencyClaim,
+    kept: KeptClaim,
+    kept_job: Callable[[], KeptJob | None],
+    is_lost: IsLost,
+) -> ClaimResult | Takeover:
+    """Return what a claim that is kept already means for a job that comes with the same key.
+
+    `kept_job` reads the claim's job, and is called only if that matters.
+    """
+    if kept.taker == job.id:  # the same call again: its response was lost
+        return ClaimResult(kept.job, kept.seed, is_owner=True)
+    if kept.fingerprint != claim.fingerprint:
+        return ClaimResult(None, 0, is_owner=False)
+    existing = kept_job()
+    if existing is not None and existing.is_of_use(is_lost):
+        return ClaimResult(kept.job, kept.seed, is_owner=False)
+    return Takeover(replace(job, id=kept.job), kept.seed)
