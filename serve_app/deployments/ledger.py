@@ -22,13 +22,14 @@ from serve_app.core.service.jobs import (
     JobError,
     JobResult,
     JobState,
+    RunningJob,
 )
 from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
 from serve_app.core.service.rate_limit import RateLimit, TokenBucket, consume, is_full
 from serve_app.core.startup_error import startup_errors
 from serve_app.ledger_store.async_store import AsyncStore
 from serve_app.ledger_store.opening import open_store
-from serve_app.ledger_store.store import MAX_JOB_AGE, LedgerStore, RunningJob, abandoned
+from serve_app.ledger_store.store import MAX_JOB_AGE, LedgerStore, abandoned
 
 LEASE = 10.0  # seconds without a heartbeat, after which an owner counts as dead
 DISOWNED_AFTER = 30.0  # seconds in which an owner lists a job of its own, once it has created it
@@ -103,13 +104,16 @@ class Ledger:
     async def get(self, id: str, wait: float) -> Job | None:
         """Return the job, once it has ended or after `wait` seconds; None if there is none."""
         self._note_call()
+        if wait <= 0:
+            return await self._read(id)
+        event = self._end_events.setdefault(id, asyncio.Event())  # it may end during the read
         job = await self._read(id)
-        if job is not None and job.state is JobState.RUNNING and wait > 0:
-            event = self._end_events.setdefault(id, asyncio.Event())
-            with suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), min(wait, LEASE))
-            job = await self._read(id)
-        return job
+        if job is None or job.state is not JobState.RUNNING:
+            self._wake(id)
+            return job
+        with suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), min(wait, LEASE))
+        return await self._read(id)
 
     async def heartbeat(
         self, owner: str, jobs: frozenset[str], load: Mapping[str, Any]
@@ -213,10 +217,10 @@ class Ledger:
                 self._cleaned_up = now
                 self._forget(now)
                 await self._store.write(lambda store: store.delete_old(now))
+                known = set(self._end_events)  # of jobs that may come while these are read
                 kept = {job.id for job in await self._store.read(lambda store: store.running())}
-                self._end_events = {
-                    id: event for id, event in self._end_events.items() if id in kept
-                }
+                for id in known - kept:
+                    self._wake(id)
 
     def _forget(self, now: float) -> None:
         """Forget owners that are long dead, and buckets that are full."""

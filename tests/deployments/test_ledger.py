@@ -2,16 +2,25 @@
 
 import asyncio
 import stat
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from serve_app.core.service.jobs import IdempotencyClaim, Job, JobError, JobResult, JobState
+from serve_app.core.service.jobs import (
+    IdempotencyClaim,
+    Job,
+    JobError,
+    JobResult,
+    JobState,
+    RunningJob,
+)
 from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.ledger import DISOWNED_AFTER, LEASE, Ledger
+from serve_app.ledger_store.sqlite_store import SqliteStore
 from serve_app.ledger_store.store import CLAIM_TTL, MAX_JOB_AGE, RESULT_TTL
 from tests.support.waiting import until_async
 
@@ -72,6 +81,70 @@ async def test_an_end_is_final(ledger: Ledger) -> None:
     job = await ledger.get(JOB.id, 0)
     assert job is not None
     assert job.state is JobState.CANCELLED
+
+
+class SlowReads(SqliteStore):
+    """A store in memory whose answers wait until the test lets them go."""
+
+    def __init__(self) -> None:
+        super().__init__(LedgerFile(None))
+        self.open = threading.Event()
+        self.begun = threading.Event()
+        self.open.set()
+
+    def read(self, id: str) -> Job | None:
+        job = super().read(id)
+        self.begun.set()
+        assert self.open.wait(30)
+        return job
+
+    def running(self) -> list[RunningJob]:
+        running = super().running()
+        self.begun.set()
+        assert self.open.wait(30)
+        return running
+
+
+async def test_an_end_during_the_read_of_a_waiting_get_is_not_missed(clock: Clock) -> None:
+    store = SlowReads()
+    ledger = Ledger(None, clock, lambda _: store)
+    await ledger.create(JOB, None)
+    store.begun.clear()
+    store.open.clear()
+    waiting = asyncio.create_task(ledger.get(JOB.id, LEASE))
+    await asyncio.to_thread(store.begun.wait)
+    await succeed(ledger)
+    store.open.set()
+    async with asyncio.timeout(LEASE / 2):
+        job = await waiting
+    assert job is not None
+    assert job.state is JobState.SUCCEEDED
+
+
+async def test_a_job_that_comes_during_a_clean_up_can_be_waited_for(clock: Clock) -> None:
+    store = SlowReads()
+    ledger = Ledger(None, clock, lambda _: store)
+    await ledger.create(JOB, None)
+    clock.now += 28
+    await ledger.heartbeat(JOB.owner, frozenset([JOB.id]), {})
+    await ledger.check_health()  # looks for lost jobs
+    clock.now += 2  # only the rest of a clean-up is due
+    store.begun.clear()
+    store.open.clear()
+    cleaning = asyncio.create_task(ledger.check_health())
+    await asyncio.to_thread(store.begun.wait)
+    later = replace(JOB, id="job-2", created=clock.now)
+    await ledger.create(later, None)
+    waiting = asyncio.create_task(ledger.get(later.id, LEASE))
+    await until_async(lambda: later.id in ledger._end_events)
+    store.open.set()
+    await cleaning
+    await until_async(lambda: waiting.done() or later.id in ledger._end_events)
+    await succeed(ledger, later.id)
+    async with asyncio.timeout(LEASE / 2):
+        job = await waiting
+    assert job is not None
+    assert job.state is JobState.SUCCEEDED
 
 
 async def test_a_waiting_get_returns_when_the_job_ends(ledger: Ledger) -> None:
