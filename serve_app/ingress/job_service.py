@@ -65,6 +65,9 @@ class RequestContext:
     arrived: float | None = None
 
 
+NO_SUCH_JOB = "you have no job with this id; results are kept for ten minutes"
+
+
 class JobService:
     """The jobs of one ingress process.
 
@@ -153,7 +156,7 @@ class JobService:
         await self._outbox.wait_for(id, _CANCEL_TIMEOUT_S)
         job = await self._ledger.get(id, 0)
         if job is None or job.caller != caller:
-            raise JobNotFound("you have no job with this id; results are kept for ten minutes")
+            raise JobNotFound(NO_SUCH_JOB)
         return job
 
     async def cancel(self, id: str, caller: str) -> Job:

@@ -18,9 +18,14 @@ _REMEDY = (
 
 @contextmanager
 def named_errors() -> Iterator[None]:
-    """Turn errors of the driver and of its pool into `LedgerFault`; log what they say."""
+    """Turn errors of the driver and of its pool into `LedgerFault`; log what they say.
+
+    Raises `ValueError` for a value that can't be kept: nothing is wrong with the server.
+    """
     try:
         yield
+    except psycopg.DataError as error:  # such as a text with a NUL
+        raise ValueError(f"the ledger can't keep this value: {first_line(error)}") from error
     except (psycopg.Error, PoolTimeout, PoolClosed) as error:
         fault = _fault(error)
         logger.warning("%s: %s", fault.problem, first_line(error))

@@ -29,7 +29,9 @@ async def test_every_request_is_a_job_that_any_process_knows(client: Client) -> 
     assert response.status_code == 200
     job = response.json()
     assert (job["state"], job["result"], job["error"]) == ("succeeded", answer, None)
-    assert (await client().get("/jobs/none")).status_code == 404
+    for id in ("none", "%00", "a%20b", "x" * 65, "%F0%9F%A6%8A"):
+        assert (await client().get(f"/jobs/{id}")).status_code == 404
+        assert (await client().delete(f"/jobs/{id}")).status_code == 404
 
 
 async def test_a_response_does_not_wait_for_the_ledger_but_a_look_at_the_job_does(

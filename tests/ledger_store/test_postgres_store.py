@@ -76,6 +76,20 @@ async def test_calls_learn_of_a_killed_database_at_once_and_nothing_is_made_twic
     await client.close()
 
 
+async def test_a_value_that_postgresql_can_not_keep_is_no_fault_of_the_server(
+    ledger: Ledger,
+) -> None:
+    client = Client(FakeConductor(), ledger)
+    http = client()
+    assert (await http.get("/jobs/%00")).status_code == 404
+    with pytest.raises(ValueError, match="the ledger can't keep this value"):
+        await ledger.get("a\0b", 0)
+    with pytest.raises(ValueError, match="the ledger can't keep this value"):
+        await ledger.accept_terms("a\0b", "terms")
+    assert (await http.get("/health")).json()["status"] == "ready"
+    await client.close()
+
+
 def test_a_restarted_database_is_reached_again_without_an_error(
     database: LedgerDatabase, postgres: PostgresServer
 ) -> None:

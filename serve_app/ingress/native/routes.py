@@ -1,19 +1,22 @@
 """The native routes: /generate, /refine, /jobs/{id}, /licenses, /health, /livez."""
 
 import asyncio
+import re
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import JSONResponse, Response
 
 from serve_app.core.capacity.virtual_queue import bounded_retry
 from serve_app.core.diffusion.extensions import LORA
+from serve_app.core.errors import JobNotFound
 from serve_app.core.service.info import HealthStatus
 from serve_app.core.service.jobs import Job
 from serve_app.ingress.accept import JSON, PNG, negotiate
 from serve_app.ingress.generation_job import RerunFormat
+from serve_app.ingress.job_service import NO_SUCH_JOB
 from serve_app.ingress.native.rerun import GENERATE, REFINE
 from serve_app.ingress.native.response_schemas import (
     ErrorEnvelope,
@@ -53,7 +56,17 @@ _TERMS_RESPONSES = error_responses(400, 401, 403, 413, 415, 503, model=ErrorEnve
 _LICENSES_RESPONSES = error_responses(403, 406, model=ErrorEnvelope)
 _FORBIDDEN_RESPONSES = error_responses(403, model=ErrorEnvelope)
 
-JobId = Annotated[str, Path(description="The jobId of a response's meta")]
+
+def _job_id(
+    id: Annotated[str, Path(description="The jobId of a response's meta")],
+) -> str:
+    """Return what may be a job's id. Raises `JobNotFound`: the ledger is asked for no other."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", id):
+        raise JobNotFound(NO_SUCH_JOB)
+    return id
+
+
+JobId = Annotated[str, Depends(_job_id)]
 
 router = APIRouter(route_class=StrictRoute, tags=["images"])
 
