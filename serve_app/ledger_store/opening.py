@@ -27,14 +27,17 @@ def open_store(place: LedgerPlace, lock_wait_s: float = LOCK_WAIT_S) -> LedgerSt
     return PostgresStore(place, lock_wait_s=lock_wait_s)
 
 
-def check_place(place: LedgerPlace, lock_wait_s: float, *, lock: bool = True) -> None:
-    """Check that a service could start with this ledger; make and change nothing.
+def check_place(
+    place: LedgerPlace, lock_wait_s: float, *, lock: bool = True, whole: bool = False
+) -> None:
+    """Check that a service could start with this ledger; change nothing.
 
     With `lock`, no other service than `place.service` may have it, after some seconds at least.
-    Raises `OperatorError` that says what is wrong, with the path or the server's name.
+    With `whole`, all of a file is read for damage, which opening it does too. Raises
+    `OperatorError` that says what is wrong, with the path or the server's name.
     """
     if isinstance(place, LedgerFile):
-        check_file(place, lock_wait_s if lock else None)
+        check_file(place, lock_wait_s if lock else None, whole=whole)
         return
     try:
         from serve_app.ledger_store.postgres_check import check_server

@@ -116,7 +116,11 @@ class DatabaseLock:
             try:
                 self.acquire(0)
             except LedgerInUse:
-                raise LedgerBroken("another service uses the ledger's database") from None
+                raise LedgerBroken(
+                    "another session has the lock on the ledger's database",
+                    remedy="It may be our own of before, which ends within seconds. Otherwise stop "
+                    "the other service, or give this one another LEDGER_SCHEMA",
+                ) from None
 
     def release(self) -> None:
         """Give the lock up."""

@@ -1,4 +1,7 @@
-"""Check a ledger's file before a service starts with it. Nothing is made, changed or moved."""
+"""Check a ledger's file before a service starts with it. It is not changed, and nothing is made.
+
+Only where a service was killed, SQLite makes the index (-shm) of the log that it left (-wal).
+"""
 
 import shlex
 from contextlib import closing
@@ -7,16 +10,18 @@ from serve_app.core.errors import LedgerDamaged, LedgerFault, OperatorError
 from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.ledger_store.file_lock import check_unlocked
 from serve_app.ledger_store.sqlite_errors import named_errors
-from serve_app.ledger_store.sqlite_file import check_results, check_structure, connect
-from serve_app.ledger_store.sqlite_schema import check_version, has_checksums
+from serve_app.ledger_store.sqlite_file import check_results, check_structure, inspect
+from serve_app.ledger_store.sqlite_schema import check_tables, check_version, has_checksums
 
 _CHECK_S = 10.0  # seconds of structure, and as many of content
 
 
-def check_file(place: LedgerFile, lock_wait_s: float | None) -> None:
-    """Check that a file is not damaged and, unless `lock_wait_s` is None, not another service's.
+def check_file(place: LedgerFile, lock_wait_s: float | None, *, whole: bool) -> None:
+    """Check that a file is a ledger of this release, and no other service's.
 
-    Raises `OperatorError`. A damaged file that would be replaced is no error.
+    The latter unless `lock_wait_s` is None. With `whole` its pages and results are read, as they
+    are anyway when a store opens it; otherwise the first page of each table. Raises
+    `OperatorError`. A damaged file that would be replaced is no error.
     """
     if place.path is None:
         return
@@ -26,10 +31,12 @@ def check_file(place: LedgerFile, lock_wait_s: float | None) -> None:
         return
     subject = f"LEDGER_FILE={place.path}"
     try:
-        with named_errors(), closing(connect(place.path, read_only=True)) as db:
-            check_structure(db, _CHECK_S)
+        with named_errors(), closing(inspect(place.path)) as db:
+            if whole:
+                check_structure(db, _CHECK_S)
             check_version(db)
-            if has_checksums(db):
+            check_tables(db)
+            if whole and has_checksums(db):
                 check_results(db, 0, _CHECK_S)
     except LedgerDamaged:
         if not place.replaces_damaged:

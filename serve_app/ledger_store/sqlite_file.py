@@ -25,16 +25,27 @@ def move_aside(path: Path) -> Path:
     return moved
 
 
-def connect(path: Path | None, *, read_only: bool = False) -> sqlite3.Connection:
-    """Open a connection, which makes the file if it may write; `None` is a database in memory."""
-    name = f"file:{quote(str(path))}?mode={'ro' if read_only else 'rwc'}" if path else ":memory:"
+def connect(path: Path | None, mode: str = "rwc") -> sqlite3.Connection:
+    """Open a connection, which makes the file if it may write; `None` is a database in memory.
+
+    `mode` is SQLite's, and may have other parameters of its URI after it.
+    """
     return sqlite3.connect(
-        name,
+        f"file:{quote(str(path))}?mode={mode}" if path else ":memory:",
         uri=path is not None,
         timeout=_BUSY_S,
         isolation_level=None,
         check_same_thread=False,  # one call at a time, from whichever thread
     )
+
+
+def inspect(path: Path) -> sqlite3.Connection:
+    """Open a connection to a file that nobody has open, without making anything beside it.
+
+    A log that was left needs its index, which SQLite makes again; the file stays as it is.
+    """
+    has_log = Path(f"{path}-wal").exists()
+    return connect(path, "ro" if has_log else "ro&immutable=1")
 
 
 def prepared(db: sqlite3.Connection) -> sqlite3.Connection:

@@ -45,6 +45,13 @@ def check_version(db: sqlite3.Connection) -> None:
         )
 
 
+def check_tables(db: sqlite3.Connection) -> None:
+    """Read the first page of each table, if there are any. Raises SQLite's errors."""
+    names = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    for (name,) in names:
+        db.execute(f'SELECT rowid FROM "{name}" NOT INDEXED LIMIT 1').fetchone()
+
+
 def has_checksums(db: sqlite3.Connection) -> bool:
     """Return whether results have checksums yet."""
     return _version(db) > 1

@@ -214,7 +214,7 @@ class SqliteStore:
             if not self._path.exists() or self._path.stat().st_ino != self._inode:
                 raise file_gone()
             self._check_room()
-            with closing(connect(self._path, read_only=True)) as db:
+            with closing(connect(self._path, "ro")) as db:
                 check_structure(db, _CHECK_S)
                 self._cursor = check_results(db, self._cursor, _CHECK_S / 4)
 

@@ -15,7 +15,7 @@ from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile, Ledg
 from serve_app.ledger_store.file_lock import lock_file
 from serve_app.ledger_store.opening import check_place, open_store
 from serve_app.ledger_store.store import LedgerStore
-from tests.support.ledger_stores import JOB, none_lost
+from tests.support.ledger_stores import JOB, fill, none_lost
 from tests.support.postgres import PostgresServer
 
 HOLDER = (
@@ -66,6 +66,36 @@ def test_a_check_makes_nothing(tmp_path: Path, database: LedgerDatabase) -> None
     check_place(database, 0)  # which has left no lock behind
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_check_of_a_file_makes_nothing_beside_it(tmp_path: Path, whole: bool) -> None:
+    place = LedgerFile(tmp_path / "ledger.sqlite")
+    open_store(place).close()
+    lock_file(tmp_path / "ledger.sqlite").unlink()
+    check_place(place, 0, whole=whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.sqlite"]
+
+
+def bytes_read() -> int:
+    """Return the bytes that this process has read."""
+    (line,) = [line for line in Path("/proc/self/io").read_text().splitlines() if "rchar" in line]
+    return int(line.split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux")
+def test_a_start_reads_the_whole_file_once_when_it_opens_it(tmp_path: Path) -> None:
+    place = LedgerFile(tmp_path / "ledger.sqlite")
+    store = open_store(place)
+    fill(store, 200)
+    store.close()
+    size = (tmp_path / "ledger.sqlite").stat().st_size
+    before = bytes_read()
+    check_place(place, 0)
+    assert bytes_read() - before < size / 4
+    before = bytes_read()
+    open_store(place).close()
+    assert bytes_read() - before >= size
+
+
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
     file = tmp_path / "ledger.sqlite"
     with subprocess.Popen(
@@ -100,7 +130,7 @@ def test_a_lock_that_another_service_took_meanwhile_breaks_the_ledger(
     for call in (first.check, first.recover):
         with pytest.raises(LedgerBroken):
             call()
-    with pytest.raises(LedgerBroken, match="another service uses the ledger's database"):
+    with pytest.raises(LedgerBroken, match="another session has the lock"):
         first.recover()
     other.close()
     recovered(first)

@@ -1,6 +1,6 @@
 """Check the ledger: its file or its database, and that no other service has it.
 
-Nothing is made or changed. No Ray.
+The ledger is not changed. No Ray.
 """
 
 import shlex
@@ -40,7 +40,7 @@ def _check_file(place: LedgerFile, *, is_running: bool) -> Finding:
         message = f"{file} is not a ledger: it is not an SQLite database"
         return fail("ledger", message, f"mv {name} {name}.other")
     try:
-        check_place(place, _WAIT_S)
+        check_place(place, _WAIT_S, whole=True)
     except LedgerInUse as error:
         if is_running:
             return fine("ledger", f"{file} is in use by the service that runs")
