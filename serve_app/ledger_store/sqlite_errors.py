@@ -11,12 +11,26 @@ logger = logging.getLogger("aura.ledger")
 
 _MEANWHILE = "Requests without an Idempotency-Key are served meanwhile"
 _PRIMARY = 0xFF  # of an extended error code, https://sqlite.org/rescode.html
+_PASSING = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_INTERRUPT,
+)
 
 
 def disk_full() -> LedgerFault:
     """Return that there is no room for what the ledger should keep."""
     return LedgerFault(
         "the ledger's disk is full", remedy=f"The operator must make room on it. {_MEANWHILE}"
+    )
+
+
+def file_full() -> LedgerFault:
+    """Return that the file has all the pages that the ledger lets it have."""
+    return LedgerFault(
+        "the ledger's file is as large as it may be",
+        remedy=f"Results are deleted ten minutes after their end, which makes room. {_MEANWHILE}",
     )
 
 
@@ -37,6 +51,20 @@ def file_gone() -> LedgerBroken:
 def is_interrupted(error: sqlite3.Error) -> bool:
     """Return whether a call was ended from another thread."""
     return _code(error) == sqlite3.SQLITE_INTERRUPT
+
+
+def is_lasting(fault: LedgerFault) -> bool:
+    """Return whether only a new connection can end a fault: not a full disk, nor a slow one."""
+    if isinstance(fault, LedgerDamaged):
+        return True
+    cause = fault.__cause__
+    return isinstance(cause, sqlite3.Error) and _code(cause) not in _PASSING
+
+
+def is_out_of_pages(fault: LedgerFault) -> bool:
+    """Return whether SQLite found no room, on the disk or below the limit of the file's pages."""
+    cause = fault.__cause__
+    return isinstance(cause, sqlite3.Error) and _code(cause) == sqlite3.SQLITE_FULL
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from serve_app.core.errors import LedgerDamaged
+from serve_app.core.errors import LedgerDamaged, LedgerFault
 from serve_app.core.service.jobs import (
     ClaimResult,
     IdempotencyClaim,
@@ -31,7 +31,10 @@ from serve_app.ledger_store.sqlite_claims import create_job
 from serve_app.ledger_store.sqlite_errors import (
     damaged,
     disk_full,
+    file_full,
     file_gone,
+    is_lasting,
+    is_out_of_pages,
     named_errors,
 )
 from serve_app.ledger_store.sqlite_file import (
@@ -85,6 +88,7 @@ class SqliteStore:
         self._one_call = threading.Lock()
         self._cursor = 0  # rowid of the result that was checked last
         self._inode = 0
+        self._is_suspect = False  # whether only a new connection can help
         self._lock = FileLock(place.path, place.service) if place.path else None
         if place.path and self._lock:
             with named_errors():
@@ -152,13 +156,14 @@ class SqliteStore:
             return None
         caller, owner, created, state, code, message, meta, pngs, sizes, digest = row
         result = None
-        if pngs is not None:
-            verify(meta, sizes, pngs, digest)
-            result = Result(split(pngs, json.loads(sizes)), meta, created)
-        try:
-            return job_of_row(id, caller, owner, created, state, code, message, result)
-        except ValueError:  # a state that nobody wrote
-            raise damaged() from None
+        with self._noted():
+            if pngs is not None:
+                verify(meta, sizes, pngs, digest)
+                result = Result(split(pngs, json.loads(sizes)), meta, created)
+            try:
+                return job_of_row(id, caller, owner, created, state, code, message, result)
+            except ValueError:  # a state that nobody wrote
+                raise damaged() from None
 
     def running(self) -> list[RunningJob]:
         """See `LedgerStore`."""
@@ -195,12 +200,15 @@ class SqliteStore:
             db.execute("DELETE FROM claims WHERE created < ?", (now - CLAIM_TTL,))
 
     def recover(self) -> None:
-        """See `LedgerStore`. A damaged file is replaced here, where the operator wants that."""
-        if self._path is not None:
-            with self._one_call:
-                self._db.close()
-                self._db = self._open()
+        """See `LedgerStore`. A damaged file is replaced here, where the operator wants that.
+
+        The file is read as a whole only if a new connection is needed. Calls go on meanwhile.
+        """
+        with self._noted():
             self._check_room()
+            needs_opening = self._is_suspect or self._is_removed()
+        if needs_opening:
+            self._reopen()
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO probe VALUES (0, zeroblob(?))", (_PROBE_BYTES,))
         with self._transaction() as db:
@@ -210,8 +218,8 @@ class SqliteStore:
         """See `LedgerStore`. Reads the structure of all pages, and the content of the next ones."""
         if self._path is None:
             return
-        with named_errors():
-            if not self._path.exists() or self._path.stat().st_ino != self._inode:
+        with self._noted():
+            if self._is_removed():
                 raise file_gone()
             self._check_room()
             with closing(connect(self._path, "ro")) as db:
@@ -220,7 +228,8 @@ class SqliteStore:
 
     def interrupt(self) -> None:
         """See `LedgerStore`."""
-        self._db.interrupt()
+        with suppress(sqlite3.ProgrammingError):  # it was just closed
+            self._db.interrupt()
 
     def close(self) -> None:
         """See `LedgerStore`."""
@@ -264,6 +273,22 @@ class SqliteStore:
                 db.close()
                 raise
 
+    def _reopen(self) -> None:
+        """Open the file again; the connection of before is used until then."""
+        db = self._open()
+        with self._one_call:
+            old, self._db = self._db, db
+            self._is_suspect = False
+            old.close()
+
+    def _is_removed(self) -> bool:
+        """Return whether another file, or none, is where ours was."""
+        if self._path is None:
+            return False
+        with suppress(FileNotFoundError):
+            return self._path.stat().st_ino != self._inode
+        return True
+
     def _check_room(self) -> None:
         if self._path and shutil.disk_usage(self._path.parent).free < _MIN_FREE:
             raise disk_full()
@@ -279,8 +304,23 @@ class SqliteStore:
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        with self._one_call, named_errors():
+        with self._one_call, self._noted():
             yield self._db
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Name errors, and remember whether they end only with a new connection."""
+        try:
+            with named_errors():
+                yield
+        except LedgerFault as fault:
+            if self._path is None:
+                raise
+            self._is_suspect = self._is_suspect or is_lasting(fault)
+            if is_out_of_pages(fault):
+                self._check_room()  # else it is the limit that we set ourselves
+                raise file_full() from fault
+            raise
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

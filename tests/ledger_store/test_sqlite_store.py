@@ -1,6 +1,7 @@
 """The ledger's file when its disk is full, its bytes are damaged, or it is taken away."""
 
 import os
+import shutil
 import sqlite3
 import stat
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from serve_app.core.errors import LedgerBroken, LedgerDamaged, LedgerFault, OperatorError
 from serve_app.core.service.jobs import JobResult
 from serve_app.core.service.ledger_place import LedgerFile
+from serve_app.ledger_store.sqlite_errors import disk_full
 from serve_app.ledger_store.sqlite_schema import VERSION
 from serve_app.ledger_store.sqlite_store import SqliteStore
 from tests.support.ledger_stores import (
@@ -86,12 +88,83 @@ def test_a_damaged_image_is_never_returned(file: Path) -> None:
     assert store.read("kept-1") is not None
 
 
-def test_a_full_disk_is_named_and_what_is_kept_can_be_read(file: Path) -> None:
+class WatchedStore(SqliteStore):
+    """Counts how often the file is opened, which reads all of it, and may find the disk full."""
+
+    opened = 0
+    is_full = False
+
+    def _opened_file(self, path: Path) -> sqlite3.Connection:
+        self.opened += 1
+        return super()._opened_file(path)
+
+    def _check_room(self) -> None:
+        if self.is_full:
+            raise disk_full()
+
+
+def test_while_the_disk_is_full_nothing_is_read_to_recover(file: Path) -> None:
+    store = WatchedStore(LedgerFile(file))
+    store.create(JOB, None, NOW, none_lost)
+    store.is_full = True
+    for _ in range(3):
+        with pytest.raises(LedgerFault, match="the ledger's disk is full"):
+            store.recover()
+    store.is_full = False
+    store.recover()
+    assert store.opened == 1
+    assert store.read(JOB.id) == JOB
+
+
+def test_a_store_that_is_well_is_not_opened_again_to_recover(file: Path) -> None:
+    store = WatchedStore(LedgerFile(file))
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerFault, match="another process uses"):
+            store.recover()
+        other.execute("ROLLBACK")
+    store.recover()
+    assert store.opened == 1
+
+
+def test_a_connection_that_died_is_opened_again(file: Path) -> None:
+    store = WatchedStore(LedgerFile(file))
+    store.create(JOB, None, NOW, none_lost)
+    store._db.close()
+    with pytest.raises(LedgerFault):
+        store.read(JOB.id)
+    store.interrupt()  # of a connection that is closed: nothing to do
+    store.recover()
+    assert (store.opened, store.read(JOB.id)) == (2, JOB)
+
+
+def test_a_file_that_can_not_be_opened_again_is_read_through_the_connection_of_before(
+    file: Path,
+) -> None:
+    store = SqliteStore(LedgerFile(file))
+    fill(store)
+    damage_result(file)
+    with pytest.raises(LedgerDamaged):
+        store.read("kept-0")
+    with pytest.raises(LedgerDamaged):
+        store.recover()
+    assert store.read("kept-1") is not None
+
+
+def test_a_folder_that_was_removed_is_a_fault_with_a_name(file: Path) -> None:
+    store = SqliteStore(LedgerFile(file))
+    shutil.rmtree(file.parent)
+    for call in (store.check, store.recover):
+        with pytest.raises(LedgerFault, match="the ledger's file "):
+            call()
+
+
+def test_a_file_at_its_largest_size_is_named_and_what_is_kept_can_be_read(file: Path) -> None:
     store = SqliteStore(LedgerFile(file), max_bytes=1000)
     store.create(JOB, None, NOW, none_lost)
     succeed(store)
     store.create(replace(JOB, id="large"), None, NOW, none_lost)
-    with pytest.raises(LedgerFault, match="the ledger's disk is full"):
+    with pytest.raises(LedgerFault, match="the ledger's file is as large as it may be"):
         succeed(store, "large", JobResult((os.urandom(9 << 20),), "{}", NOW))
     job = store.read(JOB.id)
     assert job is not None
@@ -120,8 +193,9 @@ def test_a_repaired_file_is_used_again(file: Path) -> None:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     backup = file.read_bytes()
     damage_page(file)
-    with pytest.raises(LedgerDamaged):
-        store.recover()
+    for call in (store.check, store.recover):
+        with pytest.raises(LedgerDamaged):
+            call()
     file.write_bytes(backup)
     store.recover()
     assert store.read("kept-3") is not None
