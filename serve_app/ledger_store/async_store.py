@@ -20,8 +20,14 @@ T = TypeVar("T")
 CALL_S = 4.0  # seconds of one call
 _RETRY_S = 1.0  # between two tries to recover
 _DAMAGED_RETRY_S = 10.0  # the same, where each reads the whole file
-_RECOVER_S = 15.0  # seconds that a try, or a check, may take
+RECOVER_S = 15.0  # seconds that a try, or a check, may take
 _THREADS = 4
+
+
+def _retrieve(future: "asyncio.Future[T]") -> None:
+    """Mark an error as seen: whoever waited for it may have given up."""
+    if not future.cancelled():
+        future.exception()
 
 
 class AsyncStore:
@@ -35,13 +41,15 @@ class AsyncStore:
         opening: Callable[[], LedgerStore],
         clock: Callable[[], float],
         call_s: float = CALL_S,
+        recover_s: float = RECOVER_S,
     ) -> None:
         self._opening = opening
-        self._call_s = call_s
+        self._call_s, self._recover_s = call_s, recover_s
         self._clock = clock
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ledger")
         self._pending: set[asyncio.Future[Any]] = set()  # calls that took too long
         self._store: LedgerStore | None = None
+        self._is_closed = False
         self._fault: LedgerFault | None = None
         self._next_try = self._next_check = clock() + _RETRY_S
         try:
@@ -91,12 +99,13 @@ class AsyncStore:
         elif self._store is not None and now >= self._next_check:
             self._next_check = now + self._store.check_interval_s
             try:
-                await self._bounded(lambda store: store.check(), self._store, _RECOVER_S)
+                await self._bounded(lambda store: store.check(), self._store, self._recover_s)
             except LedgerFault as fault:
                 self._note(fault)
 
     def close(self) -> None:
-        """Give up the store."""
+        """Give up the store, and one that is being opened as soon as it is."""
+        self._is_closed = True
         if self._store is not None:
             self._store.close()
         self._threads.shutdown(wait=False)
@@ -104,15 +113,24 @@ class AsyncStore:
     async def _recover(self) -> None:
         try:
             if self._store is None:
-                self._store = await self._bounded(lambda _: self._opening(), None, _RECOVER_S)
+                await self._bounded(lambda _: self._opening(), None, self._recover_s, self._adopt)
             else:
-                await self._bounded(lambda store: store.recover(), self._store, _RECOVER_S)
+                await self._bounded(lambda store: store.recover(), self._store, self._recover_s)
         except LedgerFault as fault:
             self._note(fault)
         except OperatorError as error:  # such as another service that has taken the ledger
             self._note(LedgerBroken(error.problem, remedy=error.remedy))
         else:
             self._forget_fault()
+
+    def _adopt(self, opened: "asyncio.Future[LedgerStore]") -> None:
+        """Take a store that was opened, however late: it has the lock, so nobody else can."""
+        if opened.cancelled() or opened.exception() is not None:
+            return
+        if self._is_closed:
+            opened.result().close()
+        else:
+            self._store = opened.result()
 
     def _note(self, fault: LedgerFault) -> None:
         if self._fault is None or self._fault.problem != fault.problem:
@@ -125,16 +143,21 @@ class AsyncStore:
             self._fault = None
 
     async def _bounded(
-        self, call: Callable[..., T], store: LedgerStore | None, seconds: float
+        self,
+        call: Callable[..., T],
+        store: LedgerStore | None,
+        seconds: float,
+        at_end: "Callable[[asyncio.Future[T]], None]" = _retrieve,
     ) -> T:
         """Run a call in a thread; give up waiting after some seconds, for a thread can't be ended.
 
-        Until it has ended by itself, no other call is begun.
+        Until it has ended by itself, no other call is begun. `at_end` gets how it ended, in time or
+        later.
         """
         if self._pending:
             raise _unresponsive()
         future = asyncio.get_running_loop().run_in_executor(self._threads, call, store)
-        future.add_done_callback(_retrieve)
+        future.add_done_callback(at_end)
         done, _ = await asyncio.wait([future], timeout=seconds)
         if done:
             return future.result()
@@ -151,9 +174,3 @@ def _unresponsive() -> LedgerBroken:
         remedy="The operator must look at it. Requests without an Idempotency-Key are served "
         "meanwhile",
     )
-
-
-def _retrieve(future: "asyncio.Future[T]") -> None:
-    """Mark an error as seen: whoever waited for it may have given up."""
-    if not future.cancelled():
-        future.exception()

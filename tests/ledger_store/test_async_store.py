@@ -1,17 +1,21 @@
 """A store behind an event loop: bounded calls, remembered faults, recovery."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from serve_app.core.errors import LedgerBroken, LedgerDamaged, LedgerFault
+from serve_app.core.errors import LedgerBroken, LedgerDamaged, LedgerFault, LedgerInUse
 from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.ledger_store.async_store import AsyncStore
+from serve_app.ledger_store.file_lock import lock_file
 from serve_app.ledger_store.sqlite_store import CHECK_INTERVAL_S, SqliteStore
 from tests.support.ledger_stores import JOB, damage_all, damage_page, fill, none_lost
+from tests.support.waiting import until_async
 
 FULL = LedgerFault("the ledger's disk is full")
 
@@ -145,6 +149,127 @@ async def test_a_store_that_can_not_be_opened_is_opened_later(tmp_path: Path, cl
     assert await terms(store) is None
 
 
+class SlowOpening:
+    """Opens a store on the second try, when the test lets it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.tries = 0
+        self.open = threading.Event()
+
+    def __call__(self) -> SqliteStore:
+        self.tries += 1
+        if self.tries == 1:
+            raise LedgerBroken("the database is away")
+        assert self.open.wait(60)
+        return SqliteStore(LedgerFile(self.file), lock_wait_s=0)
+
+
+async def test_a_store_that_opens_too_late_is_used_with_its_lock(
+    tmp_path: Path, clock: Clock
+) -> None:
+    opening = SlowOpening(tmp_path / "ledger.sqlite")
+    store = AsyncStore(opening, clock, recover_s=0.05)
+    clock.now += 2
+    await store.maintain()
+    assert "does not respond" in store.problem
+    opening.open.set()
+    await until_recovered(store, clock)
+    assert opening.tries == 2
+    await accept(store)
+    store.close()
+    SqliteStore(LedgerFile(opening.file), lock_wait_s=0).close()  # the lock is free
+
+
+async def test_a_store_that_opens_after_the_end_gives_up_its_lock(
+    tmp_path: Path, clock: Clock
+) -> None:
+    opening = SlowOpening(tmp_path / "ledger.sqlite")
+    store = AsyncStore(opening, clock, recover_s=0.05)
+    clock.now += 2
+    await store.maintain()
+    store.close()
+    opening.open.set()
+
+    def is_free() -> bool:
+        with suppress(LedgerInUse):
+            SqliteStore(LedgerFile(opening.file), lock_wait_s=0).close()
+            return lock_file(opening.file).exists()
+        return False
+
+    await until_async(is_free)
+
+
+class SlowFileStore(SqliteStore):
+    """A store in a file whose opening again waits until the test lets it go on."""
+
+    def __init__(self, file: Path) -> None:
+        self.open = threading.Event()
+        self.begun = threading.Event()
+        self.open.set()
+        super().__init__(LedgerFile(file))
+
+    def _opened_file(self, path: Path) -> sqlite3.Connection:
+        self.begun.set()
+        assert self.open.wait(60)
+        return super()._opened_file(path)
+
+
+async def test_a_recovery_that_hangs_is_given_up_beside_a_call_and_ends_later(
+    tmp_path: Path, clock: Clock
+) -> None:
+    file = tmp_path / "ledger.sqlite"
+    slow = SlowFileStore(file)
+    store = AsyncStore(lambda: slow, clock, call_s=0.05, recover_s=0.2)
+    await accept(store)
+    remove(file)
+    clock.now += CHECK_INTERVAL_S + 1
+    await store.maintain()
+    assert "was removed" in store.problem
+    slow.begun.clear()
+    slow.open.clear()
+    clock.now += 2
+    recovery = asyncio.create_task(store.maintain())
+    await asyncio.to_thread(slow.begun.wait)
+    for _ in range(2):
+        with pytest.raises(LedgerBroken):
+            await terms(store)
+    await recovery
+    assert "does not respond" in store.problem
+    with pytest.raises(LedgerBroken, match="does not respond"):
+        await terms(store)
+    slow.open.set()
+    await until_recovered(store, clock)
+    await accept(store)
+    assert await terms(store) == "terms"
+    store.close()
+
+
+async def test_a_call_that_takes_too_long_beside_a_recovery_is_a_fault_and_nothing_else(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """The fault of a full disk lets calls through, and one of them may hang meanwhile."""
+    slow = SlowFileStore(tmp_path / "ledger.sqlite")
+    store = AsyncStore(lambda: slow, clock, call_s=0.05, recover_s=10)
+    await accept(store)
+    slow._db.close()
+    with pytest.raises(LedgerFault):
+        await accept(store)
+    slow.begun.clear()
+    slow.open.clear()
+    clock.now += 2
+    recovery = asyncio.create_task(store.maintain())
+    await asyncio.to_thread(slow.begun.wait)
+    for _ in range(2):
+        with pytest.raises(LedgerFault):
+            await store.read(lambda kept: slow.open.wait(1) or kept.accepted_terms("a"))
+    slow.open.set()
+    await recovery
+    await until_recovered(store, clock)
+    assert await terms(store) == "terms"
+    store.close()
+
+
 @pytest.mark.parametrize("replaces", [False, True])
 async def test_damage_is_found_by_the_regular_check(
     tmp_path: Path, clock: Clock, replaces: bool
@@ -166,6 +291,12 @@ async def test_damage_is_found_by_the_regular_check(
         assert store.problem == "the ledger's file is damaged"
         with pytest.raises(LedgerDamaged):
             await accept(store)
+
+
+def remove(file: Path) -> None:
+    """Remove a ledger's file and what SQLite has beside it; the lock's file stays."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{file}{suffix}").unlink()
 
 
 async def until_recovered(store: AsyncStore, clock: Clock) -> None:
