@@ -1,4 +1,4 @@
-"""The SQLite file itself: connections, checks that read it, and what becomes of a damaged one."""
+"""The SQLite file itself: connections, checks, its size, and what becomes of a damaged one."""
 
 import sqlite3
 import threading
@@ -13,6 +13,10 @@ from serve_app.ledger_store.sqlite_schema import migrate
 
 _BUSY_S = 1.0  # seconds to wait for another process, such as a backup
 _MAX_LOG = 64 << 20  # bytes of the write-ahead log that are left after it was merged
+_OPEN_CHECK_S = 10.0  # seconds that the check of the whole file may take when it is opened
+_PAGE_BYTES = 4096
+_OVERHEAD = 2  # the most that the file may grow to, over the bytes of results: keys, free pages
+_SPARE = 8 << 20  # bytes that it may have beyond that
 
 
 def move_aside(path: Path) -> Path:
@@ -55,6 +59,36 @@ def prepared(db: sqlite3.Connection) -> sqlite3.Connection:
     db.execute(f"PRAGMA journal_size_limit={_MAX_LOG}")
     migrate(db)
     return db
+
+
+def open_checked(path: Path, most_bytes: int) -> sqlite3.Connection:
+    """Return a connection that writes, after all of the file was read as far as time allows.
+
+    `most_bytes` of results are to fit into the file. Raises `LedgerDamaged` and SQLite's errors.
+    """
+    db = connect(path)
+    try:
+        started = time.monotonic()
+        check_structure(db, _OPEN_CHECK_S)
+        pages = (most_bytes * _OVERHEAD + _SPARE) // _PAGE_BYTES
+        db.execute(f"PRAGMA max_page_count={pages}")
+        prepared(db)
+        check_results(db, 0, _OPEN_CHECK_S - (time.monotonic() - started))
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def limit_results(db: sqlite3.Connection, most_bytes: int) -> None:
+    """Delete the images of the oldest results beyond some bytes; their jobs stay."""
+    total = 0
+    for id, size in db.execute(
+        "SELECT id, length(pngs) FROM jobs WHERE pngs IS NOT NULL ORDER BY ended DESC"
+    ).fetchall():
+        total += size
+        if total > most_bytes:
+            db.execute("UPDATE jobs SET pngs = NULL WHERE id = ?", (id,))
 
 
 def check_structure(db: sqlite3.Connection, seconds: float) -> None:

@@ -42,7 +42,9 @@ from serve_app.ledger_store.sqlite_file import (
     check_structure,
     checksum,
     connect,
+    limit_results,
     move_aside,
+    open_checked,
     prepared,
     verify,
 )
@@ -60,14 +62,10 @@ from serve_app.ledger_store.store import (
 
 logger = logging.getLogger("aura.ledger")
 
-_OPEN_CHECK_S = 10.0  # seconds that the check of the whole file may take when it is opened
 CHECK_INTERVAL_S = 60.0
 _CHECK_S = 4.0  # seconds of structure, and a quarter of it of content, in each later check
 _MIN_FREE = 16 << 20  # bytes: less than the result of one request
 _PROBE_BYTES = 256 << 10
-_PAGE_BYTES = 4096
-_OVERHEAD = 2  # the most that the file may grow to, over the bytes of results: keys, free pages
-_SPARE = 8 << 20  # bytes that it may have beyond that
 
 
 class SqliteStore:
@@ -141,7 +139,7 @@ class SqliteStore:
             if state is not JobState.SUCCEEDED:
                 db.execute("DELETE FROM claims WHERE job = ?", (id,))
             if end.pngs is not None:
-                self._limit_size(db)
+                limit_results(db, self._most_bytes)
             return True
 
     def read(self, id: str) -> Job | None:
@@ -259,19 +257,10 @@ class SqliteStore:
     def _opened_file(self, path: Path) -> sqlite3.Connection:
         with named_errors():
             path.touch(mode=0o600)  # images carry their prompts, so nobody else may read them
-            db = connect(path)
-            try:
-                started = time.monotonic()
-                check_structure(db, _OPEN_CHECK_S)
-                pages = (self._most_bytes * _OVERHEAD + _SPARE) // _PAGE_BYTES
-                db.execute(f"PRAGMA max_page_count={pages}")
-                db = prepared(db)
-                check_results(db, 0, _OPEN_CHECK_S - (time.monotonic() - started))
-                self._inode = path.stat().st_ino
-                return db
-            except BaseException:
-                db.close()
-                raise
+            inode = path.stat().st_ino
+            db = open_checked(path, self._most_bytes)
+            self._inode = inode
+            return db
 
     def _reopen(self) -> None:
         """Open the file again; the connection of before is used until then."""
@@ -292,15 +281,6 @@ class SqliteStore:
     def _check_room(self) -> None:
         if self._path and shutil.disk_usage(self._path.parent).free < _MIN_FREE:
             raise disk_full()
-
-    def _limit_size(self, db: sqlite3.Connection) -> None:
-        total = 0
-        for id, size in db.execute(
-            "SELECT id, length(pngs) FROM jobs WHERE pngs IS NOT NULL ORDER BY ended DESC"
-        ).fetchall():
-            total += size
-            if total > self._most_bytes:
-                db.execute("UPDATE jobs SET pngs = NULL WHERE id = ?", (id,))
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
