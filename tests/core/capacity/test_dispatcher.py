@@ -221,6 +221,18 @@ def test_what_was_measured_replaces_what_was_predicted() -> None:
     assert callers(dispatch_all(dispatcher)) == "bbbba"
 
 
+def test_a_second_image_is_sent_though_ever_new_callers_come_with_one_each() -> None:
+    replicas = CountedReplicas(r=0)
+    dispatcher, sent = Dispatcher(replicas), list[str]()
+    for number in range(2):
+        add(dispatcher, f"a{number}", caller=A)
+    while "a1" not in sent and len(sent) < 50:
+        add(dispatcher, f"n{len(sent)}", arrived=9.0, caller=Caller(f"new {len(sent)}"))
+        replicas.free["r"] = 1
+        sent += [key for key, _ in dispatch_all(dispatcher)]
+    assert sent.index("a1") < 6  # three callers wait at any time: within two rounds
+
+
 class NewcomersPlaces(CountedReplicas):
     """Replicas that are full for one caller and have a place for every other one."""
 

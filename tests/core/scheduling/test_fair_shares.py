@@ -82,12 +82,89 @@ def test_a_correction_gives_back_what_was_predicted_too_much_and_no_credit() -> 
     shares.serve([(CAROL, 4.0)])
     shares.correct(BOB, -7.0)
     assert shares.time(BOB) == 3.0
-    shares.serve([(BOB, 2.0)])
-    shares.correct(CAROL, -99.0)
-    assert shares.time(CAROL) == 3.0  # the present: nobody is served before it
+    shares.enter(ALICE)
+    present = shares.time(ALICE)
+    assert present == 5.0  # half of the seconds that were served when Carol's turn began
+    shares.serve([(ALICE, 6.0)])
+    shares.correct(ALICE, -99.0)
+    assert shares.time(ALICE) == present  # nobody is served before the present at which they came
     shares.correct(Caller("nobody"), 9.0)
     shares.raise_to(Caller("nobody"), 9.0)
-    assert shares.time(Caller("nobody")) == 3.0
+    assert shares.time(Caller("nobody")) == present
+
+
+def test_a_prediction_is_taken_back_from_a_caller_that_is_behind_the_present() -> None:
+    """Bob is served where Carol has no place; so the present is ahead of her."""
+    for first, second in ((1.0, -1.0), (-1.0, 1.0)):
+        shares = shares_of(BOB, CAROL)
+        shares.serve([(CAROL, 1.0)])
+        shares.serve([(BOB, 9.0)])
+        shares.serve([(BOB, 9.0)])
+        shares.correct(CAROL, first)
+        shares.correct(CAROL, second)
+        assert shares.time(CAROL) == 1.0
+
+
+def test_what_was_not_predicted_is_not_taken_back() -> None:
+    shares = shares_of(BOB, CAROL)
+    for _ in range(20):
+        caller = serve_next(shares, BOB, CAROL)
+        shares.correct(caller, 1.0)  # measured
+        shares.correct(caller, -1.0)
+    shares.correct(BOB, -7.0)
+    assert shares.time(BOB) == shares.time(CAROL) == 10.0
+
+
+def test_what_is_taken_back_after_an_absence_is_no_credit_for_it() -> None:
+    shares = shares_of(BOB, CAROL)
+    shares.serve([(BOB, 10.0)])
+    shares.leave(BOB)
+    for _ in range(3):
+        shares.serve([(CAROL, 2.0)])
+    shares.enter(BOB)
+    shares.correct(BOB, -10.0)
+    shares.enter(ALICE)
+    assert shares.time(BOB) == shares.time(ALICE) > 0
+
+
+def test_whoever_has_left_is_charged_only_while_it_makes_a_difference() -> None:
+    shares = shares_of(BOB, CAROL)
+    shares.serve([(BOB, 3.0)])
+    shares.leave(BOB)
+    shares.correct(BOB, 4.0)
+    assert shares.time(BOB) == 7.0
+    for _ in range(8):
+        shares.serve([(CAROL, 1.0)])
+    shares.enter(ALICE)
+    assert len(shares) == 2
+    shares.serve([(BOB, 5.0)])
+    assert len(shares) == 2
+
+
+def test_whoever_waits_is_served_before_ever_new_callers_who_come_once() -> None:
+    """Four are there at any time, so each has about every fourth service."""
+    shares, waiting, served = shares_of(CAROL), [CAROL], Counter[str]()
+    for number in range(2000):
+        while len(waiting) < 4:
+            waiting.append(Caller(f"new {number} {len(waiting)}"))
+            shares.enter(waiting[-1])
+        caller = serve_next(shares, *waiting)
+        served[caller.name] += 1
+        if caller is not CAROL:
+            waiting.remove(caller)
+            shares.leave(caller)
+        assert len(shares) < 20
+    assert 400 < served["carol"] < 600
+
+
+def test_predictions_that_are_too_long_hold_no_newcomer_up() -> None:
+    shares = shares_of(BOB, CAROL)
+    for _ in range(500):
+        caller = serve_next(shares, BOB, CAROL, seconds=10.0)
+        shares.correct(caller, -9.0)
+    shares.enter(ALICE)
+    assert shares.time(ALICE) <= max(shares.time(BOB), shares.time(CAROL)) + 10.0
+    assert shares.time(BOB) == 250.0
 
 
 def test_a_virtual_time_is_raised_and_never_lowered() -> None:
