@@ -90,7 +90,11 @@ class AdmissionControl:
         if decision.refusal is None or decision.refusal is Refusal.IMPOSSIBLE:
             return Verdict(decision)
         self._sent_away, retry_after = self._sent_away.drain(now, others.sent_away).book(
-            caller, decision.service_seconds, decision.fits_in, others.sent_away
+            caller,
+            decision.service_seconds,
+            decision.fits_in,
+            others.sent_away,
+            self.limits.queue_seconds,
         )
         return Verdict(decision, retry_after)
 

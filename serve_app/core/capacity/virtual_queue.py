@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from serve_app.core.caller import Caller
-from serve_app.core.capacity.fair_share import Amounts, drained, served_before, total
+from serve_app.core.capacity.fair_share import Amounts, drained, folded, served_before, total
 
 MIN_RETRY_S, MAX_RETRY_S = 1, 3600  # the bounds of Retry-After; no deadline is further away
 # The share of the service's rate at which those who were sent away are called back: less than all,
 # so that a queue that is full when they are refused has room when they come.
 _RATE = 0.9
+# Seconds of the whole service that one caller may have booked, or as many as a job may wait. A
+# client that tries again too early books again: without a bound it is sent away for ever longer.
+MAX_BOOKED_S = 120.0
+_MAX_TOTAL_S = MAX_RETRY_S * _RATE  # that all callers may have booked: nobody is sent away further
+_MAX_CALLERS = 200  # that have booked by name; of more, those with the least are one caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +38,29 @@ class VirtualQueue:
         return VirtualQueue(drained(self.booked, _RATE * share * (now - self.at)), now)
 
     def book(
-        self, caller: Caller, seconds: float, fits_in: float, others: Amounts
+        self,
+        caller: Caller,
+        seconds: float,
+        fits_in: float,
+        others: Amounts,
+        queue_seconds: float = MAX_BOOKED_S,
     ) -> tuple["VirtualQueue", int]:
         """Book a refused job of `seconds`; return the queue, and the seconds to retry after.
 
         `fits_in` is when the job would fit if nobody else came. Those who were sent away before,
-        from here or by `others`, come back before it.
+        from here or by `others`, come back before it. Beyond the bounds nothing is booked: such a
+        job comes back with the last that was. `queue_seconds` are those that a job may wait.
         """
         booked = total(self.booked, others)
-        before = served_before(booked, caller, booked.get(caller, 0.0), seconds)
-        mine = self.booked.get(caller, 0.0) + seconds
-        queue = VirtualQueue({**self.booked, caller: mine}, self.at)
-        return queue, bounded_retry(fits_in + before / _RATE)
+        earlier = booked.get(caller, 0.0)
+        before = served_before(booked, caller, earlier, seconds)
+        bound = max(MAX_BOOKED_S, queue_seconds)
+        free = min(bound - earlier, _MAX_TOTAL_S - sum(booked.values()), seconds)
+        amounts = self.booked
+        if free > 0:
+            mine = amounts.get(caller, 0.0) + free
+            amounts = folded({**amounts, caller: mine}, _MAX_CALLERS)
+        return VirtualQueue(amounts, self.at), bounded_retry(fits_in + before / _RATE)
 
 
 def bounded_retry(seconds: float) -> int:

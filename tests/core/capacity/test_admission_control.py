@@ -45,6 +45,23 @@ def test_a_queue_fills_to_its_limit_and_the_refused_are_sent_behind_each_other()
     assert ingress.drain_seconds(CAPACITY, 0.0) == 11
 
 
+@pytest.mark.parametrize(("queue_seconds", "bound"), [(10.0, 120.0), (200.0, 200.0)])
+def test_a_client_that_ignores_its_retry_after_is_not_sent_away_for_ever_longer(
+    queue_seconds: float, bound: float
+) -> None:
+    """It asks four times a second, and one image is done each second."""
+    ingress = Ingress(AdmissionLimits(queue_seconds, 10_000))
+    ingress.admit_all(300, now=0.0)
+    for quarter in range(1, 2400):
+        verdict = ingress.ask(quarter / 4)
+        assert verdict.retry_after <= 1 + queue_seconds / 1 + bound / 0.9 + 1
+        assert sum(ingress.load(quarter / 4).sent_away.values()) <= bound
+        if quarter % 4 == 0:
+            ingress.owed.remove(str(quarter // 4))
+    assert verdict.refusal is Refusal.QUEUE
+    assert not ingress.load(600 + bound / 0.9).sent_away
+
+
 def test_a_deadline_that_nothing_can_meet_is_not_booked() -> None:
     ingress = Ingress()
     verdict = ingress.ask(5.0, deadline=6.0)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.caller import Caller
-from serve_app.core.capacity.fair_share import drained, served_before, total
+from serve_app.core.capacity.fair_share import drained, folded, served_before, total
 
 ADA, BEA, CAT = Caller("ada"), Caller("bea"), Caller("cat", weight=3.0)
 
@@ -44,3 +44,21 @@ def test_as_much_is_missing_as_was_served(owed: dict[Caller, float], served: flo
 
 def test_parts_add_up_by_caller() -> None:
     assert total({ADA: 1, BEA: 2}, {}, {ADA: 3}) == {ADA: 4, BEA: 2}
+
+
+def test_of_many_callers_those_with_the_least_are_one_of_their_weights() -> None:
+    amounts = {Caller(f"caller {number}", 2.0): 1.0 + number for number in range(5)}
+    assert folded(amounts, 5) == amounts
+    once = folded(amounts, 3)
+    assert list(once.values()) == [5.0, 4.0, 3.0, 3.0]
+    rest = list(once)[-1]
+    assert rest.weight == 4.0
+    again = folded({**once, ADA: 0.5}, 3)
+    assert list(again.values()) == [5.0, 4.0, 3.0, 3.5]
+    assert list(again)[-1] == Caller(rest.name, 5.0)
+
+
+def test_as_much_is_served_before_a_newcomer_whether_the_others_are_one_or_many() -> None:
+    amounts = {Caller(f"caller {number}"): 10.0 for number in range(9)}
+    expected = served_before(amounts, ADA, 0.0, 4.0)
+    assert served_before(folded(amounts, 2), ADA, 0.0, 4.0) == expected == 36.0

@@ -3,7 +3,7 @@
 import pytest
 
 from serve_app.core.caller import Caller
-from serve_app.core.capacity.virtual_queue import VirtualQueue, bounded_retry
+from serve_app.core.capacity.virtual_queue import MAX_BOOKED_S, VirtualQueue, bounded_retry
 
 ADA, BEA = Caller("ada"), Caller("bea")
 
@@ -37,6 +37,34 @@ def test_the_queue_drains_with_time_and_shares_the_rate_with_other_processes() -
     assert queue.drain(20.0, {BEA: 90.0}).booked == {ADA: pytest.approx(85.5)}
     assert queue.drain(1000.0, {}).booked == {}
     assert VirtualQueue().drain(5.0, {}) == VirtualQueue({}, 5.0)
+
+
+def test_a_client_that_ignores_its_retry_after_books_no_more_than_a_bound() -> None:
+    queue = VirtualQueue()
+    for second in range(600):
+        queue, retry_after = queue.drain(float(second), {}).book(ADA, 4.0, 2.0, {})
+        assert retry_after <= 2 + MAX_BOOKED_S / 0.9 + 1
+        assert sum(queue.booked.values()) <= MAX_BOOKED_S
+    assert retry_after > MAX_BOOKED_S
+    later = queue.drain(600 + MAX_BOOKED_S / 0.9, {})
+    assert later.book(ADA, 4.0, 2.0, {})[1] == 2
+
+
+def test_the_bound_of_a_caller_is_that_of_all_processes() -> None:
+    queue, retry_after = VirtualQueue().book(ADA, 9.0, 5.0, {ADA: MAX_BOOKED_S - 3})
+    assert queue.booked == {ADA: 3.0}
+    queue, again = queue.book(ADA, 9.0, 5.0, {ADA: MAX_BOOKED_S - 3})
+    assert queue.booked == {ADA: 3.0}
+    assert again >= retry_after
+
+
+def test_ever_new_callers_book_no_more_than_an_hour_under_few_names() -> None:
+    queue = VirtualQueue()
+    for number in range(1000):
+        queue, _ = queue.drain(number / 100, {}).book(Caller(f"new {number}"), 4.0, 2.0, {})
+        assert len(queue.booked) <= 201
+        assert sum(queue.booked.values()) <= 3600 * 0.9 + 1e-6
+    assert queue.drain(10.0 + 3601.0, {}).booked == {}
 
 
 @pytest.mark.parametrize(
