@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve_app.core.caller import Caller
-from serve_app.core.capacity.fair_share import Amounts, total
+from serve_app.core.capacity.fair_share import Amounts, folded, total
 from serve_app.core.diffusion.spec import Stage
 
 WIRE_VERSION = 1
-# Callers that are named on the wire; of more than these, the ones that owe least are one caller.
-_MAX_CALLERS = 200
-_REST = Caller("(others)")
+_MAX_CALLERS = 200  # that are named on the wire; of more, those that owe least are one caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +76,10 @@ def _scaled(amounts: Amounts, factor: float) -> Amounts:
 
 
 def _to_wire(amounts: Amounts) -> list[list[Any]]:
-    ordered = sorted(amounts.items(), key=lambda item: -item[1])
-    rows: list[list[Any]] = [
-        [caller.name, caller.weight, amount] for caller, amount in ordered[:_MAX_CALLERS]
+    return [
+        [caller.name, caller.weight, amount]
+        for caller, amount in folded(amounts, _MAX_CALLERS).items()
     ]
-    if rest := sum(amount for _, amount in ordered[_MAX_CALLERS:]):
-        rows.append([_REST.name, _REST.weight, rest])
-    return rows
 
 
 def _from_wire(rows: Iterable[Iterable[Any]]) -> Amounts:

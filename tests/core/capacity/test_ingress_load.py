@@ -40,6 +40,7 @@ def test_of_many_callers_those_that_owe_least_are_one() -> None:
     assert len(named) == 201
     assert sum(named.values()) == sum(owed.values())
     assert Caller("caller 299") in named
+    assert sum(caller.weight for caller in named) == 300
 
 
 def test_loads_add_up_and_scale() -> None:
