@@ -43,7 +43,7 @@ class FileDecoder:
     def finish(self) -> bytes:
         """Return the file when all of its text has arrived. Raises `ValueError`."""
         if self._read == FileDecoder._read_header:
-            if self._pending.lstrip()[: len(_SCHEME)].lower() == _SCHEME:
+            if self._pending[: len(_SCHEME)].lower() == _SCHEME:
                 raise ValueError("a data URI has a comma")
             self._read = FileDecoder._write_base64
         pending, self._pending = self._pending, b""
@@ -59,17 +59,16 @@ class FileDecoder:
 
     def _read_header(self, text: bytes) -> None:
         """Wait until the text shows which of the forms it has."""
-        self._pending += text
-        stripped = self._pending.lstrip()
-        start = stripped[: len(_SCHEME)].lower()
+        self._pending = (self._pending + text).lstrip()  # which stands for nothing in any form
+        start = self._pending[: len(_SCHEME)].lower()
         if not _SCHEME.startswith(start):
             pending, self._pending = self._pending, b""
             self._read = FileDecoder._write_base64
             self._read(self, pending)
             return
-        header, comma, data = stripped[len(_SCHEME) :].partition(b",")
+        header, comma, data = self._pending[len(_SCHEME) :].partition(b",")
         if not comma:
-            if len(stripped) > _MAX_HEADER:
+            if len(self._pending) > _MAX_HEADER:
                 raise ValueError("a data URI has a comma")
             return
         if header.rpartition(b";")[2].strip().lower() != _BASE64:

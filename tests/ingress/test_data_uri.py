@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.ingress.data_uri import read_data
+from serve_app.ingress.data_uri import FileDecoder, read_data
 
 FILE = b"\x89PNG\r\n\x1a\n\xfb\xff\xfe?>" + bytes(range(256))
 BASE64 = base64.b64encode(FILE).decode()
@@ -77,6 +77,22 @@ def test_white_space_everywhere_takes_no_more_memory_than_the_text() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4 * len(text)
+
+
+@pytest.mark.parametrize("text", ["data:,AAA", "QUFB"])
+def test_white_space_before_a_file_is_not_kept(text: str) -> None:
+    """Else each piece of it is copied with all pieces before: a quadratic time."""
+    decoder, space = FileDecoder(), b" \t\r\n" * 2**14
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            decoder.feed(space)
+        decoder.feed(text.encode())
+        assert decoder.finish() == b"AAA"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(space)
 
 
 @pytest.mark.parametrize(
