@@ -283,6 +283,7 @@ class Engine:
 
     def _end_faulty(self, sample: DeviceSample, fault: NumericFault) -> None:
         """End a sample whose numbers are not finite, and the others if the replica is to blame."""
+        self.current_turn = CurrentTurn.unknown(self._clock())
         error = self._diagnosis.examine(self.models[sample.model_key], sample, fault)
         self._free_at = self._clock()  # no sample is charged for the examination
         with self._lock:

@@ -42,7 +42,12 @@ class FaultDiagnosis:
             raise EngineFault(f"the self-test fails: {self._failure}")
 
     def examine(self, model: StageModel, sample: DeviceSample, fault: NumericFault) -> AuraError:
-        """Return the error that ends the sample: its own fault with a remedy, or the replica's."""
+        """Return the error that ends the sample: its own fault with a remedy, or the replica's.
+
+        A replica that is unwell is not tested again: it might pass, and stays unwell all the same.
+        """
+        if unwell := self.unwell:
+            return unwell
         began = self._clock()
         if began >= self._next:
             self._failure = model.failed_self_test()

@@ -1,6 +1,6 @@
 """Numbers that are not finite end their own image, and the replica only if its self-test fails."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -201,11 +201,18 @@ class PoisonedDenoiser(ConstantDenoiser):
 
 
 class CountedModel:
-    """A model that counts its self-tests, each of which takes some seconds and passes."""
+    """A model that counts its self-tests, each of which takes some seconds.
 
-    def __init__(self, model: StageModel, clock: Clock, seconds: float) -> None:
+    They pass, but for the first ones, which end with `failures`.
+    """
+
+    def __init__(
+        self, model: StageModel, clock: Clock, seconds: float, failures: Sequence[str] = ()
+    ) -> None:
         self._model, self._clock, self._seconds = model, clock, seconds
+        self._failures = list(failures)
         self.tests: list[float] = []  # when each began
+        self.during: Callable[[], None] = lambda: None  # called when their time is over
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -213,7 +220,44 @@ class CountedModel:
     def failed_self_test(self) -> str:
         self.tests.append(self._clock.now)
         self._clock.now += self._seconds
-        return ""
+        self.during()
+        return self._failures.pop(0) if self._failures else ""
+
+
+def test_a_replica_that_failed_its_self_test_is_unwell_for_every_image_of_the_turn() -> None:
+    counted: Any = CountedModel(
+        analytic_model(PoisonedDenoiser()), Clock(), 0.01, ["the picture has changed"]
+    )
+    engine = Engine(ModelCache.of(counted), snapshot_every=99, clock=Clock())
+    images = [Heard(), Heard()]
+    for number, heard in enumerate(images):  # both end with the same turn
+        engine.submit(sample_of(SPEC, str(number)), StageSegment(Stage.BASE, 1, last=False), heard)
+    drain(engine)
+    late = submit_and_drain(engine, SPEC, "late")
+    for heard in (*images, late):
+        assert isinstance(heard.failed.error, ReplicaUnwell)
+    assert len(counted.tests) == 1
+    with pytest.raises(EngineFault, match="the picture has changed"):
+        engine.check()
+
+
+def test_an_examination_is_not_overdue_when_it_takes_longer_than_the_step_that_failed() -> None:
+    clock = Clock()
+    denoiser = ConstantDenoiser()
+    counted: Any = CountedModel(analytic_model(denoiser), clock, 100.0)
+    engine = Engine(ModelCache.of(counted), snapshot_every=99, clock=clock)
+    for number in range(9):  # until steps are known to take no time
+        submit_and_drain(engine, replace(SPEC, steps=9), str(number))
+    checks = []
+
+    def check() -> None:
+        engine.check()
+        checks.append(engine.is_silent())
+
+    counted.during = check
+    denoiser.target = float("nan")
+    error_of(submit_and_drain(engine, SPEC, "poisoned"))
+    assert checks == [False]
 
 
 @pytest.mark.parametrize(("seconds", "pause"), [(0.01, 10.0), (1.0, 50.0)])

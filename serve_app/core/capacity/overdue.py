@@ -65,6 +65,11 @@ class CurrentTurn:
         kind = turn_kind(plan.work, plan.samples[0], lanes=plan.lanes, load=plan.load)
         return cls(now, turn_limits(kind, costs))
 
+    @classmethod
+    def unknown(cls, now: float) -> "CurrentTurn":
+        """Return something that begins now of which nobody knows how long it takes."""
+        return cls(now, UNKNOWN_TURN)
+
     def is_silent(self, now: float) -> bool:
         """Return whether its images should continue elsewhere."""
         return now - self.began > self.limits.silent

@@ -63,3 +63,7 @@ def test_a_turn_is_silent_and_then_overdue() -> None:
     turn.check(120.0)
     with pytest.raises(EngineFault, match="21 s so far"):
         turn.check(121.0)
+    unknown = CurrentTurn.unknown(100.0)
+    assert not unknown.is_silent(700.0)
+    unknown.check(700.0)
+    assert unknown.is_silent(700.1)
