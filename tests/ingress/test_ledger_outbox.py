@@ -111,6 +111,89 @@ async def test_writes_are_dropped_when_the_fault_lasts_too_long(
     assert book.names == ["b1"]
 
 
+class Disk:
+    """A ledger's disk with a clock: writes raise `fault`, or else are kept in `names`."""
+
+    def __init__(self, fault: Exception | None) -> None:
+        self.fault = fault
+        self.now = 0.0
+        self.names: list[str] = []
+        self.tries: list[str] = []
+
+    def write(self, name: str, *, fits: bool = False) -> Write:
+        """Return a write; one that fits is refused by no fault of its neighbours."""
+
+        async def run() -> None:
+            self.tries.append(name)
+            if self.fault is not None and not fits:
+                raise self.fault
+            self.names.append(name)
+
+        return run
+
+
+@pytest.mark.parametrize("fault", [LedgerFault("full"), LedgerBroken("away")])
+async def test_only_writes_that_waited_for_too_long_are_dropped(
+    fault: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = Disk(fault)
+    outbox = LedgerOutbox(patience_s=60, retry_s=0.02, clock=lambda: disk.now)
+    outbox.put("a", disk.write("a1"))
+    await until_async(lambda: disk.tries == ["a1"])
+    disk.now = 59.9
+    outbox.put("b", disk.write("b1"))
+    disk.now = 60.0
+    await until_async(lambda: outbox.jobs == {"b"})
+    outbox.put("c", disk.write("c1"))  # meets the fault when it has lasted for long
+    await until_async(lambda: disk.tries.count("b1") + disk.tries.count("c1") > 2)
+    disk.fault = None
+    await outbox.flush()
+    assert sorted(disk.names) == ["b1", "c1"]
+    assert "missed 1 writes" in caplog.text
+
+
+async def test_a_write_that_is_refused_for_its_own_sake_does_not_hold_up_other_jobs() -> None:
+    disk = Disk(LedgerFault("full"))
+    outbox = LedgerOutbox(retry_s=0.02, clock=lambda: disk.now)
+    outbox.put("large", disk.write("large 1"), size=7)
+    outbox.put("large", disk.write("large 2", fits=True))
+    outbox.put("small", disk.write("small 1", fits=True))
+    outbox.put("small", disk.write("small 2", fits=True))
+    await outbox.wait_for("small", 30)
+    assert disk.names == ["small 1", "small 2"]
+    await asyncio.wait_for(outbox.wait_for("large", 30), 1)  # nobody waits for what is refused
+    disk.fault = None
+    await outbox.flush()
+    assert disk.names == ["small 1", "small 2", "large 1", "large 2"]
+
+
+async def test_a_job_is_waited_for_until_its_own_write_is_refused() -> None:
+    disk = Disk(LedgerFault("full"))
+    outbox = LedgerOutbox(retry_s=60)
+    outbox.put("large", disk.write("large 1"), size=7)
+    await asyncio.wait_for(outbox.wait_for("large", 60), 1)
+    assert disk.tries == ["large 1"]
+    outbox.put("small", disk.write("small 1", fits=True))
+    await asyncio.wait_for(outbox.wait_for("small", 60), 1)  # not until the next try of the other
+    assert disk.names == ["small 1"]
+    disk.fault = None
+    outbox.put("small", disk.write("small 2"))
+    await asyncio.wait_for(outbox.flush(), 1)  # a success is followed by what was refused
+    assert disk.names == ["small 1", "small 2", "large 1"]
+
+
+async def test_no_other_write_is_tried_while_none_can_succeed() -> None:
+    disk = Disk(LedgerBroken("away"))
+    outbox = LedgerOutbox(retry_s=0.02, clock=lambda: disk.now)
+    outbox.put("a", disk.write("a1"))
+    outbox.put("b", disk.write("b1"))
+    await until_async(lambda: len(disk.tries) == 2)
+    assert disk.tries == ["a1", "a1"]
+    disk.fault = None
+    await outbox.flush()
+    assert disk.names == ["a1", "b1"]
+
+
 async def test_a_write_that_fails_is_logged_and_the_next_one_is_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
