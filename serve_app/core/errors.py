@@ -20,6 +20,7 @@ class AuraError(Exception):
     """
 
     code: str = "INTERNAL"
+    is_final: bool = False  # a retry can't help, though the status of the code suggests one
 
     def __init__(self, problem: str, *, subject: str = "", remedy: str = "") -> None:
         super().__init__(problem)
@@ -112,26 +113,6 @@ class SafetyBlock(CallerError):
     code = "SAFETY_BLOCK"
 
 
-class JobNotFound(CallerError):
-    """No job of this caller has the id; another caller's job looks the same."""
-
-    code = "NOT_FOUND"
-
-
-class JobCancelled(CallerError):
-    """The job was cancelled by its owner while this call waited for it."""
-
-    code = "CANCELLED"
-
-
-class JobFailed(AuraError):
-    """The job that this call waited for has failed, with that job's own code and message."""
-
-    def __init__(self, code: str, problem: str) -> None:
-        super().__init__(problem)
-        self.code = code
-
-
 class RateLimited(CallerError):
     """The caller has used up its rate limit, or strikes; after `seconds` it may try again."""
 
@@ -146,6 +127,7 @@ class ImageKillsReplica(CallerError):
     """A replica died while it worked on this image alone, after another had died with it."""
 
     code = "IMAGE_KILLS_REPLICA"
+    is_final = True
 
 
 class ImageTooLarge(CallerError):
@@ -239,6 +221,7 @@ class DeadlineExceeded(AuraError):
     """The image was not ready within the time its caller allowed."""
 
     code = "DEADLINE_EXCEEDED"
+    is_final = True
 
 
 class NumericFault(AuraError):
@@ -249,6 +232,7 @@ class NumericFault(AuraError):
     """
 
     code = "NUMERIC_FAULT"
+    is_final = True
 
 
 class OperatorError(AuraError):

@@ -17,3 +17,5 @@ class TurnOverdue(ReplicaLost):
 
 class ReplicasExhausted(ReplicaLost):
     """So many replicas were lost with this image that it is given up."""
+
+    is_final = True

@@ -28,6 +28,7 @@ class ErrorResponse:
     message: str
     details: Sequence[tuple[str, str]] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+    is_final: bool = False  # sending the request again can't help
 
 
 def _unchanged(document: OpenApiDocument, info: ServiceInfo) -> None:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 
 from serve_app.core import errors as core
 from serve_app.core.capacity.virtual_queue import bounded_retry
-from serve_app.core.replica_errors import ReplicasExhausted
+from serve_app.core.service.job_errors import JobCancelled, JobFailed, JobNotFound
 from serve_app.ingress import http_errors as http
 from serve_app.ingress.door import Door, ErrorResponse
 
@@ -28,10 +28,10 @@ STATUSES: dict[type[core.AuraError], int] = {
     http.ForbiddenHost: 403,
     core.TermsNotAccepted: 403,
     core.ModelNotFound: 404,
-    core.JobNotFound: 404,
+    JobNotFound: 404,
     http.NotAcceptable: 406,
     http.BodyTimeout: 408,
-    core.JobCancelled: 409,
+    JobCancelled: 409,
     http.PayloadTooLarge: 413,
     http.UnsupportedMediaType: 415,
     core.SafetyBlock: 422,
@@ -39,7 +39,7 @@ STATUSES: dict[type[core.AuraError], int] = {
     core.ImageKillsReplica: 422,
     http.IdempotencyConflict: 422,
     core.RateLimited: 429,
-    core.JobFailed: 500,  # in truth the status of the job's own code
+    JobFailed: 500,  # in truth the status of the job's own code
     core.EngineFault: 500,
     core.NumericFault: 500,
     core.ServiceError: 503,
@@ -53,7 +53,7 @@ STATUSES: dict[type[core.AuraError], int] = {
 }
 MAX_DETAILS = 20  # wrong fields that one response lists
 _STATUS_OF_CODE = {kind.code: status for kind, status in STATUSES.items()}
-_FINAL_CODES = (core.NumericFault.code, core.ImageKillsReplica.code)  # asking again can't help
+_FINAL_CODES = {kind.code for kind in STATUSES if kind.is_final}
 _MAX_WORD, _MAX_SENTENCE = 40, 300  # characters of a caller's text that a response repeats
 _LONG_WORD = re.compile(rf"(\S{{{_MAX_WORD}}})\S+")
 _INTERNAL_CODE = core.EngineFault.code
@@ -77,19 +77,19 @@ def error_response(
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, core.RateLimited):
         headers["Retry-After"] = str(bounded_retry(error.seconds))
-    if isinstance(error, core.Overloaded):
+    is_final = code in _FINAL_CODES or (isinstance(error, core.AuraError) and error.is_final)
+    if is_final:
+        headers["x-should-retry"] = "false"
+    elif isinstance(error, core.Overloaded):
         headers["Retry-After"] = str(error.retry_after)
     elif status == 503:
         headers["Retry-After"] = str(bounded_retry(owed_seconds))
-    final = isinstance(error, ReplicasExhausted) or code in _FINAL_CODES
-    if status in (409, 504) or final:
-        headers["x-should-retry"] = "false"
     details = []
     if isinstance(error, core.InvalidRequest):
         path = (wire_names or {}).get(error.path, error.path)
         error = core.InvalidRequest(path, error.problem, remedy=error.remedy)
         details = [(path, error.problem)]
-    return ErrorResponse(status, code, str(error), details, headers)
+    return ErrorResponse(status, code, str(error), details, headers, is_final)
 
 
 def respond(error: ErrorResponse, state: MutableMapping[str, Any]) -> JSONResponse:
@@ -135,7 +135,7 @@ def shorten(text: str) -> str:
 
 def _status_and_code(error: Exception) -> tuple[int, str]:
     """Return the status of the nearest class in the table, and the error's own code."""
-    if isinstance(error, core.JobFailed):
+    if isinstance(error, JobFailed):
         status = _STATUS_OF_CODE.get(error.code)
         return (status, error.code) if status else (500, _INTERNAL_CODE)
     for kind in type(error).__mro__:

@@ -22,16 +22,10 @@ from uuid import uuid4
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.admission_control import EXCHANGE_INTERVAL_S
-from serve_app.core.errors import (
-    JobCancelled,
-    JobFailed,
-    JobNotFound,
-    LedgerAway,
-    RateLimited,
-    ServiceError,
-)
+from serve_app.core.errors import LedgerAway, RateLimited, ServiceError
 from serve_app.core.service.events import JobDone, JobEvent, JobStarted, last_result
 from serve_app.core.service.info import LedgerHealth, ServiceInfo
+from serve_app.core.service.job_errors import JobCancelled, JobFailed, JobNotFound
 from serve_app.core.service.jobs import IdempotencyClaim, Job, JobError, JobResult, JobState
 from serve_app.core.service.moderation import PromptFilter, check_prompts
 from serve_app.core.service.rate_limit import RateLimit
@@ -229,7 +223,7 @@ class JobService:
             if job.state is JobState.CANCELLED:
                 raise JobCancelled("the job was cancelled")
             if job.error and not (job.is_abandoned or job.error.code == RateLimited.code):
-                raise JobFailed(job.error.code, job.error.message)
+                raise JobFailed(job.error.code, job.error.message, is_final=job.error.final)
             if job.state is not JobState.RUNNING:
                 return job.result
         return None
@@ -267,7 +261,10 @@ class JobService:
             raise JobCancelled("the job was cancelled") from None
         except Exception as failure:
             response = error_response(failure, 0)
-            state, error = JobState.FAILED, JobError(response.code, response.message)
+            state, error = (
+                JobState.FAILED,
+                JobError(response.code, response.message, response.is_final),
+            )
             if isinstance(failure, ServiceError):
                 refund = charged
             raise

@@ -124,14 +124,14 @@ class PostgresStore:
         now: float,
     ) -> bool:
         """See `LedgerStore`."""
-        end = end_of_job(error, result)
+        end = end_of_job(state, error, result)
         with self._transaction() as db:
             db.execute("SELECT 1 FROM claims WHERE job = %s FOR UPDATE", (id,))
             changed = db.execute(
                 "UPDATE jobs SET state = %s, ended = %s, code = %s, message = %s, meta = %s,"
                 " pngs = %b, sizes = %s WHERE id = %s AND owner = %s AND state IN (%s, %s)",
                 (
-                    *(str(state), now, end.code, end.message, end.meta, end.pngs, end.sizes),
+                    *(end.state, now, end.code, end.message, end.meta, end.pngs, end.sizes),
                     *(id, owner, str(JobState.RUNNING), ABANDONED),
                 ),
             )

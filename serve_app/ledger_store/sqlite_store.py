@@ -121,7 +121,7 @@ class SqliteStore:
         now: float,
     ) -> bool:
         """See `LedgerStore`."""
-        end, sizes, digest = end_of_job(error, result), None, None
+        end, sizes, digest = end_of_job(state, error, result), None, None
         if end.meta is not None and end.pngs is not None:
             sizes = json.dumps(end.sizes)
             digest = checksum(end.meta, sizes, end.pngs)
@@ -130,7 +130,7 @@ class SqliteStore:
                 "UPDATE jobs SET state = ?, ended = ?, code = ?, message = ?, meta = ?, pngs = ?,"
                 " sizes = ?, checksum = ? WHERE id = ? AND owner = ? AND state IN (?, ?)",
                 (
-                    *(state, now, end.code, end.message, end.meta, end.pngs, sizes, digest),
+                    *(end.state, now, end.code, end.message, end.meta, end.pngs, sizes, digest),
                     *(id, owner, JobState.RUNNING, ABANDONED),
                 ),
             )

@@ -26,6 +26,7 @@ CLAIM_TTL = 86_400.0  # seconds that a key keeps its seed, and so its bytes
 MAX_JOB_AGE = 7200.0  # seconds, after which any job is deleted: every deadline is earlier
 MAX_BYTES = 512 * 2**20  # of results; the oldest are deleted first
 LOCK_WAIT_S = 20.0  # seconds to wait for the lock: the process of before a redeploy may have it
+FAILED_FOR_GOOD = "failed for good"  # the state of a row whose error is final
 ABANDONED = "abandoned"  # the state of a row whose owner is gone; a taker-over makes it run again
 
 
@@ -98,6 +99,7 @@ class LedgerStore(Protocol):
 class JobEnd:
     """The columns of how a job ended, as both implementations have them."""
 
+    state: str
     code: str | None = None
     message: str | None = None
     meta: str | None = None
@@ -105,12 +107,14 @@ class JobEnd:
     sizes: list[int] | None = None  # bytes of each
 
 
-def end_of_job(error: JobError | None, result: JobResult | None) -> JobEnd:
+def end_of_job(state: JobState, error: JobError | None, result: JobResult | None) -> JobEnd:
     """Return the columns for an error, or for a result."""
+    if error is not None:
+        return JobEnd(FAILED_FOR_GOOD if error.final else str(state), error.code, error.message)
     if result is None:
-        return JobEnd(error.code, error.message) if error else JobEnd()
+        return JobEnd(str(state))
     sizes = [len(png) for png in result.pngs]
-    return JobEnd(meta=result.meta, pngs=b"".join(result.pngs), sizes=sizes)
+    return JobEnd(str(state), meta=result.meta, pngs=b"".join(result.pngs), sizes=sizes)
 
 
 def job_of_row(
@@ -126,7 +130,9 @@ def job_of_row(
     """Return the job that a row of either implementation stands for."""
     if state == ABANDONED:
         return abandoned(Job(id, caller, owner, created))
-    error = JobError(code, message or "") if code else None
+    is_final = state == FAILED_FOR_GOOD
+    state = JobState.FAILED if is_final else state
+    error = JobError(code, message or "", is_final) if code else None
     return Job(id, caller, owner, created, JobState(state), error, result)
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from serve_app.core import errors, replica_errors
 from serve_app.core.errors import AuraError, InvalidRequest
+from serve_app.core.service import job_errors
+from serve_app.core.service.job_errors import JobFailed
 
 
 def test_an_invalid_request_names_the_field_and_the_problem() -> None:
@@ -16,7 +18,7 @@ def test_an_invalid_request_names_the_field_and_the_problem() -> None:
     "kind",
     [
         kind
-        for kind in {**vars(errors), **vars(replica_errors)}.values()
+        for kind in {**vars(errors), **vars(replica_errors), **vars(job_errors)}.values()
         if isinstance(kind, type) and issubclass(kind, AuraError)
     ],
 )
@@ -24,7 +26,7 @@ def test_every_error_survives_pickling(kind: type[AuraError]) -> None:
     special: dict[type[AuraError], AuraError] = {
         InvalidRequest: InvalidRequest("steps", "bad"),
         errors.RateLimited: errors.RateLimited(1.5),
-        errors.JobFailed: errors.JobFailed("OUT_OF_MEMORY", "no room"),
+        JobFailed: JobFailed("OUT_OF_MEMORY", "no room"),
     }
     error = special.get(kind) or kind("a sentence")
     back = pickle.loads(pickle.dumps(error))
@@ -42,7 +44,7 @@ def test_an_error_about_another_subject_keeps_its_class_and_problem() -> None:
 
 
 def test_a_failed_job_repeats_the_job_s_own_code_and_message() -> None:
-    failed = errors.JobFailed("OUT_OF_MEMORY", "no room")
+    failed = JobFailed("OUT_OF_MEMORY", "no room")
     assert (failed.code, str(failed)) == ("OUT_OF_MEMORY", "no room")
 
 

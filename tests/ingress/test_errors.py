@@ -8,6 +8,7 @@ from starlette.responses import Response
 from serve_app.core import errors
 from serve_app.core.replica_errors import ReplicasExhausted
 from serve_app.core.service.convictions import image_kills_replica
+from serve_app.core.service.job_errors import JobFailed
 from serve_app.ingress import http_errors
 from serve_app.ingress.door import Door, ErrorResponse
 from serve_app.ingress.errors import (
@@ -64,14 +65,14 @@ def test_every_named_error_but_the_operators_has_a_status(module: Any) -> None:
             assert any(base in STATUSES for base in kind.__mro__), kind
 
 
-@pytest.mark.parametrize("kind", [kind for kind in STATUSES if kind is not errors.JobFailed])
+@pytest.mark.parametrize("kind", [kind for kind in STATUSES if kind is not JobFailed])
 def test_a_job_that_failed_has_the_status_of_its_own_error(kind: type[errors.AuraError]) -> None:
-    failed = error_response(errors.JobFailed(kind.code, "no"), 0)
+    failed = error_response(JobFailed(kind.code, "no"), 0)
     assert (failed.status, failed.code) == (STATUSES[kind], kind.code)
 
 
 def test_a_job_that_failed_for_an_unknown_reason_tells_nothing_of_it() -> None:
-    failed = error_response(errors.JobFailed("WEIGHTS_NOT_FINITE", "/models/secret is damaged"), 0)
+    failed = error_response(JobFailed("WEIGHTS_NOT_FINITE", "/models/secret is damaged"), 0)
     assert (failed.status, failed.code) == (500, "INTERNAL")
     assert "secret" not in failed.message
 
@@ -82,16 +83,21 @@ def test_an_image_that_kills_replicas_is_the_caller_s_fault_and_asks_for_no_retr
 ) -> None:
     error: errors.AuraError = image_kills_replica()
     if later:
-        error = errors.JobFailed(error.code, str(error))
+        error = JobFailed(error.code, str(error))
     response = respond_to_exception(error, state(), 0)
     assert (response.status_code, error_in(response)["code"]) == (422, "IMAGE_KILLS_REPLICA")
     assert response.headers["x-should-retry"] == "false"
 
 
-def test_an_image_with_which_too_many_replicas_were_lost_asks_for_no_retry() -> None:
-    response = respond_to_exception(ReplicasExhausted("5 replicas were lost"), state(), 0)
+@pytest.mark.parametrize("later", [False, True])  # from the job itself, or from the ledger
+def test_an_image_with_which_too_many_replicas_were_lost_asks_for_no_retry(*, later: bool) -> None:
+    error: errors.AuraError = ReplicasExhausted("5 replicas were lost")
+    if later:
+        error = JobFailed(error.code, str(error), is_final=error_response(error, 0).is_final)
+    response = respond_to_exception(error, state(), 0)
     assert (response.status_code, error_in(response)["code"]) == (503, "REPLICA_LOST")
     assert response.headers["x-should-retry"] == "false"
+    assert "retry-after" not in response.headers
     response = respond_to_exception(errors.ReplicaLost("a replica was lost"), state(), 0)
     assert "x-should-retry" not in response.headers
 
@@ -110,7 +116,7 @@ def test_a_numeric_fault_keeps_its_code_and_its_sentence_and_asks_for_no_retry(
     door: Door, caplog: pytest.LogCaptureFixture, *, later: bool
 ) -> None:
     fault = errors.NumericFault("the latents are not finite", remedy="Try a lower guidance")
-    error = errors.JobFailed(fault.code, str(fault)) if later else fault
+    error = JobFailed(fault.code, str(fault)) if later else fault
     with caplog.at_level(logging.WARNING, "aura.ingress"):
         response = respond_to_exception(error, state() | {"door": door}, 0)
     answered = error_in(response)

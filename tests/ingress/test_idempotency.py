@@ -7,6 +7,7 @@ from contextvars import ContextVar
 import pytest
 
 from serve_app.core.errors import DeadlineExceeded, OutOfMemory
+from serve_app.core.replica_errors import ReplicasExhausted
 from serve_app.core.service.events import GeneratedImage
 from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.ledger import LEASE
@@ -175,6 +176,29 @@ async def test_callers_who_joined_a_job_get_its_error_and_nobody_runs_it_again(
     assert {response.json()["error"]["code"] for response in responses} == {"DEADLINE_EXCEEDED"}
     assert {response.headers["x-should-retry"] for response in responses} == {"false"}
     assert len(late.tasks) == 1
+
+
+async def test_callers_who_joined_a_job_that_cost_too_many_replicas_are_not_to_come_again(
+    client: Client, ledger: WatchedLedger
+) -> None:
+    class CostlyConductor(WaitingConductor):
+        async def generate(self, task: ImageTask) -> GeneratedImage:
+            await super().generate(task)
+            raise ReplicasExhausted("5 replicas were lost with this image")
+
+    costly = CostlyConductor()
+    process = client(costly)
+    requests = [asyncio.ensure_future(post(process, **KEY)) for _ in range(3)]
+    await until_async(lambda: ledger.joined == 2)
+    costly.go.set()
+    for response in await asyncio.gather(*requests):
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "REPLICA_LOST")
+        assert response.headers["x-should-retry"] == "false"
+        assert "Retry-After" not in response.headers
+    job = (await process.get(f"/jobs/{costly.job_id}")).json()
+    assert job["state"] == "failed"
+    message = "5 replicas were lost with this image"
+    assert job["error"] == {"code": "REPLICA_LOST", "message": message, "final": True}
 
 
 async def test_a_bare_image_under_the_same_key_is_the_same_image(client: Client) -> None:

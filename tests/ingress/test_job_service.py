@@ -66,7 +66,8 @@ async def test_a_job_that_failed_has_its_error(
     assert (await post(process)).status_code == status
     job = (await process.get(f"/jobs/{failing.job_id}")).json()
     assert job["state"] == "failed"
-    assert job["error"] == {"code": error.code, "message": error.problem}
+    final = status == 500
+    assert job["error"] == {"code": error.code, "message": error.problem, "final": final}
 
 
 async def test_a_caller_who_leaves_cancels_the_job(client: Client) -> None:

@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from serve_app.core.errors import JobCancelled, OutOfMemory
+from serve_app.core.errors import OutOfMemory
 from serve_app.core.service.events import (
     Generated,
     JobDone,
@@ -14,6 +14,7 @@ from serve_app.core.service.events import (
     JobStarted,
     SegmentDone,
 )
+from serve_app.core.service.job_errors import JobCancelled
 from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobState
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger

@@ -48,9 +48,10 @@ def test_a_job_is_kept_with_its_result(store: LedgerStore) -> None:
     assert store.read("another") is None
 
 
-def test_a_job_is_kept_with_its_error(store: LedgerStore) -> None:
+@pytest.mark.parametrize("final", [False, True])
+def test_a_job_is_kept_with_its_error(store: LedgerStore, *, final: bool) -> None:
     store.create(JOB, None, NOW, none_lost)
-    error = JobError("OUT_OF_MEMORY", "no room")
+    error = JobError("OUT_OF_MEMORY", "no room", final)
     assert store.finish(JOB.id, JOB.owner, JobState.FAILED, error, None, NOW)
     assert store.read(JOB.id) == replace(JOB, state=JobState.FAILED, error=error)
 

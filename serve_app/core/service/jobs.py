@@ -25,6 +25,7 @@ class JobError:
 
     code: str
     message: str
+    final: bool = False  # sending the request again can't help
 
 
 OWNER_LOST = JobError(

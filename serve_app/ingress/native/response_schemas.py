@@ -52,6 +52,8 @@ class JobError(ApiModel):
     """Stable name of the error, as in error responses."""
     message: str
     """What went wrong, as a sentence."""
+    final: bool
+    """Whether the error's response has x-should-retry: false: sending it again can't help."""
 
 
 class JobResponse(ApiModel):

@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from serve_app.core.capacity.virtual_queue import bounded_retry
 from serve_app.core.diffusion.extensions import LORA
-from serve_app.core.errors import JobNotFound
 from serve_app.core.service.info import HealthStatus
+from serve_app.core.service.job_errors import JobNotFound
 from serve_app.core.service.jobs import Job
 from serve_app.ingress.accept import JSON, PNG, negotiate
 from serve_app.ingress.generation_job import RerunFormat

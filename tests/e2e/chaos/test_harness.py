@@ -101,6 +101,12 @@ CORS = {"access_control_allow_origin": ORIGIN}
         (made(expected_pixels(image_body(2))), Kind.WRONG, "201 with a wrong picture"),
         (error(503, CODED, retry_after="3", **CORS), Kind.ERROR, "503 OVERLOADED"),
         (error(503, CODED, **CORS), Kind.OTHER, "503 OVERLOADED without Retry-After"),
+        (error(503, CODED, x_should_retry="false", **CORS), Kind.ERROR, "503 OVERLOADED"),
+        (
+            error(503, CODED, x_should_retry="false", retry_after="3", **CORS),
+            Kind.OTHER,
+            "503 OVERLOADED with Retry-After, although a retry can't help",
+        ),
         (error(504, CODED, **CORS), Kind.ERROR, "504 OVERLOADED"),
         (error(504, CODED), Kind.OTHER, "504 OVERLOADED without CORS"),
         (error(500, "{}", **CORS), Kind.OTHER, "500 without a named error"),

@@ -62,7 +62,11 @@ def _judge_error(answer: Answer, content: object) -> Verdict:
     detail = f"{answer.status} {error['code']}"
     if answer.headers.get("access-control-allow-origin") != ORIGIN:
         return Verdict(Kind.OTHER, f"{detail} without CORS")
-    if answer.status in _RETRY_LATER and not answer.headers.get("retry-after", "").isdigit():
+    is_final = answer.headers.get("x-should-retry") == "false"
+    if is_final and "retry-after" in answer.headers:
+        return Verdict(Kind.OTHER, f"{detail} with Retry-After, although a retry can't help")
+    has_time = answer.headers.get("retry-after", "").isdigit()
+    if answer.status in _RETRY_LATER and not (has_time or is_final):
         return Verdict(Kind.OTHER, f"{detail} without Retry-After")
     return Verdict(Kind.ERROR, detail)
 
