@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from serve_app.core.errors import DeadlineExceeded, Overloaded
+from serve_app.core.service.jobs import Job
 from tests.support.api import ORIGIN, Client
 from tests.support.fake_conductor import FakeConductor, WaitingConductor
 from tests.support.job_requests import BODY, KEY, post
@@ -108,3 +109,33 @@ async def test_a_process_has_a_bound_of_open_requests_that_health_is_exempt_from
     maker.go.set()
     assert {(await request).status_code for request in requests} == {201}
     assert (await post(process)).status_code == 201
+
+
+class SlowLedger(WatchedLedger):
+    """A ledger that returns a job when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading, self.may_read = asyncio.Event(), asyncio.Event()
+
+    async def get(self, id: str, wait: float) -> Job | None:
+        self.reading.set()
+        await self.may_read.wait()
+        return await super().get(id, wait)
+
+
+async def test_calls_that_wait_for_a_job_s_state_have_a_bound_of_their_own(client: Client) -> None:
+    ledger = SlowLedger()
+    process = client(ledger=ledger, max_jobs=1)
+    job = f"/jobs/{(await post(process)).json()['meta']['jobId']}"
+    waiting = asyncio.ensure_future(process.get(job))
+    await ledger.reading.wait()
+    for refused in (await process.get(job), await process.delete(job)):
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "OVERLOADED")
+        assert refused.headers["Retry-After"] == "13"
+    for path in ("/livez", "/health", "/licenses", "/docs", "/openapi.json"):
+        assert (await process.get(path)).status_code == 200
+    assert (await post(process)).status_code == 201
+    ledger.may_read.set()
+    assert (await waiting).status_code == 200
+    assert (await process.get(job)).json()["state"] == "succeeded"
