@@ -150,8 +150,8 @@ class JsonFiles:
 
 def _unescaped(text: bytes) -> bytes:
     """Return the characters of a part of a JSON string. Raises `ValueError`."""
-    text = text.replace(b"\\/", b"/")  # as PHP writes every one of them
-    return text if b"\\" not in text else str(json.loads(b'"%b"' % text)).encode()
+    plain = text.replace(b"\\/", b"/")  # as PHP writes every one of them
+    return plain if b"\\" not in plain else str(json.loads(b'"%b"' % text)).encode()
 
 
 def _key(text: bytes) -> str:

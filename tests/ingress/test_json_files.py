@@ -70,7 +70,6 @@ def test_a_file_is_read_whatever_pieces_it_arrives_in(text: str, size: int) -> N
     "value",
     [
         {"baseImages": [TEXT], "images": [TEXT, TEXT]},
-        {"im\u0061ges": [TEXT]},
         {"config": {"images": ["a"]}, "prompt": ["images"], "x": {"images": [["a"]]}},
         {"images": {"images": ["a"]}},
         {"images": [["a"], {"images": ["b"]}, TEXT]},
@@ -94,6 +93,19 @@ def test_only_the_lists_of_the_body_itself_have_files(value: Any, size: int) -> 
     if value == ["images", ["a"]]:
         expected = ["images", [""]]  # refused in any case: the body must be an object
     assert read(json.dumps(value).encode(), size) == expected
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_key_with_escapes_is_the_same_key(size: int) -> None:
+    assert read(b'{"im\\u0061ges": ["QUFB"], "x\\u0061": ["QUFB"]}', size) == {
+        "images": [b"AAA"],
+        "xa": ["QUFB"],
+    }
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_backslash_before_a_slash_is_kept(size: int) -> None:
+    assert read(b'{"images": ["data:,a\\\\/b\\/c"]}', size) == {"images": [b"a\\/b/c"]}
 
 
 @pytest.mark.parametrize(
