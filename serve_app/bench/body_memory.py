@@ -30,6 +30,7 @@ from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.service.events import ReplicaStats, StageEvent
 from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.core.service.metrics import InMemoryMeter
+from serve_app.core.service.tasks import ImageSnapshot
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ledger import Ledger
@@ -212,6 +213,10 @@ class _LocalStage:
     ) -> AsyncGenerator[StageEvent, None]:
         async for event in self._replica.advance(sample, segment):
             yield event
+
+    async def take(self, id: str) -> list[ImageSnapshot]:
+        await self._replica.take(id)
+        return []
 
     async def stats(self) -> list[ReplicaStats]:
         return [await self._replica.stats()]

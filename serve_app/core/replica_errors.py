@@ -15,6 +15,10 @@ class TurnOverdue(ReplicaLost):
     """The replica reports that its engine's turn does not end."""
 
 
+class LeaseExpired(ReplicaLost):
+    """The replica has heard nothing of the image's sender for so long that it dropped the image."""
+
+
 class ReplicasExhausted(ReplicaLost):
     """So many replicas were lost with this image that it is given up."""
 

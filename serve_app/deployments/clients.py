@@ -8,7 +8,9 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import Context
+from dataclasses import replace
 from typing import Any, cast
+from uuid import uuid4
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -28,12 +30,15 @@ from serve_app.core.service.jobs import (
     JobState,
 )
 from serve_app.core.service.rate_limit import RateLimit
+from serve_app.core.service.sample_leases import RENEW_EVERY_S
+from serve_app.core.service.tasks import ImageSnapshot
 from serve_app.deployments.known_stats import KnownStats
 from serve_app.deployments.ray_private import accepting_replica, broadcast_results
 
 logger = logging.getLogger("aura.clients")
 
 _STATS_TIMEOUT = 0.7  # seconds for all replicas: /health must respond within one second
+_TAKE_TIMEOUT = 1.5  # seconds for all replicas: those of a dead node never respond
 _STATS_TTL = 0.5  # seconds that stats are reused
 _LEDGER_TIMEOUT = 5.0  # seconds, more than the ledger gives its store
 _RESTART = 20.0  # seconds in which a ledger that died should be back
@@ -50,6 +55,7 @@ class RemoteStage:
         name: str,
         handle: "DeploymentHandle[Any]",
         clock: Callable[[], float] = time.monotonic,
+        renew_every_s: float = RENEW_EVERY_S,
     ) -> None:
         self._name = name
         self._handle = handle
@@ -58,6 +64,10 @@ class RemoteStage:
         self._stats: asyncio.Task[list[ReplicaStats]] | None = None
         self._stats_time = 0.0
         self._known = KnownStats()
+        self._sender = uuid4().hex
+        self._renew_every_s = renew_every_s
+        self._at_work = 0  # samples, of which this process renews the leases
+        self._renewing: asyncio.Task[None] | None = None
 
     async def advance(
         self, sample: Sample[Any], segment: StageSegment
@@ -69,9 +79,12 @@ class RemoteStage:
         """
         response = cast(
             "DeploymentResponseGenerator[StageEvent]",
-            self._streaming.advance.remote(sample, segment),
+            self._streaming.advance.remote(sample, replace(segment, sender=self._sender)),
         )
         ended = False
+        self._at_work += 1
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self._renew_leases(), context=Context())
         try:
             replica = await accepting_replica(response)  # which may wait for other images
             yield Accepted(replica)
@@ -88,8 +101,40 @@ class RemoteStage:
         except DeploymentUnavailableError as error:
             raise Loading(f"the {self._name} stage is not ready") from error
         finally:
+            self._at_work -= 1
             if not ended:
                 response.cancel()
+
+    async def take(self, id: str) -> list[ImageSnapshot]:
+        """Return what replicas have kept of an image whose sender is gone; they keep it no more."""
+        found = await self._call_all("take", id, timeout=_TAKE_TIMEOUT)
+        return [snapshot for snapshot in found if isinstance(snapshot, ImageSnapshot)]
+
+    async def _renew_leases(self) -> None:
+        """Renew the leases of all samples of this process, and once more after the last one."""
+        more = True
+        while more:
+            more = self._at_work > 0
+            await self._call_all("renew", self._sender, timeout=self._renew_every_s)
+            await asyncio.sleep(self._renew_every_s)
+
+    async def _call_all(self, method: str, *args: str, timeout: float) -> list[Any]:
+        """Return the answer of each replica, or its error; `TimeoutError` if it is silent.
+
+        Nothing while the deployment can't be reached.
+        """
+        end = asyncio.get_running_loop().time() + timeout
+
+        async def answer(replica: Any) -> Any:
+            async with asyncio.timeout_at(end):
+                return await replica.get_async()
+
+        try:
+            async with asyncio.timeout_at(end):
+                replicas = await broadcast_results(self._handle.broadcast(method, *args))
+        except (TimeoutError, RayError, DeploymentUnavailableError):
+            return []
+        return await asyncio.gather(*map(answer, replicas), return_exceptions=True)
 
     async def stats(self) -> list[ReplicaStats]:
         """Return the stats of every replica that responds in time; none while the stage is loading.
@@ -106,18 +151,7 @@ class RemoteStage:
 
     async def _fetch_stats(self) -> list[ReplicaStats]:
         """Return the stats of the replicas that respond in time, and what `KnownStats` adds."""
-        end = asyncio.get_running_loop().time() + _STATS_TIMEOUT
-
-        async def answer(replica: Any) -> ReplicaStats:
-            async with asyncio.timeout_at(end):
-                return cast(ReplicaStats, await replica.get_async())
-
-        try:
-            async with asyncio.timeout_at(end):
-                replicas = await broadcast_results(self._handle.broadcast("stats"))
-        except (TimeoutError, RayError, DeploymentUnavailableError):
-            return []
-        answers = await asyncio.gather(*map(answer, replicas), return_exceptions=True)
+        answers = await self._call_all("stats", timeout=_STATS_TIMEOUT)
         stats = [found for found in answers if isinstance(found, ReplicaStats)]
         silent = sum(isinstance(found, TimeoutError) for found in answers)
         return self._known.update(stats, silent, self._clock())

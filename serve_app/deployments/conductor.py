@@ -18,6 +18,8 @@ from serve_app.core.diffusion.sample import (
     Sample,
     for_stage,
     new_sample,
+    segments_left,
+    stage_profiles,
     stage_segments,
 )
 from serve_app.core.diffusion.schedule import make_schedule
@@ -49,7 +51,7 @@ from serve_app.core.service.metrics import (
     Meter,
     ResumeReason,
 )
-from serve_app.core.service.tasks import ImageTask
+from serve_app.core.service.tasks import ImageSnapshot, ImageTask
 from serve_app.deployments.admission import Admission
 from serve_app.deployments.deadline import Deadline
 from serve_app.deployments.image_metrics import recorded_image
@@ -123,7 +125,7 @@ class Conductor:
             contexts.enter_context(recorded_image(self._meter, self._label_of(task)))
             deadline = self._deadline_of(task, image)
             try:
-                async with aclosing(self._run_image(image, deadline)) as events:
+                async with aclosing(self._run_image(image, task, deadline)) as events:
                     async for event in events:
                         yield event
             except ImageKillsReplica:
@@ -131,6 +133,11 @@ class Conductor:
                 raise
             result = _result(image)
         yield Generated(result)
+
+    def snapshot(self, id: str) -> ImageSnapshot | None:
+        """Return an accepted image as of its last snapshot; None if there is no such image."""
+        image = self._backlog.get(id)
+        return None if image is None else ImageSnapshot(image.sample, image.png)
 
     async def health(self) -> Health:
         """Return whether an image could be made now, and by how many replicas that don't hang."""
@@ -250,25 +257,44 @@ class Conductor:
         return Deadline(now + allowed, allowed=allowed, is_chosen=False)
 
     async def _run_image(
-        self, image: ImageInFlight, deadline: Deadline
+        self, image: ImageInFlight, task: ImageTask, deadline: Deadline
     ) -> AsyncGenerator[StageEvent, None]:
         """Run all segments, until the deadline."""
-        async with aclosing(deadline.enforce(self._run_segments(image, deadline))) as events:
+        async with aclosing(deadline.enforce(self._run_segments(image, task, deadline))) as events:
             async for event in events:
                 yield event
 
+    async def _resume(self, image: ImageInFlight, task: ImageTask) -> None:
+        """Let an image go on from the furthest snapshot that is known of it, if there is one."""
+        known = [task.resume] if task.resume else []
+        if task.is_retaken:
+            for client in dict.fromkeys(self._stages.values()):
+                known += await client.take(task.id)
+        first = image.sample
+        same = [found for found in known if found.sample.spec == first.spec]
+        if same:
+            furthest = max(same, key=lambda found: found.steps_done)
+            image.sample = replace(furthest.sample, id=task.id, caller=task.caller)
+            image.png = furthest.png
+            self._backlog.update(image)
+            self._meter.record(IMAGES_RESUMED, reason=ResumeReason.RETAKEN)
+            logger.info("%s goes on from step %d", task.id, image.sample.index)
+
     async def _run_segments(
-        self, image: ImageInFlight, deadline: Deadline
+        self, image: ImageInFlight, task: ImageTask, deadline: Deadline
     ) -> AsyncGenerator[StageEvent, None]:
-        """Run all segments; again from the first step if the numeric profile changes."""
+        """Run what is left; all from the first step on if the numeric profile changes."""
         clock = asyncio.get_running_loop().time
         first = image.sample
+        await self._resume(image, task)
+        if image.png is not None:
+            return
         for attempt in range(_MAX_PROFILES):
             if attempt:
                 self._meter.record(IMAGES_RESUMED, reason=ResumeReason.PROFILE)
-            image.sample, image.profiles = first, ()
+                image.sample = first
             try:
-                for segment in image.segments:
+                for segment in segments_left(image.sample, image.segments):
                     started = clock()
                     image.sample = for_stage(image.sample, segment.stage)
                     run = self._segment_run.events(image, segment, deadline)
@@ -276,7 +302,6 @@ class Conductor:
                         async for event in events:
                             yield event
                     self._meter.record(STAGE_DURATION, clock() - started, stage=segment.stage)
-                    image.profiles += ((segment.stage, image.sample.profile or ""),)
                 return
             except ProfileChanged as change:
                 logger.warning("%s starts again: %s", first.id, change)
@@ -286,4 +311,4 @@ class Conductor:
 def _result(image: ImageInFlight) -> GeneratedImage:
     if image.png is None:
         raise EngineFault("the last stage returned no image")
-    return GeneratedImage(image.png, image.profiles, image.sample.warnings)
+    return GeneratedImage(image.png, stage_profiles(image.sample), image.sample.warnings)

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.service.events import ReplicaStats, StageEvent
+from serve_app.core.service.tasks import ImageSnapshot
 
 
 class StageClient(Protocol):
@@ -16,6 +17,13 @@ class StageClient(Protocol):
         """Stream `SampleEvent`s and at last one `SegmentDone`; raise named errors.
 
         Closing the stream cancels the sample.
+        """
+
+    async def take(self, id: str) -> list[ImageSnapshot]:
+        """Return what replicas have kept of an image whose sender is gone; they keep it no more.
+
+        A replica that still works at the image stops. Raises nothing: what can't be reached has
+        nothing to give.
         """
 
     async def stats(self) -> list[ReplicaStats]:

@@ -5,7 +5,9 @@ replicas. The device's work happens on the engine's thread; the event loop only 
 """
 
 import asyncio
+import logging
 import os
+import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
@@ -17,7 +19,7 @@ from serve_app.core.capacity.replica_report import ReplicaReport
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, without_tensors
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.replica_errors import TurnOverdue
+from serve_app.core.replica_errors import LeaseExpired, TurnOverdue
 from serve_app.core.scheduling.memory_plan import shortfalls
 from serve_app.core.service.events import (
     Progress,
@@ -27,7 +29,9 @@ from serve_app.core.service.events import (
     Snapshot,
     StageEvent,
 )
-from serve_app.core.service.metrics import InMemoryMeter, Meter
+from serve_app.core.service.metrics import IMAGES_ORPHANED, InMemoryMeter, Meter
+from serve_app.core.service.sample_leases import SampleLeases
+from serve_app.core.service.tasks import ImageSnapshot
 from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.engine_metrics import EngineMetrics
 from serve_app.deployments.stage_config import ModelSource, StageConfig
@@ -44,6 +48,8 @@ from serve_app.runtime.memory.device import open_device
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
 from serve_app.runtime.png import encode_png
+
+logger = logging.getLogger("aura.stage")
 
 _PNG_THREADS = 2
 # Send three fresh idle reports: a router ignores up to two reports that contradict what it sent.
@@ -127,8 +133,11 @@ class StageReplica:
             for source in config.models
         }
         self._png_threads = ThreadPoolExecutor(_PNG_THREADS, thread_name_prefix="png")
-        self._metrics = EngineMetrics(meter())
+        self._meter = meter()
+        self._metrics = EngineMetrics(self._meter)
         self._flushing: asyncio.Task[None] | None = None
+        self._leases = SampleLeases()
+        self._ticking: asyncio.Task[None] | None = None
         self._report_number, self._idle_reports = 0, 0
         self._last_report: dict[str, Any] = {}
         self._engine = Engine(
@@ -154,6 +163,14 @@ class StageReplica:
         def listen(event: Event) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
+        def drop() -> None:
+            self._engine.cancel(sample.id, listen)
+            events.put_nowait(Failed(LeaseExpired("the image's sender was taken for gone")))
+
+        lease = self._leases.begin(segment.sender, sample, drop)
+        self._keep_leases()
+        is_done = False
+
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush_metrics(), context=Context())
         arrival = self._metrics.sample_arrived(sample.id, sample.stage)
@@ -166,17 +183,30 @@ class StageReplica:
                     case Failed(error):
                         raise error
                     case Finished() as done:
-                        yield await self._segment_done(done)
+                        segment_done = await self._segment_done(done)
+                        is_done = True
+                        lease.note(segment_done)
+                        yield segment_done
                         return
                     case None:
                         yield place
                     case Snapshot() as snapshot:
+                        lease.note(snapshot)
                         yield snapshot
                     case place:
                         yield place
         finally:
+            self._leases.end(lease, is_done=is_done)
             self._engine.cancel(sample.id, listen)
             self._metrics.sample_left(arrival)
+
+    async def renew(self, sender: str) -> None:
+        """Note that the process with this id still wants what it has sent."""
+        self._leases.renew(sender)
+
+    async def take(self, id: str) -> ImageSnapshot | None:
+        """Return the newest snapshot of an image whose sender is gone, and stop working at it."""
+        return self._leases.take(id)
 
     async def stats(self) -> ReplicaStats:
         """Return what this replica is and has done."""
@@ -248,6 +278,18 @@ class StageReplica:
             png = await loop.run_in_executor(self._png_threads, encode_png, done.image)
             sample = without_tensors(sample)
         return SegmentDone(sample, png, done.gpu_time, done.costs)
+
+    def _keep_leases(self) -> None:
+        """Tick while there are senders."""
+        if self._ticking is None or self._ticking.done():
+            self._ticking = asyncio.create_task(self._tick(), context=Context())
+
+    async def _tick(self) -> None:
+        while not self._leases.is_idle:
+            await asyncio.sleep(1.0)
+            if orphans := self._leases.tick(time.monotonic()):
+                self._meter.record(IMAGES_ORPHANED, orphans)
+                logger.warning("dropped %d images of an ingress that is gone", orphans)
 
     async def _flush_metrics(self) -> None:
         """Flush the metrics every second while there are samples."""

@@ -18,7 +18,7 @@ from serve_app.core.service.jobs import (
     JobState,
 )
 from serve_app.core.service.rate_limit import RateLimit
-from serve_app.core.service.tasks import ImageTask
+from serve_app.core.service.tasks import ImageSnapshot, ImageTask
 
 
 class Maker(Protocol):
@@ -36,6 +36,9 @@ class Maker(Protocol):
 
         Closing the stream cancels the image.
         """
+
+    def snapshot(self, id: str) -> ImageSnapshot | None:
+        """Return an admitted image as of its last snapshot; None if there is no such image."""
 
     async def health(self) -> Health:
         """Return whether an image could be made now."""

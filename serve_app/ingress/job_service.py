@@ -176,10 +176,15 @@ class JobService:
         return Job(uuid4().hex, caller, self._owner, time.time())
 
     def _tasks(
-        self, job: Job, generation: GenerationJob, context: RequestContext
+        self,
+        job: Job,
+        generation: GenerationJob,
+        context: RequestContext,
+        *,
+        is_retaken: bool = False,
     ) -> list[ImageTask]:
         caller = Caller(job.caller, self._caller_weights.get(job.caller, 1.0))
-        return image_tasks(job, caller, generation, context.arrived)
+        return image_tasks(job, caller, generation, context.arrived, is_retaken=is_retaken)
 
     def _start(self, job: Job, run: Coroutine[Any, Any, JobResult]) -> asyncio.Task[JobResult]:
         task = asyncio.create_task(run, context=Context())
@@ -208,9 +213,10 @@ class JobService:
             if claimed.job is None:
                 raise IdempotencyConflict("this Idempotency-Key was used with another body")
             if claimed.is_owner:
+                is_retaken = claimed.job != job.id
                 job = replace(job, id=claimed.job)
                 generation = generation.with_seed(claimed.seed)
-                tasks = self._tasks(job, generation, context)
+                tasks = self._tasks(job, generation, context, is_retaken=is_retaken)
                 run = self._run(job, generation, tasks, feed, admit=True)
                 return await self._start(job, run)
             feed.put(JobStarted(claimed.job))

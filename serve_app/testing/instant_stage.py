@@ -35,6 +35,12 @@ class InstantStage:
         else:
             yield SegmentDone(done, None, GpuTime(), CostTable())
 
+    async def renew(self, sender: str) -> None:
+        """Do nothing: no sample stays here."""
+
+    async def take(self, id: str) -> None:
+        """Return nothing: no sample stays here."""
+
     async def stats(self) -> ReplicaStats:
         """Return the counters of a replica that has done no work."""
         return ReplicaStats(pid=os.getpid(), profile="none", engine=EngineStats())

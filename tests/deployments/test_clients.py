@@ -17,6 +17,7 @@ from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import LedgerAway, LedgerDamaged
 from serve_app.core.service.events import Accepted, ReplicaStats, SegmentDone, Snapshot
 from serve_app.core.service.info import LedgerHealth
+from serve_app.core.service.tasks import ImageSnapshot
 from serve_app.deployments.clients import RemoteLedger, RemoteStage
 from tests.support.builders import replica_stats
 from tests.support.engine_runs import NOISE
@@ -41,6 +42,9 @@ class Handle(AcceptedResponse):
 
     def options(self, **_: Any) -> "Handle":
         return self
+
+    def broadcast(self, method: str, *args: str) -> "Replicas":
+        return Replicas()
 
     @property
     def advance(self) -> "Handle":
@@ -152,33 +156,36 @@ class SilentHandle(LedgerHandle):
 
 
 STATS = replica_stats()
+SILENCE = object()
+Answer = ReplicaStats | ImageSnapshot | Exception | None | object
 
 
 class Result:
-    """A replica's result: its stats, an error, or silence."""
+    """A replica's result: an answer, an error, or silence."""
 
-    def __init__(self, answer: ReplicaStats | Exception | None) -> None:
+    def __init__(self, answer: Answer) -> None:
         self.answer = answer
 
-    async def get_async(self) -> ReplicaStats:
-        if self.answer is None:
+    async def get_async(self) -> Answer:
+        if self.answer is SILENCE:
             await asyncio.Event().wait()
-        if isinstance(self.answer, ReplicaStats):
-            return self.answer
-        raise self.answer or AssertionError
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
 
 
 class Replicas:
     """A deployment that calls all its replicas."""
 
-    def __init__(self, *answers: ReplicaStats | Exception | None) -> None:
+    def __init__(self, *answers: Answer) -> None:
         self.results = [Result(answer) for answer in answers]
+        self.calls: list[tuple[str, ...]] = []
 
     def options(self, **_: Any) -> "Replicas":
         return self
 
-    def broadcast(self, method: str) -> "Replicas":
-        assert method == "stats"
+    def broadcast(self, method: str, *args: str) -> "Replicas":
+        self.calls.append((method, *args))
         return self
 
     async def _fetch_replica_results_async(self) -> list[Result]:
@@ -193,12 +200,12 @@ class Replicas:
         ((), 0),
         ((STATS, STATS), 2),
         ((ActorDiedError(), STATS), 1),
-        ((STATS, None), 1),  # its node is dead, and Ray has not noticed
-        ((None, None), 0),
+        ((STATS, SILENCE), 1),  # its node is dead, and Ray has not noticed
+        ((SILENCE, SILENCE), 0),
     ],
 )
 async def test_stats_are_those_of_the_replicas_that_respond_in_time(
-    answers: tuple[ReplicaStats | Exception | None, ...], count: int
+    answers: tuple[Answer, ...], count: int
 ) -> None:
     handle: Any = Replicas(*answers)
     assert await RemoteStage("base", handle).stats() == [STATS] * count
@@ -210,7 +217,7 @@ async def test_a_replica_that_falls_silent_counts_as_it_was_for_a_while() -> Non
     times = iter([0.0, 0.0, 60.0, 60.7, 62.0, 62.7, 67.0, 67.7])  # of each call, and of its end
     stage = RemoteStage("base", handle, clock=lambda: next(times))
     assert await stage.stats() == [first, second]
-    handle.results[1].answer = None  # a minute later, for which nobody asked for the health
+    handle.results[1].answer = SILENCE  # a minute later, for which nobody asked for the health
     assert await stage.stats() == [first, second]
     assert await stage.stats() == [first, second]
     assert await stage.stats() == [first]
@@ -224,3 +231,48 @@ async def test_a_replica_that_is_gone_counts_no_more() -> None:
     await stage.stats()
     handle.results[1].answer = ActorDiedError()
     assert await stage.stats() == [first]
+
+
+class LeasedReplicas(Replicas):
+    """Replicas that take samples and never finish them, and that note what they are called for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.segments: list[StageSegment] = []
+
+    @property
+    def advance(self) -> "LeasedReplicas":
+        return self
+
+    def remote(self, sample: Any, segment: StageSegment) -> Handle:
+        self.segments.append(segment)
+        return Handle()
+
+
+async def test_leases_are_renewed_under_the_sender_of_the_samples_and_once_after_the_last() -> None:
+    handle: Any = LeasedReplicas()
+    stage: Any = RemoteStage("base", handle, renew_every_s=0.01)
+    async with aclosing(stage.advance(SAMPLE, SEGMENT)) as events:
+        await anext(events)
+        await until_async(lambda: len(handle.calls) > 2)
+    sender, calls = handle.segments[0].sender, len(handle.calls)
+    assert set(handle.calls) == {("renew", sender)}
+    await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
+    assert calls < len(handle.calls) <= calls + 2
+    _ = [event async for event in stage.advance(SAMPLE, SEGMENT)]
+    assert handle.segments[1].sender == sender
+
+
+async def test_two_ingress_processes_have_two_senders() -> None:
+    handle: Any = LeasedReplicas()
+    for stage in (RemoteStage("base", handle), RemoteStage("base", handle)):
+        _ = [event async for event in stage.advance(SAMPLE, SEGMENT)]
+    first, second = (segment.sender for segment in handle.segments)
+    assert first != second
+
+
+async def test_snapshots_are_taken_of_whichever_replica_responds_and_has_some() -> None:
+    kept = ImageSnapshot(SAMPLE)
+    handle: Any = Replicas(kept, SILENCE, ActorDiedError(), None, kept)
+    assert await RemoteStage("base", handle).take("a") == [kept, kept]
+    assert handle.calls == [("take", "a")]

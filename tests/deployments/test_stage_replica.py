@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, for_stage
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ProfileChanged
-from serve_app.core.replica_errors import TurnOverdue
+from serve_app.core.replica_errors import LeaseExpired, TurnOverdue
 from serve_app.core.service.events import (
     Progress,
     Queued,
@@ -24,6 +25,7 @@ from serve_app.core.service.events import (
 )
 from serve_app.core.service.metrics import (
     IMAGES_CANCELLED,
+    IMAGES_ORPHANED,
     OWED_SECONDS,
     QUEUE_TIME,
     STEP_DURATION,
@@ -112,6 +114,49 @@ async def test_a_caller_that_disconnects_frees_the_engine_within_a_step(
 
 async def _all_events(replica: StageReplica) -> object:
     return [event async for event in replica.advance(sample_of(SPEC, "abandoned"), END)]
+
+
+async def test_an_image_that_is_taken_leaves_the_engine_and_goes_on_elsewhere_to_the_same_bytes(
+    replica: StageReplica,
+) -> None:
+    spec, segment = replace(SPEC, steps=40), StageSegment(Stage.BASE, 40, last=True)
+    sample = sample_of(spec, "orphan")
+    *_, whole = [event async for event in replica.advance(sample, segment)]
+    last: list[StageEvent] = []
+
+    async def listen() -> None:
+        async for event in replica.advance(sample, segment):
+            last[:] = [event]
+
+    task = asyncio.create_task(listen())
+    await until_async(lambda: isinstance(last and last[0], Snapshot))
+    kept = await replica.take("orphan")
+    with pytest.raises(LeaseExpired):
+        await task
+    await first_match(replica.stats, is_empty)
+    assert kept is not None
+    assert 0 < kept.sample.index < 40
+    *_, rest = [event async for event in replica.advance(kept.sample, segment)]
+    assert isinstance(whole, SegmentDone)
+    assert isinstance(rest, SegmentDone)
+    assert rest.png == whole.png
+
+
+@pytest.mark.long
+async def test_an_image_whose_sender_renews_nothing_leaves_the_engine_within_ten_seconds() -> None:
+    meter, denoiser = InMemoryMeter(), ConstantDenoiser()
+    models = ModelCache.of(analytic_model(denoiser))
+    replica = StageReplica(config(demo_folder(Stage.BASE)), lambda: meter, lambda _: models)
+    denoiser.gate.clear()
+    end = StageSegment(Stage.BASE, 150, last=True, sender="gone")
+    started = time.monotonic()
+    with pytest.raises(LeaseExpired):
+        _ = [event async for event in replica.advance(sample_of(SPEC, "orphan"), end)]
+    assert 6 < time.monotonic() - started < 9
+    assert meter.value(IMAGES_ORPHANED) == 1
+    denoiser.gate.set()
+    await first_match(replica.stats, is_empty)
+    replica.close()
 
 
 async def test_a_sample_of_another_numeric_profile_raises_its_named_error(

@@ -12,7 +12,7 @@ from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.service.events import Generated, GeneratedImage, ImageEvent
 from serve_app.core.service.info import Health, HealthStatus, License, ModelInfo, ServiceInfo
-from serve_app.core.service.tasks import ImageTask
+from serve_app.core.service.tasks import ImageSnapshot, ImageTask
 
 PROFILES = ((Stage.BASE, "base-float32-4-0123abcd"), (Stage.REFINER, "refiner-float32-4-0123abcd"))
 NOISE = NoiseConfig.from_scheduler_config({})
@@ -73,6 +73,9 @@ class FakeConductor:
         file = BytesIO()
         Image.new("RGB", (task.spec.width, task.spec.height), "teal").save(file, "PNG")
         return GeneratedImage(file.getvalue(), PROFILES, self.warnings)
+
+    def snapshot(self, id: str) -> ImageSnapshot | None:
+        return None
 
     async def health(self) -> Health:
         return self.current_health

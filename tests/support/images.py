@@ -1,7 +1,10 @@
 """Images on their way to a replica, and what replicas report of them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
@@ -10,8 +13,9 @@ from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.diffusion.spec import LATENT_CHANNELS, ImageSpec, Stage
 from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
+from serve_app.core.service.tasks import ImageSnapshot
 
 SDXL = ModelKey(Stage.BASE, "sdxl")
 STEP = TurnKind(WorkKind.STEP, SDXL, 1024, 1024, 8)
@@ -40,6 +44,12 @@ def image(
     )
     schedule = make_schedule(NoiseConfig(), spec.sampler, steps, None, 1.0)
     return new_sample(id, spec, schedule, Stage.BASE, caller=caller)
+
+
+def snapshot_of(id: str, index: int, **values: Any) -> ImageSnapshot:
+    """Return an image that base has taken to a step, with latents unless `values` has others."""
+    latents = np.zeros((LATENT_CHANNELS, 8, 8), np.float32)
+    return ImageSnapshot(replace(image(id), index=index, **({"latents": latents} | values)))
 
 
 def segment_of(sample: Sample[Any]) -> StageSegment:

@@ -6,6 +6,7 @@ from typing import Any
 
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.service.events import ReplicaStats, StageEvent
+from serve_app.core.service.tasks import ImageSnapshot
 from serve_app.deployments.stage_config import ModelSource, StageConfig
 from serve_app.deployments.stage_replica import StageReplica
 
@@ -23,6 +24,11 @@ class LocalStage:
         async with aclosing(self.replica.advance(sample, segment)) as events:
             async for event in events:
                 yield event
+
+    async def take(self, id: str) -> list[ImageSnapshot]:
+        """Return what the replica has kept of an image."""
+        kept = await self.replica.take(id)
+        return [] if kept is None else [kept]
 
     async def stats(self) -> list[ReplicaStats]:
         """Return the stats of the one replica."""

@@ -18,6 +18,7 @@ from serve_app.core.service.events import (
     Snapshot,
     StageEvent,
 )
+from serve_app.core.service.tasks import ImageSnapshot
 from tests.support.builders import replica_stats
 
 _SNAPSHOT_EVERY, _ALONE_STEPS = 5, 7
@@ -61,6 +62,10 @@ class BatchingReplica:
             if self._streams.get(sample.id) is events:
                 del self._streams[sample.id]
                 self._samples.pop(sample.id, None)
+
+    async def take(self, id: str) -> list[ImageSnapshot]:
+        """Return nothing: its images have no senders."""
+        return []
 
     async def stats(self) -> list[ReplicaStats]:
         """Return the stats of the one replica."""

@@ -14,6 +14,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.replica_errors import ReplicaDied
 from serve_app.core.scheduling.work import WorkKind
 from serve_app.core.service.events import ReplicaStats, SegmentDone, Snapshot, StageEvent
+from serve_app.core.service.tasks import ImageSnapshot
 from tests.support.builders import replica_stats
 from tests.support.waiting import until_async
 
@@ -51,6 +52,7 @@ class CountingStage:
         self.callers: list[Caller] = []  # of each call
         self.steps = 0
         self.closed = 0
+        self.kept: dict[str, ImageSnapshot] = {}  # by id: of images whose senders are gone
 
     async def advance(self, sample: Sample[Any], segment: StageSegment) -> StageEvents:
         call = len(self.calls)
@@ -78,6 +80,9 @@ class CountingStage:
     async def has_calls(self, count: int) -> None:
         """Wait until `count` samples have arrived."""
         await until_async(lambda: len(self.calls) >= count)
+
+    async def take(self, id: str) -> list[ImageSnapshot]:
+        return [kept] if (kept := self.kept.pop(id, None)) else []
 
     async def stats(self) -> list[ReplicaStats]:
         stats = replica_stats(owed_seconds=1.5, costs=self.costs, shortfall=self.shortfall)

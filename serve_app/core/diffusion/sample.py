@@ -4,7 +4,7 @@ No torch, no replicas, no clock: latents are whatever the runtime puts there. Sa
 every function returns a new one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -27,7 +27,7 @@ class Sample(Generic[L]):
     the latents drawn from the seed's generator, so that a resumed sample draws the next one.
     `profile` names the numeric profile that its stage began with; None before that. `chunks` is the
     length of its prompts at the stage that encoded them last. `warnings` are for the `caller`, who
-    decides when it steps and never what comes of it.
+    decides when it steps and never what comes of it. `profiles` are those of the stages before.
     """
 
     id: str
@@ -43,6 +43,7 @@ class Sample(Generic[L]):
     chunks: int = 1
     warnings: tuple[str, ...] = ()
     caller: Caller = NO_CALLER
+    profiles: tuple[tuple[Stage, str], ...] = ()
 
     @property
     def model_key(self) -> ModelKey:
@@ -81,7 +82,8 @@ class StageSegment:
     """The steps that one stage runs: up to `stop`, and then the decode if it is the last.
 
     `alone`: the first steps run in quarantine, because a replica died with the image. `avoid` has
-    the ids of replicas that should not get it.
+    the ids of replicas that should not get it. `sender` is the process that renews the sample's
+    lease; "" without a lease.
     """
 
     stage: Stage
@@ -89,6 +91,7 @@ class StageSegment:
     last: bool
     alone: bool = False
     avoid: tuple[str, ...] = ()
+    sender: str = ""
 
 
 def new_sample(
@@ -180,6 +183,7 @@ def map_latents(sample: Sample[L], convert: Callable[[L], M]) -> Sample[M]:
         chunks=sample.chunks,
         warnings=sample.warnings,
         caller=sample.caller,
+        profiles=sample.profiles,
     )
 
 
@@ -189,5 +193,24 @@ def without_tensors(sample: Sample[L]) -> Sample[L]:
 
 
 def for_stage(sample: Sample[L], stage: Stage) -> Sample[L]:
-    """Return the sample at the start of another stage, whose solver has no state yet."""
-    return replace(sample, stage=stage, solver_state=(), profile=None)
+    """Return the sample at the start of the stage, whose solver has no state yet.
+
+    The sample as it is, if it is at the stage already.
+    """
+    if stage is sample.stage:
+        return sample
+    profiles = stage_profiles(sample)
+    return replace(sample, stage=stage, solver_state=(), profile=None, profiles=profiles)
+
+
+def stage_profiles(sample: Sample[L]) -> tuple[tuple[Stage, str], ...]:
+    """Return the numeric profile of each stage that the sample has been through."""
+    return (*sample.profiles, (sample.stage, sample.profile or ""))
+
+
+def segments_left(sample: Sample[L], segments: Sequence[StageSegment]) -> tuple[StageSegment, ...]:
+    """Return the segments that a sample has not finished, of those that it goes through in all."""
+    stages = [segment.stage for segment in segments]
+    own, *later = segments[stages.index(sample.stage) :]
+    is_done = sample.index >= own.stop and not own.last
+    return tuple(later) if is_done else (own, *later)

@@ -35,7 +35,6 @@ class ImageInFlight:
     sample: Sample[Any]  # as of its last snapshot
     segments: tuple[StageSegment, ...]
     due: float = 0.0  # seconds: when it would have been done, had it run alone since it arrived
-    profiles: tuple[tuple[Stage, str], ...] = ()  # of the segments that are done
     png: bytes | None = None
     suspicion: Suspicion = field(default_factory=Suspicion)
     replica: str = ""  # that has it, where known
@@ -60,6 +59,10 @@ class Backlog:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def get(self, id: str) -> ImageInFlight | None:
+        """Return an accepted image, if there is one of this id."""
+        return self._images.get(id)
 
     @property
     def costs(self) -> Mapping[Stage, CostTable]:

@@ -71,6 +71,7 @@ class ResumeReason(StrEnum):
     LOST = "replica_lost"
     PROFILE = "profile_changed"
     SILENT = "replica_silent"
+    RETAKEN = "ingress_lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,10 @@ IMAGES_CANCELLED = _counter(
 )
 IMAGES_RESUMED = _counter(
     "aura_images_resumed_total", "Images continued elsewhere or started again", "reason"
+)
+IMAGES_ORPHANED = _counter(
+    "aura_images_orphaned_total",
+    "Images dropped by a replica because the ingress that sent them renews its lease no more",
 )
 IMAGES_QUARANTINED = _counter(
     "aura_images_quarantined_total",
@@ -207,6 +212,7 @@ BUILD_INFO = _gauge("aura_build_info", "Always 1; the labels are the versions", 
 METRICS = (
     *(HTTP_REQUEST_DURATION, HTTP_ERRORS),
     *(IMAGES, IMAGE_DURATION, IMAGES_COMPLETED, IMAGES_ON_TIME, IMAGES_CANCELLED, IMAGES_RESUMED),
+    *(IMAGES_ORPHANED,),
     *(IMAGES_QUARANTINED, IMAGES_CONVICTED, REPLICAS_SILENT, NUMERIC_FAULTS),
     *(IMAGES_RUNNING, IMAGES_WAITING, STAGE_DURATION, QUEUE_TIME),
     *(REQUESTS_ADMITTED, REQUESTS_REFUSED, QUEUE_SECONDS, QUEUE_LIMIT_SECONDS),

@@ -1,10 +1,25 @@
 """`ImageTask`: one image to be made, the only argument that goes from a door to the engine."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
+from serve_app.core.diffusion.sample import Sample
 from serve_app.core.diffusion.spec import ImageSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSnapshot:
+    """An image on its way, from which any process can make it; with its PNG once it is done."""
+
+    sample: Sample[Any]  # between two steps, in the form of the wire
+    png: bytes | None = None
+
+    @property
+    def steps_done(self) -> tuple[bool, int]:
+        """How far it is: of two snapshots of an image the greater one saves more work."""
+        return self.png is not None, self.sample.index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +28,8 @@ class ImageTask:
 
     `timeout_s` counts from when the request arrived; None leaves the deadline to the service.
     `arrived` is a time of the process's event loop; None for a task that begins when it is run.
+    `resume` is where it goes on. `is_retaken`: a process that worked at it is gone, and the
+    replicas may have kept a snapshot.
     """
 
     id: str
@@ -21,6 +38,8 @@ class ImageTask:
     timeout_s: float | None = None
     caller: Caller = NO_CALLER
     arrived: float | None = None
+    resume: ImageSnapshot | None = None
+    is_retaken: bool = False
 
     def deadline(self, now: float) -> float | None:
         """Return the time by which the image must be ready, if its caller chose one."""

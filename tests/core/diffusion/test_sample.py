@@ -13,6 +13,8 @@ from serve_app.core.diffusion.sample import (
     for_stage,
     map_latents,
     new_sample,
+    segments_left,
+    stage_profiles,
     stage_segments,
     with_latents,
     with_model,
@@ -91,6 +93,40 @@ def test_another_stage_starts_without_solver_state_and_profile() -> None:
     crossed = for_stage(sample, Stage.REFINER)
     assert (crossed.stage, crossed.solver_state, crossed.profile) == (Stage.REFINER, (), None)
     assert (crossed.latents, crossed.index, crossed.noise_draws) == (0.5, 1, 1)
+    assert for_stage(sample, Stage.BASE) is sample
+
+
+def test_a_sample_remembers_the_profile_of_every_stage_that_it_went_through() -> None:
+    start: Sample[float] = new_sample("a", SPEC, SCHEDULE, Stage.BASE)
+    base = with_latents(with_profile(start, "p"), 1.0, 1)
+    assert stage_profiles(base) == ((Stage.BASE, "p"),)
+    refined = map_latents(with_profile(for_stage(base, Stage.REFINER), "q"), str)
+    assert stage_profiles(refined) == ((Stage.BASE, "p"), (Stage.REFINER, "q"))
+    assert stage_profiles(without_tensors(refined)) == stage_profiles(refined)
+
+
+@pytest.mark.parametrize(
+    ("stage", "index", "left"),
+    [
+        (Stage.BASE, 0, [Stage.BASE, Stage.REFINER]),
+        (Stage.BASE, 15, [Stage.BASE, Stage.REFINER]),
+        (Stage.BASE, 16, [Stage.REFINER]),
+        (Stage.REFINER, 16, [Stage.REFINER]),
+        (Stage.REFINER, 20, [Stage.REFINER]),  # it still decodes
+    ],
+)
+def test_a_sample_has_those_segments_left_that_it_has_not_finished(
+    stage: Stage, index: int, left: list[Stage]
+) -> None:
+    segments = stage_segments(SCHEDULE, 0.8, refiner=True)
+    sample: Sample[float] = replace(new_sample("a", SPEC, SCHEDULE, stage), index=index)
+    assert [segment.stage for segment in segments_left(sample, segments)] == left
+
+
+def test_a_sample_that_base_makes_alone_is_not_done_before_its_decode() -> None:
+    segments = stage_segments(SCHEDULE, 1.0, refiner=False)
+    sample: Sample[float] = replace(new_sample("a", SPEC, SCHEDULE, Stage.BASE), index=20)
+    assert segments_left(sample, segments) == segments
 
 
 def test_a_finished_sample_keeps_no_tensors_and_no_inputs() -> None:
