@@ -6,7 +6,7 @@ last snapshot, its deadline and its retries are here and nowhere else.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing
 from dataclasses import replace
 from typing import Any
@@ -34,14 +34,14 @@ from serve_app.core.errors import (
     model_not_found,
 )
 from serve_app.core.service.backlog import ImageInFlight
-from serve_app.core.service.convictions import Convictions
+from serve_app.core.service.convictions import Conviction, Convictions
 from serve_app.core.service.events import (
     Generated,
     GeneratedImage,
     ImageEvent,
     StageEvent,
 )
-from serve_app.core.service.info import Health, HealthStatus, ModelInfo
+from serve_app.core.service.info import Health, ModelInfo
 from serve_app.core.service.metrics import (
     IMAGES,
     IMAGES_RESUMED,
@@ -54,6 +54,7 @@ from serve_app.core.service.metrics import (
 from serve_app.core.service.tasks import ImageSnapshot, ImageTask
 from serve_app.deployments.admission import Admission
 from serve_app.deployments.deadline import Deadline
+from serve_app.deployments.health import stage_health
 from serve_app.deployments.image_metrics import recorded_image
 from serve_app.deployments.segment_run import SegmentRun
 from serve_app.deployments.stage_client import StageClient
@@ -68,6 +69,7 @@ class Conductor:
 
     Base and refiner are the same client where one replica runs both. The stages in
     `scale_to_zero` have no replica while they have no work: the first image waits until one starts.
+    `on_conviction` lets the other processes know.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Conductor:
         scale_to_zero: Collection[Stage] = (),
         refiner_name: str | None = None,
         limits: AdmissionLimits | None = None,
+        on_conviction: Callable[[Conviction], None] = lambda conviction: None,
     ) -> None:
         self._stages = {Stage.BASE: base} | ({Stage.REFINER: refiner} if refiner else {})
         self._models = {model.name: model for model in models}
@@ -93,6 +96,7 @@ class Conductor:
             self._stages, self._backlog, self._meter, self.default_timeout
         )
         self._convictions = Convictions()
+        self._on_conviction = on_conviction
         self._draining = False
         self._idle = asyncio.Event()
 
@@ -129,7 +133,9 @@ class Conductor:
                     async for event in events:
                         yield event
             except ImageKillsReplica:
-                self._convictions.add(image.sample.spec, task.inputs, task.caller, self._now())
+                conviction = Conviction.of(image.sample.spec, task.inputs, task.caller)
+                self.convict(conviction)
+                self._on_conviction(conviction)
                 raise
             result = _result(image)
         yield Generated(result)
@@ -141,29 +147,7 @@ class Conductor:
 
     async def health(self) -> Health:
         """Return whether an image could be made now, and by how many replicas that don't hang."""
-        names: dict[StageClient, list[str]] = {}  # one client may be both stages
-        for stage, client in self._stages.items():
-            names.setdefault(client, []).append(str(stage))
-        stats = await asyncio.gather(*(client.stats() for client in names))
-        well = ([replica for replica in ready if not replica.is_hanging] for ready in stats)
-        by_stages = list(zip(names.values(), well, strict=True))
-        replicas = {stage: len(ready) for stages, ready in by_stages for stage in stages}
-        owed = sum(replica.owed_seconds for _, ready in by_stages for replica in ready)
-        shortfalls = dict.fromkeys(
-            f"{' and '.join(stages)}: {replica.shortfall}"
-            for stages, ready in by_stages
-            for replica in ready
-            if replica.shortfall
-        )
-        missing = [
-            stage for stage, n in replicas.items() if not n and stage not in self._scale_to_zero
-        ]
-        if self._draining:
-            return Health(HealthStatus.DRAINING, "the service is shutting down", replicas, owed)
-        if missing:
-            reason = f"no replica of {' and '.join(missing)} is ready yet"
-            return Health(HealthStatus.LOADING, reason, replicas, owed)
-        return Health(HealthStatus.READY, "", replicas, owed, tuple(shortfalls))
+        return await stage_health(self._stages, self._scale_to_zero, is_draining=self._draining)
 
     def owed_seconds(self) -> float:
         """Return the predicted seconds until all that was accepted is done."""
@@ -176,6 +160,10 @@ class Conductor:
     def update_others(self, loads: Sequence[Mapping[str, Any]]) -> None:
         """Take note of what each of the other ingress processes has accepted."""
         self._admission.update_others(loads)
+
+    def convict(self, conviction: Conviction) -> None:
+        """Refuse a convicted image, and a caller with too many of them, for a while."""
+        self._convictions.add(conviction, self._now())
 
     async def demands(self) -> dict[Stage, Demand]:
         """Return what the images accepted here need from each stage.

@@ -3,8 +3,10 @@
 No HTTP: `app.py` passes in what opens the app, and Serve asks the replica for it.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -18,6 +20,7 @@ from serve_app import __version__
 from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.capacity.demand import to_wire
 from serve_app.core.diffusion.spec import Stage
+from serve_app.core.service.convictions import Conviction
 from serve_app.core.service.info import Health, ModelInfo
 from serve_app.core.service.metrics import BUILD_INFO, Meter
 from serve_app.core.startup_error import startup_errors
@@ -27,7 +30,7 @@ from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.deployments.replica_log import DEFAULT_LOG, LogLines, LogOptions, open_log
 
-_CANCEL_TIMEOUT_S = 5.0  # in which every ingress replica should have answered
+_CALL_TIMEOUT_S = 5.0  # in which every ingress replica should have answered
 
 
 class HttpIngress(Protocol):
@@ -82,8 +85,9 @@ class IngressReplica:
         refiner: "DeploymentHandle[Any] | None",
     ) -> None:
         context = serve.get_replica_context()
-        self._config = config
-        self._log = open_log(context.replica_id.unique_id, config.log)
+        self._config, self._id = config, context.replica_id.unique_id
+        self._calls: set[asyncio.Task[None]] = set()  # of other ingress replicas
+        self._log = open_log(self._id, config.log)
         self._meter = RayMeter()
         self._versions = {"version": __version__, "torch": version("torch")}
         clients = _stage_clients(base, refiner)
@@ -94,6 +98,7 @@ class IngressReplica:
             config.scale_to_zero,
             config.refiner_name,
             config.limits,
+            self._convict_everywhere,
         )
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
         self._http = config.open_http(
@@ -126,6 +131,14 @@ class IngressReplica:
         """Cancel the job if this replica works at it."""
         self._http.cancel(job_id)
 
+    async def convict(self, conviction: Conviction, replica: str) -> None:
+        """Refuse an image that has killed a replica, as the ingress replica of that id has found.
+
+        It knows that already, and one conviction must not count twice.
+        """
+        if replica != self._id:
+            self._conductor.convict(conviction)
+
     async def drain(self) -> None:
         """Refuse new images, and wait until every accepted one has ended and the ledger knows."""
         await self._conductor.drain()
@@ -139,10 +152,19 @@ class IngressReplica:
         await self.drain()
 
     async def _cancel_everywhere(self, job_id: str) -> None:
-        # a replica that does not answer may still cancel: the ledger will show it
+        await self._call_all("cancel", job_id)  # a silent replica may cancel: the ledger shows it
+
+    def _convict_everywhere(self, conviction: Conviction) -> None:
+        call = self._call_all("convict", conviction, self._id)
+        task = asyncio.create_task(call, context=Context())
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _call_all(self, method: str, *args: Any) -> None:
+        """Call a method of all ingress replicas, this one among them; give up on silent ones."""
         with suppress(TimeoutError, RayError, DeploymentUnavailableError):
-            calls = self._replicas.broadcast("cancel", job_id)
-            await calls.results_async(timeout_s=_CANCEL_TIMEOUT_S, return_exceptions=True)
+            calls = self._replicas.broadcast(method, *args)
+            await calls.results_async(timeout_s=_CALL_TIMEOUT_S, return_exceptions=True)
 
 
 def _stage_clients(

@@ -1,7 +1,7 @@
 """Images whose replicas die, hang or fall silent: who continues where, who runs alone, who ends."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ImageKillsReplica
 from serve_app.core.replica_errors import ReplicasExhausted, ReplicaSilent, TurnOverdue
 from serve_app.core.service.backlog import Backlog, ImageInFlight
+from serve_app.core.service.convictions import Conviction
 from serve_app.core.service.events import (
     Accepted,
     Progress,
@@ -49,9 +50,13 @@ MODEL = ModelInfo("demo", 1024, NOISE)
 class Service:
     """A conductor over one replica, whose turns run as fast as the images come."""
 
-    def __init__(self, replica: BatchingReplica) -> None:
+    def __init__(
+        self,
+        replica: BatchingReplica,
+        on_conviction: Callable[[Conviction], None] = lambda conviction: None,
+    ) -> None:
         self.replica, self.meter = replica, InMemoryMeter()
-        self.conductor = Conductor(replica, None, [MODEL], self.meter)
+        self.conductor = Conductor(replica, None, [MODEL], self.meter, on_conviction=on_conviction)
 
     async def make(self, *ids: str, kill_at: int | None = None) -> dict[str, str]:
         """Make images; return how each ended. Kill the replica before turn `kill_at`, if given."""
@@ -105,6 +110,14 @@ async def test_a_replica_that_somebody_kills_convicts_none_of_its_images(kill_at
     assert 3 * 1 <= len(alone) <= 3 * 8  # a few steps each, and then together again
     assert service.meter.value(IMAGES_QUARANTINED, stage="base") == 3
     assert service.meter.value(IMAGES_CONVICTED, stage="base") == 0
+
+
+async def test_what_one_ingress_has_convicted_another_one_refuses_at_once() -> None:
+    other = Service(BatchingReplica({"bad": {3}}))
+    service = Service(BatchingReplica({"bad": {3}}), other.conductor.convict)
+    assert await service.make("bad") == {"bad": "ImageKillsReplica"}
+    assert await other.make("bad", "good") == {"bad": "ImageKillsReplica", "good": "made"}
+    assert other.replica.deaths == 0
 
 
 async def test_an_image_ends_after_five_lost_replicas() -> None:
@@ -224,7 +237,12 @@ async def test_a_replica_that_hangs_counts_as_none() -> None:
         async def stats(self) -> list[ReplicaStats]:
             return [replica_stats(is_hanging=True), *[replica_stats()] * self.ready]
 
-    for well, status in ((1, HealthStatus.READY), (0, HealthStatus.LOADING)):
+    reason = "1 of base hangs and will be replaced"
+    loading = "no replica of base is ready yet"
+    for well, status, why in (
+        (1, HealthStatus.DEGRADED, reason),
+        (0, HealthStatus.LOADING, loading),
+    ):
         stage = Hanging(ready=well)
         health = await Conductor(stage, None, [MODEL]).health()
-        assert (health.status, health.replicas) == (status, {"base": well})
+        assert (health.status, health.reason, health.replicas) == (status, why, {"base": well})

@@ -1,10 +1,11 @@
 """`Convictions`: which images have killed replicas, and whose they were. No clock of its own.
 
-One ingress process knows what its own images did. Another one learns the same way, at the cost of
-two more replicas.
+What one ingress process learns it sends to the others. One that starts later learns the same way,
+at the cost of two more replicas.
 """
 
 from collections import deque
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeVar
 
@@ -21,6 +22,19 @@ MAX_KEPT = 10_000  # images, and callers; the oldest are forgotten
 V = TypeVar("V")
 
 
+@dataclass(frozen=True, slots=True)
+class Conviction:
+    """An image that has killed a replica while it ran alone, and the caller whose it was."""
+
+    fingerprint: str  # equal for two requests of the same image
+    caller: str  # the name
+
+    @classmethod
+    def of(cls, spec: ImageSpec, inputs: ImageInputs, caller: Caller) -> "Conviction":
+        """Return the conviction of an image."""
+        return cls(_fingerprint(spec, inputs), caller.name)
+
+
 class Convictions:
     """The convicted images of the last ten minutes, and the strikes of the last hour."""
 
@@ -28,12 +42,12 @@ class Convictions:
         self._times: dict[str, float] = {}  # of the last conviction, by the image's fingerprint
         self._strikes: dict[str, deque[float]] = {}  # times, by the caller's name
 
-    def add(self, spec: ImageSpec, inputs: ImageInputs, caller: Caller, now: float) -> None:
-        """Take note that an image of the caller has killed a replica while it ran alone."""
-        _renew(self._times, _fingerprint(spec, inputs), now)
-        strikes = self._strikes.get(caller.name) or deque(maxlen=STRIKES)
+    def add(self, conviction: Conviction, now: float) -> None:
+        """Take note of a conviction, by this process or by another one."""
+        _renew(self._times, conviction.fingerprint, now)
+        strikes = self._strikes.get(conviction.caller) or deque(maxlen=STRIKES)
         strikes.append(now)
-        _renew(self._strikes, caller.name, strikes)
+        _renew(self._strikes, conviction.caller, strikes)
 
     def check(self, spec: ImageSpec, inputs: ImageInputs, caller: Caller, now: float) -> None:
         """Return if the image may run.

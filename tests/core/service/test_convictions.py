@@ -8,7 +8,7 @@ from serve_app.core.caller import Caller
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.core.errors import ImageKillsReplica, RateLimited
-from serve_app.core.service.convictions import MAX_KEPT, REFUSED_S, STRIKES, Convictions
+from serve_app.core.service.convictions import MAX_KEPT, REFUSED_S, STRIKES, Conviction, Convictions
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=4, guidance=5)
 BAD, GOOD = Caller("bad"), Caller("good")
@@ -17,7 +17,7 @@ BAD, GOOD = Caller("bad"), Caller("good")
 def test_a_convicted_image_is_refused_for_ten_minutes_whoever_sends_it() -> None:
     convictions = Convictions()
     convictions.check(SPEC, NO_INPUTS, BAD, 0.0)
-    convictions.add(SPEC, NO_INPUTS, BAD, 0.0)
+    convictions.add(Conviction.of(SPEC, NO_INPUTS, BAD), 0.0)
     for caller in (BAD, GOOD):
         with pytest.raises(ImageKillsReplica):
             convictions.check(SPEC, NO_INPUTS, caller, REFUSED_S - 1)
@@ -26,7 +26,7 @@ def test_a_convicted_image_is_refused_for_ten_minutes_whoever_sends_it() -> None
 
 def test_another_image_of_the_caller_is_made() -> None:
     convictions = Convictions()
-    convictions.add(SPEC, NO_INPUTS, BAD, 0.0)
+    convictions.add(Conviction.of(SPEC, NO_INPUTS, BAD), 0.0)
     convictions.check(replace(SPEC, seed=2), NO_INPUTS, BAD, 1.0)
     convictions.check(SPEC, ImageInputs(b"rgb"), BAD, 1.0)
 
@@ -35,7 +35,7 @@ def test_three_convictions_within_an_hour_refuse_the_caller_for_ten_minutes() ->
     convictions = Convictions()
     for number in range(STRIKES):
         convictions.check(replace(SPEC, steps=9), NO_INPUTS, BAD, 100.0 * number)
-        convictions.add(replace(SPEC, seed=number), NO_INPUTS, BAD, 100.0 * number)
+        convictions.add(Conviction.of(replace(SPEC, seed=number), NO_INPUTS, BAD), 100.0 * number)
     other = replace(SPEC, steps=9)
     with pytest.raises(RateLimited) as refusal:
         convictions.check(other, NO_INPUTS, BAD, 300.0)
@@ -48,14 +48,16 @@ def test_three_convictions_within_an_hour_refuse_the_caller_for_ten_minutes() ->
 def test_strikes_that_lie_further_apart_refuse_no_caller() -> None:
     convictions = Convictions()
     for number in range(STRIKES):
-        convictions.add(replace(SPEC, seed=number), NO_INPUTS, BAD, 2000.0 * number)
+        convictions.add(Conviction.of(replace(SPEC, seed=number), NO_INPUTS, BAD), 2000.0 * number)
     convictions.check(replace(SPEC, steps=9), NO_INPUTS, BAD, 4001.0)
 
 
 def test_the_oldest_convictions_are_forgotten_first() -> None:
     convictions = Convictions()
     for number in range(MAX_KEPT + 1):
-        convictions.add(replace(SPEC, seed=number), NO_INPUTS, Caller(str(number)), 0.0)
+        convictions.add(
+            Conviction.of(replace(SPEC, seed=number), NO_INPUTS, Caller(str(number))), 0.0
+        )
     convictions.check(replace(SPEC, seed=0), NO_INPUTS, GOOD, 1.0)
     with pytest.raises(ImageKillsReplica):
         convictions.check(replace(SPEC, seed=1), NO_INPUTS, GOOD, 1.0)
