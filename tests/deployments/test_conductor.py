@@ -19,6 +19,7 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaLost,
 )
+from serve_app.core.replica_errors import ReplicasExhausted
 from serve_app.core.service.events import (
     Generated,
     GeneratedImage,
@@ -39,7 +40,6 @@ from tests.support.stage_doubles import (
     StageEvents,
     dies_at,
 )
-from tests.support.waiting import until_async
 
 
 async def test_every_stage_gets_the_caller_of_an_image() -> None:
@@ -142,7 +142,7 @@ async def test_replicas_may_die_again_and_again_as_long_as_the_image_makes_progr
 
 async def test_an_image_that_kills_every_replica_at_one_step_is_given_up() -> None:
     base = CountingStage(fault=dies_at(*((call, 3) for call in range(9))))
-    with pytest.raises(ReplicaLost):
+    with pytest.raises(ReplicasExhausted, match="5 replicas"):
         await generate(conductor_of(base))
     assert len(base.calls) == 5
 
@@ -183,8 +183,8 @@ async def test_cancelling_the_call_closes_the_stream_and_takes_the_image_off_the
     base = BlockedStage()
     conductor = conductor_of(base)
     task = asyncio.create_task(generate(conductor))
-    await until_async(lambda: conductor.owed_seconds() > 0)
     await base.has_calls(1)
+    assert conductor.owed_seconds() > 0
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -195,10 +195,11 @@ async def test_cancelling_the_call_closes_the_stream_and_takes_the_image_off_the
 async def test_closing_the_stream_cancels_the_image() -> None:
     base = CountingStage()
     conductor = conductor_of(base)
+    await generate(conductor)  # from now on the seconds of a step are known
     async with aclosing(conductor.run(ImageTask(id="a", spec=SPEC))) as events:
         assert isinstance(await anext(events), Snapshot)
-        await until_async(lambda: conductor.owed_seconds() > 0)
-    assert base.closed == 1
+        assert conductor.owed_seconds() > 0
+    assert base.closed == 2
     assert conductor.owed_seconds() == 0
 
 

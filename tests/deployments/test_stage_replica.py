@@ -75,7 +75,12 @@ async def test_a_sample_yields_snapshots_and_at_last_an_image(
     segment = StageSegment(Stage.BASE, 40, last=True)
     events = [event async for event in replica.advance(sample_of(spec, "finished"), segment)]
     assert events[:2] == [Queued(), Progress(0)]
-    assert any(isinstance(event, Snapshot) for event in events)
+    assert all(isinstance(event, Progress | Snapshot) for event in events[1:-1])
+    places = [event.index for event in events if isinstance(event, Progress)]
+    snapshots = [event.sample.index for event in events if isinstance(event, Snapshot)]
+    assert places == sorted(places)
+    assert snapshots == sorted(set(snapshots))
+    assert 0 < snapshots[0] <= snapshots[-1] <= 40
     end = events[-1]
     assert isinstance(end, SegmentDone)
     assert end.png is not None
