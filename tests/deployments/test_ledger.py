@@ -22,19 +22,12 @@ from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.ledger import DISOWNED_AFTER, LEASE, Ledger
 from serve_app.ledger_store.sqlite_store import SqliteStore
 from serve_app.ledger_store.store import CLAIM_TTL, MAX_JOB_AGE, RESULT_TTL
+from tests.support.clock import Clock
 from tests.support.waiting import until_async
 
 JOB = Job("job-1", "key:a", "owner-1", created=1000.0)
 CLAIM = IdempotencyClaim("scope", "body", seed=7)
 RESULT = JobResult((b"png one", b"png 2"), '{"seeds":[7,8]}', JOB.created)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -95,17 +95,6 @@ def test_a_short_image_is_back_before_the_long_ones_beside_it(service: Service) 
         assert long.result().status_code == 201
 
 
-def test_two_images_of_one_request_run_on_two_replicas(service: Service) -> None:
-    """Several times in a row an ingress may not know yet what the other one's images left."""
-
-    def finished() -> list[int]:
-        previous = {stats.pid: stats.engine.finished for stats in service.stats("base")}
-        service.post("/generate", prompt="a pair", steps=6, imageCount=2)
-        return [stats.engine.finished - previous[stats.pid] for stats in service.stats("base")]
-
-    until(lambda: finished() == [1, 1])
-
-
 def work(service: Service) -> list[tuple[int, int]]:
     """Return the turns and steps of every replica."""
     return [

@@ -21,6 +21,7 @@ from serve_app.ledger_store.sqlite_errors import disk_full
 from serve_app.ledger_store.sqlite_store import CHECK_INTERVAL_S, SqliteStore
 from serve_app.ledger_store.store import LedgerStore
 from tests.support.api import Client
+from tests.support.clock import Clock
 from tests.support.fake_conductor import FakeConductor
 from tests.support.job_requests import KEY, post
 from tests.support.ledger_stores import damage_all, damage_page, fill
@@ -57,14 +58,6 @@ class FullStore(SqliteStore):
     def _refuse(self) -> None:
         if self.is_full:
             raise disk_full()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

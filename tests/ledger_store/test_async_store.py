@@ -14,6 +14,7 @@ from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.ledger_store.async_store import AsyncStore
 from serve_app.ledger_store.file_lock import lock_file
 from serve_app.ledger_store.sqlite_store import CHECK_INTERVAL_S, SqliteStore
+from tests.support.clock import Clock
 from tests.support.ledger_stores import JOB, damage_all, damage_page, fill, none_lost
 from tests.support.waiting import until_async
 
@@ -42,14 +43,6 @@ class SickStore(SqliteStore):
     def recover(self) -> None:
         if self.fault:
             raise self.fault
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tests.e2e.chaos.report import print_report
-from tests.e2e.chaos.service import ChaosService, OwnRay, own_ray, shared_service
+from tests.e2e.chaos.service import ChaosService, OwnRay, own_ray, own_service, shared_service
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +22,16 @@ def ray_of_its_own(environment: dict[str, str]) -> Iterator[OwnRay]:
     """Start the Ray of the long tests, whose processes they kill."""
     with own_ray() as ray:
         yield ray
+
+
+@pytest.fixture(scope="module")
+def chaos_alone(
+    ray_of_its_own: OwnRay, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ChaosService]:
+    """Start a service on that Ray whose steps take a third of SDXL's time."""
+    folder = tmp_path_factory.mktemp("service")
+    with own_service(ray_of_its_own, folder, seconds_scale=0.3) as service:
+        yield service
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

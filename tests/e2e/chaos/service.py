@@ -57,6 +57,14 @@ class ChaosService:
         """Return the steps that the living replicas have taken."""
         return sum(stats.engine.steps for stage in Stage for stats in self.stats(stage))
 
+    def finished(self, stage: Stage) -> dict[int, int]:
+        """Return the images that each of the stage's replicas has finished, by process id."""
+        return {stats.pid: stats.engine.finished for stats in self.stats(stage)}
+
+    def made(self) -> int:
+        """Return the images that the refiner's replicas have finished."""
+        return sum(self.finished(Stage.REFINER).values())
+
     def is_busy(self, stage: Stage) -> bool:
         """Return whether any replica of the stage has a sample."""
         return any(stats.engine.positions for stats in self.stats(stage))

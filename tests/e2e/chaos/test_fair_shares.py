@@ -8,7 +8,7 @@ from tests.e2e.chaos.bodies import image_body
 from tests.e2e.chaos.load import Answer, Call, Load
 from tests.e2e.chaos.report import report
 from tests.e2e.chaos.service import ChaosService, OwnRay, own_service
-from tests.e2e.chaos.verdict import count
+from tests.e2e.chaos.verdict import count, quantile
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
@@ -25,8 +25,7 @@ def steady_calls(number: int) -> list[Call]:
 
 def p95(answers: list[Answer]) -> float:
     """Return the 95th percentile of the steady caller's seconds."""
-    seconds = sorted(answer.seconds for answer in answers if answer.call.group == "steady")
-    return seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))]
+    return quantile((a.seconds for a in answers if a.call.group == "steady"), 0.95)
 
 
 def send(service: ChaosService, calls: list[Call]) -> list[Answer]:

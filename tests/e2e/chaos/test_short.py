@@ -20,6 +20,16 @@ pytestmark = pytest.mark.ray
 KEYED, UNKEYED = 6, 18
 
 
+def test_two_images_of_one_request_run_on_two_replicas(chaos: ChaosService) -> None:
+    """Through one ingress: of another one's images it learns from reports, up to a second late."""
+    for seed in range(3):
+        before = chaos.finished(Stage.BASE)
+        pair = chaos.answer(Call(image_body(seed, steps=6, imageCount=2)))
+        assert pair.status == 201
+        after = chaos.finished(Stage.BASE)
+        assert [after[pid] - before[pid] for pid in before] == [1, 1]
+
+
 def test_a_network_that_raises_is_an_error_with_a_name_for_its_own_images_alone(
     chaos: ChaosService,
 ) -> None:
@@ -38,7 +48,7 @@ def test_a_network_that_raises_is_an_error_with_a_name_for_its_own_images_alone(
 
 
 def test_clients_vanish_and_what_has_a_key_is_made_once(chaos: ChaosService) -> None:
-    before = finished(chaos)
+    before = chaos.made()
     leaving = [
         Call(
             image_body(100 + n, steps=40),
@@ -51,9 +61,9 @@ def test_clients_vanish_and_what_has_a_key_is_made_once(chaos: ChaosService) -> 
         load.send(leaving)
         answers = load.answers(60)
         chaos.wait_idle()
-        made = finished(chaos) - before
+        made = chaos.made() - before
         again = [f.result(60) for f in load.send(Call(c.body, key=c.key) for c in leaving[:KEYED])]
-    twice = finished(chaos) - before - made
+    twice = chaos.made() - before - made
     report(
         f"{len(leaving)} clients vanish, {KEYED} of them with an Idempotency-Key",
         f"{tally(answers)}, {made} images made; asked again under the keys: {tally(again)}, "
@@ -62,7 +72,8 @@ def test_clients_vanish_and_what_has_a_key_is_made_once(chaos: ChaosService) -> 
     )
     assert count(again) == Counter(made=KEYED)
     assert twice == 0
-    assert made < len(leaving)
+    most = KEYED + chaos.args.refiner * chaos.args.images  # which may have been in their last step
+    assert made <= most < len(leaving)
 
 
 def test_images_under_load_keep_their_bytes_when_a_replica_of_each_stage_is_killed(
@@ -82,8 +93,3 @@ def test_images_under_load_keep_their_bytes_when_a_replica_of_each_stage_is_kill
         "all made, with the right bytes",
     )
     assert count(answers) == Counter(made=len(calls))
-
-
-def finished(chaos: ChaosService) -> int:
-    """Return the images that the refiner's replicas have finished."""
-    return sum(stats.engine.finished for stats in chaos.stats(Stage.REFINER))
