@@ -50,6 +50,7 @@ _HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head 
 # Seconds between two checks of an ingress replica, and for an answer. Serve replaces a replica that
 # has failed three checks in a row: one that is stopped, after 8.5 s at most.
 _CHECK_PERIOD, _CHECK_TIMEOUT = 1.0, 2.5
+_LEDGER_CHECK_TIMEOUT = 5.0  # seconds; its buckets and heartbeats are in memory, so be patient
 
 HttpOf = Callable[[Settings, ServiceInfo], OpenHttp]
 
@@ -165,7 +166,8 @@ def bind_graph(
         logging_config=serve_log(config.log),
         num_replicas=1,
         max_ongoing_requests=_MAX_REQUESTS,
-        health_check_period_s=1,
+        health_check_period_s=_CHECK_PERIOD,
+        health_check_timeout_s=_LEDGER_CHECK_TIMEOUT,
         graceful_shutdown_timeout_s=1,
         ray_actor_options={"num_cpus": 0, "num_gpus": 0, "resources": node},
     )

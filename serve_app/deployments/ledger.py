@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ DISOWNED_AFTER = 30.0  # seconds in which an owner lists a job of its own, once 
 _SWEEP_INTERVAL = 3.0  # seconds between two searches for lost jobs
 LOAD_TTL = 3.5  # seconds that an owner's load is passed on: it sends one every second
 _CLEANUP_INTERVAL = 30.0  # seconds
+_UPKEEP_WAIT = 1.0  # seconds of upkeep that a health check waits for
 _PAUSE = 4.0  # seconds without any call: this process was suspended, for health is checked often
 
 
@@ -69,6 +71,7 @@ class Ledger:
         self._rate_limit: RateLimit | None = None  # that the buckets are for
         self._end_events: dict[str, asyncio.Event] = {}
         self._cleaned_up = self._swept = 0.0
+        self._upkeep: asyncio.Task[None] | None = None
 
     async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
         """Keep a job; with a claim, only if no living job has the claim already.
@@ -153,19 +156,28 @@ class Ledger:
         return LedgerHealth(self._store.problem, self._store.notice)
 
     async def check_health(self) -> None:
-        """Look after the store. Serve calls this every second, and never replaces this replica.
+        """Look after the store. Serve calls this every second, and replaces a process that hangs.
 
-        Another process would find the same disk.
+        A store that is slow or does not work is no reason: another process would find the same
+        disk.
         """
         if self._last_call is None:
             self._last_call = time.monotonic()
         self._note_call()
-        await self._store.maintain()
-        await self._clean_up()
+        if self._upkeep is None:
+            self._upkeep = asyncio.create_task(self._look_after(), context=Context())
+        await asyncio.wait([self._upkeep], timeout=_UPKEEP_WAIT)
+        if self._upkeep.done():
+            upkeep, self._upkeep = self._upkeep, None
+            upkeep.result()
 
     def close(self) -> None:
         """Give up the store, so that another process may open it."""
         self._store.close()
+
+    async def _look_after(self) -> None:
+        await self._store.maintain()
+        await self._clean_up()
 
     async def _read(self, id: str) -> Job | None:
         job = await self._store.read(lambda store: store.read(id))

@@ -2,7 +2,6 @@
 
 import asyncio
 import stat
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,10 @@ from serve_app.core.service.jobs import (
     JobError,
     JobResult,
     JobState,
-    RunningJob,
 )
 from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.ledger import DISOWNED_AFTER, LEASE, Ledger
-from serve_app.ledger_store.sqlite_store import SqliteStore
 from serve_app.ledger_store.store import CLAIM_TTL, MAX_JOB_AGE, RESULT_TTL
 from tests.support.clock import Clock
 from tests.support.waiting import until_async
@@ -74,70 +71,6 @@ async def test_an_end_is_final(ledger: Ledger) -> None:
     job = await ledger.get(JOB.id, 0)
     assert job is not None
     assert job.state is JobState.CANCELLED
-
-
-class SlowReads(SqliteStore):
-    """A store in memory whose answers wait until the test lets them go."""
-
-    def __init__(self) -> None:
-        super().__init__(LedgerFile(None))
-        self.open = threading.Event()
-        self.begun = threading.Event()
-        self.open.set()
-
-    def read(self, id: str) -> Job | None:
-        job = super().read(id)
-        self.begun.set()
-        assert self.open.wait(30)
-        return job
-
-    def running(self) -> list[RunningJob]:
-        running = super().running()
-        self.begun.set()
-        assert self.open.wait(30)
-        return running
-
-
-async def test_an_end_during_the_read_of_a_waiting_get_is_not_missed(clock: Clock) -> None:
-    store = SlowReads()
-    ledger = Ledger(None, clock, lambda _: store)
-    await ledger.create(JOB, None)
-    store.begun.clear()
-    store.open.clear()
-    waiting = asyncio.create_task(ledger.get(JOB.id, LEASE))
-    await asyncio.to_thread(store.begun.wait)
-    await succeed(ledger)
-    store.open.set()
-    async with asyncio.timeout(LEASE / 2):
-        job = await waiting
-    assert job is not None
-    assert job.state is JobState.SUCCEEDED
-
-
-async def test_a_job_that_comes_during_a_clean_up_can_be_waited_for(clock: Clock) -> None:
-    store = SlowReads()
-    ledger = Ledger(None, clock, lambda _: store)
-    await ledger.create(JOB, None)
-    clock.now += 28
-    await ledger.heartbeat(JOB.owner, frozenset([JOB.id]), {})
-    await ledger.check_health()  # looks for lost jobs
-    clock.now += 2  # only the rest of a clean-up is due
-    store.begun.clear()
-    store.open.clear()
-    cleaning = asyncio.create_task(ledger.check_health())
-    await asyncio.to_thread(store.begun.wait)
-    later = replace(JOB, id="job-2", created=clock.now)
-    await ledger.create(later, None)
-    waiting = asyncio.create_task(ledger.get(later.id, LEASE))
-    await until_async(lambda: later.id in ledger._end_events)
-    store.open.set()
-    await cleaning
-    await until_async(lambda: waiting.done() or later.id in ledger._end_events)
-    await succeed(ledger, later.id)
-    async with asyncio.timeout(LEASE / 2):
-        job = await waiting
-    assert job is not None
-    assert job.state is JobState.SUCCEEDED
 
 
 async def test_a_waiting_get_returns_when_the_job_ends(ledger: Ledger) -> None:
@@ -331,26 +264,6 @@ async def test_each_caller_has_a_rate_limit_of_its_own(ledger: Ledger, clock: Cl
     assert await ledger.consume("b", 5, limit) == 0
     clock.now += 5
     assert await ledger.consume("a", 5, limit) == 0
-
-
-async def test_full_buckets_are_forgotten_after_a_while(ledger: Ledger, clock: Clock) -> None:
-    limit = RateLimit(rate=1, burst=100)
-    await ledger.consume("idle", 10, limit)
-    await ledger.consume("indebted", 200, limit)
-    clock.now += 60
-    await ledger.consume("busy", 10, limit)
-    await ledger.check_health()
-    assert set(ledger._buckets) == {"indebted", "busy"}
-    assert await ledger.consume("idle", 100, limit) == 0
-
-
-async def test_events_of_deleted_jobs_are_forgotten(ledger: Ledger, clock: Clock) -> None:
-    await ledger.create(JOB, None)
-    await ledger.get(JOB.id, 0.01)
-    assert JOB.id in ledger._end_events
-    clock.now += MAX_JOB_AGE + 1
-    await ledger.create(replace(JOB, id="other", created=clock.now), None)
-    assert not ledger._end_events
 
 
 async def test_each_owner_gets_the_loads_of_the_others_that_still_send_them() -> None:
