@@ -105,6 +105,10 @@ class ReplicaPool:
         """Return the seconds that the image's steps take on a replica that does nothing else."""
         return _steps_left(sample, segment) * self._step_seconds(sample)
 
+    def are_full(self) -> bool:
+        """Return whether no replica has a place for any caller."""
+        return all(replica.is_full for replica in self.replicas)
+
     def rank(self, sample: Sample[Any], segment: StageSegment) -> list[str]:
         """Return the replica that the router chooses, or nothing if no place is free."""
         available = [replica for replica in self.replicas if replica.accepts(sample.caller)]

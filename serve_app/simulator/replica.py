@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator
 
 from serve_app.core.caller import Caller
-from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad, has_place
+from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad, has_place, max_places
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, after_step, with_latents
 from serve_app.core.diffusion.spec import Stage
@@ -46,10 +46,14 @@ class SimReplica:
         """The number of images that the replica has."""
         return self.callers.total()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no more images may come, whoever their caller is."""
+        return not self.ready or self.leaving or self.images >= max_places(self.size.images)
+
     def accepts(self, caller: Caller) -> bool:
         """Return whether one more image of the caller may come."""
-        available = self.ready and not self.leaving
-        return available and has_place(self.size.images, self.callers, caller)
+        return not self.is_full and has_place(self.size.images, self.callers, caller)
 
     @property
     def load(self) -> ReplicaLoad:

@@ -118,6 +118,12 @@ class CostTable:
         """Whether a step was ever measured."""
         return any(turn.work is WorkKind.STEP for turn in self.seconds_by_turn)
 
+    @property
+    def max_batch_images(self) -> int:
+        """The images that step together of the model of which most do."""
+        sizes = (*self.batch_sizes.values(), self.default_batch_size or _ONE_BY_ONE)
+        return max(size.images for size in sizes)
+
     def batch_size(self, model: ModelKey) -> BatchSize:
         """Return the batch size of a model; of an unknown one, the default, else another's."""
         another = next(iter(self.batch_sizes.values()), _ONE_BY_ONE)

@@ -5,7 +5,7 @@ brings its own view of the replicas.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
@@ -20,6 +20,9 @@ class Replicas(Protocol):
 
     def isolated_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
         """Return the seconds that the image's steps take on a replica that does nothing else."""
+
+    def are_full(self) -> bool:
+        """Return whether none has a place for any caller. It may be False though none has."""
 
     def rank(self, sample: Sample[Any], segment: StageSegment) -> Sequence[str]:
         """Return the ids of the replicas with a free place for the image, the best one first."""
@@ -105,11 +108,7 @@ class Dispatcher:
 
         It is the most urgent one of the first caller that a replica has a place for.
         """
-        for image in self._in_fair_order():
-            replicas = tuple(self._replicas.rank(image.sample, image.segment))
-            if replicas:
-                return Assignment(image, replicas, self._sent)
-        return None
+        return None if self._replicas.are_full() else self._first_with_place()
 
     def dispatch(self, assignment: Assignment, replica: str | None = None) -> Dispatched | None:
         """Send the next image; return None if no image waits or no place is free any more.
@@ -118,14 +117,12 @@ class Dispatcher:
         the best one. If another image is next by now, or others have been sent since the assignment
         was made, its places may be taken: then the next image goes to the replica that is best now.
         """
-        current = assignment
-        if assignment.sent != self._sent or next(self._in_fair_order(), None) is not current.image:
-            updated = self.next_assignment()
-            if updated is None:
-                return None
-            current = updated
+        is_last = assignment.sent == self._sent
+        current = self._first_with_place(assignment) if is_last else self.next_assignment()
+        if current is None:
+            return None
         destination = replica or assignment.replicas[0]
-        if assignment.sent != self._sent or destination not in current.replicas:
+        if not is_last or destination not in current.replicas:
             destination = current.replicas[0]
         image = current.image
         self._sent += 1
@@ -134,16 +131,24 @@ class Dispatcher:
         self.remove(image.key)
         return Dispatched(image, destination)
 
-    def _in_fair_order(self) -> Iterator[WaitingImage]:
-        """Yield the most urgent image of each caller, that of the least virtual time first."""
+    def _first_with_place(self, known: Assignment | None = None) -> Assignment | None:
+        """Return the first image that a replica has a place for; that of `known` has its places."""
+        for image in self._in_fair_order():
+            if known and image is known.image:
+                return known
+            replicas = tuple(self._replicas.rank(image.sample, image.segment))
+            if replicas:
+                return Assignment(image, replicas, self._sent)
+        return None
+
+    def _in_fair_order(self) -> list[WaitingImage]:
+        """Return the most urgent image of each caller, that of the least virtual time first."""
         firsts = [first for name in list(self._by_caller) if (first := self._most_urgent(name))]
         order = [
             (self._shares.time(image.sample.caller), due, number, image)
             for due, number, image in firsts
         ]
-        heapq.heapify(order)
-        while order:
-            yield heapq.heappop(order)[-1]
+        return [image for *_, image in sorted(order)]
 
     def _most_urgent(self, name: str) -> tuple[float, int, WaitingImage] | None:
         heap = self._by_caller[name]

@@ -24,6 +24,7 @@ from serve_app.core.capacity.routing import (
     KeyLoad,
     ReplicaLoad,
     has_place,
+    max_places,
     rank_replicas,
 )
 from serve_app.core.diffusion.sample import Sample, StageSegment
@@ -50,7 +51,9 @@ class _Replica:
     report_time: float = -inf  # seconds
     is_suspect: bool = False  # it fell silent with an image, and has sent no new report since
     images: dict[str, InFlight] = field(default_factory=dict)  # by `key_of`
-    loads_by_key: dict[Hashable, KeyLoad] | None = None  # None: changed since it was computed
+    # Of the images; None: they have changed since it was computed.
+    cached_callers: Counter[Caller] | None = None
+    cached_loads: dict[Hashable, KeyLoad] | None = None
 
     @property
     def remaining(self) -> list[RemainingWork]:
@@ -60,10 +63,19 @@ class _Replica:
     @property
     def callers(self) -> Counter[Caller]:
         """The number of images of each caller on the replica."""
-        return Counter(work.caller for work in self.remaining)
+        if self.cached_callers is None:
+            self.cached_callers = Counter(work.caller for work in self.remaining)
+        return self.cached_callers
 
-    def set_image(self, key: str, image: InFlight) -> None:
-        self.images[key], self.loads_by_key = image, None
+    def loads_by_key(self, costs: CostTable) -> dict[Hashable, KeyLoad]:
+        """Return what there is to do, by batch key."""
+        if self.cached_loads is None:
+            self.cached_loads = _loads_by_key(self.remaining, costs)
+        return self.cached_loads
+
+    def set_images(self, images: dict[str, InFlight]) -> None:
+        """Replace the images."""
+        self.images, self.cached_callers, self.cached_loads = images, None, None
 
 
 class Fleet:
@@ -104,7 +116,8 @@ class Fleet:
             self._charge_measured(replica.report.measured, report.measured)
         images = _after_report(replica.images, report.remaining)
         self._charge_ended(replica.images, images)
-        replica.report, replica.loads_by_key, replica.images = report, None, images
+        replica.report = report
+        replica.set_images(images)
         replica.report_time, replica.is_suspect = now, False
         known = self._costs_by_profile.get(report.profile, CostTable())
         self._costs_by_profile[report.profile] = known.updated(report.costs)
@@ -126,7 +139,8 @@ class Fleet:
         work = remaining_work(sample, segment, costs)
         images = costs.batch_size(sample.model_key).images
         predicted = work.steps * costs.seconds(work.step) / images
-        target.set_image(key, InFlight(work, sent_here=True, predicted=predicted))
+        sent = InFlight(work, sent_here=True, predicted=predicted)
+        target.set_images({**target.images, key: sent})
         self._last_chosen[replica] = max(self._last_chosen.values(), default=0) + 1
         return predicted
 
@@ -142,7 +156,7 @@ class Fleet:
         image = replica.images.get(key) if replica else None
         if replica and image and image.remaining and image.sent_here:
             self._charge_ended({key: image}, {})
-            replica.set_image(key, InFlight(None, sent_here=True))
+            replica.set_images({**replica.images, key: InFlight(None, sent_here=True)})
 
     def take_charges(self) -> dict[Caller, float]:
         """Return what callers are to be charged with since the last call, in GPU seconds.
@@ -157,6 +171,14 @@ class Fleet:
         """Return the seconds that the image's steps take on a replica that does nothing else."""
         work = remaining_work(sample, segment, self._costs)
         return work.steps * self._costs.seconds(work.step)
+
+    def are_full(self) -> bool:
+        """Return whether no replica has a place for any caller. It may be False though none has."""
+        return all(
+            replica.callers.total()
+            >= min(self._max_images, max_places(self._costs_of(replica).max_batch_images))
+            for replica in self._replicas.values()
+        )
 
     def rank(self, sample: Sample[Any], segment: StageSegment) -> list[str]:
         """Return the ids of the replicas with a free place for the image, the best one first.
@@ -205,10 +227,8 @@ class Fleet:
         if replica.report and sample.model_key not in replica.report.models:
             load = turn_kind(WorkKind.LOAD, sample, load=sample.model_key)
             load_seconds = costs.seconds(load) or _DEFAULT_LOAD_SECONDS
-        if replica.loads_by_key is None:
-            replica.loads_by_key = _loads_by_key(replica.remaining, costs)
         batch_images = costs.batch_size(sample.model_key).images
-        return ReplicaLoad(id, batch_images, replica.loads_by_key, load_seconds)
+        return ReplicaLoad(id, batch_images, replica.loads_by_key(costs), load_seconds)
 
     def _step_seconds(self, replica: _Replica, sample: Sample[Any]) -> float:
         costs = self._costs_of(replica)

@@ -29,6 +29,11 @@ def max_queued_images(batch_images: int) -> int:
     return MAX_QUEUED_BATCHES * batch_images
 
 
+def max_places(batch_images: int) -> int:
+    """Return the number of images with which a replica has no place for any caller."""
+    return (MAX_QUEUED_BATCHES + RESERVED_BATCHES) * batch_images
+
+
 def has_place(batch_images: int, images: Mapping[Caller, int], caller: Caller) -> bool:
     """Return whether a replica that has these images may get one more of the caller.
 
@@ -39,7 +44,7 @@ def has_place(batch_images: int, images: Mapping[Caller, int], caller: Caller) -
     total = sum(images.values())
     if total < max_queued_images(batch_images):
         return True
-    if total >= (MAX_QUEUED_BATCHES + RESERVED_BATCHES) * batch_images:
+    if total >= max_places(batch_images):
         return False
     weights = sum(other.weight for other in images if other.name != caller.name) + caller.weight
     own = sum(count for other, count in images.items() if other.name == caller.name)

@@ -19,11 +19,16 @@ class CountedReplicas:
     def __init__(self, **free: int) -> None:
         self.free = free
         self.sent: list[tuple[str, str]] = []
+        self.ranked: list[str] = []  # the images that replicas were ranked for
 
     def isolated_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
         return 0.1 * (segment.stop - sample.index)
 
+    def are_full(self) -> bool:
+        return not any(self.free.values())
+
     def rank(self, sample: Sample[Any], segment: StageSegment) -> list[str]:
+        self.ranked.append(sample.id)
         available = [id for id, places in self.free.items() if places > 0]
         return sorted(available, key=lambda id: (-self.free[id], id))
 
@@ -237,7 +242,8 @@ class NewcomersPlaces(CountedReplicas):
     """Replicas that are full for one caller and have a place for every other one."""
 
     def rank(self, sample: Sample[Any], segment: StageSegment) -> list[str]:
-        return super().rank(sample, segment) if sample.caller != A else []
+        ranked = super().rank(sample, segment)
+        return ranked if sample.caller != A else []
 
 
 def test_a_caller_without_a_place_holds_nobody_up() -> None:
@@ -246,6 +252,38 @@ def test_a_caller_without_a_place_holds_nobody_up() -> None:
     add(dispatcher, "b0", arrived=9.0, caller=B)
     assert dispatch_all(dispatcher) == [("b0", "r")]
     assert [image.key for image in dispatcher.waiting] == ["a0"]
+
+
+def test_full_replicas_are_ranked_for_nobody() -> None:
+    replicas = CountedReplicas(r=0)
+    dispatcher = Dispatcher(replicas)
+    for number in range(9):
+        add(dispatcher, str(number), caller=Caller(str(number)))
+    assert dispatcher.next_assignment() is None
+    assert replicas.ranked == []
+
+
+def test_replicas_are_not_ranked_again_for_the_image_of_an_assignment() -> None:
+    replicas = CountedReplicas(r=2)
+    dispatcher = Dispatcher(replicas)
+    add(dispatcher, "b0", caller=B)
+    assignment = dispatcher.next_assignment()
+    assert assignment is not None
+    assert dispatcher.dispatch(assignment) is not None
+    assert replicas.ranked == ["b0"]
+
+
+def test_consent_ranks_replicas_once_more_only_for_callers_who_had_no_place() -> None:
+    replicas = NewcomersPlaces(r=2)
+    dispatcher = Dispatcher(replicas)
+    add(dispatcher, "a0", caller=A)
+    add(dispatcher, "b0", caller=B)
+    assignment = dispatcher.next_assignment()
+    assert assignment is not None
+    dispatched = dispatcher.dispatch(assignment, "r")
+    assert dispatched is not None
+    assert dispatched.image.key == "b0"
+    assert replicas.ranked == ["a0", "b0", "a0"]
 
 
 def test_a_place_for_one_caller_is_not_given_to_another_who_came_meanwhile() -> None:

@@ -12,7 +12,7 @@ from serve_app.core.capacity.replica_report import key_of
 from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample
-from serve_app.core.scheduling.work import WorkKind
+from serve_app.core.scheduling.work import BatchSize, WorkKind
 from tests.support.images import COSTS, SDXL, STEP, image, report_of, segment_of
 from tests.support.keys import base_key
 
@@ -241,6 +241,31 @@ def test_a_newcomer_has_a_place_where_a_flood_from_here_has_taken_them_all() -> 
     assert rank(known, image("b", caller=B)) == []
     known.end("r1", key_of(image("b0")))
     assert rank(known, image("b", caller=B)) == ["r1"]
+
+
+def test_replicas_are_full_when_nobody_has_a_place() -> None:
+    known = fleet("r1", "r2")
+    assert not known.are_full()
+    send(known, "r1", *FLOOD, *(image(f"x{n}", caller=Caller(f"x{n}")) for n in range(4)))
+    report(known, "r2", 2, *FLOOD, *(image(f"y{n}", caller=Caller(f"y{n}")) for n in range(3)))
+    assert not known.are_full()  # a newcomer has one
+    assert rank(known, image("b", caller=B)) == ["r2"]
+    send(known, "r2", image("b", caller=B))
+    assert known.are_full()
+    assert rank(known, image("c", caller=Caller("c"))) == []
+    known.end("r1", key_of(image("x0")))
+    assert not known.are_full()
+    known.set_replicas(["r1", "r2"], max_images=12)  # as Serve's own limit allows
+    assert known.are_full()
+
+
+def test_replicas_are_not_full_while_a_model_with_larger_batches_has_places() -> None:
+    known = fleet("r1")
+    sizes = {SDXL: BatchSize(1, 2), ANIME: BatchSize(4, 8)}
+    report(known, "r1", 2, *FLOOD, costs=replace(COSTS, batch_sizes=sizes))
+    assert rank(known, image("b", caller=B)) == []
+    assert rank(known, image("c", model="anime", caller=B)) == ["r1"]
+    assert not known.are_full()
 
 
 def test_a_newcomer_has_a_place_where_a_flood_of_another_ingress_has_taken_them_all() -> None:
