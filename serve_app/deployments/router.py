@@ -7,6 +7,7 @@ The adapter tells the dispatcher which images wait, and the fleet what replicas 
 import asyncio
 import logging
 import time
+from collections import deque
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -18,7 +19,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 from serve_app.core.capacity.dispatcher import Assignment, Dispatcher
 from serve_app.core.capacity.fleet import Fleet
 from serve_app.core.capacity.replica_report import key_of
-from serve_app.core.diffusion.sample import Sample
+from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.deployments.ray_private import DispatchingRouter
 
 logger = logging.getLogger("aura.routing")
@@ -26,6 +27,7 @@ logger = logging.getLogger("aura.routing")
 REPORTS_EVERY = 0.5  # seconds
 # Seconds between retries while waiting for a free place: not every change wakes the waiter.
 _RETRY_EVERY = 0.25
+_MAX_SILENCES = 256  # that are remembered, so that each makes a replica suspect once
 _MAX_CANDIDATES = 3  # replicas that Serve asks one after the other, if they refuse
 
 
@@ -49,6 +51,8 @@ class OwedWorkRouter(DispatchingRouter):
         # global of the module: Serve pickles this class by value, with the globals that it uses.
         self._assignment: ContextVar[Assignment | None] = ContextVar("assignment", default=None)
         self._unreadable: set[str] = set()  # replicas whose reports can't be read
+        # Images that replicas fell silent with, and these replicas.
+        self._silences: deque[tuple[str, tuple[str, ...]]] = deque(maxlen=_MAX_SILENCES)
         self._changed, self._choosing = asyncio.Event(), asyncio.Lock()
 
     def request_waits(self, pending: PendingRequest) -> str:
@@ -58,7 +62,7 @@ class OwedWorkRouter(DispatchingRouter):
             self._update_fleet()
             self._waiting[key] = pending
             sample, segment = pending.args
-            self._fleet.suspect(segment.avoid)
+            self._suspect_newest(sample, segment)
             self._dispatcher.add(key, sample, segment, pending.created_at)
             self._changed.set()  # its caller may have a place where others have none
         return key
@@ -134,6 +138,16 @@ class OwedWorkRouter(DispatchingRouter):
             end = partial(self._end, replica_id.unique_id, key_of(sample))
             loop = asyncio.get_running_loop()
             result.add_done_callback(lambda _: loop.call_soon_threadsafe(end))
+
+    def _suspect_newest(self, sample: Sample[Any], segment: StageSegment) -> None:
+        """Suspect the replica that fell silent with the image last, once for each such silence.
+
+        It may have recovered when the image comes again, and so may those of before.
+        """
+        silence = sample.id, segment.avoid
+        if segment.avoid and silence not in self._silences:
+            self._silences.append(silence)
+            self._fleet.suspect(segment.avoid[-1:])
 
     def _end(self, replica: str, key: str) -> None:
         self._fleet.end(replica, key)

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from typing import Any, cast
 
@@ -219,6 +220,23 @@ async def test_what_replicas_have_measured_decides_whose_turn_it_is() -> None:
         assert await asyncio.wait_for(tasks[1], TIMEOUT) == "a"
         assert not tasks[0].done()
         tasks[0].cancel()
+
+
+@pytest.mark.parametrize("again", [("a",), ("a", "b")], ids=["it dies", "another is silent"])
+async def test_a_silence_makes_a_replica_suspect_only_until_it_reports(
+    again: tuple[str, ...],
+) -> None:
+    doubles = [CountingReplica(id) for id in "abc"]
+    async with routing(*doubles) as router:
+        sample = image("x", 150)
+        first = request(sample, replace(segment_of(sample), avoid=("a",)))
+        assert await route(router, first) == "b"
+        doubles[0].routing_stats = report_of(2).to_wire()
+        second = request(sample, replace(segment_of(sample), avoid=again))
+        assert await route(router, second) == "c"
+        others = [await route(router, image_request(f"y{number}")) for number in range(2)]
+        assert others[0] == "a"
+        assert others[1] == ("b" if again == ("a",) else "a")
 
 
 async def test_a_request_that_is_no_image_goes_to_any_replica() -> None:
