@@ -42,6 +42,10 @@ class AdmissionLimits:
     queue_seconds: float = 120.0  # that a job may have to wait for others
     open_requests: int = 256  # jobs in the whole service
 
+    def __post_init__(self) -> None:
+        if self.open_requests < 1:
+            raise ValueError(f"at least one request must be open at a time, got {self}")
+
 
 @dataclass(frozen=True, slots=True)
 class StageQueue:
@@ -113,7 +117,8 @@ def decide(
 ) -> Decision:
     """Return whether a job is admitted beside what is owed at each stage.
 
-    A job that finds nothing owed is refused only if its deadline is impossible.
+    A job that finds nothing owed is refused only if its deadline is impossible, or if too many
+    requests are open.
     """
     own = _own_seconds(newcomer.works, queues, sure=False)
     wait = _finish(newcomer, queues) - sum(work.isolated for work in newcomer.works)

@@ -93,6 +93,12 @@ def test_too_many_open_requests_are_refused_until_one_has_ended() -> None:
     assert (refused.refusal, refused.fits_in) == (Refusal.OPEN_REQUESTS, 10 / 50)
 
 
+@pytest.mark.parametrize("open_requests", [0, -1])
+def test_limits_that_admit_nothing_are_an_error(open_requests: int) -> None:
+    with pytest.raises(ValueError, match="at least one request"):
+        AdmissionLimits(open_requests=open_requests)
+
+
 def test_others_models_to_load_are_part_of_the_wait() -> None:
     assert judged(queue(20, loading=30)).wait == 40
     assert judged(queue(loading=30)).wait == 0
