@@ -5,10 +5,10 @@ batches of the busiest stage could do in the same time. It counts from when imag
 as they ever will be, until the requests end.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from random import Random
+from typing import Self
 
 from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.diffusion.spec import Stage
@@ -18,10 +18,11 @@ from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.image import image_of
 from serve_app.simulator.policies import route_by_owed_work
 from serve_app.simulator.result import SimulationResult
-from serve_app.simulator.traces import WORKLOADS, Arrival, RequestMix, Workload, draw_trace
+from serve_app.simulator.scenario import draw_with_load
+from serve_app.simulator.traces import WORKLOADS, Arrival, RequestMix, Workload
 
 OVERLOAD = "overload"  # the trace's name
-_ROUNDS = 4  # of adjusting the rate: a drawn trace has another load than its rate promises
+_ROUNDS = 4  # of adjusting a trace's rate
 _SPEED = GpuSpeed()
 # Images that base begins and the refiner ends, each with half of the work.
 _EQUAL_IMAGES = RequestMix((30,), ((1024, 1024),), (6.9,), (0.5,), heavy=0.0)
@@ -62,6 +63,18 @@ class Returners:
     count: int
     accepted: int
 
+    @classmethod
+    def between(cls, start: float, end: float, result: SimulationResult) -> Self:
+        """Return those who came back between two times, in seconds.
+
+        Whoever is refused a deadline that can't be met has no reason to come back.
+        """
+        sent_away = [image for image in result.refused if image.retry_after and not image.returned]
+        came = [image.arrival.at + image.retry_after for image in sent_away]
+        again = [image.arrival.at for image in result.refused if image.returned]
+        count = sum(start <= at < end for at in came)
+        return cls(count, count - sum(start <= at < end for at in again))
+
     @property
     def share(self) -> float:
         """The share of them that was accepted; 1 if none came."""
@@ -101,34 +114,29 @@ def run_case(case: OverloadCase, seed: int) -> OverloadResult:
         sum(not image.returned for image in result.refused) / len(trace),
         len(result.late),
         sum(image.begun for image in result.late),
-        _returners(result, 0.0, case.seconds) if case.refused_return else Returners(0, 0),
-        _returners(result, case.seconds, inf) if case.refused_return else Returners(0, 0),
+        Returners.between(0.0, case.seconds, result) if case.refused_return else Returners(0, 0),
+        Returners.between(case.seconds, inf, result) if case.refused_return else Returners(0, 0),
     )
-
-
-def throughput(case: OverloadCase, seed: int) -> float:
-    """Return the goodput of a case whose callers would wait for ever, and none is refused.
-
-    That is what the cluster can do with these images: their batches are not always full.
-    """
-    trace, replicas = _draw(case, seed)
-    patient = [replace(arrival, timeout_s=None) for arrival in trace]
-    result = Cluster(SIZE, _SPEED, route_by_owed_work(), None, replicas).run(patient)
-    return _goodput(result, case, replicas)
 
 
 def _draw(case: OverloadCase, seed: int) -> tuple[list[Arrival], dict[Stage, int]]:
     """Return the trace of a case, with deadlines, and the replicas of each stage."""
-    rate, trace, replicas = float(case.gpus), list[Arrival](), dict[Stage, int]()
-    for _ in range(_ROUNDS):
-        trace = draw_trace(case.workload, rate=rate, seconds=case.seconds, rng=Random(seed))
-        replicas = split_by_work(work_of(trace, _SPEED), case.gpus)
-        rate *= case.load / _load(trace, replicas, case.seconds)
+
+    def load_of(trace: Sequence[Arrival]) -> float:
+        return _load(trace, _split(trace, case.gpus), case.seconds)
+
+    trace = draw_with_load(
+        case.workload, case.load, case.gpus, case.seconds, seed, load_of, rounds=_ROUNDS
+    )
     times, plus = case.timeout
     timed = [
         replace(arrival, timeout_s=times * _isolated_seconds(arrival) + plus) for arrival in trace
     ]
-    return timed, replicas
+    return timed, _split(trace, case.gpus)
+
+
+def _split(trace: Sequence[Arrival], gpus: int) -> dict[Stage, int]:
+    return split_by_work(work_of(trace, _SPEED), gpus)
 
 
 def _load(images: Iterable[Arrival], replicas: Mapping[Stage, int], seconds: float) -> float:
@@ -149,11 +157,3 @@ def _goodput(result: SimulationResult, case: OverloadCase, replicas: Mapping[Sta
         if case.warm_up <= image.arrival.at + image.seconds < case.seconds
     ]
     return _load(done, replicas, case.seconds - case.warm_up)
-
-
-def _returners(result: SimulationResult, start: float, end: float) -> Returners:
-    """Return those who were sent away and came back between two times."""
-    came = [image.arrival.at + image.retry_after for image in result.refused if not image.returned]
-    again = [image.arrival.at for image in result.refused if image.returned]
-    count = sum(start <= at < end for at in came)
-    return Returners(count, count - sum(start <= at < end for at in again))

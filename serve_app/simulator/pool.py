@@ -79,7 +79,7 @@ class ReplicaPool:
                     yield image.key, self.replica(dispatched.replica)
 
     def drop(self, id: str, caller: Caller) -> None:
-        """Let an image wait no longer; charge a sent one with what it has taken alone."""
+        """Let an image wait no longer, and take back what was predicted of one that was sent."""
         for dispatcher in self._dispatchers:
             dispatcher.remove(id)
         if sent := self._sent_by.pop(id, None):

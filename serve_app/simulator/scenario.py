@@ -4,8 +4,9 @@ The load is a share of the work that full batches could do: the most that a clus
 wasted nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -26,7 +27,7 @@ from serve_app.simulator.traces import (
 STEADY = "steady"
 TRACES = 5  # of a workload that is not steady
 _MIN_SECONDS = 1.0  # of a file's trace, whose images may all be requested at once
-_ROUNDS = 3  # of adjusting the rate: a drawn trace has another load than its rate promises
+_ROUNDS = 3  # of adjusting the rate: see `draw_with_load`
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ def make_scenario(
     load = load or (0.85 if steady else 0.25)
     seconds = seconds or (90.0 if steady else 960.0)
     seeds = range(seed, seed + (1 if steady else TRACES))
-    traces = [_draw_with_load(workload, load, gpus, seconds, number) for number in seeds]
+    measure = partial(load_of, gpus=gpus, seconds=seconds)
+    traces = [draw_with_load(workload, load, gpus, seconds, number, measure) for number in seeds]
     return Scenario(gpus, seconds, tuple(traces))
 
 
@@ -110,11 +112,21 @@ def load_of(trace: Sequence[Arrival], gpus: int, seconds: float) -> float:
     return sum(work_of(trace, GpuSpeed()).values()) / seconds / gpus
 
 
-def _draw_with_load(
-    workload: Workload, load: float, gpus: int, seconds: float, seed: int
+def draw_with_load(
+    workload: Workload,
+    load: float,
+    gpus: int,
+    seconds: float,
+    seed: int,
+    load_of: Callable[[Sequence[Arrival]], float],
+    rounds: int = _ROUNDS,
 ) -> tuple[Arrival, ...]:
+    """Draw a trace whose load, by `load_of`, is about `load`.
+
+    A drawn trace has another load than its rate promises, so the rate is adjusted in some rounds.
+    """
     rate, trace = float(gpus), list[Arrival]()
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         trace = draw_trace(workload, rate=rate, seconds=seconds, rng=Random(seed))
-        rate *= load / load_of(trace, gpus, seconds)
+        rate *= load / load_of(trace)
     return tuple(trace)

@@ -15,7 +15,6 @@ from serve_app.simulator.overload import (
     STEADY_CASE,
     Returners,
     run_case,
-    throughput,
 )
 from serve_app.simulator.policies import route_by_owed_work
 from serve_app.simulator.result import SimulationResult
@@ -56,6 +55,7 @@ def test_a_deadline_that_nothing_can_meet_is_refused_and_never_comes_back() -> N
     result = run(Arrival(0.0, steps=20, timeout_s=1.0), refused_return=True)
     (refused,) = result.refused
     assert (refused.refusal, refused.retry_after) == (Refusal.IMPOSSIBLE, 0)
+    assert Returners.between(0.0, 120.0, result) == Returners(0, 0)
 
 
 def test_the_refused_come_back_one_after_the_other_and_are_accepted() -> None:
@@ -66,6 +66,9 @@ def test_the_refused_come_back_one_after_the_other_and_are_accepted() -> None:
     assert retries == sorted(retries)
     assert len(result.finished) == 40 - sum(image.returned for image in result.refused)
     assert len(result.finished) >= 38
+    returners = Returners.between(0.0, 120.0, result)
+    assert returners.count == len(refused)
+    assert returners.accepted == len(refused) - (40 - len(result.finished))
 
 
 def test_an_image_that_waits_too_long_takes_no_steps() -> None:
@@ -91,11 +94,17 @@ def test_an_image_that_waits_too_long_takes_no_steps() -> None:
 
 
 def test_an_image_that_is_late_at_its_deadline_is_dropped_with_its_steps() -> None:
-    first = [Arrival(0.0, steps=100)] * 4
-    drafts = [Arrival(0.05 + number / 10, steps=4) for number in range(60)]
-    hurried = Arrival(0.3, steps=20, width=512, height=512, timeout_s=4.0)
-    result = run(*first, *drafts, hurried)
-    assert len(result.finished) + len(result.late) + len(result.refused) == 65
+    """It begins alone; then another caller's images of another shape have every second turn."""
+    hurried = Arrival(0.0, steps=40, timeout_s=4.5)
+    others = [Arrival(0.1, steps=100, width=832, height=1216, caller="b")] * 11
+    draft = Arrival(1.0, steps=4, width=832, height=1216, caller="b")
+    result = run(hurried, *others, draft)
+    (late,) = result.late
+    assert (late.arrival, late.begun) == (hurried, True)
+    assert len(result.finished) == 12
+    (waited,) = [image for image in result.finished if image.arrival == draft]
+    # The replica has all the images that it may have, until the late one leaves its place.
+    assert 4.5 < draft.at + waited.seconds < 6.0
 
 
 def test_five_times_the_capacity_leaves_goodput_at_capacity() -> None:
@@ -114,17 +123,16 @@ def test_after_a_burst_those_who_were_sent_away_are_accepted() -> None:
 
 def test_half_as_much_again_on_many_gpus_leaves_goodput_near_capacity() -> None:
     result = run_case(replace(LARGE_CASE, gpus=24, seconds=50.0, warm_up=30.0), seed=1)
-    assert result.goodput >= 0.85
+    assert result.goodput >= 0.9
     assert result.returned_later.count == 0
     assert result.wasted <= 0.02 * result.images
 
 
 @pytest.mark.long
 def test_half_as_much_again_on_256_gpus_leaves_goodput_at_capacity() -> None:
-    assert run_case(LARGE_CASE, seed=1).goodput >= 0.95 * throughput(LARGE_CASE, seed=1)
+    assert run_case(LARGE_CASE, seed=1).goodput >= 0.95
 
 
 @pytest.mark.long
 def test_half_as_much_again_on_32_gpus_leaves_goodput_at_capacity() -> None:
-    case = replace(LARGE_CASE, gpus=32)
-    assert run_case(case, seed=1).goodput >= 0.95 * throughput(case, seed=1)
+    assert run_case(replace(LARGE_CASE, gpus=32), seed=1).goodput >= 0.95
