@@ -293,13 +293,22 @@ class JobService:
         with suppress(LedgerAway):  # a lost refund is no reason to drop other jobs' writes
             await self._quota.refund(job.caller, refund)
 
+    @property
+    def _is_working(self) -> bool:
+        return bool(self._running or self._claims) or not self._outbox.is_empty
+
     async def _send_heartbeats(self) -> None:
-        while self._running or self._claims or not self._outbox.is_empty:
+        """Send heartbeats while there is work, and one more, so that no old load is believed."""
+        is_working = True
+        while is_working:
+            is_working = self._is_working
             with suppress(LedgerAway):
                 jobs = frozenset(self._running) | self._outbox.jobs
                 load = self._maker.load()
                 self._maker.update_others(await self._ledger.heartbeat(self._owner, jobs, load))
-            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+            is_working |= self._is_working  # what came during that call
+            if is_working:
+                await asyncio.sleep(HEARTBEAT_INTERVAL_S)
 
     async def _cancel_here(self, id: str) -> None:
         self.stop(id)

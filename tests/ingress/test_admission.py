@@ -94,6 +94,17 @@ async def test_processes_tell_each_other_what_they_have(client: Client) -> None:
     await asyncio.gather(*requests)
 
 
+async def test_a_process_that_becomes_idle_says_so(client: Client) -> None:
+    first, second = WaitingConductor(), WaitingConductor()
+    requests = [asyncio.ensure_future(post(client(maker))) for maker in (first, second)]
+    await until_async(lambda: list(second.others) == [{"jobs": 1}])
+    first.go.set()
+    assert (await requests[0]).status_code == 201
+    await until_async(lambda: list(second.others) == [{"jobs": 0}])
+    second.go.set()
+    await requests[1]
+
+
 async def test_a_process_has_a_bound_of_open_requests_that_health_is_exempt_from(
     client: Client,
 ) -> None:
