@@ -119,10 +119,8 @@ class ImageSpec:
     @property
     def encoded_prompts(self) -> int:
         """How many texts are encoded for it, to within the one of an absent negative prompt."""
-        schedules = [prompt_schedule(self.prompt, self.steps)]
-        if self.is_guided:
-            schedules.append(self._negative_schedule)
-        return sum(len({entry.text for entry in schedule}) for schedule in schedules)
+        negatives = self.negative_prompts_by_step if self.is_guided else ()
+        return len(set(self.prompts_by_step)) + len(set(negatives))
 
     @property
     def _negative_schedule(self) -> tuple[ScheduledText, ...]:

@@ -87,6 +87,14 @@ def test_a_spec_knows_its_prompts_at_the_steps_that_run() -> None:
     assert replace(spec, negative_prompt=None).negative_prompts_by_step == ("",) * 6
 
 
+def test_prompts_of_steps_that_run_are_encoded() -> None:
+    spec = replace(PLAIN, prompt="a [fox:cat:2]", negative_prompt="[a|b|c]", steps=6, guidance=5)
+    assert spec.encoded_prompts == 5
+    assert replace(spec, guidance=1).encoded_prompts == 2
+    assert replace(spec, strength=0.34).encoded_prompts == 1 + 2
+    assert replace(spec, strength=0.34, negative_prompt=None).encoded_prompts == 2
+
+
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
 def test_a_prompt_has_a_limited_number_of_texts(field: str) -> None:
     fields: dict[str, Any] = {field: "[" + "|".join("abcdefghijklmnopq") + "]"}
