@@ -16,13 +16,16 @@ or final backslash out of place turns off all groups of a prompt.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from serve_app.core.errors import InvalidRequest
 
 MAX_TEXTS = 16  # of one prompt: each is encoded, and kept until the image is done
+_MAX_CHOICES = (
+    15_000  # of one prompt: one for each group, at each step at which the text may change
+)
 _PIECE = re.compile(r"(?:[^\\\[\]():|]|\\.)+|.", re.DOTALL)
 _WHEN = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
 _OPENING = {")": "(", "]": "["}
@@ -40,8 +43,8 @@ class ScheduledText:
 class _Edit:
     """`[from:to:when]`."""
 
-    before: "_Node"
-    after: "_Node"
+    before: "_Text"
+    after: "_Text"
     when: str
 
     def end_step(self, steps: int) -> int:
@@ -54,11 +57,12 @@ class _Edit:
 class _Alternation:
     """`[a|b]`."""
 
-    choices: "tuple[_Node, ...]"
+    choices: "tuple[_Text, ...]"
 
 
 _Group = _Edit | _Alternation
-_Node = str | tuple["_Node", ...] | _Edit | _Alternation
+_Text = tuple[str | _Group, ...]
+_Node = str | tuple["_Node", ...] | _Group  # text in brackets that is no group is a tuple
 
 
 @dataclass(slots=True)
@@ -71,6 +75,8 @@ class _OpenGroup:
 
     def as_text(self) -> tuple[_Node, ...]:
         """Return the bracket and what follows as they are written."""
+        if not self.separators:
+            return (self.bracket, *self.parts[0])
         following = zip(self.separators, map(tuple, self.parts[1:]), strict=True)
         return (self.bracket, *self.parts[0], *(node for pair in following for node in pair))
 
@@ -78,22 +84,22 @@ class _OpenGroup:
         """Return the group, closed by a bracket of its kind; None if it is not well-formed."""
         if not self.separators or (self.bracket == "(" and self.separators == [":"]):
             return (*self.as_text(), bracket)  # weights, which `prompt` reads
-        parts = tuple(map(tuple, self.parts))
         if self.bracket == "(":
             return None
         if set(self.separators) == {"|"}:
-            return _Alternation(parts)
-        written = parts[-1][0] if len(parts[-1]) == 1 else None
-        when = _WHEN.fullmatch(written) if isinstance(written, str) else None
-        if when is None or "|" in self.separators or len(parts) > 3:
+            return _Alternation(tuple(map(_flat, self.parts)))
+        *texts, last = self.parts
+        when = _WHEN.fullmatch(last[0]) if len(last) == 1 and isinstance(last[0], str) else None
+        if when is None or "|" in self.separators or len(texts) > 2:
             return None
-        return _Edit(parts[0] if len(parts) == 3 else (), parts[-2], when[1])
+        return _Edit(_flat(texts[0]) if len(texts) == 2 else (), _flat(texts[-1]), when[1])
 
 
 def prompt_schedule(prompt: str, steps: int, path: str = "prompt") -> tuple[ScheduledText, ...]:
     """Return the texts of a prompt over `steps` steps, in order; no two neighbours are equal.
 
-    Raises `InvalidRequest` for the field `path` if there are more than `MAX_TEXTS` different ones.
+    Raises `InvalidRequest` for the field `path` if there are more than `MAX_TEXTS` different ones,
+    or more than `_MAX_CHOICES` to make.
     """
     if "[" not in prompt:
         return (ScheduledText(steps, prompt),)
@@ -108,9 +114,17 @@ def _schedule(prompt: str, steps: int, path: str) -> tuple[ScheduledText, ...]:
     ends = {steps}
     for group in groups:
         ends |= set(range(1, steps)) if isinstance(group, _Alternation) else {group.end_step(steps)}
+    ends -= {0}
+    if len(groups) * len(ends) > _MAX_CHOICES:
+        raise InvalidRequest(
+            path,
+            f"has {len(groups)} groups in brackets, which change it at up to {len(ends)} steps "
+            f"(allowed: up to {_MAX_CHOICES // len(ends)} groups)",
+            remedy="Use fewer of [a|b] and [a:b:0.5]",
+        )
     schedule: list[ScheduledText] = []
     texts: dict[str, str] = {}  # each is kept once
-    for end in sorted(ends - {0}):
+    for end in sorted(ends):
         text = _text_at(tree, end, steps)
         text = texts.setdefault(text, text)
         if len(texts) > MAX_TEXTS:
@@ -137,9 +151,9 @@ def texts_by_step(schedule: Sequence[ScheduledText], steps: int) -> tuple[str, .
 def unread_text(prompt: str) -> str:
     """Return a prompt with all texts of each group side by side: what is still text everywhere."""
 
-    def all_texts(group: _Group) -> _Node:
+    def all_texts(group: _Group) -> _Text:
         choices = group.choices if isinstance(group, _Alternation) else (group.before, group.after)
-        return tuple(node for choice in choices for node in (choice, " "))
+        return tuple(node for choice in choices for node in (*choice, " "))
 
     return _render(_parse(prompt)[0], all_texts)
 
@@ -155,8 +169,9 @@ def last_change(prompt: str, steps: int) -> int:
     return max((edit.end_step(steps) for edit in edits), default=0)
 
 
-def _parse(prompt: str) -> tuple[_Node, list[_Group]]:
-    """Return a prompt as a tree, and the groups in it that change.
+@lru_cache(maxsize=8)  # a request asks for several things of it
+def _parse(prompt: str) -> tuple[_Text, tuple[_Group, ...]]:
+    """Return a prompt as text and groups by turns, and all groups, also those inside of others.
 
     A well-formed group has only well-formed ones inside. So whatever is out of place makes text of
     all brackets that are open around it, and of none that is closed.
@@ -185,11 +200,29 @@ def _parse(prompt: str) -> tuple[_Node, list[_Group]]:
             open_groups[-1].parts.append([])
         else:
             inside.append(piece)
-    return (*top, *(open_group.as_text() for open_group in open_groups)), groups
+    top += [open_group.as_text() for open_group in open_groups]
+    return _flat(top), tuple(groups)
 
 
-def _text_at(tree: _Node, step: int, steps: int) -> str:
-    def choose(group: _Group) -> _Node:
+def _flat(nodes: Iterable[_Node]) -> _Text:
+    """Return nodes without tuples, and with each stretch of text in one piece."""
+    flat: list[str | _Group] = []
+    text: list[str] = []
+    stack = list(nodes)[::-1]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, str):
+            text.append(node)
+        elif isinstance(node, tuple):
+            stack += reversed(node)
+        else:
+            flat += ["".join(text), node]
+            text.clear()
+    return (*flat, "".join(text))
+
+
+def _text_at(tree: _Text, step: int, steps: int) -> str:
+    def choose(group: _Group) -> _Text:
         if isinstance(group, _Alternation):
             return group.choices[(step - 1) % len(group.choices)]
         return group.before if step <= group.end_step(steps) else group.after
@@ -197,13 +230,14 @@ def _text_at(tree: _Node, step: int, steps: int) -> str:
     return _render(tree, choose)
 
 
-def _render(tree: _Node, choose: Callable[[_Group], _Node]) -> str:
+def _render(tree: _Text, choose: Callable[[_Group], _Text]) -> str:
     """Return the text of a tree, however deep, by the choice in each of its groups."""
-    text, stack = [], [tree]
+    text: list[str] = []
+    stack = list(tree[::-1])
     while stack:
         node = stack.pop()
         if isinstance(node, str):
             text.append(node)
         else:
-            stack += reversed(node) if isinstance(node, tuple) else [choose(node)]
+            stack += reversed(choose(node))
     return "".join(text)

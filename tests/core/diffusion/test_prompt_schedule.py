@@ -127,6 +127,18 @@ def test_a_prompt_has_a_limited_number_of_texts() -> None:
     assert len(prompt_schedule(f"[{'|'.join(letters)}]", 16)) == 16
 
 
+def test_a_prompt_has_a_limited_number_of_groups_that_change_it_often() -> None:
+    assert len(prompt_schedule("[|a]" * 100, 150)) == 150
+    with pytest.raises(InvalidRequest) as refusal:
+        prompt_schedule("[|]" * 2600, 150, "negative_prompt")
+    assert refusal.value.path == "negative_prompt"
+    assert "has 2600 groups in brackets, which change it at up to 150 steps" in str(refusal.value)
+    assert "(allowed: up to 100 groups)" in str(refusal.value)
+    with pytest.raises(InvalidRequest, match="has 151 groups in brackets"):
+        prompt_schedule("".join(f"[a:{step}]" for step in range(151)), 150)
+    assert len(prompt_schedule("[|a]" * 1000, 15)) == 15
+
+
 @pytest.mark.parametrize("prompt", ["[" * 8000, "[" * 2000 + ":1]" * 2000, "(" * 4000 + ")" * 4000])
 def test_a_prompt_may_nest_as_deep_as_it_is_long(prompt: str) -> None:
     assert schedule(prompt)[-1][0] == 10
