@@ -9,6 +9,7 @@ from serve_app.core.diffusion.spec import LATENT_CHANNELS, ImageSpec
 from serve_app.core.errors import OperatorError, OutputNotFinite
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.denoiser import DenoiserInput
+from serve_app.runtime.networks.finite import is_finite
 from serve_app.runtime.parts import Parts
 
 
@@ -39,7 +40,7 @@ def check_batch_invariance(
             for i, spec in enumerate(specs)
         ]
         denoised = parts.denoiser(x, inputs, lanes)
-        if not denoised.isfinite().all():
+        if not is_finite(denoised):
             raise output_not_finite("UNet", profile)
         rolled = parts.denoiser(x.roll(1, 0), inputs[-1:] + inputs[:-1], lanes)
         if not torch.equal(denoised, rolled.roll(-1, 0)):

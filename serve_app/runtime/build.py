@@ -1,7 +1,7 @@
 """From checkpoints and options to models that are ready to step: the runtime's front door."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from serve_app.core.diffusion.keys import ModelKey
@@ -63,40 +63,16 @@ def build_stage_model(
     strict: bool,
     safety: ImageFilter | None = None,
     extensions: ExtensionFiles | None = None,
+    load_modules: Callable[[Checkpoint, Device], Modules] = load,
 ) -> StageModel:
-    """Load a stage's model and fit it to the device; see `fit_stage_model`."""
-    return fit_stage_model(
-        load(checkpoint, device),
-        checkpoint,
-        device,
-        reserve_for,
-        previous_plan,
-        images=images,
-        strict=strict,
-        safety=safety,
-        extensions=extensions,
-    )
-
-
-def fit_stage_model(
-    modules: Modules,
-    checkpoint: Checkpoint,
-    device: Device,
-    reserve_for: int = 0,
-    previous_plan: MemoryPlan | None = None,
-    *,
-    images: int,
-    strict: bool,
-    safety: ImageFilter | None = None,
-    extensions: ExtensionFiles | None = None,
-) -> StageModel:
-    """Fit a stage's networks to the device's memory where that is limited, and check them.
+    """Load a stage's networks, fit them to the device's memory if it is limited, and check them.
 
     At most `images` guided images step together. Memory is left for `reserve_for` more models of
     this size, and for the largest extensions that can be attached together. A model that was in
     memory earlier begins with its `previous_plan`. In strict mode batch invariance is checked.
     Raises `OperatorError` when that fails, and `DeviceFull` when not even one image fits.
     """
+    modules = load_modules(checkpoint, device)
     placement = Placement(modules, device)
     parts = Parts(
         Conditioner(modules.text_encoders, checkpoint),

@@ -38,7 +38,7 @@ from serve_app.runtime.engine_events import Failed, Finished, Listener, StepReco
 from serve_app.runtime.fault_diagnosis import FaultDiagnosis
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage, latents_not_finite
-from serve_app.runtime.stage_model import DeviceSample, HostSample, is_finite, to_device, to_host
+from serve_app.runtime.stage_model import DeviceSample, HostSample, finite_copy, to_device
 from serve_app.runtime.subscriptions import Subscriptions, notify_snapshot, steps_between_snapshots
 from serve_app.runtime.turn import run_turn
 from serve_app.runtime.turn_counts import TurnCounts
@@ -266,8 +266,8 @@ class Engine:
         """Report ends and snapshots; return samples of which a copy to the host is not finite."""
         faulty = []
         for sample in self._scheduler.settle(plan, results):
-            last = to_host(sample)
-            if not is_finite(last):
+            last = finite_copy(sample)
+            if last is None:
                 faulty.append(sample)
                 continue
             self._counts.finished += 1

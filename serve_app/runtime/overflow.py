@@ -11,6 +11,7 @@ from serve_app.core.diffusion.sample import Sample
 from serve_app.core.diffusion.spec import LATENT_CHANNELS
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.denoiser import DenoiserInput
+from serve_app.runtime.networks.finite import is_finite
 from serve_app.runtime.parts import Parts
 
 _SIDE = 8  # latent pixels: an overflow depends on weights and prompt, hardly on the image's size
@@ -29,16 +30,16 @@ def overflowing_extensions(
     """
     refs = sample.active_extensions
 
-    def is_finite(active: tuple[ExtensionRef, ...]) -> bool:
-        return _is_finite(parts, profile, device, sample, active)
+    def ends_finite(active: tuple[ExtensionRef, ...]) -> bool:
+        return _ends_finite(parts, profile, device, sample, active)
 
-    if not refs or is_finite(refs) or not is_finite(()):
+    if not refs or ends_finite(refs) or not ends_finite(()):
         return ()
-    alone = tuple(ref for ref in refs if not is_finite((ref,))) if len(refs) > 1 else refs
+    alone = tuple(ref for ref in refs if not ends_finite((ref,))) if len(refs) > 1 else refs
     return alone or refs
 
 
-def _is_finite(
+def _ends_finite(
     parts: Parts,
     profile: NumericProfile,
     device: Device,
@@ -59,7 +60,7 @@ def _is_finite(
         sigma, timestep = schedule.sigmas[index], schedule.timesteps[index]
         at_step = conditioning.at(replace(sample, index=index).step)
         denoised = parts.denoiser(x, [DenoiserInput(sigma, timestep, at_step)], rows)
-        if not denoised.isfinite().all():
+        if not is_finite(denoised):
             return False
         target = 0.0 if following is None else schedule.sigmas[following]
         x = denoised + (x - denoised) * (target / sigma)

@@ -16,6 +16,7 @@ from serve_app.core.errors import NumericFault
 from serve_app.runtime.batch_invariance import output_not_finite
 from serve_app.runtime.memory.device import Device, is_out_of_memory
 from serve_app.runtime.networks.denoiser import DenoiserInput
+from serve_app.runtime.networks.finite import is_finite
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.parts import Parts
 
@@ -43,7 +44,7 @@ class SelfTest:
     def __init__(self, parts: Parts, profile: NumericProfile, device: Device) -> None:
         self._parts, self._profile, self._device = parts, profile, device
         latents = self._denoise()
-        if not latents.isfinite().all():
+        if not is_finite(latents):
             raise output_not_finite("UNet", profile)
         try:
             image = self._parts.image_codec.decode(latents).image

@@ -9,7 +9,7 @@ import torch
 
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.spec import Stage
-from serve_app.runtime.build import fit_stage_model
+from serve_app.runtime.build import build_stage_model
 from serve_app.runtime.checkpoints.bundled import FOLDER_NAMES, demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
 from serve_app.runtime.memory.device import Device, open_device
@@ -37,7 +37,9 @@ class DamagedDemo:
     def fit(self, **options: Any) -> StageModel:
         """Return the model, checked as at load."""
         chosen: dict[str, Any] = {"images": 2, "strict": self._strict} | options
-        return fit_stage_model(self.modules, self.checkpoint, self._device, **chosen)
+        return build_stage_model(
+            self.checkpoint, self._device, load_modules=lambda *_: self.modules, **chosen
+        )
 
     def cache(self) -> ModelCache:
         """Return a cache of the fitted model alone."""
