@@ -66,7 +66,10 @@ def test_samples_whose_prompts_differ_in_length_step_apart() -> None:
         engine.submit(sample_of(spec, str(number)), END, heard if "!" in more else Heard())
     drain(engine)
     assert denoiser.batches == [(2, 8)] * 20
-    assert heard.finished.sample.warnings[0] == "the prompt shouts"
+    assert heard.finished.sample.warnings == (
+        "the prompt shouts",
+        "the image of seed 1 is #3f3f3f everywhere",
+    )
 
 
 def test_a_cancelled_sample_takes_no_further_step_and_gets_no_event() -> None:
