@@ -53,8 +53,8 @@ ENV PATH=/opt/aura/bin:$PATH \
 USER 1000
 WORKDIR /home/aura
 EXPOSE 4000
-# /livez says that the process answers; /health is 503 while the models load. Where the service
-# listens on every address, loopback is asked, and otherwise the one that HOST names.
+# /livez says that the process answers; /health is 503 while the models load. The health check calls
+# loopback where HOST is every address, and otherwise the address of HOST.
 HEALTHCHECK --start-period=5m --interval=15s --timeout=5s \
   CMD ["sh", "-c", "host=${AURA_HOST:-$HOST}; case $host in \
       ''|0.0.0.0) host=127.0.0.1 ;; \

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from serve_app.config.network import LOOPBACK, parsed_address
+from serve_app.config.web_addresses import host_name, origin
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}  # which browsers leave out
 _SCHEMAS = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -35,42 +35,6 @@ def _split_list(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return tuple(part for part in (p.strip() for p in value.split(",")) if part)
-
-
-def origin(text: str) -> str:
-    """Return scheme, host and port of an address as browsers send them. Raises `ValueError`."""
-    if text == "*":
-        raise ValueError("must name the origins that may call: * would let every web page in")
-    problem = ValueError("must be addresses such as https://app.example.org")
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-        name = host and (f"[{host}]" if ":" in host else host.encode("idna").decode())
-    except ValueError:
-        raise problem from None
-    if parts.scheme not in _DEFAULT_PORTS or not name or "@" in parts.netloc:
-        raise problem
-    suffix = "" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}"
-    return f"{parts.scheme}://{name}{suffix}"
-
-
-def host_name(text: str) -> str:
-    """Return a host name as the Host header has it, of a name or an address with a port.
-
-    `*` and `*.example.org` stay patterns. Raises `ValueError`.
-    """
-    problem = ValueError("must be host names such as pictures.example.org, *.example.org or *")
-    wildcard = "*." if text.startswith("*.") else ""
-    if text == "*":
-        return text
-    try:
-        url = text if "://" in text else f"http://{text.removeprefix(wildcard)}"
-        name = urlsplit(origin(url)).hostname
-    except ValueError:
-        raise problem from None
-    if not name or "*" in name:
-        raise problem
-    return f"[{name}]" if ":" in name else wildcard + name
 
 
 def _host_names(texts: tuple[str, ...]) -> tuple[str, ...]:

@@ -29,9 +29,8 @@ from serve_app.config.setting_types import (
     SchemaName,
     TextList,
     Weights,
-    host_name,
-    origin,
 )
+from serve_app.config.web_addresses import browser_origins, host_name
 from serve_app.core.errors import SettingsError
 from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile, LedgerPlace
 from serve_app.core.service.rate_limit import RateLimit
@@ -190,8 +189,12 @@ class Settings(BaseModel):
         description="What a caller may use at once before the rate counts, in megapixel-steps. "
         "Empty: one minute's worth",
     )
-    max_queue_seconds: float = Field(120, gt=0, le=86400, description="Longest wait before a 503")
-    max_open_requests: int = Field(256, ge=1, le=2000, description="Open requests for images")
+    max_queue_seconds: float = Field(
+        120, gt=0, le=86400, description="Predicted wait for others above which requests get a 503"
+    )
+    max_open_requests: int = Field(
+        256, ge=1, le=2000, description="Requests for images that may be open in the whole service"
+    )
     safety_words_file: AbsolutePath | None = Field(
         None,
         description="File of words and phrases, one per line, that no prompt may contain. "
@@ -238,10 +241,7 @@ class Settings(BaseModel):
     @property
     def origins(self) -> tuple[str, ...]:
         """The browser origins that may call: the list, our own address, local development."""
-        own = (origin(self.image_service_base_url),) if self.image_service_base_url else ()
-        ports = (self.vite_port, 3000, 8080, 8082)
-        local = tuple(f"http://{h}:{p}" for p in ports for h in ("localhost", "127.0.0.1"))
-        return tuple(dict.fromkeys((*self.allowed_origins, *own, *local)))
+        return browser_origins(self.allowed_origins, self.image_service_base_url, self.vite_port)
 
     @property
     def hosts(self) -> tuple[str, ...]:
