@@ -112,7 +112,7 @@ def serving(
 
 
 def request(model: str, seed: int, **more: Any) -> dict[str, Any]:
-    return {"prompt": "a red circle", "seed": seed, "steps": 6, "model": model} | more
+    return {"prompt": "a red circle", "seed": seed, "steps": 3, "model": model} | more
 
 
 async def painted(client: httpx.AsyncClient, body: dict[str, Any], route: str = "/generate") -> str:
@@ -123,7 +123,7 @@ async def painted(client: httpx.AsyncClient, body: dict[str, Any], route: str = 
 
 CROWD = [
     request(model, seed, **more)
-    for seed, more in ((1, {}), (2, {"steps": 9}), (3, {"guidanceScale": 1, "sampler": "euler_a"}))
+    for seed, more in ((1, {}), (2, {"steps": 4}), (3, {"guidanceScale": 1, "sampler": "euler_a"}))
     for model in ("demo", "tune")
 ]
 
@@ -137,7 +137,7 @@ DRESSED = [
     for seed, names, more in (
         (1, (), {}),
         (1, ("ink",), {}),
-        (1, ("oil",), {"steps": 9}),
+        (1, ("oil",), {"steps": 4}),
         (1, ("ink", "oil"), {}),
         (2, ("ink",), {"guidanceScale": 1, "sampler": "euler_a"}),
     )
@@ -166,8 +166,7 @@ def alone(sources: dict[str, ModelSource], loras: tuple[ExtensionSource, ...]) -
     return lambda body: images[json.dumps(body)]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("room", [1, 2])
+@pytest.mark.parametrize("room", [1, pytest.param(2, marks=pytest.mark.long)])
 async def test_two_models_requested_for_at_once_each_give_their_own_bytes(
     serving: Serving, alone: Alone, room: int
 ) -> None:

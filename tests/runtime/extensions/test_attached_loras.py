@@ -44,6 +44,18 @@ def mixed_specs() -> list[ImageSpec]:
     ]
 
 
+def test_an_image_has_its_bytes_beside_loras_that_take_turns(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files
+) -> None:
+    """The short form of the next test: one LoRA is attached at a time."""
+    specs = [replace(SPEC, steps=2), *(with_loras((n, 1.0), steps=2) for n in ("soft.v1", "unet"))]
+    plain = engine_over(checkpoints[Stage.BASE], cpu, {})
+    together = engine_over(checkpoints[Stage.BASE], cpu, files, capacity=1)
+    alone = generate(plain, specs[0]) + [generate(together, spec)[0] for spec in specs[1:]]
+    assert generate(together, *specs) == alone
+    assert len(set(alone)) == len(alone)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("capacity", [1, 2])
 def test_loras_requested_together_change_only_their_own_images(
