@@ -101,6 +101,8 @@ class DatabaseLock:
                 if time.monotonic() >= end:
                     raise self._in_use(holder)
                 time.sleep(_POLL_S)
+            # The server notices the end of a connection a moment later, and frees its lock then.
+            connection.execute("SELECT pg_advisory_unlock(%s)", (self._key,))
 
     def check_kept(self) -> None:
         """Check that the lock is still ours. Raises `LedgerBroken`."""
