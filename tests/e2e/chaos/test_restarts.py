@@ -73,4 +73,4 @@ def test_a_redeploy_under_load_costs_no_image(chaos_alone: ChaosService) -> None
     )
     kinds = count(answers)
     assert set(kinds) <= {"made", "503 OVERLOADED", "503 LOADING", "503 DRAINING"}
-    assert kinds["made"] >= 60
+    assert kinds["made"] >= 76  # of 80: two seconds without a replica to take any
