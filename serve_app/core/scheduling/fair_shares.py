@@ -9,8 +9,8 @@ than the longest single services of the two. No clock, and nothing is queued her
 A newcomer begins at the present virtual time. That is no earlier than the start of the latest
 service, and it grows with service too: by a service's seconds, divided by the weights of all
 callers with work. So ever-new callers, none of whom comes twice, soon begin behind one who waits.
-Seconds may be corrected later, so the present is never ahead of all callers with work by more than
-a service.
+While the present is ahead of all callers with work by a service, it does not grow: who was behind
+long ago, or was predicted too much, holds no newcomer up.
 """
 
 import heapq

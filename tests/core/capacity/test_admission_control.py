@@ -52,13 +52,15 @@ def test_a_client_that_ignores_its_retry_after_is_not_sent_away_for_ever_longer(
     """It asks four times a second, and one image is done each second."""
     ingress = Ingress(AdmissionLimits(queue_seconds, 10_000))
     ingress.admit_all(300, now=0.0)
+    most = 0.0
     for quarter in range(1, 2400):
         verdict = ingress.ask(quarter / 4)
         assert verdict.retry_after <= 1 + queue_seconds / 1 + bound / 0.9 + 1
-        assert sum(ingress.load(quarter / 4).sent_away.values()) <= bound
+        most = max(most, *ingress.load(quarter / 4).sent_away.values())
         if quarter % 4 == 0:
             ingress.owed.remove(str(quarter // 4))
     assert verdict.refusal is Refusal.QUEUE
+    assert bound - 0.25 <= most <= bound  # a quarter of a second may have drained
     assert not ingress.load(600 + bound / 0.9).sent_away
 
 

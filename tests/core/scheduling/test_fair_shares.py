@@ -167,6 +167,17 @@ def test_predictions_that_are_too_long_hold_no_newcomer_up() -> None:
     assert shares.time(BOB) == 250.0
 
 
+def test_who_was_behind_long_ago_holds_no_newcomer_up() -> None:
+    shares = shares_of(BOB, CAROL)
+    for _ in range(10):  # where Bob had no place
+        shares.serve([(CAROL, 1.0)])
+    shares.leave(CAROL)
+    for _ in range(20):
+        shares.serve([(BOB, 1.0)])
+    shares.enter(ALICE)
+    assert shares.time(ALICE) <= shares.time(BOB) == 20.0
+
+
 def test_a_virtual_time_is_raised_and_never_lowered() -> None:
     shares = shares_of(BOB)
     shares.raise_to(BOB, 2.0)
