@@ -32,6 +32,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "runtime.checkpoints": (CORE | {"runtime.checkpoints"}, set()),
     "runtime": (CORE | {"runtime"}, {"torch", "diffusers", "transformers", "xformers", "peft"}),
     "ledger_store": (CORE | {"ledger_store"}, set()),
+    "spool.access": (set(), set()),
+    "spool": (CORE | {"spool"}, set()),
     "deployments.graph": (
         CORE | {"runtime.checkpoints", "config", "deployments", "ledger_store"},
         {"ray"},
@@ -39,13 +41,19 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "deployments": (CORE | {"runtime", "deployments", "ledger_store"}, {"ray"}),
     "ingress.native": (CORE | {"ingress"}, {"fastapi", "starlette"}),
     "ingress.openai": (CORE | {"ingress"}, {"fastapi", "starlette"}),
-    "ingress": (CORE | {"ingress"}, {"fastapi", "starlette"}),
-    "config": (CORE | {"runtime.checkpoints", "config", "demo.vocabulary"}, set()),
+    "ingress": (CORE | {"ingress", "spool"}, {"fastapi", "starlette"}),
+    "config": (
+        CORE | {"runtime.checkpoints", "config", "demo.vocabulary", "spool.access"},
+        set(),
+    ),
     "demo.vocabulary": (CORE | {"demo.lexicon"}, set()),
     "demo.lexicon": ({"demo.scene"}, set()),
     "demo.scene": (set(), set()),
     "hub": (CORE | {"runtime.checkpoints", "hub"}, {"huggingface_hub", "httpx2"}),
-    "doctor": (CORE | {"runtime", "hub", "config", "doctor", "ledger_store"}, {"torch"}),
+    "doctor": (
+        CORE | {"runtime", "hub", "config", "doctor", "ledger_store", "spool.access"},
+        {"torch"},
+    ),
     "simulator": (CORE | {"simulator"}, set()),
     "demo": (CORE | {"runtime", "demo"}, {"torch", "diffusers", "transformers"}),
     "testing": (

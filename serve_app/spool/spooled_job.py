@@ -1,0 +1,25 @@
+"""`SpooledJob`: a job that a stop left unfinished, and how far each of its images is."""
+
+from dataclasses import dataclass
+
+from serve_app.core.diffusion.inputs import ImageInputs
+from serve_app.core.service.jobs import IdempotencyClaim
+from serve_app.core.service.tasks import ImageSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledJob:
+    """All that another process needs to finish the job, to the same bytes.
+
+    `request` is JSON that only the ingress reads. `inputs` and `images` have an entry for each
+    image of the job; one without a snapshot has not begun.
+    """
+
+    id: str
+    caller: str  # the name of a key or an address, never the key
+    route: str
+    created: float  # seconds since the epoch
+    claim: IdempotencyClaim
+    request: str
+    inputs: tuple[ImageInputs, ...]
+    images: tuple[ImageSnapshot | None, ...]
