@@ -39,7 +39,7 @@ def up(config: Path, lock_wait_s: float = _LOCK_WAIT_S) -> int:
         settings.blocked_words()
         settings.weights_by_key()
         check_listening(settings, read.http)
-        check_folders(settings.ledger)
+        check_folders(settings.ledger, spool=settings.drain_spool)
         check_place(settings.ledger, lock_wait_s, lock=not _joins_cluster())
     except OperatorError as error:
         print_error(error)

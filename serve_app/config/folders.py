@@ -12,6 +12,7 @@ from pathlib import Path
 
 from serve_app.core.errors import SettingsError
 from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
+from serve_app.spool.access import access_problem
 
 _SESSION = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # its longest path
 _MAX_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of a Unix socket's path
@@ -37,8 +38,13 @@ def started_cluster(environ: Mapping[str, str] = os.environ) -> str:
         return ""
 
 
-def check_folders(ledger: LedgerPlace, environ: Mapping[str, str] = os.environ) -> None:
-    """Check that Ray and the ledger can write where they must. Raises `SettingsError`."""
+def check_folders(
+    ledger: LedgerPlace, environ: Mapping[str, str] = os.environ, *, spool: Path | None = None
+) -> None:
+    """Check that Ray, the ledger and the spool can write where they must.
+
+    Raises `SettingsError`.
+    """
     for problem in ray_problems(environ):
         raise problem
     file = ledger.path if isinstance(ledger, LedgerFile) else None
@@ -48,6 +54,13 @@ def check_folders(ledger: LedgerPlace, environ: Mapping[str, str] = os.environ) 
             "LEDGER_FILE",
             subject=f"LEDGER_FILE={file}",
             remedy="Set LEDGER_FILE to a file in a folder of your own",
+        )
+    if spool and (reason := spool_problem(spool)):
+        raise SettingsError(
+            reason,
+            "DRAIN_SPOOL",
+            subject=f"DRAIN_SPOOL={spool}",
+            remedy="Set DRAIN_SPOOL to a folder of your own, which nobody else may read",
         )
 
 
@@ -158,6 +171,19 @@ def file_problem(file: Path) -> str | None:
     if not existing.is_dir():
         return f"can't be created: {existing} is not a folder"
     problem = write_problem(existing)
+    return problem and f"can't be written: {problem}"
+
+
+def spool_problem(folder: Path) -> str | None:
+    """Return why a folder, which need not exist yet, can't be the spool; None if it can."""
+    if problem := _lookup_problem(folder):
+        return problem
+    if folder.exists():
+        if not folder.is_dir():
+            return "is not a folder"
+        if problem := access_problem(folder.stat()):
+            return problem
+    problem = write_problem(folder)
     return problem and f"can't be written: {problem}"
 
 

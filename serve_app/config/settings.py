@@ -30,7 +30,7 @@ from serve_app.config.setting_types import (
     TextList,
     Weights,
 )
-from serve_app.config.web_addresses import browser_origins, host_name
+from serve_app.config.web_addresses import browser_origins, host_names
 from serve_app.core.errors import SettingsError
 from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile, LedgerPlace
 from serve_app.core.service.rate_limit import RateLimit
@@ -227,6 +227,11 @@ class Settings(BaseModel):
         description="stop: a damaged LEDGER_FILE is left as it is; the service does not start, or "
         "goes on without a ledger. replace: it is renamed and begun anew",
     )
+    drain_spool: AbsolutePath | None = Field(
+        None,
+        description="Folder for what `up` has not finished after drain_seconds, or at a second "
+        "signal: the next start finishes requests with an `Idempotency-Key`. Empty: they are lost",
+    )
 
     @classmethod
     def read(cls, defaults: Mapping[str, str] | None = None, folder: Path = Path()) -> "Settings":
@@ -245,14 +250,9 @@ class Settings(BaseModel):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The host names of this service besides the local ones: the list, our own address.
-
-        Where others may call, the names of this machine too: a page that was rebound to one of
-        them still has no key.
-        """
-        url = self.image_service_base_url
-        names = machine_names() if self.is_public else ()
-        return (*self.allowed_hosts, *([host_name(url)] if url else []), *names)
+        """The host names of this service, besides the local ones."""
+        machine = machine_names() if self.is_public else ()
+        return host_names(self.allowed_hosts, self.image_service_base_url, machine)
 
     @property
     def is_public(self) -> bool:

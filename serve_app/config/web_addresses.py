@@ -14,6 +14,15 @@ def browser_origins(listed: Iterable[str], own: str | None, vite_port: int) -> t
     return tuple(dict.fromkeys((*listed, *([origin(own)] if own else []), *local)))
 
 
+def host_names(listed: Iterable[str], own: str | None, machine: Iterable[str]) -> tuple[str, ...]:
+    """Return the host names of a service: those listed, our own address, and its machine's.
+
+    The machine's are for a service that others may call: a page that was rebound to one of them
+    still has no key.
+    """
+    return (*listed, *([host_name(own)] if own else []), *machine)
+
+
 def origin(text: str) -> str:
     """Return scheme, host and port of an address as browsers send them. Raises `ValueError`."""
     if text == "*":

@@ -262,6 +262,9 @@ def _check_disk(settings: Settings, http: dict[str, Any] | None) -> Iterator[Fin
     port, host = port_of(settings, http or {}), host_of(settings, http or {})
     yield ledger.check_ledger(settings.ledger, is_running=ports.is_aura(host, port))
     usages = [disk.probe("Ray's files", ray_folder())]
+    if settings.drain_spool:
+        yield disk.check_spool(settings.drain_spool)
+        usages.append(disk.probe("the spool", settings.drain_spool))
     if isinstance(settings.ledger, LedgerFile) and settings.ledger.path:
         usages.insert(0, disk.probe("the ledger", settings.ledger.path.parent))
     if settings.model_checkpoint_dir:

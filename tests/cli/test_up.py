@@ -46,6 +46,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             "RAY_TMPDIR=/dev/null can't be used for Ray's files: /dev/nul",
         ),
         ({"LEDGER_FILE": "/dev/null/l"}, "LEDGER_FILE=/dev/null/l can't be created: /dev/null is"),
+        ({"DRAIN_SPOOL": "/dev/null"}, "DRAIN_SPOOL=/dev/null is not a folder. Set DRAIN_SPOOL to"),
         ({"METRICS_PORT": "65536"}, "METRICS_PORT=65536 must be at most 65535"),
     ],
 )

@@ -14,6 +14,7 @@ from serve_app.config.folders import (
     ray_folder,
     ray_problems,
     space_problem,
+    spool_problem,
     started_cluster,
     write_problem,
 )
@@ -165,3 +166,33 @@ def test_a_folder_below_one_that_is_closed_is_refused(short: Path) -> None:
     assert "Permission denied" in problem_of(PRESENT_TOKEN, closed / "a" / "ledger.sqlite")
     assert "Permission denied" in problem_of({"HOME": str(closed / "a")})
     assert nearest_existing(closed / "a" / "b") == closed
+
+
+@pytest.mark.parametrize(
+    ("mode", "sentence"),
+    [
+        (0o755, " is open to other users (mode 0755). Set DRAIN_SPOOL to a folder of your own"),
+        (None, " is not a folder. Set DRAIN_SPOOL"),
+    ],
+)
+def test_a_spool_that_others_may_read_is_refused_by_name(
+    short: Path, mode: int | None, sentence: str
+) -> None:
+    spool = short / "spool"
+    if mode is None:
+        spool.touch()
+    else:
+        spool.mkdir()
+        spool.chmod(mode)
+    environ = {"RAY_TMPDIR": str(short), **PRESENT_TOKEN}
+    with pytest.raises(SettingsError) as refused:
+        check_folders(LedgerFile(None), environ, spool=spool)
+    assert str(refused.value).startswith(f"DRAIN_SPOOL={spool}{sentence}")
+
+
+def test_a_spool_that_is_private_or_not_there_yet_is_no_problem(short: Path) -> None:
+    private = short / "spool"
+    private.mkdir(mode=0o700)
+    for spool in (private, short / "not" / "yet"):
+        assert spool_problem(spool) is None
+    assert not (short / "not").exists()

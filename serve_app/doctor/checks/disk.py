@@ -3,15 +3,17 @@
 Nothing is left behind: whether a folder is writable is tried with a file that has no name.
 """
 
+import os
 import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.config.folders import nearest_existing, ray_folder, ray_problems
+from serve_app.config.folders import nearest_existing, ray_folder, ray_problems, spool_problem
 from serve_app.doctor.checks.gpu_probe import gib
 from serve_app.doctor.finding import Finding, fail, fine, problem_of, warn
+from serve_app.spool.access import access_problem
 
 _MIN_FREE = 1 << 30  # bytes: the ledger alone keeps up to half a GiB of images
 _LOW_FREE = 5 << 30  # bytes
@@ -63,3 +65,21 @@ def check_ray_folders(environ: Mapping[str, str]) -> Finding:
             fix = "export HOME=$(getent passwd $(id -u) | cut -d: -f6)"
         return fail("ray files", problem_of(problem), fix)
     return fine("ray files", f"Ray can write to {ray_folder(environ)} and to its token's file")
+
+
+def check_spool(folder: Path) -> Finding:
+    """Check that the service could keep in DRAIN_SPOOL what a stop leaves, and nobody else read it.
+
+    Files that were set aside there are worth a look.
+    """
+    name = shlex.quote(str(folder))
+    if problem := spool_problem(folder):
+        is_open = folder.is_dir() and folder.stat().st_uid == os.geteuid()
+        fix = f"chmod 700 {name}" if is_open and access_problem(folder.stat()) else "DRAIN_SPOOL="
+        return fail("spool", f"DRAIN_SPOOL={folder} {problem}", fix)
+    refused = sorted(folder.glob("*.refused")) if folder.is_dir() else []
+    if refused:
+        files = " ".join(shlex.quote(str(file)) for file in refused)
+        message = f"{len(refused)} file(s) in {folder} could not be used, and were set aside"
+        return warn("spool", f"{message}: the log says why", f"rm {files}")
+    return fine("spool", f"{folder} can be written, and nobody else can read it")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.doctor.checks.disk import DiskUsage, check_free_space, probe
+from serve_app.doctor.checks.disk import DiskUsage, check_free_space, check_spool, probe
 from serve_app.doctor.finding import Finding, fail, fine, warn
 from tests.support.machines import GIB
 
@@ -60,3 +60,23 @@ def test_the_disk_of_a_folder_that_does_not_exist_yet_is_that_of_its_parent(tmp_
     usage = probe("the ledger", tmp_path / "state" / "aura")
     assert usage.folder == tmp_path
     assert 0 < usage.free <= usage.total
+
+
+def test_a_spool_is_private_and_what_was_set_aside_in_it_is_shown(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    good = fine("spool", f"{spool} can be written, and nobody else can read it")
+    assert check_spool(spool) == good
+    spool.mkdir(mode=0o755)
+    spool.chmod(0o755)
+    message = f"DRAIN_SPOOL={spool} is open to other users (mode 0755)"
+    assert check_spool(spool) == fail("spool", message, f"chmod 700 {spool}")
+    spool.chmod(0o700)
+    assert check_spool(spool) == good
+    refused = spool / f"{'a' * 32}.safetensors.refused"
+    refused.touch()
+    message = f"1 file(s) in {spool} could not be used, and were set aside: the log says why"
+    assert check_spool(spool) == warn("spool", message, f"rm {refused}")
+    file = tmp_path / "file"
+    file.touch()
+    message = f"DRAIN_SPOOL={file} is not a folder"
+    assert check_spool(file) == fail("spool", message, "DRAIN_SPOOL=")
