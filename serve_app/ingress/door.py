@@ -14,6 +14,7 @@ from starlette.routing import Match
 
 from serve_app.core.service.info import ServiceInfo
 from serve_app.ingress.field_docs import FieldDoc
+from serve_app.ingress.generation_job import RerunFormat
 
 OpenApiDocument = dict[str, Any]
 ValidationError = Mapping[str, Any]  # an entry of pydantic's `errors()`
@@ -47,7 +48,8 @@ class Door:
     `error_body(error, request_id)` is the JSON of an error. `field_error(error, route)` turns what
     pydantic found wrong with a body into the field's path and a sentence. `wire_names` maps the
     domain's fields to the door's own names. `field_docs` are the meanings of its request fields,
-    and `body_examples(info)` the OpenAPI examples of its bodies, by path and name.
+    and `body_examples(info)` the OpenAPI examples of its bodies, by path and name. `rerun_formats`
+    are those of its routes, without options.
     `describe(document, info)` completes the door's part of the OpenAPI document in place.
     """
 
@@ -58,6 +60,7 @@ class Door:
     field_docs: Mapping[str, FieldDoc] = field(default_factory=dict)
     body_examples: Callable[[ServiceInfo], Mapping[str, Mapping[str, Any]]] = _no_examples
     describe: Callable[[OpenApiDocument, ServiceInfo], None] = _unchanged
+    rerun_formats: tuple[RerunFormat, ...] = ()
 
     def serves(self, path: str) -> bool:
         """Return whether a route of this door has the path, whatever the method."""

@@ -29,10 +29,14 @@ class JobImage:
 
 @dataclass(frozen=True, slots=True)
 class RerunFormat:
-    """How a door writes the request that makes one image of a job again."""
+    """How a door writes the request that makes one image of a job again.
+
+    `options` are fields of the job's own request that `request` needs, as JSON has them.
+    """
 
     route: str
     request: Callable[["GenerationJob", JobImage], dict[str, Any]]
+    options: Mapping[str, str | int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from serve_app.core.service.info import ServiceInfo
 from serve_app.ingress import field_docs, validation
 from serve_app.ingress.door import Door, ErrorResponse, OpenApiDocument, ValidationError
 from serve_app.ingress.native.examples import body_examples
+from serve_app.ingress.native.rerun import RERUN_FORMATS
 from serve_app.ingress.native.routes import router
 from serve_app.ingress.native.schemas import (
     WIRE_NAMES,
@@ -80,4 +81,5 @@ NATIVE = Door(
     field_docs=field_docs.NATIVE,
     body_examples=body_examples,
     describe=describe,
+    rerun_formats=RERUN_FORMATS,
 )

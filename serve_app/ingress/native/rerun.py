@@ -51,3 +51,4 @@ def rerun_format(route: str, request: type[CommonFields]) -> RerunFormat:
 
 GENERATE = rerun_format("/generate", GenerateRequest)
 REFINE = rerun_format("/refine", RefineRequest)
+RERUN_FORMATS = (GENERATE, REFINE)

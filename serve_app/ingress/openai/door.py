@@ -6,6 +6,7 @@ from typing import Any
 from serve_app.core.service.info import ServiceInfo
 from serve_app.ingress import field_docs
 from serve_app.ingress.door import Door, ErrorResponse
+from serve_app.ingress.openai.rerun import RERUN_FORMATS
 from serve_app.ingress.openai.routes import router
 from serve_app.ingress.openai.schemas import EDITS, GENERATIONS, WIRE_NAMES
 from serve_app.ingress.validation import field_error
@@ -62,4 +63,5 @@ OPENAI = Door(
     wire_names=WIRE_NAMES,
     field_docs=field_docs.OPENAI,
     body_examples=body_examples,
+    rerun_formats=RERUN_FORMATS,
 )

@@ -1,22 +1,27 @@
 """The OpenAI request that makes one image of a job again, as the image's metadata has it."""
 
-from functools import partial
 from typing import Any
 
 from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.ingress.generation_job import GenerationJob, JobImage, RerunFormat
-from serve_app.ingress.openai.schemas import ImagesRequest
+from serve_app.ingress.openai.schemas import EDITS, GENERATIONS, ImagesRequest
 
 
 def rerun_format(route: str, body: ImagesRequest) -> RerunFormat:
     """Return how a request is written down to be sent again to its route."""
-    return RerunFormat(route, partial(rerun_request, body))
+    options: dict[str, str | int | None] = {}
+    if body.format != "png":
+        options = {
+            "output_format": body.format,
+            "output_compression": body.output_compression,
+        }
+    return RerunFormat(route, rerun_request, options)
 
 
-def rerun_request(body: ImagesRequest, job: GenerationJob, image: JobImage) -> dict[str, Any]:
+def rerun_request(job: GenerationJob, image: JobImage) -> dict[str, Any]:
     """Return the fields of a request that makes one image of a job again."""
-    spec, is_png, mode = image.spec, body.format == "png", image.resize_mode
+    spec, mode = image.spec, image.resize_mode
     loras = [ref for ref in spec.extensions if ref.kind == LORA]
     request = {
         "model": job.model,
@@ -32,7 +37,9 @@ def rerun_request(body: ImagesRequest, job: GenerationJob, image: JobImage) -> d
         "strength": spec.strength,
         "loras": [{"name": ref.name, "weight": ref.weight} for ref in loras] or None,
         "resizeMode": None if mode is ResizeMode.CROP else mode.value,
-        "output_format": None if is_png else body.format,
-        "output_compression": None if is_png else body.output_compression,
+        **job.rerun.options,
     }
     return {name: value for name, value in request.items() if value is not None}
+
+
+RERUN_FORMATS = tuple(RerunFormat(route, rerun_request) for route in (GENERATIONS, EDITS))
