@@ -49,5 +49,6 @@ def http(settings: Settings, info: ServiceInfo) -> OpenHttp:
         rate_limit=settings.rate_limit,
         max_jobs=settings.max_open_requests,
         caller_weights=weights_by_name(settings.weights_by_key()),
+        spool=settings.drain_spool,
     )
     return partial(open_ingress, config)

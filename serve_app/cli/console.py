@@ -8,6 +8,7 @@ from serve_app.core.errors import AuraError
 OK = 0
 FAILED = 1  # the command ran, and what it checked or started failed
 REFUSED = 2  # the command did not run: its options, the settings or the files are wrong
+LOST = 3  # the service was stopped, and requests that it had accepted are lost
 INTERRUPTED = 130  # Ctrl-C, as shells have it: 128 + SIGINT
 
 console = Console(stderr=True, highlight=False)

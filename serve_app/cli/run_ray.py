@@ -26,6 +26,7 @@ from ray.serve.schema import (
 )
 
 from serve_app.cli.console import FAILED, OK, REFUSED
+from serve_app.cli.drain import drain, patience
 from serve_app.cli.runner_report import Kind, ReportWriter
 from serve_app.config.catalog import find_checkpoints
 from serve_app.config.folders import started_cluster
@@ -44,7 +45,6 @@ from serve_app.deployments.cluster import ray_cluster
 from serve_app.deployments.ray_private import serve_client, shut_down_without_waiting
 from serve_app.deployments.replica_log import LogLines
 
-_MIN_DRAIN_SECONDS = 600.0  # for in-flight images; the args may allow more
 _POLL_SECONDS = 0.1  # between two checks of the deployment status
 _BEAT_SECONDS = 2.0  # between two calls of Ray that show that it answers
 _LOG_SECONDS = 1.0  # between two calls for what the replicas have logged
@@ -58,8 +58,9 @@ _SETTLED = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOY_FAILED)
 def run_ray(config: Path, report_fd: int) -> int:
     """Run Ray and the application in this process until SIGTERM; return the exit code.
 
-    The first SIGTERM drains: nothing new is accepted, accepted images are finished. A second one,
-    or one that comes while the models load, ends the service at once.
+    The first SIGTERM drains: nothing new is accepted, accepted images are finished. At a second
+    one, or when patience ends, what is not finished goes to the spool or is lost. One that comes
+    while the models load ends the service at once.
     """
     reports = ReportWriter(report_fd)
     ready, stopping, forced = threading.Event(), threading.Event(), threading.Event()
@@ -93,8 +94,10 @@ def run_ray(config: Path, report_fd: int) -> int:
         stopping.wait()
         graceful = True
         reports.send(Kind.DRAINING)
-        _drain(name, forced, max(_MIN_DRAIN_SECONDS, read.args.drain_seconds), reports)
-        return OK
+        seconds, spool = patience(read.args, settings.drain_spool), settings.drain_spool
+        text, code = drain(name, forced, seconds, spool)
+        reports.send(Kind.DRAINED, text, code=code)
+        return code
     except AuraError as error:
         code = REFUSED if isinstance(error, OperatorError) else FAILED
         reports.send(
@@ -254,24 +257,6 @@ def _pass_on_log(name: str, cursors: dict[str, int], reports: ReportWriter) -> N
 def _stop_when_orphaned() -> None:
     os.read(sys.stdin.fileno(), 1)  # returns when the process that started this one is dead
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _drain(name: str, forced: threading.Event, seconds: float, reports: ReportWriter) -> None:
-    """Wait until every ingress replica has finished what it accepted, or until `forced` is set."""
-    calls = serve.get_app_handle(name).broadcast("drain")
-    done = threading.Event()
-
-    def wait() -> None:
-        try:
-            calls.results(timeout_s=seconds)
-        except Exception as error:  # an ingress replica that died has nothing left to finish
-            reports.send(Kind.NOTE, f"draining was cut short: {_first_line(error)}")
-        finally:
-            done.set()
-
-    threading.Thread(target=wait, daemon=True).start()
-    while not done.wait(_POLL_SECONDS) and not forced.is_set():
-        pass
 
 
 def _stop(*, graceful: bool) -> None:

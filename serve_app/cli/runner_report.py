@@ -22,6 +22,7 @@ class Kind(StrEnum):
     READY = "ready"
     LINES = "lines"  # that replicas have logged, as `text`
     DRAINING = "draining"
+    DRAINED = "drained"  # `text` says what is not finished, and the code what that means
     NOTE = "note"  # `text` is for the terminal
     FAILED = "failed"  # `subject`, `text` and `remedy` are the fields of an error
     LOST = "lost"  # Ray has ended; `text` says what of it

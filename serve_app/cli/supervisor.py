@@ -15,7 +15,7 @@ from typing import Protocol
 from rich.markup import escape
 from rich.status import Status
 
-from serve_app.cli.console import FAILED, OK, console, print_error
+from serve_app.cli.console import FAILED, LOST, OK, console, print_error
 from serve_app.cli.runner_report import Kind, Report
 from serve_app.core.errors import OperatorError
 
@@ -24,7 +24,7 @@ _CHECK_SECONDS = 1.0  # between two looks at Ray's processes
 _SILENCE_SECONDS = 20.0  # without an answer of Ray, after which it counts as lost
 _PAUSE_SECONDS = 10.0  # between two turns of the loop, of which there are five a second
 _LOAD_SECONDS = 5.0  # that a stop may take while the models load
-_FORCED_SECONDS = 15.0  # that a stop may take after the second signal
+_FORCED_SECONDS = 20.0  # that a stop may take after the second signal
 _STOP_SECONDS = 60.0  # that Serve and Ray may take to stop after the drain
 
 
@@ -84,6 +84,8 @@ class Supervisor:
         self._last_turn = clock()
         self._signals = 0
         self._error: int | None = None  # the exit code of an error that was shown
+        self._was_ready = False
+        self._drained: int | None = None  # the exit code of a drain that has ended
         self._lost = ""  # what the runner has reported of the loss of Ray
         self._status: Status | None = None
 
@@ -149,6 +151,7 @@ class Supervisor:
                 console.print(f"[yellow]waiting:[/] {escape(report.text)}", soft_wrap=True)
             case Kind.READY:
                 self._phase = Phase.READY
+                self._was_ready = True
                 self._show_status(None)
                 self._show_summary(self._logs or self._log)
             case Kind.LINES:
@@ -156,6 +159,10 @@ class Supervisor:
                     print(report.text, flush=True)
             case Kind.DRAINING:
                 console.print("draining: accepted images are finished, nothing new is accepted")
+            case Kind.DRAINED:
+                self._drained = report.exit_code
+                if report.text:
+                    console.print(escape(report.text), soft_wrap=True)
             case Kind.NOTE:
                 console.print(escape(report.text), soft_wrap=True)
             case Kind.FAILED:
@@ -197,9 +204,19 @@ class Supervisor:
             how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
             self._fail(OperatorError(f"the process that runs Ray ended {how}"))
         if self._error is None:
+            self._error = self._loss()
             console.print("stopped")
         console.print(f"[dim]logs: {escape(str(self._logs or self._log))}[/]", soft_wrap=True)
-        return OK if self._error is None else self._error
+        return self._error
+
+    def _loss(self) -> int:
+        """Return the exit code of a stop, by what became of the requests that were accepted."""
+        if not self._was_ready:
+            return OK
+        if self._drained is None:
+            console.print("unknown what became of the accepted requests: the stop took too long")
+            return LOST
+        return self._drained
 
     def _show_status(self, text: str | None) -> None:
         """Show what the service does now, in motion if this is a terminal."""

@@ -23,6 +23,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.convictions import Conviction
 from serve_app.core.service.info import Health, ModelInfo
 from serve_app.core.service.metrics import BUILD_INFO, Meter
+from serve_app.core.service.unfinished import Unfinished
 from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.autoscaling import MAX_TOTAL_REPLICAS
 from serve_app.deployments.clients import RemoteLedger, RemoteStage
@@ -43,8 +44,14 @@ class HttpIngress(Protocol):
     def cancel(self, job_id: str) -> None:
         """Cancel the job if this process works at it."""
 
+    def resume(self) -> None:
+        """Finish what the last stop has left unfinished, beside everything else."""
+
     async def drain(self) -> None:
         """Wait until every job of this process has ended and the ledger knows of it."""
+
+    async def stop(self) -> Unfinished:
+        """End every job within seconds; return how many are in the spool, and how many lost."""
 
 
 class OpenHttp(Protocol):
@@ -104,6 +111,7 @@ class IngressReplica:
         self._http = config.open_http(
             self._conductor, RemoteLedger(ledger), self._meter, self._cancel_everywhere
         )
+        self._http.resume()
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the ASGI app. Serve calls this in the replica, so the app is never pickled."""
@@ -143,6 +151,10 @@ class IngressReplica:
         """Refuse new images, and wait until every accepted one has ended and the ledger knows."""
         await self._conductor.drain()
         await self._http.drain()
+
+    async def stop(self) -> Unfinished:
+        """End within seconds whatever the drain has not finished, and spool what can be."""
+        return await self._http.stop()
 
     async def __del__(self) -> None:
         """Drain: Serve calls this before a replica retires.

@@ -17,6 +17,7 @@ from typing import Any
 from serve_app.core.errors import LedgerFault
 from serve_app.core.service.info import LedgerHealth
 from serve_app.core.service.jobs import (
+    OWNER_LOST,
     ClaimResult,
     IdempotencyClaim,
     Job,
@@ -94,12 +95,16 @@ class Ledger:
     ) -> None:
         """Keep how the job ended, and wake those who wait for it.
 
-        Does nothing if another process has taken over the job: this owner was presumed dead.
+        Does nothing if another process has taken over the job: this owner was presumed dead. With
+        the error `OWNER_LOST` its owner gives it up: a claim stays, for whoever takes the job over.
         """
         now = self._note_call()
-        is_changed = await self._store.write(
-            lambda store: store.finish(id, owner, state, error, result, now)
-        )
+        if error == OWNER_LOST:
+            is_changed = await self._give_up(id, owner, now)
+        else:
+            is_changed = await self._store.write(
+                lambda store: store.finish(id, owner, state, error, result, now)
+            )
         if is_changed:
             self._wake(id)
         await self._clean_up()
@@ -178,6 +183,14 @@ class Ledger:
     async def _look_after(self) -> None:
         await self._store.maintain()
         await self._clean_up()
+
+    async def _give_up(self, id: str, owner: str, now: float) -> bool:
+        """Keep that the owner does not work at the job any more; return False if it is another."""
+        job = await self._store.read(lambda store: store.read(id))
+        if job is None or job.owner != owner or job.state is not JobState.RUNNING:
+            return False
+        await self._store.write(lambda store: store.abandon([id], now))
+        return True
 
     async def _read(self, id: str) -> Job | None:
         job = await self._store.read(lambda store: store.read(id))

@@ -30,6 +30,7 @@ from serve_app.ingress.services import ApiServices
 from serve_app.ingress.validation import validation_error_response
 
 DOORS: tuple[Door, ...] = (NATIVE, OPENAI)  # paths of no route are answered by the first
+RERUN_FORMATS = {form.route: form for door in DOORS for form in door.rerun_formats}
 ROUTERS = (pages.router, *(door.router for door in DOORS))
 _UNREADABLE = ErrorResponse(400, "VALIDATION_ERROR", "the body could not be read")
 _FRAMEWORK_ERRORS = {  # what Starlette raises by itself, by status

@@ -5,6 +5,7 @@ No Ray: the conductor, the ledger and the meter are handed in.
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from starlette.types import ASGIApp
 
@@ -14,11 +15,14 @@ from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.metrics import Meter
 from serve_app.core.service.moderation import WordList
 from serve_app.core.service.rate_limit import RateLimit
+from serve_app.core.service.unfinished import Unfinished
 from serve_app.ingress import allocator
 from serve_app.ingress.access import AccessPolicy
-from serve_app.ingress.app import build_api
+from serve_app.ingress.app import RERUN_FORMATS, build_api
 from serve_app.ingress.contracts import Ledger, Maker
 from serve_app.ingress.job_service import JobService
+from serve_app.ingress.job_spool import JobSpool
+from serve_app.spool.folder import SpoolFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,7 @@ class HttpConfig:
     rate_limit: RateLimit | None = None
     max_jobs: int = AdmissionLimits().open_requests
     caller_weights: Mapping[str, float] = field(default_factory=dict)  # by name
+    spool: Path | None = None  # DRAIN_SPOOL
 
 
 class HttpIngress:
@@ -42,11 +47,19 @@ class HttpIngress:
 
     def cancel(self, job_id: str) -> None:
         """Cancel the job if this process works at it."""
-        self._jobs.stop(job_id)
+        self._jobs.cancel_here(job_id)
+
+    def resume(self) -> None:
+        """Finish what the last stop has left unfinished, beside everything else."""
+        self._jobs.resume()
 
     async def drain(self) -> None:
         """Wait until every job of this process has ended and the ledger has its result."""
         await self._jobs.drain()
+
+    async def stop(self) -> Unfinished:
+        """End every job within seconds; return how many are in the spool, and how many lost."""
+        return await self._jobs.stop()
 
 
 def open_ingress(
@@ -58,7 +71,8 @@ def open_ingress(
 ) -> HttpIngress:
     """Open the HTTP side over a maker of images and the ledger.
 
-    `cancel_everywhere` cancels a job in whichever ingress process works at it.
+    `cancel_everywhere` cancels a job in whichever ingress process works at it. Raises
+    `SettingsError` for a spool that can't be used.
     """
     allocator.give_back_large_blocks()
     words = config.blocked_words
@@ -70,6 +84,7 @@ def open_ingress(
         rate_limit=config.rate_limit,
         caller_weights=config.caller_weights,
         cancel_everywhere=cancel_everywhere,
+        spool=_open_spool(config.spool) if config.spool else None,
     )
     asgi = build_api(
         jobs,
@@ -82,3 +97,9 @@ def open_ingress(
         max_jobs=config.max_jobs,
     )
     return HttpIngress(asgi, jobs)
+
+
+def _open_spool(path: Path) -> JobSpool:
+    folder = SpoolFolder(path)
+    folder.open()
+    return JobSpool(folder, RERUN_FORMATS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.cli.console import LOST, OK
 from serve_app.cli.runner_report import Kind, Report
 from serve_app.cli.supervisor import Supervisor
 
@@ -160,9 +161,10 @@ class Interrupted(ScriptedRunner):
         self,
         *turns: tuple[float, list[Report]],
         at: tuple[float, ...],
+        ends_with: int | None = None,
         left: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(*turns, left=left)
+        super().__init__(*turns, ends_with=ends_with, left=left)
         self._at = list(at)
 
     def reports(self) -> Iterator[Report]:
@@ -179,7 +181,6 @@ class Interrupted(ScriptedRunner):
     [
         (Interrupted((0, []), at=(1,)), 7.0),  # while Ray starts
         (Interrupted((0, [CONNECTED]), at=(1,)), 7.0),  # while the models load
-        (Interrupted((0, READY), at=(1, 30)), 46.0),  # a second one, during the drain
     ],
 )
 def test_a_stop_that_should_be_quick_is_enforced(
@@ -188,6 +189,32 @@ def test_a_stop_that_should_be_quick_is_enforced(
     assert run(runner, capsys) == (0, "stopped")
     assert runner.killed_at == killed_at
     assert runner.stops > 0
+
+
+def test_a_second_signal_is_enforced_and_what_is_not_known_to_be_finished_may_be_lost(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runner = Interrupted((0, READY), at=(1, 30))
+    code, shown = run(runner, capsys)
+    assert code == LOST
+    assert shown.splitlines()[0].startswith("unknown what became of the accepted requests")
+    assert runner.killed_at == 51.0
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "shown"),
+    [
+        ("", OK, "stopped"),
+        ("2 requests in /spool", OK, "2 requests in /spool\nstopped"),
+        ("1 request lost", LOST, "1 request lost\nstopped"),
+    ],
+)
+def test_the_exit_code_says_whether_an_accepted_request_was_lost(
+    capsys: pytest.CaptureFixture[str], text: str, code: int, shown: str
+) -> None:
+    drained = Report(Kind.DRAINED, text, exit_code=code)
+    turns = ((0.0, READY), (2.0, [BEAT]), (1.0, [drained, Report(Kind.STOPPING)]))
+    assert run(Interrupted(*turns, at=(1,), ends_with=code), capsys) == (code, shown)
 
 
 def test_lines_of_the_log_go_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

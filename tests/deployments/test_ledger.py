@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.core.service.jobs import (
+    OWNER_LOST,
     IdempotencyClaim,
     Job,
     JobError,
@@ -156,6 +157,25 @@ async def test_a_job_that_its_living_owner_does_not_list_is_lost(
     assert lost is not None
     assert lost.is_abandoned
     assert (await ledger.create(replace(JOB, id="job-2", created=clock.now), CLAIM)).is_owner
+
+
+async def test_a_job_that_its_owner_gives_up_is_taken_over_at_once_with_its_id_and_seed(
+    ledger: Ledger,
+) -> None:
+    await ledger.create(JOB, CLAIM)
+    waiting = asyncio.ensure_future(ledger.get(JOB.id, 5))
+    await asyncio.sleep(0)
+    await ledger.finish(JOB.id, JOB.owner, JobState.FAILED, OWNER_LOST, None)
+    given_up = await waiting
+    assert given_up is not None
+    assert (given_up.is_abandoned, given_up.error) == (True, OWNER_LOST)
+    taker = replace(JOB, id="job-2", owner="owner-2")
+    claimed = await ledger.create(taker, replace(CLAIM, seed=8))
+    assert (claimed.job, claimed.seed, claimed.is_owner) == (JOB.id, CLAIM.seed, True)
+    await ledger.finish(JOB.id, JOB.owner, JobState.FAILED, OWNER_LOST, None)  # too late
+    job = await ledger.get(JOB.id, 0)
+    assert job is not None
+    assert (job.state, job.owner) == (JobState.RUNNING, "owner-2")
 
 
 async def test_who_waits_for_a_lost_job_is_woken(ledger: Ledger, clock: Clock) -> None:

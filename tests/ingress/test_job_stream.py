@@ -106,7 +106,7 @@ class StoppingLedger(Ledger):
     async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
         created = await super().create(job, claim)
         if self.jobs is not None:
-            asyncio.get_running_loop().call_soon(self.jobs.stop, job.id)
+            asyncio.get_running_loop().call_soon(self.jobs.cancel_here, job.id)
             self.jobs = None
         return created
 

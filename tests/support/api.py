@@ -48,7 +48,7 @@ class Client:
         self._maker = maker
         self._ledger = ledger
         self._clients: list[httpx.AsyncClient] = []
-        self._jobs: list[JobService] = []
+        self.jobs: list[JobService] = []
 
     def __call__(
         self,
@@ -81,13 +81,13 @@ class Client:
         client = httpx.AsyncClient(
             transport=transport, base_url="http://localhost", headers=headers
         )
-        self._jobs.append(jobs)
+        self.jobs.append(jobs)
         self._clients.append(client)
         return client
 
     async def drain(self) -> None:
         """Wait until all jobs have ended and the ledger knows."""
-        for jobs in self._jobs:
+        for jobs in self.jobs:
             await jobs.drain()
 
     async def close(self) -> None:

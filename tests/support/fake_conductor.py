@@ -43,12 +43,14 @@ class FakeConductor:
         self.owed = 12.3  # seconds
         self.warnings: tuple[str, ...] = ()  # of every image
         self.refusal: Exception | None = None  # of every job
+        self.refused = 0  # jobs
         self.admitted: list[Sequence[ImageTask]] = []  # by job
         self.open_jobs = 0
         self.others: Sequence[Mapping[str, Any]] = ()  # what other processes have
 
     def admit(self, tasks: Sequence[ImageTask]) -> AbstractContextManager[object]:
         if self.refusal is not None:
+            self.refused += 1
             raise self.refusal
         self.admitted.append(tasks)
         self.open_jobs += 1

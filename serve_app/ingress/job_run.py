@@ -1,0 +1,22 @@
+"""`JobRun`: one job that this process works at, and what a stop must know of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serve_app.core.service.jobs import IdempotencyClaim, Job
+from serve_app.core.service.tasks import ImageTask
+from serve_app.ingress.generation_job import GenerationJob
+from serve_app.ingress.job_feed import JobFeed
+from serve_app.spool.folder import SpoolFile
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JobRun:
+    """A job at work. Without a claim nobody can ask for it again."""
+
+    job: Job
+    generation: GenerationJob
+    tasks: Sequence[ImageTask]
+    feed: JobFeed
+    claim: IdempotencyClaim | None = None
+    file: SpoolFile | None = None  # of the spool, from which it goes on

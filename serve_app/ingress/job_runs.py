@@ -1,0 +1,251 @@
+"""`JobRuns`: the jobs that one ingress process works at, from their start until the ledger knows.
+
+No HTTP and no Ray. When a client disconnects, Ray and Serve cancel every remote call that was made
+in the context of its request, by whichever task. A job may be finished for a later call, and the
+ledger's writes are of several jobs, so all tasks here begin with an empty context.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextvars import Context
+from functools import partial
+from uuid import uuid4
+
+from serve_app.core.caller import Caller
+from serve_app.core.capacity.admission_control import EXCHANGE_INTERVAL_S
+from serve_app.core.errors import Draining, LedgerAway, Loading, Overloaded, ServiceError
+from serve_app.core.service.events import JobStarted
+from serve_app.core.service.job_errors import JobCancelled
+from serve_app.core.service.jobs import OWNER_LOST, Job, JobError, JobResult, JobState
+from serve_app.core.service.rate_limit import RateLimit
+from serve_app.core.service.unfinished import Unfinished
+from serve_app.ingress.contracts import Ledger, Maker
+from serve_app.ingress.errors import error_response
+from serve_app.ingress.job_result import make_result
+from serve_app.ingress.job_run import JobRun
+from serve_app.ingress.job_spool import JobSpool
+from serve_app.ingress.ledger_outbox import LedgerOutbox
+from serve_app.ingress.quota import Quota
+
+HEARTBEAT_INTERVAL_S = EXCHANGE_INTERVAL_S
+_MAX_RETRY_S = 5.0  # between two tries to admit a job that was accepted before the last stop
+_CANCEL_S = 1.0  # that jobs may take to end at a stop
+_FLUSH_S = 2.0  # that the ledger may take to know of it
+
+
+class JobRuns:
+    """The jobs at which one process works, as the `owner`.
+
+    `spool` is where a stop keeps those that somebody may ask for again.
+    """
+
+    def __init__(
+        self,
+        maker: Maker,
+        ledger: Ledger,
+        rate_limit: RateLimit | None = None,
+        caller_weights: Mapping[str, float] | None = None,
+        spool: JobSpool | None = None,
+    ) -> None:
+        self.outbox = LedgerOutbox()
+        self._maker = maker
+        self._ledger = ledger
+        self._quota = Quota(ledger, rate_limit)
+        self._caller_weights = caller_weights or {}
+        self._spool = spool
+        self._owner = uuid4().hex
+        self._running: dict[str, tuple[JobRun, asyncio.Task[JobResult]]] = {}
+        self._claims: set[asyncio.Task[JobResult]] = set()  # requests with an idempotency key
+        self._heartbeats: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    def new_job(self, caller: str) -> Job:
+        """Return a new job of this process, which the ledger does not know yet."""
+        return Job(uuid4().hex, caller, self._owner, time.time())
+
+    def caller(self, name: str) -> Caller:
+        """Return a caller with its weight."""
+        return Caller(name, self._caller_weights.get(name, 1.0))
+
+    def add_claim(self, task: asyncio.Task[JobResult]) -> None:
+        """Take note of a request with an idempotency key, which may become a job."""
+        self._claims.add(task)
+        task.add_done_callback(self._claims.discard)
+        task.add_done_callback(_retrieve)
+        self.keep_alive()
+
+    def begin(self, run: JobRun) -> asyncio.Task[JobResult]:
+        """Start a job without a claim, which the ledger learns of later.
+
+        Raises what the maker's `admit` raises. A job that is refused leaves no trace in the ledger:
+        there may be many.
+        """
+        admission = ExitStack()
+        admission.enter_context(self._maker.admit(run.tasks))
+        self.outbox.put(run.job.id, partial(self._ledger.create, run.job, None))
+        task = self.start(run)
+        task.add_done_callback(lambda _: admission.close())
+        return task
+
+    def start(self, run: JobRun) -> asyncio.Task[JobResult]:
+        """Start a job that the ledger knows. One with a claim is admitted first."""
+        task = asyncio.create_task(self._run(run), context=Context())
+        self._running[run.job.id] = run, task
+        task.add_done_callback(partial(self._forget, run))
+        task.add_done_callback(_retrieve)
+        self.keep_alive()
+        return task
+
+    def cancel(self, id: str) -> None:
+        """Cancel a job, if this process works at it."""
+        if id in self._running:
+            self._running[id][1].cancel()
+
+    async def drain(self) -> None:
+        """Return when all jobs of this process have ended, and the ledger has their results."""
+        while tasks := [*self._claims, *(task for _, task in self._running.values())]:
+            await asyncio.wait(tasks)
+        await self.outbox.flush()
+
+    async def stop(self) -> Unfinished:
+        """End all jobs within seconds, and keep in the spool those that may be asked for again.
+
+        Their claims stay, so that whoever takes them up has their ids and their seeds.
+        """
+        self._is_stopping = True
+        running = dict(self._running)
+        runs, tasks = [run for run, _ in running.values()], [task for _, task in running.values()]
+        kept = await self._spool.save(runs, self._maker.snapshot) if self._spool else frozenset()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CANCEL_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.outbox.flush(), _FLUSH_S)
+        unfinished = [id for id, (_, task) in running.items() if not _has_ended(task)]
+        spooled = sum(id in kept for id in unfinished)
+        return Unfinished(spooled, len(unfinished) - spooled)
+
+    def keep_alive(self) -> None:
+        """Send heartbeats for as long as this process works, or waits for a job's end."""
+        if self._heartbeats is None or self._heartbeats.done():
+            self._heartbeats = asyncio.create_task(self._send_heartbeats(), context=Context())
+
+    def _forget(self, run: JobRun, task: asyncio.Task[JobResult]) -> None:
+        del self._running[run.job.id]
+        if task.cancelled():  # before its first step, or else `_run` would have reported its end
+            state, error = self._interruption()
+            self.outbox.put(run.job.id, partial(self._finish, run, 0.0, state, error, None))
+
+    def _interruption(self) -> tuple[JobState, JobError | None]:
+        """Return how a job has ended whose task was cancelled."""
+        if self._is_stopping:
+            return JobState.FAILED, OWNER_LOST
+        return JobState.CANCELLED, None
+
+    async def _run(self, run: JobRun) -> JobResult:
+        """Return the job's result; the outbox reports its end to the ledger."""
+        state, error, result = JobState.CANCELLED, None, None
+        charged = refund = 0.0
+        try:
+            with await self._admit(run):
+                if run.file is None:  # else it was charged when it was accepted
+                    charged = await self._quota.charge(run.job.caller, run.generation.cost)
+                run.feed.put(JobStarted(run.job.id))
+                result = await make_result(
+                    self._maker, run.job, run.tasks, run.generation, run.feed.put
+                )
+            state = JobState.SUCCEEDED
+            return result
+        except asyncio.CancelledError:
+            state, error = self._interruption()
+            if error is OWNER_LOST:
+                raise Draining("the service was stopped before this was done") from None
+            raise JobCancelled("the job was cancelled") from None
+        except Exception as failure:
+            state, error = JobState.FAILED, _job_error(failure, run)
+            if isinstance(failure, ServiceError):
+                refund = charged
+            raise
+        finally:
+            size = sum(map(len, result.pngs)) if result else 0
+            kept = result if self.outbox.has_capacity(size) else None
+            finish = partial(self._finish, run, refund, state, error, kept)
+            self.outbox.put(run.job.id, finish, size if kept else 0)
+
+    async def _admit(self, run: JobRun) -> AbstractContextManager[object]:
+        """Admit a job that has a claim: the ledger had to be asked first whether it runs already.
+
+        A job of the spool was accepted before, so it is not refused but waits.
+        """
+        if run.claim is None:
+            return nullcontext()
+        while True:
+            try:
+                return self._maker.admit(run.tasks)
+            except Overloaded as refusal:
+                if run.file is None:
+                    raise
+                await asyncio.sleep(min(refusal.retry_after, _MAX_RETRY_S))
+
+    async def _finish(
+        self,
+        run: JobRun,
+        refund: float,
+        state: JobState,
+        error: JobError | None,
+        result: JobResult | None,
+    ) -> None:
+        """Remember how the job ended, and give back what a fault of the service has cost."""
+        await self._ledger.finish(run.job.id, self._owner, state, error, result)
+        if run.file is not None and error is OWNER_LOST:
+            run.file.release()
+        elif run.file is not None:
+            run.file.delete()
+        with suppress(LedgerAway):  # a lost refund is no reason to drop other jobs' writes
+            await self._quota.refund(run.job.caller, refund)
+
+    @property
+    def _is_working(self) -> bool:
+        return bool(self._running or self._claims) or not self.outbox.is_empty
+
+    async def _send_heartbeats(self) -> None:
+        """Send heartbeats while there is work, and one more, so that no old load is believed."""
+        is_working = True
+        while is_working:
+            is_working = self._is_working
+            with suppress(LedgerAway):
+                jobs = frozenset(self._running) | self.outbox.jobs
+                load = self._maker.load()
+                self._maker.update_others(await self._ledger.heartbeat(self._owner, jobs, load))
+            is_working |= self._is_working  # what came during that call
+            if is_working:
+                await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+
+
+def _job_error(failure: Exception, run: JobRun) -> JobError:
+    """Return how the ledger keeps a failure.
+
+    A job with a claim that comes while the service stops, or one of the spool that comes before it
+    has started, waits for whoever takes it up.
+    """
+    comes_too_late = run.claim is not None and isinstance(failure, Draining)
+    if comes_too_late or (run.file is not None and isinstance(failure, Loading)):
+        return OWNER_LOST
+    response = error_response(failure, 0)
+    return JobError(response.code, response.message, response.is_final)
+
+
+def _has_ended(task: asyncio.Task[JobResult]) -> bool:
+    """Return whether a job ended by itself, with its images or a named error of its own."""
+    if not task.done() or task.cancelled():
+        return False
+    return not isinstance(task.exception(), Draining)
+
+
+def _retrieve(task: asyncio.Task[JobResult]) -> None:
+    """Mark a task's error as seen: the caller who waited for it may have left."""
+    if not task.cancelled():
+        task.exception()
