@@ -57,6 +57,7 @@ def test_an_image_is_owed_until_it_is_removed(backlog: Backlog) -> None:
     fox = image("a")
     backlog.add(fox)
     assert len(backlog) == 1
+    assert (backlog.get("a"), backlog.get("b")) == (fox, None)
     assert owed(backlog) == {Stage.BASE: 8, Stage.REFINER: 2}  # two images step together
     backlog.remove(fox)
     assert len(backlog) == 0
