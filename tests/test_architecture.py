@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
         set(),
     ),
     "core.service": (
-        {"core.caller", "core.errors", "core.diffusion", "core.capacity", "core.service"},
+        {"core.caller", "core.errors", "core.replica_errors"}
+        | {"core.diffusion", "core.capacity", "core.service"},
         set(),
     ),
     "core": ({"core.errors"}, set()),

@@ -215,7 +215,7 @@ class _LocalStage:
             yield event
 
     async def take(self, id: str) -> list[ImageSnapshot]:
-        await self._replica.take(id)
+        await self._replica.take(id, "bench")
         return []
 
     async def stats(self) -> list[ReplicaStats]:

@@ -18,7 +18,8 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
@@ -152,21 +153,28 @@ def _deploy(
     if status.status != ApplicationStatus.RUNNING:
         raise startup_failure(_messages(status, name))
     client.wait_for_proxies_serving()
-    _wait_for_ingresses(name)
+    if not _has_heard_everywhere(name):
+        reports.send(Kind.NOTE, "an ingress has not heard of every stage yet: it answers 503")
 
 
-def _wait_for_ingresses(name: str) -> None:
-    """Wait until every ingress replica has heard of the stages, whichever answers /health next."""
+def _has_heard_everywhere(name: str) -> bool:
+    """Wait for a while until every ingress replica has heard of the stages; return whether.
+
+    Any of them may answer /health next.
+    """
     end = time.monotonic() + _INGRESS_SECONDS
     while time.monotonic() < end:
-        answers = serve.get_app_handle(name).broadcast("health")
-        results = answers.results(timeout_s=_CALL_SECONDS, return_exceptions=True)
-        if all(
-            isinstance(found, Health) and found.status is not HealthStatus.LOADING
-            for found in results
-        ):
-            return
+        with suppress(TimeoutError, RayError, DeploymentUnavailableError):
+            calls = serve.get_app_handle(name).broadcast("health")
+            answers = calls.results(timeout_s=_CALL_SECONDS, return_exceptions=True)
+            if all(isinstance(found, Health) and _has_heard(found) for found in answers):
+                return True
         time.sleep(_POLL_SECONDS)
+    return False
+
+
+def _has_heard(health: Health) -> bool:
+    return health.status is not HealthStatus.LOADING
 
 
 def _fault(status: ApplicationStatusOverview) -> OperatorError | None:

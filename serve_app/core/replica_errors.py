@@ -1,6 +1,6 @@
 """The ways a replica can be lost while it has an image, as kinds of `ReplicaLost`."""
 
-from serve_app.core.errors import ReplicaLost
+from serve_app.core.errors import ReplicaLost, ServiceError
 
 
 class ReplicaDied(ReplicaLost):
@@ -17,6 +17,15 @@ class TurnOverdue(ReplicaLost):
 
 class LeaseExpired(ReplicaLost):
     """The replica has heard nothing of the image's sender for so long that it dropped the image."""
+
+
+class TakenOver(ServiceError):
+    """Another process works at the image's job: this one was taken for gone, and is cut off.
+
+    Whoever waits for the job joins the other process. Its code reaches no caller.
+    """
+
+    code = ReplicaLost.code
 
 
 class ReplicasExhausted(ReplicaLost):

@@ -38,6 +38,7 @@ from serve_app.deployments.ray_private import accepting_replica, broadcast_resul
 logger = logging.getLogger("aura.clients")
 
 _STATS_TIMEOUT = 0.7  # seconds for all replicas: /health must respond within one second
+_RENEW_TIMEOUT = 10.0  # seconds; nobody waits for it
 _TAKE_TIMEOUT = 1.5  # seconds for all replicas: those of a dead node never respond
 _STATS_TTL = 0.5  # seconds that stats are reused
 _LEDGER_TIMEOUT = 5.0  # seconds, more than the ledger gives its store
@@ -106,22 +107,30 @@ class RemoteStage:
                 response.cancel()
 
     async def take(self, id: str) -> list[ImageSnapshot]:
-        """Return what replicas have kept of an image whose sender is gone; they keep it no more."""
-        found = await self._call_all("take", id, timeout=_TAKE_TIMEOUT)
-        return [snapshot for snapshot in found if isinstance(snapshot, ImageSnapshot)]
+        """Return what replicas have of an image whose job this process has taken over."""
+        found = await self._call_all("take", id, self._sender, timeout=_TAKE_TIMEOUT)
+        return [snapshot for snapshot in found or () if isinstance(snapshot, ImageSnapshot)]
 
     async def _renew_leases(self) -> None:
-        """Renew the leases of all samples of this process, and once more after the last one."""
+        """Renew the leases of all samples of this process, and once more after the last one.
+
+        A round does not wait for the answers of the one before.
+        """
+        calls: set[asyncio.Task[Any]] = set()
         more = True
         while more:
             more = self._at_work > 0
-            await self._call_all("renew", self._sender, timeout=self._renew_every_s)
+            call = self._call_all("renew", self._sender, timeout=_RENEW_TIMEOUT)
+            task = asyncio.create_task(call, context=Context())
+            calls.add(task)
+            task.add_done_callback(calls.discard)
             await asyncio.sleep(self._renew_every_s)
+            more = more or self._at_work > 0
 
-    async def _call_all(self, method: str, *args: str, timeout: float) -> list[Any]:
+    async def _call_all(self, method: str, *args: str, timeout: float) -> list[Any] | None:
         """Return the answer of each replica, or its error; `TimeoutError` if it is silent.
 
-        Nothing while the deployment can't be reached.
+        None while the deployment can't be reached.
         """
         end = asyncio.get_running_loop().time() + timeout
 
@@ -133,7 +142,7 @@ class RemoteStage:
             async with asyncio.timeout_at(end):
                 replicas = await broadcast_results(self._handle.broadcast(method, *args))
         except (TimeoutError, RayError, DeploymentUnavailableError):
-            return []
+            return None
         return await asyncio.gather(*map(answer, replicas), return_exceptions=True)
 
     async def stats(self) -> list[ReplicaStats]:
@@ -152,6 +161,8 @@ class RemoteStage:
     async def _fetch_stats(self) -> list[ReplicaStats]:
         """Return the stats of the replicas that respond in time, and what `KnownStats` adds."""
         answers = await self._call_all("stats", timeout=_STATS_TIMEOUT)
+        if answers is None:
+            return []
         stats = [found for found in answers if isinstance(found, ReplicaStats)]
         silent = sum(isinstance(found, TimeoutError) for found in answers)
         return self._known.update(stats, silent, self._clock())

@@ -285,7 +285,7 @@ class Conductor:
                 for segment in segments_left(image.sample, image.segments):
                     started = clock()
                     image.sample = for_stage(image.sample, segment.stage)
-                    run = self._segment_run.events(image, segment, deadline)
+                    run = self._segment_run.events(image, segment, deadline, task.confirm)
                     async with aclosing(run) as events:
                         async for event in events:
                             yield event

@@ -24,7 +24,7 @@ from serve_app.config.settings import Settings
 from serve_app.config.topology import StageDeployment, Topology, plan_stages
 from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.capacity.placement import Cluster
-from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES, RESERVED_BATCHES
+from serve_app.core.capacity.routing import max_ongoing_images
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
@@ -124,11 +124,9 @@ def deploy_stage(
     `images` are how many step together on each replica. A replica that retires may finish its
     images for `drain` seconds; then they are continued elsewhere.
     """
-    # One more, since several ingresses choose independently.
-    max_batches = MAX_QUEUED_BATCHES + RESERVED_BATCHES + 1
     return cast(Deployment, serve.deployment(kind)).options(
         name=name,
-        max_ongoing_requests=max_batches * images,
+        max_ongoing_requests=max_ongoing_images(images),
         logging_config=serve_log(log),
         graceful_shutdown_timeout_s=drain,
         health_check_period_s=HEALTH_CHECK_PERIOD,

@@ -28,7 +28,7 @@ async def stage_health(
         both = " and ".join(names)
         well = [replica for replica in stats if not replica.is_hanging]
         if len(well) < len(stats):
-            hanging.append(f"{len(stats) - len(well)} of {both} hangs and will be replaced")
+            hanging.append(_hanging(len(stats) - len(well), both))
         replicas |= dict.fromkeys(map(str, names), len(well))
         owed += sum(replica.owed_seconds for replica in well)
         warnings |= {f"{both}: {found.shortfall}": None for found in well if found.shortfall}
@@ -36,7 +36,13 @@ async def stage_health(
         return Health(HealthStatus.DRAINING, "the service is shutting down", replicas, owed)
     missing = [stage for stage, n in replicas.items() if not n and stage not in scale_to_zero]
     if missing:
-        reason = f"no replica of {' and '.join(missing)} is ready yet"
+        reason = "; ".join([f"no replica of {' and '.join(missing)} is ready yet", *hanging])
         return Health(HealthStatus.LOADING, reason, replicas, owed)
     status = HealthStatus.DEGRADED if hanging else HealthStatus.READY
     return Health(status, "; ".join(hanging), replicas, owed, tuple(warnings))
+
+
+def _hanging(count: int, stages: str) -> str:
+    if count == 1:
+        return f"a replica of {stages} hangs and will be replaced"
+    return f"{count} replicas of {stages} hang and will be replaced"

@@ -169,11 +169,11 @@ class Ledger:
         if self._last_call is None:
             self._last_call = time.monotonic()
         self._note_call()
-        if self._upkeep is None:
-            self._upkeep = asyncio.create_task(self._look_after(), context=Context())
-        await asyncio.wait([self._upkeep], timeout=_UPKEEP_WAIT)
-        if self._upkeep.done():
-            upkeep, self._upkeep = self._upkeep, None
+        upkeep = self._upkeep or asyncio.create_task(self._look_after(), context=Context())
+        self._upkeep = upkeep
+        await asyncio.wait([upkeep], timeout=_UPKEEP_WAIT)
+        if upkeep.done():
+            self._upkeep = None if self._upkeep is upkeep else self._upkeep
             upkeep.result()
 
     def close(self) -> None:

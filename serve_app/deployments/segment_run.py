@@ -4,7 +4,7 @@ No HTTP, no Ray and no torch: a stage is anything that keeps the `StageClient` c
 """
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import assert_never
@@ -14,7 +14,13 @@ from serve_app.core.capacity.overdue import silence_limit
 from serve_app.core.diffusion.sample import StageSegment
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import EngineFault, ReplicaLost
-from serve_app.core.replica_errors import ReplicaDied, ReplicasExhausted, ReplicaSilent, TurnOverdue
+from serve_app.core.replica_errors import (
+    LeaseExpired,
+    ReplicaDied,
+    ReplicasExhausted,
+    ReplicaSilent,
+    TurnOverdue,
+)
 from serve_app.core.scheduling.work import WorkKind
 from serve_app.core.service.backlog import Backlog, ImageInFlight
 from serve_app.core.service.convictions import image_kills_replica
@@ -57,12 +63,17 @@ class SegmentRun:
     _silent: set[str] = field(default_factory=set)  # replicas that were counted
 
     async def events(
-        self, image: ImageInFlight, segment: StageSegment, deadline: Deadline
+        self,
+        image: ImageInFlight,
+        segment: StageSegment,
+        deadline: Deadline,
+        confirm: Callable[[], Awaitable[None]],
     ) -> AsyncGenerator[StageEvent, None]:
         """Run one segment and stream its events, of which an equal one is not repeated.
 
-        Each lost replica costs the steps since the last snapshot, and extends the deadline. Raises
-        what the stage raises, `ImageKillsReplica`, or `ReplicasExhausted`.
+        Each lost replica costs the steps since the last snapshot, and extends the deadline.
+        `confirm` is the task's. Raises what the stage raises, what `confirm` raises,
+        `ImageKillsReplica`, or `ReplicasExhausted`.
         """
         closings = 0
         while True:
@@ -75,6 +86,10 @@ class SegmentRun:
                             deadline.end_wait()
                         yield event
                 return
+            except LeaseExpired as loss:
+                await confirm()
+                self.meter.record(IMAGES_RESUMED, reason=ResumeReason.EXPIRED)
+                logger.warning("%s: %s; sending it again", image.sample.id, loss)
             except ReplicaLost as loss:
                 closings = closings + 1 if image.sample.index == index else 1
                 reason = self._judge(image, segment.stage, loss, closings)

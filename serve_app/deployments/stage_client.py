@@ -20,10 +20,10 @@ class StageClient(Protocol):
         """
 
     async def take(self, id: str) -> list[ImageSnapshot]:
-        """Return what replicas have kept of an image whose sender is gone; they keep it no more.
+        """Return what replicas have of an image whose job this process has taken over.
 
-        A replica that still works at the image stops. Raises nothing: what can't be reached has
-        nothing to give.
+        The work of another process at it ends. Raises nothing: what can't be reached has nothing to
+        give.
         """
 
     async def stats(self) -> list[ReplicaStats]:

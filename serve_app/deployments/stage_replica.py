@@ -16,10 +16,12 @@ from typing import Any
 
 from serve_app.core.capacity.forecast import forecast
 from serve_app.core.capacity.replica_report import ReplicaReport
+from serve_app.core.capacity.routing import max_ongoing_images
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, without_tensors
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.replica_errors import LeaseExpired, TurnOverdue
+from serve_app.core.errors import AuraError
+from serve_app.core.replica_errors import TurnOverdue
 from serve_app.core.scheduling.memory_plan import shortfalls
 from serve_app.core.service.events import (
     Progress,
@@ -136,7 +138,7 @@ class StageReplica:
         self._meter = meter()
         self._metrics = EngineMetrics(self._meter)
         self._flushing: asyncio.Task[None] | None = None
-        self._leases = SampleLeases()
+        self._leases = SampleLeases(max_ongoing_images(config.max_batch_images))
         self._ticking: asyncio.Task[None] | None = None
         self._report_number, self._idle_reports = 0, 0
         self._last_report: dict[str, Any] = {}
@@ -163,19 +165,17 @@ class StageReplica:
         def listen(event: Event) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        def drop() -> None:
+        def drop(error: AuraError) -> None:
             self._engine.cancel(sample.id, listen)
-            events.put_nowait(Failed(LeaseExpired("the image's sender was taken for gone")))
-
-        lease = self._leases.begin(segment.sender, sample, drop)
-        self._keep_leases()
-        is_done = False
+            events.put_nowait(Failed(error))
 
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush_metrics(), context=Context())
         arrival = self._metrics.sample_arrived(sample.id, sample.stage)
-        self._engine.submit(sample, segment, listen)
+        lease, is_done = self._leases.begin(segment.sender, sample, drop), False
         try:
+            self._keep_leases()
+            self._engine.submit(sample, segment, listen)
             place: Queued | Progress = Queued()
             yield place
             while True:
@@ -204,9 +204,12 @@ class StageReplica:
         """Note that the process with this id still wants what it has sent."""
         self._leases.renew(sender)
 
-    async def take(self, id: str) -> ImageSnapshot | None:
-        """Return the newest snapshot of an image whose sender is gone, and stop working at it."""
-        return self._leases.take(id)
+    async def take(self, id: str, taker: str) -> ImageSnapshot | None:
+        """Return the newest snapshot of an image whose job the sender `taker` has taken over.
+
+        The work of another sender at it ends.
+        """
+        return self._leases.take(id, taker)
 
     async def stats(self) -> ReplicaStats:
         """Return what this replica is and has done."""

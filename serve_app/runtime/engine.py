@@ -28,13 +28,14 @@ from serve_app.core.errors import (
     ReplicaLost,
     ReplicaUnwell,
 )
+from serve_app.core.replica_errors import TakenOver
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import PendingWork, Plan, WorkKind
 from serve_app.core.service.events import EngineStats
 from serve_app.runtime.command_queue import CommandQueue
 from serve_app.runtime.engine_errors import image_too_large, to_domain_error
-from serve_app.runtime.engine_events import Failed, Finished, Listener, StepRecord, notify
+from serve_app.runtime.engine_events import Failed, Finished, Listener, OnStep, StepRecord, notify
 from serve_app.runtime.fault_diagnosis import FaultDiagnosis
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage, latents_not_finite
@@ -48,8 +49,6 @@ logger = logging.getLogger("aura.engine")
 _MAX_FAULTS = 3  # failed turns in a row after which the engine is unhealthy
 # Seconds in which the news that a sample runs alone leaves the process, which the sample may end.
 _QUARANTINE_NOTICE = 0.05
-
-OnStep = Callable[[StepRecord], None]
 
 
 class Engine:
@@ -105,7 +104,7 @@ class Engine:
     def submit(self, sample: HostSample, segment: StageSegment, listener: Listener) -> None:
         """Step the sample to the end of its segment. Any thread may call this.
 
-        A sample with the id of an earlier one replaces it: its sender has given that one up.
+        A sample with the id of an earlier one replaces it, whose listener gets `TakenOver`.
         """
         self._commands.put(lambda: self._add(sample, segment, listener))
 
@@ -205,7 +204,8 @@ class Engine:
             return
         if sample.id in self._scheduler:
             self._scheduler.cancel(sample.id)
-            self._forget(sample.id, wasted=True)
+            cut_off, _ = self._forget(sample.id, wasted=True)
+            notify(cut_off, Failed(TakenOver("the image was sent again by another process")))
         try:
             on_device = to_device(sample, self.models.device.torch_device)
             steps = self._alone_steps(sample) if segment.alone else 0

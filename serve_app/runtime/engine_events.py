@@ -66,6 +66,9 @@ class StepRecord:
         )
 
 
+OnStep = Callable[[StepRecord], None]
+
+
 def notify(listener: Listener, event: Event) -> None:
     """Notify the listener; log if it raises, so that other samples are unaffected."""
     try:

@@ -38,7 +38,7 @@ class InstantStage:
     async def renew(self, sender: str) -> None:
         """Do nothing: no sample stays here."""
 
-    async def take(self, id: str) -> None:
+    async def take(self, id: str, taker: str) -> None:
         """Return nothing: no sample stays here."""
 
     async def stats(self) -> ReplicaStats:

@@ -275,4 +275,29 @@ async def test_snapshots_are_taken_of_whichever_replica_responds_and_has_some() 
     kept = ImageSnapshot(SAMPLE)
     handle: Any = Replicas(kept, SILENCE, ActorDiedError(), None, kept)
     assert await RemoteStage("base", handle).take("a") == [kept, kept]
-    assert handle.calls == [("take", "a")]
+    ((method, id, taker),) = handle.calls
+    assert (method, id, len(taker)) == ("take", "a", 32)
+
+
+async def test_an_image_that_comes_during_the_last_renewal_is_renewed_too() -> None:
+    handle: Any = LeasedReplicas()
+    stage: Any = RemoteStage("base", handle, renew_every_s=0.1)
+    _ = [event async for event in stage.advance(SAMPLE, SEGMENT)]
+    await until_async(lambda: handle.calls)  # of the last round, which now pauses
+    async with aclosing(stage.advance(SAMPLE, SEGMENT)) as events:
+        await anext(events)
+        calls = len(handle.calls)
+        await until_async(lambda: len(handle.calls) >= calls + 3)
+
+
+async def test_a_call_that_reaches_no_replica_makes_the_next_one_miss_nobody() -> None:
+    first, second = replica_stats(pid=1), replica_stats(pid=2)
+    handle: Any = Replicas(first, second)
+    times = iter([0.0, 0.0, 10.0, 12.0, 12.7])
+    stage = RemoteStage("base", handle, clock=lambda: next(times))
+    assert await stage.stats() == [first, second]
+    results, handle.results = handle.results, []
+    assert await stage.stats() == []
+    handle.results = results
+    handle.results[1].answer = SILENCE
+    assert await stage.stats() == [first, second]

@@ -1,20 +1,36 @@
 """Images that another process has begun: they go on where it left them, and to the same bytes."""
 
+import asyncio
+from collections.abc import Iterator
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from serve_app.core.diffusion.sample import Sample
-from serve_app.core.diffusion.spec import Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import OutOfMemory, ProfileChanged
+from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.events import GeneratedImage, SegmentDone, last_image
 from serve_app.core.service.info import ModelInfo
 from serve_app.core.service.metrics import IMAGES_RESUMED, InMemoryMeter, ResumeReason
 from serve_app.core.service.tasks import ImageSnapshot, ImageTask
 from serve_app.deployments.conductor import Conductor
+from serve_app.deployments.stage_config import ModelSource
+from serve_app.deployments.stage_replica import StageReplica
 from tests.support.conductors import SPEC, conductor_of
 from tests.support.engine_runs import NOISE
+from tests.support.local_stage import LocalStage, cpu_stage
 from tests.support.stage_doubles import CountingStage, Fault
+from tests.support.waiting import until_async
+
+
+@pytest.fixture(scope="module")
+def replica() -> Iterator[StageReplica]:
+    replica = StageReplica(cpu_stage([ModelSource("demo", None)]))
+    yield replica
+    replica.close()
 
 
 async def test_an_image_goes_on_from_a_snapshot_that_comes_with_its_task() -> None:
@@ -103,3 +119,29 @@ async def snapshot_before_failure(conductor: Conductor) -> ImageSnapshot:
             newest = conductor.snapshot("a")
     assert newest is not None
     return newest
+
+
+async def test_an_image_that_is_taken_from_a_slow_process_is_made_by_the_other_one_alone(
+    replica: StageReplica,
+) -> None:
+    slow, taker = (conductor_of(LocalStage(replica, name)) for name in ("slow", "taker"))
+    spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=20, guidance=5)
+    whole = await last_image(taker.run(ImageTask(id="whole", spec=spec)))
+    running = asyncio.create_task(last_image(slow.run(ImageTask(id="job-0", spec=spec))))
+    await until_async(lambda: (at := slow.snapshot("job-0")) is not None and at.sample.index > 0)
+    taken = await last_image(taker.run(ImageTask(id="job-0", spec=spec, is_retaken=True)))
+    with pytest.raises(TakenOver):
+        await running
+    assert taken.png == whole.png
+
+
+async def test_an_image_that_two_processes_send_to_one_replica_ends_for_the_first(
+    replica: StageReplica,
+) -> None:
+    first, second = (conductor_of(LocalStage(replica, name)) for name in ("first", "second"))
+    spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=20, guidance=5)
+    running = asyncio.create_task(last_image(first.run(ImageTask(id="job-0", spec=spec))))
+    await until_async(lambda: (at := first.snapshot("job-0")) is not None and at.sample.index > 0)
+    await last_image(second.run(ImageTask(id="job-0", spec=spec)))
+    with pytest.raises(TakenOver):
+        await running

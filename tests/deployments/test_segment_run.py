@@ -1,7 +1,7 @@
 """Images whose replicas die, hang or fall silent: who continues where, who runs alone, who ends."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,13 @@ from serve_app.core.caller import Caller
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ImageKillsReplica
-from serve_app.core.replica_errors import ReplicasExhausted, ReplicaSilent, TurnOverdue
+from serve_app.core.replica_errors import (
+    LeaseExpired,
+    ReplicasExhausted,
+    ReplicaSilent,
+    TakenOver,
+    TurnOverdue,
+)
 from serve_app.core.service.backlog import Backlog, ImageInFlight
 from serve_app.core.service.convictions import Conviction
 from serve_app.core.service.events import (
@@ -163,13 +169,39 @@ def run_over(stage: StageClient, meter: InMemoryMeter) -> SegmentRun:
     )
 
 
-async def finish(run: SegmentRun, sample: Sample[Any]) -> ImageInFlight:
+async def ours() -> None:
+    """Confirm that a job is this process's own."""
+
+
+async def finish(
+    run: SegmentRun,
+    sample: Sample[Any],
+    confirm: Callable[[], Awaitable[None]] = ours,
+) -> ImageInFlight:
     image = ImageInFlight(sample, (segment_of(sample),))
     end = asyncio.get_running_loop().time() + 60
     deadline = Deadline(end, allowed=60, is_chosen=False)
-    async for _ in run.events(image, image.segments[0], deadline):
+    async for _ in run.events(image, image.segments[0], deadline, confirm):
         pass
     return image
+
+
+async def test_a_lease_that_expires_again_and_again_costs_no_image_and_makes_no_suspect() -> None:
+    stage, meter = SickReplica(*[LeaseExpired("slow")] * 9), InMemoryMeter()
+    done = await finish(run_over(stage, meter), image("a"))
+    assert done.png == b"png 20"
+    assert [segment.alone or bool(segment.avoid) for _, segment in stage.calls] == [False] * 10
+    assert meter.value(IMAGES_RESUMED, reason=ResumeReason.EXPIRED) == 9
+
+
+async def test_an_image_whose_job_another_process_has_ends_when_its_lease_expires() -> None:
+    async def taken() -> None:
+        raise TakenOver("another process has the job")
+
+    stage = SickReplica(LeaseExpired("slow"))
+    with pytest.raises(TakenOver):
+        await finish(run_over(stage, InMemoryMeter()), image("a"), taken)
+    assert len(stage.calls) == 1
 
 
 async def test_a_silent_replica_is_left_and_avoided() -> None:
@@ -237,8 +269,8 @@ async def test_a_replica_that_hangs_counts_as_none() -> None:
         async def stats(self) -> list[ReplicaStats]:
             return [replica_stats(is_hanging=True), *[replica_stats()] * self.ready]
 
-    reason = "1 of base hangs and will be replaced"
-    loading = "no replica of base is ready yet"
+    reason = "a replica of base hangs and will be replaced"
+    loading = f"no replica of base is ready yet; {reason}"
     for well, status, why in (
         (1, HealthStatus.DEGRADED, reason),
         (0, HealthStatus.LOADING, loading),

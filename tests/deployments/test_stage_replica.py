@@ -14,7 +14,7 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, for_stage
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ProfileChanged
-from serve_app.core.replica_errors import LeaseExpired, TurnOverdue
+from serve_app.core.replica_errors import LeaseExpired, TakenOver, TurnOverdue
 from serve_app.core.service.events import (
     Progress,
     Queued,
@@ -135,8 +135,8 @@ async def test_an_image_that_is_taken_leaves_the_engine_and_goes_on_elsewhere_to
 
     task = asyncio.create_task(listen())
     await until_async(lambda: isinstance(last and last[0], Snapshot))
-    kept = await replica.take("orphan")
-    with pytest.raises(LeaseExpired):
+    kept = await replica.take("orphan", "another ingress")
+    with pytest.raises(TakenOver):
         await task
     await first_match(replica.stats, is_empty)
     assert kept is not None

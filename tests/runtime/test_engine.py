@@ -19,9 +19,10 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaLost,
 )
+from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.events import Progress, Queued
 from serve_app.runtime.engine import Engine
-from serve_app.runtime.engine_events import Event, Finished, StepRecord
+from serve_app.runtime.engine_events import Event, Failed, Finished, StepRecord
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
@@ -330,7 +331,10 @@ def test_a_sample_sent_again_replaces_the_first_and_late_cancels_do_not_touch_it
     engine.submit(sample_of(SPEC), END, second)
     engine.cancel("one", first)
     drain(engine)
-    assert first.events == [Progress(0)]
+    running, end = first.events
+    assert running == Progress(0)
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, TakenOver)
     assert second.finished
     assert engine.stats().cancelled == 0
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from serve_app.core.diffusion.sample import Sample, StageSegment
@@ -12,22 +13,24 @@ from serve_app.deployments.stage_replica import StageReplica
 
 
 class LocalStage:
-    """One replica as a stage."""
+    """One replica as a stage, for one process of several if it has a `sender`."""
 
-    def __init__(self, replica: StageReplica) -> None:
+    def __init__(self, replica: StageReplica, sender: str = "") -> None:
         self.replica = replica
+        self.sender = sender
 
     async def advance(
         self, sample: Sample[Any], segment: StageSegment
     ) -> AsyncGenerator[StageEvent, None]:
         """Stream the replica's events."""
-        async with aclosing(self.replica.advance(sample, segment)) as events:
+        sent = replace(segment, sender=self.sender)
+        async with aclosing(self.replica.advance(sample, sent)) as events:
             async for event in events:
                 yield event
 
     async def take(self, id: str) -> list[ImageSnapshot]:
-        """Return what the replica has kept of an image."""
-        kept = await self.replica.take(id)
+        """Return what the replica has of an image, whose work there ends."""
+        kept = await self.replica.take(id, self.sender)
         return [] if kept is None else [kept]
 
     async def stats(self) -> list[ReplicaStats]:

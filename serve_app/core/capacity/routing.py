@@ -34,6 +34,11 @@ def max_places(batch_images: int) -> int:
     return (MAX_QUEUED_BATCHES + RESERVED_BATCHES) * batch_images
 
 
+def max_ongoing_images(batch_images: int) -> int:
+    """Return the number of images at which a replica refuses more, since senders choose apart."""
+    return max_places(batch_images) + batch_images
+
+
 def has_place(batch_images: int, images: Mapping[Caller, int], caller: Caller) -> bool:
     """Return whether a replica that has these images may get one more of the caller.
 

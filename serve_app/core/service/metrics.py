@@ -71,6 +71,7 @@ class ResumeReason(StrEnum):
     LOST = "replica_lost"
     PROFILE = "profile_changed"
     SILENT = "replica_silent"
+    EXPIRED = "lease_expired"
     RETAKEN = "ingress_lost"
 
 

@@ -29,23 +29,29 @@ class ParkedImages:
     def __len__(self) -> int:
         return len(self._parked)
 
+    def get(self, id: str) -> ImageSnapshot | None:
+        """Return an image's snapshot, if there is one."""
+        parked = self._parked.get(id)
+        return None if parked is None else parked.snapshot
+
     def put(self, snapshot: ImageSnapshot, now: float) -> None:
-        """Keep a snapshot in place of an earlier one of its image; the oldest make room."""
-        self.pop(snapshot.sample.id)
+        """Keep a snapshot unless there is one of more steps; the oldest make room."""
+        known = self.get(snapshot.sample.id)
+        if known is not None and known.steps_done > snapshot.steps_done:
+            return
+        self._pop(snapshot.sample.id)
         parked = _Parked(snapshot, _size(snapshot), now)
         self._parked[snapshot.sample.id] = parked
         self._bytes += parked.bytes
         self.forget(now)
         while self._bytes > self._max_bytes:
-            self.pop(next(iter(self._parked)))
+            self._pop(next(iter(self._parked)))
 
-    def pop(self, id: str) -> ImageSnapshot | None:
-        """Return an image's snapshot, which is kept no more."""
-        parked = self._parked.pop(id, None)
-        if parked is None:
-            return None
-        self._bytes -= parked.bytes
-        return parked.snapshot
+    def drop_older(self, snapshot: ImageSnapshot) -> None:
+        """Drop what is kept of an image, unless it is of more steps than a snapshot at work."""
+        known = self.get(snapshot.sample.id)
+        if known is not None and known.steps_done <= snapshot.steps_done:
+            self._pop(snapshot.sample.id)
 
     def forget(self, now: float) -> None:
         """Drop what has been kept for too long."""
@@ -53,7 +59,11 @@ class ParkedImages:
             id, oldest = next(iter(self._parked.items()))
             if now - oldest.time <= MAX_PARKED_SECONDS:
                 return
-            self.pop(id)
+            self._pop(id)
+
+    def _pop(self, id: str) -> None:
+        if parked := self._parked.pop(id, None):
+            self._bytes -= parked.bytes
 
 
 def _size(snapshot: ImageSnapshot) -> int:

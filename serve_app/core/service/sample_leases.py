@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.core.diffusion.sample import Sample
+from serve_app.core.errors import AuraError
+from serve_app.core.replica_errors import LeaseExpired, TakenOver
 from serve_app.core.service.events import SegmentDone, Snapshot, StageEvent
 from serve_app.core.service.parked_images import ParkedImages
 from serve_app.core.service.tasks import ImageSnapshot
 
 RENEW_EVERY_S = 2.0  # seconds between two renewals by a sender
 TERM_TICKS = 7  # ticks of a second without a renewal after which a sender is gone
+
+Drop = Callable[[AuraError], None]  # ends the work at a sample, whose stream raises the error
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +29,7 @@ class SampleLease:
     sender: str
     id: str
     newest: ImageSnapshot | None
-    drop: Callable[[], None]
+    drop: Drop
 
     def note(self, event: StageEvent) -> None:
         """Take note of an event of the sample's stream."""
@@ -39,28 +43,36 @@ class SampleLease:
 
 
 class SampleLeases:
-    """The samples of one replica, by sender, and what is parked of those without one."""
+    """The samples of one replica, by sender, and what is parked of those without one.
 
-    def __init__(self, parked: ParkedImages | None = None) -> None:
+    `capacity` is the number of samples at which the replica hears nobody: renewals then wait for
+    one of them to end.
+    """
+
+    def __init__(self, capacity: int, parked: ParkedImages | None = None) -> None:
+        self._capacity = capacity
         self._parked = ParkedImages() if parked is None else parked
         self._ticks: dict[str, int] = {}  # by sender: since it was heard of
         self._at_work: set[SampleLease] = set()
         self._unconfirmed: dict[str, list[ImageSnapshot]] = {}  # by sender: done since it was
+        self._now = 0.0  # of the last tick
 
     @property
     def is_idle(self) -> bool:
         """Whether nobody need tick."""
-        return not self._ticks
+        return not self._ticks and not self._parked
 
-    def begin(self, sender: str, sample: Sample[Any], drop: Callable[[], None]) -> SampleLease:
-        """Note that a sample has come; `drop` is called if its sender is gone.
+    def begin(self, sender: str, sample: Sample[Any], drop: Drop) -> SampleLease:
+        """Note that a sample has come; `drop` is called to end the work at it.
 
         A sample of sender "" has a lease without end.
         """
         if sender:
-            self.renew(sender)
-        self._parked.pop(sample.id)  # its sender goes on from a snapshot that is at least as new
+            self._ticks[sender] = 0
+            self._unconfirmed.pop(sender, None)
         newest = None if sample.latents is None else ImageSnapshot(sample)
+        if newest is not None:
+            self._parked.drop_older(newest)
         lease = SampleLease(sender, sample.id, newest, drop)
         self._at_work.add(lease)
         return lease
@@ -68,54 +80,62 @@ class SampleLeases:
     def end(self, lease: SampleLease, *, is_done: bool) -> None:
         """Note that the replica works at a sample no more.
 
-        What is done is kept until the sender is heard of again: it may have died just before.
+        What is done is kept until the sender is heard of again: it may have died just before. So is
+        what was done while its lease expired.
         """
-        if lease not in self._at_work:
-            return
-        self._at_work.remove(lease)
-        if is_done and lease.newest is not None and lease.sender in self._ticks:
-            self._unconfirmed.setdefault(lease.sender, []).append(lease.newest)
+        if lease in self._at_work:
+            self._at_work.remove(lease)
+            if is_done and lease.newest is not None and lease.sender in self._ticks:
+                self._unconfirmed.setdefault(lease.sender, []).append(lease.newest)
+        elif is_done and lease.newest is not None:
+            self._parked.put(lease.newest, self._now)
 
     def renew(self, sender: str) -> None:
         """Note that a sender was heard of."""
-        self._ticks[sender] = 0
-        self._unconfirmed.pop(sender, None)
+        if sender in self._ticks:
+            self._ticks[sender] = 0
+            self._unconfirmed.pop(sender, None)
 
     def tick(self, now: float) -> int:
         """Note that a second has passed in which senders could be heard; drop what is orphaned.
 
         Return how many samples were dropped in the middle of their work. `now` is for the parked.
         """
+        self._now = now
         self._parked.forget(now)
+        if len(self._at_work) >= self._capacity:
+            return 0
         for sender in self._ticks:
             self._ticks[sender] += 1
         expired = [sender for sender, ticks in self._ticks.items() if ticks >= TERM_TICKS]
         orphans = [lease for lease in self._at_work if lease.sender in expired]
         for sender in expired:
-            for snapshot in self._unconfirmed.pop(sender, ()):
-                self._parked.put(snapshot, now)
             del self._ticks[sender]
+            self._park_unconfirmed(sender)
         for lease in orphans:
-            self._drop(lease)
-            if lease.newest is not None:
-                self._parked.put(lease.newest, now)
+            self._drop(lease, LeaseExpired("the image's sender was taken for gone"))
         return len(orphans)
 
-    def take(self, id: str) -> ImageSnapshot | None:
-        """Return the newest snapshot of an image whose sender is gone, and keep it no more.
+    def take(self, id: str, taker: str) -> ImageSnapshot | None:
+        """Return the newest snapshot of an image whose job the sender `taker` has taken over.
 
-        If the replica still works at the image, the work ends.
+        The work of another sender at it ends. The snapshot stays parked: it may be the only one
+        until the taker's first step.
         """
-        found = [self._parked.pop(id)]
-        for sender, snapshots in self._unconfirmed.items():
-            found += [snapshot for snapshot in snapshots if snapshot.sample.id == id]
-            self._unconfirmed[sender] = [s for s in snapshots if s.sample.id != id]
         for lease in [lease for lease in self._at_work if lease.id == id]:
-            found.append(lease.newest)
-            self._drop(lease)
-        known = [snapshot for snapshot in found if snapshot is not None]
-        return max(known, key=lambda snapshot: snapshot.steps_done, default=None)
+            if lease.sender != taker:
+                self._drop(lease, TakenOver("another process works at this image's job"))
+        for sender in list(self._unconfirmed):
+            if sender != taker:
+                self._park_unconfirmed(sender)
+        return self._parked.get(id)
 
-    def _drop(self, lease: SampleLease) -> None:
+    def _drop(self, lease: SampleLease, error: AuraError) -> None:
         self._at_work.remove(lease)
-        lease.drop()
+        lease.drop(error)
+        if lease.newest is not None:
+            self._parked.put(lease.newest, self._now)
+
+    def _park_unconfirmed(self, sender: str) -> None:
+        for snapshot in self._unconfirmed.pop(sender, ()):
+            self._parked.put(snapshot, self._now)

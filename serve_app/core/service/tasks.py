@@ -1,5 +1,6 @@
 """`ImageTask`: one image to be made, the only argument that goes from a door to the engine."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ class ImageSnapshot:
         return self.png is not None, self.sample.index
 
 
+async def _is_ours() -> None:
+    """Return: nobody can take over the job of this task."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTask:
     """One image to be made for one caller.
@@ -29,7 +34,8 @@ class ImageTask:
     `timeout_s` counts from when the request arrived; None leaves the deadline to the service.
     `arrived` is a time of the process's event loop; None for a task that begins when it is run.
     `resume` is where it goes on. `is_retaken`: a process that worked at it is gone, and the
-    replicas may have kept a snapshot.
+    replicas may have kept a snapshot. `confirm` is called when its lease has expired, and raises if
+    its job is another process's now.
     """
 
     id: str
@@ -40,6 +46,7 @@ class ImageTask:
     arrived: float | None = None
     resume: ImageSnapshot | None = None
     is_retaken: bool = False
+    confirm: Callable[[], Awaitable[None]] = _is_ours
 
     def deadline(self, now: float) -> float | None:
         """Return the time by which the image must be ready, if its caller chose one."""

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.caller import Caller
-from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad, has_place, rank_replicas
+from serve_app.core.capacity.routing import (
+    KeyLoad,
+    ReplicaLoad,
+    has_place,
+    max_ongoing_images,
+    max_places,
+    rank_replicas,
+)
 
 SQUARE, WIDE = (128, 128), (96, 168)
 
@@ -121,3 +128,7 @@ def test_a_replica_never_has_more_than_four_batches_and_a_lone_caller_three(
             alone[A] = alone.get(A, 0) + 1
     assert sum(images.values()) <= 4 * batch
     assert sum(alone.values()) <= 3 * batch
+
+
+def test_a_replica_refuses_images_a_batch_beyond_the_places_that_any_sender_gives() -> None:
+    assert (max_places(4), max_ongoing_images(4)) == (16, 20)

@@ -5,7 +5,10 @@ from typing import Any
 from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.diffusion.sample import Sample
+from serve_app.core.errors import AuraError
+from serve_app.core.replica_errors import LeaseExpired, TakenOver
 from serve_app.core.service.events import Progress, SegmentDone, Snapshot
+from serve_app.core.service.parked_images import MAX_PARKED_SECONDS
 from serve_app.core.service.sample_leases import TERM_TICKS, SampleLease, SampleLeases
 from serve_app.core.service.tasks import ImageSnapshot
 from tests.support.images import snapshot_of
@@ -14,12 +17,23 @@ from tests.support.images import snapshot_of
 class Replica:
     """The leases of a replica, and the ids of the samples that it was made to drop."""
 
-    def __init__(self) -> None:
-        self.leases = SampleLeases()
+    def __init__(self, capacity: int = 100) -> None:
+        self.leases = SampleLeases(capacity)
         self.dropped: list[str] = []
+        self.errors: list[AuraError] = []
 
     def begin(self, sender: str, sample: Sample[Any]) -> SampleLease:
-        return self.leases.begin(sender, sample, lambda: self.dropped.append(sample.id))
+        def drop(error: AuraError) -> None:
+            self.dropped.append(sample.id)
+            self.errors.append(error)
+
+        return self.leases.begin(sender, sample, drop)
+
+    def is_idle(self) -> bool:
+        return self.leases.is_idle
+
+    def take(self, id: str) -> ImageSnapshot | None:
+        return self.leases.take(id, "taker")
 
     def tick(self, times: int = TERM_TICKS) -> int:
         return sum(self.leases.tick(float(n)) for n in range(times))
@@ -47,18 +61,31 @@ def test_a_sender_that_is_gone_loses_all_its_samples_and_no_other_does() -> None
     replica.leases.renew("well")
     assert replica.tick(1) == 2
     assert sorted(replica.dropped) == ["a", "b"]
+    assert {type(error) for error in replica.errors} == {LeaseExpired}
 
 
-def test_the_newest_snapshot_of_a_dropped_sample_is_kept_for_who_asks_once() -> None:
+def test_a_full_replica_hears_nobody_and_takes_nobody_for_dead() -> None:
+    replica = Replica(capacity=2)
+    leases = [replica.begin("s", snapshot_of(id, 0).sample) for id in ("a", "b")]
+    assert replica.tick(3 * TERM_TICKS) == 0
+    replica.leases.end(leases[0], is_done=False)
+    assert replica.tick(TERM_TICKS) == 1
+
+
+def test_the_newest_snapshot_of_a_dropped_sample_is_kept_until_it_is_at_work_again() -> None:
     replica = Replica()
     lease = replica.begin("s", snapshot_of("a", 0).sample)
     for event in (Snapshot(snapshot_of("a", 5).sample), Progress(6)):
         lease.note(event)
     replica.tick()
-    taken = replica.leases.take("a")
+    taken = replica.take("a")
     assert taken is not None
     assert taken.sample.index == 5
-    assert replica.leases.take("a") is None
+    assert replica.take("a") is taken  # the one who took it may have died before its first step
+    replica.begin("taker", taken.sample)
+    replica.tick(1)
+    assert replica.leases.take("a", "another") is not None  # as it came
+    assert replica.dropped == ["a", "a"]
 
 
 def test_a_sample_that_came_with_latents_is_kept_as_it_came() -> None:
@@ -66,14 +93,14 @@ def test_a_sample_that_came_with_latents_is_kept_as_it_came() -> None:
     start = snapshot_of("a", 7).sample
     replica.begin("s", start)
     replica.tick()
-    assert replica.leases.take("a") == ImageSnapshot(start)
+    assert replica.take("a") == ImageSnapshot(start)
 
 
 def test_a_sample_without_a_step_leaves_nothing_to_keep() -> None:
     replica = Replica()
     replica.begin("s", snapshot_of("a", 0, latents=None).sample)
     assert replica.tick() == 1
-    assert replica.leases.take("a") is None
+    assert replica.take("a") is None
 
 
 def test_what_was_done_since_its_sender_was_heard_of_is_kept_too() -> None:
@@ -84,7 +111,7 @@ def test_what_was_done_since_its_sender_was_heard_of_is_kept_too() -> None:
         replica.leases.end(lease, is_done=True)
     assert replica.tick() == 0  # nothing was in the middle of its work
     assert replica.dropped == []
-    taken = [replica.leases.take(id) for id in ("a", "b")]
+    taken = [replica.take(id) for id in ("a", "b")]
     assert [kept and (kept.sample.index, kept.png) for kept in taken] == [(20, None), (20, b"png")]
 
 
@@ -96,19 +123,34 @@ def test_what_was_done_is_kept_no_more_once_its_sender_is_heard_of_or_it_was_can
         replica.leases.end(lease, is_done=is_done)
         replica.leases.renew("s")
     replica.tick()
-    assert replica.leases.take("a") is replica.leases.take("b") is None
+    assert replica.take("a") is replica.take("b") is None
 
 
-def test_taking_an_image_that_is_still_at_work_ends_the_work() -> None:
+def test_taking_an_image_that_is_still_at_work_ends_the_work_for_good() -> None:
     replica = Replica()
-    lease = replica.begin("dying", snapshot_of("a", 0).sample)
+    lease = replica.begin("slow", snapshot_of("a", 0).sample)
     lease.note(Snapshot(snapshot_of("a", 5).sample))
-    taken = replica.leases.take("a")
+    taken = replica.take("a")
     assert taken is not None
     assert (taken.sample.index, replica.dropped) == (5, ["a"])
+    assert [type(error) for error in replica.errors] == [TakenOver]
     replica.leases.end(lease, is_done=False)
     assert replica.tick() == 0
-    assert replica.leases.take("a") is None
+
+
+def test_what_the_taker_has_done_itself_stays_its_own() -> None:
+    replica = Replica()
+    lease = replica.begin("taker", snapshot_of("a", 15).sample)
+    lease.note(done("a", b"png"))
+    replica.leases.end(lease, is_done=True)
+    assert replica.take("a") is None
+
+
+def test_a_call_that_comes_late_does_not_end_what_the_taker_works_at_itself() -> None:
+    replica = Replica()
+    replica.begin("taker", snapshot_of("a", 5).sample)
+    assert replica.take("a") is None
+    assert replica.dropped == []
 
 
 def test_taking_an_image_that_was_just_done_takes_it_whole() -> None:
@@ -116,22 +158,20 @@ def test_taking_an_image_that_was_just_done_takes_it_whole() -> None:
     lease = replica.begin("dying", snapshot_of("a", 0).sample)
     lease.note(done("a", b"png"))
     replica.leases.end(lease, is_done=True)
-    taken = replica.leases.take("a")
+    taken = replica.take("a")
     assert taken is not None
     assert taken.png == b"png"
-    replica.tick()
-    assert replica.leases.take("a") is None
 
 
-def test_a_sender_that_sends_its_image_again_makes_the_kept_snapshot_worthless() -> None:
+def test_what_is_done_while_its_lease_expires_is_kept_as_it_is_done() -> None:
     replica = Replica()
-    lease = replica.begin("s", snapshot_of("a", 5).sample)
-    replica.tick()  # the sender was only slow
-    replica.leases.end(lease, is_done=False)
-    again = replica.begin("s", snapshot_of("a", 5).sample)
-    again.note(Snapshot(snapshot_of("a", 10).sample))
-    replica.leases.end(again, is_done=False)
-    assert replica.leases.take("a") is None
+    lease = replica.begin("s", snapshot_of("a", 15).sample)
+    replica.tick()  # while the image is encoded
+    lease.note(done("a", b"png"))
+    replica.leases.end(lease, is_done=True)
+    taken = replica.take("a")
+    assert taken is not None
+    assert taken.png == b"png"
 
 
 def test_samples_without_a_sender_are_never_dropped_and_nobody_need_tick() -> None:
@@ -141,12 +181,16 @@ def test_samples_without_a_sender_are_never_dropped_and_nobody_need_tick() -> No
     assert replica.leases.is_idle
     assert replica.tick(3 * TERM_TICKS) == 0
     replica.leases.end(lease, is_done=True)
-    assert replica.leases.take("a") is None
+    assert replica.take("a") is None
 
 
 def test_nobody_need_tick_once_every_sender_is_gone() -> None:
     replica = Replica()
     replica.begin("s", snapshot_of("a", 0).sample)
-    assert not replica.leases.is_idle
+    assert not replica.is_idle()
     replica.tick()
-    assert replica.leases.is_idle
+    assert not replica.is_idle()  # its snapshot must be forgotten in time
+    replica.leases.tick(MAX_PARKED_SECONDS + TERM_TICKS)
+    assert replica.is_idle()
+    replica.leases.renew("s")  # which comes late
+    assert replica.is_idle()
