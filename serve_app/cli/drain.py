@@ -1,12 +1,13 @@
 """The end of a service: its requests are finished, or spooled, or lost, and `up` is told which."""
 
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError
 
 from serve_app.cli.console import LOST, OK
 from serve_app.config.app_args import AppArgs
@@ -14,6 +15,7 @@ from serve_app.core.service.unfinished import Unfinished
 
 _MIN_DRAIN_SECONDS = 600.0  # for in-flight images; the args may allow more
 _STOP_SECONDS = 10.0  # in which an ingress replica says what it could not finish
+_END_SECONDS = 2.0  # in which a drain should end once everything is stopped
 _POLL_SECONDS = 0.1  # between two looks for the second signal
 
 
@@ -44,23 +46,25 @@ def drain(
         pass
     if done.is_set() and not any(isinstance(end, Exception) for end in ended):
         return "", OK
-    silent = [end for end in ended if isinstance(end, RayError)]  # whose process is gone
     try:
         answers = handle.broadcast("stop").results(timeout_s=_STOP_SECONDS, return_exceptions=True)
     except Exception as error:
         answers = [error]
-    counts = [answer for answer in answers if isinstance(answer, Unfinished)]
-    unknown = len(silent) + len(answers) - len(counts)
-    return unfinished_requests(sum(counts, Unfinished()), unknown, spool)
+    done.wait(_END_SECONDS)  # what is drained now has ended, and what died is known as dead
+    return unfinished_requests(ended, answers, spool)
 
 
 def unfinished_requests(
-    unfinished: Unfinished, unknown: int, spool: Path | None
+    ended: Sequence[object], answers: Sequence[object], spool: Path | None
 ) -> tuple[str, int]:
     """Return what a stop has not finished, in words, and the exit code for it.
 
-    `unknown` is the number of ingress replicas that did not say what they could not finish.
+    `ended` is what came of each ingress replica's drain: None, an error of a process that is gone,
+    or any other error if it took too long. `answers` is what came of their stop.
     """
+    counts = [answer for answer in answers if isinstance(answer, Unfinished)]
+    unfinished = sum(counts, Unfinished())
+    unknown = len(answers) - len(counts) + sum(isinstance(end, RayActorError) for end in ended)
     lines = []
     if unfinished.spooled:
         spooled = _count(unfinished.spooled, "request")

@@ -59,7 +59,7 @@ class JobSpool:
         writes = {}
         for run in runs:
             if run.claim is not None:  # else nobody could ask for it
-                images = tuple(snapshot(task.id) for task in run.tasks)
+                images = tuple(_begun(snapshot(task.id)) for task in run.tasks)
                 writing = self._call(self._write, run, run.claim, images)
                 writes[run.job.id] = asyncio.ensure_future(writing)
         if writes:
@@ -158,3 +158,10 @@ class JobSpool:
     async def _call(self, work: Callable[..., T], *arguments: object) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(work, *arguments))
+
+
+def _begun(snapshot: ImageSnapshot | None) -> ImageSnapshot | None:
+    """Return the snapshot of an image that has taken a step."""
+    if snapshot is None or snapshot.sample.index == snapshot.sample.schedule.start_index:
+        return None
+    return snapshot

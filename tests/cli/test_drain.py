@@ -1,8 +1,10 @@
 """What `aura up` says at its end of requests that were accepted and not finished."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from serve_app.cli.console import LOST, OK
 from serve_app.cli.drain import patience, unfinished_requests
@@ -10,18 +12,34 @@ from serve_app.config.app_args import AppArgs
 from serve_app.core.service.unfinished import Unfinished
 
 SPOOL = Path("/var/spool/aura")
+LATE = GetTimeoutError("the drain has not ended")  # a RayError too
 
 
 @pytest.mark.parametrize(
-    ("unfinished", "unknown", "lines", "code"),
+    ("ended", "answers", "lines", "code"),
     [
-        (Unfinished(), 0, [], OK),
-        (Unfinished(spooled=1), 0, [f"1 request in {SPOOL}, which the next start finishes"], OK),
-        (Unfinished(lost=18), 0, ["18 requests lost, which had been accepted"], LOST),
-        (Unfinished(), 1, ["unknown what became of the requests of 1 ingress replica"], LOST),
+        ([LATE], [Unfinished()], [], OK),
         (
-            Unfinished(2, 1),
-            2,
+            [LATE, None],
+            [Unfinished(spooled=1), Unfinished()],
+            [f"1 request in {SPOOL}, which the next start finishes"],
+            OK,
+        ),
+        (
+            [TimeoutError()],
+            [Unfinished(lost=17), Unfinished(lost=1)],
+            ["18 requests lost, which had been accepted"],
+            LOST,
+        ),
+        (
+            [LATE],
+            [GetTimeoutError("it is stopped")],
+            ["unknown what became of the requests of 1 ingress replica"],
+            LOST,
+        ),
+        (
+            [ActorDiedError(), LATE],  # Serve has replaced the first one
+            [Unfinished(), Unfinished(2, 1), GetTimeoutError("it is stopped")],
             [
                 f"2 requests in {SPOOL}, which the next start finishes",
                 "1 request lost, which had been accepted",
@@ -32,9 +50,9 @@ SPOOL = Path("/var/spool/aura")
     ],
 )
 def test_each_kind_has_its_line_and_only_a_loss_an_exit_code(
-    unfinished: Unfinished, unknown: int, lines: list[str], code: int
+    ended: Sequence[object], answers: Sequence[object], lines: list[str], code: int
 ) -> None:
-    assert unfinished_requests(unfinished, unknown, SPOOL) == ("\n".join(lines), code)
+    assert unfinished_requests(ended, answers, SPOOL) == ("\n".join(lines), code)
 
 
 def test_with_a_spool_a_drain_takes_no_longer_than_the_operator_says() -> None:

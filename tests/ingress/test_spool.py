@@ -31,13 +31,17 @@ IMAGES = "/v1/images/generations"
 
 
 class HalfwayConductor(WaitingConductor):
-    """Has taken five steps of every image that it was given."""
+    """Has taken some steps of every image that it was given."""
+
+    def __init__(self, steps: int = 5) -> None:
+        super().__init__()
+        self._steps = steps
 
     def snapshot(self, id: str) -> ImageSnapshot | None:
         spec = next(task.spec for task in self.tasks if task.id == id)
         schedule = make_schedule(NOISE, spec.sampler, spec.steps, None, spec.handoff)
         sample: Sample[None] = new_sample(id, spec, schedule, Stage.BASE)
-        return ImageSnapshot(replace(sample, index=5))
+        return ImageSnapshot(replace(sample, index=self._steps))
 
 
 @pytest.fixture
@@ -89,6 +93,15 @@ async def test_the_next_process_finishes_a_spooled_job_from_where_it_was(
     answer = await post(http, **KEY)
     assert answer.json()["meta"]["jobId"] == waiting.job_id
     assert len(conductor.calls) == 1
+
+
+async def test_an_image_that_has_taken_no_step_is_spooled_and_begins_as_any_other(
+    client: Client, conductor: FakeConductor, folder: SpoolFolder, spool: JobSpool
+) -> None:
+    waiting = HalfwayConductor(steps=0)
+    await interrupt(client, spool, waiting)
+    assert (await post(client(spool=spool), **KEY)).json()["meta"]["jobId"] == waiting.job_id
+    assert conductor.calls[0].resume is None
 
 
 async def test_whoever_asks_before_the_next_process_has_begun_gets_the_spooled_job(
