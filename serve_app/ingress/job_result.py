@@ -68,17 +68,9 @@ async def _make_images(
 
 
 def image_tasks(
-    job: Job,
-    caller: Caller,
-    generation: GenerationJob,
-    arrived: float | None,
-    *,
-    is_retaken: bool = False,
+    job: Job, caller: Caller, generation: GenerationJob, arrived: float | None
 ) -> list[ImageTask]:
-    """Return one task for each image; the number at the end of its id is the image's.
-
-    `is_retaken`: another process has worked at the job, under the same ids, and is gone.
-    """
+    """Return one task for each image; the number at the end of its id is the image's."""
     return [
         ImageTask(
             id=f"{job.id}-{number}",
@@ -87,7 +79,6 @@ def image_tasks(
             timeout_s=generation.timeout_s,
             caller=caller,
             arrived=arrived,
-            is_retaken=is_retaken,
         )
         for number, image in enumerate(generation.images)
     ]

@@ -16,6 +16,7 @@ from uuid import uuid4
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.admission_control import EXCHANGE_INTERVAL_S
 from serve_app.core.errors import Draining, LedgerAway, Loading, Overloaded, ServiceError
+from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.events import JobStarted
 from serve_app.core.service.job_errors import JobCancelled
 from serve_app.core.service.jobs import OWNER_LOST, Job, JobError, JobResult, JobState
@@ -97,6 +98,17 @@ class JobRuns:
         task.add_done_callback(_retrieve)
         self.keep_alive()
         return task
+
+    def task(self, id: str) -> asyncio.Task[JobResult] | None:
+        """Return the task that works at a job, if this process does."""
+        return self._running[id][1] if id in self._running else None
+
+    async def confirm(self, id: str) -> None:
+        """Return if this process still has a job. Raises `TakenOver` if another one does."""
+        with suppress(LedgerAway):
+            job = await self._ledger.get(id, 0)
+            if job is not None and job.owner != self._owner:
+                raise TakenOver("another process works at this job")
 
     def cancel(self, id: str) -> None:
         """Cancel a job, if this process works at it."""

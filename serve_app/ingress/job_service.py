@@ -10,10 +10,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 from serve_app.core.errors import RateLimited
+from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.events import JobDone, JobEvent, JobStarted, last_result
 from serve_app.core.service.info import HealthStatus, LedgerHealth, ServiceInfo
 from serve_app.core.service.job_errors import JobCancelled, JobFailed, JobNotFound
@@ -179,10 +181,16 @@ class JobService:
             if claimed.job is None:
                 raise IdempotencyConflict("this Idempotency-Key was used with another body")
             if claimed.is_owner:
-                taken = await self._spool.take(claimed.job) if self._spool else None
-                return await self._start(
-                    job, claim, claimed, generation, taken, feed, arrived=context.arrived
-                )
+                task = self._runs.task(claimed.job)  # whose heartbeats did not arrive
+                if task is None:
+                    taken = await self._spool.take(claimed.job) if self._spool else None
+                    task = self._start(
+                        job, claim, claimed, generation, taken, feed, arrived=context.arrived
+                    )
+                try:
+                    return await asyncio.shield(task)
+                except TakenOver:
+                    continue  # another process has it by now: join that one
             feed.put(JobStarted(claimed.job))
             if (result := await self._join(claimed.job)) is not None:
                 return result
@@ -215,9 +223,11 @@ class JobService:
         if taken is not None:  # what was accepted first, whatever the settings are now
             generation = replace(taken.generation, timeout_s=generation.timeout_s)
         generation = generation.with_seed(claimed.seed)
-        tasks = image_tasks(
-            job, self._runs.caller(job.caller), generation, arrived, is_retaken=is_retaken
-        )
+        confirm = partial(self._runs.confirm, job.id)
+        tasks = [
+            replace(task, is_retaken=is_retaken, confirm=confirm)
+            for task in image_tasks(job, self._runs.caller(job.caller), generation, arrived)
+        ]
         if taken is not None:
             snapshots = taken.file.job.images
             tasks = [

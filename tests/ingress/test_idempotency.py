@@ -10,7 +10,6 @@ from serve_app.core.errors import DeadlineExceeded, OutOfMemory
 from serve_app.core.replica_errors import ReplicasExhausted
 from serve_app.core.service.events import GeneratedImage
 from serve_app.core.service.tasks import ImageTask
-from serve_app.deployments.ledger import LEASE
 from serve_app.ledger_store.store import RESULT_TTL
 from tests.support.api import Client
 from tests.support.fake_conductor import FailingConductor, FakeConductor, WaitingConductor
@@ -126,37 +125,6 @@ async def test_a_caller_who_joined_a_job_learns_that_it_was_cancelled(
     await until_async(lambda: ledger.joined == 1)
     await first.delete(f"/jobs/{waiting.job_id}")
     assert [response.status_code for response in await asyncio.gather(*requests)] == [409, 409]
-
-
-async def test_a_job_of_a_dead_process_is_run_again_with_its_id_and_its_seed(
-    client: Client, conductor: FakeConductor, ledger: WatchedLedger
-) -> None:
-    waiting = WaitingConductor()
-    lost = asyncio.ensure_future(post(client(waiting), **KEY))
-    await waiting.begun.wait()
-    ledger.now += LEASE + 1
-    meta = (await post(client(), **KEY)).json()["meta"]
-    assert meta["seeds"] == [waiting.tasks[0].spec.seed]
-    assert meta["jobId"] == waiting.job_id
-    lost.cancel()
-    waiting.go.set()
-
-
-async def test_a_job_that_was_taken_over_is_cancelled_by_its_id(
-    client: Client, ledger: WatchedLedger
-) -> None:
-    lost, waiting = WaitingConductor(), WaitingConductor()
-    request = asyncio.ensure_future(post(client(lost), **KEY))
-    await lost.begun.wait()
-    ledger.now += LEASE + 1
-    process = client(waiting)
-    again = asyncio.ensure_future(post(process, **KEY))
-    await waiting.begun.wait()
-    assert waiting.job_id == lost.job_id
-    assert (await process.delete(f"/jobs/{lost.job_id}")).json()["state"] == "cancelled"
-    assert (await again).status_code == 409
-    lost.go.set()
-    await request
 
 
 async def test_callers_who_joined_a_job_get_its_error_and_nobody_runs_it_again(
