@@ -10,6 +10,7 @@ from ray.serve import Application
 
 from serve_app.config.app_args import AppArgs
 from serve_app.config.folders import started_cluster
+from serve_app.config.key_numbers import daily_quotas_by_key, weights_by_key
 from serve_app.config.settings import Settings
 from serve_app.core.capacity.placement import CPU
 from serve_app.core.service.info import ServiceInfo
@@ -17,7 +18,7 @@ from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.cluster import ray_cluster, session_name
 from serve_app.deployments.graph import bind_service
 from serve_app.deployments.ingress_replica import OpenHttp
-from serve_app.ingress.access import AccessPolicy, digests, weights_by_name
+from serve_app.ingress.access import AccessPolicy, by_caller, digests
 from serve_app.ingress.http_ingress import HttpConfig, open_ingress
 
 
@@ -48,7 +49,8 @@ def http(settings: Settings, info: ServiceInfo) -> OpenHttp:
         blocked_words=settings.blocked_words(),
         rate_limit=settings.rate_limit,
         max_jobs=settings.max_open_requests,
-        caller_weights=weights_by_name(settings.weights_by_key()),
+        caller_weights=by_caller(weights_by_key(settings)),
+        daily_quotas=by_caller(daily_quotas_by_key(settings)),
         spool=settings.drain_spool,
     )
     return partial(open_ingress, config)

@@ -17,6 +17,7 @@ from serve_app.cli.summary import print_summary
 from serve_app.cli.supervisor import Supervisor
 from serve_app.config.catalog import find_checkpoints
 from serve_app.config.folders import check_folders, ray_folder, started_cluster
+from serve_app.config.key_numbers import daily_quotas_by_key, weights_by_key
 from serve_app.config.listening import check_listening
 from serve_app.config.serve_config import read_config
 from serve_app.config.settings import Settings
@@ -37,7 +38,8 @@ def up(config: Path, lock_wait_s: float = _LOCK_WAIT_S) -> int:
         settings = Settings.read(read.args.settings)
         find_checkpoints(settings)
         settings.blocked_words()
-        settings.weights_by_key()
+        weights_by_key(settings)
+        daily_quotas_by_key(settings)
         check_listening(settings, read.http)
         check_folders(settings.ledger, spool=settings.drain_spool)
         check_place(settings.ledger, lock_wait_s, lock=not _joins_cluster())

@@ -80,6 +80,7 @@ TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 Weights = Annotated[
     tuple[Annotated[float, Field(ge=0.01, le=100)], ...], BeforeValidator(_split_list)
 ]
+DailyQuotas = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_split_list)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 DeviceName = Annotated[str, AfterValidator(_check_device)]
 Origins = Annotated[TextList, AfterValidator(_origins)]

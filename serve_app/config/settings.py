@@ -13,7 +13,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve_app.config.folders import default_ledger_file
-from serve_app.config.key_weights import weights_by_key
 from serve_app.config.network import LOOPBACK, machine_names
 from serve_app.config.safety_words import read_words
 from serve_app.config.setting_names import Given, SettingNames
@@ -21,6 +20,7 @@ from serve_app.config.setting_sources import read_sources
 from serve_app.config.setting_types import (
     AbsolutePath,
     BaseUrl,
+    DailyQuotas,
     DeviceName,
     HostNames,
     ListenAddress,
@@ -161,6 +161,11 @@ class Settings(BaseModel):
         description="Shares of GPU time while several callers have work: one number from 0.01 to "
         "100 for each key, in the order of API_KEYS. Empty: all are equal",
     )
+    key_daily_mpsteps: DailyQuotas = Field(
+        (),
+        description="What each key may use on a day of UTC, in megapixel-steps: one number for "
+        "each key, in the order of API_KEYS; 0: as much as it likes. Empty: no quotas",
+    )
     allow_anonymous: bool = Field(
         False, description="1: other machines may call without a key. Behind a proxy, set API_KEYS"
     )
@@ -264,10 +269,6 @@ class Settings(BaseModel):
         """The rate limit of each caller, in megapixel-steps per second; None without a limit."""
         rate = self.rate_limit_mpsteps_per_minute
         return RateLimit(rate / 60, self.rate_burst_mpsteps or rate) if rate else None
-
-    def weights_by_key(self) -> dict[str, float]:
-        """Return the weight of each key that has one. Raises `SettingsError`."""
-        return weights_by_key(self.api_keys, self.key_weights)
 
     def blocked_words(self) -> tuple[str, ...]:
         """Return the words of SAFETY_WORDS_FILE; none without one. Raises `SettingsError`."""

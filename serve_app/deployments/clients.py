@@ -214,6 +214,10 @@ class RemoteLedger:
         """See `Ledger`. Not tried again, because an image waits for it."""
         return cast(float, await self._call("consume", caller, cost, limit, retry_for=0))
 
+    async def use(self, caller: str, cost: float, quota: float) -> float:
+        """See `Ledger`."""
+        return cast(float, await self._call("use", caller, cost, quota))
+
     async def accept_terms(self, caller: str, terms: str) -> None:
         """See `Ledger`."""
         await self._call("accept_terms", caller, terms)

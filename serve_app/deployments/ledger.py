@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.core.errors import LedgerFault
+from serve_app.core.service.daily_quota import day_of, seconds_left_of_day
 from serve_app.core.service.info import LedgerHealth
 from serve_app.core.service.jobs import (
     OWNER_LOST,
@@ -145,6 +146,17 @@ class Ledger:
         bucket = self._buckets.get(caller)
         self._buckets[caller], wait = consume(limit, bucket, cost, now)
         return wait
+
+    async def use(self, caller: str, cost: float, quota: float) -> float:
+        """Add to what the caller has used today, and return 0.
+
+        Or, if the sum would be above the quota, return the seconds until tomorrow.
+        """
+        now = self._note_call()
+        is_added = await self._store.write(
+            lambda store: store.use(caller, day_of(now), cost, quota)
+        )
+        return 0.0 if is_added else seconds_left_of_day(now)
 
     async def accept_terms(self, caller: str, terms: str) -> None:
         """Keep that the caller has accepted the terms with this digest."""

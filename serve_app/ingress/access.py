@@ -114,9 +114,9 @@ def digests(keys: Iterable[str]) -> frozenset[str]:
     return frozenset(key_digest(key.encode()) for key in keys)
 
 
-def weights_by_name(weights_by_key: Mapping[str, float]) -> dict[str, float]:
-    """Return the weights of the callers with these keys, by the callers' names."""
-    return {_key_name(key_digest(key.encode())): weight for key, weight in weights_by_key.items()}
+def by_caller(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return numbers of keys as those of the callers with these keys, by the callers' names."""
+    return {_key_name(key_digest(key.encode())): number for key, number in numbers.items()}
 
 
 def address_name(peer: str | None) -> str:

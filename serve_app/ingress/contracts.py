@@ -86,6 +86,9 @@ class Ledger(Protocol):
     async def consume(self, caller: str, cost: float, limit: RateLimit) -> float:
         """Take the cost from the caller's bucket and return 0, or return the seconds to wait."""
 
+    async def use(self, caller: str, cost: float, quota: float) -> float:
+        """Add to what the caller has used today and return 0, or return the seconds to wait."""
+
     async def accept_terms(self, caller: str, terms: str) -> None:
         """Keep that the caller has accepted the terms with this digest."""
 

@@ -35,6 +35,7 @@ class HttpConfig:
     rate_limit: RateLimit | None = None
     max_jobs: int = AdmissionLimits().open_requests
     caller_weights: Mapping[str, float] = field(default_factory=dict)  # by name
+    daily_quotas: Mapping[str, float] = field(default_factory=dict)  # by name, megapixel-steps
     spool: Path | None = None  # DRAIN_SPOOL
 
 
@@ -82,6 +83,7 @@ def open_ingress(
         config.info,
         prompt_filter=WordList(words) if words else None,
         rate_limit=config.rate_limit,
+        daily_quotas=config.daily_quotas,
         caller_weights=config.caller_weights,
         cancel_everywhere=cancel_everywhere,
         spool=_open_spool(config.spool) if config.spool else None,

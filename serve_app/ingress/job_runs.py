@@ -39,6 +39,7 @@ _FLUSH_S = 2.0  # that the ledger may take to know of it
 class JobRuns:
     """The jobs at which one process works, as the `owner`.
 
+    `daily_quotas` are by the caller's name, in megapixel-steps.
     `spool` is where a stop keeps those that somebody may ask for again.
     """
 
@@ -47,13 +48,14 @@ class JobRuns:
         maker: Maker,
         ledger: Ledger,
         rate_limit: RateLimit | None = None,
+        daily_quotas: Mapping[str, float] | None = None,
         caller_weights: Mapping[str, float] | None = None,
         spool: JobSpool | None = None,
     ) -> None:
         self.outbox = LedgerOutbox()
         self._maker = maker
         self._ledger = ledger
-        self._quota = Quota(ledger, rate_limit)
+        self._quota = Quota(ledger, rate_limit, daily_quotas)
         self._caller_weights = caller_weights or {}
         self._spool = spool
         self._owner = uuid4().hex

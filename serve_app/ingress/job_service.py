@@ -64,7 +64,8 @@ class JobService:
     """The jobs of one ingress process.
 
     `cancel_everywhere` cancels a job in whichever process runs it; without it there is one process.
-    `caller_weights` are by name; other callers have a weight of 1. `spool` is where a stop keeps
+    `daily_quotas`, in megapixel-steps, and `caller_weights` are by name; other callers have no
+    quota and a weight of 1. `spool` is where a stop keeps
     what it does not finish; without it that is lost.
     """
 
@@ -76,6 +77,7 @@ class JobService:
         *,
         prompt_filter: PromptFilter | None = None,
         rate_limit: RateLimit | None = None,
+        daily_quotas: Mapping[str, float] | None = None,
         caller_weights: Mapping[str, float] | None = None,
         cancel_everywhere: Callable[[str], Awaitable[Any]] | None = None,
         spool: JobSpool | None = None,
@@ -87,7 +89,7 @@ class JobService:
         self._prompt_filter = prompt_filter
         self._cancel_everywhere = cancel_everywhere or self._cancel_here
         self._spool = spool
-        self._runs = JobRuns(maker, ledger, rate_limit, caller_weights, spool)
+        self._runs = JobRuns(maker, ledger, rate_limit, daily_quotas, caller_weights, spool)
         self._resuming: asyncio.Task[None] | None = None
 
     async def run(self, generation: GenerationJob, context: RequestContext) -> JobResult:

@@ -25,6 +25,12 @@ _MIGRATIONS = (
         caller text PRIMARY KEY, terms text NOT NULL, accepted double precision NOT NULL
     );
     """,
+    """
+    CREATE TABLE usage (
+        caller text NOT NULL, day text NOT NULL, used double precision NOT NULL,
+        PRIMARY KEY (caller, day)
+    );
+    """,
 )
 VERSION = len(_MIGRATIONS)
 

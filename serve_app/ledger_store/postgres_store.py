@@ -10,6 +10,7 @@ from typing import Any
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
+from serve_app.core.service.daily_quota import day_of
 from serve_app.core.service.jobs import (
     ClaimResult,
     IdempotencyClaim,
@@ -187,9 +188,22 @@ class PostgresStore:
             row = db.execute("SELECT terms FROM terms WHERE caller = %s", (caller,)).fetchone()
         return row[0] if row else None
 
+    def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
+        """See `LedgerStore`."""
+        if cost > quota:
+            return False
+        with self._transaction() as db:
+            changed = db.execute(
+                "INSERT INTO usage VALUES (%s, %s, greatest(0, %s)) ON CONFLICT (caller, day)"
+                " DO UPDATE SET used = greatest(0, usage.used + %s) WHERE usage.used + %s <= %s",
+                (caller, day, cost, cost, cost, quota),
+            )
+            return changed.rowcount > 0
+
     def delete_old(self, now: float) -> None:
         """See `LedgerStore`."""
         with self._transaction() as db:
+            db.execute("DELETE FROM usage WHERE day < %s", (day_of(now),))
             db.execute("DELETE FROM claims WHERE created < %s", (now - CLAIM_TTL,))
             db.execute(
                 "DELETE FROM jobs WHERE ended < %s OR created < %s",

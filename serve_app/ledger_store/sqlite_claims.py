@@ -1,18 +1,21 @@
-"""The claims of idempotency keys in the ledger's SQLite file: reads and writes, no decision."""
+"""Jobs and the claims of idempotency keys in the ledger's SQLite file: no decision is made here."""
 
 import sqlite3
+from collections.abc import Iterable
 
 from serve_app.core.service.jobs import (
     ClaimResult,
     IdempotencyClaim,
     IsLost,
     Job,
+    JobState,
     KeptClaim,
     KeptJob,
     RunningJob,
     Takeover,
     decide_claim,
 )
+from serve_app.ledger_store.store import ABANDONED
 
 
 def create_job(
@@ -63,3 +66,11 @@ def _kept_job(db: sqlite3.Connection, id: str) -> KeptJob | None:
         return None
     owner, created, state, has_result = row
     return KeptJob(RunningJob(id, owner, created), state, bool(has_result))
+
+
+def abandon_jobs(db: sqlite3.Connection, ids: Iterable[str], now: float) -> None:
+    """Keep that nobody works at these running jobs any more."""
+    db.executemany(
+        "UPDATE jobs SET state = ?, ended = ? WHERE id = ? AND state = ?",
+        [(ABANDONED, now, id, JobState.RUNNING) for id in ids],
+    )

@@ -24,6 +24,8 @@ _MIGRATIONS = (
     CREATE INDEX claims_by_job ON claims (job);
     CREATE TABLE probe (id INTEGER PRIMARY KEY, content BLOB);
     """,
+    # 3: what callers have used on a day
+    "CREATE TABLE usage (caller TEXT, day TEXT, used REAL, PRIMARY KEY (caller, day));",
 )
 VERSION = len(_MIGRATIONS)
 

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from serve_app.core.errors import LedgerDamaged, LedgerFault
+from serve_app.core.service.daily_quota import day_of
 from serve_app.core.service.jobs import (
     ClaimResult,
     IdempotencyClaim,
@@ -26,8 +27,9 @@ from serve_app.core.service.jobs import (
 )
 from serve_app.core.service.jobs import JobResult as Result
 from serve_app.core.service.ledger_place import LedgerFile
+from serve_app.ledger_store import sqlite_callers
 from serve_app.ledger_store.file_lock import FileLock
-from serve_app.ledger_store.sqlite_claims import create_job
+from serve_app.ledger_store.sqlite_claims import abandon_jobs, create_job
 from serve_app.ledger_store.sqlite_errors import (
     damaged,
     disk_full,
@@ -172,21 +174,22 @@ class SqliteStore:
     def abandon(self, ids: Collection[str], now: float) -> None:
         """See `LedgerStore`."""
         with self._transaction() as db:
-            db.executemany(
-                "UPDATE jobs SET state = ?, ended = ? WHERE id = ? AND state = ?",
-                [(ABANDONED, now, id, JobState.RUNNING) for id in ids],
-            )
+            abandon_jobs(db, ids, now)
 
     def accept_terms(self, caller: str, terms: str, now: float) -> None:
         """See `LedgerStore`."""
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO terms VALUES (?, ?, ?)", (caller, terms, now))
+            sqlite_callers.accept_terms(db, caller, terms, now)
 
     def accepted_terms(self, caller: str) -> str | None:
         """See `LedgerStore`."""
         with self._opened() as db:
-            row = db.execute("SELECT terms FROM terms WHERE caller = ?", (caller,)).fetchone()
-        return row[0] if row else None
+            return sqlite_callers.accepted_terms(db, caller)
+
+    def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            return sqlite_callers.use(db, caller, day, cost, quota)
 
     def delete_old(self, now: float) -> None:
         """See `LedgerStore`."""
@@ -196,6 +199,7 @@ class SqliteStore:
                 (now - RESULT_TTL, now - MAX_JOB_AGE),
             )
             db.execute("DELETE FROM claims WHERE created < ?", (now - CLAIM_TTL,))
+            sqlite_callers.delete_usage(db, day_of(now))
 
     def recover(self) -> None:
         """See `LedgerStore`. A damaged file is replaced here, where the operator wants that.

@@ -71,6 +71,12 @@ class LedgerStore(Protocol):
     def accepted_terms(self, caller: str) -> str | None:
         """Return the digest of the terms that the caller accepted last."""
 
+    def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
+        """Add to what the caller has used on a day, unless the sum would be above the quota.
+
+        Return whether it was added. A negative cost gives back, down to nothing used.
+        """
+
     def delete_old(self, now: float) -> None:
         """Delete what is older than the constants of this module say."""
 

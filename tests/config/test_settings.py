@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 from serve_app.config.deprecated_names import SETTINGS as DEPRECATED
+from serve_app.config.key_numbers import daily_quotas_by_key, weights_by_key
 from serve_app.config.network import machine_names
 from serve_app.config.serve_config import read_config
 from serve_app.config.settings import VARIABLES, Settings, check_given
@@ -394,8 +395,18 @@ def test_the_configuration_page_has_the_table_of_the_settings() -> None:
 
 def test_weights_of_keys_stand_in_the_order_of_the_keys(tmp_path: Path) -> None:
     settings = Settings.read({"API_KEYS": "one,two", "KEY_WEIGHTS": "3, 0.5"}, tmp_path)
-    assert settings.weights_by_key() == {"one": 3.0, "two": 0.5}
-    assert Settings.read({"API_KEYS": "one,two"}, tmp_path).weights_by_key() == {}
+    assert weights_by_key(settings) == {"one": 3.0, "two": 0.5}
+    assert weights_by_key(Settings.read({"API_KEYS": "one,two"}, tmp_path)) == {}
+
+
+def test_daily_quotas_of_keys_stand_in_the_order_of_the_keys(tmp_path: Path) -> None:
+    given = {"API_KEYS": "one,two", "KEY_DAILY_MPSTEPS": "5000, 0"}
+    assert daily_quotas_by_key(Settings.read(given, tmp_path)) == {"one": 5000.0, "two": 0.0}
+    for quotas, problem in (("5000", "one number for each key"), ("-1,2", "must be at least 0")):
+        given["KEY_DAILY_MPSTEPS"] = quotas
+        with pytest.raises(SettingsError, match=problem) as refused:
+            daily_quotas_by_key(Settings.read(given, tmp_path))
+        assert refused.value.variable == "KEY_DAILY_MPSTEPS"
 
 
 @pytest.mark.parametrize(
@@ -412,7 +423,7 @@ def test_weights_that_do_not_fit_the_keys_are_refused(
 ) -> None:
     given = {"API_KEYS": "secret-a,secret-b", "KEY_WEIGHTS": weights}
     with pytest.raises(SettingsError, match=problem) as refused:
-        Settings.read(given, tmp_path).weights_by_key()
+        weights_by_key(Settings.read(given, tmp_path))
     assert refused.value.variable == "KEY_WEIGHTS"
     assert "secret" not in str(refused.value)
 

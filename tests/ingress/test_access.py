@@ -10,9 +10,9 @@ from serve_app.core.caller import Caller
 from serve_app.ingress.access import (
     AccessPolicy,
     address_name,
+    by_caller,
     digests,
     is_public,
-    weights_by_name,
 )
 from serve_app.ingress.http_errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 from tests.support.api import ORIGIN, Client
@@ -318,7 +318,7 @@ async def test_a_name_is_looked_up_and_never_a_path(
 async def test_an_image_carries_its_caller_with_the_weight_of_its_key(
     client: Client, conductor: FakeConductor
 ) -> None:
-    weights = weights_by_name({"secret-one": 3.0, "secret-two": 1.0})
+    weights = by_caller({"secret-one": 3.0, "secret-two": 1.0})
     keyed = client(policy=KEYED, caller_weights=weights)
     for key in ("secret-one", "secret-two"):
         headers = {"Authorization": f"Bearer {key}"}

@@ -2,16 +2,18 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 from serve_app.core.errors import OutOfMemory
 from serve_app.core.service.events import GeneratedImage
 from serve_app.core.service.moderation import WordList
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.tasks import ImageTask
+from serve_app.ingress.access import AccessPolicy, by_caller, digests
 from tests.support.api import Client
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
 from tests.support.job_requests import ANONYMOUS, BODY, KEY, STRANGER
-from tests.support.ledgers import NoRefunds
+from tests.support.ledgers import NoRefunds, WatchedLedger
 
 TEN_MEGAPIXEL_STEPS = {"prompt": "a", "imageCount": 1, "steps": 10, "width": 1000, "height": 1000}
 
@@ -26,6 +28,53 @@ async def test_a_caller_may_use_a_number_of_megapixel_steps(client: Client) -> N
     assert refused.headers["retry-after"] == "15"
     cheap = await limited.post("/generate", json=body | {"steps": 1})
     assert cheap.status_code == 201
+
+
+async def test_a_caller_has_a_quota_of_megapixel_steps_a_day(
+    client: Client, ledger: WatchedLedger
+) -> None:
+    keyed = AccessPolicy(keys=digests(["first-secret", "second-secret"]))
+    limited = client(policy=keyed, daily_quotas=by_caller({"first-secret": 25.0}))
+    headers = [{"Authorization": f"Bearer {key}-secret"} for key in ("first", "second")]
+
+    async def statuses(times: int, number: int) -> list[int]:
+        post = partial(limited.post, "/generate", json=TEN_MEGAPIXEL_STEPS, headers=headers[number])
+        return [(await post()).status_code for _ in range(times)]
+
+    ledger.now = 20_000 * 86_400.0 + 86_000
+    assert await statuses(3, 0) == [201, 201, 429]
+    assert await statuses(3, 1) == [201, 201, 201]
+    refused = await limited.post("/generate", json=TEN_MEGAPIXEL_STEPS, headers=headers[0])
+    assert refused.headers["retry-after"] == "400"
+    assert "your quota of 25 megapixel-steps a day" in refused.json()["error"]["message"]
+    ledger.now += 400
+    assert await statuses(1, 0) == [201]
+
+
+async def test_what_the_quota_refuses_is_not_charged_to_the_rate_limit(
+    client: Client, ledger: WatchedLedger
+) -> None:
+    policy, quotas = AccessPolicy(keys=digests(["a-secret"])), by_caller({"a-secret": 5.0})
+    headers = {"Authorization": "Bearer a-secret"}
+    limited = client(policy=policy, daily_quotas=quotas, rate_limit=RateLimit(rate=0.001, burst=10))
+    big = await limited.post("/generate", json=TEN_MEGAPIXEL_STEPS, headers=headers)
+    assert "a day" in big.json()["error"]["message"]
+    small = await limited.post(
+        "/generate", json=TEN_MEGAPIXEL_STEPS | {"steps": 5}, headers=headers
+    )
+    assert small.status_code == 201
+
+
+async def test_what_failed_by_the_services_fault_costs_no_quota_either(client: Client) -> None:
+    failing = FailingConductor(OutOfMemory("no room"), at=0)
+    policy, quotas = AccessPolicy(keys=digests(["a-secret"])), by_caller({"a-secret": 10.0})
+    limited = client(failing, policy=policy, daily_quotas=quotas)
+    for _ in range(3):
+        response = await limited.post(
+            "/generate", json=TEN_MEGAPIXEL_STEPS, headers={"Authorization": "Bearer a-secret"}
+        )
+        assert response.status_code == 503
+        await client.drain()
 
 
 async def test_what_failed_by_the_services_fault_costs_nothing(client: Client) -> None:

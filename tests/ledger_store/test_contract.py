@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from serve_app.core.service.daily_quota import day_of
 from serve_app.core.service.jobs import OWNER_LOST, Job, JobError, JobState, RunningJob
 from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile
 from serve_app.ledger_store.postgres_store import PostgresStore
@@ -135,6 +137,29 @@ def test_terms_are_kept_by_caller(store: LedgerStore) -> None:
     store.accept_terms("a", "old", NOW)
     store.accept_terms("a", "new", NOW)
     assert (store.accepted_terms("a"), store.accepted_terms("b")) == ("new", None)
+
+
+def test_a_quota_is_used_up_by_caller_and_day_and_can_be_given_back(store: LedgerStore) -> None:
+    assert store.use("a", "2026-11-28", 60, 100)
+    assert not store.use("a", "2026-11-28", 41, 100)
+    assert store.use("a", "2026-11-28", 40, 100)
+    assert not store.use("a", "2026-11-28", 0.5, 100)
+    for caller, day in (("b", "2026-11-28"), ("a", "2026-11-29")):
+        assert store.use(caller, day, 100, 100)
+    assert store.use("a", "2026-11-28", -30, 100)
+    assert store.use("a", "2026-11-28", 30, 100)
+    assert store.use("c", "2026-11-28", -50, 100)  # nothing was used
+    assert not store.use("c", "2026-11-28", 101, 100)
+    assert store.use("c", "2026-11-28", 100, 100)
+
+
+def test_what_was_used_on_an_earlier_day_is_forgotten(store: LedgerStore) -> None:
+    times = [datetime(2026, 11, day, 12, tzinfo=UTC).timestamp() for day in (28, 29)]
+    store.use("a", day_of(times[0]), 100, 100)
+    store.delete_old(times[0])
+    assert not store.use("a", day_of(times[0]), 1, 100)
+    store.delete_old(times[1])
+    assert store.use("a", day_of(times[0]), 1, 100)
 
 
 def test_results_seeds_and_jobs_are_kept_for_their_times(store: LedgerStore) -> None:

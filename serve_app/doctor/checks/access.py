@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from serve_app.config.key_numbers import daily_quotas_by_key, weights_by_key
 from serve_app.config.listening import NEW_KEY, check_host, host_of
 from serve_app.config.network import LOOPBACK, is_loopback
 from serve_app.config.settings import Settings
@@ -26,10 +27,11 @@ def check_keys(settings: Settings, http: Mapping[str, Any]) -> Finding:
     url_is_remote = urlsplit(url).hostname not in (*_LOOPBACK_NAMES, None)
     address = host_of(settings, http)
     try:
-        settings.weights_by_key()
+        weights_by_key(settings)
+        daily_quotas_by_key(settings)
     except SettingsError as error:
         equal = ",".join("1" * len(settings.api_keys))
-        return fail("keys", problem_of(error), f"KEY_WEIGHTS={equal}")
+        return fail("keys", problem_of(error), f"{error.variable}={equal}")
     if short := [key for key in settings.api_keys if len(key) < _MIN_KEY_CHARS]:
         return warn(
             "keys",

@@ -39,6 +39,15 @@ def read(**values: str) -> Settings:
             ),
         ),
         (
+            {"API_KEYS": f"{KEY},{KEY[1:]}", "KEY_DAILY_MPSTEPS": "3"},
+            "0.0.0.0",
+            fail(
+                "keys",
+                "KEY_DAILY_MPSTEPS must have one number for each key: API_KEYS has 2, this has 1",
+                "KEY_DAILY_MPSTEPS=1,1",
+            ),
+        ),
+        (
             {"ALLOW_ANONYMOUS": "1"},
             "127.0.0.1",
             fine("keys", "no key is needed (ALLOW_ANONYMOUS=1) by callers that reach 127.0.0.1"),
