@@ -163,8 +163,7 @@ class Settings(BaseModel):
     )
     key_daily_mpsteps: DailyQuotas = Field(
         (),
-        description="What each key may use on a day of UTC, in megapixel-steps: one number for "
-        "each key, in the order of API_KEYS; 0: as much as it likes. Empty: no quotas",
+        description="Megapixel-steps of each key on a day of UTC, in the order of API_KEYS; 0: any",
     )
     allow_anonymous: bool = Field(
         False, description="1: other machines may call without a key. Behind a proxy, set API_KEYS"
