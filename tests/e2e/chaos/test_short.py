@@ -47,6 +47,25 @@ def test_a_network_that_raises_is_an_error_with_a_name_for_its_own_images_alone(
     assert count(answers) == Counter(made=8)
 
 
+def test_an_image_whose_numbers_are_not_finite_is_an_error_and_its_neighbours_are_made(
+    chaos: ChaosService,
+) -> None:
+    with Load(chaos.address) as load:
+        (sick,) = load.send([Call(image_body(0, prompt="a fox fault:nan@3"))])
+        load.send(Call(image_body(seed)) for seed in range(8))
+        answers = load.answers(60)
+    health = chaos.health()
+    report(
+        "an image that becomes NaN at one step, beside 8 others",
+        f"{tally(answers)}; /health {health and health['status']}",
+        "never a success, the others made, the replica stays",
+    )
+    assert str(judge(sick.result())) == "500 NUMERIC_FAULT"
+    assert sick.result().headers["x-should-retry"] == "false"
+    assert count(answers) == Counter({"made": 8, "500 NUMERIC_FAULT": 1})
+    assert health["status"] == "ready"
+
+
 def test_clients_vanish_and_what_has_a_key_is_made_once(chaos: ChaosService) -> None:
     before = chaos.made()
     leaving = [
