@@ -7,7 +7,7 @@ from ray.serve import Application
 
 from serve_app.config.app_args import DeploymentScale
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.service.ledger_place import LedgerFile
+from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile
 from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.ingress.access import AccessPolicy, digests
@@ -25,6 +25,7 @@ class FaultyArgs(BaseModel):
 
     ledger: Path
     strikes: Path  # see `SleepingDenoiser`
+    ledger_url: str = ""  # of a PostgreSQL database, in place of the file
     base: int = 2  # replicas
     refiner: int = 2
     ingress: int = 1
@@ -51,7 +52,9 @@ def build(args: FaultyArgs) -> Application:
     access = AccessPolicy(keys=digests(args.keys), origins=(ORIGIN,))
     config = ingress_config(refiner=True, access_policy=access)
     ingress = DeploymentScale(min_replicas=args.ingress)
-    return bind_graph(config, LedgerFile(args.ledger), base, refiner, ingress, args.drain_seconds)
+    url = args.ledger_url
+    place = LedgerDatabase(url) if url else LedgerFile(args.ledger)
+    return bind_graph(config, place, base, refiner, ingress, args.drain_seconds)
 
 
 def speed_of(args: FaultyArgs) -> GpuSpeed:
