@@ -53,7 +53,7 @@ def test_pictures_go_on_and_nothing_is_made_twice_when_the_database_is_killed_an
         killed = time.monotonic()
         plain = load.send(Call(image_body(300 + n), at=n / 4) for n in range(int(4 * AWAY_S)))
         time.sleep(2)
-        told = [future.result() for future in load.send([*before, *away])]
+        refused = [future.result() for future in load.send([*before, *away])]
         health = service.health()
         time.sleep(max(0.0, killed + AWAY_S - time.monotonic()))
         postgres.start()
@@ -65,11 +65,11 @@ def test_pictures_go_on_and_nothing_is_made_twice_when_the_database_is_killed_an
         later = [future.result() for future in load.send(away)]
     once = len(before) + len(running) + len(plain) + len(away)
     twice = service.made() - made - once
-    slowest = max(answer.seconds for answer in told)
+    slowest = max(answer.seconds for answer in refused)
     report(
         f"kill -9 of PostgreSQL for {AWAY_S:.0f} s, {len(running)} keyed images under way",
         f"without a key: {tally(plain_answers)}; under way: {tally(running_answers)}; keyed, "
-        f"meanwhile: {tally(told)}, slowest {slowest:.1f} s; /health {health['status']}, ready "
+        f"meanwhile: {tally(refused)}, slowest {slowest:.1f} s; /health {health['status']}, ready "
         f"{back:.1f} s after it is back; asked again: {tally(again)}; {twice} images made twice; "
         f"who was refused: {tally(later)}",
         "pictures go on, keyed calls are told at once, nothing is made twice",
@@ -77,7 +77,7 @@ def test_pictures_go_on_and_nothing_is_made_twice_when_the_database_is_killed_an
     assert len(by_kind(kept, Kind.MADE)) == len(before)
     assert {judge(answer).kind for answer in plain_answers} == {Kind.MADE}
     assert {judge(answer).kind for answer in running_answers} == {Kind.MADE}
-    assert set(count(told)) == {"503 LEDGER_UNAVAILABLE"}
+    assert set(count(refused)) == {"503 LEDGER_UNAVAILABLE"}
     assert slowest <= AT_ONCE_S
     assert health["status"] == "degraded"
     assert {judge(answer).kind for answer in [*again, *later]} == {Kind.MADE}
