@@ -24,7 +24,7 @@ _CHECK_SECONDS = 1.0  # between two looks at Ray's processes
 _SILENCE_SECONDS = 20.0  # without an answer of Ray, after which it counts as lost
 _PAUSE_SECONDS = 10.0  # between two turns of the loop, of which there are five a second
 _LOAD_SECONDS = 5.0  # that a stop may take while the models load
-_FORCED_SECONDS = 20.0  # that a stop may take after the second signal
+_FORCED_SECONDS = 15.0  # that a stop may take after the second signal
 _STOP_SECONDS = 60.0  # that Serve and Ray may take to stop after the drain
 
 

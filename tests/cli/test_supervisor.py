@@ -198,7 +198,7 @@ def test_a_second_signal_is_enforced_and_what_is_not_known_to_be_finished_may_be
     code, shown = run(runner, capsys)
     assert code == LOST
     assert shown.splitlines()[0].startswith("unknown what became of the accepted requests")
-    assert runner.killed_at == 51.0
+    assert runner.killed_at == 46.0
 
 
 @pytest.mark.parametrize(

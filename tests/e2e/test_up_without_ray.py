@@ -1,9 +1,11 @@
 """`aura up` when Ray breaks: it ends within seconds, and leaves no process behind."""
 
 import errno
+import re
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +13,13 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.running_up import RunningUp, running
+from serve_app.cli.console import FAILED, LOST, OK
+from tests.support.running_up import RunningUp, post, running
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
+
+BODY = {"prompt": "a red circle", "steps": 150, "imageCount": 1, "seed": 5}
 
 
 @pytest.mark.parametrize(
@@ -88,21 +93,44 @@ def test_sigterm_is_obeyed_within_seconds_while_ray_does_not_answer(
         started = time.monotonic()
         up.terminate()
         up.terminate()
-        assert up.process.wait(30) in (0, 1)
+        assert up.process.wait(30) in (FAILED, LOST)  # nobody knows of the requests
         assert time.monotonic() - started < 30
         assert running(session) == []
 
 
-def test_a_second_signal_ends_the_drain(environment: dict[str, str], tmp_path: Path) -> None:
-    with RunningUp(environment, tmp_path) as up:
+def test_a_second_signal_ends_the_drain_and_the_next_start_finishes_what_was_spooled(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    places = {"DRAIN_SPOOL": str(spool), "LEDGER_FILE": str(tmp_path / "ledger.sqlite")}
+    with RunningUp(environment | places, tmp_path) as up, ThreadPoolExecutor(2) as threads:
         up.wait_ready()
         session = up.session()
-        body = {"prompt": "a red circle", "steps": 150, "imageCount": 8}
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{up.address}/generate", json=body, timeout=2)
+        calls = [threads.submit(post, up.address, BODY, key) for key in ("spooled", "")]
+        owed = [0.0]
+
+        def is_halfway() -> bool:
+            owed.append(httpx.get(f"{up.address}/health", timeout=10).json()["owedSeconds"])
+            return 0 < owed[-1] < 0.8 * max(owed)
+
+        until(is_halfway, 60)
         up.process.send_signal(signal.SIGINT)
-        up.wait_for(lambda: "draining" in up.stderr)
+        up.wait_for(lambda: "draining: " in up.stderr)
         up.process.send_signal(signal.SIGINT)
-        assert up.process.wait(60) == 0
+        assert up.process.wait(60) == LOST
         assert running(session) == []
-        assert up.stderr.splitlines()[-2] == "stopped"
+        assert [call.result().json()["error"]["code"] for call in calls] == ["DRAINING"] * 2
+        *_, spooled, lost, stopped, _ = up.stderr.splitlines()
+        assert spooled == f"1 request in {spool}, which the next start finishes"
+        assert lost == "1 request lost, which had been accepted"
+        assert stopped == "stopped"
+    (file,) = spool.iterdir()
+    with RunningUp(environment | places, tmp_path) as up:
+        up.wait_ready()
+        again = post(up.address, BODY, "spooled").json()
+        assert again["meta"]["jobId"] == file.stem
+        assert again["images"] == post(up.address, BODY).json()["images"]
+        resumed = until(lambda: re.search(rf"{file.stem}-0 goes on from step (\d+)", up.stdout))
+        assert int(resumed[1]) > 0
+        up.terminate()
+        assert up.process.wait(60) == OK

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import httpx
 import psutil
@@ -109,6 +109,12 @@ class RunningUp:
 
     def _written(self, index: int) -> str:
         return Path(self._files[index].name).read_text(encoding="utf-8")
+
+
+def post(address: str, body: Mapping[str, Any], key: str = "") -> httpx.Response:
+    """Ask a service for images, perhaps under an idempotency key."""
+    headers = {"Idempotency-Key": key} if key else {}
+    return httpx.post(f"{address}/generate", json=dict(body), headers=headers, timeout=120)
 
 
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
