@@ -39,8 +39,8 @@ _FLUSH_S = 2.0  # that the ledger may take to know of it
 class JobRuns:
     """The jobs at which one process works, as the `owner`.
 
-    `daily_quotas` are by the caller's name, in megapixel-steps.
-    `spool` is where a stop keeps those that somebody may ask for again.
+    `daily_quotas` are by the caller's name, in megapixel-steps. `spool` is where a stop keeps those
+    that somebody may ask for again.
     """
 
     def __init__(
@@ -242,11 +242,11 @@ class JobRuns:
 def _job_error(failure: Exception, run: JobRun) -> JobError:
     """Return how the ledger keeps a failure.
 
-    A job with a claim that comes while the service stops, or one of the spool that comes before it
-    has started, waits for whoever takes it up.
+    A job with a claim that comes while the service stops waits for whoever takes it up. So does one
+    of the spool that comes before the stages have started, or that another process has by now.
     """
     comes_too_late = run.claim is not None and isinstance(failure, Draining)
-    if comes_too_late or (run.file is not None and isinstance(failure, Loading)):
+    if comes_too_late or (run.file is not None and isinstance(failure, Loading | TakenOver)):
         return OWNER_LOST
     response = error_response(failure, 0)
     return JobError(response.code, response.message, response.is_final)

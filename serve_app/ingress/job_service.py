@@ -65,8 +65,8 @@ class JobService:
 
     `cancel_everywhere` cancels a job in whichever process runs it; without it there is one process.
     `daily_quotas`, in megapixel-steps, and `caller_weights` are by name; other callers have no
-    quota and a weight of 1. `spool` is where a stop keeps
-    what it does not finish; without it that is lost.
+    quota and a weight of 1. `spool` is where a stop keeps what it does not finish; without it that
+    is lost.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class JobService:
         spooled = taken.file.job
         job = self._runs.new_job(spooled.caller)
         claimed = await self._ledger.create(job, spooled.claim)
-        if claimed.is_owner:
+        if claimed.is_owner and self._runs.task(claimed.job or job.id) is None:
             generation = replace(taken.generation, timeout_s=None)
             task = self._start(job, spooled.claim, claimed, generation, taken, JobFeed())
             await asyncio.wait([task])

@@ -12,6 +12,7 @@ from serve_app.core.diffusion.sample import Sample, new_sample
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import Draining, ImageTooLarge, Loading, Overloaded
+from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.info import Health, HealthStatus
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.tasks import ImageSnapshot
@@ -214,6 +215,19 @@ async def test_a_spooled_job_that_meets_a_stage_without_replicas_is_kept(
     failing = FailingConductor(Loading("the base stage is not ready"), at=0)
     assert (await post(client(failing, spool=spool), **KEY)).status_code == 503
     await client.drain()
+    assert folder.ids() == [waiting.job_id]
+
+
+async def test_a_spooled_job_that_another_process_has_by_now_is_kept_until_that_one_is_done(
+    client: Client, folder: SpoolFolder, spool: JobSpool
+) -> None:
+    waiting = HalfwayConductor()
+    await interrupt(client, spool, waiting)
+    failing = FailingConductor(TakenOver("another process works at this job"), at=0)
+    client(failing, spool=spool)
+    newest(client).resume()
+    await until_async(lambda: failing.begun > 0)
+    await newest(client).drain()
     assert folder.ids() == [waiting.job_id]
 
 
