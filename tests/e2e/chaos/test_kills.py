@@ -1,0 +1,93 @@
+"""Replicas that are killed one after the other under load, and some that are only stopped."""
+
+import random
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from serve_app.core.diffusion.spec import Stage
+from serve_app.testing.faulty_service import DEPLOYMENTS
+from tests.e2e.chaos.bodies import image_body
+from tests.e2e.chaos.load import Load, steady
+from tests.e2e.chaos.measure import capacity, spread
+from tests.e2e.chaos.processes import kill, stopped
+from tests.e2e.chaos.report import report
+from tests.e2e.chaos.service import ChaosService, OwnRay, own_service
+from tests.e2e.chaos.verdict import Kind, count, judge, tally
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1800)]
+
+KILLS = 20
+IMAGES = 1000
+STEPS = 20
+STOPPED_S = 20.0  # of each stop, and between two of them
+SHARE = 0.4  # of the capacity that is used: half of the replicas may be loading
+
+
+@pytest.fixture(scope="module")
+def service(
+    ray_of_its_own: OwnRay, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ChaosService]:
+    """Start a service that makes about twelve images a second."""
+    with own_service(
+        ray_of_its_own, tmp_path_factory.mktemp("kills"), seconds_scale=0.3
+    ) as service:
+        yield service
+
+
+@pytest.mark.parametrize("stops", [0, KILLS // 2], ids=["kills", "kills-and-stops"])
+def test_twenty_killed_or_stopped_replicas_cost_no_image(service: ChaosService, stops: int) -> None:
+    """Kill a replica every few seconds, or stop every second one with SIGSTOP for as long.
+
+    A stopped replica goes on afterwards, before Serve would replace it.
+    """
+    rate = SHARE * capacity(service, [image_body(n, steps=STEPS) for n in range(64)])
+    choose, pause = random.Random(stops), STOPPED_S if stops else IMAGES / rate / KILLS
+    bodies = (image_body(1000 + n, steps=STEPS) for n in range(IMAGES))
+    calls = steady(bodies, min(rate, IMAGES / (KILLS * pause)))
+    with Load(service.address) as load:
+        started = time.monotonic()
+        load.send(calls)
+        for number in range(KILLS):
+            time.sleep(max(0.0, started + number * pause - time.monotonic()))
+            deployment = DEPLOYMENTS[choose.choice(list(Stage))]
+            victim = choose.choice(until(partial(service.processes.replicas, deployment)))
+            if stops and number % 2:
+                with stopped(victim):
+                    time.sleep(pause)
+            else:
+                kill(victim)
+        answers = load.answers()
+    done = f"{KILLS - stops} kills -9" + (
+        f" and {stops} x {pause:.0f} s of SIGSTOP" if stops else ""
+    )
+    report(
+        f"{done} of stage replicas, {IMAGES} images, at most {SHARE:.0%} of the capacity",
+        f"{tally(answers)}; {spread([answer.seconds for answer in answers])}",
+        ">= 99.9 % made, all bytes right, nothing hung, every error named",
+    )
+    assert count(answers)[Kind.MADE] >= 0.999 * IMAGES
+    assert {judge(answer).kind for answer in answers} <= {Kind.MADE, Kind.ERROR}
+    service.wait_whole()
+
+
+def test_all_replicas_killed_at_once_cost_no_image(service: ChaosService) -> None:
+    calls = steady((image_body(5000 + n, steps=60) for n in range(16)), rate=8)
+    with Load(service.address) as load:
+        load.send(calls)
+        until(lambda: any(step > 12 for step in service.in_flight().values()))
+        for deployment in DEPLOYMENTS.values():
+            for replica in service.processes.replicas(deployment):
+                kill(replica)
+        answers = load.answers()
+    slowest = max(answer.seconds for answer in answers)
+    report(
+        "kill -9 of all four stage replicas at once, 16 images",
+        f"{tally(answers)}; the slowest in {slowest:.1f} s",
+        "all made, all bytes right",
+    )
+    assert {judge(answer).kind for answer in answers} == {Kind.MADE}
+    service.wait_whole()
