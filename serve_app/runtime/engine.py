@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import torch
 
+from serve_app.core.capacity.cost_model import turn_kind
 from serve_app.core.capacity.gpu_time import GpuTime, GpuTimeAccount
 from serve_app.core.capacity.overdue import CurrentTurn
 from serve_app.core.diffusion.keys import ModelKey
@@ -39,7 +40,7 @@ from serve_app.runtime.fault_diagnosis import FaultDiagnosis
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage, latents_not_finite
 from serve_app.runtime.stage_model import DeviceSample, HostSample, finite_copy, to_device
-from serve_app.runtime.subscriptions import Subscriptions, notify_snapshot, quarantine_steps
+from serve_app.runtime.subscriptions import Subscriptions, notify_snapshot, steps_between_snapshots
 from serve_app.runtime.turn import run_turn
 from serve_app.runtime.turn_counts import TurnCounts
 
@@ -207,15 +208,19 @@ class Engine:
             notify(cut_off, Failed(TakenOver("the image was sent again by another process")))
         try:
             on_device = to_device(sample, self.models.device.torch_device)
-            steps = quarantine_steps(
-                sample, segment, self._account.cost_table, self._snapshot_every
-            )
+            steps = self._alone_steps(sample) if segment.alone else 0
             self._scheduler.add(on_device, segment, alone_steps=steps)
         except Exception as error:  # a bad sample must not end the thread
             logger.exception("sample %s was not added", sample.id)
             notify(listener, Failed(to_domain_error(error)))
             return
         self._subscriptions.add(sample.id, listener, sample.index, self._clock())
+
+    def _alone_steps(self, sample: HostSample) -> int:
+        lanes = self._account.cost_table.batch_size(sample.model_key).rows
+        step = turn_kind(WorkKind.STEP, sample, lanes=lanes)
+        seconds = self._account.cost_table.seconds(step)
+        return steps_between_snapshots(self._snapshot_every, seconds) + 2  # some on their way
 
     def _drop(self, id: str, listener: Listener) -> None:
         subscription = self._subscriptions.get(id)

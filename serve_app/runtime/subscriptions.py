@@ -9,12 +9,10 @@ from math import ceil, inf
 
 import torch
 
-from serve_app.core.capacity.cost_model import CostTable, turn_kind
-from serve_app.core.diffusion.sample import StageSegment
 from serve_app.core.scheduling.work import Plan, WorkKind
 from serve_app.core.service.events import Progress, Queued, Snapshot
 from serve_app.runtime.engine_events import Listener, notify
-from serve_app.runtime.stage_model import DeviceSample, HostSample, finite_copy
+from serve_app.runtime.stage_model import DeviceSample, finite_copy
 
 SNAPSHOT_GAP = 0.2  # seconds between two snapshots of a sample, which take about a millisecond each
 PROGRESS_GAP = 1.0  # seconds between two `Progress` events of a sample that goes on running
@@ -23,19 +21,6 @@ PROGRESS_GAP = 1.0  # seconds between two `Progress` events of a sample that goe
 def steps_between_snapshots(every: int, step_seconds: float) -> int:
     """Return the most steps that a sample takes from one snapshot to the next."""
     return max(every, ceil(SNAPSHOT_GAP / max(step_seconds, 1e-3)))
-
-
-def quarantine_steps(
-    sample: HostSample, segment: StageSegment, costs: CostTable, snapshot_every: int
-) -> int:
-    """Return the steps that a sample takes alone first: past all that it may have died at."""
-    if segment.alone_to_end:
-        return segment.stop - sample.index
-    if not segment.alone:
-        return 0
-    lanes = costs.batch_size(sample.model_key).rows
-    seconds = costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=lanes))
-    return steps_between_snapshots(snapshot_every, seconds) + 2  # some on their way
 
 
 @dataclass(slots=True)

@@ -99,14 +99,6 @@ async def test_an_image_that_kills_its_replica_costs_two_and_bystanders_are_made
     assert service.meter.value(IMAGES_CONVICTED, stage="base") == 1
 
 
-async def test_an_image_that_kills_again_after_its_quarantine_costs_three_replicas() -> None:
-    deadly = {"bad": set(range(8, 30, 8))}
-    service = Service(BatchingReplica(deadly, spares_next_time=True))
-    ends = await service.make("a", "bad", "b")
-    assert ends == {"a": "made", "b": "made", "bad": "ImageKillsReplica"}
-    assert service.replica.deaths == 3
-
-
 async def test_a_convicted_image_is_refused_at_once_and_other_images_are_made() -> None:
     service = Service(BatchingReplica({"bad": {3}}))
     assert await service.make("bad") == {"bad": "ImageKillsReplica"}

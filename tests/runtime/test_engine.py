@@ -163,17 +163,6 @@ def test_a_suspect_runs_alone_for_as_many_steps_as_lie_between_two_snapshots_and
     assert pauses == [0.05]  # before the first turn alone, and only then
 
 
-def test_who_was_suspected_again_runs_alone_to_its_end() -> None:
-    denoiser = ConstantDenoiser()
-    engine = engine_over(denoiser, pause=lambda seconds: None)
-    spec, long = replace(SPEC, steps=30), StageSegment(Stage.BASE, 30, last=True)
-    engine.submit(sample_of(spec, "other"), long, Heard())
-    suspect = replace(long, alone=True, alone_to_end=True)
-    engine.submit(sample_of(spec, "suspect"), suspect, Heard())
-    drain(engine)
-    assert [images for images, _ in denoiser.batches] == [1] * 60
-
-
 def test_the_news_that_a_suspect_runs_alone_comes_before_its_turn() -> None:
     events: list[Any] = []
 

@@ -31,15 +31,8 @@ class BatchingReplica:
     then it is at once as good as new, as if Serve had replaced it.
     """
 
-    def __init__(
-        self,
-        deadly: dict[str, set[int]] | None = None,
-        *,
-        spares_next_time: bool = False,  # an image kills at one step only once
-        name: str = "r1",
-    ) -> None:
+    def __init__(self, deadly: dict[str, set[int]] | None = None, *, name: str = "r1") -> None:
         self.deadly = deadly or {}
-        self.spares_next_time = spares_next_time
         self.name = name
         self.deaths = 0
         self.segments: list[StageSegment] = []  # of all calls
@@ -83,23 +76,18 @@ class BatchingReplica:
         suspects = [
             id
             for id, (sample, segment, start) in self._samples.items()
-            if sample.index - start < _alone_steps(segment)
+            if segment.alone and sample.index - start < _ALONE_STEPS
         ]
         ids = suspects[:1] or list(self._samples)
         if not ids:
             return
         self.batches.append(tuple(ids))
         for id in ids:
-            sample, segment, start = self._samples[id]
-            enters = sample.index in (start, start + _alone_steps(segment))
-            if enters or suspects:
+            sample, _, start = self._samples[id]
+            if sample.index == start or suspects:
                 self._streams[id].put_nowait(Progress(sample.index, alone=bool(suspects)))
-        indices = {id: self._samples[id][0].index for id in ids}
-        if any(index in self.deadly.get(id, set()) for id, index in indices.items()):
+        if any(self._samples[id][0].index in self.deadly.get(id, set()) for id in ids):
             self.kill()
-            if self.spares_next_time:
-                for id in ids:
-                    self.deadly.get(id, set()).discard(indices[id])
             return
         for id in ids:
             self._step(id)
@@ -116,16 +104,10 @@ class BatchingReplica:
         sample = replace(sample, index=sample.index + 1, latents=(sample.latents or 0) + 1)
         self._samples[id] = (sample, segment, start)
         events = self._streams[id]
-        if segment.alone and sample.index - start == _alone_steps(segment):
+        if segment.alone and sample.index - start == _ALONE_STEPS:
             events.put_nowait(Queued())
         if sample.index == segment.stop:
             events.put_nowait(SegmentDone(sample, b"png", GpuTime(), CostTable()))
             self._samples.pop(id)
         elif (sample.index - start) % _SNAPSHOT_EVERY == 0:
             events.put_nowait(Snapshot(sample))
-
-
-def _alone_steps(segment: StageSegment) -> int:
-    if segment.alone_to_end:
-        return segment.stop
-    return _ALONE_STEPS if segment.alone else 0

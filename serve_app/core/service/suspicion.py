@@ -44,7 +44,6 @@ class Suspicion:
     """What is known against one image. Each method returns the state after something happened."""
 
     deaths: int = 0  # replicas lost that had the image
-    suspected: int = 0  # those of them in which it may have been on the device
     place: Place = Place.SENT
     is_suspect: bool = False  # it has to run alone for a while
     is_convicted: bool = False
@@ -53,11 +52,6 @@ class Suspicion:
     def is_exhausted(self) -> bool:
         """Whether the image has been on so many lost replicas that it must end."""
         return self.deaths >= MAX_DEATHS
-
-    @property
-    def stays_alone(self) -> bool:
-        """Whether a few steps alone are not enough: it was cleared, and then suspected again."""
-        return self.is_suspect and self.suspected > 1
 
     def after_sending(self) -> "Suspicion":
         """Return the state when the image is sent to a replica, which has reported nothing yet."""
@@ -90,11 +84,9 @@ class Suspicion:
         may go on, and its network or its machine may be at fault.
         """
         convicts = self.place is Place.ALONE and loss is not Loss.SILENT
-        was_there = self.place is not Place.WAITING
         return replace(
             self,
             deaths=self.deaths + 1,
-            suspected=self.suspected + (was_there and loss is not Loss.SILENT),
-            is_suspect=self.is_suspect or was_there,
+            is_suspect=self.is_suspect or self.place is not Place.WAITING,
             is_convicted=convicts,
         )

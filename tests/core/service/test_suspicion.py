@@ -83,18 +83,6 @@ def test_a_suspect_that_has_run_alone_is_cleared(event: StageEvent) -> None:
     assert not state.after_loss(Loss.DIED).is_convicted
 
 
-def test_a_suspect_that_was_cleared_stays_alone_when_it_is_suspected_again() -> None:
-    first = after(Queued(), Progress(0)).after_loss(Loss.DIED)
-    assert first.is_suspect
-    assert not first.stays_alone
-    cleared = after(Queued(), ALONE, SNAPSHOT, Queued(), Progress(9), state=first)
-    assert not cleared.stays_alone
-    assert cleared.after_loss(Loss.DIED).stays_alone
-    assert not cleared.after_loss(Loss.SILENT).stays_alone
-    waits = after(Queued(), state=first)
-    assert not waits.after_loss(Loss.DIED).stays_alone
-
-
 def test_a_suspect_that_waits_or_goes_on_alone_is_not_cleared() -> None:
     assert after(Queued(), Queued(), state=SUSPECT).is_suspect
     assert after(Queued(), ALONE, ALONE, SNAPSHOT, state=SUSPECT).is_suspect
