@@ -215,8 +215,8 @@ class RemoteLedger:
         return cast(float, await self._call("consume", caller, cost, limit, retry_for=0))
 
     async def use(self, caller: str, cost: float, quota: float) -> float:
-        """See `Ledger`."""
-        return cast(float, await self._call("use", caller, cost, quota))
+        """See `Ledger`. Not tried again, as `consume`: the first try may have been counted."""
+        return cast(float, await self._call("use", caller, cost, quota, retry_for=0))
 
     async def accept_terms(self, caller: str, terms: str) -> None:
         """See `Ledger`."""

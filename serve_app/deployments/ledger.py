@@ -201,7 +201,8 @@ class Ledger:
         job = await self._store.read(lambda store: store.read(id))
         if job is None or job.owner != owner or job.state is not JobState.RUNNING:
             return False
-        await self._store.write(lambda store: store.abandon([id], now))
+        lost = RunningJob(id, owner, job.created)
+        await self._store.write(lambda store: store.abandon([lost], now))
         return True
 
     async def _read(self, id: str) -> Job | None:
@@ -246,10 +247,10 @@ class Ledger:
             if now - self._swept >= _SWEEP_INTERVAL:
                 self._swept = now
                 running = await self._store.read(lambda store: store.running())
-                if lost := [job.id for job in running if self._is_lost(job)]:
+                if lost := [job for job in running if self._is_lost(job)]:
                     await self._store.write(lambda store: store.abandon(lost, now))
-                    for id in lost:
-                        self._wake(id)
+                    for job in lost:
+                        self._wake(job.id)
             if now - self._cleaned_up >= _CLEANUP_INTERVAL:
                 self._cleaned_up = now
                 self._forget(now)

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from serve_app.core.capacity.forecast import forecast
@@ -58,6 +59,7 @@ _PNG_THREADS = 2
 _IDLE_REPORTS = 3
 _HEARTBEAT_EVERY = 10  # after those, every tenth report is news
 _NEWS_EVERY = 2.0  # seconds without an event after which a sample's place is repeated
+_POLLED_WITHIN = 3.0  # seconds: Serve polls every replica that is not about to retire
 _FLUSH_EVERY = 1.0  # seconds between two flushes of the metrics
 
 
@@ -140,6 +142,7 @@ class StageReplica:
         self._flushing: asyncio.Task[None] | None = None
         self._leases = SampleLeases(max_ongoing_images(config.max_batch_images))
         self._ticking: asyncio.Task[None] | None = None
+        self._last_poll = -inf  # when Serve last asked for a report
         self._report_number, self._idle_reports = 0, 0
         self._last_report: dict[str, Any] = {}
         self._engine = Engine(
@@ -231,6 +234,7 @@ class StageReplica:
         an idle replica are the same most of the time. While a turn hangs the last report is
         repeated, and routers prefer other replicas.
         """
+        self._last_poll = time.monotonic()
         if self._engine.is_silent():
             return self._last_report
         engine, pending = self._engine.stats(), self._engine.pending()
@@ -290,6 +294,8 @@ class StageReplica:
     async def _tick(self) -> None:
         while not self._leases.is_idle:
             await asyncio.sleep(1.0)
+            if time.monotonic() - self._last_poll > _POLLED_WITHIN:
+                continue  # Serve retires this replica, and senders reach it no more
             if orphans := self._leases.tick(time.monotonic()):
                 self._meter.record(IMAGES_ORPHANED, orphans)
                 logger.warning("dropped %d images of an ingress that is gone", orphans)

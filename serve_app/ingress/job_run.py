@@ -20,3 +20,8 @@ class JobRun:
     feed: JobFeed
     claim: IdempotencyClaim | None = None
     file: SpoolFile | None = None  # of the spool, from which it goes on
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether another process has accepted it before."""
+        return self.file is not None or any(task.is_retaken for task in self.tasks)

@@ -138,6 +138,8 @@ class JobRuns:
             await asyncio.wait(tasks, timeout=_CANCEL_S)
         with suppress(TimeoutError):
             await asyncio.wait_for(self.outbox.flush(), _FLUSH_S)
+            if self._spool:  # the ledger has these
+                await self._spool.drop([id for id in kept if _has_ended(running[id][1])])
         unfinished = [id for id, (_, task) in running.items() if not _has_ended(task)]
         spooled = sum(id in kept for id in unfinished)
         return Unfinished(spooled, len(unfinished) - spooled)
@@ -162,10 +164,12 @@ class JobRuns:
     async def _run(self, run: JobRun) -> JobResult:
         """Return the job's result; the outbox reports its end to the ledger."""
         state, error, result = JobState.CANCELLED, None, None
-        charged = refund = 0.0
+        charged, refund, is_ours = 0.0, 0.0, True
         try:
             with await self._admit(run):
-                if run.file is None:  # else it was charged when it was accepted
+                if run.is_resumed:  # it was charged when it was accepted
+                    charged = run.generation.cost
+                else:
                     charged = await self._quota.charge(run.job.caller, run.generation.cost)
                 run.feed.put(JobStarted(run.job.id))
                 result = await make_result(
@@ -178,16 +182,22 @@ class JobRuns:
             if error is OWNER_LOST:
                 raise Draining("the service was stopped before this was done") from None
             raise JobCancelled("the job was cancelled") from None
+        except TakenOver:
+            is_ours = False
+            raise
         except Exception as failure:
             state, error = JobState.FAILED, _job_error(failure, run)
             if isinstance(failure, ServiceError):
                 refund = charged
             raise
         finally:
-            size = sum(map(len, result.pngs)) if result else 0
-            kept = result if self.outbox.has_capacity(size) else None
-            finish = partial(self._finish, run, refund, state, error, kept)
-            self.outbox.put(run.job.id, finish, size if kept else 0)
+            if is_ours:
+                size = sum(map(len, result.pngs)) if result else 0
+                kept = result if self.outbox.has_capacity(size) else None
+                finish = partial(self._finish, run, refund, state, error, kept)
+                self.outbox.put(run.job.id, finish, size if kept else 0)
+            elif run.file is not None:
+                run.file.release()
 
     async def _admit(self, run: JobRun) -> AbstractContextManager[object]:
         """Admit a job that has a claim: the ledger had to be asked first whether it runs already.

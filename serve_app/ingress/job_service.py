@@ -237,7 +237,9 @@ class JobService:
                 for task, snapshot in zip(tasks, snapshots, strict=True)
             ]
         file = taken.file if taken else None
-        return self._runs.start(JobRun(job, generation, tasks, feed, claim, file))
+        return self._runs.start(
+            JobRun(job, generation, tasks, feed, replace(claim, seed=claimed.seed), file)
+        )
 
     async def _finish_spooled(self, taken: TakenJob) -> None:
         """Finish a job of the spool, unless somebody else works at it or its claim has ended.

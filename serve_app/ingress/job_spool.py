@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class JobSpool:
         writes = {}
         for run in runs:
             if run.claim is not None:  # else nobody could ask for it
-                images = tuple(_begun(snapshot(task.id)) for task in run.tasks)
+                images = tuple(_furthest(snapshot(task.id), task.resume) for task in run.tasks)
                 writing = self._call(self._write, run, run.claim, images)
                 writes[run.job.id] = asyncio.ensure_future(writing)
         if writes:
@@ -93,12 +93,34 @@ class JobSpool:
         It returns when the job has ended, or when somebody else works at it: then it is looked at
         again.
         """
-        while ids := await self._call(self._folder.ids):
-            if await is_ready():
+        is_left = True
+        while is_left:
+            is_left = await self._start_more(finish, is_ready)
+            await asyncio.sleep(_POLL_S if is_left else 0)
+
+    async def drop(self, ids: Collection[str]) -> None:
+        """Delete what is kept of jobs that have ended."""
+        for id in ids:
+            file = await self._call(self._folder.take, id)
+            if file is not None:
+                file.delete()
+
+    async def _start_more(
+        self,
+        finish: Callable[[TakenJob], Awaitable[None]],
+        is_ready: Callable[[], Awaitable[bool]],
+    ) -> bool:
+        """Start what may be started; return whether something is left."""
+        try:
+            ids = await self._call(self._folder.ids)
+            if ids and await is_ready():
                 for id in ids:
                     if len(self._running) < _MAX_JOBS and id not in self._running:
                         self._start(id, finish)
-            await asyncio.sleep(_POLL_S)
+        except Exception as error:  # such as a disk's, which may pass
+            logger.warning("the spool can't be read: %s", error)
+            return True
+        return bool(ids)
 
     def _start(self, id: str, finish: Callable[[TakenJob], Awaitable[None]]) -> None:
         if id not in self._given_up:
@@ -151,17 +173,22 @@ class JobSpool:
                 images,
             )
             return self._folder.write(job)
-        except (SpoolFull, OSError, ValueError, TypeError) as error:
+        except (SpoolFull, OSError) as error:
             logger.warning("job %s is not kept in the spool: %s", run.job.id, error)
-            return None
+        except Exception:  # of one job, which must not keep the others from being written
+            logger.exception("job %s is not kept in the spool", run.job.id)
+        return None
 
     async def _call(self, work: Callable[..., T], *arguments: object) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(work, *arguments))
 
 
-def _begun(snapshot: ImageSnapshot | None) -> ImageSnapshot | None:
-    """Return the snapshot of an image that has taken a step."""
-    if snapshot is None or snapshot.sample.index == snapshot.sample.schedule.start_index:
-        return None
-    return snapshot
+def _furthest(*snapshots: ImageSnapshot | None) -> ImageSnapshot | None:
+    """Return the snapshot of most steps, of those that have taken one."""
+    begun = [
+        found
+        for found in snapshots
+        if found is not None and found.sample.index > found.sample.schedule.start_index
+    ]
+    return max(begun, key=lambda found: found.steps_done, default=None)

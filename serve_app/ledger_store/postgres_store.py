@@ -165,12 +165,17 @@ class PostgresStore:
             rows = db.execute("SELECT id, owner, created FROM jobs WHERE state = 'running'")
             return [RunningJob(*row) for row in rows]
 
-    def abandon(self, ids: Collection[str], now: float) -> None:
+    def abandon(self, jobs: Collection[RunningJob], now: float) -> None:
         """See `LedgerStore`."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE jobs SET state = %s, ended = %s WHERE id = ANY(%s) AND state = %s",
-                (ABANDONED, now, list(ids), str(JobState.RUNNING)),
+                "UPDATE jobs SET state = %s, ended = %s FROM unnest(%s::text[], %s::text[])"
+                " AS lost (id, owner) WHERE jobs.id = lost.id AND jobs.owner = lost.owner"
+                " AND state = %s",
+                (
+                    *(ABANDONED, now, [job.id for job in jobs], [job.owner for job in jobs]),
+                    str(JobState.RUNNING),
+                ),
             )
 
     def accept_terms(self, caller: str, terms: str, now: float) -> None:

@@ -68,9 +68,9 @@ def _kept_job(db: sqlite3.Connection, id: str) -> KeptJob | None:
     return KeptJob(RunningJob(id, owner, created), state, bool(has_result))
 
 
-def abandon_jobs(db: sqlite3.Connection, ids: Iterable[str], now: float) -> None:
-    """Keep that nobody works at these running jobs any more."""
+def abandon_jobs(db: sqlite3.Connection, jobs: Iterable[RunningJob], now: float) -> None:
+    """Keep that nobody works at these jobs any more, unless others own them by now."""
     db.executemany(
-        "UPDATE jobs SET state = ?, ended = ? WHERE id = ? AND state = ?",
-        [(ABANDONED, now, id, JobState.RUNNING) for id in ids],
+        "UPDATE jobs SET state = ?, ended = ? WHERE id = ? AND owner = ? AND state = ?",
+        [(ABANDONED, now, job.id, job.owner, JobState.RUNNING) for job in jobs],
     )

@@ -171,10 +171,10 @@ class SqliteStore:
             rows = db.execute("SELECT id, owner, created FROM jobs WHERE state = 'running'")
             return [RunningJob(*row) for row in rows]
 
-    def abandon(self, ids: Collection[str], now: float) -> None:
+    def abandon(self, jobs: Collection[RunningJob], now: float) -> None:
         """See `LedgerStore`."""
         with self._transaction() as db:
-            abandon_jobs(db, ids, now)
+            abandon_jobs(db, jobs, now)
 
     def accept_terms(self, caller: str, terms: str, now: float) -> None:
         """See `LedgerStore`."""

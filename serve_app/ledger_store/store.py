@@ -62,8 +62,8 @@ class LedgerStore(Protocol):
     def running(self) -> list[RunningJob]:
         """Return the jobs that are not known to have ended."""
 
-    def abandon(self, ids: Collection[str], now: float) -> None:
-        """Keep that nobody works at these running jobs any more; their claims stay."""
+    def abandon(self, jobs: Collection[RunningJob], now: float) -> None:
+        """Keep that nobody works at these jobs any more, unless others own them; claims stay."""
 
     def accept_terms(self, caller: str, terms: str, now: float) -> None:
         """Keep that the caller has accepted the terms with this digest."""

@@ -117,8 +117,8 @@ async def test_a_caller_that_disconnects_frees_the_engine_within_a_step(
     assert after.engine.cancelled == before.engine.cancelled + 1
 
 
-async def _all_events(replica: StageReplica) -> object:
-    return [event async for event in replica.advance(sample_of(SPEC, "abandoned"), END)]
+async def _all_events(replica: StageReplica, segment: StageSegment = END) -> object:
+    return [event async for event in replica.advance(sample_of(SPEC, "abandoned"), segment)]
 
 
 async def test_an_image_that_is_taken_leaves_the_engine_and_goes_on_elsewhere_to_the_same_bytes(
@@ -154,9 +154,15 @@ async def test_an_image_whose_sender_renews_nothing_leaves_the_engine_within_ten
     replica = StageReplica(config(demo_folder(Stage.BASE)), lambda: meter, lambda _: models)
     denoiser.gate.clear()
     end = StageSegment(Stage.BASE, 150, last=True, sender="gone")
+    task = asyncio.create_task(_all_events(replica, end))
+    await asyncio.sleep(9)
+    assert not task.done()  # as long as Serve does not poll, which it does not once it retires it
     started = time.monotonic()
+    while not task.done():
+        await replica.record_routing_stats()
+        await asyncio.sleep(0.5)
     with pytest.raises(LeaseExpired):
-        _ = [event async for event in replica.advance(sample_of(SPEC, "orphan"), end)]
+        await task
     assert 6 < time.monotonic() - started < 9
     assert meter.value(IMAGES_ORPHANED) == 1
     denoiser.gate.set()

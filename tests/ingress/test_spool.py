@@ -4,6 +4,7 @@ import asyncio
 import base64
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -267,6 +268,53 @@ async def test_a_job_that_is_interrupted_twice_is_kept_twice(
     assert await newest(client).stop() == Unfinished(spooled=1)
     assert folder.ids() == [first.job_id]
     assert (await post(client(spool=spool), **KEY)).json()["meta"]["jobId"] == first.job_id
+
+
+class UnbegunConductor(WaitingConductor):
+    """Has got its images, and gone nowhere with them."""
+
+    def snapshot(self, id: str) -> ImageSnapshot | None:
+        return None
+
+
+async def test_a_job_that_is_interrupted_before_it_goes_on_keeps_how_far_it_was(
+    client: Client, conductor: FakeConductor, folder: SpoolFolder, spool: JobSpool
+) -> None:
+    await interrupt(client, spool, HalfwayConductor())
+    unbegun = UnbegunConductor()
+    client(unbegun, spool=spool)
+    newest(client).resume()
+    await unbegun.begun.wait()
+    assert await newest(client).stop() == Unfinished(spooled=1)
+    await post(client(spool=spool), **KEY)
+    (task,) = conductor.calls
+    assert task.resume is not None
+    assert task.resume.sample.index == 5
+
+
+class LastMomentSpool(JobSpool):
+    """Is so slow that what it keeps ends meanwhile."""
+
+    def __init__(self, folder: SpoolFolder, maker: WaitingConductor) -> None:
+        super().__init__(folder, RERUN_FORMATS)
+        self._maker = maker
+
+    async def save(self, *args: Any, **options: Any) -> frozenset[str]:
+        kept = await super().save(*args, **options)
+        self._maker.go.set()
+        await until_async(lambda: self._maker.calls)
+        for _ in range(9):
+            await asyncio.sleep(0)
+        return kept
+
+
+async def test_a_job_that_ends_while_it_is_spooled_leaves_no_file(
+    client: Client, folder: SpoolFolder
+) -> None:
+    waiting = HalfwayConductor()
+    unfinished, (answer,) = await interrupt(client, LastMomentSpool(folder, waiting), waiting)
+    assert (answer.status_code, unfinished) == (201, Unfinished())
+    assert folder.ids() == []
 
 
 async def test_the_request_in_a_picture_s_metadata_is_the_same_after_a_stop(

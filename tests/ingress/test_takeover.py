@@ -4,13 +4,15 @@ import asyncio
 
 import pytest
 
+from serve_app.core.errors import OutOfMemory
 from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.events import GeneratedImage
+from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.ledger import LEASE
 from tests.support.api import Client
-from tests.support.fake_conductor import FakeConductor, WaitingConductor
-from tests.support.job_requests import KEY, post
+from tests.support.fake_conductor import FailingConductor, FakeConductor, WaitingConductor
+from tests.support.job_requests import BODY, KEY, post
 from tests.support.ledgers import WatchedLedger
 from tests.support.waiting import until_async
 
@@ -126,3 +128,50 @@ async def test_a_process_that_takes_its_own_job_over_does_not_run_it_twice(
     assert [response.status_code for response in responses] == [201, 201]
     assert responses[0].content == responses[1].content
     assert len(slow.tasks) == images
+
+
+class OnceCutOffConductor(FakeConductor):
+    """Is cut off at its first image by a process that was only slow."""
+
+    async def generate(self, task: ImageTask) -> GeneratedImage:
+        image = await super().generate(task)
+        if len(self.calls) == 1:
+            raise TakenOver("the image was sent again by another process")
+        return image
+
+
+async def test_an_owner_that_a_slow_process_cuts_off_goes_on_under_the_same_id_and_seed(
+    client: Client, ledger: WatchedLedger
+) -> None:
+    maker = OnceCutOffConductor()
+    ledger.may_finish.clear()  # whatever would be written comes late
+    process = client(maker)
+    request = asyncio.ensure_future(process.post("/generate", json=BODY, headers=KEY))
+    await until_async(lambda: len(maker.calls) == 2)
+    ledger.may_finish.set()
+    answer = (await request).json()
+    first, second = maker.calls
+    assert (first.id, first.spec) == (second.id, second.spec)
+    await client.drain()
+    job = (await process.get(f"/jobs/{answer['meta']['jobId']}")).json()
+    assert (job["state"], job["result"]) == ("succeeded", answer)
+
+
+async def test_a_job_that_is_taken_over_is_charged_once_and_given_back_if_the_service_fails(
+    client: Client, ledger: WatchedLedger
+) -> None:
+    limit = RateLimit(rate=0.001, burst=50)  # a picture of the doubles costs about 31
+    lost = WaitingConductor()
+    request = asyncio.ensure_future(
+        client(lost, rate_limit=limit).post("/generate", json=BODY, headers=KEY)
+    )
+    await lost.begun.wait()
+    ledger.now += LEASE + 1
+    failing = FailingConductor(OutOfMemory("no room"), at=0)
+    again = await client(failing, rate_limit=limit).post("/generate", json=BODY, headers=KEY)
+    assert (again.status_code, again.json()["error"]["code"]) == (503, "OUT_OF_MEMORY")
+    await client.jobs[-1].drain()
+    third = await client(rate_limit=limit).post("/generate", json=BODY, headers=KEY)
+    assert third.status_code == 201
+    lost.go.set()
+    await request

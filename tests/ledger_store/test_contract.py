@@ -16,6 +16,7 @@ from serve_app.ledger_store.store import CLAIM_TTL, MAX_JOB_AGE, RESULT_TTL, Led
 from tests.support.ledger_stores import CLAIM, JOB, RESULT, all_lost, none_lost, succeed
 
 NOW = JOB.created
+RUNNING = RunningJob(JOB.id, JOB.owner, JOB.created)
 KINDS = ("memory", "file", "postgresql")
 Opening = Callable[[int], LedgerStore]  # with the most bytes of results
 
@@ -115,7 +116,7 @@ def test_abandoned_jobs_have_ended_and_keep_their_claims(store: LedgerStore) -> 
     store.create(JOB, CLAIM, NOW, none_lost)
     store.create(replace(JOB, id="other"), None, NOW, none_lost)
     assert {job.id for job in store.running()} == {JOB.id, "other"}
-    store.abandon([JOB.id], NOW)
+    store.abandon([RUNNING], NOW)
     assert [job.id for job in store.running()] == ["other"]
     lost = replace(JOB, state=JobState.FAILED, error=OWNER_LOST, is_abandoned=True)
     assert store.read(JOB.id) == lost
@@ -125,11 +126,20 @@ def test_abandoned_jobs_have_ended_and_keep_their_claims(store: LedgerStore) -> 
 
 def test_the_owner_of_an_abandoned_job_may_still_finish_it(store: LedgerStore) -> None:
     store.create(JOB, CLAIM, NOW, none_lost)
-    store.abandon([JOB.id], NOW)
+    store.abandon([RUNNING], NOW)
     assert succeed(store)
     assert store.read(JOB.id) == replace(JOB, state=JobState.SUCCEEDED, result=RESULT)
-    store.abandon([JOB.id], NOW)
+    store.abandon([RUNNING], NOW)
     assert store.read(JOB.id) == replace(JOB, state=JobState.SUCCEEDED, result=RESULT)
+
+
+def test_a_job_that_was_taken_over_meanwhile_is_not_abandoned(store: LedgerStore) -> None:
+    store.create(JOB, CLAIM, NOW, none_lost)
+    store.create(replace(JOB, id="job-2", owner="owner-2"), CLAIM, NOW, all_lost)
+    store.abandon([RUNNING], NOW)
+    job = store.read(JOB.id)
+    assert job is not None
+    assert (job.owner, job.state) == ("owner-2", JobState.RUNNING)
 
 
 def test_terms_are_kept_by_caller(store: LedgerStore) -> None:

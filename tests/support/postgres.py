@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from tests.support.ports import free_port
+from tests.support.running_up import running
 from tests.support.waiting import until
 
 _MISSING = "PostgreSQL's server is not installed (Debian: apt-get install postgresql)"
@@ -70,12 +71,17 @@ class PostgresServer:
         until(self._answers, timeout=30)
 
     def kill(self) -> None:
-        """End the server and all its connections at once, as `kill -9` does."""
-        for process in self._processes():
+        """End the server and all its connections at once, as `kill -9` does.
+
+        Return when all are gone: while a child lives, the server refuses to start on its data.
+        """
+        processes = self._processes()
+        for process in processes:
             process.send_signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
             self._process = None
+        until(lambda: not running(processes))
         (self._folder / "data" / "postmaster.pid").unlink(missing_ok=True)
 
     def end_connections(self, application: str) -> None:
