@@ -4,6 +4,8 @@ An open loop: a slow service gets no fewer requests. Each request has a connecti
 """
 
 import asyncio
+import io
+import json
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -104,7 +106,8 @@ class Load:
 
     async def _send(self, call: Call, due: float) -> Answer:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
-        headers = {"Origin": ORIGIN}
+        headers = {"Origin": ORIGIN, "Content-Type": "application/json"}
+        content = io.BytesIO(json.dumps(call.body).encode())
         if call.caller is not None:
             headers["Authorization"] = f"Bearer {call.caller}"
         if call.key is not None:
@@ -114,7 +117,7 @@ class Load:
             async with (
                 asyncio.timeout(limit),
                 self._session.post(
-                    f"{self._address}{call.route}", json=dict(call.body), headers=headers
+                    f"{self._address}{call.route}", data=content, headers=headers
                 ) as response,
             ):
                 body = await response.read()
