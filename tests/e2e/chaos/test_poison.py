@@ -1,0 +1,92 @@
+"""An image that kills every replica it comes to, among others that do not."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from serve_app.testing.faulty_service import DEPLOYMENTS
+from tests.e2e.chaos.bodies import image_body
+from tests.e2e.chaos.load import Call, Load
+from tests.e2e.chaos.measure import sampled
+from tests.e2e.chaos.report import report
+from tests.e2e.chaos.service import ChaosService, OwnRay, own_service
+from tests.e2e.chaos.verdict import Kind, judge, tally
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
+
+PATIENCE = 75.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def service(
+    ray_of_its_own: OwnRay, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ChaosService]:
+    """Start a service that takes a snapshot every five steps of 40 ms."""
+    with own_service(
+        ray_of_its_own, tmp_path_factory.mktemp("poison"), seconds_scale=0.3
+    ) as service:
+        yield service
+
+
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """An image that kills its replica, and how many it kills before it is convicted."""
+
+    when: str
+    fault: str
+    most: int = 2
+
+
+POISONS = {
+    "at-once": Poison("at its first step", "fault:kill@0"),
+    "after-a-snapshot": Poison("at one step after a snapshot", "fault:kill@12"),
+    "again-and-again": Poison(
+        "once at every eighth step, so that it is cleared in between",
+        " ".join(f"fault:kill@{step}*1" for step in range(8, 96, 8)),
+        most=3,
+    ),
+}
+
+
+@pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS)
+def test_an_image_that_kills_replicas_is_convicted_and_nobody_else_is_blamed(
+    service: ChaosService, poison: Poison
+) -> None:
+    """Only a second death while it ran alone convicts.
+
+    One that survives its time alone is cleared, and its next death is again in others' company:
+    that costs a third replica.
+    """
+    seen: set[int] = set()
+
+    def watch() -> None:
+        for deployment in DEPLOYMENTS.values():
+            seen.update(process.pid for process in service.processes.replicas(deployment))
+
+    watch()
+    whole = len(seen)
+    bodies = [image_body(seed) for seed in range(7)]
+    with sampled(watch), Load(service.address) as load:
+        (sent,) = load.send([Call(image_body(7, steps=150, prompt=f"a fox {poison.fault}"))])
+        others = load.send(Call(body) for body in bodies)
+        try:
+            until(sent.done, PATIENCE)
+        except TimeoutError:
+            verdict = f"no end after {PATIENCE:.0f} s"
+        else:
+            verdict = str(judge(sent.result()))
+        until(lambda: all(other.done() for other in others), 120)
+        answers = [other.result() for other in others]
+    service.wait_whole()
+    watch()
+    deaths = len(seen) - whole
+    report(
+        f"an image that kills its replica {poison.when}, beside 7 others",
+        f"{deaths} replicas killed; it ended with {verdict}; the others: {tally(answers)}",
+        f"at most {poison.most} killed; 422 IMAGE_KILLS_REPLICA; the others made",
+    )
+    assert deaths <= poison.most
+    assert verdict == "422 IMAGE_KILLS_REPLICA"
+    assert {judge(answer).kind for answer in answers} == {Kind.MADE}
