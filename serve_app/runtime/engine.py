@@ -208,7 +208,7 @@ class Engine:
             notify(cut_off, Failed(TakenOver("the image was sent again by another process")))
         try:
             on_device = to_device(sample, self.models.device.torch_device)
-            steps = self._alone_steps(sample) if segment.alone else 0
+            steps = segment.alone * self._quarantine_steps(sample)
             self._scheduler.add(on_device, segment, alone_steps=steps)
         except Exception as error:  # a bad sample must not end the thread
             logger.exception("sample %s was not added", sample.id)
@@ -216,7 +216,7 @@ class Engine:
             return
         self._subscriptions.add(sample.id, listener, sample.index, self._clock())
 
-    def _alone_steps(self, sample: HostSample) -> int:
+    def _quarantine_steps(self, sample: HostSample) -> int:
         lanes = self._account.cost_table.batch_size(sample.model_key).rows
         step = turn_kind(WorkKind.STEP, sample, lanes=lanes)
         seconds = self._account.cost_table.seconds(step)

@@ -99,6 +99,14 @@ async def test_an_image_that_kills_its_replica_costs_two_and_bystanders_are_made
     assert service.meter.value(IMAGES_CONVICTED, stage="base") == 1
 
 
+async def test_an_image_that_kills_again_after_its_quarantine_costs_three_replicas() -> None:
+    deadly = {"bad": set(range(8, 30, 8))}
+    service = Service(BatchingReplica(deadly, spares_next_time=True))
+    ends = await service.make("a", "bad", "b")
+    assert ends == {"a": "made", "b": "made", "bad": "ImageKillsReplica"}
+    assert service.replica.deaths == 3
+
+
 async def test_a_convicted_image_is_refused_at_once_and_other_images_are_made() -> None:
     service = Service(BatchingReplica({"bad": {3}}))
     assert await service.make("bad") == {"bad": "ImageKillsReplica"}
@@ -133,7 +141,7 @@ async def test_an_image_ends_after_five_lost_replicas() -> None:
     with pytest.raises(ReplicasExhausted, match="5 replicas"):
         await last_image(conductor.run(ImageTask(id="a", spec=SPEC)))
     assert len(stage.calls) == 5
-    assert [segment.alone for _, segment in stage.calls] == [False, True, True, True, True]
+    assert [segment.alone for _, segment in stage.calls] == [0, 1, 2, 4, 8]
 
 
 class SickReplica(CountingStage):
@@ -228,7 +236,7 @@ async def test_silence_alone_never_convicts_and_ends_an_image_after_five_replica
             self, sample: Sample[Any], segment: StageSegment
         ) -> AsyncGenerator[StageEvent, None]:
             self.calls.append((sample.index, segment))
-            yield Progress(sample.index, alone=segment.alone)
+            yield Progress(sample.index, alone=segment.alone > 0)
             raise ReplicaSilent("no news")
 
     stage = SilentAlone()

@@ -163,6 +163,17 @@ def test_a_suspect_runs_alone_for_as_many_steps_as_lie_between_two_snapshots_and
     assert pauses == [0.05]  # before the first turn alone, and only then
 
 
+def test_who_was_suspected_again_runs_alone_for_longer() -> None:
+    denoiser, now = ConstantDenoiser(), [0.0]
+    engine = engine_over(denoiser, clock=lambda: now[0], pause=lambda seconds: None)
+    spec, long = replace(SPEC, steps=30), StageSegment(Stage.BASE, 30, last=True)
+    engine.submit(sample_of(spec, "other"), long, Heard())
+    engine.submit(sample_of(spec, "suspect"), replace(long, alone=2), Heard())
+    while engine.turn():
+        now[0] += 0.1
+    assert [images for images, _ in denoiser.batches[:15]] == [1] * 14 + [2]
+
+
 def test_the_news_that_a_suspect_runs_alone_comes_before_its_turn() -> None:
     events: list[Any] = []
 

@@ -31,8 +31,15 @@ class BatchingReplica:
     then it is at once as good as new, as if Serve had replaced it.
     """
 
-    def __init__(self, deadly: dict[str, set[int]] | None = None, *, name: str = "r1") -> None:
+    def __init__(
+        self,
+        deadly: dict[str, set[int]] | None = None,
+        *,
+        spares_next_time: bool = False,  # an image kills at one step only once
+        name: str = "r1",
+    ) -> None:
         self.deadly = deadly or {}
+        self.spares_next_time = spares_next_time
         self.name = name
         self.deaths = 0
         self.segments: list[StageSegment] = []  # of all calls
@@ -76,18 +83,23 @@ class BatchingReplica:
         suspects = [
             id
             for id, (sample, segment, start) in self._samples.items()
-            if segment.alone and sample.index - start < _ALONE_STEPS
+            if sample.index - start < segment.alone * _ALONE_STEPS
         ]
         ids = suspects[:1] or list(self._samples)
         if not ids:
             return
         self.batches.append(tuple(ids))
         for id in ids:
-            sample, _, start = self._samples[id]
-            if sample.index == start or suspects:
+            sample, segment, start = self._samples[id]
+            enters = sample.index in (start, start + segment.alone * _ALONE_STEPS)
+            if enters or suspects:
                 self._streams[id].put_nowait(Progress(sample.index, alone=bool(suspects)))
-        if any(self._samples[id][0].index in self.deadly.get(id, set()) for id in ids):
+        indices = {id: self._samples[id][0].index for id in ids}
+        if any(index in self.deadly.get(id, set()) for id, index in indices.items()):
             self.kill()
+            if self.spares_next_time:
+                for id in ids:
+                    self.deadly.get(id, set()).discard(indices[id])
             return
         for id in ids:
             self._step(id)
@@ -104,7 +116,7 @@ class BatchingReplica:
         sample = replace(sample, index=sample.index + 1, latents=(sample.latents or 0) + 1)
         self._samples[id] = (sample, segment, start)
         events = self._streams[id]
-        if segment.alone and sample.index - start == _ALONE_STEPS:
+        if segment.alone and sample.index - start == segment.alone * _ALONE_STEPS:
             events.put_nowait(Queued())
         if sample.index == segment.stop:
             events.put_nowait(SegmentDone(sample, b"png", GpuTime(), CostTable()))

@@ -81,15 +81,15 @@ class Sample(Generic[L]):
 class StageSegment:
     """The steps that one stage runs: up to `stop`, and then the decode if it is the last.
 
-    `alone`: the first steps run in quarantine, because a replica died with the image. `avoid` has
-    the ids of replicas that should not get it. `sender` is the process that renews the sample's
-    lease; "" without a lease.
+    `alone`: the first steps run in quarantine, because a replica died with the image; so many times
+    the usual number of steps. `avoid` has the ids of replicas that should not get it. `sender` is
+    the process that renews the sample's lease; "" without a lease.
     """
 
     stage: Stage
     stop: int
     last: bool
-    alone: bool = False
+    alone: int = 0
     avoid: tuple[str, ...] = ()
     sender: str = ""
 

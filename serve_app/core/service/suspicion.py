@@ -44,6 +44,7 @@ class Suspicion:
     """What is known against one image. Each method returns the state after something happened."""
 
     deaths: int = 0  # replicas lost that had the image
+    suspected: int = 0  # those of them in which it may have been on the device
     place: Place = Place.SENT
     is_suspect: bool = False  # it has to run alone for a while
     is_convicted: bool = False
@@ -52,6 +53,11 @@ class Suspicion:
     def is_exhausted(self) -> bool:
         """Whether the image has been on so many lost replicas that it must end."""
         return self.deaths >= MAX_DEATHS
+
+    @property
+    def quarantine(self) -> int:
+        """How many times the usual steps it has to run alone: twice as many each time."""
+        return 2 ** max(0, self.suspected - 1) if self.is_suspect else 0
 
     def after_sending(self) -> "Suspicion":
         """Return the state when the image is sent to a replica, which has reported nothing yet."""
@@ -84,9 +90,11 @@ class Suspicion:
         may go on, and its network or its machine may be at fault.
         """
         convicts = self.place is Place.ALONE and loss is not Loss.SILENT
+        was_there = self.place is not Place.WAITING
         return replace(
             self,
             deaths=self.deaths + 1,
-            is_suspect=self.is_suspect or self.place is not Place.WAITING,
+            suspected=self.suspected + (was_there and loss is not Loss.SILENT),
+            is_suspect=self.is_suspect or was_there,
             is_convicted=convicts,
         )

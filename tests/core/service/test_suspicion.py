@@ -83,6 +83,19 @@ def test_a_suspect_that_has_run_alone_is_cleared(event: StageEvent) -> None:
     assert not state.after_loss(Loss.DIED).is_convicted
 
 
+def test_a_suspect_runs_alone_for_twice_as_long_each_time() -> None:
+    assert Suspicion().quarantine == 0
+    state = Suspicion()
+    for times in (1, 2, 4):
+        state = after(Queued(), Progress(9), state=state).after_loss(Loss.DIED)
+        assert state.quarantine == times
+        state = after(Queued(), ALONE, SNAPSHOT, Queued(), Progress(9), state=state)
+        assert state.quarantine == 0
+    silent = after(Queued(), Progress(9)).after_loss(Loss.SILENT)
+    assert silent.quarantine == 1
+    assert after(Queued(), state=silent).after_loss(Loss.DIED).quarantine == 1
+
+
 def test_a_suspect_that_waits_or_goes_on_alone_is_not_cleared() -> None:
     assert after(Queued(), Queued(), state=SUSPECT).is_suspect
     assert after(Queued(), ALONE, ALONE, SNAPSHOT, state=SUSPECT).is_suspect
