@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from serve_app.core.diffusion.spec import Stage
 from serve_app.testing.faulty_service import DEPLOYMENTS
 from tests.e2e.chaos.bodies import image_body
-from tests.e2e.chaos.load import Load, steady
+from tests.e2e.chaos.load import Answer, Call, Load, steady
 from tests.e2e.chaos.measure import capacity, spread
 from tests.e2e.chaos.processes import kill, stopped
 from tests.e2e.chaos.report import report
@@ -25,6 +26,9 @@ IMAGES = 1000
 STEPS = 20
 STOPPED_S = 20.0  # of each stop, and between two of them
 SHARE = 0.4  # of the capacity that is used: half of the replicas may be loading
+POISON = "a fox fault:kill@6"  # ends the replica at its step 6, each time
+POISON_AFTER = (4, 12)  # the kills halfway after which one comes; a third would bar the caller
+CONVICTED = "422 IMAGE_KILLS_REPLICA"
 
 
 @pytest.fixture(scope="module")
@@ -42,33 +46,44 @@ def service(
 def test_twenty_killed_or_stopped_replicas_cost_no_image(service: ChaosService, stops: int) -> None:
     """Kill a replica every few seconds, or stop every second one with SIGSTOP for as long.
 
-    A stopped replica goes on afterwards, before Serve would replace it.
+    A stopped replica goes on afterwards, before Serve would replace it. Where replicas are only
+    killed, two images come that kill more of them: each is convicted, and no other image is.
     """
     rate = SHARE * capacity(service, [image_body(n, steps=STEPS) for n in range(64)])
     choose, pause = random.Random(stops), STOPPED_S if stops else IMAGES / rate / KILLS
     bodies = (image_body(1000 + n, steps=STEPS) for n in range(IMAGES))
     calls = steady(bodies, min(rate, IMAGES / (KILLS * pause)))
+    poison: list[Future[Answer]] = []
     with Load(service.address) as load:
         started = time.monotonic()
-        load.send(calls)
+        sent = load.send(calls)
         for number in range(KILLS):
             time.sleep(max(0.0, started + number * pause - time.monotonic()))
             deployment = DEPLOYMENTS[choose.choice(list(Stage))]
-            victim = choose.choice(until(partial(service.processes.replicas, deployment)))
+            victim = choose.choice(until(partial(service.processes.replicas, deployment), 240))
             if stops and number % 2:
                 with stopped(victim):
                     time.sleep(pause)
             else:
                 kill(victim)
-        answers = load.answers()
+            if not stops and number in POISON_AFTER:
+                body = image_body(number, steps=60, prompt=POISON)
+                poison += load.send([Call(body, at=pause / 2)])
+        answers = [future.result() for future in sent]
+        convicted = [future.result() for future in poison]
     done = f"{KILLS - stops} kills -9" + (
         f" and {stops} x {pause:.0f} s of SIGSTOP" if stops else ""
     )
     report(
-        f"{done} of stage replicas, {IMAGES} images, at most {SHARE:.0%} of the capacity",
-        f"{tally(answers)}; {spread([answer.seconds for answer in answers])}",
-        ">= 99.9 % made, all bytes right, nothing hung, every error named",
+        f"{done} of stage replicas, {IMAGES} images, at most {SHARE:.0%} of the capacity, and "
+        f"{len(convicted)} images that kill their replica",
+        f"{tally(answers)}; {spread([answer.seconds for answer in answers])}; those that kill: "
+        f"{tally(convicted)}",
+        ">= 99.9 % made, all bytes right, nothing hung, every error named; who kills is convicted, "
+        "and nobody else",
     )
+    assert all(str(judge(answer)) == CONVICTED for answer in convicted)
+    assert CONVICTED not in count(answers)
     assert count(answers)[Kind.MADE] >= 0.999 * IMAGES
     assert {judge(answer).kind for answer in answers} <= {Kind.MADE, Kind.ERROR}
     service.wait_whole()
