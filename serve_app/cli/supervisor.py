@@ -22,6 +22,7 @@ from serve_app.core.errors import OperatorError
 _POLL_SECONDS = 0.2
 _CHECK_SECONDS = 1.0  # between two looks at Ray's processes
 _SILENCE_SECONDS = 20.0  # without an answer of Ray, after which it counts as lost
+_BEAT_DUE_SECONDS = 6.0  # without one at the end of a drain, Ray will not stop in order
 _PAUSE_SECONDS = 10.0  # between two turns of the loop, of which there are five a second
 _LOAD_SECONDS = 5.0  # that a stop may take while the models load
 _FORCED_SECONDS = 15.0  # that a stop may take after the second signal
@@ -173,7 +174,8 @@ class Supervisor:
                 self._lost = report.text
             case Kind.STOPPING:
                 self._phase = Phase.STOPPING
-                self._set_deadline(_STOP_SECONDS if self._error is None else _LOAD_SECONDS)
+                answers = self._error is None and not self._is_silent(_BEAT_DUE_SECONDS)
+                self._set_deadline(_STOP_SECONDS if answers else _LOAD_SECONDS)
 
     def _problem(self, now: float) -> OperatorError | None:
         """Return that Ray is lost: a process of it has ended, or it answers no call any more."""
@@ -181,13 +183,16 @@ class Supervisor:
             return None
         if self._lost:
             return _lost(self._lost)
-        if self._last_beat is not None and now - self._last_beat > _SILENCE_SECONDS:
+        if self._is_silent(_SILENCE_SECONDS):
             return _lost(f"it has not answered for {_SILENCE_SECONDS:.0f} s")
         if now >= self._next_check:
             self._next_check = now + _CHECK_SECONDS
             if name := self._runner.lost_process():
                 return _lost(f"its {name} has ended")
         return None
+
+    def _is_silent(self, seconds: float) -> bool:
+        return self._last_beat is not None and self._clock() - self._last_beat > seconds
 
     def _fail(self, error: OperatorError, code: int = FAILED) -> None:
         self._show_status(None)

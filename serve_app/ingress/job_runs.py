@@ -253,10 +253,10 @@ def _job_error(failure: Exception, run: JobRun) -> JobError:
     """Return how the ledger keeps a failure.
 
     A job with a claim that comes while the service stops waits for whoever takes it up. So does one
-    of the spool that comes before the stages have started, or that another process has by now.
+    of the spool that comes before the stages have started.
     """
     comes_too_late = run.claim is not None and isinstance(failure, Draining)
-    if comes_too_late or (run.file is not None and isinstance(failure, Loading | TakenOver)):
+    if comes_too_late or (run.file is not None and isinstance(failure, Loading)):
         return OWNER_LOST
     response = error_response(failure, 0)
     return JobError(response.code, response.message, response.is_final)

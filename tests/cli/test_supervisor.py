@@ -217,6 +217,18 @@ def test_the_exit_code_says_whether_an_accepted_request_was_lost(
     assert run(Interrupted(*turns, at=(1,), ends_with=code), capsys) == (code, shown)
 
 
+@pytest.mark.parametrize(("beat_at", "killed_at"), [(8, 70.0), (1, 15.0)])
+def test_a_stop_has_a_minute_if_ray_answers_and_else_seconds(
+    capsys: pytest.CaptureFixture[str], beat_at: float, killed_at: float
+) -> None:
+    """Stopping begins at 9 s."""
+    drained = [Report(Kind.DRAINED, exit_code=OK)]
+    turns = ((0.0, READY), (beat_at, [BEAT]), (9.0 - beat_at, [*drained, Report(Kind.STOPPING)]))
+    runner = Interrupted(*turns, at=(1,))
+    assert run(runner, capsys) == (OK, "stopped")
+    assert runner.killed_at == killed_at
+
+
 def test_lines_of_the_log_go_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     runner = ScriptedRunner((0, [*READY, Report(Kind.LINES, "one\ntwo")]), ends_with=0)
     supervise(runner).run()

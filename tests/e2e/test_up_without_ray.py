@@ -92,9 +92,8 @@ def test_sigterm_is_obeyed_within_seconds_while_ray_does_not_answer(
             up.find(name).suspend()
         started = time.monotonic()
         up.terminate()
-        up.wait_for(lambda: "draining" in up.stderr)  # or the two signals may be one
         up.terminate()
-        assert up.process.wait(30) in (OK, FAILED, LOST)  # as much as the ingresses could say
+        assert up.process.wait(30) in (OK, FAILED)  # the ingresses may have answered
         assert time.monotonic() - started < 30
         assert running(session) == []
 
