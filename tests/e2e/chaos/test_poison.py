@@ -17,6 +17,39 @@ from tests.support.waiting import until
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
 PATIENCE = 75.0  # seconds
+BLAMELESS = "a-key-of-the-others"
+
+
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """An image that kills its replica, and how many it kills before it is convicted.
+
+    Each is asked for with a key of its own: three convictions of one caller refuse it for a while.
+    """
+
+    when: str
+    fault: str
+    key: str
+    most: int = 2
+
+
+POISONS = {
+    "at-once": Poison("at its first step", "fault:kill@0", "a-key-for-at-once"),
+    "after-a-snapshot": Poison(
+        "at one step after a snapshot", "fault:kill@12", "a-key-for-after-a-snapshot"
+    ),
+    "after-every-snapshot": Poison(
+        "once after every snapshot, so that it gets further with each death",
+        " ".join(f"fault:kill@{step}*1" for step in range(6, 96, 5)),
+        "a-key-for-after-every-snapshot",
+    ),
+    "after-every-quarantine": Poison(
+        "once at every eighth step, so that it is cleared in between",
+        " ".join(f"fault:kill@{step}*1" for step in range(8, 96, 8)),
+        "a-key-for-after-every-quarantine",
+        most=3,
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,30 +57,10 @@ def service(
     ray_of_its_own: OwnRay, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ChaosService]:
     """Start a service that takes a snapshot every five steps of 40 ms."""
-    with own_service(
-        ray_of_its_own, tmp_path_factory.mktemp("poison"), seconds_scale=0.3
-    ) as service:
+    keys = (BLAMELESS, *(poison.key for poison in POISONS.values()))
+    folder = tmp_path_factory.mktemp("poison")
+    with own_service(ray_of_its_own, folder, seconds_scale=0.3, keys=keys) as service:
         yield service
-
-
-@dataclass(frozen=True, slots=True)
-class Poison:
-    """An image that kills its replica, and how many it kills before it is convicted."""
-
-    when: str
-    fault: str
-    most: int = 2
-
-
-POISONS = {
-    "at-once": Poison("at its first step", "fault:kill@0"),
-    "after-a-snapshot": Poison("at one step after a snapshot", "fault:kill@12"),
-    "again-and-again": Poison(
-        "once at every eighth step, so that it is cleared in between",
-        " ".join(f"fault:kill@{step}*1" for step in range(8, 96, 8)),
-        most=3,
-    ),
-}
 
 
 @pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS)
@@ -69,8 +82,10 @@ def test_an_image_that_kills_replicas_is_convicted_and_nobody_else_is_blamed(
     whole = len(seen)
     bodies = [image_body(seed) for seed in range(7)]
     with sampled(watch), Load(service.address) as load:
-        (sent,) = load.send([Call(image_body(7, steps=150, prompt=f"a fox {poison.fault}"))])
-        others = load.send(Call(body) for body in bodies)
+        (sent,) = load.send(
+            [Call(image_body(7, steps=150, prompt=f"a fox {poison.fault}"), caller=poison.key)]
+        )
+        others = load.send(Call(body, caller=BLAMELESS) for body in bodies)
         try:
             until(sent.done, PATIENCE)
         except TimeoutError:
