@@ -87,6 +87,7 @@ class Cluster:
     _finished: list[FinishedImage] = field(default_factory=list)
     _timeline: list[TimelinePoint] = field(default_factory=list)
     _gpu_seconds: float = 0.0
+    _charged: dict[str, float] = field(default_factory=dict)  # GPU-seconds, by caller
     _removed: list[SimReplica] = field(default_factory=list)
     _started_at: dict[str, float] = field(default_factory=dict)
     _admission: SimAdmission = field(init=False)
@@ -249,6 +250,8 @@ class Cluster:
                 self._finished.append(
                     FinishedImage(progress.arrival, seconds, progress.isolated_seconds)
                 )
+        for caller, seconds in replica.charges:
+            self._charged[caller.name] = self._charged.get(caller.name, 0.0) + seconds
         for id, seconds in replica.progress():
             self._progress[id].owed[replica.stage] = seconds
             self._owe(id)
@@ -259,7 +262,9 @@ class Cluster:
         observations = {stage: self._observation(stage) for stage in self._pools}
         replicas = {stage: seen.load.replicas for stage, seen in observations.items()}
         owed = {stage: seen.load.owed for stage, seen in observations.items()}
-        self._timeline.append(TimelinePoint(self._now, replicas, owed, len(self._progress)))
+        self._timeline.append(
+            TimelinePoint(self._now, replicas, owed, len(self._progress), dict(self._charged))
+        )
         if self.scale is not None:
             for stage, target in self.scale(self._now, observations).items():
                 self._scale_to(stage, target)

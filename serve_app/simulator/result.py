@@ -43,6 +43,7 @@ class TimelinePoint:
     replicas: Mapping[Stage, int]
     owed: Mapping[Stage, float]  # GPU-seconds
     images: int  # in flight
+    charged: Mapping[str, float]  # GPU-seconds so far, by caller
 
 
 @dataclass(frozen=True, slots=True)

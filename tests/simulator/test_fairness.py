@@ -74,19 +74,38 @@ def test_fairness_costs_no_throughput() -> None:
     assert unfair.finished_at / fair.finished_at >= 0.98
 
 
-def test_weights_of_three_and_one_give_work_of_three_and_one() -> None:
+@pytest.mark.parametrize(
+    ("weight", "steps", "ingresses"),
+    [
+        (3.0, (10, 30), 1),
+        (3.0, (10, 30), 2),
+        (3.0, (30, 30), 2),
+        (1.0, (10, 30), 2),
+        (1.0, (30, 10), 2),
+    ],
+)
+def test_callers_get_work_by_their_weights_whatever_they_ask_for_and_wherever(
+    weight: float, steps: tuple[int, int], ingresses: int
+) -> None:
+    """With two ingresses each caller has one of its own."""
+    weights = (weight, 1.0)
+    work = 12_000  # steps in all
     flood = [
-        Arrival(0.0, STEPS, caller=caller, weight=weight)
-        for _ in range(90)
-        for caller, weight in (("a", 3.0), ("b", 1.0))
+        Arrival(0.0, steps, caller=caller, weight=weight)
+        for caller, steps, weight in zip("ab", steps, weights, strict=True)
+        for _ in range(int(work * weight / sum(weights) / steps))
     ]
-    result = run(flood, replicas=ONE_REPLICA)
-    ended = sorted(
-        (done.arrival.at + done.seconds, done.arrival.caller) for done in result.finished
+    result = run(flood, ingresses=ingresses, replicas={Stage.BASE: 2})
+    while_both = min(
+        max(done.seconds for done in result.finished if done.arrival.caller == caller)
+        for caller in "ab"
     )
-    while_both = ended[:100]
-    share = sum(caller == "a" for _, caller in while_both) / len(while_both)
-    assert share == pytest.approx(0.75, rel=0.05)
+    begin, end = (
+        next(point.charged for point in result.timeline if point.at > share * while_both)
+        for share in (0.15, 0.85)
+    )
+    seconds = {caller: end[caller] - begin[caller] for caller in "ab"}
+    assert seconds["a"] / seconds["b"] == pytest.approx(weight, rel=0.05)
 
 
 def test_for_a_lone_caller_nothing_changes() -> None:

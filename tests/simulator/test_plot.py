@@ -43,7 +43,7 @@ def test_no_text_of_the_plot_covers_another(hours: Callable[[int], float], tmp_p
         for number, setting in enumerate(SETTINGS)
     }
     replicas = dict.fromkeys(Stage, 2)
-    points = [TimelinePoint(at, replicas, {}, 3) for at in (0.0, 8.0)]
+    points = [TimelinePoint(at, replicas, {}, 3, {}) for at in (0.0, 8.0)]
     comparison = Comparison(summaries, dict.fromkeys(SETTINGS, points))
     figure = scaling_figure(comparison, [Arrival(0.0, 20), Arrival(8.0, 30)])
     figure.savefig(tmp_path / "out.png")

@@ -42,18 +42,22 @@ def max_ongoing_images(batch_images: int) -> int:
 def has_place(batch_images: int, images: Mapping[Caller, int], caller: Caller) -> bool:
     """Return whether a replica that has these images may get one more of the caller.
 
-    Beyond `max_queued_images` there are places for callers who have fewer images there than their
-    share of a running batch. A caller so never waits behind what another one has bound to the
-    replica; and a lone caller never gets these places.
+    Callers who have images on a replica share its `max_queued_images` places by weight: places go
+    to whichever ingress takes them, so that a caller with an ingress of its own would otherwise
+    have more of them than its share. Beyond these there are places for callers who have fewer
+    images there than their share of a running batch. A caller so never waits behind what another
+    one has bound to the replica; and a lone caller never gets these places.
     """
     total = sum(images.values())
-    if total < max_queued_images(batch_images):
-        return True
     if total >= max_places(batch_images):
         return False
-    weights = sum(other.weight for other in images if other.name != caller.name) + caller.weight
     own = sum(count for other, count in images.items() if other.name == caller.name)
-    return own < ceil(batch_images * caller.weight / weights)
+    weights = caller.weight + sum(
+        other.weight for other, count in images.items() if count and other.name != caller.name
+    )
+    ordinary = max_queued_images(batch_images)
+    shared = ordinary if total < ordinary else batch_images
+    return own < ceil(shared * caller.weight / weights)
 
 
 @dataclass(frozen=True, slots=True)

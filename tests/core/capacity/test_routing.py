@@ -116,6 +116,24 @@ def test_beyond_three_batches_a_caller_has_places_up_to_its_share_of_a_batch(
     assert has_place(4, images, caller) is expected
 
 
+@pytest.mark.parametrize(
+    ("images", "caller", "expected"),
+    [
+        ({A: 5, B: 1}, A, True),  # half of the twelve places each
+        ({A: 6, B: 1}, A, False),
+        ({A: 6, B: 1}, B, True),
+        ({A: 6, B: 0}, A, True),  # nobody else has anything there
+        ({A: 2, C: 1}, A, True),  # of weight 3: three quarters of the places
+        ({A: 3, C: 1}, A, False),
+        ({A: 3, C: 8}, C, True),
+    ],
+)
+def test_callers_share_the_places_of_three_batches_by_weight(
+    images: dict[Caller, int], caller: Caller, expected: bool
+) -> None:
+    assert has_place(4, images, caller) is expected
+
+
 @given(st.lists(st.sampled_from((A, B, C)), max_size=200), st.integers(1, 8))
 def test_a_replica_never_has_more_than_four_batches_and_a_lone_caller_three(
     arrivals: list[Caller], batch: int
