@@ -262,9 +262,8 @@ class Cluster:
         observations = {stage: self._observation(stage) for stage in self._pools}
         replicas = {stage: seen.load.replicas for stage, seen in observations.items()}
         owed = {stage: seen.load.owed for stage, seen in observations.items()}
-        self._timeline.append(
-            TimelinePoint(self._now, replicas, owed, len(self._progress), dict(self._charged))
-        )
+        images, charged = len(self._progress), dict(self._charged)
+        self._timeline.append(TimelinePoint(self._now, replicas, owed, images, charged))
         if self.scale is not None:
             for stage, target in self.scale(self._now, observations).items():
                 self._scale_to(stage, target)
