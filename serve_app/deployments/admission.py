@@ -151,7 +151,7 @@ def _error(refusal: Refusal, decision: Decision, left: float, retry_after: int) 
         case Refusal.DEADLINE:
             problem = f"the image would take about {needed:.0f} s, and {left:.0f} s are left"
         case Refusal.QUEUE:
-            problem = f"the queue is full: it takes about {decision.wait:.0f} s"
+            problem = f"the queue is full: others' work takes about {decision.others:.0f} s"
         case Refusal.OPEN_REQUESTS:
             problem = "as many requests are open as may be"
     return Overloaded(problem, retry_after=retry_after)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.admission import AdmissionLimits, Refusal
 from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.diffusion.keys import ModelKey
@@ -50,6 +51,15 @@ async def busy(base: BlockedStage, refiner: StageClient | None = None) -> Conduc
         task = ImageTask(id=str(number), spec=shorter)
         base.tasks.append(asyncio.create_task(last_image(conductor.run(task))))
     await base.has_calls(1 + 4)
+    return conductor
+
+
+async def limited(queue_seconds: float) -> Conductor:
+    """Return a conductor whose stage makes two images in twenty seconds and has nothing to do."""
+    base = BlockedStage(free=1, costs=SECOND_BASE)
+    limits = AdmissionLimits(queue_seconds=queue_seconds)
+    conductor = Conductor(base, None, [ModelInfo("demo", 64, NOISE)], limits=limits)
+    await generate(conductor, "warm")
     return conductor
 
 
@@ -141,13 +151,20 @@ async def test_refusals_are_counted_by_their_reason() -> None:
 
 
 async def test_a_full_queue_refuses_whoever_comes_without_a_deadline() -> None:
-    base = BlockedStage(free=1, costs=SECOND_BASE)
-    limits = AdmissionLimits(queue_seconds=15)
-    conductor = Conductor(base, None, [ModelInfo("demo", 64, NOISE)], limits=limits)
-    await generate(conductor, "warm")
-    tasks = [ImageTask(id=str(number), spec=SPEC) for number in range(5)]
-    with conductor.admit(tasks[:3]), pytest.raises(Overloaded, match=r"queue is full: .* 30 s"):
-        conductor.admit(tasks[3:])
+    """Ada has three images of ten seconds each; Bea sends hers one by one."""
+    conductor = await limited(queue_seconds=25)
+    flood = [ImageTask(id=str(number), spec=SPEC, caller=Caller("ada")) for number in range(3)]
+    bea = [replace(task, id=f"bea {task.id}", caller=Caller("bea")) for task in flood]
+    with conductor.admit(flood), conductor.admit(bea[:1]), conductor.admit(bea[1:2]):
+        with pytest.raises(Overloaded, match=r"queue is full: others' work takes about 30 s"):
+            conductor.admit(bea[2:])
+
+
+async def test_a_lone_caller_is_not_refused_because_of_its_own_work() -> None:
+    conductor = await limited(queue_seconds=0.001)
+    for number in range(8):
+        conductor.admit([ImageTask(id=f"{number}-{image}", spec=SPEC) for image in range(2)])
+    assert conductor.owed_seconds() == 8 * 20
 
 
 async def test_what_another_ingress_has_admitted_counts() -> None:

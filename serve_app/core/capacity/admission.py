@@ -39,7 +39,7 @@ class Refusal(StrEnum):
 class AdmissionLimits:
     """The bounds of the queue."""
 
-    queue_seconds: float = 120.0  # that a job may have to wait for others
+    queue_seconds: float = 120.0  # that others' work and loading may delay a job
     open_requests: int = 256  # jobs in the whole service
 
     def __post_init__(self) -> None:
@@ -73,10 +73,17 @@ class StageQueue:
 
     def wait(self, work: "StageWork", caller: Caller) -> float:
         """Return the seconds until a caller's new work begins: none while there are free places."""
-        if not self.images or self.images + work.images <= self.places:
+        if self._has_places(work):
             return 0.0
         before = served_before(self.owed, caller, self.earlier, work.amortized)
         return before / max(1, self.replicas) + self.loading
+
+    def own_wait(self, work: "StageWork") -> float:
+        """Return the seconds that the caller's new work would wait if nobody else had any."""
+        return 0.0 if self._has_places(work) else self.earlier / max(1, self.replicas)
+
+    def _has_places(self, work: "StageWork") -> bool:
+        return not self.images or self.images + work.images <= self.places
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,8 @@ class Decision:
     """Whether a job is admitted, and the prediction behind that, in seconds."""
 
     refusal: Refusal | None  # None: it is admitted
-    wait: float = 0.0  # for others
+    wait: float = 0.0  # for others, and for what its caller sent before
+    others: float = 0.0  # the part of it that is others' work and loading
     own: float = 0.0  # of the job itself
     fits_in: float = 0.0  # until a refused job would fit, if nobody else came
     service_seconds: float = 0.0  # of the whole service that the job takes
@@ -118,10 +126,14 @@ def decide(
     """Return whether a job is admitted beside what is owed at each stage.
 
     A job that finds nothing owed is refused only if its deadline is impossible, or if too many
-    requests are open.
+    requests are open. What its own caller sent before counts only against its deadline.
     """
     own = _own_seconds(newcomer.works, queues, sure=False)
-    wait = _finish(newcomer, queues) - sum(work.isolated for work in newcomer.works)
+    isolated = sum(work.isolated for work in newcomer.works)
+    waits = [queues[work.stage].wait(work, newcomer.caller) for work in newcomer.works]
+    own_waits = [queues[work.stage].own_wait(work) for work in newcomer.works]
+    wait = _finish(newcomer.works, waits) - isolated
+    others = wait - (_finish(newcomer.works, own_waits) - isolated)
     seconds = max(
         (work.amortized / max(1, queues[work.stage].replicas) for work in newcomer.works),
         default=0.0,
@@ -132,11 +144,11 @@ def decide(
         refusal = Refusal.IMPOSSIBLE
     elif open_requests >= limits.open_requests:
         refusal, fits_in = Refusal.OPEN_REQUESTS, _seconds_per_job(queues, open_requests)
-    elif wait > limits.queue_seconds:
-        refusal, fits_in = Refusal.QUEUE, wait - limits.queue_seconds
+    elif others > limits.queue_seconds:  # while it shrinks, the caller's own work is done too
+        refusal, fits_in = Refusal.QUEUE, (others - limits.queue_seconds) * wait / others
     elif left is not None and wait and left < own + wait * (1 + _WAIT_MARGIN):
         refusal, fits_in = Refusal.DEADLINE, wait - max(0.0, left - own) / (1 + _WAIT_MARGIN)
-    return Decision(refusal, wait, own, fits_in, seconds)
+    return Decision(refusal, wait, others, own, fits_in, seconds)
 
 
 def latest_start(deadline: float, isolated_seconds: float) -> float:
@@ -148,15 +160,14 @@ def latest_start(deadline: float, isolated_seconds: float) -> float:
     return deadline - OPTIMISM * isolated_seconds
 
 
-def _finish(newcomer: Newcomer, queues: Mapping[Stage, StageQueue]) -> float:
-    """Return the seconds until the job is done, for a job of one batch.
+def _finish(works: Sequence[StageWork], waits: Sequence[float]) -> float:
+    """Return the seconds until a job of one batch is done, if each stage first has others to do.
 
     Work at a later stage goes on while the job is at an earlier one.
     """
     finish = 0.0
-    for work in newcomer.works:
-        turn = queues[work.stage].wait(work, newcomer.caller)
-        finish = max(finish, turn) + work.isolated
+    for work, wait in zip(works, waits, strict=True):
+        finish = max(finish, wait) + work.isolated
     return finish
 
 

@@ -28,6 +28,11 @@ def queue(seconds: float = 0.0, *, replicas: int = 2, loading: float = 0.0) -> S
     return StageQueue(replicas, 4, int(seconds), owed, seconds, loading)
 
 
+def shared(seconds: float) -> StageQueue:
+    """Return a queue in which Ada and Bea are owed GPU-seconds each, and Bea is the newcomer."""
+    return replace(queue(seconds), owed={ADA: seconds, BEA: seconds})
+
+
 def judged(
     base: StageQueue,
     seconds_left: float | None = None,
@@ -51,7 +56,7 @@ def test_before_anything_is_known_only_the_number_of_requests_counts() -> None:
 
 def test_an_idle_service_admits_all_that_it_could_make_in_time() -> None:
     tiny = AdmissionLimits(queue_seconds=0.001)
-    assert judged(queue(), limits=tiny) == Decision(None, 0, 4, 0, 0.5)
+    assert judged(queue(), limits=tiny) == Decision(None, 0, 0, 4, 0, 0.5)
     assert judged(queue(), 3.3).refusal is None  # the prediction may be a fifth too long
     assert judged(queue(), 3.1).refusal is Refusal.IMPOSSIBLE
 
@@ -75,17 +80,41 @@ def test_a_refused_job_fits_once_so_much_is_done() -> None:
     assert judged(later, 15).refusal is None
 
 
-def test_nobody_waits_longer_than_the_limit() -> None:
-    assert judged(queue(200)).refusal is None
-    refused = judged(queue(220))
-    assert (refused.refusal, refused.wait, refused.fits_in) == (Refusal.QUEUE, 110, 10)
+def test_nobody_waits_for_others_longer_than_the_limit() -> None:
+    """Ada and Bea have as much to do, and Bea's newcomer waits for both."""
+    assert judged(shared(200), caller=BEA).refusal is None
+    refused = judged(shared(220), caller=BEA)
+    assert (refused.refusal, refused.wait, refused.others) == (Refusal.QUEUE, 220, 110)
+    assert refused.fits_in == 20  # meanwhile half of what is done is Bea's own
+    assert judged(shared(220 - 20), caller=BEA).refusal is None
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_a_lone_caller_waits_for_nobody(stage: Stage) -> None:
+    """Its own work may take hours: it is bounded by the number of jobs and by deadlines."""
+    waiting = judged(queue(20_000), None, replace(IMAGE, stage=stage), refiner=queue(20_000))
+    assert (waiting.refusal, waiting.wait, waiting.others) == (None, 10_000, 0)
+    late = judged(queue(20_000), 9_000, replace(IMAGE, stage=stage), refiner=queue(20_000))
+    assert late.refusal is Refusal.DEADLINE
+
+
+def test_others_models_count_as_others_work() -> None:
+    refused = judged(queue(20, loading=101))
+    assert (refused.refusal, refused.wait, refused.others) == (Refusal.QUEUE, 111, 101)
+
+
+def test_work_of_others_that_goes_on_beside_one_s_own_delays_nothing() -> None:
+    works = (IMAGE, replace(IMAGE, stage=Stage.REFINER))
+    refiner = StageQueue(2, 4, 400, {BEA: 400.0}, 0.0)
+    waiting = judged(queue(2_000), None, *works, refiner=refiner)
+    assert (waiting.refusal, waiting.wait, waiting.others) == (None, 1_000, 0)
 
 
 def test_a_caller_with_little_work_does_not_wait_for_another_s_flood() -> None:
     flood = queue(10_000)
-    assert judged(flood, 15).refusal is Refusal.QUEUE
+    assert judged(flood, 15).refusal is Refusal.DEADLINE
     bea = replace(flood, earlier=0.0)
-    assert judged(bea, 15, caller=BEA) == Decision(None, 0.5, 4, 0, 0.5)
+    assert judged(bea, 15, caller=BEA) == Decision(None, 0.5, 0.5, 4, 0, 0.5)
 
 
 def test_too_many_open_requests_are_refused_until_one_has_ended() -> None:
