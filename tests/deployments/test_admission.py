@@ -155,9 +155,10 @@ async def test_a_full_queue_refuses_whoever_comes_without_a_deadline() -> None:
     conductor = await limited(queue_seconds=25)
     flood = [ImageTask(id=str(number), spec=SPEC, caller=Caller("ada")) for number in range(3)]
     bea = [replace(task, id=f"bea {task.id}", caller=Caller("bea")) for task in flood]
-    with conductor.admit(flood), conductor.admit(bea[:1]), conductor.admit(bea[1:2]):
-        with pytest.raises(Overloaded, match=r"queue is full: others' work takes about 30 s"):
-            conductor.admit(bea[2:])
+    for tasks in (flood, bea[:1], bea[1:2]):
+        conductor.admit(tasks)
+    with pytest.raises(Overloaded, match=r"queue is full: others' work takes about 30 s"):
+        conductor.admit(bea[2:])
 
 
 async def test_a_lone_caller_is_not_refused_because_of_its_own_work() -> None:

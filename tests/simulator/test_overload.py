@@ -28,7 +28,7 @@ SPEED = GpuSpeed(step_seconds=STEPS, overhead_seconds=0.0, prompt_seconds=0.0, v
 def run(*arrivals: Arrival, refused_return: bool = False, seconds: float = 120) -> SimulationResult:
     """Run a trace on one base replica, in batches of four images, with a tenth of a second a step.
 
-    No image waits longer than so many seconds.
+    No image waits for others longer than so many seconds.
     """
     limits = AdmissionLimits(queue_seconds=seconds, open_requests=1000)
     start = {Stage.BASE: 1}
@@ -59,7 +59,8 @@ def test_a_deadline_that_nothing_can_meet_is_refused_and_never_comes_back() -> N
 
 
 def test_the_refused_come_back_one_after_the_other_and_are_accepted() -> None:
-    result = run(*[Arrival(0.0, steps=20)] * 40, refused_return=True, seconds=4.0)
+    arrivals = [Arrival(0.0, steps=20, caller=str(number)) for number in range(40)]
+    result = run(*arrivals, refused_return=True, seconds=4.0)
     refused = [image for image in result.refused if not image.returned]
     assert 10 < len(refused) < 40
     retries = [image.retry_after for image in refused]
