@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
         set(),
     ),
     "core": ({"core.errors"}, set()),
+    "process": (set(), set()),
     "runtime.checkpoints": (CORE | {"runtime.checkpoints"}, set()),
     "runtime": (CORE | {"runtime"}, {"torch", "diffusers", "transformers", "xformers", "peft"}),
     "ledger_store": (CORE | {"ledger_store"}, set()),
@@ -39,10 +40,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
         CORE | {"runtime.checkpoints", "config", "deployments", "ledger_store"},
         {"ray"},
     ),
-    "deployments": (CORE | {"runtime", "deployments", "ledger_store"}, {"ray"}),
+    "deployments": (CORE | {"process", "runtime", "deployments", "ledger_store"}, {"ray"}),
     "ingress.native": (CORE | {"ingress"}, {"fastapi", "starlette"}),
     "ingress.openai": (CORE | {"ingress"}, {"fastapi", "starlette"}),
-    "ingress": (CORE | {"ingress", "spool"}, {"fastapi", "starlette"}),
+    "ingress": (CORE | {"process", "ingress", "spool"}, {"fastapi", "starlette"}),
     "config": (
         CORE | {"runtime.checkpoints", "config", "demo.vocabulary", "spool.access"},
         set(),
@@ -72,7 +73,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
         CORE
         | {"runtime", "config", "ingress", "hub", "doctor", "simulator", "bench", "demo", "cli"}
         | {"deployments.ray_private", "deployments.replica_log", "deployments.cluster"}
-        | {"ledger_store"},
+        | {"ledger_store", "process"},
         {"torch", "ray"},
     ),
     "__main__": ({"cli"}, set()),

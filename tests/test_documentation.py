@@ -21,6 +21,7 @@ from serve_app.config.settings import VARIABLES
 from serve_app.config.settings_reference import markdown_table, with_table
 from serve_app.core.service.metrics import METRICS
 from serve_app.ingress.native.schemas import GenerateRequest, RefineRequest
+from serve_app.process import allocator
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -186,6 +187,7 @@ def test_every_file_named_in_code_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_setting_named_in_code_is_understood(page: Path) -> None:
     foreign = {"HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "RAY_TMPDIR", "TORCH_INDEX"}
+    foreign |= set(allocator.environment({}))
     codes = {
         "DEADLINE_EXCEEDED",
         "DRAINING",

@@ -1,5 +1,6 @@
 """The commands of `aura bench`; each imports its work when it runs."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -112,5 +113,8 @@ def bench_memory(
 ) -> None:
     """Measure what large request bodies take of memory, and give back."""
     from serve_app.bench.body_memory import measure
+    from serve_app.cli.ray_environment import memory_environment
+    from serve_app.config.settings import Settings
 
+    os.environ.update(memory_environment(Settings().max_body_mib, os.environ))
     measure(bodies=bodies, rounds=rounds, wait=wait, on_ray=on_ray)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from serve_app.cli.console import REFUSED, print_error
+from serve_app.cli.ray_environment import ray_environment
 from serve_app.cli.runner import Runner
 from serve_app.cli.summary import print_summary
 from serve_app.cli.supervisor import Supervisor
@@ -50,7 +51,8 @@ def up(config: Path, lock_wait_s: float = _LOCK_WAIT_S) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, log = tempfile.mkstemp(prefix="aura-up-", suffix=".log", dir=folder)
     os.close(descriptor)
-    runner = Runner(["_run", "--config", str(config)], _environment(settings), Path(log))
+    environment = ray_environment(settings, os.environ)
+    runner = Runner(["_run", "--config", str(config)], environment, Path(log))
     summary = partial(print_summary, settings, read.http)
     return Supervisor(runner, Path(log), summary).run()
 
@@ -58,24 +60,3 @@ def up(config: Path, lock_wait_s: float = _LOCK_WAIT_S) -> int:
 def _joins_cluster() -> bool:
     """Return whether a Ray runs already, in which this very service may be running."""
     return bool(os.environ.get("RAY_ADDRESS") or started_cluster())
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """Return the environment of the process that runs Ray."""
-    environment = {**_metrics_environment(settings.metrics_port), **os.environ}
-    if settings.model_device.startswith("cuda:"):
-        environment["CUDA_VISIBLE_DEVICES"] = settings.model_device.removeprefix("cuda:")
-        environment |= dict.fromkeys(("MODEL_DEVICE", "AURA_MODEL_DEVICE"), "cuda")
-    return environment
-
-
-def _metrics_environment(port: int | None) -> dict[str, str]:
-    """Return the variables that keep Ray's metrics to this machine, where `up` starts Ray.
-
-    Ray's metrics agent binds to all interfaces unless the address of the node is loopback. Ray uses
-    loopback when clustering is disabled, which the variable named after Windows and macOS does.
-    Without METRICS_PORT metrics are off: Ray would choose a port.
-    """
-    if port is None:
-        return {"RAY_enable_metrics_collection": "0"}
-    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

@@ -39,6 +39,7 @@ from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.engine_metrics import EngineMetrics
 from serve_app.deployments.stage_config import ModelSource, StageConfig
 from serve_app.deployments.watchdog import Watchdog
+from serve_app.process import allocator
 from serve_app.runtime.build import model_loaders
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
@@ -128,6 +129,7 @@ class StageReplica:
         meter: Callable[[], Meter] = InMemoryMeter,
         load: Callable[[StageConfig], ModelCache] = load_models,
     ) -> None:
+        allocator.keep_large_blocks()
         models = load(config)
         self._profile = models.profile.name
         self._max_images = config.max_batch_images

@@ -16,12 +16,12 @@ from serve_app.core.service.metrics import Meter
 from serve_app.core.service.moderation import WordList
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.unfinished import Unfinished
-from serve_app.ingress import allocator
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.app import RERUN_FORMATS, build_api
 from serve_app.ingress.contracts import Ledger, Maker
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.job_spool import JobSpool
+from serve_app.process import allocator
 from serve_app.spool.folder import SpoolFolder
 
 

@@ -18,7 +18,6 @@ from serve_app.core.diffusion.spec import SEED_RANGE
 from serve_app.core.service.events import JobEvent, JobStarted, last_result
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import JobResult
-from serve_app.ingress import allocator
 from serve_app.ingress.contracts import Maker
 from serve_app.ingress.generation import (
     GenerationRequest,
@@ -30,6 +29,7 @@ from serve_app.ingress.generation_job import GenerationJob, RerunFormat
 from serve_app.ingress.image_input import InputFiles, LoadedInputs, load_inputs
 from serve_app.ingress.job_service import JobService, RequestContext
 from serve_app.ingress.responses import add_warnings
+from serve_app.process import allocator
 
 T = TypeVar("T")
 _IMAGE_THREADS = 2  # for reading and for writing: bounds memory, and leaves the event loop a core

@@ -181,7 +181,7 @@ def apart() -> Iterator[tuple[httpx.Client, int]]:
     program = (
         "import time\n"
         "from serve_app.deployments.ledger import Ledger\n"
-        "from serve_app.ingress.allocator import give_back_large_blocks\n"
+        "from serve_app.process.allocator import give_back_large_blocks\n"
         "from tests.support.fake_conductor import InstantConductor\n"
         "from tests.support.api import make_api\n"
         "from tests.support.http_server import serving\n"

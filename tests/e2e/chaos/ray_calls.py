@@ -8,7 +8,7 @@ from serve_app.core.service.events import ReplicaStats
 from serve_app.testing.faulty_service import DEPLOYMENTS, FaultyArgs, build
 from tests.support.ports import free_port
 
-OBJECT_STORE = 150 * 2**20  # bytes
+_OBJECT_STORE = 150 * 2**20  # bytes
 _CPUS = 4  # more than the machine may have: sleeping takes none
 
 
@@ -17,7 +17,7 @@ def start(port: int) -> None:
     ray.init(
         num_cpus=_CPUS,
         include_dashboard=False,
-        object_store_memory=OBJECT_STORE,
+        object_store_memory=_OBJECT_STORE,
         log_to_driver=False,
         configure_logging=False,
         _metrics_export_port=free_port(),

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.cli.ray_environment import memory_environment
+from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.events import ReplicaStats
 from serve_app.testing.faulty_service import FaultyArgs
@@ -131,6 +133,8 @@ def own_ray() -> Iterator[OwnRay]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RAY_TMPDIR", home)  # or every Ray started here would join this one
+        for name, value in memory_environment(Settings().max_body_mib, os.environ).items():
+            patch.setenv(name, os.environ.get(name, value))  # as `aura up` does
 
         def call(function: Callable[..., Any], *values: Any) -> Any:
             return process.submit(function, *values).result(_READY_S)
