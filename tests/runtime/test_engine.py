@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +13,6 @@ from serve_app.core.diffusion.samplers import Sampler, Solver
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import (
     EngineFault,
-    ImageTooLarge,
-    OutOfMemory,
     ProfileChanged,
     ReplicaLost,
 )
@@ -25,17 +22,12 @@ from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished, StepRecord
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.denoiser import DenoiserInput
-from tests.support.analytic_model import ConstantDenoiser, analytic_model
+from tests.support.analytic_model import ConstantDenoiser, analytic_model, engine_over
 from tests.support.engine_runs import Heard, drain, sample_of, whole
 from tests.support.waiting import until
 
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance=5)
 END = StageSegment(Stage.BASE, 10, last=True)
-
-
-def engine_over(denoiser: ConstantDenoiser, **options: Any) -> Engine:
-    chosen: dict[str, Any] = {"snapshot_every": 5} | options
-    return Engine(ModelCache.of(analytic_model(denoiser)), **chosen)
 
 
 @pytest.mark.parametrize("sampler", list(Sampler))
@@ -147,102 +139,6 @@ def test_a_sample_that_others_overtake_waits_again_after_a_second() -> None:
     assert slow.events[waited + 1] == Progress(1)
 
 
-def test_a_suspect_runs_alone_for_as_many_steps_as_lie_between_two_snapshots_and_two_more() -> None:
-    denoiser, suspect, pauses = ConstantDenoiser(), Heard(), list[float]()
-    now = [0.0]
-    engine = engine_over(denoiser, clock=lambda: now[0], pause=pauses.append)
-    long = StageSegment(Stage.BASE, 30, last=True)
-    spec = replace(SPEC, steps=30)
-    engine.submit(sample_of(spec, "other"), long, Heard())
-    engine.submit(sample_of(spec, "suspect"), replace(long, alone=True), suspect)
-    while engine.turn():
-        now[0] += 0.1
-    assert [images for images, _ in denoiser.batches[:8]] == [1] * 7 + [2]
-    places = [event for event in suspect.events if isinstance(event, Progress | Queued)]
-    assert places[:3] == [Progress(0, alone=True), Queued(), Progress(7)]
-    assert pauses == [0.05]  # before the first turn alone, and only then
-
-
-def test_who_was_suspected_again_runs_alone_for_longer() -> None:
-    denoiser, now = ConstantDenoiser(), [0.0]
-    engine = engine_over(denoiser, clock=lambda: now[0], pause=lambda seconds: None)
-    spec, long = replace(SPEC, steps=30), StageSegment(Stage.BASE, 30, last=True)
-    engine.submit(sample_of(spec, "other"), long, Heard())
-    engine.submit(sample_of(spec, "suspect"), replace(long, alone=2), Heard())
-    while engine.turn():
-        now[0] += 0.1
-    assert [images for images, _ in denoiser.batches[:15]] == [1] * 14 + [2]
-
-
-def test_the_news_that_a_suspect_runs_alone_comes_before_its_turn() -> None:
-    events: list[Any] = []
-
-    class Recorder(ConstantDenoiser):
-        def __call__(self, *args: Any) -> torch.Tensor:
-            events.append("step")
-            return super().__call__(*args)
-
-    engine = engine_over(Recorder(), pause=events.append)
-    engine.submit(sample_of(SPEC), replace(END, alone=True), events.append)
-    drain(engine)
-    assert events[:3] == [Progress(0, alone=True), 0.05, "step"]
-
-
-def test_with_quick_steps_a_suspect_runs_alone_for_all_that_one_snapshot_may_lack() -> None:
-    denoiser, now = ConstantDenoiser(), [0.0]
-    engine = engine_over(denoiser, clock=lambda: now[0], pause=lambda seconds: None)
-    spec, long = replace(SPEC, steps=60), StageSegment(Stage.BASE, 60, last=True)
-    for id, segment in (("first", long), ("suspect", replace(long, alone=True))):
-        engine.submit(sample_of(spec, id), segment, Heard())
-        if id == "first":
-            for _ in range(20):
-                engine.turn()
-                now[0] += 0.01
-    denoiser.batches.clear()
-    while engine.turn():
-        now[0] += 0.01
-    alone = [images for images, _ in denoiser.batches].index(2)
-    assert alone >= 20  # 0.2 s
-
-
-def test_an_engine_whose_turn_hangs_is_unwell_and_its_stats_are_read_all_the_same() -> None:
-    denoiser, now = ConstantDenoiser(), [0.0]
-    engine = engine_over(denoiser, clock=lambda: now[0])
-    sample = sample_of(replace(SPEC, steps=150))
-    engine.submit(sample, whole(sample), Heard())
-    engine.turn()
-    engine.turn()  # a first step: it is measured
-    engine.start()
-    denoiser.gate.clear()
-    denoiser.entered.clear()
-    assert denoiser.entered.wait(10)
-    for seconds, silent in ((9.0, False), (11.0, True)):
-        now[0] += seconds
-        assert engine.is_silent() == silent
-        now[0] -= seconds
-    now[0] += 19
-    engine.check()
-    now[0] += 2
-    with pytest.raises(EngineFault, match="21 s so far"):
-        engine.check()
-    assert engine.stats().positions["one"] > 0
-    assert len(engine.pending()) == 1
-    denoiser.gate.set()
-    until(lambda: not engine.is_silent())
-    engine.check()
-    engine.close()
-
-
-def test_an_idle_engine_is_well_for_ever() -> None:
-    now = [0.0]
-    engine = engine_over(ConstantDenoiser(), clock=lambda: now[0])
-    engine.submit(sample_of(SPEC), END, Heard())
-    drain(engine)
-    now[0] += 1e6
-    assert not engine.is_silent()
-    engine.check()
-
-
 def test_a_snapshot_owns_its_memory() -> None:
     """A view of a row would keep, and send, the whole batch."""
     clock = iter(range(10**6))
@@ -258,64 +154,6 @@ def test_a_snapshot_owns_its_memory() -> None:
             assert latents is not None
             assert latents.base is None
             assert latents.shape == (4, 8, 8)
-
-
-def test_a_failed_turn_ends_only_its_own_samples() -> None:
-    denoiser = ConstantDenoiser()
-    denoiser.failures = [ValueError("a secret inside")]
-    engine, first, second = engine_over(denoiser), Heard(), Heard()
-    engine.submit(sample_of(SPEC, "first"), END, first)
-    drain(engine)
-    engine.submit(sample_of(SPEC, "second"), END, second)
-    drain(engine)
-    assert isinstance(first.failed.error, EngineFault)
-    assert "secret" not in str(first.failed.error)
-    assert second.finished
-    engine.check()
-
-
-def test_an_image_that_runs_out_of_memory_alone_is_retried_once() -> None:
-    denoiser = ConstantDenoiser()
-    denoiser.failures = [torch.OutOfMemoryError("CUDA out of memory")]
-    engine, heard = engine_over(denoiser), Heard()
-    engine.submit(sample_of(SPEC), END, heard)
-    drain(engine)
-    assert heard.finished
-
-
-def test_an_image_that_runs_out_of_memory_alone_twice_is_too_large() -> None:
-    denoiser = ConstantDenoiser()
-    denoiser.failures = [torch.OutOfMemoryError("CUDA out of memory")] * 2
-    engine, heard, next_one = engine_over(denoiser), Heard(), Heard()
-    engine.submit(sample_of(SPEC), END, heard)
-    drain(engine)
-    assert isinstance(heard.failed.error, ImageTooLarge)
-    engine.submit(sample_of(SPEC, "next"), END, next_one)
-    drain(engine)
-    assert next_one.finished
-
-
-def test_images_that_run_out_of_memory_together_may_be_sent_again() -> None:
-    denoiser = ConstantDenoiser()
-    denoiser.failures = [torch.OutOfMemoryError("CUDA out of memory")]
-    engine, first, second = engine_over(denoiser), Heard(), Heard()
-    engine.submit(sample_of(SPEC, "first"), END, first)
-    engine.submit(sample_of(SPEC, "second"), END, second)
-    drain(engine)
-    assert isinstance(first.failed.error, OutOfMemory)
-    assert isinstance(second.failed.error, OutOfMemory)
-
-
-def test_an_engine_whose_turns_fail_in_a_row_is_unhealthy() -> None:
-    denoiser = ConstantDenoiser()
-    denoiser.failures = [RuntimeError("CUDA error: device-side assert")] * 3
-    engine = engine_over(denoiser)
-    for number in range(3):
-        engine.check()
-        engine.submit(sample_of(SPEC, str(number)), END, Heard())
-        drain(engine)
-    with pytest.raises(EngineFault, match="3 turns in a row"):
-        engine.check()
 
 
 def test_a_snapshot_of_another_profile_is_not_continued() -> None:
@@ -348,27 +186,6 @@ def test_a_sample_sent_again_replaces_the_first_and_late_cancels_do_not_touch_it
     assert isinstance(end.error, TakenOver)
     assert second.finished
     assert engine.stats().cancelled == 0
-
-
-def test_a_sample_without_steps_is_refused_and_others_go_on() -> None:
-    engine, heard, beside = engine_over(ConstantDenoiser()), Heard(), Heard()
-    engine.submit(sample_of(SPEC), StageSegment(Stage.BASE, 0, last=False), heard)
-    engine.submit(sample_of(SPEC, "beside"), END, beside)
-    drain(engine)
-    assert isinstance(heard.failed.error, EngineFault)
-    assert beside.finished
-
-
-def test_a_listener_that_raises_does_not_affect_other_samples() -> None:
-    def broken(event: object) -> None:
-        raise RuntimeError("its event loop is closed")
-
-    engine, beside = engine_over(ConstantDenoiser()), Heard()
-    engine.submit(sample_of(SPEC), END, broken)
-    engine.submit(sample_of(SPEC, "beside"), END, beside)
-    drain(engine)
-    assert beside.finished
-    engine.check()
 
 
 class PacedDenoiser(ConstantDenoiser):

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from serve_app.runtime.engine import Engine
 from serve_app.runtime.extensions.contract import ModelExtension
 from serve_app.runtime.extensions.extension_set import ExtensionSet
 from serve_app.runtime.memory.device import Device
+from serve_app.runtime.memory.model_cache import Loader, ModelCache
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.networks.text_encoders import TokenizedPrompt
@@ -130,3 +133,14 @@ def analytic_model(
         ),
         offloadable=parking,
     )
+
+
+def analytic_loader(denoiser: ConstantDenoiser, **options: Any) -> Loader:
+    """Return a loader of an analytic model that ignores how much memory to reserve."""
+    return lambda reserve_for, previous_plan: analytic_model(denoiser, **options)
+
+
+def engine_over(denoiser: ConstantDenoiser, **options: Any) -> Engine:
+    """Return an engine over an analytic model, driven by hand until it is started."""
+    chosen: dict[str, Any] = {"snapshot_every": 5} | options
+    return Engine(ModelCache.of(analytic_model(denoiser)), **chosen)

@@ -81,6 +81,16 @@ def drain(engine: Engine) -> None:
         pass
 
 
+def generate(engine: Engine, *specs: ImageSpec) -> list[bytes]:
+    """Return the bytes of the image of each spec, all made together."""
+    heard = [Heard() for _ in specs]
+    for number, (spec, listener) in enumerate(zip(specs, heard, strict=True)):
+        sample = sample_of(spec, f"image {number}")
+        engine.submit(sample, whole(sample), listener)
+    drain(engine)
+    return [listener.picture.tobytes() for listener in heard]
+
+
 def run_images(
     engines: dict[Stage, Engine],
     requests: Sequence[tuple[ImageSpec, bytes | None]],

@@ -1,123 +1,24 @@
 """Loading and eviction: which samples wait for a model, what is loaded next, what is evicted."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import ModelKey
-from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage, with_model
+from serve_app.core.diffusion.sample import StageSegment, for_stage, with_model
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.residency import Admission, admit
 from serve_app.core.scheduling.step_scheduler import StepScheduler
-from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
-from tests.support.keys import REFINER, base_key, lora, lora_key
-from tests.support.scheduler_runs import next_plan, run_plan, whole_segment
-from tests.support.scheduler_runs import sample as new_sample
-
-Turn = tuple[Plan[float], tuple[str, ...]]
-
-
-def of(model: str, id: str, steps: int = 4, loras: str = "") -> Sample[float]:
-    """A sample of a model with LoRAs of one letter."""
-    bare = with_model(new_sample(id, steps), base_key(model))
-    return replace(bare, spec=replace(bare.spec, extensions=tuple(map(lora, loras))))
-
-
-class Replica:
-    """A scheduler with a simulated memory of `capacity` models, and a record of its loads."""
-
-    def __init__(
-        self,
-        capacity: int,
-        *,
-        images: int = 2,
-        broken: str | None = None,
-        sizes: dict[str, BatchSize] | None = None,
-        lora_capacity: int = 2,
-    ) -> None:
-        self.capacity, self.lora_capacity, self.broken = capacity, lora_capacity, broken
-        self.resident = [base_key("a")]
-        # LoRAs by model
-        self.attached: dict[ModelKey, list[ExtensionKey]] = {base_key("a"): []}
-        self.sizes = sizes or {}  # of models that differ from `_usual`
-        self._usual = BatchSize(images, 2 * images)
-        self.scheduler: StepScheduler[float] = StepScheduler(
-            self._batches(), model_capacity=capacity, extension_capacity=lora_capacity
-        )
-        self.loads: list[str] = []  # models, and LoRAs as "model+lora"
-
-    def add(self, arrival: Sample[float]) -> None:
-        self.scheduler.add(arrival, whole_segment(arrival))
-
-    def turns(self) -> Iterator[Turn]:
-        while (plan := next_plan(self.scheduler)) is not None:
-            models = {sample.model_key for sample in plan.samples}
-            assert len(models) == 1, "a batch mixes models"
-            if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
-                (self._load if plan.work is WorkKind.LOAD else self._attach)(plan, *models)
-                if self._is_broken(plan.load):
-                    for sample in plan.samples:
-                        self.scheduler.cancel(sample.id)
-                    self.scheduler.settle(plan, ())
-                    yield plan, ()
-                    continue
-                yield plan, self._ids(self.scheduler.settle(plan, plan.samples))
-            else:
-                assert models <= set(self.resident), "a model that is not resident works"
-                sets = {sample.active_extensions for sample in plan.samples}
-                assert len(sets) == 1, "a batch mixes LoRAs"
-                if plan.work is not WorkKind.DECODE:
-                    attached = self.attached[plan.samples[0].model_key]
-                    assert {ref.key for ref in sets.pop()} <= set(attached), "not attached"
-                yield plan, self._ids(self.scheduler.settle(plan, run_plan(plan)))
-
-    def _is_broken(self, load: ModelKey | ExtensionKey | None) -> bool:
-        return load is not None and load.name == self.broken
-
-    def _attach(self, plan: Plan[float], model: ModelKey) -> None:
-        attached = self.attached[model]
-        for evicted in plan.evict:
-            assert isinstance(evicted, ExtensionKey)
-            attached.remove(evicted)
-        if not self._is_broken(plan.load):
-            assert isinstance(plan.load, ExtensionKey)
-            attached.append(plan.load)
-        max_extensions = max(len(sample.active_extensions) for sample in self.scheduler.samples())
-        assert len(attached) <= max(self.lora_capacity, max_extensions)
-        self.loads.append(f"{model}+{plan.load.name if plan.load else None}")
-        self.scheduler.set_resident(self._batches(), self.attached)
-
-    def _load(self, plan: Plan[float], model: ModelKey) -> None:
-        assert plan.load == model
-        for evicted in plan.evict:
-            assert isinstance(evicted, ModelKey)
-            running = (sample for sample in self.scheduler.samples() if sample.latents is not None)
-            under_way = {sample.model_key for sample in running}
-            assert evicted not in under_way, "a model in use is evicted"
-            self.resident.remove(evicted)
-            del self.attached[evicted]
-        if not self._is_broken(model):
-            self.resident.append(model)
-            self.attached[model] = []
-        assert len(self.resident) <= self.capacity
-        self.loads.append(str(model))
-        self.scheduler.set_resident(self._batches(), self.attached)
-
-    def _batches(self) -> dict[ModelKey, BatchSize]:
-        return {key: self.sizes.get(str(key), self._usual) for key in self.resident}
-
-    @staticmethod
-    def _ids(done: tuple[Sample[float], ...]) -> tuple[str, ...]:
-        return tuple(sample.id for sample in done)
+from serve_app.core.scheduling.work import BatchSize, WorkKind
+from tests.support.keys import REFINER, base_key
+from tests.support.residency_replica import Replica, model_sample
 
 
 def test_a_model_is_loaded_once_for_all_that_wait_for_it() -> None:
     replica = Replica(2)
-    for arrival in (of("a", "1"), of("b", "2"), of("b", "3")):
+    for arrival in (model_sample("a", "1"), model_sample("b", "2"), model_sample("b", "3")):
         replica.add(arrival)
     turns = list(replica.turns())
     loads = [plan for plan, _ in turns if plan.work is WorkKind.LOAD]
@@ -132,10 +33,10 @@ def test_a_model_is_loaded_once_for_all_that_wait_for_it() -> None:
 
 def test_a_step_of_others_goes_between_a_prompt_and_a_load() -> None:
     replica = Replica(2)
-    replica.add(of("a", "1"))
+    replica.add(model_sample("a", "1"))
     running = replica.turns()
     seen = [next(running)[0].work for _ in range(2)]
-    replica.add(of("b", "2"))
+    replica.add(model_sample("b", "2"))
     seen += [next(running)[0].work for _ in range(4)]
     assert seen == [
         WorkKind.CONDITION,
@@ -149,10 +50,10 @@ def test_a_step_of_others_goes_between_a_prompt_and_a_load() -> None:
 
 def test_the_model_longest_without_a_newcomer_is_evicted_and_never_one_in_use() -> None:
     replica = Replica(2)
-    for arrival in (of("a", "1"), of("b", "2")):
+    for arrival in (model_sample("a", "1"), model_sample("b", "2")):
         replica.add(arrival)
     list(replica.turns())
-    for arrival in (of("b", "3", 20), of("c", "4", 20)):
+    for arrival in (model_sample("b", "3", 20), model_sample("c", "4", 20)):
         replica.add(arrival)
     drops = [plan.evict for plan, _ in replica.turns() if plan.work is WorkKind.LOAD]
     assert (drops, set(replica.resident)) == ([(base_key("a"),)], {base_key("b"), base_key("c")})
@@ -163,8 +64,8 @@ def test_a_stream_of_samples_for_resident_models_does_not_starve_another(capacit
     replica = Replica(capacity)
     models = ["a", "b"][:capacity]
     for number, model in enumerate(models):
-        replica.add(of(model, f"first {number}", 12))
-    replica.add(of("c", "rare", 4))
+        replica.add(model_sample(model, f"first {number}", 12))
+    replica.add(model_sample("c", "rare", 4))
     steps = 0
     for plan, done in replica.turns():
         if "rare" in done:
@@ -173,12 +74,18 @@ def test_a_stream_of_samples_for_resident_models_does_not_starve_another(capacit
             steps += 1  # more arrivals than can be served: twelve steps for each step taken
             assert steps < 100, "the rare one starves"
             for model in models:
-                replica.add(of(model, f"{steps} {model}", 12))
+                replica.add(model_sample(model, f"{steps} {model}", 12))
 
 
 def test_a_model_that_fails_to_load_ends_only_its_own_samples() -> None:
     replica = Replica(1, broken="c")
-    for arrival in (of("a", "1"), of("c", "2"), of("c", "3"), of("b", "4"), of("a", "5")):
+    for arrival in (
+        model_sample("a", "1"),
+        model_sample("c", "2"),
+        model_sample("c", "3"),
+        model_sample("b", "4"),
+        model_sample("a", "5"),
+    ):
         replica.add(arrival)
     ended = [id for _, done in replica.turns() for id in done]
     assert sorted(ended) == ["1", "4", "5"]
@@ -187,12 +94,12 @@ def test_a_model_that_fails_to_load_ends_only_its_own_samples() -> None:
 
 def test_when_a_waiting_sample_is_cancelled_nothing_is_evicted_for_it() -> None:
     replica = Replica(1)
-    replica.add(of("a", "1", 20))
+    replica.add(model_sample("a", "1", 20))
     running = replica.turns()
     for _ in range(4):
         next(running)
-    replica.add(of("b", "2"))
-    replica.add(of("a", "3"))
+    replica.add(model_sample("b", "2"))
+    replica.add(model_sample("a", "3"))
     assert {s.id for s in next(running)[0].samples} == {"1"}  # the new sample of a waits behind b
     assert replica.scheduler.cancel("2")
     works = [plan.work for plan, _ in running]
@@ -202,69 +109,6 @@ def test_when_a_waiting_sample_is_cancelled_nothing_is_evicted_for_it() -> None:
 def test_a_capacity_below_one_model_is_an_error() -> None:
     with pytest.raises(ValueError, match="capacity must be at least 1, got 0"):
         StepScheduler({ModelKey(Stage.BASE): BatchSize(1, 2)}, model_capacity=0)
-
-
-def test_a_lora_is_attached_once_for_all_that_wait_for_it_and_batches_never_mix() -> None:
-    replica = Replica(1, images=4)
-    for number, loras in enumerate(["", "x", "y", "x", "", "xy", "y", "yx"]):
-        replica.add(of("a", str(number), loras=loras))
-    turns = [plan for plan, _ in replica.turns()]
-    attached = [
-        (p.load, p.evict, {s.id for s in p.samples}) for p in turns if p.work is WorkKind.ATTACH
-    ]
-    x, y = lora_key("x"), lora_key("y")
-    assert attached == [(x, (), {"1", "3", "5", "7"}), (y, (), {"2", "6", "5", "7"})]
-    batches = {frozenset(s.id for s in p.samples) for p in turns if p.work is WorkKind.STEP}
-    assert batches >= {frozenset(pair) for pair in ("04", "13", "26", "57")}
-
-
-def test_the_lora_longest_without_a_newcomer_is_evicted_and_never_one_in_use() -> None:
-    replica = Replica(1, lora_capacity=2)
-    for id, loras in (("1", "x"), ("2", "y")):
-        replica.add(of("a", id, loras=loras))
-    list(replica.turns())
-    for id, loras in (("3", "y"), ("4", "z")):
-        replica.add(of("a", id, 20, loras))
-    drops = [plan.evict for plan, _ in replica.turns() if plan.work is WorkKind.ATTACH]
-    assert drops == [(lora_key("x"),)]
-    assert replica.attached == {base_key("a"): [lora_key("y"), lora_key("z")]}
-
-
-def test_a_model_that_is_evicted_takes_its_loras_along() -> None:
-    replica = Replica(1)
-    for id, model in (("1", "a"), ("2", "b"), ("3", "a")):
-        replica.add(of(model, id, loras="x"))
-    list(replica.turns())
-    assert replica.loads == ["a+x", "b", "b+x", "a", "a+x"]
-
-
-def test_a_stream_of_samples_for_attached_loras_does_not_starve_another() -> None:
-    replica = Replica(1, lora_capacity=1)
-    replica.add(of("a", "first", 12, "x"))
-    replica.add(of("a", "rare", 4, "y"))
-    steps = 0
-    for plan, done in replica.turns():
-        if "rare" in done:
-            break
-        if plan.work is WorkKind.STEP:
-            steps += 1
-            assert steps < 100, "the rare one starves"
-            replica.add(of("a", str(steps), 12, "x"))
-
-
-def test_a_lora_that_fails_to_attach_ends_only_its_own_samples() -> None:
-    replica = Replica(1, broken="z")
-    for number, loras in enumerate(["z", "x", "", "xz", "y"]):
-        replica.add(of("a", str(number), loras=loras))
-    ended = [id for _, done in replica.turns() for id in done]
-    assert sorted(ended) == ["1", "2", "4"]
-
-
-def test_a_sample_that_is_only_to_be_decoded_waits_for_no_lora() -> None:
-    replica = Replica(1)
-    done = replace(of("a", "done", loras="x"), latents=0.0)
-    replica.scheduler.add(replace(done, index=len(done.schedule)), whole_segment(done))
-    assert [plan.work for plan, _ in replica.turns()] == [WorkKind.DECODE]
 
 
 LORAS = st.sampled_from(["", "", "x", "y", "z", "xy", "zx"])
@@ -280,7 +124,7 @@ def test_every_arrival_is_served_for_any_model_and_loras(
 ) -> None:
     replica, done = Replica(capacity, lora_capacity=lora_capacity), list[str]()
     for number, (model, steps, loras, pause) in enumerate(arrivals):
-        replica.add(of(model, str(number), steps, loras))
+        replica.add(model_sample(model, str(number), steps, loras))
         for _, (_, ended) in zip(range(pause), replica.turns(), strict=False):
             done += ended
     for _, ended in replica.turns():
@@ -308,7 +152,12 @@ def test_a_sample_that_needs_several_gets_them_in_turn_and_keeps_the_resident_on
 
 def test_a_step_is_of_one_model_however_many_may_step_together() -> None:
     replica = Replica(2, images=4)
-    for arrival in (of("a", "1"), of("b", "2"), of("a", "3"), of("b", "4")):
+    for arrival in (
+        model_sample("a", "1"),
+        model_sample("b", "2"),
+        model_sample("a", "3"),
+        model_sample("b", "4"),
+    ):
         replica.add(replace(arrival, chunks=1))
     batches = [
         {str(s.model_key) for s in plan.samples}
@@ -323,7 +172,7 @@ def test_each_model_keeps_the_images_and_lanes_of_its_memory_plan() -> None:
     replica = Replica(3, images=4, sizes={"b": BatchSize(1, 2), "c": BatchSize(2, 0)})
     for number in range(3):
         for model in "abc":
-            replica.add(of(model, f"{model}{number}"))
+            replica.add(model_sample(model, f"{model}{number}"))
     steps = [plan for plan, _ in replica.turns() if plan.work is WorkKind.STEP]
     seen = {model: set[tuple[int, int]]() for model in "abc"}
     for plan in steps:
@@ -337,33 +186,33 @@ def test_each_model_keeps_the_images_and_lanes_of_its_memory_plan() -> None:
 def test_a_model_reloaded_with_less_memory_steps_fewer_images() -> None:
     replica = Replica(1, images=4)
     for number in range(4):
-        replica.add(of("a", str(number)))
+        replica.add(model_sample("a", str(number)))
     assert max(len(p.samples) for p, _ in replica.turns() if p.work is WorkKind.STEP) == 4
-    replica.add(of("b", "other"))
+    replica.add(model_sample("b", "other"))
     list(replica.turns())
     replica.sizes["a"] = BatchSize(2, 4)
     for number in range(4):
-        replica.add(of("a", str(number)))
+        replica.add(model_sample("a", str(number)))
     again = [plan for plan, _ in replica.turns() if plan.work is WorkKind.STEP]
     assert {(len(plan.samples), plan.lanes) for plan in again} == {(2, 4)}
 
 
 def test_a_finished_image_is_decoded_before_a_model_is_loaded() -> None:
     replica = Replica(2)
-    replica.add(of("a", "done", steps=1))
+    replica.add(model_sample("a", "done", steps=1))
     works = []
     for plan, _ in replica.turns():
         works.append(plan.work)
         if plan.work is WorkKind.STEP and "other" not in replica.scheduler and len(works) < 4:
-            replica.add(of("b", "other", steps=1))
+            replica.add(model_sample("b", "other", steps=1))
     assert works[:4] == [WorkKind.CONDITION, WorkKind.STEP, WorkKind.DECODE, WorkKind.LOAD]
 
 
 def test_a_stream_of_finished_images_does_not_keep_a_model_from_being_loaded() -> None:
     replica = Replica(2, images=4)
     for number in range(8):
-        replica.add(of("a", f"done {number}", steps=1))
-    replica.add(of("b", "other", steps=1))
+        replica.add(model_sample("a", f"done {number}", steps=1))
+    replica.add(model_sample("b", "other", steps=1))
     works = [
         plan.work for plan, _ in replica.turns() if plan.work in (WorkKind.DECODE, WorkKind.LOAD)
     ]
@@ -380,7 +229,9 @@ def test_base_and_refiner_alternate_and_serve_every_image_that_waits(pause: int)
     steps = 0
 
     def arrive() -> None:
-        replica.scheduler.add(of("a", str(len(born))), StageSegment(Stage.BASE, 3, last=False))
+        replica.scheduler.add(
+            model_sample("a", str(len(born))), StageSegment(Stage.BASE, 3, last=False)
+        )
         born.append(steps)
 
     arrive()
@@ -388,7 +239,7 @@ def test_base_and_refiner_alternate_and_serve_every_image_that_waits(pause: int)
         (resident,) = replica.resident
         for id in done:
             if resident.stage is Stage.BASE:
-                base = replace(of("a", id), index=3, latents=1.0)
+                base = replace(model_sample("a", id), index=3, latents=1.0)
                 segment = StageSegment(Stage.REFINER, 4, last=True)
                 refined = with_model(for_stage(base, Stage.REFINER), REFINER)
                 replica.scheduler.add(refined, segment)

@@ -36,6 +36,12 @@ REFS = (ExtensionRef("lora", "ink", 0.5), ExtensionRef("lora", "oil", -1))
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 
 
+@pytest.fixture
+def conductor() -> FakeConductor:
+    """Return the one behind `client`, of each test its own."""
+    return FakeConductor()
+
+
 @pytest.fixture(scope="module")
 def maker() -> FakeConductor:
     return FakeConductor()

@@ -1,56 +1,18 @@
 """The OpenAI routes, called by OpenAI's own client over HTTP."""
 
-import base64
-from collections.abc import Iterator
 from dataclasses import replace
-from io import BytesIO
 from typing import Any
 
 import openai
 import pytest
-from PIL import Image
 
 from serve_app.core import errors
 from serve_app.deployments.ledger import Ledger
-from serve_app.ingress.access import AccessPolicy, digests
 from serve_app.ingress.openai.routes import ALIASES
 from tests.support.api import ORIGIN, Client, make_api
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
 from tests.support.http_server import serving
-
-KEY = "a-key-of-ours"
-POLICY = AccessPolicy(keys=digests([KEY]))
-
-
-@pytest.fixture(scope="module")
-def conductor() -> FakeConductor:
-    return FakeConductor()
-
-
-@pytest.fixture(scope="module")
-def address(conductor: FakeConductor) -> Iterator[str]:
-    with serving(make_api(conductor, Ledger(None), policy=POLICY)) as address:
-        yield f"{address}/v1"
-
-
-@pytest.fixture
-def sdk(address: str, conductor: FakeConductor) -> Iterator[openai.OpenAI]:
-    """Yield a client of OpenAI's with nothing but its base URL changed."""
-    conductor.calls.clear()
-    with openai.OpenAI(api_key=KEY, base_url=address, max_retries=0) as client:
-        yield client
-
-
-def opened(b64: str | None) -> Image.Image:
-    image = Image.open(BytesIO(base64.b64decode(b64 or "", validate=True)))
-    image.load()
-    return image
-
-
-def file(colour: str = "orange", size: tuple[int, int] = (512, 640), kind: str = "PNG") -> bytes:
-    buffer = BytesIO()
-    Image.new("RGB", size, colour).save(buffer, kind, lossless=True)
-    return buffer.getvalue()
+from tests.support.openai_client import KEY, opened
 
 
 def test_a_prompt_alone_gives_one_picture(sdk: openai.OpenAI, conductor: FakeConductor) -> None:
@@ -175,52 +137,6 @@ def test_the_images_warnings_are_in_the_response(
     }
 
 
-def test_one_file_or_several_are_edited(sdk: openai.OpenAI, conductor: FakeConductor) -> None:
-    answer = sdk.images.edit(
-        image=file(), prompt="warmer", extra_body={"strength": 0.4, "num_inference_steps": 9}
-    )
-    assert answer.data is not None
-    assert [opened(item.b64_json).size for item in answer.data] == [(512, 640)]
-    (spec,) = conductor.specs
-    assert (spec.prompt, spec.strength, spec.steps) == ("warmer", 0.4, 9)
-    conductor.calls.clear()
-    several = [("a.png", file()), ("b.webp", file("navy", (640, 512), "WEBP"))]
-    both = sdk.images.edit(model="gpt-image-1", image=several, prompt="warmer", n=2)
-    assert [opened(item.b64_json).size for item in both.data or ()] == [(512, 640), (640, 512)]
-    sources = [task.inputs.init_image or b"" for task in conductor.calls]
-    assert [source[:3] for source in sources] == [b"\xff\xa5\x00", b"\x00\x00\x80"]
-
-
-def test_an_edit_gives_n_images(sdk: openai.OpenAI, conductor: FakeConductor) -> None:
-    response = sdk.images.with_raw_response.edit(image=[file(), file("navy")], prompt="a", n=1)
-    answer = response.parse()
-    assert len(answer.data or ()) == len(conductor.calls) == 1
-    assert (conductor.calls[0].inputs.init_image or b"")[:3] == b"\xff\xa5\x00"
-    passed_over = (
-        "image 1 of 2, counted from 0, is passed over: each of the n images is made from one base "
-        "image, and n is 1"
-    )
-    assert passed_over in (answer.model_extra or {})["warnings"]
-    assert passed_over in response.headers.get_list("X-Aura-Warning")
-    answer = sdk.images.edit(image=[file(), file(), file()], prompt="a")
-    assert "images 1 to 2 of 3" in str(answer.model_extra)
-    assert len(sdk.images.edit(image=[file(), file()], prompt="a", n=3).data or ()) == 3
-
-
-def test_an_edit_fills_the_requested_size(sdk: openai.OpenAI, conductor: FakeConductor) -> None:
-    sdk.images.edit(image=file(), prompt="a", size="1024x1024")
-    assert (conductor.specs[0].width, conductor.specs[0].height) == (1024, 1024)
-
-
-def test_an_edit_adds_to_the_prompt_that_a_picture_of_ours_remembers(
-    sdk: openai.OpenAI, conductor: FakeConductor
-) -> None:
-    made = sdk.images.generate(prompt="misty forest").data
-    assert made is not None
-    sdk.images.edit(image=base64.b64decode(made[0].b64_json or ""), prompt="warmer")
-    assert conductor.specs[-1].prompt == "misty forest, warmer"
-
-
 @pytest.mark.parametrize(
     ("fields", "param", "sentence"),
     [
@@ -252,33 +168,6 @@ def test_an_illegal_request_is_answered_in_openais_shape(
     assert not conductor.calls
 
 
-@pytest.mark.parametrize(
-    ("fields", "param", "sentence"),
-    [
-        ({"mask": file()}, "mask", "is not supported. Omit it to edit the whole image"),
-        ({"extra_body": {"stream": "true"}}, "stream", "is not supported"),
-        ({"extra_body": {"strength": 0}}, "strength", "must be above 0"),
-        ({"n": 0}, "n", "must be at least 1"),
-        ({"image": [file()] * 11}, "image", "at most 10 files"),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_an_illegal_edit_is_answered_in_openais_shape(
-    sdk: openai.OpenAI, conductor: FakeConductor, fields: dict[str, Any], param: str, sentence: str
-) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        sdk.images.edit(**({"image": file(), "prompt": "a"} | fields))
-    assert refused.value.param == param
-    assert sentence in refused.value.message
-    assert not conductor.calls
-
-
-def test_a_file_that_is_no_image_is_named_by_its_number(sdk: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="image 1 is not a readable PNG") as refused:
-        sdk.images.edit(image=[file(), b"no picture"], prompt="a", n=2)
-    assert refused.value.code == "invalid_image"
-
-
 def test_a_wrong_key_and_a_wrong_model_raise_what_the_client_knows(address: str) -> None:
     with openai.OpenAI(api_key="wrong", base_url=address, max_retries=0) as stranger:
         with pytest.raises(openai.AuthenticationError) as refused:
@@ -289,18 +178,6 @@ def test_a_wrong_key_and_a_wrong_model_raise_what_the_client_knows(address: str)
         pytest.raises(openai.NotFoundError, match="sdxl-base"),
     ):
         known.images.generate(prompt="a", model="../../etc/passwd")
-
-
-def test_a_key_of_idempotency_gives_the_same_picture_again(
-    sdk: openai.OpenAI, conductor: FakeConductor
-) -> None:
-    again = {"Idempotency-Key": "once"}
-    first = sdk.images.edit(image=file(), prompt="a", extra_headers=again)
-    second = sdk.images.edit(image=file(), prompt="a", extra_headers=again)
-    assert first.to_dict() == second.to_dict()
-    assert len(conductor.calls) == 1
-    with pytest.raises(openai.UnprocessableEntityError):
-        sdk.images.edit(image=file("navy"), prompt="a", extra_headers=again)
 
 
 @pytest.mark.parametrize(
@@ -326,32 +203,6 @@ def test_the_client_tries_again_only_what_may_come_right(
     assert failing.begun == tries
 
 
-@pytest.mark.parametrize(
-    ("content", "kind", "status"),
-    [
-        (b"no form", "multipart/form-data", 400),
-        (b"no form", "multipart/form-data; boundary=x", 400),
-        (b'{"prompt": "a"}', "application/json", 415),
-        (b"prompt=a", "application/x-www-form-urlencoded", 415),
-    ],
-)
-async def test_an_edit_is_a_form(client: Client, content: bytes, kind: str, status: int) -> None:
-    answer = await client().post(
-        "/v1/images/edits", content=content, headers={"Content-Type": kind}
-    )
-    assert answer.status_code == status
-    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-
-
-@pytest.mark.parametrize("charset", ["undefined", "punycode", "unicode_escape", "utf-16"])
-async def test_a_form_is_in_utf_8(client: Client, charset: str) -> None:
-    body = b'--x\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\na\r\n--x--\r\n'
-    kind = f"multipart/form-data; boundary=x; charset={charset}"
-    headers = {"Content-Type": kind}
-    answer = await client().post("/v1/images/edits", content=body, headers=headers)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "charset")
-
-
 @pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "once"}])
 async def test_what_makes_no_difference_may_be_anything(client: Client, key: Any) -> None:
     deep: Any = 1
@@ -374,18 +225,6 @@ async def test_a_page_with_openais_javascript_client_may_ask(client: Client) -> 
     }
     answer = await client().options("/v1/images/generations", headers=headers)
     assert answer.status_code == 200
-
-
-async def test_a_form_has_each_field_once_and_a_file_is_a_file(client: Client) -> None:
-    forms: list[Any] = [
-        [("image", ("a.png", file())), ("prompt", (None, "a")), ("prompt", (None, "b"))],
-        [("image", (None, "text")), ("prompt", (None, "a"))],
-        [("image", ("a.png", file())), ("prompt", ("a.txt", b"a"))],
-        [("prompt", (None, "a"))],
-    ]
-    for files in forms:
-        answer = await client().post("/v1/images/edits", files=files)
-        assert answer.status_code == 400, answer.text
 
 
 async def test_errors_elsewhere_keep_our_own_shape(client: Client) -> None:
