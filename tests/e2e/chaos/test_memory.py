@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from serve_app.bench.body_memory import Resident
+from serve_app.ingress.access import BODY_LIMIT
 from tests.e2e.chaos.load import Call, Load
 from tests.e2e.chaos.measure import sampled
 from tests.e2e.chaos.processes import MIB, resident
@@ -25,7 +26,7 @@ from tests.e2e.chaos.service import ChaosService, OwnRay, own_service
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
 BODIES = 16
-BODY = 27 * MIB
+BODY = BODY_LIMIT  # bytes, which the text of the PNG nearly fills
 ROUNDS = 3
 REST = 30.0  # seconds
 GROWTH = 64.0  # MiB
@@ -89,7 +90,7 @@ def test_the_ingress_gives_back_the_memory_of_the_largest_bodies(service: ChaosS
         for index, name in enumerate(("ingress", "proxy"))
     ]
     report(
-        f"{BODIES} x /refine with {BODY // MIB} MiB bodies, {ROUNDS} times",
+        f"{BODIES} x /refine with bodies of nearly {BODY // MIB} MiB, {ROUNDS} times",
         f"statuses {dict(statuses)}; resident, in brackets without what is shared: "
         f"{'; '.join(processes)}",
         f"the ingress is back within {GROWTH:.0f} MiB",
