@@ -126,13 +126,16 @@ class Backlog:
         Seconds are 0 while no step of the stage has been measured: then the number of images says
         that it is needed.
         """
-        demands = {
-            stage: Demand(arrived_total=total) for stage, total in self._arrived_totals.items()
-        }
+        images, owed, upstream = (dict.fromkeys(self._arrived_totals, 0.0) for _ in range(3))
         for shares in self._shares.values():
             for position, (stage, seconds) in enumerate(shares):
-                demands[stage] += Demand(1, seconds, seconds if position else 0.0)
-        return demands
+                images[stage] += 1
+                owed[stage] += seconds
+                upstream[stage] += seconds if position else 0.0
+        return {
+            stage: Demand(images[stage], owed[stage], upstream[stage], total)
+            for stage, total in self._arrived_totals.items()
+        }
 
     def works(self, images: Sequence[ImageInFlight]) -> tuple[StageWork, ...]:
         """Return the work of a job's images at each stage; none before a step was measured.
