@@ -21,7 +21,7 @@ from serve_app.ingress.app import RERUN_FORMATS, build_api
 from serve_app.ingress.contracts import Ledger, Maker
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.job_spool import JobSpool
-from serve_app.process import allocator
+from serve_app.process import allocator, garbage
 from serve_app.spool.folder import SpoolFolder
 
 
@@ -76,6 +76,7 @@ def open_ingress(
     `SettingsError` for a spool that can't be used.
     """
     allocator.give_back_large_blocks()
+    garbage.collect_seldom()
     words = config.blocked_words
     jobs = JobService(
         maker,
