@@ -18,6 +18,7 @@ import aiohttp
 
 from serve_app.testing.faulty_service import ORIGIN
 
+_TICK_S = 0.01  # seconds
 PATIENCE = 600.0  # seconds after which a caller without a time of its own gives up
 
 
@@ -61,10 +62,12 @@ class Load:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._pending: list[Future[Answer]] = []
+        self.lags: list[float] = []  # seconds by which the clients' own thread was late
 
     def __enter__(self) -> Self:
         self._thread.start()
         self._session = asyncio.run_coroutine_threadsafe(_open_session(), self._loop).result()
+        self._watching = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
         return self
 
     def __exit__(
@@ -73,6 +76,7 @@ class Load:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._watching.cancel()
         for future in self._pending:
             future.cancel()
         asyncio.run_coroutine_threadsafe(self._session.close(), self._loop).result(10)
@@ -103,6 +107,12 @@ class Load:
         _, missing = wait(self._pending, timeout)
         assert not missing, f"{len(missing)} requests have no answer after {timeout:.0f} s"
         return [future.result() for future in self._pending]
+
+    async def _watch(self) -> None:
+        while True:
+            due = self._loop.time() + _TICK_S
+            await asyncio.sleep(_TICK_S)
+            self.lags.append(self._loop.time() - due)
 
     async def _send(self, call: Call, due: float) -> Answer:
         await asyncio.sleep(max(0.0, due - time.monotonic()))

@@ -3,19 +3,22 @@
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from itertools import accumulate
 
 import pytest
 
+from serve_app.bench.body_memory import Resident
+from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.diffusion.spec import Stage
 from serve_app.testing.faulty_service import FaultyArgs, speed_of
 from serve_app.testing.sleeping_stage import NATIVE_SIZE
 from tests.e2e.chaos.bodies import image_body
 from tests.e2e.chaos.load import Answer, Call, Load, steady
-from tests.e2e.chaos.measure import spread, together
+from tests.e2e.chaos.measure import sampled, spread, together
 from tests.e2e.chaos.probe import Probe
 from tests.e2e.chaos.report import report
 from tests.e2e.chaos.service import ChaosService, OwnRay, own_service
-from tests.e2e.chaos.verdict import Kind, by_kind, count, judge, tally
+from tests.e2e.chaos.verdict import Kind, by_kind, count, judge, quantile, tally
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
@@ -25,6 +28,10 @@ ALLOWED_S = 15  # seconds, each caller's deadline
 LOAD = 5.0  # times the capacity
 SECONDS = 60.0  # of overload
 BURST_S = 30.0  # seconds
+LIMITS = AdmissionLimits()
+REFUSED_WITHIN = 0.05  # seconds, of 99 % of the refusals
+BACK_S = 5.0  # seconds after the burst's end plus the bound, when all is normal again
+GROWTH = 64.0  # MiB of the ingress's own, apart from Ray's object store
 
 
 @pytest.fixture
@@ -54,6 +61,15 @@ def goodput(made: Sequence[Answer], batch_s: float) -> float:
 def capacity_of(args: FaultyArgs) -> float:
     """Return the images per second in full batches."""
     return args.refiner * args.images / batch_seconds(args)
+
+
+def most_open(answers: Sequence[Answer]) -> int:
+    """Return how many of the requests were open at the same time, as their clients see it.
+
+    An answer on its way is open for its client, but not for the service any more.
+    """
+    changes = sorted([(a.sent, 1) for a in answers] + [(a.ended, -1) for a in answers])
+    return max(accumulate(change for _, change in changes))
 
 
 def few(service: ChaosService) -> float:
@@ -89,6 +105,59 @@ def test_five_times_the_capacity_with_deadlines(service: ChaosService) -> None:
     assert set(kinds) == {"made", "503 OVERLOADED"}
     assert late <= service.args.images
     assert probe.failed == 0
+
+
+def test_five_times_the_capacity_without_deadlines_has_a_bound(service: ChaosService) -> None:
+    calm = few(service)
+    rate = LOAD * capacity_of(service.args)
+    bodies = [
+        image_body(1000 + number, steps=STEPS, handoff=HANDOFF)
+        for number in range(int(rate * SECONDS))
+    ]
+    canary = Call(image_body(0, timeoutSeconds=20), at=SECONDS - 5, group="canary")
+    ingress = service.processes.ingress()
+    before = Resident.of(ingress)
+    with (
+        sampled(lambda: Resident.of(ingress)) as memory,
+        Probe(service.address) as health,
+        Load(service.address) as load,
+    ):
+        with Probe(service.address, "/livez") as trivial:
+            load.send([*steady(bodies, rate), canary])
+            time.sleep(SECONDS)
+        lags = list(load.lags)
+        answers = load.answers()
+    service.wait_idle()
+    last = max(answer.sent for answer in answers)
+    drained = max(answer.ended for answer in answers) - last
+    normal = few(service)
+    refusals = [answer.seconds for answer in answers if answer.status == 503]
+    admitted = most_open([answer for answer in answers if answer.status != 503])
+    (bird,) = [answer for answer in answers if answer.call.group]
+    peak = max((size for _, size in memory if size), key=lambda size: size.all)
+    grown = peak.own - before.own
+    report(
+        f"{len(bodies)} requests at {LOAD:g}x the capacity without deadlines, in {SECONDS:.0f} s",
+        f"{tally(answers)}; at most {admitted} admitted at a time; refusals {spread(refusals)} "
+        f"(/livez meanwhile {spread(trivial.seconds)}; the clients' own lag {spread(lags)}); one "
+        f"that allows 20 s: {judge(bird)} after {bird.seconds:.2f} s; /health "
+        f"{spread(health.seconds)}, {health.failed} failed; ingress {before.all:.0f} MiB, "
+        f"{peak.all - before.all:+.0f}, of which its own {grown:+.0f}; done "
+        f"{drained:.0f} s after the last came, then 8 images in {normal:.1f} s (before "
+        f"{calm:.1f} s)",
+        f"at most {LIMITS.open_requests} admitted, the others refused at once (p99 <= 50 ms); "
+        f"/health p99 <= 200 ms; back to normal {LIMITS.queue_seconds + BACK_S:.0f} s later",
+    )
+    assert set(count(answers)) == {"made", "503 OVERLOADED"}
+    on_their_way = service.args.refiner * service.args.images  # a batch of each replica
+    assert admitted <= LIMITS.open_requests + on_their_way
+    assert bird.status == 503
+    assert quantile(refusals, 0.99) <= REFUSED_WITHIN
+    assert quantile(health.seconds, 0.99) <= 0.2
+    assert health.failed == 0
+    assert grown <= GROWTH
+    assert drained <= LIMITS.queue_seconds + BACK_S
+    assert normal <= 1.5 * calm
 
 
 def test_who_was_refused_in_a_burst_is_accepted_after_the_time_that_it_was_given(
