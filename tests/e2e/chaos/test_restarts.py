@@ -1,12 +1,13 @@
 """Serve's own processes are killed, and everything is deployed anew, under load."""
 
 import time
+from collections import Counter
 
 import pytest
 
 from tests.e2e.chaos import ray_calls
 from tests.e2e.chaos.bodies import image_body
-from tests.e2e.chaos.load import Call, Load, steady
+from tests.e2e.chaos.load import Answer, Call, Load, steady
 from tests.e2e.chaos.measure import together
 from tests.e2e.chaos.probe import Probe
 from tests.e2e.chaos.processes import kill
@@ -16,12 +17,15 @@ from tests.e2e.chaos.verdict import Kind, count, judge, tally
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
+REFUSED, CUT = "connection refused", "connection cut"
+
 
 def test_a_killed_proxy_refuses_connections_for_a_while_and_loses_no_keyed_image(
     chaos_alone: ChaosService,
 ) -> None:
-    bodies = [image_body(100 + n) for n in range(40)]
-    calls = [Call(call.body, call.at, key=f"proxy-{n}") for n, call in enumerate(steady(bodies, 1))]
+    before = chaos_alone.made()
+    bodies = [image_body(100 + n) for n in range(80)]
+    calls = [Call(call.body, call.at, key=f"proxy-{n}") for n, call in enumerate(steady(bodies, 2))]
     with Probe(chaos_alone.address, "/livez") as probe, Load(chaos_alone.address) as load:
         load.send(calls)
         time.sleep(3)
@@ -30,13 +34,27 @@ def test_a_killed_proxy_refuses_connections_for_a_while_and_loses_no_keyed_image
     with Load(chaos_alone.address) as load:
         load.send(Call(call.body, key=call.key) for call in calls)
         again = load.answers()
+    chaos_alone.wait_idle()
+    made = chaos_alone.made() - before
+    refused = sorted(answer.sent for answer in answers if way_of(answer) == REFUSED)
+    ways = Counter(map(way_of, answers)).most_common()
     report(
-        "kill -9 of Serve's proxy, a keyed newcomer each second for 40 s",
-        f"{tally(answers)}; no answer for {probe.longest_silence:.1f} s; all asked again: "
-        f"{tally(again)}",
-        "every keyed image is there for whoever asks again",
+        "kill -9 of Serve's proxy, two keyed newcomers a second for 40 s",
+        f"{', '.join(f'{number} x {way}' for way, number in ways)}; connections refused for "
+        f"{refused[-1] - refused[0]:.1f} s, no answer for {probe.longest_silence:.1f} s; all asked "
+        f"again: {tally(again)}; {made} images made for {len(calls)} keys",
+        "every keyed image is there for whoever asks again, and none is made twice",
     )
+    assert {way for way, _ in ways} <= {"made", REFUSED, CUT}
     assert {judge(answer).kind for answer in again} == {Kind.MADE}
+    assert made == len(calls)
+
+
+def way_of(answer: Answer) -> str:
+    """Return how a request ended; a connection was refused, or cut after it had been made."""
+    if answer.status:
+        return str(judge(answer))
+    return REFUSED if answer.failure == "ClientConnectorError" else CUT
 
 
 def test_a_killed_controller_and_ledger_cost_no_image(chaos_alone: ChaosService) -> None:
