@@ -31,6 +31,7 @@ from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
 from serve_app.deployments.ingress_replica import IngressConfig, IngressReplica, OpenHttp
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.ray_metrics import RayMeter
+from serve_app.deployments.ray_private import INGRESS_ROUTER
 from serve_app.deployments.replica_log import DEFAULT_LOG, LogOptions
 from serve_app.deployments.router import REPORTS_EVERY
 from serve_app.deployments.scaling_options import ingress_scaling, stage_scaling
@@ -179,6 +180,9 @@ def bind_graph(
             health_check_timeout_s=_CHECK_TIMEOUT,
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
+            request_router_config=RequestRouterConfig.model_validate(
+                {"request_router_class": INGRESS_ROUTER}
+            ),
             **ingress_scaling(
                 scale.min_replicas, scale.effective_max_replicas, _REQUESTS_PER_INGRESS
             ),

@@ -13,15 +13,19 @@ from typing import Any, cast
 import ray
 from ray.exceptions import ActorUnavailableError
 from ray.serve._private.common import ReplicaState, RequestMetadata
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentBroadcastResponse, DeploymentResponseGenerator
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 __all__ = [
     "CHECKED_AGAINST",
+    "INGRESS_ROUTER",
     "POWER_OF_TWO_CHOICES",
     "PRIVATE_NAMES",
     "DispatchingRouter",
+    "IngressRouter",
     "ReplicaState",
     "RequestMetadata",
     "accepting_replica",
@@ -37,6 +41,8 @@ PRIVATE_NAMES = (  # module:attributes
     POWER_OF_TWO_CHOICES,
     "ray.serve._private.common:ReplicaState",
     "ray.serve._private.common:RequestMetadata",
+    "ray.serve._private.constants:RAY_SERVE_ENABLE_HA_PROXY",
+    "ray.serve._private.request_router.pow_2_router:PowerOfTwoChoicesRequestRouter",
     "ray.serve._private.client:ServeControllerClient.shutdown",  # whose `_controller` is used
     "ray.serve.context:_get_global_client",
     "ray.serve.handle:DeploymentBroadcastResponse._fetch_replica_results_async",
@@ -88,8 +94,12 @@ class _ReplicaWithDeadline:
     """
 
     def __init__(
-        self, replica: RunningReplica, on_silence: Callable[[RunningReplica], None]
+        self,
+        replica: RunningReplica,
+        within: float,
+        on_silence: Callable[[RunningReplica], None] = lambda replica: None,
     ) -> None:
+        self.within = within  # seconds
         self._replica, self._on_silence = replica, on_silence
 
     def __getattr__(self, name: str) -> Any:
@@ -102,7 +112,7 @@ class _ReplicaWithDeadline:
 
         async def consent_in_time() -> Any:
             try:
-                return await asyncio.wait_for(consent(), CONSENT_WITHIN)
+                return await asyncio.wait_for(consent(), self.within)
             except TimeoutError:
                 result.cancel()
                 self._on_silence(self._replica)
@@ -148,7 +158,8 @@ class DispatchingRouter(RequestRouter):
         """Take note that a replica neither took nor refused a request within a few seconds."""
 
     def _with_bounded_consent(self, replica: RunningReplica) -> RunningReplica:
-        return cast(RunningReplica, _ReplicaWithDeadline(replica, self.replica_did_not_respond))
+        bounded = _ReplicaWithDeadline(replica, CONSENT_WITHIN, self.replica_did_not_respond)
+        return cast(RunningReplica, bounded)
 
     async def _choose_replica_for_request(
         self, pending_request: PendingRequest, *, is_retry: bool = False
@@ -174,3 +185,35 @@ class DispatchingRouter(RequestRouter):
             with suppress(ValueError):
                 self._pending_requests_to_fulfill.remove(pending)
             self._remove_pending_request_from_indices(pending)
+
+
+class IngressRouter(PowerOfTwoChoicesRequestRouter):
+    """Serve's own router, but a request leaves an ingress that neither takes nor refuses it.
+
+    With Serve's own a newcomer waits at a stopped ingress for as long as that is stopped, although
+    another one is idle. Where there is no other one it waits, as it would in any case. Every proxy
+    gets this class by value, since it may have no other module of this package.
+    """
+
+    # Seconds that the first ingress has, which need do nothing before it takes a request. The next
+    # one has twice as long, and so on: if the machine is slow, all are.
+    consent_within = 2.0
+
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, *, is_retry: bool = False
+    ) -> RunningReplica:
+        replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        if len(self.curr_replicas) < 2:
+            return replica
+        known = vars(pending_request)  # Serve keeps the request from one try to the next
+        within = known.get("consent_within", self.consent_within)
+        known["consent_within"] = 2 * within
+        return cast(RunningReplica, _ReplicaWithDeadline(replica, within))
+
+
+# HAProxy routes by itself, and then Serve takes no other router for an ingress.
+INGRESS_ROUTER = (
+    POWER_OF_TWO_CHOICES
+    if RAY_SERVE_ENABLE_HA_PROXY
+    else f"{IngressRouter.__module__}.{IngressRouter.__qualname__}"
+)

@@ -6,7 +6,11 @@ from weakref import ref
 
 import pytest
 
-from serve_app.ingress import garbage
+from serve_app.core.service.metrics import InMemoryMeter
+from serve_app.deployments.ledger import Ledger
+from serve_app.ingress.access import AccessPolicy
+from serve_app.ingress.http_ingress import HttpConfig, open_ingress
+from tests.support.fake_conductor import INFO, FakeConductor
 
 MANY = 100_000  # objects, as those of two hundred open requests
 
@@ -17,6 +21,16 @@ def threshold() -> Iterator[None]:
     before = gc.get_threshold()
     yield
     gc.set_threshold(*before)
+
+
+def open_one() -> None:
+    """Open the HTTP side of an ingress."""
+    config = HttpConfig(info=INFO, access_policy=AccessPolicy())
+    open_ingress(config, FakeConductor(), Ledger(None), InMemoryMeter(), no_cancel)
+
+
+async def no_cancel(job: str) -> None:
+    """Cancel nothing."""
 
 
 def collections_of_everything() -> int:
@@ -33,7 +47,7 @@ def test_objects_that_stay_make_python_look_at_everything_by_default_but_not_her
     gc.freeze()  # as Serve does after the start of a replica
     try:
         assert collections_of_everything() > 0
-        garbage.collect_seldom()
+        open_one()
         assert collections_of_everything() == 0
     finally:
         gc.unfreeze()
@@ -47,7 +61,7 @@ class Circle:
 
 
 def test_circles_are_found_soon_after_they_are_left() -> None:
-    garbage.collect_seldom()
+    open_one()
     left = ref(Circle())
     assert left() is not None
     stays = [[number] for number in range(MANY)]

@@ -54,6 +54,8 @@ def test_newcomers_go_to_the_other_ingress_while_one_is_stopped(service: ChaosSe
         f"slowest {slowest:.1f} s; /health silent for {probe.longest_silence:.1f} s at most",
         f"newcomers go to the other one within {WITHIN:.0f} s",
     )
-    assert {judge(answer).kind for answer in late} == {Kind.MADE}
+    assert {judge(answer).kind for answer in answers} == {Kind.MADE}
     assert slowest < 5
+    assert max(answer.seconds for answer in early) < STOPPED / 2  # none waited for the stopped one
+    assert probe.longest_silence < 5
     service.wait_whole()
