@@ -26,7 +26,7 @@ from serve_app.simulator.comparison import (
     compare_routing,
     compare_scaling,
 )
-from serve_app.simulator.fairness import compare_fairness, has_callers
+from serve_app.simulator.fairness import UNFAIR, compare_fairness, has_callers
 from serve_app.simulator.overload import CASES, LARGE_CASE, OVERLOAD, Returners, run_case
 from serve_app.simulator.planning_time import CALLERS, IN_FLIGHT, measure_planning_seconds
 from serve_app.simulator.plot import plot_routing, plot_scaling
@@ -93,11 +93,16 @@ def _compare_fairness(scenario: Scenario) -> None:
     """Print the comparison."""
     with console.status("simulating each service"):
         summaries = compare_fairness(scenario.traces[0], scenario.gpus)
-    table = _table("service", "caller", "images", "p50", "p95", "last done after")
+    table = _table("service", "caller", "images", "p50", "p95", "last after", "work")
     for row in summaries:
         times = (f"{seconds:.1f} s" for seconds in (row.p50, row.p95, row.finished_at))
-        table.add_row(row.service, row.caller, str(row.images), *times)
+        throughput = "-" if row.throughput is None else f"{row.throughput:.1%}"
+        table.add_row(row.service, row.caller, str(row.images), *times, throughput)
     console.print(table)
+    console.print(
+        f"[dim]work: what was done while images waited, as a share of {UNFAIR}[/]",
+        soft_wrap=True,
+    )
 
 
 def _overload(options: SimulateOptions) -> int:

@@ -111,7 +111,9 @@ class ReplicaPool:
 
     def rank(self, sample: Sample[Any], segment: StageSegment) -> list[str]:
         """Return the replica that the router chooses, or nothing if no place is free."""
-        available = [replica for replica in self.replicas if replica.accepts(sample.caller)]
+        available = [
+            replica for replica in self.replicas if replica.accepts(cast(SimSample, sample))
+        ]
         if not available:
             return []
         steps, seconds = _steps_left(sample, segment), self._step_seconds(sample)

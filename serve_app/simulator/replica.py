@@ -51,9 +51,13 @@ class SimReplica:
         """Whether no more images may come, whoever their caller is."""
         return not self.ready or self.leaving or self.images >= max_places(self.size.images)
 
-    def accepts(self, caller: Caller) -> bool:
-        """Return whether one more image of the caller may come."""
-        return not self.is_full and has_place(self.size.images, self.callers, caller)
+    def accepts(self, sample: SimSample) -> bool:
+        """Return whether one more image may come."""
+        if self.is_full:
+            return False
+        load = self.load.loads_by_key.get(sample.spec.latent_shape)
+        same_key = load.stepping if load else 0
+        return has_place(self.size.images, self.callers, sample.caller, same_key)
 
     @property
     def load(self) -> ReplicaLoad:

@@ -1,5 +1,6 @@
 """One caller's images beside another's flood, on the simulator's exact clock."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -68,10 +69,36 @@ def test_a_flood_costs_another_caller_at_most_one_image_time(
     assert percentile(latencies(run(trace, fair=False), "b"), 0.95) > 2 * most_allowed()
 
 
-def test_fairness_costs_no_throughput() -> None:
-    trace = images("a", [0.0] * 120) + images("b", ONE_EACH_TWO_SECONDS)
-    fair, unfair = run(trace, replicas=ONE_REPLICA), run(trace, fair=False, replicas=ONE_REPLICA)
-    assert unfair.finished_at / fair.finished_at >= 0.98
+def seconds_of_requests(result: SimulationResult, caller: str) -> list[float]:
+    """Return when a caller's requests were done that came during another's, each with its last."""
+    times = defaultdict[float, list[float]](list)
+    others = [done for done in result.finished if done.arrival.caller != caller]
+    end = max(done.arrival.at + done.seconds for done in others)
+    for done in result.finished:
+        if done.arrival.caller == caller and done.arrival.at < end:
+            times[done.arrival.at].append(done.seconds)
+    return sorted(max(seconds) for seconds in times.values())
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize(
+    ("requests", "steps", "ingresses"),
+    [
+        (50, 10, 1),
+        pytest.param(50, 10, 2, marks=pytest.mark.long),
+        pytest.param(10, 150, 1, marks=pytest.mark.long),
+        pytest.param(10, 150, 2, marks=pytest.mark.long),
+    ],
+)
+def test_nor_does_a_flood_of_requests_for_four_images_each(
+    requests: int, steps: int, ingresses: int, count: int
+) -> None:
+    """The other caller asks for one image every 2 s, or for four every 8 s."""
+    at = [1.0 + 2 * count * number for number in range(40 // count) for _ in range(count)]
+    trace = images("a", [0.0] * 4 * requests, steps) + images("b", at)
+    shared = seconds_of_requests(run(trace, ingresses=ingresses), "b")
+    assert len(shared) >= 5
+    assert percentile(shared, 0.95) <= most_allowed()
 
 
 @pytest.mark.parametrize(
@@ -120,3 +147,10 @@ def test_the_flood_s_comparison_shows_what_fair_shares_are_worth() -> None:
     for service in ("fair shares", "fair shares, two ingresses"):
         assert rows[service, "steady"].p95 < 0.25 * rows["by urgency alone", "steady"].p95
         assert rows[service, "steady"].images == 15
+        assert (rows[service, "steady"].throughput or 0.0) >= 0.98
+    assert rows["by urgency alone", "steady"].throughput == 1.0
+
+
+def test_without_a_queue_there_is_no_throughput_to_compare() -> None:
+    for row in compare_fairness([*images("a", [0.0]), *images("b", [0.0])], 2):
+        assert row.throughput is None

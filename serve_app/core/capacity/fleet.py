@@ -196,15 +196,18 @@ class Fleet:
         loads = [
             self._load(id, replica, sample).with_key(key, self._step_seconds(replica, sample))
             for id, replica in (well or self._replicas).items()
-            if self._has_place(replica, sample)
+            if self._has_place(replica, sample, key)
         ]
         steps = max(0, segment.stop - sample.index)
         return rank_replicas(loads, self._last_chosen, key, steps)
 
-    def _has_place(self, replica: _Replica, sample: Sample[Any]) -> bool:
-        size = self._costs_of(replica).batch_size(sample.model_key)
-        callers = replica.callers
-        return callers.total() < self._max_images and has_place(size.images, callers, sample.caller)
+    def _has_place(self, replica: _Replica, sample: Sample[Any], key: str) -> bool:
+        costs = self._costs_of(replica)
+        size, callers = costs.batch_size(sample.model_key), replica.callers
+        if callers.total() >= self._max_images:
+            return False
+        load = replica.loads_by_key(costs).get(key)
+        return has_place(size.images, callers, sample.caller, load.stepping if load else 0)
 
     def _charge(self, caller: Caller, seconds: float) -> None:
         self._charges[caller] = self._charges.get(caller, 0.0) + seconds

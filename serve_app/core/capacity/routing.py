@@ -13,7 +13,9 @@ from math import ceil
 from serve_app.core.caller import Caller
 
 MAX_QUEUED_BATCHES = 3  # batches that a replica may have images for, including the running one
-RESERVED_BATCHES = 1  # that it may have besides, of callers who would wait behind others' images
+# Batches that it may have besides: of images that fill up a batch, and of callers who would wait
+# behind others' images. Two of the former, since SDXL images have few sizes that are much used.
+FILLING_BATCHES, RESERVED_BATCHES = 2, 1
 # An idle replica's seconds count a little less: measured step times differ by chance.
 _IDLE_DISCOUNT = 0.9
 # The weight of a second of the replica's time, relative to a second of the image's own waiting.
@@ -31,7 +33,7 @@ def max_queued_images(batch_images: int) -> int:
 
 def max_places(batch_images: int) -> int:
     """Return the number of images with which a replica has no place for any caller."""
-    return (MAX_QUEUED_BATCHES + RESERVED_BATCHES) * batch_images
+    return (MAX_QUEUED_BATCHES + FILLING_BATCHES + RESERVED_BATCHES) * batch_images
 
 
 def max_ongoing_images(batch_images: int) -> int:
@@ -39,14 +41,22 @@ def max_ongoing_images(batch_images: int) -> int:
     return max_places(batch_images) + batch_images
 
 
-def has_place(batch_images: int, images: Mapping[Caller, int], caller: Caller) -> bool:
+def has_place(
+    batch_images: int, images: Mapping[Caller, int], caller: Caller, same_key: int
+) -> bool:
     """Return whether a replica that has these images may get one more of the caller.
 
-    Callers who have images on a replica share its `max_queued_images` places by weight: places go
-    to whichever ingress takes them, so that a caller with an ingress of its own would otherwise
-    have more of them than its share. Beyond these there are places for callers who have fewer
-    images there than their share of a running batch. A caller so never waits behind what another
-    one has bound to the replica; and a lone caller never gets these places.
+    `same_key` is how many of them have the new image's batch key and steps to take. Callers who have
+    images on a replica share its `max_queued_images` places by weight: places go to whichever
+    ingress takes them, so that a caller with an ingress of its own would otherwise have more of
+    them than its share. A lone caller never gets more than these. Others also get
+
+    - the places up to `max_places`, if they have fewer images there than their share of a batch: a
+      caller so never waits behind what another one has bound to the replica;
+    - all but the last batch of these, if they have less than two batches there and the image fills
+      up one of its key. A caller has turns of its own for images of a key that the others don't
+      have; if these were part-empty, each image would be charged more, and fewer of them sent, for
+      ever. Two batches, since images that only wait to be decoded fill none.
     """
     total = sum(images.values())
     if total >= max_places(batch_images):
@@ -57,7 +67,10 @@ def has_place(batch_images: int, images: Mapping[Caller, int], caller: Caller) -
     )
     ordinary = max_queued_images(batch_images)
     shared = ordinary if total < ordinary else batch_images
-    return own < ceil(shared * caller.weight / weights)
+    if own < ceil(shared * caller.weight / weights):
+        return True
+    fills = same_key < batch_images and own < 2 * batch_images
+    return fills and total < (MAX_QUEUED_BATCHES + FILLING_BATCHES) * batch_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,7 @@ class KeyLoad:
     steps: int  # that all of them still have to take, together
     max_steps: int  # the maximum over the images
     step_seconds: float  # seconds of one step, however many images take it together
+    stepping: int = 0  # images that have steps to take
 
     def seconds(self, batch_images: int) -> float:
         """Return the seconds until all are done: never less than the longest image takes."""
@@ -74,7 +88,12 @@ class KeyLoad:
 
     def add(self, steps: int) -> "KeyLoad":
         """Return the load with one more image of `steps` steps."""
-        return replace(self, steps=self.steps + steps, max_steps=max(self.max_steps, steps))
+        return replace(
+            self,
+            steps=self.steps + steps,
+            max_steps=max(self.max_steps, steps),
+            stepping=self.stepping + (steps > 0),
+        )
 
 
 @dataclass(frozen=True)

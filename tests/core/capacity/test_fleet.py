@@ -246,8 +246,8 @@ def test_a_newcomer_has_a_place_where_a_flood_from_here_has_taken_them_all() -> 
 def test_replicas_are_full_when_nobody_has_a_place() -> None:
     known = fleet("r1", "r2")
     assert not known.are_full()
-    send(known, "r1", *FLOOD, *(image(f"x{n}", caller=Caller(f"x{n}")) for n in range(4)))
-    report(known, "r2", 2, *FLOOD, *(image(f"y{n}", caller=Caller(f"y{n}")) for n in range(3)))
+    send(known, "r1", *FLOOD, *(image(f"x{n}", caller=Caller(f"x{n}")) for n in range(12)))
+    report(known, "r2", 2, *FLOOD, *(image(f"y{n}", caller=Caller(f"y{n}")) for n in range(11)))
     assert not known.are_full()  # a newcomer has one
     assert rank(known, image("b", caller=B)) == ["r2"]
     send(known, "r2", image("b", caller=B))
@@ -275,6 +275,16 @@ def test_a_newcomer_has_a_place_where_a_flood_of_another_ingress_has_taken_them_
     assert rank(known, image("b", caller=B)) == ["r1"]
     known.set_replicas(["r1"], max_images=12)  # as Serve's own limit allows
     assert rank(known, image("b", caller=B)) == []
+
+
+def test_images_of_another_size_have_places_beside_a_flood_until_they_fill_a_batch() -> None:
+    known = fleet("r1")
+    wide = [image(f"b{number}", width=832, caller=B) for number in range(5)]
+    report(known, "r1", 2, *FLOOD, *wide[:3])
+    assert rank(known, wide[3]) == ["r1"]
+    assert rank(known, image("b", caller=B)) == []  # of the flood's size, with a full batch
+    send(known, "r1", wide[3])
+    assert rank(known, wide[4]) == []
 
 
 def test_callers_are_charged_with_what_replicas_measured_for_all_senders() -> None:

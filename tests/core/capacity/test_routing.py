@@ -106,14 +106,15 @@ A, B, C = Caller("a"), Caller("b"), Caller("c", 3.0)
         ({A: 12, C: 2}, C, True),  # of weight 3: its share is three
         ({A: 12, C: 3}, C, False),
         ({A: 12, C: 1}, B, True),
-        ({A: 12, C: 3, B: 1}, Caller("d"), False),  # four batches
+        ({A: 12, C: 8, B: 3}, Caller("d"), True),
+        ({A: 12, C: 8, B: 4}, Caller("d"), False),  # six batches
         ({C: 12}, Caller("c", 1.0), False),  # the same caller, though its weight has changed
     ],
 )
 def test_beyond_three_batches_a_caller_has_places_up_to_its_share_of_a_batch(
     images: dict[Caller, int], caller: Caller, expected: bool
 ) -> None:
-    assert has_place(4, images, caller) is expected
+    assert has_place(4, images, caller, same_key=4) is expected
 
 
 @pytest.mark.parametrize(
@@ -131,22 +132,47 @@ def test_beyond_three_batches_a_caller_has_places_up_to_its_share_of_a_batch(
 def test_callers_share_the_places_of_three_batches_by_weight(
     images: dict[Caller, int], caller: Caller, expected: bool
 ) -> None:
-    assert has_place(4, images, caller) is expected
+    assert has_place(4, images, caller, same_key=4) is expected
 
 
-@given(st.lists(st.sampled_from((A, B, C)), max_size=200), st.integers(1, 8))
-def test_a_replica_never_has_more_than_four_batches_and_a_lone_caller_three(
-    arrivals: list[Caller], batch: int
+@pytest.mark.parametrize(
+    ("images", "same_key", "expected"),
+    [
+        ({A: 12, B: 3}, 3, True),
+        ({C: 1, B: 3}, 3, True),  # though it has its share of three batches
+        ({A: 12, B: 4}, 4, False),  # its batch is full
+        ({A: 12, B: 7}, 3, True),  # the others only wait to be decoded, or have another key
+        ({A: 12, B: 8}, 3, False),  # two batches
+        ({A: 12, B: 3, C: 4}, 3, True),
+        ({A: 12, B: 3, C: 5}, 3, False),  # the sixth batch is for those with less than a share
+    ],
+)
+def test_a_caller_has_places_for_images_that_fill_up_a_batch_of_their_key(
+    images: dict[Caller, int], same_key: int, expected: bool
+) -> None:
+    assert has_place(4, images, B, same_key) is expected
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from((A, B, C)), st.integers(0, 8)), max_size=200),
+    st.integers(1, 8),
+)
+def test_a_replica_never_has_more_than_six_batches_and_a_lone_caller_three(
+    arrivals: list[tuple[Caller, int]], batch: int
 ) -> None:
     images, alone = dict[Caller, int](), dict[Caller, int]()
-    for caller in arrivals:
-        if has_place(batch, images, caller):
+    for caller, same_key in arrivals:
+        if has_place(batch, images, caller, same_key):
             images[caller] = images.get(caller, 0) + 1
-        if has_place(batch, alone, A):
+        if has_place(batch, alone, A, same_key):
             alone[A] = alone.get(A, 0) + 1
-    assert sum(images.values()) <= 4 * batch
+    assert sum(images.values()) <= 6 * batch
     assert sum(alone.values()) <= 3 * batch
 
 
 def test_a_replica_refuses_images_a_batch_beyond_the_places_that_any_sender_gives() -> None:
-    assert (max_places(4), max_ongoing_images(4)) == (16, 20)
+    assert (max_places(4), max_ongoing_images(4)) == (24, 28)
+
+
+def test_images_without_steps_fill_no_batch() -> None:
+    assert KeyLoad(0, 0, 0.1).add(5).add(0).stepping == 1

@@ -1,0 +1,120 @@
+"""What fair shares cost: the work that is done while images wait, relative to urgency alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from statistics import fmean
+
+import pytest
+
+from serve_app.core.diffusion.spec import Stage
+from serve_app.simulator.cluster import Cluster
+from serve_app.simulator.comparison import SIZE
+from serve_app.simulator.fairness import relative_throughput
+from serve_app.simulator.gpu_speed import GpuSpeed
+from serve_app.simulator.policies import route_by_owed_work
+from serve_app.simulator.traces import MIX, Arrival
+
+ONE = {Stage.BASE: 1}
+FOUR = {Stage.BASE: 2, Stage.REFINER: 2}
+ELEVEN = {Stage.BASE: 8, Stage.REFINER: 3}
+WIDE, TALL = (1344, 768), (832, 1216)
+
+
+def flood(
+    caller: str,
+    number: int,
+    steps: int = 30,
+    size: tuple[int, int] = (1024, 1024),
+    *,
+    handoff: float = 0.8,
+    weight: float = 1.0,
+) -> list[Arrival]:
+    width, height = size
+    arrival = Arrival(0.0, steps, width, height, handoff=handoff, caller=caller, weight=weight)
+    return [arrival] * number
+
+
+def steady(size: tuple[int, int] = (1024, 1024), *, handoff: float = 0.8) -> list[Arrival]:
+    """Return an image of a caller's every two seconds."""
+    (image,) = flood("steady", 1, size=size, handoff=handoff)
+    return [replace(image, at=1.0 + 2 * number) for number in range(40)]
+
+
+def mixed(callers: int, seed: int, number: int = 200) -> list[Arrival]:
+    """Return images of all kinds, which come at once."""
+    rng, trace = Random(seed), list[Arrival]()
+    while len(trace) < number:
+        caller = f"{rng.randrange(callers)}"
+        trace += [replace(image, caller=caller) for image in MIX.draw(0.0, rng)]
+    return trace
+
+
+def throughput(
+    trace: Sequence[Arrival], replicas: Mapping[Stage, int] = ONE, ingresses: int = 1
+) -> float:
+    trace = sorted(trace, key=lambda arrival: arrival.at)
+    fair, unfair = (
+        Cluster(
+            SIZE, GpuSpeed(), route_by_owed_work(), None, replicas, fair=fair, ingresses=ingresses
+        ).run(trace)
+        for fair in (True, False)
+    )
+    share = relative_throughput(fair, unfair, trace, replicas)
+    assert share is not None
+    return share
+
+
+def long(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+TRACES: dict[str, list[Arrival]] = {
+    "an image now and then beside a flood": flood("a", 120) + steady(),
+    "beside short ones": flood("a", 200, 10) + steady(),
+    "beside long ones": flood("a", 40, 150) + steady(),
+    "in a balanced pipeline": flood("a", 150, handoff=0.5) + steady(handoff=0.5),
+    "two floods": flood("a", 100) + flood("b", 100),
+    "short and long": flood("a", 200, 10) + flood("b", 20, 150),
+    "weights": flood("a", 150, weight=3.0) + flood("b", 80),
+    "two sizes, few": flood("a", 40, 20) + flood("b", 40, 20, WIDE),
+    "two sizes": flood("a", 100) + flood("b", 100, size=WIDE),
+    "two sizes, weights": flood("a", 150, weight=3.0) + flood("b", 80, size=WIDE),
+    "two sizes, balanced": flood("a", 150, handoff=0.5) + flood("b", 150, size=WIDE, handoff=0.5),
+    "three sizes": flood("a", 100) + flood("b", 100, size=WIDE) + flood("c", 100, size=TALL),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "replicas", "ingresses"),
+    [
+        ("two sizes, few", ONE, 1),
+        *(
+            long(name, replicas, ingresses)
+            for name in TRACES
+            for replicas in (ONE, FOUR, ELEVEN)
+            for ingresses in (1, 2)
+        ),
+    ],
+)
+def test_fairness_costs_no_throughput(
+    name: str, replicas: Mapping[Stage, int], ingresses: int
+) -> None:
+    times = 1 if replicas is ONE else sum(replicas.values()) // 2
+    assert throughput(TRACES[name] * times, replicas, ingresses) >= 0.98
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("callers", [2, 3, 10])
+def test_nor_where_all_kinds_of_images_are_mixed(callers: int) -> None:
+    """The mean counts: in another order the same images need a tenth more or less time."""
+    assert fmean(throughput(mixed(callers, seed)) for seed in range(10)) >= 0.98
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("replicas", [ONE, FOUR])
+def test_a_few_images_of_another_size_have_turns_of_their_own(
+    replicas: Mapping[Stage, int],
+) -> None:
+    """They are done in two image times, so their turns are not full, though all are used."""
+    assert 0.9 <= throughput(flood("a", 150) + steady(WIDE), replicas) < 1.0
