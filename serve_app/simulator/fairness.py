@@ -25,7 +25,7 @@ _INTERVAL = 2.0  # seconds between two images of the steady caller
 UNFAIR = "by urgency alone"
 SERVICES = {  # by name: whether it shares by callers, and its ingresses
     "fair shares": (True, 1),
-    "fair shares, two ingresses": (True, 2),
+    "fair, two ingresses": (True, 2),
     UNFAIR: (False, 1),
 }
 

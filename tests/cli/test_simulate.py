@@ -44,7 +44,7 @@ def test_a_flood_shows_what_each_caller_gets_under_each_service(tmp_path: Path) 
     arguments = ["--gpus", "2", "--trace", "flood", "--seconds", "4"]
     result = CliRunner().invoke(commands, ["simulate", *arguments])
     assert result.exit_code == 0, result.output
-    assert result.output.count("fair shares, two ingresses") == 2
+    assert result.output.count("fair, two ingresses") == 2
     assert result.output.count("by urgency alone") == 2
 
 

@@ -15,7 +15,7 @@ from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.policies import route_by_owed_work
 from serve_app.simulator.traces import MIX, Arrival
 
-ONE = {Stage.BASE: 1}
+SINGLE = {Stage.BASE: 1}
 FOUR = {Stage.BASE: 2, Stage.REFINER: 2}
 ELEVEN = {Stage.BASE: 8, Stage.REFINER: 3}
 WIDE, TALL = (1344, 768), (832, 1216)
@@ -51,7 +51,7 @@ def mixed(callers: int, seed: int, number: int = 200) -> list[Arrival]:
 
 
 def throughput(
-    trace: Sequence[Arrival], replicas: Mapping[Stage, int] = ONE, ingresses: int = 1
+    trace: Sequence[Arrival], replicas: Mapping[Stage, int] = SINGLE, ingresses: int = 1
 ) -> float:
     trace = sorted(trace, key=lambda arrival: arrival.at)
     fair, unfair = (
@@ -88,19 +88,18 @@ TRACES: dict[str, list[Arrival]] = {
 @pytest.mark.parametrize(
     ("name", "replicas", "ingresses"),
     [
-        ("two sizes, few", ONE, 1),
+        ("two sizes, few", SINGLE, 1),
         *(
             long(name, replicas, ingresses)
             for name in TRACES
-            for replicas in (ONE, FOUR, ELEVEN)
-            for ingresses in (1, 2)
+            for replicas, ingresses in ((SINGLE, 1), (FOUR, 2), (ELEVEN, 1))
         ),
     ],
 )
 def test_fairness_costs_no_throughput(
     name: str, replicas: Mapping[Stage, int], ingresses: int
 ) -> None:
-    times = 1 if replicas is ONE else sum(replicas.values()) // 2
+    times = 1 if replicas is SINGLE else sum(replicas.values()) // 2
     assert throughput(TRACES[name] * times, replicas, ingresses) >= 0.98
 
 
@@ -112,7 +111,7 @@ def test_nor_where_all_kinds_of_images_are_mixed(callers: int) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("replicas", [ONE, FOUR])
+@pytest.mark.parametrize("replicas", [SINGLE, FOUR])
 def test_a_few_images_of_another_size_have_turns_of_their_own(
     replicas: Mapping[Stage, int],
 ) -> None:

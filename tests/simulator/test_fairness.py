@@ -144,7 +144,7 @@ def test_for_a_lone_caller_nothing_changes() -> None:
 
 def test_the_flood_s_comparison_shows_what_fair_shares_are_worth() -> None:
     rows = {(row.service, row.caller): row for row in compare_fairness(flood_trace(2, 30.0), 2)}
-    for service in ("fair shares", "fair shares, two ingresses"):
+    for service in ("fair shares", "fair, two ingresses"):
         assert rows[service, "steady"].p95 < 0.25 * rows["by urgency alone", "steady"].p95
         assert rows[service, "steady"].images == 15
         assert (rows[service, "steady"].throughput or 0.0) >= 0.98
