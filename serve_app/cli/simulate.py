@@ -26,7 +26,7 @@ from serve_app.simulator.comparison import (
     compare_routing,
     compare_scaling,
 )
-from serve_app.simulator.fairness import UNFAIR, compare_fairness, has_callers
+from serve_app.simulator.fairness import compare_fairness, has_callers
 from serve_app.simulator.overload import CASES, LARGE_CASE, OVERLOAD, Returners, run_case
 from serve_app.simulator.planning_time import CALLERS, IN_FLIGHT, measure_planning_seconds
 from serve_app.simulator.plot import plot_routing, plot_scaling
@@ -100,7 +100,7 @@ def _compare_fairness(scenario: Scenario) -> None:
         table.add_row(row.service, row.caller, str(row.images), *times, throughput)
     console.print(table)
     console.print(
-        f"[dim]work: what was done while images waited, as a share of {UNFAIR}[/]",
+        "[dim]work: what was done while images waited, as a share of what the last service did[/]",
         soft_wrap=True,
     )
 
