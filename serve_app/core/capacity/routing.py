@@ -46,7 +46,7 @@ def has_place(
 ) -> bool:
     """Return whether a replica that has these images may get one more of the caller.
 
-    `same_key` is how many of them have the new image's batch key and steps to take. Callers who have
+    `same_key` is how many of them have the new image's batch key and steps to take. Callers with
     images on a replica share its `max_queued_images` places by weight: places go to whichever
     ingress takes them, so that a caller with an ingress of its own would otherwise have more of
     them than its share. A lone caller never gets more than these. Others also get
