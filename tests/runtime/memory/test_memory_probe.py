@@ -14,7 +14,7 @@ from serve_app.core.scheduling.memory_plan import MemoryPlan, MemorySaving
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, num_parameters
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.extensions.lora import LoraKind
-from serve_app.runtime.memory.device import Device, MemoryUsage, is_out_of_memory
+from serve_app.runtime.memory.device import Device, MemoryUsage
 from serve_app.runtime.memory.memory_probe import (
     SAVINGS_BY_DEVICE,
     MemoryProbe,
@@ -313,25 +313,6 @@ def test_vae_tiles_change_large_images_alone(base: Checkpoint, cpu: Device) -> N
 def test_memory_savings_are_part_of_the_numeric_profile(cpu: Device) -> None:
     plain = cpu.numeric_profile(Stage.BASE, 2, "sdxl")
     assert plain.name != cpu.numeric_profile(Stage.BASE, 2, "sdxl", (MemorySaving.VAE_TILES,)).name
-
-
-@pytest.mark.parametrize(
-    ("error", "is_lack"),
-    [
-        (torch.OutOfMemoryError("anything"), True),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 17.99 GB)"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_out_of_memory_is_recognized_by_type_or_message(error: Exception, is_lack: bool) -> None:
-    assert is_out_of_memory(error) is is_lack
-
-
-def test_a_real_failed_allocation_is_recognized_as_out_of_memory() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
 
 
 def test_cuda_never_slices_attention_and_a_cpu_has_no_savings() -> None:
