@@ -28,7 +28,14 @@ from serve_app.simulator.comparison import (
 )
 from serve_app.simulator.fairness import compare_fairness, has_callers
 from serve_app.simulator.overload import CASES, LARGE_CASE, OVERLOAD, Returners, run_case
-from serve_app.simulator.planning_time import CALLERS, IN_FLIGHT, measure_planning_seconds
+from serve_app.simulator.planning_time import (
+    CALLERS,
+    IN_FLIGHT,
+    REPLICAS,
+    measure_admitting,
+    measure_dispatching,
+    measure_planning,
+)
 from serve_app.simulator.plot import plot_routing, plot_scaling
 from serve_app.simulator.plotting import PlotsUnavailable
 from serve_app.simulator.scenario import STEADY, Scenario, make_scenario
@@ -145,10 +152,11 @@ def _returned(returners: Returners) -> str:
 
 
 def _print_planning_time() -> None:
-    microseconds = measure_planning_seconds() * 1e6
     console.print(
         f"planning one step with {IN_FLIGHT:,} samples in flight, of {CALLERS} callers: "
-        f"{microseconds:.0f} µs"
+        f"{measure_planning()}; sending one image to one of {REPLICAS} replicas: "
+        f"{measure_dispatching()}; admitting one job: {measure_admitting()}",
+        soft_wrap=True,
     )
 
 

@@ -45,6 +45,23 @@ class InFlight:
     missed_reports: int = 0  # that lack it since it was sent, or that came since it left
 
 
+@dataclass(frozen=True, slots=True)
+class _ImageCosts:
+    """What an image costs on the replicas of one profile."""
+
+    batch_images: int  # that step together
+    step_seconds: float
+    load_seconds: float  # of its model, where that is not in memory
+
+    @classmethod
+    def of(cls, sample: Sample[Any], costs: CostTable) -> "_ImageCosts":
+        size = costs.batch_size(sample.model_key)
+        step = turn_kind(WorkKind.STEP, sample, lanes=size.rows)
+        load = turn_kind(WorkKind.LOAD, sample, load=sample.model_key)
+        load_seconds = costs.seconds(load) or _DEFAULT_LOAD_SECONDS
+        return cls(size.images, costs.seconds(step), load_seconds)
+
+
 @dataclass(slots=True)
 class _Replica:
     report: ReplicaReport | None = None
@@ -130,8 +147,9 @@ class Fleet:
         Returns the GPU seconds that it is predicted to take, in full batches.
         """
         key = key_of(sample)
-        for other in self._replicas:
-            self.end(other, key)
+        for id, other in self._replicas.items():
+            if key in other.images:
+                self.end(id, key)
         target = self._replicas.get(replica)
         if target is None:
             return 0.0
@@ -193,21 +211,32 @@ class Fleet:
             for id, replica in self._replicas.items()
             if id not in segment.avoid and not _is_sick(replica, newest)
         }
-        loads = [
-            self._load(id, replica, sample).with_key(key, self._step_seconds(replica, sample))
-            for id, replica in (well or self._replicas).items()
-            if self._has_place(replica, sample, key)
-        ]
+        by_profile: dict[str | None, _ImageCosts] = {}  # None: it has not reported
+        loads = []
+        for id, replica in (well or self._replicas).items():
+            profile = replica.report.profile if replica.report else None
+            if (image := by_profile.get(profile)) is None:
+                image = _ImageCosts.of(sample, self._costs_of(replica))
+                by_profile[profile] = image
+            if load := self._with_place(id, replica, sample, key, image):
+                loads.append(load)
         steps = max(0, segment.stop - sample.index)
         return rank_replicas(loads, self._last_chosen, key, steps)
 
-    def _has_place(self, replica: _Replica, sample: Sample[Any], key: str) -> bool:
-        costs = self._costs_of(replica)
-        size, callers = costs.batch_size(sample.model_key), replica.callers
-        if callers.total() >= self._max_images:
-            return False
-        load = replica.loads_by_key(costs).get(key)
-        return has_place(size.images, callers, sample.caller, load.stepping if load else 0)
+    def _with_place(
+        self, id: str, replica: _Replica, sample: Sample[Any], key: str, image: _ImageCosts
+    ) -> ReplicaLoad | None:
+        """Return what a replica has to do if it has a place for the image, which has this key."""
+        callers, size = replica.callers, image.batch_images
+        if callers.total() >= min(self._max_images, max_places(size)):
+            return None
+        loads = replica.loads_by_key(self._costs_of(replica))
+        same_key = loads[key].stepping if key in loads else 0
+        if not has_place(size, callers, sample.caller, same_key):
+            return None
+        loaded = replica.report is None or sample.model_key in replica.report.models
+        load_seconds = 0.0 if loaded else image.load_seconds
+        return ReplicaLoad(id, size, loads, load_seconds).with_key(key, image.step_seconds)
 
     def _charge(self, caller: Caller, seconds: float) -> None:
         self._charges[caller] = self._charges.get(caller, 0.0) + seconds
@@ -223,20 +252,6 @@ class Fleet:
         for caller, seconds in new.items():
             known = old.get(caller, 0.0)
             self._charge(caller, seconds - known if seconds >= known else seconds)
-
-    def _load(self, id: str, replica: _Replica, sample: Sample[Any]) -> ReplicaLoad:
-        costs = self._costs_of(replica)
-        load_seconds = 0.0
-        if replica.report and sample.model_key not in replica.report.models:
-            load = turn_kind(WorkKind.LOAD, sample, load=sample.model_key)
-            load_seconds = costs.seconds(load) or _DEFAULT_LOAD_SECONDS
-        batch_images = costs.batch_size(sample.model_key).images
-        return ReplicaLoad(id, batch_images, replica.loads_by_key(costs), load_seconds)
-
-    def _step_seconds(self, replica: _Replica, sample: Sample[Any]) -> float:
-        costs = self._costs_of(replica)
-        lanes = costs.batch_size(sample.model_key).rows
-        return costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=lanes))
 
     def _costs_of(self, replica: _Replica) -> CostTable:
         report = replica.report

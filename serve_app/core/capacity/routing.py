@@ -58,13 +58,15 @@ def has_place(
       have; if these were part-empty, each image would be charged more, and fewer of them sent, for
       ever. Two batches, since images that only wait to be decoded fill none.
     """
-    total = sum(images.values())
+    total, own, weights = 0, 0, caller.weight
+    for other, count in images.items():  # asked for every replica whenever an image is sent
+        total += count
+        if other.name == caller.name:
+            own += count
+        elif count:
+            weights += other.weight
     if total >= max_places(batch_images):
         return False
-    own = sum(count for other, count in images.items() if other.name == caller.name)
-    weights = caller.weight + sum(
-        other.weight for other, count in images.items() if count and other.name != caller.name
-    )
     ordinary = max_queued_images(batch_images)
     shared = ordinary if total < ordinary else batch_images
     if own < ceil(shared * caller.weight / weights):
@@ -88,11 +90,11 @@ class KeyLoad:
 
     def add(self, steps: int) -> "KeyLoad":
         """Return the load with one more image of `steps` steps."""
-        return replace(
-            self,
-            steps=self.steps + steps,
-            max_steps=max(self.max_steps, steps),
-            stepping=self.stepping + (steps > 0),
+        return KeyLoad(
+            self.steps + steps,
+            max(self.max_steps, steps),
+            self.step_seconds,
+            self.stepping + (steps > 0),
         )
 
 
