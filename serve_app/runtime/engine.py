@@ -7,8 +7,9 @@ thread and must not block. `turn` is synchronous, so that a test can be the engi
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
@@ -46,7 +47,6 @@ from serve_app.runtime.turn_counts import TurnCounts
 
 logger = logging.getLogger("aura.engine")
 
-_MAX_FAULTS = 3  # failed turns in a row after which the engine is unhealthy
 # Seconds in which the news that a sample runs alone leaves the process, which the sample may end.
 _QUARANTINE_NOTICE = 0.05
 
@@ -84,7 +84,6 @@ class Engine:
         self._lock = threading.RLock()
         self.current_turn: CurrentTurn | None = None  # None: idle. Any thread may read it
         self._free_at = 0.0  # when the last turn ended, or the wait for a command
-        self._faults = 0
         self._diagnosis = FaultDiagnosis(clock)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -137,8 +136,6 @@ class Engine:
         """Return if the engine is well; raise `EngineFault` if it can't work any more."""
         if self._thread.ident is not None and not self._thread.is_alive():
             raise EngineFault("the engine thread has ended")
-        if self._faults >= _MAX_FAULTS:
-            raise EngineFault(f"{self._faults} turns in a row have failed")
         self._diagnosis.check()
         if turn := self.current_turn:
             turn.check(self._clock())
@@ -167,26 +164,21 @@ class Engine:
         self.current_turn = CurrentTurn.of(plan, self._clock(), self._account.cost_table)
         if self._subscriptions.notify_turn(plan, self._clock()):
             self._pause(_QUARANTINE_NOTICE)
-        faulty, fault = list[DeviceSample](), latents_not_finite()
+        faulty: Sequence[DeviceSample] = ()
+        fault: AuraError = latents_not_finite()
         try:
             results, image = self._run_plan(plan)
             with self._lock:
-                self._charge(plan, completed=True)
                 faulty = self._settle(plan, results, image)
-            self._faults = 0 if plan.work is WorkKind.STEP else self._faults
-        except NumericFault as error:
-            with self._lock:
-                self._charge(plan, completed=False)
-                faulty, fault = [self._scheduler.remove(s.id) for s in plan.samples], error
-                self._scheduler.settle(plan, ())
+            if plan.work is WorkKind.STEP:
+                self._diagnosis.record_step()
         except Exception as error:  # whatever a turn fails with, only its own samples may suffer
             with self._lock:
-                self._charge(plan, completed=False)
-                self._fail(plan, error)
+                faulty, fault = self._fail(plan, error)
         if plan.work is WorkKind.STEP and self._on_step is not None:
             self._on_step(StepRecord.of(plan, began, self._free_at - began))
         for sample in faulty:
-            self._end_faulty(sample, fault)
+            self._end(sample, fault)
         return True
 
     def _run(self) -> None:
@@ -242,15 +234,20 @@ class Engine:
             notify(listener, Failed(error))
 
     def _run_plan(self, plan: Plan[torch.Tensor]) -> tuple[list[DeviceSample], RgbImage | None]:
+        """Run a plan and charge for it, also if it fails."""
+        completed = False
         try:
-            return run_turn(self.models, plan)
+            outcome = run_turn(self.models, plan)
+            completed = True
+            return outcome
         finally:
-            if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
-                with self._lock:
+            with self._lock:
+                if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
                     batch_sizes = self.models.batch_sizes
                     self._scheduler.set_resident(batch_sizes, self.models.attached_extensions)
                     self._account.set_batch_sizes(batch_sizes)
                     self.memory_plans = self.models.memory_plans
+                self._charge(plan, completed=completed)
 
     def _charge(self, plan: Plan[torch.Tensor], *, completed: bool) -> None:
         """Count the turn; charge its samples with the time since the last turn ended."""
@@ -281,38 +278,60 @@ class Engine:
             self._subscriptions.notify_clearance(plan.samples[0].id)
         return faulty
 
-    def _end_faulty(self, sample: DeviceSample, fault: NumericFault) -> None:
-        """End a sample whose numbers are not finite, and the others if the replica is to blame."""
-        self.current_turn = CurrentTurn.unknown(self._clock())
-        error = self._diagnosis.examine(self.models[sample.model_key], sample, fault)
-        self._free_at = self._clock()  # no sample is charged for the examination
+    def _fail(
+        self, plan: Plan[torch.Tensor], error: Exception
+    ) -> tuple[Sequence[DeviceSample], AuraError]:
+        """Settle a turn that failed; return the samples that end with it, and with what.
+
+        The samples of a step take it again, each alone, so that only those end that fail on their
+        own. One that runs out of memory alone has one more turn, with everything freed.
+        """
+        fault = to_domain_error(error)
+        if not isinstance(fault, CallerError | NumericFault | ProfileChanged):
+            logger.error("a turn failed: %s", plan.work, exc_info=error)
+        if isinstance(fault, OutOfMemory):
+            self.models.device.empty_cache()
+        if plan.work is WorkKind.STEP and len(plan.samples) > 1:
+            self._scheduler.settle_failed(plan)
+            return [s for s in plan.samples if self._has_lost(s.id)], fault
+        if isinstance(fault, OutOfMemory) and len(plan.samples) == 1:
+            subscription = self._subscriptions[plan.samples[0].id]
+            if not subscription.retried_alone:
+                subscription.retried_alone = True
+                self._scheduler.settle(plan, ())
+                return (), fault
+            fault = image_too_large()
+        for sample in plan.samples:
+            self._scheduler.cancel(sample.id)
+        self._scheduler.settle(plan, ())
+        return [s for s in plan.samples if self._has_lost(s.id)], fault
+
+    def _has_lost(self, id: str) -> bool:
+        """Return whether a sample has left the scheduler without its listener's knowledge."""
+        return id in self._subscriptions and id not in self._scheduler
+
+    def _end(self, sample: DeviceSample, fault: AuraError) -> None:
+        """End a sample that failed, and all others if the replica is to blame."""
+        error = self._diagnose(sample, fault)
         with self._lock:
-            self._counts.numeric_faults += 1
+            self._counts.numeric_faults += isinstance(fault, NumericFault)
             listener, _ = self._forget(sample.id, wasted=True)
             notify(listener, Failed(error))
             if isinstance(error, ReplicaUnwell):
                 self._evict_all(error)
 
-    def _fail(self, plan: Plan[torch.Tensor], error: Exception) -> None:
-        domain_error = to_domain_error(error)
-        if isinstance(domain_error, OutOfMemory):
-            self.models.device.empty_cache()
-            if len(plan.samples) == 1:
-                subscription = self._subscriptions[plan.samples[0].id]
-                if not subscription.retried_alone:
-                    subscription.retried_alone = True  # once more, alone, with everything freed
-                    self._scheduler.settle(plan, ())
-                    return
-                domain_error = image_too_large()
-        if not isinstance(domain_error, CallerError | ProfileChanged):
-            logger.error("a turn failed: %s", plan.work, exc_info=error)
-            self._faults += not isinstance(domain_error, ModelUnavailable)
-        for sample in plan.samples:
-            self._scheduler.cancel(sample.id)
-            if sample.id in self._subscriptions:
-                listener, _ = self._forget(sample.id, wasted=True)
-                notify(listener, Failed(domain_error))
-        self._scheduler.settle(plan, ())
+    def _diagnose(self, sample: DeviceSample, fault: AuraError) -> AuraError:
+        """Return what a sample that failed ends with; examine the replica if it may be to blame."""
+        if isinstance(fault, CallerError | ProfileChanged | ModelUnavailable):
+            return fault
+        self.current_turn, key = CurrentTurn.unknown(self._clock()), sample.model_key
+        if isinstance(fault, NumericFault):
+            error = self._diagnosis.examine(self.models[key], sample, fault)
+        else:
+            test = partial(self.models.failed_self_test, key)
+            error = self._diagnosis.examine_failure(test, fault)
+        self._free_at = self._clock()  # no sample is charged for the examination
+        return error
 
     def _forget(self, id: str, *, wasted: bool) -> tuple[Listener, GpuTime]:
         """Drop what is kept for a sample; return its listener and its GPU time."""

@@ -13,19 +13,23 @@ logger = logging.getLogger("aura.engine")
 _NEVER = float("inf")
 _MIN_PAUSE = 10.0  # seconds between two examinations
 _MAX_SHARE = 0.02  # of the device's time that examinations may take
+_IN_A_ROW = 3  # failed turns without a step in between, after which
+_HASTE = 10  # times as many examinations may be made
 
 
 class FaultDiagnosis:
-    """Examines a replica after a numeric fault; the engine's thread is the only writer.
+    """Examines a replica after a fault; the engine's thread is the only writer.
 
     A self-test on which the model fails makes the replica unwell, for good. Callers' images alone
     never do, and they can't make it spend more than a small share of its time on examinations: the
-    faults in between are blamed on the images.
+    faults in between are blamed on the images. While nothing but failures happens the share is
+    larger, since a broken replica that fails at once would take more images than any other.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._next = float("-inf")  # when the replica may be examined again
+        self._pause_began, self._pause = float("-inf"), 0.0  # before the next examination
+        self._failed_turns = 0  # in a row
         self._failure = ""
         self._overflows: dict[ExtensionKey, float] = {}  # the least weight that is known to
 
@@ -41,6 +45,19 @@ class FaultDiagnosis:
         if self._failure:
             raise EngineFault(f"the self-test fails: {self._failure}")
 
+    def record_step(self) -> None:
+        """Take note that a step has succeeded."""
+        self._failed_turns = 0
+
+    def examine_failure(self, failed_self_test: Callable[[], str], fault: AuraError) -> AuraError:
+        """Return the error that ends a sample whose turn failed: `fault`, or the replica's."""
+        self._failed_turns += 1
+        if self._may_examine:
+            began = self._clock()
+            self._test(failed_self_test)
+            self._end_examination(began)
+        return self.unwell or fault
+
     def examine(self, model: StageModel, sample: DeviceSample, fault: NumericFault) -> AuraError:
         """Return the error that ends the sample: its own fault with a remedy, or the replica's.
 
@@ -48,22 +65,34 @@ class FaultDiagnosis:
         """
         if unwell := self.unwell:
             return unwell
-        began = self._clock()
-        if began >= self._next:
-            self._failure = model.failed_self_test()
+        if self._may_examine:
+            began = self._clock()
+            self._test(model.failed_self_test)
             if unwell := self.unwell:
-                logger.error("%s fails its self-test: %s", model.profile.name, self._failure)
                 return unwell
             for ref in _overflowing_extensions(model, sample):
                 known = self._overflows.get(ref.key, abs(ref.weight))
                 self._overflows[ref.key] = min(known, abs(ref.weight))
-            ended = self._clock()
-            self._next = ended + max(_MIN_PAUSE, (ended - began) / _MAX_SHARE)
+            self._end_examination(began)
         refs = sample.active_extensions
         culprits = [r for r in refs if abs(r.weight) >= self._overflows.get(r.key, _NEVER)]
         remedy = _remedy(model.profile.dtype, refs, culprits)
         logger.warning("sample %s: %s. %s", sample.id, fault, remedy)
         return NumericFault(fault.problem, remedy=remedy)
+
+    @property
+    def _may_examine(self) -> bool:
+        haste = _HASTE if self._failed_turns >= _IN_A_ROW else 1
+        return not self._failure and self._clock() >= self._pause_began + self._pause / haste
+
+    def _test(self, failed_self_test: Callable[[], str]) -> None:
+        self._failure = failed_self_test()
+        if self._failure:
+            logger.error("this replica fails its self-test: %s", self._failure)
+
+    def _end_examination(self, began: float) -> None:
+        self._pause_began = self._clock()
+        self._pause = max(_MIN_PAUSE, (self._pause_began - began) / _MAX_SHARE)
 
 
 def _overflowing_extensions(model: StageModel, sample: DeviceSample) -> tuple[ExtensionRef, ...]:

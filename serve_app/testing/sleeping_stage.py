@@ -114,7 +114,9 @@ def _load_model(
     previous_plan: MemoryPlan | None,
 ) -> StageModel:
     """Return a model with networks that sleep. The last two parameters are a `Loader`'s."""
-    return sleeping_model(speed, stage, name, images, strikes)
+    model = sleeping_model(speed, stage, name, images, strikes)
+    model.record_self_test()
+    return model
 
 
 def sleeping_model(

@@ -7,11 +7,7 @@ import torch
 
 from serve_app.core.diffusion.sample import StageSegment
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.errors import (
-    EngineFault,
-    ImageTooLarge,
-    OutOfMemory,
-)
+from serve_app.core.errors import EngineFault, ImageTooLarge
 from tests.support.analytic_model import ConstantDenoiser, engine_over
 from tests.support.engine_runs import Heard, drain, sample_of, whole
 from tests.support.waiting import until
@@ -91,29 +87,6 @@ def test_an_image_that_runs_out_of_memory_alone_twice_is_too_large() -> None:
     engine.submit(sample_of(SPEC, "next"), END, next_one)
     drain(engine)
     assert next_one.finished
-
-
-def test_images_that_run_out_of_memory_together_may_be_sent_again() -> None:
-    denoiser = ConstantDenoiser()
-    denoiser.failures = [torch.OutOfMemoryError("CUDA out of memory")]
-    engine, first, second = engine_over(denoiser), Heard(), Heard()
-    engine.submit(sample_of(SPEC, "first"), END, first)
-    engine.submit(sample_of(SPEC, "second"), END, second)
-    drain(engine)
-    assert isinstance(first.failed.error, OutOfMemory)
-    assert isinstance(second.failed.error, OutOfMemory)
-
-
-def test_an_engine_whose_turns_fail_in_a_row_is_unhealthy() -> None:
-    denoiser = ConstantDenoiser()
-    denoiser.failures = [RuntimeError("CUDA error: device-side assert")] * 3
-    engine = engine_over(denoiser)
-    for number in range(3):
-        engine.check()
-        engine.submit(sample_of(SPEC, str(number)), END, Heard())
-        drain(engine)
-    with pytest.raises(EngineFault, match="3 turns in a row"):
-        engine.check()
 
 
 def test_a_sample_without_steps_is_refused_and_others_go_on() -> None:

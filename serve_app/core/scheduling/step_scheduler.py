@@ -46,6 +46,7 @@ class StepScheduler(Generic[L]):
         self._shares = DeviceShares()
         self._in_use = Counter[ModelKey]()  # samples that have their model
         self.quarantine = Quarantine()
+        self._retries: dict[str, None] = {}  # ids whose next step runs alone, in their order
         self._arrived = 0
         self._batch_sizes = dict(batch_sizes)
         self._models = Residency[ModelKey](batch_sizes, model_capacity)
@@ -99,6 +100,7 @@ class StepScheduler(Generic[L]):
         """Drop a sample and return it as it stands. Raises `KeyError`."""
         entry = self._entries.pop(id)
         self.quarantine.remove(id)
+        self._retries.pop(id, None)
         self._dequeue(entry)
         self._shares.leave(entry.sample.caller)
         return entry.sample
@@ -141,10 +143,13 @@ class StepScheduler(Generic[L]):
         with all other work, and decodes with loads, so that neither many finished images nor a
         long batch nor a load holds up the others for long. Of each kind of work the caller with the
         least virtual time is first, and work other than steps waits for the others' steps while
-        its caller is ahead of them. A sample in quarantine comes before all.
+        its caller is ahead of them. A sample in quarantine comes before all, and then those of a
+        step that failed.
         """
         if (id := self.quarantine.current) and (alone := self._entries[id]).work not in _LOADS:
-            return self._plan_alone(alone)
+            return self._plan_alone(alone, in_quarantine=True)
+        if self._retries:
+            return self._plan_alone(self._entries[next(iter(self._retries))])
         limit = float("inf")
         if self._steps:
             limit = self._shares.limit(self._steps.first(self._shares.turn_time)[1])
@@ -181,15 +186,26 @@ class StepScheduler(Generic[L]):
                 entry.sample = sample
             else:
                 self._move(entry, sample, work)
+            if plan.work is WorkKind.STEP:
+                self._retries.pop(sample.id, None)
             if work is WorkKind.STEP:
                 self.quarantine.settle(sample.id, sample.index)
         return tuple(done)
 
-    def _plan_alone(self, entry: QueuedSample[L]) -> Plan[L]:
+    def settle_failed(self, plan: Plan[L]) -> None:
+        """Settle a step that failed: each of its samples takes it again, alone and before others.
+
+        So the next failure has one sample to blame. Samples that have left are passed over.
+        """
+        ids = (sample.id for sample in plan.samples if sample.id in self._entries)
+        self._retries.update(dict.fromkeys(ids))
+        self.settle(plan, ())
+
+    def _plan_alone(self, entry: QueuedSample[L], *, in_quarantine: bool = False) -> Plan[L]:
         sample, lanes = entry.sample, 0
         if entry.work is WorkKind.STEP:
             lanes = self._batch_sizes[sample.model_key].lanes or sample.spec.rows
-        return Plan(entry.work, (sample,), lanes, alone=True)
+        return Plan(entry.work, (sample,), lanes, alone=in_quarantine)
 
     def _admit(self, waiting: WaitingForMemory[Loadable, L]) -> None:
         for id in waiting.admission.ready:

@@ -112,6 +112,15 @@ class ModelCache:
                 raise copy(failure[1])
         return sample
 
+    def failed_self_test(self, key: ModelKey) -> str:
+        """Return why a model no longer makes the picture of its self-test; "" if it does.
+
+        One that is not in memory is not tested, but others are. Nothing passes if there are none.
+        """
+        models = [self._resident[key]] if key in self._resident else self._resident.values()
+        failures = [model.failed_self_test() for model in models] or ["no model is in memory"]
+        return next(filter(None, failures), "")
+
     def load(self, key: ModelKey, evict: Sequence[ModelKey]) -> None:
         """Load a model, after `evict` has left the device: offloaded to the host, or dropped.
 

@@ -45,6 +45,13 @@ def stats(app: str, stage: Stage) -> list[ReplicaStats]:
     return [result for result in results if isinstance(result, ReplicaStats)]
 
 
+def unwell(app: str, stage: Stage) -> list[str]:
+    """Return what the stage's replicas that fail their health check say."""
+    handle = serve.get_deployment_handle(DEPLOYMENTS[stage], app)
+    results = handle.broadcast("check_health").results(timeout_s=5, return_exceptions=True)
+    return [str(result) for result in results if result is not None]
+
+
 def stop() -> None:
     """Stop everything, however far the start came."""
     if ray.is_initialized():

@@ -55,6 +55,11 @@ class ChaosService:
         stats: list[ReplicaStats] = self.call(ray_calls.stats, self.app, stage)
         return stats
 
+    def unwell(self, stage: Stage) -> list[str]:
+        """Return what the stage's replicas that fail their health check say."""
+        reasons: list[str] = self.call(ray_calls.unwell, self.app, stage)
+        return reasons
+
     def steps(self) -> int:
         """Return the steps that the living replicas have taken."""
         return sum(stats.engine.steps for stage in Stage for stats in self.stats(stage))

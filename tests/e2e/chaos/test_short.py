@@ -12,7 +12,7 @@ from tests.e2e.chaos.load import Call, Load, steady
 from tests.e2e.chaos.processes import kill
 from tests.e2e.chaos.report import report
 from tests.e2e.chaos.service import ChaosService
-from tests.e2e.chaos.verdict import Kind, count, judge, tally
+from tests.e2e.chaos.verdict import count, judge, tally
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.ray
@@ -30,21 +30,36 @@ def test_two_images_of_one_request_run_on_two_replicas(chaos: ChaosService) -> N
         assert [after[pid] - before[pid] for pid in before] == [1, 1]
 
 
-def test_a_network_that_raises_is_an_error_with_a_name_for_its_own_images_alone(
+def test_a_network_that_raises_is_an_error_with_a_name_for_its_own_image_alone(
     chaos: ChaosService,
 ) -> None:
-    failing = Call(image_body(0, prompt="a fox fault:fail@3"))
-    answer = chaos.answer(failing)
+    others = [Call(image_body(seed)) for seed in range(8)]
     with Load(chaos.address) as load:
-        load.send(Call(image_body(seed)) for seed in range(8))
+        load.send(others[:4])
+        (failing,) = load.send([Call(image_body(0, prompt="a fox fault:fail@3"))])
+        load.send(others[4:])
         answers = load.answers(60)
     report(
-        "a network that raises at one image's step, then 8 other images",
-        f"{judge(answer)}; the others: {tally(answers)}",
+        "a network that raises at one image's step, beside 8 others",
+        tally(answers),
         "a named error for that image, all others made",
     )
-    assert judge(answer).kind is Kind.ERROR
-    assert count(answers) == Counter(made=8)
+    assert str(judge(failing.result())) == "500 INTERNAL"
+    assert count(answers) == Counter({"made": 8, "500 INTERNAL": 1})
+
+
+def test_images_that_raise_one_after_the_other_cost_no_replica(chaos: ChaosService) -> None:
+    before = [chaos.processes.replicas(DEPLOYMENTS[stage]) for stage in Stage]
+    answers = [chaos.answer(Call(image_body(n, prompt="a fox fault:fail@0"))) for n in range(12)]
+    unwell = [reason for stage in Stage for reason in chaos.unwell(stage)]
+    report(
+        f"{len(answers)} images in turn whose network raises at its first step",
+        f"{tally(answers)}; replicas that fail their health check: {unwell or 'none'}",
+        "named errors; the replicas stay",
+    )
+    assert count(answers) == Counter({"500 INTERNAL": len(answers)})
+    assert not unwell
+    assert before == [chaos.processes.replicas(DEPLOYMENTS[stage]) for stage in Stage]
 
 
 def test_an_image_whose_numbers_are_not_finite_is_an_error_and_its_neighbours_are_made(
