@@ -133,7 +133,12 @@ class Conductor:
                     async for event in events:
                         yield event
             except ImageKillsReplica:
-                conviction = Conviction.of(image.sample.spec, task.inputs, task.caller)
+                conviction = Conviction.of(
+                    image.sample.spec,
+                    task.inputs,
+                    task.caller,
+                    has_drawn_seed=task.has_drawn_seed,
+                )
                 self.convict(conviction)
                 self._on_conviction(conviction)
                 raise
@@ -202,7 +207,13 @@ class Conductor:
             raise Draining("the service is shutting down and takes no new images")
         images = [self._image_of(task) for task in tasks]
         for image, task in zip(images, tasks, strict=True):
-            self._convictions.check(image.sample.spec, task.inputs, task.caller, self._now())
+            self._convictions.check(
+                image.sample.spec,
+                task.inputs,
+                task.caller,
+                self._now(),
+                has_drawn_seed=task.has_drawn_seed,
+            )
         first, now = tasks[0], self._now()
         context = self._admission.admit(images, first.caller, first.deadline(now))
         for image in images:

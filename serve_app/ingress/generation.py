@@ -280,6 +280,7 @@ def _job(
         warnings=warnings,
         timeout_s=request.timeout_s,
         rerun=rerun,
+        has_drawn_seed=request.seed is None,
     )
     return job.with_seed(drawn_seed if request.seed is None else request.seed)
 

@@ -51,6 +51,7 @@ class GenerationJob:
     warnings: tuple[str, ...]
     timeout_s: float | None
     rerun: RerunFormat
+    has_drawn_seed: bool = False  # the request has none
 
     def with_seed(self, seed: int) -> "GenerationJob":
         """Return the same job with another seed."""

@@ -79,6 +79,7 @@ def image_tasks(
             timeout_s=generation.timeout_s,
             caller=caller,
             arrived=arrived,
+            has_drawn_seed=generation.has_drawn_seed,
         )
         for number, image in enumerate(generation.images)
     ]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from serve_app.core.caller import Caller
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ImageKillsReplica
@@ -64,9 +63,11 @@ class Service:
         self.replica, self.meter = replica, InMemoryMeter()
         self.conductor = Conductor(replica, None, [MODEL], self.meter, on_conviction=on_conviction)
 
-    async def make(self, *ids: str, kill_at: int | None = None) -> dict[str, str]:
+    async def make(
+        self, *ids: str, kill_at: int | None = None, drawn_seed: int | None = None
+    ) -> dict[str, str]:
         """Make images; return how each ended. Kill the replica before turn `kill_at`, if given."""
-        tasks = {id: asyncio.create_task(self._make(id)) for id in ids}
+        tasks = {id: asyncio.create_task(self._make(id, drawn_seed)) for id in ids}
         turns = 0
         while not all(task.done() for task in tasks.values()):
             for _ in range(8):  # for the events of the last turn to arrive
@@ -79,8 +80,10 @@ class Service:
             assert turns < 1000
         return {id: task.result() for id, task in tasks.items()}
 
-    async def _make(self, id: str, caller: str = "") -> str:
-        task = ImageTask(id=id, spec=replace(SPEC, prompt=id), caller=Caller(caller))
+    async def _make(self, id: str, drawn_seed: int | None) -> str:
+        seed = SPEC.seed if drawn_seed is None else drawn_seed
+        spec, is_drawn = replace(SPEC, prompt=id, seed=seed), drawn_seed is not None
+        task = ImageTask(id=id, spec=spec, has_drawn_seed=is_drawn)
         try:
             await last_image(self.conductor.run(task))
         except (ImageKillsReplica, ReplicasExhausted) as error:
@@ -113,6 +116,15 @@ async def test_a_convicted_image_is_refused_at_once_and_other_images_are_made() 
     calls = len(service.replica.segments)
     assert await service.make("bad", "good") == {"bad": "ImageKillsReplica", "good": "made"}
     assert len(service.replica.segments) == calls + 1
+
+
+async def test_a_convicted_image_whose_seed_is_drawn_anew_is_refused_at_once() -> None:
+    service = Service(BatchingReplica({"bad": {3}}))
+    for seed in (5, 6):
+        ends = await service.make("bad", drawn_seed=seed)
+        assert ends == {"bad": "ImageKillsReplica"}
+    assert service.replica.deaths == 2
+    assert await service.make("good", drawn_seed=5) == {"good": "made"}
 
 
 @pytest.mark.parametrize("kill_at", [1, 4, 17, 29])

@@ -16,7 +16,7 @@ from serve_app.ingress.generation import GenerationRequest, plan_job
 from serve_app.ingress.job_service import JobService, RequestContext
 from serve_app.ingress.native.rerun import GENERATE
 from tests.support.api import Client
-from tests.support.fake_conductor import INFO, FailingConductor, WaitingConductor
+from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor, WaitingConductor
 from tests.support.job_requests import ANONYMOUS, BODY, KEY, STRANGER, post
 from tests.support.ledgers import AwayLedger, WatchedLedger
 from tests.support.stage_doubles import CountingStage, StageEvents
@@ -45,6 +45,17 @@ async def test_a_response_does_not_wait_for_the_ledger_but_a_look_at_the_job_doe
     assert not response.done()
     ledger.may_finish.set()
     assert (await response).json()["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("route", ["/generate", "/v1/images/generations"])
+async def test_an_image_knows_whether_its_caller_named_a_seed(
+    client: Client, conductor: FakeConductor, route: str
+) -> None:
+    for seed in ({}, {"seed": 7}):
+        assert (await client().post(route, json={"prompt": "a fox", **seed})).is_success
+    named = [(task.has_drawn_seed, task.spec.seed == 7) for task in conductor.calls]
+    assert set(named) >= {(True, False), (False, True)}
+    assert (True, True) not in named
 
 
 async def test_a_job_has_the_time_of_its_request_in_rfc_3339(

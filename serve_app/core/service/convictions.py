@@ -5,7 +5,7 @@ at the cost of two more replicas.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TypeVar
 
@@ -26,13 +26,15 @@ V = TypeVar("V")
 class Conviction:
     """An image that has killed a replica while it ran alone, and the caller whose it was."""
 
-    fingerprint: str  # equal for two requests of the same image
+    fingerprints: tuple[str, ...]  # two requests of the same image have one in common
     caller: str  # the name
 
     @classmethod
-    def of(cls, spec: ImageSpec, inputs: ImageInputs, caller: Caller) -> "Conviction":
-        """Return the conviction of an image."""
-        return cls(_fingerprint(spec, inputs), caller.name)
+    def of(
+        cls, spec: ImageSpec, inputs: ImageInputs, caller: Caller, *, has_drawn_seed: bool = False
+    ) -> "Conviction":
+        """Return the conviction of an image; `has_drawn_seed` as in `ImageTask`."""
+        return cls(_fingerprints(spec, inputs, has_drawn_seed), caller.name)
 
 
 class Convictions:
@@ -44,21 +46,31 @@ class Convictions:
 
     def add(self, conviction: Conviction, now: float) -> None:
         """Take note of a conviction, by this process or by another one."""
-        _renew(self._times, conviction.fingerprint, now)
+        for fingerprint in conviction.fingerprints:
+            _renew(self._times, fingerprint, now)
         strikes = self._strikes.get(conviction.caller) or deque(maxlen=STRIKES)
         strikes.append(now)
         _renew(self._strikes, conviction.caller, strikes)
 
-    def check(self, spec: ImageSpec, inputs: ImageInputs, caller: Caller, now: float) -> None:
-        """Return if the image may run.
+    def check(
+        self,
+        spec: ImageSpec,
+        inputs: ImageInputs,
+        caller: Caller,
+        now: float,
+        *,
+        has_drawn_seed: bool = False,
+    ) -> None:
+        """Return if the image may run; `has_drawn_seed` as in `ImageTask`.
 
         Raises `ImageKillsReplica`, or `RateLimited` if several images of the caller did.
         """
         if not self._times:
             return
-        convicted = self._times.get(_fingerprint(spec, inputs))
-        if convicted is not None and now - convicted < REFUSED_S:
-            raise image_kills_replica()
+        for fingerprint in _fingerprints(spec, inputs, has_drawn_seed):
+            convicted = self._times.get(fingerprint)
+            if convicted is not None and now - convicted < REFUSED_S:
+                raise image_kills_replica()
         strikes = self._strikes.get(caller.name)
         if strikes and len(strikes) == STRIKES and strikes[-1] - strikes[0] < STRIKES_S:
             left = strikes[-1] + REFUSED_S - now
@@ -84,8 +96,19 @@ def _renew(known: dict[str, V], key: str, value: V) -> None:
         del known[next(iter(known))]
 
 
-def _fingerprint(spec: ImageSpec, inputs: ImageInputs) -> str:
-    """Return what is equal for two requests of the same image."""
-    digest = sha256(repr(spec).encode())
+def _fingerprints(spec: ImageSpec, inputs: ImageInputs, has_drawn_seed: bool) -> tuple[str, ...]:
+    """Return what is equal for two requests of the same image.
+
+    A request without a seed comes back with another one, and kills as surely. If it names one, only
+    that seed counts: a false conviction must not refuse a common prompt to everybody.
+    """
+    exact = _digest(repr(spec), inputs)
+    if not has_drawn_seed:
+        return (exact,)
+    return exact, _digest(f"any seed of {replace(spec, seed=0)!r}", inputs)
+
+
+def _digest(text: str, inputs: ImageInputs) -> str:
+    digest = sha256(text.encode())
     digest.update(inputs.init_image or b"")
     return digest.hexdigest()

@@ -33,6 +33,7 @@ class ImageTask:
 
     `timeout_s` counts from when the request arrived; None leaves the deadline to the service.
     `arrived` is a time of the process's event loop; None for a task that begins when it is run.
+    `has_drawn_seed`: the caller left the seed to the service.
     `resume` is where it goes on. `is_retaken`: a process that worked at it is gone, and the
     replicas may have kept a snapshot. `confirm` is called when its lease has expired, and raises if
     its job is another process's now.
@@ -44,6 +45,7 @@ class ImageTask:
     timeout_s: float | None = None
     caller: Caller = NO_CALLER
     arrived: float | None = None
+    has_drawn_seed: bool = False
     resume: ImageSnapshot | None = None
     is_retaken: bool = False
     confirm: Callable[[], Awaitable[None]] = _is_ours

@@ -31,6 +31,23 @@ def test_another_image_of_the_caller_is_made() -> None:
     convictions.check(SPEC, ImageInputs(b"rgb"), BAD, 1.0)
 
 
+def test_an_image_without_a_seed_of_its_own_is_refused_with_whatever_seed_is_drawn() -> None:
+    convictions, retry = Convictions(), replace(SPEC, seed=2)
+    convictions.add(Conviction.of(SPEC, NO_INPUTS, BAD, has_drawn_seed=True), 0.0)
+    with pytest.raises(ImageKillsReplica):
+        convictions.check(retry, NO_INPUTS, BAD, 1.0, has_drawn_seed=True)
+    with pytest.raises(ImageKillsReplica):
+        convictions.check(SPEC, NO_INPUTS, BAD, 1.0)
+    convictions.check(retry, NO_INPUTS, BAD, 1.0)  # who names another seed may try it
+    convictions.check(replace(retry, steps=9), NO_INPUTS, BAD, 1.0, has_drawn_seed=True)
+
+
+def test_the_seed_of_a_caller_says_nothing_of_those_that_are_drawn() -> None:
+    convictions = Convictions()
+    convictions.add(Conviction.of(SPEC, NO_INPUTS, BAD), 0.0)
+    convictions.check(replace(SPEC, seed=2), NO_INPUTS, GOOD, 1.0, has_drawn_seed=True)
+
+
 def test_three_convictions_within_an_hour_refuse_the_caller_for_ten_minutes() -> None:
     convictions = Convictions()
     for number in range(STRIKES):
