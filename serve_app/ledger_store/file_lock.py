@@ -1,7 +1,9 @@
 """`FileLock`: one service for each ledger file, also among containers that share a volume.
 
-A lock of the system (flock) on a file beside the ledger's own, which SQLite locks in its own way.
-The system gives it up when the process ends, however it ends. The file names its holder and stays.
+A lock of the system (flock) on a file beside the ledger's own, which SQLite locks in its own way:
+on network file systems the two kinds of lock would meet. The system gives it up when the process
+ends, however it ends. The file names its holder and stays. A symbolic link stands for the file that
+it leads to; a file with a second name (a hard link) is refused: each would have its own lock.
 """
 
 import json
@@ -31,9 +33,10 @@ class FileLock:
     def acquire(self, wait_s: float) -> None:
         """Take the lock, or wait for it, as a process that ends may have it for a moment.
 
-        Raises `LedgerInUse` that names who has it, and `OSError` if its file can't be made. A
-        file system without such locks is warned about.
+        Raises `LedgerInUse` that names who has it, or for a file with a second name, and `OSError`
+        if its file can't be made. A file system without such locks is warned about.
         """
+        _check_names(self._ledger)
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         end = time.monotonic() + wait_s
         try:
@@ -56,11 +59,17 @@ class FileLock:
 
 def lock_file(ledger: Path) -> Path:
     """Return the file whose lock stands for a ledger's file."""
-    return ledger.with_name(f"{ledger.name}.lock")
+    return Path(f"{real_path(ledger)}.lock")
+
+
+def real_path(ledger: Path) -> Path:
+    """Return the file that a path leads to, whether or not there is one yet."""
+    return Path(os.path.realpath(ledger))
 
 
 def check_unlocked(ledger: Path, service: str, wait_s: float) -> None:
     """Check that no other service has the lock; make nothing. Raises `LedgerInUse`."""
+    _check_names(ledger)
     try:
         descriptor = os.open(lock_file(ledger), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # nobody ever had it, or whoever opens the ledger says what is wrong
@@ -97,6 +106,19 @@ def in_use(ledger: Path, holder: dict[str, str]) -> LedgerInUse:
         subject=f"LEDGER_FILE={ledger}",
         remedy="Stop that service, or give this one another LEDGER_FILE",
     )
+
+
+def _check_names(ledger: Path) -> None:
+    try:
+        names = ledger.stat().st_nlink
+    except OSError:  # there is none yet, or whoever opens it says what is wrong
+        return
+    if names > 1:
+        raise LedgerInUse(
+            f"has {names} names (hard links), and by each of them another service could use it",
+            subject=f"LEDGER_FILE={ledger}",
+            remedy="Remove the other name, or put a copy in its place",
+        )
 
 
 def _try_lock(descriptor: int, file: Path) -> bool:

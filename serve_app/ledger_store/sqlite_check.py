@@ -8,7 +8,7 @@ from contextlib import closing
 
 from serve_app.core.errors import LedgerDamaged, LedgerFault, OperatorError
 from serve_app.core.service.ledger_place import LedgerFile
-from serve_app.ledger_store.file_lock import check_unlocked
+from serve_app.ledger_store.file_lock import check_unlocked, real_path
 from serve_app.ledger_store.sqlite_errors import named_errors
 from serve_app.ledger_store.sqlite_file import check_results, check_structure, inspect
 from serve_app.ledger_store.sqlite_schema import check_tables, check_version, has_checksums
@@ -31,7 +31,7 @@ def check_file(place: LedgerFile, lock_wait_s: float | None, *, whole: bool) -> 
         return
     subject = f"LEDGER_FILE={place.path}"
     try:
-        with named_errors(), closing(inspect(place.path)) as db:
+        with named_errors(), closing(inspect(real_path(place.path))) as db:
             if whole:
                 check_structure(db, _CHECK_S)
             check_version(db)

@@ -28,7 +28,7 @@ from serve_app.core.service.jobs import (
 from serve_app.core.service.jobs import JobResult as Result
 from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.ledger_store import sqlite_callers
-from serve_app.ledger_store.file_lock import FileLock
+from serve_app.ledger_store.file_lock import FileLock, real_path
 from serve_app.ledger_store.sqlite_claims import abandon_jobs, create_job
 from serve_app.ledger_store.sqlite_errors import (
     damaged,
@@ -82,7 +82,7 @@ class SqliteStore:
         lock_wait_s: float = LOCK_WAIT_S,
     ) -> None:
         self._place = place
-        self._path = place.path
+        self._path = real_path(place.path) if place.path else None
         self._most_bytes = max_bytes
         self._notice = ""
         self._one_call = threading.Lock()

@@ -1,11 +1,13 @@
 """One service for each ledger: the second one is refused by name, and a redeploy is not."""
 
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,51 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
         holder.kill()
     open_store(LedgerFile(file), lock_wait_s=5).close()
     assert lock_file(file).exists()
+
+
+def test_a_symbolic_link_is_the_file_that_it_leads_to(tmp_path: Path) -> None:
+    file, folder, link = tmp_path / "ledger.sqlite", tmp_path / "folder", tmp_path / "link.sqlite"
+    link.symlink_to(file)
+    folder.symlink_to(tmp_path, target_is_directory=True)
+    first = open_store(LedgerFile(file))
+    for name in (link, folder / "ledger.sqlite"):
+        other = LedgerFile(name, service="another")
+        for refused in (partial(open_store, other, lock_wait_s=0), partial(check_place, other, 0)):
+            with pytest.raises(LedgerInUse, match="is in use by another service"):
+                refused()
+    first.close()
+    open_store(LedgerFile(link), lock_wait_s=0).close()
+    assert not Path(f"{link}.lock").exists()
+
+
+def test_a_damaged_file_behind_a_symbolic_link_is_moved_aside_and_the_link_stays(
+    tmp_path: Path,
+) -> None:
+    file, link = tmp_path / "folder" / "ledger.sqlite", tmp_path / "link.sqlite"
+    file.parent.mkdir()
+    file.write_bytes(b"no database" * 1000)
+    link.symlink_to(file)
+    store = open_store(LedgerFile(link, replaces_damaged=True))
+    store.create(JOB, None, JOB.created, none_lost)
+    store.close()
+    assert link.is_symlink()
+    assert len(list(file.parent.glob("ledger.sqlite.damaged-*"))) == 1
+    assert file.read_bytes().startswith(b"SQLite format 3")
+
+
+def test_a_file_with_a_second_name_is_refused_because_a_lock_is_on_one_name_only(
+    tmp_path: Path,
+) -> None:
+    file, other = tmp_path / "ledger.sqlite", tmp_path / "other.sqlite"
+    open_store(LedgerFile(file)).close()
+    os.link(file, other)
+    for name in (file, other):
+        place = LedgerFile(name)
+        for refused in (partial(open_store, place, lock_wait_s=0), partial(check_place, place, 0)):
+            with pytest.raises(LedgerInUse, match="has 2 names"):
+                refused()
+    other.unlink()
+    open_store(LedgerFile(file), lock_wait_s=0).close()
 
 
 def test_two_services_share_a_database_by_schemas(database: LedgerDatabase) -> None:

@@ -103,8 +103,8 @@ def test_an_image_that_kills_replicas_is_convicted_and_nobody_else_is_blamed(
         f"an image that kills its replica {poison.when}, beside 7 others",
         f"{deaths} replicas killed; it ended with {verdict}, sent again with {retries}; the "
         f"others: {tally(answers)}",
-        f"at most {poison.most} killed; 422 IMAGE_KILLS_REPLICA; at once when it is sent again; the "
-        "others made",
+        f"at most {poison.most} killed; 422 IMAGE_KILLS_REPLICA, at once when it is sent again; "
+        "the others made",
     )
     assert deaths <= poison.most
     assert [verdict, *retries] == ["422 IMAGE_KILLS_REPLICA"] * 3
