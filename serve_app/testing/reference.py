@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.sample import Sample, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
@@ -19,16 +20,18 @@ _IMAGES = 1  # that step together: the bits are those of any company
 _AT_ONCE = GpuSpeed().scaled(1e-9)
 
 
-def expected_picture(spec: ImageSpec) -> RgbImage:
-    """Return the picture of a text-to-image spec by base and refiner, every step taken once."""
+def expected_picture(spec: ImageSpec, inputs: ImageInputs = NO_INPUTS) -> RgbImage:
+    """Return the picture of a spec by base and refiner, every step taken once."""
     spec = replace(spec, model=str(Stage.BASE), refiner=str(Stage.REFINER))
     schedule = make_schedule(NOISE, spec.sampler, spec.steps, spec.strength, spec.handoff)
     segments = stage_segments(schedule, spec.handoff, refiner=True)
-    image: Sample[Any] = new_sample("reference", spec, schedule, segments[0].stage)
+    image: Sample[Any] = new_sample("reference", spec, schedule, segments[0].stage, inputs)
     for segment in segments:
         model = _model(segment.stage)
         at_stage = to_device(for_stage(image, segment.stage), torch.device("cpu"))
         sample = model.condition(at_stage)
+        if sample.needs_encoding:
+            sample = model.encode(sample)
         while sample.index < segment.stop:
             (sample,) = model.step([sample], model.profile.lanes)
         if segment.last:

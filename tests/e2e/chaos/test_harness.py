@@ -5,6 +5,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,14 @@ from serve_app.ingress.http_ingress import HttpConfig, open_ingress
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.testing.faulty_service import ORIGIN
 from serve_app.testing.sleeping_stage import SleepingStage, service_info, stage_config
-from tests.e2e.chaos.bodies import expected_pixels, image_body
+from tests.e2e.chaos.bodies import (
+    OPENAI,
+    REFINE,
+    expected_pixels,
+    image_body,
+    openai_body,
+    refine_body,
+)
 from tests.e2e.chaos.load import Answer, Call, Load, steady
 from tests.e2e.chaos.probe import Probe
 from tests.e2e.chaos.verdict import Kind, count, judge, quantile
@@ -72,6 +80,23 @@ def test_every_request_is_sent_at_its_time_and_its_picture_is_compared(address: 
     assert probe.failed == 0
 
 
+def test_pictures_of_every_route_are_compared(address: str) -> None:
+    calls = [
+        Call(image_body(2**32 - 1, steps=4, imageCount=2)),
+        Call(refine_body(1, steps=8), route=REFINE),
+        Call(openai_body(2, steps=4), route=OPENAI),
+    ]
+    with Load(address) as load:
+        load.send(calls)
+        answers = load.answers(60)
+    assert count(answers) == {"made": 3}
+    assert [len(expected_pixels(call.body, call.route)) for call in calls] == [2, 1, 1]
+    others = [{**call.body, "prompt": "a hen"} for call in calls]
+    for answer, body in zip(answers, others, strict=True):
+        other = replace(answer, call=replace(answer.call, body=body))
+        assert judge(other).kind is Kind.WRONG
+
+
 def test_a_request_that_nobody_answers_is_anything_else() -> None:
     with Load(f"http://127.0.0.1:{free_port()}") as load:
         load.send([Call(BODY)])
@@ -79,11 +104,13 @@ def test_a_request_that_nobody_answers_is_anything_else() -> None:
     assert judge(answer).kind is Kind.OTHER
 
 
-def made(pixels: bytes) -> Answer:
-    image = Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(8, 8, 3))
-    file = io.BytesIO()
-    image.save(file, "png")
-    body = json.dumps({"images": [base64.b64encode(file.getvalue()).decode()]})
+def made(*pictures: bytes) -> Answer:
+    pngs = []
+    for pixels in pictures:
+        file = io.BytesIO()
+        Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(8, 8, 3)).save(file, "png")
+        pngs.append(base64.b64encode(file.getvalue()).decode())
+    body = json.dumps({"images": pngs})
     return Answer(Call(BODY), 0.0, 1.0, 201, {}, body.encode())
 
 
@@ -99,8 +126,9 @@ CORS = {"access_control_allow_origin": ORIGIN}
 @pytest.mark.parametrize(
     ("answer", "kind", "text"),
     [
-        (made(expected_pixels(BODY)), Kind.MADE, "made"),
-        (made(expected_pixels(image_body(2))), Kind.WRONG, "201 with a wrong picture"),
+        (made(*expected_pixels(BODY)), Kind.MADE, "made"),
+        (made(*expected_pixels(image_body(2))), Kind.WRONG, "201 with a wrong picture"),
+        (made(*2 * expected_pixels(BODY)), Kind.WRONG, "201 with a wrong picture"),
         (error(503, CODED, retry_after="3", **CORS), Kind.ERROR, "503 OVERLOADED"),
         (error(503, CODED, **CORS), Kind.OTHER, "503 OVERLOADED without Retry-After"),
         (error(503, CODED, x_should_retry="false", **CORS), Kind.ERROR, "503 OVERLOADED"),

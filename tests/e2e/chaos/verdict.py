@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from serve_app.testing.faulty_service import ORIGIN
-from tests.e2e.chaos.bodies import expected_pixels, pixels_of
+from tests.e2e.chaos.bodies import OPENAI, expected_pixels, pixels_of
 from tests.e2e.chaos.load import Answer
 
 _RETRY_LATER = (429, 503)  # which must say when
@@ -17,7 +18,7 @@ _RETRY_LATER = (429, 503)  # which must say when
 class Kind(StrEnum):
     """The classes of answers."""
 
-    MADE = "made"  # 201 and the right pixels
+    MADE = "made"  # 201, or 200 by the OpenAI route, and the right pixels
     WRONG = "wrong picture"
     ERROR = "named error"  # in JSON, with CORS, and Retry-After where it is due
     LEFT = "client left"  # on purpose
@@ -37,7 +38,7 @@ class Verdict:
 
 
 def judge(answer: Answer) -> Verdict:
-    """Return the class of an answer to a body of `image_body`."""
+    """Return the class of an answer to a body of `bodies`."""
     if answer.left:
         return Verdict(Kind.LEFT, "")
     if answer.status == 0:
@@ -47,12 +48,18 @@ def judge(answer: Answer) -> Verdict:
     except ValueError:
         kind = answer.headers.get("content-type", "no type")
         return Verdict(Kind.OTHER, f"{answer.status} in {kind}")
-    if answer.status == 201:
-        (picture,) = content["images"]
-        if pixels_of(picture) == expected_pixels(answer.call.body):
-            return Verdict(Kind.MADE, "201")
-        return Verdict(Kind.WRONG, "201 with a wrong picture")
+    if answer.status in (200, 201):
+        pictures = _pictures(answer.call.route, content)
+        if list(map(pixels_of, pictures)) == expected_pixels(answer.call.body, answer.call.route):
+            return Verdict(Kind.MADE, str(answer.status))
+        return Verdict(Kind.WRONG, f"{answer.status} with a wrong picture")
     return _judge_error(answer, content)
+
+
+def _pictures(route: str, content: Any) -> list[str]:
+    if route == OPENAI:
+        return [image["b64_json"] for image in content["data"]]
+    return list(content["images"])
 
 
 def _judge_error(answer: Answer, content: object) -> Verdict:
