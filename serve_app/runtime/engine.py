@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 
 import torch
 
@@ -22,7 +21,6 @@ from serve_app.core.errors import (
     AuraError,
     CallerError,
     EngineFault,
-    ModelUnavailable,
     NumericFault,
     OutOfMemory,
     ProfileChanged,
@@ -293,45 +291,28 @@ class Engine:
             self.models.device.empty_cache()
         if plan.work is WorkKind.STEP and len(plan.samples) > 1:
             self._scheduler.settle_failed(plan)
-            return [s for s in plan.samples if self._has_lost(s.id)], fault
-        if isinstance(fault, OutOfMemory) and len(plan.samples) == 1:
-            subscription = self._subscriptions[plan.samples[0].id]
-            if not subscription.retried_alone:
-                subscription.retried_alone = True
-                self._scheduler.settle(plan, ())
-                return (), fault
-            fault = image_too_large()
-        for sample in plan.samples:
-            self._scheduler.cancel(sample.id)
-        self._scheduler.settle(plan, ())
-        return [s for s in plan.samples if self._has_lost(s.id)], fault
-
-    def _has_lost(self, id: str) -> bool:
-        """Return whether a sample has left the scheduler without its listener's knowledge."""
-        return id in self._subscriptions and id not in self._scheduler
+        else:
+            self._scheduler.settle(plan, ())
+            if isinstance(fault, OutOfMemory) and len(plan.samples) == 1:
+                if self._subscriptions[plan.samples[0].id].takes_retry():
+                    return (), fault
+                fault = image_too_large()
+            for sample in plan.samples:
+                self._scheduler.cancel(sample.id)
+        gone = (sample for sample in plan.samples if sample.id not in self._scheduler)
+        return [sample for sample in gone if sample.id in self._subscriptions], fault
 
     def _end(self, sample: DeviceSample, fault: AuraError) -> None:
         """End a sample that failed, and all others if the replica is to blame."""
-        error = self._diagnose(sample, fault)
+        self.current_turn = CurrentTurn.unknown(self._clock())
+        error = self._diagnosis.diagnose(self.models, sample, fault)
+        self._free_at = self._clock()  # no sample is charged for the examination
         with self._lock:
             self._counts.numeric_faults += isinstance(fault, NumericFault)
             listener, _ = self._forget(sample.id, wasted=True)
             notify(listener, Failed(error))
             if isinstance(error, ReplicaUnwell):
                 self._evict_all(error)
-
-    def _diagnose(self, sample: DeviceSample, fault: AuraError) -> AuraError:
-        """Return what a sample that failed ends with; examine the replica if it may be to blame."""
-        if isinstance(fault, CallerError | ProfileChanged | ModelUnavailable):
-            return fault
-        self.current_turn, key = CurrentTurn.unknown(self._clock()), sample.model_key
-        if isinstance(fault, NumericFault):
-            error = self._diagnosis.examine(self.models[key], sample, fault)
-        else:
-            test = partial(self.models.failed_self_test, key)
-            error = self._diagnosis.examine_failure(test, fault)
-        self._free_at = self._clock()  # no sample is charged for the examination
-        return error
 
     def _forget(self, id: str, *, wasted: bool) -> tuple[Listener, GpuTime]:
         """Drop what is kept for a sample; return its listener and its GPU time."""

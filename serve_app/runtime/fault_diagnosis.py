@@ -3,9 +3,20 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from serve_app.core.diffusion.extensions import ExtensionKey, ExtensionRef
-from serve_app.core.errors import AuraError, EngineFault, NumericFault, ReplicaUnwell
+from serve_app.core.errors import (
+    AuraError,
+    CallerError,
+    EngineFault,
+    ModelUnavailable,
+    NumericFault,
+    OutOfMemory,
+    ProfileChanged,
+    ReplicaUnwell,
+)
+from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.stage_model import DeviceSample, StageModel
 
 logger = logging.getLogger("aura.engine")
@@ -49,17 +60,25 @@ class FaultDiagnosis:
         """Take note that a step has succeeded."""
         self._failed_turns = 0
 
-    def examine_failure(self, failed_self_test: Callable[[], str], fault: AuraError) -> AuraError:
-        """Return the error that ends a sample whose turn failed: `fault`, or the replica's."""
+    def diagnose(self, models: ModelCache, sample: DeviceSample, fault: AuraError) -> AuraError:
+        """Return the error that ends a sample that failed: `fault`, or the replica's.
+
+        The replica is examined if it may be to blame.
+        """
+        match fault:
+            case CallerError() | ProfileChanged() | ModelUnavailable() | OutOfMemory():
+                return fault
+            case NumericFault():
+                return self._examine(models[sample.model_key], sample, fault)
         self._failed_turns += 1
         if self._may_examine:
             began = self._clock()
-            self._test(failed_self_test)
+            self._test(partial(models.failed_self_test, sample.model_key))
             self._end_examination(began)
         return self.unwell or fault
 
-    def examine(self, model: StageModel, sample: DeviceSample, fault: NumericFault) -> AuraError:
-        """Return the error that ends the sample: its own fault with a remedy, or the replica's.
+    def _examine(self, model: StageModel, sample: DeviceSample, fault: NumericFault) -> AuraError:
+        """Return the error of a numeric fault: the image's with a remedy, or the replica's.
 
         A replica that is unwell is not tested again: it might pass, and stays unwell all the same.
         """

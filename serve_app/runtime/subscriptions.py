@@ -43,6 +43,11 @@ class Subscription:
         self.index, self.time = index, now
         return True
 
+    def takes_retry(self) -> bool:
+        """Return whether the sample may run alone once more, and note it if so."""
+        retried, self.retried_alone = self.retried_alone, True
+        return not retried
+
     def notify_turn(self, index: int, now: float, *, alone: bool) -> bool:
         """Notify the listener, before a turn, that the sample takes part in it.
 

@@ -58,3 +58,21 @@ class WaitingForMemory(Generic[Loadable, L]):
         samples = (entry.sample for entry in self.entries.values())
         waiting = tuple(sample for sample in samples if admission.load in self.needs(sample))
         return Plan(self.work, waiting, load=admission.load, evict=admission.evict)
+
+
+def models_needed(sample: Sample[L]) -> tuple[ModelKey, ...]:
+    """Return the models that a sample needs in memory."""
+    return (sample.model_key,)
+
+
+def extensions_needed(sample: Sample[L]) -> tuple[ExtensionKey, ...]:
+    """Return the extensions that a sample needs attached."""
+    return tuple(ref.key for ref in sample.active_extensions)
+
+
+def work_with(work: WorkKind, sample: Sample[L], segment: StageSegment) -> WorkKind:
+    """Return what a sample needs that has its model (LOAD), or its extensions too (ATTACH)."""
+    if sample.index >= segment.stop and sample.latents is not None:
+        return WorkKind.DECODE  # a last segment without steps: nothing to condition
+    attaches = work is WorkKind.LOAD and sample.active_extensions
+    return WorkKind.ATTACH if attaches else WorkKind.CONDITION

@@ -17,7 +17,14 @@ from serve_app.core.diffusion.sample import L, Sample, StageSegment
 from serve_app.core.scheduling.batching import choose_batch
 from serve_app.core.scheduling.device_shares import DeviceShares
 from serve_app.core.scheduling.quarantine import Quarantine
-from serve_app.core.scheduling.queued_sample import Loadable, QueuedSample, WaitingForMemory
+from serve_app.core.scheduling.queued_sample import (
+    Loadable,
+    QueuedSample,
+    WaitingForMemory,
+    extensions_needed,
+    models_needed,
+    work_with,
+)
 from serve_app.core.scheduling.residency import Residency
 from serve_app.core.scheduling.step_queue import StepQueue
 from serve_app.core.scheduling.work import BatchSize, PendingWork, Plan, Rotation, WorkKind
@@ -143,8 +150,7 @@ class StepScheduler(Generic[L]):
         with all other work, and decodes with loads, so that neither many finished images nor a
         long batch nor a load holds up the others for long. Of each kind of work the caller with the
         least virtual time is first, and work other than steps waits for the others' steps while
-        its caller is ahead of them. A sample in quarantine comes before all, and then those of a
-        step that failed.
+        its caller is ahead of them. Quarantine comes before all, then retries of a failed step.
         """
         if (id := self.quarantine.current) and (alone := self._entries[id]).work not in _LOADS:
             return self._plan_alone(alone, in_quarantine=True)
@@ -211,7 +217,7 @@ class StepScheduler(Generic[L]):
         for id in waiting.admission.ready:
             entry = waiting.entries[id]
             waiting.residency.record_newcomer(waiting.needs(entry.sample))
-            self._move(entry, entry.sample, _work_with(waiting.work, entry.sample, entry.segment))
+            self._move(entry, entry.sample, work_with(waiting.work, entry.sample, entry.segment))
 
     def _move(self, entry: QueuedSample[L], sample: Sample[L], work: WorkKind) -> None:
         """Let the entry, with this sample, wait for another kind of turn."""
@@ -247,14 +253,14 @@ class StepScheduler(Generic[L]):
         in_use = {key for key, count in self._in_use.items() if count}
         loads = self._in_fair_order(WorkKind.LOAD)
         queue = {id: entry for id, entry in loads.items() if not self.quarantine.blocks(id)}
-        return WaitingForMemory(WorkKind.LOAD, queue, self._models, _models_needed, in_use)
+        return WaitingForMemory(WorkKind.LOAD, queue, self._models, models_needed, in_use)
 
     def _waiting_for_extensions(self) -> Iterator[WaitingForMemory[ExtensionKey, L]]:
         queue = self._in_fair_order(WorkKind.ATTACH)
         for key in {entry.sample.model_key for entry in queue.values()}:
             entries = {id: entry for id, entry in queue.items() if entry.sample.model_key == key}
             residency, in_use = self._extensions[key], self._extensions_in_use(key)
-            yield WaitingForMemory(WorkKind.ATTACH, entries, residency, _extensions_needed, in_use)
+            yield WaitingForMemory(WorkKind.ATTACH, entries, residency, extensions_needed, in_use)
 
     def _extensions_in_use(self, key: ModelKey) -> set[ExtensionKey]:
         """Return the extensions that samples of a model use, or will use at their next turn."""
@@ -302,29 +308,13 @@ class StepScheduler(Generic[L]):
         """Return what a sample needs after a turn; None when its segment is done."""
         if work in _LOADS:  # it may need more than was loaded, but starts before that can leave
             if work is WorkKind.LOAD:
-                complete = self._models.has_all(_models_needed(sample))
+                complete = self._models.has_all(models_needed(sample))
             else:
                 residency = self._extensions[sample.model_key]
-                complete = residency.has_all(_extensions_needed(sample))
-            return _work_with(work, sample, segment) if complete else work
+                complete = residency.has_all(extensions_needed(sample))
+            return work_with(work, sample, segment) if complete else work
         if work is WorkKind.CONDITION and sample.latents is None:
             return WorkKind.ENCODE
         if work is not WorkKind.DECODE and sample.index < segment.stop:
             return WorkKind.STEP
         return WorkKind.DECODE if work is WorkKind.STEP and segment.last else None
-
-
-def _models_needed(sample: Sample[L]) -> tuple[ModelKey, ...]:
-    return (sample.model_key,)
-
-
-def _extensions_needed(sample: Sample[L]) -> tuple[ExtensionKey, ...]:
-    return tuple(ref.key for ref in sample.active_extensions)
-
-
-def _work_with(work: WorkKind, sample: Sample[L], segment: StageSegment) -> WorkKind:
-    """Return what a sample needs that has its model (LOAD), or its extensions too (ATTACH)."""
-    if sample.index >= segment.stop and sample.latents is not None:
-        return WorkKind.DECODE  # a last segment without steps: nothing to condition
-    attaches = work is WorkKind.LOAD and sample.active_extensions
-    return WorkKind.ATTACH if attaches else WorkKind.CONDITION
