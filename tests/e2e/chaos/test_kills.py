@@ -89,6 +89,46 @@ def test_twenty_killed_or_stopped_replicas_cost_no_image(service: ChaosService, 
     service.wait_whole()
 
 
+def test_keyed_images_of_vanished_clients_are_made_once_while_replicas_are_killed(
+    service: ChaosService,
+) -> None:
+    """Every second client has a key, and all leave while stage replicas die under their images."""
+    calls = [
+        Call(
+            image_body(9000 + n, steps=60),
+            at=n / 3,
+            key=f"under-kills-{n}" if n % 2 else None,
+            leaves_after=1.5,
+        )
+        for n in range(60)
+    ]
+    keyed = [call for call in calls if call.key]
+    with Load(service.address) as load:
+        load.send(calls)
+        for stage in (Stage.BASE, Stage.REFINER, Stage.BASE, Stage.REFINER):
+            time.sleep(4)
+            kill(until(partial(service.processes.replicas, DEPLOYMENTS[stage]), 240)[0])
+        answers = load.answers()
+    service.wait_whole()
+    until(lambda: (service.health() or {}).get("owedSeconds") == 0, 240)
+    service.wait_idle()
+    before = service.made()
+    with Load(service.address) as load:
+        load.send(Call(call.body, key=call.key) for call in keyed)
+        again = load.answers()
+    later = service.made() - before
+    report(
+        f"4 kills -9 of stage replicas, {len(calls)} clients that vanish, {len(keyed)} of them "
+        "with an Idempotency-Key",
+        f"{tally(answers)}; asked again under the keys: {tally(again)}, {later} of them made only "
+        "then",
+        "what has a key is made once and answered from the ledger, all bytes right",
+    )
+    assert {judge(answer).kind for answer in answers} <= {Kind.LEFT, Kind.MADE}
+    assert count(again) == {"made": len(keyed)}
+    assert later == 0
+
+
 def test_all_replicas_killed_at_once_cost_no_image(service: ChaosService) -> None:
     calls = steady((image_body(5000 + n, steps=60) for n in range(16)), rate=8)
     with Load(service.address) as load:

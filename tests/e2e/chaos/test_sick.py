@@ -1,9 +1,11 @@
 """Replicas that hang or are stopped, and images that kill theirs."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import pytest
@@ -11,13 +13,18 @@ import pytest
 from serve_app.core.capacity.overdue import silence_limit
 from tests.e2e.chaos.bodies import image_body
 from tests.e2e.chaos.load import Answer, Call, Load, steady
+from tests.e2e.chaos.measure import sampled, together
 from tests.e2e.chaos.processes import stopped
+from tests.e2e.chaos.report import report
 from tests.e2e.chaos.service import ChaosService
-from tests.e2e.chaos.verdict import Kind, count, judge
+from tests.e2e.chaos.verdict import Kind, count, judge, tally
 from tests.support.waiting import until
 
 GOOD = [image_body(seed, steps=60) for seed in range(100, 108)]
 RATE = 2.0  # newcomers a second
+LEFT_AFTER = silence_limit(0.0)  # seconds: a step is far shorter than what counts as silence
+# Images of one replica, which run alone at first on the next one, one after the other.
+ALONE = 8
 
 
 @contextmanager
@@ -46,6 +53,12 @@ def send_steadily(chaos: ChaosService, seeds: range) -> list[Answer]:
         return load.answers(120)
 
 
+def reasons(health: list[tuple[float, Any]]) -> list[str]:
+    """Return what /health said while it was `degraded`, without the figures in it."""
+    said = (body["reason"] for _, body in health if body and body["status"] == "degraded")
+    return sorted({re.sub(r"\d+(\.\d+)?", "N", reason) for reason in said})
+
+
 def slowest(answers: list[Answer]) -> float:
     return max(answer.seconds for answer in answers)
 
@@ -59,6 +72,11 @@ def test_an_image_that_kills_its_replica_costs_two_and_convicts_no_other(
         load.send([Call(body) for body in (*GOOD[:4], bad, *GOOD[4:])])
         answers = load.answers(120)
         chaos.wait_whole()
+    report(
+        "an image that kills its replica at step 6, beside 8 others",
+        f"{tally(answers)}; {len(pids) - 2} base replicas killed",
+        "two at most; 422, and no other is blamed",
+    )
     assert count(answers) == {"made": 8, "422 IMAGE_KILLS_REPLICA": 1}
     assert len(pids) == 4  # two at first, two that came in place of the dead
     (convicted,) = [answer for answer in answers if judge(answer).kind is not Kind.MADE]
@@ -72,17 +90,30 @@ def test_an_image_that_kills_its_replica_costs_two_and_convicts_no_other(
 def test_a_replica_whose_step_never_returns_is_replaced_and_its_images_are_made(
     chaos: ChaosService,
 ) -> None:
-    chaos.answer(Call(GOOD[0]))  # so that a step is measured
+    calm = slowest(together(chaos, [*GOOD, image_body(2, steps=60)]))  # and steps are measured
     hung = image_body(2, steps=60, prompt="fault:hang@12*1")
-    with seen(lambda: base_replicas(chaos)) as pids, Load(chaos.address) as load:
+    with (
+        seen(lambda: base_replicas(chaos)) as pids,
+        sampled(chaos.health) as health,
+        Load(chaos.address) as load,
+    ):
         began = time.monotonic()
         load.send([Call(body) for body in (hung, *GOOD)])
         answers = load.answers(120)
-        print(f"all made after {max(answer.ended for answer in answers) - began:.1f} s")
         until(lambda: len(pids) == 3, 60)
-        print(f"replaced after {time.monotonic() - began:.1f} s")
+        replaced = time.monotonic() - began
         chaos.wait_whole()
+    report(
+        "a step that never returns, beside 8 other images",
+        f"{tally(answers)}, the slowest in {slowest(answers):.1f} s ({calm:.1f} s undisturbed); "
+        f"replaced after {replaced:.1f} s; /health meanwhile degraded: {reasons(health)}",
+        f"all made within {LEFT_AFTER:.0f} s and {ALONE} times the undisturbed; the replica is "
+        "replaced, and /health says so meanwhile",
+    )
     assert count(answers) == {"made": 9}
+    assert slowest(answers) <= LEFT_AFTER + ALONE * calm
+    assert any("hang" in reason for reason in reasons(health))
+    assert chaos.health()["status"] == "ready"
     chaos.wait_idle()
 
 
@@ -95,13 +126,16 @@ def test_a_stopped_replica_s_images_continue_elsewhere_and_its_own_are_cancelled
     with Load(chaos.address) as load:
         load.send(steady([image_body(seed, steps=60) for seed in range(200, 320)], RATE))
         time.sleep(5)
-        with stopped(replica):
+        with sampled(chaos.health) as health, stopped(replica):
             time.sleep(60)
         answers = load.answers(120)
-    left_after = silence_limit(0.0)  # seconds: a step is far shorter than what counts as silence
-    print(f"the slowest took {slowest(answers):.1f} s, {calm:.1f} s undisturbed")
+    report(
+        f"SIGSTOP of a base replica for 60 s, {RATE:.0f} images a second",
+        f"{tally(answers)}, the slowest in {slowest(answers):.1f} s ({calm:.1f} s undisturbed); "
+        f"/health meanwhile degraded: {reasons(health)}",
+        f"all made within {LEFT_AFTER:.0f} s and {ALONE} times the undisturbed",
+    )
     assert count(answers) == {"made": 120}
-    # 8: the images of the stopped replica run alone at first, one after the other
-    assert slowest(answers) <= left_after + 8 * calm
+    assert slowest(answers) <= LEFT_AFTER + ALONE * calm
     chaos.wait_idle()
     chaos.wait_whole()
