@@ -22,6 +22,7 @@ from tests.e2e.chaos.measure import sampled
 from tests.e2e.chaos.processes import MIB, resident
 from tests.e2e.chaos.report import report
 from tests.e2e.chaos.service import ChaosService, OwnRay, own_service
+from tests.e2e.chaos.verdict import judge
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -70,7 +71,7 @@ def test_the_ingress_gives_back_the_memory_of_the_largest_bodies(service: ChaosS
     assert first.status == 201, first.body
     ingress, proxy = service.processes.ingress(), service.processes.proxy()
     before = Resident.of(ingress), Resident.of(proxy)
-    statuses: Counter[int] = Counter()
+    verdicts: Counter[str] = Counter()
     rests: list[tuple[Resident, Resident]] = []
     peaks = [0.0, 0.0]
     for number in range(ROUNDS):
@@ -79,7 +80,7 @@ def test_the_ingress_gives_back_the_memory_of_the_largest_bodies(service: ChaosS
             Load(service.address) as load,
         ):
             load.send(Call(refine_body(100 * number + n), route="/refine") for n in range(BODIES))
-            statuses.update(answer.status for answer in load.answers())
+            verdicts.update(str(judge(answer, compares=False)) for answer in load.answers())
         for _, sizes in memory:
             peaks = [max(pair) for pair in zip(peaks, sizes or (0.0, 0.0), strict=True)]
         time.sleep(REST)
@@ -91,12 +92,11 @@ def test_the_ingress_gives_back_the_memory_of_the_largest_bodies(service: ChaosS
     ]
     report(
         f"{BODIES} x /refine with bodies of nearly {BODY // MIB} MiB, {ROUNDS} times",
-        f"statuses {dict(statuses)}; resident, in brackets without what is shared: "
-        f"{'; '.join(processes)}",
+        f"{dict(verdicts)}; resident, in brackets without what is shared: {'; '.join(processes)}",
         f"the ingress is back within {GROWTH:.0f} MiB",
     )
-    assert set(statuses) <= {201, 503}
-    assert statuses[201] >= ROUNDS
+    assert set(verdicts) <= {"made", "503 OVERLOADED"}
+    assert verdicts["made"] >= ROUNDS
     assert max(rest.all for rest, _ in rests) - before[0].all <= GROWTH
 
 
