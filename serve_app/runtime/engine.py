@@ -299,8 +299,8 @@ class Engine:
                 fault = image_too_large()
             for sample in plan.samples:
                 self._scheduler.cancel(sample.id)
-        gone = (sample for sample in plan.samples if sample.id not in self._scheduler)
-        return [sample for sample in gone if sample.id in self._subscriptions], fault
+        left = (sample for sample in plan.samples if sample.id not in self._scheduler)
+        return [sample for sample in left if sample.id in self._subscriptions], fault
 
     def _end(self, sample: DeviceSample, fault: AuraError) -> None:
         """End a sample that failed, and all others if the replica is to blame."""

@@ -47,13 +47,15 @@ def test_one_nan_weight_is_named_at_the_start_and_makes_no_picture(
     with RunningUp(environment, tmp_path, **settings) as up, sampled(lambda: ask(up)) as answers:
         status = up.process.wait(240)
     statuses = {answer for _, answer in answers if answer is not None}
-    said = [line for line in up.stderr.splitlines() if tensor in line]
+    named = [line for line in up.stderr.splitlines() if tensor in line]
     report(
         f"one NaN in the {network.upper()}'s weights, {mode} mode",
         f"answers while it starts: {statuses or 'none'}; exit status {status}; "
-        f"`{' '.join(said).replace(str(tmp_path), '')}`",
+        f"`{' '.join(named).replace(str(tmp_path), '')}`",
         "never a success; the file and tensor named at load",
     )
     assert 201 not in statuses
     assert status == FAILED
-    assert any(f"{network}/{file.name}, whose tensor {tensor} is damaged: 1 NaN" in s for s in said)
+    assert any(
+        f"{network}/{file.name}, whose tensor {tensor} is damaged: 1 NaN" in s for s in named
+    )

@@ -55,8 +55,8 @@ def send_steadily(chaos: ChaosService, seeds: range) -> list[Answer]:
 
 def reasons(health: list[tuple[float, Any]]) -> list[str]:
     """Return what /health said while it was `degraded`, without the figures in it."""
-    said = (body["reason"] for _, body in health if body and body["status"] == "degraded")
-    return sorted({re.sub(r"\d+(\.\d+)?", "N", reason) for reason in said})
+    texts = (body["reason"] for _, body in health if body and body["status"] == "degraded")
+    return sorted({re.sub(r"\d+(\.\d+)?", "N", reason) for reason in texts})
 
 
 def slowest(answers: list[Answer]) -> float:
