@@ -116,15 +116,14 @@ class SpoolFolder:
     def ids(self) -> list[str]:
         """Return the ids of the jobs whose files may be taken, the oldest first.
 
-        Drops files that are too old, and what a process that died had not finished writing.
+        Drops files that are too old, also those that were set aside so long ago, and what a process
+        that died had not finished writing.
         """
         now = self._clock()
-        ids = []
-        for file, status in self._files():
+        for file, status in self._files() + self._files(_REFUSED):
             if now - status.st_mtime > self._max_age_s:
                 self._drop(file, "is too old")
-            elif file.name not in self._unusable:
-                ids.append(file.stem)
+        ids = [file.stem for file, _ in self._files() if file.name not in self._unusable]
         for file, status in self._files(_TEMPORARY):
             if now - status.st_mtime > _STALE_S:
                 with suppress(OSError):
@@ -204,7 +203,7 @@ class SpoolFolder:
                     found.append((file, file.lstat()))
         return sorted(found, key=lambda entry: (entry[1].st_mtime, entry[0].name))
 
-    def _make_room(self, size: int, keep: Path) -> tuple[str, ...]:
+    def _make_room(self, size: int, keep: Path | None = None) -> tuple[str, ...]:
         """Drop files until a new one of this size fits; return the ids of the jobs among them.
 
         First go those that were set aside, then the oldest.
@@ -222,20 +221,34 @@ class SpoolFolder:
         return tuple(dropped)
 
     def _drop(self, file: Path, reason: str) -> None:
-        logger.warning("%s %s, and is deleted", file, reason)
-        with suppress(OSError):
-            file.unlink()
+        if file.name in self._unusable:
+            return
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            self._unusable.add(file.name)
+            logger.warning("%s %s; it can't be deleted (%s)", file, reason, error.strerror)
+        else:
+            logger.warning("%s %s, and is deleted", file, reason)
 
     def _refuse(self, file: Path, reason: str) -> None:
-        """Set a file aside, so that it is looked at once."""
+        """Set a file aside, so that it is looked at once.
+
+        Its age counts from now. What is set aside takes no more room than jobs may.
+        """
         refused = file.with_name(f"{file.name}.refused")
         try:
             file.replace(refused)
         except OSError as error:
             self._unusable.add(file.name)
             logger.warning("%s %s; it can't be renamed (%s)", file, reason, error.strerror)
-        else:
-            logger.warning("%s %s; it is now %s", file, reason, refused.name)
+            return
+        logger.warning("%s %s; it is now %s", file, reason, refused.name)
+        now = self._clock()
+        with suppress(OSError):  # another user's file
+            os.utime(refused, (now, now), follow_symlinks=False)
+        with suppress(OSError), self._lock():
+            self._make_room(0)
 
     @contextmanager
     def _lock(self) -> Iterator[int]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -234,3 +235,46 @@ def test_what_a_dead_process_had_not_finished_writing_is_removed_after_a_while(
     os.utime(part, (1, 1))
     folder.ids()
     assert not part.exists()
+
+
+def set_aside(folder: SpoolFolder, id: str) -> Path:
+    """Write a job's file and spoil it, so that the folder sets it aside; return where it is."""
+    folder.write(spooled_job(id))
+    file_of(folder, id).write_bytes(b"x" * 500)
+    set_age(folder, id, MAX_AGE_S + 60)
+    assert folder.take(id) is None
+    return folder.path / f"{id}.safetensors.refused"
+
+
+def test_what_was_set_aside_is_kept_as_long_as_a_job_from_then_on(folder: SpoolFolder) -> None:
+    refused = set_aside(folder, A)
+    folder.ids()
+    assert refused.exists()  # however old the file itself is
+    later = SpoolFolder(folder.path, clock=lambda: time.time() + MAX_AGE_S + 60)
+    assert later.ids() == []
+    assert names(folder) == []
+
+
+def test_what_is_set_aside_takes_no_more_room_than_jobs_may(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = SpoolFolder(tmp_path / "spool", max_bytes=3 * len(encode(spooled_job(A))))
+    folder.open()
+    folder.write(spooled_job(B))
+    foreign = file_of(folder, A)
+    foreign.write_bytes(bytes(4 * len(encode(spooled_job(A)))))
+    foreign.chmod(0o600)
+    assert folder.take(A) is None
+    assert folder.ids() == [B]
+    assert names(folder) == [f"{B}.safetensors"]
+    assert "had to make room, and is deleted" in caplog.text
+
+
+def test_what_can_not_be_deleted_is_not_called_deleted(
+    folder: SpoolFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    file_of(folder, A).mkdir()
+    os.utime(file_of(folder, A), (1, 1))
+    folder.ids()
+    assert file_of(folder, A).exists()
+    assert "is deleted" not in caplog.text
