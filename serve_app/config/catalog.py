@@ -26,6 +26,7 @@ from serve_app.runtime.checkpoints.extension_kinds import (
     ExtensionFile,
     ExtensionKindEntries,
 )
+from serve_app.runtime.checkpoints.file_digest import checkpoint_digest, file_digest
 from serve_app.runtime.checkpoints.licenses import license_of, license_of_extension
 from serve_app.runtime.checkpoints.model_layers import layers_of
 
@@ -273,7 +274,10 @@ def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> Serv
         for extension in catalog.extensions
     ]
     return ServiceInfo(
-        models=tuple(model.info for model in catalog.models),
+        models=tuple(
+            replace(model.info, weights=checkpoint_digest(model.checkpoint))
+            for model in catalog.models
+        ),
         refiner=refiner.name if refiner else None,
         refiner_aliases=catalog.refiner_aliases,
         device=device,
@@ -284,6 +288,10 @@ def service_info(settings: Settings, catalog: ModelCatalog, device: str) -> Serv
         max_prompt_chars=settings.max_prompt_chars,
         safety_filters=tuple(name for name, setting in filters.items() if setting),
         terms_required=settings.require_terms_acceptance,
-        extensions=tuple(extension.info for extension in catalog.extensions),
+        extensions=tuple(
+            replace(extension.info, weights=file_digest(extension.file.path))
+            for extension in catalog.extensions
+        ),
         max_extensions=settings.max_loaded_loras,
+        refiner_weights=checkpoint_digest(refiner) if refiner else "",
     )

@@ -87,7 +87,7 @@ def open_ingress(
         daily_quotas=config.daily_quotas,
         caller_weights=config.caller_weights,
         cancel_everywhere=cancel_everywhere,
-        spool=_open_spool(config.spool) if config.spool else None,
+        spool=_open_spool(config.spool, config.info) if config.spool else None,
     )
     asgi = build_api(
         jobs,
@@ -102,7 +102,7 @@ def open_ingress(
     return HttpIngress(asgi, jobs)
 
 
-def _open_spool(path: Path) -> JobSpool:
+def _open_spool(path: Path, info: ServiceInfo) -> JobSpool:
     folder = SpoolFolder(path)
     folder.open()
-    return JobSpool(folder, RERUN_FORMATS)
+    return JobSpool(folder, RERUN_FORMATS, info)

@@ -1,6 +1,6 @@
 """`JobRun`: one job that this process works at, and what a stop must know of it."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from serve_app.core.service.jobs import IdempotencyClaim, Job
@@ -10,9 +10,16 @@ from serve_app.ingress.job_feed import JobFeed
 from serve_app.spool.folder import SpoolFile
 
 
+async def _is_checked() -> None:
+    """Return: the request was checked when it came."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class JobRun:
-    """A job at work. Without a claim nobody can ask for it again."""
+    """A job at work. Without a claim nobody can ask for it again.
+
+    `check` raises what a newcomer with the same request would be refused with.
+    """
 
     job: Job
     generation: GenerationJob
@@ -20,6 +27,7 @@ class JobRun:
     feed: JobFeed
     claim: IdempotencyClaim | None = None
     file: SpoolFile | None = None  # of the spool, from which it goes on
+    check: Callable[[], Awaitable[None]] = _is_checked
 
     @property
     def is_resumed(self) -> bool:

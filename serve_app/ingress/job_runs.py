@@ -29,6 +29,7 @@ from serve_app.ingress.job_run import JobRun
 from serve_app.ingress.job_spool import JobSpool
 from serve_app.ingress.ledger_outbox import LedgerOutbox
 from serve_app.ingress.quota import Quota
+from serve_app.spool.folder import SpoolFile
 
 HEARTBEAT_INTERVAL_S = EXCHANGE_INTERVAL_S
 _MAX_RETRY_S = 5.0  # between two tries to admit a job that was accepted before the last stop
@@ -166,6 +167,7 @@ class JobRuns:
         state, error, result = JobState.CANCELLED, None, None
         charged, refund, is_ours = 0.0, 0.0, True
         try:
+            await run.check()
             with await self._admit(run):
                 if run.is_resumed:  # it was charged when it was accepted
                     charged = run.generation.cost
@@ -224,12 +226,23 @@ class JobRuns:
     ) -> None:
         """Remember how the job ended, and give back what a fault of the service has cost."""
         await self._ledger.finish(run.job.id, self._owner, state, error, result)
-        if run.file is not None and error is OWNER_LOST:
-            run.file.release()
-        elif run.file is not None:
-            run.file.delete()
+        if run.file is not None:
+            await self._leave(run.job.id, run.file)
         with suppress(LedgerAway):  # a lost refund is no reason to drop other jobs' writes
             await self._quota.refund(run.job.caller, refund)
+
+    async def _leave(self, id: str, file: SpoolFile) -> None:
+        """Delete a job's file if the job has ended.
+
+        It is kept for another process that has the job by now, which may die too, and for one that
+        will take the job up.
+        """
+        try:
+            job = await self._ledger.get(id, 0)
+            if job is not None and job.has_ended:
+                file.delete()
+        finally:
+            file.release()
 
     @property
     def _is_working(self) -> bool:
@@ -253,10 +266,10 @@ def _job_error(failure: Exception, run: JobRun) -> JobError:
     """Return how the ledger keeps a failure.
 
     A job with a claim that comes while the service stops waits for whoever takes it up. So does one
-    of the spool that comes before the stages have started.
+    of the spool that comes before the stages have started, or while the ledger is away.
     """
     comes_too_late = run.claim is not None and isinstance(failure, Draining)
-    if comes_too_late or (run.file is not None and isinstance(failure, Loading)):
+    if comes_too_late or (run.file is not None and isinstance(failure, Loading | LedgerAway)):
         return OWNER_LOST
     response = error_response(failure, 0)
     return JobError(response.code, response.message, response.is_final)

@@ -108,9 +108,7 @@ class JobService:
         the same idempotency key. Closing the stream cancels the job, unless it has such a key: then
         the job is finished, for a call that comes later.
         """
-        texts = (text for image in generation.images for text in image.spec.prompt_texts)
-        check_prompts(self._prompt_filter, texts)
-        await self.terms.check(context.caller)
+        await self._check(generation, context.caller)
         feed = JobFeed()
         if context.key is not None:
             task = asyncio.create_task(self._run_once(generation, context, feed), context=Context())
@@ -169,6 +167,12 @@ class JobService:
         if self._spool is not None:
             work = self._spool.finish_all(self._finish_spooled, self._is_ready)
             self._resuming = asyncio.create_task(work, context=Context())
+
+    async def _check(self, generation: GenerationJob, caller: str) -> None:
+        """Raise what refuses the request, whoever runs it: `SafetyBlock`, `TermsNotAccepted`."""
+        texts = (text for image in generation.images for text in image.spec.prompt_texts)
+        check_prompts(self._prompt_filter, texts)
+        await self.terms.check(caller)
 
     async def _run_once(
         self, generation: GenerationJob, context: RequestContext, feed: JobFeed
@@ -231,15 +235,15 @@ class JobService:
             for task in image_tasks(job, self._runs.caller(job.caller), generation, arrived)
         ]
         if taken is not None:
-            snapshots = taken.file.job.images
             tasks = [
                 replace(task, resume=snapshot)
-                for task, snapshot in zip(tasks, snapshots, strict=True)
+                for task, snapshot in zip(tasks, taken.images, strict=True)
             ]
-        file = taken.file if taken else None
-        return self._runs.start(
-            JobRun(job, generation, tasks, feed, replace(claim, seed=claimed.seed), file)
-        )
+        run = JobRun(job, generation, tasks, feed, replace(claim, seed=claimed.seed))
+        if taken is not None:  # the settings may have changed since it was accepted
+            check = partial(self._check, generation, job.caller)
+            run = replace(run, file=taken.file, check=check)
+        return self._runs.start(run)
 
     async def _finish_spooled(self, taken: TakenJob) -> None:
         """Finish a job of the spool, unless somebody else works at it or its claim has ended.
@@ -258,7 +262,7 @@ class JobService:
             taken.file.delete()
         else:
             known = await self._ledger.get(claimed.job, 0)
-            if known and known.state is not JobState.RUNNING and not known.is_abandoned:
+            if known and known.has_ended:
                 taken.file.delete()
 
     async def _is_ready(self) -> bool:

@@ -10,10 +10,12 @@ from functools import partial
 from typing import TypeVar
 
 from serve_app.core.errors import InvalidRequest, LedgerAway
+from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import IdempotencyClaim
 from serve_app.core.service.tasks import ImageSnapshot
 from serve_app.ingress.generation_job import GenerationJob, RerunFormat
 from serve_app.ingress.job_run import JobRun
+from serve_app.ingress.origin import origin_digest
 from serve_app.ingress.spooled_request import read_request, write_request
 from serve_app.spool.folder import SpoolFile, SpoolFolder, SpoolFull
 from serve_app.spool.spooled_job import SpooledJob
@@ -37,14 +39,21 @@ class TakenJob:
 
     file: SpoolFile
     generation: GenerationJob
+    images: tuple[ImageSnapshot | None, ...]  # none of another origin
 
 
 class JobSpool:
-    """The spooled jobs of one folder. `formats` are those of the doors' routes."""
+    """The spooled jobs of one folder, for the service that `info` describes.
 
-    def __init__(self, folder: SpoolFolder, formats: Mapping[str, RerunFormat]) -> None:
+    `formats` are those of the doors' routes.
+    """
+
+    def __init__(
+        self, folder: SpoolFolder, formats: Mapping[str, RerunFormat], info: ServiceInfo
+    ) -> None:
         self._folder = folder
         self._formats = formats
+        self._info = info
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="spool")
         self._running: dict[str, asyncio.Task[None]] = {}
         self._given_up: set[str] = set()  # ids of jobs that failed here in no foreseen way
@@ -155,7 +164,11 @@ class JobSpool:
             problem = "holds a request that this version does not understand"
             await self._call(self._folder.refuse, file, problem)
             return None
-        return TakenJob(file, generation)
+        images = file.job.images
+        if file.job.origin != origin_digest(self._info, generation):
+            logger.warning("job %s of the spool begins anew: its model or the version changed", id)
+            images = (None,) * len(images)
+        return TakenJob(file, generation, images)
 
     def _write(
         self, run: JobRun, claim: IdempotencyClaim, images: tuple[ImageSnapshot | None, ...]
@@ -168,6 +181,7 @@ class JobSpool:
                 run.generation.rerun.route,
                 run.job.created,
                 claim,
+                origin_digest(self._info, run.generation),
                 write_request(run.generation),
                 tuple(image.inputs for image in run.generation.images),
                 images,

@@ -8,6 +8,7 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.service.moderation import ImageFilter
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
+from serve_app.runtime.checkpoints.file_digest import checkpoint_digest
 from serve_app.runtime.extensions.extension_set import ExtensionFiles, ExtensionSet
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.memory_probe import (
@@ -98,7 +99,9 @@ def build_stage_model(
         plan = find_memory_plan(images, savings, probe, previous_plan)
     lanes = lanes_for(plan.images, strict=strict)
     model = StageModel(
-        profile=device.numeric_profile(checkpoint.stage, lanes, checkpoint.name, plan.savings),
+        profile=device.numeric_profile(
+            checkpoint.stage, lanes, checkpoint.name, plan.savings, checkpoint_digest(checkpoint)
+        ),
         memory_plan=plan,
         device=device,
         parts=parts,

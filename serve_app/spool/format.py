@@ -41,7 +41,7 @@ class _Image:
     """One image, without its tensors."""
 
     inputs: _Names
-    sample: Sample[None] | None = None
+    sample: Any = None  # JSON of a `Sample[None]`, whose fields are those of the writing version
     sample_inputs: _Names = field(default_factory=dict)
 
 
@@ -57,9 +57,11 @@ class _Header:
     claim: IdempotencyClaim
     request: str
     images: tuple[_Image, ...]
+    origin: str = ""
 
 
 _HEADER = TypeAdapter(_Header)
+_SAMPLE = TypeAdapter(Sample[None])
 
 
 def encode(job: SpooledJob) -> bytes:
@@ -72,23 +74,28 @@ def encode(job: SpooledJob) -> bytes:
         if snapshot is not None:
             sample = snapshot.sample
             bare = replace(sample, latents=None, solver_state=(), inputs=NO_INPUTS)
-            image = _Image(image.inputs, bare, files.add(sample.inputs))
+            text = _SAMPLE.dump_python(bare, mode="json")
+            image = _Image(image.inputs, text, files.add(sample.inputs))
             tensors |= _tensors(number, snapshot)
         images.append(image)
     header = _Header(
         __version__,
         *(job.id, job.caller, job.route, job.created, job.claim, job.request),
         tuple(images),
+        job.origin,
     )
     tensors |= files.tensors
     text = _HEADER.dump_json(header).decode()
-    metadata = {_VERSION_KEY: VERSION, _JOB_KEY: text, _CHECKSUM_KEY: _checksum(text, tensors)}
+    metadata = {_VERSION_KEY: VERSION, _JOB_KEY: text, _CHECKSUM_KEY: checksum(text, tensors)}
     data: bytes = save(tensors, metadata)
     return data
 
 
 def decode(data: bytes) -> SpooledJob:
-    """Return the job of a file. Raises `SpoolRefused` if it is not one, or not what was written."""
+    """Return the job of a file, without a snapshot that this version does not understand.
+
+    Raises `SpoolRefused` if it is not one, or not what was written.
+    """
     metadata = _metadata(data)
     version = metadata.get(_VERSION_KEY)
     if version is None:
@@ -100,12 +107,13 @@ def decode(data: bytes) -> SpooledJob:
     except (SafetensorError, ValueError, TypeError, KeyError):
         raise SpoolRefused("is damaged: its tensors can't be read") from None
     text = metadata.get(_JOB_KEY, "")
-    if metadata.get(_CHECKSUM_KEY) != _checksum(text, tensors):
+    if metadata.get(_CHECKSUM_KEY) != checksum(text, tensors):
         raise SpoolRefused("is damaged: it is not what was written")
     try:
         header = _HEADER.validate_json(text, strict=True)
         return SpooledJob(
             *(header.id, header.caller, header.route, header.created, header.claim),
+            origin=header.origin,
             request=header.request,
             inputs=tuple(_inputs(image.inputs, tensors) for image in header.images),
             images=tuple(
@@ -149,10 +157,13 @@ def _tensors(number: int, snapshot: ImageSnapshot) -> dict[str, Array]:
 def _snapshot(number: int, image: _Image, tensors: Mapping[str, Array]) -> ImageSnapshot | None:
     if image.sample is None:
         return None
+    try:
+        bare: Sample[Any] = _SAMPLE.validate_json(json.dumps(image.sample), strict=True)
+    except (ValidationError, InvalidRequest, ValueError):  # of another version of the service
+        return None
     states: list[Array] = []
     while (state := tensors.get(f"{number}.solver.{len(states)}")) is not None:
         states.append(state)
-    bare: Sample[Any] = image.sample
     sample = replace(
         bare,
         latents=tensors.get(f"{number}.latents"),
@@ -180,7 +191,8 @@ def _metadata(data: bytes) -> Mapping[str, str]:
     return metadata
 
 
-def _checksum(text: str, tensors: Mapping[str, Array]) -> str:
+def checksum(text: str, tensors: Mapping[str, Array]) -> str:
+    """Return a digest of all that a file holds."""
     digest = sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())

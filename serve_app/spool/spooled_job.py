@@ -20,6 +20,7 @@ class SpooledJob:
     route: str
     created: float  # seconds since the epoch
     claim: IdempotencyClaim
+    origin: str  # a digest of the versions and the model files that began it
     request: str
     inputs: tuple[ImageInputs, ...]
     images: tuple[ImageSnapshot | None, ...]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,15 @@ from serve_app.core.diffusion.sample import Sample
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import OutOfMemory, ProfileChanged
 from serve_app.core.replica_errors import TakenOver
-from serve_app.core.service.events import GeneratedImage, SegmentDone, last_image
+from serve_app.core.service.events import GeneratedImage, SegmentDone, Snapshot, last_image
 from serve_app.core.service.info import ModelInfo
 from serve_app.core.service.metrics import IMAGES_RESUMED, InMemoryMeter, ResumeReason
 from serve_app.core.service.tasks import ImageSnapshot, ImageTask
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.stage_config import ModelSource
 from serve_app.deployments.stage_replica import StageReplica
+from serve_app.runtime.checkpoints.bundled import demo_folder
+from tests.support.checkpoints import perturbed
 from tests.support.conductors import SPEC, conductor_of
 from tests.support.engine_runs import NOISE
 from tests.support.local_stage import LocalStage, cpu_stage
@@ -145,3 +148,23 @@ async def test_an_image_that_two_processes_send_to_one_replica_ends_for_the_firs
     await last_image(second.run(ImageTask(id="job-0", spec=spec)))
     with pytest.raises(TakenOver):
         await running
+
+
+async def test_under_other_weights_of_the_same_name_an_image_begins_anew_and_gets_their_bytes(
+    replica: StageReplica, tmp_path: Path
+) -> None:
+    other = perturbed(demo_folder(Stage.BASE), tmp_path / "base")
+    changed = StageReplica(cpu_stage([ModelSource("demo", other)]))
+    spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=8, guidance=5)
+    try:
+        first, second = (conductor_of(LocalStage(each, "s")) for each in (replica, changed))
+        whole = await last_image(second.run(ImageTask(id="whole", spec=spec)))
+        async with aclosing(first.run(ImageTask(id="job-0", spec=spec))) as events:
+            await anext(event async for event in events if isinstance(event, Snapshot))
+            halfway = first.snapshot("job-0")
+        assert halfway is not None
+        assert halfway.sample.index > 0
+        image = await last_image(second.run(ImageTask(id="job-0", spec=spec, resume=halfway)))
+        assert image.png == whole.png
+    finally:
+        changed.close()

@@ -2,16 +2,8 @@
 
 import asyncio
 import base64
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import httpx
-import pytest
-
-from serve_app.core.diffusion.sample import Sample, new_sample
-from serve_app.core.diffusion.schedule import make_schedule
-from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import Draining, ImageTooLarge, Loading, Overloaded
 from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.info import Health, HealthStatus
@@ -19,61 +11,17 @@ from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.tasks import ImageSnapshot
 from serve_app.core.service.unfinished import Unfinished
 from serve_app.ingress.app import RERUN_FORMATS
-from serve_app.ingress.job_service import JobService
 from serve_app.ingress.job_spool import JobSpool
 from serve_app.spool.folder import SpoolFolder
 from tests.support.api import Client
-from tests.support.fake_conductor import NOISE, FailingConductor, FakeConductor, WaitingConductor
+from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor, WaitingConductor
+from tests.support.interrupted_jobs import HalfwayConductor, interrupt, newest
 from tests.support.job_requests import KEY, post
 from tests.support.ledgers import WatchedLedger
 from tests.support.waiting import until_async
 
 OTHER_KEY = {"Idempotency-Key": "key-2"}
 IMAGES = "/v1/images/generations"
-
-
-class HalfwayConductor(WaitingConductor):
-    """Has taken some steps of every image that it was given."""
-
-    def __init__(self, steps: int = 5) -> None:
-        super().__init__()
-        self._steps = steps
-
-    def snapshot(self, id: str) -> ImageSnapshot | None:
-        spec = next(task.spec for task in self.tasks if task.id == id)
-        schedule = make_schedule(NOISE, spec.sampler, spec.steps, None, spec.handoff)
-        sample: Sample[None] = new_sample(id, spec, schedule, Stage.BASE)
-        return ImageSnapshot(replace(sample, index=self._steps))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> SpoolFolder:
-    opened = SpoolFolder(tmp_path / "spool")
-    opened.open()
-    return opened
-
-
-@pytest.fixture
-def spool(folder: SpoolFolder) -> JobSpool:
-    return JobSpool(folder, RERUN_FORMATS)
-
-
-def newest(client: Client) -> JobService:
-    return client.jobs[-1]
-
-
-async def interrupt(
-    client: Client, spool: JobSpool | None, maker: WaitingConductor, count: int = 1
-) -> tuple[Unfinished, list[httpx.Response]]:
-    """Stop a process that works at as many jobs, with keys of their own."""
-    http = client(maker, spool=spool)
-    calls = [
-        asyncio.ensure_future(post(http, **{"Idempotency-Key": f"key-{number + 1}"}))
-        for number in range(count)
-    ]
-    await until_async(lambda: len(maker.tasks) == count)
-    unfinished = await newest(client).stop()
-    return unfinished, await asyncio.gather(*calls)
 
 
 async def test_the_next_process_finishes_a_spooled_job_from_where_it_was(
@@ -125,7 +73,7 @@ async def test_of_several_processes_one_finishes_each_spooled_job(
     unfinished, _ = await interrupt(client, spool, HalfwayConductor(), count=4)
     assert unfinished == Unfinished(spooled=4)
     for _ in range(3):
-        client(spool=JobSpool(folder, RERUN_FORMATS))
+        client(spool=JobSpool(folder, RERUN_FORMATS, INFO))
         newest(client).resume()
     await until_async(lambda: not folder.ids())
     assert len({task.id for task in conductor.calls}) == len(conductor.calls) == 4
@@ -296,7 +244,7 @@ class LastMomentSpool(JobSpool):
     """Is so slow that what it keeps ends meanwhile."""
 
     def __init__(self, folder: SpoolFolder, maker: WaitingConductor) -> None:
-        super().__init__(folder, RERUN_FORMATS)
+        super().__init__(folder, RERUN_FORMATS, INFO)
         self._maker = maker
 
     async def save(self, *args: Any, **options: Any) -> frozenset[str]:

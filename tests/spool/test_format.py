@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from serve_app.core.service.tasks import ImageSnapshot
-from serve_app.spool.format import SpoolRefused, decode, encode
+from serve_app.spool.format import SpoolRefused, checksum, decode, encode
 from tests.support.spooled_jobs import spooled_job
 
 
@@ -88,15 +88,34 @@ def test_what_is_not_whole_or_not_ours_is_refused_with_the_reason(name: str) -> 
         decode(data)
 
 
+def with_job(data: bytes, **changes: object) -> bytes:
+    """Return the file that a version with other fields would have written."""
+    length = int.from_bytes(data[:8], "little")
+    job = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["job"])
+    text, tensors = json.dumps(job | changes), load(data)
+    return changed_header(data, job=text, sha256=checksum(text, tensors))
+
+
 def test_a_job_whose_values_are_illegal_is_refused() -> None:
+    with pytest.raises(SpoolRefused, match="holds a job that this version does not understand"):
+        decode(with_job(DATA, created="yesterday"))
+
+
+def test_a_file_of_a_version_that_knew_no_origin_is_of_none() -> None:
+    assert decode(with_job(DATA, origin="")).origin == ""
+    assert decode(DATA).origin == spooled_job().origin
+
+
+def test_a_snapshot_that_this_version_does_not_understand_is_left_out_and_the_job_kept() -> None:
     job = spooled_job()
     snapshot = job.images[1]
     assert snapshot is not None
     spec = replace(snapshot.sample.spec)
     object.__setattr__(spec, "steps", 100_000)
-    images = (ImageSnapshot(replace(snapshot.sample, spec=spec)), None, None)
-    with pytest.raises(SpoolRefused, match="holds a job that this version does not understand"):
-        decode(encode(replace(job, images=images)))
+    images = (ImageSnapshot(replace(snapshot.sample, spec=spec)), job.images[2], None)
+    again = decode(encode(replace(job, images=images)))
+    assert replace(again, images=()) == replace(job, images=())
+    assert [image is None for image in again.images] == [True, False, True]
 
 
 def bare(snapshot: ImageSnapshot) -> Any:

@@ -34,7 +34,7 @@ async def spool_demo_job(spool: Path, ledger_file: Path, body: dict[str, Any], k
     conductor = Conductor(stage, stage, info.models, refiner_name=info.refiner)
     ledger = Ledger(LedgerFile(ledger_file))
     clients = Client(conductor, ledger)
-    http = clients(info=info, spool=JobSpool(folder, RERUN_FORMATS))
+    http = clients(info=info, spool=JobSpool(folder, RERUN_FORMATS, info))
     request = http.post("/generate", json=body, headers={"Idempotency-Key": key}, timeout=120)
     call = asyncio.ensure_future(request)
 

@@ -56,6 +56,7 @@ def spooled_job(id: str = "a" * 32, side: int = 8) -> SpooledJob:
         route="/refine",
         created=1764400000.25,
         claim=IdempotencyClaim("c" * 64, "f" * 64, 7),
+        origin="o" * 64,
         request='{"prompt": "a fox"}',
         inputs=(SOURCE, SOURCE, ImageInputs(bytes(64 * 64 * 3))),
         images=(

@@ -27,8 +27,9 @@ class NumericProfile:
     memory_savings: tuple[str, ...]  # names of the savings that are on, such as VAE tiling
     cpu_threads: int
     torch: str
-    model: str  # the name of the checkpoint, which alone can continue its snapshots
+    model: str  # the name of the checkpoint
     libraries: tuple[str, ...] = ()  # those that run the networks, with versions: "peft 0.19.1"
+    weights: str = ""  # a digest of the checkpoint's files, which alone can continue its snapshots
 
     @property
     def strict(self) -> bool:

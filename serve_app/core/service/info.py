@@ -40,6 +40,7 @@ class ModelInfo:
     aliases: tuple[str, ...] = ()  # paths and a hub name; never shown, since a path is private
     vocabulary: Vocabulary | None = None  # None: it takes any prompt
     sampler_warnings: tuple[str, ...] = ()  # for images by its default sampler
+    weights: str = ""  # a digest of its files, which change under the same name
 
     @property
     def sizes(self) -> SizeRules:
@@ -55,6 +56,7 @@ class ExtensionInfo:
     name: str  # never a path
     models: tuple[str, ...]  # the base models that it fits
     default_weight: float = 1.0  # where the request names no weight
+    weights: str = ""  # a digest of its file
 
     @property
     def key(self) -> ExtensionKey:
@@ -78,6 +80,7 @@ class ServiceInfo:
     terms_required: bool = False  # whether callers must accept the licences first
     extensions: tuple[ExtensionInfo, ...] = ()
     max_extensions: int = 8  # of one image
+    refiner_weights: str = ""  # a digest of the refiner's files
     refiner_aliases: tuple[str, ...] = ()  # as those of a model
 
     @property

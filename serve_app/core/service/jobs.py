@@ -55,6 +55,11 @@ class Job:
     result: JobResult | None = None  # kept for a while after it succeeded
     is_abandoned: bool = False  # its owner is gone, so another process may run it
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nobody works at it any more, nor may take it over."""
+        return self.state is not JobState.RUNNING and not self.is_abandoned
+
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyClaim:

@@ -8,6 +8,7 @@ from serve_app.runtime.checkpoints.network_folder import read_json
 _WHOLE = "tokenizer.json"
 _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 _OPTIONS = ("tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (_WHOLE, _VOCABULARY, _MERGES, *_OPTIONS)  # those that are read
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:

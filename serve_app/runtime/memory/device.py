@@ -42,9 +42,14 @@ class Device:
     memory_fraction: float = 1.0  # of the GPU's memory; the rest is left to other processes
 
     def numeric_profile(
-        self, stage: Stage, lanes: int, model: str, memory_savings: tuple[MemorySaving, ...] = ()
+        self,
+        stage: Stage,
+        lanes: int,
+        model: str,
+        memory_savings: tuple[MemorySaving, ...] = (),
+        weights: str = "",
     ) -> NumericProfile:
-        """Return the numeric profile of a stage's model on this device."""
+        """Return the numeric profile of a stage's model, whose files have the digest `weights`."""
         return NumericProfile(
             stage=stage,
             device=self.kind,
@@ -57,6 +62,7 @@ class Device:
             torch=torch.__version__,
             model=model,
             libraries=_libraries(self.attention),
+            weights=weights,
         )
 
     def claim_thread(self) -> None:

@@ -33,6 +33,12 @@ def decide(
     return decide_claim(job, claim, KEPT, lambda: kept_job, lambda _: is_lost)
 
 
+def test_a_job_has_ended_when_nobody_works_at_it_nor_may_take_it_over() -> None:
+    assert not FIRST.has_ended
+    assert replace(FIRST, state=JobState.CANCELLED).has_ended
+    assert not replace(FIRST, state=JobState.FAILED, is_abandoned=True).has_ended
+
+
 def test_the_same_call_again_is_the_owner_s_whatever_else_changed() -> None:
     other = replace(CLAIM, fingerprint="another")
     assert decide(job=FIRST, claim=other) == ClaimResult(FIRST.id, 7, is_owner=True)
