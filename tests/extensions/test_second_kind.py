@@ -253,7 +253,7 @@ def test_a_section_of_models_file_lists_a_second_kind(
     settings: Settings, catalog: ModelCatalog
 ) -> None:
     info = service_info(settings, catalog, "cpu")
-    assert info.extensions == (
+    assert tuple(replace(extension, weights="") for extension in info.extensions) == (
         ExtensionInfo("lora", "ink", ("demo",)),
         ExtensionInfo(TOY, "dim", ("demo",)),
         ExtensionInfo(TOY, "faint", ("demo",), 0.5),

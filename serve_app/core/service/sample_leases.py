@@ -46,16 +46,18 @@ class SampleLeases:
     """The samples of one replica, by sender, and what is parked of those without one.
 
     `capacity` is the number of samples at which the replica hears nobody: renewals then wait for
-    one of them to end.
+    one of them to end. So a full replica drops the sample that came last when a lease is over,
+    and hears a second later who is alive.
     """
 
     def __init__(self, capacity: int, parked: ParkedImages | None = None) -> None:
         self._capacity = capacity
         self._parked = ParkedImages() if parked is None else parked
         self._ticks: dict[str, int] = {}  # by sender: since it was heard of
-        self._at_work: set[SampleLease] = set()
+        self._at_work: dict[SampleLease, None] = {}  # in the order in which they came
         self._unconfirmed: dict[str, list[ImageSnapshot]] = {}  # by sender: done since it was
         self._now = 0.0  # of the last tick
+        self._has_made_room = False  # at the last tick, so that senders were heard since
 
     @property
     def is_idle(self) -> bool:
@@ -74,7 +76,7 @@ class SampleLeases:
         if newest is not None:
             self._parked.drop_older(newest)
         lease = SampleLease(sender, sample.id, newest, drop)
-        self._at_work.add(lease)
+        self._at_work[lease] = None
         return lease
 
     def end(self, lease: SampleLease, *, is_done: bool) -> None:
@@ -84,7 +86,7 @@ class SampleLeases:
         what was done while its lease expired.
         """
         if lease in self._at_work:
-            self._at_work.remove(lease)
+            del self._at_work[lease]
             if is_done and lease.newest is not None and lease.sender in self._ticks:
                 self._unconfirmed.setdefault(lease.sender, []).append(lease.newest)
         elif is_done and lease.newest is not None:
@@ -99,16 +101,19 @@ class SampleLeases:
     def tick(self, now: float) -> int:
         """Note that a second has passed in which senders could be heard; drop what is orphaned.
 
-        Return how many samples were dropped in the middle of their work. `now` is for the parked.
+        Return how many samples have lost their sender. `now` is for the parked.
         """
         self._now = now
         self._parked.forget(now)
-        if len(self._at_work) >= self._capacity:
-            return 0
         for sender in self._ticks:
             self._ticks[sender] += 1
         expired = [sender for sender, ticks in self._ticks.items() if ticks >= TERM_TICKS]
         orphans = [lease for lease in self._at_work if lease.sender in expired]
+        is_deaf = len(self._at_work) >= self._capacity and not self._has_made_room
+        self._has_made_room = is_deaf and bool(orphans)
+        if self._has_made_room:
+            self._drop(orphans[-1], LeaseExpired("the replica was full, and heard no sender"))
+            return 0
         for sender in expired:
             del self._ticks[sender]
             self._park_unconfirmed(sender)
@@ -131,7 +136,7 @@ class SampleLeases:
         return self._parked.get(id)
 
     def _drop(self, lease: SampleLease, error: AuraError) -> None:
-        self._at_work.remove(lease)
+        del self._at_work[lease]
         lease.drop(error)
         if lease.newest is not None:
             self._parked.put(lease.newest, self._now)

@@ -64,12 +64,75 @@ def test_a_sender_that_is_gone_loses_all_its_samples_and_no_other_does() -> None
     assert {type(error) for error in replica.errors} == {LeaseExpired}
 
 
-def test_a_full_replica_hears_nobody_and_takes_nobody_for_dead() -> None:
-    replica = Replica(capacity=2)
-    leases = [replica.begin("s", snapshot_of(id, 0).sample) for id in ("a", "b")]
-    assert replica.tick(3 * TERM_TICKS) == 0
-    replica.leases.end(leases[0], is_done=False)
-    assert replica.tick(TERM_TICKS) == 1
+class DeafReplica(Replica):
+    """Hears renewals only while it has room: Serve lets them wait until an image has left."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._capacity = capacity
+        self._at_work: dict[str, SampleLease] = {}
+        self._waiting: set[str] = set()
+
+    def begin(self, sender: str, sample: Sample[Any]) -> SampleLease:
+        self._at_work[sample.id] = super().begin(sender, sample)
+        return self._at_work[sample.id]
+
+    def seconds(self, count: int, *senders: str) -> None:
+        """Let time pass, in which these senders renew their leases."""
+        for _ in range(count):
+            self._waiting.update(senders)
+            self._hear()
+            self.tick(1)
+            for id in set(self.dropped) & self._at_work.keys():
+                self.leases.end(self._at_work.pop(id), is_done=False)
+            self._hear()
+
+    def _hear(self) -> None:
+        if len(self._at_work) < self._capacity:
+            for sender in self._waiting:
+                self.leases.renew(sender)
+            self._waiting.clear()
+
+
+def test_a_replica_full_of_a_dead_sender_s_samples_drops_them_as_soon_as_any_other() -> None:
+    replica = DeafReplica(capacity=3)
+    for id in "abc":
+        replica.begin("gone", snapshot_of(id, 5).sample)
+    replica.seconds(TERM_TICKS + 1)
+    assert sorted(replica.dropped) == ["a", "b", "c"]
+    assert all(replica.take(id) for id in "abc")
+
+
+def test_a_full_replica_drops_one_sample_to_hear_who_is_alive_and_then_those_of_the_dead() -> None:
+    replica = DeafReplica(capacity=4)
+    for sender, id in (("gone", "a"), ("alive", "b"), ("gone", "c"), ("alive", "d")):
+        replica.begin(sender, snapshot_of(id, 5).sample)
+    replica.seconds(TERM_TICKS, "alive")
+    assert replica.dropped == ["d"]  # the last that came, which has waited least
+    replica.begin("alive", snapshot_of("e", 5).sample)  # and it is full again
+    replica.seconds(1, "alive")
+    assert replica.dropped == ["d", "a", "c"]
+    replica.seconds(3 * TERM_TICKS, "alive")
+    assert len(replica.dropped) == 3
+
+
+def test_a_full_replica_of_the_living_drops_one_sample_in_each_term_and_no_more() -> None:
+    replica = DeafReplica(capacity=2)
+    for id in ("a", "b"):
+        replica.begin("alive", snapshot_of(id, 5).sample)
+    for term in range(3):
+        replica.seconds(TERM_TICKS, "alive")
+        assert len(replica.dropped) == term + 1
+        assert {type(error) for error in replica.errors} == {LeaseExpired}
+        replica.begin("alive", snapshot_of(f"{term}", 5).sample)
+
+
+def test_a_full_replica_drops_nothing_whose_lease_has_no_end() -> None:
+    replica = DeafReplica(capacity=2)
+    replica.begin("gone", snapshot_of("a", 5).sample)
+    replica.begin("", snapshot_of("b", 5).sample)
+    replica.seconds(3 * TERM_TICKS)
+    assert replica.dropped == ["a"]
 
 
 def test_the_newest_snapshot_of_a_dropped_sample_is_kept_until_it_is_at_work_again() -> None:

@@ -43,7 +43,7 @@ def test_a_config_and_a_tokenizer_belong_to_a_checkpoint(copy: Path, name: str) 
     assert digest_of(copy) != original
 
 
-def test_a_large_file_is_told_by_its_size_its_start_and_its_end(tmp_path: Path) -> None:
+def test_of_a_large_file_its_size_its_start_and_its_end_count(tmp_path: Path) -> None:
     file = tmp_path / "large"
 
     def digest(*changes: int, size: int = SIZE) -> str:
