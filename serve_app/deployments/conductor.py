@@ -35,12 +35,7 @@ from serve_app.core.errors import (
 )
 from serve_app.core.service.backlog import ImageInFlight
 from serve_app.core.service.convictions import Conviction, Convictions
-from serve_app.core.service.events import (
-    Generated,
-    GeneratedImage,
-    ImageEvent,
-    StageEvent,
-)
+from serve_app.core.service.events import Generated, GeneratedImage, ImageEvent, StageEvent
 from serve_app.core.service.info import Health, ModelInfo
 from serve_app.core.service.metrics import (
     IMAGES,
@@ -51,7 +46,7 @@ from serve_app.core.service.metrics import (
     Meter,
     ResumeReason,
 )
-from serve_app.core.service.tasks import ImageSnapshot, ImageTask
+from serve_app.core.service.tasks import ImageSnapshot, ImageTask, gravest
 from serve_app.deployments.admission import Admission
 from serve_app.deployments.deadline import Deadline
 from serve_app.deployments.health import stage_health
@@ -148,7 +143,9 @@ class Conductor:
     def snapshot(self, id: str) -> ImageSnapshot | None:
         """Return an accepted image as of its last snapshot; None if there is no such image."""
         image = self._backlog.get(id)
-        return None if image is None else ImageSnapshot(image.sample, image.png)
+        if image is None:
+            return None
+        return ImageSnapshot(image.sample, image.png, image.suspicion)
 
     async def health(self) -> Health:
         """Return whether an image could be made now, and by how many replicas that don't hang."""
@@ -275,6 +272,7 @@ class Conductor:
             furthest = max(same, key=lambda found: found.steps_done)
             image.sample = replace(furthest.sample, id=task.id, caller=task.caller)
             image.png = furthest.png
+            image.suspicion = gravest(same)
             self._backlog.update(image)
             self._meter.record(IMAGES_RESUMED, reason=ResumeReason.RETAKEN)
             logger.info("%s goes on from step %d", task.id, image.sample.index)

@@ -111,7 +111,12 @@ class SegmentRun:
         """Run the segment on one replica, from the image's last snapshot."""
         image.suspicion = image.suspicion.after_sending()
         image.replica = ""
-        sent = replace(segment, alone=image.suspicion.quarantine, avoid=image.avoid)
+        sent = replace(
+            segment,
+            alone=image.suspicion.quarantine,
+            avoid=image.avoid,
+            suspicion=image.suspicion,
+        )
         stream = self.stages[segment.stage].advance(image.sample, sent)
         last: StageEvent | None = None
         async with aclosing(watch_silence(stream, self._silence_limit(image))) as events:

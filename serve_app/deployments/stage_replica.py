@@ -34,7 +34,7 @@ from serve_app.core.service.events import (
 )
 from serve_app.core.service.metrics import IMAGES_ORPHANED, InMemoryMeter, Meter
 from serve_app.core.service.sample_leases import SampleLeases
-from serve_app.core.service.tasks import ImageSnapshot
+from serve_app.core.service.tasks import UNSUSPECTED, ImageSnapshot
 from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.engine_metrics import EngineMetrics
 from serve_app.deployments.stage_config import ModelSource, StageConfig
@@ -177,7 +177,8 @@ class StageReplica:
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush_metrics(), context=Context())
         arrival = self._metrics.sample_arrived(sample.id, sample.stage)
-        lease, is_done = self._leases.begin(segment.sender, sample, drop), False
+        suspicion = segment.suspicion or UNSUSPECTED
+        lease, is_done = self._leases.begin(segment.sender, sample, drop, suspicion), False
         try:
             self._keep_leases()
             self._engine.submit(sample, segment, listen)
@@ -199,6 +200,7 @@ class StageReplica:
                         lease.note(snapshot)
                         yield snapshot
                     case place:
+                        lease.note(place)
                         yield place
         finally:
             self._leases.end(lease, is_done=is_done)

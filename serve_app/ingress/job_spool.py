@@ -5,14 +5,14 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 from serve_app.core.errors import InvalidRequest, LedgerAway
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import IdempotencyClaim
-from serve_app.core.service.tasks import ImageSnapshot
+from serve_app.core.service.tasks import ImageSnapshot, gravest
 from serve_app.ingress.generation_job import GenerationJob, RerunFormat
 from serve_app.ingress.job_run import JobRun
 from serve_app.ingress.origin import origin_digest
@@ -199,10 +199,12 @@ class JobSpool:
 
 
 def _furthest(*snapshots: ImageSnapshot | None) -> ImageSnapshot | None:
-    """Return the snapshot of most steps, of those that have taken one."""
-    begun = [
+    """Return the snapshot of most steps, of those that have taken one or are suspected."""
+    known = [
         found
         for found in snapshots
-        if found is not None and found.sample.index > found.sample.schedule.start_index
+        if found is not None
+        and (found.sample.index > found.sample.schedule.start_index or found.suspicion.deaths)
     ]
-    return max(begun, key=lambda found: found.steps_done, default=None)
+    furthest = max(known, key=lambda found: found.steps_done, default=None)
+    return furthest and replace(furthest, suspicion=gravest(known))

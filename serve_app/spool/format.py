@@ -21,6 +21,7 @@ from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.sample import Sample
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.jobs import IdempotencyClaim
+from serve_app.core.service.suspicion import Suspicion
 from serve_app.core.service.tasks import ImageSnapshot
 from serve_app.spool.spooled_job import SpooledJob
 
@@ -43,6 +44,7 @@ class _Image:
     inputs: _Names
     sample: Any = None  # JSON of a `Sample[None]`, whose fields are those of the writing version
     sample_inputs: _Names = field(default_factory=dict)
+    suspicion: Any = None  # JSON of a `Suspicion`
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class _Header:
 
 _HEADER = TypeAdapter(_Header)
 _SAMPLE = TypeAdapter(Sample[None])
+_SUSPICION = TypeAdapter(Suspicion)
 
 
 def encode(job: SpooledJob) -> bytes:
@@ -75,7 +78,8 @@ def encode(job: SpooledJob) -> bytes:
             sample = snapshot.sample
             bare = replace(sample, latents=None, solver_state=(), inputs=NO_INPUTS)
             text = _SAMPLE.dump_python(bare, mode="json")
-            image = _Image(image.inputs, text, files.add(sample.inputs))
+            known = _SUSPICION.dump_python(snapshot.suspicion, mode="json")
+            image = _Image(image.inputs, text, files.add(sample.inputs), known)
             tensors |= _tensors(number, snapshot)
         images.append(image)
     header = _Header(
@@ -159,6 +163,7 @@ def _snapshot(number: int, image: _Image, tensors: Mapping[str, Array]) -> Image
         return None
     try:
         bare: Sample[Any] = _SAMPLE.validate_json(json.dumps(image.sample), strict=True)
+        suspicion = _SUSPICION.validate_json(json.dumps(image.suspicion), strict=True)
     except (ValidationError, InvalidRequest, ValueError):  # of another version of the service
         return None
     states: list[Array] = []
@@ -171,7 +176,7 @@ def _snapshot(number: int, image: _Image, tensors: Mapping[str, Array]) -> Image
         inputs=_inputs(image.sample_inputs, tensors),
     )
     png = tensors.get(f"{number}.png")
-    return ImageSnapshot(sample, None if png is None else png.tobytes())
+    return ImageSnapshot(sample, None if png is None else png.tobytes(), suspicion)
 
 
 def _inputs(names: _Names, tensors: Mapping[str, Array]) -> ImageInputs:

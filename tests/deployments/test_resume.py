@@ -25,7 +25,7 @@ from tests.support.checkpoints import perturbed
 from tests.support.conductors import SPEC, conductor_of
 from tests.support.engine_runs import NOISE
 from tests.support.local_stage import LocalStage, cpu_stage
-from tests.support.stage_doubles import CountingStage, Fault
+from tests.support.stage_doubles import CountingStage, Fault, dies_at
 from tests.support.waiting import until_async
 
 
@@ -148,6 +148,24 @@ async def test_an_image_that_two_processes_send_to_one_replica_ends_for_the_firs
     await last_image(second.run(ImageTask(id="job-0", spec=spec)))
     with pytest.raises(TakenOver):
         await running
+
+
+async def test_a_retaken_image_runs_alone_if_the_process_that_is_gone_suspected_it() -> None:
+    dying = CountingStage(fault=dies_at((0, 13)))
+    first = conductor_of(dying)
+    async with aclosing(first.run(ImageTask(id="a", spec=SPEC))) as events:
+        await anext(event async for event in events if len(dying.calls) == 2)
+        spooled = first.snapshot("a")
+    assert spooled is not None
+    (_, sent) = dying.calls[1]
+    assert (sent.alone, sent.suspicion) == (1, spooled.suspicion)
+    parked = ImageSnapshot(spooled.sample, suspicion=sent.suspicion)
+    for known in ({"resume": spooled}, {"is_retaken": True}):
+        stage = CountingStage()
+        stage.kept["a"] = parked
+        await last_image(conductor_of(stage).run(ImageTask(id="a", spec=SPEC, **known)))
+        ((index, segment),) = stage.calls
+        assert (index > 0, segment.alone, segment.suspicion.deaths) == (True, 1, 1)
 
 
 async def test_under_other_weights_of_the_same_name_an_image_begins_anew_and_gets_their_bytes(

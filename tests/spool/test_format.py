@@ -22,7 +22,7 @@ def test_a_job_comes_back_with_every_field_and_every_bit() -> None:
     for found, expected in zip(again.images, job.images, strict=True):
         assert found is not None
         assert expected is not None
-        assert found.png == expected.png
+        assert (found.png, found.suspicion) == (expected.png, expected.suspicion)
         assert bare(found) == bare(expected)
         assert [bits(array) for array in arrays(found)] == [bits(a) for a in arrays(expected)]
 

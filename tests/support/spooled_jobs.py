@@ -16,6 +16,7 @@ from serve_app.core.diffusion.sample import (
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.service.jobs import IdempotencyClaim
+from serve_app.core.service.suspicion import Suspicion
 from serve_app.core.service.tasks import ImageSnapshot
 from serve_app.spool.spooled_job import SpooledJob
 from tests.support.engine_runs import NOISE
@@ -61,7 +62,7 @@ def spooled_job(id: str = "a" * 32, side: int = 8) -> SpooledJob:
         inputs=(SOURCE, SOURCE, ImageInputs(bytes(64 * 64 * 3))),
         images=(
             ImageSnapshot(done, b"\x89PNG and so on"),
-            ImageSnapshot(halfway),
+            ImageSnapshot(halfway, suspicion=Suspicion(deaths=2, suspected=1)),
             ImageSnapshot(waiting),
         ),
     )

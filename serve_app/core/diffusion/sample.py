@@ -5,8 +5,8 @@ every function returns a new one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.diffusion.extensions import ExtensionRef
@@ -83,7 +83,8 @@ class StageSegment:
 
     `alone`: the first steps run in quarantine, because a replica died with the image; so many times
     the usual number of steps. `avoid` has the ids of replicas that should not get it. `sender` is
-    the process that renews the sample's lease; "" without a lease.
+    the process that renews the sample's lease; "" without a lease. `suspicion` is what the sender
+    knows against the sample (`core.service.suspicion`), which the replica keeps with its snapshots.
     """
 
     stage: Stage
@@ -92,6 +93,7 @@ class StageSegment:
     alone: int = 0
     avoid: tuple[str, ...] = ()
     sender: str = ""
+    suspicion: Any = field(default=None, compare=False)
 
 
 def new_sample(

@@ -3,9 +3,9 @@
 No replicas and no clock: the caller passes the time, in seconds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from serve_app.core.service.tasks import ImageSnapshot
+from serve_app.core.service.tasks import ImageSnapshot, gravest
 
 MAX_PARKED_BYTES = 64 * 2**20  # about 150 images of 1024 x 1024 pixels on their way
 MAX_PARKED_SECONDS = 600.0  # as long as the results of a job are kept
@@ -35,10 +35,13 @@ class ParkedImages:
         return None if parked is None else parked.snapshot
 
     def put(self, snapshot: ImageSnapshot, now: float) -> None:
-        """Keep a snapshot unless there is one of more steps; the oldest make room."""
-        known = self.get(snapshot.sample.id)
-        if known is not None and known.steps_done > snapshot.steps_done:
-            return
+        """Keep a snapshot, or the one of more steps, with the gravest suspicion of the two.
+
+        The oldest make room.
+        """
+        if (known := self.get(snapshot.sample.id)) is not None:
+            furthest = max(snapshot, known, key=lambda found: found.steps_done)
+            snapshot = replace(furthest, suspicion=gravest([snapshot, known]))
         self._pop(snapshot.sample.id)
         parked = _Parked(snapshot, _size(snapshot), now)
         self._parked[snapshot.sample.id] = parked

@@ -6,7 +6,7 @@ replicas and no clock: the caller ticks, so a process that was suspended takes n
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.core.diffusion.sample import Sample
@@ -14,7 +14,8 @@ from serve_app.core.errors import AuraError
 from serve_app.core.replica_errors import LeaseExpired, TakenOver
 from serve_app.core.service.events import SegmentDone, Snapshot, StageEvent
 from serve_app.core.service.parked_images import ParkedImages
-from serve_app.core.service.tasks import ImageSnapshot
+from serve_app.core.service.suspicion import Suspicion
+from serve_app.core.service.tasks import UNSUSPECTED, ImageSnapshot
 
 RENEW_EVERY_S = 2.0  # seconds between two renewals by a sender
 TERM_TICKS = 7  # ticks of a second without a renewal after which a sender is gone
@@ -30,9 +31,16 @@ class SampleLease:
     id: str
     newest: ImageSnapshot | None
     drop: Drop
+    suspicion: Suspicion = UNSUSPECTED
+
+    @property
+    def kept(self) -> ImageSnapshot | None:
+        """What is kept of the sample when its sender is gone."""
+        return self.newest and replace(self.newest, suspicion=self.suspicion)
 
     def note(self, event: StageEvent) -> None:
         """Take note of an event of the sample's stream."""
+        self.suspicion = self.suspicion.after_event(event)
         match event:
             case Snapshot(sample):
                 self.newest = ImageSnapshot(sample)
@@ -64,18 +72,22 @@ class SampleLeases:
         """Whether nobody need tick."""
         return not self._ticks and not self._parked
 
-    def begin(self, sender: str, sample: Sample[Any], drop: Drop) -> SampleLease:
+    def begin(
+        self, sender: str, sample: Sample[Any], drop: Drop, suspicion: Suspicion = UNSUSPECTED
+    ) -> SampleLease:
         """Note that a sample has come; `drop` is called to end the work at it.
 
-        A sample of sender "" has a lease without end.
+        A sample of sender "" has a lease without end. One without a step is kept for what is known
+        against it.
         """
         if sender:
             self._ticks[sender] = 0
             self._unconfirmed.pop(sender, None)
-        newest = None if sample.latents is None else ImageSnapshot(sample)
+        is_worth_keeping = sample.latents is not None or suspicion.deaths > 0
+        newest = ImageSnapshot(sample) if is_worth_keeping else None
         if newest is not None:
             self._parked.drop_older(newest)
-        lease = SampleLease(sender, sample.id, newest, drop)
+        lease = SampleLease(sender, sample.id, newest, drop, suspicion)
         self._at_work[lease] = None
         return lease
 
@@ -87,10 +99,10 @@ class SampleLeases:
         """
         if lease in self._at_work:
             del self._at_work[lease]
-            if is_done and lease.newest is not None and lease.sender in self._ticks:
-                self._unconfirmed.setdefault(lease.sender, []).append(lease.newest)
-        elif is_done and lease.newest is not None:
-            self._parked.put(lease.newest, self._now)
+            if is_done and lease.kept is not None and lease.sender in self._ticks:
+                self._unconfirmed.setdefault(lease.sender, []).append(lease.kept)
+        elif is_done and lease.kept is not None:
+            self._parked.put(lease.kept, self._now)
 
     def renew(self, sender: str) -> None:
         """Note that a sender was heard of."""
@@ -138,8 +150,8 @@ class SampleLeases:
     def _drop(self, lease: SampleLease, error: AuraError) -> None:
         del self._at_work[lease]
         lease.drop(error)
-        if lease.newest is not None:
-            self._parked.put(lease.newest, self._now)
+        if lease.kept is not None:
+            self._parked.put(lease.kept, self._now)
 
     def _park_unconfirmed(self, sender: str) -> None:
         for snapshot in self._unconfirmed.pop(sender, ()):

@@ -1,6 +1,6 @@
 """`ImageTask`: one image to be made, the only argument that goes from a door to the engine."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,9 @@ from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.sample import Sample
 from serve_app.core.diffusion.spec import ImageSpec
+from serve_app.core.service.suspicion import Suspicion
+
+UNSUSPECTED = Suspicion()
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +19,18 @@ class ImageSnapshot:
 
     sample: Sample[Any]  # between two steps, in the form of the wire
     png: bytes | None = None
+    suspicion: Suspicion = UNSUSPECTED  # of whoever worked at it
 
     @property
     def steps_done(self) -> tuple[bool, int]:
         """How far it is: of two snapshots of an image the greater one saves more work."""
         return self.png is not None, self.sample.index
+
+
+def gravest(snapshots: Iterable[ImageSnapshot]) -> Suspicion:
+    """Return the suspicion of most deaths, of all that is known of an image."""
+    found = (snapshot.suspicion for snapshot in snapshots)
+    return max(found, key=lambda s: (s.deaths, s.suspected, s.is_suspect), default=UNSUSPECTED)
 
 
 async def _is_ours() -> None:

@@ -1,8 +1,11 @@
 """Snapshots that nobody works at: the newest ones, as many as fit, for as long as results last."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from serve_app.core.service.parked_images import MAX_PARKED_SECONDS, ParkedImages
+from serve_app.core.service.suspicion import Suspicion
 from serve_app.core.service.tasks import ImageSnapshot
 from tests.support.images import snapshot_of
 
@@ -35,7 +38,9 @@ def test_of_two_snapshots_of_an_image_the_one_with_more_steps_is_kept() -> None:
     newer = snapshot_of("a", 2)
     parked.put(newer, now=1)
     parked.put(snapshot_of("a", 1), now=2)
-    assert parked.get("a") is newer
+    kept = parked.get("a")
+    assert kept is not None
+    assert kept.sample is newer.sample
 
 
 def test_what_does_not_fit_at_all_is_not_kept() -> None:
@@ -53,3 +58,13 @@ def test_snapshots_are_kept_as_long_as_results_are() -> None:
     parked.forget(MAX_PARKED_SECONDS + 1)
     assert parked.get("a") is None
     assert parked.get("b") is not None
+
+
+def test_the_gravest_record_of_an_image_is_kept_whichever_snapshot_is() -> None:
+    for first, second in ((9, 3), (3, 9)):
+        parked = ParkedImages()
+        for index, deaths in ((first, 0), (second, 2), (first, 1)):
+            parked.put(replace(snapshot_of("a", index), suspicion=Suspicion(deaths)), now=0)
+        kept = parked.get("a")
+        assert kept is not None
+        assert (kept.sample.index, kept.suspicion.deaths) == (9, 2)

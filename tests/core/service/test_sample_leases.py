@@ -10,8 +10,11 @@ from serve_app.core.replica_errors import LeaseExpired, TakenOver
 from serve_app.core.service.events import Progress, SegmentDone, Snapshot
 from serve_app.core.service.parked_images import MAX_PARKED_SECONDS
 from serve_app.core.service.sample_leases import TERM_TICKS, SampleLease, SampleLeases
-from serve_app.core.service.tasks import ImageSnapshot
+from serve_app.core.service.suspicion import Suspicion
+from serve_app.core.service.tasks import UNSUSPECTED, ImageSnapshot
 from tests.support.images import snapshot_of
+
+SUSPECT = Suspicion(deaths=2, suspected=1, is_suspect=True)
 
 
 class Replica:
@@ -22,12 +25,14 @@ class Replica:
         self.dropped: list[str] = []
         self.errors: list[AuraError] = []
 
-    def begin(self, sender: str, sample: Sample[Any]) -> SampleLease:
+    def begin(
+        self, sender: str, sample: Sample[Any], suspicion: Suspicion = UNSUSPECTED
+    ) -> SampleLease:
         def drop(error: AuraError) -> None:
             self.dropped.append(sample.id)
             self.errors.append(error)
 
-        return self.leases.begin(sender, sample, drop)
+        return self.leases.begin(sender, sample, drop, suspicion)
 
     def is_idle(self) -> bool:
         return self.leases.is_idle
@@ -73,8 +78,10 @@ class DeafReplica(Replica):
         self._at_work: dict[str, SampleLease] = {}
         self._waiting: set[str] = set()
 
-    def begin(self, sender: str, sample: Sample[Any]) -> SampleLease:
-        self._at_work[sample.id] = super().begin(sender, sample)
+    def begin(
+        self, sender: str, sample: Sample[Any], suspicion: Suspicion = UNSUSPECTED
+    ) -> SampleLease:
+        self._at_work[sample.id] = super().begin(sender, sample, suspicion)
         return self._at_work[sample.id]
 
     def seconds(self, count: int, *senders: str) -> None:
@@ -257,3 +264,26 @@ def test_nobody_need_tick_once_every_sender_is_gone() -> None:
     assert replica.is_idle()
     replica.leases.renew("s")  # which comes late
     assert replica.is_idle()
+
+
+def test_what_is_known_against_an_image_is_kept_with_its_snapshot() -> None:
+    replica = Replica()
+    for id in "ab":
+        lease = replica.begin("s", snapshot_of(id, 5).sample, SUSPECT)
+        lease.note(Progress(6, alone=True))
+        if id == "b":
+            lease.note(Progress(9))  # it has survived its quarantine
+            lease.note(Snapshot(snapshot_of(id, 10).sample))
+    replica.tick()
+    found = [replica.take(id) for id in "ab"]
+    assert [kept and kept.suspicion.is_suspect for kept in found] == [True, False]
+    assert [kept and kept.suspicion.deaths for kept in found] == [2, 2]
+
+
+def test_an_image_without_a_step_is_kept_for_what_is_known_against_it() -> None:
+    replica = Replica()
+    replica.begin("s", snapshot_of("a", 0, latents=None).sample, SUSPECT)
+    replica.tick()
+    kept = replica.take("a")
+    assert kept is not None
+    assert kept.suspicion == SUSPECT
