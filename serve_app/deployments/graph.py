@@ -33,6 +33,7 @@ from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.deployments.ray_private import INGRESS_ROUTER
 from serve_app.deployments.replica_log import DEFAULT_LOG, LogOptions
+from serve_app.deployments.retirement import POLLED_EVERY_S
 from serve_app.deployments.router import REPORTS_EVERY
 from serve_app.deployments.scaling_options import ingress_scaling, stage_scaling
 from serve_app.deployments.stage_config import ExtensionSource, ModelSource, StageConfig
@@ -181,7 +182,10 @@ def bind_graph(
             graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": 0},
             request_router_config=RequestRouterConfig.model_validate(
-                {"request_router_class": INGRESS_ROUTER}
+                {
+                    "request_router_class": INGRESS_ROUTER,
+                    "request_routing_stats_period_s": POLLED_EVERY_S,
+                }
             ),
             **ingress_scaling(
                 scale.min_replicas, scale.effective_max_replicas, _REQUESTS_PER_INGRESS

@@ -30,6 +30,7 @@ from serve_app.deployments.clients import RemoteLedger, RemoteStage
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ray_metrics import RayMeter
 from serve_app.deployments.replica_log import DEFAULT_LOG, LogLines, LogOptions, open_log
+from serve_app.deployments.retirement import RetirementWatch
 
 _CALL_TIMEOUT_S = 5.0  # in which every ingress replica should have answered
 
@@ -49,6 +50,9 @@ class HttpIngress(Protocol):
 
     async def drain(self) -> None:
         """Wait until every job of this process has ended and the ledger knows of it."""
+
+    async def save(self) -> None:
+        """Keep how far the jobs are, in case this process is ended before they are."""
 
     async def stop(self) -> Unfinished:
         """End every job within seconds; return how many are in the spool, and how many lost."""
@@ -112,6 +116,7 @@ class IngressReplica:
             self._conductor, RemoteLedger(ledger), self._meter, self._cancel_everywhere
         )
         self._http.resume()
+        self._retirement = RetirementWatch(self._http.save)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the ASGI app. Serve calls this in the replica, so the app is never pickled."""
@@ -151,6 +156,11 @@ class IngressReplica:
         """Refuse new images, and wait until every accepted one has ended and the ledger knows."""
         await self._conductor.drain()
         await self._http.drain()
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Return nothing: that Serve calls this says that it does not retire this replica."""
+        self._retirement.note_poll()
+        return {}
 
     async def stop(self) -> Unfinished:
         """End within seconds whatever the drain has not finished, and spool what can be."""

@@ -58,6 +58,10 @@ class HttpIngress:
         """Wait until every job of this process has ended and the ledger has its result."""
         await self._jobs.drain()
 
+    async def save(self) -> None:
+        """Keep how far the jobs are, in case this process is ended before they are."""
+        await self._jobs.save()
+
     async def stop(self) -> Unfinished:
         """End every job within seconds; return how many are in the spool, and how many lost."""
         return await self._jobs.stop()

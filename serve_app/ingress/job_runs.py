@@ -29,7 +29,6 @@ from serve_app.ingress.job_run import JobRun
 from serve_app.ingress.job_spool import JobSpool
 from serve_app.ingress.ledger_outbox import LedgerOutbox
 from serve_app.ingress.quota import Quota
-from serve_app.spool.folder import SpoolFile
 
 HEARTBEAT_INTERVAL_S = EXCHANGE_INTERVAL_S
 _MAX_RETRY_S = 5.0  # between two tries to admit a job that was accepted before the last stop
@@ -63,6 +62,7 @@ class JobRuns:
         self._running: dict[str, tuple[JobRun, asyncio.Task[JobResult]]] = {}
         self._claims: set[asyncio.Task[JobResult]] = set()  # requests with an idempotency key
         self._heartbeats: asyncio.Task[None] | None = None
+        self._saved: set[str] = set()  # jobs that go on, and may have a file in the spool
         self._is_stopping = False
 
     def new_job(self, caller: str) -> Job:
@@ -123,6 +123,17 @@ class JobRuns:
         while tasks := [*self._claims, *(task for _, task in self._running.values())]:
             await asyncio.wait(tasks)
         await self.outbox.flush()
+
+    async def save(self) -> None:
+        """Keep in the spool how far the jobs are, in case this process is ended before they are."""
+        if self._spool is None:
+            return
+        runs = [run for run, _ in self._running.values() if run.claim is not None]
+        self._saved.update(run.job.id for run in runs)
+        await self._spool.save(runs, self._maker.snapshot)
+        ended = self._saved - self._running.keys() - self.outbox.jobs
+        await self._spool.drop(ended)
+        self._saved -= ended
 
     async def stop(self) -> Unfinished:
         """End all jobs within seconds, and keep in the spool those that may be asked for again.
@@ -226,23 +237,30 @@ class JobRuns:
     ) -> None:
         """Remember how the job ended, and give back what a fault of the service has cost."""
         await self._ledger.finish(run.job.id, self._owner, state, error, result)
-        if run.file is not None:
-            await self._leave(run.job.id, run.file)
+        if run.file is not None or run.job.id in self._saved:
+            await self._leave(run)
         with suppress(LedgerAway):  # a lost refund is no reason to drop other jobs' writes
             await self._quota.refund(run.job.caller, refund)
 
-    async def _leave(self, id: str, file: SpoolFile) -> None:
+    async def _leave(self, run: JobRun) -> None:
         """Delete a job's file if the job has ended.
 
         It is kept for another process that has the job by now, which may die too, and for one that
         will take the job up.
         """
+        id, file = run.job.id, run.file
         try:
             job = await self._ledger.get(id, 0)
-            if job is not None and job.has_ended:
+            if job is None or not job.has_ended:
+                return
+            if file is not None:
                 file.delete()
+            if self._spool is not None and id in self._saved:
+                await self._spool.drop([id])
+                self._saved.discard(id)
         finally:
-            file.release()
+            if file is not None:
+                file.release()
 
     @property
     def _is_working(self) -> bool:

@@ -158,12 +158,18 @@ class JobService:
         """Return when all jobs of this process have ended, and the ledger has their results."""
         await self._runs.drain()
 
+    async def save(self) -> None:
+        """Keep in the spool how far the jobs are, in case this process is ended before they are."""
+        await self._runs.save()
+
     async def stop(self) -> Unfinished:
         """End all jobs of this process within seconds, and keep in the spool what can be kept."""
+        if self._resuming is not None:
+            self._resuming.cancel()
         return await self._runs.stop()
 
     def resume(self) -> None:
-        """Finish what the last stop has left in the spool, beside everything else."""
+        """Finish what other processes have left in the spool, beside everything else."""
         if self._spool is not None:
             work = self._spool.finish_all(self._finish_spooled, self._is_ready)
             self._resuming = asyncio.create_task(work, context=Context())

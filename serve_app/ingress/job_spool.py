@@ -24,6 +24,7 @@ logger = logging.getLogger("aura.spool")
 
 SPOOL_S = 6.0  # seconds in which a stop writes what it can
 _POLL_S = 1.0  # between two looks for jobs that another process has left
+_IDLE_POLL_S = 10.0  # where the last look found none
 _TAKE_S = 1.0  # that a file may be with a process that only looks whether it is to work at it
 _TAKE_PAUSE_S = 0.05
 _MAX_JOBS = 64  # that one process takes up at the same time
@@ -45,15 +46,20 @@ class TakenJob:
 class JobSpool:
     """The spooled jobs of one folder, for the service that `info` describes.
 
-    `formats` are those of the doors' routes.
+    `formats` are those of the doors' routes. An empty folder is looked at every `idle_poll_s`.
     """
 
     def __init__(
-        self, folder: SpoolFolder, formats: Mapping[str, RerunFormat], info: ServiceInfo
+        self,
+        folder: SpoolFolder,
+        formats: Mapping[str, RerunFormat],
+        info: ServiceInfo,
+        idle_poll_s: float = _IDLE_POLL_S,
     ) -> None:
         self._folder = folder
         self._formats = formats
         self._info = info
+        self._idle_poll_s = idle_poll_s
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="spool")
         self._running: dict[str, asyncio.Task[None]] = {}
         self._given_up: set[str] = set()  # ids of jobs that failed here in no foreseen way
@@ -97,15 +103,14 @@ class JobSpool:
         finish: Callable[[TakenJob], Awaitable[None]],
         is_ready: Callable[[], Awaitable[bool]],
     ) -> None:
-        """Call `finish` for each job that no other process has, until none is left.
+        """Call `finish` for each job that no other process has, for as long as the service runs.
 
         It returns when the job has ended, or when somebody else works at it: then it is looked at
-        again.
+        again. A process that retires leaves its jobs while this one runs.
         """
-        is_left = True
-        while is_left:
+        while True:
             is_left = await self._start_more(finish, is_ready)
-            await asyncio.sleep(_POLL_S if is_left else 0)
+            await asyncio.sleep(_POLL_S if is_left else self._idle_poll_s)
 
     async def drop(self, ids: Collection[str]) -> None:
         """Delete what is kept of jobs that have ended."""

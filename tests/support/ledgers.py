@@ -59,6 +59,17 @@ class NoRefunds(WatchedLedger):
         return await super().consume(caller, cost, limit)
 
 
+class CutOffLedger:
+    """A ledger that one process can't reach any more once it is cut off."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.is_cut_off = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(AwayLedger() if self.is_cut_off else self._ledger, name)
+
+
 class AwayLedger:
     """A ledger that can't be reached."""
 
