@@ -33,6 +33,7 @@ class FaultyArgs(BaseModel):
     seconds_scale: float = 1.0  # of every turn's time
     drain_seconds: float = 60.0
     keys: tuple[str, ...] = ()  # API keys
+    spool: Path | None = None  # DRAIN_SPOOL
 
 
 def build(args: FaultyArgs) -> Application:
@@ -50,7 +51,7 @@ def build(args: FaultyArgs) -> Application:
         for stage, replicas in ((Stage.BASE, args.base), (Stage.REFINER, args.refiner))
     )
     access = AccessPolicy(keys=digests(args.keys), origins=(ORIGIN,))
-    config = ingress_config(refiner=True, access_policy=access)
+    config = ingress_config(refiner=True, access_policy=access, spool=args.spool)
     ingress = DeploymentScale(min_replicas=args.ingress)
     url = args.ledger_url
     place = LedgerDatabase(url) if url else LedgerFile(args.ledger)

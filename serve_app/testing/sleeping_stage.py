@@ -81,10 +81,11 @@ def ingress_config(
     refiner: bool,
     max_total_replicas: int | None = None,
     access_policy: AccessPolicy | None = None,
+    spool: Path | None = None,
 ) -> IngressConfig:
     """Return the config of the ingress in front of sleeping replicas."""
     info = service_info(refiner=refiner)
-    config = HttpConfig(info=info, access_policy=access_policy or AccessPolicy())
+    config = HttpConfig(info=info, access_policy=access_policy or AccessPolicy(), spool=spool)
     return IngressConfig(
         partial(open_ingress, config),
         info.models,

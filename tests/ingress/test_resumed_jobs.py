@@ -16,7 +16,7 @@ from serve_app.ingress.job_spool import JobSpool
 from serve_app.spool.folder import SpoolFolder
 from tests.support.api import Client
 from tests.support.fake_conductor import INFO, FakeConductor, WaitingConductor
-from tests.support.interrupted_jobs import HalfwayConductor, interrupt, newest
+from tests.support.interrupted_jobs import HalfwayConductor, interrupt, newest, resume
 from tests.support.job_requests import KEY, post
 from tests.support.ledgers import WatchedLedger
 from tests.support.waiting import until_async
@@ -42,8 +42,7 @@ async def test_a_spooled_job_that_a_newcomer_would_be_refused_for_ends_with_that
 ) -> None:
     waiting = HalfwayConductor()
     await interrupt(client, spool, waiting)
-    http = client(spool=spool, **CAREFUL[code])
-    newest(client).resume()
+    http = resume(client, spool, **CAREFUL[code])
     await until_async(lambda: not folder.ids())
     assert conductor.admitted == []
     job = (await http.get(f"/jobs/{waiting.job_id}")).json()
@@ -56,8 +55,7 @@ async def take_over(client: Client, ledger: WatchedLedger, spool: JobSpool) -> T
     """Let a process without the spool take a spooled job over from one that is only slow."""
     await interrupt(client, spool, HalfwayConductor())
     slow, owner = WaitingConductor(), WaitingConductor()
-    client(slow, spool=spool)
-    newest(client).resume()
+    resume(client, spool, slow)
     await slow.begun.wait()
     ledger.now += LEASE + 1
     request = asyncio.ensure_future(post(client(owner), **KEY))
@@ -117,8 +115,7 @@ async def test_a_spooled_job_of_other_model_files_begins_anew_with_its_id_and_it
     waiting, info = HalfwayConductor(), with_weights("a")
     await interrupt(client, JobSpool(folder, RERUN_FORMATS, info), waiting)
     changed = JobSpool(folder, RERUN_FORMATS, CHANGES[name])
-    client(spool=changed, info=CHANGES[name])
-    newest(client).resume()
+    resume(client, changed, info=CHANGES[name])
     await until_async(lambda: not folder.ids())
     (task,) = conductor.calls
     assert task.resume is None
@@ -134,8 +131,7 @@ async def test_a_spooled_job_goes_on_where_files_have_changed_that_it_does_not_u
     models = (*info.models, replace(info.models[0], name="another", weights="x"))
     lora = ExtensionInfo("lora", "ink", (), weights="y")
     more = replace(info, models=models, extensions=(lora,))
-    client(spool=JobSpool(folder, RERUN_FORMATS, more), info=more)
-    newest(client).resume()
+    resume(client, JobSpool(folder, RERUN_FORMATS, more), info=more)
     await until_async(lambda: not folder.ids())
     (task,) = conductor.calls
     assert task.resume is not None

@@ -11,7 +11,7 @@ from serve_app.ingress.job_spool import JobSpool
 from serve_app.spool.folder import SpoolFolder
 from tests.support.api import Client
 from tests.support.fake_conductor import INFO, FakeConductor, WaitingConductor
-from tests.support.interrupted_jobs import HalfwayConductor, newest
+from tests.support.interrupted_jobs import HalfwayConductor, newest, resume
 from tests.support.job_requests import KEY, post
 from tests.support.ledgers import CutOffLedger, WatchedLedger
 from tests.support.waiting import until_async
@@ -66,8 +66,7 @@ async def test_another_process_that_runs_already_finishes_what_a_saved_one_left(
     client: Client, conductor: FakeConductor, ledger: WatchedLedger, folder: SpoolFolder
 ) -> None:
     spool = JobSpool(folder, RERUN_FORMATS, INFO, idle_poll_s=0.05)
-    client(spool=spool)
-    newest(client).resume()
+    resume(client, spool)
     ended, cut_off = HalfwayConductor(), CutOffLedger(ledger)
     calls = await begin(client, JobSpool(folder, RERUN_FORMATS, INFO), ended, ledger=cut_off)
     await newest(client).save()

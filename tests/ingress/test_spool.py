@@ -15,7 +15,7 @@ from serve_app.ingress.job_spool import JobSpool
 from serve_app.spool.folder import SpoolFolder
 from tests.support.api import Client
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor, WaitingConductor
-from tests.support.interrupted_jobs import HalfwayConductor, interrupt, newest
+from tests.support.interrupted_jobs import HalfwayConductor, interrupt, newest, resume
 from tests.support.job_requests import KEY, post
 from tests.support.ledgers import WatchedLedger
 from tests.support.waiting import until_async
@@ -33,8 +33,7 @@ async def test_the_next_process_finishes_a_spooled_job_from_where_it_was(
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "DRAINING")
     assert folder.ids() == [waiting.job_id]
 
-    http = client(spool=spool)
-    newest(client).resume()
+    http = resume(client, spool)
     await until_async(lambda: not folder.ids())
     (task,) = conductor.calls
     assert task.resume is not None
@@ -73,8 +72,7 @@ async def test_of_several_processes_one_finishes_each_spooled_job(
     unfinished, _ = await interrupt(client, spool, HalfwayConductor(), count=4)
     assert unfinished == Unfinished(spooled=4)
     for _ in range(3):
-        client(spool=JobSpool(folder, RERUN_FORMATS, INFO))
-        newest(client).resume()
+        resume(client, JobSpool(folder, RERUN_FORMATS, INFO))
     await until_async(lambda: not folder.ids())
     assert len({task.id for task in conductor.calls}) == len(conductor.calls) == 4
 
@@ -133,8 +131,7 @@ async def test_a_spooled_job_is_neither_charged_again_nor_refused(
     await call
     crowded = FakeConductor()
     crowded.refusal = Overloaded("the queue is full", retry_after=0)
-    client(crowded, spool=spool, rate_limit=limit)
-    newest(client).resume()
+    resume(client, spool, crowded, rate_limit=limit)
     await until_async(lambda: crowded.refused > 2)
     assert folder.ids() == [waiting.job_id]
     crowded.refusal = None
@@ -147,8 +144,7 @@ async def test_a_spooled_job_waits_until_the_stages_are_ready(
 ) -> None:
     await interrupt(client, spool, HalfwayConductor())
     conductor.current_health = Health(HealthStatus.LOADING, "no replica", {}, 0.0)
-    client(spool=spool)
-    newest(client).resume()
+    resume(client, spool)
     await asyncio.sleep(0.1)
     assert conductor.admitted == []
     conductor.current_health = Health(HealthStatus.READY, "", {"base": 1}, 0.0)
@@ -173,8 +169,7 @@ async def test_a_spooled_job_that_another_process_has_by_now_is_kept_until_that_
     waiting = HalfwayConductor()
     await interrupt(client, spool, waiting)
     failing = FailingConductor(TakenOver("another process works at this job"), at=0)
-    client(failing, spool=spool)
-    newest(client).resume()
+    resume(client, spool, failing)
     await until_async(lambda: failing.begun > 0)
     await newest(client).drain()
     assert folder.ids() == [waiting.job_id]
@@ -185,8 +180,7 @@ async def test_a_spooled_job_that_fails_is_known_by_its_failure(
 ) -> None:
     waiting = HalfwayConductor()
     await interrupt(client, spool, waiting)
-    http = client(FailingConductor(ImageTooLarge("does not fit"), at=0), spool=spool)
-    newest(client).resume()
+    http = resume(client, spool, FailingConductor(ImageTooLarge("does not fit"), at=0))
     await until_async(lambda: not folder.ids())
     job = (await http.get(f"/jobs/{waiting.job_id}")).json()
     assert (job["state"], job["error"]["code"]) == ("failed", ImageTooLarge.code)
@@ -199,8 +193,7 @@ async def test_a_file_whose_job_the_ledger_has_already_is_deleted(
     await interrupt(client, spool, waiting)
     assert (await post(client(), **KEY)).status_code == 201  # by a process without the spool
     await client.drain()
-    client(spool=spool)
-    newest(client).resume()
+    resume(client, spool)
     await until_async(lambda: not folder.ids())
     assert len(conductor.calls) == 1
 
@@ -210,8 +203,7 @@ async def test_a_job_that_is_interrupted_twice_is_kept_twice(
 ) -> None:
     first, second = HalfwayConductor(), HalfwayConductor()
     await interrupt(client, spool, first)
-    client(second, spool=spool)
-    newest(client).resume()
+    resume(client, spool, second)
     await second.begun.wait()
     assert await newest(client).stop() == Unfinished(spooled=1)
     assert folder.ids() == [first.job_id]
@@ -230,8 +222,7 @@ async def test_a_job_that_is_interrupted_before_it_goes_on_keeps_how_far_it_was(
 ) -> None:
     await interrupt(client, spool, HalfwayConductor())
     unbegun = UnbegunConductor()
-    client(unbegun, spool=spool)
-    newest(client).resume()
+    resume(client, spool, unbegun)
     await unbegun.begun.wait()
     assert await newest(client).stop() == Unfinished(spooled=1)
     await post(client(spool=spool), **KEY)

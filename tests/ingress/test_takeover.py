@@ -2,6 +2,7 @@
 
 import asyncio
 
+import httpx
 import pytest
 
 from serve_app.core.errors import OutOfMemory
@@ -34,13 +35,21 @@ class SlowConductor(WaitingConductor):
         return image
 
 
+async def lose(
+    client: Client, ledger: WatchedLedger, maker: WaitingConductor
+) -> asyncio.Task[httpx.Response]:
+    """Let a process begin a job, and miss its heartbeats."""
+    request = asyncio.create_task(post(client(maker), **KEY))
+    await maker.begun.wait()
+    ledger.now += LEASE + 1
+    return request
+
+
 async def test_a_job_of_a_dead_process_is_run_again_with_its_id_and_its_seed(
     client: Client, conductor: FakeConductor, ledger: WatchedLedger
 ) -> None:
     waiting = WaitingConductor()
-    lost = asyncio.ensure_future(post(client(waiting), **KEY))
-    await waiting.begun.wait()
-    ledger.now += LEASE + 1
+    lost = await lose(client, ledger, waiting)
     meta = (await post(client(), **KEY)).json()["meta"]
     assert meta["seeds"] == [waiting.tasks[0].spec.seed]
     assert meta["jobId"] == waiting.job_id
@@ -52,9 +61,7 @@ async def test_a_job_that_was_taken_over_is_cancelled_by_its_id(
     client: Client, ledger: WatchedLedger
 ) -> None:
     lost, waiting = WaitingConductor(), WaitingConductor()
-    request = asyncio.ensure_future(post(client(lost), **KEY))
-    await lost.begun.wait()
-    ledger.now += LEASE + 1
+    request = await lose(client, ledger, lost)
     process = client(waiting)
     again = asyncio.ensure_future(post(process, **KEY))
     await waiting.begun.wait()
@@ -69,9 +76,7 @@ async def test_who_takes_a_job_over_looks_for_what_replicas_have_kept_and_nobody
     client: Client, conductor: FakeConductor, ledger: WatchedLedger
 ) -> None:
     lost = WaitingConductor()
-    request = asyncio.ensure_future(post(client(lost), **KEY))
-    await lost.begun.wait()
-    ledger.now += LEASE + 1
+    request = await lose(client, ledger, lost)
     await post(client(), **KEY)
     await post(client())
     taken_over, new = conductor.calls[0], conductor.calls[-1]
@@ -86,9 +91,7 @@ async def test_a_slow_process_that_lost_its_job_gives_its_caller_the_images_of_t
     client: Client, ledger: WatchedLedger, kind: type[WaitingConductor]
 ) -> None:
     slow, taker = kind(), WaitingConductor()
-    first = asyncio.ensure_future(post(client(slow), **KEY))
-    await slow.begun.wait()
-    ledger.now += LEASE + 1
+    first = await lose(client, ledger, slow)
     second = asyncio.ensure_future(post(client(taker), **KEY))
     await taker.begun.wait()
     slow.go.set()
@@ -104,9 +107,7 @@ async def test_a_slow_process_that_still_has_its_job_goes_on_with_it(
     client: Client, ledger: WatchedLedger
 ) -> None:
     slow = SlowConductor()
-    request = asyncio.ensure_future(post(client(slow), **KEY))
-    await slow.begun.wait()
-    ledger.now += LEASE + 1
+    request = await lose(client, ledger, slow)
     slow.go.set()
     assert (await request).status_code == 201
 

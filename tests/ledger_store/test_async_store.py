@@ -158,13 +158,19 @@ class SlowOpening:
         return SqliteStore(LedgerFile(self.file), lock_wait_s=0)
 
 
-async def test_a_store_that_opens_too_late_is_used_with_its_lock(
-    tmp_path: Path, clock: Clock
-) -> None:
-    opening = SlowOpening(tmp_path / "ledger.sqlite")
+async def open_late(folder: Path, clock: Clock) -> tuple[AsyncStore, SlowOpening]:
+    """Return a store that has given up to wait until its file is open."""
+    opening = SlowOpening(folder / "ledger.sqlite")
     store = AsyncStore(opening, clock, recover_s=0.05)
     clock.now += 2
     await store.maintain()
+    return store, opening
+
+
+async def test_a_store_that_opens_too_late_is_used_with_its_lock(
+    tmp_path: Path, clock: Clock
+) -> None:
+    store, opening = await open_late(tmp_path, clock)
     assert "does not respond" in store.problem
     opening.open.set()
     await until_recovered(store, clock)
@@ -177,10 +183,7 @@ async def test_a_store_that_opens_too_late_is_used_with_its_lock(
 async def test_a_store_that_opens_after_the_end_gives_up_its_lock(
     tmp_path: Path, clock: Clock
 ) -> None:
-    opening = SlowOpening(tmp_path / "ledger.sqlite")
-    store = AsyncStore(opening, clock, recover_s=0.05)
-    clock.now += 2
-    await store.maintain()
+    store, opening = await open_late(tmp_path, clock)
     store.close()
     opening.open.set()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import httpx
 
@@ -10,6 +11,7 @@ from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.tasks import ImageSnapshot
 from serve_app.core.service.unfinished import Unfinished
+from serve_app.ingress.contracts import Maker
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.job_spool import JobSpool
 from tests.support.api import Client
@@ -34,6 +36,15 @@ class HalfwayConductor(WaitingConductor):
 
 def newest(client: Client) -> JobService:
     return client.jobs[-1]
+
+
+def resume(
+    client: Client, spool: JobSpool, maker: Maker | None = None, **options: Any
+) -> httpx.AsyncClient:
+    """Start a process that takes up spooled jobs; return a client of it."""
+    http = client(maker, spool=spool, **options)
+    newest(client).resume()
+    return http
 
 
 async def interrupt(

@@ -40,6 +40,14 @@ class Replica:
     def take(self, id: str) -> ImageSnapshot | None:
         return self.leases.take(id, "taker")
 
+    def finish(self, lease: SampleLease, png: bytes | None) -> None:
+        lease.note(done(lease.id, png))
+        self.leases.end(lease, is_done=True)
+
+    def png_of(self, id: str) -> bytes | None:
+        taken = self.take(id)
+        return taken.png if taken else None
+
     def tick(self, times: int = TERM_TICKS) -> int:
         return sum(self.leases.tick(float(n)) for n in range(times))
 
@@ -177,8 +185,7 @@ def test_what_was_done_since_its_sender_was_heard_of_is_kept_too() -> None:
     replica = Replica()
     leases = [replica.begin("s", snapshot_of(id, 0).sample) for id in ("a", "b")]
     for lease, png in zip(leases, (None, b"png"), strict=True):
-        lease.note(done(lease.id, png))
-        replica.leases.end(lease, is_done=True)
+        replica.finish(lease, png)
     assert replica.tick() == 0  # nothing was in the middle of its work
     assert replica.dropped == []
     taken = [replica.take(id) for id in ("a", "b")]
@@ -210,9 +217,7 @@ def test_taking_an_image_that_is_still_at_work_ends_the_work_for_good() -> None:
 
 def test_what_the_taker_has_done_itself_stays_its_own() -> None:
     replica = Replica()
-    lease = replica.begin("taker", snapshot_of("a", 15).sample)
-    lease.note(done("a", b"png"))
-    replica.leases.end(lease, is_done=True)
+    replica.finish(replica.begin("taker", snapshot_of("a", 15).sample), b"png")
     assert replica.take("a") is None
 
 
@@ -225,23 +230,16 @@ def test_a_call_that_comes_late_does_not_end_what_the_taker_works_at_itself() ->
 
 def test_taking_an_image_that_was_just_done_takes_it_whole() -> None:
     replica = Replica()
-    lease = replica.begin("dying", snapshot_of("a", 0).sample)
-    lease.note(done("a", b"png"))
-    replica.leases.end(lease, is_done=True)
-    taken = replica.take("a")
-    assert taken is not None
-    assert taken.png == b"png"
+    replica.finish(replica.begin("dying", snapshot_of("a", 0).sample), b"png")
+    assert replica.png_of("a") == b"png"
 
 
 def test_what_is_done_while_its_lease_expires_is_kept_as_it_is_done() -> None:
     replica = Replica()
     lease = replica.begin("s", snapshot_of("a", 15).sample)
     replica.tick()  # while the image is encoded
-    lease.note(done("a", b"png"))
-    replica.leases.end(lease, is_done=True)
-    taken = replica.take("a")
-    assert taken is not None
-    assert taken.png == b"png"
+    replica.finish(lease, b"png")
+    assert replica.png_of("a") == b"png"
 
 
 def test_samples_without_a_sender_are_never_dropped_and_nobody_need_tick() -> None:
