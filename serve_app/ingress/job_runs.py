@@ -130,7 +130,7 @@ class JobRuns:
             return
         runs = [run for run, _ in self._running.values() if run.claim is not None]
         self._saved.update(run.job.id for run in runs)
-        await self._spool.save(runs, self._maker.snapshot)
+        self._saved |= await self._spool.save(runs, self._maker.snapshot)
         ended = self._saved - self._running.keys() - self.outbox.jobs
         await self._spool.drop(ended)
         self._saved -= ended

@@ -42,17 +42,29 @@ async def test_a_saved_job_goes_on_and_its_file_is_gone_when_it_has_ended(
     assert [answer.status_code for answer in answers] == [201, 201]
 
 
-async def test_a_file_that_is_written_while_its_job_ends_is_gone_with_the_next_save(
-    client: Client, folder: SpoolFolder, spool: JobSpool
+class LateSpool(JobSpool):
+    """Writes only when it may."""
+
+    def __init__(self, folder: SpoolFolder) -> None:
+        super().__init__(folder, RERUN_FORMATS, INFO)
+        self.may_write = asyncio.Event()
+
+    async def save(self, *args: Any, **options: Any) -> frozenset[str]:
+        await self.may_write.wait()
+        return await super().save(*args, **options)
+
+
+async def test_a_file_that_is_written_after_its_job_has_ended_is_deleted_at_once(
+    client: Client, folder: SpoolFolder
 ) -> None:
-    maker = HalfwayConductor()
+    maker, spool = HalfwayConductor(), LateSpool(folder)
     calls = await begin(client, spool, maker)
-    saving = asyncio.ensure_future(newest(client).save())
+    saving = asyncio.create_task(newest(client).save())
     maker.go.set()
     await asyncio.gather(*calls)
-    await saving
     await newest(client).drain()
-    await newest(client).save()
+    spool.may_write.set()
+    await saving
     assert folder.ids() == []
 
 
@@ -91,6 +103,6 @@ async def test_a_process_that_stops_does_not_take_up_what_it_has_just_spooled(
     newest(client).resume()
     await newest(client).stop()
     await asyncio.gather(*calls)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.5)
     assert len(maker.tasks) == 2
     assert len(folder.ids()) == 1
