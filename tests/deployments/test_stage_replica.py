@@ -152,6 +152,7 @@ async def test_an_image_whose_sender_renews_nothing_leaves_the_engine_within_ten
     meter, denoiser = InMemoryMeter(), ConstantDenoiser()
     models = ModelCache.of(analytic_model(denoiser))
     replica = StageReplica(config(demo_folder(Stage.BASE)), lambda: meter, lambda _: models)
+    denoiser.patience = 60
     denoiser.gate.clear()
     end = StageSegment(Stage.BASE, 150, last=True, sender="gone")
     task = asyncio.create_task(_all_events(replica, end))
