@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from functools import partial
 from itertools import count
 from typing import Any
+from uuid import uuid4
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
@@ -41,9 +42,12 @@ class OwedWorkRouter(DispatchingRouter):
     go to any replica, as Serve has it.
     """
 
-    def initialize_state(self, images: int = 1, **_: Any) -> None:
-        """Begin without requests; `images` step together on a replica, until it reports itself."""
-        self._fleet = Fleet(images)
+    def initialize_state(self, images: int = 1, sender: str | None = None, **_: Any) -> None:
+        """Begin without requests; `images` step together on a replica, until it reports itself.
+
+        `sender` is another one in each process: by default at random.
+        """
+        self._fleet = Fleet(images, uuid4().hex if sender is None else sender)
         self._dispatcher = Dispatcher(self._fleet)
         self._waiting: dict[str, PendingRequest] = {}  # by a key of our own
         self._keys = count()

@@ -81,7 +81,7 @@ def replicas(*doubles: CountingReplica) -> list[RunningReplica]:
 @asynccontextmanager
 async def routing(*doubles: CountingReplica) -> AsyncIterator[OwedWorkRouter]:
     router = OwedWorkRouter(STAGE, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
-    router.initialize_state()
+    router.initialize_state(sender="")  # which of equal replicas is first is known
     router.update_replicas(replicas(*doubles))
     yield router
     stop_routing(router)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
+from zlib import crc32
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable, turn_kind
@@ -98,8 +99,14 @@ class _Replica:
 class Fleet:
     """The replicas of a stage. The process that sends images to them is the only writer."""
 
-    def __init__(self, images: int) -> None:
-        """Begin without replicas; `images` step together on one, until it reports itself."""
+    def __init__(self, images: int, sender: str = "") -> None:
+        """Begin without replicas; `images` step together on one, until it reports itself.
+
+        Each of several processes that send images is another `sender`: among replicas that are
+        equal and were never chosen, each begins with another one. Reports show the others' images
+        half a second late, so that they would all choose the same replica until then.
+        """
+        self._sender = sender
         self._replicas: dict[str, _Replica] = {}
         self._last_chosen: dict[str, int] = {}  # by replica: grows with each choice
         self._max_images = 0
@@ -114,7 +121,7 @@ class Fleet:
         for id in self._replicas.keys() - replicas:
             self._charge_ended(self._replicas[id].images, {})
         self._replicas = {id: self._replicas.get(id) or _Replica() for id in replicas}
-        self._last_chosen = {id: self._last_chosen.get(id, 0) for id in replicas}
+        self._last_chosen = {id: self._last_chosen.get(id, self._first(id)) for id in replicas}
         self._max_images = max_images
 
     def apply_report(self, id: str, wire: Wire, now: float) -> bool:
@@ -237,6 +244,10 @@ class Fleet:
         loaded = replica.report is None or sample.model_key in replica.report.models
         load_seconds = 0.0 if loaded else image.load_seconds
         return ReplicaLoad(id, size, loads, load_seconds).with_key(key, image.step_seconds)
+
+    def _first(self, id: str) -> int:
+        """Return the order of a replica that was never chosen, another one for each sender."""
+        return -crc32(f"{self._sender} {id}".encode()) if self._sender else 0
 
     def _charge(self, caller: Caller, seconds: float) -> None:
         self._charges[caller] = self._charges.get(caller, 0.0) + seconds

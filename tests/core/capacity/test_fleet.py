@@ -69,6 +69,21 @@ def test_images_of_one_request_go_to_replicas_in_turn() -> None:
     assert sorted(chosen) == ["r1", "r2", "r3"]
 
 
+def test_several_senders_begin_with_replicas_of_their_own() -> None:
+    ids, chosen = [f"r{number}" for number in range(8)], []
+    for number in range(8):
+        known = Fleet(4, sender=f"ingress-{number}")
+        known.set_replicas(ids, max_images=MANY)
+        order = []
+        for image_number in range(8):
+            sample = image(str(image_number))
+            order.append(rank(known, sample)[0])
+            send(known, order[-1], sample)
+        assert sorted(order) == ids  # then it takes the others in turn
+        chosen.append(order[0])
+    assert len(set(chosen)) >= 4
+
+
 def test_a_short_image_goes_past_the_replica_with_a_long_one() -> None:
     known = fleet("r1", "r2")
     send(known, "r1", image("long", steps=150))
