@@ -5,11 +5,12 @@ Settings are read once, where the graph is built, and every deployment gets what
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from serve_app.config.app_args import AppArgs, DeploymentScale
@@ -171,6 +172,18 @@ def bind_graph(
         graceful_shutdown_timeout_s=1,
         ray_actor_options={"num_cpus": 0, "num_gpus": 0, "resources": node},
     )
+    return bind_ingress(config, ledger.bind(place), base, refiner, scale, drain)
+
+
+def bind_ingress(
+    config: IngressConfig,
+    ledger: Application | DeploymentHandle[Any],
+    base: Application | DeploymentHandle[Any],
+    refiner: Application | DeploymentHandle[Any] | None,
+    scale: DeploymentScale,
+    drain: float,
+) -> Application:
+    """Bind the ingress over what it calls, which may be running already."""
     return (
         cast(Deployment, serve.deployment(serve.ingress()(IngressReplica)))
         .options(
@@ -191,7 +204,7 @@ def bind_graph(
                 scale.min_replicas, scale.effective_max_replicas, _REQUESTS_PER_INGRESS
             ),
         )
-        .bind(config, ledger.bind(place), base, refiner)
+        .bind(config, ledger, base, refiner)
     )
 
 

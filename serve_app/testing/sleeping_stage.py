@@ -1,6 +1,6 @@
 """Replicas whose networks sleep for a stated time: real engine, Ray and HTTP, pretended GPUs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,17 @@ def ingress_config(
     refiner: bool,
     max_total_replicas: int | None = None,
     access_policy: AccessPolicy | None = None,
+    caller_weights: Mapping[str, float] | None = None,
     spool: Path | None = None,
 ) -> IngressConfig:
     """Return the config of the ingress in front of sleeping replicas."""
     info = service_info(refiner=refiner)
-    config = HttpConfig(info=info, access_policy=access_policy or AccessPolicy(), spool=spool)
+    config = HttpConfig(
+        info=info,
+        access_policy=access_policy or AccessPolicy(),
+        caller_weights=caller_weights or {},
+        spool=spool,
+    )
     return IngressConfig(
         partial(open_ingress, config),
         info.models,

@@ -5,7 +5,7 @@ from ray import serve
 
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.events import ReplicaStats
-from serve_app.testing.faulty_service import DEPLOYMENTS, FaultyArgs, build
+from serve_app.testing.faulty_service import DEPLOYMENTS, FaultyArgs, build, build_ingress
 from tests.support.ports import free_port
 
 _OBJECT_STORE = 150 * 2**20  # bytes
@@ -28,6 +28,11 @@ def start(port: int) -> None:
 def deploy(app: str, route: str, args: FaultyArgs) -> None:
     """Deploy the application, and return when it runs."""
     serve.run(build(args), name=app, route_prefix=route)
+
+
+def deploy_ingress(app: str, route: str, args: FaultyArgs, stages: str) -> None:
+    """Deploy an ingress of its own over another application's stages."""
+    serve.run(build_ingress(args, stages), name=app, route_prefix=route)
 
 
 def delete(app: str) -> None:

@@ -165,6 +165,17 @@ def own_service(ray: OwnRay, folder: Path, **args: Any) -> Iterator[ChaosService
         ray.call(ray_calls.delete, "chaos")
 
 
+@contextmanager
+def other_ingress(ray: OwnRay, service: ChaosService) -> Iterator[str]:
+    """Deploy an ingress of its own over the service's stages; yield what its routes begin with."""
+    app = "apart"
+    try:
+        ray.call(ray_calls.deploy_ingress, app, f"/{app}", service.args, service.app)
+        yield f"/{app}"
+    finally:
+        ray.call(ray_calls.delete, app)
+
+
 def _args(folder: Path, args: dict[str, Any]) -> FaultyArgs:
     return FaultyArgs(ledger=folder / "ledger.sqlite", strikes=folder / "strikes", **args)
 
