@@ -38,7 +38,7 @@ from serve_app.core.service.tasks import UNSUSPECTED, ImageSnapshot
 from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.engine_metrics import EngineMetrics
 from serve_app.deployments.stage_config import ModelSource, StageConfig
-from serve_app.deployments.watchdog import Watchdog
+from serve_app.deployments.watchdog import Watchdog, end_process
 from serve_app.process import allocator
 from serve_app.runtime.build import model_loaders
 from serve_app.runtime.checkpoints.bundled import demo_folder
@@ -148,7 +148,10 @@ class StageReplica:
         self._report_number, self._idle_reports = 0, 0
         self._last_report: dict[str, Any] = {}
         self._engine = Engine(
-            models, snapshot_every=config.snapshot_interval_steps, on_step=self._metrics.on_step
+            models,
+            snapshot_every=config.snapshot_interval_steps,
+            on_step=self._metrics.on_step,
+            on_unwell=end_process,
         )
         self._engine.start()
         self._watchdog = Watchdog(lambda: self._engine.current_turn)

@@ -7,7 +7,7 @@ thread and must not block. `turn` is synchronous, so that a test can be the engi
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import torch
@@ -45,14 +45,13 @@ from serve_app.runtime.turn_counts import TurnCounts
 
 logger = logging.getLogger("aura.engine")
 
-# Seconds in which the news that a sample runs alone leaves the process, which the sample may end.
-_QUARANTINE_NOTICE = 0.05
+_QUARANTINE_NOTICE = 0.05  # seconds in which the news leaves the process, which may end
 
 
 class Engine:
     """The samples of one replica, stepped together.
 
-    `on_step` is called after each step, on the engine's thread, and must not block.
+    Its thread calls `on_step` after each step, and `on_unwell` with the reason, to end the process.
     """
 
     def __init__(
@@ -63,6 +62,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
         on_step: OnStep | None = None,
+        on_unwell: Callable[[str], None] | None = None,
     ) -> None:
         self.models = models
         self._scheduler: StepScheduler[torch.Tensor] = StepScheduler(
@@ -82,7 +82,7 @@ class Engine:
         self._lock = threading.RLock()
         self.current_turn: CurrentTurn | None = None  # None: idle. Any thread may read it
         self._free_at = 0.0  # when the last turn ended, or the wait for a command
-        self._diagnosis = FaultDiagnosis(clock)
+        self._diagnosis = FaultDiagnosis(clock, pause, on_unwell)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -162,7 +162,6 @@ class Engine:
         self.current_turn = CurrentTurn.of(plan, self._clock(), self._account.cost_table)
         if self._subscriptions.notify_turn(plan, self._clock()):
             self._pause(_QUARANTINE_NOTICE)
-        faulty: Sequence[DeviceSample] = ()
         fault: AuraError = latents_not_finite()
         try:
             results, image = self._run_plan(plan)
@@ -177,6 +176,7 @@ class Engine:
             self._on_step(StepRecord.of(plan, began, self._free_at - began))
         for sample in faulty:
             self._end(sample, fault)
+        self._diagnosis.end_if_unwell()
         return True
 
     def _run(self) -> None:
@@ -207,9 +207,9 @@ class Engine:
         self._subscriptions.add(sample.id, listener, sample.index, self._clock())
 
     def _quarantine_steps(self, sample: HostSample) -> int:
-        lanes = self._account.cost_table.batch_size(sample.model_key).rows
-        step = turn_kind(WorkKind.STEP, sample, lanes=lanes)
-        seconds = self._account.cost_table.seconds(step)
+        costs = self._account.cost_table
+        lanes = costs.batch_size(sample.model_key).rows
+        seconds = costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=lanes))
         return steps_between_snapshots(self._snapshot_every, seconds) + 2  # some on their way
 
     def _drop(self, id: str, listener: Listener) -> None:
@@ -278,11 +278,11 @@ class Engine:
 
     def _fail(
         self, plan: Plan[torch.Tensor], error: Exception
-    ) -> tuple[Sequence[DeviceSample], AuraError]:
+    ) -> tuple[list[DeviceSample], AuraError]:
         """Settle a turn that failed; return the samples that end with it, and with what.
 
-        The samples of a step take it again, each alone, so that only those end that fail on their
-        own. One that runs out of memory alone has one more turn, with everything freed.
+        The samples of a step take it again, each alone, so that only those end that fail alone.
+        One that runs out of memory alone has one more turn, with everything freed.
         """
         fault = to_domain_error(error)
         if not isinstance(fault, CallerError | NumericFault | ProfileChanged):
@@ -295,12 +295,12 @@ class Engine:
             self._scheduler.settle(plan, ())
             if isinstance(fault, OutOfMemory) and len(plan.samples) == 1:
                 if self._subscriptions[plan.samples[0].id].takes_retry():
-                    return (), fault
+                    return [], fault
                 fault = image_too_large()
             for sample in plan.samples:
                 self._scheduler.cancel(sample.id)
-        left = (sample for sample in plan.samples if sample.id not in self._scheduler)
-        return [sample for sample in left if sample.id in self._subscriptions], fault
+        left = (s for s in plan.samples if s.id not in self._scheduler)
+        return [s for s in left if s.id in self._subscriptions], fault
 
     def _end(self, sample: DeviceSample, fault: AuraError) -> None:
         """End a sample that failed, and all others if the replica is to blame."""

@@ -26,6 +26,7 @@ _MIN_PAUSE = 10.0  # seconds between two examinations
 _MAX_SHARE = 0.02  # of the device's time that examinations may take
 _IN_A_ROW = 3  # failed turns without a step in between, after which
 _HASTE = 10  # times as many examinations may be made
+_NOTICE = 1.0  # seconds in which the end of its images leaves a process that ends
 
 
 class FaultDiagnosis:
@@ -35,10 +36,19 @@ class FaultDiagnosis:
     never do, and they can't make it spend more than a small share of its time on examinations: the
     faults in between are blamed on the images. While nothing but failures happens the share is
     larger, since a broken replica that fails at once would take more images than any other.
+
+    `on_unwell` ends the process, if it is given. Where turns raise it is called at once: as after a
+    crash, images continue from their snapshots, and those that were running are suspects. Where
+    numbers are wrong the images are notified before, since their snapshots can't be trusted.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
+        on_unwell: Callable[[str], None] | None = None,
+    ) -> None:
+        self._clock, self._pause_for, self._on_unwell = clock, pause, on_unwell
         self._pause_began, self._pause = float("-inf"), 0.0  # before the next examination
         self._failed_turns = 0  # in a row
         self._failure = ""
@@ -75,7 +85,14 @@ class FaultDiagnosis:
             began = self._clock()
             self._test(partial(models.failed_self_test, sample.model_key))
             self._end_examination(began)
+            self._end_process()
         return self.unwell or fault
+
+    def end_if_unwell(self) -> None:
+        """End the process of a replica that is unwell, when its images know."""
+        if self._failure and self._on_unwell:
+            self._pause_for(_NOTICE)
+            self._end_process()
 
     def _examine(self, model: StageModel, sample: DeviceSample, fault: NumericFault) -> AuraError:
         """Return the error of a numeric fault: the image's with a remedy, or the replica's.
@@ -108,6 +125,10 @@ class FaultDiagnosis:
         self._failure = failed_self_test()
         if self._failure:
             logger.error("this replica fails its self-test: %s", self._failure)
+
+    def _end_process(self) -> None:
+        if self._failure and self._on_unwell:
+            self._on_unwell(f"the self-test fails: {self._failure}")
 
     def _end_examination(self, began: float) -> None:
         self._pause_began = self._clock()

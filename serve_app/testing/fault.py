@@ -24,6 +24,7 @@ class FaultKind(StrEnum):
     NAN = "nan"  # the network's output is not a number
     SLOW = "slow"  # the step takes `size` times as long
     FAIL = "fail"  # the network raises
+    BREAK = "break"  # the network raises, and so does everything after it, as on a broken device
     LEAK = "leak"  # `size` MiB are never freed
 
 

@@ -40,6 +40,7 @@ SCALE = 4
 NOISE = NoiseConfig.from_scheduler_config({})
 _PICTURE = (8, 8, 3)
 _leaked: list[bytearray] = []
+_broken: list[Fault] = []  # what has broken this process's device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +104,8 @@ class SleepingDenoiser:
     ) -> torch.Tensor:
         """Sleep for one step, then return the denoised latents."""
         height, width = (8 * SCALE * side for side in x.shape[-2:])
+        if _broken:
+            raise RuntimeError("the device was broken before")
         faults = [self._faults(at) for at in inputs]
         slow = (f.size for row in faults for f in row if f.kind is FaultKind.SLOW)
         slowest = max(slow, default=1.0)
@@ -197,6 +200,9 @@ def _act(fault: Fault) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case FaultKind.STOP:
             os.kill(os.getpid(), signal.SIGSTOP)
+        case FaultKind.BREAK:
+            _broken.append(fault)
+            raise RuntimeError("a fault that the prompt asks for, which breaks the device")
         case FaultKind.FAIL:
             raise RuntimeError("a fault that the prompt asks for")
         case FaultKind.LEAK:

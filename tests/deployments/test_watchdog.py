@@ -88,6 +88,30 @@ def test_a_process_whose_main_thread_hangs_ends_with_the_stated_status_and_a_lin
     assert "this replica ends its own process: a turn has taken" in done.stderr
 
 
+def test_a_replica_on_whose_device_nothing_runs_any_more_ends_its_process() -> None:
+    code = (
+        "import asyncio\n"
+        "from serve_app.core.diffusion.spec import ImageSpec, Stage\n"
+        "from serve_app.core.service.metrics import InMemoryMeter\n"
+        "from serve_app.simulator.gpu_speed import GpuSpeed\n"
+        "from serve_app.testing.sleeping_networks import NOISE\n"
+        "from serve_app.testing.sleeping_stage import SleepingStage, stage_config\n"
+        "from tests.support.engine_runs import sample_of, whole\n"
+        "import pathlib\n"
+        "config, speed = stage_config(Stage.BASE, images=4), GpuSpeed().scaled(1e-6)\n"
+        "stage = SleepingStage(config, speed, InMemoryMeter, pathlib.Path('unused'))\n"
+        "text, size = 'fault:break@2', {'width': 64, 'height': 64}\n"
+        "spec = ImageSpec(prompt=text, seed=1, steps=9, guidance=5, **size)\n"
+        "sample = sample_of(spec, noise=NOISE)\n"
+        "async def advance():\n"
+        "    async for event in stage.advance(sample, whole(sample)): pass\n"
+        "asyncio.run(advance())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == EXIT_STATUS
+    assert "ends its own process: the self-test fails: it could not run" in done.stderr
+
+
 def test_a_process_ends_although_a_thread_that_hangs_has_the_lock_of_its_log() -> None:
     code = (
         "import logging, sys, threading, time\n"

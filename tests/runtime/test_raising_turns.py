@@ -14,7 +14,9 @@ from serve_app.core.diffusion.sample import StageSegment, with_model
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import EngineFault, ReplicaUnwell
+from serve_app.core.service.events import Progress
 from serve_app.runtime.engine import Engine
+from serve_app.runtime.engine_events import Failed
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.stage_model import StageModel
@@ -145,6 +147,41 @@ def test_a_device_that_breaks_after_a_test_that_it_passed_is_found_soon() -> Non
     assert ends == [EngineFault] * 3 + [ReplicaUnwell] * 5
     with pytest.raises(EngineFault, match="the self-test fails"):
         engine.check()
+
+
+def test_a_process_whose_device_is_broken_ends_as_in_a_crash_before_it_blames_its_images() -> None:
+    denoiser, events = RaisingDenoiser(), list[object]()
+    model = analytic_model(denoiser)
+    model.record_self_test()
+    engine = Engine(
+        ModelCache.of(model), snapshot_every=5, pause=events.append, on_unwell=events.append
+    )
+    denoiser.is_broken = True
+    engine.submit(sample_of(SPEC), END, events.append)
+    drain(engine)
+    begun, reason, *after = events
+    assert begun == Progress(0)
+    assert reason == "the self-test fails: it could not run: RuntimeError"
+    assert isinstance(after[0], Failed)  # where the process goes on all the same
+
+
+def test_images_of_a_process_whose_numbers_are_wrong_know_it_before_it_ends() -> None:
+    denoiser, events = ConstantDenoiser(), list[object]()
+    model = analytic_model(denoiser)
+    model.record_self_test()
+    engine = Engine(
+        ModelCache.of(model), snapshot_every=5, pause=events.append, on_unwell=events.append
+    )
+    denoiser.target = float("nan")
+    for number in range(2):
+        engine.submit(
+            sample_of(SPEC, str(number)), StageSegment(Stage.BASE, 1, last=False), events.append
+        )
+    drain(engine)
+    ends = [event.error for event in events if isinstance(event, Failed)]
+    assert [type(error) for error in ends] == [ReplicaUnwell] * 2
+    reason = "the self-test fails: the image's latents are not finite (NaN or infinite)"
+    assert events[-2:] == [1.0, reason]
 
 
 class StuckLatents(torch.Tensor):

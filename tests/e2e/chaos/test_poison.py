@@ -38,6 +38,11 @@ POISONS = {
     "after-a-snapshot": Poison(
         "at one step after a snapshot", "fault:kill@12", "a-key-for-after-a-snapshot"
     ),
+    "by-breaking-the-device": Poison(
+        "by an error after which nothing runs on the device",
+        "fault:break@12",
+        "a-key-for-by-breaking-the-device",
+    ),
     "after-every-snapshot": Poison(
         "once after every snapshot, so that it gets further with each death",
         " ".join(f"fault:kill@{step}*1" for step in range(6, 96, 5)),
