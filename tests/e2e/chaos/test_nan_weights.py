@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from serve_app.cli.console import FAILED
+from serve_app.cli.console import REFUSED
 from serve_app.core.diffusion.spec import Stage
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from tests.e2e.chaos.measure import sampled
@@ -55,7 +55,7 @@ def test_one_nan_weight_is_named_at_the_start_and_makes_no_picture(
         "never a success; the file and tensor named at load",
     )
     assert 201 not in statuses
-    assert status == FAILED
+    assert status == REFUSED
     assert any(
         f"{network}/{file.name}, whose tensor {tensor} is damaged: 1 NaN" in s for s in named
     )
