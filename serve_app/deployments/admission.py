@@ -73,9 +73,9 @@ class Admission:
             left = 0.0 if deadline is None else deadline - now
             raise _error(verdict.refusal, verdict.decision, left, verdict.retry_after)
         self._meter.record(REQUESTS_ADMITTED)
-        self._control.jobs += 1
+        self._control.begin_job(caller)
         context = ExitStack()
-        context.callback(self._end_job)
+        context.callback(self._control.end_job, caller)
         for image in images:
             self.backlog.add(image)
         return context
@@ -110,9 +110,6 @@ class Admission:
         for stage, its_pool in self._pools.items():
             if costs and its_pool is pool and not self.backlog.costs[stage].is_calibrated:
                 self.backlog.set_costs(stage, costs)
-
-    def _end_job(self) -> None:
-        self._control.jobs -= 1
 
     def _watch(self) -> None:
         """Keep the number of replicas up to date while there are jobs."""
@@ -153,5 +150,5 @@ def _error(refusal: Refusal, decision: Decision, left: float, retry_after: int) 
         case Refusal.QUEUE:
             problem = f"the queue is full: others' work takes about {decision.others:.0f} s"
         case Refusal.OPEN_REQUESTS:
-            problem = "as many requests are open as may be"
+            problem = "as many requests are open as may be, in all or of one caller"
     return Overloaded(problem, retry_after=retry_after)

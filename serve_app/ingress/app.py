@@ -62,7 +62,9 @@ def build_api(
         policy,
         proxy_sets_request_id=proxy_sets_request_id,
         meter=meter or InMemoryMeter(),
-        guard=partial(OpenRequestsMiddleware, maker=conductor, max_jobs=max_jobs),
+        guard=partial(
+            OpenRequestsMiddleware, maker=conductor, max_jobs=max_jobs, caller_of=jobs.caller
+        ),
     )
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
+from serve_app.core.caller import Caller
 from serve_app.core.errors import RateLimited
 from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.events import JobDone, JobEvent, JobStarted, last_result
@@ -91,6 +92,10 @@ class JobService:
         self._spool = spool
         self._runs = JobRuns(maker, ledger, rate_limit, daily_quotas, caller_weights, spool)
         self._resuming: asyncio.Task[None] | None = None
+
+    def caller(self, name: str) -> Caller:
+        """Return a caller with its weight."""
+        return self._runs.caller(name)
 
     async def run(self, generation: GenerationJob, context: RequestContext) -> JobResult:
         """Return a job's images: the end of its `stream`. Raises the named errors of the domain.

@@ -53,11 +53,12 @@ def wrap(
     """Return the app with all middleware around it.
 
     `proxy_sets_request_id` says that the proxy in front adds X-Request-Id to responses, as Serve's
-    does. `meter` records every request. `guard` stands behind CORS, before a body is read.
+    does. `meter` records every request. `guard` stands where the caller is known, before a body is
+    read.
     """
     limited = BodyLimitMiddleware(LastResortMiddleware(app), policy)
     cors = CorsMiddleware(
-        guard(AccessMiddleware(limited, policy)),
+        AccessMiddleware(guard(limited), policy),
         allow_origins=list(policy.origins),
         allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
         allow_headers=[*_ALLOWED_HEADERS, *_OPENAI_HEADERS],

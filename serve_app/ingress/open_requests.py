@@ -3,13 +3,17 @@
 Jobs are bounded by admission. But a request is open before its job is admitted, while its body is
 read; and requests with one idempotency key wait for one job. Calls about a job wait for the ledger.
 Ray Serve lets a request wait, health checks included, when too many are open, so they are refused
-before that.
+before that. The last quarter of the places is shared by callers, as `has_room` says: a caller who
+sends slow bodies does not keep others from sending theirs.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.core.caller import Caller
+from serve_app.core.capacity.open_requests import has_room
 from serve_app.core.capacity.virtual_queue import bounded_retry
 from serve_app.core.errors import Overloaded
 from serve_app.ingress.access import is_public
@@ -21,40 +25,59 @@ _REQUESTS_PER_JOB = 2
 _CALLS_PER_JOB = 1  # the same of calls that send nothing: those about a job
 
 
-@dataclass(slots=True)
-class _Bound:
-    limit: int
-    open: int = 0
+class _OpenRequests:
+    """The requests that are open, by caller, and how many may be."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._numbers: Counter[Caller] = Counter()
+
+    def has_room(self, caller: Caller) -> bool:
+        return has_room(self._numbers, caller, self._limit)
+
+    def begin(self, caller: Caller) -> None:
+        self._numbers[caller] += 1
+
+    def end(self, caller: Caller) -> None:
+        self._numbers[caller] -= 1
+        if not self._numbers[caller]:
+            del self._numbers[caller]
 
 
 class OpenRequestsMiddleware:
     """Refuses requests while too many are open.
 
     POST has a bound of its own, so that jobs can be read and cancelled while no new one is taken.
-    Pages, their files, the licences and probes are not counted: no queue holds them up.
+    Pages, their files, the licences and probes are not counted: no queue holds them up. `caller_of`
+    returns the caller of a name.
     """
 
-    def __init__(self, app: ASGIApp, maker: Maker, max_jobs: int) -> None:
+    def __init__(
+        self, app: ASGIApp, maker: Maker, max_jobs: int, caller_of: Callable[[str], Caller]
+    ) -> None:
         self._app = app
         self._maker = maker
-        self._posts = _Bound(_REQUESTS_PER_JOB * max_jobs)
-        self._calls = _Bound(_CALLS_PER_JOB * max_jobs)
+        self._caller_of = caller_of
+        self._posts = _OpenRequests(_REQUESTS_PER_JOB * max_jobs)
+        self._calls = _OpenRequests(_CALLS_PER_JOB * max_jobs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http" or is_public(scope["method"], scope["state"]["path"]):
             await self._app(scope, receive, send)
             return
-        bound = self._posts if scope["method"] == "POST" else self._calls
-        if bound.open >= bound.limit:
+        requests = self._posts if scope["method"] == "POST" else self._calls
+        caller = self._caller_of(scope["state"]["caller"])
+        if not requests.has_room(caller):
             seconds = self._maker.owed_seconds()
             error = Overloaded(
-                "as many requests are open as may be", retry_after=bounded_retry(seconds)
+                "as many requests are open as may be, in all or of one caller",
+                retry_after=bounded_retry(seconds)
             )
             await respond_to_exception(error, scope["state"], seconds)(scope, receive, send)
             return
-        bound.open += 1
+        requests.begin(caller)
         try:
             await self._app(scope, receive, send)
         finally:
-            bound.open -= 1
+            requests.end(caller)

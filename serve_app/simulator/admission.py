@@ -38,16 +38,16 @@ class SimAdmission:
 
     def begin(self, id: str, image: OwedImage) -> None:
         """Count an image as admitted."""
-        self._control.jobs += 1
+        self._control.begin_job(image.caller)
         self.update(id, image)
 
     def update(self, id: str, image: OwedImage) -> None:
         """Take note of what an image still needs."""
         self._control.owed.put(id, image)
 
-    def end(self, id: str) -> None:
+    def end(self, id: str, caller: Caller) -> None:
         """Take note that an image has ended."""
-        self._control.jobs -= 1
+        self._control.end_job(caller)
         self._control.owed.remove(id)
 
 

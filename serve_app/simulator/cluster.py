@@ -173,9 +173,10 @@ class Cluster:
 
     def _end(self, id: str) -> _ImageProgress:
         """Take an image off the books, however it ended."""
-        self._admission.end(id)
+        progress = self._progress.pop(id)
+        self._admission.end(id, progress.caller)
         self._expected -= 1
-        return self._progress.pop(id)
+        return progress
 
     def _enter_next_stage(self, sample: SimSample) -> None:
         progress = self._progress[sample.id]

@@ -16,6 +16,7 @@ from math import ceil
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.fair_share import Amounts, served_before
+from serve_app.core.capacity.open_requests import has_room
 from serve_app.core.diffusion.spec import Stage
 
 # Predicted waits are off by some share, and a job that comes late is worth nothing: so a deadline
@@ -29,7 +30,7 @@ OPTIMISM = 0.8
 class Refusal(StrEnum):
     """Why a job is refused."""
 
-    OPEN_REQUESTS = "open_requests"  # there are too many jobs, whatever they take
+    OPEN_REQUESTS = "open_requests"  # there are too many jobs, in all or of its caller
     QUEUE = "queue"  # it would have to wait longer than anybody may
     DEADLINE = "deadline"  # it would be late because of the others
     IMPOSSIBLE = "impossible_deadline"  # it would be late even in an idle service
@@ -120,12 +121,12 @@ class Decision:
 def decide(
     newcomer: Newcomer,
     queues: Mapping[Stage, StageQueue],
-    open_requests: int,
+    open_requests: Amounts,
     limits: AdmissionLimits,
 ) -> Decision:
     """Return whether a job is admitted beside what is owed at each stage.
 
-    A job that finds nothing owed is refused only if its deadline is impossible, or if too many
+    `open_requests` are the numbers of open jobs, by caller. A job that finds nothing owed is refused only if its deadline is impossible, or if too many
     requests are open. What its own caller sent before counts only against its deadline.
     """
     own = _own_seconds(newcomer.works, queues, sure=False)
@@ -142,7 +143,7 @@ def decide(
     left = newcomer.seconds_left
     if left is not None and left < OPTIMISM * _own_seconds(newcomer.works, queues, sure=True):
         refusal = Refusal.IMPOSSIBLE
-    elif open_requests >= limits.open_requests:
+    elif not has_room(open_requests, newcomer.caller, limits.open_requests):
         refusal, fits_in = Refusal.OPEN_REQUESTS, _seconds_per_job(queues, open_requests)
     elif others > limits.queue_seconds:  # while it shrinks, the caller's own work is done too
         refusal, fits_in = Refusal.QUEUE, (others - limits.queue_seconds) * wait / others
@@ -189,6 +190,7 @@ def _own_seconds(
     return sum(work.isolated for work in works) + longest
 
 
-def _seconds_per_job(queues: Mapping[Stage, StageQueue], open_requests: int) -> float:
+def _seconds_per_job(queues: Mapping[Stage, StageQueue], open_requests: Amounts) -> float:
     """Return the mean seconds until one of the open jobs is done."""
-    return max((queue.drain_seconds for queue in queues.values()), default=0.0) / open_requests
+    seconds = max((queue.drain_seconds for queue in queues.values()), default=0.0)
+    return seconds / sum(open_requests.values())

@@ -57,13 +57,28 @@ class AdmissionControl:
 
     def __init__(self, stages: Collection[Stage], limits: AdmissionLimits) -> None:
         self.owed = OwedWork(stages)
-        self.jobs = 0  # accepted here, and not ended
         self.limits = limits
+        self._jobs: dict[Caller, int] = {}  # accepted here, and not ended
         self._stages = stages
         self._sent_away = VirtualQueue()
         self._others = IngressLoad()
         self._others_count = 0
         self._others_at = 0.0
+
+    @property
+    def jobs(self) -> int:
+        """The jobs that were accepted here, and have not ended."""
+        return sum(self._jobs.values())
+
+    def begin_job(self, caller: Caller) -> None:
+        """Count a job as accepted."""
+        self._jobs[caller] = self._jobs.get(caller, 0) + 1
+
+    def end_job(self, caller: Caller) -> None:
+        """Count a job that was accepted as ended."""
+        self._jobs[caller] -= 1
+        if not self._jobs[caller]:
+            del self._jobs[caller]
 
     def judge(
         self,
@@ -86,7 +101,7 @@ class AdmissionControl:
             for stage in self._stages
         }
         newcomer = Newcomer(caller, tuple(works), left)
-        decision = decide(newcomer, queues, self.jobs + others.jobs, self.limits)
+        decision = decide(newcomer, queues, total(self._jobs, others.jobs), self.limits)
         if decision.refusal is None or decision.refusal is Refusal.IMPOSSIBLE:
             return Verdict(decision)
         self._sent_away, retry_after = self._sent_away.drain(now, others.sent_away).book(
@@ -102,7 +117,7 @@ class AdmissionControl:
         """Return what was accepted here, for the other processes."""
         self._sent_away = self._sent_away.drain(now, self._others.sent_away)
         return IngressLoad(
-            self.jobs,
+            dict(self._jobs),
             {stage: self.owed.images(stage) for stage in self._stages},
             {stage: dict(self.owed.by_caller(stage)) for stage in self._stages},
             self._sent_away.booked,

@@ -11,7 +11,7 @@ from serve_app.core.caller import Caller
 from serve_app.core.capacity.fair_share import Amounts, folded, total
 from serve_app.core.diffusion.spec import Stage
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 _MAX_CALLERS = 200  # that are named on the wire; of more, those that owe least are one caller
 
 
@@ -19,7 +19,7 @@ _MAX_CALLERS = 200  # that are named on the wire; of more, those that owe least 
 class IngressLoad:
     """The jobs of one or several ingress processes, and what their images will take."""
 
-    jobs: int = 0
+    jobs: Amounts = field(default_factory=dict)  # numbers
     images: Mapping[Stage, int] = field(default_factory=dict)  # that are not done with the stage
     owed: Mapping[Stage, Amounts] = field(default_factory=dict)  # GPU-seconds
     sent_away: Amounts = field(default_factory=dict)  # seconds; see `VirtualQueue`
@@ -27,7 +27,7 @@ class IngressLoad:
     def scaled(self, factor: float) -> "IngressLoad":
         """Return the load of that many processes of the same kind."""
         return IngressLoad(
-            round(self.jobs * factor),
+            _scaled(self.jobs, factor),
             {stage: round(images * factor) for stage, images in self.images.items()},
             {stage: _scaled(owed, factor) for stage, owed in self.owed.items()},
             _scaled(self.sent_away, factor),
@@ -37,7 +37,7 @@ class IngressLoad:
         """Return the load in plain values."""
         return {
             "version": WIRE_VERSION,
-            "jobs": self.jobs,
+            "jobs": _to_wire(self.jobs),
             "images": {str(stage): count for stage, count in self.images.items()},
             "owed": {str(stage): _to_wire(owed) for stage, owed in self.owed.items()},
             "sentAway": _to_wire(self.sent_away),
@@ -50,7 +50,7 @@ class IngressLoad:
             return None
         try:
             return cls(
-                wire["jobs"],
+                _from_wire(wire["jobs"]),
                 {Stage(stage): count for stage, count in wire["images"].items()},
                 {Stage(stage): _from_wire(owed) for stage, owed in wire["owed"].items()},
                 _from_wire(wire["sentAway"]),
@@ -64,7 +64,7 @@ def sum_of(loads: Iterable[IngressLoad]) -> IngressLoad:
     loads = list(loads)
     stages = {stage for load in loads for stage in load.owed}
     return IngressLoad(
-        sum(load.jobs for load in loads),
+        total(*(load.jobs for load in loads)),
         {stage: sum(load.images.get(stage, 0) for load in loads) for stage in stages},
         {stage: total(*(load.owed.get(stage, {}) for load in loads)) for stage in stages},
         total(*(load.sent_away for load in loads)),

@@ -17,7 +17,7 @@ from serve_app.core.capacity.admission import (
 )
 from serve_app.core.diffusion.spec import Stage
 
-ADA, BEA = Caller("ada"), Caller("bea")
+ADA, BEA, CY = Caller("ada"), Caller("bea"), Caller("cy")
 LIMITS = AdmissionLimits(queue_seconds=100, open_requests=50)
 IMAGE = StageWork(Stage.BASE, 1, amortized=1.0, isolated=4.0)
 
@@ -39,19 +39,20 @@ def judged(
     *works: StageWork,
     refiner: StageQueue | None = None,
     caller: Caller = ADA,
-    open_requests: int = 1,
+    open_requests: int = 1,  # of a caller who has nothing owed
     limits: AdmissionLimits = LIMITS,
 ) -> Decision:
     queues = {Stage.BASE: base, Stage.REFINER: refiner or queue()}
-    return decide(Newcomer(caller, works or (IMAGE,), seconds_left), queues, open_requests, limits)
+    newcomer = Newcomer(caller, works or (IMAGE,), seconds_left)
+    return decide(newcomer, queues, {CY: open_requests}, limits)
 
 
 def test_before_anything_is_known_only_the_number_of_requests_counts() -> None:
     newcomer = Newcomer(ADA, (), seconds_left=0.001)
-    assert decide(newcomer, {Stage.BASE: queue(1e6)}, 49, LIMITS) == Decision(None)
-    refused = decide(newcomer, {Stage.BASE: queue()}, 50, LIMITS)
+    assert decide(newcomer, {Stage.BASE: queue(1e6)}, {CY: 49}, LIMITS) == Decision(None)
+    refused = decide(newcomer, {Stage.BASE: queue()}, {CY: 50}, LIMITS)
     assert refused.refusal is Refusal.OPEN_REQUESTS
-    assert decide(newcomer, {}, 50, LIMITS).fits_in == 0
+    assert decide(newcomer, {}, {CY: 50}, LIMITS).fits_in == 0
 
 
 def test_an_idle_service_admits_all_that_it_could_make_in_time() -> None:

@@ -26,14 +26,21 @@ class Ingress(AdmissionControl):
     def __init__(self, limits: AdmissionLimits | None = None) -> None:
         super().__init__((Stage.BASE,), limits or AdmissionLimits(10.0, 1000))
         self._callers = count()
+        self._open: list[Caller] = []
 
     def ask(self, now: float, deadline: float | None = None, by: Caller | None = None) -> Verdict:
         caller = by or Caller(f"{id(self)}-{next(self._callers)}")
         verdict = self.judge(caller, [IMAGE], now + 4, deadline, CAPACITY, now)
         if verdict.refusal is None:
-            self.jobs += 1
+            self.begin_job(caller)
+            self._open.append(caller)
             self.owed.put(str(self.jobs), OwedImage(caller, now + 4, {Stage.BASE: 1.0}))
         return verdict
+
+    def end(self) -> None:
+        """End the job that was admitted last."""
+        self.owed.remove(str(self.jobs))
+        self.end_job(self._open.pop())
 
     def admit_all(self, count: int, now: float) -> int:
         """Return how many of so many requests are admitted."""
@@ -61,8 +68,7 @@ def test_a_client_that_ignores_its_retry_after_is_not_sent_away_for_ever_longer(
         assert verdict.retry_after <= 1 + bound / 0.9 + 1
         most = max(most, *ingress.load(quarter / 4).sent_away.values(), 0.0)
         if quarter % 4 == 0:
-            ingress.owed.remove(str(ingress.jobs))
-            ingress.jobs -= 1
+            ingress.end()
     assert verdict.refusal in (None, Refusal.OPEN_REQUESTS)
     assert bound - 0.25 <= most <= bound  # a quarter of a second may have drained
     assert not ingress.load(600 + bound / 0.9).sent_away
@@ -92,7 +98,7 @@ def test_without_news_each_other_process_counts_as_much_as_this_one() -> None:
     second.update_others([first.load(0.0)], 0.0)
     late = 3 * EXCHANGE_INTERVAL_S + 0.1
     assert second.admit_all(50, now=late) == 6  # half of what one process alone admits
-    assert second.others(late).jobs == 6
+    assert sum(second.others(late).jobs.values()) == 6
     assert second.drain_seconds(CAPACITY, late) == 12
 
 
@@ -119,8 +125,7 @@ def test_a_stale_view_admits_too_much_by_what_arrives_between_two_exchanges(
         owed = sum(ingress.owed.total(Stage.BASE) for ingress in ingresses)
         assert owed <= 11 + (processes - 1) * per_interval
         busiest = max(ingresses, key=lambda ingress: ingress.owed.total(Stage.BASE))
-        busiest.owed.remove(str(busiest.jobs))
-        busiest.jobs -= 1
+        busiest.end()
     assert owed >= 10
 
 
@@ -131,3 +136,23 @@ def test_the_number_of_open_requests_is_that_of_all_processes() -> None:
     second.update_others([first.load(0.0)], 0.0)
     assert second.admit_all(50, now=0.0) == 3
     assert second.ask(0.0).refusal is Refusal.OPEN_REQUESTS
+
+
+def test_one_caller_s_jobs_leave_room_for_others_on_every_process() -> None:
+    """Four images a second are made, so that nobody waits long, and Ada's wait is a minute."""
+    first, second = Ingress(AdmissionLimits()), Ingress(AdmissionLimits())
+    while first.ask(0.0, by=ADA).refusal is None:
+        pass
+    assert first.jobs == 192
+    second.update_others([first.load(0.0)], 0.0)
+    assert second.ask(0.0, by=ADA).refusal is Refusal.OPEN_REQUESTS
+    bea = Caller("bea")
+    assert [second.ask(0.0, by=bea).refusal for _ in range(33)] == [
+        *[None] * 32,
+        Refusal.OPEN_REQUESTS,
+    ]
+    assert second.ask(0.0, by=Caller("cy")).refusal is None
+    for _ in range(60):
+        first.end()
+    second.update_others([first.load(0.0)], 0.0)
+    assert second.ask(0.0, by=bea).refusal is None  # three quarters are anybody's

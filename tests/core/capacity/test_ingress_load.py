@@ -9,7 +9,7 @@ from serve_app.core.capacity.ingress_load import IngressLoad, sum_of
 from serve_app.core.diffusion.spec import Stage
 
 ADA, BEA = Caller("ada"), Caller("bea", 2.0)
-LOAD = IngressLoad(3, {Stage.BASE: 4}, {Stage.BASE: {ADA: 5.0, BEA: 1.0}}, {ADA: 7.0})
+LOAD = IngressLoad({ADA: 2, BEA: 1}, {Stage.BASE: 4}, {Stage.BASE: {ADA: 5.0, BEA: 1.0}}, {ADA: 7.0})
 
 
 def test_a_load_travels_as_json() -> None:
@@ -21,8 +21,9 @@ def test_a_load_travels_as_json() -> None:
     "wire",
     [
         {},
-        {"version": 2},
         {"version": 1},
+        {"version": 2},
+        {**LOAD.to_wire(), "jobs": 3},
         {**LOAD.to_wire(), "owed": {"upscaler": []}},
         {**LOAD.to_wire(), "sentAway": [["ada"]]},
         {**LOAD.to_wire(), "sentAway": None},
@@ -44,8 +45,8 @@ def test_of_many_callers_those_that_owe_least_are_one() -> None:
 
 
 def test_loads_add_up_and_scale() -> None:
-    both = sum_of([LOAD, IngressLoad(1, {}, {Stage.REFINER: {BEA: 2.0}}), LOAD])
-    assert both.jobs == 7
+    both = sum_of([LOAD, IngressLoad({BEA: 1}, {}, {Stage.REFINER: {BEA: 2.0}}), LOAD])
+    assert both.jobs == {ADA: 4, BEA: 3}
     assert both.images == {Stage.BASE: 8, Stage.REFINER: 0}
     assert both.owed == {Stage.BASE: {ADA: 10.0, BEA: 2.0}, Stage.REFINER: {BEA: 2.0}}
     assert both.sent_away == {ADA: 14.0}
