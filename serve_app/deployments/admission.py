@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import Context
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from serve_app.core.caller import Caller
-from serve_app.core.capacity.admission import AdmissionLimits, Decision, Refusal
+from serve_app.core.capacity.admission import AdmissionLimits, Decision, Refusal, StageWork
 from serve_app.core.capacity.admission_control import (
     EXCHANGE_INTERVAL_S,
     AdmissionControl,
     StageCapacity,
+    Verdict,
 )
 from serve_app.core.capacity.ingress_load import IngressLoad
 from serve_app.core.diffusion.spec import Stage
@@ -69,9 +70,7 @@ class Admission:
         capacities = {pool: self._capacity(pool, images) for pool in self._clients}
         verdict = self._control.judge(caller, works, due, deadline, capacities, now)
         if verdict.refusal is not None:
-            self._meter.record(REQUESTS_REFUSED, reason=verdict.refusal)
-            left = 0.0 if deadline is None else deadline - now
-            raise _error(verdict.refusal, verdict.decision, left, verdict.retry_after)
+            self._raise_refusal(verdict, deadline, now)
         self._meter.record(REQUESTS_ADMITTED)
         self._control.begin_job(caller)
         context = ExitStack()
@@ -80,11 +79,27 @@ class Admission:
             self.backlog.add(image)
         return context
 
+    def check_room(self, caller: Caller, deadline: float | None) -> None:
+        """Return unless a job of the caller would be refused whatever its images take.
+
+        Raises `Overloaded`. A job that may be admitted here may still be refused by `admit`.
+        """
+        now = asyncio.get_running_loop().time()
+        calibrated = self.backlog.is_calibrated
+        works = [StageWork(pool, 1, 0.0, 0.0) for pool in self._clients if calibrated]
+        verdict = self._control.judge(caller, works, now, deadline, self._capacities(), now)
+        if verdict.refusal not in (None, Refusal.IMPOSSIBLE):
+            self._raise_refusal(verdict, deadline, now)
+
+    def send_away(self, caller: Caller) -> int:
+        """Book a request that is refused before its job is known; return its Retry-After."""
+        now = asyncio.get_running_loop().time()
+        return self._control.send_away(caller, self._capacities(), now)
+
     def drain_seconds(self) -> float:
         """Return the predicted seconds until everything that was admitted is done."""
         now = asyncio.get_running_loop().time()
-        capacities = {pool: StageCapacity(self._replicas.get(pool, 1)) for pool in self._clients}
-        return self._control.drain_seconds(capacities, now)
+        return self._control.drain_seconds(self._capacities(), now)
 
     def load(self) -> dict[str, Any]:
         """Return what was admitted here, in plain values for the other ingress processes."""
@@ -125,6 +140,21 @@ class Admission:
             if not self._control.jobs:
                 return
             await asyncio.sleep(EXCHANGE_INTERVAL_S)
+
+    def _raise_refusal(self, verdict: Verdict, deadline: float | None, now: float) -> NoReturn:
+        assert verdict.refusal is not None
+        self._meter.record(REQUESTS_REFUSED, reason=verdict.refusal)
+        left = 0.0 if deadline is None else deadline - now
+        raise _error(verdict.refusal, verdict.decision, left, verdict.retry_after)
+
+    def _capacities(self) -> dict[Stage, StageCapacity]:
+        """Return the replicas of each pool, as far as they don't depend on a job's model."""
+        return {
+            pool: StageCapacity(
+                self._replicas.get(pool, 1), self.backlog.costs[pool].max_batch_images
+            )
+            for pool in self._clients
+        }
 
     def _capacity(self, pool: Stage, images: Sequence[ImageInFlight]) -> StageCapacity:
         model = replace(images[0].sample, stage=pool).model_key

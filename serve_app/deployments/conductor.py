@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, aclosing
 from dataclasses import replace
 from typing import Any
 
+from serve_app.core.caller import Caller
 from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.demand import Demand
@@ -109,6 +110,21 @@ class Conductor:
                 self._meter.record(IMAGES, outcome=refused, model=label)
             raise
 
+    def check_room(self, caller: Caller, deadline: float | None) -> None:
+        """Return if a job of the caller might be admitted whose images are not known yet.
+
+        Raises `Draining`, or `Overloaded` for a job that would be refused whatever it takes.
+        """
+        self._check_draining()
+        self._admission.check_room(caller, deadline)
+
+    def send_away(self, caller: Caller) -> int:
+        """Take note of a request that is refused before its job is known; return its Retry-After.
+
+        In seconds.
+        """
+        return self._admission.send_away(caller)
+
     async def run(self, task: ImageTask) -> AsyncGenerator[ImageEvent, None]:
         """Make one image: stream its events, at last `Generated`. Closing the stream cancels it.
 
@@ -200,8 +216,7 @@ class Conductor:
         return name if name in self._models else "unknown"
 
     def _admit(self, tasks: Sequence[ImageTask]) -> AbstractContextManager[object]:
-        if self._draining:
-            raise Draining("the service is shutting down and takes no new images")
+        self._check_draining()
         images = [self._image_of(task) for task in tasks]
         for image, task in zip(images, tasks, strict=True):
             self._convictions.check(
@@ -217,6 +232,10 @@ class Conductor:
             self._admitted[image.sample.id] = image
             context.callback(self._forget, image)
         return context
+
+    def _check_draining(self) -> None:
+        if self._draining:
+            raise Draining("the service is shutting down and takes no new images")
 
     def _image_of(self, task: ImageTask) -> ImageInFlight:
         """Return the task's image before its first step. Raises `ModelNotFound`."""

@@ -33,7 +33,7 @@ class AccessPolicy:
     hosts: tuple[str, ...] = ()  # names besides localhost; "*.example.org" and "*" are understood
     origins: tuple[str, ...] = ()
     max_body_bytes: int = BODY_LIMIT
-    max_open_body_bytes: int = OPEN_BODIES_LIMIT  # of all bodies that are being read
+    max_open_body_bytes: int = OPEN_BODIES_LIMIT  # of bodies being read, and of decoded images
     body_read_timeout: float = 60.0  # seconds until the next piece of a body must arrive
 
     def check_host(self, path: str, host: str) -> None:

@@ -6,20 +6,19 @@ and unfolds while it is read.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.core.errors import Overloaded
 from serve_app.ingress.access import AccessPolicy
+from serve_app.ingress.body_budget import BodyBudget, BodyShare
 from serve_app.ingress.content_encoding import ACCEPTED, Decoder, open_decoder
 from serve_app.ingress.door import ErrorResponse
 from serve_app.ingress.errors import respond, respond_to_exception
 from serve_app.ingress.http_errors import BodyTimeout, PayloadTooLarge, UnsupportedMediaType
 
-_SMALL = 2**18  # bytes of a body that is read whatever the others take
 _MAX_DIGITS = 18  # of a Content-Length that is worth parsing
 _UNKNOWN_CODING = ErrorResponse(
     415,
@@ -27,61 +26,6 @@ _UNKNOWN_CODING = ErrorResponse(
     f"Content-Encoding must be {ACCEPTED.replace(', ', ' or ')}, or absent",
     headers={"Accept-Encoding": ACCEPTED},  # RFC 9110, section 15.5.16
 )
-
-
-class BodyBudget:
-    """The bytes of all request bodies in memory, of which each body takes its share."""
-
-    def __init__(self, max_body_bytes: int, max_open_bytes: int) -> None:
-        self._max_body_bytes = max_body_bytes
-        self._max_open_bytes = max_open_bytes
-        self._bytes = 0
-
-    @contextmanager
-    def open_share(self) -> Iterator["BodyShare"]:
-        """Yield the share of one body, and give it back at the end."""
-        share = BodyShare(self)
-        try:
-            yield share
-        finally:
-            share.release()
-
-    def check(self, body_bytes: int, more_bytes: int = 0) -> None:
-        """Return if a body of this size may stay, of which `more_bytes` are to arrive.
-
-        Raises `PayloadTooLarge` if it never may, `Overloaded` if it may when others are done.
-        """
-        if body_bytes > self._max_body_bytes:
-            raise PayloadTooLarge(self._max_body_bytes)
-        if body_bytes > _SMALL and self._bytes + more_bytes > self._max_open_bytes:
-            raise Overloaded("too many large request bodies are being read")
-
-    def add(self, number: int) -> None:
-        """Count bytes that came into memory, or left it where negative."""
-        self._bytes += number
-
-
-class BodyShare:
-    """The bytes of one request body in memory."""
-
-    def __init__(self, budget: BodyBudget) -> None:
-        self._budget = budget
-        self._bytes = 0
-
-    def add(self, number: int) -> None:
-        """Count bytes that were read; raise what `BodyBudget.check` raises, with none counted."""
-        self._bytes += number
-        self._budget.add(number)
-        try:
-            self._budget.check(self._bytes)
-        except (PayloadTooLarge, Overloaded):
-            self.release()
-            raise
-
-    def release(self) -> None:
-        """Give back all bytes of the body."""
-        self._budget.add(-self._bytes)
-        self._bytes = 0
 
 
 class LimitedBody:
@@ -157,34 +101,34 @@ class BodyLimitMiddleware:
     """Hands every request a body that keeps its limits, decoded where it is compressed.
 
     Refuses a body that announces too much, alone or beside others, or a coding that is not read.
+    `send_away` returns the Retry-After of a caller who is refused.
     """
 
-    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
+    def __init__(self, app: ASGIApp, policy: AccessPolicy, send_away: Callable[[str], int]) -> None:
         self._app = app
         self._policy = policy
-        self._budget = BodyBudget(policy.max_body_bytes, policy.max_open_body_bytes)
+        self._budget = BodyBudget(policy.max_body_bytes, policy.max_open_body_bytes, send_away)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, limit = Headers(scope=scope), self._policy.max_body_bytes
-        announced = _content_length(headers)
-        try:
-            self._budget.check(announced, announced)
-        except (PayloadTooLarge, Overloaded) as error:
-            await respond_to_exception(error, scope["state"], 0)(scope, receive, send)
-            return
-        decoder = None
-        if _has_body(headers):
+        state, headers, limit = scope["state"], Headers(scope=scope), self._policy.max_body_bytes
+        with self._budget.open_share(state["caller"]) as share:
             try:
-                decoder = open_decoder(",".join(headers.getlist("content-encoding")))
-            except LookupError:
-                await respond(_UNKNOWN_CODING, scope["state"])(scope, receive, send)
+                share.announce(_content_length(headers))
+            except (PayloadTooLarge, Overloaded) as error:
+                await respond_to_exception(error, state, 0)(scope, receive, send)
                 return
-        with self._budget.open_share() as share:
-            scope["state"]["body"] = share
+            decoder = None
+            if _has_body(headers):
+                try:
+                    decoder = open_decoder(",".join(headers.getlist("content-encoding")))
+                except LookupError:
+                    await respond(_UNKNOWN_CODING, state)(scope, receive, send)
+                    return
+            state["body"] = share
             body = LimitedBody(receive, share, self._policy.body_read_timeout, decoder, limit)
             await self._app(scope, body, send)
 

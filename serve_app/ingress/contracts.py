@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from serve_app.core.caller import Caller
 from serve_app.core.service.events import ImageEvent
 from serve_app.core.service.info import Health, LedgerHealth
 from serve_app.core.service.jobs import (
@@ -29,6 +30,19 @@ class Maker(Protocol):
 
         Raises named errors: among them `Overloaded`, and `DeadlineExceeded` for a deadline that
         can't be met. A refused job leaves nothing behind.
+        """
+
+    def check_room(self, caller: Caller, deadline: float | None) -> None:
+        """Return if a job of the caller might be admitted whose images are not known yet.
+
+        Raises `Draining`, or `Overloaded` for a job that would be refused whatever it takes.
+        `deadline` is when it must be done, in the event loop's time.
+        """
+
+    def send_away(self, caller: Caller) -> int:
+        """Take note of a request that is refused before its job is known.
+
+        Returns the seconds after which it should be sent again.
         """
 
     def run(self, task: ImageTask) -> AsyncGenerator[ImageEvent, None]:

@@ -27,6 +27,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 16_800_000
 MAX_SIDE = 8192
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; MAX_PIXELS is lower and refuses
+RGB_BYTES = 3  # of a pixel
 _NOTICEABLE_CUT = 0.01  # of an image; fitting sides to multiples of 8 mostly cuts less
 _DECODE_ERRORS = (  # what Pillow raises for damaged or forged files
     OSError,
@@ -70,6 +71,11 @@ class LoadedInputs:
     digests: Mapping[str, str] = field(default_factory=dict)
     prompt: str | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def byte_count(self) -> int:
+        """The bytes that the pixels take in memory."""
+        return len(self.inputs.init_image or b"")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,11 +44,16 @@ _JOIN_TIMEOUT_S = 20.0  # of one call that waits for the end of another process'
 _CANCEL_TIMEOUT_S = 2.0  # that a cancelled job may take to end
 
 
+# Keeps the bytes of a request's images counted beyond the request; returns what gives them back.
+HoldImages = Callable[[], Callable[[], None]]
+
+
 @dataclass(frozen=True, slots=True)
 class RequestContext:
     """Who sent a request to which route, and when; `key` and `fingerprint` make it idempotent.
 
     `arrived` is a time of the event loop, from which its deadline counts; None for now.
+    `hold_images` is called once a job needs the request's images.
     """
 
     caller: str
@@ -56,6 +61,7 @@ class RequestContext:
     key: str | None = None
     fingerprint: str = ""  # a digest of the body
     arrived: float | None = None
+    hold_images: HoldImages | None = None
 
 
 NO_SUCH_JOB = "you have no job with this id; results are kept for ten minutes"
@@ -123,6 +129,9 @@ class JobService:
             tasks = image_tasks(job, self._runs.caller(job.caller), generation, context.arrived)
             task = self._runs.begin(JobRun(job, generation, tasks, feed))
         task.add_done_callback(lambda _: feed.close())
+        if context.hold_images is not None:
+            give_back = context.hold_images()
+            task.add_done_callback(lambda _: give_back())
         try:
             async with aclosing(feed.read()) as events:
                 async for event in events:

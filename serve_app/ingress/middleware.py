@@ -48,15 +48,17 @@ def wrap(
     *,
     proxy_sets_request_id: bool,
     meter: Meter,
+    send_away: Callable[[str], int],
     guard: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> ASGIApp:
     """Return the app with all middleware around it.
 
     `proxy_sets_request_id` says that the proxy in front adds X-Request-Id to responses, as Serve's
-    does. `meter` records every request. `guard` stands where the caller is known, before a body is
+    does. `meter` records every request. `send_away` returns the Retry-After, in seconds, of a
+    caller whose body finds no room. `guard` stands where the caller is known, before a body is
     read.
     """
-    limited = BodyLimitMiddleware(LastResortMiddleware(app), policy)
+    limited = BodyLimitMiddleware(LastResortMiddleware(app), policy, send_away)
     cors = CorsMiddleware(
         AccessMiddleware(guard(limited), policy),
         allow_origins=list(policy.origins),

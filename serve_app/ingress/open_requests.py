@@ -66,15 +66,16 @@ class OpenRequestsMiddleware:
         if scope["type"] != "http" or is_public(scope["method"], scope["state"]["path"]):
             await self._app(scope, receive, send)
             return
-        requests = self._posts if scope["method"] == "POST" else self._calls
+        is_post = scope["method"] == "POST"
+        requests = self._posts if is_post else self._calls
         caller = self._caller_of(scope["state"]["caller"])
         if not requests.has_room(caller):
             seconds = self._maker.owed_seconds()
             error = Overloaded(
                 "as many requests are open as may be, in all or of one caller",
-                retry_after=bounded_retry(seconds)
+                retry_after=self._maker.send_away(caller) if is_post else bounded_retry(seconds),
             )
-            await respond_to_exception(error, scope["state"], seconds)(scope, receive, send)
+            await respond_to_exception(error, scope["state"], 0)(scope, receive, send)
             return
         requests.begin(caller)
         try:

@@ -12,12 +12,14 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
 from pydantic import BaseModel
+from starlette.datastructures import State
 from starlette.responses import Response
 
 from serve_app.core.diffusion.spec import SEED_RANGE
 from serve_app.core.service.events import JobEvent, JobStarted, last_result
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import JobResult
+from serve_app.ingress.body_budget import BodyShare
 from serve_app.ingress.contracts import Maker
 from serve_app.ingress.generation import (
     GenerationRequest,
@@ -26,8 +28,8 @@ from serve_app.ingress.generation import (
     plan_job,
 )
 from serve_app.ingress.generation_job import GenerationJob, RerunFormat
-from serve_app.ingress.image_input import InputFiles, LoadedInputs, load_inputs
-from serve_app.ingress.job_service import JobService, RequestContext
+from serve_app.ingress.image_input import RGB_BYTES, InputFiles, LoadedInputs, load_inputs
+from serve_app.ingress.job_service import HoldImages, JobService, RequestContext
 from serve_app.ingress.responses import add_warnings
 from serve_app.process import allocator
 
@@ -43,6 +45,7 @@ class ApiServices:
         self.conductor = conductor
         self.info = info
         self.version = version
+        self._reading = asyncio.Semaphore(_IMAGE_THREADS)
         self._readers = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="write")
 
@@ -51,27 +54,49 @@ class ApiServices:
         request: GenerationRequest | RefinementRequest,
         files: Sequence[InputFiles],
         rerun: RerunFormat,
-        caller: str,
+        state: State,
+        key: str | None,
     ) -> GenerationJob:
         """Take a request's files, one after the other, and return the job that it becomes.
 
-        The files cost most, so unknown names, illegal sizes and terms that were not accepted are
-        refused before they are read. Raises `InvalidRequest`, `ModelNotFound`, `TermsNotAccepted`,
-        `LedgerAway` or `InvalidImage`.
+        `state` is that of the HTTP request, and `key` its idempotency key. The files cost most, so
+        unknown names, illegal sizes, terms that were not accepted and a full queue are refused
+        before they are read; with a key the job may be there already, so that the queue is asked
+        later. Raises `InvalidRequest`, `ModelNotFound`, `TermsNotAccepted`, `LedgerAway`,
+        `Overloaded`, `Draining` or `InvalidImage`.
         """
         loaded: list[LoadedInputs] = []
         if files:
             model = check_names(request, self.info)
-            await self.jobs.terms.check(caller)
+            await self.jobs.terms.check(state.caller)
+            if key is None:
+                allowed = request.timeout_s
+                deadline = None if allowed is None else state.arrived + allowed
+                self.conductor.check_room(self.jobs.caller(state.caller), deadline)
             loop = asyncio.get_running_loop()
             size = request.size_for(model)
             for number, image_files in enumerate(files):
                 load = partial(
                     load_inputs, image_files, number, model.sizes, size, request.resize_mode
                 )
-                loaded.append(await loop.run_in_executor(self._readers, load))
+                pixels = model.sizes.max_pixels if size is None else size[0] * size[1]
+                loaded.append(await self._load(load, pixels * RGB_BYTES, state.body))
             loop.run_in_executor(self._readers, allocator.trim)
         return plan_job(request, loaded, self.info, draw_seed(), rerun)
+
+    async def _load(
+        self, load: Callable[[], LoadedInputs], max_bytes: int, share: BodyShare
+    ) -> LoadedInputs:
+        """Return the read files of one image, of at most `max_bytes`, counted in the share.
+
+        Whoever waits for a thread counts nothing yet.
+        """
+        async with self._reading:
+            share.add_image(max_bytes)
+            loop = asyncio.get_running_loop()
+            loaded = await loop.run_in_executor(self._readers, load)
+            share.give_back(max_bytes - loaded.byte_count)
+            return loaded
 
     async def run(self, job: GenerationJob, context: RequestContext, request: Request) -> JobResult:
         """Return a job's images. Raises the named errors of the domain."""
@@ -131,10 +156,12 @@ def request_context(
     """
     caller, route = request.state.caller, request.state.path
     arrived: float = request.state.arrived
+    hold: HoldImages = request.state.body.hold_images
     if key is None:
-        return RequestContext(caller, route, arrived=arrived)
+        return RequestContext(caller, route, arrived=arrived, hold_images=hold)
     text = body.model_dump_json(exclude=set(body.model_extra or ())) + uploads
-    return RequestContext(caller, route, key, sha256(text.encode()).hexdigest(), arrived)
+    digest = sha256(text.encode()).hexdigest()
+    return RequestContext(caller, route, key, digest, arrived, hold)
 
 
 def completed(response: Response, request: Request, result: JobResult) -> Response:

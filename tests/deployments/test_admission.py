@@ -12,7 +12,7 @@ from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.errors import DeadlineExceeded, Overloaded
+from serve_app.core.errors import DeadlineExceeded, Draining, Overloaded
 from serve_app.core.scheduling.work import BatchSize, WorkKind
 from serve_app.core.service.events import Progress, last_image
 from serve_app.core.service.info import ModelInfo
@@ -30,6 +30,7 @@ from tests.support.conductors import SPEC, conductor_of, generate
 from tests.support.engine_runs import NOISE
 from tests.support.stage_doubles import BlockedStage, CountingStage, StageEvents
 
+ADA = Caller("ada")
 _BASE = ModelKey(Stage.BASE, "demo")
 _STEP = TurnKind(WorkKind.STEP, _BASE, 64, 64, 4)
 SECOND_BASE = CostTable(  # a second a step
@@ -178,3 +179,29 @@ async def test_what_another_ingress_has_admitted_counts() -> None:
         await generate(second, timeout_s=40)
     base.release.set()
     await asyncio.gather(*base.tasks)
+
+
+async def test_a_job_whose_images_are_unknown_finds_out_that_there_is_no_room() -> None:
+    base = BlockedStage(free=1, costs=SECOND_BASE)
+    meter = InMemoryMeter()
+    limits = AdmissionLimits(queue_seconds=15, open_requests=3)
+    conductor = Conductor(base, None, [ModelInfo("demo", 64, NOISE)], meter, limits=limits)
+    conductor.check_room(ADA, deadline=0.0)  # nothing is known of costs
+    await generate(conductor, "warm")
+    loop = asyncio.get_running_loop()
+    for number in range(2):
+        conductor.check_room(ADA, loop.time() + 25)
+        conductor.admit([ImageTask(id=f"{number}-{n}", spec=SPEC, caller=ADA) for n in range(2)])
+    conductor.check_room(ADA, None)  # nothing of Ada's own counts
+    conductor.check_room(ADA, loop.time() - 1)  # it is late: `admit` says so
+    conductor.admit([ImageTask(id="2", spec=SPEC, caller=ADA)])
+    with pytest.raises(Overloaded, match="open"):
+        conductor.check_room(Caller("bea"), None)
+    assert meter.value(REQUESTS_REFUSED, reason=Refusal.OPEN_REQUESTS) == 1
+    waits = [conductor.send_away(Caller(name)) for name in ("bea", "cy", "dee")]
+    assert waits == sorted(set(waits))  # each comes at a time of its own
+    draining = asyncio.create_task(conductor.drain())
+    await asyncio.sleep(0)
+    with pytest.raises(Draining):
+        conductor.check_room(ADA, None)
+    draining.cancel()

@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from io import BytesIO
+from math import ceil
 from typing import Any
 
 from PIL import Image
 
+from serve_app.core.caller import Caller
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.errors import Overloaded
 from serve_app.core.service.events import Generated, GeneratedImage, ImageEvent
 from serve_app.core.service.info import Health, HealthStatus, License, ModelInfo, ServiceInfo
 from serve_app.core.service.tasks import ImageSnapshot, ImageTask
@@ -46,6 +49,8 @@ class FakeConductor:
         self.refused = 0  # jobs
         self.admitted: list[Sequence[ImageTask]] = []  # by job
         self.open_jobs = 0
+        self.room_checks = 0
+        self.sent_away: list[Caller] = []  # before their jobs were known
         self.others: Sequence[Mapping[str, Any]] = ()  # what other processes have
 
     def admit(self, tasks: Sequence[ImageTask]) -> AbstractContextManager[object]:
@@ -57,6 +62,15 @@ class FakeConductor:
         context = ExitStack()
         context.callback(self._end_job)
         return context
+
+    def check_room(self, caller: Caller, deadline: float | None) -> None:
+        self.room_checks += 1
+        if isinstance(self.refusal, Overloaded):
+            raise self.refusal
+
+    def send_away(self, caller: Caller) -> int:
+        self.sent_away.append(caller)
+        return ceil(self.owed)
 
     def _end_job(self) -> None:
         self.open_jobs -= 1

@@ -126,8 +126,9 @@ def decide(
 ) -> Decision:
     """Return whether a job is admitted beside what is owed at each stage.
 
-    `open_requests` are the numbers of open jobs, by caller. A job that finds nothing owed is refused only if its deadline is impossible, or if too many
-    requests are open. What its own caller sent before counts only against its deadline.
+    `open_requests` are the numbers of open jobs, by caller. A job that finds nothing owed is
+    refused only if its deadline is impossible, or if too many requests are open. What its own
+    caller sent before counts only against its deadline.
     """
     own = _own_seconds(newcomer.works, queues, sure=False)
     isolated = sum(work.isolated for work in newcomer.works)

@@ -24,6 +24,9 @@ from serve_app.core.capacity.virtual_queue import VirtualQueue
 from serve_app.core.diffusion.spec import Stage
 
 EXCHANGE_INTERVAL_S = 1.0  # between two exchanges of loads, while there are jobs
+# Seconds of the whole service that a job is taken for while nothing was measured: some number, so
+# that those who are refused come back one after the other and not all at once.
+_ASSUMED_JOB_S = 1.0
 _MAX_MISSED = 3  # exchanges in a row that may fail before the others' load counts as unknown
 
 
@@ -104,14 +107,15 @@ class AdmissionControl:
         decision = decide(newcomer, queues, total(self._jobs, others.jobs), self.limits)
         if decision.refusal is None or decision.refusal is Refusal.IMPOSSIBLE:
             return Verdict(decision)
-        self._sent_away, retry_after = self._sent_away.drain(now, others.sent_away).book(
-            caller,
-            decision.service_seconds,
-            decision.fits_in,
-            others.sent_away,
-            self.limits.queue_seconds,
-        )
-        return Verdict(decision, retry_after)
+        seconds = decision.service_seconds or self._mean_job_seconds(capacities, now)
+        return Verdict(decision, self._book(caller, seconds, decision.fits_in, now))
+
+    def send_away(
+        self, caller: Caller, capacities: Mapping[Stage, StageCapacity], now: float
+    ) -> int:
+        """Book a request that is refused before its job is known; return its Retry-After."""
+        seconds = self._mean_job_seconds(capacities, now)
+        return self._book(caller, seconds, seconds, now)
 
     def load(self, now: float) -> IngressLoad:
         """Return what was accepted here, for the other processes."""
@@ -144,6 +148,23 @@ class AdmissionControl:
             / max(1, capacities.get(stage, StageCapacity()).replicas)
             for stage in self._stages
         )
+
+    def _book(self, caller: Caller, seconds: float, fits_in: float, now: float) -> int:
+        """Book a job of so many seconds of the whole service; return its Retry-After."""
+        others = self.others(now).sent_away
+        self._sent_away, retry_after = self._sent_away.drain(now, others).book(
+            caller, seconds, fits_in, others, self.limits.queue_seconds
+        )
+        return retry_after
+
+    def _mean_job_seconds(self, capacities: Mapping[Stage, StageCapacity], now: float) -> float:
+        """Return the seconds of the whole service that a job takes, going by those that are open.
+
+        Where nothing is known of what they take, they are a guess.
+        """
+        jobs = self.jobs + sum(self.others(now).jobs.values())
+        owed = self.drain_seconds(capacities, now)
+        return owed / jobs if jobs and owed else _ASSUMED_JOB_S
 
     def _queue(
         self,

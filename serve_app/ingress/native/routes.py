@@ -196,7 +196,7 @@ async def _make_images(
     if media_type == PNG and body.image_count is None:
         body = body.model_copy(update={"image_count": 1})
     generation = body.to_domain(services.info)
-    job = await services.plan(generation, files, rerun, request.state.caller)
+    job = await services.plan(generation, files, rerun, request.state, key)
     result = await services.run(
         job, request_context(request, key, body, job.input_digests), request
     )

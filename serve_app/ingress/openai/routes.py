@@ -70,7 +70,7 @@ async def create_images(
     """Make images from a prompt."""
     model = _check(body, services.info)
     rerun = rerun_format(GENERATIONS, body)
-    job = await services.plan(body.to_domain(model), [], rerun, request.state.caller)
+    job = await services.plan(body.to_domain(model), [], rerun, request.state, key)
     job = job.with_warnings(*_warnings(body, job))
     return await _run(body, job, request_context(request, key, body), request, services)
 
@@ -88,7 +88,7 @@ async def edit_images(request: Request, services: Services, key: IdempotencyKey 
         model = _check(body, services.info)
         files = await edit.input_files(body.n or 1)
     rerun = rerun_format(EDITS, body)
-    job = await services.plan(body.to_domain(model), files, rerun, request.state.caller)
+    job = await services.plan(body.to_domain(model), files, rerun, request.state, key)
     job = job.with_warnings(*_warnings(body, job))
     if len(edit.images) > len(files):
         job = job.with_warnings(_passed_over(len(edit.images), len(files)))

@@ -1,6 +1,7 @@
 """What several ingress processes admit together, and when those who were sent away come back."""
 
 from itertools import count
+from math import ceil
 
 import pytest
 
@@ -136,6 +137,26 @@ def test_the_number_of_open_requests_is_that_of_all_processes() -> None:
     second.update_others([first.load(0.0)], 0.0)
     assert second.admit_all(50, now=0.0) == 3
     assert second.ask(0.0).refusal is Refusal.OPEN_REQUESTS
+
+
+def test_before_anything_is_known_those_who_are_refused_come_back_one_after_the_other() -> None:
+    ingress = AdmissionControl((Stage.BASE,), AdmissionLimits(open_requests=1))
+    ingress.begin_job(ADA)
+    callers = [Caller(f"caller {number}") for number in range(50)]
+    verdicts = [ingress.judge(caller, [], 0.0, None, CAPACITY, 0.0) for caller in callers]
+    assert {verdict.refusal for verdict in verdicts} == {Refusal.OPEN_REQUESTS}
+    waits = [verdict.retry_after for verdict in verdicts]
+    assert waits == sorted(waits)
+    assert waits[-1] - waits[0] in (54, 55)  # a second each is assumed, at nine tenths of the rate
+
+
+def test_a_request_refused_before_its_job_is_known_counts_as_one_of_the_open_jobs() -> None:
+    ingress = Ingress()
+    ingress.admit_all(5, now=0.0)
+    for number in range(5):  # whose jobs have two images: one of a second and one of three
+        ingress.owed.put(f"long {number}", OwedImage(ADA, 0.0, {Stage.BASE: 3.0}))
+    waits = [ingress.send_away(Caller(f"b {number}"), CAPACITY, 0.0) for number in range(4)]
+    assert waits == [ceil(4 + number * 4 / 0.9) for number in range(4)]
 
 
 def test_one_caller_s_jobs_leave_room_for_others_on_every_process() -> None:

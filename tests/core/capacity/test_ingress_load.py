@@ -9,7 +9,9 @@ from serve_app.core.capacity.ingress_load import IngressLoad, sum_of
 from serve_app.core.diffusion.spec import Stage
 
 ADA, BEA = Caller("ada"), Caller("bea", 2.0)
-LOAD = IngressLoad({ADA: 2, BEA: 1}, {Stage.BASE: 4}, {Stage.BASE: {ADA: 5.0, BEA: 1.0}}, {ADA: 7.0})
+LOAD = IngressLoad(
+    {ADA: 2, BEA: 1}, {Stage.BASE: 4}, {Stage.BASE: {ADA: 5.0, BEA: 1.0}}, {ADA: 7.0}
+)
 
 
 def test_a_load_travels_as_json() -> None:
