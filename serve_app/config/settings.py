@@ -172,11 +172,7 @@ class Settings(BaseModel):
         32, ge=1, le=1024, description="Longest request body, in MiB (2**20 bytes)"
     )
     max_open_bodies_mib: int = Field(
-        512,
-        ge=1,
-        le=65536,
-        description="Bodies that an ingress replica reads, and decoded images of its open jobs, "
-        "in MiB",
+        512, ge=1, le=65536, description="Bodies being read and images of open jobs, in MiB"
     )
     max_prompt_chars: int = Field(
         500,

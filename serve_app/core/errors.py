@@ -218,9 +218,17 @@ class LedgerDamaged(LedgerBroken):
 
 
 class DeadlineExceeded(AuraError):
-    """The image was not ready within the time its caller allowed."""
+    """The image was not ready within the time its caller allowed.
+
+    The service was slower than predicted when it was accepted, so the same request may succeed.
+    """
 
     code = "DEADLINE_EXCEEDED"
+
+
+class DeadlineImpossible(DeadlineExceeded):
+    """Not even an idle service makes the image within the time its caller allows."""
+
     is_final = True
 
 

@@ -19,9 +19,11 @@ from serve_app.core.capacity.admission_control import (
     StageCapacity,
     Verdict,
 )
+from serve_app.core.capacity.forecast import load_seconds
 from serve_app.core.capacity.ingress_load import IngressLoad
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.errors import AuraError, DeadlineExceeded, Overloaded
+from serve_app.core.errors import AuraError, DeadlineExceeded, DeadlineImpossible, Overloaded
 from serve_app.core.service.backlog import Backlog, ImageInFlight
 from serve_app.core.service.events import ReplicaStats
 from serve_app.core.service.metrics import (
@@ -51,6 +53,7 @@ class Admission:
         self.backlog = Backlog(pools, self._control.owed)
         self._meter = meter
         self._replicas: dict[Stage, int] = {}
+        self._models: dict[Stage, frozenset[ModelKey]] = {}  # that some replica has in memory
         self._watching: asyncio.Task[None] | None = None
 
     def admit(
@@ -68,7 +71,8 @@ class Admission:
         due = max(image.due for image in images)
         works = self.backlog.works(images)
         capacities = {pool: self._capacity(pool, images) for pool in self._clients}
-        verdict = self._control.judge(caller, works, due, deadline, capacities, now)
+        loading = self._load_seconds(images[0])
+        verdict = self._control.judge(caller, works, due, deadline, capacities, now, loading)
         if verdict.refusal is not None:
             self._raise_refusal(verdict, deadline, now)
         self._meter.record(REQUESTS_ADMITTED)
@@ -119,6 +123,7 @@ class Admission:
         if not stats:
             return
         self._replicas[pool] = len(stats)
+        self._models[pool] = frozenset(key for replica in stats for key in replica.engine.models)
         costs = next(
             (replica.engine.costs for replica in stats if replica.engine.costs.is_calibrated), None
         )
@@ -147,6 +152,19 @@ class Admission:
         left = 0.0 if deadline is None else deadline - now
         raise _error(verdict.refusal, verdict.decision, left, verdict.retry_after)
 
+    def _load_seconds(self, image: ImageInFlight) -> float:
+        """Return the seconds of loading the image's models, where no replica has or loads them.
+
+        The replicas are as they answered last, which was when this process last had a job.
+        """
+        seconds = 0.0
+        for segment in image.segments:
+            sample = replace(image.sample, stage=segment.stage)
+            key, models = sample.model_key, self._models.get(self._pools[segment.stage])
+            if models is not None and key not in models and key not in self.backlog.model_keys:
+                seconds += load_seconds(sample, self.backlog.costs[segment.stage])
+        return seconds
+
     def _capacities(self) -> dict[Stage, StageCapacity]:
         """Return the replicas of each pool, as far as they don't depend on a job's model."""
         return {
@@ -170,10 +188,16 @@ def _error(refusal: Refusal, decision: Decision, left: float, retry_after: int) 
     needed = decision.wait + decision.own
     match refusal:
         case Refusal.IMPOSSIBLE:
-            return DeadlineExceeded(
-                f"the image takes about {needed - decision.wait:.1f} s even alone, and "
+            return DeadlineImpossible(
+                f"the image takes about {decision.own:.1f} s even alone, and "
                 f"{max(0.0, left):.1f} s are left",
                 remedy="Allow more time, or fewer steps",
+            )
+        case Refusal.LOADING:
+            return DeadlineExceeded(
+                f"the image takes about {decision.own:.0f} s, since its model has to be loaded "
+                f"first, and {left:.0f} s are left",
+                remedy="Allow more time",
             )
         case Refusal.DEADLINE:
             problem = f"the image would take about {needed:.0f} s, and {left:.0f} s are left"

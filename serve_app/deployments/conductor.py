@@ -119,10 +119,7 @@ class Conductor:
         self._admission.check_room(caller, deadline)
 
     def send_away(self, caller: Caller) -> int:
-        """Take note of a request that is refused before its job is known; return its Retry-After.
-
-        In seconds.
-        """
+        """Book a request that is refused before its job is known; return its Retry-After."""
         return self._admission.send_away(caller)
 
     async def run(self, task: ImageTask) -> AsyncGenerator[ImageEvent, None]:

@@ -82,7 +82,7 @@ def error_response(
         headers["x-should-retry"] = "false"
     elif isinstance(error, core.Overloaded):
         headers["Retry-After"] = str(error.retry_after)
-    elif status == 503:
+    elif status in (503, 504):
         headers["Retry-After"] = str(bounded_retry(owed_seconds))
     details = []
     if isinstance(error, core.InvalidRequest):

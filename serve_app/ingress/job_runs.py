@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.admission_control import EXCHANGE_INTERVAL_S
-from serve_app.core.errors import Draining, LedgerAway, Loading, Overloaded, ServiceError
+from serve_app.core.errors import CallerError, Draining, LedgerAway, Loading, Overloaded
 from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.events import JobStarted
 from serve_app.core.service.job_errors import JobCancelled
@@ -174,7 +174,11 @@ class JobRuns:
         return JobState.CANCELLED, None
 
     async def _run(self, run: JobRun) -> JobResult:
-        """Return the job's result; the outbox reports its end to the ledger."""
+        """Return the job's result; the outbox reports its end to the ledger.
+
+        What was charged for images that were not delivered is given back, unless that is the
+        caller's doing: a cancelled job, or an error of the request.
+        """
         state, error, result = JobState.CANCELLED, None, None
         charged, refund, is_ours = 0.0, 0.0, True
         try:
@@ -193,6 +197,8 @@ class JobRuns:
         except asyncio.CancelledError:
             state, error = self._interruption()
             if error is OWNER_LOST:
+                if run.claim is None:  # with one, whoever asks again goes on without a new charge
+                    refund = charged
                 raise Draining("the service was stopped before this was done") from None
             raise JobCancelled("the job was cancelled") from None
         except TakenOver:
@@ -200,7 +206,7 @@ class JobRuns:
             raise
         except Exception as failure:
             state, error = JobState.FAILED, _job_error(failure, run)
-            if isinstance(failure, ServiceError):
+            if not isinstance(failure, CallerError):
                 refund = charged
             raise
         finally:
@@ -235,7 +241,7 @@ class JobRuns:
         error: JobError | None,
         result: JobResult | None,
     ) -> None:
-        """Remember how the job ended, and give back what a fault of the service has cost."""
+        """Remember how the job ended, and give the refund back to its caller."""
         await self._ledger.finish(run.job.id, self._owner, state, error, result)
         if run.file is not None or run.job.id in self._saved:
             await self._leave(run)

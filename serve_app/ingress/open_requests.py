@@ -25,6 +25,11 @@ _REQUESTS_PER_JOB = 2
 _CALLS_PER_JOB = 1  # the same of calls that send nothing: those about a job
 
 
+def max_open_requests(max_jobs: int) -> int:
+    """Return how many counted requests an ingress process may have open."""
+    return (_REQUESTS_PER_JOB + _CALLS_PER_JOB) * max_jobs
+
+
 class _OpenRequests:
     """The requests that are open, by caller, and how many may be."""
 

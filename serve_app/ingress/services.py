@@ -156,12 +156,12 @@ def request_context(
     """
     caller, route = request.state.caller, request.state.path
     arrived: float = request.state.arrived
-    hold: HoldImages = request.state.body.hold_images
+    hold_images: HoldImages = request.state.body.hold_images
     if key is None:
-        return RequestContext(caller, route, arrived=arrived, hold_images=hold)
+        return RequestContext(caller, route, arrived=arrived, hold_images=hold_images)
     text = body.model_dump_json(exclude=set(body.model_extra or ())) + uploads
     digest = sha256(text.encode()).hexdigest()
-    return RequestContext(caller, route, key, digest, arrived, hold)
+    return RequestContext(caller, route, key, digest, arrived, hold_images)
 
 
 def completed(response: Response, request: Request, result: JobResult) -> Response:

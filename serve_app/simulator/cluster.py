@@ -173,10 +173,9 @@ class Cluster:
 
     def _end(self, id: str) -> _ImageProgress:
         """Take an image off the books, however it ended."""
-        progress = self._progress.pop(id)
-        self._admission.end(id, progress.caller)
+        self._admission.end(id, self._progress[id].caller)
         self._expected -= 1
-        return progress
+        return self._progress.pop(id)
 
     def _enter_next_stage(self, sample: SimSample) -> None:
         progress = self._progress[sample.id]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from ray.serve import Deployment
 
 from serve_app.app import http
 from serve_app.config.app_args import AppArgs
@@ -12,6 +13,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import SettingsError
 from serve_app.deployments.graph import bind_service
 from serve_app.deployments.ingress_replica import IngressConfig
+from serve_app.ingress.open_requests import max_open_requests
 from tests.support.ray_private import build_app
 
 
@@ -21,15 +23,29 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def ingress_of(args: dict[str, Any], gpus: float, **settings: str) -> IngressConfig:
-    """Return the config of the ingress on a cluster with `gpus` GPUs."""
+def deployment_of(args: dict[str, Any], gpus: float, **settings: str) -> Deployment:
+    """Return the ingress on a cluster with `gpus` GPUs."""
     app_args = AppArgs.model_validate(args | {"settings": {"MODEL_DEVICE": "cuda"} | settings})
     built = build_app(
         bind_service(app_args, Cluster(({"CPU": 8, "GPU": gpus},)), 8, http), name="aura"
     )
     (ingress,) = (entry for entry in built.deployments if entry.name == "Ingress")
-    config: IngressConfig = ingress.init_args[0]
+    return ingress
+
+
+def ingress_of(args: dict[str, Any], gpus: float, **settings: str) -> IngressConfig:
+    """Return the config of the ingress on a cluster with `gpus` GPUs."""
+    config: IngressConfig = deployment_of(args, gpus, **settings).init_args[0]
     return config
+
+
+def test_serve_lets_an_ingress_have_far_more_requests_than_the_ingress_itself() -> None:
+    """What Serve holds back has to wait, health checks too, which the ingress does not count."""
+    most = 2000
+    with pytest.raises(SettingsError):
+        ingress_of({}, 4, MAX_OPEN_REQUESTS=str(most + 1))
+    ingress = deployment_of({}, 4, MAX_OPEN_REQUESTS=str(most))
+    assert ingress.max_ongoing_requests >= max_open_requests(most) + 1000
 
 
 SCALING = {"base": {"max_replicas": 3}, "refiner": {"max_replicas": 2}}

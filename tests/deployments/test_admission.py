@@ -12,7 +12,7 @@ from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.errors import DeadlineExceeded, Draining, Overloaded
+from serve_app.core.errors import DeadlineExceeded, DeadlineImpossible, Draining, Overloaded
 from serve_app.core.scheduling.work import BatchSize, WorkKind
 from serve_app.core.service.events import Progress, last_image
 from serve_app.core.service.info import ModelInfo
@@ -32,6 +32,7 @@ from tests.support.stage_doubles import BlockedStage, CountingStage, StageEvents
 
 ADA = Caller("ada")
 _BASE = ModelKey(Stage.BASE, "demo")
+_OTHER = ModelKey(Stage.BASE, "other")
 _STEP = TurnKind(WorkKind.STEP, _BASE, 64, 64, 4)
 SECOND_BASE = CostTable(  # a second a step
     {
@@ -40,6 +41,13 @@ SECOND_BASE = CostTable(  # a second a step
         replace(_STEP, work=WorkKind.DECODE, rows=0): 0.0,
     },
     {_BASE: BatchSize(2, 4)},
+)
+
+
+_LOAD = TurnKind(WorkKind.LOAD, _BASE)
+TWO_MODELS = CostTable(  # of which the other one is loaded within a minute
+    {**SECOND_BASE.seconds_by_turn, _LOAD: 5.0, replace(_LOAD, model=_OTHER): 60.0},
+    {**SECOND_BASE.batch_sizes, _OTHER: BatchSize(2, 4)},
 )
 
 
@@ -181,6 +189,30 @@ async def test_what_another_ingress_has_admitted_counts() -> None:
     await asyncio.gather(*base.tasks)
 
 
+async def test_a_model_that_must_be_loaded_first_takes_its_time() -> None:
+    """An idle replica has one model in memory; a minute was measured for loading the other."""
+    base = BlockedStage(free=2, costs=TWO_MODELS)
+    conductor = conductor_of(base, models=("demo", "other"))
+    await generate(conductor, "warm")
+    base.models = (_BASE,)
+    with conductor.admit([ImageTask(id="1", spec=SPEC, timeout_s=25)]):
+        await base.has_stats()
+    other = ImageTask(id="2", spec=replace(SPEC, model="other"), timeout_s=25)
+    with pytest.raises(DeadlineExceeded, match=r"about 80 s, since .* loaded .* 25 s") as refused:
+        conductor.admit([other])
+    assert not refused.value.is_final  # once somebody else has it loaded, it may succeed
+    with pytest.raises(DeadlineImpossible, match=r"even alone"):
+        conductor.admit([replace(other, timeout_s=15)])
+    patient = replace(other, timeout_s=85)
+    with conductor.admit([patient]), conductor.admit([replace(other, id="3")]):
+        pass  # while the model is being loaded, nobody knows how far that is
+    with pytest.raises(DeadlineExceeded, match="loaded"):
+        conductor.admit([replace(other, id="4")])
+    base.models = (_BASE, _OTHER)
+    await base.has_stats()
+    conductor.admit([replace(other, id="4")])
+
+
 async def test_a_job_whose_images_are_unknown_finds_out_that_there_is_no_room() -> None:
     base = BlockedStage(free=1, costs=SECOND_BASE)
     meter = InMemoryMeter()
@@ -198,7 +230,7 @@ async def test_a_job_whose_images_are_unknown_finds_out_that_there_is_no_room() 
     with pytest.raises(Overloaded, match="open"):
         conductor.check_room(Caller("bea"), None)
     assert meter.value(REQUESTS_REFUSED, reason=Refusal.OPEN_REQUESTS) == 1
-    waits = [conductor.send_away(Caller(name)) for name in ("bea", "cy", "dee")]
+    waits = [conductor.send_away(Caller(name)) for name in ("cy", "dee", "eve")]
     assert waits == sorted(set(waits))  # each comes at a time of its own
     draining = asyncio.create_task(conductor.drain())
     await asyncio.sleep(0)

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from serve_app.core.errors import DeadlineExceeded, Overloaded
+from serve_app.core.errors import DeadlineExceeded, DeadlineImpossible, Overloaded
 from serve_app.core.service.jobs import Job
 from tests.support.api import ORIGIN, Client
-from tests.support.fake_conductor import FakeConductor, WaitingConductor
+from tests.support.fake_conductor import FailingConductor, FakeConductor, WaitingConductor
 from tests.support.job_requests import BODY, KEY, post
 from tests.support.ledgers import WatchedLedger
 from tests.support.waiting import until_async
@@ -29,10 +29,22 @@ async def test_a_refused_request_learns_why_and_when_to_come_back(client: Client
 
 async def test_a_deadline_that_can_t_be_met_is_not_to_be_tried_again(client: Client) -> None:
     maker = FakeConductor()
-    maker.refusal = DeadlineExceeded("the image takes about 9 s even alone")
+    maker.refusal = DeadlineImpossible("the image takes about 9 s even alone")
     response = await post(client(maker))
     assert (response.status_code, response.headers["x-should-retry"]) == (504, "false")
+    assert response.json()["error"]["code"] == "DEADLINE_EXCEEDED"
     assert "Retry-After" not in response.headers
+
+
+@pytest.mark.parametrize("headers", [{}, KEY])
+async def test_what_was_late_because_of_the_service_may_be_tried_again(
+    client: Client, headers: dict[str, str]
+) -> None:
+    maker = FailingConductor(DeadlineExceeded("the image was not ready within 9 s"), at=0)
+    response = await post(client(maker), **headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "DEADLINE_EXCEEDED")
+    assert "x-should-retry" not in response.headers
+    assert response.headers["Retry-After"] == "13"
 
 
 async def test_a_refused_job_leaves_no_trace_in_the_ledger(

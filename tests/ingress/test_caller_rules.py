@@ -4,14 +4,22 @@ import asyncio
 from dataclasses import replace
 from functools import partial
 
-from serve_app.core.errors import OutOfMemory
+import pytest
+
+from serve_app.core.errors import (
+    DeadlineExceeded,
+    ImageKillsReplica,
+    NumericFault,
+    OutOfMemory,
+    SafetyBlock,
+)
 from serve_app.core.service.events import GeneratedImage
 from serve_app.core.service.moderation import WordList
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.tasks import ImageTask
 from serve_app.ingress.access import AccessPolicy, by_caller, digests
 from tests.support.api import Client
-from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
+from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor, WaitingConductor
 from tests.support.job_requests import ANONYMOUS, BODY, KEY, STRANGER
 from tests.support.ledgers import NoRefunds, WatchedLedger
 
@@ -65,16 +73,46 @@ async def test_what_the_quota_refuses_is_not_charged_to_the_rate_limit(
     assert small.status_code == 201
 
 
-async def test_what_failed_by_the_services_fault_costs_no_quota_either(client: Client) -> None:
-    failing = FailingConductor(OutOfMemory("no room"), at=0)
+@pytest.mark.parametrize(
+    ("failure", "statuses"),
+    [
+        (OutOfMemory("no room"), [503, 503]),
+        (DeadlineExceeded("the image was not ready within 9 s"), [504, 504]),
+        (NumericFault("the numbers overflow"), [500, 500]),
+        (RuntimeError("a mistake of ours"), [500, 500]),
+        (SafetyBlock("the picture is not to be shown"), [422, 429]),
+        (ImageKillsReplica("two replicas died with it"), [422, 429]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_what_was_not_delivered_costs_no_quota_unless_the_request_is_at_fault(
+    client: Client, failure: Exception, statuses: list[int]
+) -> None:
+    failing = FailingConductor(failure, at=0)
     policy, quotas = AccessPolicy(keys=digests(["a-secret"])), by_caller({"a-secret": 10.0})
     limited = client(failing, policy=policy, daily_quotas=quotas)
-    for _ in range(3):
-        response = await limited.post(
-            "/generate", json=TEN_MEGAPIXEL_STEPS, headers={"Authorization": "Bearer a-secret"}
-        )
-        assert response.status_code == 503
+    headers = {"Authorization": "Bearer a-secret"}
+    for status in statuses:
+        response = await limited.post("/generate", json=TEN_MEGAPIXEL_STEPS, headers=headers)
+        assert response.status_code == status
         await client.drain()
+
+
+async def test_what_a_stop_has_lost_costs_no_quota(client: Client) -> None:
+    policy, quotas = AccessPolicy(keys=digests(["a-secret"])), by_caller({"a-secret": 10.0})
+    headers = {"Authorization": "Bearer a-secret"}
+    waiting = WaitingConductor()
+    stopped = client(waiting, policy=policy, daily_quotas=quotas)
+    other = client(policy=policy, daily_quotas=quotas)
+    request = asyncio.create_task(
+        stopped.post("/generate", json=TEN_MEGAPIXEL_STEPS, headers=headers)
+    )
+    await waiting.begun.wait()
+    assert (await other.post("/generate", json=BODY, headers=headers)).status_code == 429
+    assert (await client.jobs[0].stop()).lost == 1
+    assert (await request).status_code == 503
+    served = await other.post("/generate", json=TEN_MEGAPIXEL_STEPS, headers=headers)
+    assert served.status_code == 201
 
 
 async def test_what_failed_by_the_services_fault_costs_nothing(client: Client) -> None:

@@ -52,6 +52,8 @@ class CountingStage:
         self.callers: list[Caller] = []  # of each call
         self.steps = 0
         self.closed = 0
+        self.models: tuple[ModelKey, ...] = ()  # in memory
+        self.stats_calls = 0
         self.kept: dict[str, ImageSnapshot] = {}  # by id: of images whose senders are gone
 
     async def advance(self, sample: Sample[Any], segment: StageSegment) -> StageEvents:
@@ -81,11 +83,20 @@ class CountingStage:
         """Wait until `count` samples have arrived."""
         await until_async(lambda: len(self.calls) >= count)
 
+    async def has_stats(self) -> None:
+        """Wait until the stats were read that are now in force."""
+        count = self.stats_calls
+        await until_async(lambda: self.stats_calls > count)
+        await asyncio.sleep(0)
+
     async def take(self, id: str) -> list[ImageSnapshot]:
         return [kept] if (kept := self.kept.pop(id, None)) else []
 
     async def stats(self) -> list[ReplicaStats]:
-        stats = replica_stats(owed_seconds=1.5, costs=self.costs, shortfall=self.shortfall)
+        self.stats_calls += 1
+        stats = replica_stats(
+            owed_seconds=1.5, costs=self.costs, shortfall=self.shortfall, models=self.models
+        )
         return [stats] * self.ready
 
 

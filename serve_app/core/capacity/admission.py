@@ -33,6 +33,7 @@ class Refusal(StrEnum):
     OPEN_REQUESTS = "open_requests"  # there are too many jobs, in all or of its caller
     QUEUE = "queue"  # it would have to wait longer than anybody may
     DEADLINE = "deadline"  # it would be late because of the others
+    LOADING = "loading"  # it would be late because its model has to be loaded first
     IMPOSSIBLE = "impossible_deadline"  # it would be late even in an idle service
 
 
@@ -104,6 +105,7 @@ class Newcomer:
     caller: Caller
     works: Sequence[StageWork]  # in the order of the stages; empty while nothing is known of costs
     seconds_left: float | None = None  # until its deadline
+    loading: float = 0.0  # seconds to load its own models, where no replica has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class Decision:
     refusal: Refusal | None  # None: it is admitted
     wait: float = 0.0  # for others, and for what its caller sent before
     others: float = 0.0  # the part of it that is others' work and loading
-    own: float = 0.0  # of the job itself
+    own: float = 0.0  # of the job itself, with the loading of its models
     fits_in: float = 0.0  # until a refused job would fit, if nobody else came
     service_seconds: float = 0.0  # of the whole service that the job takes
 
@@ -130,7 +132,8 @@ def decide(
     refused only if its deadline is impossible, or if too many requests are open. What its own
     caller sent before counts only against its deadline.
     """
-    own = _own_seconds(newcomer.works, queues, sure=False)
+    own = _own_seconds(newcomer.works, queues, sure=False) + newcomer.loading
+    sure = _own_seconds(newcomer.works, queues, sure=True)
     isolated = sum(work.isolated for work in newcomer.works)
     waits = [queues[work.stage].wait(work, newcomer.caller) for work in newcomer.works]
     own_waits = [queues[work.stage].own_wait(work) for work in newcomer.works]
@@ -142,8 +145,10 @@ def decide(
     )
     refusal, fits_in = None, 0.0
     left = newcomer.seconds_left
-    if left is not None and left < OPTIMISM * _own_seconds(newcomer.works, queues, sure=True):
+    if left is not None and left < OPTIMISM * sure:
         refusal = Refusal.IMPOSSIBLE
+    elif left is not None and left < OPTIMISM * (sure + newcomer.loading):
+        refusal = Refusal.LOADING
     elif not has_room(open_requests, newcomer.caller, limits.open_requests):
         refusal, fits_in = Refusal.OPEN_REQUESTS, _seconds_per_job(queues, open_requests)
     elif others > limits.queue_seconds:  # while it shrinks, the caller's own work is done too

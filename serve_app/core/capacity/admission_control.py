@@ -91,11 +91,12 @@ class AdmissionControl:
         deadline: float | None,
         capacities: Mapping[Stage, StageCapacity],
         now: float,
+        loading: float = 0.0,
     ) -> Verdict:
         """Return whether a job is admitted; book one that is sent away, to come back later.
 
         `due` is when the job's longest image would be done if it ran alone. `deadline` is when all
-        must be done.
+        must be done. `loading` are the seconds to load the job's own models.
         """
         others = self.others(now)
         left = None if deadline is None else deadline - now
@@ -103,9 +104,9 @@ class AdmissionControl:
             stage: self._queue(stage, caller, due, capacities.get(stage, StageCapacity()), others)
             for stage in self._stages
         }
-        newcomer = Newcomer(caller, tuple(works), left)
+        newcomer = Newcomer(caller, tuple(works), left, loading)
         decision = decide(newcomer, queues, total(self._jobs, others.jobs), self.limits)
-        if decision.refusal is None or decision.refusal is Refusal.IMPOSSIBLE:
+        if decision.refusal in (None, Refusal.IMPOSSIBLE, Refusal.LOADING):
             return Verdict(decision)
         seconds = decision.service_seconds or self._mean_job_seconds(capacities, now)
         return Verdict(decision, self._book(caller, seconds, decision.fits_in, now))

@@ -19,6 +19,7 @@ from serve_app.core.capacity.forecast import (
     pending_work,
 )
 from serve_app.core.capacity.owed_work import OwedImage, OwedWork
+from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.suspicion import Suspicion
@@ -59,6 +60,11 @@ class Backlog:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    @property
+    def model_keys(self) -> frozenset[ModelKey]:
+        """The models of the stages at which the accepted images are."""
+        return frozenset(image.sample.model_key for image in self._images.values())
 
     def get(self, id: str) -> ImageInFlight | None:
         """Return an accepted image, if there is one of this id."""

@@ -68,6 +68,22 @@ def test_free_places_are_no_wait() -> None:
     assert judged(queue(7), None, replace(IMAGE, images=2, amortized=2.0)).wait == 3.5
 
 
+def test_loading_the_job_s_own_model_is_part_of_its_time() -> None:
+    """A deadline that only the loading makes impossible is one of its own: it may pass later."""
+    newcomer = Newcomer(ADA, (IMAGE,), loading=60.0)
+    queues = {Stage.BASE: queue()}
+    assert decide(newcomer, queues, {}, LIMITS) == Decision(None, 0, 0, 64, 0, 0.5)
+    for left, refusal in (
+        (51.3, None),  # the prediction may be a fifth too long
+        (51.1, Refusal.LOADING),
+        (3.3, Refusal.LOADING),
+        (3.1, Refusal.IMPOSSIBLE),
+    ):
+        assert decide(replace(newcomer, seconds_left=left), queues, {}, LIMITS).refusal is refusal
+    waiting = replace(newcomer, seconds_left=64 + 10)
+    assert decide(waiting, {Stage.BASE: queue(20)}, {}, LIMITS).refusal is Refusal.DEADLINE
+
+
 def test_a_deadline_has_room_for_a_wait_that_is_a_tenth_longer() -> None:
     assert judged(queue(20), 15.1).refusal is None  # ten seconds of others, four of its own
     refused = judged(queue(20), 14.9)

@@ -79,6 +79,8 @@ def test_a_deadline_that_nothing_can_meet_is_not_booked() -> None:
     ingress = Ingress()
     verdict = ingress.ask(5.0, deadline=6.0)
     assert (verdict.refusal, verdict.retry_after) == (Refusal.IMPOSSIBLE, 0)
+    loading = ingress.judge(ADA, [IMAGE], 9.0, 15.0, CAPACITY, 5.0, loading=60.0)
+    assert (loading.refusal, loading.retry_after) == (Refusal.LOADING, 0)
     assert not ingress.load(5.0).sent_away
     assert ingress.ask(5.0, deadline=9.0).refusal is None
 
