@@ -23,7 +23,13 @@ from serve_app.core.capacity.forecast import load_seconds
 from serve_app.core.capacity.ingress_load import IngressLoad
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.spec import Stage
-from serve_app.core.errors import AuraError, DeadlineExceeded, DeadlineImpossible, Overloaded
+from serve_app.core.errors import (
+    AuraError,
+    DeadlineExceeded,
+    DeadlineImpossible,
+    Draining,
+    Overloaded,
+)
 from serve_app.core.service.backlog import Backlog, ImageInFlight
 from serve_app.core.service.events import ReplicaStats
 from serve_app.core.service.metrics import (
@@ -51,6 +57,7 @@ class Admission:
         self._pools = pools
         self._control = AdmissionControl(tuple(self._clients), limits)
         self.backlog = Backlog(pools, self._control.owed)
+        self.is_draining = False  # and takes no new jobs
         self._meter = meter
         self._replicas: dict[Stage, int] = {}
         self._models: dict[Stage, frozenset[ModelKey]] = {}  # that some replica has in memory
@@ -61,9 +68,10 @@ class Admission:
     ) -> ExitStack:
         """Count a job as accepted until the context ends that is returned, and its images.
 
-        The images stay in the backlog until they are removed. Raises `Overloaded` or
+        The images stay in the backlog until they are removed. Raises `Draining`, `Overloaded` or
         `DeadlineExceeded`, for the whole job.
         """
+        self._check_draining()
         now = asyncio.get_running_loop().time()
         self._watch()
         for image in images:
@@ -86,8 +94,9 @@ class Admission:
     def check_room(self, caller: Caller, deadline: float | None) -> None:
         """Return unless a job of the caller would be refused whatever its images take.
 
-        Raises `Overloaded`. A job that may be admitted here may still be refused by `admit`.
+        Raises `Draining` or `Overloaded`. What passes may still be refused by `admit`.
         """
+        self._check_draining()
         now = asyncio.get_running_loop().time()
         calibrated = self.backlog.is_calibrated
         works = [StageWork(pool, 1, 0.0, 0.0) for pool in self._clients if calibrated]
@@ -145,6 +154,10 @@ class Admission:
             if not self._control.jobs:
                 return
             await asyncio.sleep(EXCHANGE_INTERVAL_S)
+
+    def _check_draining(self) -> None:
+        if self.is_draining:
+            raise Draining("the service is shutting down and takes no new images")
 
     def _raise_refusal(self, verdict: Verdict, deadline: float | None, now: float) -> NoReturn:
         assert verdict.refusal is not None

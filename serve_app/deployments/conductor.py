@@ -27,7 +27,6 @@ from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import (
     AuraError,
-    Draining,
     EngineFault,
     ImageKillsReplica,
     ProfileChanged,
@@ -93,7 +92,6 @@ class Conductor:
         )
         self._convictions = Convictions()
         self._on_conviction = on_conviction
-        self._draining = False
         self._idle = asyncio.Event()
 
     def admit(self, tasks: Sequence[ImageTask]) -> AbstractContextManager[object]:
@@ -111,11 +109,7 @@ class Conductor:
             raise
 
     def check_room(self, caller: Caller, deadline: float | None) -> None:
-        """Return if a job of the caller might be admitted whose images are not known yet.
-
-        Raises `Draining`, or `Overloaded` for a job that would be refused whatever it takes.
-        """
-        self._check_draining()
+        """Raise `Draining` or `Overloaded` for a job that is refused whatever its images take."""
         self._admission.check_room(caller, deadline)
 
     def send_away(self, caller: Caller) -> int:
@@ -162,7 +156,9 @@ class Conductor:
 
     async def health(self) -> Health:
         """Return whether an image could be made now, and by how many replicas that don't hang."""
-        return await stage_health(self._stages, self._scale_to_zero, is_draining=self._draining)
+        return await stage_health(
+            self._stages, self._scale_to_zero, is_draining=self._admission.is_draining
+        )
 
     def owed_seconds(self) -> float:
         """Return the predicted seconds until all that was accepted is done."""
@@ -202,7 +198,7 @@ class Conductor:
 
     async def drain(self) -> None:
         """Refuse new images, and wait until all accepted ones have ended."""
-        self._draining = True
+        self._admission.is_draining = True
         while self._backlog:
             self._idle.clear()
             await self._idle.wait()
@@ -213,7 +209,6 @@ class Conductor:
         return name if name in self._models else "unknown"
 
     def _admit(self, tasks: Sequence[ImageTask]) -> AbstractContextManager[object]:
-        self._check_draining()
         images = [self._image_of(task) for task in tasks]
         for image, task in zip(images, tasks, strict=True):
             self._convictions.check(
@@ -229,10 +224,6 @@ class Conductor:
             self._admitted[image.sample.id] = image
             context.callback(self._forget, image)
         return context
-
-    def _check_draining(self) -> None:
-        if self._draining:
-            raise Draining("the service is shutting down and takes no new images")
 
     def _image_of(self, task: ImageTask) -> ImageInFlight:
         """Return the task's image before its first step. Raises `ModelNotFound`."""
