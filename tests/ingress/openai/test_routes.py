@@ -184,7 +184,8 @@ def test_a_wrong_key_and_a_wrong_model_raise_what_the_client_knows(address: str)
     ("error", "raised", "tries"),
     [
         (errors.OutOfMemory("no room"), openai.InternalServerError, 2),
-        (errors.DeadlineExceeded("too late"), openai.InternalServerError, 1),
+        (errors.DeadlineExceeded("too late"), openai.InternalServerError, 2),
+        (errors.DeadlineImpossible("never"), openai.InternalServerError, 1),
         (errors.SafetyBlock("refused"), openai.UnprocessableEntityError, 1),
     ],
 )
