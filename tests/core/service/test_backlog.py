@@ -66,6 +66,15 @@ def test_an_image_is_owed_until_it_is_removed(backlog: Backlog) -> None:
     assert owed(backlog) == dict.fromkeys(Stage, 0)
 
 
+def test_the_models_in_use_are_those_of_the_stages_at_which_images_are(backlog: Backlog) -> None:
+    assert backlog.model_keys == frozenset()
+    fox = image("a")
+    backlog.add(fox)
+    assert backlog.model_keys == {fox.sample.model_key}
+    fox.sample = replace(fox.sample, stage=Stage.REFINER)
+    assert {key.stage for key in backlog.model_keys} == {Stage.REFINER}
+
+
 def test_a_backlog_is_calibrated_once_a_step_of_every_stage_was_measured(backlog: Backlog) -> None:
     calibrated = [backlog.is_calibrated]
     for stage in Stage:
