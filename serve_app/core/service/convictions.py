@@ -99,8 +99,8 @@ def _renew(known: dict[str, V], key: str, value: V) -> None:
 def _fingerprints(spec: ImageSpec, inputs: ImageInputs, has_drawn_seed: bool) -> tuple[str, ...]:
     """Return what is equal for two requests of the same image.
 
-    A request without a seed comes back with another one, and kills as surely. If it names one, only
-    that seed counts: a false conviction must not refuse a common prompt to everybody.
+    A request without a seed comes back with another one, and kills as surely, whoever sends it. If
+    it names one, only that seed counts: after a false conviction the prompt has others.
     """
     exact = _digest(repr(spec), inputs)
     if not has_drawn_seed:
