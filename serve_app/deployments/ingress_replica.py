@@ -45,8 +45,8 @@ class HttpIngress(Protocol):
     def cancel(self, job_id: str) -> None:
         """Cancel the job if this process works at it."""
 
-    def resume(self) -> None:
-        """Finish what the last stop has left unfinished, beside everything else."""
+    def resume(self, is_retiring: Callable[[], bool]) -> None:
+        """Finish what others have left unfinished, beside everything else, but while retiring."""
 
     async def drain(self) -> None:
         """Wait until every job of this process has ended and the ledger knows of it."""
@@ -115,8 +115,8 @@ class IngressReplica:
         self._http = config.open_http(
             self._conductor, RemoteLedger(ledger), self._meter, self._cancel_everywhere
         )
-        self._http.resume()
         self._retirement = RetirementWatch(self._http.save)
+        self._http.resume(lambda: self._retirement.is_silent)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the ASGI app. Serve calls this in the replica, so the app is never pickled."""

@@ -30,8 +30,13 @@ class RetirementWatch:
         self._save = save
         self._clock = clock
         self._sleep = sleep
-        self._last_poll = 0.0
+        self._last_poll: float | None = None
         self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether Serve has stopped to poll: this replica may retire."""
+        return self._last_poll is not None and self._clock() - self._last_poll > _SILENT_S
 
     def note_poll(self) -> None:
         """Take note that Serve has polled the replica; begin to watch with the first poll."""
@@ -42,7 +47,7 @@ class RetirementWatch:
     async def _watch(self) -> None:
         while True:
             await self._sleep(POLLED_EVERY_S)
-            if self._clock() - self._last_poll > _SILENT_S:
+            if self.is_silent:
                 try:
                     await self._save()
                 except Exception:  # the next try may succeed

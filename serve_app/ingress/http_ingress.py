@@ -50,9 +50,9 @@ class HttpIngress:
         """Cancel the job if this process works at it."""
         self._jobs.cancel_here(job_id)
 
-    def resume(self) -> None:
-        """Finish what the last stop has left unfinished, beside everything else."""
-        self._jobs.resume()
+    def resume(self, is_retiring: Callable[[], bool]) -> None:
+        """Finish what others have left unfinished, beside everything else, but while retiring."""
+        self._jobs.resume(is_retiring)
 
     async def drain(self) -> None:
         """Wait until every job of this process has ended and the ledger has its result."""

@@ -7,7 +7,6 @@ from serve_app.core.service.jobs import IdempotencyClaim, Job
 from serve_app.core.service.tasks import ImageTask
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.job_feed import JobFeed
-from serve_app.spool.folder import SpoolFile
 
 
 async def _is_checked() -> None:
@@ -26,10 +25,15 @@ class JobRun:
     tasks: Sequence[ImageTask]
     feed: JobFeed
     claim: IdempotencyClaim | None = None
-    file: SpoolFile | None = None  # of the spool, from which it goes on
+    spooled: str | None = None  # the id under which the spool has the job that it goes on from
     check: Callable[[], Awaitable[None]] = _is_checked
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """The ids under which the spool may have the job: a ledger that lost it gave it another."""
+        return frozenset({self.job.id, self.spooled or self.job.id})
 
     @property
     def is_resumed(self) -> bool:
         """Whether another process has accepted it before."""
-        return self.file is not None or any(task.is_retaken for task in self.tasks)
+        return self.spooled is not None or any(task.is_retaken for task in self.tasks)

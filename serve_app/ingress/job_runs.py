@@ -62,7 +62,6 @@ class JobRuns:
         self._running: dict[str, tuple[JobRun, asyncio.Task[JobResult]]] = {}
         self._claims: set[asyncio.Task[JobResult]] = set()  # requests with an idempotency key
         self._heartbeats: asyncio.Task[None] | None = None
-        self._saved: set[str] = set()  # jobs that go on, and may have a file in the spool
         self._is_stopping = False
 
     def new_job(self, caller: str) -> Job:
@@ -126,14 +125,12 @@ class JobRuns:
 
     async def save(self) -> None:
         """Keep in the spool how far the jobs are, in case this process is ended before they are."""
-        if self._spool is None:
+        if self._spool is None or self._is_stopping:
             return
         runs = [run for run, _ in self._running.values() if run.claim is not None]
-        self._saved.update(run.job.id for run in runs)
-        self._saved |= await self._spool.save(runs, self._maker.snapshot)
-        ended = self._saved - self._running.keys() - self.outbox.jobs
-        await self._spool.drop(ended)
-        self._saved -= ended
+        await self._spool.save(runs, self._maker.snapshot)
+        ended = frozenset(run.job.id for run in runs) - self._unfinished
+        await self._spool.settle(ended, self._has_ended)
 
     async def stop(self) -> Unfinished:
         """End all jobs within seconds, and keep in the spool those that may be asked for again.
@@ -143,15 +140,18 @@ class JobRuns:
         self._is_stopping = True
         running = dict(self._running)
         runs, tasks = [run for run, _ in running.values()], [task for _, task in running.values()]
-        kept = await self._spool.save(runs, self._maker.snapshot) if self._spool else frozenset()
+        kept = await self._spool.keep(runs, self._maker.snapshot) if self._spool else frozenset()
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_CANCEL_S)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.outbox.flush(), _FLUSH_S)
-            if self._spool:  # the ledger has these
-                await self._spool.drop([id for id in kept if _has_ended(running[id][1])])
+            async with asyncio.timeout(_FLUSH_S):
+                await self.outbox.flush()
+                if self._spool is not None:
+                    await self._spool.settle(kept, self._has_ended)
+        for run in runs:
+            self._release(run)
         unfinished = [id for id, (_, task) in running.items() if not _has_ended(task)]
         spooled = sum(id in kept for id in unfinished)
         return Unfinished(spooled, len(unfinished) - spooled)
@@ -215,8 +215,8 @@ class JobRuns:
                 kept = result if self.outbox.has_capacity(size) else None
                 finish = partial(self._finish, run, refund, state, error, kept)
                 self.outbox.put(run.job.id, finish, size if kept else 0)
-            elif run.file is not None:
-                run.file.release()
+            else:  # whoever has the job by now may need the file
+                self._release(run)
 
     async def _admit(self, run: JobRun) -> AbstractContextManager[object]:
         """Admit a job that has a claim: the ledger had to be asked first whether it runs already.
@@ -229,7 +229,7 @@ class JobRuns:
             try:
                 return self._maker.admit(run.tasks)
             except Overloaded as refusal:
-                if run.file is None:
+                if run.spooled is None:
                     raise
                 await asyncio.sleep(min(refusal.retry_after, _MAX_RETRY_S))
 
@@ -243,30 +243,30 @@ class JobRuns:
     ) -> None:
         """Remember how the job ended, and give the refund back to its caller."""
         await self._ledger.finish(run.job.id, self._owner, state, error, result)
-        if run.file is not None or run.job.id in self._saved:
-            await self._leave(run)
+        if self._spool is not None and error != OWNER_LOST:
+            await self._spool.settle(run.ids, self._has_ended)
+        self._release(run)
         with suppress(LedgerAway):  # a lost refund is no reason to drop other jobs' writes
             await self._quota.refund(run.job.caller, refund)
 
-    async def _leave(self, run: JobRun) -> None:
-        """Delete a job's file if the job has ended.
+    async def _has_ended(self, id: str) -> bool:
+        """Return whether the ledger says that a job has ended, so that its file may be deleted.
 
-        It is kept for another process that has the job by now, which may die too, and for one that
-        will take the job up.
+        Else the file is kept for another process that has the job by now, which may die too, or for
+        one that will take the job up.
         """
-        id, file = run.job.id, run.file
-        try:
-            job = await self._ledger.get(id, 0)
-            if job is None or not job.has_ended:
-                return
-            if file is not None:
-                file.delete()
-            if self._spool is not None and id in self._saved:
-                await self._spool.drop([id])
-                self._saved.discard(id)
-        finally:
-            if file is not None:
-                file.release()
+        job = await self._ledger.get(id, 0)
+        return job is not None and job.has_ended
+
+    def _release(self, run: JobRun) -> None:
+        if self._spool is not None:
+            for id in run.ids:
+                self._spool.release(id)
+
+    @property
+    def _unfinished(self) -> frozenset[str]:
+        """The jobs that are worked at, or whose end the ledger does not know yet."""
+        return frozenset(self._running) | self.outbox.jobs
 
     @property
     def _is_working(self) -> bool:
@@ -278,9 +278,9 @@ class JobRuns:
         while is_working:
             is_working = self._is_working
             with suppress(LedgerAway):
-                jobs = frozenset(self._running) | self.outbox.jobs
                 load = self._maker.load()
-                self._maker.update_others(await self._ledger.heartbeat(self._owner, jobs, load))
+                beat = self._ledger.heartbeat(self._owner, self._unfinished, load)
+                self._maker.update_others(await beat)
             is_working |= self._is_working  # what came during that call
             if is_working:
                 await asyncio.sleep(HEARTBEAT_INTERVAL_S)
@@ -293,7 +293,7 @@ def _job_error(failure: Exception, run: JobRun) -> JobError:
     of the spool that comes before the stages have started, or while the ledger is away.
     """
     comes_too_late = run.claim is not None and isinstance(failure, Draining)
-    if comes_too_late or (run.file is not None and isinstance(failure, Loading | LedgerAway)):
+    if comes_too_late or (run.spooled is not None and isinstance(failure, Loading | LedgerAway)):
         return OWNER_LOST
     response = error_response(failure, 0)
     return JobError(response.code, response.message, response.is_final)

@@ -182,10 +182,14 @@ class JobService:
             self._resuming.cancel()
         return await self._runs.stop()
 
-    def resume(self) -> None:
-        """Finish what other processes have left in the spool, beside everything else."""
+    def resume(self, is_retiring: Callable[[], bool] = lambda: False) -> None:
+        """Finish what other processes have left in the spool, beside everything else.
+
+        Nothing is taken up while the process is retiring.
+        """
         if self._spool is not None:
-            work = self._spool.finish_all(self._finish_spooled, self._is_ready)
+            is_ready = partial(self._is_ready, is_retiring)
+            work = self._spool.finish_all(self._finish_spooled, is_ready)
             self._resuming = asyncio.create_task(work, context=Context())
 
     async def _check(self, generation: GenerationJob, caller: str) -> None:
@@ -262,15 +266,22 @@ class JobService:
         run = JobRun(job, generation, tasks, feed, replace(claim, seed=claimed.seed))
         if taken is not None:  # the settings may have changed since it was accepted
             check = partial(self._check, generation, job.caller)
-            run = replace(run, file=taken.file, check=check)
+            run = replace(run, spooled=taken.job.id, check=check)
         return self._runs.start(run)
 
     async def _finish_spooled(self, taken: TakenJob) -> None:
-        """Finish a job of the spool, unless somebody else works at it or its claim has ended.
+        """Finish a job of the spool, unless somebody else works at it or it has ended.
 
-        Raises `LedgerAway`. Its caller has left, and takes its own time limit with it.
+        The ledger is asked for the job first: the claim of one that has failed is gone, and would
+        be won again. Raises `LedgerAway`. Its caller has left, and takes its own time limit with
+        it.
         """
-        spooled = taken.file.job
+        spooled = taken.job
+        known = await self._ledger.get(spooled.id, 0)
+        if known is not None and not known.is_abandoned:
+            if known.has_ended:
+                taken.file.delete()
+            return
         job = self._runs.new_job(spooled.caller)
         claimed = await self._ledger.create(job, spooled.claim)
         if claimed.is_owner and self._runs.task(claimed.job or job.id) is None:
@@ -280,14 +291,15 @@ class JobService:
             await self._runs.outbox.wait_for(claimed.job or job.id, _JOIN_TIMEOUT_S)
         elif claimed.job is None:  # the key is used for something else by now
             taken.file.delete()
-        else:
+        else:  # the key may stand for another job
             known = await self._ledger.get(claimed.job, 0)
-            if known and known.has_ended:
+            if known is not None and known.has_ended:
                 taken.file.delete()
 
-    async def _is_ready(self) -> bool:
+    async def _is_ready(self, is_retiring: Callable[[], bool]) -> bool:
         health = await self._maker.health()
-        return health.status in (HealthStatus.READY, HealthStatus.DEGRADED)
+        can_run = health.status in (HealthStatus.READY, HealthStatus.DEGRADED)
+        return can_run and not is_retiring()
 
     async def _cancel_here(self, id: str) -> None:
         self.cancel_here(id)

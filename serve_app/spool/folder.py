@@ -13,12 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.core.errors import SettingsError
 from serve_app.spool.access import access_problem
 from serve_app.spool.format import SpoolRefused, decode, encode
+from serve_app.spool.spool_file import SpoolFile, is_at, lock
 from serve_app.spool.spooled_job import SpooledJob
 
 logger = logging.getLogger("aura.spool")
@@ -33,29 +33,11 @@ _READ = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a fifo would
 
 
 class SpoolFull(Exception):
-    """A job has no room in the spool, even alone."""
+    """A job has no room in the spool. `dropped` are the ids of those that were dropped for it."""
 
-
-@dataclass(slots=True, eq=False)
-class SpoolFile:
-    """A spooled job that this process alone works at, until it deletes or releases the file."""
-
-    job: SpooledJob
-    path: Path
-    descriptor: int | None  # which has the lock
-
-    def delete(self) -> None:
-        """Delete the file, as the job has ended; not one that was written in its place."""
-        with suppress(OSError):
-            if self.descriptor is not None and _is_at(self.path, self.descriptor):
-                self.path.unlink()
-        self.release()
-
-    def release(self) -> None:
-        """Leave the file to whoever comes next."""
-        descriptor, self.descriptor = self.descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+    def __init__(self, problem: str, dropped: tuple[str, ...] = ()) -> None:
+        super().__init__(problem)
+        self.dropped = dropped
 
 
 class SpoolFolder:
@@ -88,30 +70,37 @@ class SpoolFolder:
         if problem:
             raise SettingsError(problem, "DRAIN_SPOOL", subject=f"DRAIN_SPOOL={self.path}")
 
-    def write(self, job: SpooledJob) -> tuple[str, ...]:
-        """Keep a job, in place of an earlier file of it; return the ids of jobs that made room.
+    def write(
+        self, job: SpooledJob, *, makes_room: bool = True
+    ) -> tuple[SpoolFile, tuple[str, ...]]:
+        """Keep a job, in place of an earlier file of it; return its file, which has the lock.
 
-        Raises `SpoolFull`, or `OSError` as for a full disk. A file is there whole or not at all.
+        Return the ids of jobs that made room, too. Without `makes_room` none does: a copy of a job
+        that goes on is worth less than the only one of a job that was stopped. Raises `SpoolFull`,
+        or `OSError` as for a full disk. A file is there whole or not at all.
         """
-        data = encode(job)
+        data, path = encode(job), self._path(job.id)
         if len(data) > self._max_bytes:
             raise SpoolFull(f"{len(data)} bytes don't fit into {self._max_bytes}")
-        path = self._path(job.id)
+        if not makes_room:  # before anything is written: there is a next time every few seconds
+            self._make_room(len(data), keep=path, of_jobs=False)
         descriptor, name = tempfile.mkstemp(".part", f".{job.id}.", self.path)  # with mode 0600
         temporary = Path(name)
         try:
-            with os.fdopen(descriptor, "wb") as stream:
+            lock(temporary, descriptor)  # so that nobody finds it unlocked
+            with os.fdopen(descriptor, "wb", closefd=False) as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
+                os.fsync(descriptor)
             with self._lock() as folder:
-                dropped = self._make_room(len(data), keep=path)
+                dropped = self._make_room(len(data), keep=path, of_jobs=makes_room)
                 temporary.replace(path)
                 os.fsync(folder)
         except BaseException:
             temporary.unlink(missing_ok=True)
+            os.close(descriptor)
             raise
-        return dropped
+        return SpoolFile(path, descriptor, job.progress), dropped
 
     def ids(self) -> list[str]:
         """Return the ids of the jobs whose files may be taken, the oldest first.
@@ -130,8 +119,11 @@ class SpoolFolder:
                     file.unlink()
         return ids
 
-    def take(self, id: str) -> SpoolFile | None:
-        """Return a job for this process to work at; None if there is none, or another has it."""
+    def take(self, id: str) -> tuple[SpoolFile, SpooledJob] | None:
+        """Return a job for this process to work at, and its file, which has the lock.
+
+        None if there is none, or if it is locked: then the file is not read.
+        """
         path = self._path(id)
         try:
             descriptor = os.open(path, _READ)
@@ -151,7 +143,7 @@ class SpoolFolder:
         if job is None:
             os.close(descriptor)
             return None
-        return SpoolFile(job, path, descriptor)
+        return SpoolFile(path, descriptor, job.progress), job
 
     def holds(self, id: str) -> bool:
         """Return whether there is a file of the job, whoever has it."""
@@ -171,13 +163,7 @@ class SpoolFolder:
             raise SpoolRefused(problem)
         if status.st_size > self._max_bytes:
             raise SpoolRefused(f"has {status.st_size} bytes, more than the spool may have")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        except OSError as error:  # a file system without locks
-            logger.warning("%s can't be locked (%s)", path, error.strerror)
-        if not _is_at(path, descriptor):  # whoever had it has deleted it
+        if not lock(path, descriptor) or not is_at(path, descriptor):  # or it was just deleted
             return None
         try:
             with os.fdopen(descriptor, "rb", closefd=False) as stream:
@@ -203,33 +189,46 @@ class SpoolFolder:
                     found.append((file, file.lstat()))
         return sorted(found, key=lambda entry: (entry[1].st_mtime, entry[0].name))
 
-    def _make_room(self, size: int, keep: Path | None = None) -> tuple[str, ...]:
+    def _make_room(
+        self, size: int, keep: Path | None = None, *, of_jobs: bool = True
+    ) -> tuple[str, ...]:
         """Drop files until a new one of this size fits; return the ids of the jobs among them.
 
-        First go those that were set aside, then the oldest.
+        First go those that were set aside, then the oldest `of_jobs`. Raises `SpoolFull`.
         """
-        others = [entry for entry in self._files(_REFUSED) + self._files() if entry[0] != keep]
-        total = size + sum(status.st_size for _, status in others)
+        refused, jobs = self._files(_REFUSED), [e for e in self._files() if e[0] != keep]
+        total = size + sum(status.st_size for _, status in refused + jobs)
+        droppable = [
+            entry
+            for entry in refused + (jobs if of_jobs else [])
+            if entry[0].name not in self._unusable
+        ]
+        if total - sum(status.st_size for _, status in droppable) > self._max_bytes:
+            raise SpoolFull(f"there is no room for {size} bytes")
         dropped = []
-        for file, status in others:
+        for file, status in droppable:
             if total <= self._max_bytes:
                 break
-            self._drop(file, "had to make room")
-            total -= status.st_size
-            if _NAME.fullmatch(file.name):
-                dropped.append(file.stem)
+            if self._drop(file, "had to make room"):
+                total -= status.st_size
+                if _NAME.fullmatch(file.name):
+                    dropped.append(file.stem)
+        if total > self._max_bytes:
+            raise SpoolFull(f"there is no room for {size} bytes", tuple(dropped))
         return tuple(dropped)
 
-    def _drop(self, file: Path, reason: str) -> None:
+    def _drop(self, file: Path, reason: str) -> bool:
+        """Delete a file; return whether it is gone."""
         if file.name in self._unusable:
-            return
+            return False
         try:
             file.unlink(missing_ok=True)
         except OSError as error:
             self._unusable.add(file.name)
             logger.warning("%s %s; it can't be deleted (%s)", file, reason, error.strerror)
-        else:
-            logger.warning("%s %s, and is deleted", file, reason)
+            return False
+        logger.warning("%s %s, and is deleted", file, reason)
+        return True
 
     def _refuse(self, file: Path, reason: str) -> None:
         """Set a file aside, so that it is looked at once.
@@ -247,7 +246,7 @@ class SpoolFolder:
         now = self._clock()
         with suppress(OSError):  # another user's file
             os.utime(refused, (now, now), follow_symlinks=False)
-        with suppress(OSError), self._lock():
+        with suppress(OSError, SpoolFull), self._lock():
             self._make_room(0)
 
     @contextmanager
@@ -267,10 +266,3 @@ def _problem_at(path: Path) -> str | None:
     with suppress(OSError):
         return access_problem(path.lstat())
     return None
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Return whether an open file is the one that has the path now."""
-    with suppress(OSError):
-        return os.path.samestat(path.lstat(), os.fstat(descriptor))
-    return False

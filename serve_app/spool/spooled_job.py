@@ -24,3 +24,10 @@ class SpooledJob:
     request: str
     inputs: tuple[ImageInputs, ...]
     images: tuple[ImageSnapshot | None, ...]
+
+    @property
+    def progress(self) -> object:
+        """How far the job is: what is equal in it need not be written twice."""
+        return self.origin, tuple(
+            None if image is None else (image.steps_done, image.suspicion) for image in self.images
+        )

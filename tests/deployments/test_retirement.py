@@ -61,6 +61,16 @@ async def test_a_replica_that_was_never_polled_saves_nothing() -> None:
     life = Life()
     await life.seconds(30, polled=False)
     assert life.saved == []
+    assert not life.watch.is_silent
+
+
+async def test_a_replica_may_retire_from_when_serve_polls_no_more_until_it_polls_again() -> None:
+    life = Life()
+    silent = []
+    for polled in (True, False, True):
+        await life.seconds(6, polled=polled)
+        silent.append(life.watch.is_silent)
+    assert silent == [False, True, False]
 
 
 async def test_a_save_that_fails_is_tried_again() -> None:

@@ -238,8 +238,8 @@ class LastMomentSpool(JobSpool):
         super().__init__(folder, RERUN_FORMATS, INFO)
         self._maker = maker
 
-    async def save(self, *args: Any, **options: Any) -> frozenset[str]:
-        kept = await super().save(*args, **options)
+    async def keep(self, *args: Any, **options: Any) -> frozenset[str]:
+        kept = await super().keep(*args, **options)
         self._maker.go.set()
         await until_async(lambda: self._maker.calls)
         for _ in range(9):

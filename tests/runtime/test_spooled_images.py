@@ -75,11 +75,11 @@ def run(engine: Engine, sample: HostSample, segment: StageSegment) -> Heard:
 def through_file(spool: SpoolFolder, sample: HostSample, source: bytes) -> HostSample:
     """Return a sample as it comes back from a file, for another job."""
     job = replace(spooled_job(), inputs=(ImageInputs(source),), images=(ImageSnapshot(sample),))
-    spool.write(job)
+    spool.write(job)[0].release()
     taken = spool.take(job.id)
     assert taken is not None
-    taken.delete()
-    (snapshot,) = taken.job.images
+    taken[0].delete()
+    (snapshot,) = taken[1].images
     assert snapshot is not None
     return replace(snapshot.sample, id=f"again, from {sample.index}")
 

@@ -12,6 +12,7 @@ import pytest
 from serve_app.core.errors import SettingsError
 from serve_app.spool.folder import MAX_AGE_S, SpoolFolder, SpoolFull
 from serve_app.spool.format import encode
+from serve_app.spool.spooled_job import SpooledJob
 from tests.support.spooled_jobs import spooled_job
 
 A, B, C = "a" * 32, "b" * 32, "c" * 32
@@ -29,6 +30,13 @@ def file_of(folder: SpoolFolder, id: str = A) -> Path:
     return folder.path / f"{id}.safetensors"
 
 
+def write(folder: SpoolFolder, job: SpooledJob) -> tuple[str, ...]:
+    """Leave a job in the folder, as a process that ends; return the ids that made room for it."""
+    file, dropped = folder.write(job)
+    file.release()
+    return dropped
+
+
 def set_age(folder: SpoolFolder, id: str, seconds: float) -> None:
     written = file_of(folder, id).stat().st_mtime - seconds
     os.utime(file_of(folder, id), (written, written))
@@ -39,7 +47,7 @@ def names(folder: SpoolFolder) -> list[str]:
 
 
 def test_folder_and_files_are_for_their_owner_alone(folder: SpoolFolder) -> None:
-    folder.write(spooled_job())
+    write(folder, spooled_job())
     assert folder.path.stat().st_mode & 0o777 == 0o700
     assert file_of(folder).stat().st_mode & 0o777 == 0o600
     assert names(folder) == [f"{A}.safetensors"]
@@ -62,31 +70,50 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_a_taken_job_is_the_one_that_was_written_and_gone_when_it_is_deleted(
     folder: SpoolFolder,
 ) -> None:
-    folder.write(spooled_job())
+    write(folder, spooled_job())
     taken = folder.take(A)
     assert taken is not None
-    assert taken.job.claim == spooled_job().claim
-    taken.delete()
+    file, job = taken
+    assert job.claim == spooled_job().claim
+    file.delete()
     assert (folder.take(A), folder.ids()) == (None, [])
 
 
 def test_a_released_job_is_there_for_the_next(folder: SpoolFolder) -> None:
-    folder.write(spooled_job())
+    write(folder, spooled_job())
     taken = folder.take(A)
     assert taken is not None
     assert folder.take(A) is None  # while somebody has it
-    taken.release()
+    taken[0].release()
     assert folder.take(A) is not None
+
+
+def test_a_written_job_is_nobody_else_s_until_it_is_released(folder: SpoolFolder) -> None:
+    file, _ = folder.write(spooled_job())
+    assert folder.take(A) is None
+    again, _ = folder.write(spooled_job())
+    file.release()  # that of before
+    assert folder.take(A) is None
+    again.release()
+    assert folder.take(A) is not None
+
+
+def test_a_locked_file_is_not_read(folder: SpoolFolder) -> None:
+    file, _ = folder.write(spooled_job())
+    file_of(folder, A).write_bytes(b"x" * 500)
+    assert folder.take(A) is None
+    assert folder.ids() == [A]  # or else it would have been set aside
+    file.release()
 
 
 def test_a_file_that_was_written_anew_outlives_the_deletion_of_the_old_one(
     folder: SpoolFolder,
 ) -> None:
-    folder.write(spooled_job())
+    write(folder, spooled_job())
     taken = folder.take(A)
     assert taken is not None
-    folder.write(spooled_job())  # by another stop, in the middle of the job
-    taken.delete()
+    write(folder, spooled_job())  # by another stop, in the middle of the job
+    taken[0].delete()
     assert folder.take(A) is not None
 
 
@@ -103,7 +130,7 @@ sys.stdin.read()
 def test_of_two_processes_one_has_a_job_and_the_other_when_that_one_dies(
     folder: SpoolFolder,
 ) -> None:
-    folder.write(spooled_job())
+    write(folder, spooled_job())
     with subprocess.Popen(
         [sys.executable, "-c", _HOLDER, str(folder.path), A],
         stdin=subprocess.PIPE,
@@ -147,7 +174,7 @@ def test_a_file_that_can_not_be_used_is_set_aside_and_named_with_the_reason(
     folder: SpoolFolder, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     act, reason = UNUSABLE[name]
-    folder.write(spooled_job())
+    write(folder, spooled_job())
     act(file_of(folder))
     assert folder.take(A) is None
     assert folder.ids() == []
@@ -163,7 +190,7 @@ def test_a_file_that_can_not_be_used_is_set_aside_and_named_with_the_reason(
 def test_another_user_s_file_and_folder_are_refused(
     folder: SpoolFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder.write(spooled_job())
+    write(folder, spooled_job())
     os.chown(file_of(folder), 12345, -1)
     assert folder.take(A) is None
     assert "belongs to another user (uid 12345)" in caplog.text
@@ -175,7 +202,7 @@ def test_another_user_s_file_and_folder_are_refused(
 def test_files_of_other_names_are_left_alone(folder: SpoolFolder) -> None:
     for name in ("model.safetensors", "notes.txt", f"{A}.pt"):
         (folder.path / name).write_bytes(b"x")
-    folder.write(spooled_job(B))
+    write(folder, spooled_job(B))
     assert folder.ids() == [B]
     assert len(names(folder)) == 4
 
@@ -187,9 +214,9 @@ def test_the_oldest_jobs_make_room_and_are_named(
     folder = SpoolFolder(tmp_path / "spool", max_bytes=int(2.5 * size))
     folder.open()
     for age, id in ((30, A), (20, B)):
-        assert folder.write(spooled_job(id, side=64)) == ()
+        assert write(folder, spooled_job(id, side=64)) == ()
         set_age(folder, id, age)
-    assert folder.write(spooled_job(C, side=64)) == (A,)
+    assert write(folder, spooled_job(C, side=64)) == (A,)
     assert folder.ids() == [B, C]
     assert f"{A}.safetensors had to make room, and is deleted" in caplog.text
 
@@ -199,18 +226,47 @@ def test_what_was_set_aside_makes_room_before_any_job(tmp_path: Path) -> None:
     folder = SpoolFolder(tmp_path / "spool", max_bytes=int(2.5 * size))
     folder.open()
     for id in (A, B):
-        folder.write(spooled_job(id, side=64))
+        write(folder, spooled_job(id, side=64))
     file_of(folder, B).chmod(0o644)
     assert folder.take(B) is None
-    assert folder.write(spooled_job(C, side=64)) == ()
+    assert write(folder, spooled_job(C, side=64)) == ()
     assert names(folder) == [f"{A}.safetensors", f"{C}.safetensors"]
+
+
+def test_a_copy_gets_no_room_but_that_of_its_own_file_and_of_what_was_set_aside(
+    tmp_path: Path,
+) -> None:
+    size = len(encode(spooled_job(A, side=64)))
+    folder = SpoolFolder(tmp_path / "spool", max_bytes=int(2.5 * size))
+    folder.open()
+    for id in (A, B):
+        write(folder, spooled_job(id, side=64))
+    with pytest.raises(SpoolFull):
+        folder.write(spooled_job(C, side=64), makes_room=False)
+    folder.write(spooled_job(B, side=64), makes_room=False)
+    file_of(folder, A).chmod(0o644)
+    assert folder.take(A) is None
+    folder.write(spooled_job(C, side=64), makes_room=False)
+    assert names(folder) == [f"{B}.safetensors", f"{C}.safetensors"]
+
+
+def test_what_can_not_be_deleted_makes_no_room(tmp_path: Path) -> None:
+    size = len(encode(spooled_job(A, side=64)))
+    folder = SpoolFolder(tmp_path / "spool")
+    folder.open()
+    file_of(folder, C).mkdir()
+    os.utime(file_of(folder, C), (1, 1))
+    write(folder, spooled_job(A, side=64))
+    full = SpoolFolder(folder.path, max_bytes=2 * size + file_of(folder, C).stat().st_size - 1)
+    assert write(full, spooled_job(B, side=64)) == (A,)
+    assert names(folder) == [f"{B}.safetensors", f"{C}.safetensors"]
 
 
 def test_a_job_that_is_too_large_alone_is_not_kept(tmp_path: Path) -> None:
     folder = SpoolFolder(tmp_path / "spool", max_bytes=1000)
     folder.open()
     with pytest.raises(SpoolFull):
-        folder.write(spooled_job())
+        write(folder, spooled_job())
     assert names(folder) == []
 
 
@@ -218,7 +274,7 @@ def test_what_is_too_old_is_dropped_by_name(
     folder: SpoolFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     for id in (A, B):
-        folder.write(spooled_job(id))
+        write(folder, spooled_job(id))
     set_age(folder, A, MAX_AGE_S + 60)
     assert folder.ids() == [B]
     assert names(folder) == [f"{B}.safetensors"]
@@ -239,7 +295,7 @@ def test_what_a_dead_process_had_not_finished_writing_is_removed_after_a_while(
 
 def set_aside(folder: SpoolFolder, id: str) -> Path:
     """Write a job's file and spoil it, so that the folder sets it aside; return where it is."""
-    folder.write(spooled_job(id))
+    write(folder, spooled_job(id))
     file_of(folder, id).write_bytes(b"x" * 500)
     set_age(folder, id, MAX_AGE_S + 60)
     assert folder.take(id) is None
@@ -260,7 +316,7 @@ def test_what_is_set_aside_takes_no_more_room_than_jobs_may(
 ) -> None:
     folder = SpoolFolder(tmp_path / "spool", max_bytes=3 * len(encode(spooled_job(A))))
     folder.open()
-    folder.write(spooled_job(B))
+    write(folder, spooled_job(B))
     foreign = file_of(folder, A)
     foreign.write_bytes(bytes(4 * len(encode(spooled_job(A)))))
     foreign.chmod(0o600)

@@ -25,13 +25,13 @@ class HalfwayConductor(WaitingConductor):
 
     def __init__(self, steps: int = 5) -> None:
         super().__init__()
-        self._steps = steps
+        self.steps = steps
 
     def snapshot(self, id: str) -> ImageSnapshot | None:
         spec = next(task.spec for task in self.tasks if task.id == id)
         schedule = make_schedule(NOISE, spec.sampler, spec.steps, None, spec.handoff)
         sample: Sample[None] = new_sample(id, spec, schedule, Stage.BASE)
-        return ImageSnapshot(replace(sample, index=self._steps))
+        return ImageSnapshot(replace(sample, index=self.steps))
 
 
 def newest(client: Client) -> JobService:
