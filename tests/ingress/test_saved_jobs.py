@@ -64,6 +64,17 @@ class FailingHalfway(HalfwayConductor):
         raise self._error
 
 
+class StubbornConductor(HalfwayConductor):
+    """Is slow to end what was cancelled."""
+
+    async def generate(self, task: ImageTask) -> GeneratedImage:
+        try:
+            return await super().generate(task)
+        except asyncio.CancelledError:
+            await self.go.wait()
+            raise
+
+
 def frequent(folder: SpoolFolder) -> JobSpool:
     """Return the spool of a process that looks often."""
     return JobSpool(folder, RERUN_FORMATS, INFO, poll_s=0.02, idle_poll_s=0.02)
@@ -151,6 +162,23 @@ async def test_a_save_that_comes_after_the_stop_leaves_what_the_stop_has_spooled
     assert len(folder.ids()) == 1
     assert (await post(client(spool=JobSpool(folder, RERUN_FORMATS, INFO)), **KEY)).is_success
     assert [task.resume is not None for task in conductor.calls] == [True]
+
+
+async def test_nothing_is_saved_while_the_process_stops(
+    client: Client, folder: SpoolFolder, spool: JobSpool
+) -> None:
+    maker = StubbornConductor()
+    calls = await begin(client, spool, maker)
+    stopping = asyncio.create_task(newest(client).stop())
+    await until_async(lambda: maker.cancelled == 2)
+    (file,) = folder.path.iterdir()
+    written = file.stat().st_mtime_ns
+    maker.steps += 1
+    await newest(client).save()
+    assert file.stat().st_mtime_ns == written
+    maker.go.set()
+    assert await stopping == Unfinished(spooled=1, lost=1)
+    await asyncio.gather(*calls)
 
 
 async def test_a_save_under_way_at_the_stop_leaves_files_that_whoever_comes_next_may_take(
