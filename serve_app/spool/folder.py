@@ -1,7 +1,7 @@
 """`SpoolFolder`: the files of spooled jobs, one a job, and which process works at which.
 
-Several ingress processes share it. Whoever works at a job has the lock on its file, which
-the system gives up when the process ends, however it ends: then the file is there for the next.
+Several ingress processes share it. Whoever works at a job has the lock on its file, which the
+system gives up when the process ends, however it ends: then the file is there for the next.
 """
 
 import fcntl
