@@ -5,6 +5,7 @@ version is installed, if a name is missing, or if another module uses a private 
 """
 
 import asyncio
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -108,13 +109,17 @@ class _ReplicaWithDeadline:
     def try_send_request(self, pr: PendingRequest, with_rejection: bool) -> Any:
         result: Any = self._replica.try_send_request(pr, with_rejection=with_rejection)
         result.replica_unique_id = self._replica.replica_id.unique_id
-        consent = result.get_rejection_response
+        # The result has the function below, which must not have it too: nobody would free a cycle
+        # of two before a collection of garbage, and every request makes one.
+        known: Callable[[], Any] = weakref.ref(result)
 
         async def consent_in_time() -> Any:
+            sent = known()  # there is one: whoever calls has it
             try:
-                return await asyncio.wait_for(consent(), self.within)
+                async with asyncio.timeout(self.within):
+                    return await type(sent).get_rejection_response(sent)
             except TimeoutError:
-                result.cancel()
+                sent.cancel()
                 self._on_silence(self._replica)
                 raise ActorUnavailableError("the replica does not respond", None) from None
 

@@ -1,7 +1,9 @@
 """The proxies' router: a request leaves an ingress that does not answer, if there is another."""
 
 import asyncio
+import gc
 import pickle
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -38,6 +40,13 @@ class Sent:
         self.cancelled = True
 
 
+class Taken(Sent):
+    """A request that a replica takes at once."""
+
+    async def get_rejection_response(self) -> None:
+        return
+
+
 class StoppedIngress:
     """A replica as the proxies' routers see it."""
 
@@ -53,6 +62,13 @@ class StoppedIngress:
 
     def try_send_request(self, pr: PendingRequest, with_rejection: bool) -> Sent:
         return self.sent
+
+
+class Forgetful(StoppedIngress):
+    """A replica that takes every request, and keeps nothing of it."""
+
+    def try_send_request(self, pr: PendingRequest, with_rejection: bool) -> Sent:
+        return Taken()
 
 
 class HastyRouter(IngressRouter):
@@ -106,6 +122,24 @@ async def test_the_next_ingress_has_twice_as_long() -> None:
         first = await choose(router, pending)
         second = await choose(router, pending, is_retry=True)
         assert [first.within, second.within] == [0.01, 0.02]
+
+
+@pytest.mark.parametrize("is_awaited", [True, False])
+async def test_a_request_is_freed_without_a_collection_of_garbage(is_awaited: bool) -> None:
+    """Ingresses collect seldom, and each of their requests passes two routers."""
+    async with routing(Forgetful("a"), Forgetful("b")) as router:
+        pending = request()
+        replica = await choose(router, pending)
+        sent = replica.try_send_request(pending, with_rejection=True)
+        known = weakref.ref(sent)
+        gc.disable()
+        try:
+            if is_awaited:
+                await sent.get_rejection_response()
+            del sent
+            assert known() is None
+        finally:
+            gc.enable()
 
 
 def test_a_proxy_needs_nothing_of_this_package_for_it() -> None:

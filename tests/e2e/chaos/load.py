@@ -8,9 +8,10 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from math import ceil
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ import aiohttp
 from serve_app.testing.faulty_service import ORIGIN
 
 _TICK_S = 0.01  # seconds
+_PIECES = 10  # of a body that is sent over some time
 PATIENCE = 600.0  # seconds after which a caller without a time of its own gives up
 
 
@@ -32,6 +34,8 @@ class Call:
     caller: str | None = None  # an API key
     key: str | None = None  # an Idempotency-Key
     leaves_after: float | None = None  # seconds after which the client vanishes
+    padding: int = 0  # bytes of white space in the body
+    upload: float = 0.0  # seconds over which the body is sent
     group: str = ""  # for the test's own use
 
 
@@ -117,7 +121,7 @@ class Load:
     async def _send(self, call: Call, due: float) -> Answer:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         headers = {"Origin": ORIGIN, "Content-Type": "application/json"}
-        content = io.BytesIO(json.dumps(call.body).encode())
+        content = _content(call)
         if call.caller is not None:
             headers["Authorization"] = f"Bearer {call.caller}"
         if call.key is not None:
@@ -140,6 +144,20 @@ class Load:
             return Answer(call, sent, seconds, failure=type(error).__name__)
         names = {name.lower(): value for name, value in response.headers.items()}
         return Answer(call, sent, time.monotonic() - sent, response.status, names, body)
+
+
+def _content(call: Call) -> io.BytesIO | AsyncGenerator[bytes, None]:
+    """Return the body of a call as bytes, or the pieces of it that are sent one after the other."""
+    space = " " * (call.padding // max(1, len(call.body)))
+    text = json.dumps(call.body, separators=("," + space, ": ")).encode()
+    return _pieces(text, call.upload) if call.upload else io.BytesIO(text)
+
+
+async def _pieces(text: bytes, seconds: float) -> AsyncGenerator[bytes, None]:
+    size = ceil(len(text) / _PIECES)
+    for start in range(0, len(text), size):
+        yield text[start : start + size]
+        await asyncio.sleep(seconds / _PIECES)
 
 
 async def _open_session() -> aiohttp.ClientSession:
