@@ -56,17 +56,14 @@ def build_api(
     records errors. `max_jobs` are the jobs that may be open.
     """
     api = build_routes(jobs, conductor, info, policy, version=version)
-
-    def send_away(caller: str) -> int:
-        return conductor.send_away(jobs.caller(caller))
-
     return wrap(
         api,
         DOORS,
         policy,
         proxy_sets_request_id=proxy_sets_request_id,
         meter=meter or InMemoryMeter(),
-        send_away=send_away,
+        caller_of=jobs.caller,
+        send_away=conductor.send_away,
         guard=partial(
             OpenRequestsMiddleware, maker=conductor, max_jobs=max_jobs, caller_of=jobs.caller
         ),

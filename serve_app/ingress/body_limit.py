@@ -11,6 +11,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.core.caller import Caller
 from serve_app.core.errors import Overloaded
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.body_budget import BodyBudget, BodyShare
@@ -101,12 +102,19 @@ class BodyLimitMiddleware:
     """Hands every request a body that keeps its limits, decoded where it is compressed.
 
     Refuses a body that announces too much, alone or beside others, or a coding that is not read.
-    `send_away` returns the Retry-After of a caller who is refused.
+    `caller_of` returns the caller of a name, and `send_away` the Retry-After of one who is refused.
     """
 
-    def __init__(self, app: ASGIApp, policy: AccessPolicy, send_away: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        policy: AccessPolicy,
+        caller_of: Callable[[str], Caller],
+        send_away: Callable[[Caller], int],
+    ) -> None:
         self._app = app
         self._policy = policy
+        self._caller_of = caller_of
         self._budget = BodyBudget(policy.max_body_bytes, policy.max_open_body_bytes, send_away)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,7 +123,7 @@ class BodyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         state, headers, limit = scope["state"], Headers(scope=scope), self._policy.max_body_bytes
-        with self._budget.open_share(state["caller"]) as share:
+        with self._budget.open_share(self._caller_of(state["caller"])) as share:
             try:
                 share.announce(_content_length(headers))
             except (PayloadTooLarge, Overloaded) as error:

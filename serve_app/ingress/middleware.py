@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.core.caller import Caller
 from serve_app.core.errors import CallerError
 from serve_app.core.service.metrics import Meter
 from serve_app.ingress import pages
@@ -48,17 +49,18 @@ def wrap(
     *,
     proxy_sets_request_id: bool,
     meter: Meter,
-    send_away: Callable[[str], int],
+    caller_of: Callable[[str], Caller],
+    send_away: Callable[[Caller], int],
     guard: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> ASGIApp:
     """Return the app with all middleware around it.
 
     `proxy_sets_request_id` says that the proxy in front adds X-Request-Id to responses, as Serve's
-    does. `meter` records every request. `send_away` returns the Retry-After, in seconds, of a
-    caller whose body finds no room. `guard` stands where the caller is known, before a body is
-    read.
+    does. `meter` records every request. `caller_of` returns the caller of a name, and `send_away`
+    the Retry-After, in seconds, of one whose body finds no room. `guard` stands where the caller is
+    known, before a body is read.
     """
-    limited = BodyLimitMiddleware(LastResortMiddleware(app), policy, send_away)
+    limited = BodyLimitMiddleware(LastResortMiddleware(app), policy, caller_of, send_away)
     cors = CorsMiddleware(
         AccessMiddleware(guard(limited), policy),
         allow_origins=list(policy.origins),

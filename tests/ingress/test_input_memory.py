@@ -12,6 +12,7 @@ from PIL import Image
 
 from serve_app.core.errors import Overloaded
 from serve_app.core.service.info import ModelInfo
+from serve_app.ingress.access import digests
 from tests.support.api import POLICY, Client
 from tests.support.fake_conductor import INFO, NOISE, FakeConductor, WaitingConductor
 from tests.support.job_requests import KEY
@@ -20,8 +21,9 @@ from tests.support.waiting import until_async
 SIDE = 64  # pixels of the images, which take 12 KiB
 BYTES = 3 * SIDE * SIDE
 SMALL = replace(INFO, models=(ModelInfo("small", SIDE, NOISE),), refiner=None)
-LIMIT = 100_000  # bytes: of six images, and of a seventh only if it were known to be so small
-TIGHT = replace(POLICY, max_body_bytes=LIMIT // 2, max_open_body_bytes=LIMIT)
+LIMIT = 200_000  # bytes, of which bodies have a quarter, and other callers a quarter of the rest
+IMAGES = LIMIT * 9 // 16  # bytes of one caller: nine images, and not all of them at once
+TIGHT = replace(POLICY, max_body_bytes=LIMIT // 4, max_open_body_bytes=LIMIT)
 FULL = Overloaded("the queue is full", retry_after=17)
 
 
@@ -47,7 +49,7 @@ async def test_tiny_files_that_unfold_wait_in_bounded_memory(client: Client) -> 
     process = client(maker, info=SMALL, policy=TIGHT)
     requests = await send(process, 12)
     await until_async(lambda: len(maker.tasks) + sum(r.done() for r in requests) == 12)
-    assert LIMIT / 2 < waiting_bytes(maker) <= LIMIT
+    assert IMAGES / 2 < waiting_bytes(maker) <= IMAGES
     refused = [request.result() for request in requests if request.done()]
     assert {answer.json()["error"]["code"] for answer in refused} == {"OVERLOADED"}
     assert {answer.headers["Retry-After"] for answer in refused} == {"13"}  # the maker's
@@ -113,3 +115,23 @@ async def test_a_full_queue_is_known_before_any_image_is_decoded(client: Client)
     known = await process.post("/refine", json=body(), headers=KEY)
     maker.refusal = FULL
     assert (await process.post("/refine", json=body(), headers=KEY)).json() == known.json()
+
+
+async def test_one_caller_s_queued_images_refuse_nobody_else_s(client: Client) -> None:
+    maker = WaitingConductor()
+    policy = replace(TIGHT, keys=digests(("ada-" * 5, "bea-" * 5)))
+    process = client(maker, info=SMALL, policy=policy)
+
+    def ask(key: str) -> asyncio.Task[httpx.Response]:
+        headers = {"Authorization": f"Bearer {key}"}
+        return asyncio.create_task(process.post("/refine", json=body(), headers=headers))
+
+    flood = [ask("ada-" * 5) for _ in range(12)]
+    await until_async(lambda: len(maker.tasks) + sum(r.done() for r in flood) == 12)
+    begun = len(maker.tasks)
+    assert 0 < begun < 12
+    other = ask("bea-" * 5)
+    await until_async(lambda: len(maker.tasks) > begun or other.done())
+    maker.go.set()
+    assert (await other).status_code == 201
+    await asyncio.gather(*flood)

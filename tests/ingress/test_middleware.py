@@ -111,7 +111,7 @@ async def test_all_bodies_together_take_a_bounded_room(conductor: FakeConductor)
         go.set()
         answers = await asyncio.gather(*requests)
         codes = Counter(answer.json()["error"]["code"] for answer in answers)
-        assert codes == {"VALIDATION_ERROR": 16, "OVERLOADED": 4}
+        assert codes == {"VALIDATION_ERROR": 12, "OVERLOADED": 8}  # a quarter is for others
         assert all("retry-after" in a.headers for a in answers if a.status_code == 503)
         assert (await client.post("/generate", json={"prompt": "a"})).status_code == 201
 

@@ -50,3 +50,14 @@ def test_small_limits_admit_at_least_one(limit: int, alone: int) -> None:
 def test_a_caller_is_known_by_its_name_whatever_its_weight_was_elsewhere() -> None:
     heavy = Caller("ada", 9.0)
     assert not has_room({ADA: 192}, heavy, 256)
+
+
+def test_bytes_are_shared_as_places_are() -> None:
+    """Of 1,000 bytes 750 are anybody's; a caller's first item may be larger than its share."""
+    flood = {ADA: 700}
+    assert has_room(flood, ADA, 1000, more=50)
+    assert not has_room(flood, ADA, 1000, more=51)
+    assert has_room(flood, BEA, 1000, more=300)
+    assert not has_room(flood, BEA, 1000, more=301)
+    assert not has_room({**flood, BEA: 125}, BEA, 1000, more=1 + 50)
+    assert has_room({**flood, BEA: 124}, BEA, 1000, more=100)
