@@ -9,12 +9,14 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, cast
 
 import ray
 from ray.exceptions import ActorUnavailableError
 from ray.serve._private.common import ReplicaState, RequestMetadata
 from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
+from ray.serve._private.http_util import MessageQueue
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentBroadcastResponse, DeploymentResponseGenerator
@@ -31,6 +33,7 @@ __all__ = [
     "RequestMetadata",
     "accepting_replica",
     "broadcast_results",
+    "has_whole_body",
     "serve_client",
     "shut_down_without_waiting",
 ]
@@ -43,6 +46,9 @@ PRIVATE_NAMES = (  # module:attributes
     "ray.serve._private.common:ReplicaState",
     "ray.serve._private.common:RequestMetadata",
     "ray.serve._private.constants:RAY_SERVE_ENABLE_HA_PROXY",
+    "ray.serve._private.http_util:MessageQueue",  # whose `_message_queue` is used
+    "ray.serve._private.proxy:HTTPProxy",  # whose `asgi_receive_queues` are used
+    "ray._private.worker:global_worker.actors",
     "ray.serve._private.request_router.pow_2_router:PowerOfTwoChoicesRequestRouter",
     "ray.serve._private.client:ServeControllerClient.shutdown",  # whose `_controller` is used
     "ray.serve.context:_get_global_client",
@@ -91,7 +97,8 @@ class _ReplicaWithDeadline:
     """A replica that has a few seconds to take or refuse a request.
 
     Serve waits without end for a process that is stopped, or whose machine is cut off. Here it gets
-    the error after which it chooses a replica anew.
+    the error after which it chooses a replica anew, once `may_leave` says that another replica can
+    have the request.
     """
 
     def __init__(
@@ -99,9 +106,10 @@ class _ReplicaWithDeadline:
         replica: RunningReplica,
         within: float,
         on_silence: Callable[[RunningReplica], None] = lambda replica: None,
+        may_leave: Callable[[PendingRequest], bool] = lambda pending: True,
     ) -> None:
         self.within = within  # seconds
-        self._replica, self._on_silence = replica, on_silence
+        self._replica, self._on_silence, self._may_leave = replica, on_silence, may_leave
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._replica, name)
@@ -115,13 +123,18 @@ class _ReplicaWithDeadline:
 
         async def consent_in_time() -> Any:
             sent = known()  # there is one: whoever calls has it
+            work = type(sent).get_rejection_response(sent)
+            consent = asyncio.create_task(work, context=Context())
             try:
-                async with asyncio.timeout(self.within):
-                    return await type(sent).get_rejection_response(sent)
-            except TimeoutError:
-                sent.cancel()
-                self._on_silence(self._replica)
-                raise ActorUnavailableError("the replica does not respond", None) from None
+                while not (await asyncio.wait([consent], timeout=self.within))[0]:
+                    if self._may_leave(pr):
+                        sent.cancel()
+                        self._on_silence(self._replica)
+                        raise ActorUnavailableError("the replica does not respond", None)
+                return consent.result()
+            finally:
+                consent.cancel()
+                del consent, work  # an error would have them, and they it
 
         result.get_rejection_response = consent_in_time
         return result
@@ -192,17 +205,42 @@ class DispatchingRouter(RequestRouter):
             self._remove_pending_request_from_indices(pending)
 
 
+def has_whole_body(queue: MessageQueue) -> bool:
+    """Return whether all of a request's body is in a proxy's queue, so that nobody has taken it."""
+    messages: Any = queue._message_queue
+    try:
+        first, last = messages[0], messages[-1]
+    except IndexError:  # nothing has arrived, or a replica has it
+        return False
+    is_body = first["type"] == last["type"] == "http.request"
+    return is_body and not last.get("more_body", False)
+
+
 class IngressRouter(PowerOfTwoChoicesRequestRouter):
     """Serve's own router, but a request leaves an ingress that neither takes nor refuses it.
 
     With Serve's own a newcomer waits at a stopped ingress for as long as that is stopped, although
     another one is idle. Where there is no other one it waits, as it would in any case. Every proxy
     gets this class by value, since it may have no other module of this package.
+
+    A request leaves only with a body that has wholly arrived and is still in the proxy. An ingress
+    asks its proxy for the body piece by piece, by the id of the request, which is the same at the
+    next ingress: if the first one goes on while pieces are yet to come, each may get some.
     """
 
     # Seconds that the first ingress has, which need do nothing before it takes a request. The next
     # one has twice as long, and so on: if the machine is slow, all are.
     consent_within = 2.0
+
+    def may_leave(self, pending: PendingRequest) -> bool:
+        """Return whether the next ingress is sure to get all of the request's body."""
+        if not pending.metadata.is_http_request:
+            return True
+        id = pending.metadata.internal_request_id
+        for actor in ray._private.worker.global_worker.actors.values():  # at most one: the proxy
+            if (queue := actor.http_proxy.asgi_receive_queues.get(id)) is not None:
+                return has_whole_body(queue)
+        return False
 
     async def _choose_replica_for_request(
         self, pending_request: PendingRequest, *, is_retry: bool = False
@@ -213,7 +251,8 @@ class IngressRouter(PowerOfTwoChoicesRequestRouter):
         known = vars(pending_request)  # Serve keeps the request from one try to the next
         within = known.get("consent_within", self.consent_within)
         known["consent_within"] = 2 * within
-        return cast(RunningReplica, _ReplicaWithDeadline(replica, within))
+        bounded = _ReplicaWithDeadline(replica, within, may_leave=self.may_leave)
+        return cast(RunningReplica, bounded)
 
 
 # HAProxy routes by itself, and then Serve takes no other router for an ingress.

@@ -13,12 +13,15 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
+from starlette.types import Message
 
-from serve_app.deployments.ray_private import INGRESS_ROUTER, IngressRouter
+from serve_app.deployments.ray_private import INGRESS_ROUTER, IngressRouter, has_whole_body
 from tests.support.ray_private import (
     DeploymentHandleSource,
     DeploymentID,
+    MessageQueue,
     RequestMetadata,
+    RequestProtocol,
     choose_replica,
     stop_routing,
 )
@@ -78,8 +81,10 @@ class HastyRouter(IngressRouter):
 
 
 @asynccontextmanager
-async def routing(*doubles: StoppedIngress) -> AsyncIterator[IngressRouter]:
-    router: IngressRouter = cast(Any, HastyRouter)(
+async def routing(
+    *doubles: StoppedIngress, kind: type[IngressRouter] = HastyRouter
+) -> AsyncIterator[IngressRouter]:
+    router: IngressRouter = cast(Any, kind)(
         deployment_id=INGRESS,
         handle_source=DeploymentHandleSource.UNKNOWN,
         use_replica_queue_len_cache=True,
@@ -108,6 +113,57 @@ async def test_a_request_leaves_an_ingress_that_neither_takes_nor_refuses_it() -
         with pytest.raises(ActorUnavailableError):
             await asyncio.wait_for(sent.get_rejection_response(), TIMEOUT)
         assert sent.cancelled
+
+
+async def test_a_request_leaves_only_once_it_may() -> None:
+    class PatientRouter(HastyRouter):
+        asked = 0
+
+        def may_leave(self, pending: PendingRequest) -> bool:
+            self.asked += 1
+            return self.asked == 3
+
+    async with routing(StoppedIngress("a"), StoppedIngress("b"), kind=PatientRouter) as router:
+        pending = request()
+        replica = await choose(router, pending)
+        sent = replica.try_send_request(pending, with_rejection=True)
+        with pytest.raises(ActorUnavailableError):
+            await asyncio.wait_for(sent.get_rejection_response(), TIMEOUT)
+        assert cast(PatientRouter, router).asked == 3
+
+
+START = {"type": "http.request", "body": b"{", "more_body": True}
+END = {"type": "http.request", "body": b"}", "more_body": False}
+GONE = {"type": "http.disconnect"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "is_whole"),
+    [
+        ([], False),
+        ([START], False),
+        ([START, START], False),
+        ([END], True),
+        ([START, END], True),
+        ([START, END, GONE], False),
+        ([GONE], False),
+    ],
+)
+def test_a_proxy_has_the_whole_body(messages: list[Message], is_whole: bool) -> None:
+    queue = MessageQueue()
+    for message in messages:
+        queue.put_nowait(message)
+    assert has_whole_body(queue) is is_whole
+    queue.get_messages_nowait()
+    assert not has_whole_body(queue)
+
+
+async def test_an_http_request_without_its_proxy_stays() -> None:
+    async with routing(StoppedIngress("a"), StoppedIngress("b")) as router:
+        pending = request()
+        assert router.may_leave(pending)
+        pending.metadata._request_protocol = RequestProtocol.HTTP
+        assert not router.may_leave(pending)
 
 
 async def test_a_request_stays_at_the_only_ingress() -> None:

@@ -85,7 +85,7 @@ async def test_under_a_prefix_every_address_is_what_it_is_without(conductor: Fak
 
 
 async def test_all_bodies_together_take_a_bounded_room(conductor: FakeConductor) -> None:
-    """Twenty callers send all but the last byte of a body at the limit, and then the rest."""
+    """A caller sends all but the last byte of twenty bodies at the limit, and then the rest."""
     limit, callers = 2**20, 20
     policy = AccessPolicy(max_body_bytes=limit, max_open_body_bytes=16 * limit)
     go = asyncio.Event()

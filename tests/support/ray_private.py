@@ -10,8 +10,10 @@ from ray.serve._private.common import (
     DeploymentID,
     ReplicaID,
     RequestMetadata,
+    RequestProtocol,
     TimeStampedValue,
 )
+from ray.serve._private.http_util import MessageQueue
 from ray.serve.autoscaling_policy import (
     _apply_app_level_autoscaling_config as apply_autoscaling_config,
 )
@@ -22,8 +24,10 @@ __all__ = [
     "AcceptedResponse",
     "DeploymentHandleSource",
     "DeploymentID",
+    "MessageQueue",
     "ReplicaID",
     "RequestMetadata",
+    "RequestProtocol",
     "TimeStampedValue",
     "apply_autoscaling_config",
     "build_app",
