@@ -5,14 +5,14 @@ what the other ingress processes have. No HTTP and no Ray.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import Context
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from serve_app.core.caller import Caller
-from serve_app.core.capacity.admission import AdmissionLimits, Decision, Refusal, StageWork
+from serve_app.core.capacity.admission import AdmissionLimits, Decision, Refusal
 from serve_app.core.capacity.admission_control import (
     EXCHANGE_INTERVAL_S,
     AdmissionControl,
@@ -91,17 +91,17 @@ class Admission:
             self.backlog.add(image)
         return context
 
-    def check_room(self, caller: Caller, deadline: float | None) -> None:
-        """Return unless a job of the caller would be refused whatever its images take.
+    def check_room(self, caller: Caller, stages: Iterable[Stage], deadline: float | None) -> None:
+        """Return unless a job of the caller that passes the stages would be refused in any case.
 
         Raises `Draining` or `Overloaded`. What passes may still be refused by `admit`.
         """
         self._check_draining()
         now = asyncio.get_running_loop().time()
-        calibrated = self.backlog.is_calibrated
-        works = [StageWork(pool, 1, 0.0, 0.0) for pool in self._clients if calibrated]
-        verdict = self._control.judge(caller, works, now, deadline, self._capacities(), now)
-        if verdict.refusal not in (None, Refusal.IMPOSSIBLE):
+        known = stages if self.backlog.is_calibrated else ()
+        pools = list(dict.fromkeys(self._pools[stage] for stage in known))
+        verdict = self._control.preview(caller, pools, deadline, self._capacities(), now)
+        if verdict.refusal is not None:
             self._raise_refusal(verdict, deadline, now)
 
     def send_away(self, caller: Caller) -> int:
@@ -179,7 +179,7 @@ class Admission:
         return seconds
 
     def _capacities(self) -> dict[Stage, StageCapacity]:
-        """Return the replicas of each pool, as far as they don't depend on a job's model."""
+        """Return the replicas of each pool, at their best: for a job whose model is unknown."""
         return {
             pool: StageCapacity(
                 self._replicas.get(pool, 1), self.backlog.costs[pool].max_batch_images

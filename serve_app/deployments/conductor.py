@@ -17,14 +17,15 @@ from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.demand import Demand
 from serve_app.core.diffusion.sample import (
     Sample,
+    StageSegment,
     for_stage,
     new_sample,
     segments_left,
     stage_profiles,
     stage_segments,
 )
-from serve_app.core.diffusion.schedule import make_schedule
-from serve_app.core.diffusion.spec import Stage
+from serve_app.core.diffusion.schedule import Schedule, make_schedule
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import (
     AuraError,
     EngineFault,
@@ -108,9 +109,14 @@ class Conductor:
                 self._meter.record(IMAGES, outcome=refused, model=label)
             raise
 
-    def check_room(self, caller: Caller, deadline: float | None) -> None:
-        """Raise `Draining` or `Overloaded` for a job that is refused whatever its images take."""
-        self._admission.check_room(caller, deadline)
+    def check_room(self, caller: Caller, spec: ImageSpec, deadline: float | None) -> None:
+        """Raise `Draining` or `Overloaded` for a job that is refused whatever its images take.
+
+        `spec` says which stages these pass; their size is not known yet. Raises `ModelNotFound`.
+        """
+        _, _, segments = self._route_of(spec)
+        stages = (segment.stage for segment in segments)
+        self._admission.check_room(caller, stages, deadline)
 
     def send_away(self, caller: Caller) -> int:
         """Book a request that is refused before its job is known; return its Retry-After."""
@@ -227,18 +233,23 @@ class Conductor:
 
     def _image_of(self, task: ImageTask) -> ImageInFlight:
         """Return the task's image before its first step. Raises `ModelNotFound`."""
-        model = self._models.get(task.spec.model) if task.spec.model else self._default_model
-        if model is None:
-            raise model_not_found("model", self._models)
-        spec = replace(task.spec, model=model.name, refiner=self._refiner_name)
-        schedule = make_schedule(
-            model.noise_config, spec.sampler, spec.steps, spec.strength, spec.handoff
-        )
-        segments = stage_segments(schedule, spec.handoff, refiner=Stage.REFINER in self._stages)
+        spec, schedule, segments = self._route_of(task.spec)
         sample: Sample[Any] = new_sample(
             task.id, spec, schedule, segments[0].stage, task.inputs, task.caller
         )
         return ImageInFlight(sample, segments)
+
+    def _route_of(self, spec: ImageSpec) -> tuple[ImageSpec, Schedule, tuple[StageSegment, ...]]:
+        """Return the spec with its models named, its schedule, and the segments of each stage."""
+        model = self._models.get(spec.model) if spec.model else self._default_model
+        if model is None:
+            raise model_not_found("model", self._models)
+        spec = replace(spec, model=model.name, refiner=self._refiner_name)
+        schedule = make_schedule(
+            model.noise_config, spec.sampler, spec.steps, spec.strength, spec.handoff
+        )
+        segments = stage_segments(schedule, spec.handoff, refiner=Stage.REFINER in self._stages)
+        return spec, schedule, segments
 
     @staticmethod
     def _now() -> float:

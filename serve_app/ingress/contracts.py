@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from serve_app.core.caller import Caller
+from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.core.service.events import ImageEvent
 from serve_app.core.service.info import Health, LedgerHealth
 from serve_app.core.service.jobs import (
@@ -32,11 +33,12 @@ class Maker(Protocol):
         can't be met. A refused job leaves nothing behind.
         """
 
-    def check_room(self, caller: Caller, deadline: float | None) -> None:
-        """Return if a job of the caller might be admitted whose images are not known yet.
+    def check_room(self, caller: Caller, spec: ImageSpec, deadline: float | None) -> None:
+        """Return if a job of the caller might be admitted whose input images are not known yet.
 
-        Raises `Draining`, or `Overloaded` for a job that would be refused whatever it takes.
-        `deadline` is when it must be done, in the event loop's time.
+        Raises `Draining`, or `Overloaded` for a job that would be refused whatever it takes. Its
+        images have the `spec` but for what their input images decide: size and prompt. `deadline`
+        is when it must be done, in the event loop's time.
         """
 
     def send_away(self, caller: Caller) -> int:

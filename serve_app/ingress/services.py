@@ -69,12 +69,15 @@ class ApiServices:
         if files:
             model = check_names(request, self.info)
             await self.jobs.terms.check(state.caller)
+            size = request.size_for(model)
             if key is None:
+                unread = LoadedInputs(size or model.sizes.for_aspect("Auto"))
+                outline = plan_job(request, [unread], self.info, 0, rerun)
                 allowed = request.timeout_s
                 deadline = None if allowed is None else state.arrived + allowed
-                self.conductor.check_room(self.jobs.caller(state.caller), deadline)
+                caller = self.jobs.caller(state.caller)
+                self.conductor.check_room(caller, outline.images[0].spec, deadline)
             loop = asyncio.get_running_loop()
-            size = request.size_for(model)
             for number, image_files in enumerate(files):
                 load = partial(
                     load_inputs, image_files, number, model.sizes, size, request.resize_mode

@@ -218,22 +218,22 @@ async def test_a_job_whose_images_are_unknown_finds_out_that_there_is_no_room() 
     meter = InMemoryMeter()
     limits = AdmissionLimits(queue_seconds=15, open_requests=3)
     conductor = Conductor(base, None, [ModelInfo("demo", 64, NOISE)], meter, limits=limits)
-    conductor.check_room(ADA, deadline=0.0)  # nothing is known of costs
+    conductor.check_room(ADA, SPEC, deadline=0.0)  # nothing is known of costs
     await generate(conductor, "warm")
     loop = asyncio.get_running_loop()
     for number in range(2):
-        conductor.check_room(ADA, loop.time() + 25)
+        conductor.check_room(ADA, SPEC, loop.time() + 25)
         conductor.admit([ImageTask(id=f"{number}-{n}", spec=SPEC, caller=ADA) for n in range(2)])
-    conductor.check_room(ADA, None)  # nothing of Ada's own counts
-    conductor.check_room(ADA, loop.time() - 1)  # it is late: `admit` says so
+    conductor.check_room(ADA, SPEC, None)  # nothing of Ada's own counts
+    conductor.check_room(ADA, SPEC, loop.time() - 1)  # it is late: `admit` says so
     conductor.admit([ImageTask(id="2", spec=SPEC, caller=ADA)])
     with pytest.raises(Overloaded, match="open"):
-        conductor.check_room(Caller("bea"), None)
+        conductor.check_room(Caller("bea"), SPEC, None)
     assert meter.value(REQUESTS_REFUSED, reason=Refusal.OPEN_REQUESTS) == 1
     waits = [conductor.send_away(Caller(name)) for name in ("cy", "dee", "eve")]
     assert waits == sorted(set(waits))  # each comes at a time of its own
     draining = asyncio.create_task(conductor.drain())
     await asyncio.sleep(0)
     with pytest.raises(Draining):
-        conductor.check_room(ADA, None)
+        conductor.check_room(ADA, SPEC, None)
     draining.cancel()

@@ -63,7 +63,7 @@ class FakeConductor:
         context.callback(self._end_job)
         return context
 
-    def check_room(self, caller: Caller, deadline: float | None) -> None:
+    def check_room(self, caller: Caller, spec: ImageSpec, deadline: float | None) -> None:
         self.room_checks += 1
         if isinstance(self.refusal, Overloaded):
             raise self.refusal

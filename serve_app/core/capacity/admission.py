@@ -25,6 +25,7 @@ _WAIT_MARGIN = 0.1
 # The share of the predicted seconds that an image is sure to take. A prediction may be too long,
 # and what is given up because of it would have been in time.
 OPTIMISM = 0.8
+_ROUNDING = 1e-6  # seconds by which sums in another order may differ
 
 
 class Refusal(StrEnum):
@@ -156,6 +157,44 @@ def decide(
     elif left is not None and wait and left < own + wait * (1 + _WAIT_MARGIN):
         refusal, fits_in = Refusal.DEADLINE, wait - max(0.0, left - own) / (1 + _WAIT_MARGIN)
     return Decision(refusal, wait, others, own, fits_in, seconds)
+
+
+def preview(
+    caller: Caller,
+    stages: Sequence[Stage],
+    queues: Mapping[Stage, StageQueue],
+    open_requests: Amounts,
+    limits: AdmissionLimits,
+    seconds_left: float | None = None,
+) -> Decision:
+    """Return a refusal that `decide` would repeat for every job of the caller that passes `stages`.
+
+    These are in order, one or two of them, or none while nothing is known of costs. The job's work
+    is unknown, and the queues are as they are to one that is due at once. What is not refused may
+    still be by `decide`, which also says what is late already.
+    """
+    if seconds_left is not None and seconds_left < 0:
+        return Decision(None)
+    works = [StageWork(stage, 1, 0.0, 0.0) for stage in stages]
+    waits = [queues[work.stage].wait(work, caller) for work in works]
+    own_waits = [queues[work.stage].own_wait(work) for work in works]
+    others = [wait - own for wait, own in zip(waits, own_waits, strict=True)]
+    # Work of the job at its first stage may hide the wait for the second one, of others' work or of
+    # its caller's own: what is left of the others' is the least that any such work leaves.
+    wait = waits[0] if waits else 0.0
+    least = others[0] if others else 0.0
+    if len(works) > 1:
+        last = queues[works[1].stage]
+        own = sum(amount for other, amount in last.owed.items() if other.name == caller.name)
+        least = min(least, max(others[1], wait - own / max(1, last.replicas)))
+    refusal, fits_in = None, 0.0
+    if not has_room(open_requests, caller, limits.open_requests):
+        refusal, fits_in = Refusal.OPEN_REQUESTS, _seconds_per_job(queues, open_requests)
+    elif least > limits.queue_seconds + _ROUNDING:
+        refusal, fits_in = Refusal.QUEUE, (least - limits.queue_seconds) * wait / least
+    elif seconds_left is not None and seconds_left < wait * (1 + _WAIT_MARGIN) - _ROUNDING:
+        refusal, fits_in = Refusal.DEADLINE, wait - max(0.0, seconds_left) / (1 + _WAIT_MARGIN)
+    return Decision(refusal, wait, least, fits_in=fits_in)
 
 
 def latest_start(deadline: float, isolated_seconds: float) -> float:

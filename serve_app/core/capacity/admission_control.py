@@ -4,7 +4,7 @@ It adds up what was accepted here and what the other ingress processes say that 
 asks `admission.decide`. No clock: times are arguments, in seconds of any one clock.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from serve_app.core.caller import Caller
@@ -16,6 +16,7 @@ from serve_app.core.capacity.admission import (
     StageQueue,
     StageWork,
     decide,
+    preview,
 )
 from serve_app.core.capacity.fair_share import total
 from serve_app.core.capacity.ingress_load import IngressLoad, sum_of
@@ -100,16 +101,30 @@ class AdmissionControl:
         """
         others = self.others(now)
         left = None if deadline is None else deadline - now
-        queues = {
-            stage: self._queue(stage, caller, due, capacities.get(stage, StageCapacity()), others)
-            for stage in self._stages
-        }
+        queues = self._queues(caller, due, capacities, others)
         newcomer = Newcomer(caller, tuple(works), left, loading)
         decision = decide(newcomer, queues, total(self._jobs, others.jobs), self.limits)
-        if decision.refusal in (None, Refusal.IMPOSSIBLE, Refusal.LOADING):
-            return Verdict(decision)
-        seconds = decision.service_seconds or self._mean_job_seconds(capacities, now)
-        return Verdict(decision, self._book(caller, seconds, decision.fits_in, now))
+        return self._verdict(caller, decision, capacities, now)
+
+    def preview(
+        self,
+        caller: Caller,
+        stages: Sequence[Stage],
+        deadline: float | None,
+        capacities: Mapping[Stage, StageCapacity],
+        now: float,
+    ) -> Verdict:
+        """Return whether `judge` might admit a job that passes the stages; book one sent away.
+
+        `stages` is empty while nothing is known of costs. The capacities are the best that a job
+        may find.
+        """
+        others = self.others(now)
+        left = None if deadline is None else deadline - now
+        queues = self._queues(caller, now, capacities, others)
+        jobs = total(self._jobs, others.jobs)
+        decision = preview(caller, stages, queues, jobs, self.limits, left)
+        return self._verdict(caller, decision, capacities, now)
 
     def send_away(
         self, caller: Caller, capacities: Mapping[Stage, StageCapacity], now: float
@@ -150,6 +165,18 @@ class AdmissionControl:
             for stage in self._stages
         )
 
+    def _verdict(
+        self,
+        caller: Caller,
+        decision: Decision,
+        capacities: Mapping[Stage, StageCapacity],
+        now: float,
+    ) -> Verdict:
+        if decision.refusal in (None, Refusal.IMPOSSIBLE, Refusal.LOADING):
+            return Verdict(decision)
+        seconds = decision.service_seconds or self._mean_job_seconds(capacities, now)
+        return Verdict(decision, self._book(caller, seconds, decision.fits_in, now))
+
     def _book(self, caller: Caller, seconds: float, fits_in: float, now: float) -> int:
         """Book a job of so many seconds of the whole service; return its Retry-After."""
         others = self.others(now).sent_away
@@ -166,6 +193,18 @@ class AdmissionControl:
         jobs = self.jobs + sum(self.others(now).jobs.values())
         owed = self.drain_seconds(capacities, now)
         return owed / jobs if jobs and owed else _ASSUMED_JOB_S
+
+    def _queues(
+        self,
+        caller: Caller,
+        due: float,
+        capacities: Mapping[Stage, StageCapacity],
+        others: IngressLoad,
+    ) -> dict[Stage, StageQueue]:
+        return {
+            stage: self._queue(stage, caller, due, capacities.get(stage, StageCapacity()), others)
+            for stage in self._stages
+        }
 
     def _queue(
         self,

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.admission import (
@@ -14,6 +16,7 @@ from serve_app.core.capacity.admission import (
     StageWork,
     decide,
     latest_start,
+    preview,
 )
 from serve_app.core.diffusion.spec import Stage
 
@@ -175,3 +178,90 @@ def test_a_stage_without_replicas_counts_as_one() -> None:
 
 def test_an_image_may_start_until_four_fifths_of_its_seconds_are_left() -> None:
     assert latest_start(100.0, 10.0) == 92.0
+
+
+def crowded(seconds: float, own: float = 1.0) -> StageQueue:
+    """Return what a thousand callers are owed, and Bea, so that her newcomer waits for them all."""
+    owed = {Caller(f"caller {number}"): seconds / 1000 for number in range(1000)}
+    return StageQueue(1, 4, 100, {**owed, BEA: own}, own)
+
+
+def previewed(*queues: StageQueue, seconds_left: float | None = None, jobs: int = 1) -> Decision:
+    """Return the decision on a job of Bea's that passes as many stages as there are queues."""
+    stages = tuple(Stage)[: len(queues)]
+    by_stage = dict(zip(stages, queues, strict=True))
+    return preview(BEA, stages, by_stage, {CY: jobs}, LIMITS, seconds_left)
+
+
+def test_an_unknown_job_is_refused_where_there_are_too_many_or_too_much_before_it() -> None:
+    assert previewed(crowded(50)).refusal is None
+    assert previewed(jobs=49).refusal is None  # nothing is known of costs
+    assert previewed(jobs=50).refusal is Refusal.OPEN_REQUESTS
+    full = previewed(crowded(110))
+    assert full.refusal is Refusal.QUEUE
+    assert (full.wait, full.others) == pytest.approx((111, 110))
+    assert full.fits_in == pytest.approx(10 * 111 / 110)
+    late = previewed(crowded(50), seconds_left=56)
+    assert late.refusal is Refusal.DEADLINE
+    assert late.fits_in == pytest.approx(51 - 56 / 1.1)
+    assert previewed(crowded(50), seconds_left=57).refusal is None
+    assert previewed(crowded(110), seconds_left=-1).refusal is None  # `decide` says impossible
+
+
+def test_an_unknown_job_s_own_time_may_hide_the_second_queue() -> None:
+    """What is refused because of it would be admitted if base took long enough."""
+    assert previewed(crowded(90), crowded(124)).refusal is None
+    works = (replace(IMAGE, amortized=3, isolated=50), replace(IMAGE, stage=Stage.REFINER))
+    longer = judged(crowded(90), None, *works, refiner=crowded(124), caller=BEA)
+    assert longer.refusal is None
+    assert previewed(crowded(110), crowded(10)).refusal is Refusal.QUEUE
+    assert previewed(crowded(110), crowded(10, own=80)).refusal is None
+    assert previewed(crowded(110), crowded(124)).refusal is Refusal.QUEUE
+
+
+SECONDS = st.floats(0, 300)
+CALLERS = [Caller("bea"), Caller("dee"), Caller("eve", 3.0), *map(Caller, "fghijk")]
+
+
+@st.composite
+def queue_pairs(draw: st.DrawFn) -> tuple[StageQueue, StageQueue]:
+    """Return a queue as an unknown job finds it, and as any real one of Bea's may find it."""
+    owed = draw(st.dictionaries(st.sampled_from(CALLERS), SECONDS))
+    own = owed.get(BEA, 0.0)
+    best = StageQueue(
+        draw(st.integers(0, 4)),
+        draw(st.integers(1, 8)),
+        draw(st.integers(0, 40)),
+        owed,
+        draw(st.floats(0, own)),
+    )
+    real = replace(
+        best,
+        batch_images=draw(st.integers(1, best.batch_images)),
+        earlier=draw(st.floats(best.earlier, own)),
+        loading=draw(st.one_of(st.just(0.0), SECONDS)),
+    )
+    return best, real
+
+
+@given(
+    st.lists(queue_pairs(), min_size=1, max_size=2),
+    st.lists(st.tuples(st.integers(1, 8), SECONDS, SECONDS), min_size=2, max_size=2),
+    st.one_of(st.none(), SECONDS),
+    st.integers(0, 60),
+    SECONDS,
+)
+def test_a_job_that_could_be_admitted_is_never_refused_before_it_is_known(
+    pairs: list[tuple[StageQueue, StageQueue]],
+    works: list[tuple[int, float, float]],
+    seconds_left: float | None,
+    jobs: int,
+    loading: float,
+) -> None:
+    stages = tuple(Stage)[: len(pairs)]
+    best = {stage: pair[0] for stage, pair in zip(stages, pairs, strict=True)}
+    real = {stage: pair[1] for stage, pair in zip(stages, pairs, strict=True)}
+    job = [StageWork(stage, *work) for stage, work in zip(stages, works, strict=False)]
+    if preview(BEA, stages, best, {CY: jobs}, LIMITS, seconds_left).refusal is not None:
+        newcomer = Newcomer(BEA, job, seconds_left, loading)
+        assert decide(newcomer, real, {CY: jobs}, LIMITS).refusal is not None
