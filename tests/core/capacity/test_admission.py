@@ -236,7 +236,7 @@ def queue_pairs(draw: st.DrawFn) -> tuple[StageQueue, StageQueue]:
     return best, replace(best, batch_images=batch, earlier=later, loading=loading)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(
     st.lists(queue_pairs(), min_size=1, max_size=2),
     st.lists(st.tuples(st.integers(1, 4), SECONDS, SECONDS), min_size=2, max_size=2),
