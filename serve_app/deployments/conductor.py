@@ -17,14 +17,12 @@ from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.demand import Demand
 from serve_app.core.diffusion.sample import (
     Sample,
-    StageSegment,
     for_stage,
     new_sample,
+    plan_segments,
     segments_left,
     stage_profiles,
-    stage_segments,
 )
-from serve_app.core.diffusion.schedule import Schedule, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import (
     AuraError,
@@ -110,13 +108,10 @@ class Conductor:
             raise
 
     def check_room(self, caller: Caller, spec: ImageSpec, deadline: float | None) -> None:
-        """Raise `Draining` or `Overloaded` for a job that is refused whatever its images take.
-
-        `spec` says which stages these pass; their size is not known yet. Raises `ModelNotFound`.
-        """
-        _, _, segments = self._route_of(spec)
-        stages = (segment.stage for segment in segments)
-        self._admission.check_room(caller, stages, deadline)
+        """Raise `Draining` or `Overloaded` for a job that is refused whatever its images take."""
+        has_refiner = Stage.REFINER in self._stages
+        _, segments = plan_segments(self._model_of(spec).noise_config, spec, refiner=has_refiner)
+        self._admission.check_room(caller, [segment.stage for segment in segments], deadline)
 
     def send_away(self, caller: Caller) -> int:
         """Book a request that is refused before its job is known; return its Retry-After."""
@@ -233,23 +228,19 @@ class Conductor:
 
     def _image_of(self, task: ImageTask) -> ImageInFlight:
         """Return the task's image before its first step. Raises `ModelNotFound`."""
-        spec, schedule, segments = self._route_of(task.spec)
+        model, has_refiner = self._model_of(task.spec), Stage.REFINER in self._stages
+        spec = replace(task.spec, model=model.name, refiner=self._refiner_name)
+        schedule, segments = plan_segments(model.noise_config, spec, refiner=has_refiner)
         sample: Sample[Any] = new_sample(
             task.id, spec, schedule, segments[0].stage, task.inputs, task.caller
         )
         return ImageInFlight(sample, segments)
 
-    def _route_of(self, spec: ImageSpec) -> tuple[ImageSpec, Schedule, tuple[StageSegment, ...]]:
-        """Return the spec with its models named, its schedule, and the segments of each stage."""
+    def _model_of(self, spec: ImageSpec) -> ModelInfo:
         model = self._models.get(spec.model) if spec.model else self._default_model
         if model is None:
             raise model_not_found("model", self._models)
-        spec = replace(spec, model=model.name, refiner=self._refiner_name)
-        schedule = make_schedule(
-            model.noise_config, spec.sampler, spec.steps, spec.strength, spec.handoff
-        )
-        segments = stage_segments(schedule, spec.handoff, refiner=Stage.REFINER in self._stages)
-        return spec, schedule, segments
+        return model
 
     @staticmethod
     def _now() -> float:

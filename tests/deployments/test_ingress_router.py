@@ -117,11 +117,11 @@ async def test_a_request_leaves_an_ingress_that_neither_takes_nor_refuses_it() -
 
 async def test_a_request_leaves_only_once_it_may() -> None:
     class PatientRouter(HastyRouter):
-        asked = 0
+        questions = 0
 
         def may_leave(self, pending: PendingRequest) -> bool:
-            self.asked += 1
-            return self.asked == 3
+            self.questions += 1
+            return self.questions == 3
 
     async with routing(StoppedIngress("a"), StoppedIngress("b"), kind=PatientRouter) as router:
         pending = request()
@@ -129,12 +129,12 @@ async def test_a_request_leaves_only_once_it_may() -> None:
         sent = replica.try_send_request(pending, with_rejection=True)
         with pytest.raises(ActorUnavailableError):
             await asyncio.wait_for(sent.get_rejection_response(), TIMEOUT)
-        assert cast(PatientRouter, router).asked == 3
+        assert cast(PatientRouter, router).questions == 3
 
 
 START = {"type": "http.request", "body": b"{", "more_body": True}
 END = {"type": "http.request", "body": b"}", "more_body": False}
-GONE = {"type": "http.disconnect"}
+LEFT = {"type": "http.disconnect"}
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ GONE = {"type": "http.disconnect"}
         ([START, START], False),
         ([END], True),
         ([START, END], True),
-        ([START, END, GONE], False),
-        ([GONE], False),
+        ([START, END, LEFT], False),
+        ([LEFT], False),
     ],
 )
 def test_a_proxy_has_the_whole_body(messages: list[Message], is_whole: bool) -> None:

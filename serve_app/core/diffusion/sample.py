@@ -12,7 +12,7 @@ from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
-from serve_app.core.diffusion.schedule import Schedule
+from serve_app.core.diffusion.schedule import NoiseConfig, Schedule, make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 
 M = TypeVar("M")
@@ -125,6 +125,14 @@ def stage_segments(
     if schedule.handoff_index <= schedule.start_index:
         return (last,)
     return (StageSegment(Stage.BASE, schedule.handoff_index, last=False), last)
+
+
+def plan_segments(
+    config: NoiseConfig, spec: ImageSpec, *, refiner: bool
+) -> tuple[Schedule, tuple[StageSegment, ...]]:
+    """Return an image's schedule and its `stage_segments`. Raises `InvalidRequest`."""
+    schedule = make_schedule(config, spec.sampler, spec.steps, spec.strength, spec.handoff)
+    return schedule, stage_segments(schedule, spec.handoff, refiner=refiner)
 
 
 def with_latents(sample: Sample[L], latents: L, noise_draws: int) -> Sample[L]:
