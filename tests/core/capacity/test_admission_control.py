@@ -179,3 +179,20 @@ def test_one_caller_s_jobs_leave_room_for_others_on_every_process() -> None:
         first.end()
     second.update_others([first.load(0.0)], 0.0)
     assert second.ask(0.0, by=bea).refusal is None  # three quarters are anybody's
+
+
+def test_a_job_that_is_not_known_yet_is_sent_away_like_any_other() -> None:
+    """Ada has an image of her own that goes before, and so do as many others as there may be."""
+    ingress = Ingress(AdmissionLimits(queue_seconds=5.0, open_requests=1000))
+    assert ingress.ask(0.0, by=ADA).refusal is None
+    ingress.admit_all(50, now=0.0)
+    before = ingress.load(5.0).sent_away.get(ADA, 0.0)
+    assert ingress.preview(ADA, (), None, CAPACITY, 5.0).refusal is None
+    assert ingress.preview(ADA, (Stage.BASE,), 4.0, CAPACITY, 5.0).refusal is None  # it is late
+    assert ingress.load(5.0).sent_away.get(ADA, 0.0) == before
+    assert ingress.preview(ADA, (Stage.BASE,), None, CAPACITY, 5.0).refusal is None
+    refused = ingress.preview(ADA, (Stage.BASE,), 11.0, CAPACITY, 5.0)
+    assert refused.refusal is Refusal.DEADLINE
+    assert refused.retry_after > 0
+    assert ingress.load(5.0).sent_away[ADA] > before
+    assert ingress.ask(5.0, deadline=11.0, by=ADA).refusal is Refusal.DEADLINE
