@@ -13,6 +13,7 @@ from serve_app.core.diffusion.sample import (
     for_stage,
     map_latents,
     new_sample,
+    plan_segments,
     segments_left,
     stage_profiles,
     stage_segments,
@@ -51,6 +52,14 @@ def test_base_runs_every_step_without_a_refiner_or_with_handoff_one(
 def test_an_image_that_starts_after_the_handoff_is_the_refiner_s_alone() -> None:
     late = make_schedule(NOISE, Sampler.EULER, 20, 0.1, 0.8)
     assert stage_segments(late, 0.8, refiner=True) == (StageSegment(Stage.REFINER, 20, last=True),)
+
+
+def test_a_spec_says_all_that_its_segments_depend_on() -> None:
+    schedule, segments = plan_segments(NOISE, SPEC, refiner=True)
+    assert schedule == SCHEDULE
+    assert segments == stage_segments(SCHEDULE, 0.8, refiner=True)
+    _, late = plan_segments(NOISE, replace(SPEC, strength=0.1), refiner=True)
+    assert [segment.stage for segment in late] == [Stage.REFINER]
 
 
 def test_a_refiner_without_steps_still_decodes() -> None:
