@@ -9,7 +9,7 @@ from itertools import count
 from random import Random
 
 from serve_app.core.capacity.autoscaler import Autoscaler, ScalingTargets
-from serve_app.core.capacity.routing import rank_replicas
+from serve_app.core.capacity.routing import Candidate, KeyLoad, rank_replicas
 from serve_app.core.diffusion.spec import Stage
 from serve_app.simulator.observation import Scaler, StageObservation
 from serve_app.simulator.pool import Router
@@ -24,8 +24,12 @@ def route_by_owed_work() -> Router:
         replicas: Sequence[SimReplica], sample: SimSample, steps: int, step_seconds: float
     ) -> SimReplica:
         key = sample.spec.latent_shape
-        loads = [replica.load.with_key(key, step_seconds) for replica in replicas]
-        best = rank_replicas(loads, last_chosen, key, steps)[0]
+        candidates: list[Candidate] = []
+        for replica in replicas:
+            load = replica.load.loads_by_key.get(key) or KeyLoad(0, 0, step_seconds)
+            added = load.added_seconds(steps, replica.size.images)
+            candidates.append((replica.id, replica.load.seconds, added))
+        best = rank_replicas(candidates, last_chosen)[0]
         last_chosen[best] = next(clock)
         return next(replica for replica in replicas if replica.id == best)
 

@@ -49,7 +49,9 @@ class SimReplica:
     @property
     def is_full(self) -> bool:
         """Whether no more images may come, whoever their caller is."""
-        return not self.ready or self.leaving or self.images >= max_places(self.size.images)
+        if not self.ready or self.leaving:
+            return True
+        return self.images >= max_places(self.size.images, self.load.keys + 1)
 
     def accepts(self, sample: SimSample) -> bool:
         """Return whether one more image may come."""
@@ -57,7 +59,8 @@ class SimReplica:
             return False
         load = self.load.loads_by_key.get(sample.spec.latent_shape)
         same_key = load.stepping if load else 0
-        return has_place(self.size.images, self.callers, sample.caller, same_key)
+        keys = self.load.keys + (not same_key)
+        return has_place(self.size.images, self.callers, sample.caller, same_key, keys)
 
     @property
     def load(self) -> ReplicaLoad:
@@ -69,7 +72,7 @@ class SimReplica:
                 step = self._speed.step(self.stage, spec.width, spec.height, self.size.rows)
                 load = loads.get(spec.latent_shape) or KeyLoad(0, 0, step)
                 loads[spec.latent_shape] = load.add(pending.steps_left)
-            self._load = ReplicaLoad(self.id, self.size.images, loads)
+            self._load = ReplicaLoad(self.size.images, loads)
         return self._load
 
     @property

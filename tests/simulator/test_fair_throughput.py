@@ -19,6 +19,9 @@ SINGLE = {Stage.BASE: 1}
 FOUR = {Stage.BASE: 2, Stage.REFINER: 2}
 ELEVEN = {Stage.BASE: 8, Stage.REFINER: 3}
 WIDE, TALL = (1344, 768), (832, 1216)
+THREE = ((1024, 1024), WIDE, TALL)
+SIZES = (*THREE, (1152, 896), (896, 1152), (1216, 832), (768, 1344), (1536, 640))
+MORE_SIZES = (*SIZES, (640, 1536), (1024, 960), (960, 1024), (1088, 960), (960, 1088), (1088, 896))
 
 
 def flood(
@@ -39,6 +42,28 @@ def steady(size: tuple[int, int] = (1024, 1024), *, handoff: float = 0.8) -> lis
     """Return an image of a caller's every two seconds."""
     (image,) = flood("steady", 1, size=size, handoff=handoff)
     return [replace(image, at=1.0 + 2 * number) for number in range(40)]
+
+
+def slow(weight: float) -> list[Arrival]:
+    """Return a long wide image of a caller's every six seconds."""
+    (image,) = flood("slow", 1, 60, WIDE, weight=weight)
+    return [replace(image, at=1.0 + 6 * number) for number in range(20)]
+
+
+def of_sizes(number: int, *callers: tuple[str, float]) -> list[Arrival]:
+    """Return images of three sizes in turn, of callers with these weights."""
+    return [
+        image
+        for _ in range(number)
+        for size in THREE
+        for caller, weight in callers
+        for image in flood(caller, 1, size=size, weight=weight)
+    ]
+
+
+def a_size_each(sizes: Sequence[tuple[int, int]], number: int, steps: int = 30) -> list[Arrival]:
+    """Return floods of callers of whom each has a size of its own."""
+    return [image for size in sizes for image in flood(f"of {size}", number, steps, size)]
 
 
 def mixed(callers: int, seed: int, number: int = 200) -> list[Arrival]:
@@ -82,6 +107,11 @@ TRACES: dict[str, list[Arrival]] = {
     "two sizes, weights": flood("a", 150, weight=3.0) + flood("b", 80, size=WIDE),
     "two sizes, balanced": flood("a", 150, handoff=0.5) + flood("b", 150, size=WIDE, handoff=0.5),
     "three sizes": flood("a", 100) + flood("b", 100, size=WIDE) + flood("c", 100, size=TALL),
+    "three sizes each": of_sizes(40, ("a", 1.0), ("b", 1.0)),
+    "three sizes each, weights": of_sizes(40, ("a", 3.0), ("b", 1.0)),
+    "few images beside three sizes": of_sizes(70, ("a", 1.0)) + slow(1.0),
+    "eight sizes": a_size_each(SIZES, 30),
+    "fourteen sizes": a_size_each(MORE_SIZES, 18),
 }
 
 
@@ -103,6 +133,22 @@ def test_fairness_costs_no_throughput(
     assert throughput(TRACES[name] * times, replicas, ingresses) >= 0.98
 
 
+def test_nor_where_each_of_eight_callers_has_a_size_of_its_own() -> None:
+    assert throughput(a_size_each(SIZES, 12, 20)) >= 0.98
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("replicas", "times", "least"), [(SINGLE, 1, 0.98), (FOUR, 2, 0.98), (ELEVEN, 5, 0.97)]
+)
+def test_nor_does_a_heavy_caller_with_little_work(
+    replicas: Mapping[Stage, int], times: int, least: float
+) -> None:
+    """The flood's images fill its batches, on many replicas not from their first step on."""
+    trace = of_sizes(70, ("a", 1.0)) + slow(9.0)
+    assert throughput(trace * times, replicas) >= least
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("callers", [2, 3, 10])
 def test_nor_where_all_kinds_of_images_are_mixed(callers: int) -> None:
@@ -117,3 +163,17 @@ def test_a_few_images_of_another_size_have_turns_of_their_own(
 ) -> None:
     """They are done in two image times, so their turns are not full, though all are used."""
     assert throughput(flood("a", 150) + steady(WIDE), replicas) >= 0.9
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("weight", "least"), [(1.0, 0.88), (9.0, 0.68)])
+def test_the_heavier_their_caller_the_more_turns_they_have(weight: float, least: float) -> None:
+    """The caller's one image has nine of ten turns at weight 9, each a quarter full."""
+    assert least <= throughput(flood("a", 200) + slow(weight)) <= least + 0.05
+
+
+@pytest.mark.long
+def test_sixteen_callers_with_a_size_each_have_part_empty_batches() -> None:
+    """A replica has places for fifteen full batches besides the reserved ones."""
+    sizes = (*MORE_SIZES, (896, 1088), (1280, 768))
+    assert 0.9 <= throughput(a_size_each(sizes, 20)) < 0.98

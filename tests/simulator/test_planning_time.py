@@ -35,5 +35,6 @@ def test_a_job_is_admitted_within_a_millisecond() -> None:
 
 
 @pytest.mark.long
-def test_an_image_is_sent_to_one_of_many_replicas_within_five_milliseconds() -> None:
-    assert measure_dispatching().mean <= 0.005
+def test_an_image_is_sent_to_one_of_many_replicas_within_a_millisecond() -> None:
+    """The best of three, since other programs share the processor's caches."""
+    assert min(measure_dispatching().mean for _ in range(3)) <= 0.001

@@ -5,14 +5,19 @@ brings its own view of the replicas.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 
 from serve_app.core.caller import Caller
+from serve_app.core.diffusion.keys import BatchKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.scheduling.fair_shares import FairShares
+
+# Batch keys of one caller for which places are sought, those of its most urgent images: a caller
+# with ever other extensions should not make a decision take ever longer.
+MAX_KEYS = 16
 
 
 class Replicas(Protocol):
@@ -44,6 +49,9 @@ class WaitingImage:
     due: float  # seconds: when it would have been done, had it run alone since it arrived
 
 
+_Entry = tuple[float, int, WaitingImage]  # its due time, and its number in the order of arrival
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """The next image, and the replicas with a place for it, the best one first."""
@@ -65,16 +73,21 @@ class Dispatcher:
     """The queue in front of the replicas of one stage. Its owner is the only writer.
 
     An image waits while every replica has enough work for its next batches. The next place goes to
-    the caller who has had the least GPU time by its weight, and there to the most urgent image: the
-    one with the earliest `due` time, and of equals the first to come. A caller is charged with what
-    its image is predicted to take; `charge` corrects that when it is measured.
+    the caller who has had the least GPU time by its weight, and there to the most urgent image that
+    a replica has a place for: the one with the earliest `due` time, and of equals the first to
+    come. Images of one batch key have places where those of another have none, if they fill up a
+    batch: so images that are less urgent may use what would be left empty. A caller is charged with
+    what its image is predicted to take; `charge` corrects that when it is measured.
     """
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
         self._waiting: dict[str, WaitingImage] = {}
-        # By the caller's name: heaps by urgency, in which removed images stay until they are first.
-        self._by_caller: dict[str, list[tuple[float, int, WaitingImage]]] = {}
+        # By the caller's name and batch key: heaps by urgency, in which removed images stay until
+        # they are first.
+        self._queues: dict[str, dict[BatchKey, list[_Entry]]] = {}
+        # By the caller's name: see `_most_urgent`. Those whose images have changed are not in it.
+        self._urgent: dict[str, list[_Entry]] = {}
         self._shares = FairShares()
         self._numbers = count()
         self._sent = 0
@@ -90,14 +103,17 @@ class Dispatcher:
         self.remove(key)
         image = self._waiting[key] = WaitingImage(key, sample, segment, due)
         self._shares.enter(sample.caller)
-        heap = self._by_caller.setdefault(sample.caller.name, [])
-        heapq.heappush(heap, (due, next(self._numbers), image))
+        queues = self._queues.setdefault(sample.caller.name, {})
+        queue = queues.setdefault(sample.batch_key, [])
+        heapq.heappush(queue, (due, next(self._numbers), image))
+        self._urgent.pop(sample.caller.name, None)
 
     def remove(self, key: str) -> None:
         """Let an image wait no longer; do nothing if it does not wait."""
         image = self._waiting.pop(key, None)
         if image is not None:
             self._shares.leave(image.sample.caller)
+            self._urgent.pop(image.sample.caller.name, None)
 
     def charge(self, caller: Caller, seconds: float) -> None:
         """Charge a caller with GPU seconds that were measured, or take a prediction back."""
@@ -106,7 +122,7 @@ class Dispatcher:
     def next_assignment(self) -> Assignment | None:
         """Return the next image and its replicas; None if none waits or no place is free.
 
-        It is the most urgent one of the first caller that a replica has a place for.
+        It is an image of the first caller that a replica has a place for, the most urgent such one.
         """
         return None if self._replicas.are_full() else self._first_with_place()
 
@@ -141,21 +157,32 @@ class Dispatcher:
                 return Assignment(image, replicas, self._sent)
         return None
 
-    def _in_fair_order(self) -> list[WaitingImage]:
-        """Return the most urgent image of each caller, that of the least virtual time first."""
-        firsts = [first for name in list(self._by_caller) if (first := self._most_urgent(name))]
-        order = [
-            (self._shares.time(image.sample.caller), due, number, image)
-            for due, number, image in firsts
-        ]
-        return [image for *_, image in sorted(order)]
+    def _in_fair_order(self) -> Iterator[WaitingImage]:
+        """Yield the most urgent image of each batch key of each caller, in the order of urgency.
 
-    def _most_urgent(self, name: str) -> tuple[float, int, WaitingImage] | None:
-        heap = self._by_caller[name]
-        while heap:
-            first = heap[0]
-            if self._waiting.get(first[-1].key) is first[-1]:
-                return first
-            heapq.heappop(heap)  # it was removed
-        del self._by_caller[name]
-        return None
+        The images of the caller with the least virtual time come first, and among equals those of
+        the caller with the most urgent image.
+        """
+        callers = []
+        for name in list(self._queues):
+            if urgent := self._urgent.get(name) or self._most_urgent(name):
+                due, number, image = urgent[0]
+                callers.append((self._shares.time(image.sample.caller), due, number, urgent))
+        for *_, urgent in sorted(callers):
+            yield from (image for *_, image in urgent)
+
+    def _most_urgent(self, name: str) -> list[_Entry]:
+        """Return the most urgent entry of each batch key of a caller, the most urgent first."""
+        queues, firsts = self._queues[name], []
+        for key, queue in list(queues.items()):
+            while queue and self._waiting.get(queue[0][-1].key) is not queue[0][-1]:
+                heapq.heappop(queue)  # it was removed
+            if queue:
+                firsts.append(queue[0])
+            else:
+                del queues[key]
+        if not queues:
+            del self._queues[name]
+            return []
+        self._urgent[name] = heapq.nsmallest(MAX_KEYS, firsts)
+        return self._urgent[name]

@@ -4,96 +4,26 @@ The process has sent some of their images itself. Each replica reports once in a
 including the images of other senders. No Ray and no clock.
 """
 
-from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
 from math import inf
 from typing import Any
 from zlib import crc32
 
 from serve_app.core.caller import Caller
-from serve_app.core.capacity.cost_model import CostTable, turn_kind
+from serve_app.core.capacity.cost_model import CostTable
+from serve_app.core.capacity.known_replica import InFlight, KnownReplica, NewImage, after_report
 from serve_app.core.capacity.replica_report import (
-    RemainingWork,
     ReplicaReport,
     Wire,
     encode_batch_key,
     key_of,
     remaining_work,
 )
-from serve_app.core.capacity.routing import (
-    KeyLoad,
-    ReplicaLoad,
-    has_place,
-    max_places,
-    rank_replicas,
-)
+from serve_app.core.capacity.routing import Candidate, rank_replicas
 from serve_app.core.diffusion.sample import Sample, StageSegment
-from serve_app.core.scheduling.work import BatchSize, WorkKind
+from serve_app.core.scheduling.work import BatchSize
 
-_DEFAULT_LOAD_SECONDS = 20.0  # to load a model, before any load was measured
 _QUIET_S = 12.0  # seconds; even an idle replica sends a new report every five or so
-_MAX_MISSED_REPORTS = 2  # that may have been on their way when an image came or left
-
-
-@dataclass(frozen=True, slots=True)
-class InFlight:
-    """An image on a replica, or one that left it a short while ago."""
-
-    remaining: RemainingWork | None  # None: it has left, even if a late report lists it
-    sent_here: bool  # by this process
-    predicted: float = 0.0  # GPU seconds, of an image that was sent from here
-    missed_reports: int = 0  # that lack it since it was sent, or that came since it left
-
-
-@dataclass(frozen=True, slots=True)
-class _ImageCosts:
-    """What an image costs on the replicas of one profile."""
-
-    batch_images: int  # that step together
-    step_seconds: float
-    load_seconds: float  # of its model, where that is not in memory
-
-    @classmethod
-    def of(cls, sample: Sample[Any], costs: CostTable) -> "_ImageCosts":
-        size = costs.batch_size(sample.model_key)
-        step = turn_kind(WorkKind.STEP, sample, lanes=size.rows)
-        load = turn_kind(WorkKind.LOAD, sample, load=sample.model_key)
-        load_seconds = costs.seconds(load) or _DEFAULT_LOAD_SECONDS
-        return cls(size.images, costs.seconds(step), load_seconds)
-
-
-@dataclass(slots=True)
-class _Replica:
-    report: ReplicaReport | None = None
-    report_time: float = -inf  # seconds
-    is_suspect: bool = False  # it fell silent with an image, and has sent no new report since
-    images: dict[str, InFlight] = field(default_factory=dict)  # by `key_of`
-    # Of the images; None: they have changed since it was computed.
-    cached_callers: Counter[Caller] | None = None
-    cached_loads: dict[Hashable, KeyLoad] | None = None
-
-    @property
-    def remaining(self) -> list[RemainingWork]:
-        """The work of all images on the replica, from all senders."""
-        return [image.remaining for image in self.images.values() if image.remaining]
-
-    @property
-    def callers(self) -> Counter[Caller]:
-        """The number of images of each caller on the replica."""
-        if self.cached_callers is None:
-            self.cached_callers = Counter(work.caller for work in self.remaining)
-        return self.cached_callers
-
-    def loads_by_key(self, costs: CostTable) -> dict[Hashable, KeyLoad]:
-        """Return what there is to do, by batch key."""
-        if self.cached_loads is None:
-            self.cached_loads = _loads_by_key(self.remaining, costs)
-        return self.cached_loads
-
-    def set_images(self, images: dict[str, InFlight]) -> None:
-        """Replace the images."""
-        self.images, self.cached_callers, self.cached_loads = images, None, None
 
 
 class Fleet:
@@ -107,7 +37,7 @@ class Fleet:
         half a second late, so that they would all choose the same replica until then.
         """
         self._sender = sender
-        self._replicas: dict[str, _Replica] = {}
+        self._replicas: dict[str, KnownReplica] = {}
         self._last_chosen: dict[str, int] = {}  # by replica: grows with each choice
         self._max_images = 0
         # Share costs per profile; otherwise measurement noise would decide the routing. A replica
@@ -120,7 +50,7 @@ class Fleet:
         """Set the replicas that there are, each of which may have `max_images` images."""
         for id in self._replicas.keys() - replicas:
             self._charge_ended(self._replicas[id].images, {})
-        self._replicas = {id: self._replicas.get(id) or _Replica() for id in replicas}
+        self._replicas = {id: self._replicas.get(id) or KnownReplica() for id in replicas}
         self._last_chosen = {id: self._last_chosen.get(id, self._first(id)) for id in replicas}
         self._max_images = max_images
 
@@ -138,7 +68,7 @@ class Fleet:
             return False
         if replica.report is not None:
             self._charge_measured(replica.report.measured, report.measured)
-        images = _after_report(replica.images, report.remaining)
+        images = after_report(replica.images, report.remaining)
         self._charge_ended(replica.images, images)
         replica.report = report
         replica.set_images(images)
@@ -200,8 +130,7 @@ class Fleet:
     def are_full(self) -> bool:
         """Return whether no replica has a place for any caller. It may be False though none has."""
         return all(
-            replica.callers.total()
-            >= min(self._max_images, max_places(self._costs_of(replica).max_batch_images))
+            replica.is_full(self._costs_of(replica), self._max_images)
             for replica in self._replicas.values()
         )
 
@@ -212,38 +141,30 @@ class Fleet:
         where every replica is like that.
         """
         key = encode_batch_key(sample.batch_key)
-        newest = max((replica.report_time for replica in self._replicas.values()), default=-inf)
-        well = {
-            id: replica
-            for id, replica in self._replicas.items()
-            if id not in segment.avoid and not _is_sick(replica, newest)
-        }
-        by_profile: dict[str | None, _ImageCosts] = {}  # None: it has not reported
-        loads = []
-        for id, replica in (well or self._replicas).items():
+        by_profile: dict[str | None, NewImage] = {}  # None: it has not reported
+        candidates: list[Candidate] = []
+        for id, replica in self._well(segment.avoid):
             profile = replica.report.profile if replica.report else None
             if (image := by_profile.get(profile)) is None:
-                image = _ImageCosts.of(sample, self._costs_of(replica))
+                costs = self._costs_of(replica)
+                image = NewImage.of(sample, segment, key, costs, self._max_images)
                 by_profile[profile] = image
-            if load := self._with_place(id, replica, sample, key, image):
-                loads.append(load)
-        steps = max(0, segment.stop - sample.index)
-        return rank_replicas(loads, self._last_chosen, key, steps)
+            if seconds := replica.seconds_with(image):
+                candidates.append((id, *seconds))
+        return rank_replicas(candidates, self._last_chosen)
 
-    def _with_place(
-        self, id: str, replica: _Replica, sample: Sample[Any], key: str, image: _ImageCosts
-    ) -> ReplicaLoad | None:
-        """Return what a replica has to do if it has a place for the image, which has this key."""
-        callers, size = replica.callers, image.batch_images
-        if callers.total() >= min(self._max_images, max_places(size)):
-            return None
-        loads = replica.loads_by_key(self._costs_of(replica))
-        same_key = loads[key].stepping if key in loads else 0
-        if not has_place(size, callers, sample.caller, same_key):
-            return None
-        loaded = replica.report is None or sample.model_key in replica.report.models
-        load_seconds = 0.0 if loaded else image.load_seconds
-        return ReplicaLoad(id, size, loads, load_seconds).with_key(key, image.step_seconds)
+    def _well(self, avoid: Collection[str]) -> Iterable[tuple[str, KnownReplica]]:
+        """Return the replicas that an image may get, or all if it may get none."""
+        replicas = self._replicas.items()
+        newest = max((replica.report_time for _, replica in replicas), default=-inf)
+        well = [
+            (id, replica)
+            for id, replica in replicas
+            if not replica.is_suspect
+            and (replica.report is None or newest - replica.report_time <= _QUIET_S)
+            and id not in avoid
+        ]
+        return well or replicas
 
     def _first(self, id: str) -> int:
         """Return the order of a replica that was never chosen, another one for each sender."""
@@ -264,39 +185,6 @@ class Fleet:
             known = old.get(caller, 0.0)
             self._charge(caller, seconds - known if seconds >= known else seconds)
 
-    def _costs_of(self, replica: _Replica) -> CostTable:
+    def _costs_of(self, replica: KnownReplica) -> CostTable:
         report = replica.report
         return self._costs_by_profile[report.profile] if report else self._costs
-
-
-def _is_sick(replica: _Replica, newest: float) -> bool:
-    """Return whether a replica fell silent, or is quiet although another reported at `newest`."""
-    quiet = replica.report is not None and newest - replica.report_time > _QUIET_S
-    return replica.is_suspect or quiet
-
-
-def _after_report(
-    images: Mapping[str, InFlight], reported: Mapping[str, RemainingWork]
-) -> dict[str, InFlight]:
-    """Return the images of a replica after a report.
-
-    An image that was sent from here stays for a few reports that lack it, and one that left stays
-    away for a few reports, even if they have it.
-    """
-    updated = {key: InFlight(work, sent_here=False) for key, work in reported.items()}
-    for key, image in images.items():
-        if not image.sent_here:
-            continue
-        if image.remaining and key in reported:
-            updated[key] = InFlight(reported[key], sent_here=True, predicted=image.predicted)
-        elif image.missed_reports < _MAX_MISSED_REPORTS:
-            updated[key] = replace(image, missed_reports=image.missed_reports + 1)
-    return updated
-
-
-def _loads_by_key(remaining: Iterable[RemainingWork], costs: CostTable) -> dict[Hashable, KeyLoad]:
-    loads: dict[Hashable, KeyLoad] = {}
-    for work in remaining:
-        load = loads.get(work.batch_key) or KeyLoad(0, 0, costs.seconds(work.step))
-        loads[work.batch_key] = load.add(work.steps)
-    return loads
