@@ -18,7 +18,7 @@ from serve_app.core.capacity.admission import (
     decide,
     preview,
 )
-from serve_app.core.capacity.fair_share import total
+from serve_app.core.capacity.fair_share import Amounts, total
 from serve_app.core.capacity.ingress_load import IngressLoad, sum_of
 from serve_app.core.capacity.owed_work import OwedWork
 from serve_app.core.capacity.virtual_queue import VirtualQueue
@@ -68,6 +68,7 @@ class AdmissionControl:
         self._others = IngressLoad()
         self._others_count = 0
         self._others_at = 0.0
+        self._jobs_then: dict[Caller, int] = {}  # accepted here, when the others' were known
 
     @property
     def jobs(self) -> int:
@@ -103,7 +104,7 @@ class AdmissionControl:
         left = None if deadline is None else deadline - now
         queues = self._queues(caller, due, capacities, others)
         newcomer = Newcomer(caller, tuple(works), left, loading)
-        decision = decide(newcomer, queues, total(self._jobs, others.jobs), self.limits)
+        decision = decide(newcomer, queues, self._open_requests(now), self.limits)
         return self._verdict(caller, decision, capacities, now)
 
     def preview(
@@ -122,7 +123,7 @@ class AdmissionControl:
         others = self.others(now)
         left = None if deadline is None else deadline - now
         queues = self._queues(caller, now, capacities, others)
-        jobs = total(self._jobs, others.jobs)
+        jobs = self._open_requests(now)
         decision = preview(caller, stages, queues, jobs, self.limits, left)
         return self._verdict(caller, decision, capacities, now)
 
@@ -146,6 +147,7 @@ class AdmissionControl:
     def update_others(self, loads: Collection[IngressLoad], now: float) -> None:
         """Take note of what each of the other ingress processes has accepted."""
         self._others, self._others_count, self._others_at = sum_of(loads), len(loads), now
+        self._jobs_then = dict(self._jobs)
 
     def others(self, now: float) -> IngressLoad:
         """Return what the other processes have accepted.
@@ -164,6 +166,22 @@ class AdmissionControl:
             / max(1, capacities.get(stage, StageCapacity()).replicas)
             for stage in self._stages
         )
+
+    def _open_requests(self, now: float) -> Amounts:
+        """Return the numbers of jobs that are open in all processes, by caller.
+
+        Each of the others is believed to have accepted as many as this process since theirs were
+        known: a flood comes to all of them at once, and would else fill the places several times.
+        """
+        others = self.others(now)
+        if others is not self._others:
+            return total(self._jobs, others.jobs)
+        growth = {
+            caller: self._others_count * more
+            for caller, number in self._jobs.items()
+            if (more := number - self._jobs_then.get(caller, 0)) > 0
+        }
+        return total(self._jobs, others.jobs, growth)
 
     def _verdict(
         self,
