@@ -190,8 +190,8 @@ def test_one_caller_s_jobs_leave_room_for_others_on_every_process() -> None:
     assert first.jobs == 192
     second.update_others([first.load(0.0)], 0.0)
     assert second.ask(0.0, by=ADA).refusal is Refusal.OPEN_REQUESTS
-    asked = [second.ask(0.0, by=BEA).refusal for _ in range(17)]  # of 32 places, half each
-    assert asked == [*[None] * 16, Refusal.OPEN_REQUESTS]
+    refusals = [second.ask(0.0, by=BEA).refusal for _ in range(17)]  # of 32 places, half each
+    assert refusals == [*[None] * 16, Refusal.OPEN_REQUESTS]
     assert second.ask(0.0, by=Caller("cy")).refusal is None
     for _ in range(60):
         first.end()
