@@ -41,7 +41,9 @@ def test_a_written_job_is_locked_until_it_is_released(folder: SpoolFolder, files
     assert files.ids == frozenset()
     taken = folder.take(A)
     assert taken is not None
-    assert taken[1].images[1].sample.index == 16  # type: ignore[union-attr]
+    snapshot = taken[1].images[1]
+    assert snapshot is not None
+    assert snapshot.sample.index == 16
 
 
 def test_a_job_that_has_ended_leaves_no_file(folder: SpoolFolder, files: OwnFiles) -> None:

@@ -4,12 +4,20 @@ from collections.abc import Sequence
 
 import torch
 
-from serve_app.core.diffusion.spec import Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.runtime.networks.text_encoders import ClipTextEncoders
 from tests.support.reference_diffusers import Stock
 
 WORDS = ("red", "blue", "green", "circle", "square", "star")  # one token each
 Encoding = tuple[torch.Tensor, torch.Tensor]
+SPEC = ImageSpec(
+    prompt="a red circle on a white background",
+    seed=1,
+    width=128,
+    height=128,
+    steps=6,
+    guidance=5,
+)
 
 
 def encode(text_encoders: ClipTextEncoders, prompt: str) -> Encoding:

@@ -7,22 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.diffusion.spec import Stage
 from serve_app.runtime.networks.text_encoders import ClipTextEncoders, apply_emphasis
 from serve_app.runtime.networks.vae import RgbImage
 from tests.support.demo_models import Engines
 from tests.support.engine_runs import run_images
 from tests.support.reference_diffusers import Stock
-from tests.support.text_encodings import Encoding, encode, some_words, stock_encoding
+from tests.support.text_encodings import SPEC, Encoding, encode, some_words, stock_encoding
 
-SPEC = ImageSpec(
-    prompt="a red circle on a white background",
-    seed=1,
-    width=128,
-    height=128,
-    steps=6,
-    guidance=5,
-)
 pytestmark = pytest.mark.usefixtures("inference")
 both_stages = pytest.mark.parametrize("stage", list(Stage))
 

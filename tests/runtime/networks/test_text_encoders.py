@@ -9,24 +9,23 @@ import pytest
 import torch
 
 from serve_app.core.diffusion.prompt import MAX_CHUNKS
-from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.diffusion.spec import Stage
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.text_encoders import ClipTextEncoders
 from tests.support.demo_models import Engines
 from tests.support.engine_runs import run_images
 from tests.support.reference_diffusers import Stock
-from tests.support.text_encodings import encode, same, some_words, stock_chunks, stock_encoding
+from tests.support.text_encodings import (
+    SPEC,
+    encode,
+    same,
+    some_words,
+    stock_chunks,
+    stock_encoding,
+)
 
 MAX_DIFFERENCE = 2  # of 255
-SPEC = ImageSpec(
-    prompt="a red circle on a white background",
-    seed=1,
-    width=128,
-    height=128,
-    steps=6,
-    guidance=5,
-)
 pytestmark = pytest.mark.usefixtures("inference")
 both_stages = pytest.mark.parametrize("stage", list(Stage))
 
