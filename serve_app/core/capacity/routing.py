@@ -15,8 +15,10 @@ from serve_app.core.caller import Caller
 
 MAX_QUEUED_BATCHES = 3  # batches that a replica may have images for, including the running one
 # Batches that it may have besides: one for each batch key, up to this many, of images that fill up
-# a batch; and one of callers who would wait behind others' images.
-MAX_FILLING_BATCHES, RESERVED_BATCHES = 12, 1
+# a batch; and two of callers who would wait behind others' images. A caller's images of one batch
+# often end together, and those that a sender then sends instead come a little later: with places
+# for one batch alone, the next step would be taken by images of others.
+MAX_FILLING_BATCHES, RESERVED_BATCHES = 12, 2
 # An idle replica's seconds count a little less: measured step times differ by chance.
 _IDLE_DISCOUNT = 0.9
 # The weight of a second of the replica's time, relative to a second of the image's own waiting.
@@ -58,12 +60,12 @@ def has_place(
     reserves no more than it can soon use. A lone caller never gets more than these places. Others
     also get
 
-    - the places up to `max_places`, if they have fewer images there than their share of a batch: a
-      caller so never waits behind what another one has bound to the replica;
-    - their share of all but the last batch of these, if the image fills up a batch of its key. A
-      caller has turns of its own for images of a key that the others don't have; if these were
-      part-empty, each image would be charged more, and fewer of them sent, for ever. So there is
-      one batch more for each key.
+    - the places up to `max_places`, if they have fewer images there than their share of two
+      batches: a caller so never waits behind what another one has bound to the replica;
+    - their share of all but the last two batches of these, if the image fills up a batch of its
+      key. A caller has turns of its own for images of a key that the others don't have; if these
+      were part-empty, each image would be charged more, and fewer of them sent, for ever. So there
+      is one batch more for each key.
     """
     total, own, weights = 0, 0, caller.weight
     for other, count in images.items():
@@ -85,7 +87,7 @@ def has_place(
             if count and other.name != caller.name
         )
 
-    if own < ceil(batch_images * caller.weight / weights):
+    if own < ceil(RESERVED_BATCHES * batch_images * caller.weight / weights):
         return True
     if total < max_queued_images(batch_images) and is_within(max_queued_images(batch_images)):
         return True

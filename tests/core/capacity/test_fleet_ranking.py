@@ -87,7 +87,7 @@ def test_a_newcomer_has_a_place_where_a_flood_from_here_has_taken_them_all() -> 
     known = fleet("r1")
     send(known, "r1", *FLOOD)
     assert rank(known, image("a12", caller=A)) == []
-    for number in range(2):  # its share of a batch of four
+    for number in range(4):  # its share of two batches of four
         assert rank(known, image("b", caller=B)) == ["r1"]
         send(known, "r1", image(f"b{number}", caller=B))
     assert rank(known, image("b", caller=B)) == []
@@ -98,8 +98,8 @@ def test_a_newcomer_has_a_place_where_a_flood_from_here_has_taken_them_all() -> 
 def test_replicas_are_full_when_nobody_has_a_place() -> None:
     known = fleet("r1", "r2")
     assert not known.are_full()
-    send(known, "r1", *FLOOD, *(image(f"x{n}", caller=Caller(f"x{n}")) for n in range(12)))
-    report(known, "r2", 2, *FLOOD, *(image(f"y{n}", caller=Caller(f"y{n}")) for n in range(11)))
+    send(known, "r1", *FLOOD, *(image(f"x{n}", caller=Caller(f"x{n}")) for n in range(16)))
+    report(known, "r2", 2, *FLOOD, *(image(f"y{n}", caller=Caller(f"y{n}")) for n in range(15)))
     assert rank(known, image("b", caller=B)) == []
     assert not known.are_full()  # there is one for an image of another size
     assert rank(known, image("b", width=832, caller=B)) == ["r2"]
@@ -134,9 +134,9 @@ def test_a_newcomer_has_a_place_where_a_flood_of_another_ingress_has_taken_them_
 def test_images_of_another_size_have_places_beside_a_flood_until_they_fill_a_batch() -> None:
     known = fleet("r1")
     wide = [image(f"b{number}", width=832, caller=B) for number in range(5)]
-    report(known, "r1", 2, *FLOOD, *wide[:3])
+    report(known, "r1", 2, *FLOOD, *wide[:3], image("b", caller=B))
     assert rank(known, wide[3]) == ["r1"]
-    assert rank(known, image("b", caller=B)) == []  # of the flood's size, with a full batch
+    assert rank(known, image("c", caller=B)) == []  # of the flood's size, with a full batch
     send(known, "r1", wide[3])
     assert rank(known, wide[4]) == []
 
