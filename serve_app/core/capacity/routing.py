@@ -14,11 +14,9 @@ from typing import Any
 from serve_app.core.caller import Caller
 
 MAX_QUEUED_BATCHES = 3  # batches that a replica may have images for, including the running one
-# Batches that it may have besides: one for each batch key, up to this many, of images that fill up
-# a batch; and two of callers who would wait behind others' images. A caller's images of one batch
-# often end together, and those that a sender then sends instead come a little later: with places
-# for one batch alone, the next step would be taken by images of others.
-MAX_FILLING_BATCHES, RESERVED_BATCHES = 12, 2
+# Batches that it may have besides, one for each batch key, up to this many, of images that fill up
+# a batch.
+MAX_FILLING_BATCHES = 12
 # An idle replica's seconds count a little less: measured step times differ by chance.
 _IDLE_DISCOUNT = 0.9
 # The weight of a second of the replica's time, relative to a second of the image's own waiting.
@@ -39,7 +37,7 @@ def max_places(batch_images: int, keys: int = MAX_FILLING_BATCHES) -> int:
 
     `keys` is how many batch keys its images have, and the new one.
     """
-    return _filling_places(batch_images, keys) + RESERVED_BATCHES * batch_images
+    return _filling_places(batch_images, keys) + _reserved_places(batch_images, keys)
 
 
 def max_ongoing_images(batch_images: int) -> int:
@@ -60,12 +58,13 @@ def has_place(
     reserves no more than it can soon use. A lone caller never gets more than these places. Others
     also get
 
-    - the places up to `max_places`, if they have fewer images there than their share of two
-      batches: a caller so never waits behind what another one has bound to the replica;
-    - their share of all but the last two batches of these, if the image fills up a batch of its
-      key. A caller has turns of its own for images of a key that the others don't have; if these
-      were part-empty, each image would be charged more, and fewer of them sent, for ever. So there
-      is one batch more for each key.
+    - the places up to `max_places`, if they have fewer images there than their share of the last
+      batch of these, or two: a caller so never waits behind what another one has bound to the
+      replica;
+    - their share of the others of these, if the image fills up a batch of its key. A caller has
+      turns of its own for images of a key that the others don't have; if these were part-empty,
+      each image would be charged more, and fewer of them sent, for ever. So there is one batch more
+      for each key.
     """
     total, own, weights = 0, 0, caller.weight
     for other, count in images.items():
@@ -87,7 +86,7 @@ def has_place(
             if count and other.name != caller.name
         )
 
-    if own < ceil(RESERVED_BATCHES * batch_images * caller.weight / weights):
+    if own < ceil(_reserved_places(batch_images, keys) * caller.weight / weights):
         return True
     if total < max_queued_images(batch_images) and is_within(max_queued_images(batch_images)):
         return True
@@ -99,6 +98,16 @@ def has_place(
 
 def _filling_places(batch_images: int, keys: int) -> int:
     return (MAX_QUEUED_BATCHES + min(keys, MAX_FILLING_BATCHES)) * batch_images
+
+
+def _reserved_places(batch_images: int, keys: int) -> int:
+    """Return the places of callers who would wait behind others' images.
+
+    Images of one batch often end together, and those that are sent instead come a little later.
+    Where all images have one key, others' would take the steps in between, so there are two batches
+    of these places. A caller with a key of its own keeps the turns that it has not had yet.
+    """
+    return (2 if keys == 1 else 1) * batch_images
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,13 +98,16 @@ def test_a_newcomer_has_a_place_where_a_flood_from_here_has_taken_them_all() -> 
 def test_replicas_are_full_when_nobody_has_a_place() -> None:
     known = fleet("r1", "r2")
     assert not known.are_full()
-    send(known, "r1", *FLOOD, *(image(f"x{n}", caller=Caller(f"x{n}")) for n in range(16)))
-    report(known, "r2", 2, *FLOOD, *(image(f"y{n}", caller=Caller(f"y{n}")) for n in range(15)))
+    send(known, "r1", *FLOOD, *(image(f"x{n}", caller=Caller(f"x{n}")) for n in range(12)))
+    wide = image("w", width=832, caller=Caller("w"))
+    report(
+        known, "r2", 2, *FLOOD, wide, *(image(f"y{n}", caller=Caller(f"y{n}")) for n in range(11))
+    )
     assert rank(known, image("b", caller=B)) == []
     assert not known.are_full()  # there is one for an image of another size
-    assert rank(known, image("b", width=832, caller=B)) == ["r2"]
-    send(known, "r2", image("b", width=832, caller=B))
-    send(known, "r2", *(image(f"z{n}", caller=Caller(f"z{n}")) for n in range(4)))
+    assert rank(known, image("b", width=640, caller=B)) == ["r2"]
+    send(known, "r2", image("b", width=640, caller=B))
+    send(known, "r2", *(image(f"z{n}", caller=Caller(f"z{n}")) for n in range(7)))
     assert known.are_full()
     assert rank(known, image("c", width=1152, caller=Caller("c"))) == []
     known.end("r1", key_of(image("x0")))
