@@ -14,10 +14,12 @@ serve: $(VENV)/.runtime  ## start the service on http://localhost:4000 (or BACKE
 
 # Two processes share the test folders, each file in one of them, in the order that tests/conftest.py
 # gives: long files first. Tests with Ray come after them.
-ROOMS := tests --ignore=tests/core --ignore=tests/e2e -n 2 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+CORE  := tests/core $(PARALLEL) --cov --cov-report=term:skip-covered
+ROOMS := tests --ignore=tests/core --ignore=tests/e2e $(PARALLEL)
 
 test: $(VENV)/.dev  ## core with full branch coverage, then the other rooms, then Ray over HTTP
-	$(BIN)/python -m pytest tests/core --cov --cov-report=term:skip-covered -q
+	$(BIN)/python -m pytest $(CORE) -q
 	$(BIN)/python -m pytest $(ROOMS) -q -m "not long"
 	+$(MAKE) --no-print-directory -j2 --output-sync test-up test-cluster
 
@@ -29,7 +31,7 @@ test-cluster: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/e2e --ignore=tests/e2e/test_up.py -q -m "not long"
 
 test-all: $(VENV)/.dev  ## the same with the long tests
-	$(BIN)/python -m pytest tests/core --cov --cov-report=term:skip-covered -q
+	$(BIN)/python -m pytest $(CORE) -q
 	$(BIN)/python -m pytest $(ROOMS) -q
 	$(BIN)/python -m pytest tests/e2e -q
 

@@ -72,10 +72,10 @@ def test_a_file_is_simulated_until_its_last_image(tmp_path: Path) -> None:
 
 
 def test_an_overload_is_simulated_and_its_goodput_printed() -> None:
-    arguments = ["simulate", "--gpus", "4", "--trace", "overload"]
+    arguments = ["simulate", "--gpus", "2", "--trace", "overload"]
     result = CliRunner().invoke(commands, arguments)
     assert result.exit_code == 0, result.output
     for heading in ("goodput", "refused", "late", "begun", "during", "after"):
         assert heading in result.output
-    assert "1.5x, 4 GPUs" in result.output
+    assert "1.5x, 2 GPUs" in result.output
     assert "planning one step with 1,000 samples in flight" in result.output

@@ -28,7 +28,6 @@ from tests.support.local_stage import LocalStage, cpu_stage
 from tests.support.lora_files import lora_file
 from tests.support.single_files import to_single_file
 
-Alone = Callable[[dict[str, Any]], str]
 Serving = Callable[..., tuple[httpx.AsyncClient, StageReplica]]
 
 
@@ -145,35 +144,21 @@ DRESSED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def alone(sources: dict[str, ModelSource], loras: tuple[ExtensionSource, ...]) -> Alone:
-    """Return a function from a request to its image, made alone on a service with its model only.
-
-    All are made once, one after the other.
-    """
-
-    async def make() -> dict[str, str]:
-        images = {}
-        for model in ("demo", "tune"):
-            client, replica = start([sources[model]], loras)
-            for body in [*CROWD, *DRESSED]:
-                if body["model"] == model:
-                    images[json.dumps(body)] = await painted(client, body)
-            replica.close()
-        return images
-
-    images = asyncio.run(make())
-    return lambda body: images[json.dumps(body)]
+async def alone(serving: Serving, bodies: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the images of requests, made one after the other, each with its model only."""
+    clients = {model: serving(model)[0] for model in ("demo", "tune")}
+    return [await painted(clients[body["model"]], body) for body in bodies]
 
 
 @pytest.mark.parametrize("room", [1, pytest.param(2, marks=pytest.mark.long)])
 async def test_two_models_requested_for_at_once_each_give_their_own_bytes(
-    serving: Serving, alone: Alone, room: int
+    serving: Serving, room: int
 ) -> None:
+    expected = await alone(serving, CROWD)
     client, replica = serving("demo", "tune", room=room)
     for _ in range(2):
         together = await asyncio.gather(*(painted(client, body) for body in CROWD))
-        assert together == [alone(body) for body in CROWD]
+        assert together == expected
     assert len(set(together)) == len(CROWD)
     assert len((await replica.stats()).engine.models) == room
 
@@ -219,15 +204,15 @@ async def test_a_model_whose_files_are_gone_ends_its_own_requests_alone(
     assert await painted(client, request("demo", 6)) == answers[0].json()["images"][0]
 
 
-@pytest.mark.parametrize(
-    ("room", "lora_room"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.long)]
-)
+@pytest.mark.long  # the engine's own tests change LoRAs between images too
+@pytest.mark.parametrize(("room", "lora_room"), [(1, 2), (2, 1)])
 async def test_two_models_and_two_loras_requested_for_at_once_each_give_their_own_bytes(
-    serving: Serving, alone: Alone, room: int, lora_room: int
+    serving: Serving, room: int, lora_room: int
 ) -> None:
+    expected = await alone(serving, DRESSED)
     client, _ = serving("demo", "tune", room=room, lora_room=lora_room)
     together = await asyncio.gather(*(painted(client, body) for body in DRESSED))
-    assert together == [alone(body) for body in DRESSED]
+    assert together == expected
     assert len(set(together)) == len(DRESSED)
 
 

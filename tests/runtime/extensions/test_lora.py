@@ -109,7 +109,7 @@ def test_changes_of_every_kind_of_lycoris_are_applied(
     assert abs(bare.astype(int) - expected).max() > 20
 
 
-@pytest.mark.parametrize("style", ["kohya", "peft"])
+@pytest.mark.parametrize("style", ["kohya", pytest.param("peft", marks=pytest.mark.long)])
 def test_ranks_and_alphas_of_single_layers_are_applied(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, tmp_path: Path, style: str
 ) -> None:

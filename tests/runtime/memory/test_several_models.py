@@ -74,7 +74,7 @@ def alone(both: dict[str, Checkpoint], cpu: Device) -> list[bytes]:
     return [image for spec in mixed_specs() for image in generate(engines[str(spec.model)], spec)]
 
 
-@pytest.mark.parametrize("capacity", [1, 2])
+@pytest.mark.parametrize("capacity", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_two_models_requested_together_make_the_images_that_each_makes_alone(
     both: dict[str, Checkpoint], cpu: Device, alone: list[bytes], capacity: int
 ) -> None:
