@@ -19,6 +19,7 @@ def ticks() -> Iterator[float]:
     return map(float, count())
 
 
+@pytest.mark.long
 def test_a_queue_that_has_measured_its_turns_predicts_a_steady_clock(device: Device) -> None:
     """Every engine turn takes the same number of readings, so measured costs are nearly exact."""
     clock = ticks()

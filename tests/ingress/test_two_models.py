@@ -150,7 +150,8 @@ async def alone(serving: Serving, bodies: Sequence[dict[str, Any]]) -> list[str]
     return [await painted(clients[body["model"]], body) for body in bodies]
 
 
-@pytest.mark.parametrize("room", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long  # the engine's own tests change models between images too
+@pytest.mark.parametrize("room", [1, 2])
 async def test_two_models_requested_for_at_once_each_give_their_own_bytes(
     serving: Serving, room: int
 ) -> None:

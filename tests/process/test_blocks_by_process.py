@@ -63,6 +63,7 @@ def open_an_ingress() -> tuple[bool, bool]:
     return before, goes_back()
 
 
+@pytest.mark.long
 def test_a_replica_keeps_them(fresh_process: Executor) -> None:
     assert fresh_process.submit(open_replica).result() == (True, False)
 

@@ -23,7 +23,11 @@ def test_another_workload_is_drawn_with_several_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trace", "gpus", "seconds", "load"), [("steady", 256, 90.0, 0.85), ("day", 16, 960.0, 0.25)]
+    ("trace", "gpus", "seconds", "load"),
+    [
+        ("steady", 256, 90.0, 0.85),
+        pytest.param("day", 16, 960.0, 0.25, marks=pytest.mark.long),
+    ],
 )
 def test_what_is_not_given_depends_on_the_kind_of_trace(
     trace: str, gpus: int, seconds: float, load: float

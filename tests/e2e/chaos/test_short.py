@@ -85,15 +85,16 @@ def test_clients_vanish_and_what_has_a_key_is_made_once(chaos: ChaosService) -> 
     before = chaos.made()
     leaving = [
         Call(
-            image_body(100 + n, steps=40),
+            image_body(100 + n, steps=120),
             key=f"vanished-{n}" if n < KEYED else None,
-            leaves_after=0.3,
+            leaves_after=1.0,  # when a busy machine too has taken all of them
         )
         for n in range(KEYED + UNKEYED)
     ]
     with Load(chaos.address) as load:
         load.send(leaving)
         answers = load.answers(60)
+        until(lambda: chaos.made() - before >= KEYED)
         chaos.wait_idle()
         made = chaos.made() - before
         again = [f.result(60) for f in load.send(Call(c.body, key=c.key) for c in leaving[:KEYED])]

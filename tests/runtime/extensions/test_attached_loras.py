@@ -187,7 +187,8 @@ def test_a_lora_that_fails_to_attach_ends_only_its_samples_and_is_not_retried_at
     engine.check()
 
 
-@pytest.mark.parametrize("rounds", [12, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("rounds", [12, 100])
 def test_switching_leaks_no_memory(
     checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, rounds: int
 ) -> None:

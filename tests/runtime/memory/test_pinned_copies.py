@@ -225,6 +225,7 @@ def lora_layers() -> Iterator[LoraLayer]:
     return (thing for thing in gc.get_objects() if issubclass(type(thing), LoraLayer))
 
 
+@pytest.mark.long
 def test_a_lora_is_offloaded_with_its_model_and_freed_when_detached(
     checkpoints: dict[Stage, Checkpoint], card: SimulatedCard, tmp_path: Path
 ) -> None:
