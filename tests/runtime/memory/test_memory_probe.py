@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.core.diffusion.sizes import SizeRules
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import DeviceFull
 from serve_app.core.scheduling.memory_plan import MemoryPlan, MemorySaving
@@ -33,6 +34,7 @@ from tests.support.analytic_model import MeanPixels
 from tests.support.engine_runs import run_images
 
 ALL = tuple(MemorySaving)
+SMALL = 32  # pixels a side: what fits is scripted, so most plans are tried on small images
 WIDE = ImageSpec(
     prompt="a red circle on a blue background", seed=4, width=256, height=144, steps=4, guidance=6.9
 )
@@ -68,13 +70,18 @@ class Unfitted:
     parts: Parts
 
     def probe(
-        self, *, strict: bool = True, reserve_for: int = 0, lora_bytes: int = 0
+        self,
+        *,
+        strict: bool = True,
+        reserve_for: int = 0,
+        lora_bytes: int = 0,
+        native_size: int = SMALL,
     ) -> MemoryProbe:
         return MemoryProbe(
             self.parts,
             self.placement,
             self.device,
-            native_size=self.checkpoint.native_size,
+            native_size=native_size,
             strict=strict,
             reserve_for=reserve_for,
             extension_bytes=lora_bytes,
@@ -192,7 +199,7 @@ def test_as_many_images_step_together_as_the_device_has_rows_for(
 
 def test_the_probe_runs_the_largest_legal_image(base: Checkpoint, cpu: Device) -> None:
     model = unfitted(base, cpu, max_rows=8)
-    find_memory_plan(3, ALL, model.probe())
+    find_memory_plan(3, ALL, model.probe(native_size=base.native_size))
     assert model.denoiser.calls == [(8, 1, 4, 144 // 8, 256 // 8)]
 
 
@@ -236,7 +243,8 @@ def test_memory_is_reserved_for_models_that_load_later(
 def test_memory_is_reserved_for_loras_of_this_and_later_models(
     base: Checkpoint, cpu: Device, reserve_for: int, lora_bytes: int, images: int
 ) -> None:
-    values = 20 * 8 * 256 * 144 * 4  # bytes for eight rows of the largest image
+    width, height = SizeRules(SMALL).largest
+    values = 20 * 8 * width * height * 4  # bytes for eight rows of the largest image
     weights = unfitted(base, cpu, max_rows=99).placement.bytes_on_device
     device = scripted_device(
         [weights + run for run in (900, 500, 100)],
