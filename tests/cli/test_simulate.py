@@ -71,6 +71,7 @@ def test_a_file_is_simulated_until_its_last_image(tmp_path: Path) -> None:
     assert result.output.startswith("3 images in 8 s on 4 GPUs")
 
 
+@pytest.mark.long  # the simulator's own tests run one too
 def test_an_overload_is_simulated_and_its_goodput_printed() -> None:
     arguments = ["simulate", "--gpus", "2", "--trace", "overload"]
     result = CliRunner().invoke(commands, arguments)

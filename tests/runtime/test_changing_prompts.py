@@ -122,7 +122,10 @@ def test_a_change_has_the_same_bytes_beside_others(engines: Engines) -> None:
     "requested",
     [
         spec(prompt="a [red:blue:4] circle"),
-        spec(prompt="a [[red|blue]:green:6] circle", sampler=Sampler.HEUN, steps=8),
+        pytest.param(
+            spec(prompt="a [[red|blue]:green:6] circle", sampler=Sampler.HEUN, steps=8),
+            marks=pytest.mark.long,
+        ),
         spec(prompt="[a red circle BREAK on white:a blue circle:4]", sampler=Sampler.DPMPP_2M),
     ],
     ids=["edit", "alternation", "length"],
