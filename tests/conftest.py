@@ -3,7 +3,7 @@
 import gc
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,14 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 _ROOMS_WITH_NETWORKS = ("demo", "extensions", "ingress", "regression", "runtime")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let no test read what an earlier run has proved, or leave files in the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

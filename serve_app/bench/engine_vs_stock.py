@@ -21,10 +21,8 @@ from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
-from serve_app.runtime.memory.memory_probe import lanes_for
 
 _GUIDANCE = 6.9
-_PADDED_BATCH = 4  # images of a strict batch, of which one is real
 
 Generate = Callable[[list[ImageSpec]], object]
 console = Console(highlight=False)
@@ -65,28 +63,17 @@ def compare(*, runs: int, steps: int, threads: int) -> None:
     device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=threads)
     stock = _stock(checkpoint)
     cases = [
-        Case(f"fast, batch {n}", n, _engine(checkpoint, device, n, strict=False), stock)
-        for n in (1, 4, 8)
-    ]
-    cases += [
-        Case(
-            f"strict, {lanes_for(n, strict=True)} lanes full, batch {n}",
-            n,
-            _engine(checkpoint, device, n, strict=True),
-            stock,
+        Case(label, images, _engine(checkpoint, device, room, strict=strict), stock)
+        for label, strict, images, room in (
+            *((f"fast, {n} of {n} images", False, n, n) for n in (1, 4, 8)),
+            *((f"strict, {n} of {n} images", True, n, n) for n in (1, 4, 8)),
+            *((f"strict, 1 of {n} images", True, 1, n) for n in (2, 4, 8)),
         )
-        for n in (1, 4, 8)
     ]
-    padding = Case(
-        "padding",
-        1,
-        _engine(checkpoint, device, _PADDED_BATCH, strict=True),
-        _engine(checkpoint, device, _PADDED_BATCH, strict=False),
-    )
     table = Table(
         title=f"Engine against the stock pipeline: {steps} steps, {threads} CPU thread(s)",
-        caption=f"{runs} paired runs. Above 1 the engine is faster. In brackets the 95 % bootstrap "
-        "interval of the median",
+        caption=f"{runs} paired runs. 1 of 4 images: alone, where four may step together. Above 1 "
+        "the engine is faster. In brackets the 95 % bootstrap interval of the median",
     )
     for heading in ("", "stock ÷ engine", "interval", "engine s", "stock s"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -101,12 +88,6 @@ def compare(*, runs: int, steps: int, threads: int) -> None:
             f"{statistics.median(outcome.other):.3f}",
         )
     console.print(table)
-    outcome = _measure(padding, runs, steps, checkpoint)
-    low, high = outcome.interval
-    console.print(
-        f"Padding: one image in {lanes_for(_PADDED_BATCH, strict=True)} strict lanes takes "
-        f"{1 / outcome.ratio:.2f} times as long as in fast mode \\[{1 / high:.2f}, {1 / low:.2f}]"
-    )
 
 
 def _measure(case: Case, runs: int, steps: int, checkpoint: Checkpoint) -> Outcome:

@@ -34,9 +34,9 @@ from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
+from serve_app.runtime.live_sample import HostSample
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.memory.model_cache import ModelCache
-from serve_app.runtime.stage_model import HostSample
 
 _MAX_BATCH_IMAGES = 4
 _WARM_UP_RUNS = 2

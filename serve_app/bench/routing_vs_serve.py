@@ -35,7 +35,7 @@ from serve_app.testing.sleeping_networks import SCALE
 from serve_app.testing.sleeping_stage import SleepingStage, ingress_config, stage_config
 
 _APP, _STAGE = "bench", "BaseGenerator"
-_GPUS, _SIZE = 4, BatchSize(4, 8)
+_GPUS, _SIZE = 4, BatchSize(4, (8,))
 _LOAD = 0.85  # of what full batches could do
 _MIX = RequestMix(
     steps=(4, 20, 50, 150),

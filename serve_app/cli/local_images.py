@@ -15,13 +15,14 @@ from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
 from serve_app.runtime.png import encode_png
+from serve_app.runtime.proof_file import ProofFile
 
 
 def write_images(
     job: GenerationJob, catalog: ModelCatalog, settings: Settings, output: Path
 ) -> list[Path]:
     """Generate the images of a job, write them with their metadata, and return their files."""
-    device = _open_device(settings)
+    device = configured_device(settings)
     with console.status("loading the models"):
         pipeline = _load_pipeline(job, catalog, settings, device)
     return _write(job, pipeline, output)
@@ -47,6 +48,7 @@ def _load_pipeline(
             for extension in catalog.extensions
             if extension.info.key in used
         },
+        proofs=ProofFile.default(),
     )
 
 
@@ -76,7 +78,7 @@ def _write(job: GenerationJob, pipeline: LocalPipeline, output: Path) -> list[Pa
     return paths
 
 
-def _open_device(settings: Settings) -> Device:
+def configured_device(settings: Settings) -> Device:
     """Open the device of MODEL_DEVICE; on a CPU by default with all cores.
 
     The default number of threads is the largest power of two, because the number decides bits.

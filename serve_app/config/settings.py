@@ -94,8 +94,8 @@ class Settings(BaseModel):
     )
     model_determinism: Literal["strict", "fast"] = Field(
         "strict",
-        description="strict: the same bytes whatever shares the batch. fast: no padding, so the "
-        "last bits may differ",
+        description="strict: the same bytes whatever shares the batch. fast: neither checks nor "
+        "padding, so the last bits may differ",
     )
     model_cpu_threads: int | None = Field(
         None,

@@ -75,7 +75,7 @@ class Admission:
         now = asyncio.get_running_loop().time()
         self._watch()
         for image in images:
-            image.due = now + self.backlog.isolated_seconds(image)
+            image.due = now + self.backlog.batched_seconds(image)
         due = max(image.due for image in images)
         works = self.backlog.works(images)
         capacities = {pool: self._capacity(pool, images) for pool in self._clients}

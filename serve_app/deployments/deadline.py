@@ -39,14 +39,14 @@ class Deadline:
             self._expires = self._clock() + seconds
             self._reschedule()
 
-    def begin_wait(self, isolated_seconds: float) -> None:
+    def begin_wait(self, seconds_left: float) -> None:
         """Take note that the image waits, and still needs so much time once it has its turn.
 
         The stream ends as soon as the image can't be in time any more, if its caller chose how
         long it may take.
         """
         if self._is_chosen:
-            self._latest_start = latest_start(self._expires, isolated_seconds)
+            self._latest_start = latest_start(self._expires, seconds_left)
             self._reschedule()
 
     def end_wait(self) -> None:

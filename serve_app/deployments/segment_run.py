@@ -78,7 +78,7 @@ class SegmentRun:
         closings = 0
         while True:
             index = image.sample.index
-            deadline.begin_wait(self.backlog.isolated_seconds(image))
+            deadline.begin_wait(self.backlog.seconds_from_turn(image))
             try:
                 async with aclosing(self._attempt(image, segment)) as events:
                     async for event in events:

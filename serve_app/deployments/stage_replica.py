@@ -52,6 +52,7 @@ from serve_app.runtime.memory.device import open_device
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
 from serve_app.runtime.png import encode_png
+from serve_app.runtime.proof_file import ProofFile
 
 logger = logging.getLogger("aura.stage")
 
@@ -86,6 +87,7 @@ def load_models(config: StageConfig, kinds: ExtensionKindEntries = EXTENSION_KIN
         strict=config.strict,
         safety=ImageSafetyChecker(safety_dir, device) if safety_dir else None,
         extensions=_extension_files(config, kinds),
+        proofs=ProofFile.default() if config.remember_proofs else None,
     )
     pinned = [source.key for source in config.models if source.stage is not config.stages[0]]
     return ModelCache(

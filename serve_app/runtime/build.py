@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from serve_app.core.diffusion.keys import ModelKey
@@ -10,20 +11,22 @@ from serve_app.core.service.moderation import ImageFilter
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.file_digest import checkpoint_digest
 from serve_app.runtime.extensions.extension_set import ExtensionFiles, ExtensionSet
+from serve_app.runtime.fit_lanes import fit_lanes
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.memory_probe import (
     SAVINGS_BY_DEVICE,
     MemoryProbe,
     Placement,
     find_memory_plan,
-    lanes_for,
 )
 from serve_app.runtime.memory.model_cache import Loader
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import Modules, load
+from serve_app.runtime.networks.row_linear import compute_by_row
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.parts import Parts
+from serve_app.runtime.proof_file import ProofFile
 from serve_app.runtime.stage_model import StageModel
 
 logger = logging.getLogger("aura.runtime")
@@ -37,6 +40,7 @@ def model_loaders(
     strict: bool,
     safety: ImageFilter | None = None,
     extensions: Mapping[ModelKey, ExtensionFiles] | None = None,
+    proofs: ProofFile | None = None,
 ) -> dict[ModelKey, Loader]:
     """Return what loads each of these checkpoints, for a `ModelCache`; see `build_stage_model`."""
     loaders: dict[ModelKey, Loader] = {}
@@ -50,6 +54,7 @@ def model_loaders(
             strict=strict,
             safety=safety,
             extensions=(extensions or {}).get(key),
+            proofs=proofs,
         )
     return loaders
 
@@ -64,16 +69,20 @@ def build_stage_model(
     strict: bool,
     safety: ImageFilter | None = None,
     extensions: ExtensionFiles | None = None,
+    proofs: ProofFile | None = None,
     load_modules: Callable[[Checkpoint, Device], Modules] = load,
 ) -> StageModel:
     """Load a stage's networks, fit them to the device's memory if it is limited, and check them.
 
     At most `images` guided images step together. Memory is left for `reserve_for` more models of
     this size, and for the largest extensions that can be attached together. A model that was in
-    memory earlier begins with its `previous_plan`. In strict mode batch invariance is checked.
-    Raises `OperatorError` when that fails, and `DeviceFull` when not even one image fits.
+    memory earlier begins with its `previous_plan`. In strict mode batch invariance is checked,
+    unless it is among the `proofs` that are remembered. Raises `OperatorError` when that fails, and
+    `DeviceFull` when not even one image fits.
     """
     modules = load_modules(checkpoint, device)
+    if strict:
+        compute_by_row(modules.unet)
     placement = Placement(modules, device)
     parts = Parts(
         Conditioner(modules.text_encoders, checkpoint),
@@ -97,18 +106,25 @@ def build_stage_model(
             extension_work=extensions.work_per_pixel if extensions else 0.0,
         )
         plan = find_memory_plan(images, savings, probe, previous_plan)
-    lanes = lanes_for(plan.images, strict=strict)
+    profile_of = partial(
+        device.numeric_profile,
+        checkpoint.stage,
+        model=checkpoint.name,
+        memory_savings=plan.savings,
+        weights=checkpoint_digest(checkpoint),
+    )
+    images, profile, lane_counts = fit_lanes(
+        parts, device, profile_of, plan.images, strict=strict, proofs=proofs
+    )
     model = StageModel(
-        profile=device.numeric_profile(
-            checkpoint.stage, lanes, checkpoint.name, plan.savings, checkpoint_digest(checkpoint)
-        ),
-        memory_plan=plan,
+        profile=profile,
+        memory_plan=replace(plan, images=images),
         device=device,
         parts=parts,
+        lane_counts=lane_counts,
         safety=safety,
         offloadable=placement,
     )
-    model.check_batch_invariance()
     model.record_self_test()
     logger.info("%s is ready as %s: %s", checkpoint.name, checkpoint.stage, model.profile)
     return model

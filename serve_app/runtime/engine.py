@@ -36,11 +36,11 @@ from serve_app.runtime.command_queue import CommandQueue
 from serve_app.runtime.engine_errors import image_too_large, to_domain_error
 from serve_app.runtime.engine_events import Failed, Finished, Listener, OnStep, StepRecord, notify
 from serve_app.runtime.fault_diagnosis import FaultDiagnosis
+from serve_app.runtime.live_sample import DeviceSample, HostSample, finite_copy, to_device
 from serve_app.runtime.memory.model_cache import ModelCache
-from serve_app.runtime.networks.vae import RgbImage, latents_not_finite
-from serve_app.runtime.stage_model import DeviceSample, HostSample, finite_copy, to_device
+from serve_app.runtime.networks.vae import latents_not_finite
 from serve_app.runtime.subscriptions import Subscriptions, notify_snapshot, steps_between_snapshots
-from serve_app.runtime.turn import run_turn
+from serve_app.runtime.turn import TurnOutcome, current_turn, run_turn
 from serve_app.runtime.turn_counts import TurnCounts
 
 logger = logging.getLogger("aura.engine")
@@ -159,14 +159,15 @@ class Engine:
             plan, began = self._scheduler.plan(), self._free_at
         if plan is None:
             return False
-        self.current_turn = CurrentTurn.of(plan, self._clock(), self._account.cost_table)
+        self.current_turn = current_turn(self.models, plan, self._clock(), self._account.cost_table)
         if self._subscriptions.notify_turn(plan, self._clock()):
             self._pause(_QUARANTINE_NOTICE)
         fault: AuraError = latents_not_finite()
         try:
-            results, image = self._run_plan(plan)
+            outcome = self._run_plan(plan)
+            plan = outcome.plan
             with self._lock:
-                faulty = self._settle(plan, results, image)
+                faulty = self._settle(outcome)
             if plan.work is WorkKind.STEP:
                 self._diagnosis.record_step()
         except Exception as error:  # whatever a turn fails with, only its own samples may suffer
@@ -208,7 +209,7 @@ class Engine:
 
     def _quarantine_steps(self, sample: HostSample) -> int:
         costs = self._account.cost_table
-        lanes = costs.batch_size(sample.model_key).rows
+        lanes = costs.batch_size(sample.model_key).lanes(sample.spec.rows)
         seconds = costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=lanes))
         return steps_between_snapshots(self._snapshot_every, seconds) + 2  # some on their way
 
@@ -231,12 +232,12 @@ class Engine:
                 notify_snapshot(listener, sample)
             notify(listener, Failed(error))
 
-    def _run_plan(self, plan: Plan[torch.Tensor]) -> tuple[list[DeviceSample], RgbImage | None]:
+    def _run_plan(self, plan: Plan[torch.Tensor]) -> TurnOutcome:
         """Run a plan and charge for it, also if it fails."""
-        completed = False
+        is_usual, lanes = False, plan.lanes
         try:
             outcome = run_turn(self.models, plan)
-            completed = True
+            is_usual, lanes = outcome.is_usual, outcome.plan.lanes
             return outcome
         finally:
             with self._lock:
@@ -245,21 +246,19 @@ class Engine:
                     self._scheduler.set_resident(batch_sizes, self.models.attached_extensions)
                     self._account.set_batch_sizes(batch_sizes)
                     self.memory_plans = self.models.memory_plans
-                self._charge(plan, completed=completed)
+                self._charge(plan, lanes, is_usual=is_usual)
 
-    def _charge(self, plan: Plan[torch.Tensor], *, completed: bool) -> None:
+    def _charge(self, plan: Plan[torch.Tensor], lanes: int, *, is_usual: bool) -> None:
         """Count the turn; charge its samples with the time since the last turn ended."""
         self._counts.record(plan)
         now = self._clock()
-        self._account.charge(plan, now - self._free_at, completed=completed)
+        self._account.charge(plan, now - self._free_at, lanes=lanes, is_usual=is_usual)
         self._scheduler.charge(plan, now - self._free_at)
         self._free_at = now
 
-    def _settle(
-        self, plan: Plan[torch.Tensor], results: list[DeviceSample], image: RgbImage | None
-    ) -> list[DeviceSample]:
+    def _settle(self, outcome: TurnOutcome) -> list[DeviceSample]:
         """Report ends and snapshots; return samples of which a copy to the host is not finite."""
-        faulty = []
+        plan, results, faulty = outcome.plan, outcome.samples, []
         for sample in self._scheduler.settle(plan, results):
             last = finite_copy(sample)
             if last is None:
@@ -267,7 +266,7 @@ class Engine:
                 continue
             self._counts.finished += 1
             listener, gpu_time = self._forget(sample.id, wasted=False)
-            notify(listener, Finished(last, image, gpu_time, self._account.cost_table))
+            notify(listener, Finished(last, outcome.image, gpu_time, self._account.cost_table))
         if plan.work is WorkKind.STEP:
             stepping = [sample for sample in results if sample.id in self._scheduler]
             lost = self._subscriptions.send_snapshots(stepping, self._clock(), self._snapshot_every)

@@ -15,8 +15,8 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError
 from serve_app.core.scheduling.work import Plan
 from serve_app.core.service.events import SampleEvent
+from serve_app.runtime.live_sample import HostSample
 from serve_app.runtime.networks.vae import RgbImage
-from serve_app.runtime.stage_model import HostSample
 
 logger = logging.getLogger("aura.engine")
 

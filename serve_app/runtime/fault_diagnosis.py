@@ -16,8 +16,9 @@ from serve_app.core.errors import (
     ProfileChanged,
     ReplicaUnwell,
 )
+from serve_app.runtime.live_sample import DeviceSample
 from serve_app.runtime.memory.model_cache import ModelCache
-from serve_app.runtime.stage_model import DeviceSample, StageModel
+from serve_app.runtime.stage_model import StageModel
 
 logger = logging.getLogger("aura.engine")
 

@@ -22,10 +22,11 @@ from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
 from serve_app.runtime.extensions.extension_set import ExtensionFiles
 from serve_app.runtime.extensions.registry import runtime_kinds
+from serve_app.runtime.live_sample import HostSample
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage
-from serve_app.runtime.stage_model import HostSample
+from serve_app.runtime.proof_file import ProofFile
 
 OnProgress = Callable[[int], None]
 OnWarning = Callable[[str], None]
@@ -49,6 +50,7 @@ class LocalPipeline:
         strict: bool = True,
         safety: ImageFilter | None = None,
         extensions: Mapping[ExtensionKey, Any] | None = None,
+        proofs: ProofFile | None = None,
     ) -> None:
         self._noise = {checkpoint.stage: checkpoint.noise_config for checkpoint in checkpoints}
         self._names = {checkpoint.stage: checkpoint.name for checkpoint in checkpoints}
@@ -64,6 +66,7 @@ class LocalPipeline:
             strict=strict,
             safety=safety,
             extensions={base: files},
+            proofs=proofs,
         )
         pinned = [key for key in loaders if key.stage is Stage.REFINER]
         models = ModelCache(

@@ -7,19 +7,18 @@ No scheduler, no threads. Samples come in and go out as values. What is expensiv
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from serve_app.core.diffusion.extensions import ExtensionKey, ExtensionRef
 from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.sample import (
-    Sample,
     after_step,
-    map_latents,
     with_latents,
     with_profile,
     with_prompt_info,
@@ -31,6 +30,8 @@ from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.work import BatchSize
 from serve_app.core.service.moderation import ImageFilter
 from serve_app.runtime.batch_invariance import check_batch_invariance
+from serve_app.runtime.lane_counts import Batch, LaneChoice, LaneCounts, LaneKey, made_up_batch
+from serve_app.runtime.live_sample import DeviceSample, row_count
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.conditioning import ScheduledConditioning
 from serve_app.runtime.networks.denoiser import DenoiserInput
@@ -41,9 +42,6 @@ from serve_app.runtime.parts import Parts
 from serve_app.runtime.self_test import SelfTest
 
 logger = logging.getLogger("aura.runtime")
-
-DeviceSample = Sample[torch.Tensor]  # latents on the device
-HostSample = Sample[npt.NDArray[np.float32]]  # latents in the host's memory, ready to travel
 
 _WEAK = 1 / 64  # weight at which an extension is checked that overflows at weight 1
 
@@ -76,6 +74,7 @@ class StageModel:
         memory_plan: MemoryPlan,
         device: Device,
         parts: Parts,
+        lane_counts: LaneCounts | None = None,
         safety: ImageFilter | None = None,
         offloadable: Offloadable | None = None,
     ) -> None:
@@ -88,11 +87,13 @@ class StageModel:
         self._safety = safety
         self._offloadable = offloadable
         self._states: dict[str, _SampleState] = {}
+        only = (profile.lanes,) if profile.strict else ()
+        self._lane_counts = lane_counts or LaneCounts(parts.denoiser, only)
 
     @property
     def batch_size(self) -> BatchSize:
         """How many samples step together, and in how many rows."""
-        return BatchSize(self.memory_plan.images, self.profile.lanes)
+        return BatchSize(self.memory_plan.images, self._lane_counts.counts)
 
     @property
     def attached_extensions(self) -> tuple[ExtensionKey, ...]:
@@ -152,6 +153,23 @@ class StageModel:
         self.device.synchronize()
         return with_latents(sample, noised, noise_draws=2)
 
+    def knows_lanes(self, samples: Sequence[DeviceSample]) -> bool:
+        """Return whether `choose_lanes` needs no run of the network."""
+        return self._lane_counts.knows(LaneKey.of(samples[0]), row_count(samples))
+
+    @torch.inference_mode()
+    def choose_lanes(self, samples: Sequence[DeviceSample]) -> LaneChoice:
+        """Choose the rows of the UNet call in which these samples step, with the bits of any other.
+
+        The first samples of a size, prompt length and set of extensions take a while: see
+        `LaneCounts`.
+        """
+        rows = row_count(samples)
+        if not self.profile.strict:
+            return LaneChoice(rows)
+        batch = partial(self._made_up_batch, samples)
+        return self._lane_counts.choose(LaneKey.of(samples[0]), rows, batch)
+
     @torch.inference_mode()
     def step(self, samples: Sequence[DeviceSample], lanes: int) -> list[DeviceSample]:
         """Take one step of every sample, in one UNet call with `lanes` rows.
@@ -159,9 +177,8 @@ class StageModel:
         Every row has its own solver weights and its own noise, so that a sample's bits do not
         depend on the other samples in the call.
         """
-        self._extensions.activate(samples[0].active_extensions, _rows(samples))
-        x = torch.stack([_latents(s) for s in samples])  # (samples, 4, h/8, w/8)
-        denoised = self._parts.denoiser(x, [self._denoiser_input(s) for s in samples], lanes)
+        x, inputs = self._batch(samples)
+        denoised = self._parts.denoiser(x, inputs, lanes)
         results = [self._advance(s, d) for s, d in zip(samples, denoised, strict=True)]
         self.device.synchronize()
         return results
@@ -249,6 +266,19 @@ class StageModel:
         spec = sample.spec
         return self._states.setdefault(sample.id, _SampleState(Noise(spec.seed, spec.latent_shape)))
 
+    def _batch(self, samples: Sequence[DeviceSample]) -> Batch:
+        """Return what the denoiser gets; latents are (samples, 4, h/8, w/8)."""
+        self._extensions.activate(samples[0].active_extensions, _rows(samples))
+        x = torch.stack([_latents(sample) for sample in samples])
+        return x, [self._denoiser_input(sample) for sample in samples]
+
+    def _made_up_batch(self, samples: Sequence[DeviceSample], rows: int, different: int) -> Batch:
+        first, inputs = samples[0], list(islice(cycle(_rows(samples)), different))
+        self._extensions.activate(first.active_extensions, list(islice(cycle(inputs), rows)))
+        like = self._denoiser_input(first).conditioning.positive
+        x, batch = made_up_batch(like, first.spec.latent_shape, rows, different)
+        return x.to(self.device.torch_device), batch
+
     def _denoiser_input(self, sample: DeviceSample) -> DenoiserInput:
         conditioning, index = self._states[sample.id].conditioning, sample.index
         if conditioning is None:
@@ -269,30 +299,6 @@ class StageModel:
             combine(weights, _latents(sample), denoised, state, None) for weights in step.state
         )
         return after_step(sample, x_next, state, draws)
-
-
-def to_host(sample: DeviceSample) -> HostSample:
-    """Copy the sample to the host, with memory of its own: a snapshot."""
-    return map_latents(sample, lambda latents: latents.cpu().numpy().copy())
-
-
-def finite_copy(sample: DeviceSample) -> HostSample | None:
-    """Copy the sample to the host as `to_host` does; return None if its latents are not finite."""
-    copy = to_host(sample)
-    return copy if _has_finite_latents(copy) else None
-
-
-def _has_finite_latents(sample: HostSample) -> bool:
-    """Return whether no latent is NaN or infinite: 0.03 ms for an image of a megapixel."""
-    tensors = (
-        sample.solver_state if sample.latents is None else (sample.latents, *sample.solver_state)
-    )
-    return all(bool(np.isfinite(tensor).all()) for tensor in tensors)
-
-
-def to_device(sample: HostSample, device: torch.device) -> DeviceSample:
-    """Copy the sample to a device."""
-    return map_latents(sample, lambda latents: torch.tensor(latents, device=device))
 
 
 def _rows(samples: Sequence[DeviceSample]) -> list[ImageInputs]:

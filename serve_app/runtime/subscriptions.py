@@ -12,7 +12,7 @@ import torch
 from serve_app.core.scheduling.work import Plan, WorkKind
 from serve_app.core.service.events import Progress, Queued, Snapshot
 from serve_app.runtime.engine_events import Listener, notify
-from serve_app.runtime.stage_model import DeviceSample, finite_copy
+from serve_app.runtime.live_sample import DeviceSample, finite_copy
 
 SNAPSHOT_GAP = 0.2  # seconds between two snapshots of a sample, which take about a millisecond each
 PROGRESS_GAP = 1.0  # seconds between two `Progress` events of a sample that goes on running

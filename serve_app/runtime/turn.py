@@ -1,19 +1,42 @@
 """One turn of an engine: what a plan asks of the models. No scheduler and no threads."""
 
+from dataclasses import dataclass, replace
+
 import torch
 
+from serve_app.core.capacity.cost_model import CostTable
+from serve_app.core.capacity.overdue import CurrentTurn
 from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.scheduling.work import Plan, WorkKind
+from serve_app.runtime.live_sample import DeviceSample
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage
-from serve_app.runtime.stage_model import DeviceSample
 
 
-def run_turn(
-    models: ModelCache, plan: Plan[torch.Tensor]
-) -> tuple[list[DeviceSample], RgbImage | None]:
-    """Return the plan's samples after its turn, and the image of a decode."""
+@dataclass(frozen=True, slots=True)
+class TurnOutcome:
+    """What a turn has done."""
+
+    plan: Plan[torch.Tensor]  # as it was run: with the lanes of its UNet call
+    samples: list[DeviceSample]  # after the turn
+    image: RgbImage | None = None  # of a decode
+    is_usual: bool = True  # whether such a turn will take as long again
+
+
+def current_turn(
+    models: ModelCache, plan: Plan[torch.Tensor], now: float, costs: CostTable
+) -> CurrentTurn:
+    """Return the turn of a plan that begins now, with the limits of its length."""
+    if plan.work is WorkKind.STEP and not models[plan.samples[0].model_key].knows_lanes(
+        plan.samples
+    ):
+        return CurrentTurn.unknown(now)
+    return CurrentTurn.of(plan, now, costs)
+
+
+def run_turn(models: ModelCache, plan: Plan[torch.Tensor]) -> TurnOutcome:
+    """Run a plan."""
     key = plan.samples[0].model_key
     if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
         if isinstance(plan.load, ExtensionKey):
@@ -21,14 +44,17 @@ def run_turn(
             models.attach(key, plan.load, evict)
         else:
             models.load(key, [key for key in plan.evict if isinstance(key, ModelKey)])
-        return list(plan.samples), None
+        return TurnOutcome(plan, list(plan.samples))
     model = models[key]
     if plan.work is WorkKind.STEP:
-        return model.step(plan.samples, plan.lanes), None
+        choice = model.choose_lanes(plan.samples)
+        plan = replace(plan, lanes=choice.lanes)
+        samples = model.step(plan.samples, choice.lanes)
+        return TurnOutcome(plan, samples, is_usual=not choice.is_new)
     (sample,) = plan.samples
     if plan.work is WorkKind.CONDITION:
-        return [model.condition(sample)], None
+        return TurnOutcome(plan, [model.condition(sample)])
     if plan.work is WorkKind.ENCODE:
-        return [model.encode(sample)], None
+        return TurnOutcome(plan, [model.encode(sample)])
     sample, image = model.decode(sample)
-    return [sample], image
+    return TurnOutcome(plan, [sample], image)

@@ -61,7 +61,10 @@ def stage_works(
     """Return the work of an image at each stage; `shares` are its GPU-seconds by segment."""
     works, index = [], sample.index
     for segment, share in zip(segments, shares, strict=True):
-        isolated = speed.isolated_seconds(sample.spec, (segment,), index, size)
-        works.append(StageWork(segment.stage, 1, share, isolated))
+        isolated, batched = (
+            speed.image_seconds(sample.spec, (segment,), index, size, images)
+            for images in (1, size.images)
+        )
+        works.append(StageWork(segment.stage, 1, share, isolated, batched))
         index = max(index, segment.stop)
     return works

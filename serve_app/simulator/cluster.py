@@ -38,7 +38,7 @@ class _ImageProgress:
     arrival: Arrival
     segments: tuple[StageSegment, ...]
     isolated_seconds: float
-    due: float  # seconds: when it would have been done, had it run alone since it arrived
+    due: float  # seconds: when it would be done, had it stepped in full batches at once
     owed: dict[Stage, float]  # GPU-seconds that it still needs, by stage
     caller: Caller
     next_segment: int = 0
@@ -99,9 +99,8 @@ class Cluster:
         """Run until every image of the trace is done, and return the result."""
         self._admission = SimAdmission(self.limits or AdmissionLimits(), self.size)
         for stage in Stage:
-            self._pools[stage] = ReplicaPool(
-                stage, self.size, self.speed, self.route, self.ingresses
-            )
+            pool = ReplicaPool(stage, self.size, self.speed, self.route, self.ingresses)
+            self._pools[stage] = pool
             self._upstream[stage] = _Upstream()
             for _ in range(self.start.get(stage, 0)):
                 self._add_replica(stage, ready=True)
@@ -133,15 +132,16 @@ class Cluster:
     def _arrive(self, id: str, arrival: Arrival, *, returned: bool = False) -> None:
         refiner = self.start.get(Stage.REFINER, 0) > 0
         spec, schedule, segments = image_of(arrival, refiner=refiner)
-        isolated = self.speed.isolated_seconds(spec, segments, schedule.start_index, self.size)
+        speed, size, start = self.speed, self.size, schedule.start_index
+        isolated = speed.image_seconds(spec, segments, start, size)
+        due = self._now + speed.image_seconds(spec, segments, start, size, size.images)
         caller = Caller(arrival.caller, arrival.weight) if self.fair else NO_CALLER
         self._ingress_of.setdefault(arrival.caller, len(self._ingress_of) % self.ingresses)
         sample: SimSample = new_sample(id, spec, schedule, segments[0].stage, caller=caller)
-        shares = self.speed.amortized_by_segment(sample, segments, self.size)
-        due = self._now + isolated
+        shares = speed.amortized_by_segment(sample, segments, size)
         if self.limits is not None:
             sizes = {stage: len(pool.staying) for stage, pool in self._pools.items()}
-            works = stage_works(sample, segments, shares, self.speed, self.size)
+            works = stage_works(sample, segments, shares, speed, size)
             verdict = self._admission.judge(caller, works, due, arrival.timeout_s, sizes, self._now)
             if verdict.refusal is not None:
                 self._refuse(id, arrival, verdict, returned=returned)
@@ -188,7 +188,8 @@ class Cluster:
         upstream.seconds -= self.speed.amortized_seconds(sample, segment, self.size)
         upstream.images -= 1
         if progress.deadline is not None:
-            left = self.speed.isolated_seconds(sample.spec, later, sample.index, self.size)
+            company = len(self._progress)
+            left = self.speed.image_seconds(sample.spec, later, sample.index, self.size, company)
             end = partial(self._end_if_waiting, sample.id, progress.next_segment)
             self._at(max(self._now, latest_start(progress.deadline, left)), end)
             if len(later) == len(progress.segments):
@@ -247,9 +248,8 @@ class Cluster:
             else:
                 self._end(sample.id)
                 seconds = self._now - progress.arrival.at
-                self._finished.append(
-                    FinishedImage(progress.arrival, seconds, progress.isolated_seconds)
-                )
+                image = FinishedImage(progress.arrival, seconds, progress.isolated_seconds)
+                self._finished.append(image)
         for caller, seconds in replica.charges:
             self._charged[caller.name] = self._charged.get(caller.name, 0.0) + seconds
         for id, seconds in replica.progress():

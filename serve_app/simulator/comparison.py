@@ -29,7 +29,7 @@ from serve_app.simulator.serve_autoscaling import RequestAutoscaling, scale_by_r
 from serve_app.simulator.summary import Summary, summarize
 from serve_app.simulator.traces import Arrival
 
-SIZE = BatchSize(4, 8)
+SIZE = BatchSize(4, (2, 4, 6, 8))
 LOAD_SECONDS = 20.0  # until a new replica is ready
 _GPUS_PER_MIN_REPLICA = 16  # each stage has at least one replica for this many GPUs
 _GPUS_PER_FIRST_REPLICA = 3  # a trace begins with one replica for this many GPUs
@@ -234,13 +234,15 @@ def hours_for(attained: float, points: Iterable[tuple[float, float]]) -> float:
     return best[0][1] if attained < best[0][0] else best[-1][1]
 
 
-def work_of(trace: Iterable[Arrival], speed: GpuSpeed) -> dict[Stage, float]:
+def work_of(
+    trace: Iterable[Arrival], speed: GpuSpeed, size: BatchSize = SIZE
+) -> dict[Stage, float]:
     """Return the GPU-seconds of a trace by stage, in full batches."""
     work = dict.fromkeys(Stage, 0.0)
     for arrival in trace:
         spec, schedule, segments = image_of(arrival, refiner=True)
         sample: SimSample = new_sample("", spec, schedule, segments[0].stage)
-        shares = speed.amortized_by_segment(sample, segments, SIZE)
+        shares = speed.amortized_by_segment(sample, segments, size)
         for segment, share in zip(segments, shares, strict=True):
             work[segment.stage] += share
     return work

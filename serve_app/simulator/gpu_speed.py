@@ -63,7 +63,8 @@ class GpuSpeed:
         """Return the seconds of a replica's time that a segment costs in full batches."""
         spec = sample.spec
         steps = max(0, segment.stop - sample.index)
-        batch_step = self.step(segment.stage, spec.width, spec.height, size.rows)
+        lanes = size.lanes(size.images * spec.rows)
+        batch_step = self.step(segment.stage, spec.width, spec.height, lanes)
         decode = self.decode(spec.width, spec.height) if segment.last else 0.0
         return steps * batch_step / size.images + (self.prompt_seconds + decode)
 
@@ -77,14 +78,23 @@ class GpuSpeed:
             sample = replace(sample, index=max(sample.index, segment.stop))
         return tuple(shares)
 
-    def isolated_seconds(
-        self, spec: ImageSpec, segments: tuple[StageSegment, ...], start: int, size: BatchSize
+    def image_seconds(
+        self,
+        spec: ImageSpec,
+        segments: tuple[StageSegment, ...],
+        start: int,
+        size: BatchSize,
+        images: int = 1,
     ) -> float:
-        """Return the seconds that an image takes on idle replicas, from the step `start`."""
+        """Return the seconds that an image takes from the step `start` on.
+
+        It steps in batches of `images`, or in full ones; 1: the replicas are idle.
+        """
         seconds, index = 0.0, start
+        lanes = size.lanes(min(images, size.images) * spec.rows)
         for segment in segments:
             steps = max(0, segment.stop - index)
-            step = self.step(segment.stage, spec.width, spec.height, size.rows)
+            step = self.step(segment.stage, spec.width, spec.height, lanes)
             seconds += self.prompt_seconds + steps * step
             index = max(index, segment.stop)
         return seconds + self.decode(spec.width, spec.height)

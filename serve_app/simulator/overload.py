@@ -12,8 +12,9 @@ from typing import Self
 
 from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.diffusion.spec import Stage
+from serve_app.core.scheduling.work import BatchSize
 from serve_app.simulator.cluster import Cluster
-from serve_app.simulator.comparison import SIZE, split_by_work, work_of
+from serve_app.simulator.comparison import split_by_work, work_of
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.image import image_of
 from serve_app.simulator.policies import route_by_owed_work
@@ -24,6 +25,8 @@ from serve_app.simulator.traces import WORKLOADS, Arrival, RequestMix, Workload
 OVERLOAD = "overload"  # the trace's name
 _ROUNDS = 4  # of adjusting a trace's rate
 _SPEED = GpuSpeed()
+# Every step takes as long as a full one, so that the capacity does not depend on what is requested.
+_SIZE = BatchSize(4, (8,))
 # Images that base begins and the refiner ends, each with half of the work.
 _EQUAL_IMAGES = RequestMix((30,), ((1024, 1024),), (6.9,), (0.5,), heavy=0.0)
 _STEADY = Workload(lambda at: 1.0, lambda at: _EQUAL_IMAGES)
@@ -95,11 +98,15 @@ class OverloadResult:
     returned_later: Returners
 
 
-def run_case(case: OverloadCase, seed: int) -> OverloadResult:
-    """Run a case and return what became of its images."""
+def run_case(case: OverloadCase, seed: int, size: BatchSize = _SIZE) -> OverloadResult:
+    """Run a case and return what became of its images, on replicas with batches of a size.
+
+    The requests, their deadlines and the capacity are those of batches whose every step has the
+    lanes of a full one.
+    """
     trace, replicas = _draw(case, seed)
     result = Cluster(
-        SIZE,
+        size,
         _SPEED,
         route_by_owed_work(),
         None,
@@ -136,18 +143,18 @@ def _draw(case: OverloadCase, seed: int) -> tuple[list[Arrival], dict[Stage, int
 
 
 def _split(trace: Sequence[Arrival], gpus: int) -> dict[Stage, int]:
-    return split_by_work(work_of(trace, _SPEED), gpus)
+    return split_by_work(work_of(trace, _SPEED, _SIZE), gpus)
 
 
 def _load(images: Iterable[Arrival], replicas: Mapping[Stage, int], seconds: float) -> float:
     """Return the work of the busiest stage, as a share of what full batches do in `seconds`."""
-    work = work_of(images, _SPEED)
+    work = work_of(images, _SPEED, _SIZE)
     return max(work[stage] / replicas[stage] / seconds for stage in Stage)
 
 
 def _isolated_seconds(arrival: Arrival) -> float:
     spec, schedule, segments = image_of(arrival, refiner=True)
-    return _SPEED.isolated_seconds(spec, segments, schedule.start_index, SIZE)
+    return _SPEED.image_seconds(spec, segments, schedule.start_index, _SIZE)
 
 
 def _goodput(result: SimulationResult, case: OverloadCase, replicas: Mapping[Stage, int]) -> float:

@@ -106,7 +106,7 @@ def measure_admitting(jobs: int = _DISPATCHES) -> DecisionTime:
     for number in range(IN_FLIGHT):
         owed = dict.fromkeys(Stage, 1.0 + number % 7)
         control.owed.put(str(number), OwedImage(callers[number % CALLERS], float(number), owed))
-    works = [StageWork(stage, 1, 1.0, 4.0) for stage in Stage]
+    works = [StageWork(stage, 1, 1.0, 4.0, 4.0) for stage in Stage]
     replicas = dict.fromkeys(Stage, StageCapacity(REPLICAS // 2, SIZE.images))
     seconds: list[float] = []
     for number in range(jobs):
@@ -135,8 +135,8 @@ def _report(id: str) -> ReplicaReport:
     ]
     speed = GpuSpeed()
     costs = {
-        turn_kind(WorkKind.STEP, work.sample, lanes=SIZE.lanes): speed.step(
-            Stage.BASE, work.sample.spec.width, work.sample.spec.height, SIZE.lanes
+        turn_kind(WorkKind.STEP, work.sample, lanes=SIZE.rows): speed.step(
+            Stage.BASE, work.sample.spec.width, work.sample.spec.height, SIZE.rows
         )
         for work in pending
     }

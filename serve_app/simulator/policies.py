@@ -9,7 +9,7 @@ from itertools import count
 from random import Random
 
 from serve_app.core.capacity.autoscaler import Autoscaler, ScalingTargets
-from serve_app.core.capacity.routing import Candidate, KeyLoad, rank_replicas
+from serve_app.core.capacity.routing import Candidate, rank_replicas
 from serve_app.core.diffusion.spec import Stage
 from serve_app.simulator.observation import Scaler, StageObservation
 from serve_app.simulator.pool import Router
@@ -20,13 +20,11 @@ def route_by_owed_work() -> Router:
     """Return a router that chooses the replica which finishes the image soonest and costs least."""
     clock, last_chosen = count(1), dict[str, int]()
 
-    def route(
-        replicas: Sequence[SimReplica], sample: SimSample, steps: int, step_seconds: float
-    ) -> SimReplica:
+    def route(replicas: Sequence[SimReplica], sample: SimSample, steps: int) -> SimReplica:
         key = sample.spec.latent_shape
         candidates: list[Candidate] = []
         for replica in replicas:
-            load = replica.load.loads_by_key.get(key) or KeyLoad(0, 0, step_seconds)
+            load = replica.load.loads_by_key.get(key) or replica.empty_load(sample)
             added = load.added_seconds(steps, replica.size.images)
             candidates.append((replica.id, replica.load.seconds, added))
         best = rank_replicas(candidates, last_chosen)[0]
@@ -39,9 +37,7 @@ def route_by_owed_work() -> Router:
 def route_by_requests(rng: Random) -> Router:
     """Return a router that draws two replicas and chooses the one with fewer images."""
 
-    def route(
-        replicas: Sequence[SimReplica], sample: SimSample, steps: int, step_seconds: float
-    ) -> SimReplica:
+    def route(replicas: Sequence[SimReplica], sample: SimSample, steps: int) -> SimReplica:
         drawn = rng.sample(range(len(replicas)), min(2, len(replicas)))
         return min((replicas[index] for index in drawn), key=lambda replica: replica.images)
 

@@ -15,9 +15,8 @@ from serve_app.core.scheduling.work import BatchSize
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.replica import SimReplica, SimSample
 
-# Chooses one of the replicas with a free place, for a sample with this many steps, each of which
-# takes this many seconds.
-Router = Callable[[Sequence[SimReplica], SimSample, int, float], SimReplica]
+# Chooses one of the replicas with a free place, for a sample with this many steps.
+Router = Callable[[Sequence[SimReplica], SimSample, int], SimReplica]
 
 
 class ReplicaPool:
@@ -101,8 +100,8 @@ class ReplicaPool:
         """Return a replica by its id."""
         return next(replica for replica in self.replicas if replica.id == id)
 
-    def isolated_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
-        """Return the seconds that the image's steps take on a replica that does nothing else."""
+    def batched_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
+        """Return the seconds that the image's steps take in full batches, from now on."""
         return _steps_left(sample, segment) * self._step_seconds(sample)
 
     def are_full(self) -> bool:
@@ -116,8 +115,7 @@ class ReplicaPool:
         ]
         if not available:
             return []
-        steps, seconds = _steps_left(sample, segment), self._step_seconds(sample)
-        return [self._route(available, sample, steps, seconds).id]
+        return [self._route(available, sample, _steps_left(sample, segment)).id]
 
     def send(self, replica: str, sample: Sample[Any], segment: StageSegment) -> float:
         """Give the image to a replica; return its predicted seconds."""
@@ -129,7 +127,8 @@ class ReplicaPool:
 
     def _step_seconds(self, sample: Sample[Any]) -> float:
         spec = sample.spec
-        return self._speed.step(self._stage, spec.width, spec.height, self._size.rows)
+        lanes = self._size.lanes(self._size.images * spec.rows)
+        return self._speed.step(self._stage, spec.width, spec.height, lanes)
 
 
 def _steps_left(sample: Sample[Any], segment: StageSegment) -> int:

@@ -68,12 +68,20 @@ class SimReplica:
         if self._load is None:
             loads: dict[Hashable, KeyLoad] = {}
             for pending in self._scheduler.pending():
-                spec = pending.sample.spec
-                step = self._speed.step(self.stage, spec.width, spec.height, self.size.rows)
-                load = loads.get(spec.latent_shape) or KeyLoad(0, 0, step)
-                loads[spec.latent_shape] = load.add(pending.steps_left)
+                shape = pending.sample.spec.latent_shape
+                load = loads.get(shape) or self.empty_load(pending.sample)
+                loads[shape] = load.add(pending.steps_left)
             self._load = ReplicaLoad(self.size.images, loads)
         return self._load
+
+    def empty_load(self, sample: SimSample) -> KeyLoad:
+        """Return the load of no image yet with the sample's batch key."""
+        spec, size = sample.spec, self.size
+        full, alone = (
+            self._speed.step(self.stage, spec.width, spec.height, lanes)
+            for lanes in (size.lanes(size.images * spec.rows), size.lanes(spec.rows))
+        )
+        return KeyLoad(0, 0, full, alone)
 
     @property
     def working(self) -> bool:
@@ -135,7 +143,8 @@ class SimReplica:
         if plan.work is WorkKind.STEP:
             results = [after_step(sample, 0.0, (), sample.noise_draws) for sample in plan.samples]
             spec = plan.samples[0].spec
-            step = self._speed.step(self.stage, spec.width, spec.height, self.size.rows)
+            lanes = self.size.lanes(self.size.images * spec.rows)
+            step = self._speed.step(self.stage, spec.width, spec.height, lanes)
             for sample in plan.samples:
                 self._owed_by_image[sample.id] -= step / self.size.images
                 self.owed_seconds -= step / self.size.images

@@ -10,8 +10,9 @@ from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.sample import Sample, for_stage, new_sample, stage_segments
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.runtime.live_sample import to_device, to_host
 from serve_app.runtime.networks.vae import RgbImage
-from serve_app.runtime.stage_model import StageModel, to_device, to_host
+from serve_app.runtime.stage_model import StageModel
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.testing.sleeping_networks import NOISE
 from serve_app.testing.sleeping_stage import sleeping_model

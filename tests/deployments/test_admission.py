@@ -40,14 +40,14 @@ SECOND_BASE = CostTable(  # a second a step
         TurnKind(WorkKind.CONDITION, _BASE, rows=2): 0.0,
         replace(_STEP, work=WorkKind.DECODE, rows=0): 0.0,
     },
-    {_BASE: BatchSize(2, 4)},
+    {_BASE: BatchSize(2, (4,))},
 )
 
 
 _LOAD = TurnKind(WorkKind.LOAD, _BASE)
 TWO_MODELS = CostTable(  # of which the other one is loaded within a minute
     {**SECOND_BASE.seconds_by_turn, _LOAD: 5.0, replace(_LOAD, model=_OTHER): 60.0},
-    {**SECOND_BASE.batch_sizes, _OTHER: BatchSize(2, 4)},
+    {**SECOND_BASE.batch_sizes, _OTHER: BatchSize(2, (4,))},
 )
 
 

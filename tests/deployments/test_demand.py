@@ -23,7 +23,8 @@ STEPS = {stage: TurnKind(WorkKind.STEP, ModelKey(stage, "demo"), 64, 64, 4) for 
 PROMPTS = [TurnKind(WorkKind.CONDITION, ModelKey(stage, "demo"), rows=2) for stage in Stage]
 FREE = dict.fromkeys([*PROMPTS, replace(STEPS[Stage.REFINER], work=WorkKind.DECODE, rows=0)], 0.0)
 SECOND = CostTable(
-    {**dict.fromkeys(STEPS.values(), 1.0), **FREE}, {ModelKey(Stage.BASE, "demo"): BatchSize(2, 4)}
+    {**dict.fromkeys(STEPS.values(), 1.0), **FREE},
+    {ModelKey(Stage.BASE, "demo"): BatchSize(2, (4,))},
 )
 
 

@@ -1,7 +1,6 @@
 """Through Ray and over HTTP: concurrent callers, replicas that die, clients that disconnect.
 
-Each replica has one CPU thread and eight lanes, so a step takes 60 ms or more: five steps last
-longer than the shortest time between two snapshots.
+Each replica has one CPU thread, so that `LONG` takes seconds.
 """
 
 import base64

@@ -12,7 +12,7 @@ import pytest
 from serve_app.core.diffusion.sample import StageSegment, for_stage
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.runtime.stage_model import HostSample
+from serve_app.runtime.live_sample import HostSample
 from tests.support.demo_models import Engines
 from tests.support.engine_runs import Heard, drain, run_images, sample_of
 from tests.support.reference_diffusers import Stock

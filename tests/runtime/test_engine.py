@@ -42,7 +42,7 @@ def test_every_sampler_converges_to_the_known_answer(sampler: Sampler) -> None:
     assert heard.picture.shape == (64, 64, 3)
 
 
-def test_samples_of_one_shape_step_together_in_fixed_lanes() -> None:
+def test_samples_of_one_shape_step_together_in_one_call() -> None:
     denoiser = ConstantDenoiser()
     engine = engine_over(denoiser)
     for number in range(3):

@@ -16,9 +16,10 @@ from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.lora_file import inspect_lora
 from serve_app.runtime.engine import Engine
+from serve_app.runtime.live_sample import HostSample
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.model_cache import ModelCache
-from serve_app.runtime.stage_model import HostSample, StageModel
+from serve_app.runtime.stage_model import StageModel
 from serve_app.spool.folder import SpoolFolder
 from tests.support.engine_runs import Heard, drain, sample_of
 from tests.support.keys import lora

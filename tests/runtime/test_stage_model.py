@@ -11,10 +11,10 @@ from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import OperatorError, OutputNotFinite
-from serve_app.runtime.memory.memory_probe import lanes_for
+from serve_app.runtime.lane_counts import lane_counts_for
+from serve_app.runtime.live_sample import DeviceSample, HostSample, to_device, to_host
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.noise import Noise
-from serve_app.runtime.stage_model import DeviceSample, HostSample, to_device, to_host
 from tests.support.analytic_model import (
     CPU,
     ConstantDenoiser,
@@ -160,10 +160,12 @@ def test_a_machine_without_batch_invariance_is_detected() -> None:
         analytic_model(SlotDenoiser()).check_batch_invariance()
     with pytest.raises(OperatorError, match="MODEL_DETERMINISM=strict can't be kept"):
         analytic_model(LongSlotDenoiser()).check_batch_invariance()
-    analytic_model(SlotDenoiser(), lanes=0).check_batch_invariance()
+    analytic_model(SlotDenoiser(), lane_counts=()).check_batch_invariance()
 
 
 @pytest.mark.parametrize(("images", "lanes"), [(1, 2), (2, 4), (3, 8), (4, 8), (5, 16), (8, 16)])
-def test_lanes_are_a_power_of_two_with_room_for_every_image_guided(images: int, lanes: int) -> None:
-    assert lanes_for(images, strict=True) == lanes
-    assert lanes_for(images, strict=False) == 0
+def test_the_most_lanes_are_a_power_of_two_with_room_for_every_image_guided(
+    images: int, lanes: int
+) -> None:
+    assert lane_counts_for(images, strict=True)[-1] == lanes
+    assert lane_counts_for(images, strict=False) == ()

@@ -23,7 +23,7 @@ from serve_app.simulator.result import SimulationResult
 from serve_app.simulator.summary import summarize
 from serve_app.simulator.traces import WORKLOADS, Arrival, draw_trace
 
-SIZE = BatchSize(4, 8)
+SIZE = BatchSize(4, (8,))
 IMAGE_SIZES = [(1024, 1024), (1344, 768)]
 STEPS = {(stage, *size, 8): 0.1 for stage in Stage for size in IMAGE_SIZES}  # seconds
 SPEED = GpuSpeed(step_seconds=STEPS, overhead_seconds=0.0, prompt_seconds=0.0, vae_tflops=1e9)
@@ -190,9 +190,9 @@ def test_two_choices_sends_an_image_to_the_replica_with_fewer_images() -> None:
     route = route_by_requests(Random(0))
     replicas = [SimReplica(name, Stage.BASE, SIZE, SPEED) for name in "ab"]
     replicas[0].callers[NO_CALLER] = 1
-    choices = {route(replicas, None, 0, 0.0).id for _ in range(20)}  # type: ignore[arg-type]  # it needs no sample
+    choices = {route(replicas, None, 0).id for _ in range(20)}  # type: ignore[arg-type]  # it needs no sample
     assert choices == {"b"}
-    assert route(replicas[:1], None, 0, 0.0).id == "a"  # type: ignore[arg-type]  # likewise
+    assert route(replicas[:1], None, 0).id == "a"  # type: ignore[arg-type]  # likewise
 
 
 def test_scaling_follows_the_work_up_and_down() -> None:

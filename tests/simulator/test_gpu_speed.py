@@ -9,7 +9,7 @@ from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.image import image_of
 from serve_app.simulator.traces import Arrival
 
-SIZE = BatchSize(4, 8)
+SIZE = BatchSize(4, (8,))
 SPEED = GpuSpeed(
     tflops=100.0,
     vae_tflops=50.0,
@@ -65,5 +65,5 @@ def test_each_segment_costs_the_steps_that_are_left_of_it() -> None:
 def test_an_image_alone_pays_for_whole_steps_of_all_segments() -> None:
     sample = image(steps=20, handoff=0.8)
     segments = stage_segments(sample.schedule, 0.8, refiner=True)
-    seconds = SPEED.isolated_seconds(sample.spec, segments, 10, SIZE)
+    seconds = SPEED.image_seconds(sample.spec, segments, 10, SIZE)
     assert seconds == pytest.approx(6 * 2 + 4 * 3 + 2 * 0.5 + DECODE)

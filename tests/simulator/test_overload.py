@@ -20,7 +20,7 @@ from serve_app.simulator.policies import route_by_owed_work
 from serve_app.simulator.result import SimulationResult
 from serve_app.simulator.traces import Arrival
 
-SIZE = BatchSize(4, 8)
+SIZE = BatchSize(4, (8,))
 STEPS = {(stage, 1024, 1024, 8): 0.1 for stage in Stage}  # seconds
 SPEED = GpuSpeed(step_seconds=STEPS, overhead_seconds=0.0, prompt_seconds=0.0, vae_tflops=1e9)
 
@@ -127,6 +127,13 @@ def test_half_as_much_again_on_many_gpus_leaves_goodput_near_capacity() -> None:
     assert result.goodput >= 0.9
     assert result.returned_later.count == 0
     assert result.wasted <= 0.02 * result.images
+
+
+def test_replicas_with_fewer_lanes_for_fewer_images_make_more_in_time() -> None:
+    case = replace(LARGE_CASE, gpus=24, seconds=50.0, warm_up=30.0)
+    padded, fitting = (run_case(case, 1, BatchSize(4, counts)) for counts in ((8,), (2, 4, 6, 8)))
+    assert fitting.goodput > padded.goodput
+    assert fitting.late < padded.late
 
 
 @pytest.mark.long

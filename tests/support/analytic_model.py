@@ -19,6 +19,7 @@ from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.extensions.contract import ModelExtension
 from serve_app.runtime.extensions.extension_set import ExtensionSet
+from serve_app.runtime.lane_counts import LaneCounts
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.model_cache import Loader, ModelCache
 from serve_app.runtime.networks.conditioning import Conditioner
@@ -110,7 +111,7 @@ class RecordingExtension:
 def analytic_model(
     denoiser: ConstantDenoiser,
     *,
-    lanes: int = 8,
+    lane_counts: tuple[int, ...] = (8,),
     stage: Stage = Stage.BASE,
     model: str = "analytic",
     images: int = 4,
@@ -118,6 +119,7 @@ def analytic_model(
     parking: Offloadable | None = None,
     pixels: ImageCodec | None = None,
 ) -> StageModel:
+    lanes = max(lane_counts, default=0)  # none in fast mode
     profile = NumericProfile(
         stage, "cpu", "float32", "float32", "none", lanes, (), 1, "analytic", model
     )
@@ -131,6 +133,7 @@ def analytic_model(
             pixels or MeanPixels(),
             ExtensionSet(extensions),
         ),
+        lane_counts=LaneCounts(denoiser, lane_counts),
         offloadable=parking,
     )
 

@@ -17,7 +17,7 @@ class CountedReplicas:
         self.sent: list[tuple[str, str]] = []
         self.ranked: list[str] = []  # the images that replicas were ranked for
 
-    def isolated_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
+    def batched_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
         return 0.1 * (segment.stop - sample.index)
 
     def are_full(self) -> bool:
@@ -31,7 +31,7 @@ class CountedReplicas:
     def send(self, replica: str, sample: Sample[Any], segment: StageSegment) -> float:
         self.free[replica] -= 1
         self.sent.append((sample.id, replica))
-        return self.isolated_seconds(sample, segment) / 4
+        return self.batched_seconds(sample, segment) / 4
 
 
 def _image(id: str, steps: int, caller: Caller, width: int) -> tuple[Sample[Any], StageSegment]:

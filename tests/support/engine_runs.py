@@ -10,8 +10,8 @@ from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.service.events import Snapshot
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
+from serve_app.runtime.live_sample import HostSample
 from serve_app.runtime.networks.vae import RgbImage
-from serve_app.runtime.stage_model import HostSample
 
 NOISE = NoiseConfig.from_scheduler_config(
     {

@@ -19,7 +19,7 @@ from serve_app.core.service.tasks import ImageSnapshot
 
 SDXL = ModelKey(Stage.BASE, "sdxl")
 STEP = TurnKind(WorkKind.STEP, SDXL, 1024, 1024, 8)
-COSTS = CostTable({STEP: 0.1}, {SDXL: BatchSize(4, 8)})  # seconds
+COSTS = CostTable({STEP: 0.1}, {SDXL: BatchSize(4, (8,))})  # seconds
 
 
 def image(

@@ -38,7 +38,7 @@ class Replica:
         # LoRAs by model
         self.attached: dict[ModelKey, list[ExtensionKey]] = {base_key("a"): []}
         self.sizes = sizes or {}  # of models that differ from `_usual`
-        self._usual = BatchSize(images, 2 * images)
+        self._usual = BatchSize(images, (2 * images,))
         self.scheduler: StepScheduler[float] = StepScheduler(
             self._batches(), model_capacity=capacity, extension_capacity=lora_capacity
         )

@@ -76,10 +76,13 @@ def next_plan(scheduler: StepScheduler[float]) -> Plan[float] | None:
 
 
 def scheduler_of(*samples: Sample[float], images: int = 4, lanes: int = 8) -> StepScheduler[float]:
-    """Return a scheduler of one base model that has these samples."""
-    scheduler: StepScheduler[float] = StepScheduler(
-        {ModelKey(Stage.BASE): BatchSize(images, lanes)}
-    )
+    """Return a scheduler of one base model that has these samples; in fast mode with 0 lanes."""
+    return scheduler_with(BatchSize(images, (lanes,) if lanes else ()), *samples)
+
+
+def scheduler_with(size: BatchSize, *samples: Sample[float]) -> StepScheduler[float]:
+    """Return a scheduler of one base model with this batch size."""
+    scheduler: StepScheduler[float] = StepScheduler({ModelKey(Stage.BASE): size})
     for sample in samples:
         scheduler.add(sample, whole_segment(sample))
     return scheduler

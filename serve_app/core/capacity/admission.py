@@ -97,6 +97,7 @@ class StageWork:
     images: int
     amortized: float  # GPU-seconds of all images, in full batches
     isolated: float  # seconds of the longest image on an idle replica
+    batched: float  # and on one that steps full batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +134,18 @@ def decide(
     refused only if its deadline is impossible, or if too many requests are open. What its own
     caller sent before counts only against its deadline.
     """
-    own = _own_seconds(newcomer.works, queues, sure=False) + newcomer.loading
-    sure = _own_seconds(newcomer.works, queues, sure=True)
-    isolated = sum(work.isolated for work in newcomer.works)
+    own = _own_seconds(newcomer.works, queues) + newcomer.loading
+    sure = _least_seconds(newcomer.works, queues)
+    alone = [_image_seconds(work, queues[work.stage]) for work in newcomer.works]
     waits = [queues[work.stage].wait(work, newcomer.caller) for work in newcomer.works]
     own_waits = [queues[work.stage].own_wait(work) for work in newcomer.works]
-    wait = _finish(newcomer.works, waits) - isolated
-    others = wait - (_finish(newcomer.works, own_waits) - isolated)
+    wait = _finish(alone, waits) - sum(alone)
+    others = wait - (_finish(alone, own_waits) - sum(alone))
     seconds = max(
         (work.amortized / max(1, queues[work.stage].replicas) for work in newcomer.works),
         default=0.0,
     )
+    has_company = any(queues[work.stage].images for work in newcomer.works)
     refusal, fits_in = None, 0.0
     left = newcomer.seconds_left
     if left is not None and left < OPTIMISM * sure:
@@ -156,6 +158,8 @@ def decide(
         refusal, fits_in = Refusal.QUEUE, (others - limits.queue_seconds) * wait / others
     elif left is not None and wait and left < own + wait * (1 + _WAIT_MARGIN):
         refusal, fits_in = Refusal.DEADLINE, wait - max(0.0, left - own) / (1 + _WAIT_MARGIN)
+    elif left is not None and has_company and left < OPTIMISM * own:
+        refusal, fits_in = Refusal.DEADLINE, _seconds_per_job(queues, open_requests)
     return Decision(refusal, wait, others, own, fits_in, seconds)
 
 
@@ -175,7 +179,7 @@ def preview(
     """
     if seconds_left is not None and seconds_left < 0:
         return Decision(None)
-    works = [StageWork(stage, 1, 0.0, 0.0) for stage in stages]
+    works = [StageWork(stage, 1, 0.0, 0.0, 0.0) for stage in stages]
     waits = [queues[work.stage].wait(work, caller) for work in works]
     own_waits = [queues[work.stage].own_wait(work) for work in works]
     others = [wait - own for wait, own in zip(waits, own_waits, strict=True)]
@@ -197,42 +201,65 @@ def preview(
     return Decision(refusal, wait, least, fits_in=fits_in)
 
 
-def latest_start(deadline: float, isolated_seconds: float) -> float:
+def latest_start(deadline: float, seconds_left: float) -> float:
     """Return the time after which an image that still waits is given up: it can't be in time.
 
-    `isolated_seconds` is what is left of it. One that has begun is never given up by this: it is
-    finished before others begin.
+    `seconds_left` is what it takes from its turn on. One that has begun is never given up by this:
+    it is finished before others begin.
     """
-    return deadline - OPTIMISM * isolated_seconds
+    return deadline - OPTIMISM * seconds_left
 
 
-def _finish(works: Sequence[StageWork], waits: Sequence[float]) -> float:
+def _finish(own: Sequence[float], waits: Sequence[float]) -> float:
     """Return the seconds until a job of one batch is done, if each stage first has others to do.
 
-    Work at a later stage goes on while the job is at an earlier one.
+    `own` are its seconds at each stage. Work at a later stage goes on while the job is at an
+    earlier one.
     """
     finish = 0.0
-    for work, wait in zip(works, waits, strict=True):
-        finish = max(finish, wait) + work.isolated
+    for seconds, wait in zip(own, waits, strict=True):
+        finish = max(finish, wait) + seconds
     return finish
 
 
-def _own_seconds(
-    works: Sequence[StageWork], queues: Mapping[Stage, StageQueue], *, sure: bool
-) -> float:
-    """Return the seconds that a job takes in an idle service.
+def _image_seconds(work: StageWork, queue: StageQueue) -> float:
+    """Return the seconds of a job's longest image at a stage, beside what is there.
+
+    Each further image of a batch lengthens its steps by as much.
+    """
+    together = ceil((queue.images + work.images) / max(1, queue.replicas))
+    further = min(together, queue.batch_images) - 1
+    if not further:
+        return work.isolated
+    return work.isolated + (work.batched - work.isolated) * further / (queue.batch_images - 1)
+
+
+def _own_seconds(works: Sequence[StageWork], queues: Mapping[Stage, StageQueue]) -> float:
+    """Return the seconds that a job takes once others no longer delay it.
 
     Its images pass one stage after the other, and several batches of them follow each other at the
-    slowest stage. `sure`: at the least, as if images could be divided ever so finely.
+    slowest stage.
     """
-    longest = 0.0
+    longest = total = 0.0
     for work in works:
         queue = queues[work.stage]
-        seconds = work.amortized / max(1, queue.replicas)
-        if not sure:
-            seconds = max(seconds, ceil(work.images / queue.places) * work.isolated)
-        longest = max(longest, seconds - work.isolated)
-    return sum(work.isolated for work in works) + longest
+        image = _image_seconds(work, queue)
+        amortized = work.amortized / max(1, queue.replicas)
+        seconds = max(amortized, ceil(work.images / queue.places) * image)
+        longest, total = max(longest, seconds - image), total + image
+    return total + longest
+
+
+def _least_seconds(works: Sequence[StageWork], queues: Mapping[Stage, StageQueue]) -> float:
+    """Return the seconds that a job takes at least, as if images could be divided ever so finely.
+
+    The service is idle but for it.
+    """
+    longest = total = 0.0
+    for work in works:
+        seconds = work.amortized / max(1, queues[work.stage].replicas)
+        longest, total = max(longest, seconds - work.isolated), total + work.isolated
+    return total + longest
 
 
 def _seconds_per_job(queues: Mapping[Stage, StageQueue], open_requests: Amounts) -> float:

@@ -28,7 +28,7 @@ _TFLOPS = 1.0  # TFLOP per second of a slow machine: assumed until the first tur
 _MAX_MEASUREMENTS = 24  # that are remembered of each kind of turn
 _MAX_KINDS = 64  # of turns; the ones measured least recently are forgotten
 _MAX_OF_MEDIAN = 1.5  # the most that one measurement may count for, as a multiple of the median
-_ONE_BY_ONE = BatchSize(1, 0)  # assumed where no batch size is known
+_ONE_BY_ONE = BatchSize(1)  # assumed where no batch size is known
 
 
 def megapixel_steps(spec: ImageSpec) -> float:

@@ -23,8 +23,8 @@ MAX_KEYS = 16
 class Replicas(Protocol):
     """The replicas of one stage, as a dispatcher needs to know them. `Fleet` is the service's."""
 
-    def isolated_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
-        """Return the seconds that the image's steps take on a replica that does nothing else."""
+    def batched_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
+        """Return the seconds that the image's steps take in full batches, from now on."""
 
     def are_full(self) -> bool:
         """Return whether none has a place for any caller. It may be False though none has."""
@@ -99,7 +99,7 @@ class Dispatcher:
 
     def add(self, key: str, sample: Sample[Any], segment: StageSegment, arrived: float) -> None:
         """Let an image wait that arrived at `arrived`, a time in seconds."""
-        due = arrived + self._replicas.isolated_seconds(sample, segment)
+        due = arrived + self._replicas.batched_seconds(sample, segment)
         self.remove(key)
         image = self._waiting[key] = WaitingImage(key, sample, segment, due)
         self._shares.enter(sample.caller)

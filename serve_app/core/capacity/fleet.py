@@ -42,7 +42,7 @@ class Fleet:
         self._max_images = 0
         # Share costs per profile; otherwise measurement noise would decide the routing. A replica
         # that has not reported uses the pooled costs.
-        self._costs = CostTable(default_batch_size=BatchSize(images, 2 * images))
+        self._costs = CostTable(default_batch_size=BatchSize(images, (2 * images,)))
         self._costs_by_profile: dict[str, CostTable] = {}
         self._charges: dict[Caller, float] = {}  # seconds: see `take_charges`
 
@@ -122,8 +122,8 @@ class Fleet:
         charges, self._charges = self._charges, {}
         return charges
 
-    def isolated_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
-        """Return the seconds that the image's steps take on a replica that does nothing else."""
+    def batched_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
+        """Return the seconds that the image's steps take in full batches, from now on."""
         work = remaining_work(sample, segment, self._costs)
         return work.steps * self._costs.seconds(work.step)
 

@@ -55,7 +55,7 @@ def forecast(pending: Iterable[PendingWork[Any]], costs: CostTable) -> Forecast:
     for queue in by_key.values():
         size = costs.batch_size(queue[0].sample.model_key)
         for times, batch in _equal_batches(queue, size):
-            lanes = size.lanes or sum(work.sample.spec.rows for work in batch)
+            lanes = size.lanes(sum(work.sample.spec.rows for work in batch))
             charge(turn_kind(WorkKind.STEP, batch[0].sample, lanes=lanes), times, batch)
     return Forecast(sum(shares.values()), shares)
 
@@ -69,22 +69,27 @@ def amortized_seconds(pending: Iterable[PendingWork[Any]], costs: CostTable) -> 
     for work in pending:
         sample = work.sample
         size = costs.batch_size(sample.model_key)
-        lanes = size.lanes or size.images * sample.spec.rows
+        lanes = size.lanes(size.images * sample.spec.rows)
         step = costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=lanes))
         seconds += work.steps_left * step / size.images
         seconds += sum(costs.seconds(turn_kind(kind, sample)) for kind in _single_sample_work(work))
     return seconds
 
 
-def isolated_seconds(pending: Iterable[PendingWork[Any]], costs: CostTable) -> float:
-    """Return the seconds that one image takes on an idle device that has what it needs in memory.
+def image_seconds(
+    pending: Iterable[PendingWork[Any]], costs: CostTable, *, images: int | None = None
+) -> float:
+    """Return the seconds that one image takes on a device that has what it needs in memory.
 
-    `pending` is the work of one image. Its steps are those of a batch of its own.
+    `pending` is the work of one image, which steps in batches of so many, or full ones if there are
+    more or if `images` is None. 1: the device is idle.
     """
     seconds = 0.0
     for work in pending:
         sample = work.sample
-        lanes = costs.batch_size(sample.model_key).lanes or sample.spec.rows
+        size = costs.batch_size(sample.model_key)
+        together = size.images if images is None else min(images, size.images)
+        lanes = size.lanes(together * sample.spec.rows)
         seconds += work.steps_left * costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=lanes))
         seconds += sum(costs.seconds(turn_kind(kind, sample)) for kind in _single_sample_work(work))
     return seconds

@@ -4,7 +4,7 @@ No clock and no engine: the engine's turn is the only writer.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.core.caller import Caller
@@ -47,10 +47,13 @@ class GpuTimeAccount:
         """Set how many samples of each of these models step together."""
         self._cost_model.set_batch_sizes(batch_sizes)
 
-    def charge(self, plan: Plan[Any], seconds: float, *, completed: bool) -> None:
+    def charge(
+        self, plan: Plan[Any], seconds: float, *, lanes: int | None = None, is_usual: bool = True
+    ) -> None:
         """Charge the seconds of a turn to the samples of its plan.
 
-        The length of a turn that was not `completed` says nothing about the next one.
+        Where a step had other `lanes` than planned, such a plan takes as long the next time too.
+        The length of an unusual turn, such as one that failed, says nothing about the next one.
         """
         first = plan.samples[0]
         kind = turn_kind(plan.work, first, lanes=plan.lanes, load=plan.load)
@@ -67,8 +70,9 @@ class GpuTimeAccount:
         for caller in list(by_caller)[:-_MAX_CALLERS]:
             del by_caller[caller]
         self.seconds_by_caller = by_caller
-        if completed:
-            self._cost_model.observe(kind, seconds)
+        if is_usual:
+            for run in {plan.lanes, plan.lanes if lanes is None else lanes}:
+                self._cost_model.observe(replace(kind, rows=run) if run else kind, seconds)
 
     def finish(self, id: str, *, wasted: bool) -> GpuTime:
         """Forget an image that has left, and return its time; `wasted` if it has no result."""

@@ -56,8 +56,11 @@ class NewImage:
         max_images: int,
     ) -> Self:
         """Return the image with what it costs; `batch_key` is that of the sample."""
-        size = costs.batch_size(sample.model_key)
-        step = turn_kind(WorkKind.STEP, sample, lanes=size.rows)
+        size, rows = costs.batch_size(sample.model_key), sample.spec.rows
+        step, alone = (
+            costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=size.lanes(images * rows)))
+            for images in (size.images, 1)
+        )
         load = turn_kind(WorkKind.LOAD, sample, load=sample.model_key)
         steps = max(0, segment.stop - sample.index)
         return cls(
@@ -67,7 +70,7 @@ class NewImage:
             steps=steps,
             batch_images=size.images,
             max_images=max_images,
-            alone_seconds=KeyLoad(0, 0, costs.seconds(step)).added_seconds(steps, size.images),
+            alone_seconds=KeyLoad(0, 0, step, alone).added_seconds(steps, size.images),
             load_seconds=costs.seconds(load) or _DEFAULT_LOAD_SECONDS,
             costs=costs,
         )
@@ -89,7 +92,9 @@ class _Contents:
         self._names = frozenset(caller.name for caller in self._callers)
         self._loads = dict[str, KeyLoad]()
         for work in remaining:
-            known = self._loads.get(work.batch_key) or KeyLoad(0, 0, costs.seconds(work.step))
+            known = self._loads.get(work.batch_key) or KeyLoad(
+                0, 0, costs.seconds(work.step), costs.seconds(work.alone)
+            )
             self._loads[work.batch_key] = known.add(work.steps)
         load = ReplicaLoad(batch_images, self._loads)
         self._seconds, self._keys = load.seconds, load.keys

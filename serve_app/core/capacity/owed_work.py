@@ -16,7 +16,7 @@ class OwedImage:
     """What one image will take: GPU-seconds in full batches, by stage that it is not done with."""
 
     caller: Caller
-    due: float  # seconds: when it would have been done, had it run alone since it arrived
+    due: float  # seconds: when it would be done, had it stepped in full batches at once
     seconds: Mapping[Stage, float]
 
 

@@ -6,7 +6,7 @@ without this package, and a process of another release can tell that it can't re
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from serve_app.core.caller import Caller
@@ -16,7 +16,7 @@ from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
 
-WIRE_VERSION = 2  # grows with each change of the wire form
+WIRE_VERSION = 3  # grows with each change of the wire form
 Wire = Mapping[str, Any]
 
 
@@ -27,6 +27,7 @@ class RemainingWork:
     batch_key: str  # encoded: see `encode_batch_key`
     steps: int
     step: TurnKind  # the kind of each step, in a full batch
+    alone: TurnKind  # and in a batch of its own
     caller: Caller
 
 
@@ -69,13 +70,18 @@ class ReplicaReport:
                     "batchKey": work.batch_key,
                     "steps": work.steps,
                     "step": _turn_to_wire(work.step),
+                    "rowsAlone": work.alone.rows,
                     "caller": _caller_to_wire(work.caller),
                 }
                 for key, work in self.remaining.items()
             },
             "models": [_model_to_wire(model) for model in self.models],
             "batchSizes": [
-                {"model": _model_to_wire(model), "images": size.images, "lanes": size.lanes}
+                {
+                    "model": _model_to_wire(model),
+                    "images": size.images,
+                    "laneCounts": list(size.lane_counts),
+                }
                 for model, size in self.costs.batch_sizes.items()
             ],
             "costs": [
@@ -104,20 +110,14 @@ class ReplicaReport:
         return cls(
             number=wire["number"],
             profile=wire["profile"],
-            remaining={
-                key: RemainingWork(
-                    work["batchKey"],
-                    work["steps"],
-                    _turn_from_wire(work["step"]),
-                    _caller_from_wire(work["caller"]),
-                )
-                for key, work in wire["images"].items()
-            },
+            remaining={key: _work_from_wire(work) for key, work in wire["images"].items()},
             models=tuple(_model_from_wire(model) for model in wire["models"]),
             costs=CostTable(
                 {_turn_from_wire(cost["turn"]): cost["seconds"] for cost in wire["costs"]},
                 {
-                    _model_from_wire(size["model"]): BatchSize(size["images"], size["lanes"])
+                    _model_from_wire(size["model"]): BatchSize(
+                        size["images"], tuple(size["laneCounts"])
+                    )
                     for size in wire["batchSizes"]
                 },
             ),
@@ -139,9 +139,25 @@ def encode_batch_key(key: BatchKey) -> str:
 
 def remaining_work(sample: Sample[Any], segment: StageSegment, costs: CostTable) -> RemainingWork:
     """Return what is left of a segment, in full batches."""
-    step = turn_kind(WorkKind.STEP, sample, lanes=costs.batch_size(sample.model_key).rows)
-    steps = max(0, segment.stop - sample.index)
-    return RemainingWork(encode_batch_key(sample.batch_key), steps, step, sample.caller)
+    size = costs.batch_size(sample.model_key)
+    return RemainingWork(
+        batch_key=encode_batch_key(sample.batch_key),
+        steps=max(0, segment.stop - sample.index),
+        step=turn_kind(WorkKind.STEP, sample, lanes=size.lanes(size.images * sample.spec.rows)),
+        alone=turn_kind(WorkKind.STEP, sample, lanes=size.lanes(sample.spec.rows)),
+        caller=sample.caller,
+    )
+
+
+def _work_from_wire(wire: Wire) -> RemainingWork:
+    step = _turn_from_wire(wire["step"])
+    return RemainingWork(
+        wire["batchKey"],
+        wire["steps"],
+        step,
+        replace(step, rows=wire["rowsAlone"]),
+        _caller_from_wire(wire["caller"]),
+    )
 
 
 def _caller_to_wire(caller: Caller) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Which replica an image goes to: the one that finishes it soonest and delays others least.
 
-A replica steps one batch key at a time, a batch of images together, and padded lanes cost as much
-as used ones. So the time that a replica needs is not the sum over its images. Pure functions of
-numbers, used by the service's fleet and by the simulator.
+A replica steps one batch key at a time, a batch of images together, and a step of several images
+takes less than as many steps of one. So the time that a replica needs is not the sum over its
+images. Pure functions of numbers, used by the service's fleet and by the simulator.
 """
 
 from collections.abc import Mapping, Sequence
@@ -116,12 +116,13 @@ class KeyLoad:
 
     steps: int  # that all of them still have to take, together
     max_steps: int  # the maximum over the images
-    step_seconds: float  # seconds of one step, however many images take it together
+    step_seconds: float  # seconds of one step of a full batch
+    alone_seconds: float  # seconds of one step of one image
     stepping: int = 0  # images that have steps to take
 
     def seconds(self, batch_images: int) -> float:
         """Return the seconds until all are done: never less than the longest image takes."""
-        return max(self.steps / batch_images, self.max_steps) * self.step_seconds
+        return self._seconds(self.steps, self.max_steps, batch_images)
 
     def added_seconds(self, steps: int, batch_images: int) -> float:
         """Return the seconds that one more image of `steps` steps adds.
@@ -129,9 +130,7 @@ class KeyLoad:
         They are few where a batch has a free place.
         """
         most = steps if steps > self.max_steps else self.max_steps  # computed for every replica
-        rounds = (self.steps + steps) / batch_images
-        after = (rounds if rounds > most else most) * self.step_seconds
-        return after - self.seconds(batch_images)
+        return self._seconds(self.steps + steps, most, batch_images) - self.seconds(batch_images)
 
     def add(self, steps: int) -> "KeyLoad":
         """Return the load with one more image of `steps` steps."""
@@ -139,8 +138,23 @@ class KeyLoad:
             self.steps + steps,
             max(self.max_steps, steps),
             self.step_seconds,
+            self.alone_seconds,
             self.stepping + (steps > 0),
         )
+
+    def _seconds(self, steps: int, max_steps: int, batch_images: int) -> float:
+        """Return the seconds of so many steps, in batches that are as full as they can be.
+
+        Each further image of a batch lengthens its step by as much.
+        """
+        turns = steps / batch_images
+        if turns < max_steps:
+            turns = max_steps
+        if batch_images == 1:
+            return turns * self.step_seconds
+        alone = min(self.alone_seconds, self.step_seconds)  # measured apart, they differ by chance
+        further = (self.step_seconds - alone) / (batch_images - 1)
+        return turns * (alone - further) + steps * further
 
 
 @dataclass(frozen=True)

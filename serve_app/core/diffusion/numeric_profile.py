@@ -14,6 +14,9 @@ def default_precision(device: str) -> str:
     return "fp32" if device == "cpu" else "fp16"
 
 
+ARITHMETIC = 2  # grows when the same is computed with other kernels, or in another order
+
+
 @dataclass(frozen=True, slots=True)
 class NumericProfile:
     """One per stage and kind of device. Replicas with equal profiles make equal bytes."""
@@ -23,12 +26,13 @@ class NumericProfile:
     dtype: str
     vae_dtype: str
     attention: str
-    lanes: int  # rows of every UNet call; 0 in fast mode, where the batch affects the last bits
+    lanes: int  # most rows of a UNet call; 0 in fast mode, where the batch affects the last bits
     memory_savings: tuple[str, ...]  # names of the savings that are on, such as VAE tiling
     cpu_threads: int
     torch: str
     model: str  # the name of the checkpoint
     libraries: tuple[str, ...] = ()  # those that run the networks, with versions: "peft 0.19.1"
+    arithmetic: int = ARITHMETIC
     weights: str = ""  # a digest of the checkpoint's files, which alone can continue its snapshots
 
     @property

@@ -210,7 +210,7 @@ class StepScheduler(Generic[L]):
     def _plan_alone(self, entry: QueuedSample[L], *, in_quarantine: bool = False) -> Plan[L]:
         sample, lanes = entry.sample, 0
         if entry.work is WorkKind.STEP:
-            lanes = self._batch_sizes[sample.model_key].lanes or sample.spec.rows
+            lanes = self._batch_sizes[sample.model_key].lanes(sample.spec.rows)
         return Plan(entry.work, (sample,), lanes, alone=in_quarantine)
 
     def _admit(self, waiting: WaitingForMemory[Loadable, L]) -> None:
@@ -300,7 +300,7 @@ class StepScheduler(Generic[L]):
         ids = choose_batch(ranked, images=size.images, rows=size.rows)
         samples = tuple(entries[id].sample for id in ids)
         rows = sum(sample.spec.rows for sample in samples)
-        return Plan(WorkKind.STEP, samples, size.lanes or rows)
+        return Plan(WorkKind.STEP, samples, size.lanes(rows))
 
     def _work_after(
         self, work: WorkKind, sample: Sample[L], segment: StageSegment

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Generic
 
 from serve_app.core.diffusion.extensions import ExtensionKey
@@ -25,22 +26,34 @@ class WorkKind(StrEnum):
 class BatchSize:
     """How many samples of a model step together, and in how many rows.
 
-    `lanes` is the padded batch size: the fixed number of rows of every UNet call, or 0 in fast
-    mode, where a call has as many rows as its samples need. Raises `ValueError` without room for
-    one guided image.
+    In strict mode every UNet call has one of `lane_counts` rows, padding included: the numbers of
+    rows, smallest first, between which a sample's bits don't change. In fast mode there are none,
+    and a call has as many rows as its samples need. Raises `ValueError` without room for one guided
+    image, or if the counts don't ascend.
     """
 
     images: int
-    lanes: int
+    lane_counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.images < 1 or (self.lanes and self.lanes < 2):
+        if self.images < 1 or self.rows < 2:
             raise ValueError(f"at least one image and its two rows must fit, got {self}")
+        if any(a >= b for a, b in pairwise((0, *self.lane_counts))):
+            raise ValueError(f"the lane counts must ascend from 1, got {self}")
 
     @property
     def rows(self) -> int:
         """The maximum number of rows of one UNet call."""
-        return self.lanes or 2 * self.images
+        return self.lane_counts[-1] if self.lane_counts else 2 * self.images
+
+    def lanes(self, rows: int) -> int:
+        """Return the rows of a UNet call for samples with `rows` rows: the fewest that hold them.
+
+        Raises `ValueError` when there are too many.
+        """
+        if rows > self.rows:
+            raise ValueError(f"{rows} rows do not fit in {self}")
+        return next((count for count in self.lane_counts if count >= rows), rows)
 
 
 def share_by_rows(rows: Sequence[int], seconds: float) -> list[float]:

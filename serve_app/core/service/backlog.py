@@ -14,7 +14,7 @@ from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.demand import Demand
 from serve_app.core.capacity.forecast import (
     amortized_seconds,
-    isolated_seconds,
+    image_seconds,
     load_seconds,
     pending_work,
 )
@@ -35,7 +35,7 @@ class ImageInFlight:
 
     sample: Sample[Any]  # as of its last snapshot
     segments: tuple[StageSegment, ...]
-    due: float = 0.0  # seconds: when it would have been done, had it run alone since it arrived
+    due: float = 0.0  # seconds: when it would be done, had it stepped in full batches at once
     png: bytes | None = None
     suspicion: Suspicion = field(default_factory=Suspicion)
     replica: str = ""  # that has it, where known
@@ -151,26 +151,36 @@ class Backlog:
         works: dict[Stage, StageWork] = {}
         for image in images:
             isolated: dict[Stage, float] = {}
+            batched: dict[Stage, float] = {}
             amortized: dict[Stage, float] = {}
             for work in pending_work(image.sample, image.segments):
                 pool, costs = self._pools[work.segment.stage], self._costs[work.segment.stage]
                 if not costs.is_calibrated:
                     return ()
-                isolated[pool] = isolated.get(pool, 0.0) + isolated_seconds([work], costs)
+                isolated[pool] = isolated.get(pool, 0.0) + image_seconds([work], costs, images=1)
+                batched[pool] = batched.get(pool, 0.0) + image_seconds([work], costs)
                 amortized[pool] = amortized.get(pool, 0.0) + amortized_seconds([work], costs)
             for pool, seconds in isolated.items():
-                known = works.get(pool) or StageWork(pool, 0, 0.0, 0.0)
+                known = works.get(pool) or StageWork(pool, 0, 0.0, 0.0, 0.0)
                 works[pool] = StageWork(
                     pool,
                     known.images + 1,
                     known.amortized + amortized[pool],
                     max(known.isolated, seconds),
+                    max(known.batched, batched[pool]),
                 )
         return tuple(works.values())
 
-    def isolated_seconds(self, image: ImageInFlight) -> float:
-        """Return the seconds that an image still takes on idle replicas; 0 if that is unknown."""
-        return self._alone(image) if self.is_calibrated else 0.0
+    def batched_seconds(self, image: ImageInFlight) -> float:
+        """Return the seconds that an image still takes in full batches; 0 if that is unknown."""
+        return self._seconds(image) if self.is_calibrated else 0.0
+
+    def seconds_from_turn(self, image: ImageInFlight) -> float:
+        """Return the seconds that an image takes when it no longer waits; 0 if that is unknown.
+
+        Then it steps beside whatever is in flight now.
+        """
+        return self._seconds(image, max(1, len(self))) if self.is_calibrated else 0.0
 
     def load_seconds(self, newcomers: Sequence[ImageInFlight]) -> float:
         """Return the seconds of loading the base models that only images in flight wait for."""
@@ -204,14 +214,14 @@ class Backlog:
                 }
             )
         if self.is_calibrated:
-            predicted = sum(map(self.owed.total, self.owed.stages)) + self._alone(image)
+            predicted = sum(map(self.owed.total, self.owed.stages)) + self._seconds(image)
         else:  # on an assumed machine, a slow one
-            predicted = sum(map(self._alone, self._images.values()))
+            predicted = sum(map(self._seconds, self._images.values()))
         return _TIMEOUT_FACTOR * predicted + _TIMEOUT_GRACE_S + _MODEL_LOAD_S * loads
 
-    def _alone(self, image: ImageInFlight) -> float:
-        """Return the seconds that an image takes on idle replicas, assumed where unknown."""
+    def _seconds(self, image: ImageInFlight, images: int | None = None) -> float:
+        """Return the seconds that an image takes in such batches, assumed where unknown."""
         return sum(
-            isolated_seconds([work], self._costs[work.segment.stage])
+            image_seconds([work], self._costs[work.segment.stage], images=images)
             for work in pending_work(image.sample, image.segments)
         )

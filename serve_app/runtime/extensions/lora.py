@@ -1,9 +1,10 @@
 """LoRA, the first kind of extension: low-rank updates beside the weights, which never change.
 
 A layer with an active LoRA adds weight * alpha / rank * B(A(x)) to its output (Hu et al. 2021),
-through peft. Equal to the bit to `StableDiffusionXLPipeline.load_lora_weights` and `set_adapters`,
-except for files whose alphas differ between layers: see `lora_weights`. The file's layers are found
-by `LoraFile.place` instead of diffusers' converters, which lose those that they don't know. peft
+through peft. Where no layer computes by row (see `row_linear`), it is equal to the bit to
+`StableDiffusionXLPipeline.load_lora_weights` and `set_adapters`, except for files whose alphas
+differ between layers: see `lora_weights`. The file's layers are found by `LoraFile.place` instead
+of diffusers' converters, which lose those that they don't know. peft
 knows the LoRAs by number, since a dot would end a name.
 """
 
@@ -24,6 +25,7 @@ from serve_app.runtime.extensions.contract import ExtensionKind
 from serve_app.runtime.extensions.lora_weights import LayerWeights, read_tensors, read_weights
 from serve_app.runtime.memory.device import is_out_of_memory
 from serve_app.runtime.networks.loading import Modules
+from serve_app.runtime.networks.row_linear import RowLinear, become_row_linear
 
 # Numbers that an active LoRA adds to a UNet call at its peak, for each row and pixel of the image:
 # counted with SDXL's own UNet, like the 79 of a plain call. Several LoRAs add no more than one.
@@ -186,6 +188,10 @@ def _fill(layer: nn.Module, adapter: str, weights: LayerWeights) -> None:
         parts.append((up.bias, weights.bias))
     if weights.magnitude is not None:
         parts.append((layer.lora_magnitude_vector[adapter].weight, weights.magnitude))
+    # peft puts a unit matrix through the parts of a DoRA, which by row would take long.
+    if isinstance(layer.get_base_layer(), RowLinear) and weights.magnitude is None:
+        become_row_linear(down)
+        become_row_linear(up)
     base = layer.get_base_layer().weight
     assert isinstance(base, torch.Tensor)
     for parameter, tensor in parts:

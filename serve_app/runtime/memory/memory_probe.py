@@ -20,6 +20,8 @@ from serve_app.core.scheduling.memory_plan import (
     first_plan_that_fits,
     shortfall,
 )
+from serve_app.core.scheduling.work import BatchSize
+from serve_app.runtime.lane_counts import lane_counts_for
 from serve_app.runtime.memory.device import Device, is_out_of_memory
 from serve_app.runtime.memory.pinned_copies import PinnedCopies
 from serve_app.runtime.networks.denoiser import DenoiserInput
@@ -156,7 +158,7 @@ class MemoryProbe:
 
     def __call__(self, plan: MemoryPlan) -> bool:
         """Return whether a plan fits. Each plan must have the savings of the one before."""
-        rows = lanes_for(plan.images, strict=self._strict) or 2 * plan.images
+        rows = BatchSize(plan.images, lane_counts_for(plan.images, strict=self._strict)).rows
         self._device.empty_cache()
         try:
             self._placement.apply(plan.savings)
@@ -221,15 +223,6 @@ def find_memory_plan(
     if warning := shortfall(images, plan):
         logger.warning(warning)
     return plan
-
-
-def lanes_for(images: int, *, strict: bool) -> int:
-    """Return the padded batch size, in UNet rows, for `images` with guidance; 0 in fast mode.
-
-    It is a power of two: kernels split such a batch evenly over threads, so that all slots are
-    computed alike.
-    """
-    return 1 << (2 * images - 1).bit_length() if strict else 0
 
 
 def _tile_vae(modules: Modules, device: torch.device) -> None:

@@ -18,8 +18,9 @@ from serve_app.core.diffusion.sample import with_model
 from serve_app.core.errors import DeviceFull, ModelUnavailable, model_not_found
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.work import BatchSize
+from serve_app.runtime.live_sample import HostSample
 from serve_app.runtime.memory.device import is_out_of_memory
-from serve_app.runtime.stage_model import HostSample, StageModel
+from serve_app.runtime.stage_model import StageModel
 
 logger = logging.getLogger("aura.runtime")
 

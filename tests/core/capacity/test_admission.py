@@ -22,7 +22,7 @@ from serve_app.core.diffusion.spec import Stage
 
 ADA, BEA, CY = Caller("ada"), Caller("bea"), Caller("cy")
 LIMITS = AdmissionLimits(queue_seconds=100, open_requests=50)
-IMAGE = StageWork(Stage.BASE, 1, amortized=1.0, isolated=4.0)
+IMAGE = StageWork(Stage.BASE, 1, amortized=1.0, isolated=4.0, batched=4.0)
 
 
 def queue(seconds: float = 0.0, *, replicas: int = 2, loading: float = 0.0) -> StageQueue:
@@ -63,6 +63,22 @@ def test_an_idle_service_admits_all_that_it_could_make_in_time() -> None:
     assert judged(queue(), limits=tiny) == Decision(None, 0, 0, 4, 0, 0.5)
     assert judged(queue(), 3.3).refusal is None  # the prediction may be a fifth too long
     assert judged(queue(), 3.1).refusal is Refusal.IMPOSSIBLE
+
+
+def test_an_image_takes_longer_beside_others_than_alone() -> None:
+    """Alone its steps have a quarter of the rows: what is sure is that it can't take less."""
+    image = replace(IMAGE, isolated=1.0)
+    assert judged(queue(), None, image).own == 1.0
+    assert judged(queue(), 0.7, image).refusal is Refusal.IMPOSSIBLE
+    assert judged(queue(1), None, image).own == 1.0  # there are two replicas
+    assert judged(queue(2), None, image).own == 2.0
+    assert judged(queue(6), None, image).own == 4.0
+    assert judged(queue(), None, replace(image, images=3)).own == 2.0
+    assert judged(queue(6), 3.3, image).refusal is None
+    assert judged(queue(6), 3.1, image).refusal is Refusal.DEADLINE
+    assert judged(queue(20), 15.1, image).refusal is None
+    refused = judged(queue(20), 14.9, image)
+    assert (refused.refusal, refused.wait, refused.own) == (Refusal.DEADLINE, 10.0, 4.0)
 
 
 def test_free_places_are_no_wait() -> None:
@@ -211,7 +227,10 @@ def test_an_unknown_job_is_refused_where_there_are_too_many_or_too_much_before_i
 def test_an_unknown_job_s_own_time_may_hide_the_second_queue() -> None:
     """What is refused because of it would be admitted if base took long enough."""
     assert previewed(crowded(90), crowded(124)).refusal is None
-    works = (replace(IMAGE, amortized=3, isolated=50), replace(IMAGE, stage=Stage.REFINER))
+    works = (
+        replace(IMAGE, amortized=3, isolated=50, batched=50),
+        replace(IMAGE, stage=Stage.REFINER),
+    )
     longer = judged(crowded(90), None, *works, refiner=crowded(124), caller=BEA)
     assert longer.refusal is None
     assert previewed(crowded(110), crowded(10)).refusal is Refusal.QUEUE
@@ -239,14 +258,14 @@ def queue_pairs(draw: st.DrawFn) -> tuple[StageQueue, StageQueue]:
 @settings(max_examples=500)
 @given(
     st.lists(queue_pairs(), min_size=1, max_size=2),
-    st.lists(st.tuples(st.integers(1, 4), SECONDS, SECONDS), min_size=2, max_size=2),
+    st.lists(st.tuples(st.integers(1, 4), SECONDS, SECONDS, SECONDS), min_size=2, max_size=2),
     st.one_of(st.none(), SECONDS),
     st.sampled_from([1, 1, 1, 60]),
     st.sampled_from([0, 0, 30]),
 )
 def test_a_job_that_could_be_admitted_is_never_refused_before_it_is_known(
     pairs: list[tuple[StageQueue, StageQueue]],
-    works: list[tuple[int, float, float]],
+    works: list[tuple[int, float, float, float]],
     seconds_left: float | None,
     jobs: int,
     loading: float,

@@ -17,7 +17,7 @@ from serve_app.core.capacity.owed_work import OwedImage
 from serve_app.core.diffusion.spec import Stage
 
 ADA, BEA = Caller("ada"), Caller("bea")
-IMAGE = StageWork(Stage.BASE, 1, amortized=1.0, isolated=4.0)
+IMAGE = StageWork(Stage.BASE, 1, amortized=1.0, isolated=4.0, batched=4.0)
 CAPACITY = {Stage.BASE: StageCapacity(replicas=1, batch_images=4)}
 
 

@@ -113,12 +113,16 @@ def test_a_load_is_free_until_one_was_measured() -> None:
 
 def test_an_unknown_model_has_the_batch_size_of_another() -> None:
     sizes = {
-        ModelKey(Stage.BASE, "fox"): BatchSize(4, 8),
-        ModelKey(Stage.BASE, "owl"): BatchSize(2, 4),
+        ModelKey(Stage.BASE, "fox"): BatchSize(4, (8,)),
+        ModelKey(Stage.BASE, "owl"): BatchSize(2, (4,)),
     }
-    assert CostTable(batch_sizes=sizes).batch_size(ModelKey(Stage.BASE, "owl")) == BatchSize(2, 4)
-    assert CostTable(batch_sizes=sizes).batch_size(ModelKey(Stage.BASE, "ink")) == BatchSize(4, 8)
-    assert CostTable().batch_size(ModelKey(Stage.BASE, "ink")) == BatchSize(1, 0)
+    assert CostTable(batch_sizes=sizes).batch_size(ModelKey(Stage.BASE, "owl")) == BatchSize(
+        2, (4,)
+    )
+    assert CostTable(batch_sizes=sizes).batch_size(ModelKey(Stage.BASE, "ink")) == BatchSize(
+        4, (8,)
+    )
+    assert CostTable().batch_size(ModelKey(Stage.BASE, "ink")) == BatchSize(1)
 
 
 def test_one_slow_turn_does_not_spoil_the_mean() -> None:
@@ -153,9 +157,9 @@ def test_a_cost_model_forgets_the_kinds_measured_least_recently() -> None:
 
 def test_a_cost_model_remembers_the_batch_sizes_of_unloaded_models() -> None:
     model = CostModel()
-    model.set_batch_sizes({ModelKey(Stage.BASE, "fox"): BatchSize(4, 8)})
-    model.set_batch_sizes({ModelKey(Stage.BASE, "owl"): BatchSize(2, 4)})
-    assert model.table.batch_size(ModelKey(Stage.BASE, "fox")) == BatchSize(4, 8)
+    model.set_batch_sizes({ModelKey(Stage.BASE, "fox"): BatchSize(4, (8,))})
+    model.set_batch_sizes({ModelKey(Stage.BASE, "owl"): BatchSize(2, (4,))})
+    assert model.table.batch_size(ModelKey(Stage.BASE, "fox")) == BatchSize(4, (8,))
 
 
 @pytest.mark.parametrize(

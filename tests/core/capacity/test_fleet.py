@@ -101,9 +101,9 @@ def test_a_new_replica_without_a_report_has_the_costs_of_the_others() -> None:
     assert rank(known, image("new")) == ["r2"]
 
 
-def test_isolated_seconds_are_those_of_the_image_s_steps() -> None:
+def test_batched_seconds_are_those_of_the_image_s_steps() -> None:
     sample = image("a", steps=50)
-    assert fleet("r1").isolated_seconds(sample, segment_of(sample)) == pytest.approx(5.0)
+    assert fleet("r1").batched_seconds(sample, segment_of(sample)) == pytest.approx(5.0)
 
 
 def test_replicas_of_one_profile_count_as_equally_fast_and_those_of_two_do_not() -> None:

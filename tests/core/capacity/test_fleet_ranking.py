@@ -118,7 +118,7 @@ def test_replicas_are_full_when_nobody_has_a_place() -> None:
 
 def test_replicas_are_not_full_while_a_model_with_larger_batches_has_places() -> None:
     known = fleet("r1")
-    sizes = {SDXL: BatchSize(1, 2), ANIME: BatchSize(4, 8)}
+    sizes = {SDXL: BatchSize(1, (2,)), ANIME: BatchSize(4, (8,))}
     report(known, "r1", 2, *FLOOD, costs=replace(COSTS, batch_sizes=sizes))
     assert rank(known, image("b", caller=B)) == []
     assert rank(known, image("c", model="anime", caller=B)) == ["r1"]
@@ -186,8 +186,8 @@ def _by_definition(
     """Return the replicas with a place, the best one first, computed from nothing but images."""
 
     def empty(sample: Sample[Any]) -> KeyLoad:
-        seconds = known.isolated_seconds(sample, segment_of(sample)) / sample.spec.steps
-        return KeyLoad(0, 0, seconds)
+        seconds = known.batched_seconds(sample, segment_of(sample)) / sample.spec.steps
+        return KeyLoad(0, 0, seconds, seconds)
 
     scores = dict[str, float]()
     seconds, added = dict[str, float](), dict[str, float]()

@@ -11,7 +11,7 @@ from serve_app.core.capacity.cost_model import CostTable, TurnKind
 from serve_app.core.capacity.forecast import (
     amortized_seconds,
     forecast,
-    isolated_seconds,
+    image_seconds,
     pending_work,
 )
 from serve_app.core.capacity.gpu_time import GpuTimeAccount
@@ -28,11 +28,11 @@ from tests.support.scheduler_runs import (
     next_plan,
     run_plan,
     sample,
-    scheduler_of,
+    scheduler_with,
     whole_segment,
 )
 
-SIZE = BatchSize(4, 8)
+SIZE = BatchSize(4, (8,))
 STEP = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 64, 64, 8)
 PROMPT = TurnKind(WorkKind.CONDITION, ModelKey(Stage.BASE), rows=2)
 DECODE = TurnKind(WorkKind.DECODE, ModelKey(Stage.BASE), 64, 64)
@@ -62,13 +62,19 @@ def test_a_queue_takes_as_many_steps_as_it_has_batches() -> None:
     assert forecast(queue, COSTS).seconds == 3 * 10 + 9 * 0.75
 
 
-def test_an_image_takes_as_long_alone_as_its_steps_and_its_own_turns() -> None:
-    assert isolated_seconds([owed(sample("a", 10))], COSTS) == 10.75
-    unguided = TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 64, 64, 2)
-    fast = CostTable(
-        {**COSTS.seconds_by_turn, unguided: 0.5}, {ModelKey(Stage.BASE): BatchSize(4, 0)}
-    )
-    assert isolated_seconds([owed(sample("a", 10))], fast) == 5.75  # in a batch of its own rows
+@pytest.mark.parametrize("counts", [(), (2, 4, 8)])
+def test_an_image_takes_as_long_as_its_own_turns_and_the_steps_of_its_batches(
+    counts: tuple[int, ...],
+) -> None:
+    assert image_seconds([owed(sample("a", 10))], COSTS, images=1) == 10.75
+    steps = {
+        TurnKind(WorkKind.STEP, ModelKey(Stage.BASE), 64, 64, lanes): seconds
+        for lanes, seconds in ((2, 0.5), (4, 0.75))
+    }
+    size = BatchSize(4, counts)
+    costs = CostTable({**COSTS.seconds_by_turn, **steps}, {ModelKey(Stage.BASE): size})
+    for images, seconds in ((1, 5.75), (2, 8.25), (4, 10.75), (9, 10.75), (None, 10.75)):
+        assert image_seconds([owed(sample("a", 10))], costs, images=images) == seconds
 
 
 def test_the_last_image_of_a_batch_pays_alone_for_its_remaining_steps() -> None:
@@ -83,10 +89,10 @@ def test_images_of_different_sizes_step_apart() -> None:
     assert result.shares == {"a": 10.75, "wide": 30 + 0.25 + 1.0}
 
 
-def test_without_fixed_lanes_a_step_costs_the_rows_that_are_there() -> None:
+def test_in_fast_mode_a_step_costs_the_rows_that_are_there() -> None:
     rows = {2: 1.0, 3: 1.5, 4: 1.75}
     known = {replace(STEP, rows=count): seconds for count, seconds in rows.items()}
-    costs = CostTable({**known, PROMPT: 0.0, DECODE: 0.0}, {ModelKey(Stage.BASE): BatchSize(4, 0)})
+    costs = CostTable({**known, PROMPT: 0.0, DECODE: 0.0}, {ModelKey(Stage.BASE): BatchSize(4)})
     queue = [owed(sample("a", 10)), owed(sample("b", 10)), owed(sample("c", 4, guidance=1))]
     result = forecast(queue[::2], costs)
     assert result.seconds == 4 * 1.5 + 6 * 1.0
@@ -129,7 +135,7 @@ def test_an_image_costs_a_busy_device_its_share_of_full_batches() -> None:
     assert amortized_seconds([pending], COSTS) == 10 / 4 + 0.75
     assert amortized_seconds([pending, pending], COSTS) == 2 * (10 / 4 + 0.75)
     assert amortized_seconds([], COSTS) == 0
-    alone = replace(COSTS, batch_sizes={ModelKey(Stage.BASE): BatchSize(1, 8)})
+    alone = replace(COSTS, batch_sizes={ModelKey(Stage.BASE): BatchSize(1, (8,))})
     assert amortized_seconds([pending], alone) == forecast([pending], alone).seconds == 10.75
 
 
@@ -163,7 +169,7 @@ def drained(scheduler: StepScheduler[float], costs: CostTable) -> tuple[float, d
             kind = replace(PROMPT, rows=plan.samples[0].spec.rows)
         elif plan.work is WorkKind.DECODE:
             kind = DECODE
-        account.charge(plan, costs.seconds(kind), completed=True)
+        account.charge(plan, costs.seconds(kind), is_usual=True)
         for finished in scheduler.settle(plan, run_plan(plan)):
             spent[finished.id] = account.finish(finished.id, wasted=False).measured
     return account.total_seconds, spent
@@ -172,14 +178,16 @@ def drained(scheduler: StepScheduler[float], costs: CostTable) -> tuple[float, d
 QUEUES = st.lists(st.tuples(st.integers(1, 12), st.sampled_from([1.0, 5.0])), max_size=20)
 
 
-@given(QUEUES, st.sampled_from([BatchSize(1, 2), BatchSize(3, 8), SIZE, BatchSize(3, 0)]))
+@given(
+    QUEUES, st.sampled_from([BatchSize(1, (2,)), BatchSize(3, (1, 2, 4, 8)), SIZE, BatchSize(3)])
+)
 def test_a_forecast_is_what_the_scheduler_takes_afterwards(
     queue: list[tuple[int, float]], size: BatchSize
 ) -> None:
     rows = {replace(STEP, rows=count): 1.0 + count / 8 for count in range(1, 9)}
     costs = CostTable({**rows, PROMPT: 0.25, DECODE: 0.5}, {ModelKey(Stage.BASE): size})
     samples = [sample(str(n), steps, guidance=g) for n, (steps, g) in enumerate(queue)]
-    scheduler = scheduler_of(*samples, images=size.images, lanes=size.lanes)
+    scheduler = scheduler_with(size, *samples)
     result = forecast(scheduler.pending(), replace(costs, seconds_by_turn=costs.seconds_by_turn))
     seconds, spent = drained(scheduler, costs)
     assert result.seconds == pytest.approx(seconds)

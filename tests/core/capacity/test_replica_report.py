@@ -43,12 +43,20 @@ def test_the_wire_form_is_that_of_its_version() -> None:
     caller = {"name": "key:1", "weight": 3.0}
     alice = Caller("key:1", 3.0)
     assert report_of(3, image("a", caller=alice), measured={alice: 7.5}).to_wire() == {
-        "version": 2,
+        "version": 3,
         "number": 3,
         "profile": "h200",
-        "images": {"a base": {"batchKey": batch_key, "steps": 20, "step": step, "caller": caller}},
+        "images": {
+            "a base": {
+                "batchKey": batch_key,
+                "steps": 20,
+                "step": step,
+                "rowsAlone": 8,
+                "caller": caller,
+            }
+        },
         "models": [model],
-        "batchSizes": [{"model": model, "images": 4, "lanes": 8}],
+        "batchSizes": [{"model": model, "images": 4, "laneCounts": [8]}],
         "costs": [{"turn": step, "seconds": 0.1}],
         "measured": [{"caller": caller, "seconds": 7.5}],
     }
@@ -72,7 +80,7 @@ def test_only_the_costs_of_steps_and_loads_travel() -> None:
 def test_what_remains_of_an_image_are_the_steps_to_the_end_of_its_segment() -> None:
     sample = replace(image("a", steps=20), index=5)
     assert remaining_work(sample, StageSegment(Stage.BASE, 16, last=False), COSTS) == RemainingWork(
-        encode_batch_key(sample.batch_key), 11, STEP, NO_CALLER
+        encode_batch_key(sample.batch_key), 11, STEP, STEP, NO_CALLER
     )
     assert remaining_work(replace(sample, index=20), segment_of(sample), COSTS).steps == 0
 

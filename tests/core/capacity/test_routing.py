@@ -19,14 +19,12 @@ SQUARE, WIDE = (128, 128), (96, 168)
 
 def replica(**loads: tuple[int, int]) -> ReplicaLoad:
     sizes = {"square": SQUARE, "wide": WIDE}
-    return ReplicaLoad(
-        4, {sizes[name]: KeyLoad(*two, step_seconds=0.1) for name, two in loads.items()}
-    )
+    return ReplicaLoad(4, {sizes[name]: KeyLoad(*two, 0.1, 0.1) for name, two in loads.items()})
 
 
 def added(load: ReplicaLoad, key: tuple[int, int], steps: int, step_seconds: float = 0.1) -> float:
     """Return the seconds that one more image of this size adds."""
-    known = load.loads_by_key.get(key) or KeyLoad(0, 0, step_seconds)
+    known = load.loads_by_key.get(key) or KeyLoad(0, 0, step_seconds, step_seconds)
     return known.added_seconds(steps, load.batch_images)
 
 
@@ -46,6 +44,19 @@ def test_a_replica_is_done_with_its_batches_and_not_before_its_longest_image() -
     assert replica(square=(120, 30)).seconds == pytest.approx(3.0)  # a full batch
     assert replica(square=(240, 30)).seconds == pytest.approx(6.0)
     assert replica(square=(30, 30), wide=(20, 20)).seconds == pytest.approx(5.0)
+
+
+def test_each_further_image_of_a_batch_lengthens_its_steps_by_as_much() -> None:
+    empty = KeyLoad(0, 0, step_seconds=0.1, alone_seconds=0.04)
+    loads = [empty]
+    for _ in range(5):
+        loads.append(loads[-1].add(30))
+    seconds = [load.seconds(4) for load in loads]
+    assert seconds == pytest.approx([0.0, 1.2, 1.8, 2.4, 3.0, 3.75])
+    assert loads[1].added_seconds(10, 4) == pytest.approx(10 * 0.02)
+    assert loads[1].seconds(1) == pytest.approx(3.0)
+    # Measured apart, they differ by chance.
+    assert KeyLoad(30, 30, 0.1, 0.11).seconds(4) == pytest.approx(3.0)
 
 
 def test_a_free_place_in_a_batch_of_its_key_costs_nothing() -> None:
@@ -91,7 +102,7 @@ def test_one_more_image_never_makes_a_replica_finish_sooner(
 def test_an_image_adds_what_the_replica_takes_longer_with_it(
     steps: int, longest: int, more: int, batch: int
 ) -> None:
-    load = KeyLoad(steps, longest, 0.1)
+    load = KeyLoad(steps, longest, 0.1, 0.04)
     expected = load.add(more).seconds(batch) - load.seconds(batch)
     assert load.added_seconds(more, batch) == expected
 
@@ -224,4 +235,4 @@ def test_a_replica_refuses_images_a_batch_beyond_the_places_that_any_sender_give
 
 
 def test_images_without_steps_fill_no_batch() -> None:
-    assert KeyLoad(0, 0, 0.1).add(5).add(0).stepping == 1
+    assert KeyLoad(0, 0, 0.1, 0.1).add(5).add(0).stepping == 1

@@ -33,7 +33,7 @@ def test_equal_profiles_have_equal_names() -> None:
     assert PROFILE.name.startswith("base-float32-8-")
 
 
-def test_a_profile_without_fixed_lanes_is_not_strict() -> None:
+def test_a_profile_without_lanes_is_not_strict() -> None:
     fast = replace(PROFILE, lanes=0)
     assert PROFILE.strict
     assert not fast.strict

@@ -83,7 +83,7 @@ class Device:
         return list(plan.samples)
 
     def _batch_sizes(self) -> dict[ModelKey, BatchSize]:
-        return dict.fromkeys(self._resident, BatchSize(self.images, 2 * self.images))
+        return dict.fromkeys(self._resident, BatchSize(self.images, (2 * self.images,)))
 
 
 def flood(

@@ -10,7 +10,7 @@ from tests.support.scheduler_runs import run_plan
 
 
 def scheduler_of(*ids: str, suspects: tuple[str, ...] = ()) -> StepScheduler[Any]:
-    scheduler: StepScheduler[Any] = StepScheduler({SDXL: BatchSize(4, 8)})
+    scheduler: StepScheduler[Any] = StepScheduler({SDXL: BatchSize(4, (8,))})
     for id in (*ids, *suspects):
         sample = image(id, 10)
         scheduler.add(sample, segment_of(sample), alone_steps=3 * (id in suspects))
@@ -46,7 +46,7 @@ def test_suspects_run_alone_one_after_the_other_and_then_beside_all() -> None:
 def test_a_lone_suspect_has_the_lanes_of_a_full_batch_in_strict_mode_only() -> None:
     plans = [turn(scheduler_of(suspects=("x",))) for _ in range(1)]
     assert plans[0].lanes == 0  # a prompt
-    for size, lanes in ((BatchSize(4, 8), 8), (BatchSize(4, 0), 2)):
+    for size, lanes in ((BatchSize(4, (8,)), 8), (BatchSize(4), 2)):
         scheduler: StepScheduler[Any] = StepScheduler({SDXL: size})
         sample = image("x")
         scheduler.add(sample, segment_of(sample), alone_steps=3)
@@ -54,7 +54,7 @@ def test_a_lone_suspect_has_the_lanes_of_a_full_batch_in_strict_mode_only() -> N
 
 
 def test_a_suspect_stays_alone_until_its_image_is_decoded() -> None:
-    scheduler: StepScheduler[Any] = StepScheduler({SDXL: BatchSize(4, 8)})
+    scheduler: StepScheduler[Any] = StepScheduler({SDXL: BatchSize(4, (8,))})
     short, other = image("x", 2), image("a")
     for sample, steps in ((other, 0), (short, 7)):
         scheduler.add(sample, segment_of(sample), alone_steps=steps)
@@ -69,7 +69,7 @@ def test_a_suspect_stays_alone_until_its_image_is_decoded() -> None:
 
 
 def test_others_run_while_a_suspect_s_model_is_not_in_memory() -> None:
-    scheduler: StepScheduler[Any] = StepScheduler({SDXL: BatchSize(4, 8)})
+    scheduler: StepScheduler[Any] = StepScheduler({SDXL: BatchSize(4, (8,))})
     other, suspect = image("a"), image("x", model="another")
     for sample, steps in ((other, 0), (suspect, 3)):
         scheduler.add(sample, segment_of(sample), alone_steps=steps)

@@ -108,7 +108,7 @@ def test_when_a_waiting_sample_is_cancelled_nothing_is_evicted_for_it() -> None:
 
 def test_a_capacity_below_one_model_is_an_error() -> None:
     with pytest.raises(ValueError, match="capacity must be at least 1, got 0"):
-        StepScheduler({ModelKey(Stage.BASE): BatchSize(1, 2)}, model_capacity=0)
+        StepScheduler({ModelKey(Stage.BASE): BatchSize(1, (2,))}, model_capacity=0)
 
 
 LORAS = st.sampled_from(["", "", "x", "y", "z", "xy", "zx"])
@@ -169,7 +169,7 @@ def test_a_step_is_of_one_model_however_many_may_step_together() -> None:
 
 
 def test_each_model_keeps_the_images_and_lanes_of_its_memory_plan() -> None:
-    replica = Replica(3, images=4, sizes={"b": BatchSize(1, 2), "c": BatchSize(2, 0)})
+    replica = Replica(3, images=4, sizes={"b": BatchSize(1, (2,)), "c": BatchSize(2)})
     for number in range(3):
         for model in "abc":
             replica.add(model_sample(model, f"{model}{number}"))
@@ -190,7 +190,7 @@ def test_a_model_reloaded_with_less_memory_steps_fewer_images() -> None:
     assert max(len(p.samples) for p, _ in replica.turns() if p.work is WorkKind.STEP) == 4
     replica.add(model_sample("b", "other"))
     list(replica.turns())
-    replica.sizes["a"] = BatchSize(2, 4)
+    replica.sizes["a"] = BatchSize(2, (4,))
     for number in range(4):
         replica.add(model_sample("a", str(number)))
     again = [plan for plan, _ in replica.turns() if plan.work is WorkKind.STEP]

@@ -158,7 +158,7 @@ def test_an_evicted_sample_is_returned_unchanged_and_continues_elsewhere() -> No
 
 
 def test_a_segment_that_is_not_the_last_ends_without_a_decode() -> None:
-    scheduler: StepScheduler[float] = StepScheduler({ModelKey(Stage.BASE): BatchSize(4, 8)})
+    scheduler: StepScheduler[float] = StepScheduler({ModelKey(Stage.BASE): BatchSize(4, (8,))})
     scheduler.add(sample("a", 10), StageSegment(Stage.BASE, 3, last=False))
     works = [plan.work for plan, _ in turns(scheduler)]
     assert works == [WorkKind.CONDITION, WorkKind.STEP, WorkKind.STEP, WorkKind.STEP]
@@ -181,7 +181,18 @@ def test_a_sample_is_taken_once_and_never_without_a_step_to_take() -> None:
 @pytest.mark.parametrize(("images", "lanes"), [(0, 8), (1, 1)])
 def test_a_batch_size_below_one_image_is_an_error(images: int, lanes: int) -> None:
     with pytest.raises(ValueError, match="at least one image and its two rows"):
-        BatchSize(images, lanes)
+        BatchSize(images, (lanes,))
+
+
+def test_a_batch_has_the_fewest_lanes_that_hold_its_rows() -> None:
+    size = BatchSize(4, (2, 6, 8))
+    assert [size.lanes(rows) for rows in range(1, 9)] == [2, 2, 6, 6, 6, 6, 8, 8]
+    assert [BatchSize(4).lanes(rows) for rows in (1, 8)] == [1, 8]
+    with pytest.raises(ValueError, match="9 rows do not fit"):
+        size.lanes(9)
+    for counts in ((2, 2, 8), (8, 2), (0, 8)):
+        with pytest.raises(ValueError, match="must ascend from 1"):
+            BatchSize(1, counts)
 
 
 def test_the_repr_shows_the_schedulers_state() -> None:
@@ -215,9 +226,9 @@ def test_the_repr_shows_the_schedulers_state() -> None:
 def test_everything_accepted_ends_once_with_all_its_steps(
     arrivals: list[tuple[int, float, int, bool]], images: int, strict: bool
 ) -> None:
-    lanes = 2 * images if strict else 0
+    counts = (2, 2 * images) if images > 1 else (2,)
     scheduler: StepScheduler[float] = StepScheduler(
-        {ModelKey(Stage.BASE): BatchSize(images, lanes)}
+        {ModelKey(Stage.BASE): BatchSize(images, counts if strict else ())}
     )
     for number, (steps, guidance, side, from_image) in enumerate(arrivals):
         arrival = sample(
@@ -253,7 +264,7 @@ def test_planning_twice_gives_the_same_plan_and_changes_nothing(
 ) -> None:
     """Two schedulers take the same samples; one plans several times a turn."""
     first, second = base_key("a"), base_key("b")
-    sizes = {first: BatchSize(2, 4), second: BatchSize(2, 4)}
+    sizes = {first: BatchSize(2, (4,)), second: BatchSize(2, (4,))}
     resident = [first]
     once: StepScheduler[float] = StepScheduler({first: sizes[first]})
     often: StepScheduler[float] = StepScheduler({first: sizes[first]})

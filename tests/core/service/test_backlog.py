@@ -24,7 +24,7 @@ FREE = [TurnKind(WorkKind.CONDITION, key, rows=2) for key in (BASE, REFINER)] + 
 ]
 COSTS = CostTable(
     dict.fromkeys(STEPS, 1.0) | dict.fromkeys(FREE, 0.0),
-    {BASE: BatchSize(2, 4), REFINER: BatchSize(2, 4)},
+    {BASE: BatchSize(2, (4,)), REFINER: BatchSize(2, (4,))},
 )
 
 
@@ -88,7 +88,7 @@ def test_the_first_costs_count_at_once_for_what_waits(backlog: Backlog) -> None:
     backlog.add(image("a"))
     assert owed(backlog) == dict.fromkeys(Stage, 0)
     assert backlog.works([image("b")]) == ()
-    assert backlog.isolated_seconds(image("b")) == 0
+    assert backlog.batched_seconds(image("b")) == 0
     calibrate(backlog)
     assert owed(backlog) == {Stage.BASE: 8, Stage.REFINER: 2}
 
@@ -122,7 +122,7 @@ def test_where_one_replica_runs_both_stages_their_work_is_owed_together() -> Non
     calibrate(backlog)
     backlog.add(image("a"))
     assert owed(backlog) == {Stage.BASE: 10}
-    assert backlog.works([image("b"), image("c")]) == (StageWork(Stage.BASE, 2, 20.0, 20.0),)
+    assert backlog.works([image("b"), image("c")]) == (StageWork(Stage.BASE, 2, 20.0, 20.0, 20.0),)
 
 
 def test_a_job_s_work_is_that_of_all_its_images_and_as_long_as_the_longest(
@@ -130,10 +130,28 @@ def test_a_job_s_work_is_that_of_all_its_images_and_as_long_as_the_longest(
 ) -> None:
     calibrate(backlog)
     assert backlog.works([image("a"), image("b", at=10)]) == (
-        StageWork(Stage.BASE, 2, 8 + 3.0, 16.0),
-        StageWork(Stage.REFINER, 2, 4.0, 4.0),
+        StageWork(Stage.BASE, 2, 8 + 3.0, 16.0, 16.0),
+        StageWork(Stage.REFINER, 2, 4.0, 4.0, 4.0),
     )
-    assert backlog.isolated_seconds(image("a")) == 20
+    assert backlog.batched_seconds(image("a")) == 20
+
+
+def test_an_image_takes_longer_from_its_turn_on_the_more_images_are_in_flight(
+    backlog: Backlog,
+) -> None:
+    assert backlog.seconds_from_turn(image("a")) == 0
+    alone = {replace(step, rows=2): 0.25 for step in STEPS}
+    costs = CostTable(
+        {**COSTS.seconds_by_turn, **alone},
+        {model: BatchSize(size.images, (2, 4)) for model, size in COSTS.batch_sizes.items()},
+    )
+    for stage in Stage:
+        backlog.set_costs(stage, costs)
+    assert backlog.seconds_from_turn(image("a")) == 20 * 0.25
+    for id in "bc":
+        backlog.add(image(id))
+    assert backlog.seconds_from_turn(image("a")) == 20
+    assert backlog.batched_seconds(image("a")) == 20
 
 
 def test_models_that_only_others_wait_for_have_to_be_loaded_first(backlog: Backlog) -> None:

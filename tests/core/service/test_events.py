@@ -97,7 +97,7 @@ async def test_an_event_that_the_consumer_does_not_know_is_an_error() -> None:
 def test_what_travels_between_processes_arrives_equal() -> None:
     costs = CostTable(
         {TurnKind(WorkKind.STEP, ModelKey(Stage.BASE, "fox"), 64, 64, 8): 0.1},
-        {ModelKey(Stage.BASE, "fox"): BatchSize(4, 8)},
+        {ModelKey(Stage.BASE, "fox"): BatchSize(4, (8,))},
     )
     stats = replica_stats(gpu_seconds=2.0, costs=costs, positions={"a": 3})
     job = Job("a", "key:1", "o", 1.0, JobState.SUCCEEDED, None, RESULT)

@@ -22,6 +22,7 @@ from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load
+from serve_app.runtime.networks.row_linear import compute_by_row
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.parts import Parts
 from serve_app.runtime.stage_model import StageModel
@@ -158,6 +159,7 @@ def test_offloaded_layers_and_encoders_apply_loras_too(
 ) -> None:
     base = checkpoints[Stage.BASE]
     modules = load(base, cpu)
+    compute_by_row(modules.unet)
     Placement(modules, cpu).apply((MemorySaving.TEXT_ON_CPU, MemorySaving.UNET_ON_CPU))
     model = StageModel(
         profile=cpu.numeric_profile(Stage.BASE, 4, base.name),

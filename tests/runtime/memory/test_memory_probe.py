@@ -15,13 +15,13 @@ from serve_app.core.scheduling.memory_plan import MemoryPlan, MemorySaving
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, num_parameters
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.extensions.lora import LoraKind
+from serve_app.runtime.lane_counts import lane_counts_for
 from serve_app.runtime.memory.device import Device, MemoryUsage
 from serve_app.runtime.memory.memory_probe import (
     SAVINGS_BY_DEVICE,
     MemoryProbe,
     Placement,
     find_memory_plan,
-    lanes_for,
 )
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.conditioning import Conditioner
@@ -90,7 +90,7 @@ class Unfitted:
 
     def generate(self, spec: ImageSpec, images: int) -> RgbImage:
         self.denoiser.max_rows = 99
-        lanes = lanes_for(images, strict=True)
+        lanes = lane_counts_for(images, strict=True)[-1]
         profile = self.device.numeric_profile(
             Stage.BASE, lanes, self.checkpoint.name, self.placement.applied
         )

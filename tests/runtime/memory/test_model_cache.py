@@ -38,7 +38,7 @@ def test_a_model_reloaded_with_another_plan_does_not_continue_its_old_snapshots(
 
     def refitted(reserve_for: int, previous_plan: MemoryPlan | None) -> StageModel:
         lanes, images = next(fits)
-        return analytic_model(ConstantDenoiser(), model="one", lanes=lanes, images=images)
+        return analytic_model(ConstantDenoiser(), model="one", lane_counts=(lanes,), images=images)
 
     cache = ModelCache(by_base_key({"one": refitted, "two": analytic_loader(ConstantDenoiser())}))
     engine = Engine(cache, snapshot_every=5)
@@ -93,7 +93,7 @@ def test_a_reloaded_model_gets_its_previous_memory_plan() -> None:
 
     def listening(reserve_for: int, previous_plan: MemoryPlan | None) -> StageModel:
         heard.append(previous_plan)
-        return analytic_model(ConstantDenoiser(), model="one", lanes=2, images=1)
+        return analytic_model(ConstantDenoiser(), model="one", lane_counts=(2,), images=1)
 
     first, two = base_key("one"), base_key("two")
     cache = ModelCache({first: listening, two: analytic_loader(ConstantDenoiser(), model="two")})

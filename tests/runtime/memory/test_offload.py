@@ -17,8 +17,9 @@ from serve_app.runtime.build import build_stage_model
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
+from serve_app.runtime.live_sample import HostSample
 from serve_app.runtime.memory.model_cache import Loader, ModelCache
-from serve_app.runtime.stage_model import HostSample, StageModel
+from serve_app.runtime.stage_model import StageModel
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
 from tests.support.engine_runs import drain, run_images, sample_of
 from tests.support.keys import REFINER, base_key

@@ -111,7 +111,7 @@ def test_each_model_keeps_its_own_memory_plan_and_names_its_savings() -> None:
     cache = ModelCache(
         {
             base_key("small"): analytic_loader(small, model="small"),
-            base_key("large"): analytic_loader(large, model="large", lanes=2, images=1),
+            base_key("large"): analytic_loader(large, model="large", lane_counts=(2,), images=1),
         },
         capacity=2,
     )

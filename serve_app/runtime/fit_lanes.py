@@ -1,0 +1,59 @@
+"""`fit_lanes`: how many images of a model step together, and in which numbers of rows."""
+
+from collections.abc import Callable
+
+from serve_app.core.diffusion.numeric_profile import NumericProfile
+from serve_app.core.scheduling.memory_plan import halvings
+from serve_app.runtime.batch_invariance import check_batch_invariance
+from serve_app.runtime.lane_counts import LaneCounts, lane_counts_for
+from serve_app.runtime.memory.device import Device
+from serve_app.runtime.parts import Parts
+from serve_app.runtime.proof_file import Proof, ProofFile
+
+
+def fit_lanes(
+    parts: Parts,
+    device: Device,
+    profile_of: Callable[[int], NumericProfile],
+    images: int,
+    *,
+    strict: bool,
+    proofs: ProofFile | None = None,
+) -> tuple[int, NumericProfile, LaneCounts]:
+    """Return the images that step together, their numeric profile and its numbers of rows.
+
+    They are `images`, or half of them and so on, where so many rows have other bits than the two of
+    a lone guided image: padding would cost that image more than a larger batch saves. If no two
+    images can step with the bits of one, they are `images`, and every step is padded.
+    `profile_of` returns the profile with so many lanes. Batch invariance is checked unless it is
+    among the `proofs`; raises what `check_batch_invariance` raises.
+    """
+    fits = []
+    for fewer in halvings(images):
+        counts = lane_counts_for(fewer, strict=strict)
+        profile = profile_of(max(counts, default=0))
+        proved = _prove(parts, profile, device, counts, proofs)
+        fits.append((fewer, profile, proved))
+        if min(proved.counts, default=0) <= 2 or fewer == 2:
+            break
+    return fits[-1] if min(fits[-1][2].counts, default=0) <= 2 else fits[0]
+
+
+def _prove(
+    parts: Parts,
+    profile: NumericProfile,
+    device: Device,
+    counts: tuple[int, ...],
+    proofs: ProofFile | None,
+) -> LaneCounts:
+    """Check batch invariance, and return the numbers of lanes that keep it in small images."""
+    known = proofs.read(profile) if proofs else None
+    proof = known or Proof(check_batch_invariance(parts, profile, device, counts=counts))
+    if proofs and profile.strict and not known:
+        proofs.write(profile, proof)
+
+    def remember(name: str, answer: bool) -> None:
+        if proofs:
+            proofs.write(profile, Proof(proof.lane_counts, {name: answer}))
+
+    return LaneCounts(parts.denoiser, proof.lane_counts, known=proof.answers, on_answer=remember)
