@@ -149,8 +149,20 @@ def doctor(
     deep: Annotated[
         bool, typer.Option("--deep", help="Read all weights too, and check every value.")
     ] = False,
+    invariance: Annotated[
+        bool,
+        typer.Option(
+            "--invariance",
+            help="Print instead which numbers of rows keep the bits of a row: see "
+            "MODEL_DETERMINISM.",
+        ),
+    ] = False,
 ) -> None:
     """Check the machine, the models and the settings; print a fix for each problem."""
+    if invariance:
+        from serve_app.cli.invariance import invariance as print_invariance
+
+        raise typer.Exit(print_invariance())
     from serve_app.cli.doctor import doctor
 
     raise typer.Exit(doctor(config, as_json=as_json, deep=deep))
