@@ -65,8 +65,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "bench": (
         CORE
         | {"runtime", "deployments", "ingress", "config", "demo", "simulator", "testing"}
-        | {"bench"},
-        {"torch", "diffusers", "ray", "starlette"},
+        | {"bench", "app"},
+        {"torch", "diffusers", "ray", "fastapi", "starlette"},
     ),
     "app": (CORE | {"config", "deployments", "ingress"}, {"ray"}),
     "cli": (

@@ -1,12 +1,31 @@
 """The commands of `aura bench`; each imports its work when it runs."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from serve_app.cli.command_line import Command, CommandGroup, PngFile, print_help_alone
+
+_SIZE = re.compile(r"(\d+)x(\d+)")
+
+
+def image_sizes(sizes: list[str]) -> list[str]:
+    """Return the sizes. Raises `typer.BadParameter` if one is not a size that the demo can make."""
+    for size in sizes:
+        found = _SIZE.fullmatch(size)
+        if not found or not all(64 <= int(s) <= 512 and int(s) % 8 == 0 for s in found.groups()):
+            raise typer.BadParameter(f"must be two multiples of 8 from 64 to 512, got {size}")
+    return sizes
+
+
+def parse_sizes(sizes: list[str]) -> tuple[tuple[int, int], ...]:
+    """Return width and height of each size, as `image_sizes` lets them pass."""
+    pairs = (size.split("x") for size in sizes)
+    return tuple((int(width), int(height)) for width, height in pairs)
+
 
 bench = typer.Typer(
     cls=CommandGroup,
@@ -26,6 +45,36 @@ def bench_engine(
     from serve_app.bench.engine_vs_stock import compare
 
     compare(runs=runs, steps=steps, threads=threads)
+
+
+@bench.command("serve", cls=Command)
+def bench_serve(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, each in another order.")] = 3,
+    requests: Annotated[
+        int, typer.Option(min=4, help="Requests for each system, load and round.")
+    ] = 32,
+    clients: Annotated[int, typer.Option(min=1, help="Clients of the closed loop.")] = 32,
+    deadline: Annotated[
+        float, typer.Option(min=0.5, help="Seconds until a request is given up under overload.")
+    ] = 4,
+    sizes: Annotated[
+        list[str], typer.Option("--size", callback=image_sizes, help="A size, as 128x128; repeat.")
+    ] = ["128x128"],  # noqa: B006
+    loras: Annotated[int, typer.Option(min=0, max=4, help="LoRAs, each worn as often.")] = 0,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Part of a system's name; repeat. Default: all.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round: does it run?")] = False,
+    output: PngFile = Path("serve.png"),
+) -> None:
+    """Compare the whole service over HTTP with what one would use instead, on the demo."""
+    from serve_app.bench.serve.command import measure
+    from serve_app.bench.serve.results import Plan
+    from serve_app.bench.serve.workload import Workload
+
+    names = [f"lora{number}" for number in range(loras)]
+    workload = Workload(sizes=parse_sizes(sizes), loras=(None, *names))
+    measure(Plan(rounds, requests, clients, deadline, workload), only or (), output, quick=quick)
 
 
 @bench.command("cost", cls=Command)
