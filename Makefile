@@ -44,10 +44,11 @@ check: $(VENV)/.dev  ## style and types
 image-check: $(VENV)/.dev  ## build the image without Docker and try it; needs root, buildah, debootstrap
 	$(BIN)/python scripts/check_image.py
 
-bench: $(VENV)/.bench  ## measure the engine, predictions, HTTP, PNG, the demo, routing and scaling
+bench: $(VENV)/.bench  ## measure the engine, the service, overhead, predictions, PNG, the demo, routing and scaling
 	$(BIN)/aura bench engine
 	$(BIN)/aura bench cost
-	$(BIN)/aura bench http
+	$(BIN)/aura bench serve
+	$(BIN)/aura bench overhead
 	$(BIN)/aura bench png
 	$(BIN)/aura bench demo
 	$(BIN)/aura bench refiner

@@ -135,14 +135,16 @@ def bench_scaling(
     run(seconds=seconds, seed=seed, output=output)
 
 
-@bench.command("http", cls=Command)
-def bench_http(
+@bench.command("overhead", cls=Command)
+def bench_overhead(
     runs: Annotated[int, typer.Option(min=20, help="Requests per kind.")] = 100,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the steps.")] = 1,
+    output: PngFile = Path("overhead.png"),
 ) -> None:
-    """Measure what a request costs outside the engine: Ray and HTTP, part by part."""
-    from serve_app.bench.http_overhead import compare
+    """Measure what is not the networks: of a request, part by part, and of a step."""
+    from serve_app.bench.overhead.command import measure
 
-    compare(runs=runs)
+    measure(runs=runs, threads=threads, output=output)
 
 
 @bench.command("png", cls=Command)

@@ -1,6 +1,6 @@
 """Where the time of one request went, for the Server-Timing header (W3C Server Timing).
 
-Browsers show the header in their developer tools, and `aura bench http` reads it.
+Browsers show the header in their developer tools, and `aura bench overhead` reads it.
 """
 
 import time

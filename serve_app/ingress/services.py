@@ -16,7 +16,14 @@ from starlette.datastructures import State
 from starlette.responses import Response
 
 from serve_app.core.diffusion.spec import SEED_RANGE
-from serve_app.core.service.events import JobEvent, JobStarted, last_result
+from serve_app.core.service.events import (
+    Accepted,
+    JobEvent,
+    JobImageEvent,
+    JobStarted,
+    SegmentDone,
+    last_result,
+)
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.body_budget import BodyShare
@@ -31,6 +38,7 @@ from serve_app.ingress.generation_job import GenerationJob, RerunFormat
 from serve_app.ingress.image_input import RGB_BYTES, InputFiles, LoadedInputs, load_inputs
 from serve_app.ingress.job_service import HoldImages, JobService, RequestContext
 from serve_app.ingress.responses import add_warnings
+from serve_app.ingress.server_timing import Stopwatch
 from serve_app.process import allocator
 
 T = TypeVar("T")
@@ -106,7 +114,7 @@ class ApiServices:
         request.state.watch.lap("validate")
         request.state.body.release()  # its files have been read
         request.state.images = len(job.images)
-        result = await last_result(_with_id_kept(self.jobs.stream(job, context), request))
+        result = await last_result(_noted(self.jobs.stream(job, context), request))
         request.state.watch.lap("make")
         return result
 
@@ -116,14 +124,20 @@ class ApiServices:
         return await loop.run_in_executor(self._writers, partial(work, *args, **kwargs))
 
 
-async def _with_id_kept(
+async def _noted(
     events: AsyncGenerator[JobEvent, None], request: Request
 ) -> AsyncGenerator[JobEvent, None]:
-    """Yield a job's events, and leave its id in the request's state for the log."""
+    """Yield a job's events; note its id for the log, and how its first image gets on."""
+    watch: Stopwatch = request.state.watch
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, JobStarted):
-                request.state.job_id = event.id
+            match event:
+                case JobStarted(id):
+                    request.state.job_id = id
+                case JobImageEvent(0, Accepted()):
+                    watch.lap("queue")
+                case JobImageEvent(0, SegmentDone(sample)):
+                    watch.lap(sample.stage)
             yield event
 
 
