@@ -137,7 +137,7 @@ def bench_scaling(
 
 @bench.command("overhead", cls=Command)
 def bench_overhead(
-    runs: Annotated[int, typer.Option(min=20, help="Requests per kind.")] = 100,
+    runs: Annotated[int, typer.Option(min=20, help="Requests per kind.")] = 60,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the steps.")] = 1,
     output: PngFile = Path("overhead.png"),
 ) -> None:

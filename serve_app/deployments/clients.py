@@ -69,6 +69,7 @@ class RemoteStage:
         self._renew_every_s = renew_every_s
         self._at_work = 0  # samples, of which this process renews the leases
         self._renewing: asyncio.Task[None] | None = None
+        self._renewals: set[asyncio.Task[Any]] = set()  # that have not been answered
 
     async def advance(
         self, sample: Sample[Any], segment: StageSegment
@@ -114,18 +115,17 @@ class RemoteStage:
     async def _renew_leases(self) -> None:
         """Renew the leases of all samples of this process, and once more after the last one.
 
-        A round does not wait for the answers of the one before.
+        The first round comes after an interval: a replica hears of this process from its samples. A
+        round does not wait for the answers of the one before.
         """
-        calls: set[asyncio.Task[Any]] = set()
         more = True
         while more:
+            await asyncio.sleep(self._renew_every_s)
             more = self._at_work > 0
             call = self._call_all("renew", self._sender, timeout=_RENEW_TIMEOUT)
             task = asyncio.create_task(call, context=Context())
-            calls.add(task)
-            task.add_done_callback(calls.discard)
-            await asyncio.sleep(self._renew_every_s)
-            more = more or self._at_work > 0
+            self._renewals.add(task)
+            task.add_done_callback(self._renewals.discard)
 
     async def _call_all(self, method: str, *args: str, timeout: float) -> list[Any] | None:
         """Return the answer of each replica, or its error; `TimeoutError` if it is silent.

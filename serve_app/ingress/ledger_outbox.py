@@ -15,6 +15,7 @@ logger = logging.getLogger("aura.jobs")
 
 PATIENCE_S = 60.0  # seconds that a write waits for the end of a fault before it is dropped
 _RETRY_S = 0.5  # seconds after a try that met a fault
+LINGER_S = 0.05  # seconds in which the response that brought a write has left this process
 MAX_BYTES = 256 * 2**20  # of images in the queue
 
 
@@ -28,6 +29,9 @@ class _Write:
 
 class LedgerOutbox:
     """The queue of one process: writes are run one by one, in the order in which they came.
+
+    A write lingers for `linger_s`, unless somebody waits for it: to send a job's images to the
+    ledger takes as much of this process as to send them to the client, who is waiting.
 
     The ledger's client tries again while the ledger restarts. When it gives up, the write is
     dropped with all writes that were queued before the attempt, for they waited at least as long.
@@ -43,11 +47,13 @@ class LedgerOutbox:
         max_bytes: int = MAX_BYTES,
         patience_s: float = PATIENCE_S,
         retry_s: float = _RETRY_S,
+        linger_s: float = LINGER_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_bytes = max_bytes
         self._patience_s = patience_s
         self._retry_s = retry_s
+        self._linger_s = linger_s
         self._clock = clock
         self._queue: deque[_Write] = deque()
         self._refused: dict[str, deque[_Write]] = {}  # by job, in the order of their next tries
@@ -55,6 +61,8 @@ class LedgerOutbox:
         self._latest: dict[str, _Write] = {}  # by job
         self._news = asyncio.Event()  # that a write is queued
         self._tried = asyncio.Condition()  # notified after every try
+        self._waiters = 0
+        self._is_awaited = asyncio.Event()  # set while somebody waits
         self._bytes = 0
         self._writer: asyncio.Task[None] | None = None
 
@@ -95,17 +103,39 @@ class LedgerOutbox:
             return self._is_broken or job_id in self._refused or job_id not in self._latest
 
         with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), self._tried:
-                await self._tried.wait_for(is_settled)
+            async with asyncio.timeout(timeout_s):
+                await self._wait(is_settled)
 
     async def flush(self) -> None:
         """Return when the queue is empty."""
-        async with self._tried:
-            await self._tried.wait_for(lambda: self.is_empty)
+        await self._wait(lambda: self.is_empty)
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
+        """Return when the condition holds, for which the writes don't linger."""
+        self._waiters += 1
+        self._is_awaited.set()
+        try:
+            async with self._tried:
+                await self._tried.wait_for(condition)
+        finally:
+            self._waiters -= 1
+            if not self._waiters:
+                self._is_awaited.clear()
+
+    @property
+    def _next(self) -> deque[_Write]:
+        """The queue whose first write is next."""
+        return self._queue or next(iter(self._refused.values()))
+
+    async def _linger(self, write: _Write) -> None:
+        with suppress(TimeoutError):
+            left = write.queued + self._linger_s - self._clock()
+            await asyncio.wait_for(self._is_awaited.wait(), left)
 
     async def _run_writes(self) -> None:
         while not self.is_empty:
-            waiting = self._queue or next(iter(self._refused.values()))
+            await self._linger(self._next[0])
+            waiting = self._next  # another one than before, if that one comes after a refused write
             write, began = waiting[0], self._clock()
             fault = await _fault_of(write)
             self._is_broken = isinstance(fault, LedgerBroken)

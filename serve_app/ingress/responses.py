@@ -55,18 +55,17 @@ class ImagesJSONResponse(Response):
     def render(self, content: Any) -> bytes:
         """Return the body. Call it, that is make the response, off the event loop."""
         token = secrets.token_hex(8)  # nothing that a caller sent can contain it
-        parts: list[bytes] = []
+        parts: list[tuple[bytes, ...]] = []  # not joined before all is: megabytes are copied once
 
         def placeholder(value: object) -> str:
             match value:
                 case bytes():
-                    parts.append(b'"' + pybase64.b64encode(value) + b'"')
+                    parts.append((b'"', pybase64.b64encode(value), b'"'))
                 case DataUri(media_type, file):
-                    parts.append(
-                        b'"data:%b;base64,%b"' % (media_type.encode(), pybase64.b64encode(file))
-                    )
+                    head = b'"data:%b;base64,' % media_type.encode()
+                    parts.append((head, pybase64.b64encode(file), b'"'))
                 case RawJson(text):
-                    parts.append(text.encode())
+                    parts.append((text.encode(),))
                 case _:
                     raise TypeError(f"{type(value).__name__} is not JSON serializable")
             return f"{token}:{len(parts) - 1}"
@@ -74,8 +73,9 @@ class ImagesJSONResponse(Response):
         text = json.dumps(content, default=placeholder, separators=(",", ":"), allow_nan=False)
         pieces = re.split(f'"{token}:(\\d+)"', text)
         return b"".join(
-            parts[int(piece)] if number % 2 else piece.encode()
+            part
             for number, piece in enumerate(pieces)
+            for part in (parts[int(piece)] if number % 2 else (piece.encode(),))
         )
 
 

@@ -17,7 +17,6 @@ from starlette.responses import Response
 
 from serve_app.core.diffusion.spec import SEED_RANGE
 from serve_app.core.service.events import (
-    Accepted,
     JobEvent,
     JobImageEvent,
     JobStarted,
@@ -134,8 +133,6 @@ async def _noted(
             match event:
                 case JobStarted(id):
                     request.state.job_id = id
-                case JobImageEvent(0, Accepted()):
-                    watch.lap("queue")
                 case JobImageEvent(0, SegmentDone(sample)):
                     watch.lap(sample.stage)
             yield event

@@ -53,6 +53,20 @@ async def test_a_job_s_writes_can_be_waited_for_but_not_for_ever() -> None:
     assert book.names[:1] == ["a1"]
 
 
+async def test_a_write_lets_the_response_go_first_unless_somebody_waits_for_it() -> None:
+    book, outbox = Book(), LedgerOutbox(linger_s=60)
+    book.opened.set()
+    outbox.put("a", book.write("a1"))
+    outbox.put("b", book.write("b1"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not book.begun.is_set()
+    await outbox.wait_for("a", timeout_s=60)
+    assert book.names == ["a1"]
+    await outbox.flush()
+    assert book.names == ["a1", "b1"]
+
+
 async def test_an_outbox_that_was_empty_goes_on() -> None:
     book, outbox = Book(), LedgerOutbox()
     book.opened.set()

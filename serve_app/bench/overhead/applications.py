@@ -20,7 +20,6 @@ from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.deployments.graph import bind_graph, deploy_stage
 from serve_app.deployments.ingress_replica import IngressConfig
-from serve_app.deployments.ray_private import accepting_replica
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.http_ingress import HttpConfig, open_ingress
 from serve_app.ingress.server_timing import Stopwatch
@@ -64,11 +63,9 @@ class RayAlone:
         async def make(request: Request) -> Response:
             watch = Stopwatch()
             await request.body()
+            watch.lap("validate")  # as the service, which has the body by then
             for handle, segment in self._calls:
-                response = handle.advance.remote(self._sample, segment)
-                await accepting_replica(response)
-                watch.lap("queue")
-                async for _ in response:
+                async for _ in handle.advance.remote(self._sample, segment):
                     pass
                 watch.lap(segment.stage)
             return Response(self._body, 201, headers={"Server-Timing": watch.header})

@@ -28,13 +28,12 @@ from serve_app.core.errors import OperatorError
 IMAGES = (1, 4, 8)  # that step together: 2, 8 and 16 lanes
 _TURNS = 60
 _MEANING = {
-    "validate": "validation",
-    "queue": "router, until a replica takes it",
-    "base": "call of base",
-    "refiner": "call of the refiner, with the PNG",
-    "make": "metadata, end of the job",
+    "validate": "body, validation",
+    "base": "router, base",
+    "refiner": "router, refiner, PNG",
+    "make": "metadata, job",
     "write": "base64",
-    HTTP: "proxy, ingress, transfer, client",
+    HTTP: "proxy, ingress, client",
 }
 console = Console(highlight=False)
 
@@ -51,7 +50,7 @@ def measure(*, runs: int, threads: int, output: Path) -> None:
         console.print(_request_table(requests, side))
         console.print(
             f"{GENERATE} minus {RAY_ALONE}, {side} x {side}, paired, ms: "
-            f"{_cell(requests.excess(side))}"
+            f"{_cell(requests.excess(side), ' ')}"
         )
     numbers = output.with_suffix(".json")
     record.write(numbers, _to_json(steps, requests))
@@ -109,10 +108,10 @@ def _request_table(costs: RequestCosts, side: int) -> Table:
     return table
 
 
-def _cell(milliseconds: Sequence[float]) -> str:
+def _cell(milliseconds: Sequence[float], separator: str = "\n") -> str:
     cuts = statistics.quantiles(milliseconds, n=20)
     middle = statistics.median(milliseconds)
-    return f"{middle:.1f} [dim]\\[{cuts[0]:.1f}, {cuts[-1]:.1f}][/]"
+    return f"{middle:.1f}{separator}[dim]\\[{cuts[0]:.1f}, {cuts[-1]:.1f}][/]"
 
 
 def _to_json(steps: Sequence[StepTimes], requests: RequestCosts) -> dict[str, object]:

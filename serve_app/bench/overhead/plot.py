@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _COLOURS = {
     "validate": "#93c5fd",
-    "queue": "#c4b5fd",
     "base": "#2563eb",
     "refiner": "#1e40af",
     "make": "#0f766e",
@@ -32,13 +31,12 @@ _COLOURS = {
     HTTP: "#fb923c",
 }
 _NAMES = {
-    "validate": "validation",
-    "queue": "router",
-    "base": "call of base",
-    "refiner": "call of the refiner",
+    "validate": "body, validation",
+    "base": "router, call of base",
+    "refiner": "router, call of the refiner",
     "make": "metadata",
     "write": "base64",
-    HTTP: "proxy, transfer, client",
+    HTTP: "proxy, ingress, client",
 }
 _STEP_COLOURS = ("#93c5fd", "#e2e8f0", "#2563eb", "#0f766e")
 

@@ -24,9 +24,9 @@ from serve_app.runtime.png import encode_png
 SIDES = (64, 1024)
 GENERATE, RAY_ALONE, BARE_PNG, REFINE = "/generate", "Ray alone", "bare PNG", "/refine"
 HTTP = "HTTP"
-PARTS = ("validate", "queue", "base", "refiner", "make", "write", HTTP)
+PARTS = ("validate", "base", "refiner", "make", "write", HTTP)
 _WARM_UP = 10  # requests of each case
-_PAUSE = 0.15  # seconds between requests, in which the ledger writes of the last one end
+_PAUSE = 0.3  # seconds between requests, in which the ledger writes of the last one end
 _ENCODINGS = 9  # of a PNG, to measure one
 
 

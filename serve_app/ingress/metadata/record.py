@@ -83,8 +83,8 @@ def embed(png: bytes, text: str, record: GenerationRecord) -> bytes:
         png_chunks.text_chunk(RECORD, record.as_json()),
         png_chunks.text_chunk(png_chunks.XMP_KEYWORD, xmp.packet(), international=True),
     ]
-    header = png_chunks.HEADER_BYTES
-    return b"".join([png[:header], *chunks, png[header:]])
+    header, view = png_chunks.HEADER_BYTES, memoryview(png)  # megabytes are copied once
+    return b"".join([view[:header], *chunks, view[header:]])
 
 
 def prompt_in(file: Container) -> str | None:
