@@ -53,7 +53,11 @@ def bench_serve(
     requests: Annotated[
         int, typer.Option(min=4, help="Requests for each system, load and round.")
     ] = 32,
-    clients: Annotated[int, typer.Option(min=1, help="Clients of the closed loop.")] = 32,
+    clients: Annotated[int, typer.Option(min=1, help="Clients of the closed loop.")] = 16,
+    batch: Annotated[
+        int, typer.Option(min=1, max=16, help="Images that may run together, of every system.")
+    ] = 4,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of every system.")] = 1,
     deadline: Annotated[
         float, typer.Option(min=0.5, help="Seconds until a request is given up under overload.")
     ] = 4,
@@ -74,7 +78,8 @@ def bench_serve(
 
     names = [f"lora{number}" for number in range(loras)]
     workload = Workload(sizes=parse_sizes(sizes), loras=(None, *names))
-    measure(Plan(rounds, requests, clients, deadline, workload), only or (), output, quick=quick)
+    plan = Plan(rounds, requests, clients, deadline, batch, threads, workload)
+    measure(plan, only or (), output, quick=quick)
 
 
 @bench.command("cost", cls=Command)

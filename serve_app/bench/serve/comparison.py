@@ -36,7 +36,8 @@ def compare(plan: Plan, only: Sequence[str] = ()) -> Results:
         ExitStack() as running,
     ):
         count = sum(name is not None for name in plan.workload.loras)
-        setup = Setup(ray_folder, loras=write_loras(Path(folder), count))
+        loras = write_loras(Path(folder), count)
+        setup = Setup(ray_folder, plan.batch, plan.threads, loras)
         comparison = _Comparison(results)
         for system in every_system(setup, port):
             if not any(name in system.name.lower() for name in names):

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _OURS = {STRICT: "#2563eb", FAST: "#60a5fa"}
 _RIVAL = {SERVE_BATCH: "#ea580c"}
-_OTHERS = ("#0f766e", "#a855f7", "#78716c", "#cbd5e1", "#e2e8f0")
+_OTHERS = ("#0f766e", "#a855f7", "#78716c")
+_ENGINE = "#cbd5e1"  # not a system that one could use
 
 
 def plot_results(results: Results, record: RunRecord, output: Path) -> None:
@@ -28,7 +29,7 @@ def plot_results(results: Results, record: RunRecord, output: Path) -> None:
     _plot_bars(goodput, results, OVERLOAD, colours)
     label_axes(
         goodput,
-        f"in {results.plan.deadline:g} s, of {results.overload_rate:.1f} requests a second",
+        f"in time, {results.plan.deadline:g} s, at {results.overload_rate:.1f} requests a second",
         "",
     )
     for axes in (throughput, goodput):
@@ -50,9 +51,9 @@ def plot_results(results: Results, record: RunRecord, output: Path) -> None:
 
 def _colours(results: Results) -> dict[str, str]:
     """Return a colour of its own for each system: blue for ours, orange for the closest rival."""
-    known = _OURS | _RIVAL
-    others = (name for name in results.notes if name not in known)
-    return known | dict(zip(others, _OTHERS, strict=False))
+    colours = _OURS | _RIVAL | dict.fromkeys(results.notes.keys() - set(results.served), _ENGINE)
+    others = (name for name in results.notes if name not in colours)
+    return colours | dict(zip(others, _OTHERS, strict=False))
 
 
 def _plot_bars(axes: "Axes", results: Results, load: str, colours: dict[str, str]) -> None:

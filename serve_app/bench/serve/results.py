@@ -20,6 +20,8 @@ class Plan:
     requests: int  # of each load
     clients: int  # of the closed loop
     deadline: float  # seconds, under overload
+    batch: int = 4  # images that may run together, of every system
+    threads: int = 1  # CPU threads of every system
     workload: Workload = field(default_factory=Workload)
     seed: int = 1
 

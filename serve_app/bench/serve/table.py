@@ -28,8 +28,8 @@ def print_results(results: Results, record: RunRecord, console: Console) -> None
     steps = "/".join(map(str, plan.workload.steps))
     sizes = ", ".join(f"{width} x {height}" for width, height in plan.workload.sizes)
     console.print(
-        f"The demo at {sizes}, steps {steps}, {plan.rounds} rounds of {plan.requests} requests for "
-        f"each system and load, in turns; medians \\[least, greatest]. {record.summary}",
+        f"The demo at {sizes}, steps {steps}; {plan.batch} images together, {plan.threads} CPU "
+        f"thread(s). {_rounds(results)}. {record.summary}",
         soft_wrap=True,
     )
     for name, note in results.notes.items():
@@ -40,7 +40,17 @@ def print_results(results: Results, record: RunRecord, console: Console) -> None
     console.print(_open(results))
     console.print(_overload(results))
     for line in _ratios(results):
-        console.print(line)
+        console.print(line, soft_wrap=True)
+
+
+def _rounds(results: Results) -> str:
+    plan = results.plan
+    if plan.rounds == 1:
+        return f"One round of {plan.requests} requests for each system and load, in turns"
+    return (
+        f"{plan.rounds} rounds of {plan.requests} requests for each system and load, in turns: "
+        "medians \\[least, greatest]"
+    )
 
 
 def _closed(results: Results) -> Table:
@@ -131,7 +141,10 @@ def _cell(values: Sequence[float], digits: int = 2) -> str:
 
 
 def _ratio(ratios: Sequence[float]) -> str:
-    return f"[bold]{median(ratios):.2f}[/] \\[{min(ratios):.2f}, {max(ratios):.2f}]"
+    middle = f"[bold]{median(ratios):.2f}[/]"
+    if len(ratios) == 1:
+        return middle
+    return f"{middle} \\[{min(ratios):.2f}, {max(ratios):.2f}]"
 
 
 def _errors(results: Results, load: str, name: str) -> str:

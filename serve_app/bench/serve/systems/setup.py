@@ -13,7 +13,7 @@ class Setup:
     """What every system gets. `folder` is for its files; `loras` are files by name."""
 
     folder: Path
-    images: int = 8  # that may run together
+    images: int = 4  # that may run together
     threads: int = 1  # CPU threads of the one process that has the networks
     loras: Mapping[str, Path] = field(default_factory=dict)
 
