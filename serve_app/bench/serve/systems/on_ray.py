@@ -109,8 +109,8 @@ def _bind_service(setup: Setup, mode: str) -> Application:
         loras = {name: {"path": str(file)} for name, file in setup.loras.items()}
         models.write_text(yaml.safe_dump({"loras": loras}), encoding="utf-8")
         settings["MODELS_FILE"] = str(models)
-    one = DeploymentScale(min_replicas=1)
-    args = AppArgs(ingress=one, base=one, settings=settings)
+    scale = DeploymentScale(min_replicas=1)
+    args = AppArgs(ingress=scale, base=scale, settings=settings)
     return bind_service(args, ray_cluster(""), setup.threads, http)
 
 
