@@ -7,6 +7,7 @@ posterior, initial or ancestral noise, has the shape of the latents.
 import torch
 
 from serve_app.core.diffusion.spec import LATENT_CHANNELS
+from serve_app.runtime.memory.upload import upload
 
 
 class Noise:
@@ -30,4 +31,4 @@ class Noise:
             noise = torch.randn(self._shape, generator=self._generator)[0]
             self._drawn += 1
             if self._drawn > number:
-                return noise.to(device)
+                return upload(noise, device)

@@ -18,13 +18,11 @@ from serve_app.core.diffusion.extensions import ExtensionKey, ExtensionRef
 from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.sample import (
-    after_step,
     with_latents,
     with_profile,
     with_prompt_info,
     with_warnings,
 )
-from serve_app.core.diffusion.solver import combine, solver_step
 from serve_app.core.errors import NumericFault, OutputNotFinite, ProfileChanged, SafetyBlock
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.work import BatchSize
@@ -40,6 +38,7 @@ from serve_app.runtime.noise import Noise
 from serve_app.runtime.overflow import overflowing_extensions
 from serve_app.runtime.parts import Parts
 from serve_app.runtime.self_test import SelfTest
+from serve_app.runtime.solver_batch import advance
 
 logger = logging.getLogger("aura.runtime")
 
@@ -179,7 +178,8 @@ class StageModel:
         """
         x, inputs = self._batch(samples)
         denoised = self._parts.denoiser(x, inputs, lanes)
-        results = [self._advance(s, d) for s, d in zip(samples, denoised, strict=True)]
+        noises = [self._draw_noise(sample) for sample in samples]  # while a GPU computes
+        results = advance(samples, denoised, noises)
         self.device.synchronize()
         return results
 
@@ -286,19 +286,12 @@ class StageModel:
         sigma, timestep = sample.schedule.sigmas[index], sample.schedule.timesteps[index]
         return DenoiserInput(sigma, timestep, conditioning.at(sample.step))
 
-    def _advance(self, sample: DeviceSample, denoised: torch.Tensor) -> DeviceSample:
-        sampler, state = sample.spec.sampler, sample.solver_state
-        step = solver_step(sampler.solver, sample.schedule, sample.index, len(state))
-        noise, draws = None, sample.noise_draws
-        if sampler.definition.is_stochastic:
-            noise = self._states[sample.id].noise.draw(draws, self.device.torch_device)
-            draws += 1
-        x_next: torch.Tensor = combine(step.x_next, _latents(sample), denoised, state, noise)
-        # Sums are tensors of their own: a view of a row would keep the whole batch in memory.
-        state = tuple(
-            combine(weights, _latents(sample), denoised, state, None) for weights in step.state
-        )
-        return after_step(sample, x_next, state, draws)
+    def _draw_noise(self, sample: DeviceSample) -> torch.Tensor | None:
+        """Return the noise of a stochastic sampler's step; None for the others."""
+        if not sample.spec.sampler.definition.is_stochastic:
+            return None
+        noise = self._states[sample.id].noise
+        return noise.draw(sample.noise_draws, self.device.torch_device)
 
 
 def _rows(samples: Sequence[DeviceSample]) -> list[ImageInputs]:

@@ -12,10 +12,12 @@ as in k-diffusion's sampling.py; `ratio` is the share of x that a step keeps.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import expm1, hypot, log, sqrt
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
 from serve_app.core.diffusion.samplers import Solver
 from serve_app.core.diffusion.schedule import Schedule
+
+T = TypeVar("T")  # what is summed: tensors, or numbers in a proof
 
 _LCM_SIGMA_DATA, _LCM_TIMESTEP_SCALING = 0.5, 10.0  # consistency distillation, as in diffusers
 
@@ -68,11 +70,22 @@ def solver_step(solver: Solver, schedule: Schedule, index: int, state_size: int)
             assert_never(solver)
 
 
+def terms(
+    weights: Weights, x: T | None, denoised: T, state: Sequence[T], noise: T | None
+) -> list[tuple[float, T]]:
+    """Return the terms of a weighted sum. One of weight 0 is none of them, so it may be None."""
+    weighted: list[tuple[float, T | None]] = [
+        (weights.x, x),
+        (weights.denoised, denoised),
+        *zip(weights.state, state, strict=False),
+        (weights.noise, noise),
+    ]
+    return [(weight, term) for weight, term in weighted if weight and term is not None]
+
+
 def combine(weights: Weights, x: Any, denoised: Any, state: Sequence[Any], noise: Any) -> Any:
-    """Return the weighted sum. A term of weight 0 is not used, so it may be None."""
-    terms = [(weights.x, x), (weights.denoised, denoised), *zip(weights.state, state, strict=False)]
-    terms.append((weights.noise, noise))
-    products = [weight * term for weight, term in terms if weight]
+    """Return the weighted sum."""
+    products = [weight * term for weight, term in terms(weights, x, denoised, state, noise)]
     return sum(products[1:], start=products[0])
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from serve_app.core.diffusion.preconditioning import Preconditioning
+from serve_app.runtime.memory.upload import upload
 from serve_app.runtime.networks.conditioning import Conditioning, RowConditioning
 
 
@@ -54,8 +55,9 @@ class UNetDenoiser:
     ) -> torch.Tensor:
         """See `Denoiser`. Raises `ValueError` for more rows than `lanes`."""
         batch = self._gather(tuple(i.conditioning for i in inputs), lanes, x.device)
-        sigma = x.new_tensor([i.sigma for i in inputs]).view(-1, 1, 1, 1)
-        timesteps = x.new_tensor([i.timestep for i in inputs])
+        levels = torch.tensor([[i.sigma for i in inputs], [i.timestep for i in inputs]])
+        sigma, timesteps = upload(levels, x.device)  # both in one copy
+        sigma = sigma.view(-1, 1, 1, 1)
         scaled: torch.Tensor = self._preconditioning.scaled_input(x, sigma)
         rows = x.new_zeros(lanes, *x.shape[1:], dtype=self._dtype)  # (lanes, 4, h/8, w/8)
         rows[: len(batch.owner)] = scaled[batch.owner].to(self._dtype)
@@ -127,18 +129,16 @@ def _stack(
         raise ValueError(f"{len(rows)} rows do not fit in {lanes} lanes")
 
     def padded(parts: list[torch.Tensor]) -> torch.Tensor:
-        stacked = torch.stack([part.to(device) for part in parts])
-        with_padding = stacked.new_zeros(lanes, *stacked.shape[1:])
-        with_padding[: len(parts)] = stacked
-        return with_padding
+        padding = [torch.zeros_like(parts[0])] * (lanes - len(parts))
+        return upload(torch.stack([*parts, *padding]), device)
 
     scales = [conditioning.guidance_scale for conditioning in conditionings]
     return _BatchConditioning(
         embeds=padded([row.embeds for row in rows]),
         pooled=padded([row.pooled for row in rows]),
         time_ids=padded([row.time_ids for row in rows]),
-        owner=torch.tensor(owner, device=device),
-        positive=torch.tensor(positive, device=device),
-        negative=torch.tensor(negative, device=device),
-        guidance_scale=torch.tensor(scales, device=device).view(-1, 1, 1, 1),
+        owner=upload(torch.tensor(owner), device),
+        positive=upload(torch.tensor(positive), device),
+        negative=upload(torch.tensor(negative), device),
+        guidance_scale=upload(torch.tensor(scales), device).view(-1, 1, 1, 1),
     )
