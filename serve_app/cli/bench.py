@@ -82,6 +82,33 @@ def bench_serve(
     measure(plan, only or (), output, quick=quick)
 
 
+@bench.command("cpu", cls=Command)
+def bench_cpu(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Base checkpoint. Default: SDXL's size with random weights, 6.9 GB"),
+    ] = None,
+    side: Annotated[int, typer.Option(min=64, max=2048, help="Pixels per side.")] = 512,
+    runs: Annotated[int, typer.Option(min=0, help="Steps per row of the first table.")] = 3,
+    pairs: Annotated[int, typer.Option(min=0, help="Pairs of images per row of the second.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, max=150, help="Denoising steps per image.")] = 4,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    output: PngFile = Path("cpu.png"),
+) -> None:
+    """Compare ways to run the UNet on this CPU at full size, and the engine with stock."""
+    from serve_app.bench.cpu.command import compare
+
+    compare(
+        checkpoint=checkpoint,
+        side=side,
+        runs=runs,
+        pairs=pairs,
+        steps=steps,
+        threads=threads,
+        output=output,
+    )
+
+
 @bench.command("cost", cls=Command)
 def bench_cost(
     runs: Annotated[int, typer.Option(min=2, help="Measured runs.")] = 5,

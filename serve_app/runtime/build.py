@@ -41,6 +41,7 @@ def model_loaders(
     safety: ImageFilter | None = None,
     extensions: Mapping[ModelKey, ExtensionFiles] | None = None,
     proofs: ProofFile | None = None,
+    load_modules: Callable[[Checkpoint, Device], Modules] = load,
 ) -> dict[ModelKey, Loader]:
     """Return what loads each of these checkpoints, for a `ModelCache`; see `build_stage_model`."""
     loaders: dict[ModelKey, Loader] = {}
@@ -55,6 +56,7 @@ def model_loaders(
             safety=safety,
             extensions=(extensions or {}).get(key),
             proofs=proofs,
+            load_modules=load_modules,
         )
     return loaders
 

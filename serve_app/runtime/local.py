@@ -25,6 +25,7 @@ from serve_app.runtime.extensions.registry import runtime_kinds
 from serve_app.runtime.live_sample import HostSample
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.model_cache import ModelCache
+from serve_app.runtime.networks.loading import Modules, load
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.proof_file import ProofFile
 
@@ -51,6 +52,7 @@ class LocalPipeline:
         safety: ImageFilter | None = None,
         extensions: Mapping[ExtensionKey, Any] | None = None,
         proofs: ProofFile | None = None,
+        load_modules: Callable[[Checkpoint, Device], Modules] = load,
     ) -> None:
         self._noise = {checkpoint.stage: checkpoint.noise_config for checkpoint in checkpoints}
         self._names = {checkpoint.stage: checkpoint.name for checkpoint in checkpoints}
@@ -67,6 +69,7 @@ class LocalPipeline:
             safety=safety,
             extensions={base: files},
             proofs=proofs,
+            load_modules=load_modules,
         )
         pinned = [key for key in loaders if key.stage is Stage.REFINER]
         models = ModelCache(

@@ -12,7 +12,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.network_weights import folder_specs, read_config
 
-_TINY: dict[str, dict[str, Any]] = {
+TINY: dict[str, dict[str, Any]] = {
     "unet": {
         "block_out_channels": [4, 4, 8],
         "norm_num_groups": 2,
@@ -29,7 +29,7 @@ _TINY: dict[str, dict[str, Any]] = {
         "projection_dim": 4,
     },
 }
-_UNET_OF_STAGE = {  # 6 or 5 numbers about the image's size
+UNET_OF_STAGE = {  # 6 or 5 numbers about the image's size
     Stage.BASE: {"cross_attention_dim": 12, "projection_class_embeddings_input_dim": 28},
     Stage.REFINER: {"cross_attention_dim": 8, "projection_class_embeddings_input_dim": 24},
 }
@@ -38,9 +38,9 @@ _UNET_OF_STAGE = {  # 6 or 5 numbers about the image's size
 def tiny_checkpoint(folder: Path, stage: Stage = Stage.BASE, *, seed: int = 0) -> Path:
     """Write a checkpoint with the demo's blocks, a few channels wide."""
     shutil.copytree(demo_folder(stage), folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    for network, values in _TINY.items():
+    for network, values in TINY.items():
         if (folder / network).is_dir():
-            changes = values | (_UNET_OF_STAGE[stage] if network == "unet" else {})
+            changes = values | (UNET_OF_STAGE[stage] if network == "unet" else {})
             edit_json(folder / network / "config.json", **changes)
             write_weights(folder, network, seed=seed)
     return folder

@@ -57,6 +57,12 @@ def load(checkpoint: Checkpoint, device: Device) -> Modules:
         raise error.about(str(checkpoint.path)) from error.__cause__
 
 
+def load_unet(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """Return the UNet of a checkpoint alone, on the CPU. Raises `CheckpointError`."""
+    options = read_config(checkpoint.folder, "unet").model_dump()
+    return _build(_DIFFUSERS["unet"], options, weight_plans(checkpoint)["unet"], dtype)
+
+
 def build_clip(
     model_class: Any, options: Mapping[str, Any], plan: WeightPlan, dtype: torch.dtype
 ) -> Any:
