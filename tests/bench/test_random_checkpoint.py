@@ -37,7 +37,7 @@ def test_the_full_size_has_the_parameters_of_sdxl(tmp_path: Path) -> None:
 
 
 def test_a_disk_without_room_is_an_error_before_anything_large_is_written(tmp_path: Path) -> None:
-    huge = SDXL_BASE["unet"] | {"block_out_channels": [32 * 20 * 200] * 3}
+    huge = SDXL_BASE["unet"] | {"block_out_channels": [32 * 20 * 90] * 3}
     with pytest.raises(OperatorError, match=r"GB free, and a checkpoint of .* is made there"):
         write_random_checkpoint(tmp_path / "huge", SDXL_BASE | {"unet": huge})
     assert not list(tmp_path.rglob("*.safetensors"))

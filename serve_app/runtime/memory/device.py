@@ -189,11 +189,21 @@ def _kind(device: torch.device) -> str:
 
 
 def _vae_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return bf16 where the GPU computes it natively, else fp32."""
-    if dtype is torch.float32:
-        return torch.float32
-    fast_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast_bf16 else torch.float32
+    """Return bf16 where the device computes it natively, and the weights are no fp32, else fp32.
+
+    SDXL's VAE overflows in fp16.
+    """
+    if device.type == "cuda" and dtype is not torch.float32:
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_native = device.type == "cpu" and dtype is torch.bfloat16 and _cpu_has_bf16()
+    return torch.bfloat16 if is_native else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    """Return whether the processor has instructions for bf16, of x86 or of ARM."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def xformers_problem(device: torch.device, dtype: torch.dtype) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from serve_app.config.processor import has_bf16
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import DeviceError
 from serve_app.runtime.memory.device import open_device
@@ -35,10 +36,10 @@ def test_a_gpu_that_is_not_available_is_refused(
     [
         (None, torch.float32, torch.float32),
         ("fp16", torch.float16, torch.float32),
-        ("bf16", torch.bfloat16, torch.float32),
+        ("bf16", torch.bfloat16, torch.bfloat16 if has_bf16() else torch.float32),
     ],
 )
-def test_the_vae_never_runs_in_half_precision(
+def test_the_vae_never_runs_in_fp16_and_in_bf16_where_the_processor_computes_that(
     precision: str | None, dtype: torch.dtype, vae: torch.dtype
 ) -> None:
     device = open_device("cpu", precision=precision, xformers=False, cpu_threads=1)
