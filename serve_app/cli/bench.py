@@ -109,6 +109,25 @@ def bench_cpu(
     )
 
 
+@bench.command("gpu", cls=Command)
+def bench_gpu(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Base checkpoint. Default: SDXL's size with random weights, 6.9 GB"),
+    ] = None,
+    side: Annotated[int, typer.Option(min=64, max=2048, help="Pixels per side.")] = 1024,
+    steps: Annotated[int, typer.Option(min=1, max=150, help="Denoising steps per image.")] = 30,
+    minutes: Annotated[float, typer.Option(min=0.1, help="After which no part begins.")] = 8,
+    device: Annotated[str, typer.Option(help="cuda, mps, or cpu at toy size.")] = "cuda",
+    output: PngFile = Path("gpu.png"),
+) -> None:
+    """Measure SDXL at full size on this GPU, against its own ceiling."""
+    from serve_app.bench.gpu.command import Scale, measure
+
+    sides = tuple(dict.fromkeys((side, 512, 768)))
+    measure(Scale(checkpoint, sides, steps=steps), device=device, minutes=minutes, output=output)
+
+
 @bench.command("cost", cls=Command)
 def bench_cost(
     runs: Annotated[int, typer.Option(min=2, help="Measured runs.")] = 5,

@@ -3,24 +3,22 @@
 Both have modules of their own over the same tensors, so that a model of any size is in memory once.
 """
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import diffusers
 import torch
-from torch import nn
 
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import open_device
 from serve_app.runtime.networks.loading import Modules, load
+from serve_app.runtime.networks.twin import twin
 from serve_app.runtime.proof_file import ProofFile
 
 _GUIDANCE = 6.9
@@ -93,10 +91,10 @@ def _stock(checkpoint: Checkpoint, modules: Modules) -> Callable[[ImageSpec], No
     encoders = modules.text_encoders.networks
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
         checkpoint.folder,
-        unet=_twin(modules.unet),
-        vae=_twin(modules.vae).to(modules.unet.dtype),
-        text_encoder=_twin(encoders[0]),
-        text_encoder_2=_twin(encoders[1]),
+        unet=twin(modules.unet),
+        vae=twin(modules.vae).to(modules.unet.dtype),
+        text_encoder=twin(encoders[0]),
+        text_encoder_2=twin(encoders[1]),
         add_watermarker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -112,10 +110,3 @@ def _stock(checkpoint: Checkpoint, modules: Modules) -> Callable[[ImageSpec], No
         )
 
     return generate
-
-
-def _twin(module: Any) -> Any:
-    """Return another module over the same tensors."""
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    twin: nn.Module = copy.deepcopy(module, memo=dict(tensors))
-    return twin

@@ -78,7 +78,7 @@ def measure(
     if variant.openvino:
         unet = OpenVinoUNet(unet, threads)
     denoiser = UNetDenoiser(unet, checkpoint.noise_config.preconditioning, dtype)
-    batches = {count: _batch(checkpoint, side, count, dtype) for count in rows}
+    batches = {count: made_up_step(checkpoint, side, count, dtype) for count in rows}
     outputs = {count: denoiser(x, inputs, count) for count, (x, inputs) in batches.items()}
     ready = time.perf_counter() - start
     seconds: dict[int, list[float]] = {count: [] for count in rows}
@@ -170,7 +170,8 @@ class _Positional(nn.Module):
         return predicted.float()
 
 
-def _batch(checkpoint: Checkpoint, side: int, rows: int, dtype: torch.dtype) -> Batch:
+def made_up_step(checkpoint: Checkpoint, side: int, rows: int, dtype: torch.dtype) -> Batch:
+    """Return latents on the CPU and inputs for a step of so many rows of unguided images."""
     unet = read_config(checkpoint.folder, "unet")
     assert isinstance(unet, UNetConfig)
     size_ids = 6
