@@ -124,8 +124,15 @@ def bench_gpu(
     """Measure SDXL at full size on this GPU, against its own ceiling."""
     from serve_app.bench.gpu.command import Scale, measure
 
-    sides = tuple(dict.fromkeys((side, 512, 768)))
-    measure(Scale(checkpoint, sides, steps=steps), device=device, minutes=minutes, output=output)
+    sides = tuple(dict.fromkeys(pixels // 8 * 8 for pixels in (side, side // 2, 3 * side // 4)))
+    scale = Scale(
+        checkpoint,
+        sides,
+        steps=steps,
+        matmul_side=1024 if device == "cpu" else 8192,
+        cpu_threads=1 << (min(8, os.cpu_count() or 1).bit_length() - 1),
+    )
+    measure(scale, device=device, minutes=minutes, output=output)
 
 
 @bench.command("cost", cls=Command)

@@ -15,17 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from serve_app.core.diffusion.spec import PIXELS_PER_LATENT, Stage
-from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
-from serve_app.runtime.checkpoints.diffusion_configs import UNetConfig
-from serve_app.runtime.checkpoints.network_weights import read_config
-from serve_app.runtime.lane_counts import Batch, made_up_batch
+from serve_app.bench.made_up_step import made_up_step
+from serve_app.core.diffusion.spec import Stage
+from serve_app.runtime.checkpoints.checkpoint import inspect
 from serve_app.runtime.memory.device import DTYPES
-from serve_app.runtime.networks.conditioning import RowConditioning
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load_unet
-
-_TOKENS = 77
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +163,3 @@ class _Positional(nn.Module):
             return_dict=False,
         )[0]
         return predicted.float()
-
-
-def made_up_step(checkpoint: Checkpoint, side: int, rows: int, dtype: torch.dtype) -> Batch:
-    """Return latents on the CPU and inputs for a step of so many rows of unguided images."""
-    unet = read_config(checkpoint.folder, "unet")
-    assert isinstance(unet, UNetConfig)
-    size_ids = 6
-    pooled = unet.projection_class_embeddings_input_dim - size_ids * unet.addition_time_embed_dim
-    like = RowConditioning(
-        torch.empty(_TOKENS, unet.text_dims[0], dtype=dtype),
-        torch.empty(pooled, dtype=dtype),
-        torch.tensor([side, side, 0, 0, side, side], dtype=dtype),
-    )
-    latent_side = side // PIXELS_PER_LATENT
-    return made_up_batch(like, (latent_side, latent_side), rows, rows)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from serve_app.bench.cpu.unet_step import made_up_step
 from serve_app.bench.gpu.timing import median_seconds
+from serve_app.bench.made_up_step import made_up_step
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.network_weights import read_config
 from serve_app.runtime.lane_counts import Batch
