@@ -158,6 +158,18 @@ def bench_demo(
     evaluate(count=count, threads=threads)
 
 
+@bench.command("step-options", cls=Command)
+def bench_step_options(
+    images: Annotated[int, typer.Option(min=2, help="Scenes that the judge reads.")] = 150,
+    runs: Annotated[int, typer.Option(min=2, help="Paired runs per option.")] = 9,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Print what guidanceInterval and cache save, what they cost, and whether bytes hold."""
+    from serve_app.bench.step_options import compare
+
+    compare(images=images, runs=runs, threads=threads)
+
+
 @bench.command("refiner", cls=Command)
 def bench_refiner(
     count: Annotated[int, typer.Option(min=30, help="Number of scenes.")] = 300,

@@ -36,9 +36,9 @@ _OPTIONS = {"imageCount": "--count", "loras": "--lora", "prompt": "prompt"}
 def generate(fields: Mapping[str, Any], output: Path) -> int:
     """Generate images, write them, print their paths, and return the exit code.
 
-    `fields` are those of a request to /generate, with each extension as "name" or
-    "name:weight"; None means not given. If there are several images, each gets its number before
-    the file's suffix.
+    `fields` are those of a request to /generate, with each extension as "name" or "name:weight",
+    and the guidance interval as "low:high"; None means not given. If there are several images, each
+    gets its number before the file's suffix.
     """
     logging.getLogger("aura.engine").addFilter(_is_not_shown)
     given = {name: value for name, value in fields.items() if value is not None}
@@ -98,12 +98,23 @@ def _request(fields: Mapping[str, Any]) -> GenerateRequest:
         field: [_extension(f"{field}.{n}", text) for n, text in enumerate(fields.get(field, ()))]
         for field in map(to_camel, extension_fields(GenerateRequest))
     }
+    if (interval := fields.get("guidanceInterval")) is not None:
+        fields = {**fields, "guidanceInterval": _interval(interval)}
     try:
         return GenerateRequest.model_validate({**fields, **extensions})
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"]))
+        path = "guidanceInterval" if path.startswith("guidanceInterval") else path
         raise InvalidRequest(path, validation_message(first)) from None
+
+
+def _interval(text: str) -> list[float]:
+    """Return the noise levels of low:high."""
+    try:
+        return [float(sigma) for sigma in text.split(":")]
+    except ValueError:
+        raise InvalidRequest("guidanceInterval", "must be low:high, as in 0.28:5.42") from None
 
 
 def _extension(path: str, text: str) -> dict[str, Any]:

@@ -76,6 +76,15 @@ def generate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How strongly the image follows the prompt, 0 to 20.")
     ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH", help="Noise levels between which guidance is on, in sigma."
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="What steps reuse of earlier ones: off or deepcache.")
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(help="For example euler, euler_a, dpmpp_2m_karras, unipc, heun or lcm."),
@@ -109,6 +118,8 @@ def generate(
         "seed": seed,
         "steps": steps,
         "guidanceScale": guidance_scale,
+        "guidanceInterval": guidance_interval,
+        "cache": cache,
         "sampler": sampler,
         "aspectRatio": aspect_ratio,
         "width": width,

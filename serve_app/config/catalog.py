@@ -224,6 +224,8 @@ def _listed_model(
         steps=entry.steps or own_defaults.steps,
         guidance=own_defaults.guidance if entry.guidance is None else entry.guidance,
         sampler=entry.sampler or own_defaults.sampler,
+        guidance_interval=entry.guidance_interval,
+        cache=entry.cache,
     )
     if defaults.sampler not in checkpoint.noise_config.samplers:
         raise SettingsError(

@@ -10,18 +10,42 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    create_model,
+)
 
 from serve_app.config.strict_yaml import UniqueKeyLoader
 from serve_app.core.diffusion.extensions import WEIGHT_RANGE, ExtensionKey
 from serve_app.core.diffusion.samplers import Sampler
-from serve_app.core.diffusion.spec import GUIDANCE_RANGE, STEPS_RANGE
+from serve_app.core.diffusion.spec import GUIDANCE_RANGE, SIGMA_RANGE, STEPS_RANGE, StepCache
 from serve_app.core.errors import SettingsError
 from serve_app.core.validation_message import validation_message
 from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntries
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+_Sigma = Annotated[float, Field(ge=SIGMA_RANGE[0], le=SIGMA_RANGE[1])]
 _MODELS = "models"  # the section of the checkpoints
+
+
+def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] >= interval[1]:
+        raise ValueError("must have the lower noise level first")
+    return interval
+
+
+def _off(value: object) -> object:
+    """Return what YAML means by `off`, which it reads as false."""
+    return StepCache.OFF if value is False else value
+
+
+Interval = Annotated[tuple[_Sigma, _Sigma], AfterValidator(_ascending)]
 
 
 class ModelEntry(BaseModel):
@@ -34,6 +58,8 @@ class ModelEntry(BaseModel):
     refiner: bool | None = None  # whether the configured refiner may continue its images
     steps: int | None = Field(None, ge=STEPS_RANGE[0], le=STEPS_RANGE[1])
     guidance: float | None = Field(None, ge=GUIDANCE_RANGE[0], le=GUIDANCE_RANGE[1])
+    guidance_interval: Interval | None = None
+    cache: Annotated[StepCache, BeforeValidator(_off)] = StepCache.OFF
     sampler: Sampler | None = None
     license: str | None = Field(None, min_length=1, max_length=200)
 

@@ -83,8 +83,8 @@ class Settings(BaseModel):
         None,
         ge=1,
         le=64,
-        description="Images that step together on one replica; fewer where the GPU lacks memory. "
-        "Empty: 4 on CUDA, 2 on the CPU, 1 on Apple",
+        description="Images with guidance that step together on one replica, up to twice as many "
+        "without; fewer where the GPU lacks memory. Empty: 4 on CUDA, 2 on the CPU, 1 on Apple",
     )
     total_gpus: int | None = Field(
         None,

@@ -43,6 +43,20 @@ _GUIDANCE = FieldDoc(
     6.9,
 )
 SHARED: Mapping[str, FieldDoc] = {
+    "guidanceInterval": FieldDoc(
+        "The noise levels between which guidance is on, as [low, high] in sigma: at steps with "
+        "low < sigma <= high. The others take half the work. For SDXL, Kynkäänniemi et al. 2024 "
+        "use [0.28, 5.42]; [0, 10000] is every step. Without effect where guidance is off. "
+        "Default: the model's own, which is every step unless the operator chose another.",
+        [0.28, 5.42],
+    ),
+    "cache": FieldDoc(
+        "What steps reuse of earlier ones: `off`, or `deepcache`, which computes the whole network "
+        "at every third step and its outermost layers at the others (Ma et al. 2023). Faster, and "
+        "another image. Default: the model's own, which is `off` unless the operator chose "
+        "another.",
+        "deepcache",
+    ),
     "prompt": _PROMPT,
     "negativePrompt": _NEGATIVE_PROMPT,
     "negative_prompt": _NEGATIVE_PROMPT,

@@ -19,7 +19,13 @@ from serve_app.core.diffusion.extensions import WEIGHT_RANGE
 from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.sizes import ASPECTS
-from serve_app.core.diffusion.spec import GUIDANCE_RANGE, SEED_RANGE, STEPS_RANGE
+from serve_app.core.diffusion.spec import (
+    GUIDANCE_RANGE,
+    SEED_RANGE,
+    SIGMA_RANGE,
+    STEPS_RANGE,
+    StepCache,
+)
 
 MAX_TIMEOUT_S = 3600
 
@@ -75,6 +81,23 @@ def _resize_mode(value: Any) -> Any:
     return ResizeMode(value)
 
 
+def _step_cache(value: Any) -> Any:
+    if value not in list(StepCache):
+        raise _one_of(StepCache)
+    return StepCache(value)
+
+
+def _interval(sigmas: list[float]) -> list[float]:
+    low, high = sigmas
+    if low >= high:
+        raise PydanticCustomError(
+            "interval",
+            "must be two noise levels, the lower one first, got {low} and {high}",
+            {"low": f"{low:g}", "high": f"{high:g}"},
+        )
+    return sigmas
+
+
 def _aspect(value: str) -> str:
     if value not in ASPECTS:
         raise _one_of(ASPECTS)
@@ -94,7 +117,18 @@ Strength = Annotated[float, Range(0, 1, above_low=True)]
 Timeout = Annotated[float, Range(0, MAX_TIMEOUT_S, above_low=True)]
 Weight = Annotated[float, Range(*WEIGHT_RANGE)]
 SamplerName = Annotated[Sampler, BeforeValidator(_sampler)]
+StepCacheName = Annotated[StepCache, BeforeValidator(_step_cache)]
+GuidanceInterval = Annotated[
+    list[Annotated[float, Range(*SIGMA_RANGE)]],
+    Field(min_length=2, max_length=2),
+    AfterValidator(_interval),
+]
 ResizeModeName = Annotated[ResizeMode, BeforeValidator(_resize_mode)]
 AspectRatio = Annotated[
     str, AfterValidator(_aspect), Field(json_schema_extra={"enum": list(ASPECTS)})
 ]
+
+
+def as_interval(field: list[float] | None) -> tuple[float, float] | None:
+    """Return the domain's value of a `GuidanceInterval`."""
+    return None if field is None else (field[0], field[1])

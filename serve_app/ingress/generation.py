@@ -11,7 +11,7 @@ from itertools import cycle, islice
 from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import check_sampler
-from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage, StepCache
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.ingress.generation_job import GenerationJob, JobImage, RerunFormat
@@ -21,6 +21,7 @@ from serve_app.ingress.lookup import (
     extension_warnings,
     find_extensions,
     find_model,
+    interval_warnings,
     schedule_warnings,
     vocabulary_warnings,
 )
@@ -42,6 +43,8 @@ class CommonRequest:
     seed: int | None = None  # of the first image
     steps: int | None = None
     guidance: float | None = None
+    guidance_interval: tuple[float, float] | None = None  # low, high, in sigma
+    cache: StepCache | None = None
     sampler: Sampler | None = None
     image_count: int | None = None
     refine: bool | None = None  # None: refine where a refiner fits the model
@@ -153,6 +156,8 @@ def _plan_generation(
         height=size[1],
         steps=request.steps or model.defaults.steps,
         guidance=guidance,
+        guidance_interval=request.guidance_interval or model.defaults.guidance_interval,
+        cache=request.cache or model.defaults.cache,
         sampler=_sampler(request, model),
         handoff=request.handoff if _uses_refiner(request, model, info) else 1.0,
         model=model.name,
@@ -197,6 +202,8 @@ def _plan_refinement(
             height=height,
             steps=steps,
             guidance=guidance,
+            guidance_interval=request.guidance_interval or model.defaults.guidance_interval,
+            cache=request.cache or model.defaults.cache,
             sampler=_sampler(request, model),
             strength=request.strength,
             handoff=handoff,
@@ -262,6 +269,7 @@ def _job(
 ) -> GenerationJob:
     spec = images[0].spec
     model = spec.model or info.default_model.name
+    known = find_model(info, model)
     models = {str(Stage.BASE): model}
     if info.refiner is not None and spec.handoff < 1:
         models[str(Stage.REFINER)] = info.refiner
@@ -269,7 +277,8 @@ def _job(
         *warnings,
         *extension_warnings(request.extensions, spec, info),
         *schedule_warnings(image.spec for image in images),
-        *vocabulary_warnings((image.spec.prompt for image in images), find_model(info, model)),
+        *interval_warnings(request.guidance_interval, spec, known),
+        *vocabulary_warnings((image.spec.prompt for image in images), known),
     )
     job = GenerationJob(
         images=tuple(images),
@@ -281,6 +290,7 @@ def _job(
         timeout_s=request.timeout_s,
         rerun=rerun,
         has_drawn_seed=request.seed is None,
+        names_cache={spec.cache, known.defaults.cache} != {StepCache.OFF},
     )
     return job.with_seed(drawn_seed if request.seed is None else request.seed)
 

@@ -52,6 +52,7 @@ class GenerationJob:
     timeout_s: float | None
     rerun: RerunFormat
     has_drawn_seed: bool = False  # the request has none
+    names_cache: bool = False  # whether its record says `cache` at all: it is no default
 
     def with_seed(self, seed: int) -> "GenerationJob":
         """Return the same job with another seed."""

@@ -11,6 +11,7 @@ from serve_app.core.diffusion.extensions import LORA, ExtensionRef, kind_label
 from serve_app.core.diffusion.prompt_schedule import last_change
 from serve_app.core.diffusion.schedule import make_schedule
 from serve_app.core.diffusion.spec import ImageSpec
+from serve_app.core.diffusion.step_kind import is_guided_at
 from serve_app.core.errors import InvalidRequest, ModelNotFound, model_not_found
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 
@@ -123,6 +124,32 @@ def schedule_warnings(specs: Iterable[ImageSpec]) -> tuple[str, ...]:
         f"and {running} {'runs' if running == 1 else 'run'}"
         for prompt, name, steps, running in dict.fromkeys(named)
         if (change := last_change(prompt, steps)) >= running
+    )
+
+
+def interval_warnings(
+    chosen: tuple[float, float] | None, spec: ImageSpec, model: ModelInfo
+) -> tuple[str, ...]:
+    """Return a warning if guidance is off at every step: always, or by its interval.
+
+    `chosen` is the interval of the request; the spec's may be the model's own.
+    """
+    if not spec.is_guided:
+        text = "guidanceInterval is ignored: guidance is off at a scale of 1 or below"
+        return (text,) if chosen else ()
+    if spec.guidance_interval is None:
+        return ()
+    schedule = make_schedule(
+        model.noise_config, spec.sampler, spec.steps, spec.strength, spec.handoff
+    )
+    running = range(schedule.start_index, len(schedule))
+    if any(is_guided_at(spec, schedule, index) for index in running):
+        return ()
+    low, high = spec.guidance_interval
+    sigmas = [schedule.sigmas[index] for index in running]
+    return (
+        f"no step is guided: guidanceInterval is {low:g} to {high:g}, and the noise levels of the "
+        f"steps are {sigmas[-1]:.3g} to {sigmas[0]:.3g}",
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import torch
 
-from serve_app.core.capacity.cost_model import turn_kind
+from serve_app.core.capacity.forecast import mean_step_seconds
 from serve_app.core.capacity.gpu_time import GpuTime, GpuTimeAccount
 from serve_app.core.capacity.overdue import CurrentTurn
 from serve_app.core.diffusion.keys import ModelKey
@@ -205,13 +205,12 @@ class Engine:
             logger.exception("sample %s was not added", sample.id)
             notify(listener, Failed(to_domain_error(error)))
             return
-        self._subscriptions.add(sample.id, listener, sample.index, self._clock())
+        self._subscriptions.add(on_device, listener, self._clock())
 
     def _quarantine_steps(self, sample: HostSample) -> int:
-        costs = self._account.cost_table
-        lanes = costs.batch_size(sample.model_key).lanes(sample.spec.rows)
-        seconds = costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=lanes))
-        return steps_between_snapshots(self._snapshot_every, seconds) + 2  # some on their way
+        seconds = mean_step_seconds(sample, self._account.cost_table)
+        cache = sample.spec.cache
+        return steps_between_snapshots(self._snapshot_every, seconds, cache) + 2  # on their way
 
     def _drop(self, id: str, listener: Listener) -> None:
         subscription = self._subscriptions.get(id)
@@ -226,7 +225,8 @@ class Engine:
 
     def _evict_all(self, error: AuraError) -> None:
         for id in [sample.id for sample in self._scheduler.samples()]:
-            sample = self._scheduler.remove(id)
+            self._scheduler.remove(id)
+            sample = self._subscriptions[id].resumable
             listener, _ = self._forget(id, wasted=False)  # its snapshot is continued elsewhere
             if sample.index > sample.schedule.start_index and not self._diagnosis.unwell:
                 notify_snapshot(listener, sample)

@@ -59,7 +59,7 @@ class StepRecord:
         return cls(
             plan.samples[0].stage,
             tuple(sample.id for sample in plan.samples),
-            sum(sample.spec.rows for sample in plan.samples),
+            sum(sample.rows for sample in plan.samples),
             plan.lanes,
             began,
             seconds,

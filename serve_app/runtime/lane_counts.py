@@ -19,6 +19,7 @@ from serve_app.runtime.live_sample import DeviceSample
 from serve_app.runtime.networks.conditioning import Conditioning, RowConditioning
 from serve_app.runtime.networks.denoiser import Denoiser, DenoiserInput
 from serve_app.runtime.networks.finite import is_finite
+from serve_app.runtime.networks.step_cache import StepFeatures
 
 logger = logging.getLogger("aura.runtime")
 
@@ -51,17 +52,19 @@ class LaneKey:
     latent_shape: tuple[int, int]  # height and width
     chunks: int  # length of the prompts, in pieces of 75 tokens
     extensions: tuple[ExtensionKey, ...]  # the active ones; their files may change
+    shallow: bool = False  # whether the steps reuse deep features
 
     @classmethod
     def of(cls, sample: DeviceSample) -> Self:
         """Return the key of a sample that takes part."""
         extensions = tuple(ref.key for ref in sample.active_extensions)
-        return cls(sample.spec.latent_shape, sample.chunks, extensions)
+        return cls(sample.spec.latent_shape, sample.chunks, extensions, sample.is_shallow)
 
     def name(self, lanes: int) -> str:
         """Return a name of these batches with a number of lanes."""
         height, width = self.latent_shape
         parts = [f"{lanes} lanes", f"{height}x{width}", f"{self.chunks} chunks"]
+        parts += ["shallow"] if self.shallow else []
         return ", ".join([*parts, *map(str, self.extensions)])
 
 
@@ -146,11 +149,17 @@ class LaneCounts:
 
 
 def made_up_batch(
-    like: RowConditioning, latent_shape: tuple[int, int], rows: int, different: int
+    like: RowConditioning,
+    latent_shape: tuple[int, int],
+    rows: int,
+    different: int,
+    *,
+    deep: torch.Tensor | None = None,
 ) -> Batch:
     """Return samples of one row whose inputs are shaped like a row's, on the CPU; see `MakeBatch`.
 
-    Nothing of a caller's is in them.
+    Nothing of a caller's is in them. With `deep`, (channels, h/8, w/8), they are at a shallow step,
+    with features shaped like these.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -170,6 +179,8 @@ def made_up_batch(
                 None,
                 1.0,
             ),
+            features=None if deep is None else StepFeatures(noise(*deep.shape).to(deep)),
+            shallow=deep is not None,
         )
         for number in range(different)
     ]

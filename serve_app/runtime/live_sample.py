@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.sample import Sample, map_latents
 
 DeviceSample = Sample[torch.Tensor]  # latents on the device
@@ -14,7 +15,12 @@ HostSample = Sample[npt.NDArray[np.float32]]  # latents in the host's memory, re
 
 def row_count(samples: Iterable[DeviceSample]) -> int:
     """Return the UNet rows that samples need."""
-    return sum(sample.spec.rows for sample in samples)
+    return sum(sample.rows for sample in samples)
+
+
+def row_inputs(samples: Iterable[DeviceSample]) -> list[ImageInputs]:
+    """Return the inputs of each UNet row of the samples, in the order of `UNetDenoiser`."""
+    return [sample.inputs for sample in samples for _ in range(sample.rows)]
 
 
 def to_host(sample: DeviceSample) -> HostSample:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from serve_app.core.diffusion.extensions import ExtensionKey, ExtensionRef
-from serve_app.core.diffusion.inputs import ImageInputs
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.sample import (
     with_latents,
@@ -23,16 +22,18 @@ from serve_app.core.diffusion.sample import (
     with_prompt_info,
     with_warnings,
 )
+from serve_app.core.diffusion.spec import StepCache
 from serve_app.core.errors import NumericFault, OutputNotFinite, ProfileChanged, SafetyBlock
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.work import BatchSize
 from serve_app.core.service.moderation import ImageFilter
 from serve_app.runtime.batch_invariance import check_batch_invariance
 from serve_app.runtime.lane_counts import Batch, LaneChoice, LaneCounts, LaneKey, made_up_batch
-from serve_app.runtime.live_sample import DeviceSample, row_count
+from serve_app.runtime.live_sample import DeviceSample, row_count, row_inputs
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.networks.conditioning import ScheduledConditioning
 from serve_app.runtime.networks.denoiser import DenoiserInput
+from serve_app.runtime.networks.step_cache import StepFeatures
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.noise import Noise
 from serve_app.runtime.overflow import overflowing_extensions
@@ -51,6 +52,7 @@ class _SampleState:
 
     noise: Noise
     conditioning: ScheduledConditioning | None = None
+    features: StepFeatures | None = None  # with a step cache
 
 
 class Offloadable(Protocol):
@@ -121,7 +123,7 @@ class StageModel:
         """
         self._check_profile(sample)
         state, extensions = self._state_of(sample), sample.active_extensions
-        self._extensions.activate(extensions, _rows([sample]))
+        self._extensions.activate(extensions, row_inputs([sample]))
         conditioning = self._parts.conditioner.condition(sample.spec, extensions, sample.step)
         if not conditioning.is_finite:
             raise NumericFault("the prompt's embeddings are not finite (NaN or infinite)")
@@ -263,28 +265,32 @@ class StageModel:
             )
 
     def _state_of(self, sample: DeviceSample) -> _SampleState:
-        spec = sample.spec
-        return self._states.setdefault(sample.id, _SampleState(Noise(spec.seed, spec.latent_shape)))
+        noise = Noise(sample.spec.seed, sample.spec.latent_shape)
+        features = None if sample.spec.cache is StepCache.OFF else StepFeatures()
+        return self._states.setdefault(sample.id, _SampleState(noise, features=features))
 
     def _batch(self, samples: Sequence[DeviceSample]) -> Batch:
         """Return what the denoiser gets; latents are (samples, 4, h/8, w/8)."""
-        self._extensions.activate(samples[0].active_extensions, _rows(samples))
+        self._extensions.activate(samples[0].active_extensions, row_inputs(samples))
         x = torch.stack([_latents(sample) for sample in samples])
         return x, [self._denoiser_input(sample) for sample in samples]
 
     def _made_up_batch(self, samples: Sequence[DeviceSample], rows: int, different: int) -> Batch:
-        first, inputs = samples[0], list(islice(cycle(_rows(samples)), different))
+        first, inputs = samples[0], list(islice(cycle(row_inputs(samples)), different))
         self._extensions.activate(first.active_extensions, list(islice(cycle(inputs), rows)))
-        like = self._denoiser_input(first).conditioning.positive
-        x, batch = made_up_batch(like, first.spec.latent_shape, rows, different)
+        like = self._denoiser_input(first)
+        deep = like.features.positive if like.features and like.shallow else None
+        row, shape = like.conditioning.positive, first.spec.latent_shape
+        x, batch = made_up_batch(row, shape, rows, different, deep=deep)
         return x.to(self.device.torch_device), batch
 
     def _denoiser_input(self, sample: DeviceSample) -> DenoiserInput:
-        conditioning, index = self._states[sample.id].conditioning, sample.index
-        if conditioning is None:
+        state, index, kind = self._states[sample.id], sample.index, sample.step_kind
+        if state.conditioning is None:
             raise ValueError(f"sample {sample.id} was not conditioned")
         sigma, timestep = sample.schedule.sigmas[index], sample.schedule.timesteps[index]
-        return DenoiserInput(sigma, timestep, conditioning.at(sample.step))
+        conditioning = state.conditioning.at(sample.step, guided=kind.rows > 1)
+        return DenoiserInput(sigma, timestep, conditioning, state.features, kind.shallow)
 
     def _draw_noise(self, sample: DeviceSample) -> torch.Tensor | None:
         """Return the noise of a stochastic sampler's step; None for the others."""
@@ -292,11 +298,6 @@ class StageModel:
             return None
         noise = self._states[sample.id].noise
         return noise.draw(sample.noise_draws, self.device.torch_device)
-
-
-def _rows(samples: Sequence[DeviceSample]) -> list[ImageInputs]:
-    """Return the inputs of each UNet row that a batch has, in the order of `UNetDenoiser`."""
-    return [sample.inputs for sample in samples for _ in range(sample.spec.rows)]
 
 
 def _has_one_colour(image: RgbImage) -> bool:

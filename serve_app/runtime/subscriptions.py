@@ -9,6 +9,8 @@ from math import ceil, inf
 
 import torch
 
+from serve_app.core.diffusion.spec import StepCache
+from serve_app.core.diffusion.step_kind import CACHE_INTERVAL
 from serve_app.core.scheduling.work import Plan, WorkKind
 from serve_app.core.service.events import Progress, Queued, Snapshot
 from serve_app.runtime.engine_events import Listener, notify
@@ -18,9 +20,13 @@ SNAPSHOT_GAP = 0.2  # seconds between two snapshots of a sample, which take abou
 PROGRESS_GAP = 1.0  # seconds between two `Progress` events of a sample that goes on running
 
 
-def steps_between_snapshots(every: int, step_seconds: float) -> int:
-    """Return the most steps that a sample takes from one snapshot to the next."""
-    return max(every, ceil(SNAPSHOT_GAP / max(step_seconds, 1e-3)))
+def steps_between_snapshots(every: int, step_seconds: float, cache: StepCache) -> int:
+    """Return the most steps that a sample takes from one snapshot to the next.
+
+    With a step cache a snapshot waits for the next full step.
+    """
+    steps = max(every, ceil(SNAPSHOT_GAP / max(step_seconds, 1e-3)))
+    return steps if cache is StepCache.OFF else steps + CACHE_INTERVAL - 1
 
 
 @dataclass(slots=True)
@@ -30,6 +36,7 @@ class Subscription:
     listener: Listener
     index: int
     time: float
+    resumable: DeviceSample  # the last that can go on elsewhere: its next step is not shallow
     retried_alone: bool = False  # after running out of memory in a turn of its own
     runs: bool = False  # as far as the listener knows
     alone: bool = False
@@ -88,9 +95,9 @@ class Subscriptions:
         """Return the subscription of a sample, if there is one."""
         return self._by_id.get(id)
 
-    def add(self, id: str, listener: Listener, index: int, now: float) -> None:
-        """Let the listener have the events of a sample that begins at a step index."""
-        self._by_id[id] = Subscription(listener, index, now)
+    def add(self, sample: DeviceSample, listener: Listener, now: float) -> None:
+        """Let the listener have the events of a sample."""
+        self._by_id[sample.id] = Subscription(listener, sample.index, now, sample)
 
     def pop(self, id: str) -> Listener:
         """Drop a subscription; return its listener."""
@@ -99,12 +106,16 @@ class Subscriptions:
     def send_snapshots(self, stepped: Sequence[DeviceSample], now: float, every: int) -> list[str]:
         """Copy out the samples, just stepped, whose last copy is `every` steps old.
 
-        Return the ids of those that are not finite.
+        One whose next step is shallow waits for the full step after it: the features that it would
+        reuse stay here. Return the ids of those that are not finite.
         """
         lost = []
         for sample in stepped:
             subscription = self._by_id.get(sample.id)
-            if subscription is None or not subscription.takes_snapshot(sample.index, now, every):
+            if subscription is None or sample.is_shallow:
+                continue
+            subscription.resumable = sample
+            if not subscription.takes_snapshot(sample.index, now, every):
                 continue
             if not notify_snapshot(subscription.listener, sample):
                 lost.append(sample.id)

@@ -1,6 +1,7 @@
 """The service's admission in a simulation, where every image is a job of its own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.admission import AdmissionLimits, StageWork
@@ -59,12 +60,11 @@ def stage_works(
     size: BatchSize,
 ) -> list[StageWork]:
     """Return the work of an image at each stage; `shares` are its GPU-seconds by segment."""
-    works, index = [], sample.index
+    works = []
     for segment, share in zip(segments, shares, strict=True):
         isolated, batched = (
-            speed.image_seconds(sample.spec, (segment,), index, size, images)
-            for images in (1, size.images)
+            speed.image_seconds(sample, (segment,), size, images) for images in (1, size.images)
         )
         works.append(StageWork(segment.stage, 1, share, isolated, batched))
-        index = max(index, segment.stop)
+        sample = replace(sample, index=max(sample.index, segment.stop))
     return works

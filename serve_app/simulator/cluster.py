@@ -114,13 +114,13 @@ class Cluster:
         for stage in Stage:
             for replica in list(self._pools[stage].replicas):
                 self._remove_replica(replica)
-        steps = sum(replica.steps for replica in self._removed)
-        places = sum(replica.places for replica in self._removed)
+        rows = sum(replica.rows for replica in self._removed)
+        places = sum(replica.row_places for replica in self._removed)
         return SimulationResult(
             finished=tuple(self._finished),
             timeline=tuple(self._timeline),
             gpu_seconds=self._gpu_seconds,
-            occupancy=steps / places if places else 0.0,
+            occupancy=rows / places if places else 0.0,
             finished_at=self._now,
             refused=tuple(self._refused),
             late=tuple(self._late),
@@ -132,12 +132,12 @@ class Cluster:
     def _arrive(self, id: str, arrival: Arrival, *, returned: bool = False) -> None:
         refiner = self.start.get(Stage.REFINER, 0) > 0
         spec, schedule, segments = image_of(arrival, refiner=refiner)
-        speed, size, start = self.speed, self.size, schedule.start_index
-        isolated = speed.image_seconds(spec, segments, start, size)
-        due = self._now + speed.image_seconds(spec, segments, start, size, size.images)
+        speed, size = self.speed, self.size
         caller = Caller(arrival.caller, arrival.weight) if self.fair else NO_CALLER
         self._ingress_of.setdefault(arrival.caller, len(self._ingress_of) % self.ingresses)
         sample: SimSample = new_sample(id, spec, schedule, segments[0].stage, caller=caller)
+        isolated = speed.image_seconds(sample, segments, size)
+        due = self._now + speed.image_seconds(sample, segments, size, size.images)
         shares = speed.amortized_by_segment(sample, segments, size)
         if self.limits is not None:
             sizes = {stage: len(pool.staying) for stage, pool in self._pools.items()}
@@ -189,7 +189,7 @@ class Cluster:
         upstream.images -= 1
         if progress.deadline is not None:
             company = len(self._progress)
-            left = self.speed.image_seconds(sample.spec, later, sample.index, self.size, company)
+            left = self.speed.image_seconds(sample, later, self.size, company)
             end = partial(self._end_if_waiting, sample.id, progress.next_segment)
             self._at(max(self._now, latest_start(progress.deadline, left)), end)
             if len(later) == len(progress.segments):

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve_app.core.capacity.cost_model import decode_tflop, step_tflop
-from serve_app.core.diffusion.sample import Sample, StageSegment
-from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage, step_counts
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
 
 
@@ -36,12 +36,15 @@ class GpuSpeed:
             {size: seconds * factor for size, seconds in self.step_seconds.items()},
         )
 
-    def step(self, stage: Stage, width: int, height: int, lanes: int) -> float:
+    def step(
+        self, stage: Stage, width: int, height: int, lanes: int, *, shallow: bool = False
+    ) -> float:
         """Return the seconds of one UNet call; sizes are in pixels."""
-        measured = self.step_seconds.get((stage, width, height, lanes))
+        measured = None if shallow else self.step_seconds.get((stage, width, height, lanes))
         if measured is not None:
             return measured
-        return self.overhead_seconds + step_tflop(stage, width, height, lanes) / self.tflops
+        tflop = step_tflop(stage, width, height, lanes, shallow=shallow)
+        return self.overhead_seconds + tflop / self.tflops
 
     def decode(self, width: int, height: int) -> float:
         """Return the seconds of decoding latents to an image of a size in pixels."""
@@ -52,7 +55,9 @@ class GpuSpeed:
         first = plan.samples[0]
         spec = first.spec
         if plan.work is WorkKind.STEP:
-            return self.step(first.stage, spec.width, spec.height, plan.lanes)
+            return self.step(
+                first.stage, spec.width, spec.height, plan.lanes, shallow=first.is_shallow
+            )
         if plan.work is WorkKind.DECODE:
             return self.decode(spec.width, spec.height)
         return self.prompt_seconds
@@ -62,11 +67,24 @@ class GpuSpeed:
     ) -> float:
         """Return the seconds of a replica's time that a segment costs in full batches."""
         spec = sample.spec
-        steps = max(0, segment.stop - sample.index)
-        lanes = size.lanes(size.images * spec.rows)
-        batch_step = self.step(segment.stage, spec.width, spec.height, lanes)
+        steps = self.steps(for_stage(sample, segment.stage), segment.stop, size, size.images)
         decode = self.decode(spec.width, spec.height) if segment.last else 0.0
-        return steps * batch_step / size.images + (self.prompt_seconds + decode)
+        return steps / size.images + (self.prompt_seconds + decode)
+
+    def steps(self, sample: Sample[Any], stop: int, size: BatchSize, images: int) -> float:
+        """Return the seconds of the steps that a sample takes to a stop, in batches of `images`."""
+        spec = sample.spec
+        return sum(
+            count
+            * self.step(
+                sample.stage,
+                spec.width,
+                spec.height,
+                size.lanes(images * kind.rows),
+                shallow=kind.shallow,
+            )
+            for kind, count in step_counts(sample, stop).items()
+        )
 
     def amortized_by_segment(
         self, sample: Sample[Any], segments: tuple[StageSegment, ...], size: BatchSize
@@ -80,21 +98,18 @@ class GpuSpeed:
 
     def image_seconds(
         self,
-        spec: ImageSpec,
+        sample: Sample[Any],
         segments: tuple[StageSegment, ...],
-        start: int,
         size: BatchSize,
         images: int = 1,
     ) -> float:
-        """Return the seconds that an image takes from the step `start` on.
+        """Return the seconds that an image takes from its next step on.
 
         It steps in batches of `images`, or in full ones; 1: the replicas are idle.
         """
-        seconds, index = 0.0, start
-        lanes = size.lanes(min(images, size.images) * spec.rows)
+        seconds = 0.0
         for segment in segments:
-            steps = max(0, segment.stop - index)
-            step = self.step(segment.stage, spec.width, spec.height, lanes)
-            seconds += self.prompt_seconds + steps * step
-            index = max(index, segment.stop)
-        return seconds + self.decode(spec.width, spec.height)
+            sample, together = for_stage(sample, segment.stage), min(images, size.images)
+            seconds += self.prompt_seconds + self.steps(sample, segment.stop, size, together)
+            sample = replace(sample, index=max(sample.index, segment.stop))
+        return seconds + self.decode(sample.spec.width, sample.spec.height)

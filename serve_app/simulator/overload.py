@@ -11,6 +11,7 @@ from math import inf
 from typing import Self
 
 from serve_app.core.capacity.admission import AdmissionLimits
+from serve_app.core.diffusion.sample import new_sample
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize
 from serve_app.simulator.cluster import Cluster
@@ -18,6 +19,7 @@ from serve_app.simulator.comparison import split_by_work, work_of
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.image import image_of
 from serve_app.simulator.policies import route_by_owed_work
+from serve_app.simulator.replica import SimSample
 from serve_app.simulator.result import SimulationResult
 from serve_app.simulator.scenario import draw_with_load
 from serve_app.simulator.traces import WORKLOADS, Arrival, RequestMix, Workload
@@ -154,7 +156,8 @@ def _load(images: Iterable[Arrival], replicas: Mapping[Stage, int], seconds: flo
 
 def _isolated_seconds(arrival: Arrival) -> float:
     spec, schedule, segments = image_of(arrival, refiner=True)
-    return _SPEED.image_seconds(spec, segments, schedule.start_index, _SIZE)
+    sample: SimSample = new_sample("", spec, schedule, segments[0].stage)
+    return _SPEED.image_seconds(sample, segments, _SIZE)
 
 
 def _goodput(result: SimulationResult, case: OverloadCase, replicas: Mapping[Stage, int]) -> float:

@@ -21,10 +21,10 @@ def route_by_owed_work() -> Router:
     clock, last_chosen = count(1), dict[str, int]()
 
     def route(replicas: Sequence[SimReplica], sample: SimSample, steps: int) -> SimReplica:
-        key = sample.spec.latent_shape
+        key = sample.usual_batch_key
         candidates: list[Candidate] = []
         for replica in replicas:
-            load = replica.load.loads_by_key.get(key) or replica.empty_load(sample)
+            load = replica.load.loads_by_key.get(key) or replica.empty_load(sample, steps)
             added = load.added_seconds(steps, replica.size.images)
             candidates.append((replica.id, replica.load.seconds, added))
         best = rank_replicas(candidates, last_chosen)[0]

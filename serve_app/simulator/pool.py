@@ -102,7 +102,7 @@ class ReplicaPool:
 
     def batched_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
         """Return the seconds that the image's steps take in full batches, from now on."""
-        return _steps_left(sample, segment) * self._step_seconds(sample)
+        return self._speed.steps(sample, segment.stop, self._size, self._size.images)
 
     def are_full(self) -> bool:
         """Return whether no replica has a place for any caller."""
@@ -124,11 +124,6 @@ class ReplicaPool:
 
     def _amortized_seconds(self, image: WaitingImage) -> float:
         return self._speed.amortized_seconds(image.sample, image.segment, self._size)
-
-    def _step_seconds(self, sample: Sample[Any]) -> float:
-        spec = sample.spec
-        lanes = self._size.lanes(self._size.images * spec.rows)
-        return self._speed.step(self._stage, spec.width, spec.height, lanes)
 
 
 def _steps_left(sample: Sample[Any], segment: StageSegment) -> int:

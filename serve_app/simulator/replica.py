@@ -28,8 +28,8 @@ class SimReplica:
         self.callers = Counter[Caller]()  # the number of images of each
         self.ready = False
         self.leaving = False
-        self.steps = 0  # that images took
-        self.places = 0  # in the batches of these steps, used or empty
+        self.rows = 0  # UNet rows of the steps that images took
+        self.row_places = 0  # in the batches of these steps, used or empty
         self._speed = speed
         self._scheduler: StepScheduler[float] = StepScheduler({ModelKey(stage): size})
         self._load: ReplicaLoad | None = None  # None: changed since it was last computed
@@ -57,7 +57,7 @@ class SimReplica:
         """Return whether one more image may come."""
         if self.is_full:
             return False
-        load = self.load.loads_by_key.get(sample.spec.latent_shape)
+        load = self.load.loads_by_key.get(sample.usual_batch_key)
         same_key = load.stepping if load else 0
         keys = self.load.keys + (not same_key)
         return has_place(self.size.images, self.callers, sample.caller, same_key, keys)
@@ -68,18 +68,20 @@ class SimReplica:
         if self._load is None:
             loads: dict[Hashable, KeyLoad] = {}
             for pending in self._scheduler.pending():
-                shape = pending.sample.spec.latent_shape
-                load = loads.get(shape) or self.empty_load(pending.sample)
-                loads[shape] = load.add(pending.steps_left)
+                key = pending.sample.usual_batch_key
+                load = loads.get(key)
+                if load is None or not load.stepping:
+                    load = self.empty_load(pending.sample, pending.steps_left)
+                loads[key] = load.add(pending.steps_left)
             self._load = ReplicaLoad(self.size.images, loads)
         return self._load
 
-    def empty_load(self, sample: SimSample) -> KeyLoad:
-        """Return the load of no image yet with the sample's batch key."""
-        spec, size = sample.spec, self.size
+    def empty_load(self, sample: SimSample, steps: int) -> KeyLoad:
+        """Return the load of no image yet whose steps are like the next ones of the sample."""
+        stop = sample.index + steps
         full, alone = (
-            self._speed.step(self.stage, spec.width, spec.height, lanes)
-            for lanes in (size.lanes(size.images * spec.rows), size.lanes(spec.rows))
+            self._speed.steps(sample, stop, self.size, images) / max(1, steps)
+            for images in (self.size.images, 1)
         )
         return KeyLoad(0, 0, full, alone)
 
@@ -123,8 +125,8 @@ class SimReplica:
         if self._plan is None:
             return None
         if self._plan.work is WorkKind.STEP:
-            self.steps += len(self._plan.samples)
-            self.places += self.size.images
+            self.rows += sum(sample.rows for sample in self._plan.samples)
+            self.row_places += self.size.sample_rows
             self._begun.update(sample.id for sample in self._plan.samples)
         self._turn_seconds = self._speed.turn_seconds(self._plan)
         return self._turn_seconds
@@ -133,7 +135,7 @@ class SimReplica:
         """End the turn and return the samples whose segment is done; they have left."""
         plan = self._plan
         assert plan is not None
-        rows = [sample.spec.rows for sample in plan.samples]
+        rows = [sample.rows for sample in plan.samples]
         shares = share_by_rows(rows, self._turn_seconds)
         self.charges = [
             (sample.caller, share) for sample, share in zip(plan.samples, shares, strict=True)
@@ -142,10 +144,8 @@ class SimReplica:
         self._stepped = ()
         if plan.work is WorkKind.STEP:
             results = [after_step(sample, 0.0, (), sample.noise_draws) for sample in plan.samples]
-            spec = plan.samples[0].spec
-            lanes = self.size.lanes(self.size.images * spec.rows)
-            step = self._speed.step(self.stage, spec.width, spec.height, lanes)
             for sample in plan.samples:
+                step = self._speed.steps(sample, sample.index + 1, self.size, self.size.images)
                 self._owed_by_image[sample.id] -= step / self.size.images
                 self.owed_seconds -= step / self.size.images
             self._stepped = tuple(results)

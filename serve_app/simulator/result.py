@@ -53,7 +53,7 @@ class SimulationResult:
     finished: tuple[FinishedImage, ...]
     timeline: tuple[TimelinePoint, ...]
     gpu_seconds: float
-    occupancy: float  # steps of images, as a share of the batch places that were paid for
+    occupancy: float  # UNet rows of images, as a share of those of full batches
     finished_at: float  # seconds: when the last image was done
     refused: tuple[RefusedImage, ...] = ()
     late: tuple[LateImage, ...] = ()

@@ -26,7 +26,7 @@ class Summary:
     p99: float
     per_step: float  # 95th percentile of the latency divided by the requested steps
     gpu_hours: float
-    occupancy: float  # steps of images, as a share of the batch places that were paid for
+    occupancy: float  # UNet rows of images, as a share of those of full batches
 
 
 def summarize(run: SimulationResult, seconds: float) -> Summary:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serve_app.core.diffusion.spec import GUIDANCE_RANGE, STEPS_RANGE
+from serve_app.core.diffusion.spec import GUIDANCE_RANGE, SIGMA_RANGE, STEPS_RANGE, StepCache
 from serve_app.core.errors import OperatorError
 from serve_app.core.suggest import suggest
 from serve_app.core.validation_message import validation_message
@@ -37,6 +37,9 @@ class Arrival:
     height: int = 1024
     guidance: float = 6.9
     handoff: float = 1.0  # 1: base alone
+    guidance_low: float = SIGMA_RANGE[0]  # ends of the guidance interval, in sigma
+    guidance_high: float = SIGMA_RANGE[1]
+    cache: StepCache = StepCache.OFF
     caller: str = ""
     weight: float = 1.0  # of the caller
     timeout_s: float | None = None  # seconds that its caller allows, where there is admission
@@ -132,6 +135,9 @@ class _Row(BaseModel):
     height: _Side = 0
     guidance: float = Field(0.0, ge=GUIDANCE_RANGE[0], le=GUIDANCE_RANGE[1])
     handoff: float = Field(0.0, ge=0, le=1)
+    guidance_low: float = Field(0.0, ge=SIGMA_RANGE[0], le=SIGMA_RANGE[1])
+    guidance_high: float = Field(0.0, ge=SIGMA_RANGE[0], le=SIGMA_RANGE[1])
+    cache: StepCache = StepCache.OFF
     caller: str = ""
     weight: float = Field(0.0, gt=0)
 
@@ -178,9 +184,13 @@ def _arrival(row: dict[str, str], where: str) -> Arrival:
     if "" in row:
         raise TraceError("has more values than there are columns", subject=where.rstrip(":"))
     try:
-        return Arrival(**_Row.model_validate(row).model_dump(exclude_unset=True))
+        arrival = Arrival(**_Row.model_validate(row).model_dump(exclude_unset=True))
     except ValidationError as error:
         first = error.errors()[0]
         (column,) = first["loc"]
         problem = f"{validation_message(first)}, got {first['input'] or 'nothing'}"
         raise TraceError(problem, subject=f"{where} {column}") from None
+    if arrival.guidance_low >= arrival.guidance_high:
+        problem = f"must be below guidance_high, got {arrival.guidance_low:g}"
+        raise TraceError(problem, subject=f"{where} guidance_low")
+    return arrival

@@ -109,7 +109,8 @@ class SleepingDenoiser:
         faults = [self._faults(at) for at in inputs]
         slow = (f.size for row in faults for f in row if f.kind is FaultKind.SLOW)
         slowest = max(slow, default=1.0)
-        time.sleep(slowest * self._speed.step(self._stage, width, height, lanes))
+        seconds = self._speed.step(self._stage, width, height, lanes, shallow=inputs[0].shallow)
+        time.sleep(slowest * seconds)
         for fault in (fault for row in faults for fault in row):
             _act(fault)
         keep = x.new_tensor([0.5 / (1.0 + at.sigma) for at in inputs]).view(-1, 1, 1, 1)

@@ -280,3 +280,26 @@ def test_no_ray_is_needed() -> None:
     script = "import sys, serve_app.cli.local_images; sys.exit('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT)
     assert done.returncode == 0
+
+
+def test_a_guidance_interval_and_a_step_cache_are_options(tmp_path: Path) -> None:
+    options = {"guidanceInterval": "0.28:5.42", "cache": "deepcache"}
+    assert generate({**FIELDS, **options}, tmp_path / "out.png") == 0
+    request = record_of(tmp_path / "out.png")["request"]
+    assert (request["guidanceInterval"], request["cache"]) == ([0.28, 5.42], "deepcache")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("low:high", "must be low:high, as in 0.28:5.42"),
+        ("3", "must have at least 2 entries"),
+        ("5:3", "must be two noise levels, the lower one first, got 5 and 3"),
+        ("-1:3", "must be between 0 and 10000, got -1"),
+    ],
+)
+def test_a_guidance_interval_that_is_none_is_refused(
+    text: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate({**FIELDS, "guidanceInterval": text}, tmp_path / "none.png") == 2
+    assert f"error --guidance-interval {sentence}" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from serve_app.config.models_file import ModelsFile, read_models_file
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.model_defaults import ModelDefaults
 from serve_app.core.diffusion.samplers import Sampler
-from serve_app.core.diffusion.spec import Stage
+from serve_app.core.diffusion.spec import Stage, StepCache
 from serve_app.core.errors import CheckpointError, OperatorError, SettingsError
 from serve_app.core.service.info import ExtensionInfo
 from serve_app.runtime.checkpoints.bundled import demo_folder
@@ -40,13 +40,14 @@ def test_entries_come_in_order_with_paths_from_where_the_file_lies(tmp_path: Pat
     text = """
     models:
       lightning: {path: tunes/x_lightning_4step.safetensors, config: /sdxl, steps: 6}
-      plain: {path: /tunes/plain, sampler: dpmpp_2m_karras, guidance: 4, refiner: false}
+      plain: {path: /tunes/plain, sampler: dpmpp_2m_karras, guidance: 4, refiner: false, cache: off}
     """
     entries = read_models_file(write(tmp_path, text)).models
     assert list(entries) == ["lightning", "plain"]
     assert entries["lightning"].path == tmp_path / "tunes/x_lightning_4step.safetensors"
     assert entries["lightning"].config == Path("/sdxl")
     assert entries["plain"].sampler is Sampler.DPMPP_2M_KARRAS
+    assert entries["plain"].cache is StepCache.OFF  # which YAML reads as false
     assert read_models_file(None) == ModelsFile()
 
 
@@ -56,6 +57,14 @@ def test_entries_come_in_order_with_paths_from_where_the_file_lies(tmp_path: Pat
         ("models: {a: {}}", "models.a.path is missing"),
         ("models: {a: {path: /a, stepps: 4}}", "models.a.stepps is unknown"),
         ("models: {a: {path: /a, steps: 0}}", "models.a.steps must be at least 1"),
+        (
+            "models: {a: {path: /a, guidance_interval: [2, 1]}}",
+            "models.a.guidance_interval must have the lower noise level first",
+        ),
+        (
+            "models: {a: {path: /a, cache: on}}",
+            "models.a.cache must be 'off' or 'deepcache'",
+        ),
         ("models: {a: {path: /a, sampler: plms}}", "models.a.sampler must be 'euler'"),
         ("models: {a/b: {path: /a}}", "models.a/b must match"),
         ("modells: {}", "modells is unknown"),
@@ -222,3 +231,11 @@ def test_a_lora_that_fits_no_model_is_refused_with_its_layers(tmp_path: Path) ->
         f"layers of another size: 1 of 1 ({layer}: 96 x 768, there 96 x 160). It was made for "
         "Stable Diffusion 1"
     )
+
+
+def test_a_model_may_have_a_guidance_interval_and_a_step_cache_of_its_own(tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path / "fox")
+    text = "models: {fox: {path: fox, guidance_interval: [0.28, 5], cache: deepcache}}"
+    info = service_info(Settings.read({}, tmp_path), catalog(tmp_path, text), "cpu")
+    defaults = info.models[1].defaults
+    assert (defaults.guidance_interval, defaults.cache) == ((0.28, 5.0), StepCache.DEEPCACHE)

@@ -195,10 +195,11 @@ async def test_routers_get_the_work_left_and_its_costs_on_this_replica(
     task.cancel()
     work = first.remaining[key_of(sample)]
     bound = replace(sample, spec=replace(SPEC, model="demo"))
-    assert work.batch_key == encode_batch_key(bound.batch_key)
+    assert work.batch_key == encode_batch_key(bound.usual_batch_key)
     assert 0 < work.steps <= SPEC.steps
-    assert work.alone in first.costs.seconds_by_turn  # it has steps of its own
-    assert work.step.rows == 4
+    (kind,) = work.kinds
+    assert kind.alone in first.costs.seconds_by_turn  # it has steps of its own
+    assert kind.step.rows == 4
     assert first.models == (base_key("demo"),)
     assert work.caller == sample.caller
     again = await report()

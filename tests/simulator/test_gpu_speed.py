@@ -1,9 +1,12 @@
 """The seconds of turns on a made-up GPU."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from serve_app.core.diffusion.sample import Sample, StageSegment, new_sample, stage_segments
-from serve_app.core.diffusion.spec import Stage
+from serve_app.core.diffusion.spec import Stage, StepCache
 from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.image import image_of
@@ -65,5 +68,24 @@ def test_each_segment_costs_the_steps_that_are_left_of_it() -> None:
 def test_an_image_alone_pays_for_whole_steps_of_all_segments() -> None:
     sample = image(steps=20, handoff=0.8)
     segments = stage_segments(sample.schedule, 0.8, refiner=True)
-    seconds = SPEED.image_seconds(sample.spec, segments, 10, SIZE)
+    seconds = SPEED.image_seconds(replace(sample, index=10), segments, SIZE)
     assert seconds == pytest.approx(6 * 2 + 4 * 3 + 2 * 0.5 + DECODE)
+
+
+def test_unguided_and_shallow_steps_cost_less() -> None:
+    def seconds(**options: Any) -> float:
+        arrival = Arrival(0.0, 20, **options)
+        spec, schedule, segments = image_of(arrival, refiner=False)
+        sample: Sample[float] = new_sample("a", spec, schedule, segments[0].stage)
+        lanes = BatchSize(4, (1, 2, 4, 8))
+        return SPEED.image_seconds(sample, segments, lanes) - 0.5 - DECODE
+
+    one_row, shallow = (
+        SPEED.step(Stage.BASE, 1024, 1024, 1),
+        SPEED.step(Stage.BASE, 1024, 1024, 2, shallow=True),
+    )
+    two_rows = SPEED.step(Stage.BASE, 1024, 1024, 2)
+    assert seconds() == pytest.approx(20 * two_rows)
+    assert 20 * one_row < seconds(guidance_low=0.28, guidance_high=5.42) < 20 * two_rows
+    assert seconds(guidance=1.0) == pytest.approx(20 * one_row)
+    assert seconds(cache=StepCache.DEEPCACHE) == pytest.approx(7 * two_rows + 13 * shallow)

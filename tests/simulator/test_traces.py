@@ -5,6 +5,8 @@ from random import Random
 
 import pytest
 
+from serve_app.core.diffusion.spec import StepCache
+from serve_app.simulator.image import image_of
 from serve_app.simulator.traces import WORKLOADS, Arrival, TraceError, draw_trace, read_trace
 
 
@@ -61,3 +63,16 @@ def test_a_line_that_is_not_a_requested_image_is_reported(
         read_trace(file)
     with pytest.raises(TraceError, match="can't be read"):
         read_trace(tmp_path / "none.csv")
+
+
+def test_a_trace_may_have_guidance_intervals_and_step_caches(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text(
+        "at,steps,guidance_low,guidance_high,cache\n1,20,0.28,5.42,deepcache\n2,20,0,5,off\n"
+    )
+    first, second = (image_of(arrival, refiner=False)[0] for arrival in read_trace(file))
+    assert (first.guidance_interval, first.cache) == ((0.28, 5.42), StepCache.DEEPCACHE)
+    assert (second.guidance_interval, second.cache) == ((0.0, 5.0), StepCache.OFF)
+    file.write_text("at,steps,guidance_low,guidance_high\n1,20,5,5\n")
+    with pytest.raises(TraceError, match="line 2: guidance_low must be below guidance_high, got 5"):
+        read_trace(file)

@@ -27,6 +27,7 @@ class Stock:
     refiner: Any
     scheduler_config: dict[str, Any]  # of the base checkpoint, without any sampler's flags
     images: dict[tuple[ImageSpec, bytes | None, bool], Pixels] = field(default_factory=dict)
+    guided_steps: int = 0  # of the last image with a guidance interval, at the last stage
 
     @classmethod
     def over(cls, checkpoints: dict[Stage, Checkpoint]) -> "Stock":
@@ -63,6 +64,7 @@ class Stock:
         refine: bool,
         prompts: Callable[[], tuple[str, str | None]] | None = None,
         options: Mapping[str, Any] | None = None,
+        guidance: Callable[[], float] | None = None,
     ) -> Pixels:
         generator = torch.Generator("cpu").manual_seed(spec.seed)
         prompts = prompts or (lambda: (spec.prompt, spec.negative_prompt))
@@ -72,7 +74,7 @@ class Stock:
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "num_inference_steps": spec.steps,
-            "guidance_scale": spec.guidance,
+            "guidance_scale": guidance() if guidance else spec.guidance,
             "generator": generator,
         }
         first: dict[str, Any] = dict(common, output_type="latent" if refine else "pil")
@@ -89,6 +91,7 @@ class Stock:
         if refine:
             self.refiner.scheduler = self.scheduler(spec.sampler)
             common["prompt"], common["negative_prompt"] = prompts()
+            common["guidance_scale"] = guidance() if guidance else spec.guidance
             image = self.refiner(
                 **common, image=image[None], denoising_start=spec.handoff, output_type="pil"
             ).images[0]
@@ -128,6 +131,61 @@ class Stock:
             "callback_on_step_end_tensor_inputs": ["prompt_embeds", "add_text_embeds"],
         }
         return self._generate(spec, init_image, refine, lambda: current, tensors)
+
+    def image_with_interval(self, spec: ImageSpec, *, refine: bool = False) -> Pixels:
+        """Return an image that is guided in its interval alone: diffusers' "dynamic CFG".
+
+        Base and refiner must not begin without guidance and end with it, except base: rows of the
+        refiner differ in their time ids, which a callback does not get.
+        """
+        assert spec.guidance_interval is not None
+        low, high = spec.guidance_interval
+        scheduler = self.scheduler(spec.sampler)
+        scheduler.set_timesteps(spec.steps)
+        sigma = float(scheduler.sigmas[0])
+        time_ids: torch.Tensor | None = None
+        self.guided_steps = 0
+
+        def scale() -> float:
+            return spec.guidance if low < sigma <= high else 1.0
+
+        def change(
+            pipeline: Any, _step: int, _timestep: object, tensors: dict[str, torch.Tensor]
+        ) -> dict[str, torch.Tensor]:
+            nonlocal sigma, time_ids
+            self.guided_steps += pipeline.do_classifier_free_guidance
+            both = tensors["add_time_ids"]
+            time_ids = torch.cat([both, both]) if len(both) == 1 and time_ids is None else time_ids
+            time_ids = both if len(both) == 2 else time_ids
+            assert time_ids is not None
+            sigma = float(pipeline.scheduler.sigmas[pipeline.scheduler.step_index])
+            pipeline._guidance_scale = scale()
+            positive, negative, pooled, negative_pooled = pipeline.encode_prompt(
+                prompt=spec.prompt,
+                negative_prompt=spec.negative_prompt,
+                do_classifier_free_guidance=True,
+            )
+            if not pipeline.do_classifier_free_guidance:
+                return {
+                    "prompt_embeds": positive,
+                    "add_text_embeds": pooled,
+                    "add_time_ids": time_ids[1:],
+                }
+            return {
+                "prompt_embeds": torch.cat([negative, positive]),
+                "add_text_embeds": torch.cat([negative_pooled, pooled]),
+                "add_time_ids": time_ids,
+            }
+
+        options = {
+            "callback_on_step_end": change,
+            "callback_on_step_end_tensor_inputs": [
+                "prompt_embeds",
+                "add_text_embeds",
+                "add_time_ids",
+            ],
+        }
+        return self._generate(spec, None, refine, options=options, guidance=scale)
 
     def refined_alone(self, spec: ImageSpec, init_image: bytes) -> Pixels:
         """Return an init image after the refiner alone."""

@@ -15,7 +15,7 @@ from serve_app.core.diffusion.sample import (
 )
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import NoiseConfig, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage, StepCache
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
 
@@ -29,6 +29,8 @@ def sample(
     guidance: float = 5.0,
     side: int = 64,
     strength: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    cache: StepCache = StepCache.OFF,
     caller: Caller = NO_CALLER,
 ) -> Sample[float]:
     """Return a base sample that has not begun, `side` pixels wide."""
@@ -40,6 +42,8 @@ def sample(
         steps=steps,
         guidance=guidance,
         strength=strength,
+        guidance_interval=guidance_interval,
+        cache=cache,
     )
     schedule = make_schedule(NOISE, Sampler.EULER, steps, strength, 1.0)
     init_image = None if strength is None else bytes(side * 64 * 3)

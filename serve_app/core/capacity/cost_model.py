@@ -22,6 +22,9 @@ from serve_app.core.scheduling.work import BatchSize, WorkKind
 _MEGAPIXEL = 1024 * 1024
 # Per megapixel, and per squared megapixel.
 _UNET_TFLOP = {Stage.BASE: (5.95, 0.81), Stage.REFINER: (6.12, 1.17)}
+# Per megapixel, of a step that reuses deep features: the first and last convolutions and the last
+# residual block.
+_SHALLOW_TFLOP = {Stage.BASE: 0.10, Stage.REFINER: 0.14}
 _DECODE_TFLOP = 10.47  # per megapixel
 _PROMPT_TFLOP = 0.11  # of both text encoders
 _TFLOPS = 1.0  # TFLOP per second of a slow machine: assumed until the first turn is measured
@@ -36,9 +39,11 @@ def megapixel_steps(spec: ImageSpec) -> float:
     return spec.nfe * spec.width * spec.height / 1e6
 
 
-def step_tflop(stage: Stage, width: int, height: int, rows: int) -> float:
+def step_tflop(stage: Stage, width: int, height: int, rows: int, *, shallow: bool = False) -> float:
     """Return the TFLOP of one UNet call with `rows` rows; sizes are in pixels."""
     area = width * height / _MEGAPIXEL
+    if shallow:
+        return rows * _SHALLOW_TFLOP[stage] * area
     linear, square = _UNET_TFLOP[stage]
     return rows * (linear * area + square * area**2)
 
@@ -59,6 +64,7 @@ class TurnKind:
     rows: int = 0  # of the UNet call, padding included; or prompts
     extensions: tuple[str, ...] = ()  # kinds of the active ones, each of which slows a step
     attached: ExtensionKey | None = None  # what an ATTACH attaches
+    shallow: bool = False  # a step that reuses deep features
 
     @property
     def stage(self) -> Stage:
@@ -70,7 +76,9 @@ class TurnKind:
         """The TFLOP of the turn; those of loading a model or a LoRA count as 0."""
         match self.work:
             case WorkKind.STEP:
-                return step_tflop(self.stage, self.width, self.height, self.rows)
+                return step_tflop(
+                    self.stage, self.width, self.height, self.rows, shallow=self.shallow
+                )
             case WorkKind.ENCODE | WorkKind.DECODE:
                 return decode_tflop(self.width, self.height)
             case WorkKind.CONDITION:
@@ -85,10 +93,12 @@ def turn_kind(
     *,
     lanes: int = 0,
     load: ModelKey | ExtensionKey | None = None,
+    shallow: bool | None = None,
 ) -> TurnKind:
     """Return the kind of a turn that the sample takes part in, with `lanes` and `load` of its plan.
 
-    A LOAD is always of the sample's own model.
+    A LOAD is always of the sample's own model. `shallow` is that of the sample's next step unless
+    another step is meant.
     """
     spec, model = sample.spec, sample.model_key
     match work:
@@ -100,7 +110,9 @@ def turn_kind(
             return TurnKind(work, model, rows=spec.encoded_prompts)
         case WorkKind.STEP:
             kinds = tuple(ref.kind for ref in sample.active_extensions)
-            return TurnKind(work, model, spec.width, spec.height, lanes, kinds)
+            if shallow is None:
+                shallow = sample.is_shallow
+            return TurnKind(work, model, spec.width, spec.height, lanes, kinds, shallow=shallow)
         case _:
             return TurnKind(work, model, spec.width, spec.height)
 
@@ -133,13 +145,14 @@ class CostTable:
         """Return the predicted seconds of one turn.
 
         A kind that was not measured is interpolated by its TFLOP between similar kinds: those of
-        the same work and stage, else of the same work, else steps. A load is free until one was
-        measured.
+        the same work and stage, else of the same work, else steps; of steps, those that are as
+        shallow, if there are any. A load is free until one was measured.
         """
         if turn in self.seconds_by_turn:
             return self.seconds_by_turn[turn]
         similar = [kind for kind in self.seconds_by_turn if kind.work is turn.work]
         similar = [kind for kind in similar if kind.stage is turn.stage] or similar
+        similar = [kind for kind in similar if kind.shallow is turn.shallow] or similar
         if not similar and turn.tflop:
             similar = [kind for kind in self.seconds_by_turn if kind.work is WorkKind.STEP]
         by_tflop: dict[float, list[float]] = {}

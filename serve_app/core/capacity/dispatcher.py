@@ -104,7 +104,7 @@ class Dispatcher:
         image = self._waiting[key] = WaitingImage(key, sample, segment, due)
         self._shares.enter(sample.caller)
         queues = self._queues.setdefault(sample.caller.name, {})
-        queue = queues.setdefault(sample.batch_key, [])
+        queue = queues.setdefault(sample.usual_batch_key, [])
         heapq.heappush(queue, (due, next(self._numbers), image))
         self._urgent.pop(sample.caller.name, None)
 

@@ -93,7 +93,7 @@ class Fleet:
         costs = self._costs_of(target)
         work = remaining_work(sample, segment, costs)
         images = costs.batch_size(sample.model_key).images
-        predicted = work.steps * costs.seconds(work.step) / images
+        predicted = work.full_seconds(costs) / images
         sent = InFlight(work, sent_here=True, predicted=predicted)
         target.set_images({**target.images, key: sent})
         self._last_chosen[replica] = max(self._last_chosen.values(), default=0) + 1
@@ -124,8 +124,7 @@ class Fleet:
 
     def batched_seconds(self, sample: Sample[Any], segment: StageSegment) -> float:
         """Return the seconds that the image's steps take in full batches, from now on."""
-        work = remaining_work(sample, segment, self._costs)
-        return work.steps * self._costs.seconds(work.step)
+        return remaining_work(sample, segment, self._costs).full_seconds(self._costs)
 
     def are_full(self) -> bool:
         """Return whether no replica has a place for any caller. It may be False though none has."""
@@ -140,7 +139,7 @@ class Fleet:
         Replicas that are quiet while others report, or that the image should avoid, get it only
         where every replica is like that.
         """
-        key = encode_batch_key(sample.batch_key)
+        key = encode_batch_key(sample.usual_batch_key)
         by_profile: dict[str | None, NewImage] = {}  # None: it has not reported
         candidates: list[Candidate] = []
         for id, replica in self._well(segment.avoid):

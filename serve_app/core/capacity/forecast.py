@@ -4,14 +4,21 @@ No clock, and nothing runs: the forecast follows what the scheduler would do, a 
 at a time. Images that arrive later are unknown, so a forecast has none.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.core.capacity.cost_model import CostTable, TurnKind, turn_kind
 from serve_app.core.diffusion.inputs import NO_INPUTS
 from serve_app.core.diffusion.keys import BatchKey
-from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage
+from serve_app.core.diffusion.sample import (
+    Sample,
+    StageSegment,
+    for_stage,
+    step_counts,
+    steps_until,
+)
 from serve_app.core.scheduling.batching import choose_batch
 from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind, share_by_rows
 
@@ -29,17 +36,16 @@ class Forecast:
 def forecast(pending: Iterable[PendingWork[Any]], costs: CostTable) -> Forecast:
     """Return what one device takes for all pending work.
 
-    Images step in the batches that the scheduler would choose. A model or LoRA that several images
-    wait for is loaded once.
+    Images step in the batches that the scheduler would choose, except that those with a step cache
+    never share one with those without. A model or LoRA that several images wait for is loaded once.
     """
     pending = list(pending)
     shares = {work.sample.id: 0.0 for work in pending}
 
-    def charge(turn: TurnKind, times: int, batch: Sequence[PendingWork[Any]]) -> None:
-        rows = [work.sample.spec.rows for work in batch]
+    def charge(turn: TurnKind, times: int, rows: Mapping[str, int]) -> None:
         seconds = times * costs.seconds(turn)
-        for work, share in zip(batch, share_by_rows(rows, seconds), strict=True):
-            shares[work.sample.id] += share
+        for id, share in zip(rows, share_by_rows(list(rows.values()), seconds), strict=True):
+            shares[id] += share
 
     waiting_for: dict[TurnKind, list[PendingWork[Any]]] = {}
     by_key: dict[BatchKey, list[PendingWork[Any]]] = {}
@@ -47,16 +53,18 @@ def forecast(pending: Iterable[PendingWork[Any]], costs: CostTable) -> Forecast:
         for turn in _loads(work):
             waiting_for.setdefault(turn, []).append(work)
         for kind in _single_sample_work(work):
-            charge(turn_kind(kind, work.sample), 1, [work])
+            charge(turn_kind(kind, work.sample), 1, {work.sample.id: 1})
         if work.steps_left:
-            by_key.setdefault(work.sample.batch_key, []).append(work)
+            by_key.setdefault(work.sample.usual_batch_key, []).append(work)
     for turn, waiting in waiting_for.items():
-        charge(turn, 1, waiting)
+        charge(turn, 1, {work.sample.id: work.sample.spec.rows for work in waiting})
     for queue in by_key.values():
-        size = costs.batch_size(queue[0].sample.model_key)
-        for times, batch in _equal_batches(queue, size):
-            lanes = size.lanes(sum(work.sample.spec.rows for work in batch))
-            charge(turn_kind(WorkKind.STEP, batch[0].sample, lanes=lanes), times, batch)
+        sample = queue[0].sample
+        size = costs.batch_size(sample.model_key)
+        for batch in _equal_batches(queue, size):
+            lanes = size.lanes(sum(batch.rows.values()))
+            turn = turn_kind(WorkKind.STEP, sample, lanes=lanes, shallow=batch.shallow)
+            charge(turn, batch.times, batch.rows)
     return Forecast(sum(shares.values()), shares)
 
 
@@ -68,10 +76,8 @@ def amortized_seconds(pending: Iterable[PendingWork[Any]], costs: CostTable) -> 
     seconds = 0.0
     for work in pending:
         sample = work.sample
-        size = costs.batch_size(sample.model_key)
-        lanes = size.lanes(size.images * sample.spec.rows)
-        step = costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=lanes))
-        seconds += work.steps_left * step / size.images
+        images = costs.batch_size(sample.model_key).images
+        seconds += steps_seconds(sample, work.segment.stop, costs, images) / images
         seconds += sum(costs.seconds(turn_kind(kind, sample)) for kind in _single_sample_work(work))
     return seconds
 
@@ -87,12 +93,31 @@ def image_seconds(
     seconds = 0.0
     for work in pending:
         sample = work.sample
-        size = costs.batch_size(sample.model_key)
-        together = size.images if images is None else min(images, size.images)
-        lanes = size.lanes(together * sample.spec.rows)
-        seconds += work.steps_left * costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=lanes))
+        most = costs.batch_size(sample.model_key).images
+        together = most if images is None else min(images, most)
+        seconds += steps_seconds(sample, work.segment.stop, costs, together)
         seconds += sum(costs.seconds(turn_kind(kind, sample)) for kind in _single_sample_work(work))
     return seconds
+
+
+def steps_seconds(sample: Sample[Any], stop: int, costs: CostTable, images: int) -> float:
+    """Return the seconds of the steps that a sample takes to a stop, in batches of `images`."""
+    size = costs.batch_size(sample.model_key)
+    return sum(
+        count
+        * costs.seconds(
+            turn_kind(
+                WorkKind.STEP, sample, lanes=size.lanes(images * kind.rows), shallow=kind.shallow
+            )
+        )
+        for kind, count in step_counts(sample, stop).items()
+    )
+
+
+def mean_step_seconds(sample: Sample[Any], costs: CostTable) -> float:
+    """Return the mean seconds of the steps to the end of a sample's schedule, each run alone."""
+    stop = len(sample.schedule)
+    return steps_seconds(sample, stop, costs, 1) / max(1, stop - sample.index)
 
 
 def load_seconds(sample: Sample[Any], costs: CostTable) -> float:
@@ -131,19 +156,29 @@ def _single_sample_work(pending: PendingWork[Any]) -> Iterator[WorkKind]:
         yield WorkKind.DECODE
 
 
-def _equal_batches(
-    queue: Iterable[PendingWork[Any]], size: BatchSize
-) -> Iterator[tuple[int, list[PendingWork[Any]]]]:
-    """Yield the batches that step, and for how many turns, until all have taken their steps."""
+@dataclass(frozen=True, slots=True)
+class _Batches:
+    """Turns in a row of which each has the same samples, at steps of the same kinds."""
+
+    times: int
+    rows: Mapping[str, int]  # of each sample, by id
+    shallow: bool
+
+
+def _equal_batches(queue: Iterable[PendingWork[Any]], size: BatchSize) -> Iterator[_Batches]:
+    """Yield the batches that step until all have taken their steps."""
     urgent = sorted(queue, key=lambda work: work.due)
-    steps_left = {work.sample.id: work.steps_left for work in urgent}
-    while urgent:
-        # The images behind the first `size.rows` would find no row free.
-        first = {work.sample.id: work for work in urgent[: size.rows]}
-        ranked = ((id, work.sample.spec.rows) for id, work in first.items())
-        ids = choose_batch(ranked, images=size.images, rows=size.rows)
-        times = min(steps_left[id] for id in ids)
-        yield times, [first[id] for id in ids]
-        for id in ids:
-            steps_left[id] -= times
-        urgent = [work for work in urgent if steps_left[work.sample.id]]
+    runs = {work.sample.id: deque(steps_until(work.sample, work.segment.stop)) for work in urgent}
+    ids = list(runs)
+    while ids:
+        shallow = runs[ids[0]][0][0].shallow
+        kinds = ((id, runs[id][0][0]) for id in ids)
+        ranked = ((id, kind.rows) for id, kind in kinds if kind.shallow is shallow)
+        chosen = choose_batch(ranked, rows=size.sample_rows)
+        times = min(runs[id][0][1] for id in chosen)
+        yield _Batches(times, {id: runs[id][0][0].rows for id in chosen}, shallow)
+        for id in chosen:
+            kind, left = runs[id].popleft()
+            if left > times:
+                runs[id].appendleft((kind, left - times))
+        ids = [id for id in ids if runs[id]]

@@ -58,7 +58,7 @@ class GpuTimeAccount:
         first = plan.samples[0]
         kind = turn_kind(plan.work, first, lanes=plan.lanes, load=plan.load)
         self.total_seconds += seconds
-        rows = [sample.spec.rows for sample in plan.samples]
+        rows = [sample.rows for sample in plan.samples]
         by_caller = dict(self.seconds_by_caller)
         for sample, share in zip(plan.samples, share_by_rows(rows, 1.0), strict=True):
             spent = self._spent.get(sample.id, GpuTime())

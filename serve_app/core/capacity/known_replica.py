@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable, turn_kind
-from serve_app.core.capacity.replica_report import RemainingWork, ReplicaReport
+from serve_app.core.capacity.replica_report import RemainingWork, ReplicaReport, remaining_work
 from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad, has_place, max_places
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
@@ -55,22 +55,18 @@ class NewImage:
         costs: CostTable,
         max_images: int,
     ) -> Self:
-        """Return the image with what it costs; `batch_key` is that of the sample."""
-        size, rows = costs.batch_size(sample.model_key), sample.spec.rows
-        step, alone = (
-            costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=size.lanes(images * rows)))
-            for images in (size.images, 1)
-        )
+        """Return the image with what it costs; `batch_key` is the usual one of the sample."""
+        images = costs.batch_size(sample.model_key).images
+        work = remaining_work(sample, segment, costs)
         load = turn_kind(WorkKind.LOAD, sample, load=sample.model_key)
-        steps = max(0, segment.stop - sample.index)
         return cls(
             caller=sample.caller,
             model=sample.model_key,
             batch_key=batch_key,
-            steps=steps,
-            batch_images=size.images,
+            steps=work.steps,
+            batch_images=images,
             max_images=max_images,
-            alone_seconds=KeyLoad(0, 0, step, alone).added_seconds(steps, size.images),
+            alone_seconds=work.load(costs).added_seconds(work.steps, images),
             load_seconds=costs.seconds(load) or _DEFAULT_LOAD_SECONDS,
             costs=costs,
         )
@@ -92,9 +88,9 @@ class _Contents:
         self._names = frozenset(caller.name for caller in self._callers)
         self._loads = dict[str, KeyLoad]()
         for work in remaining:
-            known = self._loads.get(work.batch_key) or KeyLoad(
-                0, 0, costs.seconds(work.step), costs.seconds(work.alone)
-            )
+            known = self._loads.get(work.batch_key)
+            if known is None or not known.stepping:
+                known = work.load(costs)
             self._loads[work.batch_key] = known.add(work.steps)
         load = ReplicaLoad(batch_images, self._loads)
         self._seconds, self._keys = load.seconds, load.keys

@@ -11,13 +11,23 @@ from typing import Any
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable, TurnKind, turn_kind
+from serve_app.core.capacity.routing import KeyLoad
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
-from serve_app.core.diffusion.sample import Sample, StageSegment
+from serve_app.core.diffusion.sample import Sample, StageSegment, step_counts
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
 
-WIRE_VERSION = 3  # grows with each change of the wire form
+WIRE_VERSION = 4  # grows with each change of the wire form
 Wire = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCount:
+    """How many steps of one kind an image still has to take."""
+
+    count: int
+    step: TurnKind  # in a full batch
+    alone: TurnKind  # in a batch of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +35,26 @@ class RemainingWork:
     """The steps that an image still has to take on a replica."""
 
     batch_key: str  # encoded: see `encode_batch_key`
-    steps: int
-    step: TurnKind  # the kind of each step, in a full batch
-    alone: TurnKind  # and in a batch of its own
+    kinds: tuple[StepCount, ...]
     caller: Caller
+
+    @property
+    def steps(self) -> int:
+        """How many steps of any kind it has to take."""
+        return sum(kind.count for kind in self.kinds)
+
+    def full_seconds(self, costs: CostTable) -> float:
+        """Return the seconds of its steps, if all are in full batches."""
+        return sum(kind.count * costs.seconds(kind.step) for kind in self.kinds)
+
+    def alone_seconds(self, costs: CostTable) -> float:
+        """Return the seconds of its steps in batches of its own."""
+        return sum(kind.count * costs.seconds(kind.alone) for kind in self.kinds)
+
+    def load(self, costs: CostTable) -> KeyLoad:
+        """Return the load of no image yet whose steps are like its own; free if it has none."""
+        steps = max(1, self.steps)
+        return KeyLoad(0, 0, self.full_seconds(costs) / steps, self.alone_seconds(costs) / steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +94,14 @@ class ReplicaReport:
             "images": {
                 key: {
                     "batchKey": work.batch_key,
-                    "steps": work.steps,
-                    "step": _turn_to_wire(work.step),
-                    "rowsAlone": work.alone.rows,
+                    "steps": [
+                        {
+                            "count": kind.count,
+                            "step": _turn_to_wire(kind.step),
+                            "rowsAlone": kind.alone.rows,
+                        }
+                        for kind in work.kinds
+                    ],
                     "caller": _caller_to_wire(work.caller),
                 }
                 for key, work in self.remaining.items()
@@ -141,23 +172,32 @@ def remaining_work(sample: Sample[Any], segment: StageSegment, costs: CostTable)
     """Return what is left of a segment, in full batches."""
     size = costs.batch_size(sample.model_key)
     return RemainingWork(
-        batch_key=encode_batch_key(sample.batch_key),
-        steps=max(0, segment.stop - sample.index),
-        step=turn_kind(WorkKind.STEP, sample, lanes=size.lanes(size.images * sample.spec.rows)),
-        alone=turn_kind(WorkKind.STEP, sample, lanes=size.lanes(sample.spec.rows)),
+        batch_key=encode_batch_key(sample.usual_batch_key),
+        kinds=tuple(
+            StepCount(
+                count,
+                *(
+                    turn_kind(
+                        WorkKind.STEP,
+                        sample,
+                        lanes=size.lanes(images * kind.rows),
+                        shallow=kind.shallow,
+                    )
+                    for images in (size.images, 1)
+                ),
+            )
+            for kind, count in step_counts(sample, segment.stop).items()
+        ),
         caller=sample.caller,
     )
 
 
 def _work_from_wire(wire: Wire) -> RemainingWork:
-    step = _turn_from_wire(wire["step"])
-    return RemainingWork(
-        wire["batchKey"],
-        wire["steps"],
-        step,
-        replace(step, rows=wire["rowsAlone"]),
-        _caller_from_wire(wire["caller"]),
-    )
+    kinds = []
+    for kind in wire["steps"]:
+        step = _turn_from_wire(kind["step"])
+        kinds.append(StepCount(kind["count"], step, replace(step, rows=kind["rowsAlone"])))
+    return RemainingWork(wire["batchKey"], tuple(kinds), _caller_from_wire(wire["caller"]))
 
 
 def _caller_to_wire(caller: Caller) -> dict[str, Any]:
@@ -185,6 +225,7 @@ def _turn_to_wire(turn: TurnKind) -> dict[str, Any]:
         "height": turn.height,
         "rows": turn.rows,
         "extensions": list(turn.extensions),
+        "shallow": turn.shallow,
     }
 
 
@@ -196,4 +237,5 @@ def _turn_from_wire(wire: Wire) -> TurnKind:
         height=wire["height"],
         rows=wire["rows"],
         extensions=tuple(wire["extensions"]),
+        shallow=wire["shallow"],
     )

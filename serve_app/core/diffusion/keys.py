@@ -25,3 +25,4 @@ class BatchKey:
     latent_shape: tuple[int, int]  # height and width
     chunks: int  # length of the prompts, in pieces of 75 tokens
     extensions: tuple[ExtensionRef, ...] = ()  # in the order in which they are active
+    shallow: bool = False  # whether the step reuses deep features, and is another computation

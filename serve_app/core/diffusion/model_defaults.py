@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from serve_app.core.diffusion.samplers import Sampler, Solver
 from serve_app.core.diffusion.scheduler_config import CheckpointScheduler
+from serve_app.core.diffusion.spec import StepCache
 
 # In names in lower case.
 TURBO = re.compile("turbo")
@@ -26,6 +27,8 @@ class ModelDefaults:
     steps: int = 30
     guidance: float | None = None  # None: from the request's temperature
     sampler: Sampler = Sampler.EULER
+    guidance_interval: tuple[float, float] | None = None  # None: guidance at every step
+    cache: StepCache = StepCache.OFF
 
 
 SDXL_DEFAULTS = ModelDefaults()

@@ -4,7 +4,8 @@ No torch, no replicas, no clock: latents are whatever the runtime puts there. Sa
 every function returns a new one.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -13,7 +14,8 @@ from serve_app.core.diffusion.extensions import ExtensionRef
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.schedule import NoiseConfig, Schedule, make_schedule
-from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.core.diffusion.spec import ImageSpec, Stage, StepCache
+from serve_app.core.diffusion.step_kind import StepKind, step_kind, step_kinds
 
 M = TypeVar("M")
 L = TypeVar("L")  # latents: torch on a device, numpy on the wire, floats in a proof
@@ -72,9 +74,38 @@ class Sample(Generic[L]):
         return tuple(sorted(ref for ref in self.spec.extensions if ref.weight))
 
     @property
+    def step_kind(self) -> StepKind:
+        """What its next step computes."""
+        return step_kind(self.spec, self.schedule, self.stage, self.index)
+
+    @property
+    def rows(self) -> int:
+        """The UNet rows of its next step."""
+        return self.spec.rows if self.spec.guidance_interval is None else self.step_kind.rows
+
+    @property
+    def is_shallow(self) -> bool:
+        """Whether its next step reuses deep features."""
+        return self.spec.cache is not StepCache.OFF and self.step_kind.shallow
+
+    @property
     def batch_key(self) -> BatchKey:
-        """What is equal in all samples that step together."""
-        return BatchKey(self.model_key, self.spec.latent_shape, self.chunks, self.active_extensions)
+        """What is equal in all samples that step together; it may differ from step to step."""
+        return self._batch_key(self.is_shallow)
+
+    @property
+    def usual_batch_key(self) -> BatchKey:
+        """The batch key of most of its steps, by which it is placed: the same at every step."""
+        return self._batch_key(self.spec.cache is not StepCache.OFF)
+
+    def _batch_key(self, shallow: bool) -> BatchKey:
+        return BatchKey(
+            self.model_key,
+            self.spec.latent_shape,
+            self.chunks,
+            self.active_extensions,
+            shallow,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +164,19 @@ def plan_segments(
     """Return an image's schedule and its `stage_segments`. Raises `InvalidRequest`."""
     schedule = make_schedule(config, spec.sampler, spec.steps, spec.strength, spec.handoff)
     return schedule, stage_segments(schedule, spec.handoff, refiner=refiner)
+
+
+def steps_until(sample: Sample[L], stop: int) -> Iterator[tuple[StepKind, int]]:
+    """Yield the kinds of the steps that a sample takes to a stop: see `step_kinds`."""
+    return step_kinds(sample.spec, sample.schedule, sample.stage, sample.index, stop)
+
+
+def step_counts(sample: Sample[L], stop: int) -> Mapping[StepKind, int]:
+    """Return how many steps of each kind a sample takes to a stop, in the order of the first."""
+    counts = Counter[StepKind]()
+    for kind, count in steps_until(sample, stop):
+        counts[kind] += count
+    return counts
 
 
 def with_latents(sample: Sample[L], latents: L, noise_draws: int) -> Sample[L]:

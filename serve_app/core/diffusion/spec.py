@@ -19,6 +19,7 @@ from serve_app.core.errors import InvalidRequest
 
 STEPS_RANGE = (1, 150)
 GUIDANCE_RANGE = (0.0, 20.0)
+SIGMA_RANGE = (0.0, 10_000.0)
 SEED_RANGE = (0, 2**32 - 1)
 PIXELS_PER_LATENT = 8  # along each side; diffusers' vae_scale_factor
 LATENT_CHANNELS = 4  # of SDXL's VAE
@@ -31,6 +32,13 @@ class Stage(StrEnum):
     REFINER = "refiner"
 
 
+class StepCache(StrEnum):
+    """What a sample's steps may reuse of the network's work at earlier ones."""
+
+    OFF = "off"
+    DEEPCACHE = "deepcache"  # deep features: see `step_kind`
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpec:
     """One requested image.
@@ -38,8 +46,9 @@ class ImageSpec:
     Both prompts may change from step to step: see `prompt_schedule`. A `negative_prompt` of None is
     not "": the checkpoint decides what an absent one means. `strength` is None for text-to-image,
     else the share of the steps that run on the initial image. `handoff` is the share of the noise
-    range that belongs to base: 1 is base alone. Raises `InvalidRequest` for a value outside
-    its range.
+    range that belongs to base: 1 is base alone. `guidance_interval` has the noise levels between
+    which guidance is on, in sigma; None: at all. Raises `InvalidRequest` for a value outside its
+    range.
     """
 
     prompt: str
@@ -55,6 +64,8 @@ class ImageSpec:
     model: str | None = None  # name of the base checkpoint; None: the default one
     refiner: str | None = None  # name of the refiner; None: the only one
     extensions: tuple[ExtensionRef, ...] = ()  # of the base model
+    guidance_interval: tuple[float, float] | None = None  # low, high; see `is_guided_at`
+    cache: StepCache = StepCache.OFF
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -65,6 +76,12 @@ class ImageSpec:
         _check_range("steps", self.steps, min_steps, max_steps)
         _check_range("guidance", self.guidance, *GUIDANCE_RANGE)
         _check_range("handoff", self.handoff, 0, 1)
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            for sigma in self.guidance_interval:
+                _check_range("guidance_interval", sigma, *SIGMA_RANGE)
+            if low >= high:
+                raise InvalidRequest("guidance_interval", f"must ascend, got {low:g} to {high:g}")
         if self.strength is not None:
             _check_range("strength", self.strength, 0, 1)
             if self.strength == 0:
@@ -88,7 +105,7 @@ class ImageSpec:
 
     @property
     def rows(self) -> int:
-        """UNet rows per network evaluation: two with guidance, else one."""
+        """The most UNet rows of a network evaluation: two with guidance, else one."""
         return 2 if self.is_guided else 1
 
     @property

@@ -47,7 +47,7 @@ class DeviceShares:
 
     def place_seconds(self, sample: Sample[Any]) -> float:
         """Return the GPU time that the sample's next step is expected to take."""
-        return sample.spec.rows * self._row_seconds
+        return sample.rows * self._row_seconds
 
     def limit(self, stepping: Caller) -> float:
         """Return the turn time beyond which work other than steps waits for this caller's step.
@@ -67,7 +67,7 @@ class DeviceShares:
         long before its next load.
         """
         samples = plan.samples
-        shares = share_by_rows([sample.spec.rows for sample in samples], seconds)
+        shares = share_by_rows([sample.rows for sample in samples], seconds)
         by_caller = [(sample.caller, share) for sample, share in zip(samples, shares, strict=True)]
         self._places.serve(by_caller)
         if plan.work is not WorkKind.STEP:
@@ -75,7 +75,7 @@ class DeviceShares:
             return
         self._turns.serve([(samples[0].caller, seconds)])
         self._step_seconds = seconds
-        self._row_seconds = seconds / sum(sample.spec.rows for sample in samples)
+        self._row_seconds = seconds / sum(sample.rows for sample in samples)
         places = Counter(sample.caller for sample in samples)
         self._forfeit_unusable(
             {sample.caller: stepping(sample) > places[sample.caller] for sample in samples}

@@ -188,7 +188,7 @@ class StepScheduler(Generic[L]):
             if work is None:
                 self.remove(sample.id)
                 done.append(sample)
-            elif work is entry.work:
+            elif work is entry.work and sample.is_shallow == entry.sample.is_shallow:
                 entry.sample = sample
             else:
                 self._move(entry, sample, work)
@@ -210,7 +210,7 @@ class StepScheduler(Generic[L]):
     def _plan_alone(self, entry: QueuedSample[L], *, in_quarantine: bool = False) -> Plan[L]:
         sample, lanes = entry.sample, 0
         if entry.work is WorkKind.STEP:
-            lanes = self._batch_sizes[sample.model_key].lanes(sample.spec.rows)
+            lanes = self._batch_sizes[sample.model_key].lanes(sample.rows)
         return Plan(entry.work, (sample,), lanes, alone=in_quarantine)
 
     def _admit(self, waiting: WaitingForMemory[Loadable, L]) -> None:
@@ -296,10 +296,10 @@ class StepScheduler(Generic[L]):
         order = self._steps.in_fair_order(
             key, owner, shares.place_time, lambda id: shares.place_seconds(entries[id].sample)
         )
-        ranked = ((id, entries[id].sample.spec.rows) for id in order)
-        ids = choose_batch(ranked, images=size.images, rows=size.rows)
+        ranked = ((id, entries[id].sample.rows) for id in order)
+        ids = choose_batch(ranked, rows=size.sample_rows)
         samples = tuple(entries[id].sample for id in ids)
-        rows = sum(sample.spec.rows for sample in samples)
+        rows = sum(sample.rows for sample in samples)
         return Plan(WorkKind.STEP, samples, size.lanes(rows))
 
     def _work_after(

@@ -24,8 +24,10 @@ class WorkKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """How many samples of a model step together, and in how many rows.
+    """How many guided samples of a model step together, and in how many rows.
 
+    A sample without guidance, or at a step outside its guidance interval, needs one row, so up to
+    twice as many of these step together.
     In strict mode every UNet call has one of `lane_counts` rows, padding included: the numbers of
     rows, smallest first, between which a sample's bits don't change. In fast mode there are none,
     and a call has as many rows as its samples need. Raises `ValueError` without room for one guided
@@ -42,8 +44,13 @@ class BatchSize:
             raise ValueError(f"the lane counts must ascend from 1, got {self}")
 
     @property
+    def sample_rows(self) -> int:
+        """The maximum number of rows of one UNet call that belong to samples."""
+        return min(2 * self.images, self.rows)
+
+    @property
     def rows(self) -> int:
-        """The maximum number of rows of one UNet call."""
+        """The maximum number of rows of one UNet call, padding included."""
         return self.lane_counts[-1] if self.lane_counts else 2 * self.images
 
     def lanes(self, rows: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.core.diffusion.spec import ImageSpec
+from serve_app.core.diffusion.spec import ImageSpec, StepCache
 from serve_app.ingress.containers import png as png_chunks
 from serve_app.ingress.containers.container import Container
 from serve_app.ingress.metadata import xmp
@@ -63,6 +63,10 @@ def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
     }
     if spec.strength is not None:
         settings["Denoising strength"] = f"{spec.strength:g}"
+    if spec.guidance_interval is not None:
+        settings["Guidance interval"] = "{:g} to {:g}".format(*spec.guidance_interval)
+    if spec.cache is not StepCache.OFF:
+        settings["Step cache"] = spec.cache.value
     if "refiner" in models and spec.handoff < 1:
         settings["Refiner"] = models["refiner"]
         settings["Refiner switch at"] = f"{spec.handoff:g}"

@@ -34,6 +34,10 @@ def rerun_request(
         refs = [ref for ref in spec.extensions if ref.kind == entry.kind]
         if refs:
             request[to_camel(field)] = [{"name": ref.name, "weight": ref.weight} for ref in refs]
+    if spec.guidance_interval is not None:
+        request["guidanceInterval"] = list(spec.guidance_interval)
+    if job.names_cache:
+        request["cache"] = spec.cache.value
     if spec.negative_prompt is not None:
         request["negativePrompt"] = spec.negative_prompt
     if image.resize_mode is not ResizeMode.CROP:

@@ -17,15 +17,18 @@ from serve_app.ingress.fields import (
     AspectRatio,
     Fraction,
     Guidance,
+    GuidanceInterval,
     Prompt,
     Range,
     ResizeModeName,
     SamplerName,
     Seed,
+    StepCacheName,
     Steps,
     Strength,
     Timeout,
     Weight,
+    as_interval,
 )
 from serve_app.ingress.generation import (
     DEFAULT_HANDOFF,
@@ -42,6 +45,7 @@ MAX_IMAGES = 8
 WIRE_NAMES = {  # the domain's fields whose names differ on the wire
     "negative_prompt": "negativePrompt",
     "guidance": "guidanceScale",
+    "guidance_interval": "guidanceInterval",
     "image_count": "imageCount",
     "timeout_s": "timeoutSeconds",
     "aspect": "aspectRatio",
@@ -88,6 +92,8 @@ class CommonFields(ApiModel):
     seed: Seed | None = None
     steps: Steps | None = None
     guidance_scale: Guidance | None = None
+    guidance_interval: GuidanceInterval | None = None
+    cache: StepCacheName | None = None
     sampler: SamplerName | None = None
     image_count: ImageCount | None = None
     handoff: Fraction = DEFAULT_HANDOFF
@@ -139,6 +145,8 @@ class GenerateRequest(CommonFields):
             seed=self.seed,
             steps=self.steps,
             guidance=self.guidance_scale,
+            guidance_interval=as_interval(self.guidance_interval),
+            cache=self.cache,
             sampler=self.sampler,
             image_count=self.image_count,
             handoff=self.handoff,
@@ -200,6 +208,8 @@ class RefineRequest(CommonFields):
             seed=self.seed,
             steps=_agreed("steps", self.steps, config.steps),
             guidance=_agreed("guidanceScale", self.guidance_scale, config.guidance_scale),
+            guidance_interval=as_interval(self.guidance_interval),
+            cache=self.cache,
             sampler=self.sampler,
             image_count=self.image_count,
             handoff=self.handoff,

@@ -23,6 +23,7 @@ MEDIA_TYPE = "multipart/form-data"
 _MAX_FILES, _MAX_FIELDS = 16, 64
 _MAX_TEXT_BYTES = sys.maxsize  # of one field: the whole body has a limit, and an image may be text
 _IMAGE_FIELDS = ("image", "image[]")
+_INTERVAL_FIELD = re.compile(r"guidanceInterval\[\d*\]")
 _LORA_FIELD = re.compile(r"loras\[\d*\]\[(name|weight)\]")  # how OpenAI's clients write a list
 _COMPONENTS = "#/components/schemas/{model}"  # where FastAPI puts what the routes share
 DESCRIPTION = {
@@ -45,6 +46,13 @@ DESCRIPTION = {
                         "type": "string",
                         "contentMediaType": "application/json",
                         "examples": ["[]"],
+                    },
+                    "guidanceInterval": {
+                        "description": "The noise levels between which guidance is on, low and "
+                        "high, as JSON text. Default: the model's own.",
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "examples": ["[0.28, 5.42]"],
                     },
                 },
             }
@@ -102,13 +110,13 @@ def _read_fields(form: FormData) -> ImageEditRequest:
             raise InvalidRequest(
                 "mask", "is not supported", remedy="Omit it to edit the whole image"
             )
-        if name in _IMAGE_FIELDS or _LORA_FIELD.fullmatch(name):
+        if name in _IMAGE_FIELDS or _LORA_FIELD.fullmatch(name) or _INTERVAL_FIELD.fullmatch(name):
             continue
         if not isinstance(value, str) or name in fields:
             raise InvalidRequest(name, "must be a single text field")
         if value or name == "prompt":
             fields[name] = value
-    fields |= _loras(form)
+    fields |= _loras(form) | _interval(form)
     try:
         return ImageEditRequest.model_validate_strings(fields)
     except ValidationError as error:
@@ -138,6 +146,12 @@ def _loras(form: FormData) -> dict[str, str]:
     for entry, weight in zip(entries, weights, strict=False):
         entry["weight"] = weight
     return {"loras": json.dumps(entries)}
+
+
+def _interval(form: FormData) -> dict[str, str]:
+    """Return the field `guidanceInterval` as JSON text, from fields `guidanceInterval[]`."""
+    sigmas = [_number(v) for name, v in form.multi_items() if _INTERVAL_FIELD.fullmatch(name)]
+    return {"guidanceInterval": json.dumps(sigmas)} if sigmas else {}
 
 
 def _number(value: UploadFile | str) -> float | str:

@@ -32,6 +32,8 @@ def rerun_request(job: GenerationJob, image: JobImage) -> dict[str, Any]:
         "negative_prompt": spec.negative_prompt,
         "num_inference_steps": spec.steps,
         "guidance_scale": spec.guidance,
+        "guidanceInterval": spec.guidance_interval and list(spec.guidance_interval),
+        "cache": spec.cache.value if job.names_cache else None,
         "sampler": spec.sampler.value,
         "handoff": spec.handoff,
         "strength": spec.strength,

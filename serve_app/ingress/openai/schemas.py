@@ -17,15 +17,18 @@ from serve_app.ingress.fields import (
     AspectRatio,
     Fraction,
     Guidance,
+    GuidanceInterval,
     Prompt,
     Range,
     ResizeModeName,
     SamplerName,
     Seed,
+    StepCacheName,
     Steps,
     Strength,
     Timeout,
     Weight,
+    as_interval,
 )
 from serve_app.ingress.generation import (
     DEFAULT_HANDOFF,
@@ -45,6 +48,7 @@ MAX_IMAGES = 10
 WIRE_NAMES = {  # the domain's fields whose names differ on the wire
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
+    "guidance_interval": "guidanceInterval",
     "image_count": "n",
     "width": "size",
     "height": "size",
@@ -89,22 +93,27 @@ class LoraEntry(BaseModel):
     weight: Weight | None = None
 
 
-def _parsed(value: Any) -> Any:
-    """Return what a field of a form holds as JSON text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_json(value.encode())
-    except InvalidJson:
-        raise PydanticCustomError(
-            "json_text", 'must be a list of LoRAs, as in [{"name": "ink"}]'
-        ) from None
+def _json_text(problem: str) -> BeforeValidator:
+    """Return what reads a field of a form that holds JSON text, and else says what is wrong."""
+
+    def parsed(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse_json(value.encode())
+        except InvalidJson:
+            raise PydanticCustomError("json_text", problem) from None
+
+    return BeforeValidator(parsed)
 
 
 Loras = Annotated[
     list[LoraEntry],
-    BeforeValidator(_parsed),
+    _json_text('must be a list of LoRAs, as in [{"name": "ink"}]'),
     Field(max_length=8),
+]
+Interval = Annotated[
+    GuidanceInterval, _json_text("must be a list of two noise levels, as in [0.28, 5.42]")
 ]
 
 
@@ -136,6 +145,8 @@ class ImagesRequest(BaseModel):
     native_steps: Annotated[Steps | None, Field(alias="steps")] = None
     guidance_scale: Guidance | None = None
     native_guidance: Annotated[Guidance | None, Field(alias="guidanceScale")] = None
+    guidance_interval: Annotated[Interval | None, Field(alias="guidanceInterval")] = None
+    cache: StepCacheName | None = None
     sampler: SamplerName | None = None
     refine: bool | None = None
     handoff: Fraction | None = DEFAULT_HANDOFF
@@ -172,6 +183,8 @@ class ImagesRequest(BaseModel):
             "guidance": _either(
                 "guidance_scale", self.guidance_scale, "guidanceScale", self.native_guidance
             ),
+            "guidance_interval": as_interval(self.guidance_interval),
+            "cache": self.cache,
             "sampler": self.sampler,
             "image_count": self.n or 1,
             "model": model.name,

@@ -26,6 +26,7 @@ from serve_app.runtime.memory.device import Device, is_out_of_memory
 from serve_app.runtime.memory.pinned_copies import PinnedCopies
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.networks.loading import Modules
+from serve_app.runtime.networks.step_cache import StepFeatures
 from serve_app.runtime.parts import Parts
 
 logger = logging.getLogger("aura.memory")
@@ -187,14 +188,21 @@ class MemoryProbe:
 
     @torch.inference_mode()
     def _dry_run(self, plan: MemoryPlan, rows: int) -> None:
-        """Encode a new prompt, take one step, decode an image and encode it."""
+        """Encode a new prompt, take one step, decode an image and encode it.
+
+        The step leaves the deep features of all images, as with a step cache.
+        """
         parts, (width, height) = self._parts, self._size
         spec = ImageSpec(
             prompt=str(plan), seed=0, width=width, height=height, steps=1, guidance=2.0
         )
         conditioning = parts.conditioner.condition(spec).at(0)
-        x = torch.zeros(1, LATENT_CHANNELS, *spec.latent_shape, device=self._device.torch_device)
-        (denoised,) = parts.denoiser(x, [DenoiserInput(1.0, 900.0, conditioning)], rows)
+        inputs = [
+            DenoiserInput(1.0, 900.0, conditioning, StepFeatures()) for _ in range(plan.images)
+        ]
+        shape = (plan.images, LATENT_CHANNELS, *spec.latent_shape)
+        x = torch.zeros(shape, device=self._device.torch_device)
+        denoised = parts.denoiser(x, inputs, rows)[0]
         image = np.zeros((height, width, 3), np.uint8)
         with suppress(NumericFault):  # `SelfTest` checks the numbers, and says what is wrong
             image = parts.image_codec.decode(denoised).image

@@ -3,7 +3,7 @@
 How a prompt is encoded is the business of `text_encoders`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -61,10 +61,17 @@ class ScheduledConditioning:
     first_step: int = 0  # that of `by_step[0]`; the steps before have run
     chunks: int = 1  # of 77 tokens
     warnings: tuple[str, ...] = ()
+    _unguided: dict[Conditioning, Conditioning] = field(default_factory=dict, init=False)
 
-    def at(self, step: int) -> Conditioning:
-        """Return the conditioning of a step."""
-        return self.by_step[step - self.first_step]
+    def at(self, step: int, *, guided: bool = True) -> Conditioning:
+        """Return the conditioning of a step, or only its positive part, as without guidance."""
+        conditioning = self.by_step[step - self.first_step]
+        if guided or conditioning.negative is None:
+            return conditioning
+        if conditioning not in self._unguided:
+            unguided = replace(conditioning, negative=None, guidance_scale=1.0)
+            self._unguided[conditioning] = unguided
+        return self._unguided[conditioning]
 
     @property
     def is_finite(self) -> bool:

@@ -4,15 +4,18 @@ Guidance, input scaling, padding and dtype are behind it, as in k-diffusion's wr
 contract. x is in the convention image + sigma * noise. Samplers and schedules are elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 
 from serve_app.core.diffusion.preconditioning import Preconditioning
 from serve_app.runtime.memory.upload import upload
 from serve_app.runtime.networks.conditioning import Conditioning, RowConditioning
+from serve_app.runtime.networks.step_cache import StepFeatures, kept_features, shallow_forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,8 @@ class DenoiserInput:
     sigma: float
     timestep: float
     conditioning: Conditioning
+    features: StepFeatures | None = None  # of a sample with a step cache
+    shallow: bool = False  # whether they are reused, and not made anew; the same in a whole call
 
 
 class Denoiser(Protocol):
@@ -49,6 +54,7 @@ class UNetDenoiser:
         self._preconditioning = preconditioning
         self._dtype = dtype
         self._last: tuple[tuple[Conditioning, ...], _BatchConditioning] | None = None
+        self._on_device = WeakSet[StepFeatures]()  # of the samples of the last call alone
 
     def __call__(
         self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
@@ -63,17 +69,46 @@ class UNetDenoiser:
         rows[: len(batch.owner)] = scaled[batch.owner].to(self._dtype)
         row_timesteps = x.new_zeros(lanes)
         row_timesteps[: len(batch.owner)] = timesteps[batch.owner]
-        predicted: torch.Tensor = self._unet(
-            rows,
-            row_timesteps,
-            encoder_hidden_states=batch.embeds,
-            added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
-            return_dict=False,
-        )[0].float()
+        predicted = self._predict(rows, row_timesteps, batch, inputs).float()
         positive, negative = predicted[batch.positive], predicted[batch.negative]
         guided = negative + batch.guidance_scale * (positive - negative)
         denoised: torch.Tensor = self._preconditioning.denoised(x, sigma, guided)
         return denoised
+
+    def _predict(
+        self,
+        rows: torch.Tensor,
+        timesteps: torch.Tensor,
+        batch: "_BatchConditioning",
+        inputs: Sequence[DenoiserInput],
+    ) -> torch.Tensor:
+        """Return the network's output for the rows; read or write the features of the inputs."""
+        added = {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
+        self._offload_other_features(inputs)
+        if inputs[0].shallow:
+            deep = _deep_features(inputs, rows)
+            return shallow_forward(self._unet, rows, timesteps, batch.embeds, added, deep)
+        keeping: AbstractContextManager[list[torch.Tensor]] = nullcontext([])
+        if self._on_device:
+            keeping = kept_features(self._unet)
+        with keeping as kept:
+            predicted: torch.Tensor = self._unet(
+                rows,
+                timesteps,
+                encoder_hidden_states=batch.embeds,
+                added_cond_kwargs=added,
+                return_dict=False,
+            )[0]
+        if kept:
+            _keep_features(inputs, kept)
+        return predicted
+
+    def _offload_other_features(self, inputs: Sequence[DenoiserInput]) -> None:
+        """Move the features of samples that do not take part to the host's memory."""
+        own = WeakSet(i.features for i in inputs if i.features is not None)
+        for features in self._on_device - own:
+            features.offload()
+        self._on_device = own
 
     def _gather(
         self, conditionings: tuple[Conditioning, ...], lanes: int, device: torch.device
@@ -93,6 +128,40 @@ class UNetDenoiser:
         batch = _stack(conditionings, lanes, device)
         self._last = (conditionings, batch)
         return batch
+
+
+def _row_numbers(inputs: Sequence[DenoiserInput]) -> Iterator[tuple[int | None, int]]:
+    """Yield the numbers of each sample's negative row, if it has one, and of its positive one."""
+    row = 0
+    for i in inputs:
+        negative = None if i.conditioning.negative is None else row
+        row += 1 if negative is None else 2
+        yield negative, row - 1
+
+
+def _keep_features(inputs: Sequence[DenoiserInput], rows: Sequence[torch.Tensor]) -> None:
+    """Leave each sample with a step cache the features of its own rows."""
+    for i, (negative, positive) in zip(inputs, _row_numbers(inputs), strict=True):
+        if i.features is not None:
+            i.features.positive = rows[positive]
+            i.features.negative = None if negative is None else rows[negative]
+
+
+def _deep_features(inputs: Sequence[DenoiserInput], rows: torch.Tensor) -> torch.Tensor:
+    """Return the features of all rows, on their device. Raises `ValueError` for a missing one."""
+    by_row: dict[int, torch.Tensor] = {}
+    for i, (negative, positive) in zip(inputs, _row_numbers(inputs), strict=True):
+        own = i.features or StepFeatures()
+        for row, features in ((negative, own.negative), (positive, own.positive)):
+            if row is None:
+                continue
+            if features is None:
+                raise ValueError("a shallow step without the features of a full one")
+            by_row[row] = features
+    deep = rows.new_zeros(len(rows), *by_row[0].shape)
+    for row, features in by_row.items():
+        deep[row] = features.to(rows.device)
+    return deep
 
 
 @dataclass(frozen=True, slots=True, eq=False)

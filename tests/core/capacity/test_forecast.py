@@ -12,6 +12,7 @@ from serve_app.core.capacity.forecast import (
     amortized_seconds,
     forecast,
     image_seconds,
+    mean_step_seconds,
     pending_work,
 )
 from serve_app.core.capacity.gpu_time import GpuTimeAccount
@@ -19,7 +20,7 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, stage_segments, with_latents
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.schedule import make_schedule
-from serve_app.core.diffusion.spec import Stage
+from serve_app.core.diffusion.spec import Stage, StepCache
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import BatchSize, PendingWork, WorkKind
 from tests.support.keys import lora, lora_key
@@ -164,7 +165,8 @@ def drained(scheduler: StepScheduler[float], costs: CostTable) -> tuple[float, d
     """Seconds until the scheduler is empty, and of each image, when turns take just these."""
     account, spent = GpuTimeAccount(), dict[str, float]()
     while (plan := next_plan(scheduler)) is not None:
-        kind: Any = TurnKind(plan.work, ModelKey(Stage.BASE), 64, 64, plan.lanes)
+        shallow = plan.work is WorkKind.STEP and plan.samples[0].is_shallow
+        kind: Any = TurnKind(plan.work, ModelKey(Stage.BASE), 64, 64, plan.lanes, shallow=shallow)
         if plan.work is WorkKind.CONDITION:
             kind = replace(PROMPT, rows=plan.samples[0].spec.rows)
         elif plan.work is WorkKind.DECODE:
@@ -176,6 +178,7 @@ def drained(scheduler: StepScheduler[float], costs: CostTable) -> tuple[float, d
 
 
 QUEUES = st.lists(st.tuples(st.integers(1, 12), st.sampled_from([1.0, 5.0])), max_size=20)
+INTERVALS = st.sampled_from([None, (0.0, 1.0), (0.5, 3.0), (2.0, 10_000.0)])
 
 
 @given(
@@ -192,3 +195,37 @@ def test_a_forecast_is_what_the_scheduler_takes_afterwards(
     seconds, spent = drained(scheduler, costs)
     assert result.seconds == pytest.approx(seconds)
     assert result.shares == pytest.approx(spent)
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), INTERVALS), max_size=12), st.booleans())
+def test_a_forecast_knows_which_steps_need_fewer_rows_and_which_are_shallow(
+    queue: list[tuple[int, tuple[float, float] | None]], cached: bool
+) -> None:
+    rows = {replace(STEP, rows=count): 1.0 + count / 8 for count in range(1, 9)}
+    rows |= {replace(kind, shallow=True): seconds / 16 for kind, seconds in rows.items()}
+    costs = CostTable({**rows, PROMPT: 0.25, DECODE: 0.5}, {ModelKey(Stage.BASE): BatchSize(4)})
+    cache = StepCache.DEEPCACHE if cached else StepCache.OFF
+    samples = [
+        sample(str(n), steps, guidance_interval=interval, cache=cache)
+        for n, (steps, interval) in enumerate(queue)
+    ]
+    scheduler = scheduler_with(BatchSize(4), *samples)
+    result = forecast(scheduler.pending(), costs)
+    seconds, spent = drained(scheduler, costs)
+    assert result.seconds == pytest.approx(seconds)
+    assert result.shares == pytest.approx(spent)
+
+
+def test_an_image_alone_pays_less_for_unguided_and_for_shallow_steps() -> None:
+    rows = {replace(STEP, rows=1): 0.5, replace(STEP, rows=2): 1.0}
+    shallow = {replace(kind, shallow=True): seconds / 10 for kind, seconds in rows.items()}
+    costs = CostTable(
+        {**rows, **shallow, PROMPT: 0.0, DECODE: 0.0}, {ModelKey(Stage.BASE): BatchSize(1)}
+    )
+    late = [owed(sample("a", 10, guidance_interval=(0.0, 1.0)))]
+    guided = sum(sigma <= 1.0 for sigma in late[0].sample.schedule.sigmas[:10])
+    assert image_seconds(late, costs, images=1) == pytest.approx(10 * 0.5 + guided * 0.5)
+    assert amortized_seconds(late, costs) == image_seconds(late, costs, images=1)
+    deep = [owed(sample("a", 10, cache=StepCache.DEEPCACHE))]
+    assert image_seconds(deep, costs, images=1) == pytest.approx(4 * 1.0 + 6 * 0.1)
+    assert mean_step_seconds(deep[0].sample, costs) == pytest.approx((4 * 1.0 + 6 * 0.1) / 10)

@@ -11,12 +11,13 @@ from serve_app.core.capacity.replica_report import (
     WIRE_VERSION,
     RemainingWork,
     ReplicaReport,
+    StepCount,
     encode_batch_key,
     key_of,
     remaining_work,
 )
 from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage
-from serve_app.core.diffusion.spec import Stage
+from serve_app.core.diffusion.spec import Stage, StepCache
 from serve_app.core.scheduling.work import WorkKind
 from tests.support.images import COSTS, SDXL, STEP, image, report_of, segment_of
 from tests.support.keys import lora
@@ -35,23 +36,28 @@ def test_a_report_travels_as_json() -> None:
 def test_the_wire_form_is_that_of_its_version() -> None:
     """If this test has to change, `WIRE_VERSION` has to grow."""
     model = {"stage": "base", "name": "sdxl"}
-    step = {"work": "step", "model": model, "width": 1024, "height": 1024, "rows": 8}
-    step["extensions"] = []
+    step: dict[str, object] = {
+        "work": "step",
+        "model": model,
+        "width": 1024,
+        "height": 1024,
+        "rows": 8,
+    }
+    step |= {"extensions": [], "shallow": False}
     batch_key = (
-        '{"chunks": 1, "extensions": [], "latent_shape": [128, 128], "model": ["base", "sdxl"]}'
+        '{"chunks": 1, "extensions": [], "latent_shape": [128, 128], "model": ["base", "sdxl"], '
+        '"shallow": false}'
     )
     caller = {"name": "key:1", "weight": 3.0}
     alice = Caller("key:1", 3.0)
     assert report_of(3, image("a", caller=alice), measured={alice: 7.5}).to_wire() == {
-        "version": 3,
+        "version": 4,
         "number": 3,
         "profile": "h200",
         "images": {
             "a base": {
                 "batchKey": batch_key,
-                "steps": 20,
-                "step": step,
-                "rowsAlone": 8,
+                "steps": [{"count": 20, "step": step, "rowsAlone": 8}],
                 "caller": caller,
             }
         },
@@ -80,9 +86,24 @@ def test_only_the_costs_of_steps_and_loads_travel() -> None:
 def test_what_remains_of_an_image_are_the_steps_to_the_end_of_its_segment() -> None:
     sample = replace(image("a", steps=20), index=5)
     assert remaining_work(sample, StageSegment(Stage.BASE, 16, last=False), COSTS) == RemainingWork(
-        encode_batch_key(sample.batch_key), 11, STEP, STEP, NO_CALLER
+        encode_batch_key(sample.batch_key), (StepCount(11, STEP, STEP),), NO_CALLER
     )
     assert remaining_work(replace(sample, index=20), segment_of(sample), COSTS).steps == 0
+
+
+def test_steps_of_each_kind_travel_with_what_they_cost() -> None:
+    plain = image("a", steps=20)
+    sample = replace(plain, spec=replace(plain.spec, cache=StepCache.DEEPCACHE))
+    wire = json.loads(json.dumps(report_of(1, sample).to_wire()))
+    read = ReplicaReport.from_wire(wire)
+    assert read is not None
+    (work,) = read.remaining.values()
+    assert work == remaining_work(sample, segment_of(sample), COSTS)
+    assert [(kind.count, kind.step.shallow) for kind in work.kinds] == [(7, False), (13, True)]
+    costs = replace(COSTS, seconds_by_turn={STEP: 0.1, replace(STEP, shallow=True): 0.01})
+    assert work.full_seconds(costs) == pytest.approx(7 * 0.1 + 13 * 0.01)
+    assert work.load(costs).step_seconds == pytest.approx((7 * 0.1 + 13 * 0.01) / 20)
+    assert work.batch_key == encode_batch_key(replace(sample, index=1).batch_key)
 
 
 def test_both_stages_of_an_image_have_keys_of_their_own() -> None:

@@ -26,6 +26,12 @@ PLAIN = ImageSpec(prompt="a fox", seed=0, width=1024, height=768, steps=30, guid
         ("strength", 1.5, "strength must be between 0 and 1, got 1.5"),
         ("width", 1020, "width must be a multiple of 8, got 1020"),
         ("height", 0, "height must be a multiple of 8, got 0"),
+        ("guidance_interval", (3.0, 3.0), "guidance_interval must ascend, got 3 to 3"),
+        (
+            "guidance_interval",
+            (-0.1, 3.0),
+            "guidance_interval must be between 0 and 10000, got -0.1",
+        ),
     ],
 )
 def test_an_illegal_value_cannot_be_built(field: str, value: Any, sentence: str) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import StageSegment, with_model, with_prompt_info
-from serve_app.core.diffusion.spec import Stage
+from serve_app.core.diffusion.spec import Stage, StepCache
 from serve_app.core.scheduling.step_scheduler import StepScheduler
 from serve_app.core.scheduling.work import BatchSize, WorkKind
 from tests.support.keys import base_key
@@ -92,9 +92,14 @@ def test_lanes_are_fixed_in_strict_mode_and_counted_in_fast(lanes: int, expected
     assert {plan.lanes for plan in plans} == {expected}
 
 
-def test_no_more_images_step_together_than_allowed() -> None:
-    scheduler = scheduler_of(*(sample(str(i), guidance=1.0) for i in range(7)), images=3, lanes=8)
-    assert max(len(p.samples) for p, _ in turns(scheduler) if p.work is WorkKind.STEP) == 3
+@pytest.mark.parametrize(("guidance", "most"), [(5.0, 3), (1.0, 6)])
+def test_no_more_rows_step_together_than_the_allowed_images_have_with_guidance(
+    guidance: float, most: int
+) -> None:
+    scheduler = scheduler_of(
+        *(sample(str(i), guidance=guidance) for i in range(7)), images=3, lanes=8
+    )
+    assert max(len(p.samples) for p, _ in turns(scheduler) if p.work is WorkKind.STEP) == most
 
 
 def test_shapes_never_share_a_batch_and_both_end() -> None:
@@ -295,3 +300,30 @@ def test_planning_twice_gives_the_same_plan_and_changes_nothing(
             results = run_plan(plan)
         assert once.settle(plan, results) == often.settle(plan, results)
     assert len(often) == 0
+
+
+def test_images_with_a_step_cache_come_into_step_and_share_their_shallow_steps() -> None:
+    late = sample("late", 12, cache=StepCache.DEEPCACHE)
+    scheduler = scheduler_of(sample("early", 12, cache=StepCache.DEEPCACHE))
+    running, shallow, full = turns(scheduler), list[set[str]](), list[set[str]]()
+    for _ in range(3):
+        next(running)
+    scheduler.add(late, whole_segment(late))
+    for plan, _ in running:
+        if plan.work is WorkKind.STEP:
+            assert len({s.is_shallow for s in plan.samples}) == 1
+            ids = {s.id for s in plan.samples}
+            (shallow if plan.samples[0].is_shallow else full).append(ids)
+    assert shallow.count({"early", "late"}) >= 6
+    assert full.count({"early", "late"}) >= 3
+
+
+def test_steps_outside_the_guidance_interval_give_their_rows_to_others() -> None:
+    specs = [sample(str(number), 4, guidance_interval=(0.0, 1.0)) for number in range(8)]
+    batches = [
+        (len(plan.samples), sum(s.rows for s in plan.samples))
+        for plan, _ in turns(scheduler_of(*specs))
+        if plan.work is WorkKind.STEP
+    ]
+    assert batches[0] == (8, 8)
+    assert (4, 8) in batches

@@ -74,6 +74,8 @@ NATIVE = {
     "negativePrompt": "dull",
     "steps": 9,
     "guidanceScale": 3.5,
+    "guidanceInterval": [0.28, 5.42],
+    "cache": "deepcache",
     "sampler": "dpmpp_2m_karras",
     "handoff": 0.4,
     "loras": LORAS,
@@ -92,6 +94,7 @@ def test_a_generation_takes_the_fields_of_the_native_route(
     spec = maker.specs[0]
     assert (spec.negative_prompt, spec.steps, spec.guidance) == ("dull", 9, 3.5)
     assert (spec.sampler, spec.handoff, spec.extensions) == (Sampler.DPMPP_2M_KARRAS, 0.4, REFS)
+    assert (spec.guidance_interval, spec.cache) == ((0.28, 5.42), "deepcache")
     assert (spec.width, spec.height, maker.calls[0].timeout_s) == (1216, 832, 90)
     assert not [text for text in (answer.model_extra or {})["warnings"] if "ignored" in text]
 
@@ -103,10 +106,11 @@ def test_an_edit_takes_them_in_a_form(sdk: openai.OpenAI, maker: FakeConductor) 
         image=PICTURE,
         prompt="a fox",
         size="1024x1024",
-        extra_body=extra | {"loras": json.dumps(LORAS)},
+        extra_body=extra | {"loras": json.dumps(LORAS), "guidanceInterval": "[0.28, 5.42]"},
     )
     spec, other = maker.specs
     assert (spec.strength, spec.steps, spec.handoff, spec.extensions) == (0.3, 9, 0.4, REFS)
+    assert (spec.guidance_interval, spec.cache) == ((0.28, 5.42), "deepcache")
     assert replace(other, seed=spec.seed) == spec
     sdk.images.edit(
         image=PICTURE,

@@ -200,7 +200,7 @@ def test_as_many_images_step_together_as_the_device_has_rows_for(
 def test_the_probe_runs_the_largest_legal_image(base: Checkpoint, cpu: Device) -> None:
     model = unfitted(base, cpu, max_rows=8)
     find_memory_plan(3, ALL, model.probe(native_size=base.native_size))
-    assert model.denoiser.calls == [(8, 1, 4, 144 // 8, 256 // 8)]
+    assert model.denoiser.calls == [(8, 3, 4, 144 // 8, 256 // 8)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
