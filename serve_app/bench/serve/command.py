@@ -21,7 +21,9 @@ def measure(plan: Plan, only: Sequence[str], output: Path, *, quick: bool) -> No
     """Print the tables, and write the JSON and the plot beside each other."""
     record = RunRecord.now(_PACKAGES)
     if quick:
-        plan = replace(plan, rounds=1, requests=4, clients=4, deadline=1.5)
+        plan = replace(
+            plan, rounds=1, requests=plan.workload.kinds, clients=plan.workload.kinds, deadline=1.5
+        )
     results = compare(plan, only)
     print_results(results, record, console)
     numbers = output.with_suffix(".json")

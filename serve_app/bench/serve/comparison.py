@@ -105,16 +105,14 @@ class _Comparison:
 
     def _closed(self, name: str, number: int) -> None:
         requests = self._plan.workload.draw(self._plan.requests, self._plan.seed + number)
-        with console.status(f"round {number + 1}, saturated: {name}"):
-            result = closed_loop(self._clients[name].send, requests, self._plan.clients)
+        result = closed_loop(self._clients[name].send, requests, self._plan.clients)
         self._note(CLOSED, name, result)
 
     def _open(self, name: str, number: int) -> None:
         plan, rate = self._plan, self._results.rate
         requests = plan.workload.draw(plan.requests, plan.seed + number)
         times = poisson_times(len(requests), rate, plan.seed + number)
-        with console.status(f"round {number + 1}, {rate:.2f} requests a second: {name}"):
-            result = open_loop(self._clients[name].send, requests, times)
+        result = open_loop(self._clients[name].send, requests, times)
         self._note(OPEN, name, result)
 
     def _overload(self, name: str) -> None:
@@ -122,11 +120,11 @@ class _Comparison:
         count = round(rate * 2 * plan.deadline)
         requests = plan.workload.draw(count, plan.seed + plan.rounds)
         times = poisson_times(count, rate, plan.seed)
-        with console.status(f"overload, {rate:.2f} requests a second: {name}"):
-            result = open_loop(self._clients[name].send, requests, times, plan.deadline)
+        result = open_loop(self._clients[name].send, requests, times, plan.deadline)
         self._note(OVERLOAD, name, result)
 
     def _note(self, load: str, name: str, result: LoadResult) -> None:
+        """Keep a result of this round; nothing is shown while a load runs, which it would slow."""
         self._round[name] = result
         pictures = sum(answer.is_ok for answer in result.answers)
         console.print(

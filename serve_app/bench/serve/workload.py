@@ -45,7 +45,7 @@ class Workload:
 
         So rounds differ in order and pictures, and not in work.
         """
-        kinds = list(product(self.steps, self.sizes, self.loras))
+        kinds = product(self.loras, self.sizes, self.steps)
         chosen, rng = list(islice(cycle(kinds), count)), Random(seed)
         rng.shuffle(chosen)
         return [
@@ -56,5 +56,5 @@ class Workload:
                 *size,
                 lora,
             )
-            for steps, size, lora in chosen
+            for lora, size, steps in chosen
         ]

@@ -39,6 +39,7 @@ def test_every_kind_of_request_is_as_frequent_whatever_the_seed() -> None:
         assert set(kinds.values()) == {3}
         assert len(kinds) == WORKLOAD.kinds
     assert WORKLOAD.draw(12, 1) == WORKLOAD.draw(12, 1) != WORKLOAD.draw(12, 2)
+    assert {request.steps for request in WORKLOAD.draw(2, 1)} == {4, 20}
 
 
 def test_a_closed_loop_has_as_many_requests_open_as_clients() -> None:
