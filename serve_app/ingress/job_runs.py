@@ -27,7 +27,7 @@ from serve_app.ingress.errors import error_response
 from serve_app.ingress.job_result import make_result
 from serve_app.ingress.job_run import JobRun
 from serve_app.ingress.job_spool import JobSpool
-from serve_app.ingress.ledger_outbox import LedgerOutbox
+from serve_app.ingress.ledger_outbox import LINGER_S, LedgerOutbox
 from serve_app.ingress.quota import Quota
 
 HEARTBEAT_INTERVAL_S = EXCHANGE_INTERVAL_S
@@ -273,7 +273,11 @@ class JobRuns:
         return bool(self._running or self._claims) or not self.outbox.is_empty
 
     async def _send_heartbeats(self) -> None:
-        """Send heartbeats while there is work, and one more, so that no old load is believed."""
+        """Send heartbeats while there is work, and one more, so that no old load is believed.
+
+        The first one lingers as the outbox's writes do, so that the job's own calls go first.
+        """
+        await asyncio.sleep(LINGER_S)
         is_working = True
         while is_working:
             is_working = self._is_working

@@ -1,6 +1,7 @@
 """Ledgers that tests turn, delay and take away."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve_app.core.errors import LedgerAway
@@ -18,12 +19,13 @@ from serve_app.deployments.ledger import Ledger
 
 
 class WatchedLedger(Ledger):
-    """A ledger with a clock to turn; counts who waits for a job, and can delay the end of one."""
+    """A ledger with a clock to turn; counts who is alive or waits, and can delay a job's end."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         super().__init__(clock=lambda: self.now)
         self.joined = 0
+        self.beats = 0
         self.created: list[Job] = []
         self.finishing = asyncio.Event()
         self.may_finish = asyncio.Event()
@@ -32,6 +34,12 @@ class WatchedLedger(Ledger):
     async def create(self, job: Job, claim: IdempotencyClaim | None) -> ClaimResult:
         self.created.append(job)
         return await super().create(job, claim)
+
+    async def heartbeat(
+        self, owner: str, jobs: frozenset[str], load: Mapping[str, Any]
+    ) -> Sequence[Mapping[str, Any]]:
+        self.beats += 1
+        return await super().heartbeat(owner, jobs, load)
 
     async def get(self, id: str, wait: float) -> Job | None:
         self.joined += wait > 0

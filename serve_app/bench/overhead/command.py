@@ -25,7 +25,7 @@ from serve_app.bench.overhead.step import StepTimes, measure_steps
 from serve_app.bench.run_record import RunRecord
 from serve_app.core.errors import OperatorError
 
-IMAGES = (1, 4, 8)  # that step together: 2, 8 and 16 lanes
+IMAGES = (1, 4, 8)  # that step together: 2, 8 and 16 rows
 _TURNS = 60
 _MEANING = {
     "validate": "body, validation",
@@ -65,13 +65,13 @@ def measure(*, runs: int, threads: int, output: Path) -> None:
 
 def _step_table(steps: Sequence[StepTimes]) -> Table:
     table = Table(
-        title="One step on the demo, strict: median ms of each part",
-        caption=f"{_TURNS} steps of each. Bookkeeping is all but the UNet: its median, its least, "
-        "and the median of its share",
+        title="One step on the demo: median ms of each part",
+        caption=f"{_TURNS} steps of each. The rest is the engine's bookkeeping, all but the UNet: "
+        "its median, its least, and the median of its share",
         title_justify="left",
         title_style="bold",
     )
-    for heading in ("images", "lanes", *STEP_PARTS, "bookkeeping", "least", "share"):
+    for heading in ("images", "rows", *STEP_PARTS, "rest", "least", "share"):
         table.add_column(heading, justify="right")
     for times in steps:
         parts = [f"{times.part(number):.2f}" for number in range(len(STEP_PARTS))]

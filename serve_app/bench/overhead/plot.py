@@ -95,7 +95,7 @@ def _plot_steps(axes: "Axes", steps: Sequence[StepTimes]) -> None:
         unet = times.part(STEP_PARTS.index("UNet"))
         text = f"{times.bookkeeping:.2f} ms, {times.share:.1%} of {unet + times.bookkeeping:.0f} ms"
         _annotate(axes, row, end, text)
-    axes.set_yticks(range(len(rows)), [f"{times.lanes} lanes" for times in rows])
+    axes.set_yticks(range(len(rows)), [f"{times.lanes} rows" for times in rows])
     axes.margins(x=0.25)
 
 
