@@ -54,10 +54,10 @@ async def test_a_spooled_job_that_a_newcomer_would_be_refused_for_ends_with_that
 async def take_over(client: Client, ledger: WatchedLedger, spool: JobSpool) -> Takeover:
     """Let a process without the spool take a spooled job over from one that is only slow."""
     await interrupt(client, spool, HalfwayConductor())
-    slow, owner, beats = WaitingConductor(), WaitingConductor(), ledger.beats
+    slow, owner = WaitingConductor(), WaitingConductor()
     resume(client, spool, slow)
     await slow.begun.wait()
-    await until_async(lambda: ledger.beats > beats)  # its first, which lingers
+    await ledger.hear_newest()
     ledger.now += LEASE + 1
     request = asyncio.ensure_future(post(client(owner), **KEY))
     await owner.begun.wait()

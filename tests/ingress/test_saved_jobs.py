@@ -203,7 +203,7 @@ async def test_a_saved_job_that_another_process_has_by_now_keeps_its_file(
     slow, owner = FailingHalfway(TakenOver("another process works at it")), HalfwayConductor()
     calls = await begin(client, spool, slow)
     await newest(client).save()
-    await until_async(lambda: ledger.beats)  # the first, which lingers
+    await ledger.hear_newest()
     ledger.now += LEASE + 1
     again = asyncio.create_task(post(client(owner), **KEY))
     await owner.begun.wait()

@@ -39,10 +39,9 @@ async def lose(
     client: Client, ledger: WatchedLedger, maker: WaitingConductor
 ) -> asyncio.Task[httpx.Response]:
     """Let a process begin a job, and miss its heartbeats."""
-    beats = ledger.beats
     request = asyncio.create_task(post(client(maker), **KEY))
     await maker.begun.wait()
-    await until_async(lambda: ledger.beats > beats)  # the first, which lingers
+    await ledger.hear_newest()
     ledger.now += LEASE + 1
     return request
 
@@ -122,7 +121,7 @@ async def test_a_process_that_takes_its_own_job_over_does_not_run_it_twice(
     first = asyncio.ensure_future(post(process, **KEY))
     await slow.begun.wait()
     images = len(slow.tasks)
-    await until_async(lambda: ledger.beats)
+    await ledger.hear_newest()
     ledger.now += LEASE + 1  # its heartbeats did not arrive
     await ledger.check_health()
     second = asyncio.ensure_future(post(process, **KEY))
@@ -170,7 +169,7 @@ async def test_a_job_that_is_taken_over_is_charged_once_and_given_back_if_the_se
         client(lost, rate_limit=limit).post("/generate", json=BODY, headers=KEY)
     )
     await lost.begun.wait()
-    await until_async(lambda: ledger.beats)
+    await ledger.hear_newest()
     ledger.now += LEASE + 1
     failing = FailingConductor(OutOfMemory("no room"), at=0)
     again = await client(failing, rate_limit=limit).post("/generate", json=BODY, headers=KEY)

@@ -16,6 +16,7 @@ from serve_app.core.service.jobs import (
 )
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.ledger import Ledger
+from tests.support.waiting import until_async
 
 
 class WatchedLedger(Ledger):
@@ -25,7 +26,7 @@ class WatchedLedger(Ledger):
         self.now = 1000.0
         super().__init__(clock=lambda: self.now)
         self.joined = 0
-        self.beats = 0
+        self.senders: set[str] = set()  # of heartbeats
         self.created: list[Job] = []
         self.finishing = asyncio.Event()
         self.may_finish = asyncio.Event()
@@ -38,8 +39,12 @@ class WatchedLedger(Ledger):
     async def heartbeat(
         self, owner: str, jobs: frozenset[str], load: Mapping[str, Any]
     ) -> Sequence[Mapping[str, Any]]:
-        self.beats += 1
+        self.senders.add(owner)
         return await super().heartbeat(owner, jobs, load)
+
+    async def hear_newest(self) -> None:
+        """Wait for the first heartbeat, which lingers, of whoever created the newest job."""
+        await until_async(lambda: self.created[-1].owner in self.senders)
 
     async def get(self, id: str, wait: float) -> Job | None:
         self.joined += wait > 0
