@@ -60,11 +60,14 @@ class GpuTimeAccount:
         self.total_seconds += seconds
         rows = [sample.rows for sample in plan.samples]
         by_caller = dict(self.seconds_by_caller)
+        predicted: dict[int, float] = {}  # by table: images that came together have one
         for sample, share in zip(plan.samples, share_by_rows(rows, 1.0), strict=True):
             spent = self._spent.get(sample.id, GpuTime())
             costs = self._costs_at_arrival.setdefault(sample.id, self.cost_table)
+            if id(costs) not in predicted:
+                predicted[id(costs)] = costs.seconds(kind)
             self._spent[sample.id] = GpuTime(
-                spent.measured + share * seconds, spent.predicted + share * costs.seconds(kind)
+                spent.measured + share * seconds, spent.predicted + share * predicted[id(costs)]
             )
             by_caller[sample.caller] = by_caller.pop(sample.caller, 0.0) + share * seconds
         for caller in list(by_caller)[:-_MAX_CALLERS]:

@@ -77,8 +77,9 @@ class DeviceShares:
         self._step_seconds = seconds
         self._row_seconds = seconds / sum(sample.rows for sample in samples)
         places = Counter(sample.caller for sample in samples)
+        of_caller = {sample.caller: sample for sample in samples}
         self._forfeit_unusable(
-            {sample.caller: stepping(sample) > places[sample.caller] for sample in samples}
+            {caller: stepping(sample) > places[caller] for caller, sample in of_caller.items()}
         )
 
     def _forfeit_unusable(self, wants_more: dict[Caller, bool]) -> None:
