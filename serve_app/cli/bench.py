@@ -52,7 +52,7 @@ def bench_serve(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, each in another order.")] = 3,
     requests: Annotated[
         int, typer.Option(min=4, help="Requests for each system, load and round.")
-    ] = 32,
+    ] = 28,
     clients: Annotated[int, typer.Option(min=1, help="Clients of the closed loop.")] = 16,
     batch: Annotated[
         int, typer.Option(min=1, max=16, help="Images that may run together, of every system.")

@@ -107,6 +107,7 @@ def _plot_by_steps(axes: "Axes", results: Results, colours: dict[str, str]) -> N
             lw=2.0 if name in _OURS or name in _RIVAL else 1.2,
         )
     axes.set_xticks(counts)
+    axes.margins(x=0.06)
     axes.set_ylim(bottom=0)
 
 
