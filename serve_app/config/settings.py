@@ -20,6 +20,7 @@ from serve_app.config.setting_sources import read_sources
 from serve_app.config.setting_types import (
     AbsolutePath,
     BaseUrl,
+    CompileMode,
     DailyQuotas,
     DeviceName,
     HostNames,
@@ -79,6 +80,7 @@ class Settings(BaseModel):
     enable_xformers: bool = Field(
         False, description="1: xFormers attention where it runs. 0: the attention of PyTorch"
     )
+    model_compile: CompileMode = "off"
     model_max_batch_size: int | None = Field(
         None,
         ge=1,
@@ -223,9 +225,7 @@ class Settings(BaseModel):
         description="PostgreSQL database in place of LEDGER_FILE: postgresql://USER:PASSWORD@HOST/"
         "DATABASE?sslmode=require. Needs `pip install 'aura-serve[postgres]'`. Empty: LEDGER_FILE",
     )
-    ledger_schema: SchemaName = Field(
-        "aura", description="Schema of that database; each service needs one of its own"
-    )
+    ledger_schema: SchemaName = "aura"
     ledger_on_damage: Literal["stop", "replace"] = Field(
         "stop",
         description="stop: a damaged LEDGER_FILE is left as it is; the service does not start, or "

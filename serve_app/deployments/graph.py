@@ -248,6 +248,7 @@ def _stage_config(
         extensions=extension_sources(catalog) if Stage.BASE in stage.stages else (),
         max_loaded_extensions=settings.max_loaded_loras,
         memory_fraction=min(stage.num_gpus or 1.0, 1.0),
+        compile_mode=settings.model_compile,
         remember_proofs=True,
     )
 

@@ -70,7 +70,7 @@ def load_models(config: StageConfig, kinds: ExtensionKindEntries = EXTENSION_KIN
 
     A replica that runs both stages loads the refiner too, which never goes back to disk. One model
     more than fit in memory stays on the host, so that the base model need not go back to disk
-    either when the refiner continues its images. Raises `OperatorError`.
+    either when the refiner continues its images. Those in memory warm up. Raises `OperatorError`.
     """
     device = open_device(
         config.device,
@@ -78,6 +78,7 @@ def load_models(config: StageConfig, kinds: ExtensionKindEntries = EXTENSION_KIN
         xformers=config.xformers,
         cpu_threads=config.cpu_threads,
         memory_fraction=config.memory_fraction,
+        compile_mode=config.compile_mode,
     )
     safety_dir = config.safety_checker_dir
     loaders = model_loaders(
@@ -90,13 +91,15 @@ def load_models(config: StageConfig, kinds: ExtensionKindEntries = EXTENSION_KIN
         proofs=ProofFile.default() if config.remember_proofs else None,
     )
     pinned = [source.key for source in config.models if source.stage is not config.stages[0]]
-    return ModelCache(
+    models = ModelCache(
         loaders,
         capacity=config.max_loaded_models,
         offload_capacity=len(pinned),
         pinned=pinned,
         extension_capacity=config.max_loaded_extensions,
     )
+    models.warm_up()
+    return models
 
 
 def _checkpoint(source: ModelSource) -> Checkpoint:

@@ -6,12 +6,16 @@ from dataclasses import replace
 from functools import partial
 
 from serve_app.core.diffusion.keys import ModelKey
+from serve_app.core.diffusion.numeric_profile import NumericProfile
+from serve_app.core.diffusion.sizes import SizeRules
+from serve_app.core.diffusion.spec import PIXELS_PER_LATENT
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.service.moderation import ImageFilter
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.file_digest import checkpoint_digest
 from serve_app.runtime.extensions.extension_set import ExtensionFiles, ExtensionSet
 from serve_app.runtime.fit_lanes import fit_lanes
+from serve_app.runtime.lane_counts import LaneCounts, always_ready, lane_counts_for
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.memory_probe import (
     SAVINGS_BY_DEVICE,
@@ -20,6 +24,8 @@ from serve_app.runtime.memory.memory_probe import (
     find_memory_plan,
 )
 from serve_app.runtime.memory.model_cache import Loader
+from serve_app.runtime.networks.compiled_unet import CompiledUNet
+from serve_app.runtime.networks.compiler import compiler
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import Modules, load
@@ -28,6 +34,7 @@ from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.parts import Parts
 from serve_app.runtime.proof_file import ProofFile
 from serve_app.runtime.stage_model import StageModel
+from serve_app.runtime.warm_up import warm_up
 
 logger = logging.getLogger("aura.runtime")
 
@@ -108,6 +115,10 @@ def build_stage_model(
             extension_work=extensions.work_per_pixel if extensions else 0.0,
         )
         plan = find_memory_plan(images, savings, probe, previous_plan)
+    compiled = _compiled_unet(checkpoint, device, modules, parts.extensions, plan)
+    if compiled is not None:
+        preconditioning = checkpoint.noise_config.preconditioning
+        parts = replace(parts, denoiser=UNetDenoiser(compiled, preconditioning, device.dtype))
     profile_of = partial(
         device.numeric_profile,
         checkpoint.stage,
@@ -116,7 +127,13 @@ def build_stage_model(
         weights=checkpoint_digest(checkpoint),
     )
     images, profile, lane_counts = fit_lanes(
-        parts, device, profile_of, plan.images, strict=strict, proofs=proofs
+        parts,
+        device,
+        profile_of,
+        plan.images,
+        strict=strict,
+        proofs=proofs,
+        is_ready=compiled.is_ready if compiled else always_ready,
     )
     model = StageModel(
         profile=profile,
@@ -126,7 +143,45 @@ def build_stage_model(
         lane_counts=lane_counts,
         safety=safety,
         offloadable=placement,
+        warm_up=_warm_up(parts, profile, compiled, lane_counts, images, device),
     )
     model.record_self_test()
     logger.info("%s is ready as %s: %s", checkpoint.name, checkpoint.stage, model.profile)
     return model
+
+
+def _warm_up(
+    parts: Parts,
+    profile: NumericProfile,
+    compiled: CompiledUNet | None,
+    lane_counts: LaneCounts,
+    images: int,
+    device: Device,
+) -> Callable[[], None]:
+    """Return what compiles a model before it is ready; in fast mode too for powers of two alone."""
+    if compiled is None:
+        return lambda: None
+    counts = lane_counts.counts or lane_counts_for(images, strict=True)
+    return partial(warm_up, parts, profile, compiled, lane_counts, counts, device.torch_device)
+
+
+def _compiled_unet(
+    checkpoint: Checkpoint,
+    device: Device,
+    modules: Modules,
+    extensions: ExtensionSet,
+    plan: MemoryPlan,
+) -> CompiledUNet | None:
+    """Return the UNet that is compiled for its aspect sizes; None if everything runs eager."""
+    mode = device.compile_mode_with(plan.savings)
+    if mode == "off":
+        if device.compile_mode != "off":
+            logger.warning(
+                "MODEL_COMPILE=%s has no effect on %s: its UNet is kept on the CPU",
+                device.compile_mode,
+                checkpoint.name,
+            )
+        return None
+    sizes = SizeRules(checkpoint.native_size).aspect_sizes
+    shapes = [(height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT) for width, height in sizes]
+    return CompiledUNet(modules.unet, compiler(mode), shapes, lambda: extensions.has_active)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.scheduling.memory_plan import halvings
 from serve_app.runtime.batch_invariance import check_batch_invariance
-from serve_app.runtime.lane_counts import LaneCounts, lane_counts_for
+from serve_app.runtime.lane_counts import IsReady, LaneCounts, always_ready, lane_counts_for
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.parts import Parts
 from serve_app.runtime.proof_file import Proof, ProofFile
@@ -19,6 +19,7 @@ def fit_lanes(
     *,
     strict: bool,
     proofs: ProofFile | None = None,
+    is_ready: IsReady = always_ready,
 ) -> tuple[int, NumericProfile, LaneCounts]:
     """Return the images that step together, their numeric profile and its numbers of rows.
 
@@ -26,13 +27,13 @@ def fit_lanes(
     a lone guided image: padding would cost that image more than a larger batch saves. If no two
     images can step with the bits of one, they are `images`, and every step is padded.
     `profile_of` returns the profile with so many lanes. Batch invariance is checked unless it is
-    among the `proofs`; raises what `check_batch_invariance` raises.
+    among the `proofs`; `is_ready` is for `LaneCounts`. Raises what `check_batch_invariance` raises.
     """
     fits = []
     for fewer in halvings(images):
         counts = lane_counts_for(fewer, strict=strict)
         profile = profile_of(max(counts, default=0))
-        proved = _prove(parts, profile, device, counts, proofs)
+        proved = _prove(parts, profile, device, counts, proofs, is_ready)
         fits.append((fewer, profile, proved))
         if min(proved.counts, default=0) <= 2 or fewer == 2:
             break
@@ -45,6 +46,7 @@ def _prove(
     device: Device,
     counts: tuple[int, ...],
     proofs: ProofFile | None,
+    is_ready: IsReady,
 ) -> LaneCounts:
     """Check batch invariance, and return the numbers of lanes that keep it in small images."""
     known = proofs.read(profile) if proofs else None
@@ -56,4 +58,10 @@ def _prove(
         if proofs:
             proofs.write(profile, Proof(proof.lane_counts, {name: answer}))
 
-    return LaneCounts(parts.denoiser, proof.lane_counts, known=proof.answers, on_answer=remember)
+    return LaneCounts(
+        parts.denoiser,
+        proof.lane_counts,
+        known=proof.answers,
+        on_answer=remember,
+        is_ready=is_ready,
+    )

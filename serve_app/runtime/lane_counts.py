@@ -28,7 +28,14 @@ Batch = tuple[torch.Tensor, Sequence[DenoiserInput]]  # latents (samples, 4, h/8
 # them. Only so many as the second number are different; these come again and again.
 MakeBatch = Callable[[int, int], Batch]
 
+IsReady = Callable[[tuple[int, int], int], bool]  # latent height and width, and rows
+
 MAX_ANSWERS = 1024  # that are remembered; the oldest are forgotten
+
+
+def always_ready(latent_shape: tuple[int, int], rows: int) -> bool:
+    """Return that nothing is compiled."""
+    return True
 
 
 def lane_counts_for(images: int, *, strict: bool) -> tuple[int, ...]:
@@ -89,37 +96,38 @@ class LaneCounts:
         *,
         known: Mapping[str, bool] | None = None,
         on_answer: Callable[[str, bool], None] | None = None,
+        is_ready: IsReady = always_ready,
     ) -> None:
         """Begin with the `known` answers, by `LaneKey.name`.
 
-        `on_answer` gets each new one that says the same after the next start.
+        `on_answer` gets each new one that says the same after the next start. `is_ready` says
+        whether a call needs no compilation first.
         """
         self.counts = counts  # ascending; every other one is compared with the last
-        self._denoiser, self._on_answer = denoiser, on_answer
+        self._denoiser, self._on_answer, self._is_ready = denoiser, on_answer, is_ready
         self._answers = dict(list((known or {}).items())[-MAX_ANSWERS:])
 
     def knows(self, key: LaneKey, rows: int) -> bool:
-        """Return whether `choose` would not have to run the network."""
+        """Return whether `choose` would not run the network, and the step compile nothing."""
         for count in self.counts[:-1]:
             if count >= rows:
                 answer = self._answers.get(key.name(count))
                 if answer is not False:
-                    return answer is True
-        return True
+                    return answer is True and self._is_ready(key.latent_shape, count)
+        return all(self._is_ready(key.latent_shape, count) for count in self.counts[-1:] or (rows,))
 
     def choose(self, key: LaneKey, rows: int, make_batch: MakeBatch) -> LaneChoice:
         """Return the fewest lanes that hold so many rows and keep their bits.
 
         `make_batch` makes what the network is compared with, from samples of this key.
         """
-        is_new = False
+        is_new = not self.knows(key, rows)
         for count in self.counts[:-1]:
             if count < rows:
                 continue
             name = key.name(count)
             answer = self._answers.get(name)
             if answer is None:
-                is_new = True
                 answer = self._keeps_bits(count, make_batch)
                 if answer is not None:
                     self._remember(name, answer, lasts=not key.extensions)

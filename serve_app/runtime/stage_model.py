@@ -5,7 +5,7 @@ No scheduler, no threads. Samples come in and go out as values. What is expensiv
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -78,6 +78,7 @@ class StageModel:
         lane_counts: LaneCounts | None = None,
         safety: ImageFilter | None = None,
         offloadable: Offloadable | None = None,
+        warm_up: Callable[[], None] = lambda: None,
     ) -> None:
         self.profile = profile
         self.memory_plan = memory_plan
@@ -87,6 +88,7 @@ class StageModel:
         self._self_test: SelfTest | None = None
         self._safety = safety
         self._offloadable = offloadable
+        self.warm_up = warm_up  # compiles what is compiled, before the model is ready
         self._states: dict[str, _SampleState] = {}
         only = (profile.lanes,) if profile.strict else ()
         self._lane_counts = lane_counts or LaneCounts(parts.denoiser, only)
@@ -155,7 +157,7 @@ class StageModel:
         return with_latents(sample, noised, noise_draws=2)
 
     def knows_lanes(self, samples: Sequence[DeviceSample]) -> bool:
-        """Return whether `choose_lanes` needs no run of the network."""
+        """Return whether `choose_lanes` needs no run of the network, nor the step a compilation."""
         return self._lane_counts.knows(LaneKey.of(samples[0]), row_count(samples))
 
     @torch.inference_mode()
@@ -165,11 +167,11 @@ class StageModel:
         The first samples of a size, prompt length and set of extensions take a while: see
         `LaneCounts`.
         """
-        rows = row_count(samples)
+        key, rows = LaneKey.of(samples[0]), row_count(samples)
         if not self.profile.strict:
-            return LaneChoice(rows)
+            return LaneChoice(rows, is_new=not self._lane_counts.knows(key, rows))
         batch = partial(self._made_up_batch, samples)
-        return self._lane_counts.choose(LaneKey.of(samples[0]), rows, batch)
+        return self._lane_counts.choose(key, rows, batch)
 
     @torch.inference_mode()
     def step(self, samples: Sequence[DeviceSample], lanes: int) -> list[DeviceSample]:

@@ -33,6 +33,7 @@ class NumericProfile:
     model: str  # the name of the checkpoint
     libraries: tuple[str, ...] = ()  # those that run the networks, with versions: "peft 0.19.1"
     arithmetic: int = ARITHMETIC
+    compile: str = "off"  # which of its calls are compiled: MODEL_COMPILE
     weights: str = ""  # a digest of the checkpoint's files, which alone can continue its snapshots
 
     @property

@@ -61,6 +61,11 @@ class SizeRules:
         scale = self.native_size / SDXL_SIDE
         return _snap(width * scale), _snap(height * scale)
 
+    @property
+    def aspect_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of each named aspect ratio, without doubles."""
+        return tuple(dict.fromkeys(map(self.for_aspect, ASPECTS)))
+
     def check(self, width: int, height: int) -> None:
         """Raise `InvalidRequest` with the legal range unless the size is legal."""
         for name, side in (("width", width), ("height", height)):

@@ -184,6 +184,19 @@ def check_xformers(settings: Settings, report: XformersReport | None) -> Finding
     )
 
 
+def check_compile(settings: Settings, report: GpuReport) -> Finding:
+    """Check that the machine has what torch.compile needs, if it is enabled."""
+    mode = settings.model_compile
+    if mode == "off":
+        return fine("compile", "off: the UNet runs eager")
+    from serve_app.runtime.networks.compiler import compiler_problem  # imports torch
+
+    problem = compiler_problem(device_of(settings, report))
+    if problem:
+        return fail("compile", f"MODEL_COMPILE={mode}, but {problem}", "MODEL_COMPILE=off")
+    return fine("compile", f"{mode}: the first start compiles for minutes, later ones for seconds")
+
+
 def probe_xformers(settings: Settings, report: GpuReport) -> XformersReport | None:
     """Try xFormers on the selected device.
 

@@ -46,6 +46,12 @@ class ExtensionSet:
 
     def __init__(self, by_kind: Mapping[str, ModelExtension] | None = None) -> None:
         self._by_kind = dict(by_kind or {})
+        self._active: tuple[ExtensionRef, ...] = ()
+
+    @property
+    def has_active(self) -> bool:
+        """Whether the networks compute with an extension now."""
+        return bool(self._active)
 
     @property
     def attached(self) -> tuple[ExtensionKey, ...]:
@@ -67,5 +73,6 @@ class ExtensionSet:
 
     def activate(self, refs: tuple[ExtensionRef, ...], rows: Sequence[ImageInputs]) -> None:
         """Let the networks compute with these and no others; see `ModelExtension.activate`."""
+        self._active = refs
         for kind, extension in self._by_kind.items():
             extension.activate(tuple(ref for ref in refs if ref.kind == kind), rows)

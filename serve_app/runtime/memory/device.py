@@ -15,6 +15,7 @@ from serve_app.core.diffusion.numeric_profile import NumericProfile, default_pre
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import DeviceError
 from serve_app.core.scheduling.memory_plan import MemorySaving
+from serve_app.runtime.networks.compiler import compiler_problem
 
 logger = logging.getLogger("aura.runtime")
 
@@ -40,6 +41,7 @@ class Device:
     attention: str  # "sdpa" or "xformers"
     cpu_threads: int
     memory_fraction: float = 1.0  # of the GPU's memory; the rest is left to other processes
+    compile_mode: str = "off"  # of `COMPILE_MODES`
 
     def numeric_profile(
         self,
@@ -62,8 +64,13 @@ class Device:
             torch=torch.__version__,
             model=model,
             libraries=_libraries(self.attention),
+            compile=self.compile_mode_with(memory_savings),
             weights=weights,
         )
+
+    def compile_mode_with(self, memory_savings: tuple[MemorySaving, ...]) -> str:
+        """Return how UNets are compiled: not at all where the device holds no whole one."""
+        return "off" if MemorySaving.UNET_ON_CPU in memory_savings else self.compile_mode
 
     def claim_thread(self) -> None:
         """Make the calling thread compute with the profile's number of CPU threads.
@@ -141,13 +148,14 @@ def open_device(
     xformers: bool,
     cpu_threads: int,
     memory_fraction: float = 1.0,
+    compile_mode: str = "off",
 ) -> Device:
     """Return a device that is ready for use.
 
     `name` is `cpu`, `cuda` or `mps`. `precision` is a key of `DTYPES`, or None for the device's
     default. On CUDA, this process takes at most `memory_fraction` of the GPU's memory. Raises
-    `DeviceError` when the device is not available: a replica that was promised CUDA must not run
-    on a CPU.
+    `DeviceError` when the device is not available, since a replica that was promised CUDA must not
+    run on a CPU, or when it lacks what `compile_mode` needs.
     """
     if name == "cuda" and not torch.cuda.is_available():
         build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
@@ -161,6 +169,12 @@ def open_device(
             "can't be used: this machine has no Apple GPU",
             subject="MODEL_DEVICE=mps",
             remedy="Set MODEL_DEVICE=cpu",
+        )
+    if compile_mode != "off" and (problem := compiler_problem(name)):
+        raise DeviceError(
+            f"can't be used: {problem}",
+            subject=f"MODEL_COMPILE={compile_mode}",
+            remedy="Install it, or set MODEL_COMPILE=off",
         )
     device = torch.device(name)
     dtype = DTYPES[precision or default_precision(name)]
@@ -177,6 +191,7 @@ def open_device(
         attention="xformers" if xformers and _xformers_runs(device, dtype) else "sdpa",
         cpu_threads=cpu_threads,
         memory_fraction=memory_fraction,
+        compile_mode=compile_mode,
     )
 
 

@@ -69,6 +69,11 @@ class ModelCache:
                 self._evict(key, list(self._resident)[:is_full])
                 self._bring_in(key)
 
+    def warm_up(self) -> None:
+        """Compile the models in memory, if they are compiled. Others are compiled as they step."""
+        for model in self._resident.values():
+            model.warm_up()
+
     @classmethod
     def of(cls, model: StageModel) -> "ModelCache":
         """Return a cache of one model that is already loaded."""

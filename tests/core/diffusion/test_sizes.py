@@ -84,3 +84,10 @@ def test_the_largest_picture_is_legal_and_one_row_more_is_not(native: int) -> No
     rules.check(width, height)
     assert width == rules.max_side
     assert width * (height + 8) > rules.max_pixels
+
+
+def test_the_aspect_sizes_are_each_named_once() -> None:
+    sizes = SizeRules(1024).aspect_sizes
+    assert len(sizes) == len(set(sizes)) == 10  # Auto is 1:1
+    assert sizes[0] == (1024, 1024)
+    assert (832, 1216) in sizes

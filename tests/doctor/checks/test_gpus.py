@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from serve_app.doctor.checks import gpus as checks
 from serve_app.doctor.checks.gpu_probe import Gpu, GpuReport, TorchBuild, probe
 from serve_app.doctor.checks.gpus import XformersReport
 from serve_app.doctor.checks.machine import Machine
-from serve_app.doctor.finding import Finding, fail, fine, skip, warn
+from serve_app.doctor.finding import Finding, Verdict, fail, fine, skip, warn
 from tests.support.machines import (
     ADA,
     GIB,
@@ -316,3 +317,18 @@ def test_the_torch_of_this_machine_can_be_probed() -> None:
     assert report.torch is not None
     assert report.problem == ""
     assert report.torch.version == torch.__version__
+
+
+def test_compiling_without_a_compiler_is_named_before_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on = read(model_compile="regions")
+    assert checks.check_compile(read(), WITHOUT_GPU).verdict is Verdict.OK
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert checks.check_compile(on, WITHOUT_GPU).verdict is Verdict.OK
+    (tmp_path / "g++").unlink()
+    finding = checks.check_compile(on, WITHOUT_GPU)
+    assert finding.verdict is Verdict.FAIL
+    assert "MODEL_COMPILE=regions, but torch.compile needs a C++ compiler" in finding.message
