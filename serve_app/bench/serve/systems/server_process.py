@@ -47,7 +47,7 @@ class ServerProcess:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # a group of its own, with the workers that it starts
+            process_group=0,  # of its own, with its workers; a session would have other CPU shares
         )
         try:
             self._wait(process, port, Path(log.name))
