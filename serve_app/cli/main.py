@@ -164,13 +164,15 @@ def doctor(
         bool,
         typer.Option(
             "--invariance",
-            help="Print instead which numbers of rows keep the bits of a row: see "
-            "MODEL_DETERMINISM.",
+            help="Print instead which numbers of rows keep the bits of a row, with the settings' "
+            "device and number of CPU threads: see MODEL_DETERMINISM.",
         ),
     ] = False,
 ) -> None:
     """Check the machine, the models and the settings; print a fix for each problem."""
     if invariance:
+        if as_json or deep:
+            raise typer.BadParameter("--invariance takes neither --json nor --deep")
         from serve_app.cli.invariance import invariance as print_invariance
 
         raise typer.Exit(print_invariance())

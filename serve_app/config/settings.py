@@ -85,8 +85,8 @@ class Settings(BaseModel):
         None,
         ge=1,
         le=64,
-        description="Images with guidance that step together on one replica, up to twice as many "
-        "without; fewer where the GPU lacks memory. Empty: 4 on CUDA, 2 on the CPU, 1 on Apple",
+        description="Images that step together on one replica, twice as many without guidance; "
+        "fewer for lack of GPU memory or equal bits. Empty: 4 on CUDA, 2 on the CPU, 1 on Apple",
     )
     total_gpus: int | None = Field(
         None,

@@ -91,6 +91,12 @@ class Admission:
             self.backlog.add(image)
         return context
 
+    def seconds_from_turn(self, image: ImageInFlight) -> float:
+        """Return the seconds that an accepted image takes when it no longer waits, 0 if unknown."""
+        works = self.backlog.works([image])
+        capacities = {pool: self._capacity(pool, [image]) for pool in self._clients}
+        return self._control.seconds_from_turn(works, capacities, asyncio.get_running_loop().time())
+
     def check_room(self, caller: Caller, stages: Iterable[Stage], deadline: float | None) -> None:
         """Return unless a job of the caller that passes the stages would be refused in any case.
 
@@ -202,13 +208,13 @@ def _error(refusal: Refusal, decision: Decision, left: float, retry_after: int) 
     match refusal:
         case Refusal.IMPOSSIBLE:
             return DeadlineImpossible(
-                f"the image takes about {decision.own:.1f} s even alone, and "
+                f"the image takes about {decision.alone:.1f} s even alone, and "
                 f"{max(0.0, left):.1f} s are left",
                 remedy="Allow more time, or fewer steps",
             )
         case Refusal.LOADING:
             return DeadlineExceeded(
-                f"the image takes about {decision.own:.0f} s, since its model has to be loaded "
+                f"the image takes about {decision.alone:.0f} s, since its model has to be loaded "
                 f"first, and {left:.0f} s are left",
                 remedy="Allow more time",
             )

@@ -87,7 +87,7 @@ class Conductor:
         self._admitted: dict[str, ImageInFlight] = {}  # and not yet run
         self._scale_to_zero = scale_to_zero
         self._segment_run = SegmentRun(
-            self._stages, self._backlog, self._meter, self.default_timeout
+            self._stages, self._admission, self._meter, self.default_timeout
         )
         self._convictions = Convictions()
         self._on_conviction = on_conviction

@@ -22,7 +22,7 @@ from serve_app.core.replica_errors import (
     TurnOverdue,
 )
 from serve_app.core.scheduling.work import WorkKind
-from serve_app.core.service.backlog import Backlog, ImageInFlight
+from serve_app.core.service.backlog import ImageInFlight
 from serve_app.core.service.convictions import image_kills_replica
 from serve_app.core.service.events import (
     Accepted,
@@ -41,6 +41,7 @@ from serve_app.core.service.metrics import (
     ResumeReason,
 )
 from serve_app.core.service.suspicion import Loss
+from serve_app.deployments.admission import Admission
 from serve_app.deployments.deadline import Deadline
 from serve_app.deployments.silence import watch_silence
 from serve_app.deployments.stage_client import StageClient
@@ -56,7 +57,7 @@ class SegmentRun:
     """What it takes to run segments. `default_timeout` is the conductor's."""
 
     stages: Mapping[Stage, StageClient]
-    backlog: Backlog  # whose costs each finished segment renews
+    admission: Admission  # of which each finished segment renews the costs
     meter: Meter
     default_timeout: Callable[[ImageInFlight], float]
     silence: Callable[[float], float] = silence_limit
@@ -78,7 +79,7 @@ class SegmentRun:
         closings = 0
         while True:
             index = image.sample.index
-            deadline.begin_wait(self.backlog.seconds_from_turn(image))
+            deadline.begin_wait(self.admission.seconds_from_turn(image))
             try:
                 async with aclosing(self._attempt(image, segment)) as events:
                     async for event in events:
@@ -133,14 +134,14 @@ class SegmentRun:
                             self.meter.record(IMAGES_QUARANTINED, stage=segment.stage)
                         last = event
                         if isinstance(event, Progress):
-                            self.backlog.update(image, event.index)
+                            self.admission.backlog.update(image, event.index)
                     case Snapshot(sample):
                         image.sample = sample
-                        self.backlog.update(image)
+                        self.admission.backlog.update(image)
                     case SegmentDone(sample, png, _, costs):
                         image.sample, image.png = sample, png
-                        self.backlog.set_costs(segment.stage, costs)
-                        self.backlog.update(image)
+                        self.admission.backlog.set_costs(segment.stage, costs)
+                        self.admission.backlog.update(image)
                     case _:
                         assert_never(event)
                 yield event
@@ -180,7 +181,7 @@ class SegmentRun:
 
     def _silence_limit(self, image: ImageInFlight) -> float:
         """Return the seconds without news after which a replica is taken for sick."""
-        costs = self.backlog.costs[image.sample.stage]
+        costs = self.admission.backlog.costs[image.sample.stage]
         if not costs.is_calibrated:  # a replica repeats its news whatever a turn takes
             return self.silence(0.0)
         lanes = costs.batch_size(image.sample.model_key).rows

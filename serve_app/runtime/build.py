@@ -137,9 +137,10 @@ def build_stage_model(
     )
     model = StageModel(
         profile=profile,
-        memory_plan=replace(plan, images=images),
+        memory_plan=plan,
         device=device,
         parts=parts,
+        images=images,
         lane_counts=lane_counts,
         safety=safety,
         offloadable=placement,

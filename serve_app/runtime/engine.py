@@ -159,11 +159,12 @@ class Engine:
             plan, began = self._scheduler.plan(), self._free_at
         if plan is None:
             return False
-        self.current_turn = current_turn(self.models, plan, self._clock(), self._account.cost_table)
-        if self._subscriptions.notify_turn(plan, self._clock()):
-            self._pause(_QUARANTINE_NOTICE)
         fault: AuraError = latents_not_finite()
         try:
+            now, costs = self._clock(), self._account.cost_table
+            self.current_turn = current_turn(self.models, plan, now, costs)
+            if self._subscriptions.notify_turn(plan, now):
+                self._pause(_QUARANTINE_NOTICE)
             outcome = self._run_plan(plan)
             plan = outcome.plan
             with self._lock:

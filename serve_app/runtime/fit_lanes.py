@@ -1,5 +1,6 @@
 """`fit_lanes`: how many images of a model step together, and in which numbers of rows."""
 
+import logging
 from collections.abc import Callable
 
 from serve_app.core.diffusion.numeric_profile import NumericProfile
@@ -9,6 +10,8 @@ from serve_app.runtime.lane_counts import IsReady, LaneCounts, always_ready, lan
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.parts import Parts
 from serve_app.runtime.proof_file import Proof, ProofFile
+
+logger = logging.getLogger("aura.runtime")
 
 
 def fit_lanes(
@@ -35,9 +38,21 @@ def fit_lanes(
         profile = profile_of(max(counts, default=0))
         proved = _prove(parts, profile, device, counts, proofs, is_ready)
         fits.append((fewer, profile, proved))
-        if min(proved.counts, default=0) <= 2 or fewer == 2:
+        if _keeps_two(proved) or fewer == 2:
             break
-    return fits[-1] if min(fits[-1][2].counts, default=0) <= 2 else fits[0]
+    fit = fits[-1] if _keeps_two(fits[-1][2]) else fits[0]
+    if fit[0] < images:
+        logger.info(
+            "%d images step together, not %d: more rows would change a lone image's bits",
+            fit[0],
+            images,
+        )
+    return fit
+
+
+def _keeps_two(proved: LaneCounts) -> bool:
+    """Return whether a lone guided image needs no padding."""
+    return not proved.counts or 2 in proved.counts
 
 
 def _prove(

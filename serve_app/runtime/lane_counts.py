@@ -25,7 +25,7 @@ logger = logging.getLogger("aura.runtime")
 
 Batch = tuple[torch.Tensor, Sequence[DenoiserInput]]  # latents (samples, 4, h/8, w/8), and the rest
 # Prepares the network for a number of rows, each a sample of its own, and returns what it gets for
-# them. Only so many as the second number are different; these come again and again.
+# them. Only so many as the second number are different: see `repeated_rows`.
 MakeBatch = Callable[[int, int], Batch]
 
 IsReady = Callable[[tuple[int, int], int], bool]  # latent height and width, and rows
@@ -128,9 +128,8 @@ class LaneCounts:
             name = key.name(count)
             answer = self._answers.get(name)
             if answer is None:
-                answer = self._keeps_bits(count, make_batch)
-                if answer is not None:
-                    self._remember(name, answer, lasts=not key.extensions)
+                answer, is_finite = self._keeps_bits(count, make_batch)
+                self._remember(name, answer, lasts=is_finite and not key.extensions)
             if answer:
                 return LaneChoice(count, is_new)
         return LaneChoice(self.counts[-1], is_new)
@@ -143,17 +142,27 @@ class LaneCounts:
         if lasts and self._on_answer is not None:
             self._on_answer(name, answer)
 
-    def _keeps_bits(self, count: int, make_batch: MakeBatch) -> bool | None:
-        """Return whether rows have the same bits in `count` lanes and in every slot of the most.
+    def _keeps_bits(self, count: int, make_batch: MakeBatch) -> tuple[bool, bool]:
+        """Return whether rows have the same bits in every slot of `count` lanes and of the most.
 
-        None if they are not finite, which says nothing: NaN is unequal to itself.
+        Second, whether they are finite. If not, they say nothing of the next start: NaN is unequal
+        to itself.
         """
         most = self.counts[-1]
-        few = self._denoiser(*make_batch(count, count), count)
+        x, inputs = make_batch(count, count)
+        few = self._denoiser(x, inputs, count)
+        # Other slots: in the batch that repeats the rows, each also sits beside others.
+        rolled = self._denoiser(x.roll(1, 0), [*inputs[-1:], *inputs[:-1]], count)
         many = self._denoiser(*make_batch(most, count), most)
-        if not is_finite(many):
-            return None
-        return torch.equal(few.repeat(-(-most // count), 1, 1, 1)[:most], many)
+        same = torch.equal(few.roll(1, 0), rolled) and torch.equal(
+            few[repeated_rows(most, count)], many
+        )
+        return same, is_finite(many)
+
+
+def repeated_rows(rows: int, different: int) -> list[int]:
+    """Return which of the different rows sits in each slot: again and again, each time shifted."""
+    return [(slot + slot // different) % different for slot in range(rows)]
 
 
 def made_up_batch(
@@ -193,5 +202,5 @@ def made_up_batch(
         for number in range(different)
     ]
     x = noise(different, LATENT_CHANNELS, *latent_shape)
-    numbers = [number % different for number in range(rows)]
+    numbers = repeated_rows(rows, different)
     return x[numbers], [inputs[number] for number in numbers]

@@ -5,11 +5,13 @@ says the same at every start: it depends on the machine, the libraries' versions
 A file that can't be read or written costs that time again, and nothing else.
 """
 
+import fcntl
 import json
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -30,13 +32,18 @@ _VARIABLES = (
     "CUDA_",
     "CUDNN",
     "DNNL_",
+    "GOMP_",
     "KMP_",
     "MKL_",
     "NVIDIA_",
     "OMP_",
     "ONEDNN_",
+    "OPENBLAS_",
+    "PYTORCH_",
+    "TORCH_",
 )
-_MAX_PROFILES = 32  # that are remembered; those proved least recently are forgotten
+_NOT_CHOSEN_BY = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # a profile has the threads
+MAX_PROFILES = 128  # that are remembered; those proved least recently are forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,7 @@ class Proof:
 
 
 class ProofFile:
-    """The proofs of one machine. Replicas that write at the same time lose an answer at most."""
+    """The proofs of one machine, of which every process writes some."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -74,6 +81,7 @@ class ProofFile:
         is_valid = (
             all(type(count) is int for count in counts)
             and counts == sorted(set(counts))
+            and counts[:1] >= [1]
             and counts[-1:] == [profile.lanes]
             and all(type(answer) is bool for answer in answers.values())
         )
@@ -81,6 +89,15 @@ class ProofFile:
 
     def write(self, profile: NumericProfile, proof: Proof) -> None:
         """Remember what is known of a profile, with what others have found out meanwhile."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self._path.with_suffix(".lock")):
+                self._replace(self._with(profile, proof))
+        except OSError as error:
+            logger.info("%s can't be written: %s", self._path, error.strerror)
+
+    def _with(self, profile: NumericProfile, proof: Proof) -> str:
+        """Return the file's content with what is known of a profile."""
         entries, key, known = self._entries(), _key(profile), self.read(profile)
         answers = {**(known.answers if known else {}), **proof.answers}
         entries.pop(key, None)  # so that it is the last one again
@@ -88,12 +105,7 @@ class ProofFile:
             "laneCounts": list(proof.lane_counts),
             "answers": _last(answers, MAX_ANSWERS),
         }
-        try:
-            self._replace(
-                json.dumps({"version": _VERSION, "proofs": _last(entries, _MAX_PROFILES)})
-            )
-        except OSError as error:
-            logger.info("%s can't be written: %s", self._path, error.strerror)
+        return json.dumps({"version": _VERSION, "proofs": _last(entries, MAX_PROFILES)})
 
     def _entries(self) -> dict[str, Any]:
         try:
@@ -107,7 +119,6 @@ class ProofFile:
         return {}
 
     def _replace(self, text: str) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
             new = Path(file.name)
             try:
@@ -119,19 +130,32 @@ class ProofFile:
                 raise
 
 
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Keep other processes out; the system gives the lock up when this one ends."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _last(entries: Mapping[str, Any], count: int) -> dict[str, Any]:
     return dict(list(entries.items())[-count:])
 
 
 def _key(profile: NumericProfile) -> str:
-    return sha256(f"{profile!r} {_machine()}".encode()).hexdigest()[:16]
+    machine = _machine(on_gpu=not profile.device.startswith("cpu"))
+    return sha256(f"{profile!r} {machine}".encode()).hexdigest()[:16]
 
 
-def _machine() -> str:
+def _machine(*, on_gpu: bool) -> str:
     """Return what kernels are chosen by besides the profile."""
-    chosen = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
+    chosen = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_VARIABLES) and name not in _NOT_CHOSEN_BY
+    }
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    gpu = torch.cuda.get_device_properties(0) if on_gpu and torch.cuda.is_available() else None
     return repr(
         [
             platform.platform(),

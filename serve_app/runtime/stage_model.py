@@ -75,6 +75,7 @@ class StageModel:
         memory_plan: MemoryPlan,
         device: Device,
         parts: Parts,
+        images: int | None = None,
         lane_counts: LaneCounts | None = None,
         safety: ImageFilter | None = None,
         offloadable: Offloadable | None = None,
@@ -82,6 +83,7 @@ class StageModel:
     ) -> None:
         self.profile = profile
         self.memory_plan = memory_plan
+        self._images = images or memory_plan.images
         self.device = device
         self._parts = parts
         self._extensions = parts.extensions
@@ -96,7 +98,7 @@ class StageModel:
     @property
     def batch_size(self) -> BatchSize:
         """How many samples step together, and in how many rows."""
-        return BatchSize(self.memory_plan.images, self._lane_counts.counts)
+        return BatchSize(self._images, self._lane_counts.counts)
 
     @property
     def attached_extensions(self) -> tuple[ExtensionKey, ...]:

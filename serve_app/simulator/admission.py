@@ -31,11 +31,14 @@ class SimAdmission:
         now: float,
     ) -> Verdict:
         """Return whether an image is admitted, as the service would decide."""
-        capacities = {
-            stage: StageCapacity(count, self._size.images) for stage, count in replicas.items()
-        }
         deadline = None if timeout_s is None else now + timeout_s
-        return self._control.judge(caller, works, due, deadline, capacities, now)
+        return self._control.judge(caller, works, due, deadline, self._capacities(replicas), now)
+
+    def seconds_from_turn(
+        self, works: Sequence[StageWork], replicas: Mapping[Stage, int], now: float
+    ) -> float:
+        """Return what an image takes when it no longer waits, beside what was admitted."""
+        return self._control.seconds_from_turn(works, self._capacities(replicas), now)
 
     def begin(self, id: str, image: OwedImage) -> None:
         """Count an image as admitted."""
@@ -50,6 +53,9 @@ class SimAdmission:
         """Take note that an image has ended."""
         self._control.end_job(caller)
         self._control.owed.remove(id)
+
+    def _capacities(self, replicas: Mapping[Stage, int]) -> dict[Stage, StageCapacity]:
+        return {stage: StageCapacity(count, self._size.images) for stage, count in replicas.items()}
 
 
 def stage_works(

@@ -14,12 +14,13 @@ from serve_app.core.capacity.admission import AdmissionLimits, latest_start
 from serve_app.core.capacity.admission_control import Verdict
 from serve_app.core.capacity.autoscaler import StageLoad
 from serve_app.core.capacity.owed_work import OwedImage
-from serve_app.core.diffusion.sample import StageSegment, for_stage, new_sample
+from serve_app.core.diffusion.sample import for_stage, new_sample
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize
 from serve_app.simulator.admission import SimAdmission, stage_works
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.image import image_of
+from serve_app.simulator.image_progress import ImageProgress
 from serve_app.simulator.observation import Scaler, StageObservation
 from serve_app.simulator.pool import ReplicaPool, Router
 from serve_app.simulator.replica import SimReplica, SimSample
@@ -31,24 +32,6 @@ from serve_app.simulator.result import (
     TimelinePoint,
 )
 from serve_app.simulator.traces import Arrival
-
-
-@dataclass(slots=True)
-class _ImageProgress:
-    arrival: Arrival
-    segments: tuple[StageSegment, ...]
-    isolated_seconds: float
-    due: float  # seconds: when it would be done, had it stepped in full batches at once
-    owed: dict[Stage, float]  # GPU-seconds that it still needs, by stage
-    caller: Caller
-    next_segment: int = 0
-    replica: SimReplica | None = None  # that has it
-
-    @property
-    def deadline(self) -> float | None:
-        """When it must be done, in seconds."""
-        timeout_s = self.arrival.timeout_s
-        return None if timeout_s is None else self.arrival.at + timeout_s
 
 
 @dataclass(slots=True)
@@ -82,7 +65,7 @@ class Cluster:
     _numbers: "count[int]" = field(default_factory=count)
     _ingress_of: dict[str, int] = field(default_factory=dict)  # by caller
     _pools: dict[Stage, ReplicaPool] = field(default_factory=dict)
-    _progress: dict[str, _ImageProgress] = field(default_factory=dict)
+    _progress: dict[str, ImageProgress] = field(default_factory=dict)
     _upstream: dict[Stage, _Upstream] = field(default_factory=dict)
     _finished: list[FinishedImage] = field(default_factory=list)
     _timeline: list[TimelinePoint] = field(default_factory=list)
@@ -140,14 +123,15 @@ class Cluster:
         due = self._now + speed.image_seconds(sample, segments, size, size.images)
         shares = speed.amortized_by_segment(sample, segments, size)
         if self.limits is not None:
-            sizes = {stage: len(pool.staying) for stage, pool in self._pools.items()}
             works = stage_works(sample, segments, shares, speed, size)
-            verdict = self._admission.judge(caller, works, due, arrival.timeout_s, sizes, self._now)
+            verdict = self._admission.judge(
+                caller, works, due, arrival.timeout_s, self._replica_counts(), self._now
+            )
             if verdict.refusal is not None:
                 self._refuse(id, arrival, verdict, returned=returned)
                 return
         owed = {segment.stage: share for segment, share in zip(segments, shares, strict=True)}
-        self._progress[id] = _ImageProgress(arrival, segments, isolated, due, owed, caller)
+        self._progress[id] = ImageProgress(arrival, segments, isolated, due, owed, caller)
         self._admission.begin(id, OwedImage(caller, due, dict(owed)))
         for segment, share in zip(segments, shares, strict=True):
             upstream = self._upstream[segment.stage]
@@ -155,6 +139,9 @@ class Cluster:
             upstream.seconds += share
             upstream.images += 1
         self._enter_next_stage(sample)
+
+    def _replica_counts(self) -> dict[Stage, int]:
+        return {stage: len(pool.staying) for stage, pool in self._pools.items()}
 
     def _refuse(self, id: str, arrival: Arrival, verdict: Verdict, *, returned: bool) -> None:
         assert verdict.refusal is not None
@@ -171,7 +158,7 @@ class Cluster:
         image = OwedImage(progress.caller, progress.due, dict(progress.owed))
         self._admission.update(id, image)
 
-    def _end(self, id: str) -> _ImageProgress:
+    def _end(self, id: str) -> ImageProgress:
         """Take an image off the books, however it ended."""
         self._admission.end(id, self._progress[id].caller)
         self._expected -= 1
@@ -188,8 +175,9 @@ class Cluster:
         upstream.seconds -= self.speed.amortized_seconds(sample, segment, self.size)
         upstream.images -= 1
         if progress.deadline is not None:
-            company = len(self._progress)
-            left = self.speed.image_seconds(sample, later, self.size, company)
+            shares = self.speed.amortized_by_segment(sample, later, self.size)
+            works = stage_works(sample, later, shares, self.speed, self.size)
+            left = self._admission.seconds_from_turn(works, self._replica_counts(), self._now)
             end = partial(self._end_if_waiting, sample.id, progress.next_segment)
             self._at(max(self._now, latest_start(progress.deadline, left)), end)
             if len(later) == len(progress.segments):

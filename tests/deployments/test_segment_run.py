@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import ImageKillsReplica
@@ -17,7 +18,7 @@ from serve_app.core.replica_errors import (
     TakenOver,
     TurnOverdue,
 )
-from serve_app.core.service.backlog import Backlog, ImageInFlight
+from serve_app.core.service.backlog import ImageInFlight
 from serve_app.core.service.convictions import Conviction
 from serve_app.core.service.events import (
     Accepted,
@@ -37,6 +38,7 @@ from serve_app.core.service.metrics import (
     ResumeReason,
 )
 from serve_app.core.service.tasks import ImageTask
+from serve_app.deployments.admission import Admission
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.deadline import Deadline
 from serve_app.deployments.segment_run import SegmentRun
@@ -183,10 +185,9 @@ class SickReplica(CountingStage):
 
 
 def run_over(stage: StageClient, meter: InMemoryMeter) -> SegmentRun:
-    backlog = Backlog({Stage.BASE: Stage.BASE})
-    return SegmentRun(
-        {Stage.BASE: stage}, backlog, meter, lambda image: 60.0, silence=lambda seconds: 0.05
-    )
+    stages = {Stage.BASE: stage}
+    admission = Admission(stages, AdmissionLimits(), meter)
+    return SegmentRun(stages, admission, meter, lambda image: 60.0, silence=lambda seconds: 0.05)
 
 
 async def ours() -> None:

@@ -280,7 +280,7 @@ async def test_the_meter_gets_the_engines_numbers_and_at_last_that_nothing_is_ow
     assert meter.value(STEP_DURATION, stage=Stage.BASE) > 0
     rows = meter.value(STEP_ROWS, stage=Stage.BASE)
     assert rows == 6 * 1 + 6 * 2 + (stats.engine.turns - 12) * 2
-    assert meter.value(STEP_LANES, stage=Stage.BASE) == stats.engine.turns * 2
+    assert rows <= meter.value(STEP_LANES, stage=Stage.BASE) <= 4 * stats.engine.turns
     assert meter.times(QUEUE_TIME, stage=Stage.BASE) in (2, 3)  # it may be cancelled before a step
     assert meter.times(OWED_SECONDS) >= 2
     assert meter.value(OWED_SECONDS) == stats.owed_seconds == 0

@@ -41,5 +41,5 @@ def test_the_table_has_a_line_for_each_operator_and_one_for_the_whole() -> None:
     assert lines == [
         ["attention", "14", "same", "same"],
         ["linear,", "one", "line", "a", "row", "15", "all", "differ", "3", "differ"],
-        ["whole", "UNet,", "the", "latter", "by", "row", "differ", "same"],
+        ["whole", "UNet,", "one-line", "layers", "by", "row", "differ", "same"],
     ]

@@ -73,7 +73,6 @@ def test_prometheus_sees_two_requests_and_an_error(service: Service) -> None:
             f"aura_queue_time_seconds_count{{{deployment} {stage}}}": 2,
             f"aura_step_duration_seconds_count{{{deployment} {stage}}}": turns[stage],
             f"aura_step_rows_total{{{deployment} {stage}}}": 2 * turns[stage],
-            f"aura_step_lanes_total{{{deployment} {stage}}}": 2 * turns[stage],
         }
 
     def growth() -> dict[str, float]:

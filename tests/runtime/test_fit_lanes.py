@@ -63,6 +63,7 @@ def test_all_numbers_of_rows_with_the_same_bits_are_kept() -> None:
         ({16: 1, 8: 2, 6: 2}, (2, 4, (1, 2, 4))),
         ({16: 1, 12: 1}, (4, 8, (1, 2, 4, 6, 8))),
         ({16: 1, 1: 3}, (4, 8, (2, 4, 6, 8))),
+        (dict.fromkeys((2, 4, 6, 12), 1), (2, 4, (2, 4))),
     ],
 )
 def test_fewer_images_step_together_where_so_many_rows_have_bits_of_their_own(

@@ -22,8 +22,8 @@ from tests.support.waiting import until
 SPEC = ImageSpec(prompt="a fox", seed=1, width=64, height=64, steps=10, guidance=5)
 END = StageSegment(Stage.BASE, 10, last=True)
 COUNTS = (2, 4, 8)
-PROOF_OF_2 = [(2, 2), (8, 8)]  # samples and lanes of its calls
-PROOF_OF_4 = [(4, 4), (8, 8)]
+PROOF_OF_2 = [(2, 2), (2, 2), (8, 8)]  # samples and lanes of its calls
+PROOF_OF_4 = [(4, 4), (4, 4), (8, 8)]
 
 
 class Clock:
@@ -81,7 +81,7 @@ def test_the_cost_of_a_step_is_that_of_its_rows_and_not_of_the_first_one_s_proof
     costs = engine.stats().costs
     assert costs.seconds(turn_kind(WorkKind.STEP, sample, lanes=2)) == 2.0
     # The device was busy with the proof all the same, and whoever came first is charged for it.
-    assert [record.seconds for record in records] == [2 + 8 + 2.0, *[2.0] * 9]
+    assert [record.seconds for record in records] == [2 + 2 + 8 + 2.0, *[2.0] * 9]
 
 
 def test_a_number_of_lanes_that_is_not_kept_costs_what_the_next_one_costs() -> None:

@@ -16,7 +16,7 @@ from serve_app.runtime.engine import Engine
 from serve_app.runtime.lane_counts import MAX_ANSWERS
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.memory.model_cache import ModelCache
-from serve_app.runtime.proof_file import Proof, ProofFile
+from serve_app.runtime.proof_file import MAX_PROFILES, Proof, ProofFile
 from serve_app.runtime.stage_model import StageModel
 from tests.support.engine_runs import run_images
 
@@ -53,12 +53,11 @@ def test_answers_of_two_replicas_are_kept_together(file: Path) -> None:
 
 
 def test_the_profiles_proved_least_recently_are_forgotten(file: Path) -> None:
-    profiles = [replace(PROFILE, model=str(number)) for number in range(40)]
+    profiles = [replace(PROFILE, model=str(number)) for number in range(MAX_PROFILES + 8)]
     for profile in profiles:
         ProofFile(file).write(profile, PROOF)
-    assert [ProofFile(file).read(profile) is None for profile in profiles] == [True] * 8 + [
-        False
-    ] * 32
+    forgotten = [ProofFile(file).read(profile) is None for profile in profiles]
+    assert forgotten == [True] * 8 + [False] * MAX_PROFILES
 
 
 @pytest.mark.parametrize(
@@ -85,6 +84,7 @@ def test_a_file_that_can_not_be_read_is_made_anew(file: Path, content: str) -> N
         {"laneCounts": [], "answers": {}},
         {"laneCounts": [4, 2, 8], "answers": {}},
         {"laneCounts": [2, 4], "answers": {}},  # the profile has eight
+        {"laneCounts": [0, 8], "answers": {}},
         {"laneCounts": [2, 8], "answers": {"2 lanes": 1}},
         {"laneCounts": [True, 8], "answers": {}},
         {"laneCounts": [2, 8], "answers": []},

@@ -10,7 +10,7 @@ comes, while a refusal still costs nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil
 
@@ -85,6 +85,19 @@ class StageQueue:
         """Return the seconds that the caller's new work would wait if nobody else had any."""
         return 0.0 if self._has_places(work) else self.earlier / max(1, self.replicas)
 
+    def image_seconds(self, work: "StageWork", newcomers: int) -> float:
+        """Return the seconds of an image from its turn on, beside what is here and `newcomers`.
+
+        Each further image of a batch lengthens its steps by as much, until what is owed is done.
+        """
+        together = ceil((self.images + newcomers) / max(1, self.replicas))
+        further = min(together, self.batch_images) - 1
+        if further <= 0:
+            return work.isolated
+        longer = (work.batched - work.isolated) * further / (self.batch_images - 1)
+        others = self.drain_seconds + work.amortized / max(1, self.replicas)
+        return work.isolated + min(longer, others)
+
     def _has_places(self, work: "StageWork") -> bool:
         return not self.images or self.images + work.images <= self.places
 
@@ -117,7 +130,8 @@ class Decision:
     refusal: Refusal | None  # None: it is admitted
     wait: float = 0.0  # for others, and for what its caller sent before
     others: float = 0.0  # the part of it that is others' work and loading
-    own: float = 0.0  # of the job itself, with the loading of its models
+    own: float = 0.0  # of the job itself beside others, with the loading of its models
+    alone: float = 0.0  # likewise, in an idle service
     fits_in: float = 0.0  # until a refused job would fit, if nobody else came
     service_seconds: float = 0.0  # of the whole service that the job takes
 
@@ -135,12 +149,14 @@ def decide(
     caller sent before counts only against its deadline.
     """
     own = _own_seconds(newcomer.works, queues) + newcomer.loading
+    idle = {stage: replace(queue, images=0, owed={}) for stage, queue in queues.items()}
+    alone = _own_seconds(newcomer.works, idle) + newcomer.loading
     sure = _least_seconds(newcomer.works, queues)
-    alone = [_image_seconds(work, queues[work.stage]) for work in newcomer.works]
+    images = [queues[work.stage].image_seconds(work, work.images) for work in newcomer.works]
     waits = [queues[work.stage].wait(work, newcomer.caller) for work in newcomer.works]
     own_waits = [queues[work.stage].own_wait(work) for work in newcomer.works]
-    wait = _finish(alone, waits) - sum(alone)
-    others = wait - (_finish(alone, own_waits) - sum(alone))
+    wait = _finish(images, waits) - sum(images)
+    others = wait - (_finish(images, own_waits) - sum(images))
     seconds = max(
         (work.amortized / max(1, queues[work.stage].replicas) for work in newcomer.works),
         default=0.0,
@@ -160,7 +176,7 @@ def decide(
         refusal, fits_in = Refusal.DEADLINE, wait - max(0.0, left - own) / (1 + _WAIT_MARGIN)
     elif left is not None and has_company and left < OPTIMISM * own:
         refusal, fits_in = Refusal.DEADLINE, _seconds_per_job(queues, open_requests)
-    return Decision(refusal, wait, others, own, fits_in, seconds)
+    return Decision(refusal, wait, others, own, alone, fits_in, seconds)
 
 
 def preview(
@@ -222,18 +238,6 @@ def _finish(own: Sequence[float], waits: Sequence[float]) -> float:
     return finish
 
 
-def _image_seconds(work: StageWork, queue: StageQueue) -> float:
-    """Return the seconds of a job's longest image at a stage, beside what is there.
-
-    Each further image of a batch lengthens its steps by as much.
-    """
-    together = ceil((queue.images + work.images) / max(1, queue.replicas))
-    further = min(together, queue.batch_images) - 1
-    if not further:
-        return work.isolated
-    return work.isolated + (work.batched - work.isolated) * further / (queue.batch_images - 1)
-
-
 def _own_seconds(works: Sequence[StageWork], queues: Mapping[Stage, StageQueue]) -> float:
     """Return the seconds that a job takes once others no longer delay it.
 
@@ -243,7 +247,7 @@ def _own_seconds(works: Sequence[StageWork], queues: Mapping[Stage, StageQueue])
     longest = total = 0.0
     for work in works:
         queue = queues[work.stage]
-        image = _image_seconds(work, queue)
+        image = queue.image_seconds(work, work.images)
         amortized = work.amortized / max(1, queue.replicas)
         seconds = max(amortized, ceil(work.images / queue.places) * image)
         longest, total = max(longest, seconds - image), total + image
@@ -265,4 +269,4 @@ def _least_seconds(works: Sequence[StageWork], queues: Mapping[Stage, StageQueue
 def _seconds_per_job(queues: Mapping[Stage, StageQueue], open_requests: Amounts) -> float:
     """Return the mean seconds until one of the open jobs is done."""
     seconds = max((queue.drain_seconds for queue in queues.values()), default=0.0)
-    return seconds / sum(open_requests.values())
+    return seconds / max(1, sum(open_requests.values()))

@@ -7,7 +7,7 @@ asks `admission.decide`. No clock: times are arguments, in seconds of any one cl
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from serve_app.core.caller import Caller
+from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.capacity.admission import (
     AdmissionLimits,
     Decision,
@@ -97,7 +97,7 @@ class AdmissionControl:
     ) -> Verdict:
         """Return whether a job is admitted; book one that is sent away, to come back later.
 
-        `due` is when the job's longest image would be done if it ran alone. `deadline` is when all
+        `due` is when the job's longest image would be done in full batches. `deadline` is when all
         must be done. `loading` are the seconds to load the job's own models.
         """
         others = self.others(now)
@@ -106,6 +106,13 @@ class AdmissionControl:
         newcomer = Newcomer(caller, tuple(works), left, loading)
         decision = decide(newcomer, queues, self._open_requests(now), self.limits)
         return self._verdict(caller, decision, capacities, now)
+
+    def seconds_from_turn(
+        self, works: Iterable[StageWork], capacities: Mapping[Stage, StageCapacity], now: float
+    ) -> float:
+        """Return what an accepted image takes when it no longer waits, beside what is there."""
+        queues = self._queues(NO_CALLER, now, capacities, self.others(now))
+        return sum(queues[work.stage].image_seconds(work, 0) for work in works)
 
     def preview(
         self,

@@ -175,13 +175,6 @@ class Backlog:
         """Return the seconds that an image still takes in full batches; 0 if that is unknown."""
         return self._seconds(image) if self.is_calibrated else 0.0
 
-    def seconds_from_turn(self, image: ImageInFlight) -> float:
-        """Return the seconds that an image takes when it no longer waits; 0 if that is unknown.
-
-        Then it steps beside whatever is in flight now.
-        """
-        return self._seconds(image, max(1, len(self))) if self.is_calibrated else 0.0
-
     def load_seconds(self, newcomers: Sequence[ImageInFlight]) -> float:
         """Return the seconds of loading the base models that only images in flight wait for."""
         own = {image.sample.spec.model for image in newcomers}
@@ -219,9 +212,9 @@ class Backlog:
             predicted = sum(map(self._seconds, self._images.values()))
         return _TIMEOUT_FACTOR * predicted + _TIMEOUT_GRACE_S + _MODEL_LOAD_S * loads
 
-    def _seconds(self, image: ImageInFlight, images: int | None = None) -> float:
-        """Return the seconds that an image takes in such batches, assumed where unknown."""
+    def _seconds(self, image: ImageInFlight) -> float:
+        """Return the seconds that an image takes in full batches, assumed where unknown."""
         return sum(
-            image_seconds([work], self._costs[work.segment.stage], images=images)
+            image_seconds([work], self._costs[work.segment.stage])
             for work in pending_work(image.sample, image.segments)
         )

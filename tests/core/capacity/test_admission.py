@@ -60,7 +60,7 @@ def test_before_anything_is_known_only_the_number_of_requests_counts() -> None:
 
 def test_an_idle_service_admits_all_that_it_could_make_in_time() -> None:
     tiny = AdmissionLimits(queue_seconds=0.001)
-    assert judged(queue(), limits=tiny) == Decision(None, 0, 0, 4, 0, 0.5)
+    assert judged(queue(), limits=tiny) == Decision(None, 0, 0, 4, 4, 0, 0.5)
     assert judged(queue(), 3.3).refusal is None  # the prediction may be a fifth too long
     assert judged(queue(), 3.1).refusal is Refusal.IMPOSSIBLE
 
@@ -73,7 +73,10 @@ def test_an_image_takes_longer_beside_others_than_alone() -> None:
     assert judged(queue(1), None, image).own == 1.0  # there are two replicas
     assert judged(queue(2), None, image).own == 2.0
     assert judged(queue(6), None, image).own == 4.0
-    assert judged(queue(), None, replace(image, images=3)).own == 2.0
+    assert judged(queue(6), None, image).alone == 1.0
+    nearly_done = replace(queue(6), owed={ADA: 0.5})
+    assert judged(nearly_done, None, image).own == 1.0 + (0.5 + 1.0) / 2
+    assert judged(queue(), None, replace(image, images=3, amortized=3.0)).own == 2.0
     assert judged(queue(6), 3.3, image).refusal is None
     assert judged(queue(6), 3.1, image).refusal is Refusal.DEADLINE
     assert judged(queue(20), 15.1, image).refusal is None
@@ -91,7 +94,7 @@ def test_loading_the_job_s_own_model_is_part_of_its_time() -> None:
     """A deadline that only the loading makes impossible is one of its own: it may pass later."""
     newcomer = Newcomer(ADA, (IMAGE,), loading=60.0)
     queues = {Stage.BASE: queue()}
-    assert decide(newcomer, queues, {}, LIMITS) == Decision(None, 0, 0, 64, 0, 0.5)
+    assert decide(newcomer, queues, {}, LIMITS) == Decision(None, 0, 0, 64, 64, 0, 0.5)
     for left, refusal in (
         (51.3, None),  # the prediction may be a fifth too long
         (51.1, Refusal.LOADING),
@@ -150,7 +153,7 @@ def test_a_caller_with_little_work_does_not_wait_for_another_s_flood() -> None:
     flood = queue(10_000)
     assert judged(flood, 15).refusal is Refusal.DEADLINE
     bea = replace(flood, earlier=0.0)
-    assert judged(bea, 15, caller=BEA) == Decision(None, 0.5, 0.5, 4, 0, 0.5)
+    assert judged(bea, 15, caller=BEA) == Decision(None, 0.5, 0.5, 4, 4, 0, 0.5)
 
 
 def test_too_many_open_requests_are_refused_until_one_has_ended() -> None:

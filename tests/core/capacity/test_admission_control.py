@@ -5,7 +5,7 @@ from math import ceil
 
 import pytest
 
-from serve_app.core.caller import Caller
+from serve_app.core.caller import NO_CALLER, Caller
 from serve_app.core.capacity.admission import AdmissionLimits, Refusal, StageWork
 from serve_app.core.capacity.admission_control import (
     EXCHANGE_INTERVAL_S,
@@ -214,3 +214,14 @@ def test_a_job_that_is_not_known_yet_is_sent_away_like_any_other() -> None:
     assert refused.retry_after > 0
     assert ingress.load(5.0).sent_away[ADA] > before
     assert ingress.ask(5.0, deadline=11.0, by=ADA).refusal is Refusal.DEADLINE
+
+
+def test_an_accepted_image_takes_longer_from_its_turn_on_the_more_there_are() -> None:
+    control = AdmissionControl([Stage.BASE], AdmissionLimits())
+    work = StageWork(Stage.BASE, 1, amortized=4.0, isolated=4.0, batched=16.0)
+    capacities = {Stage.BASE: StageCapacity(replicas=2, batch_images=4)}
+    seconds = []
+    for number in range(9):
+        control.owed.put(str(number), OwedImage(NO_CALLER, 0.0, {Stage.BASE: 4.0}))
+        seconds.append(control.seconds_from_turn([work], capacities, now=0.0))
+    assert seconds == [4, 4, 8, 8, 12, 12, 16, 16, 16]

@@ -136,10 +136,7 @@ def test_a_job_s_work_is_that_of_all_its_images_and_as_long_as_the_longest(
     assert backlog.batched_seconds(image("a")) == 20
 
 
-def test_an_image_takes_longer_from_its_turn_on_the_more_images_are_in_flight(
-    backlog: Backlog,
-) -> None:
-    assert backlog.seconds_from_turn(image("a")) == 0
+def test_a_job_s_images_take_less_alone_than_in_full_batches(backlog: Backlog) -> None:
     alone = {replace(step, rows=2): 0.25 for step in STEPS}
     costs = CostTable(
         {**COSTS.seconds_by_turn, **alone},
@@ -147,11 +144,10 @@ def test_an_image_takes_longer_from_its_turn_on_the_more_images_are_in_flight(
     )
     for stage in Stage:
         backlog.set_costs(stage, costs)
-    assert backlog.seconds_from_turn(image("a")) == 20 * 0.25
-    for id in "bc":
-        backlog.add(image(id))
-    assert backlog.seconds_from_turn(image("a")) == 20
-    assert backlog.batched_seconds(image("a")) == 20
+    assert backlog.works([image("a")]) == (
+        StageWork(Stage.BASE, 1, 8.0, isolated=4.0, batched=16.0),
+        StageWork(Stage.REFINER, 1, 2.0, isolated=1.0, batched=4.0),
+    )
 
 
 def test_models_that_only_others_wait_for_have_to_be_loaded_first(backlog: Backlog) -> None:
