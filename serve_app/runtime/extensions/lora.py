@@ -4,8 +4,8 @@ A layer with an active LoRA adds weight * alpha / rank * B(A(x)) to its output (
 through peft. Where no layer computes by row (see `row_linear`), it is equal to the bit to
 `StableDiffusionXLPipeline.load_lora_weights` and `set_adapters`, except for files whose alphas
 differ between layers: see `lora_weights`. The file's layers are found by `LoraFile.place` instead
-of diffusers' converters, which lose those that they don't know. peft
-knows the LoRAs by number, since a dot would end a name.
+of diffusers' converters, which lose those that they don't know. peft knows the LoRAs by number,
+since a dot would end a name.
 """
 
 import warnings
@@ -25,7 +25,7 @@ from serve_app.runtime.extensions.contract import ExtensionKind
 from serve_app.runtime.extensions.lora_weights import LayerWeights, read_tensors, read_weights
 from serve_app.runtime.memory.device import is_out_of_memory
 from serve_app.runtime.networks.loading import Modules
-from serve_app.runtime.networks.row_linear import RowLinear, become_row_linear
+from serve_app.runtime.networks.row_linear import RowLinear, aligned, become_row_linear
 
 # Numbers that an active LoRA adds to a UNet call at its peak, for each row and pixel of the image:
 # counted with SDXL's own UNet, like the 79 of a plain call. Several LoRAs add no more than one.
@@ -196,5 +196,5 @@ def _fill(layer: nn.Module, adapter: str, weights: LayerWeights) -> None:
     assert isinstance(base, torch.Tensor)
     for parameter, tensor in parts:
         assert isinstance(parameter, torch.Tensor)
-        parameter.data = tensor.reshape(parameter.shape).to(base.device, base.dtype)
+        parameter.data = aligned(tensor.reshape(parameter.shape).to(base.device, base.dtype))
         parameter.requires_grad_(False)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+_ALIGNMENT = 64  # bytes
 _SINGLE_LINES = ("time_embedding.", "add_embedding.", ".time_emb_proj")
 
 
@@ -17,7 +18,7 @@ class RowLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return (rows, out_features) for (rows, in_features)."""
-        # Copies, since kernels may choose by a row's alignment too.
+        # Copies, since kernels choose by alignment too: see `aligned`.
         rows = [functional.linear(row.clone(), self.weight, self.bias) for row in input.split(1)]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
@@ -33,3 +34,14 @@ def become_row_linear(layer: nn.Module) -> None:
     """Let a linear layer compute by row; any other module stays as it is."""
     if type(layer) is nn.Linear:
         layer.__class__ = RowLinear
+        for parameter in layer.parameters():
+            parameter.data = aligned(parameter.data)
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor, or a copy that begins where torch's own allocator would let it begin.
+
+    A product of one row adds up in another order from elsewhere on, so that equal weights would
+    give other bits where a file's header has another length.
+    """
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor

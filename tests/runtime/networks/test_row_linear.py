@@ -8,7 +8,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.memory.device import open_device
 from serve_app.runtime.networks.loading import load
-from serve_app.runtime.networks.row_linear import RowLinear, compute_by_row
+from serve_app.runtime.networks.row_linear import RowLinear, become_row_linear, compute_by_row
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -22,6 +22,21 @@ def test_a_row_has_the_same_bits_beside_any_number_of_others(dtype: torch.dtype)
         assert torch.equal(layer(rows[:count]), together[:count])
     stock = nn.functional.linear(rows, layer.weight, layer.bias)
     assert torch.allclose(together, stock, atol=1e-5 if dtype is torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("skipped", [1, 3, 13])
+def test_where_a_file_s_weights_begin_makes_no_difference(skipped: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1280, 320, generator=generator)
+    rows = torch.randn(4, 320, generator=generator)
+    results = []
+    for elements in (0, skipped):
+        memory = torch.empty(weight.numel() + elements)
+        layer = nn.Linear(320, 1280, bias=False)
+        layer.weight.data = memory[elements:].view_as(weight).copy_(weight)
+        become_row_linear(layer)
+        results.append(layer(rows))
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("stage", Stage)
