@@ -111,8 +111,17 @@ class AdmissionControl:
         self, works: Iterable[StageWork], capacities: Mapping[Stage, StageCapacity], now: float
     ) -> float:
         """Return what an accepted image takes when it no longer waits, beside what is there."""
-        queues = self._queues(NO_CALLER, now, capacities, self.others(now))
-        return sum(queues[work.stage].image_seconds(work, 0) for work in works)
+        others, seconds = self.others(now), 0.0
+        for work in works:
+            stage, capacity = work.stage, capacities.get(work.stage, StageCapacity())
+            queue = StageQueue(
+                capacity.replicas,
+                capacity.batch_images,
+                self.owed.images(stage) + others.images.get(stage, 0),
+                {NO_CALLER: self._owed_seconds(stage, others)},
+            )
+            seconds += queue.image_seconds(work, newcomers=0)
+        return seconds
 
     def preview(
         self,
@@ -169,10 +178,13 @@ class AdmissionControl:
         """Return the seconds until everything that was accepted is done."""
         others = self.others(now)
         return max(
-            (self.owed.total(stage) + sum(others.owed.get(stage, {}).values()))
+            self._owed_seconds(stage, others)
             / max(1, capacities.get(stage, StageCapacity()).replicas)
             for stage in self._stages
         )
+
+    def _owed_seconds(self, stage: Stage, others: IngressLoad) -> float:
+        return self.owed.total(stage) + sum(others.owed.get(stage, {}).values())
 
     def _open_requests(self, now: float) -> Amounts:
         """Return the numbers of jobs that are open in all processes, by caller.
