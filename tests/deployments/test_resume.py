@@ -173,7 +173,7 @@ async def test_under_other_weights_of_the_same_name_an_image_begins_anew_and_get
 ) -> None:
     other = perturbed(demo_folder(Stage.BASE), tmp_path / "base")
     changed = StageReplica(cpu_stage([ModelSource("demo", other)]))
-    spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=8, guidance=5)
+    spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=40, guidance=5)
     try:
         first, second = (conductor_of(LocalStage(each, "s")) for each in (replica, changed))
         whole = await last_image(second.run(ImageTask(id="whole", spec=spec)))
