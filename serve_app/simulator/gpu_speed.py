@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve_app.core.capacity.cost_model import decode_tflop, step_tflop
-from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage, step_counts
+from serve_app.core.capacity.replica_load import KeyLoad
+from serve_app.core.diffusion.sample import Sample, StageSegment, for_stage, steps_until
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind
 
@@ -73,18 +74,20 @@ class GpuSpeed:
 
     def steps(self, sample: Sample[Any], stop: int, size: BatchSize, images: int) -> float:
         """Return the seconds of the steps that a sample takes to a stop, in batches of `images`."""
-        spec = sample.spec
+        stage, width, height = sample.stage, sample.spec.width, sample.spec.height
         return sum(
             count
-            * self.step(
-                sample.stage,
-                spec.width,
-                spec.height,
-                size.lanes(images * kind.rows),
-                shallow=kind.shallow,
-            )
-            for kind, count in step_counts(sample, stop).items()
+            * self.step(stage, width, height, size.lanes(images * kind.rows), shallow=kind.shallow)
+            for kind, count in steps_until(sample, stop)
         )
+
+    def key_load(self, sample: Sample[Any], steps: int, size: BatchSize) -> KeyLoad:
+        """Return the load of no image yet whose steps are like the next ones of the sample."""
+        full, alone = (
+            self.steps(sample, sample.index + steps, size, images) / max(1, steps)
+            for images in (size.images, 1)
+        )
+        return KeyLoad(0, 0, full, alone)
 
     def amortized_by_segment(
         self, sample: Sample[Any], segments: tuple[StageSegment, ...], size: BatchSize

@@ -12,24 +12,24 @@ from serve_app.core.capacity.autoscaler import Autoscaler, ScalingTargets
 from serve_app.core.capacity.routing import Candidate, rank_replicas
 from serve_app.core.diffusion.spec import Stage
 from serve_app.simulator.observation import Scaler, StageObservation
-from serve_app.simulator.pool import Router
-from serve_app.simulator.replica import SimReplica, SimSample
+from serve_app.simulator.pool import ImageToRoute, Router
+from serve_app.simulator.replica import SimReplica
 
 
 def route_by_owed_work() -> Router:
     """Return a router that chooses the replica which finishes the image soonest and costs least."""
     clock, last_chosen = count(1), dict[str, int]()
 
-    def route(replicas: Sequence[SimReplica], sample: SimSample, steps: int) -> SimReplica:
-        key = sample.usual_batch_key
+    def route(replicas: Sequence[SimReplica], image: ImageToRoute) -> SimReplica:
+        by_id = {replica.id: replica for replica in replicas}
         candidates: list[Candidate] = []
         for replica in replicas:
-            load = replica.load.loads_by_key.get(key) or replica.empty_load(sample, steps)
-            added = load.added_seconds(steps, replica.size.images)
-            candidates.append((replica.id, replica.load.seconds, added))
+            load = replica.load
+            added = load.added_seconds(image.batch_key, image.steps, image.alone_seconds)
+            candidates.append((replica.id, load.seconds, added))
         best = rank_replicas(candidates, last_chosen)[0]
         last_chosen[best] = next(clock)
-        return next(replica for replica in replicas if replica.id == best)
+        return by_id[best]
 
     return route
 
@@ -37,7 +37,7 @@ def route_by_owed_work() -> Router:
 def route_by_requests(rng: Random) -> Router:
     """Return a router that draws two replicas and chooses the one with fewer images."""
 
-    def route(replicas: Sequence[SimReplica], sample: SimSample, steps: int) -> SimReplica:
+    def route(replicas: Sequence[SimReplica], image: ImageToRoute) -> SimReplica:
         drawn = rng.sample(range(len(replicas)), min(2, len(replicas)))
         return min((replicas[index] for index in drawn), key=lambda replica: replica.images)
 

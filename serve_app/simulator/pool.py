@@ -5,18 +5,30 @@ replicas.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.dispatcher import Dispatcher, WaitingImage
+from serve_app.core.capacity.replica_report import encode_batch_key
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.work import BatchSize
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.simulator.replica import SimReplica, SimSample
 
-# Chooses one of the replicas with a free place, for a sample with this many steps.
-Router = Callable[[Sequence[SimReplica], SimSample, int], SimReplica]
+
+@dataclass(frozen=True, slots=True)
+class ImageToRoute:
+    """What a router may know of an image."""
+
+    batch_key: str  # encoded
+    steps: int  # that it takes at the stage
+    alone_seconds: float  # that it adds to a replica where no other image has its key
+
+
+# Chooses one of the replicas with a free place.
+Router = Callable[[Sequence[SimReplica], ImageToRoute], SimReplica]
 
 
 class ReplicaPool:
@@ -106,16 +118,22 @@ class ReplicaPool:
 
     def are_full(self) -> bool:
         """Return whether no replica has a place for any caller."""
-        return all(replica.is_full for replica in self.replicas)
+        return all(replica.load.is_full for replica in self.replicas if replica.may_get_images)
 
     def rank(self, sample: Sample[Any], segment: StageSegment) -> list[str]:
         """Return the replica that the router chooses, or nothing if no place is free."""
+        key, caller = encode_batch_key(sample.usual_batch_key), sample.caller
         available = [
-            replica for replica in self.replicas if replica.accepts(cast(SimSample, sample))
+            replica
+            for replica in self.replicas
+            if replica.may_get_images and replica.load.has_place(caller, key)
         ]
         if not available:
             return []
-        return [self._route(available, sample, _steps_left(sample, segment)).id]
+        steps = max(0, segment.stop - sample.index)
+        empty = self._speed.key_load(sample, steps, self._size)
+        alone = empty.added_seconds(steps, self._size.images)
+        return [self._route(available, ImageToRoute(key, steps, alone)).id]
 
     def send(self, replica: str, sample: Sample[Any], segment: StageSegment) -> float:
         """Give the image to a replica; return its predicted seconds."""
@@ -124,7 +142,3 @@ class ReplicaPool:
 
     def _amortized_seconds(self, image: WaitingImage) -> float:
         return self._speed.amortized_seconds(image.sample, image.segment, self._size)
-
-
-def _steps_left(sample: Sample[Any], segment: StageSegment) -> int:
-    return max(0, segment.stop - sample.index)

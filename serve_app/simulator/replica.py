@@ -4,15 +4,16 @@ It has no clock: its owner gets the length of a turn, and says when the turn has
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 
 from serve_app.core.caller import Caller
-from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad, has_place, max_places
+from serve_app.core.capacity.replica_load import KeyLoad, ReplicaLoad
+from serve_app.core.capacity.replica_report import encode_batch_key
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, after_step, with_latents
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.scheduling.step_scheduler import StepScheduler
-from serve_app.core.scheduling.work import BatchSize, Plan, WorkKind, share_by_rows
+from serve_app.core.scheduling.work import BatchSize, PendingWork, Plan, WorkKind, share_by_rows
 from serve_app.simulator.gpu_speed import GpuSpeed
 
 _SNAPSHOT_INTERVAL = 5  # steps
@@ -34,6 +35,7 @@ class SimReplica:
         self._scheduler: StepScheduler[float] = StepScheduler({ModelKey(stage): size})
         self._load: ReplicaLoad | None = None  # None: changed since it was last computed
         self._owed_by_image: dict[str, float] = {}
+        self._keys: dict[str, str] = {}  # the batch key of each image, encoded
         self._plan: Plan[float] | None = None
         self._turn_seconds = 0.0
         self.charges: list[tuple[Caller, float]] = []  # GPU seconds of the last turn
@@ -47,43 +49,26 @@ class SimReplica:
         return self.callers.total()
 
     @property
-    def is_full(self) -> bool:
-        """Whether no more images may come, whoever their caller is."""
-        if not self.ready or self.leaving:
-            return True
-        return self.images >= max_places(self.size.images, self.load.keys + 1)
-
-    def accepts(self, sample: SimSample) -> bool:
-        """Return whether one more image may come."""
-        if self.is_full:
-            return False
-        load = self.load.loads_by_key.get(sample.usual_batch_key)
-        same_key = load.stepping if load else 0
-        keys = self.load.keys + (not same_key)
-        return has_place(self.size.images, self.callers, sample.caller, same_key, keys)
+    def may_get_images(self) -> bool:
+        """Whether it is ready, and not being removed."""
+        return self.ready and not self.leaving
 
     @property
     def load(self) -> ReplicaLoad:
         """What the replica has to do, as a router sees it."""
         if self._load is None:
-            loads: dict[Hashable, KeyLoad] = {}
+            by_key: dict[str, list[PendingWork[float]]] = {}
             for pending in self._scheduler.pending():
-                key = pending.sample.usual_batch_key
-                load = loads.get(key)
-                if load is None or not load.stepping:
-                    load = self.empty_load(pending.sample, pending.steps_left)
-                loads[key] = load.add(pending.steps_left)
-            self._load = ReplicaLoad(self.size.images, loads)
+                by_key.setdefault(self._keys[pending.sample.id], []).append(pending)
+            loads = {key: self._key_load(pending) for key, pending in by_key.items()}
+            self._load = ReplicaLoad(self.size.images, loads, self.callers)
         return self._load
 
-    def empty_load(self, sample: SimSample, steps: int) -> KeyLoad:
-        """Return the load of no image yet whose steps are like the next ones of the sample."""
-        stop = sample.index + steps
-        full, alone = (
-            self._speed.steps(sample, stop, self.size, images) / max(1, steps)
-            for images in (self.size.images, 1)
-        )
-        return KeyLoad(0, 0, full, alone)
+    def _key_load(self, pending: list[PendingWork[float]]) -> KeyLoad:
+        """Return the load of images of one key; the first with steps left says what these take."""
+        like = next((work for work in pending if work.steps_left), pending[0])
+        empty = self._speed.key_load(like.sample, like.steps_left, self.size)
+        return empty.add(*(work.steps_left for work in pending))
 
     @property
     def working(self) -> bool:
@@ -95,6 +80,7 @@ class SimReplica:
         self._scheduler.add(sample, segment)
         self._owed_by_image[sample.id] = self._speed.amortized_seconds(sample, segment, self.size)
         self.owed_seconds += self._owed_by_image[sample.id]
+        self._keys[sample.id] = encode_batch_key(sample.usual_batch_key)
         self.callers[sample.caller] += 1
         self._load = None
 
@@ -169,6 +155,7 @@ class SimReplica:
     def _forget(self, sample: SimSample) -> None:
         """Take an image that has left the scheduler off the books."""
         self.owed_seconds -= self._owed_by_image.pop(sample.id)
+        del self._keys[sample.id]
         self.callers[sample.caller] -= 1
         self.callers = +self.callers
         self._load = None

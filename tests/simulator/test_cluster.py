@@ -18,6 +18,7 @@ from serve_app.simulator.policies import (
     route_by_requests,
     scale_by_owed_work,
 )
+from serve_app.simulator.pool import ImageToRoute
 from serve_app.simulator.replica import SimReplica
 from serve_app.simulator.result import SimulationResult
 from serve_app.simulator.summary import summarize
@@ -190,9 +191,10 @@ def test_two_choices_sends_an_image_to_the_replica_with_fewer_images() -> None:
     route = route_by_requests(Random(0))
     replicas = [SimReplica(name, Stage.BASE, SIZE, SPEED) for name in "ab"]
     replicas[0].callers[NO_CALLER] = 1
-    choices = {route(replicas, None, 0).id for _ in range(20)}  # type: ignore[arg-type]  # it needs no sample
+    image = ImageToRoute("", steps=30, alone_seconds=3.0)
+    choices = {route(replicas, image).id for _ in range(20)}
     assert choices == {"b"}
-    assert route(replicas[:1], None, 0).id == "a"  # type: ignore[arg-type]  # likewise
+    assert route(replicas[:1], image).id == "a"
 
 
 def test_scaling_follows_the_work_up_and_down() -> None:

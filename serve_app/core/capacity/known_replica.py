@@ -5,15 +5,15 @@ are first asked for, and kept until the images change.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, Self
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable, turn_kind
+from serve_app.core.capacity.replica_load import KeyLoad, ReplicaLoad
 from serve_app.core.capacity.replica_report import RemainingWork, ReplicaReport, remaining_work
-from serve_app.core.capacity.routing import KeyLoad, ReplicaLoad, has_place, max_places
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.scheduling.work import WorkKind
@@ -72,61 +72,6 @@ class NewImage:
         )
 
 
-class _Contents:
-    """What follows from a replica's images and report, if `batch_images` step together."""
-
-    def __init__(
-        self,
-        remaining: Sequence[RemainingWork],
-        models: Collection[ModelKey] | None,
-        batch_images: int,
-        costs: CostTable,
-    ) -> None:
-        """Compute it; `models` are those in memory, None if they are not known."""
-        self.total = len(remaining)
-        self._callers = Counter(work.caller for work in remaining)
-        self._names = frozenset(caller.name for caller in self._callers)
-        self._loads = dict[str, KeyLoad]()
-        for work in remaining:
-            known = self._loads.get(work.batch_key)
-            if known is None or not known.stepping:
-                known = work.load(costs)
-            self._loads[work.batch_key] = known.add(work.steps)
-        load = ReplicaLoad(batch_images, self._loads)
-        self._seconds, self._keys = load.seconds, load.keys
-        self._models, self._batch_images = models, batch_images
-        self._places = max_places(batch_images, self._keys)
-        self.places_with_another_key = max_places(batch_images, self._keys + 1)
-        # Answers of `has_place` to callers with images here: by caller, whether any image here has
-        # the new one's key, and whether a batch of that key has room.
-        self._answers = dict[tuple[Caller, bool, bool], bool]()
-
-    def seconds_with(self, image: NewImage) -> tuple[float, float] | None:
-        """Return the seconds until all is done, and those that the image adds; None: no place."""
-        load = self._loads.get(image.batch_key)
-        same_key = load.stepping if load else 0
-        places = self._places if same_key else self.places_with_another_key
-        if self.total >= places or self.total >= image.max_images:
-            return None
-        if image.caller.name in self._names and not self._has_place(image.caller, same_key):
-            return None
-        added = image.alone_seconds
-        if load:
-            added = load.added_seconds(image.steps, self._batch_images)
-        if self._models is not None and image.model not in self._models:
-            added += image.load_seconds
-        return self._seconds, added
-
-    def _has_place(self, caller: Caller, same_key: int) -> bool:
-        question = caller, same_key > 0, same_key < self._batch_images
-        answer = self._answers.get(question)
-        if answer is None:
-            keys = self._keys + (not same_key)
-            answer = has_place(self._batch_images, self._callers, caller, same_key, keys)
-            self._answers[question] = answer
-        return answer
-
-
 @dataclass(slots=True)
 class KnownReplica:
     """A replica, with the images that are on it or left it a short while ago."""
@@ -136,34 +81,51 @@ class KnownReplica:
     is_suspect: bool = False  # it fell silent with an image, and has sent no new report since
     images: dict[str, InFlight] = field(default_factory=dict)  # by `key_of`
     # By the number of images that step together; empty when the images have changed.
-    _contents: dict[int, _Contents] = field(default_factory=dict)
+    _loads: dict[int, ReplicaLoad] = field(default_factory=dict)
 
     def set_images(self, images: dict[str, InFlight]) -> None:
         """Replace the images."""
-        self.images, self._contents = images, {}
+        self.images, self._loads = images, {}
 
     def is_full(self, costs: CostTable, max_images: int) -> bool:
         """Return whether it has no place for any caller, whatever the image."""
-        contents = self._known(costs.max_batch_images, costs)
-        return contents.total >= min(max_images, contents.places_with_another_key)
+        load = self._load(costs.max_batch_images, costs)
+        return load.is_full or load.images >= max_images
 
     def seconds_with(self, image: NewImage) -> tuple[float, float] | None:
         """Return the seconds until it has done its work, and those that the image adds.
 
         None: it has no place for the image.
         """
-        size = image.batch_images
-        contents = self._contents.get(size) or self._known(size, image.costs)
-        return contents.seconds_with(image)
+        load = self._load(image.batch_images, image.costs)
+        if load.images >= image.max_images or not load.has_place(image.caller, image.batch_key):
+            return None
+        added = load.added_seconds(image.batch_key, image.steps, image.alone_seconds)
+        if self.report and image.model not in self.report.models:
+            added += image.load_seconds
+        return load.seconds, added
 
-    def _known(self, batch_images: int, costs: CostTable) -> _Contents:
-        contents = self._contents.get(batch_images)
-        if contents is None:
+    def _load(self, batch_images: int, costs: CostTable) -> ReplicaLoad:
+        load = self._loads.get(batch_images)
+        if load is None:
             remaining = [image.remaining for image in self.images.values() if image.remaining]
-            models = self.report.models if self.report else None
-            contents = _Contents(remaining, models, batch_images, costs)
-            self._contents[batch_images] = contents
-        return contents
+            callers = Counter(work.caller for work in remaining)
+            load = ReplicaLoad(batch_images, _loads_by_key(remaining, costs), callers)
+            self._loads[batch_images] = load
+        return load
+
+
+def _loads_by_key(remaining: Iterable[RemainingWork], costs: CostTable) -> dict[str, KeyLoad]:
+    """Return the loads of images by batch key; the first with steps says what its key's take."""
+    by_key: dict[str, list[RemainingWork]] = {}
+    for work in remaining:
+        by_key.setdefault(work.batch_key, []).append(work)
+    return {
+        key: next((work for work in works if work.steps), works[0])
+        .load(costs)
+        .add(*(work.steps for work in works))
+        for key, works in by_key.items()
+    }
 
 
 def after_report(

@@ -1,10 +1,12 @@
 """`OwedWork`: what accepted images will take, by stage and caller, kept up to date image by image.
 
-Asking costs nothing per image but those of one caller: hundreds may wait. No clock.
+Asking costs nothing per image but those that are due in the same second: thousands may wait. No
+clock.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import floor
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.fair_share import Amounts
@@ -20,12 +22,24 @@ class OwedImage:
     seconds: Mapping[Stage, float]
 
 
+@dataclass(slots=True)
+class _DueSecond:
+    """The images of one caller that are due in one second; never empty."""
+
+    images: dict[str, OwedImage] = field(default_factory=dict)  # by id
+    owed: dict[Stage, float] = field(default_factory=dict)  # GPU-seconds of all of them
+
+    def add(self, image: OwedImage, sign: int) -> None:
+        for stage, seconds in image.seconds.items():
+            self.owed[stage] = self.owed.get(stage, 0.0) + sign * seconds
+
+
 class OwedWork:
     """The images that are owed, by id. Their owner is the only writer."""
 
     def __init__(self, stages: Iterable[Stage]) -> None:
-        self._images: dict[Caller, dict[str, OwedImage]] = {}
-        self._callers: dict[str, Caller] = {}  # by image
+        self._due: dict[Caller, dict[int, _DueSecond]] = {}
+        self._images: dict[str, OwedImage] = {}  # by id
         self._owed: dict[Stage, dict[Caller, float]] = {stage: {} for stage in stages}
         self._counts = dict.fromkeys(self._owed, 0)
 
@@ -35,26 +49,34 @@ class OwedWork:
         return tuple(self._owed)
 
     def __len__(self) -> int:
-        return len(self._callers)
+        return len(self._images)
 
     def put(self, id: str, image: OwedImage) -> None:
         """Count an image, in place of what was known of it before."""
         self.remove(id)
-        self._callers[id] = image.caller
-        self._images.setdefault(image.caller, {})[id] = image
+        self._images[id] = image
+        due = self._due.setdefault(image.caller, {}).setdefault(floor(image.due), _DueSecond())
+        due.images[id] = image
+        due.add(image, 1)
         self._add(image, 1)
 
     def remove(self, id: str) -> None:
         """Forget an image, if it is known."""
-        caller = self._callers.pop(id, None)
-        if caller is None:
+        image = self._images.pop(id, None)
+        if image is None:
             return
-        images = self._images[caller]
-        self._add(images.pop(id), -1)
-        if not images:  # so that rounding errors don't stay for ever
-            del self._images[caller]
+        self._add(image, -1)
+        seconds = self._due[image.caller]
+        due = seconds[floor(image.due)]
+        del due.images[id]
+        due.add(image, -1)
+        # What is empty goes, so that rounding errors don't stay for ever.
+        if not due.images:
+            del seconds[floor(image.due)]
+        if not seconds:
+            del self._due[image.caller]
             for owed in self._owed.values():
-                owed.pop(caller, None)
+                owed.pop(image.caller, None)
 
     def images(self, stage: Stage) -> int:
         """Return how many images are not done with the stage."""
@@ -70,8 +92,12 @@ class OwedWork:
 
     def earlier(self, stage: Stage, caller: Caller, due: float) -> float:
         """Return the GPU-seconds of a caller's images that are due by then."""
-        images = self._images.get(caller, {}).values()
-        return sum(image.seconds.get(stage, 0.0) for image in images if image.due <= due)
+        seconds = self._due.get(caller, {})
+        before = sum(
+            due_then.owed.get(stage, 0.0) for at, due_then in seconds.items() if at < floor(due)
+        )
+        same = seconds.get(floor(due), _DueSecond()).images.values()
+        return before + sum(image.seconds.get(stage, 0.0) for image in same if image.due <= due)
 
     def _add(self, image: OwedImage, sign: int) -> None:
         for stage, seconds in image.seconds.items():

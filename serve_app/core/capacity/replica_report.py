@@ -11,7 +11,7 @@ from typing import Any
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.cost_model import CostTable, TurnKind, turn_kind
-from serve_app.core.capacity.routing import KeyLoad
+from serve_app.core.capacity.replica_load import KeyLoad
 from serve_app.core.diffusion.keys import BatchKey, ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, step_counts
 from serve_app.core.diffusion.spec import Stage

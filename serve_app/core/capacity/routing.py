@@ -1,15 +1,11 @@
-"""Which replica an image goes to: the one that finishes it soonest and delays others least.
+"""Which replicas have a place for an image, and which of them it goes to.
 
-A replica steps one batch key at a time, a batch of images together, and a step of several images
-takes less than as many steps of one. So the time that a replica needs is not the sum over its
-images. Pure functions of numbers, used by the service's fleet and by the simulator.
+That is the one that finishes it soonest and delays others least. Pure functions of numbers, used by
+the service's fleet and by the simulator.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from math import ceil
-from typing import Any
 
 from serve_app.core.caller import Caller
 
@@ -108,71 +104,6 @@ def _reserved_places(batch_images: int, keys: int) -> int:
     of these places. A caller with a key of its own keeps the turns that it has not had yet.
     """
     return (2 if keys == 1 else 1) * batch_images
-
-
-@dataclass(frozen=True, slots=True)
-class KeyLoad:
-    """The images of one batch key on a replica."""
-
-    steps: int  # that all of them still have to take, together
-    max_steps: int  # the maximum over the images
-    step_seconds: float  # seconds of one step of a full batch
-    alone_seconds: float  # seconds of one step of one image
-    stepping: int = 0  # images that have steps to take
-
-    def seconds(self, batch_images: int) -> float:
-        """Return the seconds until all are done: never less than the longest image takes."""
-        return self._seconds(self.steps, self.max_steps, batch_images)
-
-    def added_seconds(self, steps: int, batch_images: int) -> float:
-        """Return the seconds that one more image of `steps` steps adds.
-
-        They are few where a batch has a free place.
-        """
-        most = steps if steps > self.max_steps else self.max_steps  # computed for every replica
-        return self._seconds(self.steps + steps, most, batch_images) - self.seconds(batch_images)
-
-    def add(self, steps: int) -> "KeyLoad":
-        """Return the load with one more image of `steps` steps."""
-        return KeyLoad(
-            self.steps + steps,
-            max(self.max_steps, steps),
-            self.step_seconds,
-            self.alone_seconds,
-            self.stepping + (steps > 0),
-        )
-
-    def _seconds(self, steps: int, max_steps: int, batch_images: int) -> float:
-        """Return the seconds of so many steps, in batches that are as full as they can be.
-
-        Each further image of a batch lengthens its step by as much.
-        """
-        turns = steps / batch_images
-        if turns < max_steps:
-            turns = max_steps
-        if batch_images == 1:
-            return turns * self.step_seconds
-        alone = min(self.alone_seconds, self.step_seconds)  # measured apart, they differ by chance
-        further = (self.step_seconds - alone) / (batch_images - 1)
-        return turns * (alone - further) + steps * further
-
-
-@dataclass(frozen=True)
-class ReplicaLoad:
-    """What a replica has to do."""
-
-    batch_images: int  # that step together
-    loads_by_key: Mapping[Any, KeyLoad]  # by batch key
-
-    @cached_property
-    def seconds(self) -> float:
-        """Seconds until the replica has done all its work."""
-        return sum(load.seconds(self.batch_images) for load in self.loads_by_key.values())
-
-    @cached_property
-    def keys(self) -> int:
-        """The number of batch keys of images that have steps to take."""
-        return sum(load.stepping > 0 for load in self.loads_by_key.values())
 
 
 # A replica that may get an image: its id, the seconds until it has done all its work, and those

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.fleet import Fleet
+from serve_app.core.capacity.replica_load import KeyLoad
 from serve_app.core.capacity.replica_report import key_of
-from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES, KeyLoad, has_place
+from serve_app.core.capacity.routing import MAX_QUEUED_BATCHES, has_place
 from serve_app.core.diffusion.sample import Sample
 from serve_app.core.scheduling.work import BatchSize
 from tests.support.fleets import ANIME, MANY, fleet, rank, rank_wide, report, send

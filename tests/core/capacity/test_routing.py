@@ -5,65 +5,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.caller import Caller
+from serve_app.core.capacity.replica_load import ReplicaLoad
 from serve_app.core.capacity.routing import (
-    KeyLoad,
-    ReplicaLoad,
     has_place,
     max_ongoing_images,
     max_places,
     rank_replicas,
 )
-
-SQUARE, WIDE = (128, 128), (96, 168)
-
-
-def replica(**loads: tuple[int, int]) -> ReplicaLoad:
-    sizes = {"square": SQUARE, "wide": WIDE}
-    return ReplicaLoad(4, {sizes[name]: KeyLoad(*two, 0.1, 0.1) for name, two in loads.items()})
-
-
-def added(load: ReplicaLoad, key: tuple[int, int], steps: int, step_seconds: float = 0.1) -> float:
-    """Return the seconds that one more image of this size adds."""
-    known = load.loads_by_key.get(key) or KeyLoad(0, 0, step_seconds, step_seconds)
-    return known.added_seconds(steps, load.batch_images)
+from tests.support.replica_loads import SQUARE, WIDE, added, replica
 
 
 def rank(
     replicas: dict[str, ReplicaLoad],
-    key: tuple[int, int],
+    key: str,
     steps: int,
     last_chosen: dict[str, int] | None = None,
 ) -> list[str]:
     candidates = [(id, load.seconds, added(load, key, steps)) for id, load in replicas.items()]
     return rank_replicas(candidates, last_chosen or {})
-
-
-def test_a_replica_is_done_with_its_batches_and_not_before_its_longest_image() -> None:
-    assert replica().seconds == 0
-    assert replica(square=(30, 30)).seconds == pytest.approx(3.0)  # alone in its batch
-    assert replica(square=(120, 30)).seconds == pytest.approx(3.0)  # a full batch
-    assert replica(square=(240, 30)).seconds == pytest.approx(6.0)
-    assert replica(square=(30, 30), wide=(20, 20)).seconds == pytest.approx(5.0)
-
-
-def test_each_further_image_of_a_batch_lengthens_its_steps_by_as_much() -> None:
-    empty = KeyLoad(0, 0, step_seconds=0.1, alone_seconds=0.04)
-    loads = [empty]
-    for _ in range(5):
-        loads.append(loads[-1].add(30))
-    seconds = [load.seconds(4) for load in loads]
-    assert seconds == pytest.approx([0.0, 1.2, 1.8, 2.4, 3.0, 3.75])
-    assert loads[1].added_seconds(10, 4) == pytest.approx(10 * 0.02)
-    assert loads[1].seconds(1) == pytest.approx(3.0)
-    # Measured apart, they differ by chance.
-    assert KeyLoad(30, 30, 0.1, 0.11).seconds(4) == pytest.approx(3.0)
-
-
-def test_a_free_place_in_a_batch_of_its_key_costs_nothing() -> None:
-    assert added(replica(square=(30, 30)), SQUARE, 30) == pytest.approx(0.0)
-    assert added(replica(square=(30, 30)), SQUARE, 50) == pytest.approx(2.0)
-    assert added(replica(square=(120, 30)), SQUARE, 40) == pytest.approx(1.0)
-    assert added(replica(square=(30, 30)), WIDE, 30, 0.2) == pytest.approx(6.0)
 
 
 def test_an_image_goes_where_it_is_done_soonest_while_a_replica_is_idle() -> None:
@@ -87,24 +46,6 @@ def test_where_no_replica_is_idle_a_free_place_is_worth_a_longer_wait() -> None:
 def test_among_equals_the_replica_chosen_least_recently_is_first() -> None:
     replicas = {"a": replica(), "b": replica(), "c": replica()}
     assert rank(replicas, SQUARE, 4, {"a": 3, "b": 1, "c": 2}) == ["b", "c", "a"]
-
-
-@given(st.integers(1, 500), st.integers(1, 150), st.integers(1, 150))
-def test_one_more_image_never_makes_a_replica_finish_sooner(
-    steps: int, longest: int, more: int
-) -> None:
-    load = replica(square=(max(steps, longest), longest))
-    assert added(load, SQUARE, more) >= 0
-    assert added(load, WIDE, more) == pytest.approx(more * 0.1)
-
-
-@given(st.integers(0, 500), st.integers(0, 150), st.integers(0, 150), st.integers(1, 8))
-def test_an_image_adds_what_the_replica_takes_longer_with_it(
-    steps: int, longest: int, more: int, batch: int
-) -> None:
-    load = KeyLoad(steps, longest, 0.1, 0.04)
-    expected = load.add(more).seconds(batch) - load.seconds(batch)
-    assert load.added_seconds(more, batch) == expected
 
 
 A, B, C = Caller("a"), Caller("b"), Caller("c", 3.0)
@@ -232,7 +173,3 @@ def test_who_has_no_image_there_has_any_place_that_is_left(
 def test_a_replica_refuses_images_a_batch_beyond_the_places_that_any_sender_gives() -> None:
     assert (max_places(4, 1), max_places(4, 2)) == (24, 24)
     assert (max_places(4), max_ongoing_images(4)) == (64, 68)
-
-
-def test_images_without_steps_fill_no_batch() -> None:
-    assert KeyLoad(0, 0, 0.1, 0.1).add(5).add(0).stepping == 1
