@@ -23,4 +23,4 @@ def made_up_step(checkpoint: Checkpoint, side: int, rows: int, dtype: torch.dtyp
         torch.tensor([side, side, 0, 0, side, side], dtype=dtype),
     )
     latent_side = side // PIXELS_PER_LATENT
-    return made_up_batch(like, (latent_side, latent_side), rows, rows)
+    return made_up_batch(like, (latent_side, latent_side), torch.device("cpu"), rows, rows)

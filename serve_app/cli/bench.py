@@ -49,6 +49,16 @@ def bench_engine(
 
 @bench.command("serve", cls=Command)
 def bench_serve(
+    sizes: Annotated[
+        list[str],
+        typer.Option(
+            "--size",
+            callback=image_sizes,
+            default_factory=lambda: ["128x128"],
+            show_default=False,
+            help="A size; repeat. Default: 128x128.",
+        ),
+    ],
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, each in another order.")] = 3,
     requests: Annotated[
         int, typer.Option(min=4, help="Requests for each system, load and round.")
@@ -61,9 +71,6 @@ def bench_serve(
     deadline: Annotated[
         float, typer.Option(min=0.5, help="Seconds until a request is given up under overload.")
     ] = 4,
-    sizes: Annotated[
-        list[str], typer.Option("--size", callback=image_sizes, help="A size, as 128x128; repeat.")
-    ] = ["128x128"],  # noqa: B006
     loras: Annotated[int, typer.Option(min=0, max=4, help="LoRAs, each worn as often.")] = 0,
     only: Annotated[
         list[str] | None, typer.Option(help="Part of a system's name; repeat. Default: all.")

@@ -9,7 +9,6 @@ import torch
 from serve_app.core.diffusion.spec import ImageSpec
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.lane_counts import (
-    Batch,
     LaneCounts,
     LaneKey,
     lane_counts_for,
@@ -60,7 +59,7 @@ def examine(
     for (width, height), operators in zip(sizes, found, strict=True):
         proved = LaneCounts(denoiser, (*counts, most))
         key = LaneKey((height // 8, width // 8), 1, ())
-        batch = partial(_batch, row, key.latent_shape, device)
+        batch = partial(made_up_batch, row, key.latent_shape, device.torch_device)
         kept = tuple(count for count in counts if proved.choose(key, count, batch).lanes == count)
         yield SizeBits(width, height, most, tuple(counts), operators, kept)
 
@@ -74,15 +73,8 @@ def _operators(
     counts: Sequence[int],
 ) -> dict[str, OperatorCalls]:
     width, height = size
-    x, inputs = _batch(row, (height // 8, width // 8), device, rows, rows)
+    x, inputs = made_up_batch(row, (height // 8, width // 8), device.torch_device, rows, rows)
     bits = OperatorBits(rows, counts)
     with bits:
         denoiser(x, inputs, rows)
     return bits.operators
-
-
-def _batch(
-    row: RowConditioning, latent_shape: tuple[int, int], device: Device, rows: int, different: int
-) -> Batch:
-    x, inputs = made_up_batch(row, latent_shape, rows, different)
-    return x.to(device.torch_device), inputs

@@ -149,15 +149,21 @@ class LaneCounts:
         to itself.
         """
         most = self.counts[-1]
-        x, inputs = make_batch(count, count)
-        few = self._denoiser(x, inputs, count)
-        # Other slots: in the batch that repeats the rows, each also sits beside others.
-        rolled = self._denoiser(x.roll(1, 0), [*inputs[-1:], *inputs[:-1]], count)
+        few, same = denoise_in_two_orders(self._denoiser, make_batch(count, count))
+        # In the batch that repeats the rows, each also sits beside others.
         many = self._denoiser(*make_batch(most, count), most)
-        same = torch.equal(few.roll(1, 0), rolled) and torch.equal(
-            few[repeated_rows(most, count)], many
-        )
-        return same, is_finite(many)
+        return same and torch.equal(few[repeated_rows(most, count)], many), is_finite(many)
+
+
+def denoise_in_two_orders(denoiser: Denoiser, batch: Batch) -> tuple[torch.Tensor, bool]:
+    """Return what a batch of one-row samples is denoised to, (rows, 4, h/8, w/8).
+
+    Second, whether each sample has the same bits in the next slot.
+    """
+    x, inputs = batch
+    denoised = denoiser(x, inputs, len(inputs))
+    rolled = denoiser(x.roll(1, 0), [*inputs[-1:], *inputs[:-1]], len(inputs))
+    return denoised, torch.equal(denoised.roll(1, 0), rolled)
 
 
 def repeated_rows(rows: int, different: int) -> list[int]:
@@ -168,15 +174,16 @@ def repeated_rows(rows: int, different: int) -> list[int]:
 def made_up_batch(
     like: RowConditioning,
     latent_shape: tuple[int, int],
+    device: torch.device,
     rows: int,
     different: int,
     *,
     deep: torch.Tensor | None = None,
 ) -> Batch:
-    """Return samples of one row whose inputs are shaped like a row's, on the CPU; see `MakeBatch`.
+    """Return samples of one row whose inputs are shaped like a row's; see `MakeBatch`.
 
-    Nothing of a caller's is in them. With `deep`, (channels, h/8, w/8), they are at a shallow step,
-    with features shaped like these.
+    Their latents are on the device, and nothing of a caller's is in them. With `deep`,
+    (channels, h/8, w/8), they are at a shallow step, with features shaped like these.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -203,4 +210,4 @@ def made_up_batch(
     ]
     x = noise(different, LATENT_CHANNELS, *latent_shape)
     numbers = repeated_rows(rows, different)
-    return x[numbers], [inputs[number] for number in numbers]
+    return x[numbers].to(device), [inputs[number] for number in numbers]

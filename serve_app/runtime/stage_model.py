@@ -285,8 +285,7 @@ class StageModel:
         like = self._denoiser_input(first)
         deep = like.features.positive if like.features and like.shallow else None
         row, shape = like.conditioning.positive, first.spec.latent_shape
-        x, batch = made_up_batch(row, shape, rows, different, deep=deep)
-        return x.to(self.device.torch_device), batch
+        return made_up_batch(row, shape, self.device.torch_device, rows, different, deep=deep)
 
     def _denoiser_input(self, sample: DeviceSample) -> DenoiserInput:
         state, index, kind = self._states[sample.id], sample.index, sample.step_kind

@@ -14,10 +14,15 @@ from serve_app.core.diffusion.inputs import NO_INPUTS
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.spec import PIXELS_PER_LATENT, ImageSpec
 from serve_app.core.errors import AuraError, OperatorError
-from serve_app.runtime.lane_counts import Batch, LaneCounts, LaneKey, made_up_batch
+from serve_app.runtime.lane_counts import (
+    Batch,
+    LaneCounts,
+    LaneKey,
+    denoise_in_two_orders,
+    made_up_batch,
+)
 from serve_app.runtime.memory.device import is_out_of_memory
 from serve_app.runtime.networks.compiled_unet import CompiledUNet, LatentShape
-from serve_app.runtime.networks.conditioning import RowConditioning
 from serve_app.runtime.parts import Parts
 
 logger = logging.getLogger("aura.runtime")
@@ -43,7 +48,7 @@ def warm_up(
     shapes, done = sorted(compiled.latent_shapes), 0
     for shape in shapes:
         like = parts.conditioner.condition(_unguided_spec(shape)).at(0).positive
-        make_batch = partial(_batch, like, shape, device)
+        make_batch = partial(made_up_batch, like, shape, device)
         for count in counts:
             try:
                 if profile.strict:
@@ -57,21 +62,14 @@ def warm_up(
             logger.info("%s: compiled %d of %d", profile.model, done, len(shapes) * len(counts))
 
 
-def _batch(
-    like: RowConditioning, shape: LatentShape, device: torch.device, rows: int, different: int
-) -> Batch:
-    x, inputs = made_up_batch(like, shape, rows, different)
-    return x.to(device), inputs
-
-
 def _check_slots(parts: Parts, profile: NumericProfile, shape: LatentShape, batch: Batch) -> None:
     """Run a batch, in strict mode in two orders, and compare them bit by bit."""
-    x, inputs = batch[0], list(batch[1])
-    denoised = parts.denoiser(x, inputs, len(inputs))
+    x, inputs = batch
     if not profile.strict:
+        parts.denoiser(x, inputs, len(inputs))
         return
-    rolled = parts.denoiser(x.roll(1, 0), inputs[-1:] + inputs[:-1], len(inputs))
-    if not torch.equal(denoised, rolled.roll(-1, 0)):
+    _, same = denoise_in_two_orders(parts.denoiser, batch)
+    if not same:
         height, width = (side * PIXELS_PER_LATENT for side in shape)
         raise OperatorError(
             f"MODEL_DETERMINISM=strict can't be kept with {len(inputs)} lanes at {width} x "

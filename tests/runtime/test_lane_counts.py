@@ -64,7 +64,7 @@ class NanDenoiser(PickyDenoiser):
         return super().__call__(x, inputs, lanes) * torch.nan
 
 
-batch = partial(made_up_batch, ROW, (8, 8))
+batch = partial(made_up_batch, ROW, (8, 8), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_answers_for_ever_new_keys_take_bounded_memory() -> None:
 
 def test_made_up_rows_are_shaped_like_a_row_s_and_come_again_shifted() -> None:
     like = RowConditioning(torch.zeros(154, 8, dtype=torch.bfloat16), torch.zeros(4), torch.ones(5))
-    x, inputs = made_up_batch(like, (16, 24), rows=5, different=2)
+    x, inputs = made_up_batch(like, (16, 24), torch.device("cpu"), rows=5, different=2)
     assert x.shape == (5, 4, 16, 24)
     assert torch.equal(x[0], x[4])
     assert not torch.equal(x[0], x[1])
