@@ -77,9 +77,9 @@ class ReplicaLoad:
         self._keys = sum(load.stepping > 0 for load in loads_by_key.values())
         self._places = max_places(batch_images, self._keys)
         self._places_with_another_key = max_places(batch_images, self._keys + 1)
-        # Answers of `has_place` to callers with images: by caller, whether any image has the new
-        # one's key, and whether a batch of that key has room.
-        self._answers = dict[tuple[Caller, bool, bool], bool]()
+        # Answers of `has_place` to callers with images: by name and weight, whether any image has
+        # the new one's key, and whether a batch of that key has room.
+        self._answers = dict[tuple[str, float, bool, bool], bool]()
 
     @property
     def is_full(self) -> bool:
@@ -94,7 +94,7 @@ class ReplicaLoad:
             return False
         if caller.name not in self._names:
             return True
-        question = caller, same_key > 0, same_key < self._batch_images
+        question = caller.name, caller.weight, same_key > 0, same_key < self._batch_images
         answer = self._answers.get(question)
         if answer is None:
             keys = self._keys + (not same_key)
