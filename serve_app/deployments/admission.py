@@ -41,6 +41,8 @@ from serve_app.core.service.metrics import (
 )
 from serve_app.deployments.stage_client import StageClient
 
+_LINGER_S = 0.25  # seconds in which a short request is done
+
 
 class Admission:
     """The jobs that one ingress process has admitted, and how much room there is for more."""
@@ -152,6 +154,12 @@ class Admission:
             self._watching = asyncio.create_task(self._watch_replicas(), context=Context())
 
     async def _watch_replicas(self) -> None:
+        """Ask the replicas while there are jobs.
+
+        The first round lingers where replicas are known, so that a job's own calls go first.
+        """
+        if len(self._replicas) == len(self._clients):
+            await asyncio.sleep(_LINGER_S)
         while True:
             for pool, client in self._clients.items():
                 self.update_replicas(pool, await client.stats())
