@@ -213,6 +213,20 @@ async def test_a_model_that_must_be_loaded_first_takes_its_time() -> None:
     conductor.admit([replace(other, id="4")])
 
 
+async def test_a_job_s_own_calls_go_before_those_that_look_at_the_replicas() -> None:
+    base = CountingStage()
+    conductor = conductor_of(base)
+    with conductor.admit([ImageTask(id="1", spec=SPEC)]):
+        await asyncio.sleep(0)
+        assert base.stats_calls == 1  # nothing was known of the replicas
+    await base.has_stats()  # the look at them after the last job
+    with conductor.admit([ImageTask(id="2", spec=SPEC)]):
+        seen = base.stats_calls
+        await asyncio.sleep(0)
+        assert base.stats_calls == seen
+        await base.has_stats()
+
+
 async def test_a_job_whose_images_are_unknown_finds_out_that_there_is_no_room() -> None:
     base = BlockedStage(free=1, costs=SECOND_BASE)
     meter = InMemoryMeter()
