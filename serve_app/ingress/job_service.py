@@ -38,10 +38,12 @@ from serve_app.ingress.job_result import image_tasks
 from serve_app.ingress.job_run import JobRun
 from serve_app.ingress.job_runs import JobRuns
 from serve_app.ingress.job_spool import JobSpool, TakenJob
+from serve_app.ingress.ledger_outbox import LINGER_S
 from serve_app.ingress.terms_gate import TermsGate
 
 _JOIN_TIMEOUT_S = 20.0  # of one call that waits for the end of another process's job
 _CANCEL_TIMEOUT_S = 2.0  # that a cancelled job may take to end
+_SETTLE_S = 4 * LINGER_S  # in which the ledger hears of a job that has begun or ended elsewhere
 
 
 # Keeps the bytes of a request's images counted beyond the request; returns what gives them back.
@@ -151,9 +153,21 @@ class JobService:
     async def get(self, id: str, caller: str) -> Job:
         """Return the caller's job. Raises `JobNotFound`, also for another caller's job."""
         await self._runs.outbox.wait_for(id, _CANCEL_TIMEOUT_S)
-        job = await self._ledger.get(id, 0)
+        job = await self._find(id)
         if job is None or job.caller != caller:
             raise JobNotFound(NO_SUCH_JOB)
+        return job
+
+    async def _find(self, id: str) -> Job | None:
+        """Return the job as the ledger will know it in a moment.
+
+        What another process has to tell of it may still linger there.
+        """
+        is_own = self._runs.task(id) is not None
+        job = await self._ledger.get(id, 0 if is_own else _SETTLE_S)
+        if job is None:
+            await asyncio.sleep(_SETTLE_S)
+            job = await self._ledger.get(id, 0)
         return job
 
     async def cancel(self, id: str, caller: str) -> Job:

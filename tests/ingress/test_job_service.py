@@ -34,6 +34,22 @@ async def test_every_request_is_a_job_that_any_process_knows(client: Client) -> 
         assert (await client().delete(f"/jobs/{id}")).status_code == 404
 
 
+async def test_another_process_knows_a_job_as_soon_as_its_caller_does(
+    client: Client, ledger: WatchedLedger
+) -> None:
+    waiting, other = WaitingConductor(), client()
+    request = asyncio.ensure_future(post(client(waiting)))
+    await waiting.begun.wait()  # the ledger has not heard of it
+    assert not ledger.created
+    begun = await other.get(f"/jobs/{waiting.job_id}")
+    assert (begun.status_code, begun.json()["state"]) == (200, "running")
+    waiting.go.set()
+    answer = (await request).json()  # the ledger has not heard of its end
+    assert not ledger.finishing.is_set()
+    job = (await other.get(f"/jobs/{waiting.job_id}")).json()
+    assert (job["state"], job["result"]) == ("succeeded", answer)
+
+
 async def test_a_response_does_not_wait_for_the_ledger_but_a_look_at_the_job_does(
     client: Client, ledger: WatchedLedger
 ) -> None:
