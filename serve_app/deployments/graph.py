@@ -80,6 +80,7 @@ def bind_service(
     log = LogOptions(settings.log_level, settings.log_format == "json")
     images = max_batch_images(settings, device)
     threads = settings.model_cpu_threads or _cpu_threads(topology, cpus)
+    ledger = bind_ledger(place, log)
     stages = [
         deploy_stage(
             StageReplica,
@@ -89,11 +90,15 @@ def bind_service(
             gpus=stage.num_gpus,
             drain=args.drain_seconds,
             log=log,
-        ).bind(_stage_config(stage, settings, catalog, device, images, threads), RayMeter)
+        ).bind(
+            _stage_config(stage, settings, catalog, device, images, threads),
+            RayMeter,
+            ledger=ledger,
+        )
         for stage in topology.deployments
     ]
     info = service_info(settings, catalog, device)
-    return bind_graph(
+    return bind_ingress(
         IngressConfig(
             http(settings, info),
             info.models,
@@ -103,7 +108,7 @@ def bind_service(
             log,
             AdmissionLimits(settings.max_queue_seconds, settings.max_open_requests),
         ),
-        place,
+        ledger,
         stages[0],
         stages[-1] if catalog.refiner else None,
         plan.ingress,
@@ -157,14 +162,19 @@ def bind_graph(
     scale: DeploymentScale,
     drain: float,
 ) -> Application:
-    """Bind the ingress over its ledger and its stages, which may be the same deployment.
+    """Bind the ingress over a ledger of its own and its stages, which may be one deployment."""
+    return bind_ingress(config, bind_ledger(place, config.log), base, refiner, scale, drain)
 
-    A ledger in a file runs on the head node, where the file is: elsewhere it would start a new one.
+
+def bind_ledger(place: LedgerPlace, log: LogOptions) -> Application:
+    """Bind the ledger.
+
+    In a file it runs on the head node, where the file is: elsewhere it would start a new one.
     """
     node = _HEAD if isinstance(place, LedgerFile) else {}
     ledger = cast(Deployment, serve.deployment(Ledger)).options(
         name="Ledger",
-        logging_config=serve_log(config.log),
+        logging_config=serve_log(log),
         num_replicas=1,
         max_ongoing_requests=_MAX_REQUESTS,
         health_check_period_s=_CHECK_PERIOD,
@@ -172,7 +182,7 @@ def bind_graph(
         graceful_shutdown_timeout_s=1,
         ray_actor_options={"num_cpus": 0, "num_gpus": 0, "resources": node},
     )
-    return bind_ingress(config, ledger.bind(place), base, refiner, scale, drain)
+    return ledger.bind(place)
 
 
 def bind_ingress(

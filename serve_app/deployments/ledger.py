@@ -29,6 +29,7 @@ from serve_app.core.service.jobs import (
 )
 from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
 from serve_app.core.service.rate_limit import RateLimit, TokenBucket, consume, is_full
+from serve_app.core.service.warm_ups import WarmUp, WarmUps
 from serve_app.core.startup_error import startup_errors
 from serve_app.ledger_store.async_store import AsyncStore
 from serve_app.ledger_store.opening import open_store
@@ -71,6 +72,7 @@ class Ledger:
         self._loads: dict[str, tuple[float, Mapping[str, Any]]] = {}  # by owner: when, and what
         self._buckets: dict[str, TokenBucket] = {}  # by caller
         self._rate_limit: RateLimit | None = None  # that the buckets are for
+        self._warm_ups = WarmUps()
         self._end_events: dict[str, asyncio.Event] = {}
         self._cleaned_up = self._swept = 0.0
         self._upkeep: asyncio.Task[None] | None = None
@@ -168,9 +170,14 @@ class Ledger:
         self._note_call()
         return await self._store.read(lambda store: store.accepted_terms(caller))
 
+    async def note_warm_up(self, replica: str, warm_up: WarmUp) -> None:
+        """Take note of how far a replica is that starts, for `health`."""
+        self._warm_ups.update(replica, warm_up, self._note_call())
+
     async def health(self) -> LedgerHealth:
         """Return what is wrong with the store, and what the operator should know."""
-        return LedgerHealth(self._store.problem, self._store.notice)
+        warm_ups = self._warm_ups.furthest(self._clock())
+        return LedgerHealth(self._store.problem, self._store.notice, warm_ups)
 
     async def check_health(self) -> None:
         """Look after the store. Serve calls this every second, and replaces a process that hangs.

@@ -15,6 +15,8 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
+from ray.serve.handle import DeploymentHandle
+
 from serve_app.core.capacity.forecast import forecast
 from serve_app.core.capacity.replica_report import ReplicaReport
 from serve_app.core.capacity.routing import max_ongoing_images
@@ -38,6 +40,7 @@ from serve_app.core.service.tasks import UNSUSPECTED, ImageSnapshot
 from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.engine_metrics import EngineMetrics
 from serve_app.deployments.stage_config import ModelSource, StageConfig
+from serve_app.deployments.warm_up_reports import WarmUpReports
 from serve_app.deployments.watchdog import Watchdog, end_process
 from serve_app.process import allocator
 from serve_app.runtime.build import model_loaders
@@ -70,7 +73,7 @@ def load_models(config: StageConfig, kinds: ExtensionKindEntries = EXTENSION_KIN
 
     A replica that runs both stages loads the refiner too, which never goes back to disk. One model
     more than fit in memory stays on the host, so that the base model need not go back to disk
-    either when the refiner continues its images. Those in memory warm up. Raises `OperatorError`.
+    either when the refiner continues its images. Raises `OperatorError`.
     """
     device = open_device(
         config.device,
@@ -91,15 +94,13 @@ def load_models(config: StageConfig, kinds: ExtensionKindEntries = EXTENSION_KIN
         proofs=ProofFile.default() if config.remember_proofs else None,
     )
     pinned = [source.key for source in config.models if source.stage is not config.stages[0]]
-    models = ModelCache(
+    return ModelCache(
         loaders,
         capacity=config.max_loaded_models,
         offload_capacity=len(pinned),
         pinned=pinned,
         extension_capacity=config.max_loaded_extensions,
     )
-    models.warm_up()
-    return models
 
 
 def _checkpoint(source: ModelSource) -> Checkpoint:
@@ -133,9 +134,12 @@ class StageReplica:
         config: StageConfig,
         meter: Callable[[], Meter] = InMemoryMeter,
         load: Callable[[StageConfig], ModelCache] = load_models,
+        ledger: "DeploymentHandle[Any] | None" = None,
     ) -> None:
+        """Load the models and compile them, of which the ledger hears."""
         allocator.keep_large_blocks()
         models = load(config)
+        models.warm_up(WarmUpReports(ledger))
         self._profile = models.profile.name
         self._max_images = config.max_batch_images
         refiner = str(Stage.REFINER) if len(config.stages) > 1 else None  # alone it needs no name

@@ -11,6 +11,7 @@ from serve_app.core.diffusion.sizes import SizeRules
 from serve_app.core.diffusion.spec import PIXELS_PER_LATENT
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.service.moderation import ImageFilter
+from serve_app.core.service.warm_ups import OnWarmUp
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.file_digest import checkpoint_digest
 from serve_app.runtime.extensions.extension_set import ExtensionFiles, ExtensionSet
@@ -158,10 +159,10 @@ def _warm_up(
     lane_counts: LaneCounts,
     images: int,
     device: Device,
-) -> Callable[[], None]:
+) -> Callable[[OnWarmUp], None]:
     """Return what compiles a model before it is ready; in fast mode too for powers of two alone."""
     if compiled is None:
-        return lambda: None
+        return lambda on_progress: None
     counts = lane_counts.counts or lane_counts_for(images, strict=True)
     return partial(warm_up, parts, profile, compiled, lane_counts, counts, device.torch_device)
 

@@ -27,6 +27,7 @@ from serve_app.core.errors import NumericFault, OutputNotFinite, ProfileChanged,
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.work import BatchSize
 from serve_app.core.service.moderation import ImageFilter
+from serve_app.core.service.warm_ups import OnWarmUp
 from serve_app.runtime.batch_invariance import check_batch_invariance
 from serve_app.runtime.lane_counts import Batch, LaneChoice, LaneCounts, LaneKey, made_up_batch
 from serve_app.runtime.live_sample import DeviceSample, row_count, row_inputs
@@ -79,7 +80,7 @@ class StageModel:
         lane_counts: LaneCounts | None = None,
         safety: ImageFilter | None = None,
         offloadable: Offloadable | None = None,
-        warm_up: Callable[[], None] = lambda: None,
+        warm_up: Callable[[OnWarmUp], None] = lambda on_progress: None,
     ) -> None:
         self.profile = profile
         self.memory_plan = memory_plan

@@ -6,6 +6,7 @@ moment where an earlier start has left its code on disk.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,6 +15,7 @@ from serve_app.core.diffusion.inputs import NO_INPUTS
 from serve_app.core.diffusion.numeric_profile import NumericProfile
 from serve_app.core.diffusion.spec import PIXELS_PER_LATENT, ImageSpec
 from serve_app.core.errors import AuraError, OperatorError
+from serve_app.core.service.warm_ups import OnWarmUp, WarmUp
 from serve_app.runtime.lane_counts import (
     Batch,
     LaneCounts,
@@ -38,14 +40,17 @@ def warm_up(
     lane_counts: LaneCounts,
     counts: Sequence[int],
     device: torch.device,
+    on_progress: OnWarmUp,
 ) -> None:
     """Compile every size with each of the `counts` of rows, and find out which keep a row's bits.
 
-    Raises `OperatorError` when torch.compile fails, and in strict mode when its code gives a row
-    other bits in another slot.
+    `on_progress` is called at the beginning and after each of them. Raises `OperatorError` when
+    torch.compile fails, and in strict mode when its code gives a row other bits in another slot.
     """
     parts.extensions.activate((), [NO_INPUTS] * max(counts))
-    shapes, done = sorted(compiled.latent_shapes), 0
+    shapes = sorted(compiled.latent_shapes)
+    progress = WarmUp(profile.model, 0, len(shapes) * len(counts))
+    on_progress(progress)
     for shape in shapes:
         like = parts.conditioner.condition(_unguided_spec(shape)).at(0).positive
         make_batch = partial(made_up_batch, like, shape, device)
@@ -58,8 +63,9 @@ def warm_up(
                 if isinstance(error, AuraError) or is_out_of_memory(error):
                     raise
                 raise _compile_failed(profile, error) from error
-            done += 1
-            logger.info("%s: compiled %d of %d", profile.model, done, len(shapes) * len(counts))
+            progress = replace(progress, done=progress.done + 1)
+            logger.info("%s", progress)
+            on_progress(progress)
 
 
 def _check_slots(parts: Parts, profile: NumericProfile, shape: LatentShape, batch: Batch) -> None:

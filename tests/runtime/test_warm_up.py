@@ -9,6 +9,7 @@ from torch import nn
 
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import OperatorError
+from serve_app.core.service.warm_ups import WarmUp
 from serve_app.runtime.lane_counts import LaneCounts, LaneKey
 from serve_app.runtime.networks.compiled_unet import CompiledUNet
 from serve_app.runtime.networks.conditioning import Conditioner
@@ -42,13 +43,16 @@ class SlotDenoiser(ConstantDenoiser):
         return x * torch.arange(1.0, len(inputs) + 1).view(-1, 1, 1, 1)
 
 
-def run(denoiser: Denoiser, *, strict: bool = True) -> None:
+def run(denoiser: Denoiser, *, strict: bool = True) -> list[WarmUp]:
+    """Return what was reported."""
+    reported: list[WarmUp] = []
     parts = Parts(Conditioner(BlankTextEncoders(), CHECKPOINT), denoiser, MeanPixels())
     device = replace(CPU, compile_mode="regions")
     profile = device.numeric_profile(Stage.BASE, 4 if strict else 0, "sdxl")
     compiled = CompiledUNet(Echo(), lambda unet: unet, SHAPES, lambda: False)
     counts = LaneCounts(denoiser, (2, 4) if strict else ())
-    warm_up(parts, profile, compiled, counts, (2, 4), CPU.torch_device)
+    warm_up(parts, profile, compiled, counts, (2, 4), CPU.torch_device, reported.append)
+    return reported
 
 
 def test_every_size_is_compiled_with_every_number_of_lanes() -> None:
@@ -58,6 +62,11 @@ def test_every_size_is_compiled_with_every_number_of_lanes() -> None:
     fast = ConstantDenoiser()
     run(fast, strict=False)
     assert fast.batches == [(2, 2), (4, 4)] * 2
+
+
+def test_it_is_reported_how_much_is_compiled() -> None:
+    reported = run(ConstantDenoiser())
+    assert reported == [WarmUp("sdxl", done, 4) for done in range(5)]
 
 
 def test_code_that_gives_a_row_other_bits_in_another_slot_is_refused_by_name() -> None:

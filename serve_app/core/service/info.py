@@ -13,6 +13,7 @@ from serve_app.core.diffusion.model_defaults import SDXL_DEFAULTS, ModelDefaults
 from serve_app.core.diffusion.schedule import NoiseConfig
 from serve_app.core.diffusion.sizes import SizeRules
 from serve_app.core.diffusion.vocabulary import Vocabulary
+from serve_app.core.service.warm_ups import WarmUp
 
 _MAX_PATH_CHARS = 4096
 
@@ -152,6 +153,9 @@ class Health:
     def with_ledger(self, ledger: "LedgerHealth") -> "Health":
         """Return the health of the service with its ledger's: without it, images are still made."""
         notices = (*self.notices, ledger.notice) if ledger.notice else self.notices
+        if self.status is HealthStatus.LOADING:
+            reason = "; ".join([self.reason, *map(str, ledger.warm_ups)])
+            return replace(self, reason=reason, notices=notices)
         if not ledger.problem or self.status not in (HealthStatus.READY, HealthStatus.DEGRADED):
             return replace(self, notices=notices)
         reason = "; ".join(filter(None, (self.reason, ledger.problem)))
@@ -164,6 +168,7 @@ class LedgerHealth:
 
     problem: str = ""  # a clause; "" while it works
     notice: str = ""  # a clause, as that its file was begun anew
+    warm_ups: tuple[WarmUp, ...] = ()  # of replicas that start, as they told the ledger
 
 
 def _normal_path(text: str) -> str:

@@ -18,6 +18,7 @@ from serve_app.core.diffusion.sample import with_model
 from serve_app.core.errors import DeviceFull, ModelUnavailable, model_not_found
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.work import BatchSize
+from serve_app.core.service.warm_ups import OnWarmUp
 from serve_app.runtime.live_sample import HostSample
 from serve_app.runtime.memory.device import is_out_of_memory
 from serve_app.runtime.stage_model import StageModel
@@ -69,10 +70,10 @@ class ModelCache:
                 self._evict(key, list(self._resident)[:is_full])
                 self._bring_in(key)
 
-    def warm_up(self) -> None:
+    def warm_up(self, on_progress: OnWarmUp) -> None:
         """Compile the models in memory, if they are compiled. Others are compiled as they step."""
         for model in self._resident.values():
-            model.warm_up()
+            model.warm_up(on_progress)
 
     @classmethod
     def of(cls, model: StageModel) -> "ModelCache":

@@ -6,6 +6,7 @@ import pytest
 
 from serve_app.core.service.info import Health, HealthStatus, LedgerHealth
 from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile
+from serve_app.core.service.warm_ups import WarmUp
 
 READY = Health(HealthStatus.READY, "", {"base": 1}, 0.0)
 SICK = Health(HealthStatus.DEGRADED, "a replica is sick", {"base": 1}, 0.0)
@@ -32,6 +33,16 @@ def test_a_ledger_that_does_not_work_degrades_a_service_that_makes_images(
 def test_what_the_operator_should_know_changes_no_status() -> None:
     whole = READY.with_ledger(LedgerHealth(notice="begun anew"))
     assert (whole.status, whole.notices) == (HealthStatus.READY, ("begun anew",))
+
+
+def test_a_service_that_loads_says_how_far_its_models_are_compiled() -> None:
+    ledger = LedgerHealth(warm_ups=(WarmUp("sdxl", 2, 8), WarmUp("refiner", 0, 8)))
+    loading = LOADING.with_ledger(ledger).reason
+    assert loading == (
+        "no replica is ready; 2 of 8 kinds of step of sdxl are compiled; "
+        "0 of 8 kinds of step of refiner are compiled"
+    )
+    assert not READY.with_ledger(ledger).reason  # another replica of a service that works
 
 
 def test_the_address_of_a_database_is_not_shown() -> None:
