@@ -38,7 +38,7 @@ class OwedWork:
     """The images that are owed, by id. Their owner is the only writer."""
 
     def __init__(self, stages: Iterable[Stage]) -> None:
-        self._due: dict[Caller, dict[int, _DueSecond]] = {}
+        self._due: dict[Caller, dict[int, _DueSecond]] = {}  # by the second
         self._images: dict[str, OwedImage] = {}  # by id
         self._owed: dict[Stage, dict[Caller, float]] = {stage: {} for stage in stages}
         self._counts = dict.fromkeys(self._owed, 0)
@@ -55,9 +55,10 @@ class OwedWork:
         """Count an image, in place of what was known of it before."""
         self.remove(id)
         self._images[id] = image
-        due = self._due.setdefault(image.caller, {}).setdefault(floor(image.due), _DueSecond())
-        due.images[id] = image
-        due.add(image, 1)
+        groups = self._due.setdefault(image.caller, {})
+        group = groups.setdefault(floor(image.due), _DueSecond())
+        group.images[id] = image
+        group.add(image, 1)
         self._add(image, 1)
 
     def remove(self, id: str) -> None:
@@ -66,14 +67,14 @@ class OwedWork:
         if image is None:
             return
         self._add(image, -1)
-        seconds = self._due[image.caller]
-        due = seconds[floor(image.due)]
-        del due.images[id]
-        due.add(image, -1)
+        groups = self._due[image.caller]
+        group = groups[floor(image.due)]
+        del group.images[id]
+        group.add(image, -1)
         # What is empty goes, so that rounding errors don't stay for ever.
-        if not due.images:
-            del seconds[floor(image.due)]
-        if not seconds:
+        if not group.images:
+            del groups[floor(image.due)]
+        if not groups:
             del self._due[image.caller]
             for owed in self._owed.values():
                 owed.pop(image.caller, None)
@@ -92,11 +93,9 @@ class OwedWork:
 
     def earlier(self, stage: Stage, caller: Caller, due: float) -> float:
         """Return the GPU-seconds of a caller's images that are due by then."""
-        seconds = self._due.get(caller, {})
-        before = sum(
-            due_then.owed.get(stage, 0.0) for at, due_then in seconds.items() if at < floor(due)
-        )
-        same = seconds.get(floor(due), _DueSecond()).images.values()
+        groups, second = self._due.get(caller, {}), floor(due)
+        before = sum(group.owed.get(stage, 0.0) for at, group in groups.items() if at < second)
+        same = groups.get(second, _DueSecond()).images.values()
         return before + sum(image.seconds.get(stage, 0.0) for image in same if image.due <= due)
 
     def _add(self, image: OwedImage, sign: int) -> None:
