@@ -18,8 +18,7 @@ class RowLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return (rows, out_features) for (rows, in_features)."""
-        # Copies, since kernels choose by alignment too: see `aligned`.
-        rows = [functional.linear(row.clone(), self.weight, self.bias) for row in input.split(1)]
+        rows = [functional.linear(aligned(row), self.weight, self.bias) for row in input.split(1)]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
@@ -42,6 +41,6 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor, or a copy that begins where torch's own allocator would let it begin.
 
     A product of one row adds up in another order from elsewhere on, so that equal weights would
-    give other bits where a file's header has another length.
+    give other bits where a file's header has another length, and equal rows in another slot.
     """
     return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
