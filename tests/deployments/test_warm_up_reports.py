@@ -50,7 +50,7 @@ async def test_health_says_how_far_a_replica_is_that_starts() -> None:
     ledger.close()
 
 
-async def test_replicas_are_told_apart() -> None:
+async def test_every_replica_has_a_name_of_its_own() -> None:
     first, second = LedgerHandle(), LedgerHandle()
     for handle in (first, second):
         starting_replica(handle).close()
