@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -20,7 +19,6 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.core.capacity.forecast import forecast
 from serve_app.core.capacity.replica_report import ReplicaReport
 from serve_app.core.capacity.routing import max_ongoing_images
-from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment, without_tensors
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import AuraError
@@ -39,23 +37,15 @@ from serve_app.core.service.sample_leases import SampleLeases
 from serve_app.core.service.tasks import UNSUSPECTED, ImageSnapshot
 from serve_app.core.startup_error import startup_errors
 from serve_app.deployments.engine_metrics import EngineMetrics
-from serve_app.deployments.stage_config import ModelSource, StageConfig
+from serve_app.deployments.model_loading import load_models
+from serve_app.deployments.stage_config import StageConfig
 from serve_app.deployments.warm_up_reports import WarmUpReports
 from serve_app.deployments.watchdog import Watchdog, end_process
 from serve_app.process import allocator
-from serve_app.runtime.build import model_loaders
-from serve_app.runtime.checkpoints.bundled import demo_folder
-from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
-from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntries
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
-from serve_app.runtime.extensions.extension_set import ExtensionFiles
-from serve_app.runtime.extensions.registry import runtime_kinds
-from serve_app.runtime.memory.device import open_device
 from serve_app.runtime.memory.model_cache import ModelCache
-from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
 from serve_app.runtime.png import encode_png
-from serve_app.runtime.proof_file import ProofFile
 
 logger = logging.getLogger("aura.stage")
 
@@ -66,63 +56,6 @@ _HEARTBEAT_EVERY = 10  # after those, every tenth report is news
 _NEWS_EVERY = 2.0  # seconds without an event after which a sample's place is repeated
 _POLLED_WITHIN = 3.0  # seconds: Serve polls every replica that is not about to retire
 _FLUSH_EVERY = 1.0  # seconds between two flushes of the metrics
-
-
-def load_models(config: StageConfig, kinds: ExtensionKindEntries = EXTENSION_KINDS) -> ModelCache:
-    """Inspect all models and extensions of a replica, and load the first model.
-
-    A replica that runs both stages loads the refiner too, which never goes back to disk. One model
-    more than fit in memory stays on the host, so that the base model need not go back to disk
-    either when the refiner continues its images. Raises `OperatorError`.
-    """
-    device = open_device(
-        config.device,
-        precision=config.precision,
-        xformers=config.xformers,
-        cpu_threads=config.cpu_threads,
-        memory_fraction=config.memory_fraction,
-        compile_mode=config.compile_mode,
-    )
-    safety_dir = config.safety_checker_dir
-    loaders = model_loaders(
-        map(_checkpoint, config.models),
-        device,
-        images=config.max_batch_images,
-        strict=config.strict,
-        safety=ImageSafetyChecker(safety_dir, device) if safety_dir else None,
-        extensions=_extension_files(config, kinds),
-        proofs=ProofFile.default() if config.remember_proofs else None,
-    )
-    pinned = [source.key for source in config.models if source.stage is not config.stages[0]]
-    return ModelCache(
-        loaders,
-        capacity=config.max_loaded_models,
-        offload_capacity=len(pinned),
-        pinned=pinned,
-        extension_capacity=config.max_loaded_extensions,
-    )
-
-
-def _checkpoint(source: ModelSource) -> Checkpoint:
-    path = source.path or demo_folder(source.stage)
-    return replace(inspect(path, source.stage, configs=source.configs_dir), name=source.name)
-
-
-def _extension_files(
-    config: StageConfig, kinds: ExtensionKindEntries
-) -> dict[ModelKey, ExtensionFiles]:
-    """Return the extensions that fit each base model."""
-    files = {source: kinds[source.kind].inspect(source.path) for source in config.extensions}
-    classes = runtime_kinds(kinds)
-    return {
-        model.key: ExtensionFiles(
-            classes,
-            {source.key: file for source, file in files.items() if model.name in source.models},
-            config.max_loaded_extensions,
-        )
-        for model in config.models
-        if model.stage is Stage.BASE
-    }
 
 
 class StageReplica:

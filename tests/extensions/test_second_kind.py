@@ -29,8 +29,9 @@ from serve_app.core.service.info import ExtensionInfo
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.graph import extension_sources
 from serve_app.deployments.ledger import Ledger
+from serve_app.deployments.model_loading import load_models
 from serve_app.deployments.stage_config import ModelSource
-from serve_app.deployments.stage_replica import StageReplica, load_models
+from serve_app.deployments.stage_replica import StageReplica
 from serve_app.doctor.checks.models import check_licenses, find_listed_models, find_models
 from serve_app.ingress.generation import plan_job
 from serve_app.ingress.job_service import JobService, RequestContext

@@ -11,8 +11,9 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.info import ServiceInfo
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
+from serve_app.deployments.model_loading import load_models
 from serve_app.deployments.stage_config import ModelSource, StageConfig
-from serve_app.deployments.stage_replica import StageReplica, load_models
+from serve_app.deployments.stage_replica import StageReplica
 from serve_app.runtime.checkpoints.bundled import FOLDER_NAMES, demo_folder
 from serve_app.runtime.memory.model_cache import ModelCache
 from tests.support.api import Client

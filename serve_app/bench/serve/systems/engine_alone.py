@@ -12,8 +12,8 @@ from serve_app.bench.serve.systems.setup import Setup
 from serve_app.bench.serve.workload import GUIDANCE, ImageRequest
 from serve_app.core.diffusion.sample import new_sample, plan_segments
 from serve_app.core.diffusion.spec import ImageSpec, Stage
+from serve_app.deployments.model_loading import load_models
 from serve_app.deployments.stage_config import ModelSource, StageConfig
-from serve_app.deployments.stage_replica import load_models
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
