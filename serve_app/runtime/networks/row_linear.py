@@ -18,7 +18,8 @@ class RowLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return (rows, out_features) for (rows, in_features)."""
-        rows = [functional.linear(aligned(row), self.weight, self.bias) for row in input.split(1)]
+        # Copies, since kernels choose by alignment too: see `aligned`.
+        rows = [functional.linear(row.clone(), self.weight, self.bias) for row in input.split(1)]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
@@ -41,6 +42,6 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor, or a copy that begins where torch's own allocator would let it begin.
 
     A product of one row adds up in another order from elsewhere on, so that equal weights would
-    give other bits where a file's header has another length, and equal rows in another slot.
+    give other bits where a file's header has another length.
     """
     return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
