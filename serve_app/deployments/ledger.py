@@ -176,7 +176,7 @@ class Ledger:
 
     async def health(self) -> LedgerHealth:
         """Return what is wrong with the store, and what the operator should know."""
-        warm_ups = self._warm_ups.furthest(self._clock())
+        warm_ups = self._warm_ups.newest(self._clock())
         return LedgerHealth(self._store.problem, self._store.notice, warm_ups)
 
     async def check_health(self) -> None:

@@ -32,23 +32,29 @@ class WarmUps:
     """The models that replicas compile before they are ready. The ledger is the only writer."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], tuple[float, WarmUp]] = {}  # by replica and model
+        # By replica and model, the newest last.
+        self._known: dict[tuple[str, str], tuple[float, WarmUp]] = {}
 
     def update(self, replica: str, warm_up: WarmUp, now: float) -> None:
-        """Take note of how far a replica is; `now` is in seconds."""
-        self._known.pop((replica, warm_up.model), None)
-        if warm_up.done < warm_up.total:
-            self._known[replica, warm_up.model] = now, warm_up
+        """Take note of how far a replica is; `now` is in seconds. Reports may come late."""
+        known = self._known.pop((replica, warm_up.model), None)
+        if known is not None and known[1].done > warm_up.done:
+            warm_up = known[1]
+        self._known[replica, warm_up.model] = now, warm_up
 
-    def furthest(self, now: float) -> tuple[WarmUp, ...]:
-        """Return of each model that is being compiled the warm-up that has come furthest."""
+    def newest(self, now: float) -> tuple[WarmUp, ...]:
+        """Return of each model that is being compiled what was reported last.
+
+        A replica that died in its warm-up reports no more, however far it was.
+        """
         self._known = {
             key: (time, warm_up)
             for key, (time, warm_up) in self._known.items()
             if now - time < _NEWS_WITHIN_S
         }
-        furthest: dict[str, WarmUp] = {}
-        for _, warm_up in self._known.values():
-            known = furthest.setdefault(warm_up.model, warm_up)
-            furthest[warm_up.model] = max(known, warm_up, key=lambda found: found.done)
-        return tuple(furthest.values())
+        newest = {
+            warm_up.model: warm_up
+            for _, warm_up in self._known.values()
+            if warm_up.done < warm_up.total
+        }
+        return tuple(newest.values())
