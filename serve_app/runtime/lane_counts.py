@@ -107,21 +107,26 @@ class LaneCounts:
         self._denoiser, self._on_answer, self._is_ready = denoiser, on_answer, is_ready
         self._answers = dict(list((known or {}).items())[-MAX_ANSWERS:])
 
-    def knows(self, key: LaneKey, rows: int) -> bool:
-        """Return whether `choose` would not run the network, and the step compile nothing."""
+    def known_lanes(self, key: LaneKey, rows: int) -> int | None:
+        """Return the lanes of `choose` if it need not run the network, nor the step compile.
+
+        None if that is not so.
+        """
         for count in self.counts[:-1]:
             if count >= rows:
                 answer = self._answers.get(key.name(count))
                 if answer is not False:
-                    return answer is True and self._is_ready(key.latent_shape, count)
-        return all(self._is_ready(key.latent_shape, count) for count in self.counts[-1:] or (rows,))
+                    return count if answer and self._is_ready(key.latent_shape, count) else None
+        most = self.counts[-1] if self.counts else rows
+        return most if self._is_ready(key.latent_shape, most) else None
 
     def choose(self, key: LaneKey, rows: int, make_batch: MakeBatch) -> LaneChoice:
         """Return the fewest lanes that hold so many rows and keep their bits.
 
         `make_batch` makes what the network is compared with, from samples of this key.
         """
-        is_new = not self.knows(key, rows)
+        if (lanes := self.known_lanes(key, rows)) is not None:
+            return LaneChoice(lanes)
         for count in self.counts[:-1]:
             if count < rows:
                 continue
@@ -131,8 +136,8 @@ class LaneCounts:
                 answer, is_finite = self._keeps_bits(count, make_batch)
                 self._remember(name, answer, lasts=is_finite and not key.extensions)
             if answer:
-                return LaneChoice(count, is_new)
-        return LaneChoice(self.counts[-1], is_new)
+                return LaneChoice(count, is_new=True)
+        return LaneChoice(self.counts[-1], is_new=True)
 
     def _remember(self, name: str, answer: bool, *, lasts: bool) -> None:
         logger.info("%s %s the bits of %d", name, "have" if answer else "lack", self.counts[-1])

@@ -161,7 +161,7 @@ class StageModel:
 
     def knows_lanes(self, samples: Sequence[DeviceSample]) -> bool:
         """Return whether `choose_lanes` needs no run of the network, nor the step a compilation."""
-        return self._lane_counts.knows(LaneKey.of(samples[0]), row_count(samples))
+        return self._lane_counts.known_lanes(LaneKey.of(samples[0]), row_count(samples)) is not None
 
     @torch.inference_mode()
     def choose_lanes(self, samples: Sequence[DeviceSample]) -> LaneChoice:
@@ -172,7 +172,7 @@ class StageModel:
         """
         key, rows = LaneKey.of(samples[0]), row_count(samples)
         if not self.profile.strict:
-            return LaneChoice(rows, is_new=not self._lane_counts.knows(key, rows))
+            return LaneChoice(rows, is_new=self._lane_counts.known_lanes(key, rows) is None)
         batch = partial(self._made_up_batch, samples)
         return self._lane_counts.choose(key, rows, batch)
 

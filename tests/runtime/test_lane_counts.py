@@ -106,23 +106,23 @@ def test_a_row_must_have_the_same_bits_in_every_slot_of_the_most_lanes(
 def test_different_rows_are_compared_once_for_each_key() -> None:
     denoiser = PickyDenoiser(2)
     counts = LaneCounts(denoiser, (2, 4, 8))
-    assert not counts.knows(KEY, 2)
+    assert counts.known_lanes(KEY, 2) is None
     assert counts.choose(KEY, 2, batch) == LaneChoice(4, is_new=True)
     assert denoiser.calls == [(2, 2), (2, 2), (2, 8), (4, 4), (4, 4), (4, 8)]
-    assert counts.knows(KEY, 2)
+    assert counts.known_lanes(KEY, 2) is not None
     assert counts.choose(KEY, 2, batch) == LaneChoice(4)
     assert counts.choose(KEY, 3, batch) == LaneChoice(4)
     assert counts.choose(KEY, 6, batch) == LaneChoice(8)
     assert len(denoiser.calls) == 6
-    assert not counts.knows(WIDE, 3)
-    assert counts.knows(WIDE, 6)
+    assert counts.known_lanes(WIDE, 3) is None
+    assert counts.known_lanes(WIDE, 6) is not None
     assert counts.choose(WIDE, 3, batch) == LaneChoice(4, is_new=True)
 
 
 def test_one_number_of_lanes_needs_no_comparison() -> None:
     denoiser = PickyDenoiser(8)
     counts = LaneCounts(denoiser, (8,))
-    assert counts.knows(KEY, 2)
+    assert counts.known_lanes(KEY, 2) is not None
     assert counts.choose(KEY, 2, batch) == LaneChoice(8)
     assert not denoiser.calls
 
@@ -152,8 +152,8 @@ def test_answers_for_ever_new_keys_take_bounded_memory() -> None:
     keys = [LaneKey((8, 8 + width), 1, ()) for width in range(MAX_ANSWERS + 1)]
     for key in keys:
         counts.choose(key, 2, batch)
-    assert counts.knows(keys[-1], 2)
-    assert not counts.knows(keys[0], 2)
+    assert counts.known_lanes(keys[-1], 2) is not None
+    assert counts.known_lanes(keys[0], 2) is None
 
 
 def test_made_up_rows_are_shaped_like_a_row_s_and_come_again_shifted() -> None:

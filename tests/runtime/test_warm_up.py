@@ -89,6 +89,6 @@ def test_a_step_that_must_compile_first_is_known_to_take_longer() -> None:
     compiled = CompiledUNet(Echo(), lambda unet: unet, SHAPES, lambda: False)
     key = LaneKey((16, 16), 1, ())
     counts = LaneCounts(ConstantDenoiser(), (2,), is_ready=compiled.is_ready)
-    assert not counts.knows(key, 1)
+    assert counts.known_lanes(key, 1) is None
     compiled(torch.ones(2, 4, 16, 16), encoder_hidden_states=torch.ones(2, 77, 8))
-    assert counts.knows(key, 1)
+    assert counts.known_lanes(key, 1) is not None

@@ -4,11 +4,11 @@ No clock and no engine: the engine's turn is the only writer.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve_app.core.caller import Caller
-from serve_app.core.capacity.cost_model import CostModel, CostTable, turn_kind
+from serve_app.core.capacity.cost_model import CostModel, CostTable, TurnKind, turn_kind
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.scheduling.work import BatchSize, Plan, share_by_rows
 
@@ -27,6 +27,26 @@ class GpuTime:
     predicted: float = 0.0
 
 
+@dataclass(slots=True)
+class _Spent:
+    """What an image in flight has taken. Its time is only predicted when it has finished."""
+
+    costs: CostTable  # from when it arrived
+    seconds: float = 0.0
+    turns: dict[TurnKind, float] = field(default_factory=dict)  # its shares of turns of each kind
+
+    def add(self, kind: TurnKind, share: float, seconds: float) -> None:
+        """Add a share of a turn of these seconds."""
+        self.seconds += share * seconds
+        self.turns[kind] = self.turns.get(kind, 0.0) + share
+
+    @property
+    def gpu_time(self) -> GpuTime:
+        """The time that it took, and the prediction."""
+        predicted = sum(self.costs.seconds(kind) * share for kind, share in self.turns.items())
+        return GpuTime(self.seconds, predicted)
+
+
 class GpuTimeAccount:
     """The seconds that turns took, in total and of each image: see `share_by_rows`."""
 
@@ -34,8 +54,7 @@ class GpuTimeAccount:
         self.total_seconds = 0.0
         self.wasted_seconds = 0.0  # of images that were cancelled or failed
         self.seconds_by_caller: Mapping[Caller, float] = {}  # replaced as a whole
-        self._spent: dict[str, GpuTime] = {}  # by the id of each image that has not finished
-        self._costs_at_arrival: dict[str, CostTable] = {}
+        self._spent: dict[str, _Spent] = {}  # by the id of each image that has not finished
         self._cost_model = CostModel()
 
     @property
@@ -60,15 +79,11 @@ class GpuTimeAccount:
         self.total_seconds += seconds
         rows = [sample.rows for sample in plan.samples]
         by_caller = dict(self.seconds_by_caller)
-        predicted: dict[int, float] = {}  # by table: images that came together have one
         for sample, share in zip(plan.samples, share_by_rows(rows, 1.0), strict=True):
-            spent = self._spent.get(sample.id, GpuTime())
-            costs = self._costs_at_arrival.setdefault(sample.id, self.cost_table)
-            if id(costs) not in predicted:
-                predicted[id(costs)] = costs.seconds(kind)
-            self._spent[sample.id] = GpuTime(
-                spent.measured + share * seconds, spent.predicted + share * predicted[id(costs)]
-            )
+            spent = self._spent.get(sample.id)
+            if spent is None:
+                self._spent[sample.id] = spent = _Spent(self.cost_table)
+            spent.add(kind, share, seconds)
             by_caller[sample.caller] = by_caller.pop(sample.caller, 0.0) + share * seconds
         for caller in list(by_caller)[:-_MAX_CALLERS]:
             del by_caller[caller]
@@ -79,7 +94,8 @@ class GpuTimeAccount:
 
     def finish(self, id: str, *, wasted: bool) -> GpuTime:
         """Forget an image that has left, and return its time; `wasted` if it has no result."""
-        self._costs_at_arrival.pop(id, None)
-        spent = self._spent.pop(id, GpuTime())
-        self.wasted_seconds += spent.measured * wasted
-        return spent
+        spent = self._spent.pop(id, None)
+        if spent is None:
+            return GpuTime()
+        self.wasted_seconds += spent.seconds * wasted
+        return spent.gpu_time

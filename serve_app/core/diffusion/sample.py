@@ -189,13 +189,7 @@ def after_step(
     sample: Sample[L], latents: L, solver_state: tuple[L, ...], noise_draws: int
 ) -> Sample[L]:
     """Return the sample after one more step."""
-    return replace(
-        sample,
-        index=sample.index + 1,
-        latents=latents,
-        solver_state=solver_state,
-        noise_draws=noise_draws,
-    )
+    return _with_tensors(sample, sample.index + 1, latents, solver_state, noise_draws)
 
 
 def with_profile(sample: Sample[L], profile: str) -> Sample[L]:
@@ -223,15 +217,28 @@ def with_warnings(sample: Sample[L], *warnings: str) -> Sample[L]:
 
 def map_latents(sample: Sample[L], convert: Callable[[L], M]) -> Sample[M]:
     """Return the sample with latents and solver state converted, as to the host and back."""
+    latents = None if sample.latents is None else convert(sample.latents)
+    solver_state = tuple(map(convert, sample.solver_state))
+    return _with_tensors(sample, sample.index, latents, solver_state, sample.noise_draws)
+
+
+def _with_tensors(
+    sample: Sample[L],
+    index: int,
+    latents: M | None,
+    solver_state: tuple[M, ...],
+    noise_draws: int,
+) -> Sample[M]:
+    """Return the sample with other tensors, at every step: `dataclasses.replace` is slower."""
     return Sample(
         id=sample.id,
         spec=sample.spec,
         schedule=sample.schedule,
         stage=sample.stage,
-        index=sample.index,
-        latents=None if sample.latents is None else convert(sample.latents),
-        solver_state=tuple(map(convert, sample.solver_state)),
-        noise_draws=sample.noise_draws,
+        index=index,
+        latents=latents,
+        solver_state=solver_state,
+        noise_draws=noise_draws,
         inputs=sample.inputs,
         profile=sample.profile,
         chunks=sample.chunks,

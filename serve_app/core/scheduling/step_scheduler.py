@@ -9,7 +9,7 @@ sample is first.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Generic
+from typing import Any, Generic
 
 from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import ModelKey
@@ -139,8 +139,7 @@ class StepScheduler(Generic[L]):
 
     def admit_ready(self) -> None:
         """Start the samples whose model and extensions are in memory and need not leave it."""
-        self._admit(self._waiting_for_models())
-        for waiting in self._waiting_for_extensions():
+        for waiting in self._waiting_for_memory():
             self._admit(waiting)
 
     def plan(self) -> Plan[L] | None:
@@ -249,11 +248,14 @@ class StepScheduler(Generic[L]):
         queue = self._queues[work].items()
         return dict(sorted(queue, key=lambda item: time(item[1].sample.caller)))
 
-    def _waiting_for_models(self) -> WaitingForMemory[ModelKey, L]:
-        in_use = {key for key, count in self._in_use.items() if count}
-        loads = self._in_fair_order(WorkKind.LOAD)
-        queue = {id: entry for id, entry in loads.items() if not self.quarantine.blocks(id)}
-        return WaitingForMemory(WorkKind.LOAD, queue, self._models, models_needed, in_use)
+    def _waiting_for_memory(self) -> Iterator[WaitingForMemory[Any, L]]:
+        if self._queues[WorkKind.LOAD]:
+            in_use = {key for key, count in self._in_use.items() if count}
+            loads = self._in_fair_order(WorkKind.LOAD)
+            queue = {id: entry for id, entry in loads.items() if not self.quarantine.blocks(id)}
+            yield WaitingForMemory(WorkKind.LOAD, queue, self._models, models_needed, in_use)
+        if self._queues[WorkKind.ATTACH]:
+            yield from self._waiting_for_extensions()
 
     def _waiting_for_extensions(self) -> Iterator[WaitingForMemory[ExtensionKey, L]]:
         queue = self._in_fair_order(WorkKind.ATTACH)
@@ -277,8 +279,7 @@ class StepScheduler(Generic[L]):
         Of several such, the one whose sample arrived first; None if they are beyond the limit.
         """
         time = self._shares.turn_time
-        plans = [self._waiting_for_models().plan()]
-        plans += [waiting.plan() for waiting in self._waiting_for_extensions()]
+        plans = [waiting.plan() for waiting in self._waiting_for_memory()]
         within = (plan for plan in plans if plan and time(plan.samples[0].caller) <= limit)
         return min(
             within,
@@ -299,8 +300,7 @@ class StepScheduler(Generic[L]):
         ranked = ((id, entries[id].sample.rows) for id in order)
         ids = choose_batch(ranked, rows=size.sample_rows)
         samples = tuple(entries[id].sample for id in ids)
-        rows = sum(sample.rows for sample in samples)
-        return Plan(WorkKind.STEP, samples, size.lanes(rows))
+        return Plan(WorkKind.STEP, samples, size.lanes(sum(sample.rows for sample in samples)))
 
     def _work_after(
         self, work: WorkKind, sample: Sample[L], segment: StageSegment

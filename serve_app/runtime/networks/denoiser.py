@@ -65,11 +65,11 @@ class UNetDenoiser:
         sigma, timesteps = upload(levels, x.device)  # both in one copy
         sigma = sigma.view(-1, 1, 1, 1)
         scaled: torch.Tensor = self._preconditioning.scaled_input(x, sigma)
-        rows = x.new_zeros(lanes, *x.shape[1:], dtype=self._dtype)  # (lanes, 4, h/8, w/8)
-        rows[: len(batch.owner)] = scaled[batch.owner].to(self._dtype)
-        row_timesteps = x.new_zeros(lanes)
-        row_timesteps[: len(batch.owner)] = timesteps[batch.owner]
-        predicted = self._predict(rows, row_timesteps, batch, inputs).float()
+        rows, timesteps = scaled[batch.owner].to(self._dtype), timesteps[batch.owner]
+        if padding := lanes - len(rows):
+            rows = torch.cat([rows, rows.new_zeros(padding, *rows.shape[1:])])
+            timesteps = torch.cat([timesteps, timesteps.new_zeros(padding)])
+        predicted = self._predict(rows, timesteps, batch, inputs).float()
         positive, negative = predicted[batch.positive], predicted[batch.negative]
         guided = negative + batch.guidance_scale * (positive - negative)
         denoised: torch.Tensor = self._preconditioning.denoised(x, sigma, guided)
@@ -175,8 +175,8 @@ class _BatchConditioning:
     pooled: torch.Tensor  # (lanes, projection_dim)
     time_ids: torch.Tensor  # (lanes, 5 or 6)
     owner: torch.Tensor  # (rows,): the sample of each row
-    positive: torch.Tensor  # (samples,): the positive row of each sample
-    negative: torch.Tensor  # (samples,): the negative row of each sample
+    positive: slice | torch.Tensor  # (samples,): the positive row of each sample
+    negative: slice | torch.Tensor  # (samples,): the negative row of each sample
     guidance_scale: torch.Tensor  # (samples, 1, 1, 1)
 
 
@@ -207,7 +207,15 @@ def _stack(
         pooled=padded([row.pooled for row in rows]),
         time_ids=padded([row.time_ids for row in rows]),
         owner=upload(torch.tensor(owner), device),
-        positive=upload(torch.tensor(positive), device),
-        negative=upload(torch.tensor(negative), device),
+        positive=_indices(positive, device),
+        negative=_indices(negative, device),
         guidance_scale=upload(torch.tensor(scales), device).view(-1, 1, 1, 1),
     )
+
+
+def _indices(rows: list[int], device: torch.device) -> slice | torch.Tensor:
+    """Return what selects these rows, ascending: a slice if it can, which copies nothing."""
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    if rows == list(range(rows[0], rows[-1] + 1, step)):
+        return slice(rows[0], rows[-1] + 1, step)
+    return upload(torch.tensor(rows), device)

@@ -1,4 +1,5 @@
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,16 @@ def test_a_step_returns_a_new_sample_and_leaves_the_old_one() -> None:
         (0.25,),
         2,
     )
+
+
+def test_a_step_changes_the_tensors_and_the_index_and_keeps_every_other_field() -> None:
+    start: Sample[Any] = new_sample("a", SPEC, SCHEDULE, Stage.BASE)
+    changed = {"index", "latents", "solver_state", "noise_draws"}
+    kept = {field.name: object() for field in fields(Sample) if field.name not in changed}
+    filled: Sample[Any] = replace(start, **kept)  # type: ignore[arg-type]  # any value is kept
+    stepped = after_step(filled, 0.5, (0.25,), 2)
+    assert all(getattr(stepped, name) is value for name, value in kept.items())
+    assert stepped.index == start.index + 1
 
 
 def test_another_stage_starts_without_solver_state_and_profile() -> None:
