@@ -28,6 +28,7 @@ def test_every_eager_way_gives_the_same_result_and_a_time_of_each_run(tiny: Path
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
 @pytest.mark.filterwarnings("ignore:Converting a tensor")  # OpenVINO traces
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a")  # in diffusers
 @pytest.mark.parametrize("variant", COMPILED, ids=lambda variant: variant.label)
 def test_every_compiled_way_gives_the_result_of_the_eager_one(tiny: Path, variant: Variant) -> None:
     if variant.openvino:
