@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "bench": (
         CORE
         | {"runtime", "deployments", "ingress", "config", "demo", "simulator", "testing"}
-        | {"bench", "app"},
+        | {"bench", "app", "process"},
         {"torch", "diffusers", "ray", "fastapi", "starlette"},
     ),
     "app": (CORE | {"config", "deployments", "ingress"}, {"ray"}),

@@ -11,6 +11,7 @@ from serve_app.config.catalog import ModelCatalog, choose_device, max_batch_imag
 from serve_app.config.settings import Settings
 from serve_app.core.diffusion.spec import Stage
 from serve_app.ingress.generation_job import GenerationJob
+from serve_app.process import allocator
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.networks.safety_checker import ImageSafetyChecker
@@ -22,6 +23,7 @@ def write_images(
     job: GenerationJob, catalog: ModelCatalog, settings: Settings, output: Path
 ) -> list[Path]:
     """Generate the images of a job, write them with their metadata, and return their files."""
+    allocator.keep_large_blocks()
     device = configured_device(settings)
     with console.status("loading the models"):
         pipeline = _load_pipeline(job, catalog, settings, device)

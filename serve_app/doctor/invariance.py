@@ -19,10 +19,12 @@ from serve_app.runtime.memory.memory_probe import Placement
 from serve_app.runtime.networks.conditioning import Conditioner, RowConditioning
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load
-from serve_app.runtime.networks.row_linear import compute_by_row
+from serve_app.runtime.networks.prepacked import prepack_unet
+from serve_app.runtime.networks.row_layers import compute_by_row
 from serve_app.runtime.operator_bits import OperatorBits, OperatorCalls
 
-SIZES = ((128, 128), (104, 152), (160, 96))  # pixels: square, odd and wide
+# Pixels: square, odd, wide, and as many latents as a group norm splits over threads.
+SIZES = ((128, 128), (104, 152), (160, 96), (256, 256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class SizeBits:
     height: int
     rows: int
     counts: tuple[int, ...]  # that were compared with it
-    operators: dict[str, OperatorCalls]  # of the UNet as diffusers runs it
+    operators: dict[str, OperatorCalls]  # before any layer computes by row
     kept: tuple[int, ...]  # counts with the same bits, one-line layers computed row by row
 
 
@@ -51,11 +53,13 @@ def examine(
     *counts, most = lane_counts_for(images, strict=True)
     modules = load(checkpoint, device)
     Placement(modules, device).apply(())
+    if device.prepacked:
+        prepack_unet(modules.unet, checkpoint.native_latent_shape)
     denoiser = UNetDenoiser(modules.unet, checkpoint.noise_config.preconditioning, device.dtype)
     spec = ImageSpec(prompt="proof", seed=0, width=128, height=128, steps=1, guidance=1.0)
     row = Conditioner(modules.text_encoders, checkpoint).condition(spec).at(0).positive
     found = [_operators(denoiser, row, device, size, most, counts) for size in sizes]
-    compute_by_row(modules.unet)
+    compute_by_row(modules.unet, device)
     for (width, height), operators in zip(sizes, found, strict=True):
         proved = LaneCounts(denoiser, (*counts, most))
         key = LaneKey((height // 8, width // 8), 1, ())

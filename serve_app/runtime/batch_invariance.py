@@ -26,8 +26,8 @@ def check_batch_invariance(
     Return those of the numbers of lanes `counts` in which all rows have the bits that they have in
     the profile's own number of lanes; larger images may still need that: see `LaneCounts`.
 
-    Kernels split work over threads, and an uneven split treats slots differently: seen on CPU with
-    5 or 6 lanes on 2 threads, and with 7 threads at any number of lanes. Raises `OperatorError`
+    Kernels split work over threads, and an uneven split may treat slots differently: see
+    `networks.row_layers` for those that are known. Raises `OperatorError`
     when this machine breaks the promise of strict mode with these extensions, and `OutputNotFinite`
     when a result is not finite: NaN is unequal to itself, wherever it comes from.
     """

@@ -30,7 +30,8 @@ from serve_app.runtime.networks.compiler import compiler
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import Modules, load
-from serve_app.runtime.networks.row_linear import compute_by_row
+from serve_app.runtime.networks.prepacked import prepack_unet, prepack_vae
+from serve_app.runtime.networks.row_layers import compute_by_row
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.parts import Parts
 from serve_app.runtime.proof_file import ProofFile
@@ -86,13 +87,13 @@ def build_stage_model(
 
     At most `images` guided images step together. Memory is left for `reserve_for` more models of
     this size, and for the largest extensions that can be attached together. A model that was in
-    memory earlier begins with its `previous_plan`. In strict mode batch invariance is checked,
-    unless it is among the `proofs` that are remembered. Raises `OperatorError` when that fails, and
-    `DeviceFull` when not even one image fits.
+    memory earlier begins with its `previous_plan`. The weights are prepacked if the device is. In
+    strict mode batch invariance is checked, unless it is among the `proofs` that are remembered.
+    Raises `OperatorError` when that fails, and `DeviceFull` when not even one image fits.
     """
     modules = load_modules(checkpoint, device)
     if strict:
-        compute_by_row(modules.unet)
+        compute_by_row(modules.unet, device)
     placement = Placement(modules, device)
     parts = Parts(
         Conditioner(modules.text_encoders, checkpoint),
@@ -100,6 +101,9 @@ def build_stage_model(
         SdxlVae(modules.vae, device.torch_device, checkpoint.latent_scaling),
         extensions.open(modules) if extensions else ExtensionSet(),
     )
+    if device.prepacked:  # now that the extensions have found their layers
+        prepack_unet(modules.unet, checkpoint.native_latent_shape)
+        prepack_vae(modules.vae, checkpoint.native_latent_shape)
     savings = SAVINGS_BY_DEVICE.get(device.torch_device.type)
     if savings is None:  # a CPU pages, and a step of the largest image would take it minutes
         plan = MemoryPlan(images)

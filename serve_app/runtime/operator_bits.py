@@ -67,7 +67,9 @@ def _name(func: Callable[..., Any], args: tuple[Any, ...]) -> str | None:
     """Return the kind of an operator whose first arguments have a row for each of the batch's."""
     if func is functional.linear:
         return "linear, one line a row" if args[0].dim() == 2 else "linear, many lines a row"
-    if func is functional.conv2d:
+    if func is torch.ops.mkldnn._linear_pointwise:  # prepacked: see `networks.prepacked`
+        return "linear, many lines a row"
+    if func in (functional.conv2d, torch.ops.mkldnn._convolution_pointwise):
         height, width = args[1].shape[-2:]
         return f"convolution {height}x{width}"
     return _NAMES.get(func)

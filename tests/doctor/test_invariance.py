@@ -22,6 +22,8 @@ def test_every_operator_of_the_unet_is_compared_and_so_is_the_whole(
     # Time and size embeddings have two layers each, and every residual block projects the first.
     assert calls["linear, one line a row"] == 15
     assert calls["attention"] == 14
+    assert calls["linear, many lines a row"] == 84  # prepacked or not
+    assert calls["convolution 3x3"] + calls["convolution 1x1"] == 35
     assert set(found.kept) <= {1, 2}
     for operator in found.operators.values():
         assert set(operator.changed) == {1, 2}

@@ -26,7 +26,8 @@ class DamagedDemo:
     def __init__(
         self, stage: Stage = Stage.BASE, *, device: Device | None = None, strict: bool = True
     ) -> None:
-        self._device = device or open_device("cpu", precision="fp32", xformers=False, cpu_threads=1)
+        device = device or open_device("cpu", precision="fp32", xformers=False, cpu_threads=1)
+        self._device = replace(device, prepacked=False)  # prepacked weights can't be damaged
         self.checkpoint: Checkpoint = replace(
             inspect(demo_folder(stage), stage), name=FOLDER_NAMES[stage]
         )

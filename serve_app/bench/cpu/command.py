@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serve_app.bench.cpu.alone import NotMeasured, run_alone
-from serve_app.bench.cpu.image import ImageTimes
-from serve_app.bench.cpu.image import measure as measure_image
+from serve_app.bench.cpu.image import ImageSeconds, ImageTimes, Setup, measure_engine, measure_stock
 from serve_app.bench.cpu.plot import plot_cpu
 from serve_app.bench.cpu.unet_step import VARIANTS, StepTimes, Variant
 from serve_app.bench.cpu.unet_step import measure as measure_step
@@ -103,14 +102,34 @@ def _measure_images(
     parameters = sum(num_parameters(inspect(checkpoint, Stage.BASE)).values())
     found: dict[str, ImageTimes | NotMeasured] = {}
     for precision in precisions:
-        weights = parameters * DTYPES[precision].itemsize
-        arguments = (checkpoint, precision, side, steps, pairs, threads, _IMAGES)
-        with console.status(f"the engine beside stock in {precision}"):
+        needed = parameters * DTYPES[precision].itemsize + _ROOM
+        with (
+            TemporaryDirectory() as proofs,
+            console.status(f"the engine beside stock in {precision}"),
+        ):
+            file = Path(proofs) / "proofs.json"
+            setup = Setup(checkpoint, precision, side, steps, threads, _IMAGES, file)
             try:
-                found[precision] = run_alone(measure_image, *arguments, needed=weights + _ROOM)
+                found[precision] = _measure_pairs(setup, pairs, needed)
             except NotMeasured as error:
                 found[precision] = error
     return found
+
+
+def _measure_pairs(setup: Setup, pairs: int, needed: float) -> ImageTimes:
+    """Return the times of images that the engine and stock make in turns."""
+    engine: list[ImageSeconds] = []
+    stock: list[ImageSeconds] = []
+    sides = [(measure_engine, engine), (measure_stock, stock)]
+    for pair in range(pairs):
+        for measure, times in sides if pair % 2 else reversed(sides):
+            times.append(run_alone(measure, setup, pair, needed=needed))
+    return ImageTimes(
+        setup.precision,
+        [times.image for times in engine],
+        [times.image for times in stock],
+        engine[0].first,
+    )
 
 
 def _step_table(found: Steps, side: int, runs: int, threads: int) -> Table:

@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from serve_app.bench.made_up_step import made_up_step
-from serve_app.core.diffusion.spec import Stage
+from serve_app.core.diffusion.spec import PIXELS_PER_LATENT, Stage
+from serve_app.process import allocator
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from serve_app.runtime.memory.device import DTYPES
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load_unet
+from serve_app.runtime.networks.prepacked import prepack_unet
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Variant:
     label: str
     precision: str  # a key of DTYPES
     channels_last: bool = False
+    prepacked: bool = False
     compiled: str = ""  # "regions", "full", or "" for eager
     openvino: bool = False
     copies: float = 1.0  # of the weights that it has in memory at its peak
@@ -38,8 +41,10 @@ class Variant:
 VARIANTS = (
     Variant("eager fp32", "fp32"),
     Variant("eager fp32, channels-last", "fp32", channels_last=True, copies=1.1),
+    Variant("prepacked fp32", "fp32", prepacked=True, copies=1.1),
     Variant("eager bf16", "bf16"),
     Variant("eager bf16, channels-last", "bf16", channels_last=True, copies=1.1),
+    Variant("prepacked bf16", "bf16", prepacked=True, copies=1.1),
     Variant("compiled bf16, regions", "bf16", compiled="regions"),
     Variant("compiled bf16, full", "bf16", compiled="full"),
     Variant("OpenVINO bf16", "bf16", openvino=True, copies=2.2),
@@ -60,12 +65,15 @@ def measure(
     variant: Variant, folder: Path, side: int, rows: Sequence[int], runs: int, threads: int
 ) -> StepTimes:
     """Return the times of a step of images of `side` pixels, at each number of rows."""
+    allocator.keep_large_blocks()  # as in the service
     torch.set_num_threads(threads)
     start, checkpoint = time.perf_counter(), inspect(folder, Stage.BASE)
     dtype = DTYPES[variant.precision]
     unet: Any = load_unet(checkpoint, dtype)
     if variant.channels_last:
         unet.to(memory_format=torch.channels_last)
+    if variant.prepacked:
+        prepack_unet(unet, (side // PIXELS_PER_LATENT, side // PIXELS_PER_LATENT))
     if variant.compiled == "regions":
         unet.compile_repeated_blocks(dynamic=False)
     elif variant.compiled == "full":

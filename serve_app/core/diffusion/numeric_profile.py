@@ -14,7 +14,7 @@ def default_precision(device: str) -> str:
     return "fp32" if device == "cpu" else "fp16"
 
 
-ARITHMETIC = 2  # grows when the same is computed with other kernels, or in another order
+ARITHMETIC = 3  # grows when the same is computed with other kernels, or in another order
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class NumericProfile:
     libraries: tuple[str, ...] = ()  # those that run the networks, with versions: "peft 0.19.1"
     arithmetic: int = ARITHMETIC
     compile: str = "off"  # which of its calls are compiled: MODEL_COMPILE
+    prepacked: bool = False  # whether weights are laid out for a CPU's kernels at load
     weights: str = ""  # a digest of the checkpoint's files, which alone can continue its snapshots
 
     @property

@@ -65,6 +65,11 @@ class Checkpoint:
         return self.file.path if self.file else self.folder
 
     @property
+    def native_latent_shape(self) -> tuple[int, int]:
+        """The height and width of the latents of such images."""
+        return (self.native_size // PIXELS_PER_LATENT,) * 2
+
+    @property
     def noise_config(self) -> NoiseConfig:
         """The noise that it was trained on."""
         return self.scheduler.noise

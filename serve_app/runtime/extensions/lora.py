@@ -1,11 +1,11 @@
 """LoRA, the first kind of extension: low-rank updates beside the weights, which never change.
 
 A layer with an active LoRA adds weight * alpha / rank * B(A(x)) to its output (Hu et al. 2021),
-through peft. Where no layer computes by row (see `row_linear`), it is equal to the bit to
-`StableDiffusionXLPipeline.load_lora_weights` and `set_adapters`, except for files whose alphas
-differ between layers: see `lora_weights`. The file's layers are found by `LoraFile.place` instead
-of diffusers' converters, which lose those that they don't know. peft knows the LoRAs by number,
-since a dot would end a name.
+through peft. Where no layer computes by row or is prepacked (see `runtime.networks`), it is equal
+to the bit to `StableDiffusionXLPipeline.load_lora_weights` and `set_adapters`, except for files
+whose alphas differ between layers: see `lora_weights`. The file's layers are found by
+`LoraFile.place` instead of diffusers' converters, which lose those that they don't know. peft knows
+the LoRAs by number, since a dot would end a name.
 """
 
 import warnings
@@ -25,7 +25,8 @@ from serve_app.runtime.extensions.contract import ExtensionKind
 from serve_app.runtime.extensions.lora_weights import LayerWeights, read_tensors, read_weights
 from serve_app.runtime.memory.device import is_out_of_memory
 from serve_app.runtime.networks.loading import Modules
-from serve_app.runtime.networks.row_linear import RowLinear, aligned, become_row_linear
+from serve_app.runtime.networks.prepacked import keep_plain_weights
+from serve_app.runtime.networks.row_layers import RowLinear, aligned, become_row_linear
 
 # Numbers that an active LoRA adds to a UNet call at its peak, for each row and pixel of the image:
 # counted with SDXL's own UNet, like the 79 of a plain call. Several LoRAs add no more than one.
@@ -133,6 +134,10 @@ class LoraExtension:
             name = self._modules[place.network][place.layer]
             groups.setdefault(group, {})[name] = layer
         for (network, rank, alpha, is_dora, has_bias), layers in groups.items():
+            for name in layers if is_dora else ():  # peft reads the weights that it changes
+                module = self._networks[network].get_submodule(name)
+                own = module.get_base_layer() if isinstance(module, LoraLayer) else module
+                keep_plain_weights(own, kept=True)
             config = LoraConfig(
                 target_modules=list(layers),
                 r=rank,
@@ -156,12 +161,14 @@ class LoraExtension:
             layer.delete_adapter(adapter)
         for network in self._networks.values():
             getattr(network, "peft_config", {}).pop(adapter, None)
-        self._set_active_layers()
+        self._find_layers()
 
     def _find_layers(self) -> None:
         """Find the layers with LoRAs, of which peft activates each one that it injects."""
         modules = (module for network in self._networks.values() for module in network.modules())
         self._layers = tuple(module for module in modules if isinstance(module, LoraLayer))
+        for layer in self._layers:
+            keep_plain_weights(layer.get_base_layer(), kept=bool(layer.lora_magnitude_vector))
         self._set_active_layers()
 
     def _set_active(self, refs: tuple[ExtensionRef, ...]) -> None:

@@ -16,6 +16,7 @@ from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import DeviceError
 from serve_app.core.scheduling.memory_plan import MemorySaving
 from serve_app.runtime.networks.compiler import compiler_problem
+from serve_app.runtime.networks.prepacked import prepacking_problem
 
 logger = logging.getLogger("aura.runtime")
 
@@ -42,6 +43,7 @@ class Device:
     cpu_threads: int
     memory_fraction: float = 1.0  # of the GPU's memory; the rest is left to other processes
     compile_mode: str = "off"  # of `COMPILE_MODES`
+    prepacked: bool = False  # whether weights are laid out for its kernels when they are loaded
 
     def numeric_profile(
         self,
@@ -65,6 +67,7 @@ class Device:
             model=model,
             libraries=_libraries(self.attention),
             compile=self.compile_mode_with(memory_savings),
+            prepacked=self.prepacked,
             weights=weights,
         )
 
@@ -183,16 +186,30 @@ def open_device(
         torch.backends.cudnn.deterministic = True
         torch.cuda.set_per_process_memory_fraction(memory_fraction)
     torch.set_num_threads(cpu_threads)
+    vae_dtype = _vae_dtype(device, dtype)
+    # torch.compile lays weights out itself, and both would have copies of their own.
+    prepacked = compile_mode == "off" and _can_prepack(device, dtype, vae_dtype)
     return Device(
         torch_device=device,
         kind=_kind(device),
         dtype=dtype,
-        vae_dtype=_vae_dtype(device, dtype),
+        vae_dtype=vae_dtype,
         attention="xformers" if xformers and _xformers_runs(device, dtype) else "sdpa",
         cpu_threads=cpu_threads,
         memory_fraction=memory_fraction,
         compile_mode=compile_mode,
+        prepacked=prepacked,
     )
+
+
+def _can_prepack(device: torch.device, *dtypes: torch.dtype) -> bool:
+    if device.type != "cpu":
+        return False
+    for dtype in set(dtypes):
+        if problem := prepacking_problem(dtype):
+            logger.info("weights are not prepacked: %s", problem)
+            return False
+    return True
 
 
 def _kind(device: torch.device) -> str:

@@ -22,7 +22,7 @@ from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load
-from serve_app.runtime.networks.row_linear import compute_by_row
+from serve_app.runtime.networks.row_layers import compute_by_row
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.parts import Parts
 from serve_app.runtime.stage_model import StageModel
@@ -155,11 +155,11 @@ def test_a_file_that_was_trained_with_dropout_is_used_without_it(
 
 
 def test_offloaded_layers_and_encoders_apply_loras_too(
-    checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files, engine: Engine
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files
 ) -> None:
     base = checkpoints[Stage.BASE]
     modules = load(base, cpu)
-    compute_by_row(modules.unet)
+    compute_by_row(modules.unet, cpu)
     Placement(modules, cpu).apply((MemorySaving.TEXT_ON_CPU, MemorySaving.UNET_ON_CPU))
     model = StageModel(
         profile=cpu.numeric_profile(Stage.BASE, 4, base.name),
@@ -173,6 +173,7 @@ def test_offloaded_layers_and_encoders_apply_loras_too(
         ),
     )
     specs = [with_loras(("soft.v1", 1.0)), SPEC, with_loras(("kohya", 1.0))]
+    resident = engine_over(base, replace(cpu, prepacked=False), files)
     assert generate(Engine(ModelCache.of(model), snapshot_every=9), *specs) == generate(
-        engine, *specs
+        resident, *specs
     )

@@ -1,6 +1,6 @@
 """Models that take turns on the card: the same bytes as apart, and each is built once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,6 +18,7 @@ from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import Event, Failed, Finished
 from serve_app.runtime.live_sample import HostSample
+from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.model_cache import Loader, ModelCache
 from serve_app.runtime.stage_model import StageModel
 from tests.support.analytic_model import ConstantDenoiser, analytic_model
@@ -75,9 +76,11 @@ def generate_interleaved(engine: Engine, specs: Sequence[ImageSpec]) -> list[byt
 @pytest.fixture(scope="module")
 def made_apart(models: dict[str, dict[Stage, StageModel]]) -> list[bytes]:
     """The images of SPECS, made by two engines with a model each."""
-    two = {
-        s: Engine(ModelCache.of(model), snapshot_every=9) for s, model in models["strict"].items()
-    }
+    return made_by(models["strict"])
+
+
+def made_by(models: Mapping[Stage, StageModel]) -> list[bytes]:
+    two = {stage: Engine(ModelCache.of(model), snapshot_every=9) for stage, model in models.items()}
     return [picture.tobytes() for picture in run_images(two, [(spec, None) for spec in SPECS])]
 
 
@@ -100,10 +103,15 @@ def test_base_and_refiner_on_one_engine_make_the_same_images_as_on_two(
 
 
 def test_base_and_refiner_that_exceed_the_card_together_make_the_same_bytes(
-    checkpoints: dict[Stage, Checkpoint], made_apart: list[bytes], card: SimulatedCard
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, card: SimulatedCard
 ) -> None:
     """From the first swap on, the card fits exactly the larger model alone."""
-    sizes = []
+    plain = replace(cpu, prepacked=False)  # as a card computes
+    both = {
+        stage: build_stage_model(checkpoint, plain, images=4, strict=True)
+        for stage, checkpoint in checkpoints.items()
+    }
+    expected, sizes = made_by(both)[:2], []
 
     def make(stage: Stage, reserve_for: int, previous_plan: MemoryPlan | None) -> StageModel:
         assert card.bytes["now"] == 0, "a model is built before the last has left"
@@ -122,7 +130,7 @@ def test_base_and_refiner_that_exceed_the_card_together_make_the_same_bytes(
     engine = Engine(cache, snapshot_every=1)
     for _ in range(2):
         assert tuple(cache.batch_sizes) in ((DEMO,), (REFINER,))
-        assert generate_interleaved(engine, SPECS[:2]) == made_apart[:2]
+        assert generate_interleaved(engine, SPECS[:2]) == expected
     assert card.bytes["peak"] == max(sizes)
     assert (tuple(cache.batch_sizes), card.bytes["now"]) == ((REFINER,), sizes[1])
     assert len(sizes) == 2
