@@ -165,10 +165,11 @@ class LoraExtension:
 
     def _find_layers(self) -> None:
         """Find the layers with LoRAs, of which peft activates each one that it injects."""
-        modules = (module for network in self._networks.values() for module in network.modules())
+        modules = [module for network in self._networks.values() for module in network.modules()]
         self._layers = tuple(module for module in modules if isinstance(module, LoraLayer))
-        for layer in self._layers:
-            keep_plain_weights(layer.get_base_layer(), kept=bool(layer.lora_magnitude_vector))
+        read = {layer.get_base_layer() for layer in self._layers if layer.lora_magnitude_vector}
+        for module in modules:  # also those of an attach that failed
+            keep_plain_weights(module, kept=module in read)
         self._set_active_layers()
 
     def _set_active(self, refs: tuple[ExtensionRef, ...]) -> None:

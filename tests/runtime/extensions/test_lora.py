@@ -22,6 +22,7 @@ from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.loading import load
+from serve_app.runtime.networks.prepacked import keep_plain_weights, prepack_unet
 from serve_app.runtime.networks.row_layers import compute_by_row
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.parts import Parts
@@ -177,3 +178,28 @@ def test_offloaded_layers_and_encoders_apply_loras_too(
     assert generate(Engine(ModelCache.of(model), snapshot_every=9), *specs) == generate(
         resident, *specs
     )
+
+
+def test_layers_have_plain_weights_only_while_a_dora_reads_them(
+    checkpoints: dict[Stage, Checkpoint], cpu: Device, files: Files
+) -> None:
+    if not cpu.prepacked:
+        pytest.skip("this machine prepacks no weights")
+    modules = load(checkpoints[Stage.BASE], cpu)
+    prepack_unet(modules.unet, (16, 16))
+    loras = LoraExtension(modules, files)
+
+    def plain_layers() -> list[str]:
+        layers = modules.unet.named_modules()
+        return [name for name, layer in layers if getattr(layer, "plain", None) is not None]
+
+    keep_plain_weights(modules.unet.conv_in, kept=True)  # as an attach leaves it that fails
+    loras.attach("kohya")
+    assert not plain_layers()
+    loras.attach("dora, peft")
+    read = plain_layers()
+    assert read
+    loras.attach("soft.v1")
+    assert plain_layers() == read
+    loras.detach("dora, peft")
+    assert not plain_layers()
