@@ -1,12 +1,11 @@
 """`CommandQueue`: what other threads ask of the engine's thread, in the order of their asking."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 
 
 class CommandQueue:
-    """Commands that any thread may put, and that one thread runs."""
+    """Commands that any thread may put, and that one thread takes."""
 
     def __init__(self) -> None:
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -15,13 +14,12 @@ class CommandQueue:
         """Add a command, to be run soon."""
         self._commands.put(command)
 
-    def run(self, lock: AbstractContextManager[object], *, wait: bool) -> None:
-        """Run all commands that there are, each under the lock; with `wait`, at least one."""
+    def take(self, *, wait: bool) -> list[Callable[[], None]]:
+        """Return all commands that there are; with `wait`, at least one."""
+        commands = []
         try:
-            command = self._commands.get(block=wait)
+            commands.append(self._commands.get(block=wait))
             while True:
-                with lock:
-                    command()
-                command = self._commands.get_nowait()
+                commands.append(self._commands.get_nowait())
         except Empty:
-            pass
+            return commands

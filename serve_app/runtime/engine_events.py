@@ -54,13 +54,13 @@ class StepRecord:
     seconds: float
 
     @classmethod
-    def of(cls, plan: Plan[torch.Tensor], began: float, seconds: float) -> "StepRecord":
-        """Return the record of a STEP plan that was run."""
+    def of(cls, plan: Plan[torch.Tensor], lanes: int, began: float, seconds: float) -> "StepRecord":
+        """Return the record of a STEP plan that was run with so many lanes."""
         return cls(
             plan.samples[0].stage,
             tuple(sample.id for sample in plan.samples),
             sum(sample.rows for sample in plan.samples),
-            plan.lanes,
+            lanes,
             began,
             seconds,
         )

@@ -180,15 +180,14 @@ class StageModel:
     def step(self, samples: Sequence[DeviceSample], lanes: int) -> list[DeviceSample]:
         """Take one step of every sample, in one UNet call with `lanes` rows.
 
+        A GPU may still be at work when this returns: see `Device.record_event`.
         Every row has its own solver weights and its own noise, so that a sample's bits do not
         depend on the other samples in the call.
         """
         x, inputs = self._batch(samples)
         denoised = self._parts.denoiser(x, inputs, lanes)
         noises = [self._draw_noise(sample) for sample in samples]  # while a GPU computes
-        results = advance(samples, denoised, noises)
-        self.device.synchronize()
-        return results
+        return advance(samples, denoised, noises)
 
     @torch.inference_mode()
     def decode(self, sample: DeviceSample) -> tuple[DeviceSample, RgbImage]:

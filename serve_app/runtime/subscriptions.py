@@ -43,12 +43,14 @@ class Subscription:
     progress_time: float = -inf  # of the last `Progress`
     turn_time: float = -inf  # when its last turn began
 
-    def takes_snapshot(self, index: int, now: float, every: int) -> bool:
-        """Return whether a snapshot is due after `every` steps, and note it if so."""
-        if index - self.index < every or now - self.time < SNAPSHOT_GAP:
-            return False
-        self.index, self.time = index, now
-        return True
+    def is_snapshot_due(self, sample: DeviceSample, now: float, every: int) -> bool:
+        """Return whether the sample, just stepped, should be copied out after `every` steps.
+
+        One whose next step is shallow waits for the full step after it: the features that it would
+        reuse stay on the device.
+        """
+        is_old = sample.index - self.index >= every and now - self.time >= SNAPSHOT_GAP
+        return is_old and not sample.is_shallow
 
     def takes_retry(self) -> bool:
         """Return whether the sample may run alone once more, and note it if so."""
@@ -104,22 +106,30 @@ class Subscriptions:
         return self._by_id.pop(id).listener
 
     def send_snapshots(self, stepped: Sequence[DeviceSample], now: float, every: int) -> list[str]:
-        """Copy out the samples, just stepped, whose last copy is `every` steps old.
+        """Copy out the samples, just stepped, of which a snapshot is due.
 
-        One whose next step is shallow waits for the full step after it: the features that it would
-        reuse stay here. Return the ids of those that are not finite.
+        Return the ids of those that are not finite.
         """
+        self.keep_resumable(stepped)
         lost = []
         for sample in stepped:
-            subscription = self._by_id.get(sample.id)
-            if subscription is None or sample.is_shallow:
+            subscription = self._by_id[sample.id]
+            if not subscription.is_snapshot_due(sample, now, every):
                 continue
-            subscription.resumable = sample
-            if not subscription.takes_snapshot(sample.index, now, every):
-                continue
+            subscription.index, subscription.time = sample.index, now
             if not notify_snapshot(subscription.listener, sample):
                 lost.append(sample.id)
         return lost
+
+    def is_snapshot_due(self, sample: DeviceSample, now: float, every: int) -> bool:
+        """Return whether `send_snapshots` would copy out a sample."""
+        return self._by_id[sample.id].is_snapshot_due(sample, now, every)
+
+    def keep_resumable(self, stepped: Sequence[DeviceSample]) -> None:
+        """Remember the samples, just stepped, as they can go on elsewhere."""
+        for sample in stepped:
+            if not sample.is_shallow:
+                self._by_id[sample.id].resumable = sample
 
     def notify_clearance(self, id: str) -> None:
         """Notify the listener of a sample that has left quarantine, if it goes on."""

@@ -1,6 +1,6 @@
 """One turn of an engine: what a plan asks of the models. No scheduler and no threads."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -10,18 +10,22 @@ from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.scheduling.work import Plan, WorkKind
 from serve_app.runtime.live_sample import DeviceSample
+from serve_app.runtime.memory.device import DeviceEvent
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage
 
 
 @dataclass(frozen=True, slots=True)
-class TurnOutcome:
-    """What a turn has done."""
+class LaunchedTurn:
+    """What a turn has done; of a step, what it will have done when its event has happened."""
 
-    plan: Plan[torch.Tensor]  # as it was run: with the lanes of its UNet call
+    plan: Plan[torch.Tensor]
     samples: list[DeviceSample]  # after the turn
+    lanes: int = 0  # of the UNet call of a step, which may be others than planned
     image: RgbImage | None = None  # of a decode
     is_usual: bool = True  # whether such a turn will take as long again
+    event: DeviceEvent | None = None  # None if there is nothing to wait for
+    charged: float | None = None  # seconds, if it was settled before it was done
 
 
 def current_turn(
@@ -35,8 +39,8 @@ def current_turn(
     return CurrentTurn.of(plan, now, costs)
 
 
-def run_turn(models: ModelCache, plan: Plan[torch.Tensor]) -> TurnOutcome:
-    """Run a plan."""
+def run_turn(models: ModelCache, plan: Plan[torch.Tensor]) -> LaunchedTurn:
+    """Run a plan; of a step, only until the device has it to do."""
     key = plan.samples[0].model_key
     if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
         if isinstance(plan.load, ExtensionKey):
@@ -44,17 +48,17 @@ def run_turn(models: ModelCache, plan: Plan[torch.Tensor]) -> TurnOutcome:
             models.attach(key, plan.load, evict)
         else:
             models.load(key, [key for key in plan.evict if isinstance(key, ModelKey)])
-        return TurnOutcome(plan, list(plan.samples))
+        return LaunchedTurn(plan, list(plan.samples))
     model = models[key]
     if plan.work is WorkKind.STEP:
         choice = model.choose_lanes(plan.samples)
-        plan = replace(plan, lanes=choice.lanes)
         samples = model.step(plan.samples, choice.lanes)
-        return TurnOutcome(plan, samples, is_usual=not choice.is_new)
+        event = models.device.record_event()
+        return LaunchedTurn(plan, samples, choice.lanes, is_usual=not choice.is_new, event=event)
     (sample,) = plan.samples
     if plan.work is WorkKind.CONDITION:
-        return TurnOutcome(plan, [model.condition(sample)])
+        return LaunchedTurn(plan, [model.condition(sample)])
     if plan.work is WorkKind.ENCODE:
-        return TurnOutcome(plan, [model.encode(sample)])
+        return LaunchedTurn(plan, [model.encode(sample)])
     sample, image = model.decode(sample)
-    return TurnOutcome(plan, [sample], image)
+    return LaunchedTurn(plan, [sample], image=image)

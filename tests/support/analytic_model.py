@@ -118,6 +118,7 @@ def analytic_model(
     extensions: Mapping[str, ModelExtension] | None = None,
     parking: Offloadable | None = None,
     pixels: ImageCodec | None = None,
+    device: Device = CPU,
 ) -> StageModel:
     lanes = max(lane_counts, default=0)  # none in fast mode
     profile = NumericProfile(
@@ -126,7 +127,7 @@ def analytic_model(
     return StageModel(
         profile=profile,
         memory_plan=MemoryPlan(images),
-        device=CPU,
+        device=device,
         parts=Parts(
             Conditioner(BlankTextEncoders(), CHECKPOINT),
             denoiser,

@@ -82,6 +82,17 @@ class DeviceShares:
             {caller: stepping(sample) > places[caller] for caller, sample in of_caller.items()}
         )
 
+    def correct(self, plan: Plan[Any], charged: float, seconds: float) -> None:
+        """Charge the callers of a step with what it took, who were `charged` other seconds.
+
+        It may have ended after later steps were planned, and its samples wait for others since.
+        """
+        rows = [sample.rows for sample in plan.samples]
+        for sample, share in zip(plan.samples, share_by_rows(rows, seconds - charged), strict=True):
+            self._places.correct(sample.caller, share)
+        self._turns.correct(plan.samples[0].caller, seconds - charged)
+        self._step_seconds, self._row_seconds = seconds, seconds / sum(rows)
+
     def _forfeit_unusable(self, wants_more: dict[Caller, bool]) -> None:
         """Let nobody save up places of a step that it had no more samples for."""
         wanting = [self._places.time(caller) for caller, more in wants_more.items() if more]

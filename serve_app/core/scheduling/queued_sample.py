@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from serve_app.core.caller import Caller
 from serve_app.core.diffusion.extensions import ExtensionKey
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import L, Sample, StageSegment
@@ -59,6 +60,17 @@ class WaitingForMemory(Generic[Loadable, L]):
         waiting = tuple(sample for sample in samples if admission.load in self.needs(sample))
         return Plan(self.work, waiting, load=admission.load, evict=admission.evict)
 
+    def first_load(self, time: Callable[[Caller], float]) -> tuple[float, int, Plan[L]] | None:
+        """Return the turn of `plan` after what is the least of the load that comes first.
+
+        That is its caller's virtual time and, among equals, the arrival of its first sample.
+        """
+        plan = self.plan()
+        if plan is None:
+            return None
+        first = plan.samples[0]
+        return time(first.caller), self.entries[first.id].arrival, plan
+
 
 def models_needed(sample: Sample[L]) -> tuple[ModelKey, ...]:
     """Return the models that a sample needs in memory."""
@@ -76,3 +88,12 @@ def work_with(work: WorkKind, sample: Sample[L], segment: StageSegment) -> WorkK
         return WorkKind.DECODE  # a last segment without steps: nothing to condition
     attaches = work is WorkKind.LOAD and sample.active_extensions
     return WorkKind.ATTACH if attaches else WorkKind.CONDITION
+
+
+def work_after(work: WorkKind, sample: Sample[L], segment: StageSegment) -> WorkKind | None:
+    """Return what a sample needs after a turn of its own; None when its segment is done."""
+    if work is WorkKind.CONDITION and sample.latents is None:
+        return WorkKind.ENCODE
+    if work is not WorkKind.DECODE and sample.index < segment.stop:
+        return WorkKind.STEP
+    return WorkKind.DECODE if work is WorkKind.STEP and segment.last else None

@@ -2,13 +2,14 @@
 
 Every turn has four verbs: `admit_ready` starts samples that have what they need in memory, `plan`
 answers what to do next, the engine does it, `charge` counts its seconds, and `settle` takes the
-results. Commands (`add`, `cancel`, `evict`) come between turns, from the one thread that owns the
-scheduler. Callers share the device as `DeviceShares` says, and of one caller the most urgent
-sample is first.
+results; of a device that works ahead, the seconds expected and results that it has yet to make.
+Commands (`add`, `cancel`, `evict`) come between turns, from the one thread that owns the scheduler.
+Callers share the device as `DeviceShares` says; of one caller the most urgent sample is first.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic
 
 from serve_app.core.diffusion.extensions import ExtensionKey
@@ -23,6 +24,7 @@ from serve_app.core.scheduling.queued_sample import (
     WaitingForMemory,
     extensions_needed,
     models_needed,
+    work_after,
     work_with,
 )
 from serve_app.core.scheduling.residency import Residency
@@ -50,14 +52,14 @@ class StepScheduler(Generic[L]):
         self._entries: dict[str, QueuedSample[L]] = {}  # in order of arrival
         self._queues: dict[WorkKind, dict[str, QueuedSample[L]]] = {work: {} for work in WorkKind}
         self._steps = StepQueue()
-        self._shares = DeviceShares()
+        self.shares = DeviceShares()
         self._in_use = Counter[ModelKey]()  # samples that have their model
         self.quarantine = Quarantine()
         self._retries: dict[str, None] = {}  # ids whose next step runs alone, in their order
         self._arrived = 0
         self._batch_sizes = dict(batch_sizes)
         self._models = Residency[ModelKey](batch_sizes, model_capacity)
-        self._extension_capacity = extension_capacity
+        self._no_extensions = partial(Residency[ExtensionKey], (), extension_capacity)
         self._extensions = {key: self._no_extensions() for key in batch_sizes}
         self._turn = 0  # step turns so far
         self._rotation = Rotation()
@@ -74,7 +76,7 @@ class StepScheduler(Generic[L]):
         return (
             f"<StepScheduler {waiting} waiting | {counts[WorkKind.STEP]} stepping in "
             f"{len(self._steps)} batch keys | {counts[WorkKind.DECODE]} decoding | "
-            f"{len(self._shares)} callers>"
+            f"{len(self.shares)} callers>"
         )
 
     def add(self, sample: Sample[L], segment: StageSegment, *, alone_steps: int = 0) -> None:
@@ -94,7 +96,7 @@ class StepScheduler(Generic[L]):
         if alone_steps:
             self.quarantine.add(sample.id, sample.index + alone_steps)
         self._arrived += 1
-        self._shares.enter(sample.caller)
+        self.shares.enter(sample.caller)
 
     def cancel(self, id: str) -> bool:
         """Drop a sample from every queue; return whether there was one."""
@@ -109,7 +111,7 @@ class StepScheduler(Generic[L]):
         self.quarantine.remove(id)
         self._retries.pop(id, None)
         self._dequeue(entry)
-        self._shares.leave(entry.sample.caller)
+        self.shares.leave(entry.sample.caller)
         return entry.sample
 
     def set_resident(
@@ -157,7 +159,7 @@ class StepScheduler(Generic[L]):
             return self._plan_alone(self._entries[next(iter(self._retries))])
         limit = float("inf")
         if self._steps:
-            limit = self._shares.limit(self._steps.first(self._shares.turn_time)[1])
+            limit = self.shares.limit(self._steps.first(self.shares.turn_time)[1])
         if prompt := self._first(WorkKind.CONDITION, limit):
             return Plan(WorkKind.CONDITION, (prompt.sample,))
         decode = self._first(WorkKind.DECODE, limit)
@@ -171,7 +173,7 @@ class StepScheduler(Generic[L]):
 
     def charge(self, plan: Plan[L], seconds: float) -> None:
         """Charge the callers of a plan, before `settle`, with the seconds that its turn took."""
-        self._shares.charge(plan, seconds, self._steps.count)
+        self.shares.charge(plan, seconds, self._steps.count)
 
     def settle(self, plan: Plan[L], results: Sequence[Sample[L]]) -> tuple[Sample[L], ...]:
         """Take the results of a plan; return the samples whose segment is done, which leave.
@@ -196,6 +198,18 @@ class StepScheduler(Generic[L]):
             if work is WorkKind.STEP:
                 self.quarantine.settle(sample.id, sample.index)
         return tuple(done)
+
+    def can_be_followed(self, plan: Plan[L]) -> bool:
+        """Return whether another step may be planned before one is done: no end, and no trial."""
+        if plan.alone or self._retries:
+            return False
+        return all(s.index + 1 < self._entries[s.id].segment.stop for s in plan.samples)
+
+    def take_back(self, plan: Plan[L]) -> None:
+        """Undo a settled step that has failed after all: its samples take it again, each alone."""
+        for sample in plan.samples:
+            self._move(self._entries[sample.id], sample, WorkKind.STEP)
+        self.settle_failed(plan)
 
     def settle_failed(self, plan: Plan[L]) -> None:
         """Settle a step that failed: each of its samples takes it again, alone and before others.
@@ -238,13 +252,13 @@ class StepScheduler(Generic[L]):
 
     def _first(self, work: WorkKind, limit: float) -> QueuedSample[L] | None:
         """Return the entry whose caller has the least virtual time, if that is within a limit."""
-        queue, time = self._queues[work].values(), self._shares.turn_time
+        queue, time = self._queues[work].values(), self.shares.turn_time
         first = min(queue, key=lambda entry: time(entry.sample.caller), default=None)
         return first if first and time(first.sample.caller) <= limit else None
 
     def _in_fair_order(self, work: WorkKind) -> dict[str, QueuedSample[L]]:
         """Return what waits for a kind of work, the caller with the least virtual time first."""
-        time = self._shares.turn_time
+        time = self.shares.turn_time
         queue = self._queues[work].items()
         return dict(sorted(queue, key=lambda item: time(item[1].sample.caller)))
 
@@ -270,28 +284,18 @@ class StepScheduler(Generic[L]):
         samples = (entry.sample for queue in queues for entry in queue)
         return {ref.key for s in samples if s.model_key == key for ref in s.active_extensions}
 
-    def _no_extensions(self) -> Residency[ExtensionKey]:
-        return Residency[ExtensionKey]((), self._extension_capacity)
-
     def _plan_load(self, limit: float) -> Plan[L] | None:
         """Return the LOAD or ATTACH whose first sample's caller has the least virtual time.
 
         Of several such, the one whose sample arrived first; None if they are beyond the limit.
         """
-        time = self._shares.turn_time
-        plans = [waiting.plan() for waiting in self._waiting_for_memory()]
-        within = (plan for plan in plans if plan and time(plan.samples[0].caller) <= limit)
-        return min(
-            within,
-            key=lambda plan: (
-                time(plan.samples[0].caller),
-                self._entries[plan.samples[0].id].arrival,
-            ),
-            default=None,
-        )
+        time = self.shares.turn_time
+        found = (waiting.first_load(time) for waiting in self._waiting_for_memory())
+        loads = [load for load in found if load is not None and load[0] <= limit]
+        return min(loads)[-1] if loads else None
 
     def _plan_step(self) -> Plan[L]:
-        shares, entries = self._shares, self._entries
+        shares, entries = self.shares, self._entries
         key, owner = self._steps.first(shares.turn_time)
         size = self._batch_sizes[key.model]
         order = self._steps.in_fair_order(
@@ -313,8 +317,4 @@ class StepScheduler(Generic[L]):
                 residency = self._extensions[sample.model_key]
                 complete = residency.has_all(extensions_needed(sample))
             return work_with(work, sample, segment) if complete else work
-        if work is WorkKind.CONDITION and sample.latents is None:
-            return WorkKind.ENCODE
-        if work is not WorkKind.DECODE and sample.index < segment.stop:
-            return WorkKind.STEP
-        return WorkKind.DECODE if work is WorkKind.STEP and segment.last else None
+        return work_after(work, sample, segment)

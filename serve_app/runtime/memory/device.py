@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Protocol
 
 import torch
 
@@ -29,6 +30,13 @@ class MemoryUsage:
 
     peak: int  # since the last `Device.empty_cache`
     limit: int  # of this process
+
+
+class DeviceEvent(Protocol):
+    """A point in the work of a device, as `torch.cuda.Event` is one."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has come to it; raise what the work before it failed with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,19 @@ class Device:
     def fetch(self, copy: torch.Tensor) -> torch.Tensor:
         """Copy a tensor to the device without waiting: work queued there later sees the copy."""
         return copy.to(self.torch_device, non_blocking=True)
+
+    @property
+    def works_ahead(self) -> bool:
+        """Whether the host may queue a step before the device has done the one before it."""
+        return self.torch_device.type == "cuda"
+
+    def record_event(self) -> DeviceEvent:
+        """Return the point after all work that is queued so far."""
+        if self.torch_device.type != "cuda":
+            return self
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.torch_device))
+        return event
 
     def synchronize(self) -> None:
         """Wait until all work queued on the device is done."""
