@@ -7,9 +7,11 @@ from functools import partial
 
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.numeric_profile import NumericProfile
+from serve_app.core.diffusion.prompt import ENCODED_TOKENS
 from serve_app.core.diffusion.sizes import SizeRules
 from serve_app.core.diffusion.spec import PIXELS_PER_LATENT
 from serve_app.core.scheduling.memory_plan import MemoryPlan
+from serve_app.core.scheduling.work import BatchSize
 from serve_app.core.service.moderation import ImageFilter
 from serve_app.core.service.warm_ups import OnWarmUp
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
@@ -29,6 +31,10 @@ from serve_app.runtime.networks.compiled_unet import CompiledUNet
 from serve_app.runtime.networks.compiler import compiler
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import UNetDenoiser
+from serve_app.runtime.networks.kept_conditioning import (
+    keep_conditioning,
+    limit_kept_conditioning,
+)
 from serve_app.runtime.networks.loading import Modules, load
 from serve_app.runtime.networks.prepacked import prepack_unet, prepack_vae
 from serve_app.runtime.networks.row_layers import compute_by_row
@@ -104,6 +110,7 @@ def build_stage_model(
     if device.prepacked:  # now that the extensions have found their layers
         prepack_unet(modules.unet, checkpoint.native_latent_shape)
         prepack_vae(modules.vae, checkpoint.native_latent_shape)
+    keep_conditioning(modules.unet, _tokens(images, strict=strict))
     savings = SAVINGS_BY_DEVICE.get(device.torch_device.type)
     if savings is None:  # a CPU pages, and a step of the largest image would take it minutes
         plan = MemoryPlan(images)
@@ -120,6 +127,7 @@ def build_stage_model(
             extension_work=extensions.work_per_pixel if extensions else 0.0,
         )
         plan = find_memory_plan(images, savings, probe, previous_plan)
+        limit_kept_conditioning(modules.unet, _tokens(plan.images, strict=strict))
     compiled = _compiled_unet(checkpoint, device, modules, parts.extensions, plan)
     if compiled is not None:
         preconditioning = checkpoint.noise_config.preconditioning
@@ -154,6 +162,12 @@ def build_stage_model(
     model.record_self_test()
     logger.info("%s is ready as %s: %s", checkpoint.name, checkpoint.stage, model.profile)
     return model
+
+
+def _tokens(images: int, *, strict: bool) -> int:
+    """Return the tokens of a full batch whose prompts have one chunk each."""
+    batch = BatchSize(images, lane_counts_for(images, strict=strict))
+    return batch.rows * ENCODED_TOKENS
 
 
 def _warm_up(

@@ -11,18 +11,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from serve_app.bench.gpu.timing import median_seconds
 from serve_app.bench.made_up_step import made_up_step
+from serve_app.core.diffusion.prompt import ENCODED_TOKENS
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.checkpoints.network_weights import read_config
 from serve_app.runtime.lane_counts import Batch
 from serve_app.runtime.memory.device import DTYPES, Device, is_out_of_memory
 from serve_app.runtime.networks.denoiser import UNetDenoiser
+from serve_app.runtime.networks.kept_conditioning import (
+    keep_conditioning,
+    stop_keeping,
+)
 from serve_app.runtime.networks.loading import load_unet
 from serve_app.runtime.networks.quiet import diffusers
 from serve_app.runtime.networks.twin import twin
 
-EAGER, CHANNELS_LAST, FUSED_QKV = "eager", "channels-last", "fused QKV"
+EAGER, FUSED_QKV = "eager", "fused QKV"
+KEPT, CHANNELS_LAST = "conditioning kept", "channels-last"
 REGIONS, FULL, GRAPHS = "compiled regions", "compiled", "compiled, CUDA graphs"
-OPTIONS = (EAGER, CHANNELS_LAST, FUSED_QKV, REGIONS, FULL, GRAPHS)  # each with those before it
+OPTIONS = (EAGER, FUSED_QKV, KEPT, CHANNELS_LAST, REGIONS, FULL, GRAPHS)
 COMPILED = (REGIONS, FULL, GRAPHS)
 
 
@@ -78,7 +84,7 @@ def step_times(
     unet = load_unet(checkpoint, dtype).to(device.torch_device)
     flops = {side: flops_per_row(checkpoint, side) for side in sides}
     for option in options:
-        network = _with_option(unet, option)
+        network = _with_option(unet, option, max(rows) * ENCODED_TOKENS)
         denoiser = UNetDenoiser(network, checkpoint.noise_config.preconditioning, dtype)
         few = option in COMPILED
         for side in sides[:1] if few else sides:
@@ -113,14 +119,22 @@ def _measure(
     return None
 
 
-def _with_option(unet: Any, option: str) -> Any:
-    """Return the UNet with an option; those that don't compile stay for the options after it."""
-    if option == CHANNELS_LAST:
+def _with_option(unet: Any, option: str, max_tokens: int) -> Any:
+    """Return the UNet with an option; what is not compiled stays for those after it, but one.
+
+    Fused projections are other weights, of a copy.
+    """
+    if option == FUSED_QKV:
+        fused = twin(unet)
+        fused.fuse_qkv_projections()
+        return fused
+    if option == KEPT:
+        keep_conditioning(unet, max_tokens)
+    elif option == CHANNELS_LAST:
         unet.to(memory_format=torch.channels_last)
-    elif option == FUSED_QKV:
-        unet.fuse_qkv_projections()
     elif option in COMPILED:
         torch.compiler.reset()
+        stop_keeping(unet)
         compiled = twin(unet)
         if option == REGIONS:
             compiled.compile_repeated_blocks(dynamic=False)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CHUNK_TOKENS = 75  # without the start and end tokens, which an encoder adds
+ENCODED_TOKENS = CHUNK_TOKENS + 2  # of a chunk, with these
 MAX_CHUNKS = 32  # 2400 tokens; 8000 characters of plain words have about 1800
 WEIGHT_RANGE = (0.0, 2.0)  # as in compel; AUTOMATIC1111 and ComfyUI have no limits
 _COMMA_BACKTRACK = 20  # tokens: AUTOMATIC1111's comma_padding_backtrack

@@ -1,10 +1,10 @@
 """Estimate the memory that models need: weights by their files' headers, and a working allowance.
 
 Pure: no GPUs, no files. The allowance was counted: the live tensors of SDXL's own UNet and VAE at
-1024 x 1024 pixels, with fused attention, are 79 values per pixel for each row of the base (95 for
-the refiner) and 769 per pixel for a decoded image. `PROCESS_OVERHEAD` is an assumption: what
-Python, torch, CUDA, kernel workspaces and gaps between blocks take in a process (0.4 GiB were
-measured without a GPU).
+1024 x 1024 pixels, with fused attention, are 91 values per pixel for each row of the base (102 for
+the refiner), of which 12 and 7 are keys and values of the prompt that are kept, and 769 per pixel
+for a decoded image. `PROCESS_OVERHEAD` is an assumption: what Python, torch, CUDA, kernel
+workspaces and gaps between blocks take in a process (0.4 GiB were measured without a GPU).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from serve_app.core.diffusion.spec import Stage
 
-UNET_VALUES = 95  # live values per pixel and UNet row
+UNET_VALUES = 103  # live values per pixel and UNet row
 DECODE_VALUES = 770  # live values per pixel while the VAE decodes
 PROCESS_OVERHEAD = 1 << 30  # bytes of a process besides weights and tensors: assumed
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}

@@ -24,12 +24,13 @@ from serve_app.runtime.checkpoints.model_layers import NETWORKS, ModelLayers, la
 from serve_app.runtime.extensions.contract import ExtensionKind
 from serve_app.runtime.extensions.lora_weights import LayerWeights, read_tensors, read_weights
 from serve_app.runtime.memory.device import is_out_of_memory
+from serve_app.runtime.networks.kept_conditioning import forget_conditioning
 from serve_app.runtime.networks.loading import Modules
 from serve_app.runtime.networks.prepacked import keep_plain_weights
 from serve_app.runtime.networks.row_layers import RowLinear, aligned, become_row_linear
 
 # Numbers that an active LoRA adds to a UNet call at its peak, for each row and pixel of the image:
-# counted with SDXL's own UNet, like the 79 of a plain call. Several LoRAs add no more than one.
+# counted with SDXL's own UNet, like the 91 of a plain call. Several LoRAs add no more than one.
 _WORK_PER_PIXEL = 20
 
 
@@ -178,6 +179,7 @@ class LoraExtension:
             self._set_active_layers()
 
     def _set_active_layers(self) -> None:
+        forget_conditioning(self._networks["unet"])
         weights = {self._adapter_names[ref.name]: ref.weight for ref in self._active}
         for layer in self._layers:
             adapters = [adapter for adapter in weights if adapter in layer.scaling]

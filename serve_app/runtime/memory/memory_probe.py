@@ -25,6 +25,11 @@ from serve_app.runtime.lane_counts import lane_counts_for
 from serve_app.runtime.memory.device import Device, is_out_of_memory
 from serve_app.runtime.memory.pinned_copies import PinnedCopies
 from serve_app.runtime.networks.denoiser import DenoiserInput
+from serve_app.runtime.networks.kept_conditioning import (
+    forget_conditioning,
+    kept_bytes,
+    stop_keeping,
+)
 from serve_app.runtime.networks.loading import Modules
 from serve_app.runtime.networks.step_cache import StepFeatures
 from serve_app.runtime.parts import Parts
@@ -76,6 +81,7 @@ class Placement:
 
         The first call makes the pinned copies from which `restore` fetches.
         """
+        forget_conditioning(self._modules.unet)
         networks = self._resident_networks()
         if self._copies is None and self._device.has_own_memory:
             self._copies = PinnedCopies(self._own_tensors(networks), self._device)
@@ -112,6 +118,11 @@ class Placement:
         text = () if MemorySaving.TEXT_ON_CPU in self.applied else modules.text_encoders.networks
         unet = () if MemorySaving.UNET_ON_CPU in self.applied else (modules.unet,)
         return (modules.vae, *text, *unet)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that the last batch has left on the device: see `kept_conditioning`."""
+        return kept_bytes(self._modules.unet)
 
     @property
     def bytes_on_device(self) -> int:
@@ -178,7 +189,8 @@ class MemoryProbe:
 
     def _reserved_bytes(self, rows: int) -> int:
         """Return the bytes that the dry run did not use, but that will be needed beside it."""
-        per_model = self._placement.bytes_on_device + self._extension_bytes
+        placement = self._placement
+        per_model = placement.bytes_on_device + placement.kept_bytes + self._extension_bytes
         reserved = self._reserve_for * per_model + self._extension_bytes
         if self._extension_work:
             width, height = self._size
@@ -250,6 +262,7 @@ def _keep_text_on_cpu(modules: Modules, device: torch.device) -> None:
 
 
 def _keep_unet_on_cpu(modules: Modules, device: torch.device) -> None:
+    stop_keeping(modules.unet)  # layers are fetched in the order of the first step
     modules.unet.to("cpu").enable_group_offload(
         onload_device=device,
         offload_device=torch.device("cpu"),

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
-from serve_app.core.diffusion.prompt import CHUNK_TOKENS
+from serve_app.core.diffusion.prompt import ENCODED_TOKENS
 from serve_app.runtime.networks.compiler import Compile
+from serve_app.runtime.networks.kept_conditioning import (
+    forget_conditioning,
+    stop_keeping,
+)
 from serve_app.runtime.networks.twin import twin
-
-_SPECIAL_TOKENS = 2  # that each chunk has besides
 
 LatentShape = tuple[int, int]  # height and width
 
@@ -37,7 +39,10 @@ class CompiledUNet:
     ) -> None:
         """`compile` returns what runs instead of the copy of `unet` that it gets."""
         self._eager = unet
-        self._compiled = compile(twin(unet))
+        forget_conditioning(unet)
+        plain = twin(unet)
+        stop_keeping(plain)  # code is compiled for each tensor that it compares with
+        self._compiled = compile(plain)
         self._latent_shapes = frozenset(latent_shapes)
         self._has_extensions = has_extensions
         self._ready: set[tuple[LatentShape, int]] = set()
@@ -56,7 +61,7 @@ class CompiledUNet:
         """Return whether a call with such inputs is compiled, as extensions are active now."""
         return (
             latent_shape in self._latent_shapes
-            and tokens == CHUNK_TOKENS + _SPECIAL_TOKENS
+            and tokens == ENCODED_TOKENS
             and rows.bit_count() == 1
             and not self._has_extensions()
         )

@@ -5,7 +5,8 @@ themselves while they read a single file, and draw progress bars over the log. I
 this module.
 """
 
-import diffusers
+import diffusers.models.activations  # with its submodules that are used here
+import diffusers.models.attention_processor
 import transformers
 
 transformers.logging.set_verbosity_error()

@@ -7,6 +7,7 @@ from serve_app.bench.gpu.unet import (
     CHANNELS_LAST,
     EAGER,
     FUSED_QKV,
+    KEPT,
     flops_per_row,
     step_times,
 )
@@ -31,7 +32,7 @@ def test_a_row_of_sdxl_is_counted_as_published(side: int, tflop: float, tmp_path
 def test_step_times_name_every_option_size_and_number_of_rows(tmp_path: Path) -> None:
     tiny = inspect(tiny_checkpoint(tmp_path / "tiny"), Stage.BASE)
     device = open_device("cpu", precision="bf16", xformers=False, cpu_threads=1)
-    options = (EAGER, CHANNELS_LAST, FUSED_QKV)
+    options = (EAGER, FUSED_QKV, KEPT, CHANNELS_LAST)
     found = list(step_times(tiny, device, "bf16", (64, 128), (1, 2), options, runs=1))
     assert [(time.option, time.side, time.rows) for time in found] == [
         (option, side, rows) for option in options for side in (64, 128) for rows in (1, 2)

@@ -22,7 +22,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(16)],
             fine(
                 "memory",
-                "base needs 10.4 GiB (fp16, 4 images together), and the NVIDIA RTX has 16.0 GiB, "
+                "base needs 10.6 GiB (fp16, 4 images together), and the NVIDIA RTX has 16.0 GiB, "
                 "16.0 GiB of it free",
             ),
         ),
@@ -31,7 +31,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(16)],
             warn(
                 "memory",
-                "base needs 19.9 GiB (fp32, 4 images together), and the NVIDIA RTX has 16.0 GiB: "
+                "base needs 20.1 GiB (fp32, 4 images together), and the NVIDIA RTX has 16.0 GiB: "
                 "fewer images will be generated at once, or all of them more slowly",
                 "MODEL_PRECISION=fp16",
             ),
@@ -41,7 +41,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(16)],
             warn(
                 "memory",
-                "base needs 16.9 GiB (fp16, 4 images together, 2 models in memory), and the NVIDIA "
+                "base needs 17.0 GiB (fp16, 4 images together, 2 models in memory), and the NVIDIA "
                 "RTX has 16.0 GiB: fewer images will be generated at once, or all of them more "
                 "slowly",
                 "MAX_LOADED_MODELS=1",
@@ -52,7 +52,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(19)],
             warn(
                 "memory",
-                "base needs 32.8 GiB (fp32, 4 images together, 2 models in memory), and the NVIDIA "
+                "base needs 33.1 GiB (fp32, 4 images together, 2 models in memory), and the NVIDIA "
                 "RTX has 19.0 GiB: fewer images will be generated at once, or all of them more "
                 "slowly",
                 "MODEL_PRECISION=fp16",
@@ -63,9 +63,9 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(12)],
             warn(
                 "memory",
-                "base needs 14.9 GiB (fp16, 16 images together), and the NVIDIA RTX has 12.0 GiB: "
+                "base needs 15.4 GiB (fp16, 16 images together), and the NVIDIA RTX has 12.0 GiB: "
                 "fewer images will be generated at once, or all of them more slowly",
-                "MODEL_MAX_BATCH_SIZE=8",
+                "MODEL_MAX_BATCH_SIZE=7",
             ),
         ),
         (
@@ -73,7 +73,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(8)],
             warn(
                 "memory",
-                "base needs 9.3 GiB (fp16, one image at a time), and the NVIDIA RTX has 8.0 GiB: "
+                "base needs 9.4 GiB (fp16, one image at a time), and the NVIDIA RTX has 8.0 GiB: "
                 "fewer images will be generated at once, or all of them more slowly",
                 "ENABLE_XFORMERS=1",
             ),
@@ -83,7 +83,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(10)],
             warn(
                 "memory",
-                "base needs 19.9 GiB (fp32, 4 images together), and the NVIDIA RTX has 10.0 GiB: "
+                "base needs 20.1 GiB (fp32, 4 images together), and the NVIDIA RTX has 10.0 GiB: "
                 "fewer images will be generated at once, or all of them more slowly",
                 "MODEL_PRECISION=fp16",
             ),
@@ -93,7 +93,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(24)],
             fine(
                 "memory",
-                "base and refiner need 20.1 GiB (fp16, 4 images together), and the NVIDIA RTX has "
+                "base and refiner need 20.3 GiB (fp16, 4 images together), and the NVIDIA RTX has "
                 "24.0 GiB, 24.0 GiB of it free",
             ),
         ),
@@ -102,7 +102,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(12)],
             warn(
                 "memory",
-                "base and refiner need 20.1 GiB (fp16, 4 images together), and the NVIDIA RTX has "
+                "base and refiner need 20.3 GiB (fp16, 4 images together), and the NVIDIA RTX has "
                 "12.0 GiB: fewer images will be generated at once, or all of them more slowly",
                 "MODEL_REFINER_CHECKPOINT_DIR=",
             ),
@@ -112,7 +112,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(12)],
             fine(
                 "memory",
-                "base and refiner in turn need 10.4 GiB (fp16, 4 images together), and the NVIDIA "
+                "base and refiner in turn need 10.6 GiB (fp16, 4 images together), and the NVIDIA "
                 "RTX has 12.0 GiB, 12.0 GiB of it free",
             ),
         ),
@@ -121,7 +121,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(24)],
             fine(
                 "memory",
-                "base and refiner in turn need 10.4 GiB (fp16, 4 images together), and the NVIDIA "
+                "base and refiner in turn need 10.6 GiB (fp16, 4 images together), and the NVIDIA "
                 "RTX has 24.0 GiB, 24.0 GiB of it free; with MAX_LOADED_MODELS=2 both stay loaded",
             ),
         ),
@@ -130,7 +130,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(12)],
             warn(
                 "memory",
-                "base and refiner need 16.1 GiB (fp16, 4 images together, 2 models in memory), and "
+                "base and refiner need 16.2 GiB (fp16, 4 images together, 2 models in memory), and "
                 "the NVIDIA RTX has 12.0 GiB: fewer images will be generated at once, or all of "
                 "them more slowly",
                 "MAX_LOADED_MODELS=1",
@@ -141,7 +141,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(10)],
             warn(
                 "memory",
-                "base and refiner in turn need 11.9 GiB (fp16, 8 images together), and the NVIDIA "
+                "base and refiner in turn need 12.2 GiB (fp16, 8 images together), and the NVIDIA "
                 "RTX has 10.0 GiB: fewer images will be generated at once, or all of them more "
                 "slowly",
                 "MODEL_MAX_BATCH_SIZE=2",
@@ -152,7 +152,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(8)],
             warn(
                 "memory",
-                "base and refiner need 20.1 GiB (fp16, 4 images together), and the NVIDIA RTX has "
+                "base and refiner need 20.3 GiB (fp16, 4 images together), and the NVIDIA RTX has "
                 "8.0 GiB: fewer images will be generated at once, or all of them more slowly",
                 "MODEL_MAX_BATCH_SIZE=1",
             ),
@@ -162,7 +162,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(24, 10)],
             warn(
                 "memory",
-                "base needs 10.4 GiB (fp16, 4 images together), and the NVIDIA RTX has 24.0 GiB, "
+                "base needs 10.6 GiB (fp16, 4 images together), and the NVIDIA RTX has 24.0 GiB, "
                 "of which other processes leave 10.0 GiB free",
                 "MODEL_MAX_BATCH_SIZE=2",
             ),
@@ -172,7 +172,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(24, 3)],
             warn(
                 "memory",
-                "base needs 10.4 GiB (fp16, 4 images together), and the NVIDIA RTX has 24.0 GiB, "
+                "base needs 10.6 GiB (fp16, 4 images together), and the NVIDIA RTX has 24.0 GiB, "
                 "of which other processes leave 3.0 GiB free",
                 "nvidia-smi",
             ),
@@ -182,7 +182,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(24), gpu(8, name="NVIDIA RTX 3070")],
             warn(
                 "memory",
-                "refiner needs 9.6 GiB (fp16, 4 images together), and the NVIDIA RTX 3070 has 8.0 "
+                "refiner needs 9.8 GiB (fp16, 4 images together), and the NVIDIA RTX 3070 has 8.0 "
                 "GiB: fewer images will be generated at once, or all of them more slowly",
                 "MODEL_MAX_BATCH_SIZE=1",
             ),
@@ -192,7 +192,7 @@ SHARING_A_GPU = (base(0.5), refiner(0.5))
             [gpu(24)],
             fine(
                 "memory",
-                "base needs 10.4 GiB (fp16, 4 images together), and the NVIDIA RTX has 24.0 GiB, "
+                "base needs 10.6 GiB (fp16, 4 images together), and the NVIDIA RTX has 24.0 GiB, "
                 "24.0 GiB of it free",
             ),
         ),

@@ -126,7 +126,13 @@ class LiveBytes(TorchDispatchMode):
 
 
 class FusedAttention:
-    """An attention processor that allocates what fused attention does: its output, no scores."""
+    """An attention processor that allocates what fused attention does: its output, no scores.
+
+    Keys and values of a prompt are kept, as by `KeepingAttention`.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __call__(
         self,
@@ -145,6 +151,8 @@ class FusedAttention:
         source = hidden if encoder_hidden_states is None else encoder_hidden_states
         key, value = attention.to_k(source), attention.to_v(source)
         hidden = attention.to_out[0](torch.empty_like(query))
+        if encoder_hidden_states is not None:
+            self.kept.append((key, value))
         del query, key, value
         if len(shape) == 4:
             hidden = hidden.transpose(-1, -2).reshape(shape)
@@ -182,12 +190,11 @@ def unet(stage: Stage) -> Any:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("stage", "values"), [(Stage.BASE, 79), (Stage.REFINER, 95)])
+@pytest.mark.parametrize(("stage", "values"), [(Stage.BASE, 91), (Stage.REFINER, 102)])
 def test_a_unet_row_needs_no_more_than_the_allowance(stage: Stage, values: int) -> None:
     peaks = []
     with torch.device("meta"), torch.no_grad():
         network = unet(stage).half().eval()
-        network.set_attn_processor(FusedAttention())
         assert (
             sum(p.numel() for p in network.parameters())
             == (BASE_PARAMETERS if stage is Stage.BASE else REFINER_PARAMETERS)["unet"]
@@ -202,6 +209,7 @@ def test_a_unet_row_needs_no_more_than_the_allowance(stage: Stage, values: int) 
                 "text_embeds": torch.empty(rows, 1280, dtype=torch.half),
                 "time_ids": torch.empty(rows, 6 if stage is Stage.BASE else 5, dtype=torch.half),
             }
+            network.set_attn_processor(FusedAttention())
             with LiveBytes() as live:
                 network(*inputs, added_cond_kwargs=added, return_dict=False)
             peaks.append(live.peak)

@@ -28,7 +28,7 @@ COPIES = (
             32,
             fine(
                 "memory",
-                "the models need 18.4 GiB of memory (fp32, 2 images together), and 32.0 GiB are "
+                "the models need 18.5 GiB of memory (fp32, 2 images together), and 32.0 GiB are "
                 "available",
             ),
         ),
@@ -37,7 +37,7 @@ COPIES = (
             18,
             fail(
                 "memory",
-                "the models need 18.4 GiB of memory (fp32, 2 images together), and 18.0 GiB are "
+                "the models need 18.5 GiB of memory (fp32, 2 images together), and 18.0 GiB are "
                 "available",
                 "MODEL_MAX_BATCH_SIZE=1",
             ),
@@ -47,7 +47,7 @@ COPIES = (
             20,
             fail(
                 "memory",
-                "the models need 33.7 GiB of memory (fp32, one image at a time), and 20.0 GiB are "
+                "the models need 33.9 GiB of memory (fp32, one image at a time), and 20.0 GiB are "
                 "available",
                 "MODEL_REFINER_CHECKPOINT_DIR=",
             ),
@@ -67,7 +67,7 @@ COPIES = (
             20,
             fail(
                 "memory",
-                "the models need 29.0 GiB of memory (fp32, one image at a time), and 20.0 GiB are "
+                "the models need 29.1 GiB of memory (fp32, one image at a time), and 20.0 GiB are "
                 "available",
                 "MODEL_REFINER_CHECKPOINT_DIR=",
             ),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.core.diffusion.prompt import ENCODED_TOKENS
 from serve_app.core.diffusion.sizes import SizeRules
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import DeviceFull
@@ -26,6 +27,7 @@ from serve_app.runtime.memory.memory_probe import (
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import Denoiser, DenoiserInput, UNetDenoiser
+from serve_app.runtime.networks.kept_conditioning import keep_conditioning
 from serve_app.runtime.networks.loading import load
 from serve_app.runtime.networks.vae import DecodedImage, RgbImage, SdxlVae
 from serve_app.runtime.parts import Parts
@@ -102,9 +104,15 @@ class Unfitted:
 
 
 def unfitted(
-    checkpoint: Checkpoint, device: Device, *, max_rows: int, enough_savings: int = 99
+    checkpoint: Checkpoint,
+    device: Device,
+    *,
+    max_rows: int,
+    enough_savings: int = 99,
+    max_tokens: int = 0,
 ) -> Unfitted:
     modules = load(checkpoint, device)
+    keep_conditioning(modules.unet, max_tokens)
     placement = Placement(modules, device)
     unet = UNetDenoiser(modules.unet, checkpoint.noise_config.preconditioning, device.dtype)
     denoiser = LimitedDenoiser(unet, placement, max_rows, enough_savings)
@@ -165,6 +173,10 @@ class SmallGpu(Device):
 
 class StatedPlacement(Placement):
     """Modules of stated sizes on a GPU of limited size."""
+
+    @property
+    def kept_bytes(self) -> int:
+        return 0
 
     def __init__(self, gpu: SmallGpu) -> None:
         self._gpu = gpu
@@ -254,6 +266,22 @@ def test_memory_is_reserved_for_loras_of_this_and_later_models(
         reserve_for=reserve_for, lora_bytes=lora_bytes
     )
     assert find_memory_plan(4, (), probe) == MemoryPlan(images)
+
+
+@pytest.mark.parametrize(("missing", "images"), [(0, 4), (1, 2)])
+def test_memory_is_reserved_for_what_later_models_keep(
+    base: Checkpoint, cpu: Device, missing: int, images: int
+) -> None:
+    rows, attention = 8, load(base, cpu).unet.named_modules()
+    widths = (m.to_k.out_features for name, m in attention if name.endswith("attn2"))
+    kept = rows * ENCODED_TOKENS * 2 * sum(widths) * 4  # keys and values, in bytes
+    weights = unfitted(base, cpu, max_rows=99).placement.bytes_on_device
+    device = scripted_device(
+        [weights + run for run in (900, 500)],
+        limit=int((2 * weights + kept + 900) / 0.95) + 1 - missing,
+    )
+    model = unfitted(base, device, max_rows=99, max_tokens=rows * ENCODED_TOKENS)
+    assert find_memory_plan(4, (), model.probe(reserve_for=1)) == MemoryPlan(images)
 
 
 @pytest.mark.parametrize(("size", "applied"), [(80, 0), (60, 2), (50, 3)])
