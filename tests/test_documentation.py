@@ -186,7 +186,14 @@ def test_every_file_named_in_code_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_setting_named_in_code_is_understood(page: Path) -> None:
-    foreign = {"HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "RAY_TMPDIR", "TORCH_INDEX"}
+    foreign = {
+        "HF_TOKEN",
+        "HF_ENDPOINT",
+        "HF_HOME",
+        "RAY_TMPDIR",
+        "TORCH_INDEX",
+        "THP_MEM_ALLOC_ENABLE",
+    }
     foreign |= {"RAY_SERVE_ENABLE_HA_PROXY"}
     foreign |= {f"RAY_SERVE_HAPROXY_{port}_PORT" for port in ("STATS", "METRICS")}
     foreign |= set(allocator.environment({}))
