@@ -89,7 +89,7 @@ class Engine:
         self._commands.put(lambda: self._add(sample, segment, listener))
 
     def cancel(self, id: str, listener: Listener) -> None:
-        """Drop the listener's sample at the next step boundary; the listener gets no more events.
+        """Drop the listener's sample before the next plan; the listener gets no more events.
 
         Nothing happens when the sample has ended, or was sent again with another listener.
         """
@@ -189,10 +189,11 @@ class Engine:
             self.current_turn = next_turn
         if self._state.subscriptions.notify_turn(plan, now):
             self._pause(_QUARANTINE_NOTICE)
+        is_ahead = self._launched is not None
         turn = self._launch(plan)
-        if self._launched is not None:
-            if not self._land():
-                return []  # this step began with what the last one has failed to make
+        if turn is None:
+            return []
+        if is_ahead:
             self.current_turn = replace(next_turn, began=self._free_at)
         with self._lock:
             if self._may_work_ahead(turn):
@@ -200,26 +201,34 @@ class Engine:
                 return []
         try:
             _wait_for(turn)
-        finally:
-            self._charge(turn)
+        except Exception:
+            self._charge(replace(turn, is_usual=False))
+            raise
+        self._charge(turn)
         with self._lock:
             faulty = self._state.settle(turn, self._clock())
         if plan.work is WorkKind.STEP:
             self._diagnosis.record_step()
         return faulty
 
-    def _launch(self, plan: Plan[torch.Tensor]) -> LaunchedTurn:
-        """Run a plan; of a step, only until the device has it to do. Charge for it if it fails."""
+    def _launch(self, plan: Plan[torch.Tensor]) -> LaunchedTurn | None:
+        """Run a plan; of a step, only until the device has it to do. Charge for it if it fails.
+
+        Return None if the step before has failed, with whose results it would have begun. A device
+        may say so only when it is given this one.
+        """
         try:
-            return run_turn(self.models, plan)
+            turn = run_turn(self.models, plan)
         except Exception:
-            self._land()
+            if not self._land():
+                return None
             self._charge(LaunchedTurn(plan, [], plan.lanes, is_usual=False))
             raise
         finally:
             if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
                 with self._lock:
                     self._state.update_models()
+        return turn if self._land() else None
 
     def _land(self) -> bool:
         """Wait for the step that was launched last, if it was not waited for, and charge for it.
@@ -233,7 +242,7 @@ class Engine:
             _wait_for(turn)
         except Exception:
             logger.exception("a step failed on the device")
-            self._charge(turn)
+            self._charge(replace(turn, is_usual=False))
             with self._lock:
                 self._state.take_back(turn)
             return False

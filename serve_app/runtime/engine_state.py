@@ -145,13 +145,13 @@ class EngineState:
             self.scheduler.shares.correct(plan, turn.charged, seconds)
 
     def can_be_followed(self, turn: LaunchedTurn, now: float) -> bool:
-        """Return whether another step may be planned before one is done: see the scheduler.
+        """Return whether another step may be planned before one is done, which begins now.
 
-        A snapshot that is due needs its latents.
+        Not if the scheduler says no, or a snapshot will be due, which needs its latents.
         """
-        is_due = self.subscriptions.is_snapshot_due
+        is_due, end = self.subscriptions.is_snapshot_due, now + self._expected_seconds(turn)
         return self.scheduler.can_be_followed(turn.plan) and not any(
-            is_due(sample, now, self._snapshot_every) for sample in turn.samples
+            is_due(sample, end, self._snapshot_every) for sample in turn.samples
         )
 
     def settle_ahead(self, turn: LaunchedTurn) -> LaunchedTurn:
@@ -159,8 +159,7 @@ class EngineState:
 
         Return it with what was charged, which `charge` corrects when it is done.
         """
-        kind = turn_kind(WorkKind.STEP, turn.plan.samples[0], lanes=turn.lanes)
-        expected = self.costs.seconds(kind)
+        expected = self._expected_seconds(turn)
         self.scheduler.charge(turn.plan, expected)
         self.scheduler.settle(turn.plan, turn.samples)
         return replace(turn, charged=expected)
@@ -168,6 +167,7 @@ class EngineState:
     def take_back(self, turn: LaunchedTurn) -> None:
         """Undo `settle_ahead` of a step that has failed: its samples take it again, each alone."""
         self.scheduler.take_back(turn.plan)
+        self._models.forget_steps(turn.plan.samples)
 
     def settle(self, turn: LaunchedTurn, now: float) -> list[DeviceSample]:
         """Report ends and snapshots; return samples of which a copy to the host is not finite."""
@@ -213,6 +213,10 @@ class EngineState:
                 self.scheduler.cancel(sample.id)
         left = (s for s in plan.samples if s.id not in self.scheduler)
         return [s for s in left if s.id in self.subscriptions], fault
+
+    def _expected_seconds(self, turn: LaunchedTurn) -> float:
+        kind = turn_kind(WorkKind.STEP, turn.plan.samples[0], lanes=turn.lanes)
+        return self.costs.seconds(kind)
 
     def _quarantine_steps(self, sample: HostSample) -> int:
         seconds = mean_step_seconds(sample, self.costs)

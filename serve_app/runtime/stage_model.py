@@ -223,6 +223,12 @@ class StageModel:
         if self._offloadable is not None:
             self._offloadable.restore()
 
+    def forget_steps(self, samples: Sequence[DeviceSample]) -> None:
+        """Drop what a failed step may have left unmade; who would reuse deep features must end."""
+        self._parts.denoiser.forget()
+        for state in (self._states[sample.id] for sample in samples):
+            state.features = state.features and StepFeatures()
+
     def forget(self, id: str) -> None:
         """Drop what is kept for a sample."""
         self._states.pop(id, None)

@@ -121,6 +121,9 @@ class SleepingDenoiser:
                 denoised[number] = math.nan
         return denoised
 
+    def forget(self) -> None:
+        """See `Denoiser`. It keeps nothing."""
+
     def _tone(self, at: DenoiserInput) -> float:
         """Return what a step adds, which differs by prompt, step and stage."""
         tone = at.conditioning.tone if isinstance(at.conditioning, SleepingConditioning) else 0.0

@@ -142,7 +142,7 @@ async def test_an_image_that_two_processes_send_to_one_replica_ends_for_the_firs
     replica: StageReplica,
 ) -> None:
     first, second = (conductor_of(LocalStage(replica, name)) for name in ("first", "second"))
-    spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=20, guidance=5)
+    spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=150, guidance=5)
     running = asyncio.create_task(last_image(first.run(ImageTask(id="job-0", spec=spec))))
     await until_async(lambda: (at := first.snapshot("job-0")) is not None and at.sample.index > 0)
     await last_image(second.run(ImageTask(id="job-0", spec=spec)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from serve_app.core.caller import Caller
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.errors import EngineFault, ReplicaUnwell
 from serve_app.core.scheduling.work import WorkKind
@@ -14,7 +15,7 @@ from serve_app.runtime.engine_events import StepRecord
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from tests.support.analytic_model import ConstantDenoiser, analytic_model, engine_over
-from tests.support.engine_runs import Heard, drain
+from tests.support.engine_runs import Heard, drain, sample_of, whole
 from tests.support.queueing_device import (
     HOST_S,
     SPEC,
@@ -93,6 +94,52 @@ def test_a_step_that_fails_on_the_device_is_taken_again_by_each_of_its_images_al
     assert [images for images, _ in denoiser.batches] == [2, 2, 2, *dropped, 1, 1, *[2] * 5]
     assert sum(record.seconds for record in records) == gpu.clock.now - start
     assert [record.seconds > 100 for record in records] == [False, False, True] + [False] * 7
+    assert denoiser.forgotten == 1
+
+
+def test_a_first_step_that_fails_says_nothing_of_what_such_a_step_costs(
+    gpu: QueueingDevice,
+) -> None:
+    engine = engine_on(gpu)
+    heard = submit(engine)
+    for _ in range(2):
+        engine.turn()
+    gpu.queued[-1].time += 100.0
+    gpu.faults.append(RuntimeError("CUDA error: unspecified launch failure"))
+    drain(engine)
+    assert heard.finished
+    costs = engine.stats().costs.seconds_by_turn
+    assert all(s < 2 for kind, s in costs.items() if kind.work is WorkKind.STEP)
+
+
+def test_an_image_queued_behind_one_that_fails_is_made_though_the_device_tells_it_first(
+    gpu: QueueingDevice,
+) -> None:
+    """As CUDA does: an error of a step is raised by whatever is asked for next."""
+
+    class Telling(QueueingDenoiser):
+        tells = False
+
+        def __call__(
+            self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
+        ) -> torch.Tensor:
+            if self.tells:
+                self.tells = False
+                raise RuntimeError("CUDA error: unspecified launch failure")
+            return super().__call__(x, inputs, lanes)
+
+    denoiser = Telling(gpu)
+    engine, heard = engine_on(gpu, denoiser), []
+    for name, width in (("small", 64), ("wide", 128)):
+        sample = replace(sample_of(replace(SPEC, steps=8, width=width), name), caller=Caller(name))
+        heard.append(Heard())
+        engine.submit(sample, whole(sample), heard[-1])
+    for _ in range(5):
+        engine.turn()
+    gpu.faults.append(RuntimeError("CUDA error: unspecified launch failure"))
+    denoiser.tells = True
+    drain(engine)
+    assert all(listener.finished for listener in heard)
 
 
 def test_a_device_that_fails_for_good_ends_its_images_and_not_the_engine(

@@ -39,6 +39,9 @@ class PickyDenoiser:
         self.calls.append((len({i.sigma for i in inputs}), lanes))
         return x.nextafter(x + 1) if lanes in self.picky else x
 
+    def forget(self) -> None:
+        pass
+
 
 class SlotDenoiser(PickyDenoiser):
     """Computes differently in some slots."""

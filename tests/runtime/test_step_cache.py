@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from DeepCache import DeepCacheSDHelper
 
 from serve_app.core.diffusion.samplers import Sampler
@@ -15,6 +16,7 @@ from serve_app.core.diffusion.step_kind import CACHE_INTERVAL
 from serve_app.core.errors import ReplicaLost
 from serve_app.runtime.engine import Engine
 from serve_app.runtime.engine_events import StepRecord
+from serve_app.runtime.live_sample import to_device
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.stage_model import StageModel
 from tests.support.demo_models import Engines
@@ -125,3 +127,18 @@ def test_a_replica_that_closes_hands_on_what_another_one_can_continue_to_the_sam
         other.submit(snapshots[-1], whole(sample_of(SPEC)), continued)
         drain(other)
         assert continued.picture.tobytes() == expected.tobytes()
+
+
+def test_features_that_a_failed_step_may_not_have_made_are_not_reused(
+    models: dict[str, dict[Stage, StageModel]],
+) -> None:
+    model = models["fast"][Stage.BASE]
+    sample = model.condition(to_device(sample_of(SPEC), torch.device("cpu")))
+    (stepped,) = model.step([sample], 2)
+    (_,) = model.step([stepped], 2)  # shallow, with the features of the first step
+    model.forget_steps([stepped])
+    with pytest.raises(ValueError, match="without the features of a full one"):
+        model.step([stepped], 2)
+    (_,) = model.step([sample], 2)
+    (_,) = model.step([stepped], 2)
+    model.forget(sample.id)

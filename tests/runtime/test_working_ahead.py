@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -93,6 +94,30 @@ def test_snapshots_come_as_often_and_each_is_waited_for(gpu: QueueingDevice) -> 
     assert [snapshot.index for snapshot in heard.snapshots] == [3, 6]
     assert gpu.log[:5] == ["queued 1", "queued 2", "waited for 1", "queued 3", "waited for 2"]
     assert gpu.log[5:7] == ["waited for 3", "queued 4"]
+
+
+def test_snapshots_are_no_further_apart_than_on_a_device_that_is_waited_for(
+    gpu: QueueingDevice,
+) -> None:
+    """Of quick steps, between which time decides and not their number."""
+
+    class Quick(QueueingDenoiser):
+        def __call__(
+            self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
+        ) -> torch.Tensor:
+            before = gpu.clock.now
+            denoised = super().__call__(x, inputs, lanes)
+            gpu.clock.now = before  # queueing it takes no time
+            last = gpu.queued[-2].time if len(gpu.queued) > 1 else before
+            gpu.queued[-1].time = max(before, last) + 0.03125
+            return denoised
+
+    engine = engine_on(gpu, Quick(gpu), snapshot_every=1)
+    heard = submit(engine, replace(SPEC, steps=30))
+    drain(engine)
+    indices = [snapshot.index for snapshot in heard.snapshots]
+    assert [b - a for a, b in pairwise(indices)] == [7] * (len(indices) - 1)
+    assert len(indices) == 4
 
 
 def test_a_sample_that_only_changes_its_stage_is_waited_for(gpu: QueueingDevice) -> None:

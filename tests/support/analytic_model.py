@@ -48,6 +48,7 @@ class ConstantDenoiser:
         self.gate.set()
         self.patience = 10.0  # seconds at the gate
         self.failures: list[Exception] = []
+        self.forgotten = 0
 
     def __call__(
         self, x: torch.Tensor, inputs: Sequence[DenoiserInput], lanes: int
@@ -58,6 +59,9 @@ class ConstantDenoiser:
             raise self.failures.pop(0)
         self.batches.append((len(inputs), lanes))
         return torch.full_like(x, self.target)
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
 
 class MeanPixels:

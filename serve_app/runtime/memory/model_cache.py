@@ -19,7 +19,7 @@ from serve_app.core.errors import DeviceFull, ModelUnavailable, model_not_found
 from serve_app.core.scheduling.memory_plan import MemoryPlan
 from serve_app.core.scheduling.work import BatchSize
 from serve_app.core.service.warm_ups import OnWarmUp
-from serve_app.runtime.live_sample import HostSample
+from serve_app.runtime.live_sample import DeviceSample, HostSample
 from serve_app.runtime.memory.device import is_out_of_memory
 from serve_app.runtime.stage_model import StageModel
 
@@ -152,6 +152,10 @@ class ModelCache:
             clear_frames(error.__traceback__)
             self.device.empty_cache()
             raise self._record_failure((model, key), f"the {key}", error) from error
+
+    def forget_steps(self, samples: Sequence[DeviceSample]) -> None:
+        """Drop what a step of these samples, of one model, may have left behind unmade."""
+        self._resident[samples[0].model_key].forget_steps(samples)
 
     def forget(self, id: str) -> None:
         """Drop what the models keep for a sample."""

@@ -15,7 +15,9 @@ import torch
 from serve_app.core.diffusion.prompt import ENCODED_TOKENS
 from serve_app.runtime.networks.compiler import Compile
 from serve_app.runtime.networks.kept_conditioning import (
+    KeptConditioning,
     forget_conditioning,
+    kept_by,
     stop_keeping,
 )
 from serve_app.runtime.networks.twin import twin
@@ -65,6 +67,11 @@ class CompiledUNet:
             and rows.bit_count() == 1
             and not self._has_extensions()
         )
+
+    @property
+    def kept(self) -> KeptConditioning | None:
+        """What the eager one keeps."""
+        return kept_by(self._eager)
 
     @property
     def latent_shapes(self) -> frozenset[LatentShape]:

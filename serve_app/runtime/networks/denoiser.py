@@ -15,6 +15,7 @@ import torch
 from serve_app.core.diffusion.preconditioning import Preconditioning
 from serve_app.runtime.memory.upload import upload
 from serve_app.runtime.networks.conditioning import Conditioning, RowConditioning
+from serve_app.runtime.networks.kept_conditioning import forget_conditioning
 from serve_app.runtime.networks.step_cache import StepFeatures, kept_features, shallow_forward
 
 
@@ -39,6 +40,9 @@ class Denoiser(Protocol):
 
         The network is called once, with exactly `lanes` rows, its padded batch size.
         """
+
+    def forget(self) -> None:
+        """Drop what is kept of the last call."""
 
 
 class UNetDenoiser:
@@ -74,6 +78,11 @@ class UNetDenoiser:
         guided = negative + batch.guidance_scale * (positive - negative)
         denoised: torch.Tensor = self._preconditioning.denoised(x, sigma, guided)
         return denoised
+
+    def forget(self) -> None:
+        """See `Denoiser`."""
+        self._last = None
+        forget_conditioning(self._unet)
 
     def _predict(
         self,

@@ -144,22 +144,29 @@ def keep_conditioning(unet: Any, max_tokens: int) -> None:
             module.__class__, module.kept = KeepingAttention, kept
 
 
-def limit_kept_conditioning(unet: nn.Module, max_tokens: int) -> None:
+def kept_by(unet: Any) -> KeptConditioning | None:
+    """Return what a UNet keeps, if it does; of a compiled one, what its eager one does."""
+    kept: KeptConditioning | None = getattr(unet, "kept", None)
+    return kept
+
+
+def limit_kept_conditioning(unet: Any, max_tokens: int) -> None:
     """Let a UNet that keeps prompts keep no longer ones than this."""
-    if isinstance(unet, KeepingUNet):
-        unet.kept.forget()
-        unet.kept.max_tokens = max_tokens
+    if kept := kept_by(unet):
+        kept.forget()
+        kept.max_tokens = max_tokens
 
 
-def forget_conditioning(unet: nn.Module) -> None:
+def forget_conditioning(unet: Any) -> None:
     """Drop what a UNet has kept."""
-    if isinstance(unet, KeepingUNet):
-        unet.kept.forget()
+    if kept := kept_by(unet):
+        kept.forget()
 
 
-def kept_bytes(unet: nn.Module) -> int:
+def kept_bytes(unet: Any) -> int:
     """Return the bytes of what a UNet has kept."""
-    return unet.kept.num_bytes if isinstance(unet, KeepingUNet) else 0
+    kept = kept_by(unet)
+    return kept.num_bytes if kept else 0
 
 
 def stop_keeping(unet: nn.Module) -> None:

@@ -60,6 +60,9 @@ class LimitedDenoiser:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return self.denoiser(x, inputs, lanes)
 
+    def forget(self) -> None:
+        self.denoiser.forget()
+
 
 @dataclass(slots=True)
 class Unfitted:
