@@ -59,9 +59,21 @@ class DemoRunner:
     """A `LocalPipeline` with a progress bar."""
 
     def __init__(
-        self, checkpoints: Sequence[Checkpoint], threads: int, *, images: int, strict: bool = False
+        self,
+        checkpoints: Sequence[Checkpoint],
+        threads: int,
+        *,
+        images: int,
+        strict: bool = False,
+        quantization: str = "off",
     ) -> None:
-        device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=threads)
+        device = open_device(
+            "cpu",
+            precision="fp32",
+            xformers=False,
+            cpu_threads=threads,
+            quantization=quantization,
+        )
         self._pipeline = LocalPipeline(checkpoints, device, images=images, strict=strict)
 
     def generate(

@@ -1,4 +1,4 @@
-"""What `guidanceInterval` and `cache` save on the demo, what they cost, and whether bytes hold.
+"""What options of steps save on the demo, what they cost, and whether bytes hold.
 
 The same held-out scenes are drawn with each option, by base and refiner at the service's default of
 steps, and read by the demo's judge. Seconds are compared with those of the same images without the
@@ -35,11 +35,23 @@ from serve_app.runtime.memory.device import open_device
 from serve_app.runtime.memory.model_cache import ModelCache
 
 INTERVAL = (0.28, 5.42)  # of Kynkäänniemi et al. 2024 for SDXL
-OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "neither": {},
-    f"guidanceInterval {list(INTERVAL)}": {"guidance_interval": INTERVAL},
-    "cache deepcache": {"cache": StepCache.DEEPCACHE},
-    "both": {"guidance_interval": INTERVAL, "cache": StepCache.DEEPCACHE},
+PLAIN = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What is changed of an image's spec, and of the device."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    quantization: str = "off"
+
+
+OPTIONS = {
+    PLAIN: Option(),
+    f"guidanceInterval {list(INTERVAL)}": Option({"guidance_interval": INTERVAL}),
+    "cache deepcache": Option({"cache": StepCache.DEEPCACHE}),
+    "both": Option({"guidance_interval": INTERVAL, "cache": StepCache.DEEPCACHE}),
+    "MODEL_QUANTIZATION=int8": Option(quantization="int8"),
 }
 _IMAGES = 4  # that step together with guidance
 _SAMPLERS = (Sampler.EULER, Sampler.EULER_A, Sampler.DPMPP_2M_KARRAS, Sampler.HEUN)
@@ -69,9 +81,14 @@ def compare(*, images: int, runs: int, threads: int) -> None:
     """Print for each option its speed, alone and in full batches, its marks and its bytes."""
     checkpoints = [inspect(demo_folder(stage), stage) for stage in Stage]
     exam = questions(images)
-    runners = {1: DemoRunner(checkpoints, threads, images=1, strict=True)}
-    runners[_IMAGES] = DemoRunner(checkpoints, threads, images=_IMAGES, strict=True)
-    seconds = {size: _seconds(runner, exam, size, runs) for size, runner in runners.items()}
+    runners = {
+        size: {
+            mode: DemoRunner(checkpoints, threads, images=size, strict=True, quantization=mode)
+            for mode in dict.fromkeys(option.quantization for option in OPTIONS.values())
+        }
+        for size in (1, _IMAGES)
+    }
+    seconds = {size: _seconds(by_mode, exam, size, runs) for size, by_mode in runners.items()}
     table = Table(
         title=f"Step options on the demo: {DEFAULT_STEPS} steps, refined, {threads} CPU thread(s)",
         caption=f"Speed: seconds without the option divided by those with it, medians of {runs} "
@@ -82,11 +99,12 @@ def compare(*, images: int, runs: int, threads: int) -> None:
     for heading in ("", "speed alone", f"{_IMAGES} together", "marks", "bytes"):
         table.add_column(heading, justify="right" if heading else "left")
     for label, option in OPTIONS.items():
-        drawn = runners[_IMAGES].generate([_spec(q, option) for q in exam], label=label)
+        runner = runners[_IMAGES][option.quantization]
+        drawn = runner.generate([_spec(q, option) for q in exam], label=label)
         marks = [scores.all for scores in score_all(drawn, exam)]
         table.add_row(
             label,
-            *(_ratio(seconds[size]["neither"], seconds[size][label]) for size in runners),
+            *(_ratio(seconds[size][PLAIN], seconds[size][label]) for size in runners),
             share(marks, [q.family for q in exam]),
             str(check_bytes(checkpoints[0], option, threads)),
         )
@@ -95,16 +113,22 @@ def compare(*, images: int, runs: int, threads: int) -> None:
 
 def check_bytes(
     checkpoint: Checkpoint,
-    option: Mapping[str, Any],
+    option: Option,
     threads: int,
     steps: int = _COMPARED_STEPS,
     samplers: Sequence[Sampler] = _SAMPLERS,
 ) -> BytesCheck:
     """Draw images by base in strict mode alone, together and from snapshots; compare their bytes.
 
-    In company half of the images have the option, and half have neither.
+    In company half of the images have the changes of the option, and half have none.
     """
-    device = open_device("cpu", precision="fp32", xformers=False, cpu_threads=threads)
+    device = open_device(
+        "cpu",
+        precision="fp32",
+        xformers=False,
+        cpu_threads=threads,
+        quantization=option.quantization,
+    )
     models = ModelCache(model_loaders([checkpoint], device, images=_IMAGES, strict=True))
     specs = [
         replace(_spec(question, option), steps=steps, sampler=sampler, handoff=1.0)
@@ -165,21 +189,25 @@ def _first(spec: ImageSpec, checkpoint: Checkpoint, id: str = "0") -> HostSample
     return new_sample(id, spec, schedule, Stage.BASE)
 
 
-def _spec(question: Question, option: Mapping[str, Any]) -> ImageSpec:
-    return replace(question.spec(question.prompt(), handoff=HANDOFF), steps=DEFAULT_STEPS, **option)
+def _spec(question: Question, option: Option) -> ImageSpec:
+    spec = question.spec(question.prompt(), handoff=HANDOFF)
+    return replace(spec, steps=DEFAULT_STEPS, **option.changes)
 
 
 def _seconds(
-    runner: DemoRunner, exam: Sequence[Question], size: int, runs: int
+    runners: Mapping[str, DemoRunner], exam: Sequence[Question], size: int, runs: int
 ) -> dict[str, list[float]]:
-    """Return the seconds of each run by option, after one run that warms up."""
+    """Return the seconds of each run by option, after one run that warms up.
+
+    Runners are by the quantization of their device.
+    """
     seconds: dict[str, list[float]] = {label: [] for label in OPTIONS}
     for run in track(range(-1, runs), f"{size} together", console=console, transient=True):
         chosen = [exam[(run * size + number) % len(exam)] for number in range(size)]
         options = list(OPTIONS.items())
         for label, option in options if run % 2 else reversed(options):
             start = time.perf_counter()
-            runner.generate([_spec(question, option) for question in chosen])
+            runners[option.quantization].generate([_spec(question, option) for question in chosen])
             if run >= 0:
                 seconds[label].append(time.perf_counter() - start)
     return seconds

@@ -95,5 +95,6 @@ def configured_device(settings: Settings) -> Device:
         precision=precision_of(settings, device),
         xformers=settings.enable_xformers,
         compile_mode=settings.model_compile,
+        quantization=settings.model_quantization,
         cpu_threads=settings.model_cpu_threads or 1 << ((os.cpu_count() or 1).bit_length() - 1),
     )

@@ -81,6 +81,24 @@ CompileMode = Annotated[
         "in a tenth of the time. full: the whole UNet"
     ),
 ]
+Determinism = Annotated[
+    Literal["strict", "fast"],
+    Field(
+        description="strict: the same bytes whatever shares the batch. fast: neither checks nor "
+        "padding, so the last bits may differ"
+    ),
+]
+XFormers = Annotated[
+    bool, Field(description="1: xFormers attention where it runs. 0: the attention of PyTorch")
+]
+Quantization = Annotated[
+    Literal["off", "int8", "fp8"],
+    Field(
+        description="8-bit weights and inputs of the UNet's attention and feed-forward layers: "
+        "half their memory or less, slightly other images. int8 is faster on CPUs that have "
+        "instructions for it; fp8 is for GPUs of compute capability 8.9 or more"
+    ),
+]
 SchemaName = Annotated[
     str,
     AfterValidator(_schema_name),

@@ -22,14 +22,17 @@ from serve_app.config.setting_types import (
     BaseUrl,
     CompileMode,
     DailyQuotas,
+    Determinism,
     DeviceName,
     HostNames,
     ListenAddress,
     Origins,
     PostgresUrl,
+    Quantization,
     SchemaName,
     TextList,
     Weights,
+    XFormers,
 )
 from serve_app.config.web_addresses import browser_origins, host_names
 from serve_app.core.errors import SettingsError
@@ -77,10 +80,9 @@ class Settings(BaseModel):
         description="Precision of the weights. auto: fp16 on a GPU; on a CPU bf16 if it computes "
         "that, else fp32. Empty: fp16 on a GPU, fp32 on a CPU",
     )
-    enable_xformers: bool = Field(
-        False, description="1: xFormers attention where it runs. 0: the attention of PyTorch"
-    )
+    enable_xformers: XFormers = False
     model_compile: CompileMode = "off"
+    model_quantization: Quantization = "off"
     model_max_batch_size: int | None = Field(
         None,
         ge=1,
@@ -94,11 +96,7 @@ class Settings(BaseModel):
         description="GPUs that the replicas of base and refiner may use together when they scale. "
         "Empty: only max_replicas limits them",
     )
-    model_determinism: Literal["strict", "fast"] = Field(
-        "strict",
-        description="strict: the same bytes whatever shares the batch. fast: neither checks nor "
-        "padding, so the last bits may differ",
-    )
+    model_determinism: Determinism = "strict"
     model_cpu_threads: int | None = Field(
         None,
         ge=1,

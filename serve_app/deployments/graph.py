@@ -259,6 +259,7 @@ def _stage_config(
         max_loaded_extensions=settings.max_loaded_loras,
         memory_fraction=min(stage.num_gpus or 1.0, 1.0),
         compile_mode=settings.model_compile,
+        quantization=settings.model_quantization,
         remember_proofs=True,
     )
 

@@ -31,6 +31,7 @@ def load_models(config: StageConfig, kinds: ExtensionKindEntries = EXTENSION_KIN
         cpu_threads=config.cpu_threads,
         memory_fraction=config.memory_fraction,
         compile_mode=config.compile_mode,
+        quantization=config.quantization,
     )
     safety_dir = config.safety_checker_dir
     loaders = model_loaders(

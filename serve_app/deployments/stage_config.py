@@ -56,6 +56,7 @@ class StageConfig:
     max_loaded_extensions: int = 1  # attached to each model at a time
     memory_fraction: float = 1.0  # of the card
     compile_mode: str = "off"  # MODEL_COMPILE
+    quantization: str = "off"  # MODEL_QUANTIZATION
     remember_proofs: bool = False  # of batch invariance, in the cache folder of its machine
 
     @property

@@ -178,6 +178,7 @@ def _check_models(
     yield gpus.check_precision(settings, results.gpus, cpu_has_bf16=results.machine.has_bf16)
     yield gpus.check_xformers(settings, gpus.probe_xformers(settings, results.gpus))
     yield gpus.check_compile(settings, results.gpus)
+    yield gpus.check_quantization(settings, results.gpus)
     if found.base is None or device_finding.verdict in (Verdict.FAIL, Verdict.SKIP):
         yield skip("memory", "not checked, because the base model or the device can't be used")
         return

@@ -37,6 +37,7 @@ from serve_app.runtime.networks.kept_conditioning import (
 )
 from serve_app.runtime.networks.loading import Modules, load
 from serve_app.runtime.networks.prepacked import prepack_unet, prepack_vae
+from serve_app.runtime.networks.quantization import quantize_unet
 from serve_app.runtime.networks.row_layers import compute_by_row
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.parts import Parts
@@ -93,21 +94,25 @@ def build_stage_model(
 
     At most `images` guided images step together. Memory is left for `reserve_for` more models of
     this size, and for the largest extensions that can be attached together. A model that was in
-    memory earlier begins with its `previous_plan`. The weights are prepacked if the device is. In
-    strict mode batch invariance is checked, unless it is among the `proofs` that are remembered.
+    memory earlier begins with its `previous_plan`. The weights are quantized and prepacked as the
+    device says. In strict mode batch invariance is checked, unless it is among the `proofs` that
+    are remembered.
     Raises `OperatorError` when that fails, and `DeviceFull` when not even one image fits.
     """
     modules = load_modules(checkpoint, device)
     if strict:
         compute_by_row(modules.unet, device)
+    opened = extensions.open(modules) if extensions else ExtensionSet()  # finds plain layers
+    if device.quantization != "off":
+        quantize_unet(modules.unet, device.quantization)
     placement = Placement(modules, device)
     parts = Parts(
         Conditioner(modules.text_encoders, checkpoint),
         UNetDenoiser(modules.unet, checkpoint.noise_config.preconditioning, device.dtype),
         SdxlVae(modules.vae, device.torch_device, checkpoint.latent_scaling),
-        extensions.open(modules) if extensions else ExtensionSet(),
+        opened,
     )
-    if device.prepacked:  # now that the extensions have found their layers
+    if device.prepacked:
         prepack_unet(modules.unet, checkpoint.native_latent_shape)
         prepack_vae(modules.vae, checkpoint.native_latent_shape)
     keep_conditioning(modules.unet, _tokens(images, strict=strict))

@@ -25,6 +25,7 @@ from serve_app.runtime.networks.denoiser import UNetDenoiser
 from serve_app.runtime.networks.kept_conditioning import keep_conditioning
 from serve_app.runtime.networks.loading import load_unet
 from serve_app.runtime.networks.prepacked import prepack_unet
+from serve_app.runtime.networks.quantization import quantize_unet
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Variant:
     precision: str  # a key of DTYPES
     channels_last: bool = False
     served: bool = False  # prepacked, with its conditioning kept: as the service runs it
+    quantization: str = ""
     compiled: str = ""  # "regions", "full", or "" for eager
     openvino: bool = False
     copies: float = 1.0  # of the weights that it has in memory at its peak
@@ -47,6 +49,7 @@ VARIANTS = (
     Variant("eager bf16", "bf16"),
     Variant("eager bf16, channels-last", "bf16", channels_last=True, copies=1.1),
     Variant("served bf16", "bf16", served=True, copies=1.1),
+    Variant("served bf16, int8", "bf16", served=True, quantization="int8", copies=1.1),
     Variant("compiled bf16, regions", "bf16", compiled="regions"),
     Variant("compiled bf16, full", "bf16", compiled="full"),
     Variant("OpenVINO bf16", "bf16", openvino=True, copies=2.2),
@@ -74,6 +77,8 @@ def measure(
     unet: Any = load_unet(checkpoint, dtype)
     if variant.channels_last:
         unet.to(memory_format=torch.channels_last)
+    if variant.quantization:
+        quantize_unet(unet, variant.quantization)
     if variant.served:
         prepack_unet(unet, (side // PIXELS_PER_LATENT, side // PIXELS_PER_LATENT))
         keep_conditioning(unet, max(rows) * ENCODED_TOKENS)

@@ -22,14 +22,16 @@ from serve_app.runtime.networks.kept_conditioning import (
     stop_keeping,
 )
 from serve_app.runtime.networks.loading import load_unet
+from serve_app.runtime.networks.quantization import quantization_problem, quantize_unet
 from serve_app.runtime.networks.quiet import diffusers
 from serve_app.runtime.networks.twin import twin
 
 EAGER, FUSED_QKV = "eager", "fused QKV"
 KEPT, CHANNELS_LAST = "conditioning kept", "channels-last"
 REGIONS, FULL, GRAPHS = "compiled regions", "compiled", "compiled, CUDA graphs"
-OPTIONS = (EAGER, FUSED_QKV, KEPT, CHANNELS_LAST, REGIONS, FULL, GRAPHS)
-COMPILED = (REGIONS, FULL, GRAPHS)
+EIGHT_BITS = {mode: f"compiled regions, {mode}" for mode in ("int8", "fp8")}
+OPTIONS = (EAGER, FUSED_QKV, KEPT, CHANNELS_LAST, REGIONS, *EIGHT_BITS.values(), FULL, GRAPHS)
+COMPILED = (REGIONS, *EIGHT_BITS.values(), FULL, GRAPHS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,19 @@ def step_times(
     """Yield the times of a step, option by option.
 
     Compiled ones are only measured at the first size, for the first number of rows and the last:
-    each shape is compiled anew.
+    each shape is compiled anew. What the device can't do is left out.
     """
     dtype = DTYPES[precision]
     unet = load_unet(checkpoint, dtype).to(device.torch_device)
     flops = {side: flops_per_row(checkpoint, side) for side in sides}
+    lacking = {
+        label
+        for mode, label in EIGHT_BITS.items()
+        if quantization_problem(mode, device.torch_device)
+    }
     for option in options:
+        if option in lacking:
+            continue
         network = _with_option(unet, option, max(rows) * ENCODED_TOKENS)
         denoiser = UNetDenoiser(network, checkpoint.noise_config.preconditioning, dtype)
         few = option in COMPILED
@@ -136,7 +145,10 @@ def _with_option(unet: Any, option: str, max_tokens: int) -> Any:
         torch.compiler.reset()
         stop_keeping(unet)
         compiled = twin(unet)
-        if option == REGIONS:
+        for quantization, label in EIGHT_BITS.items():
+            if option == label:
+                quantize_unet(compiled, quantization)
+        if option == REGIONS or option in EIGHT_BITS.values():
             compiled.compile_repeated_blocks(dynamic=False)
         else:
             mode = "reduce-overhead" if option == GRAPHS else None

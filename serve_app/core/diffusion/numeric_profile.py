@@ -34,6 +34,7 @@ class NumericProfile:
     libraries: tuple[str, ...] = ()  # those that run the networks, with versions: "peft 0.19.1"
     arithmetic: int = ARITHMETIC
     compile: str = "off"  # which of its calls are compiled: MODEL_COMPILE
+    quantization: str = "off"  # of the UNet's weights: MODEL_QUANTIZATION
     prepacked: bool = False  # whether weights are laid out for a CPU's kernels at load
     weights: str = ""  # a digest of the checkpoint's files, which alone can continue its snapshots
 

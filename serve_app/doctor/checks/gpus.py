@@ -197,6 +197,25 @@ def check_compile(settings: Settings, report: GpuReport) -> Finding:
     return fine("compile", f"{mode}: the first start compiles for minutes, later ones for seconds")
 
 
+def check_quantization(settings: Settings, report: GpuReport) -> Finding:
+    """Check that layers can be quantized on the device, if they should be."""
+    mode = settings.model_quantization
+    if mode == "off":
+        return fine("quantization", "off: weights have the precision of MODEL_PRECISION")
+    device = device_of(settings, report)
+    if not report.torch or (device == "cuda" and not selected_gpus(settings, report)):
+        return skip("quantization", "not checked, because the device can't be used")
+    import torch
+
+    from serve_app.runtime.networks.quantization import quantization_problem
+
+    problem = quantization_problem(mode, torch.device(device))
+    if problem:
+        message = f"MODEL_QUANTIZATION={mode}, but {problem}"
+        return fail("quantization", message, "MODEL_QUANTIZATION=off")
+    return fine("quantization", f"{mode} works on this device")
+
+
 def probe_xformers(settings: Settings, report: GpuReport) -> XformersReport | None:
     """Try xFormers on the selected device.
 

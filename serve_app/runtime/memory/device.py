@@ -18,6 +18,7 @@ from serve_app.core.errors import DeviceError
 from serve_app.core.scheduling.memory_plan import MemorySaving
 from serve_app.runtime.networks.compiler import compiler_problem
 from serve_app.runtime.networks.prepacked import prepacking_problem
+from serve_app.runtime.networks.quantization import quantization_problem
 
 logger = logging.getLogger("aura.runtime")
 
@@ -51,6 +52,7 @@ class Device:
     cpu_threads: int
     memory_fraction: float = 1.0  # of the GPU's memory; the rest is left to other processes
     compile_mode: str = "off"  # of `COMPILE_MODES`
+    quantization: str = "off"  # or a key of `QUANTIZATIONS`
     prepacked: bool = False  # whether weights are laid out for its kernels when they are loaded
 
     def numeric_profile(
@@ -75,6 +77,7 @@ class Device:
             model=model,
             libraries=_libraries(self.attention),
             compile=self.compile_mode_with(memory_savings),
+            quantization=self.quantization,
             prepacked=self.prepacked,
             weights=weights,
         )
@@ -173,13 +176,14 @@ def open_device(
     cpu_threads: int,
     memory_fraction: float = 1.0,
     compile_mode: str = "off",
+    quantization: str = "off",
 ) -> Device:
     """Return a device that is ready for use.
 
     `name` is `cpu`, `cuda` or `mps`. `precision` is a key of `DTYPES`, or None for the device's
     default. On CUDA, this process takes at most `memory_fraction` of the GPU's memory. Raises
     `DeviceError` when the device is not available, since a replica that was promised CUDA must not
-    run on a CPU, or when it lacks what `compile_mode` needs.
+    run on a CPU, or when it lacks what `compile_mode` or `quantization` needs.
     """
     if name == "cuda" and not torch.cuda.is_available():
         build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
@@ -207,6 +211,12 @@ def open_device(
         torch.backends.cudnn.deterministic = True
         torch.cuda.set_per_process_memory_fraction(memory_fraction)
     torch.set_num_threads(cpu_threads)
+    if quantization != "off" and (problem := quantization_problem(quantization, device)):
+        raise DeviceError(
+            f"can't be used: {problem}",
+            subject=f"MODEL_QUANTIZATION={quantization}",
+            remedy="Set MODEL_QUANTIZATION=off",
+        )
     vae_dtype = _vae_dtype(device, dtype)
     # torch.compile lays weights out itself, and both would have copies of their own.
     prepacked = compile_mode == "off" and _can_prepack(device, dtype, vae_dtype)
@@ -219,6 +229,7 @@ def open_device(
         cpu_threads=cpu_threads,
         memory_fraction=memory_fraction,
         compile_mode=compile_mode,
+        quantization=quantization,
         prepacked=prepacked,
     )
 

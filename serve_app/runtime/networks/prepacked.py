@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from serve_app.runtime.networks.quantization import EightBitLinear
+
 Shapes = dict[str, tuple[int, ...]]  # of the inputs of a network's layers, by the layer's name
 
 _OPERATORS: Any = torch.ops.mkldnn  # those of torch.compile
@@ -33,6 +35,10 @@ class PrepackedLinear(nn.Linear):
     def weight(self) -> nn.Parameter:  # type: ignore[override]  # which can be assigned
         """The weights: of the right shape, dtype and device, but opaque unless `plain` is set."""
         return _parameter(self.packed if self.plain is None else self.plain)
+
+    def dense(self) -> torch.Tensor:
+        """Return the plain weights."""
+        return self.packed.to_dense()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return (..., out_features) for (..., in_features)."""
@@ -61,6 +67,10 @@ class PrepackedConv2d(nn.Conv2d):
             assert isinstance(weight, nn.Parameter)
             return weight
         return _parameter(self.packed if self.plain is None else self.plain)
+
+    def dense(self) -> torch.Tensor:
+        """Return the plain weights."""
+        return self.weight if self.packed is None else self.packed.to_dense()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return (rows, out_channels, height, width) for (rows, in_channels, height, width)."""
@@ -93,11 +103,11 @@ def keep_plain_weights(layer: nn.Module, *, kept: bool) -> None:
     An extension may read them at every step, and to make them each time would take longer than the
     step.
     """
-    if isinstance(layer, PrepackedLinear | PrepackedConv2d) and layer.packed is not None:
+    if isinstance(layer, PrepackedLinear | PrepackedConv2d | EightBitLinear):
         if not kept:
             layer.plain = None
         elif layer.plain is None:
-            layer.plain = layer.packed.to_dense()
+            layer.plain = layer.dense()
 
 
 def prepacking_problem(dtype: torch.dtype) -> str:

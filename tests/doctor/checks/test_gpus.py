@@ -332,3 +332,25 @@ def test_compiling_without_a_compiler_is_named_before_the_start(
     finding = checks.check_compile(on, WITHOUT_GPU)
     assert finding.verdict is Verdict.FAIL
     assert "MODEL_COMPILE=regions, but torch.compile needs a C++ compiler" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "verdict", "message"),
+    [
+        ({}, Verdict.OK, "off: weights have the precision of MODEL_PRECISION"),
+        ({"model_quantization": "int8"}, Verdict.OK, "int8 works on this device"),
+    ],
+)
+def test_quantization_is_judged_by_a_real_probe(
+    settings: dict[str, str], verdict: Verdict, message: str
+) -> None:
+    finding = checks.check_quantization(read(model_device="cpu", **settings), WITHOUT_GPU)
+    assert (finding.verdict, finding.message) == (verdict, message)
+
+
+def test_a_quantization_that_does_not_run_is_named_before_the_start() -> None:
+    settings = read(model_device="cpu").model_copy(update={"model_quantization": "int2"})
+    finding = checks.check_quantization(settings, WITHOUT_GPU)
+    assert finding.verdict is Verdict.FAIL
+    assert finding.message.startswith("MODEL_QUANTIZATION=int2, but int2 does not run on cpu (")
+    assert finding.fix == "MODEL_QUANTIZATION=off"
