@@ -42,10 +42,16 @@ def measure(*, runs: int, threads: int, output: Path) -> None:
     """Print where time goes in a request and in a step; write the JSON and the plot."""
     record = RunRecord.now()
     with console.status("steps of the demo"):
-        steps = [measure_steps(images, turns=_TURNS, threads=threads) for images in IMAGES]
+        steps, bare = (
+            [
+                measure_steps(images, turns=_TURNS, threads=threads, computes=computes)
+                for images in IMAGES
+            ]
+            for computes in (True, False)
+        )
     requests = measure_requests(runs, console)
     console.print(record.summary, soft_wrap=True)
-    console.print(_step_table(steps))
+    console.print(_step_table(steps, bare))
     for side in SIDES:
         console.print(_request_table(requests, side))
         console.print(
@@ -53,7 +59,7 @@ def measure(*, runs: int, threads: int, output: Path) -> None:
             f"{_cell(requests.excess(side), ' ')}"
         )
     numbers = output.with_suffix(".json")
-    record.write(numbers, _to_json(steps, requests))
+    record.write(numbers, _to_json(steps, bare, requests))
     console.print(f"JSON: {numbers}")
     try:
         plot_overhead(steps, requests, record, output)
@@ -63,17 +69,18 @@ def measure(*, runs: int, threads: int, output: Path) -> None:
         console.print(f"Plot: {output}")
 
 
-def _step_table(steps: Sequence[StepTimes]) -> Table:
+def _step_table(steps: Sequence[StepTimes], bare: Sequence[StepTimes]) -> Table:
     table = Table(
         title="One step on the demo: median ms of each part",
         caption=f"{_TURNS} steps of each. The rest is the engine's bookkeeping, all but the UNet: "
-        "its median, its least, and the median of its share",
+        "its median, its least, and the median of its share. Bare: its median with a UNet that "
+        "computes nothing, and so leaves the processor's caches as they are",
         title_justify="left",
         title_style="bold",
     )
-    for heading in ("images", "rows", *STEP_PARTS, "rest", "least", "share"):
+    for heading in ("images", "rows", *STEP_PARTS, "rest", "least", "share", "bare"):
         table.add_column(heading, justify="right")
-    for times in steps:
+    for times, own_bare in zip(steps, bare, strict=True):
         parts = [f"{times.part(number):.2f}" for number in range(len(STEP_PARTS))]
         table.add_row(
             str(times.images),
@@ -82,6 +89,7 @@ def _step_table(steps: Sequence[StepTimes]) -> Table:
             f"[bold]{times.bookkeeping:.2f}[/]",
             f"{times.least:.2f}",
             f"[bold]{times.share:.1%}[/]",
+            f"[bold]{own_bare.bookkeeping:.2f}[/]",
         )
     return table
 
@@ -114,9 +122,12 @@ def _cell(milliseconds: Sequence[float], separator: str = "\n") -> str:
     return f"{middle:.1f}{separator}[dim]\\[{cuts[0]:.1f}, {cuts[-1]:.1f}][/]"
 
 
-def _to_json(steps: Sequence[StepTimes], requests: RequestCosts) -> dict[str, object]:
+def _to_json(
+    steps: Sequence[StepTimes], bare: Sequence[StepTimes], requests: RequestCosts
+) -> dict[str, object]:
     return {
         "steps": [asdict(times) | {"parts": STEP_PARTS} for times in steps],
+        "bareSteps": [asdict(times) | {"parts": STEP_PARTS} for times in bare],
         "requests": [
             {"side": side, "case": label} | asdict(times)
             for (side, label), times in requests.times.items()

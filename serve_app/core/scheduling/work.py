@@ -69,7 +69,8 @@ def share_by_rows(rows: Sequence[int], seconds: float) -> list[float]:
     This is what GPU time means here, measured or predicted. Padding belongs to no image, so the
     images of the batch pay for it, and all images together pay for the time the device was busy.
     """
-    return [seconds * own / sum(rows) for own in rows]
+    total = sum(rows)
+    return [seconds * own / total for own in rows]
 
 
 @dataclass(frozen=True, slots=True)

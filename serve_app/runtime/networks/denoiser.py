@@ -93,7 +93,8 @@ class UNetDenoiser:
     ) -> torch.Tensor:
         """Return the network's output for the rows; read or write the features of the inputs."""
         added = {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
-        self._offload_other_features(inputs)
+        if self._on_device or any(i.features is not None for i in inputs):
+            self._offload_other_features(inputs)
         if inputs[0].shallow:
             deep = _deep_features(inputs, rows)
             return shallow_forward(self._unet, rows, timesteps, batch.embeds, added, deep)

@@ -15,6 +15,11 @@ def test_each_step_has_its_own_call_of_the_unet() -> None:
     assert times.part(unet) > 10 * times.bookkeeping
 
 
+def test_a_unet_that_computes_nothing_leaves_the_bookkeeping() -> None:
+    times = measure_steps(2, turns=4, threads=1, computes=False)
+    assert times.part(PARTS.index("UNet")) < times.bookkeeping
+
+
 def test_bookkeeping_is_all_but_the_unet() -> None:
     times = StepTimes(1, 2, ((1.0, 96.0, 2.0, 1.0), (2.0, 196.0, 1.0, 1.0), (1.0, 97.0, 1.0, 1.0)))
     assert times.bookkeeping == 4.0
