@@ -100,6 +100,9 @@ def bench_cpu(
     pairs: Annotated[int, typer.Option(min=0, help="Pairs of images per row of the second.")] = 3,
     steps: Annotated[int, typer.Option(min=1, max=150, help="Denoising steps per image.")] = 4,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Part of a way's name; repeat. Default: all.")
+    ] = None,
     output: PngFile = Path("cpu.png"),
 ) -> None:
     """Compare ways to run the UNet on this CPU at full size, and the engine with stock."""
@@ -113,6 +116,7 @@ def bench_cpu(
         steps=steps,
         threads=threads,
         output=output,
+        only=only or (),
     )
 
 

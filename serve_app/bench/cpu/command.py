@@ -14,7 +14,7 @@ from rich.table import Table
 from serve_app.bench.cpu.alone import NotMeasured, run_alone
 from serve_app.bench.cpu.image import ImageSeconds, ImageTimes, Setup, measure_engine, measure_stock
 from serve_app.bench.cpu.plot import plot_cpu
-from serve_app.bench.cpu.unet_step import VARIANTS, StepTimes, Variant
+from serve_app.bench.cpu.unet_step import StepTimes, Variant, named_variants
 from serve_app.bench.cpu.unet_step import measure as measure_step
 from serve_app.bench.random_checkpoint import write_random_checkpoint
 from serve_app.bench.run_record import RunRecord
@@ -43,20 +43,21 @@ def compare(
     steps: int,
     threads: int,
     output: Path,
-    variants: Sequence[Variant] = VARIANTS,
+    only: Sequence[str] = (),
 ) -> None:
     """Print the ways to run the UNet and the engine beside stock; write the JSON and the plot.
 
     Without a `checkpoint` it is SDXL's architecture with random weights. With 0 `runs` or 0 `pairs`
-    that half is left out.
+    that half is left out; `only` has words of the ways' labels, see `named_variants`.
     """
+    variants = named_variants(only) if runs else ()
     record = RunRecord.now(PACKAGES)
     with ExitStack() as stack:
         if checkpoint is None:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="aura-bench-")))
             with console.status("writing SDXL's networks with random weights"):
                 checkpoint = write_random_checkpoint(folder / "sdxl-random")
-        found_steps = _measure_steps(checkpoint, variants if runs else (), side, runs, threads)
+        found_steps = _measure_steps(checkpoint, variants, side, runs, threads)
         precisions = PRECISIONS if pairs else ()
         found_images = _measure_images(checkpoint, precisions, side, steps, pairs, threads)
     console.print(record.summary, soft_wrap=True)

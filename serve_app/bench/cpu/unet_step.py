@@ -18,6 +18,7 @@ from torch import nn
 from serve_app.bench.made_up_step import made_up_step
 from serve_app.core.diffusion.prompt import ENCODED_TOKENS
 from serve_app.core.diffusion.spec import PIXELS_PER_LATENT, Stage
+from serve_app.core.errors import OperatorError
 from serve_app.process import allocator
 from serve_app.runtime.checkpoints.checkpoint import inspect
 from serve_app.runtime.memory.device import DTYPES
@@ -54,6 +55,21 @@ VARIANTS = (
     Variant("compiled bf16, full", "bf16", compiled="full"),
     Variant("OpenVINO bf16", "bf16", openvino=True, copies=2.2),
 )
+
+
+def named_variants(words: Sequence[str]) -> tuple[Variant, ...]:
+    """Return the variants whose labels contain one of the words, or all of them without words.
+
+    Raises `OperatorError` if there are none.
+    """
+    lower = [word.lower() for word in words] or [""]
+    found = tuple(v for v in VARIANTS if any(word in v.label.lower() for word in lower))
+    if not found:
+        labels = ", ".join(variant.label for variant in VARIANTS)
+        raise OperatorError(
+            "names no way to run the UNet", subject="--only", remedy=f"Ways: {labels}"
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
