@@ -214,6 +214,9 @@ class _LocalStage:
         async for event in self._replica.advance(sample, segment):
             yield event
 
+    async def watch(self, id: str, *, watched: bool) -> None:
+        pass
+
     async def take(self, id: str) -> list[ImageSnapshot]:
         await self._replica.take(id, "bench")
         return []

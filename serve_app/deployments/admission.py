@@ -39,6 +39,7 @@ from serve_app.core.service.metrics import (
     REQUESTS_REFUSED,
     Meter,
 )
+from serve_app.core.service.outlook import Outlook
 from serve_app.deployments.stage_client import StageClient
 
 _LINGER_S = 0.25  # seconds in which a short request is done
@@ -98,6 +99,25 @@ class Admission:
         works = self.backlog.works([image])
         capacities = {pool: self._capacity(pool, [image]) for pool in self._clients}
         return self._control.seconds_from_turn(works, capacities, asyncio.get_running_loop().time())
+
+    def outlook(self, image: ImageInFlight) -> Outlook:
+        """Return how far an accepted image is, and when it will be done."""
+        now, sample = asyncio.get_running_loop().time(), image.sample
+        if image.index is not None:
+            sample = replace(sample, index=image.index)
+        outlook = Outlook(sample.stage, sample.step, sample.spec.running_steps)
+        if image.index is not None and (factor := image.pace.factor) is not None:
+            since, left = image.pace.since(now), self.backlog.time_left(image)
+            return replace(outlook, wait=0.0, eta=left.at_pace(factor, since))
+        outlook = replace(outlook, position=self.backlog.position(image))
+        works = self.backlog.works([image])
+        if not works:
+            return outlook
+        capacities = {pool: self._capacity(pool, [image]) for pool in self._clients}
+        wait, eta = self._control.expected_seconds(sample.caller, works, image.due, capacities, now)
+        if image.index is not None:
+            wait, eta = 0.0, eta - wait
+        return replace(outlook, wait=wait, eta=eta)
 
     def check_room(self, caller: Caller, stages: Iterable[Stage], deadline: float | None) -> None:
         """Return unless a job of the caller that passes the stages would be refused in any case.

@@ -26,6 +26,7 @@ from serve_app.core.service.jobs import (
     IdempotencyClaim,
     Job,
     JobError,
+    JobFilter,
     JobResult,
     JobState,
 )
@@ -40,6 +41,7 @@ logger = logging.getLogger("aura.clients")
 _STATS_TIMEOUT = 0.7  # seconds for all replicas: /health must respond within one second
 _RENEW_TIMEOUT = 10.0  # seconds; nobody waits for it
 _TAKE_TIMEOUT = 1.5  # seconds for all replicas: those of a dead node never respond
+_WATCH_TIMEOUT = 2.0  # seconds for all replicas; nobody waits for it
 _STATS_TTL = 0.5  # seconds that stats are reused
 _LEDGER_TIMEOUT = 5.0  # seconds, more than the ledger gives its store
 _RESTART = 20.0  # seconds in which a ledger that died should be back
@@ -107,6 +109,10 @@ class RemoteStage:
             if not ended:
                 response.cancel()
 
+    async def watch(self, id: str, *, watched: bool) -> None:
+        """Let whichever replica has a sample make previews of it, or no longer."""
+        await self._call_all("watch", id, watched, timeout=_WATCH_TIMEOUT)
+
     async def take(self, id: str) -> list[ImageSnapshot]:
         """Return what replicas have of an image whose job this process has taken over."""
         found = await self._call_all("take", id, self._sender, timeout=_TAKE_TIMEOUT)
@@ -127,7 +133,7 @@ class RemoteStage:
             self._renewals.add(task)
             task.add_done_callback(self._renewals.discard)
 
-    async def _call_all(self, method: str, *args: str, timeout: float) -> list[Any] | None:
+    async def _call_all(self, method: str, *args: str | bool, timeout: float) -> list[Any] | None:
         """Return the answer of each replica, or its error; `TimeoutError` if it is silent.
 
         None while the deployment can't be reached.
@@ -202,6 +208,10 @@ class RemoteLedger:
     async def get(self, id: str, wait: float) -> Job | None:
         """See `Ledger`."""
         return cast("Job | None", await self._call("get", id, wait, wait=wait))
+
+    async def find(self, wanted: JobFilter) -> Sequence[Job]:
+        """See `Ledger`."""
+        return cast("Sequence[Job]", await self._call("find", wanted))
 
     async def heartbeat(
         self, owner: str, jobs: frozenset[str], load: Mapping[str, Any]

@@ -30,7 +30,6 @@ from serve_app.core.errors import (
     ImageKillsReplica,
     ProfileChanged,
     ReplicaLost,
-    model_not_found,
 )
 from serve_app.core.service.backlog import ImageInFlight
 from serve_app.core.service.convictions import Conviction, Convictions
@@ -45,13 +44,16 @@ from serve_app.core.service.metrics import (
     Meter,
     ResumeReason,
 )
+from serve_app.core.service.outlook import Outlook
 from serve_app.core.service.tasks import ImageSnapshot, ImageTask, gravest
 from serve_app.deployments.admission import Admission
 from serve_app.deployments.deadline import Deadline
 from serve_app.deployments.health import stage_health
 from serve_app.deployments.image_metrics import recorded_image
+from serve_app.deployments.model_table import ModelTable
 from serve_app.deployments.segment_run import SegmentRun
 from serve_app.deployments.stage_client import StageClient
+from serve_app.deployments.watches import Watches
 
 logger = logging.getLogger("aura.conductor")
 
@@ -78,16 +80,16 @@ class Conductor:
         on_conviction: Callable[[Conviction], None] = lambda conviction: None,
     ) -> None:
         self._stages = {Stage.BASE: base} | ({Stage.REFINER: refiner} if refiner else {})
-        self._models = {model.name: model for model in models}
-        self._default_model = models[0]
+        self._models = ModelTable(models)
         self._refiner_name = refiner_name
         self._meter = meter or InMemoryMeter()
         self._admission = Admission(self._stages, limits or AdmissionLimits(), self._meter)
         self._backlog = self._admission.backlog
         self._admitted: dict[str, ImageInFlight] = {}  # and not yet run
         self._scale_to_zero = scale_to_zero
+        self._watches = Watches(self._stages)
         self._segment_run = SegmentRun(
-            self._stages, self._admission, self._meter, self.default_timeout
+            self._stages, self._admission, self._meter, self.default_timeout, self._watches
         )
         self._convictions = Convictions()
         self._on_conviction = on_conviction
@@ -103,14 +105,14 @@ class Conductor:
             return self._admit(tasks)
         except AuraError:
             for task in tasks:
-                refused, label = ImageOutcome.REFUSED, self._label_of(task)
+                refused, label = ImageOutcome.REFUSED, self._models.label(task.spec)
                 self._meter.record(IMAGES, outcome=refused, model=label)
             raise
 
     def check_room(self, caller: Caller, spec: ImageSpec, deadline: float | None) -> None:
         """Raise `Draining` or `Overloaded` for a job that is refused whatever its images take."""
         has_refiner = Stage.REFINER in self._stages
-        _, segments = plan_segments(self._model_of(spec).noise_config, spec, refiner=has_refiner)
+        _, segments = plan_segments(self._models.find(spec).noise_config, spec, refiner=has_refiner)
         self._admission.check_room(caller, [segment.stage for segment in segments], deadline)
 
     def send_away(self, caller: Caller) -> int:
@@ -129,8 +131,8 @@ class Conductor:
             if task.id not in self._admitted:
                 contexts.enter_context(self.admit([task]))
             image = self._admitted.pop(task.id)
-            contexts.enter_context(recorded_image(self._meter, self._label_of(task)))
-            deadline = self._deadline_of(task, image)
+            contexts.enter_context(recorded_image(self._meter, self._models.label(task.spec)))
+            deadline = Deadline.of(task, self.default_timeout(image))
             try:
                 async with aclosing(self._run_image(image, task, deadline)) as events:
                     async for event in events:
@@ -154,6 +156,18 @@ class Conductor:
         if image is None:
             return None
         return ImageSnapshot(image.sample, image.png, image.suspicion)
+
+    def outlook(self, id: str) -> Outlook | None:
+        """Return how far an image is, and when it will be done; None unless it is being made."""
+        image = self._backlog.get(id)
+        if image is None or image.png is not None:
+            return None
+        return self._admission.outlook(image)
+
+    def watch(self, id: str, *, watched: bool) -> None:
+        """Let an accepted image have previews and more frequent progress, or no longer."""
+        if image := self._backlog.get(id):
+            self._watches.set(image, watched=watched)
 
     async def health(self) -> Health:
         """Return whether an image could be made now, and by how many replicas that don't hang."""
@@ -204,11 +218,6 @@ class Conductor:
             self._idle.clear()
             await self._idle.wait()
 
-    def _label_of(self, task: ImageTask) -> str:
-        """Return the model's name as a label: whatever else a caller wrote is "unknown"."""
-        name = task.spec.model or self._default_model.name
-        return name if name in self._models else "unknown"
-
     def _admit(self, tasks: Sequence[ImageTask]) -> AbstractContextManager[object]:
         images = [self._image_of(task) for task in tasks]
         for image, task in zip(images, tasks, strict=True):
@@ -228,19 +237,13 @@ class Conductor:
 
     def _image_of(self, task: ImageTask) -> ImageInFlight:
         """Return the task's image before its first step. Raises `ModelNotFound`."""
-        model, has_refiner = self._model_of(task.spec), Stage.REFINER in self._stages
+        model, has_refiner = self._models.find(task.spec), Stage.REFINER in self._stages
         spec = replace(task.spec, model=model.name, refiner=self._refiner_name)
         schedule, segments = plan_segments(model.noise_config, spec, refiner=has_refiner)
         sample: Sample[Any] = new_sample(
             task.id, spec, schedule, segments[0].stage, task.inputs, task.caller
         )
         return ImageInFlight(sample, segments)
-
-    def _model_of(self, spec: ImageSpec) -> ModelInfo:
-        model = self._models.get(spec.model) if spec.model else self._default_model
-        if model is None:
-            raise model_not_found("model", self._models)
-        return model
 
     @staticmethod
     def _now() -> float:
@@ -252,14 +255,6 @@ class Conductor:
         self._backlog.remove(image)
         if not self._backlog:
             self._idle.set()
-
-    def _deadline_of(self, task: ImageTask, image: ImageInFlight) -> Deadline:
-        now = self._now()
-        chosen, allowed = task.deadline(now), task.timeout_s
-        if chosen is not None and allowed is not None:
-            return Deadline(chosen, allowed=allowed, is_chosen=True)
-        allowed = self.default_timeout(image)
-        return Deadline(now + allowed, allowed=allowed, is_chosen=False)
 
     async def _run_image(
         self, image: ImageInFlight, task: ImageTask, deadline: Deadline

@@ -6,10 +6,11 @@ No Ray and no stages. Time is the event loop's.
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from serve_app.core.capacity.admission import latest_start
 from serve_app.core.errors import DeadlineExceeded
+from serve_app.core.service.tasks import ImageTask
 
 E = TypeVar("E")
 
@@ -32,6 +33,15 @@ class Deadline:
         self._is_chosen = is_chosen
         self._latest_start: float | None = None
         self._limit: asyncio.Timeout | None = None
+
+    @classmethod
+    def of(cls, task: ImageTask, default: float) -> Self:
+        """Return the deadline that a task's caller chose, else `default` seconds from now."""
+        now = asyncio.get_running_loop().time()
+        chosen, allowed = task.deadline(now), task.timeout_s
+        if chosen is not None and allowed is not None:
+            return cls(chosen, allowed=allowed, is_chosen=True)
+        return cls(now + default, allowed=default, is_chosen=False)
 
     def extend(self, seconds: float) -> None:
         """Allow `seconds` from now on, also for the wait that is going on, unless chosen."""

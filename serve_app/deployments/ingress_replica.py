@@ -29,6 +29,7 @@ from serve_app.deployments.autoscaling import MAX_TOTAL_REPLICAS
 from serve_app.deployments.clients import RemoteLedger, RemoteStage
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ray_metrics import RayMeter
+from serve_app.deployments.ray_private import broadcast_results
 from serve_app.deployments.replica_log import DEFAULT_LOG, LogLines, LogOptions, open_log
 from serve_app.deployments.retirement import RetirementWatch
 
@@ -44,6 +45,9 @@ class HttpIngress(Protocol):
 
     def cancel(self, job_id: str) -> None:
         """Cancel the job if this process works at it."""
+
+    async def view(self, job_id: str, cursor: Any, seconds: float) -> Any:
+        """Return the job's events after a cursor; None if this process does not work at it."""
 
     def resume(self, is_retiring: Callable[[], bool]) -> None:
         """Finish what others have left unfinished, beside everything else, but while retiring."""
@@ -67,6 +71,7 @@ class OpenHttp(Protocol):
         ledger: RemoteLedger,
         meter: Meter,
         cancel_everywhere: Callable[[str], Awaitable[None]],
+        view_everywhere: Callable[[str, Any, float], Awaitable[Any]],
     ) -> HttpIngress:
         """Open the HTTP side over a conductor and the ledger."""
 
@@ -113,7 +118,11 @@ class IngressReplica:
         )
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
         self._http = config.open_http(
-            self._conductor, RemoteLedger(ledger), self._meter, self._cancel_everywhere
+            self._conductor,
+            RemoteLedger(ledger),
+            self._meter,
+            self._cancel_everywhere,
+            self._view_everywhere,
         )
         self._retirement = RetirementWatch(self._http.save)
         self._http.resume(lambda: self._retirement.is_silent)
@@ -143,6 +152,10 @@ class IngressReplica:
     async def cancel(self, job_id: str) -> None:
         """Cancel the job if this replica works at it."""
         self._http.cancel(job_id)
+
+    async def view(self, job_id: str, cursor: Any, seconds: float) -> Any:
+        """Return the job's events after a cursor; None if this replica does not work at it."""
+        return await self._http.view(job_id, cursor, seconds)
 
     async def convict(self, conviction: Conviction, replica: str) -> None:
         """Refuse an image that has killed a replica, as the ingress replica of that id has found.
@@ -175,6 +188,18 @@ class IngressReplica:
 
     async def _cancel_everywhere(self, job_id: str) -> None:
         await self._call_all("cancel", job_id)  # a silent replica may cancel: the ledger shows it
+
+    async def _view_everywhere(self, job_id: str, cursor: Any, seconds: float) -> Any:
+        """Return the events of the one replica that works at the job; None if none does."""
+        with suppress(TimeoutError, RayError, DeploymentUnavailableError):
+            calls = self._replicas.broadcast("view", job_id, cursor, seconds)
+            async with asyncio.timeout(_CALL_TIMEOUT_S + seconds):
+                replies = [reply.get_async() for reply in await broadcast_results(calls)]
+                for reply in asyncio.as_completed(replies):
+                    with suppress(RayError):
+                        if (found := await reply) is not None:
+                            return found
+        return None
 
     def _convict_everywhere(self, conviction: Conviction) -> None:
         call = self._call_all("convict", conviction, self._id)

@@ -23,6 +23,7 @@ from serve_app.core.service.jobs import (
     IdempotencyClaim,
     Job,
     JobError,
+    JobFilter,
     JobResult,
     JobState,
     RunningJob,
@@ -126,6 +127,12 @@ class Ledger:
             await asyncio.wait_for(event.wait(), min(wait, LEASE))
         return await self._read(id)
 
+    async def find(self, wanted: JobFilter) -> Sequence[Job]:
+        """Return jobs of a caller, newest first, without their results."""
+        self._note_call()
+        found = await self._store.read(lambda store: store.find(wanted))
+        return [abandoned(job) if self._is_lost_job(job) else job for job in found]
+
     async def heartbeat(
         self, owner: str, jobs: frozenset[str], load: Mapping[str, Any]
     ) -> Sequence[Mapping[str, Any]]:
@@ -217,9 +224,11 @@ class Ledger:
         if job is None:
             self._store.raise_fault()  # it may be missing because it could not be written
             return None
-        if job.state is not JobState.RUNNING:
-            return job
-        return abandoned(job) if self._is_lost(RunningJob(id, job.owner, job.created)) else job
+        return abandoned(job) if self._is_lost_job(job) else job
+
+    def _is_lost_job(self, job: Job) -> bool:
+        is_running = job.state is JobState.RUNNING
+        return is_running and self._is_lost(RunningJob(job.id, job.owner, job.created))
 
     def _is_lost(self, job: RunningJob) -> bool:
         """Return whether nobody works at a job that runs as far as the store knows.

@@ -3,6 +3,7 @@
 No HTTP, no Ray and no torch: a stage is anything that keeps the `StageClient` contract.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -26,6 +27,7 @@ from serve_app.core.service.backlog import ImageInFlight
 from serve_app.core.service.convictions import image_kills_replica
 from serve_app.core.service.events import (
     Accepted,
+    Preview,
     Progress,
     Queued,
     SegmentDone,
@@ -45,6 +47,7 @@ from serve_app.deployments.admission import Admission
 from serve_app.deployments.deadline import Deadline
 from serve_app.deployments.silence import watch_silence
 from serve_app.deployments.stage_client import StageClient
+from serve_app.deployments.watches import Watches
 
 logger = logging.getLogger("aura.conductor")
 
@@ -60,6 +63,7 @@ class SegmentRun:
     admission: Admission  # of which each finished segment renews the costs
     meter: Meter
     default_timeout: Callable[[ImageInFlight], float]
+    watches: Watches
     silence: Callable[[float], float] = silence_limit
     _silent: set[str] = field(default_factory=set)  # replicas that were counted
 
@@ -117,6 +121,7 @@ class SegmentRun:
             alone=image.suspicion.quarantine,
             avoid=image.avoid,
             suspicion=image.suspicion,
+            watched=image.watched,
         )
         stream = self.stages[segment.stage].advance(image.sample, sent)
         last: StageEvent | None = None
@@ -126,6 +131,8 @@ class SegmentRun:
                 match event:
                     case Accepted(replica):
                         image.replica = replica
+                        if image.watched is not sent.watched:
+                            self.watches.pass_on(image)
                         continue
                     case Queued() | Progress():
                         if event == last:
@@ -134,7 +141,12 @@ class SegmentRun:
                             self.meter.record(IMAGES_QUARANTINED, stage=segment.stage)
                         last = event
                         if isinstance(event, Progress):
-                            self.admission.backlog.update(image, event.index)
+                            now = asyncio.get_running_loop().time()
+                            self.admission.backlog.note_step(image, event.index, now)
+                        else:
+                            image.index = None
+                    case Preview():
+                        pass
                     case Snapshot(sample):
                         image.sample = sample
                         self.admission.backlog.update(image)

@@ -19,6 +19,12 @@ class StageClient(Protocol):
         Closing the stream cancels the sample.
         """
 
+    async def watch(self, id: str, *, watched: bool) -> None:
+        """Let whichever replica has a sample make previews of it, or no longer.
+
+        Raises nothing: who watches sees no more than that.
+        """
+
     async def take(self, id: str) -> list[ImageSnapshot]:
         """Return what replicas have of an image whose job this process has taken over.
 

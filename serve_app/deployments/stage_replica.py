@@ -25,6 +25,7 @@ from serve_app.core.errors import AuraError
 from serve_app.core.replica_errors import TurnOverdue
 from serve_app.core.scheduling.memory_plan import shortfalls
 from serve_app.core.service.events import (
+    Preview,
     Progress,
     Queued,
     ReplicaStats,
@@ -43,9 +44,10 @@ from serve_app.deployments.warm_up_reports import WarmUpReports
 from serve_app.deployments.watchdog import Watchdog, end_process
 from serve_app.process import allocator
 from serve_app.runtime.engine import Engine
-from serve_app.runtime.engine_events import Event, Failed, Finished
+from serve_app.runtime.engine_events import Event, Failed, Finished, PreviewMade
 from serve_app.runtime.memory.model_cache import ModelCache
-from serve_app.runtime.png import encode_png
+from serve_app.runtime.networks.vae import RgbImage
+from serve_app.runtime.png import encode_png, encode_preview
 
 logger = logging.getLogger("aura.stage")
 
@@ -144,6 +146,8 @@ class StageReplica:
                     case Snapshot() as snapshot:
                         lease.note(snapshot)
                         yield snapshot
+                    case PreviewMade(index, image):
+                        yield Preview(index, await self._encode(encode_preview, image))
                     case place:
                         lease.note(place)
                         yield place
@@ -151,6 +155,10 @@ class StageReplica:
             self._leases.end(lease, is_done=is_done)
             self._engine.cancel(sample.id, listen)
             self._metrics.sample_left(arrival)
+
+    async def watch(self, id: str, watched: bool) -> None:
+        """Make previews of a sample, if it is here, because somebody watches; or no longer."""
+        self._engine.watch(id, watched=watched)
 
     async def renew(self, sender: str) -> None:
         """Note that the process with this id still wants what it has sent."""
@@ -230,10 +238,13 @@ class StageReplica:
     async def _segment_done(self, done: Finished) -> SegmentDone[Any]:
         sample, png = done.sample, None
         if done.image is not None:
-            loop = asyncio.get_running_loop()
-            png = await loop.run_in_executor(self._png_threads, encode_png, done.image)
+            png = await self._encode(encode_png, done.image)
             sample = without_tensors(sample)
         return SegmentDone(sample, png, done.gpu_time, done.costs)
+
+    async def _encode(self, encode: Callable[[RgbImage], bytes], image: RgbImage) -> bytes:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._png_threads, encode, image)
 
     def _keep_leases(self) -> None:
         """Tick while there are senders."""

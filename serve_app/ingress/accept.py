@@ -1,4 +1,4 @@
-"""The Accept header: which of the media types on offer a client wants (RFC 9110, 12.5.1)."""
+"""What a client wants: the media type (RFC 9110, 12.5.1), and whether it waits (RFC 7240)."""
 
 import re
 from collections.abc import Sequence
@@ -25,6 +25,12 @@ def negotiate(request: Request, offers: Sequence[str], remedy: str = "") -> str:
             remedy=remedy,
         )
     return best
+
+
+def prefers_async(request: Request) -> bool:
+    """Return whether a client would rather not wait for the response (RFC 7240, 4.1)."""
+    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
+    return any(part.split(";")[0].strip() == "respond-async" for part in preferences)
 
 
 def preferred(accept: str, offers: Sequence[str]) -> str | None:

@@ -21,6 +21,7 @@ PROBE_ROUTES = frozenset({"/livez", "/health"})  # probes call by address, whate
 LOCAL_HOST = "localhost"
 BODY_LIMIT = 32 * 2**20  # bytes
 OPEN_BODIES_LIMIT = 512 * 2**20  # bytes
+_ADDRESS = "address:"  # begins the name of a caller without a key
 _PROXY_HEADERS = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 
 
@@ -124,12 +125,17 @@ def address_name(peer: str | None) -> str:
     try:
         address = ipaddress.ip_address(peer or "")
     except ValueError:
-        return "address:unknown"
+        return f"{_ADDRESS}unknown"
     if isinstance(address, ipaddress.IPv6Address):
         address = address.ipv4_mapped or address
     if isinstance(address, ipaddress.IPv6Address):
-        return f"address:{ipaddress.ip_network((address, 64), strict=False).network_address}"
-    return f"address:{address}"
+        return f"{_ADDRESS}{ipaddress.ip_network((address, 64), strict=False).network_address}"
+    return f"{_ADDRESS}{address}"
+
+
+def is_address(name: str) -> bool:
+    """Return whether a caller's name is that of an address."""
+    return name.startswith(_ADDRESS)
 
 
 def _key_name(digest: str) -> str:

@@ -16,9 +16,11 @@ from serve_app.core.service.jobs import (
     IdempotencyClaim,
     Job,
     JobError,
+    JobFilter,
     JobResult,
     JobState,
 )
+from serve_app.core.service.outlook import Outlook
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.tasks import ImageSnapshot, ImageTask
 
@@ -56,6 +58,15 @@ class Maker(Protocol):
     def snapshot(self, id: str) -> ImageSnapshot | None:
         """Return an admitted image as of its last snapshot; None if there is no such image."""
 
+    def outlook(self, id: str) -> Outlook | None:
+        """Return how far an admitted image is, and when it will be done; None if there is none."""
+
+    def watch(self, id: str, *, watched: bool) -> None:
+        """Let an admitted image have previews and frequent progress, or no longer.
+
+        Nothing happens to an image that is not there, or of which there can't be previews.
+        """
+
     async def health(self) -> Health:
         """Return whether an image could be made now."""
 
@@ -90,6 +101,9 @@ class Ledger(Protocol):
 
     async def get(self, id: str, wait: float) -> Job | None:
         """Return the job, once it has ended or after `wait` seconds; None if there is none."""
+
+    async def find(self, wanted: JobFilter) -> Sequence[Job]:
+        """Return jobs of a caller, newest first, without their results."""
 
     async def heartbeat(
         self, owner: str, jobs: frozenset[str], load: Mapping[str, Any]

@@ -121,6 +121,11 @@ SHARED: Mapping[str, FieldDoc] = {
         "model that may have to load.",
         120,
     ),
+    "stream": FieldDoc(
+        "Whether the response is a stream of server-sent events: where the images are, previews, "
+        "and each image as soon as it is done. `Accept: text/event-stream` asks for the same.",
+        False,
+    ),
 }
 _IMAGES = FieldDoc(
     "Base images: PNG, JPEG or WebP as a data URI or in base64, up to 16.8 megapixels each."

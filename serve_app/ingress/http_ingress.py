@@ -19,8 +19,10 @@ from serve_app.core.service.unfinished import Unfinished
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.app import RERUN_FORMATS, build_api
 from serve_app.ingress.contracts import Ledger, Maker
+from serve_app.ingress.job_feed import Cursor
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.job_spool import JobSpool
+from serve_app.ingress.job_views import JobView, ViewEverywhere
 from serve_app.process import allocator, garbage
 from serve_app.spool.folder import SpoolFolder
 
@@ -50,6 +52,10 @@ class HttpIngress:
         """Cancel the job if this process works at it."""
         self._jobs.cancel_here(job_id)
 
+    async def view(self, job_id: str, cursor: Cursor, seconds: float) -> JobView | None:
+        """Return the job's events after a cursor; None if this process does not work at it."""
+        return await self._jobs.views.view(job_id, cursor, seconds)
+
     def resume(self, is_retiring: Callable[[], bool]) -> None:
         """Finish what others have left unfinished, beside everything else, but while retiring."""
         self._jobs.resume(is_retiring)
@@ -73,10 +79,12 @@ def open_ingress(
     ledger: Ledger,
     meter: Meter,
     cancel_everywhere: Callable[[str], Awaitable[None]],
+    view_everywhere: ViewEverywhere | None = None,
 ) -> HttpIngress:
     """Open the HTTP side over a maker of images and the ledger.
 
-    `cancel_everywhere` cancels a job in whichever ingress process works at it. Raises
+    `cancel_everywhere` cancels a job in whichever ingress process works at it, and
+    `view_everywhere` asks that one for its events; without it there is one process. Raises
     `SettingsError` for a spool that can't be used.
     """
     allocator.give_back_large_blocks()
@@ -91,6 +99,7 @@ def open_ingress(
         daily_quotas=config.daily_quotas,
         caller_weights=config.caller_weights,
         cancel_everywhere=cancel_everywhere,
+        view_everywhere=view_everywhere,
         spool=_open_spool(config.spool, config.info) if config.spool else None,
     )
     asgi = build_api(

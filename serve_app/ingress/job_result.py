@@ -5,9 +5,18 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import assert_never
 
 from serve_app.core.caller import Caller
-from serve_app.core.service.events import GeneratedImage, ImageEvent, JobImageEvent, last_image
+from serve_app.core.service import events
+from serve_app.core.service.events import last_image
+from serve_app.core.service.job_events import (
+    ImageEvent,
+    ImageMade,
+    ImagePreview,
+    ImageProgress,
+    StageDone,
+)
 from serve_app.core.service.jobs import Job, JobResult
 from serve_app.core.service.tasks import ImageTask
 from serve_app.ingress.contracts import Maker
@@ -19,7 +28,7 @@ async def make_result(
     job: Job,
     tasks: Sequence[ImageTask],
     generation: GenerationJob,
-    publish: Callable[[JobImageEvent], None],
+    publish: Callable[[ImageEvent], None],
 ) -> JobResult:
     """Return a job's images; the first failure cancels the others and is raised.
 
@@ -27,12 +36,19 @@ async def make_result(
     event of every image.
     """
     started = time.perf_counter()
-    made = await _make_images(maker, tasks, publish)
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = [
+                group.create_task(_make_image(maker, task, number, generation, publish))
+                for number, task in enumerate(tasks)
+            ]
+    except BaseExceptionGroup as group_error:
+        raise group_error.exceptions[0] from None
     pngs, warnings = [], dict.fromkeys(generation.warnings)
-    for image, generated in zip(generation.images, made, strict=True):
-        warnings |= dict.fromkeys(generated.warnings)
-        profiles = {str(stage): name for stage, name in generated.profiles}
-        pngs.append(generation.with_metadata(image, generated.png, profiles))
+    for task in running:
+        png, own_warnings = task.result()
+        pngs.append(png)
+        warnings |= dict.fromkeys(own_warnings)
     spec = generation.images[0].spec
     meta = {
         "model": generation.model,
@@ -50,21 +66,49 @@ async def make_result(
     return JobResult(tuple(pngs), json.dumps(meta), job.created)
 
 
-async def _make_images(
-    maker: Maker, tasks: Sequence[ImageTask], publish: Callable[[JobImageEvent], None]
-) -> Sequence[GeneratedImage]:
-    def observe(number: int, event: ImageEvent) -> None:
-        publish(JobImageEvent(number, event))
+async def _make_image(
+    maker: Maker,
+    task: ImageTask,
+    number: int,
+    generation: GenerationJob,
+    publish: Callable[[ImageEvent], None],
+) -> tuple[bytes, tuple[str, ...]]:
+    """Return the PNG of one image, with its metadata, and its warnings."""
+    observe = partial(_publish, maker, task, number, publish)
+    made = await last_image(maker.run(task), observe)
+    profiles = {str(stage): name for stage, name in made.profiles}
+    png = generation.with_metadata(generation.images[number], made.png, profiles)
+    publish(ImageMade(number, png))
+    return png, made.warnings
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            running = [
-                group.create_task(last_image(maker.run(task), partial(observe, number)))
-                for number, task in enumerate(tasks)
-            ]
-    except BaseExceptionGroup as group_error:
-        raise group_error.exceptions[0] from None
-    return [task.result() for task in running]
+
+def _publish(
+    maker: Maker,
+    task: ImageTask,
+    number: int,
+    publish: Callable[[ImageEvent], None],
+    event: events.ImageEvent,
+) -> None:
+    """Publish what an event of a maker means for those who wait for its image."""
+    match event:
+        case events.Accepted() | events.Queued() | events.Progress():
+            publish_progress(maker, task, number, publish)
+        case events.Preview(_, jpeg):
+            publish(ImagePreview(number, jpeg))
+        case events.SegmentDone(sample):
+            publish(StageDone(number, sample.stage))
+        case events.Snapshot() | events.Generated():
+            pass
+        case _:
+            assert_never(event)
+
+
+def publish_progress(
+    maker: Maker, task: ImageTask, number: int, publish: Callable[[ImageEvent], None]
+) -> None:
+    """Publish how far an image is, if the maker still has it."""
+    if outlook := maker.outlook(task.id):
+        publish(ImageProgress(number, outlook))
 
 
 def image_tasks(

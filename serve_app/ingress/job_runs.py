@@ -15,15 +15,15 @@ from uuid import uuid4
 
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.admission_control import EXCHANGE_INTERVAL_S
-from serve_app.core.errors import CallerError, Draining, LedgerAway, Loading, Overloaded
+from serve_app.core.errors import CallerError, Draining, LedgerAway, Overloaded
 from serve_app.core.replica_errors import TakenOver
-from serve_app.core.service.events import JobStarted
 from serve_app.core.service.job_errors import JobCancelled
+from serve_app.core.service.job_events import JobStarted
 from serve_app.core.service.jobs import OWNER_LOST, Job, JobError, JobResult, JobState
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.unfinished import Unfinished
 from serve_app.ingress.contracts import Ledger, Maker
-from serve_app.ingress.errors import error_response
+from serve_app.ingress.job_feed import JobFeed
 from serve_app.ingress.job_result import make_result
 from serve_app.ingress.job_run import JobRun
 from serve_app.ingress.job_spool import JobSpool
@@ -104,6 +104,10 @@ class JobRuns:
     def task(self, id: str) -> asyncio.Task[JobResult] | None:
         """Return the task that works at a job, if this process does."""
         return self._running[id][1] if id in self._running else None
+
+    def feed(self, id: str) -> JobFeed | None:
+        """Return the events of a job, if this process works at it."""
+        return self._running[id][0].feed if id in self._running else None
 
     async def confirm(self, id: str) -> None:
         """Return if this process still has a job. Raises `TakenOver` if another one does."""
@@ -189,6 +193,7 @@ class JobRuns:
                 else:
                     charged = await self._quota.charge(run.job.caller, run.generation.cost)
                 run.feed.put(JobStarted(run.job.id))
+                run.connect(self._maker)
                 result = await make_result(
                     self._maker, run.job, run.tasks, run.generation, run.feed.put
                 )
@@ -205,7 +210,7 @@ class JobRuns:
             is_ours = False
             raise
         except Exception as failure:
-            state, error = JobState.FAILED, _job_error(failure, run)
+            state, error = JobState.FAILED, run.error(failure)
             if not isinstance(failure, CallerError):
                 refund = charged
             raise
@@ -288,19 +293,6 @@ class JobRuns:
             is_working |= self._is_working  # what came during that call
             if is_working:
                 await asyncio.sleep(HEARTBEAT_INTERVAL_S)
-
-
-def _job_error(failure: Exception, run: JobRun) -> JobError:
-    """Return how the ledger keeps a failure.
-
-    A job with a claim that comes while the service stops waits for whoever takes it up. So does one
-    of the spool that comes before the stages have started, or while the ledger is away.
-    """
-    comes_too_late = run.claim is not None and isinstance(failure, Draining)
-    if comes_too_late or (run.spooled is not None and isinstance(failure, Loading | LedgerAway)):
-        return OWNER_LOST
-    response = error_response(failure, 0)
-    return JobError(response.code, response.message, response.is_final)
 
 
 def _has_ended(task: asyncio.Task[JobResult]) -> bool:

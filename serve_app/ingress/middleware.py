@@ -26,7 +26,14 @@ from serve_app.ingress.request_record import RequestRecordMiddleware
 from serve_app.ingress.server_timing import Stopwatch
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_ALLOWED_HEADERS = ("Content-Type", "Authorization", "Idempotency-Key", "X-Request-Id")
+_ALLOWED_HEADERS = (
+    "Content-Type",
+    "Authorization",
+    "Idempotency-Key",
+    "X-Request-Id",
+    "Prefer",
+    "Last-Event-ID",
+)
 _OPENAI_HEADERS = (  # what OpenAI's JavaScript client sends from a page
     "OpenAI-Organization",
     "OpenAI-Project",
@@ -37,6 +44,7 @@ _EXPOSED_HEADERS = (
     "X-Request-Id",
     "Retry-After",
     "Server-Timing",
+    "Location",
     "X-Aura-Warning",
     "x-should-retry",
 )

@@ -43,40 +43,45 @@ class DataUri:
     file: bytes
 
 
-class ImagesJSONResponse(Response):
-    """A JSON response in which `bytes` become base64 strings, and `RawJson` is copied as it is.
+def to_json(content: Any) -> bytes:
+    """Return JSON in which `bytes` are base64 strings, and `RawJson` is copied as it is.
 
     Base64 needs no escaping, so megabytes of it are joined with the rest instead of going through
-    the JSON encoder.
+    the JSON encoder. Call it off the event loop.
     """
+    token = secrets.token_hex(8)  # nothing that a caller sent can contain it
+    parts: list[tuple[bytes, ...]] = []  # not joined before all is: megabytes are copied once
+
+    def placeholder(value: object) -> str:
+        match value:
+            case bytes():
+                parts.append((b'"', pybase64.b64encode(value), b'"'))
+            case DataUri(media_type, file):
+                head = b'"data:%b;base64,' % media_type.encode()
+                parts.append((head, pybase64.b64encode(file), b'"'))
+            case RawJson(text):
+                parts.append((text.encode(),))
+            case _:
+                raise TypeError(f"{type(value).__name__} is not JSON serializable")
+        return f"{token}:{len(parts) - 1}"
+
+    text = json.dumps(content, default=placeholder, separators=(",", ":"), allow_nan=False)
+    pieces = re.split(f'"{token}:(\\d+)"', text)
+    return b"".join(
+        part
+        for number, piece in enumerate(pieces)
+        for part in (parts[int(piece)] if number % 2 else (piece.encode(),))
+    )
+
+
+class ImagesJSONResponse(Response):
+    """A response of `to_json`."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """Return the body. Call it, that is make the response, off the event loop."""
-        token = secrets.token_hex(8)  # nothing that a caller sent can contain it
-        parts: list[tuple[bytes, ...]] = []  # not joined before all is: megabytes are copied once
-
-        def placeholder(value: object) -> str:
-            match value:
-                case bytes():
-                    parts.append((b'"', pybase64.b64encode(value), b'"'))
-                case DataUri(media_type, file):
-                    head = b'"data:%b;base64,' % media_type.encode()
-                    parts.append((head, pybase64.b64encode(file), b'"'))
-                case RawJson(text):
-                    parts.append((text.encode(),))
-                case _:
-                    raise TypeError(f"{type(value).__name__} is not JSON serializable")
-            return f"{token}:{len(parts) - 1}"
-
-        text = json.dumps(content, default=placeholder, separators=(",", ":"), allow_nan=False)
-        pieces = re.split(f'"{token}:(\\d+)"', text)
-        return b"".join(
-            part
-            for number, piece in enumerate(pieces)
-            for part in (parts[int(piece)] if number % 2 else (piece.encode(),))
-        )
+        return to_json(content)
 
 
 def images_content(result: JobResult) -> dict[str, Any]:

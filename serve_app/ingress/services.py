@@ -16,14 +16,8 @@ from starlette.datastructures import State
 from starlette.responses import Response
 
 from serve_app.core.diffusion.spec import SEED_RANGE
-from serve_app.core.service.events import (
-    JobEvent,
-    JobImageEvent,
-    JobStarted,
-    SegmentDone,
-    last_result,
-)
 from serve_app.core.service.info import ServiceInfo
+from serve_app.core.service.job_events import JobEvent, JobStarted, StageDone, last_result
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.body_budget import BodyShare
 from serve_app.ingress.contracts import Maker
@@ -35,7 +29,8 @@ from serve_app.ingress.generation import (
 )
 from serve_app.ingress.generation_job import GenerationJob, RerunFormat
 from serve_app.ingress.image_input import RGB_BYTES, InputFiles, LoadedInputs, load_inputs
-from serve_app.ingress.job_service import HoldImages, JobService, RequestContext
+from serve_app.ingress.job_service import JobService
+from serve_app.ingress.request_context import RequestContext
 from serve_app.ingress.responses import add_warnings
 from serve_app.ingress.server_timing import Stopwatch
 from serve_app.process import allocator
@@ -110,12 +105,18 @@ class ApiServices:
 
     async def run(self, job: GenerationJob, context: RequestContext, request: Request) -> JobResult:
         """Return a job's images. Raises the named errors of the domain."""
+        result = await last_result(self.stream(job, context, request))
+        request.state.watch.lap("make")
+        return result
+
+    def stream(
+        self, job: GenerationJob, context: RequestContext, request: Request
+    ) -> AsyncGenerator[JobEvent, None]:
+        """Return a job's events: see `JobService.stream`."""
         request.state.watch.lap("validate")
         request.state.body.release()  # its files have been read
         request.state.images = len(job.images)
-        result = await last_result(_noted(self.jobs.stream(job, context), request))
-        request.state.watch.lap("make")
-        return result
+        return _noted(self.jobs.stream(job, context), request)
 
     async def write(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Return what `work` returns, in a thread that never waits for an image to be read."""
@@ -133,8 +134,8 @@ async def _noted(
             match event:
                 case JobStarted(id):
                     request.state.job_id = id
-                case JobImageEvent(0, SegmentDone(sample)):
-                    watch.lap(sample.stage)
+                case StageDone(0, stage):
+                    watch.lap(stage)
             yield event
 
 
@@ -162,20 +163,32 @@ def draw_seed() -> int:
 
 
 def request_context(
-    request: Request, key: str | None, body: BaseModel, uploads: str = ""
+    request: Request,
+    key: str | None,
+    body: BaseModel,
+    uploads: str = "",
+    *,
+    views: bool = False,
+    is_detached: bool = False,
 ) -> RequestContext:
-    """Return who sent the request, and under which key.
+    """Return who sent the request, and under which key; see `RequestContext` for the last two.
 
     `uploads` are the digests of files that are not part of the body's text.
     """
-    caller, route = request.state.caller, request.state.path
-    arrived: float = request.state.arrived
-    hold_images: HoldImages = request.state.body.hold_images
-    if key is None:
-        return RequestContext(caller, route, arrived=arrived, hold_images=hold_images)
-    text = body.model_dump_json(exclude=set(body.model_extra or ())) + uploads
-    digest = sha256(text.encode()).hexdigest()
-    return RequestContext(caller, route, key, digest, arrived, hold_images)
+    fingerprint = ""
+    if key is not None:  # how a caller gets the images is no part of what they are
+        text = body.model_dump_json(exclude={*(body.model_extra or ()), "stream"}) + uploads
+        fingerprint = sha256(text.encode()).hexdigest()
+    return RequestContext(
+        request.state.caller,
+        request.state.path,
+        key,
+        fingerprint,
+        request.state.arrived,
+        request.state.body.hold_images,
+        views,
+        is_detached,
+    )
 
 
 def completed(response: Response, request: Request, result: JobResult) -> Response:

@@ -102,7 +102,7 @@ def _file_fields(route: APIRoute) -> frozenset[str]:
 
 
 def _offers(route: APIRoute) -> tuple[str, ...]:
-    """Return the media types of a route's successful responses."""
+    """Return the media types of a route's successful responses: JSON, unless it has none."""
     if route.status_code == 204:
         return ()
     described = (
@@ -110,7 +110,9 @@ def _offers(route: APIRoute) -> tuple[str, ...]:
         for status, response in route.responses.items()
         if str(status).startswith("2")
     )
-    return tuple(dict.fromkeys([JSON, *(kind for content in described for kind in content)]))
+    kinds = [kind for content in described for kind in content]
+    has_json = route.response_model is not None or not kinds
+    return tuple(dict.fromkeys([*([JSON] if has_json else []), *kinds]))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ _MIGRATIONS = (
         PRIMARY KEY (caller, day)
     );
     """,
+    "CREATE INDEX jobs_by_caller ON jobs (caller, created, id);",
 )
 VERSION = len(_MIGRATIONS)
 

@@ -17,6 +17,8 @@ from serve_app.core.service.jobs import (
     IsLost,
     Job,
     JobError,
+    JobFilter,
+    JobPlace,
     JobState,
     KeptClaim,
     KeptJob,
@@ -43,6 +45,7 @@ from serve_app.ledger_store.store import (
     end_of_job,
     job_of_row,
     split,
+    states_of_rows,
 )
 
 _MAX_CONNECTIONS = 4
@@ -158,6 +161,21 @@ class PostgresStore:
         caller, owner, created, state, code, message, meta, pngs, sizes = row
         result = None if pngs is None else Result(split(pngs, sizes), meta, created)
         return job_of_row(id, caller, owner, created, state, code, message, result)
+
+    def find(self, wanted: JobFilter) -> list[Job]:
+        """See `LedgerStore`."""
+        before = wanted.before or JobPlace(float("inf"), "")
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT id, caller, owner, created, state, code, message FROM jobs"
+                " WHERE caller = %s AND state = ANY(%s) AND (created, id) < (%s, %s)"
+                " ORDER BY created DESC, id DESC LIMIT %s",
+                (
+                    *(wanted.caller, list(states_of_rows(wanted.state))),
+                    *(before.created, before.id, wanted.limit),
+                ),
+            ).fetchall()
+        return [job_of_row(*row) for row in rows]
 
     def running(self) -> list[RunningJob]:
         """See `LedgerStore`."""

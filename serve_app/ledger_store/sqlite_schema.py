@@ -26,6 +26,8 @@ _MIGRATIONS = (
     """,
     # 3: what callers have used on a day
     "CREATE TABLE usage (caller TEXT, day TEXT, used REAL, PRIMARY KEY (caller, day));",
+    # 4: the jobs of a caller
+    "CREATE INDEX jobs_by_caller ON jobs (caller, created, id);",
 )
 VERSION = len(_MIGRATIONS)
 

@@ -15,19 +15,19 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from serve_app.core.errors import LedgerDamaged, LedgerFault
-from serve_app.core.service.daily_quota import day_of
 from serve_app.core.service.jobs import (
     ClaimResult,
     IdempotencyClaim,
     IsLost,
     Job,
     JobError,
+    JobFilter,
     JobState,
     RunningJob,
 )
 from serve_app.core.service.jobs import JobResult as Result
 from serve_app.core.service.ledger_place import LedgerFile
-from serve_app.ledger_store import sqlite_callers
+from serve_app.ledger_store import sqlite_callers, sqlite_jobs
 from serve_app.ledger_store.file_lock import FileLock, real_path
 from serve_app.ledger_store.sqlite_claims import abandon_jobs, create_job
 from serve_app.ledger_store.sqlite_errors import (
@@ -52,11 +52,8 @@ from serve_app.ledger_store.sqlite_file import (
 )
 from serve_app.ledger_store.store import (
     ABANDONED,
-    CLAIM_TTL,
     LOCK_WAIT_S,
     MAX_BYTES,
-    MAX_JOB_AGE,
-    RESULT_TTL,
     end_of_job,
     job_of_row,
     split,
@@ -147,11 +144,7 @@ class SqliteStore:
     def read(self, id: str) -> Job | None:
         """See `LedgerStore`."""
         with self._opened() as db:
-            row = db.execute(
-                "SELECT caller, owner, created, state, code, message, meta, pngs, sizes, checksum"
-                " FROM jobs WHERE id = ?",
-                (id,),
-            ).fetchone()
+            row = sqlite_jobs.read_job(db, id)
         if row is None:
             return None
         caller, owner, created, state, code, message, meta, pngs, sizes, digest = row
@@ -164,6 +157,11 @@ class SqliteStore:
                 return job_of_row(id, caller, owner, created, state, code, message, result)
             except ValueError:  # a state that nobody wrote
                 raise damaged() from None
+
+    def find(self, wanted: JobFilter) -> list[Job]:
+        """See `LedgerStore`."""
+        with self._opened() as db:
+            return sqlite_jobs.list_jobs(db, wanted)
 
     def running(self) -> list[RunningJob]:
         """See `LedgerStore`."""
@@ -194,12 +192,7 @@ class SqliteStore:
     def delete_old(self, now: float) -> None:
         """See `LedgerStore`."""
         with self._transaction() as db:
-            db.execute(
-                "DELETE FROM jobs WHERE ended < ? OR created < ?",
-                (now - RESULT_TTL, now - MAX_JOB_AGE),
-            )
-            db.execute("DELETE FROM claims WHERE created < ?", (now - CLAIM_TTL,))
-            sqlite_callers.delete_usage(db, day_of(now))
+            sqlite_jobs.delete_old(db, now)
 
     def recover(self) -> None:
         """See `LedgerStore`. A damaged file is replaced here, where the operator wants that.

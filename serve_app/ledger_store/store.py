@@ -16,6 +16,7 @@ from serve_app.core.service.jobs import (
     IsLost,
     Job,
     JobError,
+    JobFilter,
     JobResult,
     JobState,
     RunningJob,
@@ -58,6 +59,9 @@ class LedgerStore(Protocol):
 
     def read(self, id: str) -> Job | None:
         """Return a job as it is kept; None if there is none."""
+
+    def find(self, wanted: JobFilter) -> list[Job]:
+        """Return jobs of a caller, newest first, without their results."""
 
     def running(self) -> list[RunningJob]:
         """Return the jobs that are not known to have ended."""
@@ -131,7 +135,7 @@ def job_of_row(
     state: str,
     code: str | None,
     message: str | None,
-    result: JobResult | None,
+    result: JobResult | None = None,
 ) -> Job:
     """Return the job that a row of either implementation stands for."""
     if state == ABANDONED:
@@ -140,6 +144,13 @@ def job_of_row(
     state = JobState.FAILED if is_final else state
     error = JobError(code, message or "", is_final) if code else None
     return Job(id, caller, owner, created, JobState(state), error, result)
+
+
+def states_of_rows(state: JobState | None) -> tuple[str, ...]:
+    """Return the states of rows whose jobs are in a state; all of them for None."""
+    if state is JobState.FAILED:
+        return str(state), FAILED_FOR_GOOD, ABANDONED
+    return (*map(str, JobState), FAILED_FOR_GOOD, ABANDONED) if state is None else (str(state),)
 
 
 def abandoned(job: Job) -> Job:

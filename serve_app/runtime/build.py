@@ -41,6 +41,7 @@ from serve_app.runtime.networks.quantization import quantize_unet
 from serve_app.runtime.networks.row_layers import compute_by_row
 from serve_app.runtime.networks.vae import SdxlVae
 from serve_app.runtime.parts import Parts
+from serve_app.runtime.previews import fit_latent_to_rgb
 from serve_app.runtime.proof_file import ProofFile
 from serve_app.runtime.stage_model import StageModel
 from serve_app.runtime.warm_up import warm_up
@@ -133,6 +134,7 @@ def build_stage_model(
         )
         plan = find_memory_plan(images, savings, probe, previous_plan)
         limit_kept_conditioning(modules.unet, _tokens(plan.images, strict=strict))
+    parts = replace(parts, latent_to_rgb=fit_latent_to_rgb(parts.image_codec, device.torch_device))
     compiled = _compiled_unet(checkpoint, device, modules, parts.extensions, plan)
     if compiled is not None:
         preconditioning = checkpoint.noise_config.preconditioning

@@ -7,7 +7,7 @@ thread and must not block. `turn` is synchronous, so that a test can be the engi
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -94,6 +94,13 @@ class Engine:
         Nothing happens when the sample has ended, or was sent again with another listener.
         """
         self._commands.put(lambda: self._state.drop(id, listener))
+
+    def watch(self, id: str, *, watched: bool) -> None:
+        """Make previews of a sample and report its progress more often, or no longer.
+
+        Nothing happens when the sample has ended. Any thread may call this.
+        """
+        self._commands.put(lambda: self._state.subscriptions.watch(id, watched=watched))
 
     def stats(self) -> EngineStats:
         """Return what the engine has done so far. Any thread may call this."""
@@ -190,7 +197,7 @@ class Engine:
         if self._state.subscriptions.notify_turn(plan, now):
             self._pause(_QUARANTINE_NOTICE)
         is_ahead = self._launched is not None
-        turn = self._launch(plan)
+        turn = self._launch(plan, self._state.subscriptions.take_previews(plan, now))
         if turn is None:
             return []
         if is_ahead:
@@ -211,14 +218,14 @@ class Engine:
             self._diagnosis.record_step()
         return faulty
 
-    def _launch(self, plan: Plan[torch.Tensor]) -> LaunchedTurn | None:
+    def _launch(self, plan: Plan[torch.Tensor], previewed: Collection[str]) -> LaunchedTurn | None:
         """Run a plan; of a step, only until the device has it to do. Charge for it if it fails.
 
         Return None if the step before has failed, with whose results it would have begun. A device
         may say so only when it is given this one.
         """
         try:
-            turn = run_turn(self.models, plan)
+            turn = run_turn(self.models, plan, previewed)
         except Exception:
             if not self._land():
                 return None
@@ -250,6 +257,7 @@ class Engine:
         self._report_steps()
         with self._lock:
             self._state.subscriptions.keep_resumable(turn.samples)
+            self._state.subscriptions.send_previews(turn.previews)
         self._diagnosis.record_step()
         return True
 

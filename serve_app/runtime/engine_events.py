@@ -1,4 +1,4 @@
-"""What an engine reports: a sample's snapshots and the end of its segment, and each step it took.
+"""What an engine reports: a sample's snapshots, previews and end, and each step it took.
 
 No engine and no event loop.
 """
@@ -31,6 +31,14 @@ class Finished:
     costs: CostTable
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PreviewMade:
+    """What a sample may become, as predicted at the step `index`."""
+
+    index: int
+    image: RgbImage
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
     """The end of a segment that an error cut short."""
@@ -38,7 +46,7 @@ class Failed:
     error: AuraError
 
 
-Event = SampleEvent | Finished | Failed
+Event = SampleEvent | PreviewMade | Finished | Failed
 Listener = Callable[[Event], None]
 
 

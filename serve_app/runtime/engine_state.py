@@ -96,7 +96,7 @@ class EngineState:
             logger.exception("sample %s was not added", sample.id)
             notify(listener, Failed(to_domain_error(error)))
             return
-        self.subscriptions.add(on_device, listener, now)
+        self.subscriptions.add(on_device, listener, now, watched=segment.watched)
 
     def drop(self, id: str, listener: Listener) -> None:
         """Drop the listener's sample, if it is still there and nobody else's."""
@@ -170,7 +170,7 @@ class EngineState:
         self._models.forget_steps(turn.plan.samples)
 
     def settle(self, turn: LaunchedTurn, now: float) -> list[DeviceSample]:
-        """Report ends and snapshots; return samples of which a copy to the host is not finite."""
+        """Report ends, previews and snapshots; return samples that are not finite when copied."""
         plan, results, faulty = turn.plan, turn.samples, []
         for sample in self.scheduler.settle(plan, results):
             last = finite_copy(sample)
@@ -180,6 +180,7 @@ class EngineState:
             self._counts.finished += 1
             listener, gpu_time = self.forget(sample.id, wasted=False)
             notify(listener, Finished(last, turn.image, gpu_time, self.costs))
+        self.subscriptions.send_previews(turn.previews)
         if plan.work is WorkKind.STEP:
             stepping = [sample for sample in results if sample.id in self.scheduler]
             lost = self.subscriptions.send_snapshots(stepping, now, self._snapshot_every)

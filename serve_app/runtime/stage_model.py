@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ from serve_app.runtime.networks.step_cache import StepFeatures
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.noise import Noise
 from serve_app.runtime.overflow import overflowing_extensions
-from serve_app.runtime.parts import Parts
+from serve_app.runtime.parts import Offloadable, Parts
 from serve_app.runtime.self_test import SelfTest
 from serve_app.runtime.solver_batch import advance
 
@@ -54,16 +53,6 @@ class _SampleState:
     noise: Noise
     conditioning: ScheduledConditioning | None = None
     features: StepFeatures | None = None  # with a step cache
-
-
-class Offloadable(Protocol):
-    """A model's networks, which can leave the device and come back."""
-
-    def offload(self) -> None:
-        """Move the networks off the device."""
-
-    def restore(self) -> None:
-        """Bring the networks back; raise what the device raises when there is no memory."""
 
 
 class StageModel:
@@ -87,7 +76,7 @@ class StageModel:
         self._images = images or memory_plan.images
         self.device = device
         self._parts = parts
-        self._extensions = parts.extensions
+        self._extensions, self.latent_to_rgb = parts.extensions, parts.latent_to_rgb
         self._self_test: SelfTest | None = None
         self._safety = safety
         self._offloadable = offloadable
@@ -177,15 +166,22 @@ class StageModel:
         return self._lane_counts.choose(key, rows, batch)
 
     @torch.inference_mode()
-    def step(self, samples: Sequence[DeviceSample], lanes: int) -> list[DeviceSample]:
+    def step(
+        self,
+        samples: Sequence[DeviceSample],
+        lanes: int,
+        observe: Callable[[torch.Tensor], None] = lambda denoised: None,
+    ) -> list[DeviceSample]:
         """Take one step of every sample, in one UNet call with `lanes` rows.
 
-        A GPU may still be at work when this returns: see `Device.record_event`.
+        A GPU may still be at work when this returns: see `Device.record_event`. `observe` gets what
+        is predicted of each sample, (samples, 4, h/8, w/8), and must not wait for the device.
         Every row has its own solver weights and its own noise, so that a sample's bits do not
         depend on the other samples in the call.
         """
         x, inputs = self._batch(samples)
         denoised = self._parts.denoiser(x, inputs, lanes)
+        observe(denoised)
         noises = [self._draw_noise(sample) for sample in samples]  # while a GPU computes
         return advance(samples, denoised, noises)
 

@@ -13,11 +13,14 @@ from serve_app.core.diffusion.spec import StepCache
 from serve_app.core.diffusion.step_kind import CACHE_INTERVAL
 from serve_app.core.scheduling.work import Plan, WorkKind
 from serve_app.core.service.events import Progress, Queued, Snapshot
-from serve_app.runtime.engine_events import Listener, notify
+from serve_app.runtime.engine_events import Listener, PreviewMade, notify
 from serve_app.runtime.live_sample import DeviceSample, finite_copy
+from serve_app.runtime.previews import StepPreviews
 
 SNAPSHOT_GAP = 0.2  # seconds between two snapshots of a sample, which take about a millisecond each
 PROGRESS_GAP = 1.0  # seconds between two `Progress` events of a sample that goes on running
+WATCHED_GAP = 0.1  # the same while somebody watches it
+PREVIEW_GAP = 0.2  # seconds between two previews of a sample that somebody watches
 
 
 def steps_between_snapshots(every: int, step_seconds: float, cache: StepCache) -> int:
@@ -42,6 +45,8 @@ class Subscription:
     alone: bool = False
     progress_time: float = -inf  # of the last `Progress`
     turn_time: float = -inf  # when its last turn began
+    watched: bool = False
+    preview_time: float = -inf  # when a step began of which there was a preview
 
     def is_snapshot_due(self, sample: DeviceSample, now: float, every: int) -> bool:
         """Return whether the sample, just stepped, should be copied out after `every` steps.
@@ -63,11 +68,19 @@ class Subscription:
         Return whether a quarantine begins.
         """
         begins = alone and not self.alone
-        if begins or not self.runs or now - self.progress_time >= PROGRESS_GAP:
+        gap = WATCHED_GAP if self.watched else PROGRESS_GAP
+        if begins or not self.runs or now - self.progress_time >= gap:
             self.progress_time = now
             notify(self.listener, Progress(index, alone))
         self.runs, self.alone, self.turn_time = True, alone, now
         return begins
+
+    def takes_preview(self, now: float) -> bool:
+        """Return whether the step that begins now should have a preview, and note it if so."""
+        if not self.watched or now - self.preview_time < PREVIEW_GAP:
+            return False
+        self.preview_time = now
+        return True
 
     def notify_clearance(self) -> None:
         """Notify the listener that the sample's quarantine is over: it waits like any other."""
@@ -97,9 +110,30 @@ class Subscriptions:
         """Return the subscription of a sample, if there is one."""
         return self._by_id.get(id)
 
-    def add(self, sample: DeviceSample, listener: Listener, now: float) -> None:
+    def add(
+        self, sample: DeviceSample, listener: Listener, now: float, *, watched: bool = False
+    ) -> None:
         """Let the listener have the events of a sample."""
-        self._by_id[sample.id] = Subscription(listener, sample.index, now, sample)
+        self._by_id[sample.id] = Subscription(listener, sample.index, now, sample, watched=watched)
+
+    def watch(self, id: str, *, watched: bool) -> None:
+        """Note that somebody watches a sample, or nobody any more; nothing if it is unknown."""
+        if id in self._by_id:
+            self._by_id[id].watched = watched
+
+    def take_previews(self, plan: Plan[torch.Tensor], now: float) -> frozenset[str]:
+        """Return the ids of the samples of which the turn that begins now should have a preview."""
+        if plan.work is not WorkKind.STEP:
+            return frozenset()
+        ids = (sample.id for sample in plan.samples)
+        return frozenset(id for id in ids if self._by_id[id].takes_preview(now))
+
+    def send_previews(self, previews: StepPreviews | None) -> None:
+        """Notify the listeners of the previews of a step that is done, if there are any."""
+        if previews is not None:
+            for id, index, image in previews.images():
+                if id in self._by_id:
+                    notify(self._by_id[id].listener, PreviewMade(index, image))
 
     def pop(self, id: str) -> Listener:
         """Drop a subscription; return its listener."""

@@ -1,5 +1,6 @@
 """One turn of an engine: what a plan asks of the models. No scheduler and no threads."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from serve_app.runtime.live_sample import DeviceSample
 from serve_app.runtime.memory.device import DeviceEvent
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.vae import RgbImage
+from serve_app.runtime.previews import StepPreviews, step_previews
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class LaunchedTurn:
     is_usual: bool = True  # whether such a turn will take as long again
     event: DeviceEvent | None = None  # None if there is nothing to wait for
     charged: float | None = None  # seconds, if it was settled before it was done
+    previews: StepPreviews | None = None  # of a step, of samples that somebody watches
 
 
 def current_turn(
@@ -39,8 +42,13 @@ def current_turn(
     return CurrentTurn.of(plan, now, costs)
 
 
-def run_turn(models: ModelCache, plan: Plan[torch.Tensor]) -> LaunchedTurn:
-    """Run a plan; of a step, only until the device has it to do."""
+def run_turn(
+    models: ModelCache, plan: Plan[torch.Tensor], watched: Collection[str] = ()
+) -> LaunchedTurn:
+    """Run a plan; of a step, only until the device has it to do.
+
+    `watched` are the ids of the samples of which there should be previews.
+    """
     key = plan.samples[0].model_key
     if plan.work in (WorkKind.LOAD, WorkKind.ATTACH):
         if isinstance(plan.load, ExtensionKey):
@@ -51,10 +59,21 @@ def run_turn(models: ModelCache, plan: Plan[torch.Tensor]) -> LaunchedTurn:
         return LaunchedTurn(plan, list(plan.samples))
     model = models[key]
     if plan.work is WorkKind.STEP:
-        choice = model.choose_lanes(plan.samples)
-        samples = model.step(plan.samples, choice.lanes)
-        event = models.device.record_event()
-        return LaunchedTurn(plan, samples, choice.lanes, is_usual=not choice.is_new, event=event)
+        choice, previews = model.choose_lanes(plan.samples), None
+
+        def observe(denoised: torch.Tensor) -> None:
+            nonlocal previews
+            previews = step_previews(plan.samples, watched, denoised, model.latent_to_rgb)
+
+        samples = model.step(plan.samples, choice.lanes, observe)
+        return LaunchedTurn(
+            plan,
+            samples,
+            choice.lanes,
+            is_usual=not choice.is_new,
+            event=models.device.record_event(),
+            previews=previews,
+        )
     (sample,) = plan.samples
     if plan.work is WorkKind.CONDITION:
         return LaunchedTurn(plan, [model.condition(sample)])

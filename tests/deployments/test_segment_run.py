@@ -44,6 +44,7 @@ from serve_app.deployments.deadline import Deadline
 from serve_app.deployments.segment_run import SegmentRun
 from serve_app.deployments.silence import watch_silence
 from serve_app.deployments.stage_client import StageClient
+from serve_app.deployments.watches import Watches
 from tests.support.builders import replica_stats
 from tests.support.engine_runs import NOISE
 from tests.support.images import image, segment_of
@@ -187,7 +188,14 @@ class SickReplica(CountingStage):
 def run_over(stage: StageClient, meter: InMemoryMeter) -> SegmentRun:
     stages = {Stage.BASE: stage}
     admission = Admission(stages, AdmissionLimits(), meter)
-    return SegmentRun(stages, admission, meter, lambda image: 60.0, silence=lambda seconds: 0.05)
+    return SegmentRun(
+        stages,
+        admission,
+        meter,
+        lambda image: 60.0,
+        Watches(stages),
+        silence=lambda seconds: 0.05,
+    )
 
 
 async def ours() -> None:

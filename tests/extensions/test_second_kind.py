@@ -34,7 +34,7 @@ from serve_app.deployments.stage_config import ModelSource
 from serve_app.deployments.stage_replica import StageReplica
 from serve_app.doctor.checks.models import check_licenses, find_listed_models, find_models
 from serve_app.ingress.generation import plan_job
-from serve_app.ingress.job_service import JobService, RequestContext
+from serve_app.ingress.job_service import JobService
 from serve_app.ingress.native.rerun import rerun_format
 from serve_app.ingress.native.schemas import (
     ExtensionField,
@@ -42,6 +42,7 @@ from serve_app.ingress.native.schemas import (
     RefineRequest,
     extension_fields,
 )
+from serve_app.ingress.request_context import RequestContext
 from serve_app.runtime.checkpoints.bundled import demo_folder
 from serve_app.runtime.checkpoints.extension_kinds import EXTENSION_KINDS, ExtensionKindEntry
 from serve_app.runtime.checkpoints.model_layers import ModelLayers

@@ -171,7 +171,7 @@ def test_every_operation_keeps_its_description(label: str) -> None:
 
 
 def test_there_are_as_many_operations_as_routes() -> None:
-    assert len(OPERATIONS) == 12
+    assert len(OPERATIONS) == 14
 
 
 @pytest.mark.long

@@ -21,7 +21,8 @@ PATHS = [path for method, path in every_route() if method == "GET"]
 
 
 def test_the_routes_that_answer_get_are_known() -> None:
-    ours = {"/health", "/livez", "/licenses", "/jobs/x", "/v1/models", "/v1/models/gpt-image-1"}
+    jobs = {"/jobs", "/jobs/x", "/jobs/x/events"}
+    ours = {"/health", "/livez", "/licenses", "/v1/models", "/v1/models/gpt-image-1"} | jobs
     assert set(PATHS) == ours | {"/", "/docs", "/openapi.json", "/static/docs.js"}
 
 

@@ -13,8 +13,9 @@ from serve_app.core.service.jobs import Job, JobState
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.deployments.conductor import Conductor
 from serve_app.ingress.generation import GenerationRequest, plan_job
-from serve_app.ingress.job_service import JobService, RequestContext
+from serve_app.ingress.job_service import JobService
 from serve_app.ingress.native.rerun import GENERATE
+from serve_app.ingress.request_context import RequestContext
 from tests.support.api import Client
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor, WaitingConductor
 from tests.support.job_requests import ANONYMOUS, BODY, KEY, STRANGER, post

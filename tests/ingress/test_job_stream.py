@@ -6,23 +6,23 @@ from contextlib import aclosing
 import pytest
 
 from serve_app.core.errors import OutOfMemory
-from serve_app.core.service.events import (
-    Generated,
+from serve_app.core.service.job_errors import JobCancelled
+from serve_app.core.service.job_events import (
+    ImageMade,
     JobDone,
     JobEvent,
-    JobImageEvent,
     JobStarted,
-    SegmentDone,
+    StageDone,
 )
-from serve_app.core.service.job_errors import JobCancelled
 from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobState
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.contracts import Maker
 from serve_app.ingress.generation import GenerationRequest, plan_job
 from serve_app.ingress.generation_job import GenerationJob
-from serve_app.ingress.job_service import JobService, RequestContext
+from serve_app.ingress.job_service import JobService
 from serve_app.ingress.native.rerun import GENERATE
+from serve_app.ingress.request_context import RequestContext
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor, WaitingConductor
 from tests.support.stage_doubles import CountingStage
 
@@ -57,11 +57,11 @@ async def test_a_job_streams_its_id_the_events_of_its_images_and_its_result(
     assert isinstance(done, JobDone)
     of_images: dict[int, list[type]] = {0: [], 1: []}
     for event in events:
-        assert isinstance(event, JobImageEvent)
-        of_images[event.number].append(type(event.event))
+        assert not isinstance(event, JobStarted | JobDone)
+        of_images[event.number].append(type(event))
     for types in of_images.values():
-        assert types[-1] is Generated
-        assert SegmentDone in types
+        assert types[-1] is ImageMade
+        assert StageDone in types
     await jobs.drain()
     job = await ledger.get(started.id, 0)
     assert job is not None

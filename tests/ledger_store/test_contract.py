@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from serve_app.core.service.daily_quota import day_of
-from serve_app.core.service.jobs import OWNER_LOST, Job, JobError, JobState, RunningJob
+from serve_app.core.service.jobs import (
+    OWNER_LOST,
+    Job,
+    JobError,
+    JobFilter,
+    JobState,
+    RunningJob,
+)
 from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile
 from serve_app.ledger_store.postgres_store import PostgresStore
 from serve_app.ledger_store.sqlite_store import SqliteStore
@@ -140,6 +147,40 @@ def test_a_job_that_was_taken_over_meanwhile_is_not_abandoned(store: LedgerStore
     job = store.read(JOB.id)
     assert job is not None
     assert (job.owner, job.state) == ("owner-2", JobState.RUNNING)
+
+
+def test_the_jobs_of_a_caller_are_listed_newest_first(store: LedgerStore) -> None:
+    jobs = [replace(JOB, id=f"job-{n}", created=NOW + n // 2) for n in range(5)]  # some as old
+    for job in [*jobs, replace(JOB, id="other", caller="another")]:
+        store.create(job, None, NOW, none_lost)
+    error = JobError("OUT_OF_MEMORY", "no room", final=True)
+    assert store.finish("job-0", JOB.owner, JobState.FAILED, error, None, NOW)
+    assert store.finish("job-1", JOB.owner, JobState.SUCCEEDED, None, RESULT, NOW)
+    jobs[0] = replace(jobs[0], state=JobState.FAILED, error=error)
+    jobs[1] = replace(jobs[1], state=JobState.SUCCEEDED)  # without its result
+    newest_first = sorted(jobs, key=lambda job: job.place, reverse=True)
+    everything = JobFilter(JOB.caller)
+    assert store.find(everything) == newest_first
+    pages, before = [], None
+    while page := store.find(replace(everything, before=before, limit=2)):
+        pages.append(page)
+        before = page[-1].place
+    assert pages == [newest_first[:2], newest_first[2:4], newest_first[4:]]
+    for state, ids in (
+        (JobState.RUNNING, ["job-4", "job-3", "job-2"]),
+        (JobState.SUCCEEDED, ["job-1"]),
+        (JobState.FAILED, ["job-0"]),
+        (JobState.CANCELLED, []),
+    ):
+        found = store.find(replace(everything, state=state))
+        assert [job.id for job in found] == ids
+
+
+def test_an_abandoned_job_is_listed_as_failed(store: LedgerStore) -> None:
+    store.create(JOB, None, NOW, none_lost)
+    store.abandon([RUNNING], NOW)
+    (job,) = store.find(JobFilter(JOB.caller, JobState.FAILED))
+    assert job.error == OWNER_LOST
 
 
 def test_terms_are_kept_by_caller(store: LedgerStore) -> None:

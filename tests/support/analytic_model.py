@@ -26,8 +26,9 @@ from serve_app.runtime.networks.conditioning import Conditioner
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.networks.text_encoders import TokenizedPrompt
 from serve_app.runtime.networks.vae import DecodedImage, ImageCodec, RgbImage, check_decoded
-from serve_app.runtime.parts import Parts
-from serve_app.runtime.stage_model import Offloadable, StageModel
+from serve_app.runtime.parts import Offloadable, Parts
+from serve_app.runtime.previews import LatentToRgb
+from serve_app.runtime.stage_model import StageModel
 from tests.support.engine_runs import NOISE
 
 CPU = Device(torch.device("cpu"), "cpu", torch.float32, torch.float32, "sdpa", 1)
@@ -123,6 +124,7 @@ def analytic_model(
     parking: Offloadable | None = None,
     pixels: ImageCodec | None = None,
     device: Device = CPU,
+    latent_to_rgb: LatentToRgb | None = None,
 ) -> StageModel:
     lanes = max(lane_counts, default=0)  # none in fast mode
     profile = NumericProfile(
@@ -137,6 +139,7 @@ def analytic_model(
             denoiser,
             pixels or MeanPixels(),
             ExtensionSet(extensions),
+            latent_to_rgb,
         ),
         lane_counts=LaneCounts(denoiser, lane_counts),
         offloadable=parking,

@@ -15,6 +15,7 @@ from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import Overloaded
 from serve_app.core.service.events import Generated, GeneratedImage, ImageEvent
 from serve_app.core.service.info import Health, HealthStatus, License, ModelInfo, ServiceInfo
+from serve_app.core.service.outlook import Outlook
 from serve_app.core.service.tasks import ImageSnapshot, ImageTask
 
 PROFILES = ((Stage.BASE, "base-float32-4-0123abcd"), (Stage.REFINER, "refiner-float32-4-0123abcd"))
@@ -51,6 +52,8 @@ class FakeConductor:
         self.open_jobs = 0
         self.room_checks = 0
         self.sent_away: list[Caller] = []  # before their jobs were known
+        self.outlooks: dict[str, Outlook] = {}  # by the id of an image
+        self.watched: dict[str, bool] = {}  # by the id of an image: the last call of `watch`
         self.others: Sequence[Mapping[str, Any]] = ()  # what other processes have
 
     def admit(self, tasks: Sequence[ImageTask]) -> AbstractContextManager[object]:
@@ -92,6 +95,12 @@ class FakeConductor:
 
     def snapshot(self, id: str) -> ImageSnapshot | None:
         return None
+
+    def outlook(self, id: str) -> Outlook | None:
+        return self.outlooks.get(id)
+
+    def watch(self, id: str, *, watched: bool) -> None:
+        self.watched[id] = watched
 
     async def health(self) -> Health:
         return self.current_health
@@ -144,6 +153,37 @@ class WaitingConductor(FakeConductor):
     def job_id(self) -> str:
         """The id of the job that was begun first."""
         return self.tasks[0].id.rpartition("-")[0]
+
+
+class ScriptedConductor(FakeConductor):
+    """Streams the events that a test says of each image, and at last the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scripts: dict[str, asyncio.Queue[ImageEvent | Exception | None]] = {}
+        self.begun = asyncio.Semaphore(0)  # released by each image
+        self.cancelled = 0
+
+    def say(self, event: ImageEvent | Exception | None, number: int = 0) -> None:
+        """Let an image of the only job have an event, or an error, or end with None."""
+        (script,) = (script for id, script in self._scripts.items() if id.endswith(f"-{number}"))
+        script.put_nowait(event)
+
+    async def run(self, task: ImageTask) -> AsyncGenerator[ImageEvent, None]:
+        script = self._scripts[task.id] = asyncio.Queue()
+        self.begun.release()
+        try:
+            while (event := await script.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+            yield Generated(await self.generate(task))
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            del self._scripts[task.id]
+            self.outlooks.pop(task.id, None)
 
 
 class FailingConductor(FakeConductor):

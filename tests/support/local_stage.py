@@ -28,6 +28,10 @@ class LocalStage:
             async for event in events:
                 yield event
 
+    async def watch(self, id: str, *, watched: bool) -> None:
+        """Let the replica make previews of a sample, or no longer."""
+        await self.replica.watch(id, watched)
+
     async def take(self, id: str) -> list[ImageSnapshot]:
         """Return what the replica has of an image, whose work there ends."""
         kept = await self.replica.take(id, self.sender)

@@ -70,6 +70,9 @@ class BatchingReplica:
                 del self._streams[sample.id]
                 self._samples.pop(sample.id, None)
 
+    async def watch(self, id: str, *, watched: bool) -> None:
+        pass
+
     async def take(self, id: str) -> list[ImageSnapshot]:
         """Return nothing: its images have no senders."""
         return []

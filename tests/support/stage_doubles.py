@@ -54,6 +54,7 @@ class CountingStage:
         self.closed = 0
         self.models: tuple[ModelKey, ...] = ()  # in memory
         self.stats_calls = 0
+        self.watched: dict[str, bool] = {}  # by id: the last call of `watch`
         self.kept: dict[str, ImageSnapshot] = {}  # by id: of images whose senders are gone
 
     async def advance(self, sample: Sample[Any], segment: StageSegment) -> StageEvents:
@@ -88,6 +89,9 @@ class CountingStage:
         count = self.stats_calls
         await until_async(lambda: self.stats_calls > count)
         await asyncio.sleep(0)
+
+    async def watch(self, id: str, *, watched: bool) -> None:
+        self.watched[id] = watched
 
     async def take(self, id: str) -> list[ImageSnapshot]:
         return [kept] if (kept := self.kept.pop(id, None)) else []

@@ -85,6 +85,16 @@ class StageQueue:
         """Return the seconds that the caller's new work would wait if nobody else had any."""
         return 0.0 if self._has_places(work) else self.earlier / max(1, self.replicas)
 
+    def without(self, work: "StageWork", caller: Caller) -> "StageQueue":
+        """Return the queue as one of the caller's images, which is in it, finds it."""
+        others = max(0.0, self.owed.get(caller, 0.0) - work.amortized)
+        return replace(
+            self,
+            images=max(0, self.images - work.images),
+            owed={**self.owed, caller: others},
+            earlier=max(0.0, self.earlier - work.amortized),
+        )
+
     def image_seconds(self, work: "StageWork", newcomers: int) -> float:
         """Return the seconds of an image from its turn on, beside what is here and `newcomers`.
 
@@ -215,6 +225,17 @@ def preview(
     elif seconds_left is not None and seconds_left < wait * (1 + _WAIT_MARGIN) - _ROUNDING:
         refusal, fits_in = Refusal.DEADLINE, wait - max(0.0, seconds_left) / (1 + _WAIT_MARGIN)
     return Decision(refusal, wait, least, fits_in=fits_in)
+
+
+def expected_seconds(
+    works: Sequence[StageWork], queues: Mapping[Stage, StageQueue], caller: Caller
+) -> tuple[float, float]:
+    """Return the seconds until an accepted image begins, and those until it is done."""
+    found = [(queues[work.stage].without(work, caller), work) for work in works]
+    images = [queue.image_seconds(work, work.images) for queue, work in found]
+    waits = [queue.wait(work, caller) for queue, work in found]
+    finish = _finish(images, waits)
+    return max(0.0, finish - sum(images)), finish
 
 
 def latest_start(deadline: float, seconds_left: float) -> float:

@@ -16,6 +16,7 @@ from serve_app.core.capacity.admission import (
     StageQueue,
     StageWork,
     decide,
+    expected_seconds,
     preview,
 )
 from serve_app.core.capacity.fair_share import Amounts, total
@@ -122,6 +123,18 @@ class AdmissionControl:
             )
             seconds += queue.image_seconds(work, newcomers=0)
         return seconds
+
+    def expected_seconds(
+        self,
+        caller: Caller,
+        works: Sequence[StageWork],
+        due: float,
+        capacities: Mapping[Stage, StageCapacity],
+        now: float,
+    ) -> tuple[float, float]:
+        """Return the seconds until an accepted image begins, and those until it is done."""
+        queues = self._queues(caller, due, capacities, self.others(now))
+        return expected_seconds(works, queues, caller)
 
     def preview(
         self,

@@ -116,6 +116,7 @@ class StageSegment:
     the usual number of steps. `avoid` has the ids of replicas that should not get it. `sender` is
     the process that renews the sample's lease; "" without a lease. `suspicion` is what the sender
     knows against the sample (`core.service.suspicion`), which the replica keeps with its snapshots.
+    `watched`: somebody watches, and wants previews.
     """
 
     stage: Stage
@@ -125,6 +126,7 @@ class StageSegment:
     avoid: tuple[str, ...] = ()
     sender: str = ""
     suspicion: Any = field(default=None, compare=False)
+    watched: bool = False
 
 
 def new_sample(

@@ -22,6 +22,8 @@ from serve_app.core.capacity.owed_work import OwedImage, OwedWork
 from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import Sample, StageSegment
 from serve_app.core.diffusion.spec import Stage
+from serve_app.core.service.outlook import TimeLeft, time_left
+from serve_app.core.service.pace import Pace
 from serve_app.core.service.suspicion import Suspicion
 
 _TIMEOUT_FACTOR = 4.0  # times the predicted seconds, after which an image is given up
@@ -40,6 +42,11 @@ class ImageInFlight:
     suspicion: Suspicion = field(default_factory=Suspicion)
     replica: str = ""  # that has it, where known
     avoid: tuple[str, ...] = ()  # ids of replicas that fell silent with it
+    index: int | None = (
+        None  # of the step that it was about to take when last heard of; None: waits
+    )
+    pace: Pace = field(default_factory=Pace)
+    watched: bool = False  # by somebody who wants previews
 
 
 class Backlog:
@@ -115,6 +122,24 @@ class Backlog:
             pool = self._pools[stage]
             seconds[pool] = seconds.get(pool, 0.0) + share
         self.owed.put(image.sample.id, OwedImage(image.sample.caller, image.due, seconds))
+
+    def note_step(self, image: ImageInFlight, index: int, now: float) -> None:
+        """Take note that an image is about to take a step; `now` is a time in seconds."""
+        self.update(image, index)
+        image.index = index
+        image.pace = image.pace.after(now, -self.time_left(image).steps)
+
+    def time_left(self, image: ImageInFlight) -> TimeLeft:
+        """Return what an image takes from the step on that was heard of last."""
+        index = image.sample.index if image.index is None else image.index
+        return time_left(replace(image.sample, index=index), image.segments, self._costs)
+
+    def position(self, image: ImageInFlight) -> int:
+        """Return the place of an image among those that have not begun; 0 if it has."""
+        if image.index is not None:
+            return 0
+        waiting = (other for other in self._images.values() if other.index is None)
+        return 1 + sum(other.due < image.due for other in waiting)
 
     def remove(self, image: ImageInFlight) -> None:
         """Forget an image, however it ended."""

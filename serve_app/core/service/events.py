@@ -1,7 +1,7 @@
 """Typed events of an image on its way, and what a replica reports about itself.
 
-A stage streams `StageEvent`s to the conductor, a maker (the conductor, or another object that turns
-a task into an image) streams `ImageEvent`s to the job, and a job streams `JobEvent`s to the door.
+A stage streams `StageEvent`s to the conductor, and a maker (the conductor, or another object that
+turns a task into an image) streams `ImageEvent`s to the job, whose own are in `job_events`.
 Whoever acts on events matches on the type and ends with `assert_never`, so that an unknown event is
 an error and never mistaken for another one. No tensors: latents are in whatever form the wire has.
 """
@@ -18,7 +18,6 @@ from serve_app.core.diffusion.keys import ModelKey
 from serve_app.core.diffusion.sample import L, Sample
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import EngineFault
-from serve_app.core.service.jobs import JobResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +39,23 @@ class Queued:
 class Progress:
     """The sample is in the replica's running batch, about to take the step `index`.
 
-    Sent when the sample enters the batch, and at most once a second afterwards. `alone`: it is in
-    quarantine, where nothing else runs beside it.
+    Sent when the sample enters the batch, and afterwards at most once a second, or ten times while
+    somebody watches. `alone`: it is in quarantine, where nothing else runs beside it.
     """
 
     index: int
     alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What the sample may become, as predicted at the step `index`: a small JPEG file.
+
+    Sent while somebody watches, at most five times a second.
+    """
+
+    index: int
+    jpeg: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,37 +100,8 @@ class Generated:
 
 # Of a sample in the middle of its segment.
 SampleEvent = Queued | Progress | Snapshot[Any]
-StageEvent = Accepted | SampleEvent | SegmentDone[Any]
+StageEvent = Accepted | SampleEvent | Preview | SegmentDone[Any]
 ImageEvent = StageEvent | Generated
-
-
-@dataclass(frozen=True, slots=True)
-class JobStarted:
-    """The first event of a job, by whose id it can be fetched and cancelled.
-
-    It may come again: where another call with the same idempotency key worked at the job, and ended
-    without a result, this call works at it anew.
-    """
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobImageEvent:
-    """What happened to one image of a job; `number` counts its images from 0."""
-
-    number: int
-    event: ImageEvent
-
-
-@dataclass(frozen=True, slots=True)
-class JobDone:
-    """The last event of every job that does not raise."""
-
-    result: JobResult
-
-
-JobEvent = JobStarted | JobImageEvent | JobDone
 
 
 async def last_image(
@@ -138,25 +119,11 @@ async def last_image(
             match event:
                 case Generated(image):
                     return image
-                case Accepted() | Queued() | Progress() | Snapshot() | SegmentDone():
+                case Accepted() | Queued() | Progress() | Preview() | Snapshot() | SegmentDone():
                     pass
                 case _:
                     assert_never(event)
     raise EngineFault("the stream of events ended without an image")
-
-
-async def last_result(events: AsyncGenerator[JobEvent, None]) -> JobResult:
-    """Wait for the end of a job's stream and return its result; see `last_image`."""
-    async with aclosing(events):
-        async for event in events:
-            match event:
-                case JobDone(result):
-                    return result
-                case JobStarted() | JobImageEvent():
-                    pass
-                case _:
-                    assert_never(event)
-    raise EngineFault("the stream of events ended without a result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

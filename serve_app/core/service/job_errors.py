@@ -1,6 +1,7 @@
 """The ways a call about a job, or one that waits for a job, can fail."""
 
-from serve_app.core.errors import AuraError, CallerError
+from serve_app.core.errors import AuraError, CallerError, RateLimited
+from serve_app.core.service.jobs import Job, JobResult, JobState
 
 
 class JobNotFound(CallerError):
@@ -23,3 +24,15 @@ class JobFailed(AuraError):
         super().__init__(problem)
         self.code = code
         self.is_final = is_final
+
+
+def result_of(job: Job) -> JobResult | None:
+    """Return the result of a job that is not worked at; None if it must be made again.
+
+    Raises `JobCancelled`, or `JobFailed`.
+    """
+    if job.state is JobState.CANCELLED:
+        raise JobCancelled("the job was cancelled")
+    if job.error and not (job.is_abandoned or job.error.code == RateLimited.code):
+        raise JobFailed(job.error.code, job.error.message, is_final=job.error.final)
+    return job.result

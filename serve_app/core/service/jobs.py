@@ -56,9 +56,32 @@ class Job:
     is_abandoned: bool = False  # its owner is gone, so another process may run it
 
     @property
+    def place(self) -> "JobPlace":
+        """Where it stands among its caller's jobs."""
+        return JobPlace(self.created, self.id)
+
+    @property
     def has_ended(self) -> bool:
         """Whether nobody works at it any more, nor may take it over."""
         return self.state is not JobState.RUNNING and not self.is_abandoned
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class JobPlace:
+    """Where a job stands among those of its caller: by when it was created."""
+
+    created: float  # seconds since the epoch
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs of a caller are listed, newest first; none with its result."""
+
+    caller: str
+    state: JobState | None = None  # None: of any
+    before: JobPlace | None = None  # only those older than this one
+    limit: int = 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from serve_app.core.service.events import (
     Accepted,
+    Preview,
     Progress,
     Queued,
     SegmentDone,
@@ -72,7 +73,7 @@ class Suspicion:
         match event:
             case Progress(alone=True):
                 return replace(self, place=Place.ALONE)
-            case Accepted() | Snapshot():
+            case Accepted() | Preview() | Snapshot():
                 return self
             case Queued():
                 place = Place.WAITING

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from serve_app.core.diffusion.samplers import Sampler
+from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.jobs import JobState
 from serve_app.ingress.native.schemas import ApiModel
 
@@ -56,8 +57,27 @@ class JobError(ApiModel):
     """Whether the error's response has x-should-retry: false: sending it again can't help."""
 
 
-class JobResponse(ApiModel):
-    """GET and DELETE /jobs/{id}: `result` if it succeeded, `error` if it failed."""
+class ImageProgress(ApiModel):
+    """How far one image of a job is."""
+
+    image: int
+    """Number of the image, from 0."""
+    stage: Stage
+    """Stage at which it is: `base` or `refiner`."""
+    step: int
+    """Steps that it has taken."""
+    of: int
+    """Steps that it takes in all."""
+    position: int
+    """Its place among the images that wait, from 1; 0 once it has begun."""
+    owed_seconds: float | None
+    """Predicted seconds until it begins; null while no step has been measured."""
+    eta_ms: int | None
+    """Predicted milliseconds until it is done; null likewise."""
+
+
+class JobSummary(ApiModel):
+    """A job, without its images."""
 
     id: str
     """Id of the job."""
@@ -67,6 +87,22 @@ class JobResponse(ApiModel):
     """When the job was accepted, in UTC (RFC 3339)."""
     error: JobError | None
     """Why the job failed; null unless it did."""
+
+
+class JobsResponse(ApiModel):
+    """GET /jobs: a page of the caller's jobs, newest first."""
+
+    jobs: list[JobSummary]
+    """The jobs of the last minutes."""
+    next: str | None
+    """What the next page's `before` is; null on the last page."""
+
+
+class JobResponse(JobSummary):
+    """GET and DELETE /jobs/{id}: `result` if it succeeded, `error` if it failed."""
+
+    progress: list[ImageProgress] | None
+    """How far its images are that are not done; null unless it is running."""
     result: GenerateResponse | None
     """What the job made, for ten minutes after it succeeded; else null."""
 

@@ -1,22 +1,20 @@
 """The native routes: /generate, /refine, /jobs/{id}, /licenses, /health, /livez."""
 
 import asyncio
-import re
-from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from serve_app.core.capacity.virtual_queue import bounded_retry
 from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.service.info import HealthStatus
-from serve_app.core.service.job_errors import JobNotFound
-from serve_app.core.service.jobs import Job
-from serve_app.ingress.accept import JSON, PNG, negotiate
+from serve_app.core.service.job_events import JobStarted
+from serve_app.ingress.accept import JSON, PNG, negotiate, prefers_async
 from serve_app.ingress.generation_job import RerunFormat
-from serve_app.ingress.job_service import NO_SUCH_JOB
+from serve_app.ingress.native.event_stream import EVENT_STREAM, STREAM_RESPONSES, event_stream
+from serve_app.ingress.native.job_routes import router as job_router
+from serve_app.ingress.native.job_routes import submitted
 from serve_app.ingress.native.rerun import GENERATE, REFINE
 from serve_app.ingress.native.response_schemas import (
     ErrorEnvelope,
@@ -50,23 +48,22 @@ _IMAGES: dict[int | str, dict[str, Any]] = {
         "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-_GENERATION_RESPONSES = _IMAGES | error_responses(*GENERATION_ERRORS, model=ErrorEnvelope)
-_JOB_RESPONSES = error_responses(401, 403, 404, 406, 503, model=ErrorEnvelope)
+_SUBMITTED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "model": JobResponse,
+        "description": "The job, if Prefer: respond-async; Location says where to ask for it",
+    }
+}
+_GENERATION_RESPONSES = (
+    STREAM_RESPONSES
+    | _IMAGES
+    | _SUBMITTED
+    | error_responses(*GENERATION_ERRORS, model=ErrorEnvelope)
+)
 _TERMS_RESPONSES = error_responses(400, 401, 403, 413, 415, 503, model=ErrorEnvelope)
 _LICENSES_RESPONSES = error_responses(403, 406, model=ErrorEnvelope)
 _FORBIDDEN_RESPONSES = error_responses(403, model=ErrorEnvelope)
 
-
-def _job_id(
-    id: Annotated[str, Path(description="The jobId of a response's meta")],
-) -> str:
-    """Return what may be a job's id. Raises `JobNotFound`: the ledger is asked for no other."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", id):
-        raise JobNotFound(NO_SUCH_JOB)
-    return id
-
-
-JobId = Annotated[str, Depends(_job_id)]
 
 router = APIRouter(route_class=StrictRoute, tags=["images"])
 
@@ -89,18 +86,6 @@ async def refine(
 ) -> Response:
     """Make images from base images and a prompt."""
     return await _make_images(body, REFINE, request, services, key)
-
-
-@router.get("/jobs/{id}", response_model=JobResponse, responses=_JOB_RESPONSES)
-async def get_job(id: JobId, request: Request, services: Services) -> Response:
-    """Return a job's state, and its result for ten minutes after it ended."""
-    return await _job_response(await services.jobs.get(id, request.state.caller), services)
-
-
-@router.delete("/jobs/{id}", response_model=JobResponse, responses=_JOB_RESPONSES)
-async def cancel_job(id: JobId, request: Request, services: Services) -> Response:
-    """Cancel a job if it is still running, and return it."""
-    return await _job_response(await services.jobs.cancel(id, request.state.caller), services)
 
 
 @router.get("/licenses", response_model=LicensesResponse, responses=_LICENSES_RESPONSES)
@@ -176,6 +161,9 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
+router.routes.extend(job_router.routes)
+
+
 async def _make_images(
     body: GenerateRequest | RefineRequest,
     rerun: RerunFormat,
@@ -185,21 +173,25 @@ async def _make_images(
 ) -> Response:
     """Run the job of a request and return its images, as JSON or as one bare PNG."""
     files = body.input_files
-    requested = max(body.image_count or 1, len(files))
-    media_type = negotiate(
-        request,
-        (JSON, PNG) if requested == 1 else (JSON,),
-        remedy=f"{PNG} holds one image, and this request asks for {requested}"
-        if requested > 1
-        else "",
-    )
+    media_type = EVENT_STREAM if body.stream else _media_type(body, len(files), request)
     if media_type == PNG and body.image_count is None:
         body = body.model_copy(update={"image_count": 1})
     generation = body.to_domain(services.info)
     job = await services.plan(generation, files, rerun, request.state, key)
-    result = await services.run(
-        job, request_context(request, key, body, job.input_digests), request
+    views = media_type == EVENT_STREAM
+    is_detached = not views and prefers_async(request)
+    context = request_context(
+        request, key, body, job.input_digests, views=views, is_detached=is_detached
     )
+    if views or is_detached:
+        events = services.stream(job, context, request)
+        started = await anext(events)  # what refuses the job has a status of its own
+        assert isinstance(started, JobStarted)
+        if views:
+            return event_stream(started.id, events, request, services)
+        await events.aclose()
+        return await submitted(started.id, request, services)
+    result = await services.run(job, context, request)
     if media_type == PNG:
         response = Response(result.pngs[0], 201, media_type=PNG)
     else:
@@ -207,13 +199,12 @@ async def _make_images(
     return completed(response, request, result)
 
 
-async def _job_response(job: Job, services: ApiServices) -> Response:
-    created = datetime.fromtimestamp(job.created, UTC).isoformat(timespec="milliseconds")
-    content = {
-        "id": job.id,
-        "state": job.state,
-        "createdAt": created.replace("+00:00", "Z"),
-        "error": asdict(job.error) if job.error else None,
-        "result": images_content(job.result) if job.result else None,
-    }
-    return await services.write(ImagesJSONResponse, content)
+def _media_type(body: GenerateRequest | RefineRequest, files: int, request: Request) -> str:
+    """Return the media type that a request is answered with. Raises `NotAcceptable`."""
+    requested = max(body.image_count or 1, files)
+    remedy = f"{PNG} holds one image, and this request asks for {requested}"
+    return negotiate(
+        request,
+        (JSON, PNG, EVENT_STREAM) if requested == 1 else (JSON, EVENT_STREAM),
+        remedy=remedy if requested > 1 else "",
+    )

@@ -100,6 +100,7 @@ class CommonFields(ApiModel):
     model: str | None = None
     loras: Annotated[list[LoraField], Field(max_length=8)] = []
     timeout_seconds: Timeout | None = None
+    stream: bool = False
 
     @property
     def input_files(self) -> list[InputFiles]:

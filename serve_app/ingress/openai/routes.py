@@ -15,7 +15,6 @@ from serve_app.core.errors import InvalidRequest, model_not_found
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.generation_job import GenerationJob
-from serve_app.ingress.job_service import RequestContext
 from serve_app.ingress.openai import form
 from serve_app.ingress.openai.rerun import rerun_format
 from serve_app.ingress.openai.response_schemas import (
@@ -32,6 +31,7 @@ from serve_app.ingress.openai.schemas import (
 )
 from serve_app.ingress.openai.unserved import unserved_warnings
 from serve_app.ingress.openapi import GENERATION_ERRORS, error_responses
+from serve_app.ingress.request_context import RequestContext
 from serve_app.ingress.responses import DataUri, ImagesJSONResponse, converted
 from serve_app.ingress.services import (
     ApiServices,

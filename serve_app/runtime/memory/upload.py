@@ -1,4 +1,4 @@
-"""Copies from the host's memory to a device that wait for nothing queued there."""
+"""Copies between the host's memory and a device that wait for nothing queued there."""
 
 import torch
 
@@ -12,3 +12,16 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def download(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy in the host's memory, which is complete when the device has got that far.
+
+    Of a tensor that is there already, the tensor itself.
+    """
+    if tensor.device.type == "cpu":
+        return tensor
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)

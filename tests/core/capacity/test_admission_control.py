@@ -225,3 +225,16 @@ def test_an_accepted_image_takes_longer_from_its_turn_on_the_more_there_are() ->
         control.owed.put(str(number), OwedImage(NO_CALLER, 0.0, {Stage.BASE: 4.0}))
         seconds.append(control.seconds_from_turn([work], capacities, now=0.0))
     assert seconds == [4, 4, 8, 8, 12, 12, 16, 16, 16]
+
+
+def test_an_accepted_image_is_expected_to_wait_for_all_but_itself() -> None:
+    ingress = Ingress()
+    ingress.admit_all(1, now=0.0)
+    alone = ingress.expected_seconds(Caller("x"), [IMAGE], 4.0, CAPACITY, 0.0)
+    assert alone[0] == 0.0
+    ingress.admit_all(9, now=0.0)
+    ada = Caller("ada")
+    ingress.owed.put("own", OwedImage(ada, 4.0, {Stage.BASE: 1.0}))
+    wait, done = ingress.expected_seconds(ada, [IMAGE], 4.0, CAPACITY, 0.0)
+    assert wait == pytest.approx(10.0)  # of equal shares it has its turn with the others
+    assert done > wait

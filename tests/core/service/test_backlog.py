@@ -220,3 +220,28 @@ def test_the_default_timeout_grows_with_the_models_that_may_have_to_be_loaded(
         backlog.add(image(str(number), model=model))
     backlog.add(image("refined", model="ink", handoff=0))
     assert timeout(backlog, fox, several=True) - timeout(backlog, fox) == 2 * 120
+
+
+def test_an_image_that_has_begun_has_no_place_among_those_that_wait(backlog: Backlog) -> None:
+    calibrate(backlog)
+    images = [image(id) for id in "abc"]
+    for number, waiting in enumerate(images):
+        waiting.due = 10.0 - number
+        backlog.add(waiting)
+    assert [backlog.position(waiting) for waiting in images] == [3, 2, 1]
+    backlog.note_step(images[2], 0, now=5.0)
+    assert [backlog.position(waiting) for waiting in images] == [2, 1, 0]
+
+
+def test_what_is_left_of_an_image_counts_from_the_step_that_it_is_about_to_take(
+    backlog: Backlog,
+) -> None:
+    calibrate(backlog)
+    fox = image("a", refiner=False)
+    backlog.add(fox)
+    assert backlog.time_left(fox).steps == 20
+    backlog.note_step(fox, 4, now=100.0)
+    assert backlog.time_left(fox).steps == 16
+    backlog.note_step(fox, 6, now=105.0)
+    assert fox.pace.factor == 2.5  # times the costs' one second
+    assert owed(backlog)[Stage.BASE] == 14 / 2  # in batches of two

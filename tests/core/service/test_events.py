@@ -18,18 +18,25 @@ from serve_app.core.service.events import (
     Generated,
     GeneratedImage,
     ImageEvent,
-    JobDone,
-    JobEvent,
-    JobImageEvent,
-    JobStarted,
+    Preview,
     Progress,
     Queued,
     SegmentDone,
     Snapshot,
     last_image,
+)
+from serve_app.core.service.job_events import (
+    ImageMade,
+    ImagePreview,
+    ImageProgress,
+    JobDone,
+    JobEvent,
+    JobStarted,
+    StageDone,
     last_result,
 )
 from serve_app.core.service.jobs import ClaimResult, IdempotencyClaim, Job, JobResult, JobState
+from serve_app.core.service.outlook import Outlook
 from serve_app.core.service.tasks import ImageTask
 from tests.support.builders import replica_stats
 
@@ -63,7 +70,14 @@ class Stream(Generic[E]):
 
 
 async def test_the_image_of_a_stream_is_what_its_last_event_brings() -> None:
-    events: list[ImageEvent] = [Queued(), Progress(0), Snapshot(SAMPLE), DONE, Generated(IMAGE)]
+    events: list[ImageEvent] = [
+        Queued(),
+        Progress(0),
+        Preview(0, b"jpeg"),
+        Snapshot(SAMPLE),
+        DONE,
+        Generated(IMAGE),
+    ]
     stream, observed = Stream(*events), list[ImageEvent]()
     assert await last_image(stream.open(), observed.append) is IMAGE
     assert observed == events
@@ -71,7 +85,14 @@ async def test_the_image_of_a_stream_is_what_its_last_event_brings() -> None:
 
 
 async def test_the_result_of_a_job_is_what_its_last_event_brings() -> None:
-    stream = Stream[JobEvent](JobStarted("a"), JobImageEvent(0, Generated(IMAGE)), JobDone(RESULT))
+    stream = Stream[JobEvent](
+        JobStarted("a"),
+        ImageProgress(0, Outlook(Stage.BASE, 0, 4)),
+        ImagePreview(0, b"jpeg"),
+        StageDone(0, Stage.BASE),
+        ImageMade(0, b"png"),
+        JobDone(RESULT),
+    )
     assert await last_result(stream.open()) is RESULT
     assert stream.closed
 

@@ -39,6 +39,12 @@ def test_a_job_has_ended_when_nobody_works_at_it_nor_may_take_it_over() -> None:
     assert not replace(FIRST, state=JobState.FAILED, is_abandoned=True).has_ended
 
 
+def test_jobs_stand_in_the_order_in_which_they_were_created() -> None:
+    same_time = replace(FIRST, id="job-0")
+    jobs = sorted([AGAIN, FIRST, same_time], key=lambda job: job.place)
+    assert jobs == [same_time, FIRST, AGAIN]
+
+
 def test_the_same_call_again_is_the_owner_s_whatever_else_changed() -> None:
     other = replace(CLAIM, fingerprint="another")
     assert decide(job=FIRST, claim=other) == ClaimResult(FIRST.id, 7, is_owner=True)

@@ -9,6 +9,7 @@ from serve_app.core.capacity.cost_model import CostTable
 from serve_app.core.capacity.gpu_time import GpuTime
 from serve_app.core.service.events import (
     Accepted,
+    Preview,
     Progress,
     Queued,
     SegmentDone,
@@ -38,7 +39,7 @@ SUSPECT = after(Queued(), Progress(0)).after_loss(Loss.DIED)
         (),
         (Accepted("r"),),
         (Queued(), Progress(3)),
-        (Queued(), Progress(3), SNAPSHOT),
+        (Queued(), Progress(3), Preview(2, b"jpeg"), SNAPSHOT),
         (Queued(), Progress(3), Queued(), Progress(4)),
     ],
 )

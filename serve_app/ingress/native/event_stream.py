@@ -1,0 +1,145 @@
+"""A job as server-sent events: `queued`, `progress`, `preview`, `image`, `done` and `error`.
+
+The format is WHATWG HTML's, section 9.2. Every event has the job's id, so that a client that loses
+its connection can join again. The id of an event, which a browser sends back as `Last-Event-ID`,
+lists the images that were sent: missed progress is not repeated.
+"""
+
+import json
+import re
+from collections.abc import AsyncGenerator, Collection, Mapping
+from contextlib import aclosing
+from typing import Any, assert_never
+
+from fastapi import Request
+from sse_starlette import EventSourceResponse
+
+from serve_app.core.service.job_events import (
+    ImageMade,
+    ImagePreview,
+    ImageProgress,
+    JobDone,
+    JobEvent,
+    JobStarted,
+    StageDone,
+)
+from serve_app.core.service.outlook import Outlook
+from serve_app.ingress.errors import respond_to_exception
+from serve_app.ingress.responses import RawJson, to_json
+from serve_app.ingress.services import ApiServices
+
+EVENT_STREAM = "text/event-stream"
+_EVENT = {  # of each event of the stream
+    "type": "object",
+    "properties": {
+        "event": {
+            "enum": ["queued", "progress", "preview", "image", "done", "error"],
+            "description": "What has happened.",
+        },
+        "data": {"type": "string", "description": "JSON: the `jobId`, and what the event is of."},
+        "id": {"type": "string", "description": "The images that were sent, for Last-Event-ID."},
+    },
+    "required": ["event", "data", "id"],
+}
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events as they happen, if `stream` is true or Accept prefers them: "
+        "`queued`, `progress`, `preview`, `image`, and at last `done` or `error`",
+        "content": {EVENT_STREAM: {"schema": _EVENT}},
+    }
+}
+_PING_S = 10  # between two comments, which keep proxies from closing a stream without events
+_SENT = re.compile(r"\d+(?:,\d+)*")  # a `Last-Event-ID`
+
+
+def event_stream(
+    job: str,
+    events: AsyncGenerator[JobEvent, None],
+    request: Request,
+    services: ApiServices,
+    sent: Collection[int] = (),
+) -> EventSourceResponse:
+    """Return a job's events as a response; the images in `sent` are left out."""
+    messages = _messages(job, events, request, services, sent)
+    return EventSourceResponse(messages, ping=_PING_S, media_type=EVENT_STREAM)
+
+
+def images_sent(last_event_id: str | None) -> frozenset[int]:
+    """Return the images that a client has, by the last event id that it got."""
+    if last_event_id is None or not _SENT.fullmatch(last_event_id):
+        return frozenset()
+    return frozenset(map(int, last_event_id.split(",")))
+
+
+class _Messages:
+    """The messages of one stream, each with the numbers of the images that were sent by then."""
+
+    def __init__(self, job: str, services: ApiServices, sent: Collection[int]) -> None:
+        self._job = job
+        self._services = services
+        self._sent = set(sent)
+
+    async def of(self, event: JobEvent) -> AsyncGenerator[bytes, None]:
+        """Yield what is sent of an event."""
+        match event:
+            case JobStarted() | StageDone():
+                pass
+            case ImageProgress(number, outlook):
+                name = "queued" if outlook.position else "progress"
+                yield self.message(name, {"image": number, **progress_of(outlook)})
+            case ImagePreview(number, jpeg):
+                yield self.message("preview", {"image": number, "jpeg": jpeg})
+            case ImageMade(number, png):
+                if number not in self._sent:
+                    yield await self._image(number, png)
+            case JobDone(result):
+                for number, png in enumerate(result.pngs):
+                    if number not in self._sent:
+                        yield await self._image(number, png)
+                yield self.message("done", {"meta": RawJson(result.meta)})
+            case _:
+                assert_never(event)
+
+    def message(self, event: str, data: Mapping[str, Any]) -> bytes:
+        """Return an event, whose data is one line."""
+        ids = ",".join(map(str, sorted(self._sent)))
+        text = to_json({"jobId": self._job, **data})
+        return b"event: %b\r\nid: %b\r\ndata: %b\r\n\r\n" % (event.encode(), ids.encode(), text)
+
+    async def _image(self, number: int, png: bytes) -> bytes:
+        """Return the message of an image: megabytes, so that it is made off the event loop."""
+        self._sent.add(number)
+        return await self._services.write(self.message, "image", {"image": number, "png": png})
+
+
+async def _messages(
+    job: str,
+    events: AsyncGenerator[JobEvent, None],
+    request: Request,
+    services: ApiServices,
+    sent: Collection[int],
+) -> AsyncGenerator[bytes, None]:
+    """Yield what is sent of each event; an error becomes the last one."""
+    messages = _Messages(job, services, sent)
+    try:
+        async with aclosing(events):
+            async for event in events:
+                async with aclosing(messages.of(event)) as own:
+                    async for message in own:
+                        yield message
+    except Exception as error:
+        owed = services.conductor.owed_seconds()
+        response = respond_to_exception(error, request.scope["state"], owed)
+        yield messages.message("error", json.loads(bytes(response.body)))
+
+
+def progress_of(outlook: Outlook) -> dict[str, Any]:
+    """Return what is said of how far an image is: `ImageProgress` of the response schemas."""
+    return {
+        "stage": outlook.stage,
+        "step": outlook.step,
+        "of": outlook.of,
+        "position": outlook.position,
+        "owedSeconds": None if outlook.wait is None else round(outlook.wait, 3),
+        "etaMs": None if outlook.eta is None else round(outlook.eta * 1000),
+    }
