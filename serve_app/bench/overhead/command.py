@@ -73,12 +73,12 @@ def _step_table(steps: Sequence[StepTimes], bare: Sequence[StepTimes]) -> Table:
     table = Table(
         title="One step on the demo: median ms of each part",
         caption=f"{_TURNS} steps of each. The rest is the engine's bookkeeping, all but the UNet: "
-        "its median, its least, and the median of its share. Bare: its median with a UNet that "
+        "its median, and the median of its share. Bare: its median with a UNet that "
         "computes nothing, and so leaves the processor's caches as they are",
         title_justify="left",
         title_style="bold",
     )
-    for heading in ("images", "rows", *STEP_PARTS, "rest", "least", "share", "bare"):
+    for heading in ("images", "rows", *STEP_PARTS, "rest", "share", "bare"):
         table.add_column(heading, justify="right")
     for times, own_bare in zip(steps, bare, strict=True):
         parts = [f"{times.part(number):.2f}" for number in range(len(STEP_PARTS))]
@@ -87,7 +87,6 @@ def _step_table(steps: Sequence[StepTimes], bare: Sequence[StepTimes]) -> Table:
             str(times.lanes),
             *parts,
             f"[bold]{times.bookkeeping:.2f}[/]",
-            f"{times.least:.2f}",
             f"[bold]{times.share:.1%}[/]",
             f"[bold]{own_bare.bookkeeping:.2f}[/]",
         )

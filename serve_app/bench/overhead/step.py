@@ -51,11 +51,6 @@ class StepTimes:
         return median(sum(turn) - turn[PARTS.index("UNet")] for turn in self.turns)
 
     @property
-    def least(self) -> float:
-        """Least of all parts but the UNet: what is left of it on an idle machine."""
-        return min(sum(turn) - turn[PARTS.index("UNet")] for turn in self.turns)
-
-    @property
     def share(self) -> float:
         """Median of the bookkeeping's share of its step."""
         unet = PARTS.index("UNet")
