@@ -128,7 +128,7 @@ async def test_an_image_that_is_taken_from_a_slow_process_is_made_by_the_other_o
     replica: StageReplica,
 ) -> None:
     slow, taker = (conductor_of(LocalStage(replica, name)) for name in ("slow", "taker"))
-    spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=20, guidance=5)
+    spec = ImageSpec(prompt="a fox", seed=1, width=128, height=128, steps=150, guidance=5)
     whole = await last_image(taker.run(ImageTask(id="whole", spec=spec)))
     running = asyncio.create_task(last_image(slow.run(ImageTask(id="job-0", spec=spec))))
     await until_async(lambda: (at := slow.snapshot("job-0")) is not None and at.sample.index > 0)
