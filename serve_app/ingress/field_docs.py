@@ -186,7 +186,12 @@ OPENAI: Mapping[str, FieldDoc] = {
         "Images are opaque; `transparent` gives a warning. Default: `auto`.", "opaque"
     ),
     "stream": FieldDoc(
-        "Must be false: images come together, when all are made. Default: `false`.", False
+        "Whether the response is a stream of OpenAI's events: partial images, and each image as "
+        "soon as it is done. Default: `false`.",
+        False,
+    ),
+    "partial_images": FieldDoc(
+        "With `stream`, previews of each image on its way, evenly over its steps. Default: 0.", 0
     ),
 }
 

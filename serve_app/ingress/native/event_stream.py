@@ -27,8 +27,8 @@ from serve_app.core.service.outlook import Outlook
 from serve_app.ingress.errors import respond_to_exception
 from serve_app.ingress.responses import RawJson, to_json
 from serve_app.ingress.services import ApiServices
+from serve_app.ingress.sse import EVENT_STREAM, PING_S, message
 
-EVENT_STREAM = "text/event-stream"
 _EVENT = {  # of each event of the stream
     "type": "object",
     "properties": {
@@ -48,7 +48,6 @@ STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": {EVENT_STREAM: {"schema": _EVENT}},
     }
 }
-_PING_S = 10  # between two comments, which keep proxies from closing a stream without events
 _SENT = re.compile(r"\d+(?:,\d+)*")  # a `Last-Event-ID`
 
 
@@ -61,7 +60,7 @@ def event_stream(
 ) -> EventSourceResponse:
     """Return a job's events as a response; the images in `sent` are left out."""
     messages = _messages(job, events, request, services, sent)
-    return EventSourceResponse(messages, ping=_PING_S, media_type=EVENT_STREAM)
+    return EventSourceResponse(messages, ping=PING_S, media_type=EVENT_STREAM)
 
 
 def images_sent(last_event_id: str | None) -> frozenset[int]:
@@ -103,8 +102,7 @@ class _Messages:
     def message(self, event: str, data: Mapping[str, Any]) -> bytes:
         """Return an event, whose data is one line."""
         ids = ",".join(map(str, sorted(self._sent)))
-        text = to_json({"jobId": self._job, **data})
-        return b"event: %b\r\nid: %b\r\ndata: %b\r\n\r\n" % (event.encode(), ids.encode(), text)
+        return message(event, to_json({"jobId": self._job, **data}), ids)
 
     async def _image(self, number: int, png: bytes) -> bytes:
         """Return the message of an image: megabytes, so that it is made off the event loop."""
@@ -125,8 +123,8 @@ async def _messages(
         async with aclosing(events):
             async for event in events:
                 async with aclosing(messages.of(event)) as own:
-                    async for message in own:
-                        yield message
+                    async for sent_message in own:
+                        yield sent_message
     except Exception as error:
         owed = services.conductor.owed_seconds()
         response = respond_to_exception(error, request.scope["state"], owed)

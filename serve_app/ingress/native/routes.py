@@ -12,7 +12,7 @@ from serve_app.core.service.info import HealthStatus
 from serve_app.core.service.job_events import JobStarted
 from serve_app.ingress.accept import JSON, PNG, negotiate, prefers_async
 from serve_app.ingress.generation_job import RerunFormat
-from serve_app.ingress.native.event_stream import EVENT_STREAM, STREAM_RESPONSES, event_stream
+from serve_app.ingress.native.event_stream import STREAM_RESPONSES, event_stream
 from serve_app.ingress.native.job_routes import router as job_router
 from serve_app.ingress.native.job_routes import submitted
 from serve_app.ingress.native.rerun import GENERATE, REFINE
@@ -38,6 +38,7 @@ from serve_app.ingress.services import (
     completed,
     request_context,
 )
+from serve_app.ingress.sse import EVENT_STREAM
 from serve_app.ingress.strict_json import StrictRoute
 
 _RENAMED_TERMS = "terms is now called termsDigest; the next release drops the old name"

@@ -5,7 +5,6 @@ would deceive the caller if it were ignored.
 """
 
 import json
-from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
@@ -16,6 +15,7 @@ from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.openai import form
+from serve_app.ingress.openai.event_stream import EDIT, GENERATION, event_stream
 from serve_app.ingress.openai.rerun import rerun_format
 from serve_app.ingress.openai.response_schemas import (
     ImagesResponse,
@@ -32,7 +32,7 @@ from serve_app.ingress.openai.schemas import (
 from serve_app.ingress.openai.unserved import unserved_warnings
 from serve_app.ingress.openapi import GENERATION_ERRORS, error_responses
 from serve_app.ingress.request_context import RequestContext
-from serve_app.ingress.responses import DataUri, ImagesJSONResponse, converted
+from serve_app.ingress.responses import DataUri, ImagesJSONResponse
 from serve_app.ingress.services import (
     ApiServices,
     IdempotencyKey,
@@ -53,7 +53,6 @@ ALIASES = (  # names that clients have hard-coded; all of them mean our default 
     "dall-e-2",
     "dall-e-3",
 )
-_DEFAULT_QUALITY = 90  # of JPEG and WebP
 _GENERATION_RESPONSES = error_responses(*GENERATION_ERRORS, model=OpenAIErrorEnvelope)
 _LIST_RESPONSES = error_responses(401, 403, 406, model=OpenAIErrorEnvelope)
 _MODEL_RESPONSES = error_responses(401, 403, 404, 406, model=OpenAIErrorEnvelope)
@@ -72,7 +71,8 @@ async def create_images(
     rerun = rerun_format(GENERATIONS, body)
     job = await services.plan(body.to_domain(model), [], rerun, request.state, key)
     job = job.with_warnings(*_warnings(body, job))
-    return await _run(body, job, request_context(request, key, body), request, services)
+    context = request_context(request, key, body, views=bool(body.stream))
+    return await _run(GENERATION, body, job, context, request, services)
 
 
 @router.post(
@@ -92,8 +92,10 @@ async def edit_images(request: Request, services: Services, key: IdempotencyKey 
     job = job.with_warnings(*_warnings(body, job))
     if len(edit.images) > len(files):
         job = job.with_warnings(_passed_over(len(edit.images), len(files)))
-    context = request_context(request, key, body, uploads=job.input_digests)
-    return await _run(body, job, context, request, services)
+    context = request_context(
+        request, key, body, uploads=job.input_digests, views=bool(body.stream)
+    )
+    return await _run(EDIT, body, job, context, request, services)
 
 
 @router.get("/models", responses=_LIST_RESPONSES)
@@ -113,13 +115,18 @@ async def get_model(
 
 
 async def _run(
+    kind: str,
     body: ImagesRequest,
     job: GenerationJob,
     context: RequestContext,
     request: Request,
     services: ApiServices,
 ) -> Response:
-    """Run a job and return its images in OpenAI's form."""
+    """Run a job and return its images in OpenAI's form, or its events."""
+    if body.stream:
+        events = services.stream(job, context, request)
+        await anext(events)  # what refuses the job has a status of its own
+        return event_stream(kind, body, job, events, request, services)
     result = await services.run(job, context, request)
     response = await services.write(_images_response, body, job, result)
     return completed(response, request, result)
@@ -127,11 +134,7 @@ async def _run(
 
 def _images_response(body: ImagesRequest, job: GenerationJob, result: JobResult) -> Response:
     """Return OpenAI's response, with the images in the requested format."""
-    files: Sequence[bytes] = result.pngs
-    if body.format != "png":
-        quality = body.output_compression
-        quality = _DEFAULT_QUALITY if quality is None else quality
-        files = [converted(png, body.format, quality) for png in result.pngs]
+    files = [body.encoded(png) for png in result.pngs]
     spec, meta = job.images[0].spec, json.loads(result.meta)
     content = {
         "created": int(result.created),
@@ -181,9 +184,9 @@ def _check(body: ImagesRequest, info: ServiceInfo) -> ModelInfo:
     Raises `InvalidRequest` or `ModelNotFound`.
     """
     model = _find_model(body.model, info)
-    if body.stream:
+    if body.stream and body.response_format == "url":
         raise InvalidRequest(
-            "stream", "is not supported", remedy="Leave it out, or set it to false"
+            "response_format", "can't be url in a stream", remedy="Leave it out: events have base64"
         )
     return model
 

@@ -39,12 +39,15 @@ from serve_app.ingress.generation import (
 )
 from serve_app.ingress.http_errors import InvalidJson
 from serve_app.ingress.lookup import ExtensionChoice
+from serve_app.ingress.responses import converted
 from serve_app.ingress.strict_json import parse_json
 
 GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
 OPENAI_MAX_PROMPT_CHARS = 4000
 MAX_IMAGES = 10
+MAX_PARTIAL_IMAGES = 3  # of each image, as OpenAI allows
+_DEFAULT_QUALITY = 90  # of JPEG and WebP
 WIRE_NAMES = {  # the domain's fields whose names differ on the wire
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
@@ -138,6 +141,7 @@ class ImagesRequest(BaseModel):
     response_format: Literal["b64_json", "url"] | None = None
     background: Literal["auto", "opaque", "transparent"] | None = None
     stream: bool | None = None
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] | None = None
     seed: Seed | None = None
     negative_prompt: NegativePrompt | None = None
     native_negative_prompt: Annotated[NegativePrompt | None, Field(alias="negativePrompt")] = None
@@ -157,6 +161,13 @@ class ImagesRequest(BaseModel):
     def format(self) -> str:
         """The requested image format."""
         return self.output_format or "png"
+
+    def encoded(self, png: bytes) -> bytes:
+        """Return an image's PNG in the requested format."""
+        if self.format == "png":
+            return png
+        quality = self.output_compression
+        return converted(png, self.format, _DEFAULT_QUALITY if quality is None else quality)
 
     @property
     def pixels(self) -> tuple[int, int] | None:

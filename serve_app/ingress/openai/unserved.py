@@ -1,7 +1,6 @@
 """Fields of OpenAI's API that have no effect here: each is answered by a sentence, not refused.
 
-Refused are only those whose neglect would deceive: a mask, without which all of the image changes,
-and a stream, for which the client waits.
+Refused is only one whose neglect would deceive: a mask, without which all of the image changes.
 """
 
 from typing import Any
@@ -12,13 +11,11 @@ _SILENT = frozenset({"safety_identifier", "user"})  # they say who calls, not wh
 _NEUTRAL: dict[str, tuple[Any, ...]] = {  # values that ask for nothing; None never does
     "input_fidelity": ("low",),
     "moderation": ("auto",),
-    "partial_images": (0, "0"),
     "style": (),
 }
 _REASONS = {
     "input_fidelity": "strength says how much of an image changes",
     "moderation": "the operator's filters apply",
-    "partial_images": "an image is sent when it is finished",
     "style": "describe the style in the prompt",
 }
 _MAX_UNKNOWN = 8  # fields that are named
@@ -32,6 +29,8 @@ def unserved_warnings(body: ImagesRequest) -> list[str]:
         for name, neutral in _NEUTRAL.items()
         if extra.get(name) is not None and extra[name] not in neutral
     ]
+    if body.partial_images and not body.stream:
+        warnings.append("partial_images is ignored without stream")
     if body.background == "transparent":
         warnings.append("background transparent is ignored: the image is opaque")
     if body.format == "png" and body.output_compression not in (None, 100):

@@ -61,7 +61,7 @@ def test_an_edit_adds_to_the_prompt_that_a_picture_of_ours_remembers(
     ("fields", "param", "sentence"),
     [
         ({"mask": file()}, "mask", "is not supported. Omit it to edit the whole image"),
-        ({"extra_body": {"stream": "true"}}, "stream", "is not supported"),
+        ({"stream": True, "response_format": "url"}, "response_format", "can't be url in a str"),
         ({"extra_body": {"strength": 0}}, "strength", "must be above 0"),
         ({"n": 0}, "n", "must be at least 1"),
         ({"image": [file()] * 11}, "image", "at most 10 files"),

@@ -208,7 +208,7 @@ async def test_loras_of_a_form_that_make_no_sense_are_refused(
         ({"style": "vivid"}, "style is ignored: describe the style in the prompt"),
         ({"input_fidelity": "high"}, "input_fidelity is ignored: strength says how much"),
         ({"moderation": "low"}, "moderation is ignored: the operator's filters apply"),
-        ({"partial_images": 2}, "partial_images is ignored: an image is sent when it is finished"),
+        ({"partial_images": 2}, "partial_images is ignored without stream"),
         ({"output_compression": 50}, "output_compression is ignored: PNG is lossless"),
         ({"response_format": "url"}, "url holds a data URI: this service keeps no files"),
     ],

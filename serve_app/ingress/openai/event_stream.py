@@ -1,0 +1,155 @@
+"""OpenAI's streaming: partial images while one is made, and each image when it is done.
+
+The names and fields are those of OpenAI's Images API. A partial image is the newest preview at that
+point, at the image's own size.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from io import BytesIO
+from typing import Any, assert_never
+
+from fastapi import Request
+from PIL import Image
+from sse_starlette import EventSourceResponse
+
+from serve_app.core.service.job_events import (
+    ImageMade,
+    ImagePreview,
+    ImageProgress,
+    JobDone,
+    JobEvent,
+    JobStarted,
+    StageDone,
+)
+from serve_app.ingress.errors import respond_to_exception
+from serve_app.ingress.generation_job import GenerationJob
+from serve_app.ingress.openai.schemas import ImagesRequest
+from serve_app.ingress.responses import to_json
+from serve_app.ingress.services import ApiServices
+from serve_app.ingress.sse import EVENT_STREAM, PING_S, message
+
+GENERATION, EDIT = "image_generation", "image_edit"  # what the names of events begin with
+_NO_USAGE = {  # OpenAI counts tokens, which are none here
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "total_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+}
+
+
+class PartialImages:
+    """Which previews of a job are sent: so many of each image, evenly over its steps."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._sent = Counter[int]()  # by image
+        self._share: dict[int, float] = {}  # of its steps that an image has taken
+
+    def note(self, progress: ImageProgress) -> None:
+        """Take note of how far an image is."""
+        outlook = progress.outlook
+        self._share[progress.number] = outlook.step / max(1, outlook.of)
+
+    def take(self, number: int) -> int | None:
+        """Return the index of the partial image that is due of an image, and count it as sent."""
+        index = self._sent[number]
+        due = (index + 1) / (self._count + 1)
+        if index >= self._count or self._share.get(number, 0.0) < due:
+            return None
+        self._sent[number] += 1
+        return index
+
+
+def event_stream(
+    kind: str,
+    body: ImagesRequest,
+    job: GenerationJob,
+    events: AsyncGenerator[JobEvent, None],
+    request: Request,
+    services: ApiServices,
+) -> EventSourceResponse:
+    """Return the events of a job as OpenAI's clients read them."""
+    messages = _messages(kind, body, job, events, request, services)
+    return EventSourceResponse(messages, ping=PING_S, media_type=EVENT_STREAM)
+
+
+async def _messages(
+    kind: str,
+    body: ImagesRequest,
+    job: GenerationJob,
+    events: AsyncGenerator[JobEvent, None],
+    request: Request,
+    services: ApiServices,
+) -> AsyncGenerator[bytes, None]:
+    partials, sent = PartialImages(body.partial_images or 0), set[int]()
+
+    async def image(number: int, png: bytes) -> bytes:
+        sent.add(number)
+        return await services.write(_completed, kind, body, job, number, png)
+
+    try:
+        async with aclosing(events):
+            async for event in events:
+                match event:
+                    case JobStarted() | StageDone():
+                        pass
+                    case ImageProgress():
+                        partials.note(event)
+                    case ImagePreview(number, jpeg):
+                        if (index := partials.take(number)) is not None:
+                            yield await services.write(
+                                _partial, kind, body, job, number, index, jpeg
+                            )
+                    case ImageMade(number, png):
+                        if number not in sent:
+                            yield await image(number, png)
+                    case JobDone(result):
+                        for number, png in enumerate(result.pngs):
+                            if number not in sent:
+                                yield await image(number, png)
+                    case _:
+                        assert_never(event)
+    except Exception as error:
+        owed = services.conductor.owed_seconds()
+        response = respond_to_exception(error, request.scope["state"], owed)
+        yield message("error", to_json({"type": "error", **json.loads(bytes(response.body))}))
+
+
+def _partial(
+    kind: str, body: ImagesRequest, job: GenerationJob, number: int, index: int, jpeg: bytes
+) -> bytes:
+    """Return a preview at the size of its image, in the format that was asked for."""
+    spec = job.images[number].spec
+    file = BytesIO()
+    with Image.open(BytesIO(jpeg)) as preview:
+        large = preview.resize((spec.width, spec.height), Image.Resampling.BICUBIC)
+    large.save(file, body.format.upper())
+    name = f"{kind}.partial_image"
+    content = _common(name, body, job, number) | {"partial_image_index": index}
+    return message(name, to_json({**content, "b64_json": file.getvalue()}))
+
+
+def _completed(
+    kind: str, body: ImagesRequest, job: GenerationJob, number: int, png: bytes
+) -> bytes:
+    name = f"{kind}.completed"
+    content = _common(name, body, job, number) | {"usage": _NO_USAGE}
+    return message(name, to_json({**content, "b64_json": body.encoded(png)}))
+
+
+def _common(name: str, body: ImagesRequest, job: GenerationJob, number: int) -> dict[str, Any]:
+    spec = job.images[number].spec
+    return {
+        "type": name,
+        "created_at": int(time.time()),
+        "size": f"{spec.width}x{spec.height}",
+        "quality": body.quality or "auto",
+        "background": "opaque",
+        "output_format": body.format,
+        "seed": spec.seed,
+        "warnings": list(job.warnings),
+    }
