@@ -52,6 +52,7 @@ bench: $(VENV)/.bench  ## measure the engine, the service, overhead, predictions
 	$(BIN)/aura bench png
 	$(BIN)/aura bench demo
 	$(BIN)/aura bench step-options
+	$(BIN)/aura bench previews
 	$(BIN)/aura bench refiner
 	$(BIN)/aura bench routing
 	$(BIN)/aura bench scaling

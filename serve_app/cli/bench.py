@@ -181,6 +181,18 @@ def bench_step_options(
     compare(images=images, runs=runs, threads=threads)
 
 
+@bench.command("previews", cls=Command)
+def bench_previews(
+    images: Annotated[int, typer.Option(min=1, help="Prompts whose previews are compared.")] = 50,
+    runs: Annotated[int, typer.Option(min=3, help="Pairs: watched, and unwatched.")] = 15,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Print how like the finished picture previews are, and what they cost."""
+    from serve_app.bench.previews import measure
+
+    measure(images=images, runs=runs, threads=threads)
+
+
 @bench.command("refiner", cls=Command)
 def bench_refiner(
     count: Annotated[int, typer.Option(min=30, help="Number of scenes.")] = 300,
