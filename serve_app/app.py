@@ -52,5 +52,6 @@ def http(settings: Settings, info: ServiceInfo) -> OpenHttp:
         caller_weights=by_caller(weights_by_key(settings)),
         daily_quotas=by_caller(daily_quotas_by_key(settings)),
         spool=settings.drain_spool,
+        base_url=settings.image_service_base_url,
     )
     return partial(open_ingress, config)

@@ -236,6 +236,10 @@ class RemoteLedger:
         """See `Ledger`."""
         return cast("str | None", await self._call("accepted_terms", caller))
 
+    async def secret(self, name: str) -> bytes:
+        """See `Ledger`."""
+        return cast(bytes, await self._call("secret", name))
+
     async def health(self) -> LedgerHealth:
         """Return the newest health that is known, without waiting for a ledger that is away."""
         if self._asking is None and time.monotonic() - self._health_time > _HEALTH_TTL:

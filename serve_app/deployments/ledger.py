@@ -7,6 +7,7 @@ restart fills the buckets, and owners count as alive for one more lease.
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -176,6 +177,12 @@ class Ledger:
         """Return the digest of the terms that the caller accepted last."""
         self._note_call()
         return await self._store.read(lambda store: store.accepted_terms(caller))
+
+    async def secret(self, name: str) -> bytes:
+        """Return the secret of a name, made at random when it is first asked for."""
+        self._note_call()
+        fresh = secrets.token_bytes(32)
+        return await self._store.write(lambda store: store.secret(name, fresh))
 
     async def note_warm_up(self, replica: str, warm_up: WarmUp) -> None:
         """Take note of how far a replica is that starts, for `health`."""

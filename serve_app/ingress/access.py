@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from serve_app.ingress.http_errors import ForbiddenHost, ForbiddenOrigin, Unauthorized
 
 PUBLIC_PATHS = frozenset({"/", "/docs", "/openapi.json", "/livez", "/health", "/licenses"})
-PUBLIC_FOLDER = "/static/"
+PUBLIC_FOLDERS = ("/static/", "/images/")  # links are signed
 PROBE_ROUTES = frozenset({"/livez", "/health"})  # probes call by address, whatever the host list
 LOCAL_HOST = "localhost"
 BODY_LIMIT = 32 * 2**20  # bytes
@@ -100,8 +100,8 @@ class AccessPolicy:
 
 
 def is_public(method: str, path: str) -> bool:
-    """Return whether a request needs no key: a page, its files, a probe, or the licences."""
-    is_open = path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)
+    """Return whether a request needs no key: a page, its files, a probe, the licences, a link."""
+    is_open = path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDERS)
     return is_open and method in ("GET", "HEAD")
 
 

@@ -49,13 +49,14 @@ def build_api(
     proxy_sets_request_id: bool = False,
     meter: Meter | None = None,
     max_jobs: int = AdmissionLimits().open_requests,
+    base_url: str | None = None,
 ) -> ASGIApp:
     """Return the service as an ASGI app.
 
     `proxy_sets_request_id` says that the proxy in front adds X-Request-Id to responses. `meter`
-    records errors. `max_jobs` are the jobs that may be open.
+    records errors. `max_jobs` are the jobs that may be open. `base_url` is the public address.
     """
-    api = build_routes(jobs, conductor, info, policy, version=version)
+    api = build_routes(jobs, conductor, info, policy, version=version, base_url=base_url)
     return wrap(
         api,
         DOORS,
@@ -77,6 +78,7 @@ def build_routes(
     policy: AccessPolicy,
     *,
     version: str,
+    base_url: str | None = None,
 ) -> FastAPI:
     """Return every door's routes and errors, without the middleware."""
     api = FastAPI(
@@ -86,7 +88,7 @@ def build_routes(
         redirect_slashes=False,
         generate_unique_id_function=lambda route: str(route.name),
     )
-    api.state.services = ApiServices(jobs, conductor, info, version)
+    api.state.services = ApiServices(jobs, conductor, info, version, base_url)
     for router in ROUTERS:
         api.include_router(router)
     api.exception_handler(AuraError)(_answer_error)

@@ -125,5 +125,8 @@ class Ledger(Protocol):
     async def accepted_terms(self, caller: str) -> str | None:
         """Return the digest of the terms that the caller accepted last."""
 
+    async def secret(self, name: str) -> bytes:
+        """Return the secret of a name, which all processes share and nobody else knows."""
+
     async def health(self) -> LedgerHealth:
         """Return what is wrong with the ledger. Raises nothing."""

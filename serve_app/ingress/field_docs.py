@@ -179,7 +179,8 @@ OPENAI: Mapping[str, FieldDoc] = {
         "Quality of JPEG and WebP in percent; without effect on PNG. Default: 90.", 80
     ),
     "response_format": FieldDoc(
-        "Images come in the response: as base64, or with `url` as data URIs. Default: `b64_json`.",
+        "Images come in the response as base64, or with `url` as links that need no key and work "
+        "for ten minutes. Default: `b64_json`; `url` for dall-e-2 and dall-e-3, as OpenAI has it.",
         "b64_json",
     ),
     "background": FieldDoc(

@@ -39,6 +39,7 @@ class HttpConfig:
     caller_weights: Mapping[str, float] = field(default_factory=dict)  # by name
     daily_quotas: Mapping[str, float] = field(default_factory=dict)  # by name, megapixel-steps
     spool: Path | None = None  # DRAIN_SPOOL
+    base_url: str | None = None  # IMAGE_SERVICE_BASE_URL
 
 
 class HttpIngress:
@@ -111,6 +112,7 @@ def open_ingress(
         proxy_sets_request_id=True,
         meter=meter,
         max_jobs=config.max_jobs,
+        base_url=config.base_url,
     )
     return HttpIngress(asgi, jobs)
 

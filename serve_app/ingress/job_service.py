@@ -71,7 +71,7 @@ class JobService:
         self.info = info
         self.terms = TermsGate(ledger, info)
         self._maker = maker
-        self._ledger = ledger
+        self.ledger = self._ledger = ledger
         self._prompt_filter = prompt_filter
         self._cancel_everywhere = cancel_everywhere or self._cancel_here
         self._spool = spool
@@ -137,6 +137,17 @@ class JobService:
         if job is None or job.caller != caller:
             raise JobNotFound(NO_SUCH_JOB)
         return job
+
+    async def linked_result(self, id: str) -> JobResult:
+        """Return the result of a job, whoever's it is: a link says that it may be read.
+
+        Raises `JobNotFound`, and what the job ended with.
+        """
+        await self._runs.outbox.wait_for(id, _CANCEL_TIMEOUT_S)
+        job = await self._find(id)
+        if job is None or (result := result_of(job)) is None:
+            raise JobNotFound(NO_SUCH_JOB)
+        return result
 
     async def find(self, wanted: JobFilter) -> Sequence[Job]:
         """Return jobs of a caller, newest first, without their results."""

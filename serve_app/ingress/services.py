@@ -29,6 +29,7 @@ from serve_app.ingress.generation import (
 )
 from serve_app.ingress.generation_job import GenerationJob, RerunFormat
 from serve_app.ingress.image_input import RGB_BYTES, InputFiles, LoadedInputs, load_inputs
+from serve_app.ingress.image_links import ImageLinks
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.request_context import RequestContext
 from serve_app.ingress.responses import add_warnings
@@ -42,8 +43,17 @@ _IMAGE_THREADS = 2  # for reading and for writing: bounds memory, and leaves the
 class ApiServices:
     """The job service, and threads for image work that would block the event loop."""
 
-    def __init__(self, jobs: JobService, conductor: Maker, info: ServiceInfo, version: str) -> None:
+    def __init__(
+        self,
+        jobs: JobService,
+        conductor: Maker,
+        info: ServiceInfo,
+        version: str,
+        base_url: str | None = None,
+    ) -> None:
         self.jobs = jobs
+        self.links = ImageLinks(jobs.ledger)
+        self._base_url = base_url  # IMAGE_SERVICE_BASE_URL
         self.conductor = conductor
         self.info = info
         self.version = version
@@ -117,6 +127,12 @@ class ApiServices:
         request.state.body.release()  # its files have been read
         request.state.images = len(job.images)
         return _noted(self.jobs.stream(job, context), request)
+
+    def address(self, request: Request, path: str) -> str:
+        """Return the whole address of a path: below the public one, else where the request came."""
+        root = request.scope.get("root_path", "").rstrip("/")
+        base = self._base_url or f"{request.url.scheme}://{request.headers['host']}{root}"
+        return base.rstrip("/") + path
 
     async def write(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Return what `work` returns, in a thread that never waits for an image to be read."""

@@ -32,6 +32,7 @@ _MIGRATIONS = (
     );
     """,
     "CREATE INDEX jobs_by_caller ON jobs (caller, created, id);",
+    "CREATE TABLE secrets (name text PRIMARY KEY, value bytea NOT NULL);",
 )
 VERSION = len(_MIGRATIONS)
 

@@ -211,6 +211,13 @@ class PostgresStore:
             row = db.execute("SELECT terms FROM terms WHERE caller = %s", (caller,)).fetchone()
         return row[0] if row else None
 
+    def secret(self, name: str, fresh: bytes) -> bytes:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            db.execute("INSERT INTO secrets VALUES (%s, %s) ON CONFLICT DO NOTHING", (name, fresh))
+            row = db.execute("SELECT value FROM secrets WHERE name = %s", (name,)).fetchone()
+        return bytes(row[0]) if row else fresh
+
     def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
         """See `LedgerStore`."""
         if cost > quota:

@@ -1,4 +1,4 @@
-"""What a SQLite ledger keeps of callers: accepted terms, and what they have used on a day."""
+"""What a SQLite ledger keeps besides jobs: terms and quotas by caller, and its own secrets."""
 
 import sqlite3
 
@@ -12,6 +12,13 @@ def accepted_terms(db: sqlite3.Connection, caller: str) -> str | None:
     """Return the terms that the caller accepted last."""
     row = db.execute("SELECT terms FROM terms WHERE caller = ?", (caller,)).fetchone()
     return row[0] if row else None
+
+
+def secret(db: sqlite3.Connection, name: str, fresh: bytes) -> bytes:
+    """Return the secret of a name, which is `fresh` if none was kept before."""
+    db.execute("INSERT OR IGNORE INTO secrets VALUES (?, ?)", (name, fresh))
+    row = db.execute("SELECT value FROM secrets WHERE name = ?", (name,)).fetchone()
+    return bytes(row[0])
 
 
 def use(db: sqlite3.Connection, caller: str, day: str, cost: float, quota: float) -> bool:

@@ -28,6 +28,8 @@ _MIGRATIONS = (
     "CREATE TABLE usage (caller TEXT, day TEXT, used REAL, PRIMARY KEY (caller, day));",
     # 4: the jobs of a caller
     "CREATE INDEX jobs_by_caller ON jobs (caller, created, id);",
+    # 5: what links are signed with
+    "CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB);",
 )
 VERSION = len(_MIGRATIONS)
 

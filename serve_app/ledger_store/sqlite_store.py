@@ -184,6 +184,11 @@ class SqliteStore:
         with self._opened() as db:
             return sqlite_callers.accepted_terms(db, caller)
 
+    def secret(self, name: str, fresh: bytes) -> bytes:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            return sqlite_callers.secret(db, name, fresh)
+
     def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
         """See `LedgerStore`."""
         with self._transaction() as db:

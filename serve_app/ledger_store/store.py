@@ -75,6 +75,9 @@ class LedgerStore(Protocol):
     def accepted_terms(self, caller: str) -> str | None:
         """Return the digest of the terms that the caller accepted last."""
 
+    def secret(self, name: str, fresh: bytes) -> bytes:
+        """Return the secret of a name, which is `fresh` if none was kept before."""
+
     def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
         """Add to what the caller has used on a day, unless the sum would be above the quota.
 

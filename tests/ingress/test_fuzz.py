@@ -75,6 +75,7 @@ CHECKS = [
 OPERATIONS: dict[str, Any] = {
     result.ok().label: result.ok() for result in SCHEMA.get_all_operations()
 }
+SIGNED = "GET /images/{job}/{number}.{format}"  # nobody can guess one: see `test_image_links`
 WITHOUT_INPUT = {"GET /health", "GET /livez", "GET /licenses"}  # one possible request
 
 
@@ -167,11 +168,12 @@ def test_every_operation_keeps_its_description(label: str) -> None:
     """Some requests must succeed, or what lies behind the validation was not tried."""
     responses = fuzz(label, 100, derandomize=True)
     print(label, dict(responses))
-    assert responses[True] >= (1 if label in WITHOUT_INPUT else 3)
+    least = 1 if label in WITHOUT_INPUT else 3
+    assert responses[True] >= (0 if label == SIGNED else least)
 
 
 def test_there_are_as_many_operations_as_routes() -> None:
-    assert len(OPERATIONS) == 14
+    assert len(OPERATIONS) == 15
 
 
 @pytest.mark.long

@@ -21,7 +21,7 @@ PATHS = [path for method, path in every_route() if method == "GET"]
 
 
 def test_the_routes_that_answer_get_are_known() -> None:
-    jobs = {"/jobs", "/jobs/x", "/jobs/x/events"}
+    jobs = {"/jobs", "/jobs/x", "/jobs/x/events", "/images/x/0.png"}
     ours = {"/health", "/livez", "/licenses", "/v1/models", "/v1/models/gpt-image-1"} | jobs
     assert set(PATHS) == ours | {"/", "/docs", "/openapi.json", "/static/docs.js"}
 

@@ -183,6 +183,18 @@ def test_an_abandoned_job_is_listed_as_failed(store: LedgerStore) -> None:
     assert job.error == OWNER_LOST
 
 
+def test_a_secret_is_kept_once_it_was_made(opening: Opening, kind: str) -> None:
+    store = opening(1000)
+    assert store.secret("links", b"first") == b"first"
+    assert store.secret("links", b"second") == b"first"
+    assert store.secret("others", b"third") == b"third"
+    store.close()
+    if kind != "memory":
+        reopened = opening(1000)
+        assert reopened.secret("links", b"fourth") == b"first"
+        reopened.close()
+
+
 def test_terms_are_kept_by_caller(store: LedgerStore) -> None:
     assert store.accepted_terms("a") is None
     store.accept_terms("a", "old", NOW)

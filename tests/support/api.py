@@ -62,6 +62,7 @@ class Client:
         proxy_sets_request_id: bool = False,
         meter: Meter | None = None,
         max_jobs: int = AdmissionLimits().open_requests,
+        base_url: str | None = None,
         **options: Any,
     ) -> httpx.AsyncClient:
         """Return a client that calls from `peer`; `options` are those of the job service."""
@@ -76,6 +77,7 @@ class Client:
             proxy_sets_request_id=proxy_sets_request_id,
             meter=meter,
             max_jobs=max_jobs,
+            base_url=base_url,
         )
         transport = httpx.ASGITransport(app=api, raise_app_exceptions=False, client=(peer, 1))
         client = httpx.AsyncClient(

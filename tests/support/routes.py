@@ -10,7 +10,14 @@ from serve_app.ingress.app import build_routes
 from serve_app.ingress.job_service import JobService
 from tests.support.fake_conductor import INFO, FakeConductor
 
-_EXAMPLES = {"id": "x", "name": "gpt-image-1", "path": "docs.js"}
+_EXAMPLES = {
+    "id": "x",
+    "job": "x",
+    "number": "0",
+    "format": "png",
+    "name": "gpt-image-1",
+    "path": "docs.js",
+}
 
 
 def every_route() -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from serve_app.ingress.generation_job import RerunFormat
 from serve_app.ingress.native.event_stream import STREAM_RESPONSES, event_stream
 from serve_app.ingress.native.job_routes import router as job_router
 from serve_app.ingress.native.job_routes import submitted
+from serve_app.ingress.native.link_routes import router as link_router
 from serve_app.ingress.native.rerun import GENERATE, REFINE
 from serve_app.ingress.native.response_schemas import (
     ErrorEnvelope,
@@ -162,7 +163,7 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-router.routes.extend(job_router.routes)
+router.routes.extend([*job_router.routes, *link_router.routes])
 
 
 async def _make_images(

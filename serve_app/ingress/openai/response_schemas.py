@@ -17,7 +17,7 @@ class ImageData(ResponseModel):
     b64_json: str | None = None
     """The file in base64, in the requested format; absent where there is a `url`."""
     url: str | None = None
-    """The file as a data URI, if `response_format` is `url`; else absent."""
+    """Where the file is for ten minutes, if `response_format` is `url`; else absent."""
     seed: int
     """Seed of the image, which makes it again."""
 

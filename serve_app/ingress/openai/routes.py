@@ -5,12 +5,13 @@ would deceive the caller if it were ignored.
 """
 
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from serve_app.core.errors import InvalidRequest, model_not_found
+from serve_app.core.errors import InvalidRequest, LedgerAway, model_not_found
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.generation_job import GenerationJob
@@ -128,14 +129,44 @@ async def _run(
         await anext(events)  # what refuses the job has a status of its own
         return event_stream(kind, body, job, events, request, services)
     result = await services.run(job, context, request)
-    response = await services.write(_images_response, body, job, result)
+    links = await _links(body, result, request, services) if body.wants_url else None
+    response = await services.write(_images_response, body, job, result, links)
     return completed(response, request, result)
 
 
-def _images_response(body: ImagesRequest, job: GenerationJob, result: JobResult) -> Response:
-    """Return OpenAI's response, with the images in the requested format."""
-    files = [body.encoded(png) for png in result.pngs]
+async def _links(
+    body: ImagesRequest, result: JobResult, request: Request, services: ApiServices
+) -> list[str]:
+    """Return the addresses of a job's images; none if the ledger, which signs them, is away."""
+    job = json.loads(result.meta)["jobId"]
+    try:
+        return [
+            services.address(
+                request,
+                await services.links.path(job, number, body.format, body.quality_of_file),
+            )
+            for number in range(len(result.pngs))
+        ]
+    except LedgerAway:
+        return []
+
+
+def _images_response(
+    body: ImagesRequest, job: GenerationJob, result: JobResult, links: Sequence[str] | None
+) -> Response:
+    """Return OpenAI's response, with the images in the requested format, or their links.
+
+    Without `links` they are in base64; without any of them, in data URIs.
+    """
     spec, meta = job.images[0].spec, json.loads(result.meta)
+    if links:
+        images: list[dict[str, Any]] = [{"url": link} for link in links]
+    else:
+        files = [body.encoded(png) for png in result.pngs]
+        images = [
+            {"b64_json": file} if links is None else {"url": DataUri(f"image/{body.format}", file)}
+            for file in files
+        ]
     content = {
         "created": int(result.created),
         "size": f"{spec.width}x{spec.height}",
@@ -144,24 +175,15 @@ def _images_response(body: ImagesRequest, job: GenerationJob, result: JobResult)
         "background": "opaque",
         "warnings": meta["warnings"],
         "data": [
-            {**_encoded(file, body), "seed": seed}
-            for file, seed in zip(files, meta["seeds"], strict=True)
+            {**image, "seed": seed} for image, seed in zip(images, meta["seeds"], strict=True)
         ],
     }
     return ImagesJSONResponse(content)
 
 
-def _encoded(file: bytes, body: ImagesRequest) -> dict[str, bytes | DataUri]:
-    if body.response_format == "url":
-        return {"url": DataUri(f"image/{body.format}", file)}
-    return {"b64_json": file}
-
-
 def _warnings(body: ImagesRequest, job: GenerationJob) -> list[str]:
-    """Return a sentence on each field without effect, on a size that was fitted, and on URLs."""
+    """Return a sentence on each field without effect, and on a size that was fitted."""
     warnings = unserved_warnings(body)
-    if body.response_format == "url":
-        warnings.append("url holds a data URI: this service keeps no files to link to")
     spec = job.images[0].spec
     if body.pixels and body.pixels != (spec.width, spec.height):
         warnings.append(f"size {body.size} was fitted to {spec.width}x{spec.height}")

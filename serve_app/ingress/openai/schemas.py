@@ -38,6 +38,7 @@ from serve_app.ingress.generation import (
     RefinementRequest,
 )
 from serve_app.ingress.http_errors import InvalidJson
+from serve_app.ingress.image_links import ImageFormat
 from serve_app.ingress.lookup import ExtensionChoice
 from serve_app.ingress.responses import converted
 from serve_app.ingress.strict_json import parse_json
@@ -48,6 +49,7 @@ OPENAI_MAX_PROMPT_CHARS = 4000
 MAX_IMAGES = 10
 MAX_PARTIAL_IMAGES = 3  # of each image, as OpenAI allows
 _DEFAULT_QUALITY = 90  # of JPEG and WebP
+_MODELS_WITH_URLS = ("dall-e-2", "dall-e-3")  # whose images OpenAI links to by default
 WIRE_NAMES = {  # the domain's fields whose names differ on the wire
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
@@ -158,16 +160,26 @@ class ImagesRequest(BaseModel):
     timeout: Annotated[Timeout | None, Field(alias="timeoutSeconds")] = None
 
     @property
-    def format(self) -> str:
+    def format(self) -> ImageFormat:
         """The requested image format."""
         return self.output_format or "png"
+
+    @property
+    def wants_url(self) -> bool:
+        """Whether the images should be links: asked for, or the default of the model named."""
+        default = "url" if self.model in _MODELS_WITH_URLS and not self.stream else "b64_json"
+        return (self.response_format or default) == "url"
+
+    @property
+    def quality_of_file(self) -> int:
+        """The quality of JPEG and WebP, in percent."""
+        return _DEFAULT_QUALITY if self.output_compression is None else self.output_compression
 
     def encoded(self, png: bytes) -> bytes:
         """Return an image's PNG in the requested format."""
         if self.format == "png":
             return png
-        quality = self.output_compression
-        return converted(png, self.format, _DEFAULT_QUALITY if quality is None else quality)
+        return converted(png, self.format, self.quality_of_file)
 
     @property
     def pixels(self) -> tuple[int, int] | None:

@@ -210,7 +210,6 @@ async def test_loras_of_a_form_that_make_no_sense_are_refused(
         ({"moderation": "low"}, "moderation is ignored: the operator's filters apply"),
         ({"partial_images": 2}, "partial_images is ignored without stream"),
         ({"output_compression": 50}, "output_compression is ignored: PNG is lossless"),
-        ({"response_format": "url"}, "url holds a data URI: this service keeps no files"),
     ],
 )
 async def test_what_has_no_effect_is_a_warning_by_name_in_body_and_header(
@@ -253,15 +252,6 @@ async def test_what_clients_send_is_served_without_a_warning(
     answer = await api.post(GENERATIONS, json={"prompt": "a"} | CLIENTS[name])
     assert (answer.status_code, answer.json().get("warnings")) == (200, [])
     assert "X-Aura-Warning" not in answer.headers
-
-
-@pytest.mark.parametrize("kind", ["png", "webp"])
-async def test_a_url_is_a_data_uri_of_the_image(api: httpx.AsyncClient, kind: str) -> None:
-    body = {"prompt": "a", "response_format": "url", "output_format": kind}
-    (image,) = (await api.post(GENERATIONS, json=body)).json()["data"]
-    head, _, text = image["url"].partition(",")
-    assert (head, set(image)) == (f"data:image/{kind};base64", {"url", "seed"})
-    assert split(base64.b64decode(text)).pixels.startswith((b"\x89PNG", b"RIFF"))
 
 
 @pytest.mark.parametrize("field", ["image", "image[]"])
