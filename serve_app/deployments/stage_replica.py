@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
@@ -87,6 +88,7 @@ class StageReplica:
         self._metrics = EngineMetrics(self._meter)
         self._flushing: asyncio.Task[None] | None = None
         self._leases = SampleLeases(max_ongoing_images(config.max_batch_images))
+        self._samples = Counter[str]()  # streams, by the id of the sample
         self._ticking: asyncio.Task[None] | None = None
         self._last_poll = -inf  # when Serve last asked for a report
         self._report_number, self._idle_reports = 0, 0
@@ -126,6 +128,7 @@ class StageReplica:
         arrival = self._metrics.sample_arrived(sample.id, sample.stage)
         suspicion = segment.suspicion or UNSUSPECTED
         lease, is_done = self._leases.begin(segment.sender, sample, drop, suspicion), False
+        self._samples[sample.id] += 1
         try:
             self._keep_leases()
             self._engine.submit(sample, segment, listen)
@@ -152,13 +155,15 @@ class StageReplica:
                         lease.note(place)
                         yield place
         finally:
+            self._samples -= Counter([sample.id])
             self._leases.end(lease, is_done=is_done)
             self._engine.cancel(sample.id, listen)
             self._metrics.sample_left(arrival)
 
     async def watch(self, id: str, watched: bool) -> None:
         """Make previews of a sample, if it is here, because somebody watches; or no longer."""
-        self._engine.watch(id, watched=watched)
+        if self._samples[id]:
+            self._engine.watch(id, watched=watched)
 
     async def renew(self, sender: str) -> None:
         """Note that the process with this id still wants what it has sent."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from contextvars import Context
+from functools import partial
 
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.backlog import ImageInFlight
@@ -14,7 +15,7 @@ class Watches:
 
     def __init__(self, stages: Mapping[Stage, StageClient]) -> None:
         self._stages = stages
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[str, asyncio.Task[None]] = {}  # by the id of the image
 
     def set(self, image: ImageInFlight, *, watched: bool) -> None:
         """Let an image be watched from now on, or no longer."""
@@ -24,9 +25,22 @@ class Watches:
                 self.pass_on(image)
 
     def pass_on(self, image: ImageInFlight) -> None:
-        """Let the replica that has an image know whether it is watched."""
-        client = self._stages[image.sample.stage]
-        call = client.watch(image.sample.id, watched=image.watched)
-        task = asyncio.create_task(call, context=Context())
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+        """Let the replica that has an image know whether it is watched, as it is by then."""
+        id = image.sample.id
+        last = self._calls.get(id)
+        if last is None or last.done():
+            task = asyncio.create_task(self._send(image), context=Context())
+            self._calls[id] = task
+            task.add_done_callback(partial(self._forget, id))
+
+    def _forget(self, id: str, task: asyncio.Task[None]) -> None:
+        if self._calls[id] is task:
+            del self._calls[id]
+
+    async def _send(self, image: ImageInFlight) -> None:
+        """Send what is so now until it has not changed meanwhile: calls may overtake each other."""
+        sent: bool | None = None
+        while sent is not image.watched:
+            sent = image.watched
+            client = self._stages[image.sample.stage]
+            await client.watch(image.sample.id, watched=sent)

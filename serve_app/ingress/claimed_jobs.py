@@ -4,8 +4,8 @@ No HTTP and no Ray. As in `JobRuns`, all tasks begin with an empty context.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
@@ -62,22 +62,20 @@ class ClaimedJobs:
                 raise IdempotencyConflict("this Idempotency-Key was used with another body")
             if claimed.is_owner:
                 task = self._runs.task(claimed.job)  # whose heartbeats did not arrive
+                is_running = task is not None
                 if task is None:
                     taken = await self._spool.take(claimed.job) if self._spool else None
                     task = self._start(
                         job, claim, claimed, generation, taken, feed, arrived=context.arrived
                     )
                 try:
-                    return await asyncio.shield(task)
+                    async with self._relayed(claimed.job if is_running else None, feed):
+                        return await asyncio.shield(task)
                 except TakenOver:
                     continue  # another process has it by now: join that one
-            feed.put(JobStarted(claimed.job))
-            relay = asyncio.create_task(self._relay(claimed.job, feed), context=Context())
-            try:
+            async with self._relayed(claimed.job, feed):
                 if (result := await self._join(claimed.job)) is not None:
                     return result
-            finally:
-                relay.cancel()
 
     async def finish_spooled(self, taken: TakenJob) -> None:
         """Finish a job of the spool, unless somebody else works at it or it has ended.
@@ -96,8 +94,10 @@ class ClaimedJobs:
         claimed = await self._ledger.create(job, spooled.claim)
         if claimed.is_owner and self._runs.task(claimed.job or job.id) is None:
             generation = replace(taken.generation, timeout_s=None)
-            task = self._start(job, spooled.claim, claimed, generation, taken, JobFeed())
+            feed = JobFeed()
+            task = self._start(job, spooled.claim, claimed, generation, taken, feed)
             await asyncio.wait([task])
+            feed.close()
             await self._runs.outbox.wait_for(claimed.job or job.id, JOIN_TIMEOUT_S)
         elif claimed.job is None:  # the key is used for something else by now
             taken.file.delete()
@@ -112,6 +112,19 @@ class ClaimedJobs:
             if job.state is not JobState.RUNNING:
                 return result_of(job)
         return None
+
+    @asynccontextmanager
+    async def _relayed(self, id: str | None, feed: JobFeed) -> AsyncIterator[None]:
+        """Pass on the events of a job that another call runs, if there is one, to a feed."""
+        if id is None:
+            yield
+            return
+        feed.put(JobStarted(id))
+        relay = asyncio.create_task(self._relay(id, feed), context=Context())
+        try:
+            yield
+        finally:
+            relay.cancel()
 
     async def _relay(self, id: str, feed: JobFeed) -> None:
         """Pass the events of a job that another call runs on to a feed that somebody views."""

@@ -20,6 +20,7 @@ LINKS = "/images/"  # what the path of every link begins with
 LIFETIME_S = 600.0  # as long as a result is kept
 ImageFormat = Literal["png", "jpeg", "webp"]
 _SECRET = "image links"
+_SECRET_S = 60.0  # that it is used without asking again: a ledger that was lost has another one
 _NO_LINK = "this link is wrong, or has expired: an image is kept for ten minutes"
 
 
@@ -41,6 +42,7 @@ class ImageLinks:
         self._ledger = ledger
         self._clock = clock
         self._secret: bytes | None = None
+        self._secret_time = 0.0
 
     async def path(self, job: str, number: int, format: ImageFormat, quality: int) -> str:
         """Return the path of a link, with its query. Raises `LedgerAway`."""
@@ -56,8 +58,8 @@ class ImageLinks:
             raise JobNotFound(_NO_LINK)
 
     async def _sign(self, image: LinkedImage) -> bytes:
-        if self._secret is None:
-            self._secret = await self._ledger.secret(_SECRET)
+        if self._secret is None or self._clock() - self._secret_time > _SECRET_S:
+            self._secret, self._secret_time = await self._ledger.secret(_SECRET), self._clock()
         fields = (image.job, image.number, image.format, image.quality, image.expires)
         text = "\n".join(map(str, fields))
         return urlsafe_b64encode(hmac.digest(self._secret, text.encode(), sha256)).rstrip(b"=")

@@ -6,7 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
-from serve_app.core.service.job_events import JobDone, JobEvent, JobStarted
+from serve_app.core.service.job_events import (
+    ImageMade,
+    ImagePreview,
+    ImageProgress,
+    JobDone,
+    JobEvent,
+    JobStarted,
+)
 
 REFRESH_S = 1.0  # after so long without an event a viewer gets the progress as it is by now
 _LINGER_S = 3.0  # that a viewer in another process is believed to go on watching
@@ -65,6 +72,9 @@ class JobFeed:
         if self._closed or (slot in self._events and self._events[slot][1] == event):
             return
         self._events.pop(slot, None)  # the newest is the last
+        if isinstance(event, ImageMade):  # nothing more is to be known of how far it is
+            for kind in (ImageProgress, ImagePreview):
+                self._events.pop((event.number, kind), None)
         self._count += 1
         self._events[slot] = self._count, event
         self._wake()

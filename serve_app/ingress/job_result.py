@@ -77,8 +77,10 @@ async def _make_image(
     observe = partial(_publish, maker, task, number, publish)
     made = await last_image(maker.run(task), observe)
     profiles = {str(stage): name for stage, name in made.profiles}
-    png = generation.with_metadata(generation.images[number], made.png, profiles)
-    publish(ImageMade(number, png))
+    image = generation.images[number]
+    png = generation.with_metadata(image, made.png, profiles)
+    warnings = tuple(dict.fromkeys((*generation.warnings, *made.warnings)))
+    publish(ImageMade(number, png, image.spec.seed, warnings))
     return png, made.warnings
 
 

@@ -155,7 +155,7 @@ class JobRuns:
                 if self._spool is not None:
                     await self._spool.settle(kept, self._has_ended)
         for run in runs:
-            self._release(run)
+            self._release(run.ids)
         unfinished = [id for id, (_, task) in running.items() if not _has_ended(task)]
         spooled = sum(id in kept for id in unfinished)
         return Unfinished(spooled, len(unfinished) - spooled)
@@ -169,7 +169,9 @@ class JobRuns:
         del self._running[run.job.id]
         if task.cancelled():  # before its first step, or else `_run` would have reported its end
             state, error = self._interruption()
-            self.outbox.put(run.job.id, partial(self._finish, run, 0.0, state, error, None))
+            self.outbox.put(
+                run.job.id, partial(self._finish, run.job, run.ids, 0.0, state, error, None)
+            )
 
     def _interruption(self) -> tuple[JobState, JobError | None]:
         """Return how a job has ended whose task was cancelled."""
@@ -218,10 +220,11 @@ class JobRuns:
             if is_ours:
                 size = sum(map(len, result.pngs)) if result else 0
                 kept = result if self.outbox.has_capacity(size) else None
-                finish = partial(self._finish, run, refund, state, error, kept)
+                # Not the run: its feed has the images, which wait here only if there is room.
+                finish = partial(self._finish, run.job, run.ids, refund, state, error, kept)
                 self.outbox.put(run.job.id, finish, size if kept else 0)
             else:  # whoever has the job by now may need the file
-                self._release(run)
+                self._release(run.ids)
 
     async def _admit(self, run: JobRun) -> AbstractContextManager[object]:
         """Admit a job that has a claim: the ledger had to be asked first whether it runs already.
@@ -240,19 +243,20 @@ class JobRuns:
 
     async def _finish(
         self,
-        run: JobRun,
+        job: Job,
+        ids: frozenset[str],
         refund: float,
         state: JobState,
         error: JobError | None,
         result: JobResult | None,
     ) -> None:
         """Remember how the job ended, and give the refund back to its caller."""
-        await self._ledger.finish(run.job.id, self._owner, state, error, result)
+        await self._ledger.finish(job.id, self._owner, state, error, result)
         if self._spool is not None and error != OWNER_LOST:
-            await self._spool.settle(run.ids, self._has_ended)
-        self._release(run)
+            await self._spool.settle(ids, self._has_ended)
+        self._release(ids)
         with suppress(LedgerAway):  # a lost refund is no reason to drop other jobs' writes
-            await self._quota.refund(run.job.caller, refund)
+            await self._quota.refund(job.caller, refund)
 
     async def _has_ended(self, id: str) -> bool:
         """Return whether the ledger says that a job has ended, so that its file may be deleted.
@@ -263,9 +267,9 @@ class JobRuns:
         job = await self._ledger.get(id, 0)
         return job is not None and job.has_ended
 
-    def _release(self, run: JobRun) -> None:
+    def _release(self, ids: frozenset[str]) -> None:
         if self._spool is not None:
-            for id in run.ids:
+            for id in ids:
                 self._spool.release(id)
 
     @property

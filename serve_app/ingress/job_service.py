@@ -14,7 +14,7 @@ from typing import Any
 
 from serve_app.core.caller import Caller
 from serve_app.core.service.info import HealthStatus, LedgerHealth, ServiceInfo
-from serve_app.core.service.job_errors import JobCancelled, JobNotFound, result_of
+from serve_app.core.service.job_errors import JobCancelled, JobFailed, JobNotFound, result_of
 from serve_app.core.service.job_events import JobDone, JobEvent, JobStarted, last_result
 from serve_app.core.service.jobs import (
     Job,
@@ -25,7 +25,7 @@ from serve_app.core.service.jobs import (
 from serve_app.core.service.moderation import PromptFilter, check_prompts
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.unfinished import Unfinished
-from serve_app.ingress.claimed_jobs import JOIN_TIMEOUT_S, ClaimedJobs
+from serve_app.ingress.claimed_jobs import ClaimedJobs
 from serve_app.ingress.contracts import Ledger, Maker
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.job_feed import JobFeed
@@ -178,9 +178,16 @@ class JobService:
                 async for event in events:
                     if not isinstance(event, JobStarted):
                         yield event
-            job = await self._ledger.get(id, JOIN_TIMEOUT_S) or job
+            known = await self._ledger.get(id, 0)
+            if known is None:
+                raise JobNotFound(NO_SUCH_JOB)
+            job = known
+            if job.is_abandoned:
+                break
+        if job.error is not None:
+            raise JobFailed(job.error.code, job.error.message, is_final=job.error.final)
         if (result := result_of(job)) is None:
-            raise JobNotFound(NO_SUCH_JOB)
+            raise JobNotFound("the job's images are not kept any more")
         yield JobDone(result)
 
     async def cancel(self, id: str, caller: str) -> Job:

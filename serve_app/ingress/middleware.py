@@ -103,7 +103,7 @@ class HeadMiddleware:
                 message = {**message, "body": b""}
             await send(message)
 
-        scope.setdefault("state", {})
+        scope.setdefault("state", {})["is_head"] = True  # a stream has no end to wait for
         as_get = {**scope, "method": "GET"}  # a copy: the server reads its own while it sends
         try:
             await self._app(as_get, receive, send_head)

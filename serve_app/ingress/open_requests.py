@@ -19,6 +19,7 @@ from serve_app.core.errors import Overloaded
 from serve_app.ingress.access import is_public
 from serve_app.ingress.contracts import Maker
 from serve_app.ingress.errors import respond_to_exception
+from serve_app.ingress.image_links import LINKS
 
 # Requests that may be open for each job that may be: some of them are not yet, or never, jobs.
 _REQUESTS_PER_JOB = 2
@@ -49,6 +50,11 @@ class _OpenRequests:
             del self._numbers[caller]
 
 
+def _is_free(method: str, path: str) -> bool:
+    """Return whether a request costs next to nothing: a link needs no key, but reads an image."""
+    return is_public(method, path) and not path.startswith(LINKS)
+
+
 class OpenRequestsMiddleware:
     """Refuses requests while too many are open.
 
@@ -68,7 +74,7 @@ class OpenRequestsMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http" or is_public(scope["method"], scope["state"]["path"]):
+        if scope["type"] != "http" or _is_free(scope["method"], scope["state"]["path"]):
             await self._app(scope, receive, send)
             return
         is_post = scope["method"] == "POST"

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from hashlib import sha256
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Depends, Header, Request
-from pydantic import BaseModel
 from starlette.datastructures import State
 from starlette.responses import Response
 
@@ -38,6 +37,14 @@ from serve_app.process import allocator
 
 T = TypeVar("T")
 _IMAGE_THREADS = 2  # for reading and for writing: bounds memory, and leaves the event loop a core
+
+
+class Identified(Protocol):
+    """A request's body."""
+
+    @property
+    def identity(self) -> str:
+        """The text of what the images are, by which two requests with one key are compared."""
 
 
 class ApiServices:
@@ -181,7 +188,7 @@ def draw_seed() -> int:
 def request_context(
     request: Request,
     key: str | None,
-    body: BaseModel,
+    body: Identified,
     uploads: str = "",
     *,
     views: bool = False,
@@ -192,9 +199,8 @@ def request_context(
     `uploads` are the digests of files that are not part of the body's text.
     """
     fingerprint = ""
-    if key is not None:  # how a caller gets the images is no part of what they are
-        text = body.model_dump_json(exclude={*(body.model_extra or ()), "stream"}) + uploads
-        fingerprint = sha256(text.encode()).hexdigest()
+    if key is not None:
+        fingerprint = sha256((body.identity + uploads).encode()).hexdigest()
     return RequestContext(
         request.state.caller,
         request.state.path,

@@ -92,11 +92,14 @@ class EngineState:
             on_device = to_device(sample, self._models.device.torch_device)
             steps = segment.alone * self._quarantine_steps(sample)
             self.scheduler.add(on_device, segment, alone_steps=steps)
+            # An ingress of the release before, during a redeploy, sends none.
+            self.subscriptions.add(
+                on_device, listener, now, watched=getattr(segment, "watched", False)
+            )
         except Exception as error:  # a bad sample must not end the thread
             logger.exception("sample %s was not added", sample.id)
             notify(listener, Failed(to_domain_error(error)))
             return
-        self.subscriptions.add(on_device, listener, now, watched=segment.watched)
 
     def drop(self, id: str, listener: Listener) -> None:
         """Drop the listener's sample, if it is still there and nobody else's."""

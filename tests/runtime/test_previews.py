@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.networks.denoiser import DenoiserInput
 from serve_app.runtime.networks.vae import RgbImage
 from serve_app.runtime.previews import LatentToRgb, fit_latent_to_rgb, made_up_pictures
+from serve_app.runtime.stage_model import StageModel
 from tests.support.analytic_model import ConstantDenoiser, MeanPixels, analytic_model
 from tests.support.clock import Clock
 from tests.support.demo_models import Engines
@@ -100,6 +101,15 @@ def test_who_begins_to_watch_in_the_middle_sees_it_from_there(engine: Engine) ->
     assert len(previews(heard)) == 1
 
 
+def test_a_segment_of_the_release_before_says_nothing_of_watching(engine: Engine) -> None:
+    sample, heard = sample_of(SPEC), Heard()
+    segment = whole(sample)
+    object.__delattr__(segment, "watched")  # as it is after pickle, without a value
+    engine.submit(sample, segment, heard)
+    drain(engine)
+    assert heard.picture is not None
+
+
 def test_nobody_can_watch_an_image_that_has_ended(engine: Engine) -> None:
     submit(engine, "one", watched=False)
     drain(engine)
@@ -133,8 +143,12 @@ def test_a_watched_image_has_the_same_bytes(engines: Engines) -> None:
     assert heard.picture.tobytes() == plain
 
 
-def test_a_preview_of_the_demo_resembles_the_picture(engines: Engines) -> None:
-    engine = engines()[Stage.BASE]
+def test_a_preview_of_the_demo_resembles_the_picture(
+    models: dict[str, dict[Stage, StageModel]],
+) -> None:
+    ticks = count(0.0)  # so that every step is far enough from the last one for a preview
+    cache = ModelCache.of(models["strict"][Stage.BASE])
+    engine = Engine(cache, snapshot_every=99, clock=ticks.__next__)
     spec = replace(SPEC, prompt="a large yellow star on a black background", width=128, height=128)
     sample, heard = sample_of(spec), Heard()
     engine.submit(sample, replace(whole(sample), watched=True), heard)

@@ -51,10 +51,12 @@ class StageDone:
 
 @dataclass(frozen=True, slots=True)
 class ImageMade:
-    """An image is done: its PNG file, with its metadata."""
+    """An image is done: its PNG file with its metadata, its seed, and warnings for its caller."""
 
     number: int
     png: bytes
+    seed: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

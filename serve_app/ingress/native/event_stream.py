@@ -48,7 +48,7 @@ STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": {EVENT_STREAM: {"schema": _EVENT}},
     }
 }
-_SENT = re.compile(r"\d+(?:,\d+)*")  # a `Last-Event-ID`
+_SENT = re.compile(r"\d{1,2}(?:,\d{1,2})*")  # a `Last-Event-ID`
 
 
 def event_stream(
@@ -88,13 +88,14 @@ class _Messages:
                 yield self.message(name, {"image": number, **progress_of(outlook)})
             case ImagePreview(number, jpeg):
                 yield self.message("preview", {"image": number, "jpeg": jpeg})
-            case ImageMade(number, png):
+            case ImageMade(number, png, seed):
                 if number not in self._sent:
-                    yield await self._image(number, png)
+                    yield await self._image(number, png, seed)
             case JobDone(result):
-                for number, png in enumerate(result.pngs):
+                seeds = json.loads(result.meta)["seeds"]
+                for number, (png, seed) in enumerate(zip(result.pngs, seeds, strict=True)):
                     if number not in self._sent:
-                        yield await self._image(number, png)
+                        yield await self._image(number, png, seed)
                 yield self.message("done", {"meta": RawJson(result.meta)})
             case _:
                 assert_never(event)
@@ -104,10 +105,11 @@ class _Messages:
         ids = ",".join(map(str, sorted(self._sent)))
         return message(event, to_json({"jobId": self._job, **data}), ids)
 
-    async def _image(self, number: int, png: bytes) -> bytes:
+    async def _image(self, number: int, png: bytes, seed: int) -> bytes:
         """Return the message of an image: megabytes, so that it is made off the event loop."""
         self._sent.add(number)
-        return await self._services.write(self.message, "image", {"image": number, "png": png})
+        data = {"image": number, "seed": seed, "png": png}
+        return await self._services.write(self.message, "image", data)
 
 
 async def _messages(

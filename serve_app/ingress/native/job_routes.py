@@ -1,6 +1,7 @@
 """The routes of jobs: list, read, watch and cancel them. Any ingress process can answer."""
 
 import re
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
+from serve_app.core.errors import LedgerAway
 from serve_app.core.service.job_errors import JobNotFound
 from serve_app.core.service.job_events import ImageProgress
 from serve_app.core.service.jobs import Job, JobFilter, JobPlace, JobState
@@ -25,6 +27,7 @@ from serve_app.ingress.native.response_schemas import ErrorEnvelope, JobResponse
 from serve_app.ingress.openapi import error_responses
 from serve_app.ingress.responses import ImagesJSONResponse, images_content
 from serve_app.ingress.services import ApiServices, Services
+from serve_app.ingress.sse import EVENT_STREAM
 from serve_app.ingress.strict_json import StrictRoute
 
 _JOB_RESPONSES = error_responses(401, 403, 404, 406, 503, model=ErrorEnvelope)
@@ -100,9 +103,13 @@ async def watch_job(
     last_event_id: LastEventId = None,
 ) -> Response:
     """Stream a job's events from its present state on, whichever replica works at it."""
+    sent = images_sent(last_event_id)
+    if getattr(request.state, "is_head", False):
+        await services.jobs.get(id, request.state.caller)
+        return Response(media_type=EVENT_STREAM)
     events = services.jobs.watch(id, request.state.caller)
     await anext(events)  # raises if there is no such job
-    return event_stream(id, events, request, services, images_sent(last_event_id))
+    return event_stream(id, events, request, services, sent)
 
 
 @router.delete("/jobs/{id}", response_model=JobResponse, responses=_JOB_RESPONSES)
@@ -113,9 +120,12 @@ async def cancel_job(id: JobId, request: Request, services: Services) -> Respons
 
 async def submitted(id: str, request: Request, services: ApiServices) -> Response:
     """Return where a job can be found that its caller does not wait for."""
-    job = await services.jobs.get(id, request.state.caller)
+    try:
+        job = await services.jobs.get(id, request.state.caller)
+    except (LedgerAway, JobNotFound):  # it is being made, whether the ledger knows or not
+        job = Job(id, request.state.caller, owner="", created=time.time())
     response = await _job_response(job, services, status=202)
-    response.headers["Location"] = f"/jobs/{id}"
+    response.headers["Location"] = request.scope.get("root_path", "").rstrip("/") + f"/jobs/{id}"
     response.headers["Preference-Applied"] = "respond-async"
     return response
 

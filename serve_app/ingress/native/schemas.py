@@ -103,6 +103,11 @@ class CommonFields(ApiModel):
     stream: bool = False
 
     @property
+    def identity(self) -> str:
+        """The text of what the images are, whichever way the caller gets them."""
+        return self.model_dump_json(exclude={"stream"})
+
+    @property
     def input_files(self) -> list[InputFiles]:
         """The files of each image to be made, if the request has any. Raises `InvalidRequest`."""
         return []

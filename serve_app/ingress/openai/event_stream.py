@@ -33,6 +33,7 @@ from serve_app.ingress.services import ApiServices
 from serve_app.ingress.sse import EVENT_STREAM, PING_S, message
 
 GENERATION, EDIT = "image_generation", "image_edit"  # what the names of events begin with
+_QUICK = {"png": {"compress_level": 1}}  # of a picture that is looked at for a moment
 _NO_USAGE = {  # OpenAI counts tokens, which are none here
     "input_tokens": 0,
     "output_tokens": 0,
@@ -87,9 +88,9 @@ async def _messages(
 ) -> AsyncGenerator[bytes, None]:
     partials, sent = PartialImages(body.partial_images or 0), set[int]()
 
-    async def image(number: int, png: bytes) -> bytes:
-        sent.add(number)
-        return await services.write(_completed, kind, body, job, number, png)
+    async def image(made: ImageMade) -> bytes:
+        sent.add(made.number)
+        return await services.write(_completed, kind, body, job, made)
 
     try:
         async with aclosing(events):
@@ -104,13 +105,15 @@ async def _messages(
                             yield await services.write(
                                 _partial, kind, body, job, number, index, jpeg
                             )
-                    case ImageMade(number, png):
+                    case ImageMade(number):
                         if number not in sent:
-                            yield await image(number, png)
+                            yield await image(event)
                     case JobDone(result):
+                        meta = json.loads(result.meta)
                         for number, png in enumerate(result.pngs):
                             if number not in sent:
-                                yield await image(number, png)
+                                seed, warnings = meta["seeds"][number], tuple(meta["warnings"])
+                                yield await image(ImageMade(number, png, seed, warnings))
                     case _:
                         assert_never(event)
     except Exception as error:
@@ -127,18 +130,20 @@ def _partial(
     file = BytesIO()
     with Image.open(BytesIO(jpeg)) as preview:
         large = preview.resize((spec.width, spec.height), Image.Resampling.BICUBIC)
-    large.save(file, body.format.upper())
+    large.save(file, body.format.upper(), **_QUICK.get(body.format, {}))
     name = f"{kind}.partial_image"
     content = _common(name, body, job, number) | {"partial_image_index": index}
     return message(name, to_json({**content, "b64_json": file.getvalue()}))
 
 
-def _completed(
-    kind: str, body: ImagesRequest, job: GenerationJob, number: int, png: bytes
-) -> bytes:
+def _completed(kind: str, body: ImagesRequest, job: GenerationJob, made: ImageMade) -> bytes:
     name = f"{kind}.completed"
-    content = _common(name, body, job, number) | {"usage": _NO_USAGE}
-    return message(name, to_json({**content, "b64_json": body.encoded(png)}))
+    content = _common(name, body, job, made.number) | {
+        "usage": _NO_USAGE,
+        "seed": made.seed,
+        "warnings": list(made.warnings),
+    }
+    return message(name, to_json({**content, "b64_json": body.encoded(made.png)}))
 
 
 def _common(name: str, body: ImagesRequest, job: GenerationJob, number: int) -> dict[str, Any]:
@@ -150,6 +155,4 @@ def _common(name: str, body: ImagesRequest, job: GenerationJob, number: int) -> 
         "quality": body.quality or "auto",
         "background": "opaque",
         "output_format": body.format,
-        "seed": spec.seed,
-        "warnings": list(job.warnings),
     }

@@ -139,6 +139,8 @@ async def _links(
 ) -> list[str]:
     """Return the addresses of a job's images; none if the ledger, which signs them, is away."""
     job = json.loads(result.meta)["jobId"]
+    if (await services.jobs.ledger_health()).problem:
+        return []
     try:
         return [
             services.address(

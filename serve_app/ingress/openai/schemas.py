@@ -160,6 +160,12 @@ class ImagesRequest(BaseModel):
     timeout: Annotated[Timeout | None, Field(alias="timeoutSeconds")] = None
 
     @property
+    def identity(self) -> str:
+        """The text of what the images are, whichever way the caller gets them."""
+        same = self.model_copy(update={"stream": None})
+        return same.model_dump_json(exclude={"partial_images", *(self.model_extra or ())})
+
+    @property
     def format(self) -> ImageFormat:
         """The requested image format."""
         return self.output_format or "png"

@@ -90,7 +90,7 @@ async def test_the_result_of_a_job_is_what_its_last_event_brings() -> None:
         ImageProgress(0, Outlook(Stage.BASE, 0, 4)),
         ImagePreview(0, b"jpeg"),
         StageDone(0, Stage.BASE),
-        ImageMade(0, b"png"),
+        ImageMade(0, b"png", 7),
         JobDone(RESULT),
     )
     assert await last_result(stream.open()) is RESULT

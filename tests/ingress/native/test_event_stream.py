@@ -11,12 +11,14 @@ from starlette.types import ASGIApp
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import OutOfMemory, Overloaded
 from serve_app.core.service.events import Preview, Progress, Queued
-from serve_app.core.service.jobs import JobState
+from serve_app.core.service.job_errors import JobFailed, JobNotFound
+from serve_app.core.service.jobs import OWNER_LOST, Job, JobState
 from serve_app.core.service.outlook import Outlook
 from serve_app.ingress.access import AccessPolicy, digests
 from serve_app.ingress.app import build_api
+from serve_app.ingress.job_runs import JobRuns
 from serve_app.ingress.job_service import JobService
-from serve_app.ingress.job_views import JobView
+from serve_app.ingress.job_views import JobView, JobViews
 from tests.support.api import make_api
 from tests.support.asgi_stream import Exchange, SentEvent, exchange
 from tests.support.fake_conductor import INFO, FakeConductor, ScriptedConductor
@@ -309,3 +311,48 @@ async def test_a_job_of_one_process_is_watched_through_another(
     job_kept = await ledger.get(job, 0)
     assert job_kept is not None
     assert job_kept.state is JobState.SUCCEEDED
+
+
+async def test_head_of_a_stream_ends_at_once_and_watches_nothing(
+    maker: ScriptedConductor, ledger: WatchedLedger
+) -> None:
+    api = make_api(maker, ledger)
+    async with exchange(api, "POST", "/generate", {**BODY, "stream": False}) as answer:
+        await maker.begun.acquire()
+        (tasks,) = maker.admitted
+        path = f"/jobs/{tasks[0].id.rpartition('-')[0]}/events"
+        async with exchange(api, "HEAD", path) as head:
+            assert await head.started() == 200
+            await until_async(lambda: head.ended)
+        assert head.headers["content-type"].startswith("text/event-stream")
+        assert not maker.watched
+        maker.say(None)
+        assert await answer.started() == 201
+
+
+class LosingLedger(WatchedLedger):
+    """Says of a job that its process is gone, or that there is none."""
+
+    def __init__(self, *answers: Job | None) -> None:
+        super().__init__()
+        self._answers = list(answers)
+
+    async def get(self, id: str, wait: float) -> Job | None:
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+
+LOST = Job("a", "me", "gone", 0.0, JobState.FAILED, OWNER_LOST, is_abandoned=True)
+
+
+async def test_whoever_watches_a_lost_job_hears_of_it_when_nobody_takes_it_over() -> None:
+    ledger = LosingLedger(LOST)
+    jobs = JobService(FakeConductor(), ledger, INFO)
+    jobs.views = JobViews(JobRuns(FakeConductor(), ledger), ledger, takeover_s=0.0)
+    with pytest.raises(JobFailed, match="send the request again"):
+        [event async for event in jobs.watch("a", "me")]
+
+
+async def test_whoever_watches_a_job_that_is_deleted_meanwhile_hears_that_there_is_none() -> None:
+    jobs = JobService(FakeConductor(), LosingLedger(Job("a", "me", "other", 0.0), None), INFO)
+    with pytest.raises(JobNotFound):
+        [event async for event in jobs.watch("a", "me")]

@@ -122,3 +122,19 @@ def test_an_illegal_request_has_its_own_status(sdk: openai.OpenAI) -> None:
 def test_a_file_in_base64_is_whole(sdk: openai.OpenAI) -> None:
     (final,) = list(sdk.images.generate(prompt="a", stream=True))
     assert base64.b64decode(final.b64_json).startswith(b"\x89PNG")
+
+
+def test_a_key_makes_one_job_whichever_way_its_images_are_sent(
+    sdk: openai.OpenAI, maker: PreviewingConductor
+) -> None:
+    maker.calls.clear()
+    key = {"Idempotency-Key": "a-job"}
+    plain = sdk.images.generate(prompt="a", extra_headers=key).data
+    (final,) = list(sdk.images.generate(prompt="a", stream=True, extra_headers=key))
+    again: list[Any] = list(
+        sdk.images.generate(prompt="a", stream=True, partial_images=2, extra_headers=key)
+    )
+    assert plain is not None
+    assert plain[0].b64_json == final.b64_json == again[-1].b64_json
+    made: list[Any] = [plain[0], final, again[-1]]
+    assert len({image.model_extra["seed"] for image in made}) == len(maker.calls) == 1
