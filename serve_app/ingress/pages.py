@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 
 WEB_FOLDER = Path(__file__).parents[1] / "web"
 POLICY = (
@@ -20,6 +20,7 @@ POLICY = (
     "frame-ancestors 'none'"
 )
 DOCS_POLICY = f"{POLICY}; style-src 'self' 'unsafe-inline'"  # Swagger UI sets styles of elements
+PAGE_POLICY = f"{POLICY}; style-src 'self'; base-uri 'none'; form-action 'none'"
 _REVALIDATE = "no-cache"  # a browser may keep a file, and asks each time whether it is current
 _MEDIA_TYPES = {
     ".css": "text/css",
@@ -27,7 +28,7 @@ _MEDIA_TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-_DOCS = "docs.html"
+_PAGE, _DOCS = "index.html", "docs.html"
 
 router = APIRouter(include_in_schema=False)
 
@@ -77,9 +78,9 @@ _FILES = read_web_files()
 
 
 @router.get("/")
-async def root() -> Response:
-    """Lead a browser to the description of the service."""
-    return RedirectResponse("docs")  # relative, so that it is right under any prefix
+async def page(request: Request) -> Response:
+    """Return the page on which people make pictures."""
+    return _FILES[_PAGE].respond(request, PAGE_POLICY)
 
 
 @router.get("/docs")
@@ -97,6 +98,6 @@ async def openapi(request: Request) -> Response:
 @router.get("/static/{path:path}")
 async def static_file(path: str, request: Request) -> Response:
     """Return a file that a page loads. Raises 404 for any other."""
-    if path not in _FILES or path == _DOCS:
+    if path not in _FILES or path in (_PAGE, _DOCS):
         raise HTTPException(404)
     return _FILES[path].respond(request)

@@ -22,7 +22,8 @@ POLICY = (
     "img-src 'self' data: blob:; frame-ancestors 'none'"
 )
 FILES = sorted(read_web_files())
-OWN = [path for path in FILES if "/" not in path]
+OWN = [path for path in FILES if not path.startswith("swagger-ui/")]
+SVG = "http://www.w3.org/2000/svg"  # a name, which nothing is loaded from
 
 
 class Page(HTMLParser):
@@ -48,19 +49,24 @@ class Page(HTMLParser):
             self.inline.append(data)
 
 
+@pytest.mark.parametrize(("path", "scripts"), [("docs", 2), ("", 1)])
 @pytest.mark.parametrize("base", ["http://localhost/", "http://localhost/aura/"])
-async def test_docs_loads_files_of_this_service_alone_and_all_are_there(base: str) -> None:
+async def test_a_page_loads_files_of_this_service_alone_and_all_are_there(
+    base: str, path: str, scripts: int
+) -> None:
     """Under a prefix too, as Serve has it with `route_prefix: /aura`."""
     prefix = urlsplit(base).path.rstrip("/")
     api = make_api(FakeConductor(), Ledger(None), policy=KEYED)
     transport = httpx.ASGITransport(app=api, root_path=prefix, client=("10.1.2.3", 1))
     async with httpx.AsyncClient(transport=transport) as http:
-        answer = await http.get(urljoin(base, "docs"))
+        answer = await http.get(urljoin(base, path))
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
         page = Page(answer.text)
         assert not page.inline
-        assert len([name for name in page.references if name.endswith(".js")]) == 2
+        assert len([name for name in page.references if name.endswith(".js")]) == scripts
         for reference in page.references:
+            if reference.startswith("#"):
+                continue
             address = urljoin(str(answer.url), reference)
             assert address.startswith(base), reference
             assert (await http.get(address)).status_code == 200, reference
@@ -68,7 +74,7 @@ async def test_docs_loads_files_of_this_service_alone_and_all_are_there(base: st
 
 @pytest.mark.parametrize("path", OWN)
 def test_no_file_of_ours_names_another_host(path: str) -> None:
-    text = (WEB_FOLDER / path).read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
+    text = (WEB_FOLDER / path).read_text().replace(SVG, "")
     assert not re.search(r"""\w://|["'(]//""", text)
 
 
@@ -82,8 +88,10 @@ async def test_the_policy_allows_files_of_this_service_alone(client: Client) -> 
     http = client()
     docs = (await http.get("/docs")).headers["content-security-policy"]
     assert docs == f"{POLICY}; style-src 'self' 'unsafe-inline'"
+    page = (await http.get("/")).headers["content-security-policy"]
+    assert page == f"{POLICY}; style-src 'self'; base-uri 'none'; form-action 'none'"
     for path in FILES:
-        if path != "docs.html":
+        if path not in ("docs.html", "index.html"):
             answer = await http.get(f"/static/{path}")
             assert answer.headers["content-security-policy"] == POLICY
             assert answer.headers["x-content-type-options"] == "nosniff"
@@ -98,11 +106,16 @@ async def test_the_key_of_docs_stays_in_its_tab() -> None:
         assert place not in script
 
 
-async def test_the_root_leads_to_docs_under_any_prefix(client: Client) -> None:
-    answer = await client(policy=KEYED).get("/")
-    assert answer.status_code == 307
-    for root in ("http://localhost/", "https://example.org/aura/"):
-        assert urljoin(root, answer.headers["location"]) == f"{root}docs"
+async def test_the_page_keeps_the_key_in_its_tab_and_sets_texts_as_text() -> None:
+    """It has storage for pictures, the language and the theme, and a key goes in a header alone."""
+    scripts = {path: (WEB_FOLDER / path).read_text() for path in OWN if path.startswith("page/")}
+    for path, script in scripts.items():
+        for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+            assert way not in script, path
+        for place in ("document.cookie", "searchParams", "location.search"):
+            assert place not in script, path
+        assert not re.search(r"localStorage\.\w+\(KEY_ITEM", script), path
+    assert "sessionStorage.getItem(KEY_ITEM)" in scripts["page/main.js"]
 
 
 async def test_a_browser_asks_whether_its_file_is_current_and_gets_no_second_copy(
@@ -135,7 +148,16 @@ def test_the_tag_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("", "/", "docs.html", "nothing.js", "../app.py", "..%2fapp.py", "swagger-ui"),
+        *(
+            "",
+            "/",
+            "docs.html",
+            "index.html",
+            "nothing.js",
+            "../app.py",
+            "..%2fapp.py",
+            "swagger-ui",
+        ),
         *("swagger-ui/LICENSE", "swagger-ui/../../app.py", "/etc/passwd", "%00"),
     ],
 )

@@ -1,0 +1,198 @@
+// Jobs at work: a request, its tiles on the board, and what becomes of them.
+
+import { ServiceError, Unreachable } from "./client.js";
+import { button } from "./board.js";
+import { hasText, text } from "./texts.js";
+
+const MAX_WAIT_S = 120; // for a place in a full queue
+
+export class Jobs {
+  // `needs` are called with what only the person can give: a key, or the acceptance of terms.
+  constructor(client, board, { onError, needKey, needTerms }) {
+    this.client = client;
+    this.board = board;
+    this.handlers = { onError, needKey, needTerms };
+  }
+
+  // Makes the pictures of a request. `base` is the id of the picture that it refines; `full` is what
+  // a draft becomes.
+  async run(route, request, { ratio = 1, base = null, draft = false, full = null } = {}) {
+    const job = new Job(this.client);
+    const count = request.imageCount ?? 1;
+    const tiles = this.board.begin(job, count, ratio);
+    const made = [];
+    try {
+      const done = await this.#send(route, request, job, tiles, made);
+      await this.#keep({ route, request, base, draft, full }, tiles, made, done.meta);
+    } catch (error) {
+      await this.#fail(error, job, { route, request, base, draft, full, ratio }, tiles);
+    }
+  }
+
+  async #send(route, request, job, tiles, made) {
+    const path = route === "/refine" ? "refine" : "generate";
+    const send = () =>
+      this.client[path](request, {
+        signal: job.signal,
+        onEvent: (name, data) => {
+          job.id = data.jobId;
+          onEvent(name, data, tiles, made);
+        },
+      });
+    for (;;) {
+      try {
+        return await send();
+      } catch (error) {
+        if (!(await this.#canGoOn(error, job, tiles))) {
+          throw error;
+        }
+      }
+    }
+  }
+
+  // Returns whether a request that was refused should be sent again.
+  async #canGoOn(error, job, tiles) {
+    if (!(error instanceof ServiceError)) {
+      return false;
+    }
+    if (error.status === 401) {
+      return this.handlers.needKey();
+    }
+    if (error.code === "TERMS_NOT_ACCEPTED") {
+      return this.handlers.needTerms();
+    }
+    const waits = ["OVERLOADED", "LOADING"].includes(error.code) && error.status === 503;
+    if (!waits || error.retryAfter === null || error.retryAfter > MAX_WAIT_S) {
+      return false;
+    }
+    for (let left = error.retryAfter; left > 0; left -= 1) {
+      for (const tile of tiles) {
+        tile.words = `${messageOf(error)} ${text("retryIn", { n: left })}`;
+        tile.eta = null;
+        tile.status.textContent = tile.words;
+      }
+      await pause(1000, job.signal);
+    }
+    return true;
+  }
+
+  async #keep(kind, tiles, made, meta) {
+    for (const [number, file] of made.entries()) {
+      const tile = tiles[number];
+      tile.end();
+      const blob = new Blob([file], { type: "image/png" });
+      const size = await createImageBitmap(blob);
+      const seed = meta.seeds?.[number] ?? null;
+      await this.board.finish(tile, {
+        id: `${meta.jobId}-${number}`,
+        created: Date.now() + made.length - number,
+        blob,
+        width: size.width,
+        height: size.height,
+        route: kind.route,
+        request: seed === null ? kind.request : { ...kind.request, seed },
+        seed,
+        meta,
+        base: kind.base,
+        draft: kind.draft,
+        full: kind.full,
+      });
+      size.close();
+    }
+  }
+
+  async #fail(error, job, kind, tiles) {
+    if (job.isCancelled) {
+      tiles.forEach((tile) => tile.end());
+      tiles.forEach((tile) => this.board.discard(tile));
+      return;
+    }
+    if (error instanceof ServiceError && error.code === "VALIDATION_ERROR") {
+      tiles.forEach((tile) => this.board.discard(tile));
+      this.handlers.onError(error, messageOf(error));
+      return;
+    }
+    for (const tile of tiles) {
+      const dismiss = button("dismiss", "small", () => this.board.discard(tile));
+      const retry = button("retry", "primary small", () => {
+        tiles.forEach((other) => this.board.discard(other));
+        this.run(kind.route, kind.request, kind);
+      });
+      tile.fail(messageOf(error), [retry, dismiss]);
+    }
+  }
+}
+
+class Job {
+  constructor(client) {
+    this.client = client;
+    this.id = null;
+    this.aborting = new AbortController();
+    this.isCancelled = false;
+  }
+
+  get signal() {
+    return this.aborting.signal;
+  }
+
+  // Ends the job: the stream, and the work behind it.
+  async cancel() {
+    this.isCancelled = true;
+    const { id } = this;
+    this.aborting.abort();
+    if (id !== null) {
+      try {
+        await this.client.cancel(id);
+      } catch {
+        // it has ended by itself, or the service is gone
+      }
+    }
+  }
+}
+
+function onEvent(name, data, tiles, made) {
+  const tile = tiles[data.image];
+  switch (name) {
+    case "queued":
+      tile.queued(data);
+      break;
+    case "progress":
+      tile.progress(data);
+      break;
+    case "preview":
+      tile.preview(new Blob([bytesOf(data.jpeg)], { type: "image/jpeg" }));
+      break;
+    case "image":
+      made[data.image] = bytesOf(data.png);
+      tile.preview(new Blob([made[data.image]], { type: "image/png" }));
+      tile.finishing();
+      break;
+    default: // an event of a later version
+  }
+}
+
+// Says what went wrong, and what to do, in the person's language where the page knows the words.
+export function messageOf(error) {
+  if (error instanceof Unreachable) {
+    return text("error_UNREACHABLE");
+  }
+  if (!(error instanceof ServiceError)) {
+    return text("failed");
+  }
+  const own = `error_${error.code}`;
+  return hasText(own) ? text(own) : error.message;
+}
+
+function bytesOf(base64) {
+  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+}
+
+function pause(ms, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
+}
