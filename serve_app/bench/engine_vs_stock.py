@@ -22,7 +22,7 @@ from serve_app.runtime.checkpoints.checkpoint import Checkpoint, inspect
 from serve_app.runtime.local import LocalPipeline
 from serve_app.runtime.memory.device import Device, open_device
 
-_GUIDANCE = 6.9
+_GUIDANCE, _UNGUIDED = 6.9, 1.0
 
 Generate = Callable[[list[ImageSpec]], object]
 console = Console(highlight=False)
@@ -36,6 +36,7 @@ class Case:
     images: int
     ours: Generate
     other: Generate
+    guidance: float = _GUIDANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ def compare(*, runs: int, steps: int, threads: int) -> None:
             *((f"strict, 1 of {n} images", True, 1, n) for n in (2, 4, 8)),
         )
     ]
+    alone = _engine(checkpoint, device, 4, strict=True)
+    cases.append(Case("strict, 1 of 4 images, unguided", 1, alone, stock, _UNGUIDED))
     table = Table(
         title=f"Engine against the stock pipeline: {steps} steps, {threads} CPU thread(s)",
         caption=f"{runs} paired runs. 1 of 4 images: alone, where four may step together. Above 1 "
@@ -95,7 +98,7 @@ def _measure(case: Case, runs: int, steps: int, checkpoint: Checkpoint) -> Outco
     outcome = Outcome([], [])
     for run in track(range(-1, runs), case.label, console=console, transient=True):
         specs = [
-            _spec(f"run {run} picture {i}", run + 2 + i, steps, checkpoint)
+            _spec(f"run {run} picture {i}", run + 2 + i, steps, case.guidance, checkpoint)
             for i in range(case.images)
         ]
         sides = [(case.ours, outcome.ours), (case.other, outcome.other)]
@@ -107,10 +110,10 @@ def _measure(case: Case, runs: int, steps: int, checkpoint: Checkpoint) -> Outco
     return outcome
 
 
-def _spec(prompt: str, seed: int, steps: int, checkpoint: Checkpoint) -> ImageSpec:
+def _spec(prompt: str, seed: int, steps: int, guidance: float, checkpoint: Checkpoint) -> ImageSpec:
     side = checkpoint.native_size
     return ImageSpec(
-        prompt=prompt, seed=seed, width=side, height=side, steps=steps, guidance=_GUIDANCE
+        prompt=prompt, seed=seed, width=side, height=side, steps=steps, guidance=guidance
     )
 
 
@@ -125,7 +128,7 @@ def _stock(checkpoint: Checkpoint) -> Generate:
         pipeline(
             [spec.prompt for spec in specs],
             num_inference_steps=specs[0].steps,
-            guidance_scale=_GUIDANCE,
+            guidance_scale=specs[0].guidance,
             generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
             width=specs[0].width,
             height=specs[0].height,

@@ -106,7 +106,7 @@ class KeepingAttention(_Attention):  # type: ignore[misc, valid-type]  # diffuse
         return by_head.transpose(1, 2)
 
 
-class KeepingUNet(_UNet):  # type: ignore[misc, valid-type]
+class KeepingUNet(_UNet):  # type: ignore[misc, valid-type]  # likewise
     """diffusers' `UNet2DConditionModel` of SDXL."""
 
     kept: KeptConditioning
