@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from serve_app.runtime.networks.quantization import EightBitLinear
+from serve_app.runtime.networks.quiet import diffusers
 
 Shapes = dict[str, tuple[int, ...]]  # of the inputs of a network's layers, by the layer's name
 
@@ -152,7 +153,8 @@ def prepack_unet(unet: Any, latent_shape: tuple[int, int]) -> None:
             },
         )
 
-    prepack(unet, _input_shapes(unet, call))
+    # One that keeps its conditioning has a class of its own, and its copy would keep nothing.
+    prepack(unet, _input_shapes(diffusers.UNet2DConditionModel, unet.config, call))
 
 
 def prepack_vae(vae: Any, latent_shape: tuple[int, int]) -> None:
@@ -162,12 +164,12 @@ def prepack_vae(vae: Any, latent_shape: tuple[int, int]) -> None:
         pixels = model.decode(torch.empty(1, model.config.latent_channels, *latent_shape)).sample
         model.encode(pixels)
 
-    prepack(vae, _input_shapes(vae, call))
+    prepack(vae, _input_shapes(type(vae), vae.config, call))
 
 
 @torch.inference_mode()
-def _input_shapes(network: Any, call: Callable[[Any], None]) -> Shapes:
-    """Return what the layers get in a call, by a copy of the network that has and computes nothing.
+def _input_shapes(network_class: Any, config: Any, call: Callable[[Any], None]) -> Shapes:
+    """Return what a network's layers get in a call, by a copy that has and computes nothing.
 
     `call` makes its inputs on torch's default device.
     """
@@ -177,7 +179,7 @@ def _input_shapes(network: Any, call: Callable[[Any], None]) -> Shapes:
         return lambda _, args: shapes.__setitem__(name, tuple(args[0].shape))
 
     with torch.device("meta"):
-        copy = type(network).from_config(network.config)
+        copy = network_class.from_config(config)
         for name, module in copy.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.register_forward_pre_hook(note(name))

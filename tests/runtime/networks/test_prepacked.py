@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from serve_app.core.diffusion.prompt import ENCODED_TOKENS
 from serve_app.core.diffusion.spec import Stage
 from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.memory.device import Device, open_device
 from serve_app.runtime.networks.compiler import compiler_problem
+from serve_app.runtime.networks.kept_conditioning import keep_conditioning
 from serve_app.runtime.networks.loading import Modules, load
 from serve_app.runtime.networks.prepacked import (
     PrepackedConv2d,
@@ -94,6 +96,17 @@ def test_only_layers_with_one_line_per_row_stay_plain(plain: Modules) -> None:
     again = deepcopy(plain_layers(unet))
     prepack_unet(unet, (32, 32))
     assert plain_layers(unet) == again
+
+
+def test_a_unet_that_keeps_its_conditioning_already_is_prepacked_too(plain: Modules) -> None:
+    """As when a second pipeline is built of the same networks."""
+    unet = deepcopy(plain.unet)
+    keep_conditioning(unet, 4 * ENCODED_TOKENS)
+    prepack_unet(unet, (16, 16))
+    expected = deepcopy(plain.unet)
+    prepack_unet(expected, (16, 16))
+    assert plain_layers(unet) == plain_layers(expected)
+    assert torch.equal(predict(unet, (16, 16), 2), predict(expected, (16, 16), 2))
 
 
 def test_the_plain_weights_come_back_to_the_bit(plain: Modules) -> None:
