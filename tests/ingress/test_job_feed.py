@@ -55,6 +55,19 @@ async def test_a_slow_reader_gets_the_newest_event_of_each_type_and_image() -> N
     assert [event async for event in reading] == [MADE]  # no preview of what is made
 
 
+async def test_an_event_that_is_equal_to_the_one_before_is_no_news() -> None:
+    feed = JobFeed()
+    reading = feed.read()
+    feed.put(preview(0, 1))
+    assert await anext(reading) == preview(0, 1)
+    feed.put(preview(0, 1))
+    feed.put(MADE)
+    assert await anext(reading) == MADE
+    feed.put(MADE)
+    feed.close()
+    assert [event async for event in reading] == []
+
+
 async def test_a_late_reader_begins_with_the_present_state() -> None:
     feed = JobFeed()
     feed.put(STARTED)
