@@ -80,6 +80,11 @@ SHARED: Mapping[str, FieldDoc] = {
         "Ignored if a size in pixels is given.",
         "3:2",
     ),
+    "resolution": FieldDoc(
+        "`high` is the size that the model was trained on; `standard` has three quarters of its "
+        "sides, for half of the time. Ignored if a size in pixels is given.",
+        "standard",
+    ),
     "sampler": FieldDoc(
         "The solver of the denoising steps, with the spacing of noise levels as a suffix. Default: "
         "the model's own, which is `euler` unless its folder says otherwise.",

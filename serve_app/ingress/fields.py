@@ -18,7 +18,7 @@ from pydantic_core.core_schema import no_info_after_validator_function
 from serve_app.core.diffusion.extensions import WEIGHT_RANGE
 from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.diffusion.samplers import Sampler
-from serve_app.core.diffusion.sizes import ASPECTS
+from serve_app.core.diffusion.sizes import ASPECTS, RESOLUTIONS
 from serve_app.core.diffusion.spec import (
     GUIDANCE_RANGE,
     SEED_RANGE,
@@ -104,6 +104,12 @@ def _aspect(value: str) -> str:
     return value
 
 
+def _resolution(value: str) -> str:
+    if value not in RESOLUTIONS:
+        raise _one_of(RESOLUTIONS)
+    return value
+
+
 Prompt = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1),
@@ -126,6 +132,9 @@ GuidanceInterval = Annotated[
 ResizeModeName = Annotated[ResizeMode, BeforeValidator(_resize_mode)]
 AspectRatio = Annotated[
     str, AfterValidator(_aspect), Field(json_schema_extra={"enum": list(ASPECTS)})
+]
+Resolution = Annotated[
+    str, AfterValidator(_resolution), Field(json_schema_extra={"enum": list(RESOLUTIONS)})
 ]
 
 

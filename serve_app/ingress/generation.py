@@ -57,9 +57,10 @@ class CommonRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest(CommonRequest):
-    """Images from a prompt. `width` and `height`, in pixels, win over `aspect`."""
+    """Images from a prompt. `width` and `height`, in pixels, win over `aspect` and `resolution`."""
 
     aspect: str = "Auto"
+    resolution: str = "high"
     width: int | None = None
     height: int | None = None
     temperature: float = DEFAULT_TEMPERATURE
@@ -68,7 +69,7 @@ class GenerationRequest(CommonRequest):
         """Return width and height of the images. Raises `InvalidRequest`."""
         width, height = self.width, self.height
         if width is None and height is None:
-            return model.sizes.for_aspect(self.aspect)
+            return model.sizes.for_aspect(self.aspect, self.resolution)
         if width is None or height is None:
             missing, given = ("width", "height") if width is None else ("height", "width")
             raise InvalidRequest(missing, f"is required when {given} is given")

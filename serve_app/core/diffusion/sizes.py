@@ -26,6 +26,9 @@ ASPECTS: dict[str, tuple[int, int]] = {  # width, height at a native size of 102
 }
 
 
+RESOLUTIONS = {"high": 1.0, "standard": 0.75}  # sides, as a share of those above
+
+
 @dataclass(frozen=True, slots=True)
 class SizeRules:
     """The legal sizes for a checkpoint."""
@@ -53,12 +56,15 @@ class SizeRules:
         height = self.max_pixels // self.max_side // PIXELS_PER_LATENT * PIXELS_PER_LATENT
         return self.max_side, height
 
-    def for_aspect(self, aspect: str) -> tuple[int, int]:
-        """Return width and height for a named aspect ratio; raise `InvalidRequest` if unknown."""
+    def for_aspect(self, aspect: str, resolution: str = "high") -> tuple[int, int]:
+        """Return width and height for a named aspect ratio; raise `InvalidRequest` if unknown.
+
+        A resolution of "standard" has about 0.56 of the native area.
+        """
         if aspect not in ASPECTS:
             raise InvalidRequest("aspect", f"must be one of {', '.join(ASPECTS)}")
         width, height = ASPECTS[aspect]
-        scale = self.native_size / SDXL_SIDE
+        scale = RESOLUTIONS[resolution] * self.native_size / SDXL_SIDE
         return _snap(width * scale), _snap(height * scale)
 
     @property

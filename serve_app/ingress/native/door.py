@@ -14,7 +14,7 @@ from serve_app.ingress.native.routes import router
 from serve_app.ingress.native.schemas import (
     WIRE_NAMES,
     GenerateRequest,
-    RefineConfig,
+    NestedConfig,
     RefineRequest,
     extension_fields,
 )
@@ -22,7 +22,7 @@ from serve_app.ingress.openapi import branch_of_type
 
 _REQUESTS: dict[str, type[BaseModel]] = {"/generate": GenerateRequest, "/refine": RefineRequest}
 _NESTED: dict[str, type[BaseModel]] = {
-    "config": RefineConfig,
+    "config": NestedConfig,
     **{to_camel(field): entry for field, entry in extension_fields(GenerateRequest).items()},
 }
 _PROMPTS = {

@@ -27,26 +27,16 @@ from serve_app.core.service.outlook import Outlook
 from serve_app.ingress.errors import respond_to_exception
 from serve_app.ingress.responses import RawJson, to_json
 from serve_app.ingress.services import ApiServices
-from serve_app.ingress.sse import EVENT_STREAM, PING_S, message
+from serve_app.ingress.sse import EVENT_STREAM, PING_S, message, stream_response
 
-_EVENT = {  # of each event of the stream
-    "type": "object",
-    "properties": {
-        "event": {
-            "enum": ["queued", "progress", "preview", "image", "done", "error"],
-            "description": "What has happened.",
-        },
-        "data": {"type": "string", "description": "JSON: the `jobId`, and what the event is of."},
-        "id": {"type": "string", "description": "The images that were sent, for Last-Event-ID."},
-    },
-    "required": ["event", "data", "id"],
-}
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Events as they happen, if `stream` is true or Accept prefers them: "
-        "`queued`, `progress`, `preview`, `image`, and at last `done` or `error`",
-        "content": {EVENT_STREAM: {"schema": _EVENT}},
-    }
+    200: stream_response(
+        "Events as they happen, if `stream` is true or Accept prefers them: `queued`, `progress`, "
+        "`preview`, `image`, and at last `done` or `error`",
+        ("queued", "progress", "preview", "image", "done", "error"),
+        "JSON: the `jobId`, and what the event is of.",
+        "The images that were sent, for Last-Event-ID.",
+    )
 }
 _SENT = re.compile(r"\d{1,2}(?:,\d{1,2})*")  # a `Last-Event-ID`
 

@@ -21,6 +21,7 @@ from serve_app.ingress.fields import (
     Prompt,
     Range,
     ResizeModeName,
+    Resolution,
     SamplerName,
     Seed,
     StepCacheName,
@@ -131,48 +132,55 @@ def extension_fields(request: type[CommonFields]) -> dict[str, type[ExtensionFie
     return fields
 
 
+class NestedConfig(ApiModel):
+    """The nested form of some settings. `modelPath` is a name, never a path."""
+
+    steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    model_path: str | None = None
+
+
 class GenerateRequest(CommonFields):
     """POST /generate."""
 
     prompt: Prompt
     aspect_ratio: AspectRatio = "Auto"
+    resolution: Resolution = "high"
     temperature: Annotated[float, Range(0, 2)] = DEFAULT_TEMPERATURE
     width: int | None = None
     height: int | None = None
     refine: bool | None = None
+    config: NestedConfig | None = None
 
     def to_domain(self, info: ServiceInfo) -> GenerationRequest:
-        """Return the request in the domain's words. Raises `InvalidRequest` for a long prompt."""
+        """Return the request in the domain's words. Raises `InvalidRequest` or `ModelNotFound`."""
+        config = self.config or NestedConfig()
         _check_length("negativePrompt", self.negative_prompt, info)
+        model, refiner_only = _choose_model(self.model, config.model_path, info)
+        if refiner_only:
+            raise InvalidRequest("config.modelPath", "is the refiner, which continues other images")
         _check_length("prompt", self.prompt, info)
         return GenerationRequest(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             seed=self.seed,
-            steps=self.steps,
-            guidance=self.guidance_scale,
+            steps=_agreed("steps", self.steps, config.steps),
+            guidance=_agreed("guidanceScale", self.guidance_scale, config.guidance_scale),
             guidance_interval=as_interval(self.guidance_interval),
             cache=self.cache,
             sampler=self.sampler,
             image_count=self.image_count,
             handoff=self.handoff,
-            model=self.model,
+            model=model.name,
             extensions=self.extension_choices(),
             timeout_s=self.timeout_seconds,
             aspect=self.aspect_ratio,
+            resolution=self.resolution,
             width=self.width,
             height=self.height,
             temperature=self.temperature,
             refine=self.refine,
         )
-
-
-class RefineConfig(ApiModel):
-    """The nested form of /refine's settings. `modelPath` is a name, never a path."""
-
-    steps: Steps | None = None
-    guidance_scale: Guidance | None = None
-    model_path: str | None = None
 
 
 class RefineRequest(CommonFields):
@@ -183,7 +191,7 @@ class RefineRequest(CommonFields):
     images: Images | None = None
     refine_prompt: Prompt | None = None
     prompt: Prompt | None = None
-    config: RefineConfig | None = None
+    config: NestedConfig | None = None
     strength: Strength = DEFAULT_STRENGTH
     resize_mode: ResizeModeName = ResizeMode.CROP
 
@@ -204,7 +212,7 @@ class RefineRequest(CommonFields):
         Raises `InvalidRequest` or `ModelNotFound`.
         """
         field, prompt = self.named_prompt
-        config = self.config or RefineConfig()
+        config = self.config or NestedConfig()
         _check_length("negativePrompt", self.negative_prompt, info)
         model, refiner_only = _choose_model(self.model, config.model_path, info)
         _check_length(field, prompt, info)

@@ -30,7 +30,7 @@ from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.openai.schemas import ImagesRequest
 from serve_app.ingress.responses import to_json
 from serve_app.ingress.services import ApiServices
-from serve_app.ingress.sse import EVENT_STREAM, PING_S, message
+from serve_app.ingress.sse import EVENT_STREAM, PING_S, message, stream_response
 
 GENERATION, EDIT = "image_generation", "image_edit"  # what the names of events begin with
 _QUICK = {"png": {"compress_level": 1}}  # of a picture that is looked at for a moment
@@ -40,6 +40,13 @@ _NO_USAGE = {  # OpenAI counts tokens, which are none here
     "total_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
 }
+
+
+def stream_responses(kind: str) -> dict[int | str, dict[str, Any]]:
+    """Return how OpenAPI describes the streams of one kind of images."""
+    names = (f"{kind}.partial_image", f"{kind}.completed", "error")
+    description = "With `stream`: OpenAI's events, as they happen"
+    return {200: stream_response(description, names, "JSON: the event, as OpenAI has it.")}
 
 
 class PartialImages:

@@ -16,7 +16,7 @@ from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.openai import form
-from serve_app.ingress.openai.event_stream import EDIT, GENERATION, event_stream
+from serve_app.ingress.openai.event_stream import EDIT, GENERATION, event_stream, stream_responses
 from serve_app.ingress.openai.rerun import rerun_format
 from serve_app.ingress.openai.response_schemas import (
     ImagesResponse,
@@ -54,7 +54,7 @@ ALIASES = (  # names that clients have hard-coded; all of them mean our default 
     "dall-e-2",
     "dall-e-3",
 )
-_GENERATION_RESPONSES = error_responses(*GENERATION_ERRORS, model=OpenAIErrorEnvelope)
+_ERRORS = error_responses(*GENERATION_ERRORS, model=OpenAIErrorEnvelope)
 _LIST_RESPONSES = error_responses(401, 403, 406, model=OpenAIErrorEnvelope)
 _MODEL_RESPONSES = error_responses(401, 403, 404, 406, model=OpenAIErrorEnvelope)
 
@@ -62,7 +62,9 @@ router = APIRouter(prefix=PREFIX, route_class=StrictRoute, tags=["OpenAI Images 
 
 
 @router.post(
-    GENERATIONS.removeprefix(PREFIX), response_model=ImagesResponse, responses=_GENERATION_RESPONSES
+    GENERATIONS.removeprefix(PREFIX),
+    response_model=ImagesResponse,
+    responses=stream_responses(GENERATION) | _ERRORS,
 )
 async def create_images(
     body: ImageGenerationRequest, request: Request, services: Services, key: IdempotencyKey = None
@@ -79,7 +81,7 @@ async def create_images(
 @router.post(
     EDITS.removeprefix(PREFIX),
     response_model=ImagesResponse,
-    responses=_GENERATION_RESPONSES,
+    responses=stream_responses(EDIT) | _ERRORS,
     openapi_extra={"requestBody": form.DESCRIPTION},
 )
 async def edit_images(request: Request, services: Services, key: IdempotencyKey = None) -> Response:
