@@ -53,5 +53,6 @@ def http(settings: Settings, info: ServiceInfo) -> OpenHttp:
         daily_quotas=by_caller(daily_quotas_by_key(settings)),
         spool=settings.drain_spool,
         base_url=settings.image_service_base_url,
+        webhook_receivers=settings.webhook_urls,
     )
     return partial(open_ingress, config)

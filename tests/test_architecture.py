@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "deployments": (CORE | {"process", "runtime", "deployments", "ledger_store"}, {"ray"}),
     "ingress.native": (CORE | {"ingress"}, {"fastapi", "starlette"}),
     "ingress.openai": (CORE | {"ingress"}, {"fastapi", "starlette"}),
+    "ingress.webhooks": (CORE | {"ingress.contracts"}, {"httpx2"}),
     "ingress": (CORE | {"process", "ingress", "spool"}, {"fastapi", "starlette"}),
     "config": (
         CORE | {"runtime.checkpoints", "config", "demo.vocabulary", "spool.access"},

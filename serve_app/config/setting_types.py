@@ -1,16 +1,20 @@
 """The types of settings that pydantic lacks: devices, addresses, origins, lists, absolute paths."""
 
 import re
+from base64 import b64decode
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from serve_app.config.network import LOOPBACK, parsed_address
+from serve_app.config.network import LOOPBACK, is_loopback, parsed_address
 from serve_app.config.web_addresses import host_name, origin
+from serve_app.core.service.webhooks import WebhookReceiver
 
 _SCHEMAS = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_SECRET_PREFIX = "whsec_"  # of Standard Webhooks
+_SECRET_BYTES = (24, 64)
 _DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -69,6 +73,42 @@ def _schema_name(text: str) -> str:
     return text
 
 
+def _webhook_receivers(texts: tuple[str, ...]) -> tuple[WebhookReceiver, ...]:
+    """Return the receivers of ADDRESS=SECRET texts. Raises `ValueError`, which repeats none."""
+    secrets: dict[str, list[bytes]] = {}
+    for text in texts:
+        url, mark, secret = text.rpartition(f"={_SECRET_PREFIX}")
+        if not mark:
+            raise ValueError(
+                "must be addresses, each with its secret: https://example.org/hook=whsec_..."
+            )
+        secrets.setdefault(_webhook_url(url), []).append(_webhook_secret(secret))
+    return tuple(WebhookReceiver(url, tuple(keys)) for url, keys in secrets.items())
+
+
+def _webhook_url(url: str) -> str:
+    problem = ValueError("must have https addresses, or http ones of this machine, without a user")
+    try:
+        parts = urlsplit(url)
+        origin(url)
+    except ValueError:
+        raise problem from None
+    is_safe = parts.scheme == "https" or is_loopback(parts.hostname or "")
+    if not is_safe or parts.fragment:
+        raise problem
+    return url
+
+
+def _webhook_secret(text: str) -> bytes:
+    try:
+        secret = b64decode(text, validate=True)
+    except ValueError:
+        secret = b""
+    if not _SECRET_BYTES[0] <= len(secret) <= _SECRET_BYTES[1]:
+        raise ValueError("must have secrets of 24 to 64 bytes: whsec_ and their base64")
+    return secret
+
+
 def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
@@ -103,6 +143,17 @@ SchemaName = Annotated[
     str,
     AfterValidator(_schema_name),
     Field(description="Schema of that database; each service needs one of its own"),
+]
+WebhookReceivers = Annotated[
+    tuple[WebhookReceiver, ...],
+    BeforeValidator(_webhook_receivers),
+    BeforeValidator(_split_list),  # which comes first
+    Field(
+        repr=False,
+        description="Addresses that a request may name as its `webhook`, each with the secret that "
+        "its messages are signed with: https://example.org/hook=whsec_...; comma separated. Empty: "
+        "no webhooks",
+    ),
 ]
 PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]

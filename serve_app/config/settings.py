@@ -31,6 +31,7 @@ from serve_app.config.setting_types import (
     Quantization,
     SchemaName,
     TextList,
+    WebhookReceivers,
     Weights,
     XFormers,
 )
@@ -181,6 +182,7 @@ class Settings(BaseModel):
         description="Longest prompt on /generate and /refine, in characters; the OpenAI routes "
         "take 4000",
     )
+    webhook_urls: WebhookReceivers = ()
     rate_limit_mpsteps_per_minute: float = Field(
         0,
         ge=0,

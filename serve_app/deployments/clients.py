@@ -33,6 +33,7 @@ from serve_app.core.service.jobs import (
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.sample_leases import RENEW_EVERY_S
 from serve_app.core.service.tasks import ImageSnapshot
+from serve_app.core.service.webhooks import DueWebhooks
 from serve_app.deployments.known_stats import KnownStats
 from serve_app.deployments.ray_private import accepting_replica, broadcast_results
 
@@ -239,6 +240,14 @@ class RemoteLedger:
     async def secret(self, name: str) -> bytes:
         """See `Ledger`."""
         return cast(bytes, await self._call("secret", name))
+
+    async def take_webhooks(self, url: str, limit: int) -> DueWebhooks:
+        """See `Ledger`. Not tried again: the first try may have taken some."""
+        return cast(DueWebhooks, await self._call("take_webhooks", url, limit, retry_for=0))
+
+    async def settle_webhook(self, id: str, retry_in: float | None) -> None:
+        """See `Ledger`."""
+        await self._call("settle_webhook", id, retry_in)
 
     async def health(self) -> LedgerHealth:
         """Return the newest health that is known, without waiting for a ledger that is away."""

@@ -32,6 +32,7 @@ from serve_app.core.service.jobs import (
 from serve_app.core.service.ledger_place import LedgerFile, LedgerPlace
 from serve_app.core.service.rate_limit import RateLimit, TokenBucket, consume, is_full
 from serve_app.core.service.warm_ups import WarmUp, WarmUps
+from serve_app.core.service.webhooks import DueWebhooks
 from serve_app.core.startup_error import startup_errors
 from serve_app.ledger_store.async_store import AsyncStore
 from serve_app.ledger_store.opening import open_store
@@ -183,6 +184,17 @@ class Ledger:
         self._note_call()
         fresh = secrets.token_bytes(32)
         return await self._store.write(lambda store: store.secret(name, fresh))
+
+    async def take_webhooks(self, url: str, limit: int) -> DueWebhooks:
+        """Return the webhooks of a receiver that the caller is to try now, at most so many."""
+        now = self._note_call()
+        return await self._store.write(lambda store: store.take_webhooks(url, limit, now))
+
+    async def settle_webhook(self, id: str, retry_in: float | None) -> None:
+        """Keep that a webhook is to be tried again after some seconds; None: never."""
+        now = self._note_call()
+        due = None if retry_in is None else now + retry_in
+        await self._store.write(lambda store: store.settle_webhook(id, due))
 
     async def note_warm_up(self, replica: str, warm_up: WarmUp) -> None:
         """Take note of how far a replica is that starts, for `health`."""

@@ -50,13 +50,16 @@ def build_api(
     meter: Meter | None = None,
     max_jobs: int = AdmissionLimits().open_requests,
     base_url: str | None = None,
+    webhook_urls: frozenset[str] = frozenset(),
 ) -> ASGIApp:
     """Return the service as an ASGI app.
 
     `proxy_sets_request_id` says that the proxy in front adds X-Request-Id to responses. `meter`
     records errors. `max_jobs` are the jobs that may be open. `base_url` is the public address.
+    `webhook_urls` are the receivers that jobs may name.
     """
-    api = build_routes(jobs, conductor, info, policy, version=version, base_url=base_url)
+    services = ApiServices(jobs, conductor, info, version, base_url, webhook_urls)
+    api = build_routes(services, policy)
     return wrap(
         api,
         DOORS,
@@ -71,24 +74,16 @@ def build_api(
     )
 
 
-def build_routes(
-    jobs: JobService,
-    conductor: Maker,
-    info: ServiceInfo,
-    policy: AccessPolicy,
-    *,
-    version: str,
-    base_url: str | None = None,
-) -> FastAPI:
+def build_routes(services: ApiServices, policy: AccessPolicy) -> FastAPI:
     """Return every door's routes and errors, without the middleware."""
     api = FastAPI(
         title="Aura Serve",
-        version=version,
+        version=services.version,
         openapi_url=None,  # `pages` has this route and the pages for people
         redirect_slashes=False,
         generate_unique_id_function=lambda route: str(route.name),
     )
-    api.state.services = ApiServices(jobs, conductor, info, version, base_url)
+    api.state.services = services
     for router in ROUTERS:
         api.include_router(router)
     api.exception_handler(AuraError)(_answer_error)
@@ -99,7 +94,7 @@ def build_routes(
     describe = api.openapi
     # A method is replaced because FastAPI has no other way to extend its description.
     api.openapi = cache(  # type: ignore[method-assign]
-        lambda: openapi.complete(describe(), DOORS, info, policy)
+        lambda: openapi.complete(describe(), DOORS, services.info, policy)
     )
     return api
 

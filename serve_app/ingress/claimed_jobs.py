@@ -55,7 +55,7 @@ class ClaimedJobs:
         text = f"{context.caller}\n{context.route}\n{context.key}"
         scope = sha256(text.encode()).hexdigest()
         claim = IdempotencyClaim(scope, context.fingerprint, generation.seed)
-        job = self._runs.new_job(context.caller)
+        job = self._runs.new_job(context.caller, context.webhook)
         while True:
             claimed = await self._ledger.create(job, claim)
             if claimed.job is None:
@@ -90,7 +90,7 @@ class ClaimedJobs:
             if known.has_ended:
                 taken.file.delete()
             return
-        job = self._runs.new_job(spooled.caller)
+        job = self._runs.new_job(spooled.caller, spooled.webhook)
         claimed = await self._ledger.create(job, spooled.claim)
         if claimed.is_owner and self._runs.task(claimed.job or job.id) is None:
             generation = replace(taken.generation, timeout_s=None)

@@ -23,6 +23,7 @@ from serve_app.core.service.jobs import (
 from serve_app.core.service.outlook import Outlook
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.tasks import ImageSnapshot, ImageTask
+from serve_app.core.service.webhooks import DueWebhooks
 
 
 class Maker(Protocol):
@@ -127,6 +128,12 @@ class Ledger(Protocol):
 
     async def secret(self, name: str) -> bytes:
         """Return the secret of a name, which all processes share and nobody else knows."""
+
+    async def take_webhooks(self, url: str, limit: int) -> DueWebhooks:
+        """Return the webhooks of a receiver that the caller is to try now, at most so many."""
+
+    async def settle_webhook(self, id: str, retry_in: float | None) -> None:
+        """Keep that a webhook is to be tried again after some seconds; None: never."""
 
     async def health(self) -> LedgerHealth:
         """Return what is wrong with the ledger. Raises nothing."""

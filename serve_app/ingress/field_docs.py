@@ -150,6 +150,10 @@ NATIVE: Mapping[str, FieldDoc] = {
         "it; for any other image it stands alone.",
         "a large red heart on a white background",
     ),
+    "webhook": FieldDoc(
+        "Where to send that the job has ended: exactly one of the operator's WEBHOOK_URLS. "
+        "Default: nowhere."
+    ),
     "config": FieldDoc(
         "The same settings in a nested object, for clients that send them so. Default: absent.",
         {"steps": 20},

@@ -16,6 +16,7 @@ from serve_app.core.service.metrics import Meter
 from serve_app.core.service.moderation import WordList
 from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.unfinished import Unfinished
+from serve_app.core.service.webhooks import WebhookReceiver
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.app import RERUN_FORMATS, build_api
 from serve_app.ingress.contracts import Ledger, Maker
@@ -23,6 +24,7 @@ from serve_app.ingress.job_feed import Cursor
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.job_spool import JobSpool
 from serve_app.ingress.job_views import JobView, ViewEverywhere
+from serve_app.ingress.webhooks import WebhookSender
 from serve_app.process import allocator, garbage
 from serve_app.spool.folder import SpoolFolder
 
@@ -40,14 +42,16 @@ class HttpConfig:
     daily_quotas: Mapping[str, float] = field(default_factory=dict)  # by name, megapixel-steps
     spool: Path | None = None  # DRAIN_SPOOL
     base_url: str | None = None  # IMAGE_SERVICE_BASE_URL
+    webhook_receivers: tuple[WebhookReceiver, ...] = ()  # WEBHOOK_URLS
 
 
 class HttpIngress:
     """The ASGI app over a job service of its own."""
 
-    def __init__(self, asgi: ASGIApp, jobs: JobService) -> None:
+    def __init__(self, asgi: ASGIApp, jobs: JobService, webhooks: WebhookSender) -> None:
         self.asgi = asgi
         self._jobs = jobs
+        self._webhooks = webhooks
 
     def cancel(self, job_id: str) -> None:
         """Cancel the job if this process works at it."""
@@ -60,6 +64,7 @@ class HttpIngress:
     def resume(self, is_retiring: Callable[[], bool]) -> None:
         """Finish what others have left unfinished, beside everything else, but while retiring."""
         self._jobs.resume(is_retiring)
+        self._webhooks.start()
 
     async def drain(self) -> None:
         """Wait until every job of this process has ended and the ledger has its result."""
@@ -71,7 +76,9 @@ class HttpIngress:
 
     async def stop(self) -> Unfinished:
         """End every job within seconds; return how many are in the spool, and how many lost."""
-        return await self._jobs.stop()
+        unfinished = await self._jobs.stop()
+        await self._webhooks.stop()
+        return unfinished
 
 
 def open_ingress(
@@ -91,6 +98,7 @@ def open_ingress(
     allocator.give_back_large_blocks()
     garbage.collect_seldom()
     words = config.blocked_words
+    webhooks = WebhookSender(ledger, config.webhook_receivers, meter)
     jobs = JobService(
         maker,
         ledger,
@@ -102,6 +110,7 @@ def open_ingress(
         cancel_everywhere=cancel_everywhere,
         view_everywhere=view_everywhere,
         spool=_open_spool(config.spool, config.info) if config.spool else None,
+        on_webhook=webhooks.note,
     )
     asgi = build_api(
         jobs,
@@ -113,8 +122,9 @@ def open_ingress(
         meter=meter,
         max_jobs=config.max_jobs,
         base_url=config.base_url,
+        webhook_urls=frozenset(receiver.url for receiver in config.webhook_receivers),
     )
-    return HttpIngress(asgi, jobs)
+    return HttpIngress(asgi, jobs, webhooks)
 
 
 def _open_spool(path: Path, info: ServiceInfo) -> JobSpool:

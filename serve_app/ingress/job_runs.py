@@ -7,7 +7,7 @@ ledger's writes are of several jobs, so all tasks here begin with an empty conte
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from contextvars import Context
 from functools import partial
@@ -40,7 +40,8 @@ class JobRuns:
     """The jobs at which one process works, as the `owner`.
 
     `daily_quotas` are by the caller's name, in megapixel-steps. `spool` is where a stop keeps those
-    that somebody may ask for again.
+    that somebody may ask for again. `on_webhook` is called with a receiver for whom the ledger has
+    news.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class JobRuns:
         daily_quotas: Mapping[str, float] | None = None,
         caller_weights: Mapping[str, float] | None = None,
         spool: JobSpool | None = None,
+        on_webhook: Callable[[str], None] = lambda url: None,
     ) -> None:
         self.outbox = LedgerOutbox()
         self._maker = maker
@@ -58,15 +60,19 @@ class JobRuns:
         self._quota = Quota(ledger, rate_limit, daily_quotas)
         self._caller_weights = caller_weights or {}
         self._spool = spool
+        self._on_webhook = on_webhook
         self._owner = uuid4().hex
         self._running: dict[str, tuple[JobRun, asyncio.Task[JobResult]]] = {}
         self._claims: set[asyncio.Task[JobResult]] = set()  # requests with an idempotency key
         self._heartbeats: asyncio.Task[None] | None = None
         self._is_stopping = False
 
-    def new_job(self, caller: str) -> Job:
-        """Return a new job of this process, which the ledger does not know yet."""
-        return Job(uuid4().hex, caller, self._owner, time.time())
+    def new_job(self, caller: str, webhook: str | None) -> Job:
+        """Return a new job of this process, which the ledger does not know yet.
+
+        `webhook` is the receiver that is told of its end.
+        """
+        return Job(uuid4().hex, caller, self._owner, time.time(), webhook=webhook)
 
     def caller(self, name: str) -> Caller:
         """Return a caller with its weight."""
@@ -252,6 +258,8 @@ class JobRuns:
     ) -> None:
         """Remember how the job ended, and give the refund back to its caller."""
         await self._ledger.finish(job.id, self._owner, state, error, result)
+        if job.webhook is not None:
+            self._on_webhook(job.webhook)
         if self._spool is not None and error != OWNER_LOST:
             await self._spool.settle(ids, self._has_ended)
         self._release(ids)

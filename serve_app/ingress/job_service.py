@@ -51,7 +51,7 @@ class JobService:
     for its events; without them there is one process.
     `daily_quotas`, in megapixel-steps, and `caller_weights` are by name; other callers have no
     quota and a weight of 1. `spool` is where a stop keeps what it does not finish; without it that
-    is lost.
+    is lost. `on_webhook` is called with a receiver for whom the ledger has news.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class JobService:
         cancel_everywhere: Callable[[str], Awaitable[Any]] | None = None,
         view_everywhere: ViewEverywhere | None = None,
         spool: JobSpool | None = None,
+        on_webhook: Callable[[str], None] = lambda url: None,
     ) -> None:
         self.info = info
         self.terms = TermsGate(ledger, info)
@@ -75,7 +76,9 @@ class JobService:
         self._prompt_filter = prompt_filter
         self._cancel_everywhere = cancel_everywhere or self._cancel_here
         self._spool = spool
-        self._runs = JobRuns(maker, ledger, rate_limit, daily_quotas, caller_weights, spool)
+        self._runs = JobRuns(
+            maker, ledger, rate_limit, daily_quotas, caller_weights, spool, on_webhook
+        )
         self.views = JobViews(self._runs, ledger, view_everywhere)
         self._claimed = ClaimedJobs(ledger, self._runs, self.views, spool, self._check)
         self._resuming: asyncio.Task[None] | None = None
@@ -107,7 +110,7 @@ class JobService:
             )
             self._runs.add_claim(task)
         else:
-            job = self._runs.new_job(context.caller)
+            job = self._runs.new_job(context.caller, context.webhook)
             tasks = image_tasks(job, self._runs.caller(job.caller), generation, context.arrived)
             task = self._runs.begin(JobRun(job, generation, tasks, feed))
         task.add_done_callback(lambda _: feed.close())

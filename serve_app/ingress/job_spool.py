@@ -257,6 +257,7 @@ class JobSpool:
                 write_request(run.generation),
                 tuple(image.inputs for image in run.generation.images),
                 images,
+                run.job.webhook,
             )
             return _Written(True, self._files.write(job, makes_room=makes_room))
         except SpoolFull as error:

@@ -15,6 +15,7 @@ from starlette.datastructures import State
 from starlette.responses import Response
 
 from serve_app.core.diffusion.spec import SEED_RANGE
+from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.job_events import JobEvent, JobStarted, StageDone, last_result
 from serve_app.core.service.jobs import JobResult
@@ -57,10 +58,12 @@ class ApiServices:
         info: ServiceInfo,
         version: str,
         base_url: str | None = None,
+        webhook_urls: frozenset[str] = frozenset(),
     ) -> None:
         self.jobs = jobs
         self.links = ImageLinks(jobs.ledger)
         self._base_url = base_url  # IMAGE_SERVICE_BASE_URL
+        self._webhook_urls = webhook_urls
         self.conductor = conductor
         self.info = info
         self.version = version
@@ -141,6 +144,11 @@ class ApiServices:
         base = self._base_url or f"{request.url.scheme}://{request.headers['host']}{root}"
         return base.rstrip("/") + path
 
+    def check_webhook(self, url: str | None) -> None:
+        """Check that a job may name a receiver. Raises `InvalidRequest`, which lists none."""
+        if url is not None and url not in self._webhook_urls:
+            raise InvalidRequest("webhook", "must be exactly an address of WEBHOOK_URLS")
+
     async def write(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Return what `work` returns, in a thread that never waits for an image to be read."""
         loop = asyncio.get_running_loop()
@@ -193,8 +201,9 @@ def request_context(
     *,
     views: bool = False,
     is_detached: bool = False,
+    webhook: str | None = None,
 ) -> RequestContext:
-    """Return who sent the request, and under which key; see `RequestContext` for the last two.
+    """Return who sent the request, and under which key; see `RequestContext` for the last three.
 
     `uploads` are the digests of files that are not part of the body's text.
     """
@@ -210,6 +219,7 @@ def request_context(
         request.state.body.hold_images,
         views,
         is_detached,
+        webhook,
     )
 
 

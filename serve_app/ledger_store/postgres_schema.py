@@ -33,6 +33,16 @@ _MIGRATIONS = (
     """,
     "CREATE INDEX jobs_by_caller ON jobs (caller, created, id);",
     "CREATE TABLE secrets (name text PRIMARY KEY, value bytea NOT NULL);",
+    """
+    ALTER TABLE jobs ADD COLUMN webhook text;
+    CREATE TABLE webhooks (
+        id text PRIMARY KEY, job text NOT NULL, url text NOT NULL, body text NOT NULL,
+        created double precision NOT NULL, tries integer NOT NULL, due double precision NOT NULL
+    );
+    CREATE INDEX webhooks_by_due ON webhooks (url, due);
+    CREATE INDEX webhooks_by_job ON webhooks (job);
+    CREATE INDEX webhooks_by_age ON webhooks (created);
+    """,
 )
 VERSION = len(_MIGRATIONS)
 

@@ -21,20 +21,32 @@ from serve_app.core.service.jobs import (
     JobPlace,
     JobState,
     KeptClaim,
-    KeptJob,
     RunningJob,
-    Takeover,
     decide_claim,
 )
 from serve_app.core.service.jobs import JobResult as Result
 from serve_app.core.service.ledger_place import LedgerDatabase
+from serve_app.core.service.webhooks import DueWebhooks, webhook_of
 from serve_app.ledger_store.postgres_connection import (
     DatabaseLock,
     connection_text,
     prepare_session,
 )
 from serve_app.ledger_store.postgres_errors import named_errors
+from serve_app.ledger_store.postgres_jobs import (
+    abandon_jobs,
+    insert_job,
+    kept_job,
+    take_over_job,
+)
 from serve_app.ledger_store.postgres_schema import migrate
+from serve_app.ledger_store.postgres_webhooks import (
+    add_webhook,
+    delete_old_webhooks,
+    forget_webhooks,
+    settle_webhook,
+    take_webhooks,
+)
 from serve_app.ledger_store.store import (
     ABANDONED,
     CLAIM_TTL,
@@ -95,7 +107,7 @@ class PostgresStore:
         """See `LedgerStore`."""
         with self._transaction() as db:
             if claim is None:
-                _insert(db, job)
+                insert_job(db, job)
                 return ClaimResult(job.id, 0, is_owner=True)
             while True:
                 added = db.execute(
@@ -103,7 +115,7 @@ class PostgresStore:
                     (claim.scope, claim.fingerprint, claim.seed, job.id, now, job.id),
                 )
                 if added.rowcount:
-                    _insert(db, job)
+                    insert_job(db, job)
                     return ClaimResult(job.id, claim.seed, is_owner=True)
                 row = db.execute(
                     "SELECT fingerprint, seed, job, taker FROM claims WHERE scope = %s FOR UPDATE",
@@ -112,10 +124,10 @@ class PostgresStore:
                 if row is not None:  # else its job has just failed
                     break
             kept = KeptClaim(*row)
-            decision = decide_claim(job, claim, kept, lambda: _kept_job(db, kept.job), is_lost)
+            decision = decide_claim(job, claim, kept, lambda: kept_job(db, kept.job), is_lost)
             if isinstance(decision, ClaimResult):
                 return decision
-            _take_over(db, decision, job, claim)
+            take_over_job(db, decision, job, claim)
             return decision.result
 
     def finish(
@@ -131,16 +143,21 @@ class PostgresStore:
         end = end_of_job(state, error, result)
         with self._transaction() as db:
             db.execute("SELECT 1 FROM claims WHERE job = %s FOR UPDATE", (id,))
-            changed = db.execute(
+            row = db.execute(
                 "UPDATE jobs SET state = %s, ended = %s, code = %s, message = %s, meta = %s,"
-                " pngs = %b, sizes = %s WHERE id = %s AND owner = %s AND state IN (%s, %s)",
+                " pngs = %b, sizes = %s WHERE id = %s AND owner = %s AND state IN (%s, %s)"
+                " RETURNING caller, created, webhook",
                 (
                     *(end.state, now, end.code, end.message, end.meta, end.pngs, end.sizes),
                     *(id, owner, str(JobState.RUNNING), ABANDONED),
                 ),
-            )
-            if changed.rowcount == 0:
+            ).fetchone()
+            if row is None:
                 return False
+            caller, created, webhook = row
+            ended = Job(id, caller, owner, created, state, error, webhook=webhook)
+            forget_webhooks(db, id)  # that it was lost
+            add_webhook(db, webhook_of(ended, now), now, now)
             if state is not JobState.SUCCEEDED:
                 db.execute("DELETE FROM claims WHERE job = %s", (id,))
             if end.pngs is not None:
@@ -186,15 +203,7 @@ class PostgresStore:
     def abandon(self, jobs: Collection[RunningJob], now: float) -> None:
         """See `LedgerStore`."""
         with self._transaction() as db:
-            db.execute(
-                "UPDATE jobs SET state = %s, ended = %s FROM unnest(%s::text[], %s::text[])"
-                " AS lost (id, owner) WHERE jobs.id = lost.id AND jobs.owner = lost.owner"
-                " AND state = %s",
-                (
-                    *(ABANDONED, now, [job.id for job in jobs], [job.owner for job in jobs]),
-                    str(JobState.RUNNING),
-                ),
-            )
+            abandon_jobs(db, jobs, now)
 
     def accept_terms(self, caller: str, terms: str, now: float) -> None:
         """See `LedgerStore`."""
@@ -210,6 +219,16 @@ class PostgresStore:
         with self._transaction() as db:
             row = db.execute("SELECT terms FROM terms WHERE caller = %s", (caller,)).fetchone()
         return row[0] if row else None
+
+    def take_webhooks(self, url: str, limit: int, now: float) -> DueWebhooks:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            return take_webhooks(db, url, limit, now)
+
+    def settle_webhook(self, id: str, due: float | None) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            settle_webhook(db, id, due)
 
     def secret(self, name: str, fresh: bytes) -> bytes:
         """See `LedgerStore`."""
@@ -233,6 +252,7 @@ class PostgresStore:
     def delete_old(self, now: float) -> None:
         """See `LedgerStore`."""
         with self._transaction() as db:
+            delete_old_webhooks(db, now)
             db.execute("DELETE FROM usage WHERE day < %s", (day_of(now),))
             db.execute("DELETE FROM claims WHERE created < %s", (now - CLAIM_TTL,))
             db.execute(
@@ -279,27 +299,3 @@ class PostgresStore:
         """Commit what the block does, all of it or nothing."""
         with named_errors(), self._pool.connection() as connection:
             yield connection
-
-
-def _take_over(db: Connection[Any], takeover: Takeover, job: Job, claim: IdempotencyClaim) -> None:
-    db.execute("DELETE FROM jobs WHERE id = %s", (takeover.job.id,))
-    _insert(db, takeover.job)
-    db.execute("UPDATE claims SET taker = %s WHERE scope = %s", (job.id, claim.scope))
-
-
-def _insert(db: Connection[Any], job: Job) -> None:
-    db.execute(
-        "INSERT INTO jobs (id, caller, owner, created, state) VALUES (%s, %s, %s, %s, %s)"
-        " ON CONFLICT DO NOTHING",
-        (job.id, job.caller, job.owner, job.created, str(job.state)),
-    )
-
-
-def _kept_job(db: Connection[Any], id: str) -> KeptJob | None:
-    row = db.execute(
-        "SELECT owner, created, state, pngs IS NOT NULL FROM jobs WHERE id = %s", (id,)
-    ).fetchone()
-    if row is None:
-        return None
-    owner, created, state, has_result = row
-    return KeptJob(RunningJob(id, owner, created), state, has_result)

@@ -15,7 +15,9 @@ from serve_app.core.service.jobs import (
     Takeover,
     decide_claim,
 )
-from serve_app.ledger_store.store import ABANDONED
+from serve_app.core.service.webhooks import ABANDONED_WAIT_S, webhook_of
+from serve_app.ledger_store.sqlite_webhooks import add_webhook, forget_webhooks
+from serve_app.ledger_store.store import ABANDONED, abandoned
 
 
 def create_job(
@@ -47,14 +49,16 @@ def _take_over(
     db: sqlite3.Connection, takeover: Takeover, job: Job, claim: IdempotencyClaim
 ) -> None:
     db.execute("DELETE FROM jobs WHERE id = ?", (takeover.job.id,))
+    forget_webhooks(db, takeover.job.id)
     _insert(db, takeover.job)
     db.execute("UPDATE claims SET taker = ? WHERE scope = ?", (job.id, claim.scope))
 
 
 def _insert(db: sqlite3.Connection, job: Job) -> None:
     db.execute(
-        "INSERT OR IGNORE INTO jobs (id, caller, owner, created, state) VALUES (?, ?, ?, ?, ?)",
-        (job.id, job.caller, job.owner, job.created, job.state),
+        "INSERT OR IGNORE INTO jobs (id, caller, owner, created, state, webhook)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (job.id, job.caller, job.owner, job.created, job.state, job.webhook),
     )
 
 
@@ -70,7 +74,15 @@ def _kept_job(db: sqlite3.Connection, id: str) -> KeptJob | None:
 
 def abandon_jobs(db: sqlite3.Connection, jobs: Iterable[RunningJob], now: float) -> None:
     """Keep that nobody works at these jobs any more, unless others own them by now."""
-    db.executemany(
-        "UPDATE jobs SET state = ?, ended = ? WHERE id = ? AND owner = ? AND state = ?",
-        [(ABANDONED, now, job.id, job.owner, JobState.RUNNING) for job in jobs],
-    )
+    for job in jobs:
+        row = db.execute(
+            "SELECT caller, webhook FROM jobs WHERE id = ? AND owner = ? AND state = ?",
+            (job.id, job.owner, JobState.RUNNING),
+        ).fetchone()
+        if row is not None:
+            db.execute(
+                "UPDATE jobs SET state = ?, ended = ? WHERE id = ?", (ABANDONED, now, job.id)
+            )
+            caller, webhook = row
+            lost = abandoned(Job(job.id, caller, job.owner, job.created, webhook=webhook))
+            add_webhook(db, webhook_of(lost, now), now, now + ABANDONED_WAIT_S)

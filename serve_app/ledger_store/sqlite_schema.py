@@ -30,6 +30,16 @@ _MIGRATIONS = (
     "CREATE INDEX jobs_by_caller ON jobs (caller, created, id);",
     # 5: what links are signed with
     "CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB);",
+    # 6: who is told of a job's end, and what waits to be told
+    """
+    ALTER TABLE jobs ADD COLUMN webhook TEXT;
+    CREATE TABLE webhooks (
+        id TEXT PRIMARY KEY, job TEXT, url TEXT, body TEXT, created REAL, tries INTEGER, due REAL
+    );
+    CREATE INDEX webhooks_by_due ON webhooks (url, due);
+    CREATE INDEX webhooks_by_job ON webhooks (job);
+    CREATE INDEX webhooks_by_age ON webhooks (created);
+    """,
 )
 VERSION = len(_MIGRATIONS)
 

@@ -27,7 +27,8 @@ from serve_app.core.service.jobs import (
 )
 from serve_app.core.service.jobs import JobResult as Result
 from serve_app.core.service.ledger_place import LedgerFile
-from serve_app.ledger_store import sqlite_callers, sqlite_jobs
+from serve_app.core.service.webhooks import DueWebhooks
+from serve_app.ledger_store import sqlite_callers, sqlite_jobs, sqlite_webhooks
 from serve_app.ledger_store.file_lock import FileLock, real_path
 from serve_app.ledger_store.sqlite_claims import abandon_jobs, create_job
 from serve_app.ledger_store.sqlite_errors import (
@@ -42,7 +43,6 @@ from serve_app.ledger_store.sqlite_errors import (
 from serve_app.ledger_store.sqlite_file import (
     check_results,
     check_structure,
-    checksum,
     connect,
     limit_results,
     move_aside,
@@ -51,10 +51,8 @@ from serve_app.ledger_store.sqlite_file import (
     verify,
 )
 from serve_app.ledger_store.store import (
-    ABANDONED,
     LOCK_WAIT_S,
     MAX_BYTES,
-    end_of_job,
     job_of_row,
     split,
 )
@@ -120,26 +118,11 @@ class SqliteStore:
         now: float,
     ) -> bool:
         """See `LedgerStore`."""
-        end, sizes, digest = end_of_job(state, error, result), None, None
-        if end.meta is not None and end.pngs is not None:
-            sizes = json.dumps(end.sizes)
-            digest = checksum(end.meta, sizes, end.pngs)
         with self._transaction() as db:
-            changed = db.execute(
-                "UPDATE jobs SET state = ?, ended = ?, code = ?, message = ?, meta = ?, pngs = ?,"
-                " sizes = ?, checksum = ? WHERE id = ? AND owner = ? AND state IN (?, ?)",
-                (
-                    *(end.state, now, end.code, end.message, end.meta, end.pngs, sizes, digest),
-                    *(id, owner, JobState.RUNNING, ABANDONED),
-                ),
-            )
-            if changed.rowcount == 0:
-                return False
-            if state is not JobState.SUCCEEDED:
-                db.execute("DELETE FROM claims WHERE job = ?", (id,))
-            if end.pngs is not None:
+            is_kept = sqlite_jobs.finish_job(db, id, owner, state, error, result, now)
+            if is_kept and result is not None:
                 limit_results(db, self._most_bytes)
-            return True
+            return is_kept
 
     def read(self, id: str) -> Job | None:
         """See `LedgerStore`."""
@@ -183,6 +166,16 @@ class SqliteStore:
         """See `LedgerStore`."""
         with self._opened() as db:
             return sqlite_callers.accepted_terms(db, caller)
+
+    def take_webhooks(self, url: str, limit: int, now: float) -> DueWebhooks:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            return sqlite_webhooks.take_webhooks(db, url, limit, now)
+
+    def settle_webhook(self, id: str, due: float | None) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            sqlite_webhooks.settle_webhook(db, id, due)
 
     def secret(self, name: str, fresh: bytes) -> bytes:
         """See `LedgerStore`."""

@@ -5,7 +5,7 @@ transaction. Times are seconds since the epoch, by the ledger's clock.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from serve_app.core.service.jobs import (
     JobState,
     RunningJob,
 )
+from serve_app.core.service.webhooks import DueWebhooks
 
 RESULT_TTL = 600.0  # seconds that a finished job and its result are kept
 CLAIM_TTL = 86_400.0  # seconds that a key keeps its seed, and so its bytes
@@ -74,6 +75,15 @@ class LedgerStore(Protocol):
 
     def accepted_terms(self, caller: str) -> str | None:
         """Return the digest of the terms that the caller accepted last."""
+
+    def take_webhooks(self, url: str, limit: int, now: float) -> DueWebhooks:
+        """Return webhooks that are to be tried now, counting the try; for a lease nobody else is.
+
+        Those of jobs that have ended or are abandoned, the oldest first.
+        """
+
+    def settle_webhook(self, id: str, due: float | None) -> None:
+        """Keep when a webhook is to be tried again; None deletes it: delivered, or given up."""
 
     def secret(self, name: str, fresh: bytes) -> bytes:
         """Return the secret of a name, which is `fresh` if none was kept before."""
@@ -158,9 +168,7 @@ def states_of_rows(state: JobState | None) -> tuple[str, ...]:
 
 def abandoned(job: Job) -> Job:
     """Return a running job as one whose owner is gone."""
-    return Job(
-        job.id, job.caller, job.owner, job.created, JobState.FAILED, OWNER_LOST, is_abandoned=True
-    )
+    return replace(job, state=JobState.FAILED, error=OWNER_LOST, is_abandoned=True)
 
 
 def split(pngs: bytes, sizes: Collection[int]) -> tuple[bytes, ...]:

@@ -60,6 +60,7 @@ class _Header:
     request: str
     images: tuple[_Image, ...]
     origin: str = ""
+    webhook: str | None = None
 
 
 _HEADER = TypeAdapter(_Header)
@@ -87,6 +88,7 @@ def encode(job: SpooledJob) -> bytes:
         *(job.id, job.caller, job.route, job.created, job.claim, job.request),
         tuple(images),
         job.origin,
+        job.webhook,
     )
     tensors |= files.tensors
     text = _HEADER.dump_json(header).decode()
@@ -118,6 +120,7 @@ def decode(data: bytes) -> SpooledJob:
         return SpooledJob(
             *(header.id, header.caller, header.route, header.created, header.claim),
             origin=header.origin,
+            webhook=header.webhook,
             request=header.request,
             inputs=tuple(_inputs(image.inputs, tensors) for image in header.images),
             images=tuple(

@@ -24,6 +24,7 @@ class SpooledJob:
     request: str
     inputs: tuple[ImageInputs, ...]
     images: tuple[ImageSnapshot | None, ...]
+    webhook: str | None = None  # the receiver that is told of its end
 
     @property
     def progress(self) -> object:

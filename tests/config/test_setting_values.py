@@ -1,5 +1,6 @@
 """What the values of settings become: hosts, origins, numbers by key, the ledger's place."""
 
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from serve_app.config.network import machine_names
 from serve_app.config.settings import VARIABLES, Settings
 from serve_app.core.errors import SettingsError
 from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile
+from serve_app.core.service.webhooks import WebhookReceiver
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +160,47 @@ def test_an_illegal_address_of_a_database_is_not_repeated(url: str) -> None:
 def test_a_schema_is_a_plain_name() -> None:
     with pytest.raises(SettingsError, match=r"LEDGER_SCHEMA=.* must be a plain name"):
         Settings.read({"LEDGER_SCHEMA": "a; DROP TABLE jobs"})
+
+
+SECRET, OTHER = b"a" * 24, b"b" * 64
+
+
+def whsec(secret: bytes) -> str:
+    return "whsec_" + b64encode(secret).decode()
+
+
+def test_receivers_of_webhooks_stand_with_their_secrets(tmp_path: Path) -> None:
+    hook, local = "https://a.example/hook?of=aura", "http://127.0.0.1:8000/"
+    given = f"{hook}={whsec(SECRET)}, {local}={whsec(OTHER)}, {hook}={whsec(OTHER)}"
+    settings = Settings.read({"WEBHOOK_URLS": given}, tmp_path)
+    assert settings.webhook_urls == (
+        WebhookReceiver(hook, (SECRET, OTHER)),  # while they are exchanged
+        WebhookReceiver(local, (OTHER,)),
+    )
+    assert "whsec" not in repr(settings)
+    assert str(SECRET) not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("https://a.example/hook", "must be addresses, each with its secret"),
+        ("https://a.example/hook=secret", "must be addresses, each with its secret"),
+        (f"http://a.example/hook={whsec(SECRET)}", "https addresses, or http ones of this machine"),
+        (f"https://a:b@a.example/={whsec(SECRET)}", "without a user"),
+        (f"https://a.example/#part={whsec(SECRET)}", "https addresses"),
+        (f"ftp://localhost/={whsec(SECRET)}", "https addresses"),
+        ("https://a.example/=whsec_no", "secrets of 24 to 64 bytes"),
+        (f"https://a.example/={whsec(b'a' * 23)}", "secrets of 24 to 64 bytes"),
+        (f"https://a.example/={whsec(b'a' * 65)}", "secrets of 24 to 64 bytes"),
+        (f"{whsec(SECRET)}", "must be addresses, each with its secret"),
+    ],
+)
+def test_a_receiver_that_is_not_safe_is_refused_and_its_secret_not_repeated(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    with pytest.raises(SettingsError, match=problem) as refused:
+        Settings.read({"WEBHOOK_URLS": text}, tmp_path)
+    assert refused.value.variable == "WEBHOOK_URLS"
+    assert "a.example" not in str(refused.value)
+    assert text.rpartition("whsec_")[2] not in str(refused.value) or "whsec_" not in text

@@ -177,6 +177,7 @@ TEXTS = {
     **{"MODEL_DEVICE": "cpu", "HOST": "0.0.0.0"},
     **{"IMAGE_SERVICE_BASE_URL": "http://a.example", "ALLOWED_ORIGINS": "http://b.example"},
     **{"LEDGER_URL": "postgresql://db.example/pictures", "LEDGER_SCHEMA": "pictures"},
+    "WEBHOOK_URLS": "https://a.example/hook=whsec_" + "QUFB" * 8,
 }
 
 

@@ -11,6 +11,7 @@ from serve_app.app import build
 from serve_app.config.app_args import AppArgs
 from tests.support.ports import free_port
 from tests.support.service import APP, Service
+from tests.support.webhook_receiver import WHSEC, WebhookReceiverServer, webhook_receiver
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,14 @@ def cluster(environment: dict[str, str]) -> Iterator[int]:
 
 
 @pytest.fixture(scope="session")
-def service(cluster: int) -> Service:
+def receiver() -> Iterator[WebhookReceiverServer]:
+    """Run a receiver of webhooks, which `service` knows."""
+    with webhook_receiver() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def service(cluster: int, receiver: WebhookReceiverServer) -> Service:
     """Start two base replicas and two refiners on the CPU, each with a pretended GPU."""
     args = AppArgs.model_validate(
         {
@@ -61,6 +69,7 @@ def service(cluster: int) -> Service:
                 "MODEL_DEVICE": "cpu",
                 "MODEL_CPU_THREADS": "1",
                 "MODEL_MAX_BATCH_SIZE": "4",
+                "WEBHOOK_URLS": f"{receiver.url}={WHSEC}",
             },
         }
     )

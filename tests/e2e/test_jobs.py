@@ -1,5 +1,6 @@
 """What outlives a process, through Ray and over HTTP: jobs, idempotency keys and the ledger."""
 
+import json
 import os
 import signal
 import socket
@@ -9,9 +10,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from standardwebhooks import Webhook as Verifier
 
 from tests.support.service import APP, LONG, Service
 from tests.support.waiting import until
+from tests.support.webhook_receiver import WHSEC, WebhookReceiverServer
 
 pytestmark = pytest.mark.ray
 
@@ -34,6 +37,17 @@ def test_a_finished_job_can_be_fetched_by_its_id(service: Service) -> None:
     answer = service.post("/generate", **BODY).json()
     job = until(lambda: httpx.get(f"{service.address}/jobs/{answer['meta']['jobId']}").json())
     assert (job["state"], job["result"]) == ("succeeded", answer)
+
+
+def test_a_receiver_that_a_job_names_is_notified_of_its_end(
+    service: Service, receiver: WebhookReceiverServer
+) -> None:
+    meta = service.post("/generate", **BODY, webhook=receiver.url).json()["meta"]
+    (delivery,) = until(lambda: receiver.deliveries)
+    Verifier(WHSEC).verify(
+        delivery.body, {name.lower(): value for name, value in delivery.headers.items()}
+    )
+    assert json.loads(delivery.body)["data"]["jobId"] == meta["jobId"]
 
 
 def test_concurrent_requests_with_one_key_are_one_job(service: Service) -> None:

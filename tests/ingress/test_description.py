@@ -43,7 +43,8 @@ INSTEAD = {  # fields that are sent in place of another
     "terms": "termsDigest",
 }
 INSTEAD_OF_EACH_OTHER = {"b64_json", "url"}  # of which OpenAI's clients expect one
-WITHOUT_EXAMPLE = {"images", "baseImages", "image", "name"}  # files, and LoRAs the demo lacks
+# Files, LoRAs that the demo lacks, and addresses that only an operator has.
+WITHOUT_EXAMPLE = {"images", "baseImages", "image", "name", "webhook"}
 
 
 def fields_of(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema, Schema]]:

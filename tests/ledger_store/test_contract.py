@@ -1,9 +1,7 @@
 """What every store of the ledger promises, tried on each implementation."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -16,38 +14,20 @@ from serve_app.core.service.jobs import (
     JobState,
     RunningJob,
 )
-from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile
-from serve_app.ledger_store.postgres_store import PostgresStore
-from serve_app.ledger_store.sqlite_store import SqliteStore
 from serve_app.ledger_store.store import CLAIM_TTL, MAX_JOB_AGE, RESULT_TTL, LedgerStore
-from tests.support.ledger_stores import CLAIM, JOB, RESULT, all_lost, none_lost, succeed
+from tests.support.ledger_stores import (
+    CLAIM,
+    JOB,
+    KINDS,
+    RESULT,
+    Opening,
+    all_lost,
+    none_lost,
+    succeed,
+)
 
 NOW = JOB.created
 RUNNING = RunningJob(JOB.id, JOB.owner, JOB.created)
-KINDS = ("memory", "file", "postgresql")
-Opening = Callable[[int], LedgerStore]  # with the most bytes of results
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def opening(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Opening:
-    """Return what opens the same store each time; only memory is another one."""
-    if kind == "postgresql":
-        database: LedgerDatabase = request.getfixturevalue("database")
-        return lambda max_bytes: PostgresStore(database, max_bytes)
-    file = LedgerFile(None if kind == "memory" else tmp_path / "ledger.sqlite")
-    return lambda max_bytes: SqliteStore(file, max_bytes)
-
-
-@pytest.fixture
-def store(opening: Opening) -> Iterator[LedgerStore]:
-    store = opening(1000)
-    yield store
-    store.close()
 
 
 def test_a_job_is_kept_with_its_result(store: LedgerStore) -> None:

@@ -63,6 +63,7 @@ class Client:
         meter: Meter | None = None,
         max_jobs: int = AdmissionLimits().open_requests,
         base_url: str | None = None,
+        webhook_urls: frozenset[str] = frozenset(),
         **options: Any,
     ) -> httpx.AsyncClient:
         """Return a client that calls from `peer`; `options` are those of the job service."""
@@ -78,6 +79,7 @@ class Client:
             meter=meter,
             max_jobs=max_jobs,
             base_url=base_url,
+            webhook_urls=webhook_urls,
         )
         transport = httpx.ASGITransport(app=api, raise_app_exceptions=False, client=(peer, 1))
         client = httpx.AsyncClient(

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -12,6 +13,8 @@ JOB = Job("job-1", "key:a", "owner-1", created=1000.0)
 CLAIM = IdempotencyClaim("scope", "body", seed=7)
 RESULT = JobResult((b"png one", b"png 2"), '{"seeds":[7,8]}', JOB.created)
 PAGE = 4096  # bytes
+KINDS = ("memory", "file", "postgresql")
+Opening = Callable[[int], LedgerStore]  # with the most bytes of results
 
 
 def none_lost(_: RunningJob) -> bool:

@@ -8,6 +8,7 @@ from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.app import build_routes
 from serve_app.ingress.job_service import JobService
+from serve_app.ingress.services import ApiServices
 from tests.support.fake_conductor import INFO, FakeConductor
 
 _EXAMPLES = {
@@ -24,7 +25,7 @@ def every_route() -> list[tuple[str, str]]:
     """Return method and path of every route, with an example of each parameter; HEAD left out."""
     maker = FakeConductor()
     jobs = JobService(maker, Ledger(None), INFO)
-    api = build_routes(jobs, maker, INFO, AccessPolicy(), version="1")
+    api = build_routes(ApiServices(jobs, maker, INFO, "1"), AccessPolicy())
     return sorted(
         (method, _example(route.path))
         for route in _leaves(api.routes)

@@ -65,4 +65,5 @@ def spooled_job(id: str = "a" * 32, side: int = 8) -> SpooledJob:
             ImageSnapshot(halfway, suspicion=Suspicion(deaths=2, suspected=1)),
             ImageSnapshot(waiting),
         ),
+        webhook="https://example.org/hook",
     )

@@ -54,6 +54,7 @@ class Job:
     error: JobError | None = None  # if it failed
     result: JobResult | None = None  # kept for a while after it succeeded
     is_abandoned: bool = False  # its owner is gone, so another process may run it
+    webhook: str | None = None  # the receiver that is told of its end
 
     @property
     def place(self) -> "JobPlace":

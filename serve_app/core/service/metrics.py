@@ -208,6 +208,9 @@ QUEUE_SECONDS = _gauge(
 QUEUE_LIMIT_SECONDS = _gauge(
     "aura_queue_limit_seconds", "MAX_QUEUE_SECONDS: beyond this wait requests are refused"
 )
+WEBHOOK_TRIES = _counter(
+    "aura_webhook_tries_total", "Tries to deliver a webhook: delivered, or failed", "outcome"
+)
 BUILD_INFO = _gauge("aura_build_info", "Always 1; the labels are the versions", "version", "torch")
 
 METRICS = (
@@ -217,6 +220,7 @@ METRICS = (
     *(IMAGES_QUARANTINED, IMAGES_CONVICTED, REPLICAS_SILENT, NUMERIC_FAULTS),
     *(IMAGES_RUNNING, IMAGES_WAITING, STAGE_DURATION, QUEUE_TIME),
     *(REQUESTS_ADMITTED, REQUESTS_REFUSED, QUEUE_SECONDS, QUEUE_LIMIT_SECONDS),
+    *(WEBHOOK_TRIES,),
     *(STEP_DURATION, STEP_ROWS, STEP_LANES, GPU_TIME, GPU_WASTED, OWED_SECONDS, BUILD_INFO),
 )
 

@@ -178,12 +178,19 @@ async def _make_images(
     media_type = EVENT_STREAM if body.stream else _media_type(body, len(files), request)
     if media_type == PNG and body.image_count is None:
         body = body.model_copy(update={"image_count": 1})
+    services.check_webhook(body.webhook)
     generation = body.to_domain(services.info)
     job = await services.plan(generation, files, rerun, request.state, key)
     views = media_type == EVENT_STREAM
     is_detached = not views and prefers_async(request)
     context = request_context(
-        request, key, body, job.input_digests, views=views, is_detached=is_detached
+        request,
+        key,
+        body,
+        job.input_digests,
+        views=views,
+        is_detached=is_detached,
+        webhook=body.webhook,
     )
     if views or is_detached:
         events = services.stream(job, context, request)

@@ -102,6 +102,7 @@ class CommonFields(ApiModel):
     loras: Annotated[list[LoraField], Field(max_length=8)] = []
     timeout_seconds: Timeout | None = None
     stream: bool = False
+    webhook: str | None = None
 
     @property
     def identity(self) -> str:
