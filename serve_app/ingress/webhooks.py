@@ -77,7 +77,11 @@ class WebhookSender:
     async def _serve(self, receiver: WebhookReceiver) -> None:
         """Send what is due to a receiver, and look again when there is news or time has passed."""
         news = self._news[receiver.url]
-        async with httpx2.AsyncClient(trust_env=False, follow_redirects=False) as client:
+        async with httpx2.AsyncClient(
+            trust_env=False,
+            follow_redirects=False,
+            timeout=None,  # `_send` has one of its own, for the whole try
+        ) as client:
             while True:
                 news.clear()
                 wait = self._poll_s

@@ -275,6 +275,7 @@ async def test_it_goes_on_when_the_ledger_is_back(
     ledger: WatchedLedger,
     receiver: WebhookReceiverServer,
     meter: InMemoryMeter,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     away: Any = CutOffLedger(ledger)
     away.is_cut_off = True
@@ -285,6 +286,7 @@ async def test_it_goes_on_when_the_ledger_is_back(
     away.is_cut_off = False
     await settled(meter, "delivered")
     await sender.stop()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("route", ["/generate", "/refine"])
