@@ -152,6 +152,15 @@ class JobService:
             raise JobNotFound(NO_SUCH_JOB)
         return result
 
+    async def is_kept(self, id: str) -> bool:
+        """Return whether the ledger has the result of a job of this process. Raises `LedgerAway`.
+
+        It may have been too full for it.
+        """
+        await self._runs.outbox.wait_for(id, _CANCEL_TIMEOUT_S)
+        job = await self._ledger.get(id, 0)
+        return job is not None and job.result is not None
+
     async def find(self, wanted: JobFilter) -> Sequence[Job]:
         """Return jobs of a caller, newest first, without their results."""
         return await self._ledger.find(wanted)

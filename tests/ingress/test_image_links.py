@@ -10,9 +10,11 @@ from PIL import Image
 
 from serve_app.core.errors import LedgerAway
 from serve_app.core.service.job_errors import JobNotFound
+from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.access import AccessPolicy, digests
 from serve_app.ingress.image_links import ImageLinks, LinkedImage
+from serve_app.ledger_store.sqlite_store import SqliteStore
 from tests.support.api import Client
 from tests.support.clock import Clock
 from tests.support.ledgers import WatchedLedger
@@ -99,6 +101,13 @@ class SecretlessLedger(Ledger):
 
 async def test_without_the_ledger_an_address_holds_the_image_itself(client: Client) -> None:
     async with client(policy=KEYED, ledger=SecretlessLedger(None)) as caller:
+        (image,) = (await made(caller, response_format="url")).json()["data"]
+    assert image["url"].startswith("data:image/png;base64,")
+
+
+async def test_an_image_that_the_ledger_could_not_keep_is_in_its_address(client: Client) -> None:
+    ledger = Ledger(opening=lambda place: SqliteStore(LedgerFile(None), max_bytes=10))
+    async with client(policy=KEYED, ledger=ledger) as caller:
         (image,) = (await made(caller, response_format="url")).json()["data"]
     assert image["url"].startswith("data:image/png;base64,")
 

@@ -139,11 +139,16 @@ async def _run(
 async def _links(
     body: ImagesRequest, result: JobResult, request: Request, services: ApiServices
 ) -> list[str]:
-    """Return the addresses of a job's images; none if the ledger, which signs them, is away."""
+    """Return the addresses of a job's images.
+
+    None if the ledger, which signs them, is away, or could not keep the images.
+    """
     job = json.loads(result.meta)["jobId"]
     if (await services.jobs.ledger_health()).problem:
         return []
     try:
+        if not await services.jobs.is_kept(job):
+            return []
         return [
             services.address(
                 request,
