@@ -7,6 +7,7 @@ from playwright.sync_api import Page, Request, expect
 
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.stage_replica import StageReplica
+from serve_app.ingress.access import AccessPolicy, digests
 from tests.page.actions import DRAWING_MS, draw, stop_clock, wait_for_pictures
 from tests.page.fixture_types import OpenPage, Serve
 from tests.page.small_service import SMALL
@@ -157,21 +158,22 @@ def test_a_browser_without_a_network_says_so_at_once(page: Page) -> None:
     wait_for_pictures(page, 1)
 
 
-def test_a_service_that_comes_back_with_another_model_is_described_anew(
-    open_page: OpenPage, replica: StageReplica, serve: Serve
+def test_a_service_that_comes_back_with_keys_is_described_anew(
+    open_page: OpenPage, serve: Serve
 ) -> None:
-    first = serve(make_api(FakeConductor(), Ledger(None), SMALL))
-    with PausedDrawing(replica).serving() as second, NetworkLink(first) as link:
+    open_to_all = serve(make_api(FakeConductor(), Ledger(None), SMALL))
+    policy = AccessPolicy(keys=digests(["sesame"]))
+    keyed = serve(make_api(FakeConductor(), Ledger(None), SMALL, policy=policy))
+    with NetworkLink(open_to_all) as link:
         page = open_page(link.address)
-        expect(page.locator("#service-text")).to_have_text("sdxl-base-1.0 is ready")
         stop_clock(page)
         page.reload()
-        expect(page.locator("#service-text")).to_have_text("sdxl-base-1.0 is ready")
+        expect(page.locator("html[data-service=ready]")).to_have_count(1)
+        expect(page.get_by_role("button", name="API key")).to_be_hidden()
         link.cut()
         page.clock.run_for(LOOK_MS)
         expect(page.locator("html[data-service=offline]")).to_have_count(1)
-        link.lead_to(second)
+        link.lead_to(keyed)
         link.mend()
         page.clock.run_for(LOOK_MS)
-        expect(page.locator("#service-text")).to_have_text("demo is ready")
-        expect(page.locator("#model option")).to_have_text(["automatic", "demo"])
+        expect(page.get_by_role("button", name="API key")).to_be_visible()
