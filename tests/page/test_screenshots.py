@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
@@ -11,6 +12,7 @@ from tests.page.screenshots import FOLDER, MAX_BYTES, SHOTS, Shot, take
 COUNTS = {"drawing": 2, "board": 6, "drafts": 4, "viewer": 1, "countdown": 1}  # of what is visible
 
 
+@pytest.mark.long
 def test_every_state_is_on_its_screenshot(
     browser: Browser, replica: StageReplica, tmp_path: Path
 ) -> None:
