@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help serve test test-up test-cluster test-all check image-check bench constraints configuration swagger-ui clean
+.PHONY: help serve test test-up test-cluster test-all check image-check bench constraints configuration screenshots swagger-ui clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,9 @@ constraints:  ## remake constraints.txt from pyproject.toml; needs uv
 
 configuration: $(VENV)/.runtime  ## remake the table of settings in docs/configuration.md
 	$(BIN)/python -m serve_app.config.settings_reference docs/configuration.md
+
+screenshots: $(VENV)/.dev  ## remake docs/screenshots from the page and the demo; needs chromium
+	$(BIN)/python -m tests.page.screenshots
 
 swagger-ui: $(VENV)/.runtime  ## fetch the files of /docs again, or VERSION of them; needs npm
 	$(BIN)/python -m scripts.vendor_swagger_ui $(VERSION)

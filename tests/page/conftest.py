@@ -1,6 +1,8 @@
-"""The page in a real browser, over the demo in this process."""
+"""The page in a real browser, over services in this process."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request
@@ -11,6 +13,7 @@ from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.stage_config import ModelSource
 from serve_app.deployments.stage_replica import StageReplica
 from serve_app.runtime.checkpoints.bundled import FOLDER_NAMES, demo_folder
+from tests.page.fixture_types import OpenPage, Serve
 from tests.support.api import make_api
 from tests.support.browser import browser as opened_browser
 from tests.support.demo_api import demo_info
@@ -40,26 +43,46 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    """Yield the page in a fresh profile; it must load nothing from elsewhere and log no error."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, locale="en-GB")
-    page = context.new_page()
+def serve() -> Iterator[Serve]:
+    with ExitStack() as services:
+        yield lambda api: services.enter_context(serving(api))
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[OpenPage]:
+    """Yield what opens pages. They must load nothing from elsewhere and log no error.
+
+    A failed answer, and a connection that fails, are no errors of the page.
+    """
     problems: list[str] = []
 
     def note_message(message: ConsoleMessage) -> None:
-        is_status = message.text.startswith("Failed to load resource: the server responded")
-        if message.type in ("error", "warning") and not is_status:
+        is_answer = message.text.startswith("Failed to load resource:")
+        if message.type in ("error", "warning") and not is_answer:
             problems.append(message.text)
 
-    def note_request(request: Request) -> None:
-        if not request.url.startswith((address, "blob:", "data:")):
-            problems.append(f"asked {request.url}")
+    def open_page(address: str, **options: Any) -> Page:
+        def note_request(request: Request) -> None:
+            if not request.url.startswith((address, "blob:", "data:")):
+                problems.append(f"asked {request.url}")
 
-    page.on("console", note_message)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", note_request)
-    page.goto(address)
-    page.locator("html[data-service=ready]").wait_for()
-    yield page
-    context.close()
+        options = {"viewport": {"width": 1440, "height": 900}, "locale": "en-GB"} | options
+        page = contexts.enter_context(browser.new_context(**options)).new_page()
+        page.on("console", note_message)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", note_request)
+        page.goto(address)
+        page.locator("html[data-service]").wait_for()
+        return page
+
+    with ExitStack() as contexts:
+        yield open_page
     assert not problems
+
+
+@pytest.fixture
+def page(open_page: OpenPage, address: str) -> Page:
+    """Return the page of the demo."""
+    page = open_page(address)
+    page.locator("html[data-service=ready]").wait_for()
+    return page

@@ -154,7 +154,7 @@ def test_markup_in_a_prompt_is_text(page: Page) -> None:
 def test_a_wrong_field_is_named_and_has_the_focus(page: Page) -> None:
     draw(page, steps=999)
     error = page.locator("#composer-error")
-    expect(error).to_contain_text("steps")
+    expect(error).to_contain_text("Steps")
     expect(page.get_by_label("Steps")).to_be_focused()
     assert pictures(page) == 0
 

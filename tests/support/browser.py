@@ -13,7 +13,11 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 _MISSING = "Chromium is not installed (Debian: apt-get install chromium)"
-_OPTIONS = ("--disable-background-networking", "--disable-component-update")
+REMOTE_NAME = "aura.test"  # of this machine, which the browser takes for another one
+_OPTIONS = (
+    *("--disable-background-networking", "--disable-component-update"),
+    f"--host-resolver-rules=MAP {REMOTE_NAME} 127.0.0.1",
+)
 
 
 def chromium() -> str:

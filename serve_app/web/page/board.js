@@ -169,7 +169,7 @@ class RunningTile {
   progress({ stage, step, of, etaMs }) {
     this.#expect(etaMs);
     this.bar.value = of ? step / of : 0;
-    this.words = text("progress", { stage, step, of });
+    this.words = text(stage === "refiner" ? "progressRefiner" : "progress", { step, of });
     this.#show();
   }
 
@@ -184,9 +184,21 @@ class RunningTile {
 
   finishing() {
     this.bar.value = 1;
+    this.say(text("finishing"));
+  }
+
+  say(words) {
     this.eta = null;
-    this.words = text("finishing");
+    this.words = words;
     this.#show();
+  }
+
+  // Counts down the seconds that are left of a wait, and says why; 0 ends it.
+  wait(left, seconds, words) {
+    this.bar.value = left > 0 ? 1 - left / seconds : 0;
+    this.frame.dataset.left = left;
+    this.element.classList.toggle("waiting", left > 0);
+    this.say(words);
   }
 
   // Says what went wrong, and what can be done.

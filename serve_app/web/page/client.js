@@ -3,6 +3,7 @@
 
 const EVENT_STREAM = "text/event-stream";
 const REJOIN_MS = [500, 1000, 2000, 4000, 8000]; // pauses between tries to join a job again
+const SILENCE_MS = 30_000; // the service sends a comment every 10 s, so after this the stream is dead
 
 // The service has answered with an error: its code, its words, and when to try again.
 export class ServiceError extends Error {
@@ -32,8 +33,8 @@ export class Client {
     this.key = key;
   }
 
-  health() {
-    return this.#json("health", { accepts: [503] }); // loading and draining have a body too
+  health(signal) {
+    return this.#json("health", { accepts: [503], signal }); // loading and draining have a body too
   }
 
   licenses() {
@@ -41,7 +42,7 @@ export class Client {
   }
 
   acceptTerms(termsDigest) {
-    return this.#json("licenses", { method: "POST", body: { termsDigest } });
+    return this.#json("licenses", { method: "POST", body: { accept: true, termsDigest } });
   }
 
   description() {
@@ -49,8 +50,9 @@ export class Client {
   }
 
   // Makes images from a prompt, or from base images. `onEvent` gets each event's name and data.
-  // Returns the data of `done`. Throws `ServiceError`, `Unreachable`, or the signal's reason; then
-  // the job may still run, and `cancel` ends it.
+  // Returns the data of `done`. A connection that breaks is made again, and `onLost` called each time.
+  // Throws `ServiceError`, `Unreachable`, or the signal's reason; then the job may still run, and
+  // `cancel` ends it.
   generate(request, options) {
     return this.#stream("generate", request, options);
   }
@@ -63,7 +65,7 @@ export class Client {
     return this.#json(`jobs/${job}`, { method: "DELETE" });
   }
 
-  async #stream(path, request, { onEvent, signal, requestId = crypto.randomUUID() }) {
+  async #stream(path, request, { onEvent, onLost, signal, requestId = randomId() }) {
     // The key makes the job outlive a lost connection, and a second try joins it.
     const headers = { "Idempotency-Key": requestId, Accept: EVENT_STREAM };
     const open = () => this.#fetch(path, { method: "POST", body: request, headers, signal });
@@ -85,6 +87,7 @@ export class Client {
           throw error;
         }
       }
+      onLost?.();
       response = await this.#rejoin(joined, open, tries, signal);
     }
   }
@@ -99,8 +102,8 @@ export class Client {
         const headers = { Accept: EVENT_STREAM, ...(last && { "Last-Event-ID": last }) };
         return await this.#fetch(`jobs/${job}/events`, { headers, signal });
       } catch (error) {
-        if (!(error instanceof Unreachable)) {
-          throw error;
+        if (!(error instanceof Unreachable || error.status === 503)) {
+          throw error; // 503: it has just started again
         }
       }
     }
@@ -148,9 +151,17 @@ async function errorOf(response) {
 // Reads a stream of events to its end. Returns the data of `done`, and null if the stream broke off.
 async function readEvents(response, onEvent) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  try {
+    return await readAll(reader, onEvent);
+  } finally {
+    reader.cancel().catch(() => {}); // it has ended, or is silent
+  }
+}
+
+async function readAll(reader, onEvent) {
   let text = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await withinSilence(reader.read());
     if (done) {
       return null;
     }
@@ -172,6 +183,24 @@ async function readEvents(response, onEvent) {
       }
     }
   }
+}
+
+async function withinSilence(reading) {
+  let timer;
+  const silence = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Unreachable()), SILENCE_MS);
+  });
+  try {
+    return await Promise.race([reading, silence]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+// Returns a new id. `crypto.randomUUID` is missing where a page comes by plain HTTP from elsewhere.
+function randomId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function fields(block) {

@@ -1,10 +1,12 @@
 // The form: what a person chooses, as a request of the service, and a request as choices.
 
 import { byId, el } from "./dom.js";
+import { LoraList } from "./loras.js";
 import { currentLanguage, text } from "./texts.js";
 
 const NUMBERS = ["steps", "guidanceScale", "seed"];
-const ASPECTS = ["Auto", "1:1", "3:2", "2:3", "4:3", "3:4", "16:9", "9:16", "21:9", "5:4", "4:5"];
+const ASPECTS = ["Auto", "1:1", "21:9", "5:4", "4:3", "3:2", "16:9", "4:5", "3:4", "2:3", "9:16"];
+const UNSHOWN = ["guidanceInterval", "cache"]; // fields of a request that the form only keeps
 const DRAFT = { imageCount: 4, steps: 12, guidanceScale: 1, refine: false };
 
 export class Composer {
@@ -12,7 +14,11 @@ export class Composer {
     this.form = byId("composer");
     this.aspect = "Auto";
     this.size = null; // of a request that named one
-    this.limits = { prompt: 500 };
+    this.promptLimit = 500;
+    this.sides = null;
+    this.kept = {};
+    this.loras = new LoraList();
+    this.offered = ""; // as the selects show it
     this.#showAspects();
     for (const slider of ["temperature", "handoff"]) {
       byId(slider).addEventListener("input", () => this.#showValues());
@@ -24,14 +30,22 @@ export class Composer {
   }
 
   // Offers what this service has: models, LoRAs, samplers, a refiner.
-  offer({ health, samplers, promptLimit }) {
-    this.limits.prompt = promptLimit;
+  offer({ health, samplers, promptLimit, sides }) {
+    const { models, loras, refiner, optimizations } = health;
+    const offered = JSON.stringify([
+      currentLanguage(), models, loras, refiner, optimizations, samplers, promptLimit, sides,
+    ]);
+    if (offered === this.offered) {
+      return; // an open list stays open
+    }
+    this.offered = offered;
+    this.promptLimit = promptLimit;
+    this.sides = sides;
     byId("prompt").maxLength = promptLimit;
-    fillSelect(byId("model"), health.models, text("auto"));
-    fillSelect(byId("sampler"), samplers, `${text("auto")} (${health.optimizations.scheduler})`);
-    byId("refiner-field").hidden = health.refiner === null;
-    byId("lora-field").hidden = health.loras.length === 0;
-    byId("loras").replaceChildren(...health.loras.map(loraRow));
+    fillSelect(byId("model"), models, text("auto"));
+    fillSelect(byId("sampler"), samplers, `${text("auto")} (${optimizations.scheduler})`);
+    byId("refiner-field").hidden = refiner === null;
+    this.loras.offer(loras);
     this.#showCount();
   }
 
@@ -64,7 +78,7 @@ export class Composer {
         request[name] = byId(name).value;
       }
     }
-    const loras = chosenLoras();
+    const loras = this.loras.chosen();
     if (loras.length) {
       request.loras = loras;
     }
@@ -75,7 +89,7 @@ export class Composer {
         request.handoff = Number(byId("handoff").value);
       }
     }
-    return request;
+    return { ...request, ...this.kept };
   }
 
   // Returns the request for drafts: quick, and without guidance.
@@ -88,9 +102,11 @@ export class Composer {
     return { ...rest, ...DRAFT };
   }
 
-  // Takes over the choices of a request.
-  use({ request }) {
+  // Takes over the choices of a request; returns a sentence for each that can't be had here.
+  use({ request, route = "/generate" }) {
     this.reset();
+    const missing = [];
+    const miss = (what, name = "") => missing.push(text(`not_${what}`, { name }));
     byId("prompt").value = request.prompt ?? request.refinePrompt ?? "";
     byId("negativePrompt").value = request.negativePrompt ?? "";
     byId("temperature").value = request.temperature ?? 0.8;
@@ -98,29 +114,35 @@ export class Composer {
     for (const name of NUMBERS) {
       byId(name).value = request[name] ?? "";
     }
-    choose(byId("sampler"), request.sampler);
-    choose(byId("model"), request.model);
-    if (request.width && request.height) {
-      this.size = { width: request.width, height: request.height };
+    for (const field of ["sampler", "model"]) {
+      if (!choose(byId(field), request[field])) {
+        miss(field, request[field]);
+      }
+    }
+    const { width, height } = request;
+    if (width && height && this.#canDraw(width, height)) {
+      this.size = { width, height };
       this.aspect = null;
+    } else if (width && height) {
+      this.aspect = nearestAspect(width / height);
+      miss("size", `${width} × ${height}`);
     } else {
       this.aspect = ASPECTS.includes(request.aspectRatio) ? request.aspectRatio : "Auto";
     }
     byId("refine").checked = request.refine !== false;
     byId("handoff").value = request.handoff ?? 0.8;
-    for (const { name, weight } of request.loras ?? []) {
-      const box = document.querySelector(`#loras input[type=checkbox][value="${CSS.escape(name)}"]`);
-      if (box) {
-        box.checked = true;
-        box.closest(".lora").querySelector("input[type=range]").value = weight ?? 1;
-      }
+    this.loras.choose(request.loras ?? []).forEach((name) => miss("lora", name));
+    if (route === "/refine") {
+      miss("base");
     }
-    if (NUMBERS.some((name) => byId(name).value !== "") || request.negativePrompt) {
-      byId("advanced").open = true;
+    for (const field of UNSHOWN.filter((name) => request[name] !== undefined)) {
+      this.kept[field] = request[field];
     }
-    this.#showAspects();
-    this.#showValues();
-    this.#showCount();
+    const isAdvanced = NUMBERS.some((name) => byId(name).value !== "");
+    byId("advanced").open ||= isAdvanced || Boolean(request.negativePrompt || request.loras?.length);
+    this.refreshTexts();
+    this.showProblems(missing.length ? [text("notTaken"), ...missing] : []);
+    return missing;
   }
 
   reset() {
@@ -131,24 +153,21 @@ export class Composer {
     byId("model").value = "";
     byId("refine").checked = true;
     byId("handoff").value = 0.8;
-    for (const box of document.querySelectorAll("#loras input[type=checkbox]")) {
-      box.checked = false;
-    }
+    this.loras.choose([]);
+    this.kept = {};
+    this.showProblems([]);
     this.size = null;
     this.aspect ??= "Auto";
-    this.#showAspects();
-    this.#showValues();
+    this.refreshTexts();
   }
 
-  // Marks the fields that the service has named in an error.
-  showError(error, message) {
-    const note = byId("composer-error");
-    note.hidden = error === null;
-    note.textContent = message ?? "";
+  // Marks the fields that the service has named in an error, and says what is wrong with each.
+  showError(error) {
     for (const field of this.form.querySelectorAll("[aria-invalid]")) {
       field.removeAttribute("aria-invalid");
     }
-    for (const { path } of error?.details ?? []) {
+    const details = error?.details ?? [];
+    for (const { path } of details) {
       const field = byId(path);
       if (field) {
         field.setAttribute("aria-invalid", "true");
@@ -156,12 +175,34 @@ export class Composer {
         field.focus();
       }
     }
+    const problems = details.map(({ path, message }) => `${labelOf(path)}: ${message}`);
+    const all = problems.length ? problems : [error?.message];
+    this.showProblems(error ? [text("checkFields"), ...all] : [], true);
+  }
+
+  // Shows a sentence with the points that belong to it; without any, shows nothing.
+  showProblems([sentence, ...points], refused = false) {
+    const note = byId("composer-error");
+    note.classList.toggle("refused", refused);
+    note.hidden = sentence === undefined;
+    note.replaceChildren(
+      el("p", {}, sentence ?? ""),
+      el("ul", {}, points.map((point) => el("li", {}, point))),
+    );
   }
 
   refreshTexts() {
     this.#showAspects();
     this.#showCount();
     this.#showValues();
+    const kept = Object.entries(this.kept).map(([name, value]) => `${name} ${[value].flat().join(", ")}`);
+    byId("kept").hidden = kept.length === 0;
+    byId("kept").textContent = text("alsoKept", { names: kept.join(", ") });
+  }
+
+  #canDraw(...sides) {
+    const { minimum = 0, maximum = Infinity, multipleOf = 1 } = this.sides ?? {};
+    return sides.every((side) => side >= minimum && side <= maximum && side % multipleOf === 0);
   }
 
   #showAspects() {
@@ -189,7 +230,7 @@ export class Composer {
     const isChosen = name === this.aspect;
     return el(
       "label",
-      { class: "chip aspect" },
+      { class: `chip aspect ${{ Auto: "named", null: "own" }[name] ?? ""}` },
       el("input", {
         type: "radio",
         name: "aspectRatio",
@@ -213,7 +254,7 @@ export class Composer {
   }
 
   #showCount() {
-    const left = this.limits.prompt - byId("prompt").value.length;
+    const left = this.promptLimit - byId("prompt").value.length;
     byId("prompt-count").textContent = left < 100 ? String(left) : "";
   }
 }
@@ -233,32 +274,21 @@ function fillSelect(select, names, automatic) {
 function choose(select, value) {
   const known = [...select.options].some((option) => option.value === value);
   select.value = known ? value : "";
+  return known || !value;
 }
 
-function loraRow(name) {
-  const weight = el("input", {
-    type: "range",
-    min: "-1",
-    max: "2",
-    step: "0.05",
-    value: "1",
-    "aria-label": `${name}: ${text("strength")}`,
-  });
-  return el(
-    "div",
-    { class: "lora" },
-    el("label", { class: "check" }, el("input", { type: "checkbox", value: name }), ` ${name}`),
-    weight,
-  );
+function nearestAspect(ratio) {
+  const distance = (name) => {
+    const [a, b] = name.split(":").map(Number);
+    return Math.abs(Math.log(a / b / ratio));
+  };
+  return ASPECTS.slice(1).reduce((best, name) => (distance(name) < distance(best) ? name : best));
 }
 
-function chosenLoras() {
-  return [...document.querySelectorAll(".lora")]
-    .filter((row) => row.querySelector("input[type=checkbox]").checked)
-    .map((row) => ({
-      name: row.querySelector("input[type=checkbox]").value,
-      weight: Number(row.querySelector("input[type=range]").value),
-    }));
+// Returns what the form calls a field of the service; its own name where the form has none.
+function labelOf(path) {
+  const label = document.querySelector(`label[for="${CSS.escape(path)}"]`);
+  return label?.querySelector("[data-text]")?.textContent ?? label?.textContent ?? path;
 }
 
 function number(value) {

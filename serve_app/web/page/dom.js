@@ -19,6 +19,11 @@ export function el(tag, props = {}, ...children) {
   return element;
 }
 
+// Returns the parts of a text, with what stands between backticks as code.
+export function withCode(words) {
+  return words.split("`").map((part, at) => (at % 2 ? el("code", {}, part) : part));
+}
+
 export function byId(id) {
   return document.getElementById(id);
 }

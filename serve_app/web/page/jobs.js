@@ -2,12 +2,16 @@
 
 import { ServiceError, Unreachable } from "./client.js";
 import { button } from "./board.js";
-import { hasText, text } from "./texts.js";
+import { duration, hasText, text } from "./texts.js";
 
+const WAITS = new Set(["OVERLOADED", "LOADING", "DRAINING", "RATE_LIMITED"]); // with Retry-After
 const MAX_WAIT_S = 120; // for a place in a full queue
+const TICK_MS = 1000;
 
 export class Jobs {
-  // `needs` are called with what only the person can give: a key, or the acceptance of terms.
+  // `needKey` and `needTerms` ask the person for what nobody else can give, and return whether the
+  // request may be sent again; `needKey` gets the key that was refused, and returns null where no key
+  // would help.
   constructor(client, board, { onError, needKey, needTerms }) {
     this.client = client;
     this.board = board;
@@ -31,14 +35,17 @@ export class Jobs {
 
   async #send(route, request, job, tiles, made) {
     const path = route === "/refine" ? "refine" : "generate";
-    const send = () =>
-      this.client[path](request, {
+    const send = () => {
+      job.key = this.client.key();
+      return this.client[path](request, {
         signal: job.signal,
+        onLost: () => tiles.forEach((tile) => tile.say(text("rejoining"))),
         onEvent: (name, data) => {
           job.id = data.jobId;
           onEvent(name, data, tiles, made);
         },
       });
+    };
     for (;;) {
       try {
         return await send();
@@ -56,23 +63,26 @@ export class Jobs {
       return false;
     }
     if (error.status === 401) {
-      return this.handlers.needKey();
+      const goesOn = await this.handlers.needKey(job.key);
+      if (goesOn === null) {
+        throw new ServiceError(401, { code: "NO_KEYS", message: error.message });
+      }
+      return goesOn;
     }
     if (error.code === "TERMS_NOT_ACCEPTED") {
       return this.handlers.needTerms();
     }
-    const waits = ["OVERLOADED", "LOADING"].includes(error.code) && error.status === 503;
-    if (!waits || error.retryAfter === null || error.retryAfter > MAX_WAIT_S) {
+    const seconds = error.retryAfter;
+    if (!WAITS.has(error.code) || seconds === null || seconds > MAX_WAIT_S) {
       return false;
     }
-    for (let left = error.retryAfter; left > 0; left -= 1) {
-      for (const tile of tiles) {
-        tile.words = `${messageOf(error)} ${text("retryIn", { n: left })}`;
-        tile.eta = null;
-        tile.status.textContent = tile.words;
-      }
-      await pause(1000, job.signal);
+    const end = Date.now() + seconds * 1000; // a tab in the background ticks late
+    for (let left = seconds; left > 0; left = Math.ceil((end - Date.now()) / 1000)) {
+      const words = `${text(`error_${error.code}`)} ${text("retryIn", { n: left })}`;
+      tiles.forEach((tile) => tile.wait(left, seconds, words));
+      await pause(TICK_MS, job.signal);
     }
+    tiles.forEach((tile) => tile.wait(0, seconds, ""));
     return true;
   }
 
@@ -109,7 +119,7 @@ export class Jobs {
     }
     if (error instanceof ServiceError && error.code === "VALIDATION_ERROR") {
       tiles.forEach((tile) => this.board.discard(tile));
-      this.handlers.onError(error, messageOf(error));
+      this.handlers.onError(error);
       return;
     }
     for (const tile of tiles) {
@@ -126,6 +136,7 @@ export class Jobs {
 class Job {
   constructor(client) {
     this.client = client;
+    this.key = ""; // with which it was sent
     this.id = null;
     this.aborting = new AbortController();
     this.isCancelled = false;
@@ -180,7 +191,9 @@ export function messageOf(error) {
     return text("failed");
   }
   const own = `error_${error.code}`;
-  return hasText(own) ? text(own) : error.message;
+  const words = hasText(own) ? text(own, { id: error.requestId }) : error.message;
+  const later = error.retryAfter !== null && WAITS.has(error.code);
+  return later ? `${words} ${text("tryLater", { time: duration(error.retryAfter * 1000) })}` : words;
 }
 
 function bytesOf(base64) {

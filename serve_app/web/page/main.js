@@ -3,16 +3,17 @@
 import { Board } from "./board.js";
 import { Client } from "./client.js";
 import { Composer } from "./composer.js";
-import { byId, el, toast } from "./dom.js";
+import { byId, el, toast, withCode } from "./dom.js";
 import { Gallery } from "./gallery.js";
-import { Jobs, messageOf } from "./jobs.js";
+import { Jobs } from "./jobs.js";
+import { askForKey, currentKey } from "./key.js";
 import { requestOf } from "./png.js";
 import { Service } from "./service.js";
+import { askForTerms, showLicenses } from "./terms.js";
 import { currentLanguage, speak, text, translate } from "./texts.js";
+import { showTheme, switchTheme } from "./theme.js";
 import { Viewer } from "./viewer.js";
 
-const KEY_ITEM = "aura-serve.api-key"; // as on /docs
-const THEME_ITEM = "aura-serve.theme";
 const IDEAS = {
   demo: {
     en: ["a large yellow star on a black background", "a red circle next to a blue square", "a green heart"],
@@ -25,7 +26,7 @@ const IDEAS = {
 };
 
 const base = new URL(".", window.location.href); // right under any prefix, and behind any proxy
-const client = new Client(base, () => sessionStorage.getItem(KEY_ITEM) ?? "");
+const client = new Client(base, currentKey);
 const service = new Service(client, showService);
 const composer = new Composer();
 let board;
@@ -44,9 +45,9 @@ async function start() {
   });
   viewer = new Viewer(board, { onUse: use, onRefine: refine, onPromote: promote });
   jobs = new Jobs(client, board, {
-    onError: (error, message) => composer.showError(error, message),
-    needKey: askForKey,
-    needTerms: () => showTerms({ asks: true }),
+    onError: (error) => composer.showError(error),
+    needKey,
+    needTerms: () => askForTerms(client),
   });
   await board.load();
   if (!gallery.isKept) {
@@ -77,8 +78,8 @@ function listen() {
     showService();
   });
   byId("theme").addEventListener("click", switchTheme);
-  byId("open-key").addEventListener("click", askForKey);
-  byId("open-licenses").addEventListener("click", () => showTerms({ asks: false }));
+  byId("open-key").addEventListener("click", () => askForKey());
+  byId("open-licenses").addEventListener("click", () => showLicenses(client));
   byId("download-all").addEventListener("click", () => board.saveAll());
   window.addEventListener("dragover", (event) => {
     if ([...event.dataTransfer.types].includes("Files")) {
@@ -95,16 +96,40 @@ function listen() {
     event.preventDefault();
     document.body.classList.remove("dropping");
     const [file] = event.dataTransfer.files;
-    if (file) {
-      await takeOver(file);
+    const found = file ? await requestOf(file) : null;
+    if (found !== null) {
+      takeOver(found);
+    } else {
+      toast(text("noSettings"));
     }
   });
+}
+
+// Returns whether a request that was refused with a key, or without any, may be sent again; null
+// where no key would help.
+async function needKey(refused) {
+  if (service.needsKey === false) {
+    return null;
+  }
+  if (currentKey() !== refused) {
+    return true; // it was entered for another job meanwhile
+  }
+  return askForKey({ wrong: refused !== "" });
 }
 
 function generate(request, options = {}) {
   composer.showError(null);
   if (request !== null) {
     jobs.run("/generate", request, { ratio: ratioOf(request), ...options });
+    showBoard();
+  }
+}
+
+// Scrolls to the board where it lies below the form, as on a phone.
+function showBoard() {
+  const board = byId("board-title");
+  if (board.getBoundingClientRect().top > window.innerHeight / 2) {
+    board.scrollIntoView();
   }
 }
 
@@ -129,20 +154,15 @@ function promote(picture) {
 }
 
 function use(picture) {
-  composer.use({ request: picture.request });
-  byId("prompt").focus();
-  toast(text("taken"));
+  takeOver({ request: picture.request, route: picture.route });
 }
 
-async function takeOver(file) {
-  const found = await requestOf(file);
-  if (found === null) {
-    toast(text("noSettings"));
-    return;
-  }
-  composer.use(found);
+function takeOver(found) {
+  const missing = composer.use(found);
   byId("prompt").focus();
-  toast(text("taken"));
+  if (missing.length === 0) {
+    toast(text("taken"));
+  }
 }
 
 function showService() {
@@ -152,9 +172,9 @@ function showService() {
   const values = { model: health?.model ?? "", reason: health?.reason ?? "" };
   byId("service-text").textContent = text(status, values);
   byId("version").textContent = health ? `Aura Serve ${health.version}` : "";
-  byId("open-key").hidden = !service.needsKey;
+  byId("open-key").hidden = service.needsKey !== true;
   byId("banner").hidden = !service.isDemo;
-  byId("banner").textContent = text("demo");
+  byId("banner").replaceChildren(...withCode(text("demo")));
   if (health !== null) {
     composer.offer(service);
   }
@@ -172,138 +192,6 @@ function showService() {
       }),
     ),
   );
-}
-
-// Asks for a key; returns whether there is one now.
-function askForKey() {
-  const dialog = byId("key-dialog");
-  const field = el("input", { id: "key", type: "password", autocomplete: "off", spellcheck: false });
-  return new Promise((resolve) => {
-    const end = (found) => {
-      dialog.close();
-      resolve(found);
-    };
-    dialog.replaceChildren(
-      el(
-        "form",
-        {
-          onsubmit: (event) => {
-            event.preventDefault();
-            sessionStorage.setItem(KEY_ITEM, field.value.trim());
-            end(field.value.trim() !== "");
-          },
-        },
-        el("h2", { id: "key-title" }, text("keyTitle")),
-        el("p", {}, text("keyNeeded")),
-        el("label", { for: "key" }, text("keyTitle")),
-        field,
-        el("p", { class: "note" }, text("keyNote")),
-        el(
-          "div",
-          { class: "actions" },
-          el("button", { type: "submit", class: "primary" }, text("use_key")),
-          el("button", {
-            type: "button",
-            textContent: text("forget"),
-            onclick: () => {
-              sessionStorage.removeItem(KEY_ITEM);
-              end(false);
-            },
-          }),
-        ),
-      ),
-    );
-    dialog.addEventListener("cancel", () => resolve(false), { once: true });
-    dialog.showModal();
-    field.focus();
-  });
-}
-
-// Shows the licences; with `asks`, returns whether they were accepted.
-async function showTerms({ asks }) {
-  let found;
-  try {
-    found = await client.licenses();
-  } catch (error) {
-    toast(messageOf(error));
-    return false;
-  }
-  const dialog = byId("terms");
-  const models = found.licenses.map((license) => license.model).join(", ");
-  return new Promise((resolve) => {
-    const end = async (accepted) => {
-      dialog.close();
-      if (accepted) {
-        await client.acceptTerms(found.termsDigest);
-      }
-      resolve(accepted);
-    };
-    dialog.replaceChildren(
-      el("h2", { id: "terms-title" }, text("termsTitle")),
-      el("p", {}, asks ? text("termsNeeded") : text("attribution", { models })),
-      ...found.licenses.map(licenseSection),
-      el(
-        "div",
-        { class: "actions" },
-        asks
-          ? el("button", {
-              type: "button",
-              class: "primary",
-              textContent: text("accept"),
-              onclick: () => end(true),
-            })
-          : null,
-        el("button", { type: "button", textContent: text("close"), onclick: () => end(false) }),
-      ),
-    );
-    dialog.addEventListener("cancel", () => resolve(false), { once: true });
-    dialog.showModal();
-  });
-}
-
-function licenseSection(license) {
-  const isLink = /^https:\/\//.test(license.url);
-  return el(
-    "section",
-    { class: "license" },
-    el("h3", {}, license.model),
-    el("p", {}, isLink ? el("a", { href: license.url, rel: "noreferrer" }, license.name) : license.name),
-    license.restrictions.length
-      ? el(
-          "details",
-          {},
-          el("summary", {}, text("restrictions")),
-          el("ul", {}, license.restrictions.map((restriction) => el("li", {}, restriction))),
-        )
-      : null,
-    license.text
-      ? el("details", {}, el("summary", {}, text("wholeText")), el("pre", {}, license.text))
-      : null,
-  );
-}
-
-function showTheme() {
-  try {
-    const kept = localStorage.getItem(THEME_ITEM);
-    if (kept) {
-      document.documentElement.dataset.theme = kept;
-    }
-  } catch {
-    // the system's theme then
-  }
-}
-
-function switchTheme() {
-  const { dataset } = document.documentElement;
-  const isDark = dataset.theme
-    ? dataset.theme === "dark"
-    : matchMedia("(prefers-color-scheme: dark)").matches;
-  dataset.theme = isDark ? "light" : "dark";
-  try {
-    localStorage.setItem(THEME_ITEM, dataset.theme);
-  } catch {
-    // without storage the choice ends with the page
-  }
 }
 
 function ratioOf({ aspectRatio = "Auto", width, height }) {

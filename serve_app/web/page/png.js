@@ -1,5 +1,7 @@
 // What a PNG says of how it was made: our record, or AUTOMATIC1111's text.
 
+import { requestOfInfotext } from "./infotext.js";
+
 const SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
 const RECORD = "aura";
 const INFOTEXT = "parameters";
@@ -18,7 +20,10 @@ export async function requestOf(file) {
       // not ours after all
     }
   }
-  return texts.has(INFOTEXT) ? fromInfotext(texts.get(INFOTEXT)) : null;
+  if (!texts.has(INFOTEXT)) {
+    return null;
+  }
+  return { route: "/generate", request: requestOfInfotext(texts.get(INFOTEXT)) };
 }
 
 async function textChunks(file) {
@@ -59,35 +64,4 @@ function addText(texts, type, bytes) {
 
 function ascii(view, at, length) {
   return String.fromCharCode(...new Uint8Array(view.buffer, view.byteOffset + at, length));
-}
-
-// A1111's text: the prompt, perhaps "Negative prompt: ...", and a line of "Name: value" pairs.
-function fromInfotext(text) {
-  const lines = text.trim().split("\n");
-  const last = /^Steps: \d/.test(lines.at(-1)) ? lines.pop() : "";
-  const rest = lines.join("\n");
-  const [prompt, negative] = rest.split(/\n?Negative prompt: /, 2);
-  const values = new Map();
-  for (const [, name, quoted, plain] of last.matchAll(/([\w ]+): (?:"((?:\\.|[^"])*)"|([^,]*))(?:,|$)/g)) {
-    values.set(name.trim().toLowerCase(), (quoted ?? plain).trim());
-  }
-  const size = /^(\d+)x(\d+)$/.exec(values.get("size") ?? "");
-  const request = { prompt: prompt.trim() };
-  const add = (field, value) => {
-    if (value !== undefined && value !== "" && !Number.isNaN(value)) {
-      request[field] = value;
-    }
-  };
-  add("negativePrompt", negative?.trim());
-  add("steps", number(values.get("steps")));
-  add("guidanceScale", number(values.get("cfg scale")));
-  add("seed", number(values.get("seed")));
-  add("width", size ? Number(size[1]) : undefined);
-  add("height", size ? Number(size[2]) : undefined);
-  add("sampler", values.get("sampler"));
-  return { route: "/generate", request };
-}
-
-function number(text) {
-  return text === undefined ? undefined : Number(text);
 }

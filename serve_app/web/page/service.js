@@ -1,6 +1,7 @@
 // What this service is and whether it is there: /health, its description, its licences.
 
 const EVERY_MS = 5000;
+const PATIENCE_MS = 4000; // with one answer
 const DEFAULT_PROMPT_LIMIT = 500;
 
 export class Service {
@@ -10,13 +11,17 @@ export class Service {
     this.health = null; // as it answered last
     this.samplers = [];
     this.promptLimit = DEFAULT_PROMPT_LIMIT;
-    this.needsKey = false;
+    this.sides = null; // {minimum, maximum, multipleOf} of a picture, in pixels
+    this.needsKey = null; // until the service has described itself
     this.isReachable = true;
   }
 
   async start() {
     await Promise.all([this.#describe(), this.#look()]);
     setInterval(() => this.#look(), EVERY_MS);
+    for (const change of ["online", "offline"]) {
+      window.addEventListener(change, () => this.#look());
+    }
   }
 
   get isReady() {
@@ -30,13 +35,17 @@ export class Service {
   async #look() {
     let health = null;
     try {
-      health = await this.client.health();
+      health = await this.client.health(AbortSignal.timeout(PATIENCE_MS));
     } catch {
       // it is not there
     }
     const before = JSON.stringify([this.health, this.isReachable]);
+    const isBack = health !== null && !this.isReachable;
     this.isReachable = health !== null;
     this.health = health ?? this.health;
+    if (isBack) {
+      await this.#describe(); // it may have other models or keys now
+    }
     if (JSON.stringify([this.health, this.isReachable]) !== before) {
       this.onChange();
     }
@@ -46,9 +55,13 @@ export class Service {
   async #describe() {
     try {
       const { components } = await this.client.description();
-      const fields = components.schemas.GenerateRequest.properties;
-      this.samplers = valuesOf(fields.sampler);
+      const { schemas } = components;
+      const fields = schemas.GenerateRequest.properties;
+      this.samplers = branches(fields.sampler).flatMap(
+        (branch) => branch.enum ?? schemas[branch.$ref?.split("/").pop()]?.enum ?? [],
+      );
       this.promptLimit = branches(fields.prompt).find((b) => b.maxLength)?.maxLength ?? this.promptLimit;
+      this.sides = branches(fields.width).find((b) => b.maximum) ?? null;
       this.needsKey = components.securitySchemes !== undefined;
       this.onChange();
     } catch {
@@ -59,8 +72,4 @@ export class Service {
 
 function branches(schema) {
   return schema?.anyOf ?? (schema ? [schema] : []);
-}
-
-function valuesOf(schema) {
-  return branches(schema).flatMap((branch) => branch.enum ?? []);
 }

@@ -54,12 +54,13 @@ export class Viewer {
   }
 
   #image(picture) {
-    return el("img", { src: this.board.url(picture), alt: promptOf(picture) });
+    const image = el("img", { src: this.board.url(picture), alt: promptOf(picture) });
+    return shaped(image, picture);
   }
 
   // Both pictures in one place, with a handle that moves the line between them.
   #compare(base) {
-    const box = el("div", { class: "compare" });
+    const box = shaped(el("div", { class: "compare" }), this.picture);
     const slider = el("input", {
       type: "range",
       min: "0",
@@ -92,6 +93,7 @@ export class Viewer {
         { class: "side-top" },
         this.#step("previous", "←", -1),
         this.#step("next", "→", 1),
+        button("remove", "delete quiet", () => this.#close(() => this.board.delete(picture))),
         el("button", {
           type: "button",
           class: "close quiet",
@@ -106,13 +108,12 @@ export class Viewer {
         "div",
         { class: "side-actions" },
         picture.draft
-          ? button("promote", "primary", () => this.#close(() => this.handlers.onPromote(picture)))
+          ? button("promote", "promote primary", () => this.#close(() => this.handlers.onPromote(picture)))
           : null,
         button("use", picture.draft ? "" : "primary", () =>
           this.#close(() => this.handlers.onUse(picture)),
         ),
         button("download", "", () => download(picture.blob, fileName(picture))),
-        button("remove", "quiet", () => this.#close(() => this.board.delete(picture))),
       ),
       this.#refineForm(),
       el("h3", {}, text("details")),
@@ -182,6 +183,12 @@ export class Viewer {
       .filter(([, value]) => value !== null && value !== undefined)
       .flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, shown(value))]);
   }
+}
+
+// Gives an element the shape of a picture.
+function shaped(element, { width, height }) {
+  element.style.setProperty("--ratio", width / height);
+  return element;
 }
 
 // A seed is a name rather than an amount, so it has no separators.
