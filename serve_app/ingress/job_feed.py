@@ -45,6 +45,7 @@ class JobFeed:
         self._id, self._count = uuid4().hex, 0
         self._waiting: set[asyncio.Event] = set()
         self._viewers = 0
+        self._absences: set[asyncio.TimerHandle] = set()  # of viewers who wait no more
         self._closed = False
 
     @property
@@ -82,6 +83,8 @@ class JobFeed:
     def close(self) -> None:
         """End the feed; readers still get what is in it."""
         self._closed = True
+        for absence in self._absences:
+            absence.cancel()
         self._wake()
 
     async def read(self, *, views: bool = False) -> AsyncGenerator[JobEvent, None]:
@@ -113,7 +116,7 @@ class JobFeed:
             self._begin_view()
             if not cursor:
                 self._refresh()
-            asyncio.get_running_loop().call_later(seconds + _LINGER_S, self._end_view)
+            self._end_view_in(seconds + _LINGER_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._wait(cursor, refreshes=True)
@@ -147,6 +150,17 @@ class JobFeed:
         self._viewers += 1
         if self._viewers == 1:
             self._on_watch(True)
+
+    def _end_view_in(self, seconds: float) -> None:
+        """Believe a viewer to be there for so long, at most until the feed is closed."""
+
+        def end() -> None:
+            self._absences.discard(absence)
+            self._end_view()
+
+        if not self._closed:
+            absence = asyncio.get_running_loop().call_later(seconds, end)
+            self._absences.add(absence)
 
     def _end_view(self) -> None:
         self._viewers -= 1

@@ -18,9 +18,9 @@ from serve_app.core.errors import (
     ReplicaLost,
     SafetyBlock,
 )
+from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.events import last_image
 from serve_app.core.service.info import ModelInfo
-from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.metrics import (
     GPU_WASTED,
     IMAGE_DURATION,

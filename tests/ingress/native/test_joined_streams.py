@@ -1,8 +1,5 @@
 """Jobs that are joined later, from any process, as server-sent events."""
 
-import asyncio
-from typing import Any
-
 import pytest
 from starlette.types import ASGIApp
 
@@ -13,13 +10,13 @@ from serve_app.core.service.job_errors import JobFailed, JobNotFound
 from serve_app.core.service.jobs import OWNER_LOST, Job, JobState
 from serve_app.core.service.outlook import Outlook
 from serve_app.ingress.access import AccessPolicy, digests
-from serve_app.ingress.app import build_api
 from serve_app.ingress.job_runs import JobRuns
 from serve_app.ingress.job_service import JobService
-from serve_app.ingress.job_views import JobView, JobViews
+from serve_app.ingress.job_views import JobViews
 from tests.support.api import make_api
 from tests.support.asgi_stream import exchange
 from tests.support.fake_conductor import INFO, FakeConductor, ScriptedConductor
+from tests.support.ingress_processes import IngressProcesses
 from tests.support.ledgers import WatchedLedger
 from tests.support.waiting import until_async
 from tests.support.watched_jobs import BODY, job_of, say_outlook, stream
@@ -91,26 +88,10 @@ async def test_nobody_joins_a_job_of_another_caller(
                 assert await joined.started() == status
 
 
-class Processes:
-    """Two ingress processes over one ledger, each of which can ask both for a job's events."""
-
-    def __init__(self, maker: ScriptedConductor, ledger: WatchedLedger) -> None:
-        async def view(id: str, cursor: Any, seconds: float) -> JobView | None:
-            found = [jobs.views.view(id, cursor, seconds) for jobs in self.jobs]
-            answers = await asyncio.gather(*found)
-            return next((answer for answer in answers if answer is not None), None)
-
-        self.jobs = [JobService(maker, ledger, INFO, view_everywhere=view) for _ in range(2)]
-        self.apis = [
-            build_api(jobs, maker, INFO, AccessPolicy(), version="1", proxy_sets_request_id=False)
-            for jobs in self.jobs
-        ]
-
-
 async def test_a_job_of_one_process_is_watched_through_another(
     maker: ScriptedConductor, ledger: WatchedLedger
 ) -> None:
-    own, other = Processes(maker, ledger).apis
+    own, other = IngressProcesses(maker, ledger).apis
     async with exchange(own, "POST", "/generate", {**BODY, "stream": False}) as answer:
         await maker.begun.acquire()
         (tasks,) = maker.admitted
