@@ -11,6 +11,7 @@ from ray import serve
 
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.service.events import Generated, GeneratedImage, ImageEvent, Preview, Progress
+from serve_app.core.service.jobs import JobError, JobResult, JobState
 from serve_app.core.service.outlook import Outlook
 from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.ledger import Ledger
@@ -48,10 +49,34 @@ class PaintingConductor(FakeConductor):
         yield Generated(GeneratedImage(self._png, PROFILES))
 
 
+class ForgetfulLedger(Ledger):
+    """Keeps no images, whose memory would be the process's that is measured."""
+
+    async def finish(
+        self,
+        id: str,
+        owner: str,
+        state: JobState,
+        error: JobError | None = None,
+        result: JobResult | None = None,
+    ) -> None:
+        await super().finish(id, owner, state, error, None)
+
+
 @serve.deployment(max_ongoing_requests=1000)
 @serve.ingress()
 class PaintingIngress:
     """One replica with the whole API over a `PaintingConductor`."""
 
     def __serve_build_asgi_app__(self) -> Any:
-        return make_api(PaintingConductor(), Ledger(None), proxy_sets_request_id=True)
+        return make_api(PaintingConductor(), ForgetfulLedger(None), proxy_sets_request_id=True)
+
+
+def deploy(app: str, route: str) -> None:
+    """Deploy the ingress on this process's Ray."""
+    serve.run(PaintingIngress.bind(), name=app, route_prefix=route)  # type: ignore[attr-defined]
+
+
+def withdraw(app: str) -> None:
+    """Delete it."""
+    serve.delete(app)

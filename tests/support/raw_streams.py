@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _PIECE = 2**16  # bytes
-_LONGEST = 2**24  # bytes between two marks
+_LONGEST = 2**26  # bytes between two marks
 
 
 @dataclass(frozen=True, slots=True)
