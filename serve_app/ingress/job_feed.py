@@ -39,8 +39,8 @@ class JobFeed:
 
     def __init__(self, refresh_s: float = REFRESH_S) -> None:
         self._refresh_s = refresh_s
-        self._on_watch: Callable[[bool], None] = lambda watched: None
-        self._refresh: Callable[[], None] = lambda: None
+        self._on_watch: Callable[[bool], None] = _tell_nobody
+        self._refresh: Callable[[], None] = _refresh_nothing
         self._events: dict[_Slot, tuple[int, JobEvent]] = {}  # each with its number, ascending
         self._id, self._count = uuid4().hex, 0
         self._waiting: set[asyncio.Event] = set()
@@ -81,8 +81,13 @@ class JobFeed:
         self._wake()
 
     def close(self) -> None:
-        """End the feed; readers still get what is in it."""
+        """End the feed; readers still get what is in it.
+
+        Whoever made the job may hold the feed, so that only a search for rings would free both, and
+        the images: it is let go.
+        """
         self._closed = True
+        self._on_watch, self._refresh = _tell_nobody, _refresh_nothing
         for absence in self._absences:
             absence.cancel()
         self._wake()
@@ -166,6 +171,14 @@ class JobFeed:
         self._viewers -= 1
         if not self._viewers and not self._closed:
             self._on_watch(False)
+
+
+def _tell_nobody(watched: bool) -> None:
+    """Do nothing: no maker is connected."""
+
+
+def _refresh_nothing() -> None:
+    """Do the same."""
 
 
 def _slot(event: JobEvent) -> _Slot:
