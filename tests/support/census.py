@@ -48,7 +48,7 @@ async def census_at_rest(background: Collection[str]) -> Census:
     )
 
 
-async def nothing_is_left_since(before: Census, timeout: float = 15) -> None:
+async def nothing_is_left_since(before: Census, timeout: float = 7) -> None:
     """Wait until there is what there was before; raise `AssertionError` with what is left."""
     found = before
     try:
