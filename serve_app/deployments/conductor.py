@@ -131,7 +131,8 @@ class Conductor:
             if task.id not in self._admitted:
                 contexts.enter_context(self.admit([task]))
             image = self._admitted.pop(task.id)
-            contexts.enter_context(recorded_image(self._meter, self._models.label(task.spec)))
+            label = self._models.label(task.spec)
+            contexts.enter_context(recorded_image(self._meter, label, lambda: image.gpu_seconds))
             deadline = Deadline.of(task, self.default_timeout(image))
             try:
                 async with aclosing(self._run_image(image, task, deadline)) as events:

@@ -4,11 +4,13 @@ No stages and no Ray. Time is the event loop's.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from serve_app.core.errors import CallerError, DeadlineExceeded, Draining, Overloaded
+from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.metrics import (
+    GPU_WASTED,
     IMAGE_DURATION,
     IMAGES,
     IMAGES_COMPLETED,
@@ -21,19 +23,21 @@ _COMPLETED = (ImageOutcome.MADE, ImageOutcome.LATE, ImageOutcome.FAILED)
 
 
 @contextmanager
-def recorded_image(meter: Meter, model: str) -> Iterator[None]:
+def recorded_image(meter: Meter, model: str, gpu_seconds: Callable[[], float]) -> Iterator[None]:
     """Record the outcome of the image that is made in this context, and its duration.
 
-    `model` is a label, so it must be one of few names.
+    `model` is a label, so it must be one of few names. `gpu_seconds` returns what its finished
+    segments took: no replica knows that these were in vain where the image ends at a later one.
     """
     clock = asyncio.get_running_loop().time
-    started, outcome = clock(), ImageOutcome.CANCELLED
+    started, outcome, goes_on = clock(), ImageOutcome.CANCELLED, False
     try:
         yield
         outcome = ImageOutcome.MADE
         meter.record(IMAGE_DURATION, clock() - started, model=model)
     except Exception as error:
         outcome = outcome_of(error)
+        goes_on = isinstance(error, TakenOver)
         raise
     finally:
         meter.record(IMAGES, outcome=outcome, model=model)
@@ -41,6 +45,8 @@ def recorded_image(meter: Meter, model: str) -> Iterator[None]:
             meter.record(IMAGES_COMPLETED)
         if outcome is ImageOutcome.MADE:
             meter.record(IMAGES_ON_TIME)
+        elif not goes_on:
+            meter.record(GPU_WASTED, gpu_seconds())
 
 
 def outcome_of(error: Exception) -> ImageOutcome:

@@ -150,8 +150,9 @@ class SegmentRun:
                     case Snapshot(sample):
                         image.sample = sample
                         self.admission.backlog.update(image)
-                    case SegmentDone(sample, png, _, costs):
+                    case SegmentDone(sample, png, gpu_time, costs):
                         image.sample, image.png = sample, png
+                        image.gpu_seconds += gpu_time.measured
                         self.admission.backlog.set_costs(segment.stage, costs)
                         self.admission.backlog.update(image)
                     case _:

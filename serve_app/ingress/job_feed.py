@@ -39,12 +39,13 @@ class JobFeed:
 
     def __init__(self, refresh_s: float = REFRESH_S) -> None:
         self._refresh_s = refresh_s
-        self._on_watch: Callable[[bool], None] = lambda watched: None
-        self._refresh: Callable[[], None] = lambda: None
+        self._on_watch: Callable[[bool], None] = _tell_nobody
+        self._refresh: Callable[[], None] = _refresh_nothing
         self._events: dict[_Slot, tuple[int, JobEvent]] = {}  # each with its number, ascending
         self._id, self._count = uuid4().hex, 0
         self._waiting: set[asyncio.Event] = set()
         self._viewers = 0
+        self._absences: set[asyncio.TimerHandle] = set()  # of viewers who wait no more
         self._closed = False
 
     @property
@@ -80,8 +81,15 @@ class JobFeed:
         self._wake()
 
     def close(self) -> None:
-        """End the feed; readers still get what is in it."""
+        """End the feed; readers still get what is in it.
+
+        Whoever made the job may hold the feed, so that only a search for rings would free both, and
+        the images: it is let go.
+        """
         self._closed = True
+        self._on_watch, self._refresh = _tell_nobody, _refresh_nothing
+        for absence in self._absences:
+            absence.cancel()
         self._wake()
 
     async def read(self, *, views: bool = False) -> AsyncGenerator[JobEvent, None]:
@@ -113,7 +121,7 @@ class JobFeed:
             self._begin_view()
             if not cursor:
                 self._refresh()
-            asyncio.get_running_loop().call_later(seconds + _LINGER_S, self._end_view)
+            self._end_view_in(seconds + _LINGER_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._wait(cursor, refreshes=True)
@@ -148,10 +156,29 @@ class JobFeed:
         if self._viewers == 1:
             self._on_watch(True)
 
+    def _end_view_in(self, seconds: float) -> None:
+        """Believe a viewer to be there for so long, at most until the feed is closed."""
+
+        def end() -> None:
+            self._absences.discard(absence)
+            self._end_view()
+
+        if not self._closed:
+            absence = asyncio.get_running_loop().call_later(seconds, end)
+            self._absences.add(absence)
+
     def _end_view(self) -> None:
         self._viewers -= 1
         if not self._viewers and not self._closed:
             self._on_watch(False)
+
+
+def _tell_nobody(watched: bool) -> None:
+    """Do nothing: no maker is connected."""
+
+
+def _refresh_nothing() -> None:
+    """Do the same."""
 
 
 def _slot(event: JobEvent) -> _Slot:

@@ -203,8 +203,13 @@ class JobService:
         yield JobDone(result)
 
     async def cancel(self, id: str, caller: str) -> Job:
-        """Cancel the caller's job if it is running, and return it. Raises `JobNotFound`."""
-        job = await self.get(id, caller)
+        """Cancel the caller's job if it is running, and return it. Raises `JobNotFound`.
+
+        One that the ledger knows to run takes no more steps while news of it may linger elsewhere.
+        """
+        job = await self._ledger.get(id, 0)
+        if job is None or job.caller != caller or job.state is not JobState.RUNNING:
+            job = await self.get(id, caller)
         if job.state is JobState.RUNNING:
             await self._cancel_everywhere(id)
             job = await self._ledger.get(id, _CANCEL_TIMEOUT_S) or job

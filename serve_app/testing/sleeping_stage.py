@@ -23,6 +23,7 @@ from serve_app.runtime.checkpoints.checkpoint import Checkpoint
 from serve_app.runtime.memory.device import Device
 from serve_app.runtime.memory.model_cache import ModelCache
 from serve_app.runtime.parts import Parts
+from serve_app.runtime.previews import LatentToRgb
 from serve_app.runtime.stage_model import StageModel
 from serve_app.simulator.gpu_speed import GpuSpeed
 from serve_app.testing.sleeping_networks import (
@@ -145,5 +146,6 @@ def sleeping_model(
         SleepingConditioner(SleepingTextEncoders(speed), checkpoint),
         SleepingDenoiser(stage, speed, strikes),
         SleepingVae(speed),
+        latent_to_rgb=LatentToRgb(torch.eye(3, 4), torch.full((3,), 0.5)),
     )
     return StageModel(profile=profile, memory_plan=MemoryPlan(images), device=device, parts=parts)

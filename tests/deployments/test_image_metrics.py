@@ -18,9 +18,11 @@ from serve_app.core.errors import (
     ReplicaLost,
     SafetyBlock,
 )
+from serve_app.core.replica_errors import TakenOver
 from serve_app.core.service.events import last_image
 from serve_app.core.service.info import ModelInfo
 from serve_app.core.service.metrics import (
+    GPU_WASTED,
     IMAGE_DURATION,
     IMAGES,
     IMAGES_COMPLETED,
@@ -155,3 +157,31 @@ def test_whose_fault_it_was_decides_what_became_of_the_image(
     error: AuraError, outcome: ImageOutcome
 ) -> None:
     assert outcome_of(error) is outcome
+
+
+async def test_the_gpu_time_of_earlier_stages_is_wasted_on_an_image_that_ends_at_a_later_one() -> (
+    None
+):
+    """The replicas of the earlier stages have finished with it. Each segment took half a second."""
+    meter, refiner = InMemoryMeter(), BlockedStage()
+    conductor = conductor_of(CountingStage(), refiner, meter)
+    leaving = asyncio.create_task(generate(conductor, "cancelled"))
+    await refiner.has_calls(1)
+    assert meter.value(GPU_WASTED) == 0
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert meter.value(GPU_WASTED) == 0.5
+    with pytest.raises(DeadlineExceeded):
+        await generate(conductor, "late", timeout_s=0.05)
+    assert meter.value(GPU_WASTED) == 1.0
+    refiner.release.set()
+    await generate(conductor, "made")
+    assert meter.value(GPU_WASTED) == 1.0
+
+
+async def test_the_gpu_time_of_an_image_that_another_process_has_by_now_is_not_wasted() -> None:
+    meter = InMemoryMeter()
+    taken = CountingStage(fault=lambda call, sample: TakenOver("another process has it"))
+    with pytest.raises(TakenOver):
+        await generate(conductor_of(CountingStage(), taken, meter))
+    assert meter.value(GPU_WASTED) == 0

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from tests.support.event_client import Event, events
-from tests.support.service import LONG, Service
+from tests.support.replica_census import ReplicaCensus, replica_census
+from tests.support.service import APP, LONG, Service
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.ray
@@ -35,26 +36,52 @@ def test_a_stream_shows_the_image_as_it_comes_and_brings_the_service_s_bytes(
     assert stages == {"base", "refiner"}
 
 
-def test_a_job_is_joined_through_every_ingress_by_many(service: Service) -> None:
-    answer = httpx.post(
-        f"{service.address}/generate",
-        json=LONG,
-        headers={"Prefer": "respond-async"},
-        timeout=60,
-    )
+def submit(service: Service) -> str:
+    """Ask for a job that is long at work, and return its address."""
+    headers = {"Prefer": "respond-async"}
+    answer = httpx.post(f"{service.address}/generate", json=LONG, headers=headers, timeout=60)
     assert answer.status_code == 202
-    address = f"{service.address}{answer.headers['location']}"
+    return f"{service.address}{answer.headers['location']}"
+
+
+def join_at_once(address: str, count: int = 50) -> list[list[str]]:
+    """Join a job by so many clients, and return the names of the events that each got."""
 
     def join(_: int) -> list[str]:
         with events("GET", f"{address}/events") as stream:  # on a connection of its own
             return names(stream)
 
-    with ThreadPoolExecutor(8) as clients:
-        found = list(clients.map(join, range(8)))
+    with ThreadPoolExecutor(count) as clients:
+        return list(clients.map(join, range(count)))
+
+
+def test_fifty_streams_at_once_joined_through_both_ingresses_leave_nothing_behind(
+    service: Service,
+) -> None:
+    join_at_once(submit(service))  # what a first crowd brings is there from then on
+    before = replica_census(APP, "Ingress")
+    address = submit(service)
+    with ThreadPoolExecutor(1) as clients:
+        joined = clients.submit(join_at_once, address)
+        until(lambda: all_have_more_tasks(before))
+        found = joined.result()
     assert {tuple(each[-2:]) for each in found} == {("image", "done")}
     assert all("preview" in each for each in found)
     job = httpx.get(address).json()
     assert (job["state"], job["progress"]) == ("succeeded", None)
+    until(lambda: has_no_more(before))
+
+
+def has_no_more(before: dict[str, ReplicaCensus]) -> bool:
+    """Return whether the ingresses are as they were; 25 would be left of the streams of each."""
+    now = replica_census(APP, "Ingress")
+    return all(now[name].is_within(before[name], spare=4) for name in now)
+
+
+def all_have_more_tasks(before: dict[str, ReplicaCensus]) -> bool:
+    """Return whether each ingress, of which there are two, serves some of the streams."""
+    now = replica_census(APP, "Ingress")
+    return len(now) == 2 and all(now[name].tasks >= before[name].tasks + 10 for name in now)
 
 
 def test_leaving_a_stream_ends_its_work_within_a_step(service: Service) -> None:

@@ -12,6 +12,7 @@ from serve_app.core.service.job_events import (
 )
 from serve_app.core.service.outlook import Outlook
 from serve_app.ingress.job_feed import Cursor, JobFeed
+from tests.support.census import take_census
 
 STARTED = JobStarted("a")
 MADE = ImageMade(1, b"png", 7)
@@ -190,3 +191,13 @@ async def test_a_cursor_of_another_feed_is_none() -> None:
         each.put(MADE)
     cursor, _ = await other.poll(Cursor(), 0)
     assert (await feed.poll(cursor, 0))[1] == [STARTED, MADE]
+
+
+async def test_a_feed_that_is_closed_keeps_no_timer_of_a_viewer_in_another_process() -> None:
+    before, feed = take_census(), JobFeed()
+    waiting = asyncio.create_task(feed.poll(Cursor(), 30))
+    await asyncio.sleep(0)
+    feed.close()
+    await waiting
+    del waiting, feed
+    assert take_census() == before

@@ -1,6 +1,7 @@
 """A job as a stream of events, which every response is the end of."""
 
 import asyncio
+import gc
 from contextlib import aclosing
 
 import pytest
@@ -20,6 +21,7 @@ from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.contracts import Maker
 from serve_app.ingress.generation import GenerationRequest, plan_job
 from serve_app.ingress.generation_job import GenerationJob
+from serve_app.ingress.job_feed import JobFeed
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.native.rerun import GENERATE
 from serve_app.ingress.request_context import RequestContext
@@ -128,3 +130,19 @@ async def test_a_stream_ends_with_the_error_of_the_first_image_that_fails(ledger
     assert isinstance(await anext(stream), JobStarted)
     with pytest.raises(OutOfMemory, match="no room"):
         await anext(stream)
+
+
+def feeds() -> set[JobFeed]:
+    return {found for found in gc.get_objects() if isinstance(found, JobFeed)}
+
+
+async def test_the_images_of_a_job_are_freed_without_a_search_for_rings(ledger: Ledger) -> None:
+    """Which an ingress makes seldom."""
+    jobs, before = jobs_of(FakeConductor(), ledger), feeds()  # of other tests, maybe
+    gc.disable()
+    try:
+        await events_of(jobs, CONTEXT, images=2)
+        await jobs.drain()
+        assert feeds() <= before
+    finally:
+        gc.enable()

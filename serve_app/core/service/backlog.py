@@ -39,6 +39,7 @@ class ImageInFlight:
     segments: tuple[StageSegment, ...]
     due: float = 0.0  # seconds: when it would be done, had it stepped in full batches at once
     png: bytes | None = None
+    gpu_seconds: float = 0.0  # of its finished segments
     suspicion: Suspicion = field(default_factory=Suspicion)
     replica: str = ""  # that has it, where known
     avoid: tuple[str, ...] = ()  # ids of replicas that fell silent with it

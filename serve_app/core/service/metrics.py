@@ -187,7 +187,9 @@ STEP_ROWS = _counter("aura_step_rows_total", "UNet rows of samples, over all ste
 STEP_LANES = _counter("aura_step_lanes_total", "UNet rows with padding, over all steps", "stage")
 GPU_TIME = _counter("aura_gpu_time_seconds_total", "GPU time of all engine turns of a replica")
 GPU_WASTED = _counter(
-    "aura_gpu_wasted_seconds_total", "The part of it that cancelled and failed images took"
+    "aura_gpu_wasted_seconds_total",
+    "The part of it that cancelled, late and failed images took; an ingress adds what stages "
+    "before the last one took",
 )
 OWED_SECONDS = _gauge(
     "aura_owed_seconds", "Backlog: predicted GPU seconds of what a replica has accepted"

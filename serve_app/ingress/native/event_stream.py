@@ -25,10 +25,12 @@ from serve_app.core.service.job_events import (
 )
 from serve_app.core.service.outlook import Outlook
 from serve_app.ingress.errors import respond_to_exception
+from serve_app.ingress.preview_pace import PreviewPace
 from serve_app.ingress.responses import RawJson, to_json
 from serve_app.ingress.services import ApiServices
 from serve_app.ingress.sse import EVENT_STREAM, PING_S, message, stream_response
 
+MAX_PREVIEWS = 32  # of each image, evenly over its steps: what a client does not read is kept
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: stream_response(
         "Events as they happen, if `stream` is true or Accept prefers them: `queued`, `progress`, "
@@ -67,6 +69,7 @@ class _Messages:
         self._job = job
         self._services = services
         self._sent = set(sent)
+        self._previews = PreviewPace(MAX_PREVIEWS)
 
     async def of(self, event: JobEvent) -> AsyncGenerator[bytes, None]:
         """Yield what is sent of an event."""
@@ -74,10 +77,12 @@ class _Messages:
             case JobStarted() | StageDone():
                 pass
             case ImageProgress(number, outlook):
+                self._previews.note(event)
                 name = "queued" if outlook.position else "progress"
                 yield self.message(name, {"image": number, **progress_of(outlook)})
             case ImagePreview(number, jpeg):
-                yield self.message("preview", {"image": number, "jpeg": jpeg})
+                if self._previews.take(number) is not None:
+                    yield self.message("preview", {"image": number, "jpeg": jpeg})
             case ImageMade(number, png, seed):
                 if number not in self._sent:
                     yield await self._image(number, png, seed)

@@ -6,7 +6,6 @@ point, at the image's own size.
 
 import json
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from io import BytesIO
@@ -28,6 +27,7 @@ from serve_app.core.service.job_events import (
 from serve_app.ingress.errors import respond_to_exception
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.openai.schemas import ImagesRequest
+from serve_app.ingress.preview_pace import PreviewPace
 from serve_app.ingress.responses import to_json
 from serve_app.ingress.services import ApiServices
 from serve_app.ingress.sse import EVENT_STREAM, PING_S, message, stream_response
@@ -47,29 +47,6 @@ def stream_responses(kind: str) -> dict[int | str, dict[str, Any]]:
     names = (f"{kind}.partial_image", f"{kind}.completed", "error")
     description = "With `stream`: OpenAI's events, as they happen"
     return {200: stream_response(description, names, "JSON: the event, as OpenAI has it.")}
-
-
-class PartialImages:
-    """Which previews of a job are sent: so many of each image, evenly over its steps."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._sent = Counter[int]()  # by image
-        self._share: dict[int, float] = {}  # of its steps that an image has taken
-
-    def note(self, progress: ImageProgress) -> None:
-        """Take note of how far an image is."""
-        outlook = progress.outlook
-        self._share[progress.number] = outlook.step / max(1, outlook.of)
-
-    def take(self, number: int) -> int | None:
-        """Return the index of the partial image that is due of an image, and count it as sent."""
-        index = self._sent[number]
-        due = (index + 1) / (self._count + 1)
-        if index >= self._count or self._share.get(number, 0.0) < due:
-            return None
-        self._sent[number] += 1
-        return index
 
 
 def event_stream(
@@ -93,7 +70,8 @@ async def _messages(
     request: Request,
     services: ApiServices,
 ) -> AsyncGenerator[bytes, None]:
-    partials, sent = PartialImages(body.partial_images or 0), set[int]()
+    partials = PreviewPace(body.partial_images or 0, skips_first=True)
+    sent = set[int]()
 
     async def image(made: ImageMade) -> bytes:
         sent.add(made.number)
