@@ -133,7 +133,7 @@ async def test_a_stream_ends_with_the_error_of_the_first_image_that_fails(ledger
 
 
 def feeds() -> set[JobFeed]:
-    return {found for found in gc.get_objects() if isinstance(found, JobFeed)}
+    return {found for found in gc.get_objects() if type(found) is JobFeed}
 
 
 async def test_the_images_of_a_job_are_freed_without_a_search_for_rings(ledger: Ledger) -> None:

@@ -33,7 +33,9 @@ def take_census() -> Census:
     threads = [thread.name for thread in threading.enumerate()]
     names += [("thread", name) for name in threads if not _POOL.fullmatch(name)]
     names += [
-        ("object", type(found).__name__) for found in gc.get_objects() if isinstance(found, _KEPT)
+        ("object", type(found).__name__)
+        for found in gc.get_objects()
+        if issubclass(type(found), _KEPT)
     ]
     timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
     names += [("timer", "") for timer in timers if not timer.cancelled()]
