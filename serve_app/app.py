@@ -9,6 +9,7 @@ from functools import partial
 from ray.serve import Application
 
 from serve_app.config.app_args import AppArgs
+from serve_app.config.cloud_model import gemini_options
 from serve_app.config.folders import started_cluster
 from serve_app.config.key_numbers import daily_quotas_by_key, weights_by_key
 from serve_app.config.settings import Settings
@@ -54,5 +55,6 @@ def http(settings: Settings, info: ServiceInfo) -> OpenHttp:
         spool=settings.drain_spool,
         base_url=settings.image_service_base_url,
         webhook_receivers=settings.webhook_urls,
+        gemini=gemini_options(settings),
     )
     return partial(open_ingress, config)

@@ -34,6 +34,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "runtime.checkpoints": (CORE | {"runtime.checkpoints"}, set()),
     "runtime": (CORE | {"runtime"}, {"torch", "diffusers", "transformers", "xformers", "peft"}),
     "ledger_store": (CORE | {"ledger_store"}, set()),
+    "cloud.gemini_options": (set(), set()),
+    "cloud": (
+        CORE | {"cloud", "deployments.deadline", "deployments.image_metrics"},
+        {"httpx2"},
+    ),
     "spool.access": (set(), set()),
     "spool": (CORE | {"spool"}, set()),
     "deployments.graph": (
@@ -44,9 +49,15 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "ingress.native": (CORE | {"ingress"}, {"fastapi", "starlette"}),
     "ingress.openai": (CORE | {"ingress"}, {"fastapi", "starlette"}),
     "ingress.webhooks": (CORE | {"ingress.contracts"}, {"httpx2"}),
+    "ingress.http_ingress": (
+        CORE | {"process", "ingress", "spool", "cloud"},
+        {"fastapi", "starlette"},
+    ),
     "ingress": (CORE | {"process", "ingress", "spool"}, {"fastapi", "starlette"}),
     "config": (
-        CORE | {"runtime.checkpoints", "config", "demo.vocabulary", "spool.access"},
+        CORE
+        | {"runtime.checkpoints", "config", "demo.vocabulary", "spool.access"}
+        | {"cloud.gemini_options"},
         set(),
     ),
     "demo.vocabulary": (CORE | {"demo.lexicon"}, set()),
@@ -54,7 +65,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "demo.scene": (set(), set()),
     "hub": (CORE | {"runtime.checkpoints", "hub"}, {"huggingface_hub", "httpx2"}),
     "doctor": (
-        CORE | {"runtime", "hub", "config", "doctor", "ledger_store", "spool.access"},
+        CORE | {"runtime", "hub", "config", "doctor", "ledger_store", "spool.access", "cloud"},
         {"torch"},
     ),
     "simulator": (CORE | {"simulator"}, set()),

@@ -32,6 +32,7 @@ from serve_app.cli.runner_report import Kind, ReportWriter
 from serve_app.config.catalog import find_checkpoints
 from serve_app.config.folders import started_cluster
 from serve_app.config.listening import host_of, port_of
+from serve_app.config.secret_file import delete_secret_file
 from serve_app.config.serve_config import ServeConfig, read_config
 from serve_app.config.settings import Settings
 from serve_app.config.topology import StagePlan, plan_stages
@@ -117,6 +118,7 @@ def run_ray(config: Path, report_fd: int) -> int:
         background.stop()
         reports.send(Kind.STOPPING)
         _stop(graceful=graceful)
+        delete_secret_file(os.environ)  # `up` does it too, unless it was killed
 
 
 def _start_serve(read: ServeConfig, settings: Settings) -> None:

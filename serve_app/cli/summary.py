@@ -1,5 +1,6 @@
 """What `aura up` shows when the service is ready: where it is, who may call, where its logs are."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,18 @@ from rich.table import Table
 
 from serve_app import __version__
 from serve_app.cli.console import console
+from serve_app.config.cloud_settings import has_unused_key
 from serve_app.config.listening import addresses_of, host_of, port_of
 from serve_app.config.network import netloc
 from serve_app.config.settings import Settings
 
 
-def print_summary(settings: Settings, http: Mapping[str, Any], logs: Path) -> None:
+def print_summary(
+    settings: Settings,
+    http: Mapping[str, Any],
+    logs: Path,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
     """Print the summary of a service that is ready."""
     address, *others = map(escape, addresses_of(settings, http))
     checkpoint = settings.model_checkpoint_dir
@@ -25,10 +32,16 @@ def print_summary(settings: Settings, http: Mapping[str, Any], logs: Path) -> No
         table.add_row("", other)
     table.add_row("listening", escape(netloc(host_of(settings, http), port_of(settings, http))))
     table.add_row("keys", _access(settings))
-    table.add_row("model", checkpoint.name if checkpoint else "demo: plain shapes")
+    if settings.is_cloud_default:
+        table.add_row("model", f"gemini: {settings.gemini_model} in Google's cloud, for money")
+        table.add_row("", "[yellow]prompts and input images are sent to Google[/]")
+    else:
+        table.add_row("model", checkpoint.name if checkpoint else "demo: plain shapes")
     if settings.models_file:
         table.add_row("", f"and those of {settings.models_file}")
-    if checkpoint is None:
+    if not settings.is_cloud_default:
+        table.add_row("cloud", _cloud(settings, environ))
+    if checkpoint is None and not settings.is_cloud_default:
         table.add_row("", "[yellow]for real images: aura download[/]")
     table.add_row("docs", f"{address}/docs")
     table.add_row("terms", f"{address}/licenses")
@@ -38,6 +51,18 @@ def print_summary(settings: Settings, http: Mapping[str, Any], logs: Path) -> No
     table.add_row("logs", escape(str(logs)))
     table.add_row("stop", "Ctrl-C, which finishes accepted images first")
     console.print(table)
+
+
+def _cloud(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Say whether anything goes to the cloud, and why a key that is there does not count."""
+    if settings.gemini_api_key is not None:
+        return (
+            f"[yellow]requests for the model gemini go to Google's {settings.gemini_model}, for "
+            "money[/]"
+        )
+    if has_unused_key(environ):
+        return "none: GEMINI_API_KEY of the shell does not count; AURA_GEMINI_API_KEY would"
+    return "none"
 
 
 def _access(settings: Settings) -> str:

@@ -17,11 +17,14 @@ from serve_app.cli.runner import Runner
 from serve_app.cli.summary import print_summary
 from serve_app.cli.supervisor import Supervisor
 from serve_app.config.catalog import find_checkpoints
+from serve_app.config.cloud_settings import counts_in_environment
 from serve_app.config.folders import check_folders, ray_folder, started_cluster
 from serve_app.config.key_numbers import daily_quotas_by_key, weights_by_key
 from serve_app.config.listening import check_listening
+from serve_app.config.secret_file import VARIABLE as SECRET_FILE
+from serve_app.config.secret_file import delete_secret_file, take_secrets, write_secret_file
 from serve_app.config.serve_config import read_config
-from serve_app.config.settings import Settings
+from serve_app.config.settings import Settings, is_secret
 from serve_app.core.errors import OperatorError
 from serve_app.ledger_store.opening import check_place
 
@@ -51,10 +54,16 @@ def up(config: Path, lock_wait_s: float = _LOCK_WAIT_S) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, log = tempfile.mkstemp(prefix="aura-up-", suffix=".log", dir=folder)
     os.close(descriptor)
-    environment = ray_environment(settings, os.environ)
-    runner = Runner(["_run", "--config", str(config)], environment, Path(log))
-    summary = partial(print_summary, settings, read.http)
-    return Supervisor(runner, Path(log), summary).run()
+    environment, secrets = take_secrets(ray_environment(settings, os.environ), is_secret)
+    counting = {name: text for name, text in secrets.items() if counts_in_environment(name, text)}
+    if counting:
+        environment[SECRET_FILE] = str(write_secret_file(counting, folder))
+    try:
+        runner = Runner(["_run", "--config", str(config)], environment, Path(log))
+        summary = partial(print_summary, settings, read.http)
+        return Supervisor(runner, Path(log), summary).run()
+    finally:
+        delete_secret_file(environment)
 
 
 def _joins_cluster() -> bool:

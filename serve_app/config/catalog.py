@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serve_app.config.checkpoints import DEMO_NOTICE, check_pair, check_safety_checker, inspect
+from serve_app.config.cloud_model import check_cloud_name
 from serve_app.config.model_aliases import aliases_of
 from serve_app.config.models_file import ModelEntry, read_models_file
 from serve_app.config.processor import has_bf16
@@ -152,6 +153,7 @@ def find_checkpoints(
         ),
         *listed_models(settings, base, refiner, kinds),
     )
+    check_cloud_name(settings, [model.checkpoint.name for model in models])
     return ModelCatalog(
         models,
         refiner,

@@ -10,7 +10,7 @@ from serve_app.core.errors import SettingsError
 from serve_app.core.suggest import NEARLY_EQUAL, PLAUSIBLE, suggest
 
 PREFIX = "AURA_"
-IGNORED = frozenset({"GEMINI_API_KEY", "API_KEY"})  # the frontend's own, in the same file
+IGNORED = frozenset({"API_KEY"})  # the frontend's own, in the same file
 _DISTINCTIVE_CHARS = 7  # of a name that can only be meant for this service
 
 

@@ -2,7 +2,8 @@
 
 The first source that has a value wins. In the environment an empty value wins too and unsets the
 setting, so that `METRICS_PORT= make serve` does without what a file says. In a file an empty value
-says nothing: templates have them.
+says nothing: templates have them. What `aura up` has taken out of the environment counts as if it
+stood there still (`secret_file.py`).
 """
 
 import logging
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
+from serve_app.config.cloud_settings import counts_in_environment
+from serve_app.config.secret_file import read_secret_file
 from serve_app.config.setting_names import Given, SettingNames
 
 ENV_FILES = (".env", ".env.local")  # the later one wins
@@ -40,8 +43,13 @@ def read_sources(
         found = names.given_in(source, label)
         given |= found
         labels |= dict.fromkeys(found, label)
-    names.refuse_near_misses(os.environ)
-    exported = names.given_in(os.environ, "the environment", keep_empty=True)
+    environment = {
+        name: value
+        for name, value in (read_secret_file(os.environ) | os.environ).items()
+        if counts_in_environment(name, value)
+    }
+    names.refuse_near_misses(environment)
+    exported = names.given_in(environment, "the environment", keep_empty=True)
     for field in sorted(labels):
         if field in exported and not exported[field].value:
             _log.warning(

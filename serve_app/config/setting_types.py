@@ -155,15 +155,63 @@ WebhookReceivers = Annotated[
         "no webhooks",
     ),
 ]
-PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
+PostgresUrl = Annotated[
+    Annotated[str, AfterValidator(_postgres_url)] | None,
+    Field(
+        repr=False,
+        description="PostgreSQL database in place of LEDGER_FILE: postgresql://USER:PASSWORD@HOST/"
+        "DATABASE?sslmode=require. Needs `pip install 'aura-serve[postgres]'`. Empty: LEDGER_FILE",
+    ),
+]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 Weights = Annotated[
-    tuple[Annotated[float, Field(ge=0.01, le=100)], ...], BeforeValidator(_split_list)
+    tuple[Annotated[float, Field(ge=0.01, le=100)], ...],
+    BeforeValidator(_split_list),
+    Field(
+        description="Shares of GPU time while several callers have work: one number from 0.01 to "
+        "100 for each key, in the order of API_KEYS. Empty: all are equal"
+    ),
 ]
-DailyQuotas = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_split_list)]
-ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+DailyQuotas = Annotated[
+    tuple[Annotated[float, Field(ge=0)], ...],
+    BeforeValidator(_split_list),
+    Field(
+        description="Megapixel-steps of each key on a day of UTC, in the order of API_KEYS; 0: any"
+    ),
+]
+ListenAddress = Annotated[
+    str,
+    AfterValidator(_listen_address),
+    Field(
+        description="Address to listen on: 127.0.0.1 is for this machine alone; 0.0.0.0, or :: "
+        "with IPv6, lets others in, who then need a key"
+    ),
+]
+OnDamage = Annotated[
+    Literal["stop", "replace"],
+    Field(
+        description="stop: a damaged LEDGER_FILE is left as it is; the service does not start, or "
+        "goes on without a ledger. replace: it is renamed and begun anew"
+    ),
+]
+PromptLimit = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=8000,
+        description="Longest prompt on /generate and /refine, in characters; the OpenAI routes "
+        "take 4000",
+    ),
+]
 DeviceName = Annotated[str, AfterValidator(_check_device)]
 Origins = Annotated[TextList, AfterValidator(_origins)]
-HostNames = Annotated[TextList, AfterValidator(_host_names)]
+HostNames = Annotated[
+    TextList,
+    AfterValidator(_host_names),
+    Field(
+        description="Host names of the service, besides localhost; comma separated. "
+        "`*.example.org` and `*` are understood"
+    ),
+]
 BaseUrl = Annotated[str, AfterValidator(_address)]

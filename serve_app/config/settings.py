@@ -12,6 +12,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serve_app.config.cloud_settings import (
+    GeminiBaseUrl,
+    GeminiImageSize,
+    GeminiKey,
+    GeminiMaxCalls,
+    GeminiModel,
+    GeminiTimeout,
+)
 from serve_app.config.folders import default_ledger_file
 from serve_app.config.network import LOOPBACK, machine_names
 from serve_app.config.safety_words import read_words
@@ -26,8 +34,10 @@ from serve_app.config.setting_types import (
     DeviceName,
     HostNames,
     ListenAddress,
+    OnDamage,
     Origins,
     PostgresUrl,
+    PromptLimit,
     Quantization,
     SchemaName,
     TextList,
@@ -46,6 +56,13 @@ class Settings(BaseModel):
     """All settings of the service. The upper-case name of a field is its variable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gemini_api_key: GeminiKey = None
+    gemini_model: GeminiModel = "gemini-nano-banana-2.1"
+    gemini_base_url: GeminiBaseUrl = "https://generativelanguage.googleapis.com"
+    gemini_image_size: GeminiImageSize = "1K"
+    gemini_max_calls: GeminiMaxCalls = 4
+    gemini_timeout_seconds: GeminiTimeout = 120
 
     model_checkpoint_dir: AbsolutePath | None = Field(
         None,
@@ -115,11 +132,7 @@ class Settings(BaseModel):
     default_image_count: int = Field(
         2, ge=1, le=8, description="Images per request when the caller gives no count"
     )
-    host: ListenAddress = Field(
-        LOOPBACK,
-        description="Address to listen on: 127.0.0.1 is for this machine alone; 0.0.0.0, or :: "
-        "with IPv6, lets others in, who then need a key",
-    )
+    host: ListenAddress = LOOPBACK
     backend_port: int = Field(4000, ge=1, le=65535, description="Port of the service")
     metrics_port: int | None = Field(
         None,
@@ -146,26 +159,15 @@ class Settings(BaseModel):
     vite_port: int = Field(
         5173, ge=1, le=65535, description="Port of the frontend's development server"
     )
-    allowed_hosts: HostNames = Field(
-        (),
-        description="Host names of the service, besides localhost; comma separated. "
-        "`*.example.org` and `*` are understood",
-    )
+    allowed_hosts: HostNames = ()
     api_keys: TextList = Field(
         (),
         repr=False,
         description="Keys that callers send as `Authorization: Bearer KEY`; comma separated. "
         "Empty: only this machine may call",
     )
-    key_weights: Weights = Field(
-        (),
-        description="Shares of GPU time while several callers have work: one number from 0.01 to "
-        "100 for each key, in the order of API_KEYS. Empty: all are equal",
-    )
-    key_daily_mpsteps: DailyQuotas = Field(
-        (),
-        description="Megapixel-steps of each key on a day of UTC, in the order of API_KEYS; 0: any",
-    )
+    key_weights: Weights = ()
+    key_daily_mpsteps: DailyQuotas = ()
     allow_anonymous: bool = Field(
         False, description="1: other machines may call without a key. Behind a proxy, set API_KEYS"
     )
@@ -175,13 +177,7 @@ class Settings(BaseModel):
     max_open_bodies_mib: int = Field(
         512, ge=1, le=65536, description="Bodies being read and images of open jobs, in MiB"
     )
-    max_prompt_chars: int = Field(
-        500,
-        ge=1,
-        le=8000,
-        description="Longest prompt on /generate and /refine, in characters; the OpenAI routes "
-        "take 4000",
-    )
+    max_prompt_chars: PromptLimit = 500
     webhook_urls: WebhookReceivers = ()
     rate_limit_mpsteps_per_minute: float = Field(
         0,
@@ -219,18 +215,9 @@ class Settings(BaseModel):
         description="File for jobs, idempotency keys and accepted terms. "
         "Empty: a file in ~/.local/state/aura-serve",
     )
-    ledger_url: PostgresUrl | None = Field(
-        None,
-        repr=False,
-        description="PostgreSQL database in place of LEDGER_FILE: postgresql://USER:PASSWORD@HOST/"
-        "DATABASE?sslmode=require. Needs `pip install 'aura-serve[postgres]'`. Empty: LEDGER_FILE",
-    )
+    ledger_url: PostgresUrl = None
     ledger_schema: SchemaName = "aura"
-    ledger_on_damage: Literal["stop", "replace"] = Field(
-        "stop",
-        description="stop: a damaged LEDGER_FILE is left as it is; the service does not start, or "
-        "goes on without a ledger. replace: it is renamed and begun anew",
-    )
+    ledger_on_damage: OnDamage = "stop"
     drain_spool: AbsolutePath | None = Field(
         None,
         description="Folder for what `up` has not finished after drain_seconds, or at a second "
@@ -269,6 +256,12 @@ class Settings(BaseModel):
         rate = self.rate_limit_mpsteps_per_minute
         return RateLimit(rate / 60, self.rate_burst_mpsteps or rate) if rate else None
 
+    @property
+    def is_cloud_default(self) -> bool:
+        """Whether requests that name no model go to the cloud: a key is set, and no local model."""
+        has_local = self.model_checkpoint_dir or self.models_file
+        return self.gemini_api_key is not None and not has_local
+
     def blocked_words(self) -> tuple[str, ...]:
         """Return the words of SAFETY_WORDS_FILE; none without one. Raises `SettingsError`."""
         return read_words(self.safety_words_file) if self.safety_words_file else ()
@@ -290,6 +283,11 @@ _SECRET = {name for name, field in Settings.model_fields.items() if not field.re
 def is_setting(name: str) -> bool:
     """Return whether a variable is a setting: by its name, with the prefix, or by an old name."""
     return _NAMES.field_of(name) is not None
+
+
+def is_secret(name: str) -> bool:
+    """Return whether a variable sets something that nobody else may see."""
+    return _NAMES.field_of(name) in _SECRET
 
 
 def check_given(given: Mapping[str, str]) -> None:

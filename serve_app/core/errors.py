@@ -196,6 +196,12 @@ class Overloaded(ServiceError):
         self.retry_after = retry_after
 
 
+class UpstreamError(ServiceError):
+    """A cloud that was to make the image failed, or answered with what can't be used."""
+
+    code = "UPSTREAM_ERROR"
+
+
 class LedgerAway(ServiceError):
     """The ledger can't be reached just now; images without a key are made all the same."""
 

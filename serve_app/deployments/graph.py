@@ -21,6 +21,7 @@ from serve_app.config.catalog import (
     precision_of,
     service_info,
 )
+from serve_app.config.cloud_model import with_cloud
 from serve_app.config.settings import Settings
 from serve_app.config.topology import StageDeployment, Topology, plan_stages
 from serve_app.core.capacity.admission import AdmissionLimits
@@ -97,11 +98,11 @@ def bind_service(
         )
         for stage in topology.deployments
     ]
-    info = service_info(settings, catalog, device)
+    info = with_cloud(service_info(settings, catalog, device), settings)
     return bind_ingress(
         IngressConfig(
             http(settings, info),
-            info.models,
+            info.local_models,
             info.refiner,
             topology.max_total_replicas,
             topology.scale_to_zero,

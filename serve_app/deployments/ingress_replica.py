@@ -167,8 +167,8 @@ class IngressReplica:
 
     async def drain(self) -> None:
         """Refuse new images, and wait until every accepted one has ended and the ledger knows."""
-        await self._conductor.drain()
-        await self._http.drain()
+        # Together: the HTTP side may have images of a maker that the conductor does not know.
+        await asyncio.gather(self._conductor.drain(), self._http.drain())
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Return nothing: that Serve calls this says that it does not retire this replica."""

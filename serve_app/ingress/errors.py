@@ -49,6 +49,7 @@ STATUSES: dict[type[core.AuraError], int] = {
     core.OutOfMemory: 503,
     core.ModelUnavailable: 503,
     core.ReplicaLost: 503,
+    core.UpstreamError: 502,
     core.DeadlineExceeded: 504,
 }
 MAX_DETAILS = 20  # wrong fields that one response lists

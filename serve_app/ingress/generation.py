@@ -164,7 +164,7 @@ def _plan_generation(
         model=model.name,
         extensions=find_extensions(request.extensions, model, info),
     )
-    images = _images(request, loaded or [LoadedInputs(size)], info, lambda files: spec)
+    images = job_images(request, loaded or [LoadedInputs(size)], info, lambda files: spec)
     return _job(request, images, drawn_seed, info, warnings, rerun)
 
 
@@ -196,7 +196,7 @@ def _plan_refinement(
     def spec_of(files: LoadedInputs) -> ImageSpec:
         width, height = files.size
         return ImageSpec(
-            prompt=_joined_prompt(files.prompt, request.prompt),
+            prompt=joined_prompt(files.prompt, request.prompt),
             negative_prompt=request.negative_prompt,
             seed=0,
             width=width,
@@ -212,7 +212,7 @@ def _plan_refinement(
             extensions=extensions,
         )
 
-    images = _images(request, loaded, info, spec_of)
+    images = job_images(request, loaded, info, spec_of)
     job = _job(request, images, drawn_seed, info, warnings, rerun)
     return replace(job, model=info.refiner) if request.refiner_only and info.refiner else job
 
@@ -222,7 +222,7 @@ def temperature_to_guidance(temperature: float) -> float:
     return round(LITERAL_GUIDANCE - 3 * temperature, 6)
 
 
-def _images(
+def job_images(
     request: CommonRequest,
     loaded: Sequence[LoadedInputs],
     info: ServiceInfo,
@@ -296,7 +296,8 @@ def _job(
     return job.with_seed(drawn_seed if request.seed is None else request.seed)
 
 
-def _joined_prompt(original: str | None, addition: str) -> str:
+def joined_prompt(original: str | None, addition: str) -> str:
+    """Return a prompt with an addition, or the addition alone where both are too long together."""
     joined = f"{original}, {addition}" if original else addition
     return joined if len(joined) <= MAX_JOINED_PROMPT_CHARS else addition
 
@@ -315,6 +316,5 @@ def _refiner_warnings(request: CommonRequest, model: ModelInfo, info: ServiceInf
 
 
 def _negative_prompt_warnings(request: CommonRequest, guidance: float) -> list[str]:
-    if guidance <= 1 and request.negative_prompt:
-        return ["the negative prompt is ignored: guidance is off at a scale of 1 or below"]
-    return []
+    ignored = "the negative prompt is ignored: guidance is off at a scale of 1 or below"
+    return [ignored] if guidance <= 1 and request.negative_prompt else []

@@ -9,7 +9,13 @@ from serve_app.core.capacity.cost_model import megapixel_steps
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.diffusion.spec import SEED_RANGE, ImageSpec
-from serve_app.ingress.metadata.record import GenerationRecord, embed, infotext
+from serve_app.ingress.containers.png import size_of
+from serve_app.ingress.metadata.record import (
+    GenerationRecord,
+    cloud_infotext,
+    embed,
+    infotext,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class GenerationJob:
     rerun: RerunFormat
     has_drawn_seed: bool = False  # the request has none
     names_cache: bool = False  # whether its record says `cache` at all: it is no default
+    cloud: str | None = None  # whose cloud makes its images, without seeds; None: this service
 
     def with_seed(self, seed: int) -> "GenerationJob":
         """Return the same job with another seed."""
@@ -68,7 +75,11 @@ class GenerationJob:
 
     def with_metadata(self, image: JobImage, png: bytes, profiles: Mapping[str, str]) -> bytes:
         """Return an image's PNG with its metadata; `profiles` are the numeric ones, by stage."""
-        return embed(png, infotext(image.spec, self.models), self.record(image, profiles))
+        if self.cloud is None:
+            text = infotext(image.spec, self.models)
+        else:
+            text = cloud_infotext(image.spec.prompt, size_of(png), self.model)
+        return embed(png, text, self.record(image, profiles))
 
     def record(self, image: JobImage, profiles: Mapping[str, str]) -> GenerationRecord:
         """Return how one of the images can be made again, by which numeric profiles."""

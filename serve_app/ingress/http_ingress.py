@@ -10,6 +10,8 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from serve_app import __version__
+from serve_app.cloud.gemini_maker import GeminiMaker
+from serve_app.cloud.gemini_options import MODEL_NAME, GeminiOptions
 from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.metrics import Meter
@@ -24,6 +26,7 @@ from serve_app.ingress.job_feed import Cursor
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.job_spool import JobSpool
 from serve_app.ingress.job_views import JobView, ViewEverywhere
+from serve_app.ingress.maker_by_model import MakerByModel
 from serve_app.ingress.webhooks import WebhookSender
 from serve_app.process import allocator, garbage
 from serve_app.spool.folder import SpoolFolder
@@ -43,15 +46,23 @@ class HttpConfig:
     spool: Path | None = None  # DRAIN_SPOOL
     base_url: str | None = None  # IMAGE_SERVICE_BASE_URL
     webhook_receivers: tuple[WebhookReceiver, ...] = ()  # WEBHOOK_URLS
+    gemini: GeminiOptions | None = None  # None: no cloud
 
 
 class HttpIngress:
     """The ASGI app over a job service of its own."""
 
-    def __init__(self, asgi: ASGIApp, jobs: JobService, webhooks: WebhookSender) -> None:
+    def __init__(
+        self,
+        asgi: ASGIApp,
+        jobs: JobService,
+        webhooks: WebhookSender,
+        cloud: GeminiMaker | None = None,
+    ) -> None:
         self.asgi = asgi
         self._jobs = jobs
         self._webhooks = webhooks
+        self._cloud = cloud
 
     def cancel(self, job_id: str) -> None:
         """Cancel the job if this process works at it."""
@@ -67,7 +78,12 @@ class HttpIngress:
         self._webhooks.start()
 
     async def drain(self) -> None:
-        """Wait until every job of this process has ended and the ledger has its result."""
+        """Wait until every job of this process has ended and the ledger has its result.
+
+        The conductor refuses new images by then; from now on the cloud's maker does.
+        """
+        if self._cloud is not None:
+            self._cloud.is_draining = True
         await self._jobs.drain()
 
     async def save(self) -> None:
@@ -78,6 +94,8 @@ class HttpIngress:
         """End every job within seconds; return how many are in the spool, and how many lost."""
         unfinished = await self._jobs.stop()
         await self._webhooks.stop()
+        if self._cloud is not None:
+            await self._cloud.close()
         return unfinished
 
 
@@ -95,6 +113,11 @@ def open_ingress(
     `view_everywhere` asks that one for its events; without it there is one process. Raises
     `SettingsError` for a spool that can't be used.
     """
+    cloud = None
+    if config.gemini is not None:
+        cloud = GeminiMaker(config.gemini, meter)
+        is_default = config.info.default_model.cloud is not None
+        maker = MakerByModel(maker, cloud, MODEL_NAME, is_default=is_default)
     allocator.give_back_large_blocks()
     garbage.collect_seldom()
     words = config.blocked_words
@@ -124,7 +147,7 @@ def open_ingress(
         base_url=config.base_url,
         webhook_urls=frozenset(receiver.url for receiver in config.webhook_receivers),
     )
-    return HttpIngress(asgi, jobs, webhooks)
+    return HttpIngress(asgi, jobs, webhooks, cloud)
 
 
 def _open_spool(path: Path, info: ServiceInfo) -> JobSpool:

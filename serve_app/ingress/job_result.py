@@ -19,6 +19,7 @@ from serve_app.core.service.job_events import (
 )
 from serve_app.core.service.jobs import Job, JobResult
 from serve_app.core.service.tasks import ImageTask
+from serve_app.ingress.containers.png import size_of
 from serve_app.ingress.contracts import Maker
 from serve_app.ingress.generation_job import GenerationJob
 
@@ -50,15 +51,17 @@ async def make_result(
         pngs.append(png)
         warnings |= dict.fromkeys(own_warnings)
     spec = generation.images[0].spec
+    is_local = generation.cloud is None
+    width, height = (spec.width, spec.height) if is_local else size_of(pngs[0])
     meta = {
         "model": generation.model,
         "durationMs": round((time.perf_counter() - started) * 1000),
-        "seeds": [image.spec.seed for image in generation.images],
-        "width": spec.width,
-        "height": spec.height,
-        "steps": spec.steps,
-        "guidanceScale": spec.guidance,
-        "sampler": spec.sampler,
+        "seeds": [image.spec.seed for image in generation.images] if is_local else None,
+        "width": width,
+        "height": height,
+        "steps": spec.steps if is_local else None,
+        "guidanceScale": spec.guidance if is_local else None,
+        "sampler": spec.sampler if is_local else None,
         "refined": generation.refined,
         "jobId": job.id,
         "warnings": list(warnings),
@@ -80,7 +83,8 @@ async def _make_image(
     image = generation.images[number]
     png = generation.with_metadata(image, made.png, profiles)
     warnings = tuple(dict.fromkeys((*generation.warnings, *made.warnings)))
-    publish(ImageMade(number, png, image.spec.seed, warnings))
+    seed = image.spec.seed if generation.cloud is None else None
+    publish(ImageMade(number, png, seed, warnings))
     return png, made.warnings
 
 

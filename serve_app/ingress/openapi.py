@@ -10,7 +10,7 @@ from serve_app.ingress.access import AccessPolicy, is_public
 from serve_app.ingress.door import Door, OpenApiDocument
 from serve_app.ingress.openapi_fields import complete_fields
 
-GENERATION_ERRORS = (400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 503, 504)
+GENERATION_ERRORS = (400, 401, 403, 404, 406, 409, 413, 415, 422, 429, 502, 503, 504)
 _KEY_SCHEME = "key"
 _ABOUT = (
     "Images by Stable Diffusion XL on your own machines. Every example works on the demo, "
@@ -28,6 +28,7 @@ _ERROR_DESCRIPTIONS = {
     422: "Refused by a safety filter, too large for the device, or a reused idempotency key",
     429: "The caller's rate limit is used up; see Retry-After",
     500: "Internal error, or an image whose numbers are not finite",
+    502: "The cloud that was to make the images failed",
     503: "The service can't answer now; see Retry-After",
     504: "Not ready within the time allowed",
 }

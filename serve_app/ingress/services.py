@@ -21,16 +21,12 @@ from serve_app.core.service.job_events import JobEvent, JobStarted, StageDone, l
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.body_budget import BodyShare
 from serve_app.ingress.contracts import Maker
-from serve_app.ingress.generation import (
-    GenerationRequest,
-    RefinementRequest,
-    check_names,
-    plan_job,
-)
+from serve_app.ingress.generation import GenerationRequest, RefinementRequest
 from serve_app.ingress.generation_job import GenerationJob, RerunFormat
 from serve_app.ingress.image_input import RGB_BYTES, InputFiles, LoadedInputs, load_inputs
 from serve_app.ingress.image_links import ImageLinks
 from serve_app.ingress.job_service import JobService
+from serve_app.ingress.planning import check_names, plan_job
 from serve_app.ingress.request_context import RequestContext
 from serve_app.ingress.responses import add_warnings
 from serve_app.ingress.server_timing import Stopwatch

@@ -5,7 +5,7 @@ a checkpoint with another native size gets the same ratios, scaled.
 """
 
 from dataclasses import dataclass
-from math import sqrt
+from math import log, sqrt
 
 from serve_app.core.diffusion.spec import PIXELS_PER_LATENT
 from serve_app.core.errors import InvalidRequest
@@ -113,6 +113,17 @@ class SizeRules:
         while fitted[0] * fitted[1] > self.max_pixels:
             fitted[fitted.index(max(fitted))] -= PIXELS_PER_LATENT
         return fitted[0], fitted[1]
+
+
+def nearest_aspect(width: int, height: int) -> str:
+    """Return the name of the aspect ratio that is nearest to a size's, by their quotient."""
+    named = (name for name in ASPECTS if name != "Auto")
+
+    def distance(name: str) -> float:
+        wide, high = map(int, name.split(":"))
+        return abs(log(width * high / (height * wide)))
+
+    return min(named, key=distance)
 
 
 def _snap(side: float) -> int:

@@ -47,8 +47,8 @@ class ImageSpec:
     not "": the checkpoint decides what an absent one means. `strength` is None for text-to-image,
     else the share of the steps that run on the initial image. `handoff` is the share of the noise
     range that belongs to base: 1 is base alone. `guidance_interval` has the noise levels between
-    which guidance is on, in sigma; None: at all. Raises `InvalidRequest` for a value outside its
-    range.
+    which guidance is on, in sigma; None: at all. `aspect` is a ratio by its name, for makers that
+    choose the size themselves. Raises `InvalidRequest` for a value outside its range.
     """
 
     prompt: str
@@ -66,6 +66,7 @@ class ImageSpec:
     extensions: tuple[ExtensionRef, ...] = ()  # of the base model
     guidance_interval: tuple[float, float] | None = None  # low, high; see `is_guided_at`
     cache: StepCache = StepCache.OFF
+    aspect: str | None = None  # None: the maker's own choice
 
     def __post_init__(self) -> None:
         if not self.prompt:

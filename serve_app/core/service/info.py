@@ -30,8 +30,16 @@ class License:
 
 
 @dataclass(frozen=True, slots=True)
+class CloudModel:
+    """A model that somebody else's service runs: requests for it leave this machine."""
+
+    name: str  # as that service calls it
+    provider: str  # whose service it is, as in "Google"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a request must know about a base checkpoint."""
+    """What a request must know about a base checkpoint, or about a cloud's model."""
 
     name: str  # never a path
     native_size: int  # side of the images it was trained on, pixels
@@ -42,6 +50,7 @@ class ModelInfo:
     vocabulary: Vocabulary | None = None  # None: it takes any prompt
     sampler_warnings: tuple[str, ...] = ()  # for images by its default sampler
     weights: str = ""  # a digest of its files, which change under the same name
+    cloud: CloudModel | None = None  # None: it runs here
 
     @property
     def sizes(self) -> SizeRules:
@@ -93,6 +102,22 @@ class ServiceInfo:
     def model_names(self) -> tuple[str, ...]:
         """The names of all models, the default one first."""
         return tuple(model.name for model in self.models)
+
+    @property
+    def local_models(self) -> tuple[ModelInfo, ...]:
+        """The models that run here, of which there is at least one."""
+        return tuple(model for model in self.models if model.cloud is None)
+
+    @property
+    def cloud_notice(self) -> str:
+        """What callers must know of requests that leave this machine; "" if none does."""
+        model = next((model for model in self.models if model.cloud is not None), None)
+        if model is None or model.cloud is None:
+            return ""
+        sent = f"are sent to {model.cloud.provider}'s cloud, which makes the images"
+        if model == self.default_model:
+            return f"prompts and input images {sent} ({model.cloud.name})"
+        return f"prompts and input images of requests for the model {model.name} {sent}"
 
     def find_model(self, name: str) -> ModelInfo | None:
         """Return the model of that name, or else the only one with that alias; None without one.

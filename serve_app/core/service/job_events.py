@@ -51,11 +51,11 @@ class StageDone:
 
 @dataclass(frozen=True, slots=True)
 class ImageMade:
-    """An image is done: its PNG file with its metadata, its seed, and warnings for its caller."""
+    """An image is done: its PNG file with its metadata, its seed if it has one, and warnings."""
 
     number: int
     png: bytes
-    seed: int
+    seed: int | None
     warnings: tuple[str, ...] = ()
 
 

@@ -213,6 +213,11 @@ QUEUE_LIMIT_SECONDS = _gauge(
 WEBHOOK_TRIES = _counter(
     "aura_webhook_tries_total", "Tries to deliver a webhook: delivered, or failed", "outcome"
 )
+CLOUD_CALLS = _counter(
+    "aura_cloud_calls_total",
+    "Calls of a cloud's model, retries included: answered, busy or failed",
+    "outcome",
+)
 BUILD_INFO = _gauge("aura_build_info", "Always 1; the labels are the versions", "version", "torch")
 
 METRICS = (
@@ -222,7 +227,7 @@ METRICS = (
     *(IMAGES_QUARANTINED, IMAGES_CONVICTED, REPLICAS_SILENT, NUMERIC_FAULTS),
     *(IMAGES_RUNNING, IMAGES_WAITING, STAGE_DURATION, QUEUE_TIME),
     *(REQUESTS_ADMITTED, REQUESTS_REFUSED, QUEUE_SECONDS, QUEUE_LIMIT_SECONDS),
-    *(WEBHOOK_TRIES,),
+    *(WEBHOOK_TRIES, CLOUD_CALLS),
     *(STEP_DURATION, STEP_ROWS, STEP_LANES, GPU_TIME, GPU_WASTED, OWED_SECONDS, BUILD_INFO),
 )
 

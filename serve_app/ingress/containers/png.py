@@ -22,6 +22,12 @@ _EXIF_KEYWORD = "Raw profile type exif"  # ImageMagick's, in hexadecimal behind 
 _MAX_KEYWORD = 79  # bytes
 
 
+def size_of(file: bytes) -> tuple[int, int]:
+    """Return width and height of a PNG in pixels, from its header."""
+    width, height = struct.unpack_from(">II", file, len(SIGNATURE) + 8)
+    return width, height
+
+
 def split(file: bytes, record_keyword: str) -> Container:
     """Return a PNG in parts. A chunk that reaches beyond the end is left to the decoder.
 

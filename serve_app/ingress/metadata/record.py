@@ -80,6 +80,13 @@ def infotext(spec: ImageSpec, models: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def cloud_infotext(prompt: str, size: tuple[int, int], model: str) -> str:
+    """Return the text of an image by a cloud's model, which tells neither seed nor steps."""
+    settings = {"Size": f"{size[0]}x{size[1]}", "Model": model}
+    line = ", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items())
+    return f"{prompt}\n{line}"
+
+
 def embed(png: bytes, text: str, record: GenerationRecord) -> bytes:
     """Return the PNG with its metadata; equal inputs give equal bytes."""
     chunks = [

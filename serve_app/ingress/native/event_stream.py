@@ -87,7 +87,7 @@ class _Messages:
                 if number not in self._sent:
                     yield await self._image(number, png, seed)
             case JobDone(result):
-                seeds = json.loads(result.meta)["seeds"]
+                seeds = json.loads(result.meta)["seeds"] or [None] * len(result.pngs)
                 for number, (png, seed) in enumerate(zip(result.pngs, seeds, strict=True)):
                     if number not in self._sent:
                         yield await self._image(number, png, seed)
@@ -100,7 +100,7 @@ class _Messages:
         ids = ",".join(map(str, sorted(self._sent)))
         return message(event, to_json({"jobId": self._job, **data}), ids)
 
-    async def _image(self, number: int, png: bytes, seed: int) -> bytes:
+    async def _image(self, number: int, png: bytes, seed: int | None) -> bytes:
         """Return the message of an image: megabytes, so that it is made off the event loop."""
         self._sent.add(number)
         data = {"image": number, "seed": seed, "png": png}

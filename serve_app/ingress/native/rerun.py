@@ -21,6 +21,11 @@ def rerun_request(
 ) -> dict[str, Any]:
     """Return the fields of a request that makes one image of a job again."""
     spec = image.spec
+    if job.cloud is not None:
+        if spec.strength is not None:
+            return {"refinePrompt": image.prompt, "imageCount": 1, "model": job.model}
+        aspect = {"aspectRatio": spec.aspect} if spec.aspect else {}
+        return {"prompt": image.prompt, **aspect, "imageCount": 1, "model": job.model}
     request: dict[str, Any] = {
         "seed": spec.seed,
         "steps": spec.steps,

@@ -17,17 +17,18 @@ class Meta(ApiModel):
     """Name of the model that the request chose."""
     duration_ms: int
     """Milliseconds from the acceptance of the job to its last image."""
-    seeds: list[int]
-    """Seed of each image, in the order of the images."""
+    seeds: list[int] | None
+    """Seed of each image, in the order of the images; null for a cloud's model, as are steps,
+    guidanceScale and sampler, since it takes none."""
     width: int
     """Width of the first image in pixels."""
     height: int
     """Height of the first image in pixels."""
-    steps: int
+    steps: int | None
     """Number of denoising steps of the whole schedule."""
-    guidance_scale: float
+    guidance_scale: float | None
     """Classifier-free guidance scale."""
-    sampler: Sampler
+    sampler: Sampler | None
     """Sampler, with the spacing of its noise levels."""
     refined: bool
     """Whether the refiner took part."""
@@ -152,12 +153,14 @@ class HealthResponse(ApiModel):
     """Name of the default model."""
     models: list[str]
     """Names of all base models, the default first."""
+    cloud_models: list[str]
+    """Names of the models whose prompts and input images are sent to a cloud."""
     refiner: str | None
     """Name of the refiner; null without one."""
     loras: list[str]
     """Names of the LoRAs."""
     device: str
-    """Kind of device: `cpu`, `cuda` or `mps`."""
+    """Kind of device: `cpu`, `cuda` or `mps`; `cloud` where the default model is a cloud's."""
     precision: str
     """Precision of the weights: `fp32`, `fp16` or `bf16`."""
     optimizations: Optimizations

@@ -129,23 +129,28 @@ async def health(services: Services) -> Response:
         services.conductor.health(), services.jobs.ledger_health()
     )
     health = health.with_ledger(ledger)
+    default = info.default_model
+    notices = info.warnings if default.cloud is None else ()
     body = HealthResponse.model_construct(
         status=health.status,
         reason=health.reason,
-        model=info.default_model.name,
+        model=default.name,
         models=list(info.model_names),
+        cloud_models=[model.name for model in info.models if model.cloud is not None],
         refiner=info.refiner,
         loras=[lora.name for lora in info.extensions_of(LORA)],
-        device=info.device,
+        device=info.device if default.cloud is None else "cloud",
         precision=info.precision,
-        optimizations=Optimizations(scheduler=info.default_model.defaults.sampler),
+        optimizations=Optimizations(
+            scheduler=default.cloud.name if default.cloud else default.defaults.sampler
+        ),
         replicas=health.replicas,
         owed_seconds=round(health.owed_seconds, 3),
         safety_filters=list(info.safety_filters),
         terms_required=info.terms_required,
         warnings=[
-            *info.warnings,
-            *info.default_model.sampler_warnings,
+            *filter(None, (*notices, info.cloud_notice)),
+            *default.sampler_warnings,
             *health.shortfalls,
             *health.notices,
         ],

@@ -24,6 +24,7 @@ from serve_app.core.service.job_events import (
     JobStarted,
     StageDone,
 )
+from serve_app.ingress.containers.png import size_of
 from serve_app.ingress.errors import respond_to_exception
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.openai.schemas import ImagesRequest
@@ -97,8 +98,9 @@ async def _messages(
                         meta = json.loads(result.meta)
                         for number, png in enumerate(result.pngs):
                             if number not in sent:
-                                seed, warnings = meta["seeds"][number], tuple(meta["warnings"])
-                                yield await image(ImageMade(number, png, seed, warnings))
+                                seed = meta["seeds"] and meta["seeds"][number]
+                                made = ImageMade(number, png, seed, tuple(meta["warnings"]))
+                                yield await image(made)
                     case _:
                         assert_never(event)
     except Exception as error:
@@ -123,7 +125,9 @@ def _partial(
 
 def _completed(kind: str, body: ImagesRequest, job: GenerationJob, made: ImageMade) -> bytes:
     name = f"{kind}.completed"
+    width, height = size_of(made.png)
     content = _common(name, body, job, made.number) | {
+        "size": f"{width}x{height}",
         "usage": _NO_USAGE,
         "seed": made.seed,
         "warnings": list(made.warnings),

@@ -22,6 +22,12 @@ def rerun_format(route: str, body: ImagesRequest) -> RerunFormat:
 def rerun_request(job: GenerationJob, image: JobImage) -> dict[str, Any]:
     """Return the fields of a request that makes one image of a job again."""
     spec, mode = image.spec, image.resize_mode
+    if job.cloud is not None:
+        aspect = {"aspectRatio": spec.aspect} if spec.aspect and spec.strength is None else {}
+        named = {"model": job.model, "prompt": image.prompt, "n": 1, **aspect}
+        return named | {
+            name: value for name, value in job.rerun.options.items() if value is not None
+        }
     loras = [ref for ref in spec.extensions if ref.kind == LORA]
     request = {
         "model": job.model,

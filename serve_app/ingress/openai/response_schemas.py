@@ -18,8 +18,8 @@ class ImageData(ResponseModel):
     """The file in base64, in the requested format; absent where there is a `url`."""
     url: str | None = None
     """Where the file is for ten minutes, if `response_format` is `url`; else absent."""
-    seed: int
-    """Seed of the image, which makes it again."""
+    seed: int | None
+    """Seed of the image, which makes it again; null for a cloud's model, which takes none."""
 
 
 class ImagesResponse(ResponseModel):

@@ -132,7 +132,7 @@ async def _run(
         return event_stream(kind, body, job, events, request, services)
     result = await services.run(job, context, request)
     links = await _links(body, result, request, services) if body.wants_url else None
-    response = await services.write(_images_response, body, job, result, links)
+    response = await services.write(_images_response, body, result, links)
     return completed(response, request, result)
 
 
@@ -161,13 +161,14 @@ async def _links(
 
 
 def _images_response(
-    body: ImagesRequest, job: GenerationJob, result: JobResult, links: Sequence[str] | None
+    body: ImagesRequest, result: JobResult, links: Sequence[str] | None
 ) -> Response:
     """Return OpenAI's response, with the images in the requested format, or their links.
 
     Without `links` they are in base64; without any of them, in data URIs.
     """
-    spec, meta = job.images[0].spec, json.loads(result.meta)
+    meta = json.loads(result.meta)
+    seeds = meta["seeds"] or [None] * len(result.pngs)
     if links:
         images: list[dict[str, Any]] = [{"url": link} for link in links]
     else:
@@ -178,14 +179,12 @@ def _images_response(
         ]
     content = {
         "created": int(result.created),
-        "size": f"{spec.width}x{spec.height}",
+        "size": f"{meta['width']}x{meta['height']}",
         "quality": body.quality or "auto",
         "output_format": body.format,
         "background": "opaque",
         "warnings": meta["warnings"],
-        "data": [
-            {**image, "seed": seed} for image, seed in zip(images, meta["seeds"], strict=True)
-        ],
+        "data": [{**image, "seed": seed} for image, seed in zip(images, seeds, strict=True)],
     }
     return ImagesJSONResponse(content)
 
@@ -194,7 +193,7 @@ def _warnings(body: ImagesRequest, job: GenerationJob) -> list[str]:
     """Return a sentence on each field without effect, and on a size that was fitted."""
     warnings = unserved_warnings(body)
     spec = job.images[0].spec
-    if body.pixels and body.pixels != (spec.width, spec.height):
+    if job.cloud is None and body.pixels and body.pixels != (spec.width, spec.height):
         warnings.append(f"size {body.size} was fitted to {spec.width}x{spec.height}")
     return warnings
 

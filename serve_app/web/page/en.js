@@ -42,6 +42,7 @@ export default {
   draining: "The service is about to stop",
   offline: "The service can't be reached. Trying again…",
   demo: "This is the demo: a tiny model that draws simple shapes. For real SDXL, run `aura download` where the service runs, and start it again.",
+  cloud: "Google's cloud draws the pictures: prompts and input pictures are sent to Google.",
   queued: "Waiting, number {position}",
   progress: "Step {step} of {of}",
   progressRefiner: "Refining, step {step} of {of}",

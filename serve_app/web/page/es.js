@@ -42,6 +42,7 @@ export default {
   draining: "El servicio está a punto de parar",
   offline: "No se puede contactar con el servicio. Reintentando…",
   demo: "Esto es la demo: un modelo diminuto que dibuja formas sencillas. Para el SDXL de verdad, ejecuta `aura download` donde corre el servicio y arráncalo de nuevo.",
+  cloud: "La nube de Google dibuja las imágenes: los textos y las imágenes de partida se envían a Google.",
   queued: "En espera, número {position}",
   progress: "Paso {step} de {of}",
   progressRefiner: "Refinando, paso {step} de {of}",

@@ -173,8 +173,9 @@ function showService() {
   byId("service-text").textContent = text(status, values);
   byId("version").textContent = health ? `Aura Serve ${health.version}` : "";
   byId("open-key").hidden = service.needsKey !== true;
-  byId("banner").hidden = !service.isDemo;
-  byId("banner").replaceChildren(...withCode(text("demo")));
+  const banner = service.isDemo ? "demo" : service.isCloud ? "cloud" : null;
+  byId("banner").hidden = banner === null;
+  byId("banner").replaceChildren(...(banner === null ? [] : withCode(text(banner))));
   if (health !== null) {
     composer.offer(service);
   }

@@ -32,6 +32,10 @@ export class Service {
     return this.health?.model === "demo" || (this.health?.model ?? "").startsWith("demo-");
   }
 
+  get isCloud() {
+    return (this.health?.cloudModels ?? []).includes(this.health?.model);
+  }
+
   async #look() {
     let health = null;
     try {
