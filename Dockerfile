@@ -46,6 +46,7 @@ COPY serve_config.yaml /home/aura/
 COPY configs /home/aura/configs
 ENV PATH=/opt/aura/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    AURA_OWN_ENVIRONMENT=1 \
     HOST=0.0.0.0 \
     LEDGER_FILE=/var/lib/aura/ledger.sqlite \
     NVIDIA_VISIBLE_DEVICES=all \

@@ -39,8 +39,8 @@ def print_summary(
         table.add_row("model", checkpoint.name if checkpoint else "demo: plain shapes")
     if settings.models_file:
         table.add_row("", f"and those of {settings.models_file}")
-    if not settings.is_cloud_default:
-        table.add_row("cloud", _cloud(settings, environ))
+    if not settings.is_cloud_default and (cloud := _cloud(settings, environ)):
+        table.add_row("cloud", cloud)
     if checkpoint is None and not settings.is_cloud_default:
         table.add_row("", "[yellow]for real images: aura download[/]")
     table.add_row("docs", f"{address}/docs")
@@ -54,15 +54,15 @@ def print_summary(
 
 
 def _cloud(settings: Settings, environ: Mapping[str, str]) -> str:
-    """Say whether anything goes to the cloud, and why a key that is there does not count."""
+    """Return what goes to the cloud beside a local model, or why a key is not used."""
     if settings.gemini_api_key is not None:
         return (
             f"[yellow]requests for the model gemini go to Google's {settings.gemini_model}, for "
             "money[/]"
         )
     if has_unused_key(environ):
-        return "none: GEMINI_API_KEY of the shell does not count; AURA_GEMINI_API_KEY would"
-    return "none"
+        return "off: of the shell, AURA_GEMINI_API_KEY alone counts"
+    return ""
 
 
 def _access(settings: Settings) -> str:

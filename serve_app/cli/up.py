@@ -17,7 +17,7 @@ from serve_app.cli.runner import Runner
 from serve_app.cli.summary import print_summary
 from serve_app.cli.supervisor import Supervisor
 from serve_app.config.catalog import find_checkpoints
-from serve_app.config.cloud_settings import counts_in_environment
+from serve_app.config.cloud_settings import counts_in
 from serve_app.config.folders import check_folders, ray_folder, started_cluster
 from serve_app.config.key_numbers import daily_quotas_by_key, weights_by_key
 from serve_app.config.listening import check_listening
@@ -55,8 +55,7 @@ def up(config: Path, lock_wait_s: float = _LOCK_WAIT_S) -> int:
     descriptor, log = tempfile.mkstemp(prefix="aura-up-", suffix=".log", dir=folder)
     os.close(descriptor)
     environment, secrets = take_secrets(ray_environment(settings, os.environ), is_secret)
-    counting = {name: text for name, text in secrets.items() if counts_in_environment(name, text)}
-    if counting:
+    if counting := {name: secrets[name] for name in secrets if counts_in(os.environ, name)}:
         environment[SECRET_FILE] = str(write_secret_file(counting, folder))
     try:
         runner = Runner(["_run", "--config", str(config)], environment, Path(log))

@@ -2,7 +2,7 @@
 
 Other programs read GEMINI_API_KEY and its like from a shell, so a bare name of the environment does
 not count: it would turn a free demo into calls that somebody pays for. With the prefix AURA_ it is
-meant for this service.
+meant for this service, and so it is in an environment that was made for it, as a container's.
 """
 
 import re
@@ -16,22 +16,24 @@ from serve_app.config.network import is_loopback
 from serve_app.config.web_addresses import origin
 
 SHARED_PREFIX = "GEMINI_"  # of names that other programs read too
+OWN_ENVIRONMENT = "AURA_OWN_ENVIRONMENT"  # 1: nobody else reads this environment
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-def counts_in_environment(name: str, value: str | None) -> bool:
-    """Return whether a variable of the environment may set something here.
+def counts_in(environ: Mapping[str, str], name: str) -> bool:
+    """Return whether a variable of an environment may set something here.
 
     An empty one may: it switches off what a file says.
     """
-    return not (value and name.upper().startswith(SHARED_PREFIX))
+    is_shared = name.upper().startswith(SHARED_PREFIX) and environ.get(OWN_ENVIRONMENT) != "1"
+    return not (is_shared and environ[name])
 
 
 def has_unused_key(environ: Mapping[str, str]) -> bool:
     """Return whether the environment has a key that does not count."""
     name = f"{SHARED_PREFIX}API_KEY"
-    return bool(environ.get(name)) and not counts_in_environment(name, environ[name])
+    return name in environ and not counts_in(environ, name)
 
 
 def _key(key: SecretStr) -> SecretStr:

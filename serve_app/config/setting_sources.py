@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from serve_app.config.cloud_settings import counts_in_environment
+from serve_app.config.cloud_settings import counts_in
 from serve_app.config.secret_file import read_secret_file
 from serve_app.config.setting_names import Given, SettingNames
 
@@ -43,11 +43,8 @@ def read_sources(
         found = names.given_in(source, label)
         given |= found
         labels |= dict.fromkeys(found, label)
-    environment = {
-        name: value
-        for name, value in (read_secret_file(os.environ) | os.environ).items()
-        if counts_in_environment(name, value)
-    }
+    whole = read_secret_file(os.environ) | dict(os.environ)
+    environment = {name: value for name, value in whole.items() if counts_in(whole, name)}
     names.refuse_near_misses(environment)
     exported = names.given_in(environment, "the environment", keep_empty=True)
     for field in sorted(labels):

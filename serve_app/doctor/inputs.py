@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.config.app_args import AppArgs
-from serve_app.config.cloud_settings import counts_in_environment
+from serve_app.config.cloud_settings import counts_in
 from serve_app.config.serve_config import read_config
 from serve_app.config.setting_sources import ENV_FILES
 from serve_app.config.settings import Settings, is_setting
@@ -52,7 +52,7 @@ def read_settings(args: AppArgs) -> tuple[Settings | None, Finding]:
     set_names = sorted(  # an empty one unsets what a file says
         name if value else f"{name}="
         for name, value in os.environ.items()
-        if is_setting(name) and counts_in_environment(name, value)
+        if is_setting(name) and counts_in(os.environ, name)
     )
     sources = [f"the environment ({', '.join(set_names)})"] * bool(set_names) + files
     return settings, fine("settings", f"read from {', then '.join([*sources, 'the defaults'])}")

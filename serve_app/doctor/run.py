@@ -10,6 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from serve_app.cloud import key_check
+from serve_app.cloud.gemini_options import GeminiOptions
+from serve_app.cloud.key_check import KeyResponse
 from serve_app.config.app_args import AppArgs
 from serve_app.config.catalog import max_batch_images, precision_of
 from serve_app.config.folders import ray_folder
@@ -33,6 +36,7 @@ from serve_app.doctor.checks import (
     ray_cluster,
 )
 from serve_app.doctor.checks.address import UrlResponse
+from serve_app.doctor.checks.cloud import check_cloud
 from serve_app.doctor.checks.extensions import check_extensions
 from serve_app.doctor.checks.gpu_memory import ModelSize
 from serve_app.doctor.checks.gpu_probe import Gpu, GpuReport
@@ -60,6 +64,7 @@ class Probes:
     gpus: Callable[[], GpuReport] = gpu_probe.probe
     cluster: Callable[[], Cluster] = ray_cluster.probe
     url: Callable[[str], UrlResponse] = address.probe
+    cloud: Callable[[GeminiOptions], KeyResponse] = key_check.probe
     on_bytes: Callable[[int, int], object] | None = None  # read, and in all; None: read no weights
 
 
@@ -150,6 +155,7 @@ def _check_machine(results: ProbeResults) -> Iterator[Finding]:
 def _check_models(
     settings: Settings, args: AppArgs, results: ProbeResults, probes: Probes
 ) -> Iterator[Finding]:
+    yield from check_cloud(settings, probes.cloud)
     found, findings = models.find_models(settings)
     yield from findings
     found, list_finding = models.find_listed_models(settings, found)

@@ -178,6 +178,7 @@ TEXTS = {
     **{"IMAGE_SERVICE_BASE_URL": "http://a.example", "ALLOWED_ORIGINS": "http://b.example"},
     **{"LEDGER_URL": "postgresql://db.example/pictures", "LEDGER_SCHEMA": "pictures"},
     "WEBHOOK_URLS": "https://a.example/hook=whsec_" + "QUFB" * 8,
+    "GEMINI_BASE_URL": "https://gateway.example/gemini",
 }
 
 
