@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from serve_app.cli.main import commands
+from serve_app.config.cloud_settings import OWN_ENVIRONMENT
 from serve_app.config.lint import lint
 from serve_app.config.models_file import read_models_file
 from serve_app.config.setting_names import SettingNames
@@ -194,7 +195,8 @@ def test_every_setting_named_in_code_is_understood(page: Path) -> None:
         "TORCH_INDEX",
         "THP_MEM_ALLOC_ENABLE",
     }
-    foreign |= {"RAY_SERVE_ENABLE_HA_PROXY"}
+    foreign |= {"RAY_SERVE_ENABLE_HA_PROXY", OWN_ENVIRONMENT}
+    foreign |= {"HTTPS_PROXY", "SSL_CERT_FILE", "HF_HUB_OFFLINE"}  # that others read
     foreign |= {f"RAY_SERVE_HAPROXY_{port}_PORT" for port in ("STATS", "METRICS")}
     foreign |= set(allocator.environment({}))
     codes = {
@@ -204,6 +206,9 @@ def test_every_setting_named_in_code_is_understood(page: Path) -> None:
         "LEDGER_UNAVAILABLE",
         "NOT_ACCEPTABLE",
         "NUMERIC_FAULT",
+        "UPSTREAM_ERROR",
+        "SAFETY_BLOCK",
+        "MODEL_UNAVAILABLE",
         "REPLICA_LOST",
         "VALIDATION_ERROR",
     }

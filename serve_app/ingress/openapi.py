@@ -49,7 +49,8 @@ def complete(
 
     It gets keys, this API's errors, each door's own part, and what every request field means.
     """
-    document["info"]["description"] = _ABOUT
+    notice = f" Here, {info.cloud_notice}." if info.cloud_notice else ""
+    document["info"]["description"] = _ABOUT + notice
     if policy.keys:
         _require_key(document)
     _drop_fastapi_errors(document)

@@ -64,7 +64,5 @@ def test_the_summary_says_why_a_key_of_the_shell_is_not_used(
 ) -> None:
     shown = summary_of(Settings(), capsys, GEMINI_API_KEY="AIza-canary")
     assert shown["model"] == "demo: plain shapes"
-    assert shown["cloud"] == (
-        "off: of the shell, AURA_GEMINI_API_KEY alone counts"
-    )
+    assert shown["cloud"] == ("off: of the shell, AURA_GEMINI_API_KEY alone counts")
     assert "cloud" not in summary_of(Settings(), capsys)

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -74,19 +74,15 @@ def test_the_cloud_draws_and_nothing_of_the_service_shows_the_key(
             httpx.get(f"{up.address}{path}", headers=headers, timeout=20).text
             for path in ("/health", "/openapi.json", "/licenses", "/v1/models", "/jobs")
         ]
-        dashboard = [
-            httpx.get(f"{_dashboard(logs)}/api/serve/applications/", timeout=20).text
-            for _ in range(1)
-            if _dashboard(logs)
-        ]
+        dashboard = _dashboard(up)
         up.terminate()
         assert up.process.wait(90) == 0, up.stderr
     assert not Path(file).exists()
     written = texts_below(logs)
     assert "aura" in written
-    shown = [*commands, metrics, *answers, *dashboard, written, up_texts(tmp_path), drawn.text]
+    shown = [*commands, metrics, *answers, dashboard, written, texts_below(tmp_path), drawn.text]
     assert not [text[:80] for text in shown if KEY in text or OTHER_KEY in text]
-    assert 'aura_cloud_calls_total' in metrics
+    assert "aura_cloud_calls_total" in metrics
 
 
 def test_a_key_in_the_bare_environment_leaves_the_demo_local(
@@ -104,11 +100,6 @@ def test_a_key_in_the_bare_environment_leaves_the_demo_local(
         assert up.process.wait(90) == 0, up.stderr
 
 
-def up_texts(folder: Path) -> str:
-    """Return what `up` has written to its two streams."""
-    return texts_below(folder)
-
-
 def _match(pattern: str, text: str) -> str:
     found = re.search(pattern, text)
     assert found, text
@@ -121,8 +112,14 @@ def _metrics(port: str) -> str:
     return text if "aura_cloud_calls_total" in text else ""
 
 
-def _dashboard(logs: Path) -> str:
-    """Return the address of Ray's dashboard, "" if none was started."""
-    text = texts_below(logs.parent)
-    found: Any = re.search(r"Dashboard head.*?(127\.0\.0\.1:\d+)", text)
-    return f"http://{found[1]}" if found else ""
+def _dashboard(up: RunningUp) -> str:
+    """Return what Ray's dashboard and `serve status` know of the application."""
+    for process in up.session():
+        for connection in process.net_connections("tcp"):
+            with suppress(httpx.HTTPError):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port != up.port:
+                    url = f"http://127.0.0.1:{connection.laddr.port}/api/serve/applications/"
+                    answer = httpx.get(url, timeout=10)
+                    if "controller_info" in answer.text:
+                        return answer.text
+    raise AssertionError("no dashboard answers")
