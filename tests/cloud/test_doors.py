@@ -145,7 +145,7 @@ async def test_the_png_has_our_metadata_and_claims_no_seed_or_steps(
         "prompt": "a harbour in fog",
         "aspectRatio": "3:2",
         "imageCount": 1,
-        "model": MODEL,
+        "model": "gemini",
     }
     assert "trainedAlgorithmicMedia" in image.info[png.XMP_KEYWORD]
 

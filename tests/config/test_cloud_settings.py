@@ -25,7 +25,8 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def key_of(settings: Settings) -> str | None:
-    return settings.gemini_api_key and settings.gemini_api_key.get_secret_value()
+    key = settings.gemini_api_key
+    return None if key is None else key.get_secret_value()
 
 
 def models_of(settings: Settings) -> tuple[str, ...]:

@@ -116,12 +116,15 @@ class SizeRules:
 
 
 def nearest_aspect(width: int, height: int) -> str:
-    """Return the name of the aspect ratio that is nearest to a size's, by their quotient."""
+    """Return the name of the aspect ratio that is nearest to a size's, by their quotient.
+
+    A ratio is near where either its numbers are, or the size that it has here.
+    """
     named = (name for name in ASPECTS if name != "Auto")
 
     def distance(name: str) -> float:
-        wide, high = map(int, name.split(":"))
-        return abs(log(width * high / (height * wide)))
+        pairs = [tuple(map(int, name.split(":"))), ASPECTS[name]]
+        return min(abs(log(width * high / (height * wide))) for wide, high in pairs)
 
     return min(named, key=distance)
 

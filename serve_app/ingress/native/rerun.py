@@ -23,9 +23,9 @@ def rerun_request(
     spec = image.spec
     if job.cloud is not None:
         if spec.strength is not None:
-            return {"refinePrompt": image.prompt, "imageCount": 1, "model": job.model}
+            return {"refinePrompt": image.prompt, "imageCount": 1, "model": spec.model}
         aspect = {"aspectRatio": spec.aspect} if spec.aspect else {}
-        return {"prompt": image.prompt, **aspect, "imageCount": 1, "model": job.model}
+        return {"prompt": image.prompt, **aspect, "imageCount": 1, "model": spec.model}
     request: dict[str, Any] = {
         "seed": spec.seed,
         "steps": spec.steps,

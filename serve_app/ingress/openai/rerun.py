@@ -24,7 +24,7 @@ def rerun_request(job: GenerationJob, image: JobImage) -> dict[str, Any]:
     spec, mode = image.spec, image.resize_mode
     if job.cloud is not None:
         aspect = {"aspectRatio": spec.aspect} if spec.aspect and spec.strength is None else {}
-        named = {"model": job.model, "prompt": image.prompt, "n": 1, **aspect}
+        named = {"model": spec.model, "prompt": image.prompt, "n": 1, **aspect}
         return named | {
             name: value for name, value in job.rerun.options.items() if value is not None
         }

@@ -96,6 +96,7 @@ export default {
   error_SAFETY_BLOCK: "The safety filter refuses this. Describe something else.",
   error_DEADLINE_EXCEEDED: "It was not done in time. Try again, or ask for fewer steps or pictures.",
   error_CANCELLED: "It was cancelled elsewhere. You can draw it again.",
+  error_UPSTREAM_ERROR: "Google's cloud did not draw it. Try again, or say more clearly what it should show.",
   error_UNREACHABLE: "The service can't be reached. Your settings are kept; try again when it is back.",
   storage: "This browser keeps no pictures for this page, so they are gone when you close it.",
   keyWrong: "The service does not know that key. Check it, and enter it again.",

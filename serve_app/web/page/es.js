@@ -96,6 +96,7 @@ export default {
   error_SAFETY_BLOCK: "El filtro de seguridad lo rechaza. Describe otra cosa.",
   error_DEADLINE_EXCEEDED: "No estuvo lista a tiempo. Inténtalo de nuevo o pide menos pasos o imágenes.",
   error_CANCELLED: "Se canceló en otra parte. Puedes dibujarla de nuevo.",
+  error_UPSTREAM_ERROR: "La nube de Google no la ha dibujado. Inténtalo de nuevo, o di con más claridad qué debe mostrar.",
   error_UNREACHABLE: "No se puede contactar con el servicio. Tus ajustes se conservan; inténtalo cuando vuelva.",
   storage: "Este navegador no guarda imágenes para esta página: se pierden al cerrarla.",
   keyWrong: "El servicio no conoce esa clave. Revísala y escríbela de nuevo.",

@@ -173,9 +173,8 @@ function showService() {
   byId("service-text").textContent = text(status, values);
   byId("version").textContent = health ? `Aura Serve ${health.version}` : "";
   byId("open-key").hidden = service.needsKey !== true;
-  const banner = service.isDemo ? "demo" : service.isCloud ? "cloud" : null;
-  byId("banner").hidden = banner === null;
-  byId("banner").replaceChildren(...(banner === null ? [] : withCode(text(banner))));
+  byId("banner").hidden = !service.isDemo && !service.isCloud;
+  byId("banner").replaceChildren(...withCode(service.isCloud ? text("cloud") : text("demo")));
   if (health !== null) {
     composer.offer(service);
   }

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.core.diffusion.sizes import ASPECTS, SizeRules
+from serve_app.core.diffusion.sizes import ASPECTS, SizeRules, nearest_aspect
 from serve_app.core.errors import InvalidRequest
 
 SDXL = SizeRules(1024)
@@ -91,3 +91,14 @@ def test_the_aspect_sizes_are_each_named_once() -> None:
     assert len(sizes) == len(set(sizes)) == 10  # Auto is 1:1
     assert sizes[0] == (1024, 1024)
     assert (832, 1216) in sizes
+
+
+@pytest.mark.parametrize("aspect", [name for name in ASPECTS if name != "Auto"])
+def test_the_ratio_nearest_to_a_ratios_own_size_is_that_ratio(aspect: str) -> None:
+    width, height = map(int, aspect.split(":"))
+    assert nearest_aspect(*ASPECTS[aspect]) == nearest_aspect(64 * width, 64 * height) == aspect
+
+
+def test_a_size_beyond_all_ratios_has_the_widest_or_the_highest() -> None:
+    assert nearest_aspect(2048, 256) == "21:9"
+    assert nearest_aspect(256, 2048) == "9:16"

@@ -1,7 +1,13 @@
 from dataclasses import replace
 
 from serve_app.core.diffusion.schedule import NoiseConfig
-from serve_app.core.service.info import ExtensionInfo, License, ModelInfo, ServiceInfo
+from serve_app.core.service.info import (
+    CloudModel,
+    ExtensionInfo,
+    License,
+    ModelInfo,
+    ServiceInfo,
+)
 
 SDXL = ModelInfo("sdxl", 512, NoiseConfig())
 
@@ -54,3 +60,18 @@ def test_loras_are_found_by_name() -> None:
     assert info.find_extension("lora", "ink") == ink
     assert str(ink.key) == "LoRA ink"
     assert info.find_extension("lora", "sdxl") is None
+
+
+def test_a_clouds_model_is_none_of_the_local_ones_and_callers_are_warned() -> None:
+    cloud = replace(SDXL, name="gemini", cloud=CloudModel("banana-2", "Google"))
+    info = ServiceInfo((SDXL,), None, "cpu", "fp32", 2)
+    assert info.cloud_notice == ""
+    beside, default = replace(info, models=(SDXL, cloud)), replace(info, models=(cloud, SDXL))
+    assert beside.local_models == default.local_models == (SDXL,)
+    assert beside.cloud_notice == (
+        "prompts and input images of requests for the model gemini are sent to Google's cloud, "
+        "which makes the images"
+    )
+    assert default.cloud_notice == (
+        "prompts and input images are sent to Google's cloud, which makes the images (banana-2)"
+    )

@@ -76,6 +76,7 @@ async def test_health_says_who_is_ready_and_why_not(
         "reason": "",
         "model": "sdxl-base-1.0",
         "models": ["sdxl-base-1.0"],
+        "cloudModels": [],
         "refiner": "sdxl-refiner-1.0",
         "loras": [],
         "device": "cpu",
