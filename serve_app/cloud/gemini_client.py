@@ -93,6 +93,7 @@ class GeminiClient:
                     content=body,
                     headers={
                         "Content-Type": "application/json",
+                        "Accept-Encoding": "identity",  # what is short must not unfold to much
                         "User-Agent": f"aura-serve/{__version__}",
                         **options.headers,
                     },

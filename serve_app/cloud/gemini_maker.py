@@ -39,6 +39,7 @@ from serve_app.deployments.image_metrics import recorded_image
 logger = logging.getLogger("aura.cloud")
 
 _WAITING_PER_CALL = 8  # images that may wait for each call that may be made at once
+_MAX_PAUSE_S = 60.0  # without calls, however long the cloud wants none: it may be wrong
 _ASSUMED_CALL_S = 10.0  # while none has been measured
 _MEMORY = 0.8  # share of the mean that the calls before the last one have
 
@@ -62,7 +63,7 @@ class GeminiMaker:
         self._slots = CallSlots(options.max_calls)
         self._images: dict[str, _OpenImage] = {}  # by their ids, in the order of their admission
         self._call_seconds = _ASSUMED_CALL_S
-        self._busy_until = 0.0
+        self._busy_until = self._paused_until = 0.0
         self._problem = ""  # that the operator must solve
         self.is_draining = False
 
@@ -167,10 +168,10 @@ class GeminiMaker:
             )
 
     def _check_pause(self) -> None:
-        """Raise `Overloaded` while the cloud has said that it takes no calls."""
-        left = self._busy_until - asyncio.get_running_loop().time()
-        if left > 0:
-            raise _busy(bounded_retry(left))
+        """Raise `Overloaded` for a while after the cloud has refused a call."""
+        now = asyncio.get_running_loop().time()
+        if now < self._paused_until:
+            raise _busy(bounded_retry(self._busy_until - now))
 
     async def _events(self, task: ImageTask, image: _OpenImage) -> AsyncGenerator[ImageEvent, None]:
         """Make an image, in its turn; stream the events before its end."""
@@ -190,7 +191,8 @@ class GeminiMaker:
             answer = await self._client.generate(body)
         except CloudBusy as busy:
             seconds = busy.seconds or bounded_retry(self.owed_seconds())
-            self._busy_until = asyncio.get_running_loop().time() + seconds
+            now = asyncio.get_running_loop().time()
+            self._busy_until, self._paused_until = now + seconds, now + min(seconds, _MAX_PAUSE_S)
             raise _busy(seconds) from None
         except ModelUnavailable as error:
             if not self._problem:

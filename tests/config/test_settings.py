@@ -128,7 +128,7 @@ def test_a_near_miss_is_an_error_that_names_what_was_meant(
 
 def test_variables_of_other_programs_are_ignored(tmp_path: Path) -> None:
     (tmp_path / ".env.local").write_text(
-        "GEMINI_API_KEY=abc\nVITE_API_URL=x\nNODE_ENV=dev\nAURA_THEME=dark\nAPI_KEY=a\n"
+        "VITE_API_URL=x\nNODE_ENV=dev\nAURA_THEME=dark\nAPI_KEY=a\n"
         "CHOST=x86_64-pc-linux-gnu\nPGHOST=db\nHOSTNAME=mybox\nHOSTTYPE=x86_64\nRHOST=a\n"
     )
     Settings.read(folder=tmp_path)
