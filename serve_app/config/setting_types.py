@@ -15,6 +15,7 @@ from serve_app.core.service.webhooks import WebhookReceiver
 _SCHEMAS = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _SECRET_PREFIX = "whsec_"  # of Standard Webhooks
 _SECRET_BYTES = (24, 64)
+_SENDABLE = re.compile(r"[!\"$-~]+")  # no space, control character or fragment
 _DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -94,7 +95,7 @@ def _webhook_url(url: str) -> str:
     except ValueError:
         raise problem from None
     is_safe = parts.scheme == "https" or is_loopback(parts.hostname or "")
-    if not is_safe or parts.fragment:
+    if not is_safe or not _SENDABLE.fullmatch(url) or "*" in parts.netloc:
         raise problem
     return url
 

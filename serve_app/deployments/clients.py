@@ -210,6 +210,10 @@ class RemoteLedger:
         """See `Ledger`."""
         return cast("Job | None", await self._call("get", id, wait, wait=wait))
 
+    async def has_result(self, id: str) -> bool:
+        """See `Ledger`."""
+        return cast(bool, await self._call("has_result", id))
+
     async def find(self, wanted: JobFilter) -> Sequence[Job]:
         """See `Ledger`."""
         return cast("Sequence[Job]", await self._call("find", wanted))

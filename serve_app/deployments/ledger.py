@@ -129,6 +129,11 @@ class Ledger:
             await asyncio.wait_for(event.wait(), min(wait, LEASE))
         return await self._read(id)
 
+    async def has_result(self, id: str) -> bool:
+        """Return whether a job's images are kept."""
+        self._note_call()
+        return await self._store.read(lambda store: store.has_result(id))
+
     async def find(self, wanted: JobFilter) -> Sequence[Job]:
         """Return jobs of a caller, newest first, without their results."""
         self._note_call()

@@ -103,6 +103,9 @@ class Ledger(Protocol):
     async def get(self, id: str, wait: float) -> Job | None:
         """Return the job, once it has ended or after `wait` seconds; None if there is none."""
 
+    async def has_result(self, id: str) -> bool:
+        """Return whether a job's images are kept."""
+
     async def find(self, wanted: JobFilter) -> Sequence[Job]:
         """Return jobs of a caller, newest first, without their results."""
 

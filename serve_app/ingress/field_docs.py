@@ -82,7 +82,7 @@ SHARED: Mapping[str, FieldDoc] = {
     ),
     "resolution": FieldDoc(
         "`high` is the size that the model was trained on; `standard` has three quarters of its "
-        "sides, for half of the time. Ignored if a size in pixels is given.",
+        "sides, for about half of the time. Ignored if a size in pixels is given.",
         "standard",
     ),
     "sampler": FieldDoc(

@@ -158,8 +158,7 @@ class JobService:
         It may have been too full for it.
         """
         await self._runs.outbox.wait_for(id, _CANCEL_TIMEOUT_S)
-        job = await self._ledger.get(id, 0)
-        return job is not None and job.result is not None
+        return await self._ledger.has_result(id)
 
     async def find(self, wanted: JobFilter) -> Sequence[Job]:
         """Return jobs of a caller, newest first, without their results."""

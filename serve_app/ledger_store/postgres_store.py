@@ -1,6 +1,7 @@
 """`PostgresStore`: the ledger in a schema of a PostgreSQL database, which outlives any machine.
 
-Claims are locked before jobs, in every transaction, so that none waits for another in a circle.
+Claims are locked before jobs, and jobs before webhooks, in every transaction, so that none waits
+for another in a circle.
 """
 
 from collections.abc import Collection, Iterator
@@ -179,6 +180,12 @@ class PostgresStore:
         result = None if pngs is None else Result(split(pngs, sizes), meta, created)
         return job_of_row(id, caller, owner, created, state, code, message, result)
 
+    def has_result(self, id: str) -> bool:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            job = kept_job(db, id)
+        return job is not None and job.has_result
+
     def find(self, wanted: JobFilter) -> list[Job]:
         """See `LedgerStore`."""
         before = wanted.before or JobPlace(float("inf"), "")
@@ -252,13 +259,13 @@ class PostgresStore:
     def delete_old(self, now: float) -> None:
         """See `LedgerStore`."""
         with self._transaction() as db:
-            delete_old_webhooks(db, now)
             db.execute("DELETE FROM usage WHERE day < %s", (day_of(now),))
             db.execute("DELETE FROM claims WHERE created < %s", (now - CLAIM_TTL,))
             db.execute(
                 "DELETE FROM jobs WHERE ended < %s OR created < %s",
                 (now - RESULT_TTL, now - MAX_JOB_AGE),
             )
+            delete_old_webhooks(db, now)
 
     def recover(self) -> None:
         """See `LedgerStore`."""

@@ -30,7 +30,7 @@ from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.core.service.webhooks import DueWebhooks
 from serve_app.ledger_store import sqlite_callers, sqlite_jobs, sqlite_webhooks
 from serve_app.ledger_store.file_lock import FileLock, real_path
-from serve_app.ledger_store.sqlite_claims import abandon_jobs, create_job
+from serve_app.ledger_store.sqlite_claims import abandon_jobs, create_job, kept_job
 from serve_app.ledger_store.sqlite_errors import (
     damaged,
     disk_full,
@@ -140,6 +140,12 @@ class SqliteStore:
                 return job_of_row(id, caller, owner, created, state, code, message, result)
             except ValueError:  # a state that nobody wrote
                 raise damaged() from None
+
+    def has_result(self, id: str) -> bool:
+        """See `LedgerStore`."""
+        with self._opened() as db:
+            job = kept_job(db, id)
+        return job is not None and job.has_result
 
     def find(self, wanted: JobFilter) -> list[Job]:
         """See `LedgerStore`."""
