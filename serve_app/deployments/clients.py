@@ -241,6 +241,14 @@ class RemoteLedger:
         """See `Ledger`."""
         return cast("str | None", await self._call("accepted_terms", caller))
 
+    async def set_option(self, caller: str, name: str, value: str) -> None:
+        """See `Ledger`."""
+        await self._call("set_option", caller, name, value)
+
+    async def option(self, caller: str, name: str) -> str | None:
+        """See `Ledger`."""
+        return cast("str | None", await self._call("option", caller, name))
+
     async def secret(self, name: str) -> bytes:
         """See `Ledger`."""
         return cast(bytes, await self._call("secret", name))

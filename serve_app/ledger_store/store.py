@@ -28,6 +28,8 @@ logger = logging.getLogger("aura.ledger")
 
 RESULT_TTL = 600.0  # seconds that a finished job and its result are kept
 CLAIM_TTL = 86_400.0  # seconds that a key keeps its seed, and so its bytes
+OPTION_TTL = 30 * 86_400.0  # seconds that an option is kept after it was set
+MAX_OPTIONS = 10_000
 MAX_JOB_AGE = 7200.0  # seconds, after which any job is deleted: every deadline is earlier
 MAX_BYTES = 512 * 2**20  # of results; the oldest are deleted first
 LOCK_WAIT_S = 20.0  # seconds to wait for the lock: the process of before a redeploy may have it
@@ -94,6 +96,15 @@ class LedgerStore(Protocol):
 
     def secret(self, name: str, fresh: bytes) -> bytes:
         """Return the secret of a name, which is `fresh` if none was kept before."""
+
+    def set_option(self, caller: str, name: str, value: str, now: float) -> None:
+        """Keep what the caller has set for its own requests, for some weeks.
+
+        Beyond the most that are kept, the oldest are dropped.
+        """
+
+    def option(self, caller: str, name: str) -> str | None:
+        """Return what the caller has set; None without it."""
 
     def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
         """Add to what the caller has used on a day, unless the sum would be above the quota.

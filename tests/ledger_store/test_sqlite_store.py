@@ -226,7 +226,8 @@ def test_a_file_of_before_webhooks_is_brought_up_to_date_with_its_jobs(file: Pat
     store.close()
     with closing(sqlite3.connect(file)) as db:
         db.executescript(
-            "DROP TABLE webhooks; ALTER TABLE jobs DROP COLUMN webhook; PRAGMA user_version=5;"
+            "DROP TABLE webhooks; DROP TABLE options; ALTER TABLE jobs DROP COLUMN webhook;"
+            " PRAGMA user_version=5;"
         )
     store = SqliteStore(LedgerFile(file))
     assert store.read(JOB.id) == JOB
