@@ -54,5 +54,6 @@ def http(settings: Settings, info: ServiceInfo) -> OpenHttp:
         spool=settings.drain_spool,
         base_url=settings.image_service_base_url,
         webhook_receivers=settings.webhook_urls,
+        a1111=settings.a1111_api,
     )
     return partial(open_ingress, config)

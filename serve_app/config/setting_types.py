@@ -129,6 +129,9 @@ Determinism = Annotated[
         "padding, so the last bits may differ"
     ),
 ]
+A1111Api = Annotated[
+    bool, Field(description="0: no /sdapi, the API of AUTOMATIC1111's web UI, behind the same keys")
+]
 XFormers = Annotated[
     bool, Field(description="1: xFormers attention where it runs. 0: the attention of PyTorch")
 ]
@@ -158,6 +161,13 @@ WebhookReceivers = Annotated[
 ]
 PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+ConfigFolder = Annotated[
+    AbsolutePath | None,
+    Field(
+        description="Diffusers folder of an SDXL base, for the configs and tokenizers that single "
+        "files lack. Empty: MODEL_CHECKPOINT_DIR, if that is a folder"
+    ),
+]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 Weights = Annotated[
     tuple[Annotated[float, Field(ge=0.01, le=100)], ...], BeforeValidator(_split_list)

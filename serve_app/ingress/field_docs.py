@@ -212,6 +212,7 @@ def service_examples(info: ServiceInfo) -> dict[str, Any]:
     width, height = model.sizes.for_aspect("3:2")
     examples: dict[str, Any] = {
         "model": model.name,
+        "sd_model_checkpoint": model.name,
         "modelPath": model.name,
         "width": width,
         "height": height,

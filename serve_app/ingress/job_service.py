@@ -164,6 +164,16 @@ class JobService:
         """Return jobs of a caller, newest first, without their results."""
         return await self._ledger.find(wanted)
 
+    async def newest_running(self, caller: str) -> Job | None:
+        """Return the caller's newest job that runs, in whichever process; None without one.
+
+        The ledger hears of another process's a moment after it began.
+        """
+        running = JobFilter(caller, JobState.RUNNING, limit=1)
+        found = [self._runs.newest(caller), *await self._ledger.find(running)]
+        known = [job for job in found if job is not None and not job.is_abandoned]
+        return max(known, key=lambda job: job.place, default=None)
+
     async def _find(self, id: str) -> Job | None:
         """Return the job as the ledger will know it in a moment.
 
