@@ -56,5 +56,6 @@ def http(settings: Settings, info: ServiceInfo) -> OpenHttp:
         base_url=settings.image_service_base_url,
         webhook_receivers=settings.webhook_urls,
         gemini=gemini_options(settings),
+        a1111=settings.a1111_api,
     )
     return partial(open_ingress, config)

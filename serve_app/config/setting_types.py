@@ -15,6 +15,7 @@ from serve_app.core.service.webhooks import WebhookReceiver
 _SCHEMAS = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _SECRET_PREFIX = "whsec_"  # of Standard Webhooks
 _SECRET_BYTES = (24, 64)
+_SENDABLE = re.compile(r"[!\"$-~]+")  # no space, control character or fragment
 _DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -94,7 +95,7 @@ def _webhook_url(url: str) -> str:
     except ValueError:
         raise problem from None
     is_safe = parts.scheme == "https" or is_loopback(parts.hostname or "")
-    if not is_safe or parts.fragment:
+    if not is_safe or not _SENDABLE.fullmatch(url) or "*" in parts.netloc:
         raise problem
     return url
 
@@ -127,6 +128,9 @@ Determinism = Annotated[
         description="strict: the same bytes whatever shares the batch. fast: neither checks nor "
         "padding, so the last bits may differ"
     ),
+]
+A1111Api = Annotated[
+    bool, Field(description="0: no /sdapi, the API of AUTOMATIC1111's web UI, behind the same keys")
 ]
 XFormers = Annotated[
     bool, Field(description="1: xFormers attention where it runs. 0: the attention of PyTorch")
@@ -164,6 +168,13 @@ PostgresUrl = Annotated[
     ),
 ]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+ConfigFolder = Annotated[
+    AbsolutePath | None,
+    Field(
+        description="Diffusers folder of an SDXL base, for the configs and tokenizers that single "
+        "files lack. Empty: MODEL_CHECKPOINT_DIR, if that is a folder"
+    ),
+]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 Weights = Annotated[
     tuple[Annotated[float, Field(ge=0.01, le=100)], ...],

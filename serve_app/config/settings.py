@@ -26,9 +26,11 @@ from serve_app.config.safety_words import read_words
 from serve_app.config.setting_names import Given, SettingNames
 from serve_app.config.setting_sources import read_sources
 from serve_app.config.setting_types import (
+    A1111Api,
     AbsolutePath,
     BaseUrl,
     CompileMode,
+    ConfigFolder,
     DailyQuotas,
     Determinism,
     DeviceName,
@@ -72,11 +74,7 @@ class Settings(BaseModel):
     model_refiner_checkpoint_dir: AbsolutePath | None = Field(
         None, description="SDXL refiner: a diffusers folder. Empty: base makes the whole image"
     )
-    model_config_dir: AbsolutePath | None = Field(
-        None,
-        description="Diffusers folder of an SDXL base, for the configs and tokenizers that single "
-        "files lack. Empty: MODEL_CHECKPOINT_DIR, if that is a folder",
-    )
+    model_config_dir: ConfigFolder = None
     models_file: AbsolutePath | None = Field(
         None, description="YAML file with further models and LoRAs by name. Empty: none"
     )
@@ -207,6 +205,7 @@ class Settings(BaseModel):
         description="Folder of the stock safety checker, which judges finished images. "
         "Empty: no filter",
     )
+    a1111_api: A1111Api = True
     require_terms_acceptance: bool = Field(
         False, description="1: a caller must accept the models' terms first (POST /licenses)"
     )

@@ -210,6 +210,10 @@ class RemoteLedger:
         """See `Ledger`."""
         return cast("Job | None", await self._call("get", id, wait, wait=wait))
 
+    async def has_result(self, id: str) -> bool:
+        """See `Ledger`."""
+        return cast(bool, await self._call("has_result", id))
+
     async def find(self, wanted: JobFilter) -> Sequence[Job]:
         """See `Ledger`."""
         return cast("Sequence[Job]", await self._call("find", wanted))
@@ -236,6 +240,14 @@ class RemoteLedger:
     async def accepted_terms(self, caller: str) -> str | None:
         """See `Ledger`."""
         return cast("str | None", await self._call("accepted_terms", caller))
+
+    async def set_option(self, caller: str, name: str, value: str) -> None:
+        """See `Ledger`."""
+        await self._call("set_option", caller, name, value)
+
+    async def option(self, caller: str, name: str) -> str | None:
+        """See `Ledger`."""
+        return cast("str | None", await self._call("option", caller, name))
 
     async def secret(self, name: str) -> bytes:
         """See `Ledger`."""

@@ -46,8 +46,8 @@ class HttpIngress(Protocol):
     def cancel(self, job_id: str) -> None:
         """Cancel the job if this process works at it."""
 
-    async def view(self, job_id: str, cursor: Any, seconds: float) -> Any:
-        """Return the job's events after a cursor; None if this process does not work at it."""
+    async def view(self, job_id: str, wanted: Any) -> Any:
+        """Return the job's events; None if this process does not work at it."""
 
     def resume(self, is_retiring: Callable[[], bool]) -> None:
         """Finish what others have left unfinished, beside everything else, but while retiring."""
@@ -71,7 +71,7 @@ class OpenHttp(Protocol):
         ledger: RemoteLedger,
         meter: Meter,
         cancel_everywhere: Callable[[str], Awaitable[None]],
-        view_everywhere: Callable[[str, Any, float], Awaitable[Any]],
+        view_everywhere: Callable[[str, Any], Awaitable[Any]],
     ) -> HttpIngress:
         """Open the HTTP side over a conductor and the ledger."""
 
@@ -153,9 +153,9 @@ class IngressReplica:
         """Cancel the job if this replica works at it."""
         self._http.cancel(job_id)
 
-    async def view(self, job_id: str, cursor: Any, seconds: float) -> Any:
-        """Return the job's events after a cursor; None if this replica does not work at it."""
-        return await self._http.view(job_id, cursor, seconds)
+    async def view(self, job_id: str, wanted: Any) -> Any:
+        """Return the job's events; None if this replica does not work at it."""
+        return await self._http.view(job_id, wanted)
 
     async def convict(self, conviction: Conviction, replica: str) -> None:
         """Refuse an image that has killed a replica, as the ingress replica of that id has found.
@@ -189,11 +189,11 @@ class IngressReplica:
     async def _cancel_everywhere(self, job_id: str) -> None:
         await self._call_all("cancel", job_id)  # a silent replica may cancel: the ledger shows it
 
-    async def _view_everywhere(self, job_id: str, cursor: Any, seconds: float) -> Any:
+    async def _view_everywhere(self, job_id: str, wanted: Any) -> Any:
         """Return the events of the one replica that works at the job; None if none does."""
         with suppress(TimeoutError, RayError, DeploymentUnavailableError):
-            calls = self._replicas.broadcast("view", job_id, cursor, seconds)
-            async with asyncio.timeout(_CALL_TIMEOUT_S + seconds):
+            calls = self._replicas.broadcast("view", job_id, wanted)
+            async with asyncio.timeout(_CALL_TIMEOUT_S + wanted.seconds):
                 replies = [reply.get_async() for reply in await broadcast_results(calls)]
                 for reply in asyncio.as_completed(replies):
                     with suppress(RayError):

@@ -1,9 +1,8 @@
 """The ledger: the service's one memory, of jobs, idempotency claims, rate limits and terms.
 
-No HTTP and no work: small state, written through to a store, so that the process may die and be
-restarted at any time. No step waits for it; an image waits only where a rate limit, terms or an
-idempotency key must be checked first. Heartbeats and the rate limits' buckets are only in memory: a
-restart fills the buckets, and owners count as alive for one more lease.
+No HTTP: small state, written through to a store, so that the process may die at any time. No step
+waits for it; an image waits only where a rate limit, terms or a key must be checked first.
+Heartbeats and buckets are in memory: a restart fills these, and gives owners one more lease.
 """
 
 import asyncio
@@ -129,6 +128,11 @@ class Ledger:
             await asyncio.wait_for(event.wait(), min(wait, LEASE))
         return await self._read(id)
 
+    async def has_result(self, id: str) -> bool:
+        """Return whether a job's images are kept."""
+        self._note_call()
+        return await self._store.read(lambda store: store.has_result(id))
+
     async def find(self, wanted: JobFilter) -> Sequence[Job]:
         """Return jobs of a caller, newest first, without their results."""
         self._note_call()
@@ -178,6 +182,16 @@ class Ledger:
         """Return the digest of the terms that the caller accepted last."""
         self._note_call()
         return await self._store.read(lambda store: store.accepted_terms(caller))
+
+    async def set_option(self, caller: str, name: str, value: str) -> None:
+        """Keep what the caller has set for its own requests."""
+        now = self._note_call()
+        await self._store.write(lambda store: store.set_option(caller, name, value, now))
+
+    async def option(self, caller: str, name: str) -> str | None:
+        """Return what the caller has set; None without it."""
+        self._note_call()
+        return await self._store.read(lambda store: store.option(caller, name))
 
     async def secret(self, name: str) -> bytes:
         """Return the secret of a name, made at random when it is first asked for."""
@@ -234,8 +248,7 @@ class Ledger:
         job = await self._store.read(lambda store: store.read(id))
         if job is None or job.owner != owner or job.state is not JobState.RUNNING:
             return False
-        lost = RunningJob(id, owner, job.created)
-        await self._store.write(lambda store: store.abandon([lost], now))
+        await self._store.write(lambda store: store.abandon([job.as_running], now))
         return True
 
     async def _read(self, id: str) -> Job | None:
@@ -246,8 +259,7 @@ class Ledger:
         return abandoned(job) if self._is_lost_job(job) else job
 
     def _is_lost_job(self, job: Job) -> bool:
-        is_running = job.state is JobState.RUNNING
-        return is_running and self._is_lost(RunningJob(job.id, job.owner, job.created))
+        return job.state is JobState.RUNNING and self._is_lost(job.as_running)
 
     def _is_lost(self, job: RunningJob) -> bool:
         """Return whether nobody works at a job that runs as far as the store knows.

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from itertools import count
 
 _ROOT = "aura"  # the logger above all of this package
+_CLIENTS = ("httpx2", "httpcore")  # which log whole addresses, where a secret may be
 _MAX_LINES = 1000  # that the feed keeps for a reader that is late
 _TEXT = "%(asctime)s %(levelname)-8s %(message)s"
 
@@ -109,4 +110,6 @@ def open_log(replica: str, options: LogOptions) -> LogFeed:
     logger.setLevel(options.level.upper())
     logger.handlers = [feed, ServeLogHandler()]
     logger.propagate = False
+    for library in _CLIENTS:
+        logging.getLogger(library).setLevel(logging.WARNING)
     return feed

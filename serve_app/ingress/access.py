@@ -6,6 +6,7 @@ in constant time. A key's name in logs and in the ledger is a part of its digest
 
 import hmac
 import ipaddress
+from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from serve_app.ingress.http_errors import ForbiddenHost, ForbiddenOrigin, Unauth
 
 PUBLIC_PATHS = frozenset({"/", "/docs", "/openapi.json", "/livez", "/health", "/licenses"})
 PUBLIC_FOLDERS = ("/static/", "/images/")  # links are signed
+BASIC_FOLDERS = ("/sdapi/",)  # whose clients send a key as a password; a browser never asks for it
 PROBE_ROUTES = frozenset({"/livez", "/health"})  # probes call by address, whatever the host list
 LOCAL_HOST = "localhost"
 BODY_LIMIT = 32 * 2**20  # bytes
@@ -70,7 +72,7 @@ class AccessPolicy:
         """
         public = is_public(method, path)
         if self.keys:
-            name = self._authorized_name(headers.get("authorization", ""))
+            name = self._authorized_name(path, headers.get("authorization", ""))
             if name is None and not public:
                 raise Unauthorized(
                     "the API key is missing or wrong",
@@ -91,12 +93,24 @@ class AccessPolicy:
             return True
         return any(_matches(name, pattern) for pattern in (LOCAL_HOST, *self.hosts))
 
-    def _authorized_name(self, authorization: str) -> str | None:
-        scheme, _, key = authorization.partition(" ")
-        digest, matches = key_digest(key.strip().encode("latin-1")), False  # as headers are read
+    def _authorized_name(self, path: str, authorization: str) -> str | None:
+        scheme, _, credentials = authorization.partition(" ")
+        key, scheme = credentials.strip().encode("latin-1"), scheme.lower()  # as headers are read
+        if scheme == "basic" and path.startswith(BASIC_FOLDERS):
+            key, scheme = _password(key), "bearer"
+        digest, matches = key_digest(key), False
         for known in self.keys:  # compare with all of them, so that the time reveals nothing
             matches |= hmac.compare_digest(digest, known)
-        return _key_name(digest) if matches and scheme.lower() == "bearer" else None
+        return _key_name(digest) if matches and scheme == "bearer" else None
+
+
+def _password(credentials: bytes) -> bytes:
+    """Return the password of HTTP's Basic scheme (RFC 7617), or all of a text without a colon."""
+    try:
+        user, colon, password = b64decode(credentials, validate=True).partition(b":")
+    except ValueError:
+        return b""
+    return password if colon else user
 
 
 def is_public(method: str, path: str) -> bool:

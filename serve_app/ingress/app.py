@@ -3,9 +3,10 @@
 No Ray, no torch: the job service and the conductor are handed in.
 """
 
+from collections.abc import Sequence
 from functools import cache, partial
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -17,6 +18,7 @@ from serve_app.core.errors import AuraError
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.metrics import InMemoryMeter, Meter
 from serve_app.ingress import openapi, pages
+from serve_app.ingress.a1111.door import A1111
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.contracts import Maker
 from serve_app.ingress.door import Door, ErrorResponse, allowed_methods
@@ -29,14 +31,18 @@ from serve_app.ingress.openai.door import OPENAI
 from serve_app.ingress.services import ApiServices
 from serve_app.ingress.validation import validation_error_response
 
-DOORS: tuple[Door, ...] = (NATIVE, OPENAI)  # paths of no route are answered by the first
+DOORS: tuple[Door, ...] = (NATIVE, OPENAI, A1111)  # paths of no route are answered by the first
 RERUN_FORMATS = {form.route: form for door in DOORS for form in door.rerun_formats}
-ROUTERS = (pages.router, *(door.router for door in DOORS))
 _UNREADABLE = ErrorResponse(400, "VALIDATION_ERROR", "the body could not be read")
 _FRAMEWORK_ERRORS = {  # what Starlette raises by itself, by status
     404: ("NOT_FOUND", "no such route; see /docs"),
     405: ("METHOD_NOT_ALLOWED", "this route does not take that method; see /docs"),
 }
+
+
+def open_doors(*, a1111: bool) -> tuple[Door, ...]:
+    """Return the doors that the settings leave open."""
+    return tuple(door for door in DOORS if a1111 or door is not A1111)
 
 
 def build_api(
@@ -51,18 +57,18 @@ def build_api(
     max_jobs: int = AdmissionLimits().open_requests,
     base_url: str | None = None,
     webhook_urls: frozenset[str] = frozenset(),
+    doors: Sequence[Door] = DOORS,
 ) -> ASGIApp:
     """Return the service as an ASGI app.
 
     `proxy_sets_request_id` says that the proxy in front adds X-Request-Id to responses. `meter`
     records errors. `max_jobs` are the jobs that may be open. `base_url` is the public address.
-    `webhook_urls` are the receivers that jobs may name.
+    `webhook_urls` are the receivers that jobs may name. `doors` are those that are open.
     """
     services = ApiServices(jobs, conductor, info, version, base_url, webhook_urls)
-    api = build_routes(services, policy)
     return wrap(
-        api,
-        DOORS,
+        build_routes(services, policy, doors),
+        doors,
         policy,
         proxy_sets_request_id=proxy_sets_request_id,
         meter=meter or InMemoryMeter(),
@@ -74,8 +80,10 @@ def build_api(
     )
 
 
-def build_routes(services: ApiServices, policy: AccessPolicy) -> FastAPI:
-    """Return every door's routes and errors, without the middleware."""
+def build_routes(
+    services: ApiServices, policy: AccessPolicy, doors: Sequence[Door] = DOORS
+) -> FastAPI:
+    """Return the doors' routes and errors, without the middleware."""
     api = FastAPI(
         title="Aura Serve",
         version=services.version,
@@ -84,17 +92,18 @@ def build_routes(services: ApiServices, policy: AccessPolicy) -> FastAPI:
         generate_unique_id_function=lambda route: str(route.name),
     )
     api.state.services = services
-    for router in ROUTERS:
+    routers = [pages.router, *(door.router for door in doors)]
+    for router in routers:
         api.include_router(router)
     api.exception_handler(AuraError)(_answer_error)
     api.exception_handler(Exception)(_answer_error)
     api.exception_handler(RequestValidationError)(_answer_invalid_body)
     api.exception_handler(ClientDisconnect)(_answer_disconnect)
-    api.exception_handler(HTTPException)(_answer_framework_error)
+    api.exception_handler(HTTPException)(partial(_answer_framework_error, routers))
     describe = api.openapi
     # A method is replaced because FastAPI has no other way to extend its description.
     api.openapi = cache(  # type: ignore[method-assign]
-        lambda: openapi.complete(describe(), DOORS, services.info, policy)
+        lambda: openapi.complete(describe(), doors, services.info, policy)
     )
     return api
 
@@ -114,13 +123,15 @@ async def _answer_disconnect(request: Request, error: ClientDisconnect) -> Respo
     return respond(_UNREADABLE, request.scope["state"])
 
 
-async def _answer_framework_error(request: Request, error: HTTPException) -> Response:
+async def _answer_framework_error(
+    routers: Sequence[APIRouter], request: Request, error: HTTPException
+) -> Response:
     """Answer an unknown route, a wrong method, or a form that Starlette can't parse."""
     response = _UNREADABLE
     if error.status_code in _FRAMEWORK_ERRORS:
         code, message = _FRAMEWORK_ERRORS[error.status_code]
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the framework names the methods of one route of the path
-            headers["Allow"] = ", ".join(allowed_methods(ROUTERS, request.state.path))
+            headers["Allow"] = ", ".join(allowed_methods(routers, request.state.path))
         response = ErrorResponse(error.status_code, code, message, headers=headers)
     return respond(response, request.scope["state"])

@@ -5,6 +5,7 @@ in a warning rather than refused, so that clients need not know which model they
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from serve_app.core.diffusion.prompt_marks import read_tags
 from serve_app.core.diffusion.resizing import ResizeMode
@@ -46,20 +47,21 @@ def plan_cloud_job(
     prompt, tags = read_tags(request.prompt)
     if not prompt:
         raise InvalidRequest("prompt", "must have words besides the LoRAs that it names")
-    is_refinement = isinstance(request, RefinementRequest)
+    request = replace(request, prompt=prompt)
+    base = request if isinstance(request, RefinementRequest) else None
     size = request.size_for(model)
     aspect = _aspect(request, size)
 
     def spec_of(files: LoadedInputs) -> ImageSpec:
         width, height = files.size
         return ImageSpec(
-            prompt=joined_prompt(files.prompt, prompt),
+            prompt=prompt if base is None else joined_prompt(files.prompt, base),
             seed=0,
             width=width,
             height=height,
             steps=model.defaults.steps,
             guidance=temperature_to_guidance(DEFAULT_TEMPERATURE),
-            strength=DEFAULT_STRENGTH if is_refinement else None,
+            strength=None if base is None else DEFAULT_STRENGTH,
             model=model.name,
             aspect=aspect,
         )

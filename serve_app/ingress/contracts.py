@@ -103,6 +103,9 @@ class Ledger(Protocol):
     async def get(self, id: str, wait: float) -> Job | None:
         """Return the job, once it has ended or after `wait` seconds; None if there is none."""
 
+    async def has_result(self, id: str) -> bool:
+        """Return whether a job's images are kept."""
+
     async def find(self, wanted: JobFilter) -> Sequence[Job]:
         """Return jobs of a caller, newest first, without their results."""
 
@@ -125,6 +128,12 @@ class Ledger(Protocol):
 
     async def accepted_terms(self, caller: str) -> str | None:
         """Return the digest of the terms that the caller accepted last."""
+
+    async def set_option(self, caller: str, name: str, value: str) -> None:
+        """Keep what the caller has set for its own requests, for some weeks."""
+
+    async def option(self, caller: str, name: str) -> str | None:
+        """Return what the caller has set; None without it."""
 
     async def secret(self, name: str) -> bytes:
         """Return the secret of a name, which all processes share and nobody else knows."""

@@ -82,7 +82,7 @@ SHARED: Mapping[str, FieldDoc] = {
     ),
     "resolution": FieldDoc(
         "`high` is the size that the model was trained on; `standard` has three quarters of its "
-        "sides, for half of the time. Ignored if a size in pixels is given.",
+        "sides, for about half of the time. Ignored if a size in pixels is given.",
         "standard",
     ),
     "sampler": FieldDoc(
@@ -212,6 +212,7 @@ def service_examples(info: ServiceInfo) -> dict[str, Any]:
     width, height = model.sizes.for_aspect("3:2")
     examples: dict[str, Any] = {
         "model": model.name,
+        "sd_model_checkpoint": model.name,
         "modelPath": model.name,
         "width": width,
         "height": height,

@@ -1,7 +1,6 @@
 """A request in the domain's words, and how it becomes a job: one spec for each image.
 
-Doors translate their wire schemas into `GenerationRequest` and `RefinementRequest`. What the
-checkpoint allows comes in as `ServiceInfo`.
+Doors translate their wire schemas into these. What a checkpoint allows comes in as `ServiceInfo`.
 """
 
 from collections.abc import Callable, Sequence
@@ -82,12 +81,13 @@ class RefinementRequest(CommonRequest):
     """Images from base images and a prompt.
 
     `target_size` is what base images are fitted to; None leaves each its own. `refiner_only` leaves
-    base out.
+    base out. Without `joins_prompts` the prompt is not added to that of a base image.
     """
 
     strength: float = DEFAULT_STRENGTH
     target_size: tuple[int, int] | None = None
     refiner_only: bool = False
+    joins_prompts: bool = True
 
     def size_for(self, model: ModelInfo) -> tuple[int, int] | None:
         """Return the width and height that every base image is fitted to, if there is one."""
@@ -196,7 +196,7 @@ def _plan_refinement(
     def spec_of(files: LoadedInputs) -> ImageSpec:
         width, height = files.size
         return ImageSpec(
-            prompt=joined_prompt(files.prompt, request.prompt),
+            prompt=joined_prompt(files.prompt, request),
             negative_prompt=request.negative_prompt,
             seed=0,
             width=width,
@@ -296,10 +296,11 @@ def _job(
     return job.with_seed(drawn_seed if request.seed is None else request.seed)
 
 
-def joined_prompt(original: str | None, addition: str) -> str:
-    """Return a prompt with an addition, or the addition alone where both are too long together."""
-    joined = f"{original}, {addition}" if original else addition
-    return joined if len(joined) <= MAX_JOINED_PROMPT_CHARS else addition
+def joined_prompt(original: str | None, request: RefinementRequest) -> str:
+    """Return the prompt of a base image with the request's, or that alone, as it wishes."""
+    joins = bool(original) and request.joins_prompts
+    joined = f"{original}, {request.prompt}" if joins else request.prompt
+    return joined if len(joined) <= MAX_JOINED_PROMPT_CHARS else request.prompt
 
 
 def _uses_refiner(request: CommonRequest, model: ModelInfo, info: ServiceInfo) -> bool:
@@ -309,10 +310,8 @@ def _uses_refiner(request: CommonRequest, model: ModelInfo, info: ServiceInfo) -
 def _refiner_warnings(request: CommonRequest, model: ModelInfo, info: ServiceInfo) -> list[str]:
     if not request.refine or info.can_refine(model):
         return []
-    reason = "no refiner is configured"
-    if info.refiner:
-        reason = f"the refiner does not continue images of {model.name}"
-    return [f"{reason}: base made the whole image"]
+    misfit = f"the refiner does not continue images of {model.name}"
+    return [f"{misfit if info.refiner else 'no refiner is configured'}: base made the whole image"]
 
 
 def _negative_prompt_warnings(request: CommonRequest, guidance: float) -> list[str]:

@@ -20,12 +20,11 @@ from serve_app.core.service.rate_limit import RateLimit
 from serve_app.core.service.unfinished import Unfinished
 from serve_app.core.service.webhooks import WebhookReceiver
 from serve_app.ingress.access import AccessPolicy
-from serve_app.ingress.app import RERUN_FORMATS, build_api
+from serve_app.ingress.app import RERUN_FORMATS, build_api, open_doors
 from serve_app.ingress.contracts import Ledger, Maker
-from serve_app.ingress.job_feed import Cursor
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.job_spool import JobSpool
-from serve_app.ingress.job_views import JobView, ViewEverywhere
+from serve_app.ingress.job_views import JobView, ViewEverywhere, ViewRequest
 from serve_app.ingress.maker_by_model import MakerByModel
 from serve_app.ingress.webhooks import WebhookSender
 from serve_app.process import allocator, garbage
@@ -47,6 +46,7 @@ class HttpConfig:
     base_url: str | None = None  # IMAGE_SERVICE_BASE_URL
     webhook_receivers: tuple[WebhookReceiver, ...] = ()  # WEBHOOK_URLS
     gemini: GeminiOptions | None = None  # None: no cloud
+    a1111: bool = True  # A1111_API
 
 
 class HttpIngress:
@@ -68,9 +68,9 @@ class HttpIngress:
         """Cancel the job if this process works at it."""
         self._jobs.cancel_here(job_id)
 
-    async def view(self, job_id: str, cursor: Cursor, seconds: float) -> JobView | None:
-        """Return the job's events after a cursor; None if this process does not work at it."""
-        return await self._jobs.views.view(job_id, cursor, seconds)
+    async def view(self, job_id: str, wanted: ViewRequest) -> JobView | None:
+        """Return the job's events; None if this process does not work at it."""
+        return await self._jobs.views.view(job_id, wanted)
 
     def resume(self, is_retiring: Callable[[], bool]) -> None:
         """Finish what others have left unfinished, beside everything else, but while retiring."""
@@ -146,6 +146,7 @@ def open_ingress(
         max_jobs=config.max_jobs,
         base_url=config.base_url,
         webhook_urls=frozenset(receiver.url for receiver in config.webhook_receivers),
+        doors=open_doors(a1111=config.a1111),
     )
     return HttpIngress(asgi, jobs, webhooks, cloud)
 

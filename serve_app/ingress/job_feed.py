@@ -110,18 +110,21 @@ class JobFeed:
             if views:
                 self._end_view()
 
-    async def poll(self, at: Cursor, seconds: float) -> tuple[Cursor, list[JobEvent]]:
+    async def poll(
+        self, at: Cursor, seconds: float, *, watches: bool = False
+    ) -> tuple[Cursor, list[JobEvent]]:
         """Return the events after a cursor, and the next cursor; wait for one, at most so long.
 
-        A cursor of another feed is none. Whoever waits is a viewer, and is believed to stay for
+        A cursor of another feed is none. Whoever `watches` is a viewer, and is believed to stay for
         some seconds more.
         """
         cursor = at.count if at.feed == self._id else 0
-        if seconds:
+        if watches:
             self._begin_view()
             if not cursor:
                 self._refresh()
             self._end_view_in(seconds + _LINGER_S)
+        if seconds:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._wait(cursor, refreshes=True)

@@ -1,8 +1,7 @@
 """`JobRuns`: the jobs that one ingress process works at, from their start until the ledger knows.
 
-No HTTP and no Ray. When a client disconnects, Ray and Serve cancel every remote call that was made
-in the context of its request, by whichever task. A job may be finished for a later call, and the
-ledger's writes are of several jobs, so all tasks here begin with an empty context.
+No HTTP, no Ray. When a client leaves, Ray and Serve cancel every remote call in the context of its
+request. Jobs may outlive that, and so do writes, so all tasks here begin with an empty context.
 """
 
 import asyncio
@@ -40,8 +39,7 @@ class JobRuns:
     """The jobs at which one process works, as the `owner`.
 
     `daily_quotas` are by the caller's name, in megapixel-steps. `spool` is where a stop keeps those
-    that somebody may ask for again. `on_webhook` is called with a receiver for whom the ledger has
-    news.
+    that somebody may ask for again. `on_webhook` is called with a receiver who has news.
     """
 
     def __init__(
@@ -68,10 +66,7 @@ class JobRuns:
         self._is_stopping = False
 
     def new_job(self, caller: str, webhook: str | None) -> Job:
-        """Return a new job of this process, which the ledger does not know yet.
-
-        `webhook` is the receiver that is told of its end.
-        """
+        """Return a new job of this process, which the ledger does not know yet."""
         return Job(uuid4().hex, caller, self._owner, time.time(), webhook=webhook)
 
     def caller(self, name: str) -> Caller:
@@ -114,6 +109,11 @@ class JobRuns:
     def feed(self, id: str) -> JobFeed | None:
         """Return the events of a job, if this process works at it."""
         return self._running[id][0].feed if id in self._running else None
+
+    def newest(self, caller: str) -> Job | None:
+        """Return the newest job of a caller at which this process works."""
+        jobs = (run.job for run, _ in self._running.values() if run.job.caller == caller)
+        return max(jobs, key=lambda job: job.place, default=None)
 
     async def confirm(self, id: str) -> None:
         """Return if this process still has a job. Raises `TakenOver` if another one does."""

@@ -158,12 +158,21 @@ class JobService:
         It may have been too full for it.
         """
         await self._runs.outbox.wait_for(id, _CANCEL_TIMEOUT_S)
-        job = await self._ledger.get(id, 0)
-        return job is not None and job.result is not None
+        return await self._ledger.has_result(id)
 
     async def find(self, wanted: JobFilter) -> Sequence[Job]:
         """Return jobs of a caller, newest first, without their results."""
         return await self._ledger.find(wanted)
+
+    async def newest_running(self, caller: str) -> Job | None:
+        """Return the caller's newest job that runs, in whichever process; None without one.
+
+        The ledger hears of another process's a moment after it began.
+        """
+        running = JobFilter(caller, JobState.RUNNING, limit=1)
+        found = [self._runs.newest(caller), *await self._ledger.find(running)]
+        known = [job for job in found if job is not None and not job.is_abandoned]
+        return max(known, key=lambda job: job.place, default=None)
 
     async def _find(self, id: str) -> Job | None:
         """Return the job as the ledger will know it in a moment.

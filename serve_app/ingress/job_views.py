@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from serve_app.core.service.job_events import ImageProgress, JobDone, JobEvent
+from serve_app.core.service.job_events import ImagePreview, ImageProgress, JobDone, JobEvent
 from serve_app.ingress.contracts import Ledger
 from serve_app.ingress.job_feed import Cursor
 from serve_app.ingress.job_runs import JobRuns
@@ -17,6 +17,26 @@ _TAKEOVER_S = 10.0  # in which somebody may take over a job whose process is gon
 
 
 @dataclass(frozen=True, slots=True)
+class ViewRequest:
+    """Which events of a job a process is asked for: those after a cursor, of some types.
+
+    Progress always; whoever `watches` is a viewer, so that there are previews. The images
+    themselves are megabytes, so they are sent only to those who `follow` the job to its end, and
+    wait `seconds` for an event.
+    """
+
+    cursor: Cursor = field(default_factory=Cursor)
+    seconds: float = 0.0
+    watches: bool = False
+    follows: bool = False
+
+    def shows(self, event: JobEvent) -> bool:
+        """Return whether an event is sent."""
+        is_shown = isinstance(event, ImageProgress)
+        return self.follows or is_shown or (self.watches and isinstance(event, ImagePreview))
+
+
+@dataclass(frozen=True, slots=True)
 class JobView:
     """The events of a job after a cursor, and the next cursor."""
 
@@ -24,9 +44,8 @@ class JobView:
     events: Sequence[JobEvent]
 
 
-# Asks all ingress processes for a job's events after a cursor, and waits some seconds for one.
-# None if none works at the job.
-ViewEverywhere = Callable[[str, Cursor, float], Awaitable[JobView | None]]
+# Asks all ingress processes for a job's events. None if none works at the job.
+ViewEverywhere = Callable[[str, ViewRequest], Awaitable[JobView | None]]
 
 
 class JobViews:
@@ -44,23 +63,24 @@ class JobViews:
         self._ledger = ledger
         self._view_everywhere = view_everywhere or self.view
 
-    async def view(self, id: str, cursor: Cursor, seconds: float) -> JobView | None:
-        """Return the events of a job after a cursor; None if this process does not work at it.
-
-        Waits some seconds for one, and whoever asks so is a viewer: there are previews. Without a
-        wait there is progress alone, and no image.
-        """
+    async def view(self, id: str, wanted: ViewRequest) -> JobView | None:
+        """Return the events of a job that are wanted; None if this process has no such job."""
         feed = self._runs.feed(id)
         if feed is None:
             return None
-        cursor, events = await feed.poll(cursor, seconds)
-        if not seconds:
-            events = [event for event in events if isinstance(event, ImageProgress)]
-        return JobView(cursor, events)
+        cursor, events = await feed.poll(wanted.cursor, wanted.seconds, watches=wanted.watches)
+        return JobView(cursor, [event for event in events if wanted.shows(event)])
 
     async def state(self, id: str) -> Sequence[JobEvent]:
         """Return how far the images are that are not made; none if nobody works at the job."""
-        found = await self._view_everywhere(id, Cursor(), 0.0)
+        return await self.glance(id, watches=False)
+
+    async def glance(self, id: str, *, watches: bool) -> Sequence[JobEvent]:
+        """Return the same, with the newest previews if the caller `watches`.
+
+        It is believed to watch for some seconds more.
+        """
+        found = await self._view_everywhere(id, ViewRequest(watches=watches))
         return () if found is None else found.events
 
     async def events(self, id: str) -> AsyncGenerator[JobEvent, None]:
@@ -78,7 +98,8 @@ class JobViews:
             return
         cursor, lost_at, clock = Cursor(), None, asyncio.get_running_loop().time
         while True:
-            found = await self._view_everywhere(id, cursor, POLL_S)
+            wanted = ViewRequest(cursor, POLL_S, watches=True, follows=True)
+            found = await self._view_everywhere(id, wanted)
             if found is None:
                 job = await self._ledger.get(id, 0)
                 if job is None or job.has_ended:

@@ -1,7 +1,6 @@
 """What the route handlers of every door share, as a FastAPI dependency."""
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -219,9 +218,9 @@ def request_context(
     )
 
 
-def completed(response: Response, request: Request, result: JobResult) -> Response:
+def completed(response: Response, request: Request, warnings: Sequence[str]) -> Response:
     """Add what headers say of a job's images, warnings and times, and return the response."""
-    add_warnings(response, json.loads(result.meta)["warnings"])
+    add_warnings(response, warnings)
     request.state.watch.lap("write")
     response.headers["Server-Timing"] = request.state.watch.header
     return response

@@ -49,6 +49,7 @@ class _StrictRequest(Request):
 class StrictRoute(APIRoute):
     """A route whose body is read strictly: JSON, or the media type of its own description.
 
+    A route without a body takes none, whatever is sent: pages of other origins are refused before.
     The body is read before FastAPI does, which would hide our errors behind its own. A request that
     accepts nothing of what the route's description says it returns is refused before any work; a
     probe never is, since orchestrators send all kinds of headers.
@@ -59,13 +60,14 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
         described = (self.openapi_extra or {}).get("requestBody", {}).get("content", {JSON: {}})
         (accepted,) = described
+        takes_body = self.body_field is not None or self.openapi_extra is not None
         offers, file_fields = _offers(self), _file_fields(self)
 
         async def handle_strictly(request: Request) -> Response:
             strict = _StrictRequest(request.scope, request.receive)
             if offers and request.state.path not in PROBE_ROUTES:
                 negotiate(request, offers)
-            if request.method == "POST":
+            if request.method == "POST" and takes_body:
                 if _media_type(request) != accepted:
                     raise UnsupportedMediaType(f"the body must be {accepted}")
                 if file_fields:

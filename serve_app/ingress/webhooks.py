@@ -18,7 +18,7 @@ import httpx2
 
 from serve_app import __version__
 from serve_app.core.errors import LedgerAway
-from serve_app.core.service.metrics import WEBHOOK_TRIES, Meter
+from serve_app.core.service.metrics import WEBHOOK_TRIES, WEBHOOKS_WAITING, Meter, WebhookOutcome
 from serve_app.core.service.webhooks import Webhook, WebhookReceiver, retry_pause, signature
 from serve_app.ingress.contracts import Ledger
 
@@ -85,18 +85,15 @@ class WebhookSender:
             while True:
                 news.clear()
                 wait = self._poll_s
-                try:
+                with suppress(LedgerAway):  # it says so itself, and keeps what is due
                     wait = await self._send_due(client, receiver)
-                except LedgerAway:
-                    pass  # it says so itself, and keeps what is due
-                except Exception:  # of one message, which must not keep back all others
-                    logger.exception("webhooks to %s failed", urlsplit(receiver.url).hostname)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), wait)
 
     async def _send_due(self, client: httpx2.AsyncClient, receiver: WebhookReceiver) -> float:
         """Try what is due, some at once; return the seconds until something may be again."""
         due = await self._ledger.take_webhooks(receiver.url, AT_ONCE)
+        self._meter.record(WEBHOOKS_WAITING, due.waiting, receiver=host_of(receiver))
         await asyncio.gather(*(self._try(client, receiver, webhook) for webhook in due.webhooks))
         if due.webhooks:
             return 0.0  # there may be more
@@ -107,18 +104,20 @@ class WebhookSender:
     ) -> None:
         """Send a webhook once, and keep in the ledger what came of it."""
         problem = await self._send(client, receiver, webhook)
-        pause = retry_pause(webhook.tries, random.random()) if problem else None
+        pause = retry_pause(webhook.tries, random.random())
         if problem == f"HTTP {_UNSUBSCRIBED}":
             pause = None
-        outcome = "failed" if problem else "delivered"
+        outcome = WebhookOutcome.DELIVERED
+        if problem:
+            outcome = WebhookOutcome.GIVEN_UP if pause is None else WebhookOutcome.FAILED
         self._meter.record(WEBHOOK_TRIES, outcome=outcome)
-        if problem and pause is None:
+        if outcome is WebhookOutcome.GIVEN_UP:
             logger.warning(
                 "the webhook of job %s to %s is given up after %d tries: %s",
-                *(webhook.job, urlsplit(receiver.url).hostname, webhook.tries, problem),
+                *(webhook.job, host_of(receiver), webhook.tries, problem),
             )
         with suppress(LedgerAway):  # it is tried again after its lease, under the same id
-            await self._ledger.settle_webhook(webhook.id, pause)
+            await self._ledger.settle_webhook(webhook.id, pause if problem else None)
 
     async def _send(
         self, client: httpx2.AsyncClient, receiver: WebhookReceiver, webhook: Webhook
@@ -142,5 +141,10 @@ class WebhookSender:
                 return None if response.is_success else f"HTTP {response.status_code}"
         except (TimeoutError, httpx2.TimeoutException):
             return f"no answer in {self._timeout_s:g} s"
-        except httpx2.HTTPError as error:
+        except Exception as error:  # a message that can't be sent must not keep back the others
             return type(error).__name__
+
+
+def host_of(receiver: WebhookReceiver) -> str:
+    """Return what logs and metrics say of a receiver: the rest of its address may be a secret."""
+    return urlsplit(receiver.url).hostname or ""

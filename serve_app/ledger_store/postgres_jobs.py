@@ -13,7 +13,7 @@ from serve_app.core.service.jobs import (
     RunningJob,
     Takeover,
 )
-from serve_app.core.service.webhooks import ABANDONED_WAIT_S, webhook_of
+from serve_app.core.service.webhooks import lost_job_wait, webhook_of
 from serve_app.ledger_store.postgres_webhooks import add_webhook, forget_webhooks
 from serve_app.ledger_store.store import ABANDONED, abandoned
 
@@ -53,12 +53,13 @@ def abandon_jobs(db: Connection[Any], jobs: Collection[RunningJob], now: float) 
     rows = db.execute(
         "UPDATE jobs SET state = %s, ended = %s FROM unnest(%s::text[], %s::text[])"
         " AS lost (id, owner) WHERE jobs.id = lost.id AND jobs.owner = lost.owner"
-        " AND state = %s RETURNING jobs.id, caller, jobs.owner, created, webhook",
+        " AND state = %s RETURNING jobs.id, caller, jobs.owner, created, webhook,"
+        " EXISTS (SELECT 1 FROM claims WHERE claims.job = jobs.id)",
         (
             *(ABANDONED, now, [job.id for job in jobs], [job.owner for job in jobs]),
             str(JobState.RUNNING),
         ),
     ).fetchall()
-    for id, caller, owner, created, webhook in rows:
+    for id, caller, owner, created, webhook, has_claim in rows:
         lost = abandoned(Job(id, caller, owner, created, webhook=webhook))
-        add_webhook(db, webhook_of(lost, now), now, now + ABANDONED_WAIT_S)
+        add_webhook(db, webhook_of(lost, now), now, now + lost_job_wait(has_claim))

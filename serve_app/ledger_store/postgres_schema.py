@@ -43,6 +43,13 @@ _MIGRATIONS = (
     CREATE INDEX webhooks_by_job ON webhooks (job);
     CREATE INDEX webhooks_by_age ON webhooks (created);
     """,
+    """
+    CREATE TABLE options (
+        caller text NOT NULL, name text NOT NULL, value text NOT NULL,
+        kept double precision NOT NULL, PRIMARY KEY (caller, name)
+    );
+    CREATE INDEX options_by_age ON options (kept);
+    """,
 )
 VERSION = len(_MIGRATIONS)
 

@@ -1,6 +1,7 @@
 """`PostgresStore`: the ledger in a schema of a PostgreSQL database, which outlives any machine.
 
-Claims are locked before jobs, in every transaction, so that none waits for another in a circle.
+Claims are locked before jobs, and jobs before webhooks, in every transaction, so that none waits
+for another in a circle.
 """
 
 from collections.abc import Collection, Iterator
@@ -27,6 +28,7 @@ from serve_app.core.service.jobs import (
 from serve_app.core.service.jobs import JobResult as Result
 from serve_app.core.service.ledger_place import LedgerDatabase
 from serve_app.core.service.webhooks import DueWebhooks, webhook_of
+from serve_app.ledger_store import postgres_callers
 from serve_app.ledger_store.postgres_connection import (
     DatabaseLock,
     connection_text,
@@ -179,6 +181,12 @@ class PostgresStore:
         result = None if pngs is None else Result(split(pngs, sizes), meta, created)
         return job_of_row(id, caller, owner, created, state, code, message, result)
 
+    def has_result(self, id: str) -> bool:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            job = kept_job(db, id)
+        return job is not None and job.has_result
+
     def find(self, wanted: JobFilter) -> list[Job]:
         """See `LedgerStore`."""
         before = wanted.before or JobPlace(float("inf"), "")
@@ -208,17 +216,12 @@ class PostgresStore:
     def accept_terms(self, caller: str, terms: str, now: float) -> None:
         """See `LedgerStore`."""
         with self._transaction() as db:
-            db.execute(
-                "INSERT INTO terms VALUES (%s, %s, %s) ON CONFLICT (caller)"
-                " DO UPDATE SET terms = excluded.terms, accepted = excluded.accepted",
-                (caller, terms, now),
-            )
+            postgres_callers.accept_terms(db, caller, terms, now)
 
     def accepted_terms(self, caller: str) -> str | None:
         """See `LedgerStore`."""
         with self._transaction() as db:
-            row = db.execute("SELECT terms FROM terms WHERE caller = %s", (caller,)).fetchone()
-        return row[0] if row else None
+            return postgres_callers.accepted_terms(db, caller)
 
     def take_webhooks(self, url: str, limit: int, now: float) -> DueWebhooks:
         """See `LedgerStore`."""
@@ -233,32 +236,34 @@ class PostgresStore:
     def secret(self, name: str, fresh: bytes) -> bytes:
         """See `LedgerStore`."""
         with self._transaction() as db:
-            db.execute("INSERT INTO secrets VALUES (%s, %s) ON CONFLICT DO NOTHING", (name, fresh))
-            row = db.execute("SELECT value FROM secrets WHERE name = %s", (name,)).fetchone()
-        return bytes(row[0]) if row else fresh
+            return postgres_callers.secret(db, name, fresh)
+
+    def set_option(self, caller: str, name: str, value: str, now: float) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            postgres_callers.set_option(db, caller, name, value, now)
+
+    def option(self, caller: str, name: str) -> str | None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            return postgres_callers.option(db, caller, name)
 
     def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
         """See `LedgerStore`."""
-        if cost > quota:
-            return False
         with self._transaction() as db:
-            changed = db.execute(
-                "INSERT INTO usage VALUES (%s, %s, greatest(0, %s)) ON CONFLICT (caller, day)"
-                " DO UPDATE SET used = greatest(0, usage.used + %s) WHERE usage.used + %s <= %s",
-                (caller, day, cost, cost, cost, quota),
-            )
-            return changed.rowcount > 0
+            return postgres_callers.use(db, caller, day, cost, quota)
 
     def delete_old(self, now: float) -> None:
         """See `LedgerStore`."""
         with self._transaction() as db:
-            delete_old_webhooks(db, now)
-            db.execute("DELETE FROM usage WHERE day < %s", (day_of(now),))
+            postgres_callers.delete_options(db, now)
+            postgres_callers.delete_usage(db, day_of(now))
             db.execute("DELETE FROM claims WHERE created < %s", (now - CLAIM_TTL,))
             db.execute(
                 "DELETE FROM jobs WHERE ended < %s OR created < %s",
                 (now - RESULT_TTL, now - MAX_JOB_AGE),
             )
+            delete_old_webhooks(db, now)
 
     def recover(self) -> None:
         """See `LedgerStore`."""

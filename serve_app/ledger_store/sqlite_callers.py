@@ -1,6 +1,8 @@
-"""What a SQLite ledger keeps besides jobs: terms and quotas by caller, and its own secrets."""
+"""What a SQLite ledger keeps besides jobs: terms, options and quotas by caller, its secrets."""
 
 import sqlite3
+
+from serve_app.ledger_store.store import MAX_OPTIONS, OPTION_TTL
 
 
 def accept_terms(db: sqlite3.Connection, caller: str, terms: str, now: float) -> None:
@@ -19,6 +21,29 @@ def secret(db: sqlite3.Connection, name: str, fresh: bytes) -> bytes:
     db.execute("INSERT OR IGNORE INTO secrets VALUES (?, ?)", (name, fresh))
     row = db.execute("SELECT value FROM secrets WHERE name = ?", (name,)).fetchone()
     return bytes(row[0])
+
+
+def set_option(db: sqlite3.Connection, caller: str, name: str, value: str, now: float) -> None:
+    """Keep what a caller has set, and drop the oldest beyond the limit."""
+    db.execute("INSERT OR REPLACE INTO options VALUES (?, ?, ?, ?)", (caller, name, value, now))
+    db.execute(
+        "DELETE FROM options WHERE rowid IN (SELECT rowid FROM options ORDER BY kept DESC"
+        " LIMIT -1 OFFSET ?)",
+        (MAX_OPTIONS,),
+    )
+
+
+def option(db: sqlite3.Connection, caller: str, name: str) -> str | None:
+    """Return what a caller has set."""
+    row = db.execute(
+        "SELECT value FROM options WHERE caller = ? AND name = ?", (caller, name)
+    ).fetchone()
+    return row[0] if row else None
+
+
+def delete_options(db: sqlite3.Connection, now: float) -> None:
+    """Delete what was set too long ago."""
+    db.execute("DELETE FROM options WHERE kept < ?", (now - OPTION_TTL,))
 
 
 def use(db: sqlite3.Connection, caller: str, day: str, cost: float, quota: float) -> bool:

@@ -15,7 +15,7 @@ from serve_app.core.service.jobs import (
     Takeover,
     decide_claim,
 )
-from serve_app.core.service.webhooks import ABANDONED_WAIT_S, webhook_of
+from serve_app.core.service.webhooks import lost_job_wait, webhook_of
 from serve_app.ledger_store.sqlite_webhooks import add_webhook, forget_webhooks
 from serve_app.ledger_store.store import ABANDONED, abandoned
 
@@ -38,7 +38,7 @@ def create_job(
         )
         return ClaimResult(job.id, claim.seed, is_owner=True)
     kept = KeptClaim(*row)
-    decision = decide_claim(job, claim, kept, lambda: _kept_job(db, kept.job), is_lost)
+    decision = decide_claim(job, claim, kept, lambda: kept_job(db, kept.job), is_lost)
     if isinstance(decision, ClaimResult):
         return decision
     _take_over(db, decision, job, claim)
@@ -62,7 +62,8 @@ def _insert(db: sqlite3.Connection, job: Job) -> None:
     )
 
 
-def _kept_job(db: sqlite3.Connection, id: str) -> KeptJob | None:
+def kept_job(db: sqlite3.Connection, id: str) -> KeptJob | None:
+    """Return what decides about a claim's job; None if it is not kept any more."""
     row = db.execute(
         "SELECT owner, created, state, pngs IS NOT NULL FROM jobs WHERE id = ?", (id,)
     ).fetchone()
@@ -85,4 +86,5 @@ def abandon_jobs(db: sqlite3.Connection, jobs: Iterable[RunningJob], now: float)
             )
             caller, webhook = row
             lost = abandoned(Job(job.id, caller, job.owner, job.created, webhook=webhook))
-            add_webhook(db, webhook_of(lost, now), now, now + ABANDONED_WAIT_S)
+            claim = db.execute("SELECT 1 FROM claims WHERE job = ?", (job.id,)).fetchone()
+            add_webhook(db, webhook_of(lost, now), now, now + lost_job_wait(claim is not None))

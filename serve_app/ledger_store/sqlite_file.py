@@ -1,5 +1,6 @@
 """The SQLite file itself: connections, checks, its size, and what becomes of a damaged one."""
 
+import shutil
 import sqlite3
 import threading
 import time
@@ -8,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from serve_app.ledger_store.sqlite_errors import damaged, is_interrupted
+from serve_app.ledger_store.sqlite_errors import damaged, disk_full, is_interrupted
 from serve_app.ledger_store.sqlite_schema import migrate
 
 _BUSY_S = 1.0  # seconds to wait for another process, such as a backup
@@ -16,7 +17,23 @@ _MAX_LOG = 64 << 20  # bytes of the write-ahead log that are left after it was m
 _OPEN_CHECK_S = 10.0  # seconds that the check of the whole file may take when it is opened
 _PAGE_BYTES = 4096
 _OVERHEAD = 2  # the most that the file may grow to, over the bytes of results: keys, free pages
+_MIN_FREE = 16 << 20  # bytes of the disk: less than the result of one request
 _SPARE = 8 << 20  # bytes that it may have beyond that
+
+
+def is_removed(path: Path | None, inode: int) -> bool:
+    """Return whether another file, or none, is where the one with this number was."""
+    if path is None:
+        return False
+    with suppress(FileNotFoundError):
+        return path.stat().st_ino != inode
+    return True
+
+
+def check_room(path: Path | None) -> None:
+    """Raise `LedgerFault` where the disk is too full for the result of one request."""
+    if path and shutil.disk_usage(path.parent).free < _MIN_FREE:
+        raise disk_full()
 
 
 def move_aside(path: Path) -> Path:

@@ -89,4 +89,5 @@ def delete_old(db: sqlite3.Connection, now: float) -> None:
     )
     db.execute("DELETE FROM claims WHERE created < ?", (now - CLAIM_TTL,))
     delete_old_webhooks(db, now)
+    sqlite_callers.delete_options(db, now)
     sqlite_callers.delete_usage(db, day_of(now))

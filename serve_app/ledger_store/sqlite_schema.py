@@ -40,6 +40,13 @@ _MIGRATIONS = (
     CREATE INDEX webhooks_by_job ON webhooks (job);
     CREATE INDEX webhooks_by_age ON webhooks (created);
     """,
+    # 7: what callers have set for their own requests
+    """
+    CREATE TABLE options (
+        caller TEXT, name TEXT, value TEXT, kept REAL, PRIMARY KEY (caller, name)
+    );
+    CREATE INDEX options_by_age ON options (kept);
+    """,
 )
 VERSION = len(_MIGRATIONS)
 

@@ -6,7 +6,6 @@ checksums of content, so each result has one.
 
 import json
 import logging
-import shutil
 import sqlite3
 import threading
 import time
@@ -30,10 +29,9 @@ from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.core.service.webhooks import DueWebhooks
 from serve_app.ledger_store import sqlite_callers, sqlite_jobs, sqlite_webhooks
 from serve_app.ledger_store.file_lock import FileLock, real_path
-from serve_app.ledger_store.sqlite_claims import abandon_jobs, create_job
+from serve_app.ledger_store.sqlite_claims import abandon_jobs, create_job, kept_job
 from serve_app.ledger_store.sqlite_errors import (
     damaged,
-    disk_full,
     file_full,
     file_gone,
     is_lasting,
@@ -42,8 +40,10 @@ from serve_app.ledger_store.sqlite_errors import (
 )
 from serve_app.ledger_store.sqlite_file import (
     check_results,
+    check_room,
     check_structure,
     connect,
+    is_removed,
     limit_results,
     move_aside,
     open_checked,
@@ -61,7 +61,6 @@ logger = logging.getLogger("aura.ledger")
 
 CHECK_INTERVAL_S = 60.0
 _CHECK_S = 4.0  # seconds of structure, and a quarter of it of content, in each later check
-_MIN_FREE = 16 << 20  # bytes: less than the result of one request
 _PROBE_BYTES = 256 << 10
 
 
@@ -141,6 +140,12 @@ class SqliteStore:
             except ValueError:  # a state that nobody wrote
                 raise damaged() from None
 
+    def has_result(self, id: str) -> bool:
+        """See `LedgerStore`."""
+        with self._opened() as db:
+            job = kept_job(db, id)
+        return job is not None and job.has_result
+
     def find(self, wanted: JobFilter) -> list[Job]:
         """See `LedgerStore`."""
         with self._opened() as db:
@@ -182,6 +187,16 @@ class SqliteStore:
         with self._transaction() as db:
             return sqlite_callers.secret(db, name, fresh)
 
+    def set_option(self, caller: str, name: str, value: str, now: float) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            sqlite_callers.set_option(db, caller, name, value, now)
+
+    def option(self, caller: str, name: str) -> str | None:
+        """See `LedgerStore`."""
+        with self._opened() as db:
+            return sqlite_callers.option(db, caller, name)
+
     def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
         """See `LedgerStore`."""
         with self._transaction() as db:
@@ -199,7 +214,7 @@ class SqliteStore:
         """
         with self._noted():
             self._check_room()
-            needs_opening = self._is_suspect or self._is_removed()
+            needs_opening = self._is_suspect or is_removed(self._path, self._inode)
         if needs_opening:
             self._reopen()
         with self._transaction() as db:
@@ -212,7 +227,7 @@ class SqliteStore:
         if self._path is None:
             return
         with self._noted():
-            if self._is_removed():
+            if is_removed(self._path, self._inode):
                 raise file_gone()
             self._check_room()
             with closing(connect(self._path, "ro")) as db:
@@ -265,17 +280,8 @@ class SqliteStore:
             self._is_suspect = False
             old.close()
 
-    def _is_removed(self) -> bool:
-        """Return whether another file, or none, is where ours was."""
-        if self._path is None:
-            return False
-        with suppress(FileNotFoundError):
-            return self._path.stat().st_ino != self._inode
-        return True
-
     def _check_room(self) -> None:
-        if self._path and shutil.disk_usage(self._path.parent).free < _MIN_FREE:
-            raise disk_full()
+        check_room(self._path)
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:

@@ -4,6 +4,7 @@ All methods block, and raise `LedgerFault` for what is wrong with a disk or a se
 transaction. Times are seconds since the epoch, by the ledger's clock.
 """
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -23,8 +24,12 @@ from serve_app.core.service.jobs import (
 )
 from serve_app.core.service.webhooks import DueWebhooks
 
+logger = logging.getLogger("aura.ledger")
+
 RESULT_TTL = 600.0  # seconds that a finished job and its result are kept
 CLAIM_TTL = 86_400.0  # seconds that a key keeps its seed, and so its bytes
+OPTION_TTL = 30 * 86_400.0  # seconds that an option is kept after it was set
+MAX_OPTIONS = 10_000
 MAX_JOB_AGE = 7200.0  # seconds, after which any job is deleted: every deadline is earlier
 MAX_BYTES = 512 * 2**20  # of results; the oldest are deleted first
 LOCK_WAIT_S = 20.0  # seconds to wait for the lock: the process of before a redeploy may have it
@@ -61,6 +66,9 @@ class LedgerStore(Protocol):
     def read(self, id: str) -> Job | None:
         """Return a job as it is kept; None if there is none."""
 
+    def has_result(self, id: str) -> bool:
+        """Return whether a job's images are kept, without reading them."""
+
     def find(self, wanted: JobFilter) -> list[Job]:
         """Return jobs of a caller, newest first, without their results."""
 
@@ -79,7 +87,8 @@ class LedgerStore(Protocol):
     def take_webhooks(self, url: str, limit: int, now: float) -> DueWebhooks:
         """Return webhooks that are to be tried now, counting the try; for a lease nobody else is.
 
-        Those of jobs that have ended or are abandoned, the oldest first.
+        Those of jobs that have ended or are abandoned, the oldest first. One whose last try was
+        never settled is deleted.
         """
 
     def settle_webhook(self, id: str, due: float | None) -> None:
@@ -87,6 +96,15 @@ class LedgerStore(Protocol):
 
     def secret(self, name: str, fresh: bytes) -> bytes:
         """Return the secret of a name, which is `fresh` if none was kept before."""
+
+    def set_option(self, caller: str, name: str, value: str, now: float) -> None:
+        """Keep what the caller has set for its own requests, for some weeks.
+
+        Beyond the most that are kept, the oldest are dropped.
+        """
+
+    def option(self, caller: str, name: str) -> str | None:
+        """Return what the caller has set; None without it."""
 
     def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
         """Add to what the caller has used on a day, unless the sum would be above the quota.
@@ -169,6 +187,12 @@ def states_of_rows(state: JobState | None) -> tuple[str, ...]:
 def abandoned(job: Job) -> Job:
     """Return a running job as one whose owner is gone."""
     return replace(job, state=JobState.FAILED, error=OWNER_LOST, is_abandoned=True)
+
+
+def log_dropped(webhooks: int, reason: str) -> None:
+    """Log that webhooks are deleted that were not delivered, if there are any."""
+    if webhooks > 0:
+        logger.warning("%d webhooks are dropped: %s", webhooks, reason)
 
 
 def split(pngs: bytes, sizes: Collection[int]) -> tuple[bytes, ...]:

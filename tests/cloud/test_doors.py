@@ -292,3 +292,27 @@ async def test_health_says_that_prompts_leave_the_machine(caller: Caller) -> Non
     assert beside["cloudModels"] == ["gemini"]
     assert any("requests for the model gemini" in warning for warning in beside["warnings"])
     assert licenses[-1]["url"] == "https://ai.google.dev/gemini-api/terms"
+
+
+async def test_the_routes_of_the_web_ui_make_images_in_the_cloud_too(
+    caller: Caller, gemini: GeminiStandIn
+) -> None:
+    base = base64.b64encode(picture(size=(512, 640))).decode()
+    async with caller() as client:
+        made = await client.post(
+            "/sdapi/v1/txt2img",
+            json={**PROMPT, "width": 832, "height": 1216, "steps": 20, "sampler_name": "Euler a"},
+        )
+        assert config_of(gemini)["aspectRatio"] == "2:3"
+        edited = await client.post(
+            "/sdapi/v1/img2img", json={"prompt": "at dawn", "init_images": [base]}
+        )
+    assert made.status_code == edited.status_code == 200, (made.text, edited.text)
+    assert opened(made.json()["images"][0]).size == (96, 64)
+    info = json.loads(made.json()["info"])
+    assert (info["seed"], info["all_seeds"], info["steps"], info["width"]) == (-1, [-1], 0, 96)
+    assert info["infotexts"] == [f"a harbour in fog\nSize: 96x64, Model: {MODEL}"]
+    assert info["sd_model_name"] == MODEL
+    assert "steps, sampler" in info["warnings"][1]
+    assert len(gemini.calls) == 2
+    assert "on this theme: at dawn." in gemini.calls[-1].parts[1]["text"]

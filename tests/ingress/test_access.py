@@ -30,8 +30,15 @@ def _open_status(path: str) -> int:
     return 400 if path == LINK else 200
 
 
+WITHOUT_BODY = {  # of which a page of another origin is turned away like from any other
+    f"/sdapi/v1/{name}"
+    for name in ("interrupt", "skip", "refresh-checkpoints", "refresh-loras", "refresh-vae")
+}
+
+
 def code(answer: Any) -> str:
-    return str(answer.json()["error"]["code"]).upper()
+    error = answer.json()["error"]
+    return str(error if isinstance(error, str) else error["code"]).upper()
 
 
 def test_the_walk_meets_every_route() -> None:
@@ -136,7 +143,7 @@ async def test_a_page_of_our_own_may_ask(client: Client) -> None:
     assert (await client().get("/licenses", headers=headers)).status_code == 200
 
 
-@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("path", [path for path in POSTS if path not in WITHOUT_BODY])
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "a/b"])
 async def test_what_a_page_may_post_without_asking_is_not_taken(
     client: Client, conductor: FakeConductor, path: str, kind: str

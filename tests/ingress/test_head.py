@@ -8,6 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.core.service.metrics import HTTP_REQUEST_DURATION, InMemoryMeter
 from serve_app.deployments.ledger import Ledger
+from serve_app.ingress.a1111.catalog import EMPTY_LISTS
 from serve_app.ingress.access import AccessPolicy, digests
 from serve_app.ingress.middleware import HeadMiddleware
 from tests.support.api import Client, make_api
@@ -23,6 +24,11 @@ PATHS = [path for method, path in every_route() if method == "GET"]
 def test_the_routes_that_answer_get_are_known() -> None:
     jobs = {"/jobs", "/jobs/x", "/jobs/x/events", "/images/x/0.png"}
     ours = {"/health", "/livez", "/licenses", "/v1/models", "/v1/models/gpt-image-1"} | jobs
+    names = [
+        *("options", "sd-models", "samplers", "schedulers", "upscalers", "loras", "embeddings"),
+        *("scripts", "cmd-flags", "memory", "progress", *EMPTY_LISTS),
+    ]
+    ours |= {f"/sdapi/v1/{name}" for name in names}
     assert set(PATHS) == ours | {"/", "/docs", "/openapi.json", "/static/docs.js"}
 
 

@@ -168,11 +168,20 @@ async def test_a_poll_that_waits_returns_with_the_next_event_and_is_a_viewer() -
     maker = Maker(feed)
     maker.connect()
     cursor, _ = await feed.poll(Cursor(), 0)
-    waiting = asyncio.create_task(feed.poll(cursor, 30))
+    waiting = asyncio.create_task(feed.poll(cursor, 30, watches=True))
     await asyncio.sleep(0)
     assert maker.watched == [True]
     assert (await waiting)[1] == [ImageProgress(0, Outlook(Stage.BASE, 0, 4, 1, 1.0))]
     assert feed.is_viewed  # it is believed to ask again
+
+
+async def test_a_poll_that_watches_without_a_wait_is_a_viewer_too() -> None:
+    feed = JobFeed()
+    maker = Maker(feed)
+    maker.connect()
+    assert (await feed.poll(Cursor(), 0, watches=True))[1]
+    assert maker.watched == [True]
+    assert feed.is_viewed
 
 
 async def test_a_poll_ends_with_the_feed_or_with_its_time() -> None:
@@ -195,7 +204,7 @@ async def test_a_cursor_of_another_feed_is_none() -> None:
 
 async def test_a_feed_that_is_closed_keeps_no_timer_of_a_viewer_in_another_process() -> None:
     before, feed = take_census(), JobFeed()
-    waiting = asyncio.create_task(feed.poll(Cursor(), 30))
+    waiting = asyncio.create_task(feed.poll(Cursor(), 30, watches=True))
     await asyncio.sleep(0)
     feed.close()
     await waiting

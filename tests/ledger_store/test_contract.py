@@ -38,6 +38,14 @@ def test_a_job_is_kept_with_its_result(store: LedgerStore) -> None:
     assert store.read("another") is None
 
 
+def test_whether_a_result_is_kept_is_known_without_reading_it(store: LedgerStore) -> None:
+    assert not store.has_result(JOB.id)
+    store.create(JOB, None, NOW, none_lost)
+    assert not store.has_result(JOB.id)
+    succeed(store)
+    assert store.has_result(JOB.id)
+
+
 @pytest.mark.parametrize("final", [False, True])
 def test_a_job_is_kept_with_its_error(store: LedgerStore, *, final: bool) -> None:
     store.create(JOB, None, NOW, none_lost)

@@ -220,6 +220,24 @@ def test_a_file_of_the_first_release_is_brought_up_to_date(file: Path) -> None:
     store.check()
 
 
+def test_a_file_of_before_webhooks_is_brought_up_to_date_with_its_jobs(file: Path) -> None:
+    store = SqliteStore(LedgerFile(file))
+    store.create(JOB, None, JOB.created, none_lost)
+    store.close()
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript(
+            "DROP TABLE webhooks; DROP TABLE options; ALTER TABLE jobs DROP COLUMN webhook;"
+            " PRAGMA user_version=5;"
+        )
+    store = SqliteStore(LedgerFile(file))
+    assert store.read(JOB.id) == JOB
+    assert succeed(store)
+    store.create(replace(JOB, id="later", webhook="https://a.example/"), None, 1000.0, none_lost)
+    assert succeed(store, "later")
+    assert len(store.take_webhooks("https://a.example/", 9, JOB.created + 9).webhooks) == 1
+    store.close()
+
+
 def test_a_file_of_a_newer_release_is_refused(file: Path) -> None:
     SqliteStore(LedgerFile(file)).close()
     with closing(sqlite3.connect(file)) as db:

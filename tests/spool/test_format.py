@@ -101,6 +101,16 @@ def test_a_job_whose_values_are_illegal_is_refused() -> None:
         decode(with_job(DATA, created="yesterday"))
 
 
+def test_a_file_of_a_version_that_knew_no_webhook_has_none() -> None:
+    length = int.from_bytes(DATA[:8], "little")
+    job = json.loads(json.loads(DATA[8 : 8 + length])["__metadata__"]["job"])
+    del job["webhook"]
+    text, tensors = json.dumps(job), load(DATA)
+    older = changed_header(DATA, job=text, sha256=checksum(text, tensors))
+    assert decode(older).webhook is None
+    assert decode(DATA).webhook == spooled_job().webhook
+
+
 def test_a_file_of_a_version_that_knew_no_origin_is_of_none() -> None:
     assert decode(with_job(DATA, origin="")).origin == ""
     assert decode(DATA).origin == spooled_job().origin

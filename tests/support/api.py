@@ -9,7 +9,7 @@ from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.metrics import Meter
 from serve_app.ingress.access import AccessPolicy
-from serve_app.ingress.app import build_api
+from serve_app.ingress.app import build_api, open_doors
 from serve_app.ingress.contracts import Ledger, Maker
 from serve_app.ingress.job_service import JobService
 from tests.support.fake_conductor import INFO
@@ -64,6 +64,7 @@ class Client:
         max_jobs: int = AdmissionLimits().open_requests,
         base_url: str | None = None,
         webhook_urls: frozenset[str] = frozenset(),
+        a1111: bool = True,
         **options: Any,
     ) -> httpx.AsyncClient:
         """Return a client that calls from `peer`; `options` are those of the job service."""
@@ -80,6 +81,7 @@ class Client:
             max_jobs=max_jobs,
             base_url=base_url,
             webhook_urls=webhook_urls,
+            doors=open_doors(a1111=a1111),
         )
         transport = httpx.ASGITransport(app=api, raise_app_exceptions=False, client=(peer, 1))
         client = httpx.AsyncClient(

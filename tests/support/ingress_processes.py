@@ -7,9 +7,8 @@ from serve_app.core.service.info import ServiceInfo
 from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.app import build_api
 from serve_app.ingress.contracts import Ledger, Maker
-from serve_app.ingress.job_feed import Cursor
 from serve_app.ingress.job_service import JobService
-from serve_app.ingress.job_views import JobView
+from serve_app.ingress.job_views import JobView, ViewRequest
 from tests.support.fake_conductor import INFO
 
 
@@ -23,8 +22,8 @@ class IngressProcesses:
         info: ServiceInfo = INFO,
         max_jobs: int = AdmissionLimits().open_requests,
     ) -> None:
-        async def view(id: str, cursor: Cursor, seconds: float) -> JobView | None:
-            found = [jobs.views.view(id, cursor, seconds) for jobs in self.jobs]
+        async def view(id: str, wanted: ViewRequest) -> JobView | None:
+            found = [jobs.views.view(id, wanted) for jobs in self.jobs]
             answers = await asyncio.gather(*found)
             return next((answer for answer in answers if answer is not None), None)
 

@@ -62,6 +62,11 @@ class Job:
         return JobPlace(self.created, self.id)
 
     @property
+    def as_running(self) -> "RunningJob":
+        """What the store knows of it while it runs."""
+        return RunningJob(self.id, self.owner, self.created)
+
+    @property
     def has_ended(self) -> bool:
         """Whether nobody works at it any more, nor may take it over."""
         return self.state is not JobState.RUNNING and not self.is_abandoned

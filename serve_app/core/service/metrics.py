@@ -211,7 +211,12 @@ QUEUE_LIMIT_SECONDS = _gauge(
     "aura_queue_limit_seconds", "MAX_QUEUE_SECONDS: beyond this wait requests are refused"
 )
 WEBHOOK_TRIES = _counter(
-    "aura_webhook_tries_total", "Tries to deliver a webhook: delivered, or failed", "outcome"
+    "aura_webhook_tries_total",
+    "Tries to deliver a webhook: delivered, failed for now, or given up",
+    "outcome",
+)
+WEBHOOKS_WAITING = _gauge(
+    "aura_webhooks_waiting", "Webhooks that are not delivered yet, at most 10000", "receiver"
 )
 CLOUD_CALLS = _counter(
     "aura_cloud_calls_total",
@@ -227,9 +232,17 @@ METRICS = (
     *(IMAGES_QUARANTINED, IMAGES_CONVICTED, REPLICAS_SILENT, NUMERIC_FAULTS),
     *(IMAGES_RUNNING, IMAGES_WAITING, STAGE_DURATION, QUEUE_TIME),
     *(REQUESTS_ADMITTED, REQUESTS_REFUSED, QUEUE_SECONDS, QUEUE_LIMIT_SECONDS),
-    *(WEBHOOK_TRIES, CLOUD_CALLS),
+    *(WEBHOOK_TRIES, WEBHOOKS_WAITING, CLOUD_CALLS),
     *(STEP_DURATION, STEP_ROWS, STEP_LANES, GPU_TIME, GPU_WASTED, OWED_SECONDS, BUILD_INFO),
 )
+
+
+class WebhookOutcome(StrEnum):
+    """What became of a try to deliver a webhook: the label of `WEBHOOK_TRIES`."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"  # and to be tried again
+    GIVEN_UP = "given_up"
 
 
 class Meter(Protocol):

@@ -16,8 +16,10 @@ from serve_app.core.service.jobs import Job
 RETRY_S = (5.0, 25.0, 90.0, 240.0, 480.0, 900.0, 1500.0)  # before each try after the first: 54 min
 MAX_TRIES = len(RETRY_S) + 1
 RETRY_JITTER = 0.1  # of each pause, so that the tries of many jobs come apart
-ABANDONED_WAIT_S = 60.0  # before a lost job is reported: it may be taken over, and not be lost
-MAX_WEBHOOKS = 10_000  # that wait; the oldest are dropped first
+# Before a lost job is reported: it may be taken over, and not be lost. One with an idempotency key
+# may be in the spool, for a service that has yet to start and to load its models.
+ABANDONED_WAIT_S, CLAIMED_WAIT_S = 60.0, 900.0
+MAX_WEBHOOKS = 10_000  # that wait for one receiver; the oldest are dropped first
 WEBHOOK_TTL = 7200.0  # seconds that one is kept at most, such as one whose receiver was unlisted
 LEASE_S = 30.0  # for one try, after which another process may make the next
 
@@ -43,10 +45,19 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class DueWebhooks:
-    """The webhooks that are to be tried now, and the seconds until the next one; None without."""
+    """The webhooks that are to be tried now, and the seconds until the next one; None without.
+
+    `waiting` counts those of the receiver, these among them.
+    """
 
     webhooks: tuple[Webhook, ...]
     wait: float | None = None
+    waiting: int = 0
+
+
+def lost_job_wait(has_claim: bool) -> float:
+    """Return the seconds until it is reported that a job is lost."""
+    return CLAIMED_WAIT_S if has_claim else ABANDONED_WAIT_S
 
 
 def webhook_of(job: Job, ended: float) -> Webhook | None:

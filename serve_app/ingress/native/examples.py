@@ -4,16 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.core.service.info import ServiceInfo
-
-# a red heart on white, 128 pixels a side, drawn by serve_app.demo.renderer
-_HEART = (
-    "data:image/png;base64,"
-    "iVBORw0KGgoAAAANSUhEUgAAAIAAAACAAQMAAAD58POIAAAABlBMVEXy+fnZMy1wm10mAAAA5ElEQVR42u2SO44D"
-    "IRBE3+KRPdnODeybrG/mORpH4QiEBIjeAKZpo7VWDiw7mIpaRVV/gR07PgOnBOdgiB8BSQA4AK6sB45GIRJOIl1x"
-    "gGUG3y0wLy1wABNMF7goMdfHxVrc1Vqaf9aqZxERqZ05aNlgsjkUryParvITlljj9FhR912FfytyjYMSpRIe4Kve"
-    "BY1NDnMo1m503Z1NrW8RkWgUqQ/g+uDBEEUTtT4QDVsf69bGRnjtv9eNd4qka3O68HBHlK2q+ZjD5m5luIsfiZAH"
-    "IqaBSPG//5HDQBT/yLJjx/vxC/RNSE9IIxqSAAAAAElFTkSuQmCC"
-)
+from serve_app.ingress.example_image import EXAMPLE_IMAGE
 
 
 def body_examples(info: ServiceInfo) -> Mapping[str, Mapping[str, Any]]:
@@ -41,7 +32,7 @@ def body_examples(info: ServiceInfo) -> Mapping[str, Mapping[str, Any]]:
             "image": {
                 "summary": "A base image and a prompt",
                 "value": {
-                    "baseImages": [_HEART],
+                    "baseImages": [EXAMPLE_IMAGE],
                     "refinePrompt": "a large red heart on a white background",
                     "strength": 0.6,
                     "imageCount": 1,

@@ -1,6 +1,7 @@
 """The native routes: /generate, /refine, /jobs/{id}, /licenses, /health, /livez."""
 
 import asyncio
+import json
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -210,7 +211,7 @@ async def _make_images(
         response = Response(result.pngs[0], 201, media_type=PNG)
     else:
         response = await services.write(ImagesJSONResponse, images_content(result), 201)
-    return completed(response, request, result)
+    return completed(response, request, json.loads(result.meta)["warnings"])
 
 
 def _media_type(body: GenerateRequest | RefineRequest, files: int, request: Request) -> str:

@@ -5,6 +5,7 @@ would deceive the caller if it were ignored.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -54,6 +55,7 @@ ALIASES = (  # names that clients have hard-coded; all of them mean our default 
     "dall-e-2",
     "dall-e-3",
 )
+_OPENAI_NAME = re.compile(r"(?:chatgpt-image|gpt-image|dall-e)[a-z0-9.-]{0,40}")
 _ERRORS = error_responses(*GENERATION_ERRORS, model=OpenAIErrorEnvelope)
 _LIST_RESPONSES = error_responses(401, 403, 406, model=OpenAIErrorEnvelope)
 _MODEL_RESPONSES = error_responses(401, 403, 404, 406, model=OpenAIErrorEnvelope)
@@ -133,7 +135,7 @@ async def _run(
     result = await services.run(job, context, request)
     links = await _links(body, result, request, services) if body.wants_url else None
     response = await services.write(_images_response, body, result, links)
-    return completed(response, request, result)
+    return completed(response, request, json.loads(result.meta)["warnings"])
 
 
 async def _links(
@@ -193,6 +195,9 @@ def _warnings(body: ImagesRequest, job: GenerationJob) -> list[str]:
     """Return a sentence on each field without effect, and on a size that was fitted."""
     warnings = unserved_warnings(body)
     spec = job.images[0].spec
+    name = body.model
+    if name and name not in ALIASES and name not in (spec.model, job.model):
+        warnings.append(f"there is no model {name}: {job.model} was used")
     if job.cloud is None and body.pixels and body.pixels != (spec.width, spec.height):
         warnings.append(f"size {body.size} was fitted to {spec.width}x{spec.height}")
     return warnings
@@ -222,9 +227,9 @@ def _check(body: ImagesRequest, info: ServiceInfo) -> ModelInfo:
 
 
 def _find_model(name: str | None, info: ServiceInfo) -> ModelInfo:
-    """Return the model of a name; the default for no name, or for a hard-coded one."""
+    """Return the model of a name; the default for no name, or for one that looks like OpenAI's."""
     model = info.default_model if name is None else info.find_model(name)
-    if model is None and name not in ALIASES:
+    if model is None and not _OPENAI_NAME.fullmatch(name or ""):
         raise model_not_found("model", (*info.model_names, *ALIASES))
     return model or info.default_model
 

@@ -66,6 +66,15 @@ def test_a_client_with_a_name_of_openais_in_its_code_is_served(
     assert sdk.models.retrieve(name).id == name
 
 
+def test_a_newer_name_of_openais_means_the_default_model_with_a_warning(
+    sdk: openai.OpenAI,
+) -> None:
+    answer = sdk.images.generate(model="gpt-image-9-mini", prompt="a")
+    assert answer.model_extra == {
+        "warnings": ["there is no model gpt-image-9-mini: sdxl-base-1.0 was used"]
+    }
+
+
 def test_the_models_there_are(sdk: openai.OpenAI) -> None:
     (model,) = sdk.models.list()
     assert (model.id, model.object, model.owned_by) == ("sdxl-base-1.0", "model", "aura-serve")
