@@ -54,3 +54,10 @@ def test_a_transparent_image_is_put_on_white_and_its_texts_are_dropped() -> None
 def test_base64_of_either_alphabet_is_read() -> None:
     part = {"inlineData": {"data": base64.urlsafe_b64encode(picture()).decode().rstrip("=")}}
     assert made_of(part).getpixel((0, 0)) == ORANGE
+
+
+def test_a_colour_profile_is_not_passed_on() -> None:
+    file = BytesIO()
+    Image.new("RGB", (8, 8), "orange").save(file, "PNG", icc_profile=b"of somebody else")
+    assert Image.open(BytesIO(file.getvalue())).info
+    assert not made_of(image_part(file.getvalue())).info

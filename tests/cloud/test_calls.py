@@ -100,6 +100,15 @@ async def test_what_finds_no_room_is_refused_with_the_seconds_of_what_waits(
     assert admitted.status_code == 201
 
 
+async def test_a_job_larger_than_the_room_for_waiting_is_made_where_it_is_alone(
+    caller: Caller, gemini: GeminiStandIn
+) -> None:
+    async with caller(max_calls=1) as http:  # room for nine images
+        answer = await http.post("/v1/images/generations", json={"prompt": "a harbour", "n": 10})
+    assert answer.status_code == 200, answer.text
+    assert len(gemini.calls) == 10
+
+
 async def test_one_key_is_one_call_and_the_same_answer(
     caller: Caller, gemini: GeminiStandIn
 ) -> None:
