@@ -192,11 +192,22 @@ def test_a_damaged_record_is_named_and_changes_nothing(shared: Page, record: obj
     expect(shared.get_by_label("Seed")).to_have_value("77")
 
 
-def test_a_long_line_of_one_word_is_read_at_once(shared: Page) -> None:
-    line = "Steps: 21, " + "a" * 200_000
-    drop(shared, picture(parameters=f"a hare\n{line}"), "long.png")
-    expect(shared.get_by_label("What do you want to see?")).to_have_value("a hare")
-    expect(shared.get_by_label("Steps")).to_have_value("21")
+def test_the_time_for_a_line_grows_no_faster_than_the_line(shared: Page) -> None:
+    short, long = shared.evaluate(
+        """async () => {
+          const { requestOfInfotext } = await import(new URL("static/page/infotext.js", location));
+          return [10_000, 160_000].map((length) => {
+            const text = `a hare\\nSteps: 21, ${"a".repeat(length)}`;
+            const times = [1, 2, 3].map(() => {
+              const start = performance.now();
+              requestOfInfotext(text);
+              return performance.now() - start;
+            });
+            return Math.min(...times);
+          });
+        }"""
+    )
+    assert long < 80 * max(short, 0.1)  # 16 times as long; a quadratic pattern takes 256 times
 
 
 def test_what_the_form_does_not_show_of_a_picture_is_kept_and_named(
