@@ -84,6 +84,11 @@ def test_no_style_loads_another_file(path: str) -> None:
     assert not re.findall(r"""(?:@import|url\()\s*["']?(?!data:)[^"')\s]+""", text)
 
 
+@pytest.mark.parametrize("path", OWN)
+def test_a_file_of_ours_is_short(path: str) -> None:
+    assert len((WEB_FOLDER / path).read_text().splitlines()) < 400
+
+
 async def test_the_policy_allows_files_of_this_service_alone(client: Client) -> None:
     http = client()
     docs = (await http.get("/docs")).headers["content-security-policy"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from serve_app import __version__
 from serve_app.core.diffusion.spec import Stage
 from serve_app.core.errors import Overloaded
 from serve_app.deployments.stage_config import ModelSource
@@ -212,7 +213,7 @@ def take(
     check: Callable[[Shot, Page], None] = lambda shot, page: None,
 ) -> None:
     """Write the screenshots as PNG files; `check` sees the page at each of them."""
-    service = PausedDrawing(replica)
+    service = PausedDrawing(replica, __version__)
     with service.serving() as address:
         context = opened.new_context(locale="en-GB", reduced_motion="reduce")
         page = context.new_page()

@@ -76,6 +76,47 @@ def test_a_key_can_be_entered_beforehand_and_forgotten(keyed: Page) -> None:
     expect(keyed.get_by_role("dialog")).to_be_visible()
 
 
+def test_a_key_that_no_header_can_hold_is_refused_at_once(keyed: Page) -> None:
+    keyed.get_by_role("button", name="API key").click()
+    enter_key(keyed, f"{KEY}\N{HORIZONTAL ELLIPSIS}")
+    expect(keyed.get_by_role("alert")).to_contain_text("does not know that key")
+    field = keyed.get_by_role("dialog").get_by_label("API key", exact=True).last
+    expect(field).to_be_focused()
+    assert keyed.evaluate("sessionStorage.length") == 0
+    enter_key(keyed, KEY)
+    draw(keyed)
+    wait_for_pictures(keyed, 1)
+
+
+def test_a_kept_key_that_no_header_can_hold_is_as_none(keyed: Page) -> None:
+    """The field of /docs keeps its key in the same place."""
+    keyed.evaluate("sessionStorage.setItem('aura-serve.api-key', 'sesame\u2026')")
+    keyed.reload()
+    expect(keyed.locator("html[data-service=ready]")).to_have_count(1)
+    draw(keyed)
+    expect(keyed.get_by_role("dialog")).to_contain_text("This service asks for an API key.")
+
+
+def test_without_storage_a_key_lasts_as_long_as_the_page(keyed: Page) -> None:
+    keyed.add_init_script(
+        """for (const name of ["sessionStorage", "localStorage"]) {
+          Object.defineProperty(window, name, {
+            get() { throw new DOMException("blocked", "SecurityError"); },
+          });
+        }"""
+    )
+    keyed.reload()
+    for count in (1, 2):
+        draw(keyed)
+        if count == 1:
+            enter_key(keyed, KEY)
+        wait_for_pictures(keyed, count)
+    keyed.get_by_role("button", name="API key").click()
+    keyed.get_by_role("button", name="Forget").click()
+    draw(keyed)
+    expect(keyed.get_by_role("dialog")).to_be_visible()
+
+
 def test_who_enters_no_key_reads_what_to_do(keyed: Page) -> None:
     draw(keyed)
     expect(keyed.get_by_role("dialog")).to_be_visible()

@@ -1,6 +1,7 @@
 """A file that is dropped on the page brings its settings; what can't be had here is named."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -8,17 +9,26 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.service.info import ExtensionInfo
 from serve_app.deployments.ledger import Ledger
-from tests.page.actions import STAR, download_first, draw, drop, press_draw, wait_for_pictures
+from tests.page.actions import (
+    STAR,
+    download_first,
+    draw,
+    drop,
+    open_advanced,
+    press_draw,
+    wait_for_pictures,
+)
 from tests.page.fixture_types import OpenPage, Serve
 from tests.page.small_service import SMALL
 from tests.support.api import make_api
 from tests.support.fake_conductor import FakeConductor
+from tests.support.http_server import serving
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 INFO = replace(SMALL, extensions=(ExtensionInfo(LORA, "ink", SMALL.model_names),))
@@ -44,6 +54,21 @@ def page(open_page: OpenPage, serve: Serve, conductor: FakeConductor) -> Page:
     page.locator(".lora").wait_for(state="attached")
     page.locator("#sampler option[value=heun]").wait_for(state="attached")
     return page
+
+
+@pytest.fixture(scope="module")
+def shared(browser: Browser) -> Iterator[Page]:
+    """Yield a page for tests that leave nothing behind but what the form says."""
+    with serving(make_api(FakeConductor(), Ledger(None), INFO)) as address:
+        context = browser.new_context(locale="en-GB")
+        page = context.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        page.locator("html[data-service=ready]").wait_for()
+        yield page
+        context.close()
+    assert not errors
 
 
 def picture(**texts: str) -> bytes:
@@ -125,8 +150,64 @@ def test_a_file_that_says_nothing_is_named_and_changes_nothing(page: Page) -> No
     files = {"png": picture(), "jpeg": jpeg.getvalue(), "plain": b"no picture at all"}
     for count, (kind, content) in enumerate(files.items(), start=1):
         drop(page, content, "file", f"image/{kind}")
-        expect(page.locator(".toast", has_text="says nothing of how")).to_have_count(count)
+        expect(page.locator(".toast", has_text="no usable settings")).to_have_count(count)
     expect(page.get_by_label("What do you want to see?")).to_have_value(STAR)
+
+
+def test_text_is_dropped_into_the_prompt_as_in_any_field(page: Page) -> None:
+    is_left_to_the_field = page.get_by_label("What do you want to see?").evaluate(
+        """field => {
+          const data = new DataTransfer();
+          data.setData("text/plain", "a fox");
+          const init = { dataTransfer: data, bubbles: true, cancelable: true };
+          return field.dispatchEvent(new DragEvent("drop", init));
+        }"""
+    )
+    assert is_left_to_the_field
+    drop(page, b"no picture", "note.txt", "text/plain")
+    expect(page.locator(".toast")).to_have_count(1)  # of the file alone
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"request": {"prompt": "x", "loras": 5}},
+        {"request": {"prompt": "x", "loras": [None]}},
+        {"request": {"prompt": ["x"]}},
+        {"request": {"prompt": "x", "steps": {"a": 1}, "guidanceInterval": 3}},
+        {"request": "x"},
+        None,
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_named_and_changes_nothing(shared: Page, record: object) -> None:
+    shared.get_by_label("What do you want to see?").fill(STAR)
+    open_advanced(shared)
+    shared.get_by_label("Seed").fill("77")
+    drop(shared, picture(aura=json.dumps(record)), "damaged.png")
+    toast = shared.locator(".toast")
+    expect(toast).to_contain_text("no usable settings")
+    toast.evaluate("note => note.remove()")
+    expect(shared.get_by_label("What do you want to see?")).to_have_value(STAR)
+    expect(shared.get_by_label("Seed")).to_have_value("77")
+
+
+def test_the_time_for_a_line_grows_no_faster_than_the_line(shared: Page) -> None:
+    short, long = shared.evaluate(
+        """async () => {
+          const { requestOfInfotext } = await import(new URL("static/page/infotext.js", location));
+          return [10_000, 160_000].map((length) => {
+            const text = `a hare\\nSteps: 21, ${"a".repeat(length)}`;
+            const times = [1, 2, 3].map(() => {
+              const start = performance.now();
+              requestOfInfotext(text);
+              return performance.now() - start;
+            });
+            return Math.min(...times);
+          });
+        }"""
+    )
+    assert long < 80 * max(short, 0.1)  # 16 times as long; a quadratic pattern takes 256 times
 
 
 def test_what_the_form_does_not_show_of_a_picture_is_kept_and_named(

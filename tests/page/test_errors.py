@@ -6,6 +6,7 @@ from playwright.sync_api import Page, expect
 from serve_app.core.errors import (
     DeadlineExceeded,
     Draining,
+    LedgerAway,
     Loading,
     OutOfMemory,
     Overloaded,
@@ -47,6 +48,19 @@ def test_a_busy_service_is_counted_down_and_tried_again(
     assert conductor.refused == 1
     conductor.refusal = None
     page.clock.run_for(1000)
+    wait_for_pictures(page, 1)
+
+
+def test_a_service_that_can_not_write_down_its_jobs_is_tried_again(
+    page: Page, conductor: FakeConductor
+) -> None:
+    conductor.refusal = LedgerAway("the ledger can't be reached")
+    conductor.owed = 2.0  # seconds
+    stop_clock(page)
+    draw(page)
+    expect(page.locator(".waiting .status")).to_contain_text("can't write down its jobs")
+    conductor.refusal = None
+    page.clock.run_for(10_000)
     wait_for_pictures(page, 1)
 
 
@@ -108,9 +122,27 @@ def test_a_failure_says_what_to_do_and_can_be_tried_again(
         wait_for_pictures(page, count)
 
 
-def test_a_failed_picture_can_be_removed(page: Page, conductor: FakeConductor) -> None:
+def test_a_failed_picture_is_announced_and_can_be_removed(
+    page: Page, conductor: FakeConductor
+) -> None:
     conductor.refusal = SafetyBlock("refused")
+    page.evaluate(
+        """() => {
+          window.alerts = [];  // what elements that are alerts already were given
+          const note = (changes) => changes.forEach(({ type, attributeName, target }) => {
+            if (attributeName === "role" || target.role === "alert") {
+              window.alerts.push(type);
+            }
+          });
+          const observer = new MutationObserver(note);
+          observer.observe(document.getElementById("tiles"), {
+            subtree: true, childList: true, attributes: true, attributeFilter: ["role"],
+          });
+        }"""
+    )
     draw(page)
+    expect(page.locator(".failed .status")).to_have_role("alert")
+    assert page.evaluate("window.alerts") == ["attributes", "childList"]
     page.get_by_role("button", name="Remove").click()
     expect(page.locator("#empty")).to_be_visible()
 
@@ -131,8 +163,8 @@ def test_every_wrong_field_is_marked_and_named_as_the_form_calls_it(page: Page) 
     press_draw(page)
     error = page.locator("#composer-error")
     expect(error).to_contain_text("Please change what is marked.")
-    expect(error.get_by_text("Steps: must be between 1 and 150, got 999")).to_be_visible()
-    expect(error.get_by_text("Guidance: must be between 0 and 20, got 77")).to_be_visible()
+    expect(error.get_by_text("Steps: must be between 1 and 150")).to_be_visible()
+    expect(error.get_by_text("Guidance: must be between 0 and 20")).to_be_visible()
     expect(page.locator("[aria-invalid=true]")).to_have_count(2)
     expect(page.locator(".tile")).to_have_count(0)
     draw(page)
@@ -141,6 +173,56 @@ def test_every_wrong_field_is_marked_and_named_as_the_form_calls_it(page: Page) 
     wait_for_pictures(page, 1)
     expect(error).to_be_hidden()
     expect(page.locator("[aria-invalid]")).to_have_count(0)
+
+
+def test_a_request_that_is_wrong_leaves_no_timer_behind(page: Page) -> None:
+    stop_clock(page)
+    page.evaluate(
+        """() => {
+          window.seen = new Set();
+          new MutationObserver(() => {
+            document.querySelectorAll(".running .status").forEach((note) => window.seen.add(note));
+          }).observe(document.getElementById("tiles"), { childList: true });
+        }"""
+    )
+    draw(page, steps=999, images=2)
+    expect(page.locator("#composer-error")).to_be_visible()
+    page.evaluate("window.seen.forEach((note) => { note.textContent = 'left alone'; })")
+    page.clock.run_for(3000)
+    texts = page.evaluate("[...window.seen].map((note) => note.textContent)")
+    assert texts == ["left alone"] * 2
+
+
+def test_what_is_shown_speaks_the_language_that_is_chosen_later(
+    page: Page, conductor: FakeConductor
+) -> None:
+    fill(page, steps=999)
+    page.get_by_label("Seed").fill("1.5")
+    press_draw(page)
+    error = page.locator("#composer-error")
+    expect(error).to_contain_text("Please change what is marked.")
+    page.locator("#language").select_option("es")
+    expect(error.locator("p")).to_have_text(
+        "El servicio no puede dibujar esto. Cambia lo que está marcado."
+    )
+    expect(error.locator("li")).to_have_text(
+        ["Semilla: debe ser un número entero", "Pasos: debe estar entre 1 y 150"]
+    )
+    page.locator("#language").select_option("en")
+    page.get_by_label("Seed").fill("1")
+    conductor.refusal = SafetyBlock("refused")
+    draw(page)
+    expect(page.locator(".failed .status")).to_contain_text("The safety filter")
+    conductor.refusal = Overloaded("the queue is full", retry_after=90)
+    stop_clock(page)
+    draw(page)
+    expect(page.locator(".waiting .status")).to_contain_text("The service is busy.")
+    page.locator("#language").select_option("es")
+    expect(page.locator(".failed .status")).to_contain_text("El filtro de seguridad")
+    expect(page.locator(".failed button")).to_have_text(["Reintentar", "Quitar"])
+    expect(page.locator(".waiting .status")).to_contain_text("El servicio está ocupado.")
+    expect(page.locator(".waiting button")).to_have_text("Cancelar")
+    expect(page.locator(".waiting progress")).to_have_attribute("aria-label", "Dibujar")
 
 
 def test_drawing_without_a_prompt_asks_for_one(page: Page, conductor: FakeConductor) -> None:

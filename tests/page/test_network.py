@@ -1,10 +1,12 @@
 """The page over a network that breaks: the service goes away, and comes back."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
-from playwright.sync_api import Page, Request, expect
+from playwright.sync_api import Page, Request, Route, expect
 
+from serve_app.core.service.info import HealthStatus
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.stage_replica import StageReplica
 from serve_app.ingress.access import AccessPolicy, digests
@@ -147,6 +149,38 @@ def test_a_service_that_goes_away_is_named_and_is_found_again(
     expect(page.locator("#service-text")).to_have_text("demo is ready")
     page.get_by_role("button", name="Try again").click()
     wait_for_pictures(page, 1)
+
+
+def test_a_description_that_never_comes_leaves_the_health_on_the_page_as_it_is(
+    open_page: OpenPage, serve: Serve
+) -> None:
+    conductor = FakeConductor()
+    page = open_page(serve(make_api(conductor, Ledger(None), SMALL)))
+    stop_clock(page)
+    silent: list[Route] = []
+    page.route("**/openapi.json", lambda route: silent.append(route))
+    page.reload()
+    expect(page.locator("html[data-service=ready]")).to_have_count(1)
+    conductor.current_health = replace(conductor.current_health, status=HealthStatus.DRAINING)
+    page.clock.run_for(LOOK_MS)
+    expect(page.locator("html[data-service=draining]")).to_have_count(1)
+    silent[0].abort()
+    page.unroute("**/openapi.json")
+    page.clock.run_for(LOOK_MS)
+    expect(page.locator("#sampler option[value=heun]")).to_be_attached()
+
+
+@pytest.mark.long
+def test_a_description_that_never_comes_is_given_up_and_requested_again(
+    open_page: OpenPage, serve: Serve
+) -> None:
+    page = open_page(serve(make_api(FakeConductor(), Ledger(None), SMALL)))
+    silent: list[Route] = []
+    page.route("**/openapi.json", lambda route: silent.append(route))
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/openapi.json")):
+        page.reload()
+    page.unroute("**/openapi.json")
+    expect(page.locator("#sampler option[value=heun]")).to_be_attached(timeout=2 * LOOK_MS)
 
 
 def test_a_browser_without_a_network_says_so_at_once(page: Page) -> None:

@@ -40,6 +40,14 @@ def test_a_picture_comes_with_previews_and_is_there_after_a_reload(page: Page) -
     expect(page.locator(".running progress")).to_be_visible()
     expect(page.locator(".tile .open")).to_have_count(1, timeout=60_000)
     assert page.evaluate("window.previews.size") >= 3  # two previews at least, and the picture
+    kept = page.evaluate(
+        """async () => {
+          const load = (src) => Object.assign(new Image(), { src }).decode();
+          const loads = await Promise.allSettled([...window.previews].map(load));
+          return loads.filter(({ status }) => status === "fulfilled").length;
+        }"""
+    )
+    assert kept == 0  # blobs of previews stay in memory as long as they have an address
     page.reload()
     expect(page.locator(".tile .open")).to_have_count(1)
     expect(page.get_by_role("button", name=f"Open picture: {STAR}")).to_be_visible()

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from serve_app import __version__
 from serve_app.deployments.stage_replica import StageReplica
 from tests.page.screenshots import FOLDER, MAX_BYTES, SHOTS, Shot, take
 
@@ -18,6 +19,7 @@ def test_every_state_is_on_its_screenshot(
 ) -> None:
     def check(shot: Shot, page: Page) -> None:
         states.append(shot.state)
+        expect(page.locator("#version")).to_have_text(f"Aura Serve {__version__}")
         shown = page.locator(shot.visible)
         expect(shown).to_have_count(COUNTS[shot.state])
         expect(shown.first).to_be_in_viewport()

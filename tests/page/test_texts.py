@@ -4,6 +4,7 @@ import re
 
 from playwright.sync_api import Page
 
+from serve_app.core.errors import AuraError, OperatorError
 from serve_app.core.service.info import HealthStatus
 from serve_app.ingress.errors import STATUSES
 from serve_app.ingress.pages import WEB_FOLDER
@@ -11,6 +12,11 @@ from serve_app.ingress.pages import WEB_FOLDER
 FOLDER = WEB_FOLDER / "page"
 SOURCES = [WEB_FOLDER / "index.html", *sorted(FOLDER.glob("*.js"))]
 SPOKEN = {"en", "es"}
+OF_THE_PAGE = {"UNREACHABLE", "NO_KEYS"}  # what it finds out by itself
+UNTOLD = {
+    "VALIDATION_ERROR",  # each wrong field has a sentence of its own
+    *("INVALID_JSON", "NOT_ACCEPTABLE", "UNSUPPORTED_MEDIA_TYPE"),  # the page sends what is right
+}
 COMPUTED = ("error_", "not_")  # names that the page puts together
 
 
@@ -45,7 +51,17 @@ def test_every_text_that_is_named_exists_and_every_text_is_used(page: Page) -> N
     assert not [name for name in unused if not name.startswith(COMPUTED)]
 
 
-def test_errors_that_have_words_of_the_page_are_errors_of_the_service(page: Page) -> None:
-    codes = {kind.code for kind in STATUSES}
+def codes_of(kind: type[AuraError]) -> set[str]:
+    """Return the codes that callers may get of a class of errors and those below it."""
+    if issubclass(kind, OperatorError):
+        return set()
+    return {kind.code}.union(*(codes_of(below) for below in kind.__subclasses__()))
+
+
+def test_the_page_has_words_for_exactly_the_errors_of_the_service(page: Page) -> None:
+    codes = codes_of(AuraError)
+    assert {kind.code for kind in STATUSES} <= codes
     own = {name.removeprefix("error_") for name in words(page, "en") if name.startswith("error_")}
-    assert own - {"UNREACHABLE", "NO_KEYS"} <= codes
+    assert own - OF_THE_PAGE <= codes
+    assert codes - UNTOLD <= own
+    assert not own & UNTOLD

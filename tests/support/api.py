@@ -16,6 +16,7 @@ from tests.support.fake_conductor import INFO
 
 ORIGIN = "http://localhost:5173"
 POLICY = AccessPolicy(origins=(ORIGIN,))
+VERSION = "9.9.9"
 
 
 def make_api(
@@ -24,6 +25,7 @@ def make_api(
     info: ServiceInfo = INFO,
     policy: AccessPolicy = POLICY,
     *,
+    version: str = VERSION,
     proxy_sets_request_id: bool = False,
     meter: Meter | None = None,
     **options: Any,
@@ -35,7 +37,7 @@ def make_api(
         maker,
         info,
         policy,
-        version="9.9.9",
+        version=version,
         proxy_sets_request_id=proxy_sets_request_id,
         meter=meter,
     )
@@ -75,7 +77,7 @@ class Client:
             maker,
             info,
             policy,
-            version="9.9.9",
+            version=VERSION,
             proxy_sets_request_id=proxy_sets_request_id,
             meter=meter,
             max_jobs=max_jobs,

@@ -13,7 +13,7 @@ from serve_app.core.service.tasks import ImageTask
 from serve_app.deployments.conductor import Conductor
 from serve_app.deployments.ledger import Ledger
 from serve_app.deployments.stage_replica import StageReplica
-from tests.support.api import make_api
+from tests.support.api import VERSION, make_api
 from tests.support.demo_api import demo_info
 from tests.support.http_server import serving
 from tests.support.local_stage import LocalStage
@@ -68,11 +68,11 @@ class RefusingConductor(Conductor):
 class PausedDrawing:
     """The API of the demo, with what a test changes about it."""
 
-    def __init__(self, replica: StageReplica) -> None:
+    def __init__(self, replica: StageReplica, version: str = VERSION) -> None:
         info = demo_info()
         self.stage = PausingStage(replica)
         self.conductor = RefusingConductor(self.stage, info.models)
-        self._api = make_api(self.conductor, Ledger(None), info)
+        self._api = make_api(self.conductor, Ledger(None), info, version=version)
 
     @contextmanager
     def serving(self) -> Iterator[str]:

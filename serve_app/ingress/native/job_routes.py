@@ -128,9 +128,14 @@ async def submitted(id: str, request: Request, services: ApiServices) -> Respons
     except (LedgerAway, JobNotFound):  # it is being made, whether the ledger knows or not
         job = Job(id, request.state.caller, owner="", created=time.time())
     response = await _job_response(job, services, status=202)
-    response.headers["Location"] = request.scope.get("root_path", "").rstrip("/") + f"/jobs/{id}"
+    response.headers["Location"] = location_of(id, request)
     response.headers["Preference-Applied"] = "respond-async"
     return response
+
+
+def location_of(id: str, request: Request) -> str:
+    """Return the path of a job, under the prefix that the service has."""
+    return str(request.scope.get("root_path", "")).rstrip("/") + f"/jobs/{id}"
 
 
 async def _job_response(job: Job, services: ApiServices, status: int = 200) -> Response:

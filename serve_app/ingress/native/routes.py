@@ -14,8 +14,8 @@ from serve_app.core.service.job_events import JobStarted
 from serve_app.ingress.accept import JSON, PNG, negotiate, prefers_async
 from serve_app.ingress.generation_job import RerunFormat
 from serve_app.ingress.native.event_stream import STREAM_RESPONSES, event_stream
+from serve_app.ingress.native.job_routes import location_of, submitted
 from serve_app.ingress.native.job_routes import router as job_router
-from serve_app.ingress.native.job_routes import submitted
 from serve_app.ingress.native.link_routes import router as link_router
 from serve_app.ingress.native.rerun import GENERATE, REFINE
 from serve_app.ingress.native.response_schemas import (
@@ -203,7 +203,9 @@ async def _make_images(
         started = await anext(events)  # what refuses the job has a status of its own
         assert isinstance(started, JobStarted)
         if views:
-            return event_stream(started.id, events, request, services)
+            watched = event_stream(started.id, events, request, services)
+            watched.headers["Location"] = location_of(started.id, request)  # before any event
+            return watched
         await events.aclose()
         return await submitted(started.id, request, services)
     result = await services.run(job, context, request)

@@ -11,6 +11,7 @@ export class Board {
     this.gallery = gallery;
     this.handlers = { onOpen, onRefine, onPromote };
     this.pictures = []; // newest first
+    this.running = new Set(); // tiles whose pictures are not there: running, or failed
     this.urls = new Map(); // by the id of a picture
     this.list = byId("tiles");
   }
@@ -39,6 +40,7 @@ export class Board {
   // Adds tiles for the pictures of a job, and returns them in the order of its images.
   begin(job, count, ratio) {
     const tiles = Array.from({ length: count }, () => new RunningTile(job, ratio));
+    tiles.forEach((tile) => this.running.add(tile));
     this.list.prepend(...tiles.map((tile) => tile.element));
     this.#count();
     return tiles;
@@ -49,7 +51,7 @@ export class Board {
     this.pictures.unshift(picture);
     const made = this.#tile(picture);
     tile.element.replaceWith(made);
-    this.#count();
+    this.#end(tile);
     try {
       await this.gallery.put(picture);
     } catch {
@@ -83,6 +85,7 @@ export class Board {
   }
 
   refreshTexts() {
+    this.running.forEach((tile) => tile.show());
     const running = [...this.list.querySelectorAll(".running, .failed")];
     this.list.replaceChildren(...running, ...this.pictures.map((picture) => this.#tile(picture)));
     this.#count();
@@ -90,6 +93,12 @@ export class Board {
 
   discard(tile) {
     tile.element.remove();
+    this.#end(tile);
+  }
+
+  #end(tile) {
+    tile.end();
+    this.running.delete(tile);
     this.#count();
   }
 
@@ -146,7 +155,12 @@ class RunningTile {
     this.eta = null; // when it will be done, as far as is known
     this.status = el("p", { class: "status" });
     this.image = el("img", { class: "preview", alt: "", hidden: true });
-    this.bar = el("progress", { max: 1, value: 0, "aria-label": text("generate") });
+    this.bar = el("progress", {
+      max: 1,
+      value: 0,
+      "aria-label": text("generate"),
+      "data-label": "generate",
+    });
     this.stop = button("cancel", "small", () => job.cancel());
     this.frame = el("div", { class: "frame" }, this.image);
     this.frame.style.aspectRatio = String(ratio);
@@ -156,41 +170,38 @@ class RunningTile {
       this.frame,
       el("div", { class: "under" }, this.bar, el("div", { class: "line" }, this.status, this.stop)),
     );
-    this.words = "";
-    this.timer = setInterval(() => this.#show(), TICK_MS);
+    this.words = () => ""; // in the language of the moment
+    this.timer = setInterval(() => this.show(), TICK_MS);
   }
 
   queued({ position, etaMs }) {
     this.#expect(etaMs);
-    this.words = text("queued", { position });
-    this.#show();
+    this.words = () => text("queued", { position });
+    this.show();
   }
 
   progress({ stage, step, of, etaMs }) {
     this.#expect(etaMs);
     this.bar.value = of ? step / of : 0;
-    this.words = text(stage === "refiner" ? "progressRefiner" : "progress", { step, of });
-    this.#show();
+    this.words = () => text(stage === "refiner" ? "progressRefiner" : "progress", { step, of });
+    this.show();
   }
 
   preview(blob) {
-    const old = this.image.src;
+    URL.revokeObjectURL(this.image.src);
     this.image.src = URL.createObjectURL(blob);
     this.image.hidden = false;
-    if (old) {
-      URL.revokeObjectURL(old);
-    }
   }
 
   finishing() {
     this.bar.value = 1;
-    this.say(text("finishing"));
+    this.say(() => text("finishing"));
   }
 
   say(words) {
     this.eta = null;
     this.words = words;
-    this.#show();
+    this.show();
   }
 
   // Counts down the seconds that are left of a wait, and says why; 0 ends it.
@@ -203,33 +214,35 @@ class RunningTile {
 
   // Says what went wrong, and what can be done.
   fail(message, actions) {
-    this.end();
+    clearInterval(this.timer);
     this.element.className = "tile failed";
     this.element.removeAttribute("aria-busy");
     this.bar.remove();
     this.stop.remove();
-    this.status.textContent = message;
-    this.status.setAttribute("role", "alert");
+    this.status.setAttribute("role", "alert"); // first, so that the text is announced
+    this.say(message);
     this.status.after(el("div", { class: "tile-buttons" }, actions));
   }
 
   end() {
     clearInterval(this.timer);
+    URL.revokeObjectURL(this.image.src);
   }
 
   #expect(etaMs) {
     this.eta = etaMs === null || etaMs === undefined ? null : performance.now() + etaMs;
   }
 
-  #show() {
+  show() {
     const left = this.eta === null ? null : this.eta - performance.now();
     const about = left === null ? "" : ` · ${text("eta", { eta: duration(left) })}`;
-    this.status.textContent = this.words + about;
+    this.status.textContent = this.words() + about;
   }
 }
 
 export function button(name, kind, run) {
-  return el("button", { type: "button", class: kind, textContent: text(name), onclick: run });
+  const props = { type: "button", class: kind, "data-text": name, onclick: run };
+  return el("button", props, text(name));
 }
 
 export function promptOf(picture) {

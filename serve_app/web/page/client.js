@@ -45,12 +45,13 @@ export class Client {
     return this.#json("licenses", { method: "POST", body: { accept: true, termsDigest } });
   }
 
-  description() {
-    return this.#json("openapi.json");
+  description(signal) {
+    return this.#json("openapi.json", { signal });
   }
 
-  // Makes images from a prompt, or from base images. `onEvent` gets each event's name and data.
-  // Returns the data of `done`. A connection that breaks is made again, and `onLost` called each time.
+  // Makes images from a prompt, or from base images. `onJob` gets the job's id as soon as it is
+  // accepted, `onEvent` each event's name and data. Returns the data of `done`. A connection that
+  // breaks is made again, and `onLost` called each time.
   // Throws `ServiceError`, `Unreachable`, or the signal's reason; then the job may still run, and
   // `cancel` ends it.
   generate(request, options) {
@@ -65,12 +66,15 @@ export class Client {
     return this.#json(`jobs/${job}`, { method: "DELETE" });
   }
 
-  async #stream(path, request, { onEvent, onLost, signal, requestId = randomId() }) {
+  async #stream(path, request, { onEvent, onJob, onLost, signal, requestId = randomId() }) {
     // The key makes the job outlive a lost connection, and a second try joins it.
     const headers = { "Idempotency-Key": requestId, Accept: EVENT_STREAM };
     const open = () => this.#fetch(path, { method: "POST", body: request, headers, signal });
-    const joined = { job: null, last: null };
     let response = await open();
+    const joined = { job: jobOf(response), last: null };
+    if (joined.job !== null) {
+      onJob?.(joined.job);
+    }
     for (let tries = 0; ; tries += 1) {
       try {
         const end = await readEvents(response, (name, data, id) => {
@@ -146,6 +150,11 @@ async function errorOf(response) {
   } catch {
     return new Unreachable(new Error(`HTTP ${response.status}`)); // a proxy's own answer
   }
+}
+
+// Returns the id of the job that a response is of; null if a proxy has dropped the header.
+function jobOf(response) {
+  return response.headers.get("Location")?.split("/").pop() ?? null;
 }
 
 // Reads a stream of events to its end. Returns the data of `done`, and null if the stream broke off.

@@ -17,6 +17,7 @@ export class Composer {
     this.promptLimit = 500;
     this.sides = null;
     this.kept = {};
+    this.problems = []; // functions that say what is shown of them
     this.loras = new LoraList();
     this.offered = ""; // as the selects show it
     this.#showAspects();
@@ -106,7 +107,7 @@ export class Composer {
   use({ request, route = "/generate" }) {
     this.reset();
     const missing = [];
-    const miss = (what, name = "") => missing.push(text(`not_${what}`, { name }));
+    const miss = (what, name = "") => missing.push(() => text(`not_${what}`, { name }));
     byId("prompt").value = request.prompt ?? request.refinePrompt ?? "";
     byId("negativePrompt").value = request.negativePrompt ?? "";
     byId("temperature").value = request.temperature ?? 0.8;
@@ -141,7 +142,7 @@ export class Composer {
     const isAdvanced = NUMBERS.some((name) => byId(name).value !== "");
     byId("advanced").open ||= isAdvanced || Boolean(request.negativePrompt || request.loras?.length);
     this.refreshTexts();
-    this.showProblems(missing.length ? [text("notTaken"), ...missing] : []);
+    this.showProblems(missing.length ? [() => text("notTaken"), ...missing] : []);
     return missing;
   }
 
@@ -175,18 +176,28 @@ export class Composer {
         field.focus();
       }
     }
-    const problems = details.map(({ path, message }) => `${labelOf(path)}: ${message}`);
-    const all = problems.length ? problems : [error?.message];
-    this.showProblems(error ? [text("checkFields"), ...all] : [], true);
+    const problems = details.map(({ path, message }) => {
+      const problem = problemOf(byId(path)) ?? (() => message);
+      return () => `${labelOf(path)}: ${problem()}`;
+    });
+    const all = problems.length ? problems : [() => error.message];
+    this.showProblems(error ? [() => text("checkFields"), ...all] : [], true);
   }
 
-  // Shows a sentence with the points that belong to it; without any, shows nothing.
-  showProblems([sentence, ...points], refused = false) {
+  // Shows a sentence with the points that belong to it; without any, shows nothing. Each is given by
+  // a function, since the language may change while it is shown.
+  showProblems(sentences, refused = false) {
+    this.problems = sentences;
     const note = byId("composer-error");
     note.classList.toggle("refused", refused);
-    note.hidden = sentence === undefined;
-    note.replaceChildren(
-      el("p", {}, sentence ?? ""),
+    note.hidden = sentences.length === 0;
+    this.#showProblemTexts();
+  }
+
+  #showProblemTexts() {
+    const [sentence = "", ...points] = this.problems.map((words) => words());
+    byId("composer-error").replaceChildren(
+      el("p", {}, sentence),
       el("ul", {}, points.map((point) => el("li", {}, point))),
     );
   }
@@ -198,6 +209,7 @@ export class Composer {
     const kept = Object.entries(this.kept).map(([name, value]) => `${name} ${[value].flat().join(", ")}`);
     byId("kept").hidden = kept.length === 0;
     byId("kept").textContent = text("alsoKept", { names: kept.join(", ") });
+    this.#showProblemTexts();
   }
 
   #canDraw(...sides) {
@@ -289,6 +301,16 @@ function nearestAspect(ratio) {
 function labelOf(path) {
   const label = document.querySelector(`label[for="${CSS.escape(path)}"]`);
   return label?.querySelector("[data-text]")?.textContent ?? label?.textContent ?? path;
+}
+
+// Returns what says how a field's number is wrong, in the language of the moment; null if the page
+// can't tell.
+function problemOf(field) {
+  const { rangeOverflow, rangeUnderflow, stepMismatch } = field?.validity ?? {};
+  if (rangeOverflow || rangeUnderflow) {
+    return () => text("mustBeBetween", { min: number(field.min), max: number(field.max) });
+  }
+  return stepMismatch && !field.step ? () => text("mustBeWhole") : null;
 }
 
 function number(value) {

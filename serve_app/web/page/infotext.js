@@ -13,7 +13,7 @@ const SOLVERS = {
   lcm: "lcm",
 };
 const SPACINGS = { "": "", automatic: "", karras: "_karras", exponential: "_exponential", simple: "_trailing" };
-const PAIR = /([\w ]+): (?:"((?:\\.|[^"\\])*)"|([^,]*))(?:,|$)/g;
+const PAIR = /([\w ]{1,64}): (?:"((?:\\.|[^"\\])*)"|([^,]*))(?:,|$)/g;
 const LORA = /<(?:lora|lyco):([^:<>]+)(?::([^<>]*))?>/gi;
 
 // Returns the request that such a text describes. A sampler that no service has keeps its own name.

@@ -4,7 +4,9 @@ import { ServiceError, Unreachable } from "./client.js";
 import { button } from "./board.js";
 import { duration, hasText, text } from "./texts.js";
 
-const WAITS = new Set(["OVERLOADED", "LOADING", "DRAINING", "RATE_LIMITED"]); // with Retry-After
+const WAITS = new Set([ // with Retry-After
+  "OVERLOADED", "LOADING", "DRAINING", "LEDGER_UNAVAILABLE", "RATE_LIMITED",
+]);
 const MAX_WAIT_S = 120; // for a place in a full queue
 const TICK_MS = 1000;
 
@@ -25,6 +27,7 @@ export class Jobs {
     const count = request.imageCount ?? 1;
     const tiles = this.board.begin(job, count, ratio);
     const made = [];
+    job.onCancel = () => this.#discard(tiles);
     try {
       const done = await this.#send(route, request, job, tiles, made);
       await this.#keep({ route, request, base, draft, full }, tiles, made, done.meta);
@@ -37,11 +40,13 @@ export class Jobs {
     const path = route === "/refine" ? "refine" : "generate";
     const send = () => {
       job.key = this.client.key();
+      job.isSent = true;
       return this.client[path](request, {
         signal: job.signal,
-        onLost: () => tiles.forEach((tile) => tile.say(text("rejoining"))),
+        onJob: (id) => job.begin(id),
+        onLost: () => tiles.forEach((tile) => tile.say(() => text("rejoining"))),
         onEvent: (name, data) => {
-          job.id = data.jobId;
+          job.begin(data.jobId);
           onEvent(name, data, tiles, made);
         },
       });
@@ -50,6 +55,7 @@ export class Jobs {
       try {
         return await send();
       } catch (error) {
+        job.isSent = false;
         if (!(await this.#canGoOn(error, job, tiles))) {
           throw error;
         }
@@ -59,7 +65,7 @@ export class Jobs {
 
   // Returns whether a request that was refused should be sent again.
   async #canGoOn(error, job, tiles) {
-    if (!(error instanceof ServiceError)) {
+    if (job.isCancelled || !(error instanceof ServiceError)) {
       return false;
     }
     if (error.status === 401) {
@@ -78,18 +84,17 @@ export class Jobs {
     }
     const end = Date.now() + seconds * 1000; // a tab in the background ticks late
     for (let left = seconds; left > 0; left = Math.ceil((end - Date.now()) / 1000)) {
-      const words = `${text(`error_${error.code}`)} ${text("retryIn", { n: left })}`;
+      const words = () => `${text(`error_${error.code}`)} ${text("retryIn", { n: left })}`;
       tiles.forEach((tile) => tile.wait(left, seconds, words));
       await pause(TICK_MS, job.signal);
     }
-    tiles.forEach((tile) => tile.wait(0, seconds, ""));
+    tiles.forEach((tile) => tile.wait(0, seconds, () => ""));
     return true;
   }
 
   async #keep(kind, tiles, made, meta) {
     for (const [number, file] of made.entries()) {
       const tile = tiles[number];
-      tile.end();
       const blob = new Blob([file], { type: "image/png" });
       const size = await createImageBitmap(blob);
       const seed = meta.seeds?.[number] ?? null;
@@ -113,23 +118,26 @@ export class Jobs {
 
   async #fail(error, job, kind, tiles) {
     if (job.isCancelled) {
-      tiles.forEach((tile) => tile.end());
-      tiles.forEach((tile) => this.board.discard(tile));
+      this.#discard(tiles);
       return;
     }
     if (error instanceof ServiceError && error.code === "VALIDATION_ERROR") {
-      tiles.forEach((tile) => this.board.discard(tile));
+      this.#discard(tiles);
       this.handlers.onError(error);
       return;
     }
     for (const tile of tiles) {
       const dismiss = button("dismiss", "small", () => this.board.discard(tile));
       const retry = button("retry", "primary small", () => {
-        tiles.forEach((other) => this.board.discard(other));
+        this.#discard(tiles);
         this.run(kind.route, kind.request, kind);
       });
-      tile.fail(messageOf(error), [retry, dismiss]);
+      tile.fail(() => messageOf(error), [retry, dismiss]);
     }
+  }
+
+  #discard(tiles) {
+    tiles.forEach((tile) => this.board.discard(tile));
   }
 }
 
@@ -137,7 +145,9 @@ class Job {
   constructor(client) {
     this.client = client;
     this.key = ""; // with which it was sent
-    this.id = null;
+    this.id = null; // until the service has accepted it
+    this.isSent = false;
+    this.onCancel = () => {};
     this.aborting = new AbortController();
     this.isCancelled = false;
   }
@@ -146,14 +156,27 @@ class Job {
     return this.aborting.signal;
   }
 
-  // Ends the job: the stream, and the work behind it.
+  // Notes the id that the service has given the job.
+  begin(id) {
+    const isNew = this.id === null;
+    this.id = id;
+    if (isNew && this.isCancelled) {
+      this.cancel();
+    }
+  }
+
+  // Ends the job: the stream, and the work behind it. A request that is not answered yet goes on
+  // until its job has an id, since the service may have begun it.
   async cancel() {
     this.isCancelled = true;
-    const { id } = this;
+    if (this.isSent && this.id === null) {
+      this.onCancel();
+      return;
+    }
     this.aborting.abort();
-    if (id !== null) {
+    if (this.id !== null) {
       try {
-        await this.client.cancel(id);
+        await this.client.cancel(this.id);
       } catch {
         // it has ended by itself, or the service is gone
       }

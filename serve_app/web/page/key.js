@@ -4,10 +4,34 @@ import { byId, el } from "./dom.js";
 import { text } from "./texts.js";
 
 const ITEM = "aura-serve.api-key"; // as on /docs
+const SENDABLE = /^[\x20-\x7e]+$/; // what a header may hold
 let asking = null; // jobs that are refused together ask once
+let key = keptKey();
 
 export function currentKey() {
-  return sessionStorage.getItem(ITEM) ?? "";
+  return key;
+}
+
+function keptKey() {
+  try {
+    const kept = sessionStorage.getItem(ITEM) ?? "";
+    return SENDABLE.test(kept) ? kept : "";
+  } catch {
+    return "";
+  }
+}
+
+function keep(chosen) {
+  key = chosen;
+  try {
+    if (key) {
+      sessionStorage.setItem(ITEM, key);
+    } else {
+      sessionStorage.removeItem(ITEM);
+    }
+  } catch {
+    // without storage the key ends with the page
+  }
 }
 
 // Asks for a key; returns whether there is one now. `wrong` says that the last was refused.
@@ -25,33 +49,39 @@ function ask(wrong) {
     type: "password",
     autocomplete: "off",
     spellcheck: false,
-    "aria-invalid": wrong ? "true" : null,
     "aria-describedby": "key-note",
   });
   let hasKey = false;
   const accept = (event) => {
     event.preventDefault();
-    const key = field.value.trim();
-    if (key) {
-      sessionStorage.setItem(ITEM, key);
+    const entered = field.value.trim();
+    if (SENDABLE.test(entered)) {
+      keep(entered);
       hasKey = true;
       dialog.close();
-    } else {
-      field.focus();
+      return;
     }
+    if (entered) {
+      note.replaceWith(refusal());
+    }
+    field.focus();
   };
   const forget = () => {
-    sessionStorage.removeItem(ITEM);
+    keep("");
     dialog.close();
   };
+  const refusal = () => {
+    field.setAttribute("aria-invalid", "true");
+    note = el("p", { class: "error", role: "alert" }, text("keyWrong"));
+    return note;
+  };
+  let note = el("p", {}, text("keyNeeded"));
   dialog.replaceChildren(
     el(
       "form",
       { onsubmit: accept },
       el("h2", { id: "key-title" }, text("keyTitle")),
-      wrong
-        ? el("p", { class: "error", role: "alert" }, text("keyWrong"))
-        : el("p", {}, text("keyNeeded")),
+      wrong ? refusal() : note,
       el("label", { class: "hidden", for: "key" }, text("keyTitle")),
       field,
       el("p", { id: "key-note", class: "note" }, text("keyNote")),

@@ -82,7 +82,7 @@ function listen() {
   byId("open-licenses").addEventListener("click", () => showLicenses(client));
   byId("download-all").addEventListener("click", () => board.saveAll());
   window.addEventListener("dragover", (event) => {
-    if ([...event.dataTransfer.types].includes("Files")) {
+    if (hasFiles(event)) {
       event.preventDefault();
       document.body.classList.add("dropping");
     }
@@ -93,6 +93,9 @@ function listen() {
     }
   });
   window.addEventListener("drop", async (event) => {
+    if (!hasFiles(event)) {
+      return; // text, which a field takes by itself
+    }
     event.preventDefault();
     document.body.classList.remove("dropping");
     const [file] = event.dataTransfer.files;
@@ -103,6 +106,10 @@ function listen() {
       toast(text("noSettings"));
     }
   });
+}
+
+function hasFiles(event) {
+  return event.dataTransfer.types.includes("Files");
 }
 
 // Returns whether a request that was refused with a key, or without any, may be sent again; null

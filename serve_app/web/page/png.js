@@ -7,13 +7,19 @@ const RECORD = "aura";
 const INFOTEXT = "parameters";
 const MAX_TEXT = 1 << 20; // bytes of one chunk
 
-// Returns the request that made a PNG, as {route, request}; null if it says nothing.
+const FIELDS = { // of a request that the form takes over, by what they are
+  string: ["prompt", "refinePrompt", "negativePrompt", "aspectRatio", "sampler", "model", "cache"],
+  number: ["temperature", "imageCount", "steps", "guidanceScale", "seed", "width", "height", "handoff"],
+  boolean: ["refine"],
+};
+
+// Returns the request that made a PNG, as {route, request}; null if it says nothing usable.
 export async function requestOf(file) {
   const texts = await textChunks(file);
   if (texts.has(RECORD)) {
     try {
       const { route, request } = JSON.parse(texts.get(RECORD));
-      if (request && typeof request === "object") {
+      if (isRequest(request)) {
         return { route, request };
       }
     } catch {
@@ -24,6 +30,33 @@ export async function requestOf(file) {
     return null;
   }
   return { route: "/generate", request: requestOfInfotext(texts.get(INFOTEXT)) };
+}
+
+function isRequest(request) {
+  if (!isObject(request)) {
+    return false;
+  }
+  const isAbsent = (name) => (request[name] ?? null) === null;
+  const has = (name, check) => isAbsent(name) || check(request[name]);
+  return (
+    Object.entries(FIELDS).every(([type, names]) =>
+      names.every((name) => has(name, (value) => typeof value === type)),
+    ) &&
+    has("loras", (loras) => Array.isArray(loras) && loras.every(isLora)) &&
+    has("guidanceInterval", (ends) => Array.isArray(ends) && ends.every(isNumber))
+  );
+}
+
+function isLora(lora) {
+  return isObject(lora) && typeof lora.name === "string" && isNumber(lora.weight ?? 1);
+}
+
+function isNumber(value) {
+  return typeof value === "number";
+}
+
+function isObject(value) {
+  return typeof value === "object" && value !== null;
 }
 
 async function textChunks(file) {

@@ -14,18 +14,16 @@ export class Service {
     this.sides = null; // {minimum, maximum, multipleOf} of a picture, in pixels
     this.needsKey = null; // until the service has described itself
     this.isReachable = true;
+    this.isDescribed = false;
+    this.describing = null; // while the description is awaited
   }
 
   async start() {
-    await Promise.all([this.#describe(), this.#look()]);
     setInterval(() => this.#look(), EVERY_MS);
     for (const change of ["online", "offline"]) {
       window.addEventListener(change, () => this.#look());
     }
-  }
-
-  get isReady() {
-    return this.isReachable && ["ready", "degraded"].includes(this.health?.status);
+    await Promise.all([this.#describe(), this.#look()]);
   }
 
   get isDemo() {
@@ -47,18 +45,26 @@ export class Service {
     const isBack = health !== null && !this.isReachable;
     this.isReachable = health !== null;
     this.health = health ?? this.health;
-    if (isBack) {
-      await this.#describe(); // it may have other models or keys now
-    }
+    this.isDescribed &&= !isBack; // it may have other models or keys now
     if (JSON.stringify([this.health, this.isReachable]) !== before) {
       this.onChange();
     }
+    if (this.isReachable && !this.isDescribed) {
+      await this.#describe();
+    }
   }
 
-  // Takes from the description what a form must know.
-  async #describe() {
+  // Takes from the description what a form must know; without one, the next look asks again.
+  #describe() {
+    this.describing ??= this.#readDescription().finally(() => {
+      this.describing = null;
+    });
+    return this.describing;
+  }
+
+  async #readDescription() {
     try {
-      const { components } = await this.client.description();
+      const { components } = await this.client.description(AbortSignal.timeout(PATIENCE_MS));
       const { schemas } = components;
       const fields = schemas.GenerateRequest.properties;
       this.samplers = branches(fields.sampler).flatMap(
@@ -67,6 +73,7 @@ export class Service {
       this.promptLimit = branches(fields.prompt).find((b) => b.maxLength)?.maxLength ?? this.promptLimit;
       this.sides = branches(fields.width).find((b) => b.maximum) ?? null;
       this.needsKey = components.securitySchemes !== undefined;
+      this.isDescribed = true;
       this.onChange();
     } catch {
       // the form then offers what the service chooses

@@ -16,8 +16,9 @@ from tests.support.api import make_api
 from tests.support.asgi_stream import SentEvent, exchange
 from tests.support.fake_conductor import FakeConductor, ScriptedConductor
 from tests.support.ledgers import WatchedLedger
+from tests.support.pictures import picture
 from tests.support.waiting import until_async
-from tests.support.watched_jobs import BODY, say_outlook, stream
+from tests.support.watched_jobs import BODY, job_of, say_outlook, stream
 
 
 async def test_a_stream_says_where_the_image_is_shows_previews_and_ends_with_its_meta(
@@ -91,6 +92,32 @@ async def test_each_image_is_sent_as_soon_as_it_is_done(
         maker.say(None, 0)
         second, done = await answer.events()
     assert (second.data["image"], second.id, done.name) == (0, "0,1", "done")
+
+
+async def test_a_stream_names_its_job_before_the_first_event(
+    api: ASGIApp, maker: ScriptedConductor
+) -> None:
+    async with stream(api) as answer:
+        job = await job_of(answer, maker)
+        assert answer.headers["location"] == f"/jobs/{job}"
+        assert not answer.body
+        async with exchange(api, "DELETE", answer.headers["location"]) as deletion:
+            assert await deletion.started() == 200
+        await until_async(lambda: maker.cancelled == 1)
+
+
+async def test_the_stream_of_a_refinement_names_its_job_too(
+    api: ASGIApp, maker: ScriptedConductor
+) -> None:
+    body = {
+        "refinePrompt": "warmer",
+        "baseImages": [picture(512, 512)],
+        "imageCount": 1,
+        "stream": True,
+    }
+    async with exchange(api, "POST", "/refine", body) as answer:
+        job = await job_of(answer, maker)
+        assert answer.headers["location"] == f"/jobs/{job}"
 
 
 async def test_accept_asks_for_a_stream_too(api: ASGIApp, maker: ScriptedConductor) -> None:
