@@ -55,10 +55,10 @@ def retry_seconds(header: str | None, content: bytes) -> int | None:
             return bounded_retry(float(match[1]))
         try:
             until = parsedate_to_datetime(text)
-        except ValueError:
+            left = until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)
+        except (ValueError, OverflowError):
             continue
-        now = datetime.now(UTC)
-        return bounded_retry((until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds())
+        return bounded_retry(left.total_seconds())
     return None
 
 

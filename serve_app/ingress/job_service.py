@@ -7,12 +7,13 @@ the terms. As in `JobRuns`, all tasks begin with an empty context.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
 
 from serve_app.core.caller import Caller
+from serve_app.core.errors import LedgerAway
 from serve_app.core.service.info import HealthStatus, LedgerHealth, ServiceInfo
 from serve_app.core.service.job_errors import JobCancelled, JobFailed, JobNotFound, result_of
 from serve_app.core.service.job_events import JobDone, JobEvent, JobStarted, last_result
@@ -39,6 +40,7 @@ from serve_app.ingress.request_context import RequestContext
 from serve_app.ingress.terms_gate import TermsGate
 
 _CANCEL_TIMEOUT_S = 2.0  # that a cancelled job may take to end
+_ABANDONED = 7  # jobs of a caller that may hide one which runs
 _SETTLE_S = 4 * LINGER_S  # in which the ledger hears of a job that has begun or ended elsewhere
 
 NO_SUCH_JOB = "you have no job with this id; results are kept for ten minutes"
@@ -167,10 +169,13 @@ class JobService:
     async def newest_running(self, caller: str) -> Job | None:
         """Return the caller's newest job that runs, in whichever process; None without one.
 
-        The ledger hears of another process's a moment after it began.
+        The ledger hears of another process's a moment after it began, and of its end; while it is
+        away, there are the jobs of this process alone.
         """
-        running = JobFilter(caller, JobState.RUNNING, limit=1)
-        found = [self._runs.newest(caller), *await self._ledger.find(running)]
+        running = JobFilter(caller, JobState.RUNNING, limit=_ABANDONED + 1)
+        found: list[Job | None] = [self._runs.newest(caller)]
+        with suppress(LedgerAway):
+            found += await self._ledger.find(running)
         known = [job for job in found if job is not None and not job.is_abandoned]
         return max(known, key=lambda job: job.place, default=None)
 

@@ -223,6 +223,15 @@ async def test_one_key_with_another_body_is_a_conflict_at_every_door(
     assert (other.status_code, door.code(other.json())) == (422, "IDEMPOTENCY_CONFLICT")
 
 
+@pytest.mark.parametrize("name", DOORS)
+async def test_without_the_ledger_a_picture_comes_through_every_door(
+    client: Client, name: str
+) -> None:
+    away: Any = AwayLedger()
+    answer = await client(ledger=away).post(DOORS[name].path, json=DOORS[name].body())
+    assert answer.status_code == DOORS[name].status, answer.text
+
+
 async def test_a_picture_with_equal_meaning_has_the_same_pixels_through_every_door() -> None:
     prompt = "a large yellow star on a black background"
     bodies = {

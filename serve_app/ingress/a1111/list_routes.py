@@ -12,6 +12,7 @@ from serve_app.ingress.a1111.names import checkpoint_name
 from serve_app.ingress.a1111.remembered import choose_checkpoint, chosen_checkpoint
 from serve_app.ingress.a1111.response_schemas import A1111Error, PngInfoResponse
 from serve_app.ingress.a1111.schemas import PREFIX, LooseModel, PngInfoRequest
+from serve_app.ingress.a1111.unserved import check_options
 from serve_app.ingress.containers import png
 from serve_app.ingress.data_uri import read_data
 from serve_app.ingress.lookup import find_model
@@ -46,6 +47,7 @@ async def get_options(request: Request, services: Services) -> dict[str, Any]:
 @router.post("/options", responses=_OPTIONS)
 async def set_options(body: OptionsRequest, request: Request, services: Services) -> None:
     """Remember the checkpoint for the caller's own requests; clients send back all options."""
+    check_options(body.model_extra or {})
     if body.sd_model_checkpoint:
         name = checkpoint_name(body.sd_model_checkpoint)
         model = find_model(services.info, name, "sd_model_checkpoint")
@@ -130,9 +132,13 @@ for name in ("refresh-checkpoints", "refresh-loras", "refresh-vae"):
     response_model=PngInfoResponse,
     responses=error_responses(400, 401, 403, 406, 413, 415, model=A1111Error),
 )
-async def read_png_info(body: PngInfoRequest) -> dict[str, Any]:
+async def read_png_info(body: PngInfoRequest, services: Services) -> dict[str, Any]:
     """Return how an image was made, by the text in its PNG."""
-    text = _text_of(body.image)
+    return await services.write(_png_info, body.image)
+
+
+def _png_info(image: str) -> dict[str, Any]:
+    text = _text_of(image)
     return {
         "info": text,
         "items": {INFOTEXT: text} if text else {},

@@ -70,7 +70,9 @@ def _progress(
     """Return the progress of a job by the newest events of its images; None: nothing runs."""
     known = [event for event in events if isinstance(event, ImageProgress)]
     outlooks = [event.outlook for event in known]
-    steps, total = (sum(getattr(o, name) for o in outlooks) for name in ("step", "of"))
+    of = outlooks[0].of if outlooks else 0
+    made = max((event.number for event in known), default=-1) + 1 - len(known)
+    steps, total = made * of + sum(o.step for o in outlooks), (made + len(known)) * of
     furthest = max(outlooks, key=lambda outlook: outlook.step, default=None)
     previews = [event for event in events if isinstance(event, ImagePreview) and shows_preview]
     began = "" if job is None else _timestamp(job.created)
@@ -84,7 +86,7 @@ def _progress(
             "job": "" if job is None else job.id,
             "job_count": 0 if job is None else max(1, len(known)),
             "job_timestamp": began,
-            "job_no": 0,
+            "job_no": made,
             "sampling_step": furthest.step if furthest else 0,
             "sampling_steps": furthest.of if furthest else 0,
         },

@@ -8,7 +8,12 @@ _CHECKPOINT = "sd_model_checkpoint"
 
 
 async def chosen_checkpoint(request: Request, services: ApiServices) -> str | None:
-    """Return the checkpoint that the caller has chosen. Raises `LedgerAway`."""
+    """Return the checkpoint that the caller has chosen, if there is a choice.
+
+    Raises `LedgerAway`.
+    """
+    if len(services.info.model_names) < 2:
+        return None
     return await services.jobs.ledger.option(request.state.caller, _CHECKPOINT)
 
 

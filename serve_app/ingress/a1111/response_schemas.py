@@ -51,7 +51,7 @@ class ProgressState(A1111Model):
     job_timestamp: str
     """When the job began, as in 20261130091500; empty if there is none."""
     job_no: int
-    """Always 0."""
+    """The images of the job that are done."""
     sampling_step: int
     """The steps that the image has taken."""
     sampling_steps: int

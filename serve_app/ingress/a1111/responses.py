@@ -42,8 +42,9 @@ def images_response(body: ImagesRequest, job: GenerationJob, images: JobImages) 
 
 
 def _echo(body: ImagesRequest) -> dict[str, Any]:
-    """Return the request without its files."""
-    return body.model_dump(mode="json", exclude_unset=True, exclude={"init_images"})
+    """Return the request without its files, and without what has no effect: maybe a password."""
+    left_out = {"init_images", *(body.model_extra or ())}
+    return body.model_dump(mode="json", exclude_unset=True, exclude=left_out)
 
 
 def _info(body: ImagesRequest, job: GenerationJob, images: JobImages) -> Mapping[str, Any]:

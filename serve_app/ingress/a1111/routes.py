@@ -8,6 +8,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from serve_app.core.service.info import ModelInfo
 from serve_app.core.service.job_errors import JobCancelled
 from serve_app.core.service.job_events import ImageMade, JobDone
 from serve_app.core.service.jobs import JobResult
@@ -51,10 +52,11 @@ async def txt2img(
 ) -> Response:
     """Make images from a prompt."""
     check_served(body)
-    model = model_of(body, await chosen_checkpoint(request, services), services.info)
+    model = await _model_of(body, request, services)
     wanted = body.to_domain(model, services.info)
     job = await services.plan(wanted, [], _TXT2IMG, request.state, key)
-    return await _run(body, job, request_context(request, key, body), request, services)
+    context = request_context(request, key, body, model.name)
+    return await _run(body, job, context, request, services)
 
 
 @router.post(IMG2IMG.removeprefix(PREFIX), response_model=ImagesResponse, responses=_ERRORS)
@@ -63,11 +65,20 @@ async def img2img(
 ) -> Response:
     """Make images from images and a prompt."""
     check_served(body)
-    model = model_of(body, await chosen_checkpoint(request, services), services.info)
+    model = await _model_of(body, request, services)
     wanted = body.to_domain(model, services.info)
     job = await services.plan(wanted, body.input_files, _IMG2IMG, request.state, key)
-    context = request_context(request, key, body, job.input_digests)
+    context = request_context(request, key, body, model.name + job.input_digests)
     return await _run(body, job, context, request, services)
+
+
+async def _model_of(body: ImagesRequest, request: Request, services: ApiServices) -> ModelInfo:
+    """Return the model of a request: its own, else the one that its caller has chosen.
+
+    The ledger is asked only where it matters, so that pictures don't wait for it elsewhere.
+    """
+    chosen = None if body.checkpoint else await chosen_checkpoint(request, services)
+    return model_of(body, chosen, services.info)
 
 
 async def _run(

@@ -105,7 +105,7 @@ class ImagesRequest(LooseModel):
     def checkpoint(self) -> str | None:
         """The checkpoint that this request alone is made with, if it names one."""
         name = (self.override_settings or {}).get("sd_model_checkpoint")
-        return checkpoint_name(name) if isinstance(name, str) and name else None
+        return checkpoint_name(str(name)) if name else None
 
     def size_for(self, model: ModelInfo) -> tuple[int, int] | None:
         """Return the legal size nearest to the one asked for; None if there is none.

@@ -33,11 +33,14 @@ def _is_switched_off(value: Any) -> bool:
 
 
 def _has_no_effect(script: Any) -> bool:
+    """Return whether a script is off: each unit by `enabled`, or else by its first argument."""
     arguments = script.get("args", []) if isinstance(script, dict) else script
-    if isinstance(arguments, dict):
-        return _is_off(arguments.get("enabled", bool(arguments)))
+    arguments = [arguments] if isinstance(arguments, dict) else arguments
     if not isinstance(arguments, list):
         return _is_off(arguments)
+    units = [argument for argument in arguments if isinstance(argument, dict)]
+    if units:
+        return all(_is_off(unit.get("enabled", bool(unit))) for unit in units)
     return not arguments or _is_off(arguments[0])
 
 
@@ -52,17 +55,31 @@ _FIELDS: Mapping[str, tuple[_Neutral, str]] = {
     "controlnet_units": (_is_off, "ControlNet is not offered"),
     "s_churn": (_is_off, "churn is not offered"),
     "s_noise": (_is_one, "the noise can't be scaled"),
+    "s_min_uncond": (_is_off, "name guidanceInterval on /generate instead"),
+    "disable_extra_networks": (_is_off, "leave LoRAs out of the prompt instead"),
     "initial_noise_multiplier": (_is_one, "the noise can't be scaled"),
     "infotext": (_is_off, "send its settings as fields; png-info reads them"),
 }
-_SETTINGS: Mapping[str, tuple[_Neutral, str]] = {  # of override_settings
+_SETTINGS: Mapping[str, tuple[_Neutral, str]] = {  # of override_settings, and of options
     "sd_vae": (_is_automatic, "each checkpoint has its own VAE"),
     "eta_noise_seed_delta": (_is_off, "the noise depends on the seed alone"),
     "sdxl_clip_l_skip": (_is_off, "the first text encoder skips no layers"),
+    "forge_additional_modules": (_is_off, "each checkpoint has its own VAE and text encoders"),
     "token_merging_ratio": (_is_off, "tokens are not merged"),
+    "token_merging_ratio_img2img": (_is_off, "tokens are not merged"),
+    "tiling": (_is_off, "tiling is not offered"),
     "s_churn": (_is_off, "churn is not offered"),
+    "s_noise": (_is_one, "the noise can't be scaled"),
+    "s_min_uncond": (_is_off, "name guidanceInterval on /generate instead"),
+    "eta_ancestral": (_is_one, "ancestral samplers have an eta of 1"),
+    "eta_ddim": (_is_off, "DDIM has an eta of 0"),
+    "img2img_extra_noise": (_is_off, "the noise can't be scaled"),
+    "img2img_color_correction": (_is_off, "colours are not corrected"),
+    "sd_hypernetwork": (_is_off, "there are no hypernetworks"),
+    "sd_lora": (_is_off, "name LoRAs in the prompt"),
     "initial_noise_multiplier": (_is_one, "the noise can't be scaled"),
 }
+_HEED_ETA = (Solver.EULER_A, Solver.DPMPP_SDE, Solver.DPMPP_2M_SDE)  # whose noise it scales
 _RESIZED_SEED = ("seed_resize_from_h", "seed_resize_from_w")
 
 
@@ -72,11 +89,16 @@ def check_served(body: ImagesRequest) -> None:
     for name, (is_neutral, reason) in _FIELDS.items():
         if not is_neutral(extra.get(name)):
             raise InvalidRequest(name, f"can't be used: {reason}")
-    for name, (is_neutral, reason) in _SETTINGS.items():
-        if not is_neutral((body.override_settings or {}).get(name)):
-            raise InvalidRequest(f"override_settings.{name}", f"can't be used: {reason}")
+    check_options(body.override_settings or {}, "override_settings.")
     if all(_is_size(extra.get(name)) for name in _RESIZED_SEED):
         raise InvalidRequest(_RESIZED_SEED[0], "can't be used: noise has the size of its image")
+
+
+def check_options(options: Mapping[str, Any], parent: str = "") -> None:
+    """Raise `InvalidRequest` for the first option that would change images and can't."""
+    for name, (is_neutral, reason) in _SETTINGS.items():
+        if not is_neutral(options.get(name)):
+            raise InvalidRequest(f"{parent}{name}", f"can't be used: {reason}")
 
 
 def check_eta(body: ImagesRequest, solver: Solver) -> None:
@@ -85,8 +107,8 @@ def check_eta(body: ImagesRequest, solver: Solver) -> None:
     Clients send the web UI's default of 1 whatever the sampler is, and most heed none.
     """
     eta = (body.model_extra or {}).get("eta")
-    if solver is Solver.EULER_A and not _is_one(eta):
-        raise InvalidRequest("eta", "must be 1 for Euler a")
+    if solver in _HEED_ETA and not _is_one(eta):
+        raise InvalidRequest("eta", f"must be 1 for {solver}")
     if solver is Solver.DDIM and not _is_off(eta):
         raise InvalidRequest("eta", "must be 0 for DDIM")
 

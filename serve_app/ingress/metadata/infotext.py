@@ -4,7 +4,8 @@ import json
 import re
 
 MAX_INFOTEXT_CHARS = 100_000
-_SETTING = re.compile(r'\s*(\w[\w \-/]{0,80}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_MAX_SETTINGS_CHARS = 10_000  # of their line; a longer one belongs to a prompt
+_SETTING = re.compile(r'(\w[\w \-/]{0,80}):("(?:\\.|[^\\"])*"| "(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _MIN_SETTINGS = 3  # on the line of the settings; a shorter one belongs to a prompt
 _NEGATIVE = "Negative prompt:"
 
@@ -15,7 +16,7 @@ def read_infotext(text: str) -> dict[str, str]:
     A text without a line of settings is a prompt alone.
     """
     lines = text[:MAX_INFOTEXT_CHARS].strip().split("\n")
-    settings = _SETTING.findall(lines[-1])
+    settings = _SETTING.findall(lines[-1]) if len(lines[-1]) <= _MAX_SETTINGS_CHARS else []
     if len(settings) < _MIN_SETTINGS:
         settings = []
     else:

@@ -75,7 +75,7 @@ async def create_images(
     model = _check(body, services.info)
     rerun = rerun_format(GENERATIONS, body)
     job = await services.plan(body.to_domain(model), [], rerun, request.state, key)
-    job = job.with_warnings(*_warnings(body, job))
+    job = job.with_warnings(*_warnings(body, job, services.info))
     context = request_context(request, key, body, views=bool(body.stream))
     return await _run(GENERATION, body, job, context, request, services)
 
@@ -94,7 +94,7 @@ async def edit_images(request: Request, services: Services, key: IdempotencyKey 
         files = await edit.input_files(body.n or 1)
     rerun = rerun_format(EDITS, body)
     job = await services.plan(body.to_domain(model), files, rerun, request.state, key)
-    job = job.with_warnings(*_warnings(body, job))
+    job = job.with_warnings(*_warnings(body, job, services.info))
     if len(edit.images) > len(files):
         job = job.with_warnings(_passed_over(len(edit.images), len(files)))
     context = request_context(
@@ -191,12 +191,12 @@ def _images_response(
     return ImagesJSONResponse(content)
 
 
-def _warnings(body: ImagesRequest, job: GenerationJob) -> list[str]:
+def _warnings(body: ImagesRequest, job: GenerationJob, info: ServiceInfo) -> list[str]:
     """Return a sentence on each field without effect, and on a size that was fitted."""
     warnings = unserved_warnings(body)
     spec = job.images[0].spec
     name = body.model
-    if name and name not in ALIASES and name not in (spec.model, job.model):
+    if name and name not in ALIASES and info.find_model(name) is None:
         warnings.append(f"there is no model {name}: {job.model} was used")
     if job.cloud is None and body.pixels and body.pixels != (spec.width, spec.height):
         warnings.append(f"size {body.size} was fitted to {spec.width}x{spec.height}")

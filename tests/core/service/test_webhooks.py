@@ -9,10 +9,11 @@ import pytest
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from serve_app.core.service.jobs import OWNER_LOST, Job, JobError, JobState
+from serve_app.core.service.jobs import OWNER_LOST, Job, JobError, JobState, RunningJob
 from serve_app.core.service.webhooks import (
     MAX_TRIES,
     WebhookReceiver,
+    lost_job_wait,
     retry_pause,
     signature,
     webhook_of,
@@ -79,6 +80,12 @@ def test_the_signature_is_the_one_of_standard_webhooks(secret: bytes) -> None:
     ):
         with pytest.raises(WebhookVerificationError):
             verifier.verify(webhook.body, headers | changed)
+
+
+def test_a_lost_job_that_may_be_taken_up_again_is_reported_later() -> None:
+    assert lost_job_wait(has_claim=False) == 60
+    assert lost_job_wait(has_claim=True) == 900
+    assert JOB.as_running == RunningJob("job-1", "owner-1", 1000.0)
 
 
 def test_a_receiver_shows_no_secret() -> None:

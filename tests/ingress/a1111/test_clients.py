@@ -103,6 +103,7 @@ async def test_silly_tavern_reads_every_list_changes_the_model_and_draws(
     assert "forge_preset" not in await got(keyed, "options")
     made = await posted(keyed, "txt2img", SILLY_TAVERN)
     assert size_of(made["images"][0]) == (832, 1216)
+    assert "a-key" not in json.dumps({**made, "images": []})
     assert conductor.specs[0].sampler == "dpmpp_2m_karras"
     await keyed.post(f"{SDAPI}/interrupt")  # when its user closes the window
 

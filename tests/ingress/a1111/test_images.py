@@ -70,7 +70,7 @@ async def test_the_answer_is_the_web_ui_s(client: Client) -> None:
     body = {"prompt": "a fox", "seed": 7, "batch_size": 2, "unknown": [1]}
     answer = (await client().post(TXT2IMG, json=body)).json()
     assert [size_of(image) for image in answer["images"]] == [(1024, 1024)] * 2
-    assert answer["parameters"] == body
+    assert answer["parameters"] == {name: body[name] for name in ("prompt", "seed", "batch_size")}
     info = json.loads(answer["info"])
     assert (info["seed"], info["all_seeds"], info["batch_size"]) == (7, [7, 8], 2)
     assert (info["width"], info["height"], info["sd_model_name"]) == (1024, 1024, "sdxl-base-1.0")
@@ -100,10 +100,13 @@ async def test_what_is_absent_or_null_is_the_model_s_own(
     assert (spec.width, spec.height, spec.handoff) == (1024, 1024, 0.8)
 
 
-async def test_what_changes_nothing_is_ignored(client: Client) -> None:
+async def test_what_changes_nothing_is_ignored(client: Client, conductor: FakeConductor) -> None:
     """Clients send all that the web UI knows, with its defaults."""
+    caller = client()
+    await made(caller, seed=3)
     await made(
-        client(),
+        caller,
+        seed=3,
         enable_hr=False,
         hr_scale=2,
         hr_upscaler="Latent",
@@ -120,13 +123,18 @@ async def test_what_changes_nothing_is_ignored(client: Client) -> None:
         styles=["mine"],
         script_name=None,
         script_args=[],
-        alwayson_scripts={"ADetailer": {"args": [False]}, "roop": {"args": []}},
+        alwayson_scripts={
+            "ADetailer": {"args": [False]},
+            "roop": {"args": []},
+            "controlnet": {"args": [{"enabled": False, "model": "None"}]},
+        },
         override_settings={"CLIP_stop_at_last_layers": 2, "sd_vae": "Automatic", "odd": 1},
         override_settings_restore_afterwards=True,
         clip_skip=2,
         save_images=True,
         denoising_strength=0.7,
     )
+    assert conductor.specs[0] == conductor.specs[-1]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +151,16 @@ async def test_what_changes_nothing_is_ignored(client: Client) -> None:
         ({"alwayson_scripts": {"x": {"args": {"enabled": True}}}}, "alwayson_scripts"),
         ({"s_churn": 4}, "s_churn can't be used"),
         ({"s_noise": 1.1}, "s_noise can't be used"),
-        ({"sampler_name": "Euler a", "eta": 0.5}, "eta must be 1 for Euler a"),
+        ({"alwayson_scripts": {"controlnet": {"args": [None, {"enabled": True}]}}}, "alwayson"),
+        ({"alwayson_scripts": {"controlnet": {"args": [{}, {"enabled": True}]}}}, "alwayson"),
+        ({"disable_extra_networks": True}, "disable_extra_networks can't be used"),
+        (
+            {"override_settings": {"forge_additional_modules": ["ae"]}},
+            "override_settings.forge_add",
+        ),
+        ({"override_settings": {"eta_ancestral": 0.5}}, "override_settings.eta_ancestral can't"),
+        ({"sampler_name": "DPM++ SDE", "eta": 0}, "eta must be 1 for dpmpp_sde"),
+        ({"sampler_name": "Euler a", "eta": 0.5}, "eta must be 1 for euler_a"),
         ({"sampler_name": "DDIM", "eta": 1.0}, "eta must be 0 for DDIM"),
         ({"override_settings": {"sdxl_clip_l_skip": True}}, "override_settings.sdxl_clip_l_skip"),
         ({"override_settings": {"sd_vae": "other.vae"}}, "override_settings.sd_vae can't be"),
@@ -181,6 +198,15 @@ async def test_the_refiner_is_used_unless_it_is_none(
 ) -> None:
     await made(client(), refiner_checkpoint=name)
     assert conductor.specs[0].handoff == handoff
+
+
+async def test_a_key_makes_no_picture_of_a_model_that_was_chosen_later(client: Client) -> None:
+    caller, key = client(info=replace(INFO, models=MODELS)), {"Idempotency-Key": "k"}
+    body = {"prompt": "a", "seed": 1}
+    assert (await caller.post(TXT2IMG, json=body, headers=key)).status_code == 200
+    await caller.post("/sdapi/v1/options", json={"sd_model_checkpoint": "other"})
+    again = await caller.post(TXT2IMG, json=body, headers=key)
+    assert (again.status_code, again.json()["error"]) == (422, "IDEMPOTENCY_CONFLICT")
 
 
 async def test_loras_stand_in_the_prompt(client: Client, conductor: FakeConductor) -> None:

@@ -126,6 +126,12 @@ async def test_a_checkpoint_that_there_is_not_is_refused_and_the_choice_stays(
     assert (await listed(caller, "options"))["sd_model_checkpoint"] == "other"
 
 
+async def test_an_option_that_would_change_pictures_is_refused_by_name(client: Client) -> None:
+    refused = await client().post(f"{PREFIX}/options", json={"sd_vae": "another.vae"})
+    assert refused.status_code == 400
+    assert refused.json()["detail"].startswith("sd_vae can't be used")
+
+
 async def test_a_choice_of_a_model_that_is_not_configured_any_more_is_none(
     client: Client, conductor: FakeConductor, ledger: WatchedLedger
 ) -> None:

@@ -76,6 +76,25 @@ async def test_the_newest_job_of_the_caller_alone_is_shown_with_its_preview(
     assert (await caller.get(PROGRESS, headers=FIRST)).json() == IDLE
 
 
+async def test_images_that_are_done_count_as_whole(client: Client) -> None:
+    maker = ScriptedConductor()
+    caller = client(maker)
+    body = {"prompt": "a", "batch_size": 2}
+    running = asyncio.create_task(caller.post(TXT2IMG, json=body))
+    for _ in range(2):
+        await maker.begun.acquire()
+    (tasks,) = maker.admitted
+    maker.say(None, 0)
+    maker.outlooks[tasks[1].id] = Outlook(Stage.BASE, 5, 20, 0, 0.0, 2.0)
+    maker.say(Preview(5, b"jpeg"), 1)
+    seen = await first_match(
+        lambda: progress(caller, {}), lambda found: found["state"]["job_no"] == 1
+    )
+    assert seen["progress"] == 0.625
+    maker.say(None, 1)
+    assert len((await running).json()["images"]) == 2
+
+
 async def test_whoever_wants_no_preview_is_no_viewer(client: Client) -> None:
     maker = ScriptedConductor()
     caller = client(maker)

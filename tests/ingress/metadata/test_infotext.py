@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis.strategies import text
 
@@ -58,6 +59,13 @@ def test_a_text_without_settings_is_a_prompt() -> None:
 def test_a_setting_in_broken_quotes_is_kept_as_it_is() -> None:
     fields = read_infotext('a\nSteps: 1, Seed: 2, Size: 8x8, Odd: "\\x"')
     assert fields["Odd"] == '"\\x"'
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("piece", [" ", "a", "a:", '"', 'a:"', "a, ", "-/"])
+def test_a_long_line_is_read_at_once(piece: str) -> None:
+    assert read_infotext("a" + piece * 100_000)["Prompt"]
+    assert read_infotext("a" + piece * (9_990 // len(piece)))
 
 
 @given(text())

@@ -1,5 +1,6 @@
 """The requests of other people's clients of OpenAI's Images API, as they send them."""
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -7,6 +8,7 @@ import pytest
 
 from serve_app.ingress.access import AccessPolicy, digests
 from tests.support.api import Client
+from tests.support.fake_conductor import INFO
 from tests.support.openai_client import file, opened
 
 KEYED = AccessPolicy(keys=digests(["a-key"]))
@@ -66,3 +68,11 @@ async def test_libre_chat_generates_and_edits(keyed: httpx.AsyncClient) -> None:
     upload = [("image[]", ("image.png", file(), "image/png"))]
     answer = await keyed.post("/v1/images/edits", data=form, files=upload)
     assert images_in(answer) == [(512, 640)]
+
+
+async def test_a_model_by_another_of_its_names_is_no_substitute(client: Client) -> None:
+    known = replace(INFO.models[0], aliases=("owner/sdxl-base",))
+    caller = client(info=replace(INFO, models=(known,)))
+    body = {"model": "owner/sdxl-base", "prompt": "a fox"}
+    answer = await caller.post("/v1/images/generations", json=body)
+    assert answer.json()["warnings"] == []
