@@ -89,12 +89,11 @@ def build_routes(
         version=services.version,
         openapi_url=None,  # `pages` has this route and the pages for people
         redirect_slashes=False,
-        generate_unique_id_function=lambda route: str(route.name),
     )
     api.state.services = services
     routers = [pages.router, *(door.router for door in doors)]
-    for router in routers:
-        api.include_router(router)
+    # As they are: including routers would build every route anew for each app.
+    api.router.routes.extend(route for router in routers for route in router.routes)
     api.exception_handler(AuraError)(_answer_error)
     api.exception_handler(Exception)(_answer_error)
     api.exception_handler(RequestValidationError)(_answer_invalid_body)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from starlette.routing import Match
 
 from serve_app.core.service.info import ServiceInfo
@@ -30,6 +31,11 @@ class ErrorResponse:
     details: Sequence[tuple[str, str]] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     is_final: bool = False  # sending the request again can't help
+
+
+def route_name(route: APIRoute) -> str:
+    """Return the name of a route, which is its operation's id in the description."""
+    return str(route.name)
 
 
 def _unchanged(document: OpenApiDocument, info: ServiceInfo) -> None:

@@ -100,6 +100,12 @@ def test_a_request_field_says_what_it_does_its_range_and_its_default(name: str) 
         assert "enum" not in schema or example in schema["enum"]
 
 
+def test_every_operation_has_an_id_of_its_own_and_a_short_one() -> None:
+    ids = [operation["operationId"] for operation in OPERATIONS.values()]
+    assert len(set(ids)) == len(ids)
+    assert {"generate", "refine", "create_images", "txt2img", "get_job"} <= set(ids)
+
+
 def test_generated_types_demand_no_field_that_has_a_default() -> None:
     """openapi-typescript demands each field whose own schema has `default`, and shows titles."""
     for name, (field, _) in REQUEST_FIELDS.items():

@@ -15,6 +15,7 @@ from serve_app.ingress.a1111.schemas import PREFIX, LooseModel, PngInfoRequest
 from serve_app.ingress.a1111.unserved import check_options
 from serve_app.ingress.containers import png
 from serve_app.ingress.data_uri import read_data
+from serve_app.ingress.door import route_name
 from serve_app.ingress.lookup import find_model
 from serve_app.ingress.metadata.infotext import read_infotext
 from serve_app.ingress.metadata.record import INFOTEXT
@@ -26,7 +27,12 @@ _LISTS = error_responses(401, 403, 406, model=A1111Error)
 _OPTIONS = error_responses(400, 401, 403, 404, 406, 413, 415, 503, model=A1111Error)
 _Entries = list[dict[str, Any]]
 
-router = APIRouter(prefix=PREFIX, route_class=StrictRoute, tags=["A1111 API"])
+router = APIRouter(
+    prefix=PREFIX,
+    route_class=StrictRoute,
+    tags=["A1111 API"],
+    generate_unique_id_function=route_name,
+)
 
 
 class OptionsRequest(LooseModel):

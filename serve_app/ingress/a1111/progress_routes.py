@@ -16,13 +16,19 @@ from serve_app.core.service.job_events import ImagePreview, ImageProgress, JobEv
 from serve_app.core.service.jobs import Job
 from serve_app.ingress.a1111.response_schemas import A1111Error, ProgressResponse
 from serve_app.ingress.a1111.schemas import PREFIX
+from serve_app.ingress.door import route_name
 from serve_app.ingress.openapi import error_responses
 from serve_app.ingress.services import ApiServices, Services
 from serve_app.ingress.strict_json import StrictRoute
 
 _ERRORS = error_responses(401, 403, 406, 503, model=A1111Error)
 
-router = APIRouter(prefix=PREFIX, route_class=StrictRoute, tags=["A1111 API"])
+router = APIRouter(
+    prefix=PREFIX,
+    route_class=StrictRoute,
+    tags=["A1111 API"],
+    generate_unique_id_function=route_name,
+)
 
 SkipImage = Annotated[bool, Query(description="Whether the preview is left out")]
 

@@ -28,6 +28,7 @@ from serve_app.ingress.a1111.schemas import (
     model_of,
 )
 from serve_app.ingress.a1111.unserved import check_eta, check_served
+from serve_app.ingress.door import route_name
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.openapi import GENERATION_ERRORS, error_responses
 from serve_app.ingress.request_context import RequestContext
@@ -43,7 +44,12 @@ from serve_app.ingress.strict_json import StrictRoute
 _ERRORS = error_responses(*GENERATION_ERRORS, model=A1111Error)
 _TXT2IMG, _IMG2IMG = RERUN_FORMATS
 
-router = APIRouter(prefix=PREFIX, route_class=StrictRoute, tags=["A1111 API"])
+router = APIRouter(
+    prefix=PREFIX,
+    route_class=StrictRoute,
+    tags=["A1111 API"],
+    generate_unique_id_function=route_name,
+)
 
 
 @router.post(TXT2IMG.removeprefix(PREFIX), response_model=ImagesResponse, responses=_ERRORS)

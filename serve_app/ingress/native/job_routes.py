@@ -15,6 +15,7 @@ from serve_app.core.service.job_errors import JobNotFound
 from serve_app.core.service.job_events import ImageProgress
 from serve_app.core.service.jobs import Job, JobFilter, JobPlace, JobState
 from serve_app.ingress.access import is_address
+from serve_app.ingress.door import route_name
 from serve_app.ingress.http_errors import Unauthorized
 from serve_app.ingress.job_service import NO_SUCH_JOB
 from serve_app.ingress.native.event_stream import (
@@ -70,7 +71,7 @@ class JobsQuery(BaseModel):
     before: str | None = Field(None, description="The `next` of the page before", pattern=_PLACE)
 
 
-router = APIRouter(route_class=StrictRoute, tags=["images"])
+router = APIRouter(route_class=StrictRoute, tags=["images"], generate_unique_id_function=route_name)
 
 
 @router.get("/jobs", response_model=JobsResponse, responses=_JOBS_RESPONSES)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from serve_app.core.service.job_errors import JobNotFound
+from serve_app.ingress.door import route_name
 from serve_app.ingress.image_links import LINKS, ImageFormat, LinkedImage
 from serve_app.ingress.native.response_schemas import ErrorEnvelope
 from serve_app.ingress.openapi import error_responses
@@ -25,7 +26,7 @@ _FILES: dict[int | str, dict[str, Any]] = {
 }
 _HEADERS = {"Cache-Control": "private, no-store", "Referrer-Policy": "no-referrer"}
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], generate_unique_id_function=route_name)
 
 
 class LinkQuery(BaseModel):

@@ -12,6 +12,7 @@ from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.service.info import HealthStatus
 from serve_app.core.service.job_events import JobStarted
 from serve_app.ingress.accept import JSON, PNG, negotiate, prefers_async
+from serve_app.ingress.door import route_name
 from serve_app.ingress.generation_job import RerunFormat
 from serve_app.ingress.native.event_stream import STREAM_RESPONSES, event_stream
 from serve_app.ingress.native.job_routes import location_of, submitted
@@ -68,7 +69,7 @@ _LICENSES_RESPONSES = error_responses(403, 406, model=ErrorEnvelope)
 _FORBIDDEN_RESPONSES = error_responses(403, model=ErrorEnvelope)
 
 
-router = APIRouter(route_class=StrictRoute, tags=["images"])
+router = APIRouter(route_class=StrictRoute, tags=["images"], generate_unique_id_function=route_name)
 
 
 @router.post(

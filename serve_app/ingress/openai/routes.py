@@ -15,6 +15,7 @@ from starlette.responses import Response
 from serve_app.core.errors import InvalidRequest, LedgerAway, model_not_found
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.core.service.jobs import JobResult
+from serve_app.ingress.door import route_name
 from serve_app.ingress.generation_job import GenerationJob
 from serve_app.ingress.openai import form
 from serve_app.ingress.openai.event_stream import EDIT, GENERATION, event_stream, stream_responses
@@ -60,7 +61,12 @@ _ERRORS = error_responses(*GENERATION_ERRORS, model=OpenAIErrorEnvelope)
 _LIST_RESPONSES = error_responses(401, 403, 406, model=OpenAIErrorEnvelope)
 _MODEL_RESPONSES = error_responses(401, 403, 404, 406, model=OpenAIErrorEnvelope)
 
-router = APIRouter(prefix=PREFIX, route_class=StrictRoute, tags=["OpenAI Images API"])
+router = APIRouter(
+    prefix=PREFIX,
+    route_class=StrictRoute,
+    tags=["OpenAI Images API"],
+    generate_unique_id_function=route_name,
+)
 
 
 @router.post(
