@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help serve test test-up test-cluster test-all check image-check bench constraints configuration screenshots swagger-ui clean
+.PHONY: help serve test test-up test-page test-cluster test-all check image-check bench constraints configuration screenshots swagger-ui clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
@@ -16,16 +16,20 @@ serve: $(VENV)/.runtime  ## start the service on http://localhost:4000 (or BACKE
 # gives: long files first. Tests with Ray come after them.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 CORE  := tests/core $(PARALLEL) --cov --cov-report=term:skip-covered
-ROOMS := tests --ignore=tests/core --ignore=tests/e2e $(PARALLEL)
+ROOMS := tests --ignore=tests/core --ignore=tests/page --ignore=tests/e2e $(PARALLEL)
 
-test: $(VENV)/.dev  ## core with full branch coverage, then the other rooms, then Ray over HTTP
+test: $(VENV)/.dev  ## core with full branch coverage, then the other rooms, then Ray over HTTP and the page
 	$(BIN)/python -m pytest $(CORE) -q
 	$(BIN)/python -m pytest $(ROOMS) -q -m "not long"
-	+$(MAKE) --no-print-directory -j2 --output-sync test-up test-cluster
+	+$(MAKE) --no-print-directory -j2 --output-sync test-cluster test-up test-page
 
-# What `aura up` does needs no cluster, so it runs beside the tests that share one.
+# What `aura up` does, and then the page in a browser, needs no cluster, so these run beside the
+# tests that share one.
 test-up: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/e2e/test_up.py -q -m "not long"
+
+test-page: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/page -q -m "not long"
 
 test-cluster: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/e2e --ignore=tests/e2e/test_up.py -q -m "not long"
@@ -33,6 +37,7 @@ test-cluster: $(VENV)/.dev
 test-all: $(VENV)/.dev  ## the same with the long tests
 	$(BIN)/python -m pytest $(CORE) -q
 	$(BIN)/python -m pytest $(ROOMS) -q
+	$(BIN)/python -m pytest tests/page -q
 	$(BIN)/python -m pytest tests/e2e -q
 
 check: $(VENV)/.dev  ## style and types

@@ -79,7 +79,11 @@ SIGNED = "GET /images/{job}/{number}.{format}"  # nobody can guess one: see `tes
 # Forms and queries have no types: a number that became text, or an empty list, is legal.
 # The web UI's API ignores what it does not know.
 UNTYPED = {EDITS, "/jobs", "/sdapi/v1/progress"}
-WITHOUT_INPUT = {"GET /health", "GET /livez", "GET /licenses"}  # one possible request
+WITHOUT_INPUT = {"GET /health", "GET /livez", "GET /licenses"} | {  # one possible request
+    label
+    for label, operation in OPERATIONS.items()
+    if "/sdapi/" in label and not (operation.body or operation.query)
+}
 
 
 @SCHEMA.hook  # type: ignore[untyped-decorator]  # schemathesis has no types here
@@ -168,7 +172,7 @@ def fuzz(label: str, examples: int, *, derandomize: bool = False) -> Counter[boo
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_every_operation_keeps_its_description(label: str) -> None:
     """Some requests must succeed, or what lies behind the validation was not tried."""
-    responses = fuzz(label, 100, derandomize=True)
+    responses = fuzz(label, 10 if label in WITHOUT_INPUT else 100, derandomize=True)
     print(label, dict(responses))
     least = 1 if label in WITHOUT_INPUT else 3
     assert responses[True] >= (0 if label == SIGNED else least)
