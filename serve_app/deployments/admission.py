@@ -101,12 +101,13 @@ class Admission:
         return self._control.seconds_from_turn(works, capacities, asyncio.get_running_loop().time())
 
     def outlook(self, image: ImageInFlight) -> Outlook:
-        """Return how far an accepted image is, and when it will be done."""
+        """Return how far an accepted image is, and when it will be done if costs are known."""
         now, sample = asyncio.get_running_loop().time(), image.sample
         if image.index is not None:
             sample = replace(sample, index=image.index)
         outlook = Outlook(sample.stage, sample.step, sample.spec.running_steps)
-        if image.index is not None and (factor := image.pace.factor) is not None:
+        factor = image.pace.factor if self.backlog.has_costs(image) else None
+        if image.index is not None and factor is not None:
             since, left = image.pace.since(now), self.backlog.time_left(image)
             return replace(outlook, wait=0.0, eta=left.at_pace(factor, since))
         outlook = replace(outlook, position=self.backlog.position(image))

@@ -84,7 +84,7 @@ DOORS = {
 
 @dataclass(frozen=True)
 class Situation:
-    """What a door is asked, in which state of the service, and how it must refuse."""
+    """What is sent to a door, in which state of the service, and how it must refuse."""
 
     status: int
     code: str

@@ -37,7 +37,7 @@ def take_census() -> Census:
         for found in gc.get_objects()
         if issubclass(type(found), _KEPT)
     ]
-    timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]  # private
     names += [("timer", "") for timer in timers if not timer.cancelled()]
     return Counter(names) + Counter({("descriptor", ""): psutil.Process().num_fds()})
 

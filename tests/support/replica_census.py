@@ -44,7 +44,7 @@ def replica_census(app: str, deployment: str) -> dict[str, ReplicaCensus]:
 
 def _count(replica: Any) -> ReplicaCensus:
     """Count in the replica's process, where Serve runs our code on another loop than its own."""
-    tasks = list(asyncio.tasks._all_tasks)  # type: ignore[attr-defined]  # of every loop
+    tasks = list(asyncio.tasks._all_tasks)  # type: ignore[attr-defined]  # private: of every loop
     process = psutil.Process()
     running = sum(not task.done() for task in tasks)
     return ReplicaCensus(running, process.num_threads(), process.num_fds())

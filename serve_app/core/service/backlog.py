@@ -135,6 +135,11 @@ class Backlog:
         index = image.sample.index if image.index is None else image.index
         return time_left(replace(image.sample, index=index), image.segments, self._costs)
 
+    def has_costs(self, image: ImageInFlight) -> bool:
+        """Return whether a step of every stage that an image has yet to pass was measured."""
+        works = pending_work(image.sample, image.segments)
+        return all(self._costs[work.segment.stage].is_calibrated for work in works)
+
     def position(self, image: ImageInFlight) -> int:
         """Return the place of an image among those that have not begun; 0 if it has."""
         if image.index is not None:

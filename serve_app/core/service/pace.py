@@ -27,10 +27,15 @@ class Pace:
 
     @property
     def factor(self) -> float | None:
-        """How many times as long as predicted the steps take; None before one was taken."""
+        """How many times as long as predicted the steps take; None before one was taken.
+
+        The oldest interval counts only while there is no other: the first step of an image may pay
+        for memory and kernels that the later ones find ready.
+        """
         if len(self.marks) < 2:
             return None
-        (began, first), (now, last) = self.marks[0], self.marks[-1]
+        oldest = self.marks[1] if len(self.marks) > 2 else self.marks[0]
+        (began, first), (now, last) = oldest, self.marks[-1]
         return (now - began) / (last - first)
 
     def since(self, now: float) -> float:

@@ -84,6 +84,18 @@ def test_a_backlog_is_calibrated_once_a_step_of_every_stage_was_measured(backlog
     assert backlog.costs == dict.fromkeys(Stage, COSTS)
 
 
+def test_what_an_image_takes_is_known_once_each_stage_before_it_was_measured(
+    backlog: Backlog,
+) -> None:
+    fox = image("fox")
+    backlog.add(fox)
+    known = [backlog.has_costs(fox)]
+    for stage in Stage:
+        backlog.set_costs(stage, COSTS)
+        known.append(backlog.has_costs(fox))
+    assert known == [False, False, True]
+
+
 def test_the_first_costs_count_at_once_for_what_waits(backlog: Backlog) -> None:
     backlog.add(image("a"))
     assert owed(backlog) == dict.fromkeys(Stage, 0)

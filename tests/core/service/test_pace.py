@@ -12,9 +12,15 @@ def test_nothing_is_known_before_a_step_was_taken() -> None:
 
 
 def test_the_factor_is_how_many_times_as_long_as_predicted_the_steps_took() -> None:
-    pace = Pace().after(10.0, 0.0).after(13.0, 1.0).after(14.0, 2.0)
+    pace = Pace().after(10.0, 0.0).after(12.0, 1.0)
     assert pace.factor == pytest.approx(2.0)
-    assert pace.since(14.5) == pytest.approx(0.5)
+    assert pace.since(12.5) == pytest.approx(0.5)
+
+
+def test_a_slow_first_step_counts_only_while_there_is_no_other() -> None:
+    pace = Pace().after(10.0, 0.0).after(19.0, 1.0)
+    assert pace.factor == pytest.approx(9.0)
+    assert pace.after(21.0, 2.0).after(23.0, 3.0).factor == pytest.approx(2.0)
 
 
 def test_a_pace_follows_the_load() -> None:
