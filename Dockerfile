@@ -20,7 +20,8 @@ FROM torch AS dependencies
 COPY pyproject.toml ./
 RUN /opt/aura/bin/python -c 'import tomllib; \
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-print(*project["dependencies"], *project["optional-dependencies"]["postgres"], sep="\n")' \
+extras = project["optional-dependencies"]; \
+print(*project["dependencies"], *extras["mcp"], *extras["postgres"], sep="\n")' \
       > requirements.txt \
  && /opt/aura/bin/pip install --no-cache-dir --constraint constraints.txt \
       --prefix /dependencies --requirement requirements.txt

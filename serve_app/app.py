@@ -57,5 +57,6 @@ def http(settings: Settings, info: ServiceInfo) -> OpenHttp:
         webhook_receivers=settings.webhook_urls,
         gemini=gemini_options(settings),
         a1111=settings.a1111_api,
+        mcp=settings.mcp_api,
     )
     return partial(open_ingress, config)

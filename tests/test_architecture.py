@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
     "deployments": (CORE | {"process", "runtime", "deployments", "ledger_store"}, {"ray"}),
     "ingress.native": (CORE | {"ingress"}, {"fastapi", "starlette"}),
     "ingress.openai": (CORE | {"ingress"}, {"fastapi", "starlette"}),
+    "ingress.mcp": (CORE | {"ingress"}, {"fastapi", "starlette", "mcp", "mcp_types"}),
     "ingress.webhooks": (CORE | {"ingress.contracts"}, {"httpx2"}),
     "ingress.http_ingress": (
         CORE | {"process", "ingress", "spool", "cloud"},
@@ -94,6 +95,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # which rooms, and which h
 HEAVY = {"torch", "diffusers", "transformers", "xformers", "ray", "fastapi", "starlette"} | {
     "huggingface_hub",
     "httpx2",
+    "mcp",
+    "mcp_types",
     "peft",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -2,6 +2,8 @@
 
 import re
 from base64 import b64decode
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -53,6 +55,15 @@ def _origins(texts: tuple[str, ...]) -> tuple[str, ...]:
 def _address(text: str) -> str:
     origin(text)
     return text.rstrip("/")
+
+
+def _has_mcp_sdk(wanted: bool) -> bool:
+    if wanted:
+        with suppress(ModuleNotFoundError):
+            if find_spec("mcp") is not None:
+                return True
+        raise ValueError("needs the MCP SDK, which is not installed: pip install 'aura-serve[mcp]'")
+    return False
 
 
 def _postgres_url(text: str) -> str:
@@ -131,6 +142,14 @@ Determinism = Annotated[
 ]
 A1111Api = Annotated[
     bool, Field(description="0: no /sdapi, the API of AUTOMATIC1111's web UI, behind the same keys")
+]
+McpApi = Annotated[
+    bool,
+    AfterValidator(_has_mcp_sdk),
+    Field(
+        description="1: /mcp, the Model Context Protocol, by which assistants draw, behind the "
+        "same keys. Needs `pip install 'aura-serve[mcp]'`"
+    ),
 ]
 XFormers = Annotated[
     bool, Field(description="1: xFormers attention where it runs. 0: the attention of PyTorch")

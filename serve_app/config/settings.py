@@ -36,6 +36,7 @@ from serve_app.config.setting_types import (
     DeviceName,
     HostNames,
     ListenAddress,
+    McpApi,
     OnDamage,
     Origins,
     PostgresUrl,
@@ -206,6 +207,7 @@ class Settings(BaseModel):
         "Empty: no filter",
     )
     a1111_api: A1111Api = True
+    mcp_api: McpApi = False
     require_terms_acceptance: bool = Field(
         False, description="1: a caller must accept the models' terms first (POST /licenses)"
     )

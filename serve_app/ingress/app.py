@@ -24,6 +24,7 @@ from serve_app.ingress.contracts import Maker
 from serve_app.ingress.door import Door, ErrorResponse, allowed_methods
 from serve_app.ingress.errors import respond, respond_to_exception
 from serve_app.ingress.job_service import JobService
+from serve_app.ingress.mcp.rerun import RERUN_FORMAT as MCP_RERUN_FORMAT
 from serve_app.ingress.middleware import wrap
 from serve_app.ingress.native.door import NATIVE
 from serve_app.ingress.open_requests import OpenRequestsMiddleware
@@ -32,7 +33,10 @@ from serve_app.ingress.services import ApiServices
 from serve_app.ingress.validation import validation_error_response
 
 DOORS: tuple[Door, ...] = (NATIVE, OPENAI, A1111)  # paths of no route are answered by the first
-RERUN_FORMATS = {form.route: form for door in DOORS for form in door.rerun_formats}
+RERUN_FORMATS = {
+    form.route: form
+    for form in (*(form for door in DOORS for form in door.rerun_formats), MCP_RERUN_FORMAT)
+}
 _UNREADABLE = ErrorResponse(400, "VALIDATION_ERROR", "the body could not be read")
 _FRAMEWORK_ERRORS = {  # what Starlette raises by itself, by status
     404: ("NOT_FOUND", "no such route; see /docs"),
@@ -40,9 +44,14 @@ _FRAMEWORK_ERRORS = {  # what Starlette raises by itself, by status
 }
 
 
-def open_doors(*, a1111: bool) -> tuple[Door, ...]:
-    """Return the doors that the settings leave open."""
-    return tuple(door for door in DOORS if a1111 or door is not A1111)
+def open_doors(*, a1111: bool = True, mcp: bool = False) -> tuple[Door, ...]:
+    """Return the doors that the settings leave open; `mcp` needs its SDK, an optional extra."""
+    doors = tuple(door for door in DOORS if a1111 or door is not A1111)
+    if not mcp:
+        return doors
+    from serve_app.ingress.mcp.door import MCP
+
+    return (*doors, MCP)
 
 
 def build_api(

@@ -47,6 +47,7 @@ class HttpConfig:
     webhook_receivers: tuple[WebhookReceiver, ...] = ()  # WEBHOOK_URLS
     gemini: GeminiOptions | None = None  # None: no cloud
     a1111: bool = True  # A1111_API
+    mcp: bool = False  # MCP_API
 
 
 class HttpIngress:
@@ -146,7 +147,7 @@ def open_ingress(
         max_jobs=config.max_jobs,
         base_url=config.base_url,
         webhook_urls=frozenset(receiver.url for receiver in config.webhook_receivers),
-        doors=open_doors(a1111=config.a1111),
+        doors=open_doors(a1111=config.a1111, mcp=config.mcp),
     )
     return HttpIngress(asgi, jobs, webhooks, cloud)
 

@@ -40,6 +40,7 @@ _OPENAI_HEADERS = (  # what OpenAI's JavaScript client sends from a page
     *(f"X-Stainless-{name}" for name in ("Arch", "Lang", "OS", "Package-Version", "Retry-Count")),
     *(f"X-Stainless-{name}" for name in ("Runtime", "Runtime-Version", "Timeout")),
 )
+_MCP_HEADERS = ("MCP-Protocol-Version", "Mcp-Method", "Mcp-Name", "Mcp-Session-Id")
 _EXPOSED_HEADERS = (
     "X-Request-Id",
     "Retry-After",
@@ -73,7 +74,7 @@ def wrap(
         AccessMiddleware(guard(limited), policy),
         allow_origins=list(policy.origins),
         allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
-        allow_headers=[*_ALLOWED_HEADERS, *_OPENAI_HEADERS],
+        allow_headers=[*_ALLOWED_HEADERS, *_OPENAI_HEADERS, *_MCP_HEADERS],
         expose_headers=_EXPOSED_HEADERS,
         max_age=600,
     )

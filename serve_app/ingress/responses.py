@@ -89,15 +89,21 @@ def images_content(result: JobResult) -> dict[str, Any]:
     return {"images": list(result.pngs), "meta": RawJson(result.meta)}
 
 
-def converted(png: bytes, format: str, quality: int) -> bytes:
-    """Return one of our PNGs as "jpeg" or "webp": the text in EXIF, the record in XMP."""
+def converted(png: bytes, format: str, quality: int, max_side: int | None = None) -> bytes:
+    """Return one of our PNGs as "jpeg" or "webp": the text in EXIF, the record in XMP.
+
+    With a `max_side`, in pixels, a larger image is made that small.
+    """
     with Image.open(BytesIO(png)) as image:
         image.load()
         comment, record = str(image.info[INFOTEXT]), str(image.info[RECORD])
     exif = Image.Exif()
     exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
+    pixels = image.convert("RGB")
+    if max_side is not None:
+        pixels.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     file = BytesIO()
-    image.convert("RGB").save(
+    pixels.save(
         file,
         format.upper(),
         quality=quality,

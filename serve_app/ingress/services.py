@@ -1,6 +1,7 @@
 """What the route handlers of every door share, as a FastAPI dependency."""
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from starlette.datastructures import State
 from starlette.responses import Response
 
 from serve_app.core.diffusion.spec import SEED_RANGE
-from serve_app.core.errors import InvalidRequest
+from serve_app.core.errors import InvalidRequest, LedgerAway
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.job_events import JobEvent, JobStarted, StageDone, last_result
 from serve_app.core.service.jobs import JobResult
@@ -23,7 +24,7 @@ from serve_app.ingress.contracts import Maker
 from serve_app.ingress.generation import GenerationRequest, RefinementRequest
 from serve_app.ingress.generation_job import GenerationJob, RerunFormat
 from serve_app.ingress.image_input import RGB_BYTES, InputFiles, LoadedInputs, load_inputs
-from serve_app.ingress.image_links import ImageLinks
+from serve_app.ingress.image_links import ImageFormat, ImageLinks
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.planning import check_names, plan_job
 from serve_app.ingress.request_context import RequestContext
@@ -132,6 +133,26 @@ class ApiServices:
         request.state.body.release()  # its files have been read
         request.state.images = len(job.images)
         return _noted(self.jobs.stream(job, context), request)
+
+    async def addresses(
+        self, result: JobResult, request: Request, format: ImageFormat, quality: int
+    ) -> list[str]:
+        """Return the addresses of a job's images.
+
+        None if the ledger, which signs them, is away, or could not keep the images.
+        """
+        job: str = json.loads(result.meta)["jobId"]
+        if (await self.jobs.ledger_health()).problem:
+            return []
+        try:
+            if not await self.jobs.is_kept(job):
+                return []
+            return [
+                self.address(request, await self.links.path(job, number, format, quality))
+                for number in range(len(result.pngs))
+            ]
+        except LedgerAway:
+            return []
 
     def address(self, request: Request, path: str) -> str:
         """Return the whole address of a path: below the public one, else where the request came."""

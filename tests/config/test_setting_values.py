@@ -11,6 +11,7 @@ from serve_app.config.settings import VARIABLES, Settings
 from serve_app.core.errors import SettingsError
 from serve_app.core.service.ledger_place import LedgerDatabase, LedgerFile
 from serve_app.core.service.webhooks import WebhookReceiver
+from tests.support.blocked_imports import blocked_imports
 
 
 @pytest.fixture(autouse=True)
@@ -208,3 +209,12 @@ def test_a_receiver_that_is_not_safe_is_refused_and_its_secret_not_repeated(
     assert refused.value.variable == "WEBHOOK_URLS"
     assert "a.example" not in str(refused.value)
     assert text.rpartition("whsec_")[2] not in str(refused.value) or "whsec_" not in text
+
+
+def test_assistants_are_let_in_only_where_their_protocol_is_installed(tmp_path: Path) -> None:
+    assert not Settings.read({}, tmp_path).mcp_api
+    assert Settings.read({"MCP_API": "1"}, tmp_path).mcp_api
+    with blocked_imports("mcp"):
+        assert not Settings.read({"MCP_API": "0"}, tmp_path).mcp_api
+        with pytest.raises(SettingsError, match=r"pip install 'aura-serve\[mcp\]'"):
+            Settings.read({"MCP_API": "1"}, tmp_path)

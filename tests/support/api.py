@@ -1,5 +1,6 @@
 """The whole HTTP API over a maker of images, without a server."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -9,8 +10,9 @@ from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.metrics import Meter
 from serve_app.ingress.access import AccessPolicy
-from serve_app.ingress.app import build_api, open_doors
+from serve_app.ingress.app import DOORS, build_api, open_doors
 from serve_app.ingress.contracts import Ledger, Maker
+from serve_app.ingress.door import Door
 from serve_app.ingress.job_service import JobService
 from tests.support.fake_conductor import INFO
 
@@ -28,6 +30,7 @@ def make_api(
     version: str = VERSION,
     proxy_sets_request_id: bool = False,
     meter: Meter | None = None,
+    doors: Sequence[Door] = DOORS,
     **options: Any,
 ) -> ASGIApp:
     """Return the API with a job service of its own; `options` are those of the job service."""
@@ -40,6 +43,7 @@ def make_api(
         version=version,
         proxy_sets_request_id=proxy_sets_request_id,
         meter=meter,
+        doors=doors,
     )
 
 
@@ -67,6 +71,7 @@ class Client:
         base_url: str | None = None,
         webhook_urls: frozenset[str] = frozenset(),
         a1111: bool = True,
+        mcp: bool = False,
         **options: Any,
     ) -> httpx.AsyncClient:
         """Return a client that calls from `peer`; `options` are those of the job service."""
@@ -83,7 +88,7 @@ class Client:
             max_jobs=max_jobs,
             base_url=base_url,
             webhook_urls=webhook_urls,
-            doors=open_doors(a1111=a1111),
+            doors=open_doors(a1111=a1111, mcp=mcp),
         )
         transport = httpx.ASGITransport(app=api, raise_app_exceptions=False, client=(peer, 1))
         client = httpx.AsyncClient(

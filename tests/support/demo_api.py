@@ -28,7 +28,7 @@ def demo_info() -> ServiceInfo:
 
 @asynccontextmanager
 async def demo_client(
-    load: Callable[[StageConfig], ModelCache] = load_models,
+    load: Callable[[StageConfig], ModelCache] = load_models, *, mcp: bool = False
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of a service with one replica of both stages, or of what `load` returns."""
     info = demo_info()
@@ -36,6 +36,6 @@ async def demo_client(
     stage = LocalStage(StageReplica(cpu_stage(sources, max_loaded_models=2), load=load))
     clients = Client(Conductor(stage, stage, info.models), Ledger(None))
     try:
-        yield clients(info=info)
+        yield clients(info=info, mcp=mcp)
     finally:
         await clients.close()

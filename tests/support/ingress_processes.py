@@ -5,7 +5,7 @@ import asyncio
 from serve_app.core.capacity.admission import AdmissionLimits
 from serve_app.core.service.info import ServiceInfo
 from serve_app.ingress.access import AccessPolicy
-from serve_app.ingress.app import build_api
+from serve_app.ingress.app import build_api, open_doors
 from serve_app.ingress.contracts import Ledger, Maker
 from serve_app.ingress.job_service import JobService
 from serve_app.ingress.job_views import JobView, ViewRequest
@@ -36,7 +36,15 @@ class IngressProcesses:
             for _ in range(2)
         ]
         self.apis = [
-            build_api(jobs, maker, info, AccessPolicy(), version="1", max_jobs=max_jobs)
+            build_api(
+                jobs,
+                maker,
+                info,
+                AccessPolicy(),
+                version="1",
+                max_jobs=max_jobs,
+                doors=open_doors(mcp=True),
+            )
             for jobs in self.jobs
         ]
 

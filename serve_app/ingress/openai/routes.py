@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from serve_app.core.errors import InvalidRequest, LedgerAway, model_not_found
+from serve_app.core.errors import InvalidRequest, model_not_found
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.door import route_name
@@ -139,33 +139,11 @@ async def _run(
         await anext(events)  # what refuses the job has a status of its own
         return event_stream(kind, body, job, events, request, services)
     result = await services.run(job, context, request)
-    links = await _links(body, result, request, services) if body.wants_url else None
+    links = None
+    if body.wants_url:
+        links = await services.addresses(result, request, body.format, body.quality_of_file)
     response = await services.write(_images_response, body, result, links)
     return completed(response, request, json.loads(result.meta)["warnings"])
-
-
-async def _links(
-    body: ImagesRequest, result: JobResult, request: Request, services: ApiServices
-) -> list[str]:
-    """Return the addresses of a job's images.
-
-    None if the ledger, which signs them, is away, or could not keep the images.
-    """
-    job = json.loads(result.meta)["jobId"]
-    if (await services.jobs.ledger_health()).problem:
-        return []
-    try:
-        if not await services.jobs.is_kept(job):
-            return []
-        return [
-            services.address(
-                request,
-                await services.links.path(job, number, body.format, body.quality_of_file),
-            )
-            for number in range(len(result.pngs))
-        ]
-    except LedgerAway:
-        return []
 
 
 def _images_response(

@@ -1,0 +1,1 @@
+"""The MCP door: the Model Context Protocol over streamable HTTP, by which assistants draw."""
