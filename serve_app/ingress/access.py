@@ -74,9 +74,12 @@ class AccessPolicy:
         if self.keys:
             name = self._authorized_name(path, headers.get("authorization", ""))
             if name is None and not public:
+                scheme = "Bearer <key>"
+                if path.startswith(BASIC_FOLDERS):
+                    scheme += ", or the key as the password of Basic"
                 raise Unauthorized(
                     "the API key is missing or wrong",
-                    remedy="Send a key of this service: Authorization: Bearer <key>",
+                    remedy=f"Send a key of this service: Authorization: {scheme}",
                 )
             return name or address_name(peer)
         is_local = _is_loopback(peer) and not any(map(_is_proxy_header, headers))

@@ -81,13 +81,13 @@ class RefinementRequest(CommonRequest):
     """Images from base images and a prompt.
 
     `target_size` is what base images are fitted to; None leaves each its own. `refiner_only` leaves
-    base out. Without `joins_prompts` the prompt is not added to that of a base image.
+    base out. With `joins_prompts` the prompt is added to that which made a base image.
     """
 
     strength: float = DEFAULT_STRENGTH
     target_size: tuple[int, int] | None = None
     refiner_only: bool = False
-    joins_prompts: bool = True
+    joins_prompts: bool = False
 
     def size_for(self, model: ModelInfo) -> tuple[int, int] | None:
         """Return the width and height that every base image is fitted to, if there is one."""

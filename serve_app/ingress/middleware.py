@@ -1,9 +1,10 @@
 """What surrounds every route: request ids, origins, CORS, access, body limits, last-resort errors.
 
 Pure ASGI, so that cancelling a request cancels what it waits for. From the outside in:
-`RequestRecordMiddleware` records the request, `HeadMiddleware` turns HEAD into GET,
-`RequestIdMiddleware` names it and finds its door, `OriginMiddleware` refuses pages of other
-origins, and `CorsMiddleware` adds its headers to every response of the rest, errors included.
+`MergeSlashesMiddleware` mends the path, `RequestRecordMiddleware` records the request,
+`HeadMiddleware` turns HEAD into GET, `RequestIdMiddleware` names it and finds its door,
+`OriginMiddleware` refuses pages of other origins, and `CorsMiddleware` adds its headers to every
+response of the rest, errors included.
 """
 
 import re
@@ -22,6 +23,7 @@ from serve_app.ingress.access import AccessPolicy
 from serve_app.ingress.body_limit import BodyLimitMiddleware
 from serve_app.ingress.door import Door, ErrorResponse, find_door
 from serve_app.ingress.errors import respond, respond_to_exception
+from serve_app.ingress.merge_slashes import MergeSlashesMiddleware
 from serve_app.ingress.request_record import RequestRecordMiddleware
 from serve_app.ingress.server_timing import Stopwatch
 
@@ -81,7 +83,8 @@ def wrap(
     named = RequestIdMiddleware(OriginMiddleware(cors, policy), doors, proxy_sets_request_id)
     routers = (pages.router, *(door.router for door in doors))
     routes = [route for router in routers for route in router.routes]
-    return RequestRecordMiddleware(HeadMiddleware(named), meter, routes)
+    recorded = RequestRecordMiddleware(HeadMiddleware(named), meter, routes)
+    return MergeSlashesMiddleware(recorded)
 
 
 class HeadMiddleware:

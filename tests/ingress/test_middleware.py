@@ -245,3 +245,26 @@ async def test_a_length_that_is_no_sensible_number_is_over_the_limit(client: Cli
     headers = JSON | {"Content-Length": "9" * 5000}
     answer = await client().post("/generate", content=b"{}", headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "//sdapi/v1/options"), ("POST", "/v1//images/generations"), ("POST", "///generate")],
+)
+async def test_an_address_with_a_slash_at_its_end_works(
+    client: Client, method: str, path: str
+) -> None:
+    """Open WebUI and others add their own slash to the one of the address."""
+    keyed = client(policy=AccessPolicy(keys=digests(["a-key"])))
+    body: dict[str, Any] = {"json": {"prompt": "a fox"}} if method == "POST" else {}
+    address = f"http://localhost{path}"  # httpx would read //sdapi as a host
+    assert (await keyed.request(method, address, **body)).status_code == 401
+    key = {"Authorization": "Bearer a-key"}
+    answer = await keyed.request(method, address, headers=key, **body)
+    assert answer.status_code in (200, 201), answer.text
+
+
+async def test_a_slash_more_lets_nobody_through_without_a_key(client: Client) -> None:
+    keyed = client(policy=AccessPolicy(keys=digests(["a-key"])))
+    for path in ("/images//../jobs", "//jobs", "/static//../jobs"):
+        assert (await keyed.get(f"http://localhost{path}")).status_code in (401, 404)

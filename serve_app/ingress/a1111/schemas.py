@@ -178,7 +178,6 @@ class Img2ImgRequest(ImagesRequest):
             strength=_DENOISING_STRENGTH if strength is None else strength,
             target_size=self.size_for(model),
             resize_mode=self._resize_mode(),
-            joins_prompts=False,
         )
 
     def _resize_mode(self) -> ResizeMode:

@@ -161,7 +161,9 @@ class GenerateArguments(DrawingArguments):
 class RefineArguments(DrawingArguments):
     """`refine`: an image of an earlier job, or a file, and what to change."""
 
-    prompt: Annotated[Prompt, _doc("refinePrompt")]
+    prompt: Annotated[
+        Prompt, Field(description="What the new image shows: all of it, not only what changes.")
+    ]
     job_id: Annotated[
         str | None, Field(description="The job whose image is to be changed; see image_number.")
     ] = None

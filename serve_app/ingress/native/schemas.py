@@ -234,6 +234,7 @@ class RefineRequest(CommonFields):
             strength=self.strength,
             resize_mode=self.resize_mode,
             refiner_only=refiner_only,
+            joins_prompts=True,
         )
 
 

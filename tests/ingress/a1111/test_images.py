@@ -186,8 +186,8 @@ async def test_a_size_that_the_model_does_not_make_is_fitted_with_a_warning(
 ) -> None:
     small = replace(INFO, models=(replace(INFO.models[0], native_size=64),))
     info = await made(client(info=small), width=512, height=768)
-    assert (info["width"], info["height"]) == (32, 48)
-    assert "the size 512x768 was fitted to 32x48" in info["warnings"]
+    assert (info["width"], info["height"]) == (48, 80)
+    assert "the size 512x768 was fitted to 48x80" in info["warnings"]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ async def test_a_changed_image_says_its_strength_and_not_its_file(
     params = record["request"]["params"]
     assert (params["name"], params["arguments"]["strength"]) == ("refine", 0.4)
     assert not {"job_id", "image", "width"} & params["arguments"].keys()
-    assert conductor.specs[-1].prompt == "a fox, a red fox"
+    assert conductor.specs[-1].prompt == "a red fox"
 
 
 async def test_the_small_image_says_as_much_as_the_whole_one() -> None:

@@ -48,13 +48,13 @@ def test_an_edit_fills_the_requested_size(sdk: openai.OpenAI, conductor: FakeCon
     assert (conductor.specs[0].width, conductor.specs[0].height) == (1024, 1024)
 
 
-def test_an_edit_adds_to_the_prompt_that_a_picture_of_ours_remembers(
+def test_the_prompt_of_an_edit_stands_alone_for_a_picture_of_ours_too(
     sdk: openai.OpenAI, conductor: FakeConductor
 ) -> None:
     made = sdk.images.generate(prompt="misty forest").data
     assert made is not None
     sdk.images.edit(image=base64.b64decode(made[0].b64_json or ""), prompt="warmer")
-    assert conductor.specs[-1].prompt == "misty forest, warmer"
+    assert conductor.specs[-1].prompt == "warmer"
 
 
 @pytest.mark.parametrize(
