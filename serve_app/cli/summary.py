@@ -44,6 +44,8 @@ def print_summary(
     if checkpoint is None and not settings.is_cloud_default:
         table.add_row("", "[yellow]for real images: aura download[/]")
     table.add_row("docs", f"{address}/docs")
+    if settings.mcp_api:
+        table.add_row("assistants", f"{address}/mcp")
     table.add_row("terms", f"{address}/licenses")
     table.add_row("try", f"curl {address}/health")
     if settings.metrics_port:

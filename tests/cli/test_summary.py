@@ -66,3 +66,10 @@ def test_the_summary_says_why_a_key_of_the_shell_is_not_used(
     assert shown["model"] == "demo: plain shapes"
     assert shown["cloud"] == ("off: of the shell, AURA_GEMINI_API_KEY alone counts")
     assert "cloud" not in summary_of(Settings(), capsys)
+
+
+def test_the_summary_says_where_assistants_call(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(Settings(), {}, Path("/logs"))
+    assert "/mcp" not in capsys.readouterr().out
+    print_summary(Settings(backend_port=4321, mcp_api=True), {}, Path("/logs"))
+    assert "http://localhost:4321/mcp" in capsys.readouterr().out

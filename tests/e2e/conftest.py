@@ -69,6 +69,7 @@ def service(cluster: int, receiver: WebhookReceiverServer) -> Service:
                 "MODEL_DEVICE": "cpu",
                 "MODEL_CPU_THREADS": "1",
                 "MODEL_MAX_BATCH_SIZE": "4",
+                "MCP_API": "1",
                 "WEBHOOK_URLS": f"{receiver.url}={WHSEC}",
             },
         }

@@ -15,9 +15,11 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
 @asynccontextmanager
-async def mcp_client(address: str, key: str, mode: str) -> AsyncIterator[Client]:
+async def mcp_client(
+    address: str, key: str | None = None, mode: str = "auto"
+) -> AsyncIterator[Client]:
     """Yield the SDK's own client; `mode` is auto or legacy, which has a handshake."""
-    headers = {"Authorization": f"Bearer {key}"}
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     async with (
         httpx2.AsyncClient(headers=headers, timeout=60) as http,
         Client(streamable_http_client(f"{address}{MCP}", http_client=http), mode=mode) as client,
