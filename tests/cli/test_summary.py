@@ -70,6 +70,6 @@ def test_the_summary_says_why_a_key_of_the_shell_is_not_used(
 
 def test_the_summary_says_where_assistants_call(capsys: pytest.CaptureFixture[str]) -> None:
     print_summary(Settings(), {}, Path("/logs"))
-    assert "/mcp" not in capsys.readouterr().out
+    assert "/mcp" not in "".join(capsys.readouterr())
     print_summary(Settings(backend_port=4321, mcp_api=True), {}, Path("/logs"))
-    assert "http://localhost:4321/mcp" in capsys.readouterr().out
+    assert "http://localhost:4321/mcp" in "".join(capsys.readouterr())
