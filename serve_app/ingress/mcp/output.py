@@ -124,7 +124,7 @@ def drawn(result: JobResult, links: Sequence[str]) -> CallToolResult:
     urls: Sequence[str | None] = links or [None] * len(result.pngs)
     warnings = list(meta["warnings"])
     if not links:
-        warnings.append("the service's memory is away, so that there is no link to the PNG")
+        warnings.append("there is no link to the PNG: the service could not keep it")
     id = meta["jobId"]
     output = JobOutput(
         job_id=id,
@@ -152,15 +152,25 @@ def listed(models: ModelsOutput) -> CallToolResult:
     return _answer(models, [_text("\n".join(lines))])
 
 
-def refused(error: dict[str, Any], retry_after: str | None, *, is_final: bool) -> CallToolResult:
-    """Return the answer to a call that failed, by the error of the door's own shape."""
+def refused(
+    error: dict[str, Any], status: int, retry_after: str | None, *, is_final: bool
+) -> CallToolResult:
+    """Return the answer to a call that failed, by the error of the door's own shape.
+
+    `status` is what other routes answer in this case. A call that is `is_final` fails again.
+    """
     seconds = int(retry_after) if retry_after else None
     advice = " Do not try it again unchanged." if is_final else ""
     if seconds is not None:
         advice = f" Try again in {seconds} seconds."
     content = {
         "error": error["data"]
-        | {"message": error["message"], "retry_after_seconds": seconds, "is_final": is_final}
+        | {
+            "message": error["message"],
+            "status": status,
+            "retry_after_seconds": seconds,
+            "is_final": is_final,
+        }
     }
     text = f"{error['data']['code']}: {error['message']}.{advice}"
     return CallToolResult(content=[_text(text)], structured_content=content, is_error=True)

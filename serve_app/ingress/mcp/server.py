@@ -136,6 +136,6 @@ def _invalid_arguments(error: ValidationError, request: Request) -> JSONResponse
 
 def _refused(response: JSONResponse) -> CallToolResult:
     error = json.loads(bytes(response.body))["error"]
-    headers = response.headers
-    is_final = headers.get("x-should-retry") == "false" or 400 <= response.status_code < 429
-    return output.refused(error, headers.get("retry-after"), is_final=is_final)
+    headers, status = response.headers, response.status_code
+    is_final = headers.get("x-should-retry") == "false" or 400 <= status < 429
+    return output.refused(error, status, headers.get("retry-after"), is_final=is_final)

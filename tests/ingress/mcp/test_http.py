@@ -195,7 +195,7 @@ async def test_a_full_queue_says_when_to_try_again(client: Client) -> None:
     maker.refusal = Overloaded("full", retry_after=7)
     result = await call(client(maker, mcp=True, meter=meter), "generate", {"prompt": "a"})
     error = result["structuredContent"]["error"]
-    assert (error["code"], error["retry_after_seconds"]) == ("OVERLOADED", 7)
+    assert (error["code"], error["status"], error["retry_after_seconds"]) == ("OVERLOADED", 503, 7)
     assert not error["is_final"]
     assert "Try again in 7 seconds" in result["content"][0]["text"]
     assert meter.value(HTTP_ERRORS, code="OVERLOADED", status="200") == 1
@@ -228,7 +228,7 @@ async def test_without_the_ledger_images_come_without_links(client: Client) -> N
     (image,) = result["structuredContent"]["images"]
     assert image["url"] is None
     assert [block["type"] for block in result["content"]] == ["text", "image"]
-    assert "no link" in result["structuredContent"]["warnings"][-1]
+    assert "no link to the PNG" in result["structuredContent"]["warnings"][-1]
 
 
 async def test_terms_that_were_not_accepted_stand_with_the_models(client: Client) -> None:
