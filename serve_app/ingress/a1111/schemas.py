@@ -21,7 +21,6 @@ from serve_app.ingress.generation import (
 )
 from serve_app.ingress.image_input import InputFiles
 from serve_app.ingress.input_file import InputFile
-from serve_app.ingress.lookup import find_model
 
 PREFIX = "/sdapi/v1"
 TXT2IMG, IMG2IMG = f"{PREFIX}/txt2img", f"{PREFIX}/img2img"
@@ -194,14 +193,3 @@ class PngInfoRequest(LooseModel):
     """POST /sdapi/v1/png-info."""
 
     image: str
-
-
-def model_of(body: ImagesRequest, chosen: str | None, info: ServiceInfo) -> ModelInfo:
-    """Return the model of a request: its own, else the one that its caller has chosen.
-
-    One that was chosen and is no longer configured is none. Raises `ModelNotFound`.
-    """
-    if body.checkpoint is not None:
-        return find_model(info, body.checkpoint)
-    found = info.find_model(chosen) if chosen else None
-    return found or info.default_model
