@@ -74,7 +74,7 @@ def plan_cloud_job(
         refined=False,
         warnings=(
             info.cloud_notice,
-            *_ignored(request, name, has_tags=bool(tags)),
+            *_ignored(request, model.name, has_tags=bool(tags)),
             *_size_warnings(request, aspect),
             *(warning for image in loaded for warning in image.warnings),
         ),
@@ -84,6 +84,18 @@ def plan_cloud_job(
         cloud=model.cloud.provider,
     )
     return job.with_seed(drawn_seed)
+
+
+def with_current_model(job: GenerationJob, info: ServiceInfo) -> GenerationJob:
+    """Return a job of before a start as it will be made now, when its cloud may have another model.
+
+    A job of this service's models, and of a cloud that it no longer has, is returned as it is.
+    """
+    model = info.find_model(job.images[0].spec.model or "")
+    if job.cloud is None or model is None or model.cloud is None:
+        return job
+    warnings = (info.cloud_notice, *job.warnings[1:])  # the first is the notice of before
+    return replace(job.with_cloud_model(model.cloud.name), warnings=warnings)
 
 
 def _aspect(

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support.cloud_caller import Caller
-from tests.support.gemini_stand_in import MODEL, picture
+from tests.support.gemini_stand_in import picture
 
 PROMPT = {"prompt": "a harbour in fog"}
 BASE = base64.b64encode(picture(size=(512, 640))).decode()
@@ -30,7 +30,7 @@ async def ignored_fields(caller: Caller, route: str, fields: dict[str, Any]) -> 
         else:
             answer = await client.post(route, json=PROMPT | IMAGES.get(route, {}) | fields)
     assert answer.is_success, answer.text
-    beginning = f"ignored, since {MODEL} has no such setting: "
+    beginning = "ignored, since gemini has no such setting: "
     texts = [text for text in warnings_of(route, answer) if text.startswith("ignored")]
     for text in texts:
         assert text.startswith(beginning)

@@ -116,6 +116,8 @@ async def _run(
     except JobCancelled:
         if not made:
             raise
+    if result is not None and job.cloud is not None:  # it may have been made before a change
+        job = job.with_cloud_model(json.loads(result.meta)["model"])
     images = _interrupted(made, job) if result is None else _finished(result)
     response = await services.write(images_response, body, job, images)
     return completed(response, request, images.warnings)
