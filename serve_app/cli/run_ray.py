@@ -118,7 +118,6 @@ def run_ray(config: Path, report_fd: int) -> int:
         background.stop()
         reports.send(Kind.STOPPING)
         _stop(graceful=graceful)
-        delete_secret_file(os.environ)  # `up` does it too, unless it was killed
 
 
 def _start_serve(read: ServeConfig, settings: Settings) -> None:
@@ -266,6 +265,7 @@ def _pass_on_log(name: str, cursors: dict[str, int], reports: ReportWriter) -> N
 
 def _stop_when_orphaned() -> None:
     os.read(sys.stdin.fileno(), 1)  # returns when the process that started this one is dead
+    delete_secret_file(os.environ)  # who is left has read it, and SIGTERM may end this at once
     os.kill(os.getpid(), signal.SIGTERM)
 
 

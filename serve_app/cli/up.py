@@ -21,8 +21,7 @@ from serve_app.config.cloud_settings import counts_in
 from serve_app.config.folders import check_folders, ray_folder, started_cluster
 from serve_app.config.key_numbers import daily_quotas_by_key, weights_by_key
 from serve_app.config.listening import check_listening
-from serve_app.config.secret_file import VARIABLE as SECRET_FILE
-from serve_app.config.secret_file import delete_secret_file, take_secrets, write_secret_file
+from serve_app.config.secret_file import secret_file, take_secrets
 from serve_app.config.serve_config import read_config
 from serve_app.config.settings import Settings, is_secret
 from serve_app.core.errors import OperatorError
@@ -55,14 +54,11 @@ def up(config: Path, lock_wait_s: float = _LOCK_WAIT_S) -> int:
     descriptor, log = tempfile.mkstemp(prefix="aura-up-", suffix=".log", dir=folder)
     os.close(descriptor)
     environment, secrets = take_secrets(ray_environment(settings, os.environ), is_secret)
-    if counting := {name: secrets[name] for name in secrets if counts_in(os.environ, name)}:
-        environment[SECRET_FILE] = str(write_secret_file(counting, folder))
-    try:
-        runner = Runner(["_run", "--config", str(config)], environment, Path(log))
+    counting = {name: secrets[name] for name in secrets if counts_in(os.environ, name)}
+    with secret_file(counting, folder) as variables:
+        runner = Runner(["_run", "--config", str(config)], environment | variables, Path(log))
         summary = partial(print_summary, settings, read.http)
         return Supervisor(runner, Path(log), summary).run()
-    finally:
-        delete_secret_file(environment)
 
 
 def _joins_cluster() -> bool:

@@ -8,12 +8,10 @@ meant for this service, and so it is in an environment that was made for it, as 
 import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from serve_app.config.network import is_loopback
-from serve_app.config.web_addresses import origin
+from serve_app.config.web_addresses import secure_url
 
 SHARED_PREFIX = "GEMINI_"  # of names that other programs read too
 OWN_ENVIRONMENT = "AURA_OWN_ENVIRONMENT"  # 1: nobody else reads this environment
@@ -49,15 +47,9 @@ def _model(name: str) -> str:
 
 
 def _base_url(url: str) -> str:
-    problem = ValueError("must be an https address, or an http one of this machine, without a user")
-    try:
-        parts = urlsplit(url)
-        origin(url)
-    except ValueError:
-        raise problem from None
-    is_safe = parts.scheme == "https" or is_loopback(parts.hostname or "")
-    if not is_safe or parts.query or parts.fragment:
-        raise problem
+    parts = secure_url(url)
+    if parts is None or parts.query or parts.fragment:
+        raise ValueError("must be an https address, or an http one of this machine, without a user")
     return url.rstrip("/")
 
 

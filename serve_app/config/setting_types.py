@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from serve_app.config.network import LOOPBACK, is_loopback, parsed_address
-from serve_app.config.web_addresses import host_name, origin
+from serve_app.config.network import LOOPBACK, parsed_address
+from serve_app.config.web_addresses import host_name, origin, secure_url
 from serve_app.core.service.webhooks import WebhookReceiver
 
 _SCHEMAS = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -99,15 +99,9 @@ def _webhook_receivers(texts: tuple[str, ...]) -> tuple[WebhookReceiver, ...]:
 
 
 def _webhook_url(url: str) -> str:
-    problem = ValueError("must have https addresses, or http ones of this machine, without a user")
-    try:
-        parts = urlsplit(url)
-        origin(url)
-    except ValueError:
-        raise problem from None
-    is_safe = parts.scheme == "https" or is_loopback(parts.hostname or "")
-    if not is_safe or not _SENDABLE.fullmatch(url) or "*" in parts.netloc:
-        raise problem
+    parts = secure_url(url)
+    if parts is None or not _SENDABLE.fullmatch(url) or "*" in parts.netloc:
+        raise ValueError("must have https addresses, or http ones of this machine, without a user")
     return url
 
 

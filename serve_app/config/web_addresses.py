@@ -1,7 +1,9 @@
 """Web addresses as browsers send them: origins, and host names."""
 
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+from serve_app.config.network import is_loopback
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}  # which browsers leave out
 _LOCAL_PORTS = (3000, 8080, 8082)  # of local development, besides Vite's
@@ -38,6 +40,19 @@ def origin(text: str) -> str:
         raise problem
     suffix = "" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}"
     return f"{parts.scheme}://{name}{suffix}"
+
+
+def secure_url(text: str) -> SplitResult | None:
+    """Return the parts of an address that secrets may be sent to, without a user; None for others.
+
+    That is an https address, or an http one of this machine.
+    """
+    try:
+        origin(text)
+    except ValueError:
+        return None
+    parts = urlsplit(text)
+    return parts if parts.scheme == "https" or is_loopback(parts.hostname or "") else None
 
 
 def host_name(text: str) -> str:

@@ -36,6 +36,7 @@ from serve_app.core.startup_error import startup_errors
 from serve_app.ledger_store.async_store import AsyncStore
 from serve_app.ledger_store.opening import open_store
 from serve_app.ledger_store.store import MAX_JOB_AGE, LedgerStore, abandoned
+from serve_app.ledger_store.used_option import used_option
 
 LEASE = 10.0  # seconds without a heartbeat, after which an owner counts as dead
 DISOWNED_AFTER = 30.0  # seconds in which an owner lists a job of its own, once it has created it
@@ -189,9 +190,8 @@ class Ledger:
         await self._store.write(lambda store: store.set_option(caller, name, value, now))
 
     async def option(self, caller: str, name: str) -> str | None:
-        """Return what the caller has set; None without it."""
-        self._note_call()
-        return await self._store.read(lambda store: store.option(caller, name))
+        """Return what the caller has set, and keep it for longer; None without it."""
+        return await used_option(self._store, caller, name, self._note_call())
 
     async def secret(self, name: str) -> bytes:
         """Return the secret of a name, made at random when it is first asked for."""

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from serve_app.core.diffusion.prompt_marks import read_tags
-from serve_app.core.diffusion.resizing import ResizeMode
 from serve_app.core.diffusion.sizes import nearest_aspect
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.info import ServiceInfo
 from serve_app.ingress.generation import (
-    DEFAULT_HANDOFF,
     DEFAULT_STRENGTH,
     DEFAULT_TEMPERATURE,
     GenerationRequest,
@@ -76,7 +74,7 @@ def plan_cloud_job(
         refined=False,
         warnings=(
             info.cloud_notice,
-            *_ignored(request, name, has_loras=bool(tags)),
+            *_ignored(request, model.name, has_tags=bool(tags)),
             *_size_warnings(request, aspect),
             *(warning for image in loaded for warning in image.warnings),
         ),
@@ -86,6 +84,18 @@ def plan_cloud_job(
         cloud=model.cloud.provider,
     )
     return job.with_seed(drawn_seed)
+
+
+def with_current_model(job: GenerationJob, info: ServiceInfo) -> GenerationJob:
+    """Return a job of before a start as it will be made now, when its cloud may have another model.
+
+    A job of this service's models, and of a cloud that it no longer has, is returned as it is.
+    """
+    model = info.find_model(job.images[0].spec.model or "")
+    if job.cloud is None or model is None or model.cloud is None:
+        return job
+    warnings = (info.cloud_notice, *job.warnings[1:])  # the first is the notice of before
+    return replace(job.with_cloud_model(model.cloud.name), warnings=warnings)
 
 
 def _aspect(
@@ -98,30 +108,10 @@ def _aspect(
 
 
 def _ignored(
-    request: GenerationRequest | RefinementRequest, name: str, *, has_loras: bool
+    request: GenerationRequest | RefinementRequest, name: str, *, has_tags: bool
 ) -> list[str]:
     """Return a warning that lists what a request says and the model can't follow."""
-    stated = {
-        "seed": request.seed is not None,
-        "steps": request.steps is not None,
-        "guidanceScale": request.guidance is not None,
-        "guidanceInterval": request.guidance_interval is not None,
-        "sampler": request.sampler is not None,
-        "cache": request.cache is not None,
-        "negativePrompt": bool(request.negative_prompt),
-        "loras": bool(request.extensions) or has_loras,
-        "refine": bool(request.refine),
-        "handoff": request.handoff != DEFAULT_HANDOFF,
-    }
-    if isinstance(request, GenerationRequest):
-        stated["temperature"] = request.temperature != DEFAULT_TEMPERATURE
-        stated["resolution"] = request.resolution != "high"
-    else:
-        stated["strength"] = request.strength != DEFAULT_STRENGTH
-        stated["resizeMode"] = (
-            request.resize_mode is not ResizeMode.CROP and not request.target_size
-        )
-    fields = [field for field, is_stated in stated.items() if is_stated]
+    fields = [*request.diffusion_fields, *(["LoRAs in the prompt"] if has_tags else [])]
     if not fields:
         return []
     return [f"ignored, since {name} has no such setting: {', '.join(fields)}"]

@@ -52,6 +52,7 @@ class CommonRequest:
     extensions: tuple[ExtensionChoice, ...] = ()
     timeout_s: float | None = None
     resize_mode: ResizeMode = ResizeMode.CROP  # of input images of another ratio
+    diffusion_fields: tuple[str, ...] = ()  # as the door names them: those that a cloud ignores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +192,7 @@ def _plan_refinement(
         handoff = 0.0
     warnings = _warnings(request, model, info) + _negative_prompt_warnings(request, guidance)
     if int(steps * request.strength) == 0:
-        warnings.append("strength is too small for a whole step: one step is run all the same")
+        warnings.append("the strength is too small for a whole step: one step is run all the same")
 
     def spec_of(files: LoadedInputs) -> ImageSpec:
         width, height = files.size

@@ -8,7 +8,7 @@ from typing import Any
 from serve_app.core.capacity.cost_model import megapixel_steps
 from serve_app.core.diffusion.inputs import NO_INPUTS, ImageInputs
 from serve_app.core.diffusion.resizing import ResizeMode
-from serve_app.core.diffusion.spec import SEED_RANGE, ImageSpec
+from serve_app.core.diffusion.spec import SEED_RANGE, ImageSpec, Stage
 from serve_app.ingress.containers.png import size_of
 from serve_app.ingress.metadata.record import (
     GenerationRecord,
@@ -72,6 +72,10 @@ class GenerationJob:
     def with_warnings(self, *warnings: str) -> "GenerationJob":
         """Return the same job with more warnings."""
         return replace(self, warnings=(*self.warnings, *warnings))
+
+    def with_cloud_model(self, name: str) -> "GenerationJob":
+        """Return the same job of a cloud, made by the model that the cloud calls `name`."""
+        return replace(self, model=name, models={str(Stage.BASE): name})
 
     def with_metadata(self, image: JobImage, png: bytes, profiles: Mapping[str, str]) -> bytes:
         """Return an image's PNG with its metadata; `profiles` are the numeric ones, by stage."""

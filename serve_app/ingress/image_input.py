@@ -174,5 +174,5 @@ def _resize_warnings(image: BaseImage, subject: str, mode: ResizeMode) -> tuple[
     (width, height), new = image.original_size, f"{image.width}x{image.height}"
     return (
         f"{subject} was cropped: {share:.0%} of its {width}x{height} pixels are cut away to fill "
-        f"{new}; the resizeMode pad or stretch keeps all of it",
+        f"{new}; padding or stretching instead keeps all of it",
     )

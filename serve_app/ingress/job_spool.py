@@ -15,6 +15,7 @@ from serve_app.core.errors import InvalidRequest, LedgerAway
 from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import IdempotencyClaim
 from serve_app.core.service.tasks import ImageSnapshot, gravest
+from serve_app.ingress.cloud_generation import with_current_model
 from serve_app.ingress.generation_job import GenerationJob, RerunFormat
 from serve_app.ingress.job_run import JobRun
 from serve_app.ingress.origin import origin_digest
@@ -213,7 +214,8 @@ class JobSpool:
             return None
         file, job = found
         try:
-            generation = read_request(job.request, job.inputs, self._formats)
+            read = read_request(job.request, job.inputs, self._formats)
+            generation = with_current_model(read, self._info)
         except (ValueError, KeyError, TypeError, InvalidRequest):
             problem = "holds a request that this version does not understand"
             await self._call(self._folder.refuse, file, problem)

@@ -4,7 +4,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from serve_app.ledger_store.store import MAX_OPTIONS, OPTION_TTL
+from serve_app.ledger_store.store import MAX_OPTIONS, OPTION_TTL, KeptOption
 
 
 def accept_terms(db: Connection[Any], caller: str, terms: str, now: float) -> None:
@@ -30,7 +30,7 @@ def secret(db: Connection[Any], name: str, fresh: bytes) -> bytes:
 
 
 def set_option(db: Connection[Any], caller: str, name: str, value: str, now: float) -> None:
-    """Keep what a caller has set, and drop the oldest beyond the limit."""
+    """Keep what a caller has set, and drop the least recently used beyond the limit."""
     db.execute(
         "INSERT INTO options VALUES (%s, %s, %s, %s) ON CONFLICT (caller, name)"
         " DO UPDATE SET value = excluded.value, kept = excluded.kept",
@@ -43,16 +43,21 @@ def set_option(db: Connection[Any], caller: str, name: str, value: str, now: flo
     )
 
 
-def option(db: Connection[Any], caller: str, name: str) -> str | None:
+def option(db: Connection[Any], caller: str, name: str) -> KeptOption | None:
     """Return what a caller has set."""
     row = db.execute(
-        "SELECT value FROM options WHERE caller = %s AND name = %s", (caller, name)
+        "SELECT value, kept FROM options WHERE caller = %s AND name = %s", (caller, name)
     ).fetchone()
-    return row[0] if row else None
+    return KeptOption(*row) if row else None
+
+
+def renew_option(db: Connection[Any], caller: str, name: str, now: float) -> None:
+    """Keep what a caller has set for as long as if it were set now."""
+    db.execute("UPDATE options SET kept = %s WHERE caller = %s AND name = %s", (now, caller, name))
 
 
 def delete_options(db: Connection[Any], now: float) -> None:
-    """Delete what was set too long ago."""
+    """Delete what was used too long ago."""
     db.execute("DELETE FROM options WHERE kept < %s", (now - OPTION_TTL,))
 
 

@@ -56,6 +56,7 @@ from serve_app.ledger_store.store import (
     MAX_BYTES,
     MAX_JOB_AGE,
     RESULT_TTL,
+    KeptOption,
     end_of_job,
     job_of_row,
     split,
@@ -243,10 +244,15 @@ class PostgresStore:
         with self._transaction() as db:
             postgres_callers.set_option(db, caller, name, value, now)
 
-    def option(self, caller: str, name: str) -> str | None:
+    def option(self, caller: str, name: str) -> KeptOption | None:
         """See `LedgerStore`."""
         with self._transaction() as db:
             return postgres_callers.option(db, caller, name)
+
+    def renew_option(self, caller: str, name: str, now: float) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            postgres_callers.renew_option(db, caller, name, now)
 
     def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
         """See `LedgerStore`."""

@@ -2,7 +2,7 @@
 
 import sqlite3
 
-from serve_app.ledger_store.store import MAX_OPTIONS, OPTION_TTL
+from serve_app.ledger_store.store import MAX_OPTIONS, OPTION_TTL, KeptOption
 
 
 def accept_terms(db: sqlite3.Connection, caller: str, terms: str, now: float) -> None:
@@ -24,7 +24,7 @@ def secret(db: sqlite3.Connection, name: str, fresh: bytes) -> bytes:
 
 
 def set_option(db: sqlite3.Connection, caller: str, name: str, value: str, now: float) -> None:
-    """Keep what a caller has set, and drop the oldest beyond the limit."""
+    """Keep what a caller has set, and drop the least recently used beyond the limit."""
     db.execute("INSERT OR REPLACE INTO options VALUES (?, ?, ?, ?)", (caller, name, value, now))
     db.execute(
         "DELETE FROM options WHERE rowid IN (SELECT rowid FROM options ORDER BY kept DESC"
@@ -33,16 +33,21 @@ def set_option(db: sqlite3.Connection, caller: str, name: str, value: str, now: 
     )
 
 
-def option(db: sqlite3.Connection, caller: str, name: str) -> str | None:
+def option(db: sqlite3.Connection, caller: str, name: str) -> KeptOption | None:
     """Return what a caller has set."""
     row = db.execute(
-        "SELECT value FROM options WHERE caller = ? AND name = ?", (caller, name)
+        "SELECT value, kept FROM options WHERE caller = ? AND name = ?", (caller, name)
     ).fetchone()
-    return row[0] if row else None
+    return KeptOption(*row) if row else None
+
+
+def renew_option(db: sqlite3.Connection, caller: str, name: str, now: float) -> None:
+    """Keep what a caller has set for as long as if it were set now."""
+    db.execute("UPDATE options SET kept = ? WHERE caller = ? AND name = ?", (now, caller, name))
 
 
 def delete_options(db: sqlite3.Connection, now: float) -> None:
-    """Delete what was set too long ago."""
+    """Delete what was used too long ago."""
     db.execute("DELETE FROM options WHERE kept < ?", (now - OPTION_TTL,))
 
 

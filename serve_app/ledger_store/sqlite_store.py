@@ -50,12 +50,7 @@ from serve_app.ledger_store.sqlite_file import (
     prepared,
     verify,
 )
-from serve_app.ledger_store.store import (
-    LOCK_WAIT_S,
-    MAX_BYTES,
-    job_of_row,
-    split,
-)
+from serve_app.ledger_store.store import LOCK_WAIT_S, MAX_BYTES, KeptOption, job_of_row, split
 
 logger = logging.getLogger("aura.ledger")
 
@@ -192,10 +187,15 @@ class SqliteStore:
         with self._transaction() as db:
             sqlite_callers.set_option(db, caller, name, value, now)
 
-    def option(self, caller: str, name: str) -> str | None:
+    def option(self, caller: str, name: str) -> KeptOption | None:
         """See `LedgerStore`."""
         with self._opened() as db:
             return sqlite_callers.option(db, caller, name)
+
+    def renew_option(self, caller: str, name: str, now: float) -> None:
+        """See `LedgerStore`."""
+        with self._transaction() as db:
+            sqlite_callers.renew_option(db, caller, name, now)
 
     def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
         """See `LedgerStore`."""

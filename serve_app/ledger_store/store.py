@@ -28,13 +28,21 @@ logger = logging.getLogger("aura.ledger")
 
 RESULT_TTL = 600.0  # seconds that a finished job and its result are kept
 CLAIM_TTL = 86_400.0  # seconds that a key keeps its seed, and so its bytes
-OPTION_TTL = 30 * 86_400.0  # seconds that an option is kept after it was set
+OPTION_TTL = 30 * 86_400.0  # seconds that an option is kept after its last use
 MAX_OPTIONS = 10_000
 MAX_JOB_AGE = 7200.0  # seconds, after which any job is deleted: every deadline is earlier
 MAX_BYTES = 512 * 2**20  # of results; the oldest are deleted first
 LOCK_WAIT_S = 20.0  # seconds to wait for the lock: the process of before a redeploy may have it
 FAILED_FOR_GOOD = "failed for good"  # the state of a row whose error is final
 ABANDONED = "abandoned"  # the state of a row whose owner is gone; a taker-over makes it run again
+
+
+@dataclass(frozen=True, slots=True)
+class KeptOption:
+    """What a caller has set, and when that was set or last renewed."""
+
+    value: str
+    renewed: float
 
 
 class LedgerStore(Protocol):
@@ -100,11 +108,14 @@ class LedgerStore(Protocol):
     def set_option(self, caller: str, name: str, value: str, now: float) -> None:
         """Keep what the caller has set for its own requests, for some weeks.
 
-        Beyond the most that are kept, the oldest are dropped.
+        Beyond the most that are kept, those are dropped that were not renewed for longest.
         """
 
-    def option(self, caller: str, name: str) -> str | None:
+    def option(self, caller: str, name: str) -> KeptOption | None:
         """Return what the caller has set; None without it."""
+
+    def renew_option(self, caller: str, name: str, now: float) -> None:
+        """Keep what the caller has set for as long as if it were set now, if it is kept still."""
 
     def use(self, caller: str, day: str, cost: float, quota: float) -> bool:
         """Add to what the caller has used on a day, unless the sum would be above the quota.

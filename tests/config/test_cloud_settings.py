@@ -1,17 +1,15 @@
 """When a key turns the cloud on, and when it must not."""
 
 import os
-import stat
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
-from serve_app.config import secret_file
 from serve_app.config.catalog import find_checkpoints, service_info
 from serve_app.config.cloud_model import gemini_options, with_cloud
 from serve_app.config.cloud_settings import has_unused_key
-from serve_app.config.settings import VARIABLES, Settings, is_secret
+from serve_app.config.settings import VARIABLES, Settings
 from serve_app.core.errors import SettingsError
 
 KEY = "AIza-canary-of-the-settings"
@@ -134,39 +132,3 @@ def test_an_illegal_value_is_refused(tmp_path: Path, line: str, problem: str) ->
 def test_a_gateway_may_be_on_this_machine_or_behind_tls(tmp_path: Path, url: str) -> None:
     (tmp_path / ".env.local").write_text(f"GEMINI_BASE_URL={url}")
     assert Settings.read(folder=tmp_path).gemini_base_url == url.rstrip("/")
-
-
-def test_secrets_leave_the_environment_by_a_file_for_their_owner_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    environ = {
-        "PATH": "/bin",
-        "AURA_GEMINI_API_KEY": KEY,
-        "API_KEYS": "a,b",
-        "LEDGER_URL": "",
-        "BACKEND_PORT": "4001",
-    }
-    left, secrets = secret_file.take_secrets(environ, is_secret)
-    assert left == {"PATH": "/bin", "LEDGER_URL": "", "BACKEND_PORT": "4001"}
-    path = secret_file.write_secret_file(secrets, tmp_path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    monkeypatch.setenv(secret_file.VARIABLE, str(path))
-    settings = Settings.read(folder=tmp_path)
-    assert key_of(settings) == KEY
-    assert settings.api_keys == ("a", "b")
-    secret_file.delete_secret_file(os.environ)
-    assert not path.exists()
-    secret_file.delete_secret_file(os.environ)
-    with pytest.raises(SettingsError, match="can't be read: No such file"):
-        Settings.read(folder=tmp_path)
-
-
-def test_a_damaged_file_of_secrets_is_refused_without_showing_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "secrets"
-    file.write_text(KEY)
-    monkeypatch.setenv(secret_file.VARIABLE, str(file))
-    with pytest.raises(SettingsError, match="it is damaged") as refused:
-        Settings.read(folder=tmp_path)
-    assert KEY not in str(refused.value)

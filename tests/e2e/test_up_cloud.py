@@ -4,11 +4,13 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import psutil
 import pytest
 
+from serve_app.cli.session import kill_all, processes_of
 from serve_app.config.secret_file import VARIABLE
 from tests.support.gemini_stand_in import KEY, MODEL, GeminiStandIn, gemini_stand_in
 from tests.support.ports import free_port
@@ -98,6 +100,22 @@ def test_a_key_in_the_bare_environment_leaves_the_demo_local(
         assert not [pid for pid, environ in environments(up).items() if KEY in str(environ)]
         up.terminate()
         assert up.process.wait(90) == 0, up.stderr
+
+
+def test_the_file_of_secrets_goes_when_up_is_killed_while_it_starts(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with (
+        TemporaryDirectory(dir="/tmp") as folder,  # Ray's sockets need a short path
+        RunningUp(environment | {"API_KEYS": OTHER_KEY, "RAY_TMPDIR": folder}, tmp_path) as up,
+    ):
+        (runner,) = until(up.process.children, 60)
+        (file,) = Path(folder).glob("aura-secrets-*.json")
+        up.process.kill()
+        try:
+            until(lambda: not file.exists(), 60)
+        finally:
+            kill_all(processes_of(runner.pid))
 
 
 def _match(pattern: str, text: str) -> str:

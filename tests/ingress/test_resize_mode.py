@@ -17,7 +17,7 @@ WIDE = Image.radial_gradient("L").resize((4096, 256)).convert("RGB")
 BODY = {"images": [base64.b64encode(saved(WIDE)).decode()], "prompt": "a", "seed": 3}
 CUT = (
     "image 0 was cropped: 50% of its 4096x256 pixels are cut away to fill 2048x256; "
-    "the resizeMode pad or stretch keeps all of it"
+    "padding or stretching instead keeps all of it"
 )
 
 

@@ -48,10 +48,14 @@ def resume(
 
 
 async def interrupt(
-    client: Client, spool: JobSpool | None, maker: WaitingConductor, count: int = 1
+    client: Client,
+    spool: JobSpool | None,
+    maker: WaitingConductor,
+    count: int = 1,
+    **options: Any,
 ) -> tuple[Unfinished, list[httpx.Response]]:
     """Stop a process that works at as many jobs, with keys of their own."""
-    http = client(maker, spool=spool)
+    http = client(maker, spool=spool, **options)
     calls = [
         asyncio.ensure_future(post(http, **{"Idempotency-Key": f"key-{number + 1}"}))
         for number in range(count)

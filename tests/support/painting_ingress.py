@@ -74,7 +74,8 @@ class PaintingIngress:
 
 def deploy(app: str, route: str) -> None:
     """Deploy the ingress on this process's Ray."""
-    serve.run(PaintingIngress.bind(), name=app, route_prefix=route)  # type: ignore[attr-defined]
+    application = PaintingIngress.bind()  # type: ignore[attr-defined]  # mypy skips class decorators
+    serve.run(application, name=app, route_prefix=route)
 
 
 def withdraw(app: str) -> None:

@@ -9,7 +9,11 @@ from pydantic import ConfigDict
 from serve_app.core.errors import InvalidImage
 from serve_app.ingress.a1111 import catalog
 from serve_app.ingress.a1111.names import checkpoint_name
-from serve_app.ingress.a1111.remembered import choose_checkpoint, chosen_checkpoint
+from serve_app.ingress.a1111.remembered import (
+    choose_checkpoint,
+    chosen_checkpoint,
+    model_by_choice,
+)
 from serve_app.ingress.a1111.response_schemas import A1111Error, PngInfoResponse
 from serve_app.ingress.a1111.schemas import PREFIX, LooseModel, PngInfoRequest
 from serve_app.ingress.a1111.unserved import check_options
@@ -46,8 +50,8 @@ class OptionsRequest(LooseModel):
 async def get_options(request: Request, services: Services) -> dict[str, Any]:
     """Return the web UI's options, with the checkpoint that the caller has chosen."""
     chosen = await chosen_checkpoint(request, services)
-    model = services.info.find_model(chosen) if chosen else None
-    return catalog.options(model or services.info.default_model)
+    model, _ = model_by_choice(chosen, services.info)
+    return catalog.options(model)
 
 
 @router.post("/options", responses=_OPTIONS)

@@ -1,22 +1,46 @@
 """What a caller has set by POST /options, which holds for its own requests alone."""
 
+import asyncio
+from contextlib import suppress
+
 from fastapi import Request
 
+from serve_app.core.errors import LedgerAway
+from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.ingress.services import ApiServices
 
 _CHECKPOINT = "sd_model_checkpoint"
+_WARNING_WAIT = 0.25  # seconds that a picture waits for what can but add a warning to it
 
 
 async def chosen_checkpoint(request: Request, services: ApiServices) -> str | None:
-    """Return the checkpoint that the caller has chosen, if there is a choice.
+    """Return the checkpoint that the caller has chosen, which may be configured no longer.
 
-    Raises `LedgerAway`.
+    Where there is one model alone, no picture depends on the choice: one that is not known soon is
+    none. Elsewhere this raises `LedgerAway`.
     """
-    if len(services.info.model_names) < 2:
-        return None
-    return await services.jobs.ledger.option(request.state.caller, _CHECKPOINT)
+    reading = services.jobs.ledger.option(request.state.caller, _CHECKPOINT)
+    if len(services.info.model_names) > 1:
+        return await reading
+    with suppress(LedgerAway, TimeoutError):
+        return await asyncio.wait_for(reading, _WARNING_WAIT)
+    return None
 
 
 async def choose_checkpoint(name: str, request: Request, services: ApiServices) -> None:
     """Keep that the caller has chosen a checkpoint. Raises `LedgerAway`."""
     await services.jobs.ledger.set_option(request.state.caller, _CHECKPOINT, name)
+
+
+def model_by_choice(chosen: str | None, info: ServiceInfo) -> tuple[ModelInfo, list[str]]:
+    """Return the model of a chosen checkpoint, and a warning if it is configured no longer.
+
+    Without a choice that is the default model. The choice is kept: the checkpoint may come back.
+    """
+    model = info.find_model(chosen) if chosen else info.default_model
+    if model is not None:
+        return model, []
+    return info.default_model, [
+        f"the chosen checkpoint {chosen} is configured no longer: {info.default_model.name} was "
+        "used. Choose again by POST /sdapi/v1/options"
+    ]

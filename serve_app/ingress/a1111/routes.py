@@ -14,7 +14,7 @@ from serve_app.core.service.job_events import ImageMade, JobDone
 from serve_app.core.service.jobs import JobResult
 from serve_app.ingress.a1111.list_routes import router as list_router
 from serve_app.ingress.a1111.progress_routes import router as progress_router
-from serve_app.ingress.a1111.remembered import chosen_checkpoint
+from serve_app.ingress.a1111.remembered import chosen_checkpoint, model_by_choice
 from serve_app.ingress.a1111.rerun import RERUN_FORMATS
 from serve_app.ingress.a1111.response_schemas import A1111Error, ImagesResponse
 from serve_app.ingress.a1111.responses import JobImages, images_response
@@ -25,11 +25,11 @@ from serve_app.ingress.a1111.schemas import (
     ImagesRequest,
     Img2ImgRequest,
     Txt2ImgRequest,
-    model_of,
 )
 from serve_app.ingress.a1111.unserved import check_eta, check_served
 from serve_app.ingress.door import route_name
 from serve_app.ingress.generation_job import GenerationJob
+from serve_app.ingress.lookup import find_model
 from serve_app.ingress.openapi import GENERATION_ERRORS, error_responses
 from serve_app.ingress.request_context import RequestContext
 from serve_app.ingress.services import (
@@ -58,11 +58,11 @@ async def txt2img(
 ) -> Response:
     """Make images from a prompt."""
     check_served(body)
-    model = await _model_of(body, request, services)
+    model, warnings = await _model_of(body, request, services)
     wanted = body.to_domain(model, services.info)
     job = await services.plan(wanted, [], _TXT2IMG, request.state, key)
     context = request_context(request, key, body, model.name)
-    return await _run(body, job, context, request, services)
+    return await _run(body, job.with_warnings(*warnings), context, request, services)
 
 
 @router.post(IMG2IMG.removeprefix(PREFIX), response_model=ImagesResponse, responses=_ERRORS)
@@ -71,20 +71,23 @@ async def img2img(
 ) -> Response:
     """Make images from images and a prompt."""
     check_served(body)
-    model = await _model_of(body, request, services)
+    model, warnings = await _model_of(body, request, services)
     wanted = body.to_domain(model, services.info)
     job = await services.plan(wanted, body.input_files, _IMG2IMG, request.state, key)
     context = request_context(request, key, body, model.name + job.input_digests)
-    return await _run(body, job, context, request, services)
+    return await _run(body, job.with_warnings(*warnings), context, request, services)
 
 
-async def _model_of(body: ImagesRequest, request: Request, services: ApiServices) -> ModelInfo:
+async def _model_of(
+    body: ImagesRequest, request: Request, services: ApiServices
+) -> tuple[ModelInfo, list[str]]:
     """Return the model of a request: its own, else the one that its caller has chosen.
 
-    The ledger is asked only where it matters, so that pictures don't wait for it elsewhere.
+    With what the caller should know of it. Raises `ModelNotFound` or `LedgerAway`.
     """
-    chosen = None if body.checkpoint else await chosen_checkpoint(request, services)
-    return model_of(body, chosen, services.info)
+    if body.checkpoint is not None:
+        return find_model(services.info, body.checkpoint), []
+    return model_by_choice(await chosen_checkpoint(request, services), services.info)
 
 
 async def _run(
@@ -113,6 +116,8 @@ async def _run(
     except JobCancelled:
         if not made:
             raise
+    if result is not None and job.cloud is not None:  # it may have been made before a change
+        job = job.with_cloud_model(json.loads(result.meta)["model"])
     images = _interrupted(made, job) if result is None else _finished(result)
     response = await services.write(images_response, body, job, images)
     return completed(response, request, images.warnings)

@@ -4,6 +4,7 @@ Null means the same as absent, numbers may be text, and unknown fields are ignor
 of that API expect. `unserved.py` refuses what would change the image and can't be done.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -21,7 +22,7 @@ from serve_app.ingress.generation import (
 )
 from serve_app.ingress.image_input import InputFiles
 from serve_app.ingress.input_file import InputFile
-from serve_app.ingress.lookup import find_model
+from serve_app.ingress.stated_fields import stated_fields
 
 PREFIX = "/sdapi/v1"
 TXT2IMG, IMG2IMG = f"{PREFIX}/txt2img", f"{PREFIX}/img2img"
@@ -44,6 +45,19 @@ _RESIZE_MODES = {  # the web UI's numbers
     2: ResizeMode.PAD,
 }
 _OFF = "none"  # what the web UI calls a refiner that is none, in any case of letters
+_OWN = ("automatic", "none")  # the model's own sampler or schedule type, likewise
+_DIFFUSION_FIELDS: Mapping[str, tuple[Any, ...]] = {  # with the values that ask for nothing
+    "seed": (),
+    "negative_prompt": (),
+    "steps": (),
+    "cfg_scale": (),
+    "sampler_name": _OWN,
+    "sampler_index": _OWN,
+    "scheduler": _OWN,
+    "refiner_checkpoint": (_OFF,),
+    "refiner_switch_at": (DEFAULT_HANDOFF,),
+    "denoising_strength": (_DENOISING_STRENGTH,),
+}
 
 
 def _seed(value: Any) -> Any:
@@ -51,6 +65,10 @@ def _seed(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
         return None
     return None if value in ("", "-1") else value
+
+
+def _folded(value: Any) -> Any:
+    return value.casefold() if isinstance(value, str) else value
 
 
 RandomSeed = Annotated[int, Range(*SEED_RANGE)]
@@ -133,7 +151,14 @@ class ImagesRequest(LooseModel):
             "model": model.name,
             "refine": self._refine(info),
             "handoff": DEFAULT_HANDOFF if handoff is None else handoff,
+            "diffusion_fields": self._diffusion_fields,
         }
+
+    @property
+    def _diffusion_fields(self) -> tuple[str, ...]:
+        """The fields that ask for something that only models of diffusion have."""
+        stated = stated_fields(self, _DIFFUSION_FIELDS)
+        return tuple(n for n in stated if _folded(getattr(self, n)) not in _DIFFUSION_FIELDS[n])
 
     def _refine(self, info: ServiceInfo) -> bool | None:
         """Return whether the refiner is to be used; None leaves it to the service."""
@@ -193,14 +218,3 @@ class PngInfoRequest(LooseModel):
     """POST /sdapi/v1/png-info."""
 
     image: str
-
-
-def model_of(body: ImagesRequest, chosen: str | None, info: ServiceInfo) -> ModelInfo:
-    """Return the model of a request: its own, else the one that its caller has chosen.
-
-    One that was chosen and is no longer configured is none. Raises `ModelNotFound`.
-    """
-    if body.checkpoint is not None:
-        return find_model(info, body.checkpoint)
-    found = info.find_model(chosen) if chosen else None
-    return found or info.default_model

@@ -29,6 +29,7 @@ from serve_app.ingress.fields import (
 from serve_app.ingress.generation import DEFAULT_STRENGTH, GenerationRequest, RefinementRequest
 from serve_app.ingress.input_file import InputFile
 from serve_app.ingress.lookup import ExtensionChoice, find_model
+from serve_app.ingress.stated_fields import stated_fields
 
 MAX_IMAGES = 8
 MAX_STATUS_WAIT_S = 60
@@ -37,6 +38,10 @@ WIRE_NAMES = {
     "timeout_s": "timeout_seconds",
     "aspect": "aspect_ratio",
 }
+_DIFFUSION_FIELDS = (
+    *("negative_prompt", "seed", "steps", "guidance_scale", "sampler", "loras", "refine"),
+    "strength",
+)
 _Loras = Annotated[dict[str, Weight], Field(max_length=8)]
 
 
@@ -129,6 +134,7 @@ class DrawingArguments(Arguments):
                 ExtensionChoice(name, weight, LORA) for name, weight in self.loras.items()
             ),
             "timeout_s": self.timeout_seconds,
+            "diffusion_fields": stated_fields(self, _DIFFUSION_FIELDS),
         }
 
 

@@ -41,6 +41,7 @@ from serve_app.ingress.generation import (
 from serve_app.ingress.image_input import InputFiles
 from serve_app.ingress.input_file import InputFile
 from serve_app.ingress.lookup import ExtensionChoice, find_model
+from serve_app.ingress.stated_fields import stated_fields
 
 MAX_IMAGES = 8
 WIRE_NAMES = {  # the domain's fields whose names differ on the wire
@@ -51,6 +52,10 @@ WIRE_NAMES = {  # the domain's fields whose names differ on the wire
     "timeout_s": "timeoutSeconds",
     "aspect": "aspectRatio",
 }
+_DIFFUSION_FIELDS = (
+    *("seed", "steps", "guidance_scale", "guidance_interval", "sampler", "cache"),
+    *("negative_prompt", "loras", "refine", "handoff", "temperature", "resolution", "strength"),
+)
 N = TypeVar("N", int, float)
 T = TypeVar("T")
 ImageCount = Annotated[int, Range(1, MAX_IMAGES)]
@@ -175,6 +180,7 @@ class GenerateRequest(CommonFields):
             model=model.name,
             extensions=self.extension_choices(),
             timeout_s=self.timeout_seconds,
+            diffusion_fields=_diffusion_fields(self, config),
             aspect=self.aspect_ratio,
             resolution=self.resolution,
             width=self.width,
@@ -231,6 +237,7 @@ class RefineRequest(CommonFields):
             model=model.name,
             extensions=self.extension_choices(),
             timeout_s=self.timeout_seconds,
+            diffusion_fields=_diffusion_fields(self, config),
             strength=self.strength,
             resize_mode=self.resize_mode,
             refiner_only=refiner_only,
@@ -253,6 +260,12 @@ class TermsAcceptance(ApiModel):
         """The digest under either name. Raises `InvalidRequest`."""
         _, digest = _only_one(("termsDigest", self.terms_digest), ("terms", self.terms))
         return digest
+
+
+def _diffusion_fields(body: CommonFields, config: NestedConfig) -> tuple[str, ...]:
+    """Return what a body says of diffusion, with what its nested form says."""
+    nested = stated_fields(config, _DIFFUSION_FIELDS, "config.")
+    return (*stated_fields(body, _DIFFUSION_FIELDS), *nested)
 
 
 def _check_length(field: str, prompt: str | None, info: ServiceInfo) -> None:

@@ -41,6 +41,7 @@ from serve_app.ingress.http_errors import InvalidJson
 from serve_app.ingress.image_links import ImageFormat
 from serve_app.ingress.lookup import ExtensionChoice
 from serve_app.ingress.responses import converted
+from serve_app.ingress.stated_fields import stated_fields
 from serve_app.ingress.strict_json import parse_json
 
 GENERATIONS = "/v1/images/generations"
@@ -66,6 +67,11 @@ _STEPS = {
     "xhigh": _HIGH_STEPS,
     "max": _HIGH_STEPS,
 }
+_DIFFUSION_FIELDS = (
+    *("seed", "num_inference_steps", "native_steps", "guidance_scale", "native_guidance"),
+    *("guidance_interval", "sampler", "cache", "negative_prompt", "native_negative_prompt"),
+    *("loras", "refine", "handoff", "temperature", "strength"),
+)
 T = TypeVar("T")
 _SIZE = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}")
 
@@ -221,6 +227,10 @@ class ImagesRequest(BaseModel):
             "handoff": handoff,
             "extensions": tuple(loras),
             "timeout_s": self.timeout,
+            "diffusion_fields": (
+                *stated_fields(self, _DIFFUSION_FIELDS),
+                *(["quality"] if self.quality in _STEPS else []),
+            ),
         }
 
     def steps_for(self, model: ModelInfo) -> int | None:

@@ -1,5 +1,6 @@
 """The web UI's lists and options, of which a caller's choice of a checkpoint is its own."""
 
+import asyncio
 import json
 from base64 import b64encode
 from dataclasses import replace
@@ -139,6 +140,45 @@ async def test_a_choice_of_a_model_that_is_not_configured_any_more_is_none(
     later = client()
     assert (await listed(later, "options"))["sd_model_checkpoint"] == "sdxl-base-1.0"
     assert (await later.post(f"{PREFIX}/txt2img", json={"prompt": "a"})).status_code == 200
+
+
+@pytest.mark.parametrize("names", [["sdxl-base-1.0"], ["sdxl-base-1.0", "newer"]])
+async def test_a_picture_made_by_another_model_than_was_chosen_says_so(
+    client: Client, conductor: FakeConductor, names: list[str]
+) -> None:
+    await client(info=SERVICE).post(f"{PREFIX}/options", json={"sd_model_checkpoint": "other"})
+    models = tuple(ModelInfo(name, 1024, NOISE) for name in names)
+    later = client(info=replace(INFO, models=models))
+    warning = (
+        "the chosen checkpoint other is configured no longer: sdxl-base-1.0 was used. Choose "
+        "again by POST /sdapi/v1/options"
+    )
+    images: dict[str, Any] = {"init_images": [picture(64, 64)]}
+    for route, body in (("txt2img", {}), ("img2img", images)):
+        answer = await later.post(f"{PREFIX}/{route}", json={"prompt": "a", **body})
+        assert warning in json.loads(answer.json()["info"])["warnings"]
+        assert warning in answer.headers["x-aura-warning"]
+    assert {spec.model for spec in conductor.specs} == {"sdxl-base-1.0"}
+    of_its_own = {"sd_model_checkpoint": "sdxl-base-1.0"}
+    answer = await later.post(
+        f"{PREFIX}/txt2img", json={"prompt": "a", "override_settings": of_its_own}
+    )
+    assert warning not in json.loads(answer.json()["info"])["warnings"]
+    await later.post(f"{PREFIX}/options", json=of_its_own)
+    answer = await later.post(f"{PREFIX}/txt2img", json={"prompt": "a"})
+    assert warning not in json.loads(answer.json()["info"])["warnings"]
+
+
+async def test_a_ledger_that_does_not_answer_delays_no_picture_of_the_one_model(
+    client: Client,
+) -> None:
+    class SilentLedger(WatchedLedger):
+        async def option(self, caller: str, name: str) -> str | None:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    caller = client(ledger=SilentLedger())
+    assert (await caller.post(f"{PREFIX}/txt2img", json={"prompt": "a"})).status_code == 200
 
 
 async def test_the_text_in_a_picture_is_read(client: Client) -> None:
