@@ -113,8 +113,7 @@ async def _call(
         raise MCPError(INVALID_PARAMS, f"there is no such tool; there are {', '.join(TOOLS)}")
     request = context.request
     assert isinstance(request, Request)
-    wants_progress = "progress_token" in (params.meta or {})
-    call = Call(services, request, context.session, wants_progress)
+    call = Call(services, request, context.session)
     try:
         arguments = tool.arguments.model_validate(params.arguments or {})
         return await tool.run(call, arguments)

@@ -53,12 +53,11 @@ _LINK_QUALITY = 100  # of a PNG, which has none
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of a tool: the HTTP request that it came in, and whom to tell of its progress."""
+    """A call of a tool: the HTTP request that it came in, and who hears of its progress."""
 
     services: ApiServices
     request: Request
     session: ServerSession
-    wants_progress: bool
 
     @property
     def caller(self) -> str:
@@ -218,13 +217,7 @@ async def _draw(
     """Run the job of a call and answer with its images, or with its id."""
     services = call.services
     job = await services.plan(request, files, RERUN_FORMAT, call.request.state, None)
-    context = request_context(
-        call.request,
-        None,
-        arguments,
-        views=call.wants_progress and arguments.wait,
-        is_detached=not arguments.wait,
-    )
+    context = request_context(call.request, None, arguments, is_detached=not arguments.wait)
     events = services.stream(job, context, call.request)
     if arguments.wait:
         return await _drawn(call, await _watch(call, events, images=len(job.images)))
