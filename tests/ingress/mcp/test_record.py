@@ -1,6 +1,7 @@
 """What an image of the MCP door says of how it was made: a tool call that makes it again."""
 
 import base64
+import hashlib
 import json
 from io import BytesIO
 from typing import Any
@@ -76,3 +77,16 @@ async def test_a_large_image_is_made_small(client: Client) -> None:
     assert small.size == (512, 293)
     (image,) = result["structuredContent"]["images"]
     assert (image["width"], image["height"]) == (1344, 768)
+
+
+async def test_an_image_of_a_job_is_chosen_by_its_number(client: Client) -> None:
+    caller = client(mcp=True)
+    made = (await call(caller, "generate", {"prompt": "a fox", "image_count": 2, "seed": 7}))[
+        "structuredContent"
+    ]
+    assert [image["seed"] for image in made["images"]] == [7, 8]
+    second = (await caller.get(made["images"][1]["url"])).content
+    arguments = {"prompt": "a red fox", "job_id": made["job_id"], "image_number": 1}
+    changed = await png_of(caller, await call(caller, "refine", arguments))
+    digest = hashlib.sha256(second).hexdigest()
+    assert json.loads(changed.info["aura"])["baseImage"] == {"sha256": digest}
