@@ -10,7 +10,7 @@ from tests.support.raw_streams import raw_stream
 from tests.support.sleeping_service import sleeping_service
 from tests.support.waiting import first_match
 
-FOX = {"prompt": "a fox", "width": 256, "height": 256, "steps": 16}
+FOX = {"prompt": "a fox", "width": 256, "height": 256, "steps": 30, "refine": False}
 PROGRESS = {"_meta": {"progressToken": "p"}}
 MODERN = "2026-07-28"
 ERAS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
