@@ -38,6 +38,7 @@ class Situation:
     is_second: bool = False  # whether the same request was sent before
 
 
+CONFLICT = "a key with another body"  # the name of a situation of two requests
 PLAIN = Situation(200, "")  # in which nothing is wrong
 
 

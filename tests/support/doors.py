@@ -1,17 +1,18 @@
 """The doors as the table of `door_situations` sees them: how each is sent a request and read.
 
 A further door is one more entry of `DOORS`. One whose requests, images or refusals have another
-form than a body of fields and an HTTP status overrides `body`, `succeeded` or `read`.
+form than a body of fields and an HTTP status overrides `body`, `succeeded` or `read`. What opens
+a door that is closed by default stands in `OPEN`.
 """
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
 from tests.support.api import ORIGIN
-from tests.support.door_situations import Situation
+from tests.support.door_situations import CONFLICT, Situation
 
 Body = dict[str, Any]
 _SAME_HEADERS = (
@@ -24,7 +25,10 @@ _SAME_HEADERS = (
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a door says: all but `parts` is alike at every door, but for the names of fields."""
+    """What a door says: all but `parts` is alike at every door, but for the names of fields.
+
+    A header that its protocol can't tell is not among the `headers`.
+    """
 
     status: int
     code: str
@@ -35,13 +39,13 @@ class Refusal:
     @property
     def retry_after(self) -> int | None:
         """The seconds after which the caller should come again; None if nothing says so."""
-        seconds = self.headers["retry-after"]
+        seconds = self.headers.get("retry-after")
         return None if seconds is None else int(seconds)
 
     @property
     def is_final(self) -> bool:
         """Whether programs should not send the request again by themselves."""
-        return self.headers["x-should-retry"] == "false"
+        return self.headers.get("x-should-retry") == "false"
 
     def check_consistency(self) -> None:
         """Check that a program can follow what the headers say, whichever it reads."""
@@ -50,6 +54,13 @@ class Refusal:
         assert (self.headers["www-authenticate"] is not None) == (self.status == 401)
         is_ours = self.code != "FORBIDDEN_ORIGIN"
         assert self.headers["access-control-allow-origin"] == (ORIGIN if is_ours else None)
+
+
+def check_alike(refusals: Sequence[Refusal]) -> None:
+    """Check that no header differs between doors."""
+    for name in _SAME_HEADERS:
+        values = {refusal.headers[name] for refusal in refusals if name in refusal.headers}
+        assert len(values) <= 1, (name, values)
 
 
 def _two_fields(width: int, height: int) -> Body:
@@ -121,6 +132,7 @@ class DoorAdapter:
         )
 
 
+OPEN: Mapping[str, Any] = {}  # options of a client that all doors are open to
 DOORS: dict[str, DoorAdapter] = {
     "native": DoorAdapter(
         "/generate",
@@ -160,3 +172,4 @@ DOORS: dict[str, DoorAdapter] = {
         ),
     ),
 }
+WITH_KEYS = [name for name, door in DOORS.items() if CONFLICT not in door.skipped]
