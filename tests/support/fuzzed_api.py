@@ -106,6 +106,7 @@ class FuzzedApi:
                 body["model"] = self._names["name"]
             if context.operation.path == "/refine":
                 self._make_refinable(body)
+            _use_real_images(body, "init_images")
             return body
 
         def map_path_parameters(context: Any, path_parameters: Any) -> Any:
@@ -129,9 +130,7 @@ class FuzzedApi:
                 body[name] = given_value if body.get(name) is None else body[name]
             elif body.get(other) is None and body.get(name) is None:
                 body[name] = _IMAGES if name == "baseImages" else "warmer"
-        texts = body.get("baseImages")
-        if isinstance(texts, list) and _is_list_of_texts(texts):
-            body["baseImages"] = [_IMAGES[len(text) % 3] for text in texts]
+        _use_real_images(body, "baseImages")
         config = body.get("config")
         if isinstance(config, dict) and isinstance(config.get("modelPath"), str):
             config["modelPath"] = self._names["name"]
@@ -142,6 +141,13 @@ class FuzzedApi:
             and bool(value.strip())
             and len(value) <= self._info.max_prompt_chars
         )
+
+
+def _use_real_images(body: dict[str, Any], name: str) -> None:
+    """Put real images in place of as many texts, which are next to never any."""
+    texts = body.get(name)
+    if isinstance(texts, list) and _is_list_of_texts(texts):
+        body[name] = [_IMAGES[len(text) % 3] for text in texts]
 
 
 def _is_list_of_texts(value: Any) -> bool:
