@@ -9,7 +9,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from serve_app.core.errors import UpstreamError
+from serve_app.core.cloud_errors import WastedCall
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 20_000_000  # of which 4K images of any ratio have fewer
@@ -28,17 +28,17 @@ _DECODE_ERRORS = (  # what Pillow raises for damaged or forged files
 
 
 def as_png(file: bytes) -> bytes:
-    """Return an image file's pixels, in RGB on white, as a PNG. Raises `UpstreamError`."""
+    """Return an image file's pixels, in RGB on white, as a PNG. Raises `WastedCall`."""
     try:
         with closing(Image.open(BytesIO(file), formats=FORMATS)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-                raise UpstreamError(f"the cloud sent an image of {width} x {height} pixels")
+                raise WastedCall(f"the cloud sent an image of {width} x {height} pixels")
             out = BytesIO()
             _on_white(image).save(out, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
             return out.getvalue()
     except _DECODE_ERRORS:
-        raise UpstreamError("the cloud sent an image that can't be read") from None
+        raise WastedCall("the cloud sent an image that can't be read") from None
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 from serve_app.cloud.cloud_image import as_png
-from serve_app.core.errors import SafetyBlock, UpstreamError
+from serve_app.core.cloud_errors import WastedCall
+from serve_app.core.errors import SafetyBlock
 
 _URL_SAFE = str.maketrans("-_", "+/")
 _UNKNOWN = "UNSPECIFIED"  # how names end that say nothing
@@ -71,12 +72,12 @@ class Answer(_Model):
 def png_of(content: bytes) -> bytes:
     """Return the first image of an answer, as a PNG. It takes time: not on an event loop.
 
-    Raises `SafetyBlock`, or `UpstreamError` for an answer that is none or has no image.
+    Raises `SafetyBlock`, or `WastedCall` for an answer that is none or has no image.
     """
     try:
         answer = Answer.model_validate_json(content)
     except ValidationError:
-        raise UpstreamError("the cloud's answer can't be read") from None
+        raise WastedCall("the cloud's answer can't be read") from None
     feedback = answer.prompt_feedback
     if feedback and feedback.block_reason and not feedback.block_reason.endswith(_UNKNOWN):
         raise SafetyBlock(f"{_REFUSED} the prompt", remedy=_REMEDY)
@@ -92,11 +93,11 @@ def png_of(content: bytes) -> bytes:
         if part.inline_data and part.inline_data.data and not part.thought:
             return as_png(_decoded(part.inline_data.data))
     if any(part.text for part in parts):
-        raise UpstreamError(
+        raise WastedCall(
             "the cloud's model answered with words and no image",
             remedy="Say in the prompt what the picture should show, or try again",
         )
-    raise UpstreamError("the cloud's answer has no image")
+    raise WastedCall("the cloud's answer has no image")
 
 
 def _decoded(data: str) -> bytes:
@@ -105,4 +106,4 @@ def _decoded(data: str) -> bytes:
     try:
         return b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError:
-        raise UpstreamError("the cloud sent an image that can't be read") from None
+        raise WastedCall("the cloud sent an image that can't be read") from None

@@ -12,6 +12,7 @@ import httpx2
 from serve_app import __version__
 from serve_app.cloud.gemini_errors import RETRIABLE, TOO_MANY, error_of, retry_seconds
 from serve_app.cloud.gemini_options import GeminiOptions
+from serve_app.core.cloud_errors import WastedCall
 from serve_app.core.errors import AuraError, UpstreamError
 from serve_app.core.service.metrics import CLOUD_CALLS, Meter
 
@@ -51,8 +52,8 @@ class GeminiClient:
     async def generate(self, body: bytes) -> bytes:
         """Return what the model answers to a request's JSON.
 
-        Cancelling it closes the connection. Raises `CloudBusy`, `UpstreamError`, or
-        `ModelUnavailable` if the operator must act.
+        Cancelling it closes the connection. Raises `CloudBusy`, `UpstreamError`, which is a
+        `WastedCall` where no call is made again, or `ModelUnavailable` if the operator must act.
         """
         for attempt in range(self._options.retries):
             try:
@@ -104,12 +105,12 @@ class GeminiClient:
         except (httpx2.ConnectError, httpx2.ConnectTimeout):
             raise _MayRetry(UpstreamError("the cloud can't be reached")) from None
         except (TimeoutError, httpx2.TimeoutException):
-            raise UpstreamError(f"the cloud did not answer in {options.timeout_s:g} s") from None
+            raise WastedCall(f"the cloud did not answer in {options.timeout_s:g} s") from None
         except httpx2.HTTPError:
-            raise UpstreamError("the connection to the cloud broke") from None
+            raise WastedCall("the connection to the cloud broke") from None
         if status == 200:
             if content is None:
-                raise UpstreamError("the cloud's answer is too long")
+                raise WastedCall("the cloud's answer is too long")
             return content
         if status == TOO_MANY:
             raise CloudBusy(retry_seconds(response.headers.get("retry-after"), content or b""))

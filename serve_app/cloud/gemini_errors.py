@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from serve_app.core.capacity.virtual_queue import bounded_retry
+from serve_app.core.cloud_errors import WastedCall
 from serve_app.core.errors import AuraError, ModelUnavailable, UpstreamError
 
 RETRIABLE = frozenset({500, 502, 503})  # which cost nothing, and may pass in a second
@@ -39,8 +40,9 @@ def error_of(status: int, content: bytes) -> AuraError:
             remedy="The operator must look at its billing, and whether its country is served",
         )
     if 300 <= status < 400:
-        return UpstreamError(f"the cloud redirects ({status}), which is not followed")
-    return UpstreamError(f"the cloud failed ({' '.join(filter(None, (str(status), name)))})")
+        return WastedCall(f"the cloud redirects ({status}), which is not followed")
+    kind = UpstreamError if status in RETRIABLE else WastedCall
+    return kind(f"the cloud failed ({' '.join(filter(None, (str(status), name)))})")
 
 
 def retry_seconds(header: str | None, content: bytes) -> int | None:

@@ -20,8 +20,15 @@ from serve_app.cloud.gemini_request import request_body
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.open_requests import has_room
 from serve_app.core.capacity.virtual_queue import bounded_retry
+from serve_app.core.cloud_errors import CallCutOff
 from serve_app.core.diffusion.spec import ImageSpec, Stage
-from serve_app.core.errors import AuraError, Draining, ModelUnavailable, Overloaded
+from serve_app.core.errors import (
+    AuraError,
+    DeadlineExceeded,
+    Draining,
+    ModelUnavailable,
+    Overloaded,
+)
 from serve_app.core.service.events import Generated, GeneratedImage, ImageEvent, Progress, Queued
 from serve_app.core.service.info import Health, HealthStatus
 from serve_app.core.service.metrics import (
@@ -103,9 +110,14 @@ class GeminiMaker:
             image = self._images[task.id]
             contexts.enter_context(recorded_image(self._meter, MODEL_NAME, lambda: 0.0))
             deadline = Deadline.of(task, self._default_timeout())
-            async with aclosing(deadline.enforce(self._events(task, image))) as events:
-                async for event in events:
-                    yield event
+            try:
+                async with aclosing(deadline.enforce(self._events(task, image))) as events:
+                    async for event in events:
+                        yield event
+            except DeadlineExceeded as late:
+                if image.begun is None:
+                    raise
+                raise CallCutOff(late.problem) from None
         assert image.png is not None
         yield Generated(GeneratedImage(image.png, ()))
 

@@ -155,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.most_running = max(server.most_running, server.running)
             reply = server.replies.pop(0) if server.replies else made(image_part(picture()))
         try:
-            refusal = self._refusal(f"/v1beta/models/{MODEL}:generateContent") or _illegal(body)
+            refusal = self._refusal(f"/v1beta/models/{MODEL}:generateContent") or illegal_body(body)
             if self._wait():
                 self._send(refusal or reply)
         finally:
@@ -193,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-def _illegal(body: Mapping[str, Any]) -> Reply | None:
+def illegal_body(body: Mapping[str, Any]) -> Reply | None:
     """Return the refusal of a body that the API would not take."""
     config = body.get("generationConfig", {})
     image = config.get("imageConfig", {})

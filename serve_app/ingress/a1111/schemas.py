@@ -7,12 +7,12 @@ of that API expect. `unserved.py` refuses what would change the image and can't 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.core.diffusion.resizing import ResizeMode
-from serve_app.core.diffusion.spec import SEED_RANGE
 from serve_app.core.errors import InvalidRequest
 from serve_app.core.service.info import ModelInfo, ServiceInfo
+from serve_app.ingress.a1111.loose_fields import LooseNumber, Seed, Switch
 from serve_app.ingress.a1111.names import checkpoint_name, read_sampler
 from serve_app.ingress.fields import Fraction, Guidance, Prompt, Range, Steps, Strength
 from serve_app.ingress.generation import (
@@ -60,19 +60,13 @@ _DIFFUSION_FIELDS: Mapping[str, tuple[Any, ...]] = {  # with the values that ask
 }
 
 
-def _seed(value: Any) -> Any:
-    """Return None for the web UI's random seeds, which are below 0."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
-        return None
-    return None if value in ("", "-1") else value
-
-
 def _folded(value: Any) -> Any:
     return value.casefold() if isinstance(value, str) else value
 
 
-RandomSeed = Annotated[int, Range(*SEED_RANGE)]
 Count = Annotated[int, Range(1, MAX_IMAGES)]
+Side = Annotated[int, Range(8, 16384)]
+ResizeNumber = Annotated[int, Range(0, 3)]
 
 
 class LooseModel(BaseModel):
@@ -89,20 +83,20 @@ class ImagesRequest(LooseModel):
 
     prompt: Annotated[Prompt, Field(max_length=MAX_PROMPT_CHARS)]
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)] | None = None
-    seed: Annotated[RandomSeed | None, BeforeValidator(_seed)] = None
+    seed: Seed = None
     sampler_name: str | None = None
     sampler_index: str | None = None
     scheduler: str | None = None
-    batch_size: Count | None = None
-    n_iter: Count | None = None
-    steps: Steps | None = None
-    cfg_scale: Guidance | None = None
-    width: Annotated[int, Range(8, 16384)] | None = None
-    height: Annotated[int, Range(8, 16384)] | None = None
+    batch_size: Annotated[Count | None, LooseNumber()] = None
+    n_iter: Annotated[Count | None, LooseNumber()] = None
+    steps: Annotated[Steps | None, LooseNumber()] = None
+    cfg_scale: Annotated[Guidance | None, LooseNumber()] = None
+    width: Annotated[Side | None, LooseNumber()] = None
+    height: Annotated[Side | None, LooseNumber()] = None
     refiner_checkpoint: str | None = None
-    refiner_switch_at: Fraction | None = None
+    refiner_switch_at: Annotated[Fraction | None, LooseNumber()] = None
     override_settings: dict[str, Any] | None = None
-    send_images: bool | None = None
+    send_images: Switch = None
 
     @property
     def identity(self) -> str:
@@ -187,8 +181,8 @@ class Img2ImgRequest(ImagesRequest):
 
     file_fields = frozenset({"init_images"})
     init_images: Annotated[list[InputFile], Field(min_length=1, max_length=MAX_IMAGES)]
-    denoising_strength: Strength | None = None
-    resize_mode: Annotated[int, Range(0, 3)] | None = None
+    denoising_strength: Annotated[Strength | None, LooseNumber()] = None
+    resize_mode: Annotated[ResizeNumber | None, LooseNumber()] = None
 
     @property
     def input_files(self) -> list[InputFiles]:

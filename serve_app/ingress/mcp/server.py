@@ -39,6 +39,7 @@ _ABOUT = (
     "Draws images with Stable Diffusion XL on the machines of whoever runs this service. An answer "
     "has a small JPEG, for you to look at, and a link to the whole PNG: give that one to the user."
 )
+_MAY_PASS = (408, 409)  # statuses below 500 of calls that need no change: too slow, cancelled
 # It notes the begin and the end of each, that is of every request.
 logging.getLogger("mcp.server.streamable_http_manager").setLevel(logging.WARNING)
 
@@ -136,5 +137,6 @@ def _invalid_arguments(error: ValidationError, request: Request) -> JSONResponse
 def _refused(response: JSONResponse) -> CallToolResult:
     error = json.loads(bytes(response.body))["error"]
     headers, status = response.headers, response.status_code
-    is_final = headers.get("x-should-retry") == "false" or 400 <= status < 429
+    is_wrong = 400 <= status < 429 and status not in _MAY_PASS
+    is_final = is_wrong or headers.get("x-should-retry") == "false"
     return output.refused(error, status, headers.get("retry-after"), is_final=is_final)
