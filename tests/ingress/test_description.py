@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.deployments.ledger import Ledger
+from serve_app.ingress.app import open_doors
 from serve_app.ingress.native.examples import body_examples
 from tests.support.api import Client, make_api
 from tests.support.demo_api import demo_client, demo_info
@@ -18,7 +19,10 @@ from tests.support.fake_conductor import FakeConductor
 Schema = dict[str, Any]
 DEMO = demo_info()
 DOCUMENT: Schema = (
-    TestClient(make_api(FakeConductor(), Ledger(None), DEMO), base_url="http://localhost")
+    TestClient(
+        make_api(FakeConductor(), Ledger(None), DEMO, doors=open_doors(mcp=True)),
+        base_url="http://localhost",
+    )
     .get("/openapi.json")
     .json()
 )
@@ -42,7 +46,10 @@ INSTEAD = {  # fields that are sent in place of another
     "prompt": "refinePrompt",
     "terms": "termsDigest",
 }
-INSTEAD_OF_EACH_OTHER = {"b64_json", "url"}  # of which OpenAI's clients expect one
+SOMETIMES = {
+    *("data.b64_json", "data.url"),  # OpenAI's clients expect one of the two
+    "error.data",  # of JSON-RPC, which demands none
+}
 # Files, LoRAs that the demo lacks, and addresses that only an operator has.
 WITHOUT_EXAMPLE = {"images", "baseImages", "image", "init_images", "name", "webhook"}
 
@@ -78,7 +85,7 @@ def legal(field: Schema) -> Schema:
 
 
 def test_the_walk_meets_the_fields_of_every_door() -> None:
-    assert len(BODIES) == 9
+    assert len(BODIES) == 10
     assert len(REQUEST_FIELDS) >= 60
     assert {"POST /generate handoff", "POST /refine config.steps", f"{EDITS} strength"} <= set(
         REQUEST_FIELDS
@@ -124,6 +131,7 @@ def test_a_request_demands_what_has_no_default_alone() -> None:
         "POST /sdapi/v1/img2img": {"init_images", "prompt"},
         "POST /sdapi/v1/options": set(),
         "POST /sdapi/v1/png-info": {"image"},
+        "POST /mcp": {"jsonrpc", "method"},
     }
 
 
@@ -141,7 +149,7 @@ def test_every_response_field_is_described_and_always_present() -> None:
             assert field.get("description", "").endswith("."), path
             assert "title" not in field
             last = path.rpartition(".")[2]
-            assert last in parent["required"] or last in INSTEAD_OF_EACH_OTHER
+            assert last in parent["required"] or path in SOMETIMES
             met.add(path)
     assert {"meta.jobId", "error.requestId", "owedSeconds", "data.b64_json", "error.param"} <= met
 
@@ -168,7 +176,7 @@ async def send(http: httpx.AsyncClient, label: str, value: Schema) -> httpx.Resp
 
 
 async def test_every_example_body_is_answered_by_the_demo() -> None:
-    async with demo_client() as http:
+    async with demo_client(mcp=True) as http:
         for label, name in EXAMPLES:
             answer = await send(http, label, BODIES[label]["examples"][name]["value"])
             expected = {"POST /licenses": 204, "POST /generate": 201, "POST /refine": 201}
@@ -199,12 +207,12 @@ async def test_the_example_of_every_field_is_answered(client: Client, name: str)
     if last in TOGETHER:
         sent |= {TOGETHER[last]: example_of(f"{label} {TOGETHER[last]}")}
     value |= {parent: sent} if parent else sent
-    answer = await send(client(info=DEMO), label, value)
+    answer = await send(client(info=DEMO, mcp=True), label, value)
     assert answer.is_success, answer.text
 
 
 async def test_the_description_is_the_same_each_time_and_of_each_service(client: Client) -> None:
-    first, other = client(info=DEMO), client()
+    first, other = client(info=DEMO, mcp=True), client()
     documents = [(await http.get("/openapi.json")).json() for http in (first, first, other)]
     assert documents[0] == documents[1] == DOCUMENT
     model = documents[2]["components"]["schemas"]["GenerateRequest"]["properties"]["model"]

@@ -17,6 +17,7 @@ from serve_app.core.service.info import ServiceInfo
 from serve_app.core.service.jobs import Job, JobResult, JobState
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.access import AccessPolicy, digests
+from serve_app.ingress.app import open_doors
 from serve_app.ingress.contracts import Maker
 from serve_app.ingress.maker_by_model import MakerByModel
 from tests.support.api import make_api
@@ -47,7 +48,7 @@ def api(maker: Maker, info: ServiceInfo) -> ASGIApp:
         )
 
     asyncio.run(fill())
-    return make_api(maker, ledger, info, POLICY)
+    return make_api(maker, ledger, info, POLICY, doors=open_doors(mcp=True))
 
 
 def cloud_api(info: ServiceInfo) -> ASGIApp:
@@ -91,7 +92,7 @@ def test_every_door_of_a_cloud_keeps_its_description(label: str) -> None:
 
 
 def test_there_are_as_many_operations_as_routes() -> None:
-    assert len(LOCAL.operations) == 43
+    assert len(LOCAL.operations) == 44
     assert CLOUD.operations.keys() == LOCAL.operations.keys()
 
 

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from serve_app.core.service.info import ServiceInfo
 from serve_app.ingress.openai.schemas import EDITS
+from tests.support.mcp_client import ACCEPT, MCP
 
 CHECKS = [
     schemathesis.checks.not_a_server_error,
@@ -36,13 +37,15 @@ CHECKS = [
 UNTYPED = {EDITS, "/jobs", "/sdapi/v1/progress"}
 
 
-def _png(side: int) -> str:
+def base64_png(side: int) -> str:
+    """Return a square image in base64."""
     file = BytesIO()
     Image.new("RGB", (side, side), "teal").save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
-_IMAGES = [_png(side) for side in (16, 64, 100)]
+_MCP_METHODS = ("initialize", "ping", "tools/list", "tools/call", "notifications/cancelled")
+_IMAGES = [base64_png(side) for side in (16, 64, 100)]
 
 
 class FuzzedApi:
@@ -84,10 +87,10 @@ class FuzzedApi:
 
     def _call(self, case: Any) -> int:
         """Send one request, check its response against the description, and return its status."""
-        untyped = [checks.negative_data_rejection] if case.operation.path in UNTYPED else []
-        response = case.call_and_validate(
-            checks=CHECKS, excluded_checks=untyped, headers=self._headers
-        )
+        path = case.operation.path
+        untyped = [checks.negative_data_rejection] if path in UNTYPED else []
+        headers = self._headers | (ACCEPT if path == MCP else {})
+        response = case.call_and_validate(checks=CHECKS, excluded_checks=untyped, headers=headers)
         status: int = response.status_code
         assert status < 500
         return status
@@ -107,6 +110,8 @@ class FuzzedApi:
             if context.operation.path == "/refine":
                 self._make_refinable(body)
             _use_real_images(body, "init_images")
+            if context.operation.path == MCP and isinstance(body.get("method"), str):
+                body["method"] = _MCP_METHODS[len(str(body)) % len(_MCP_METHODS)]
             return body
 
         def map_path_parameters(context: Any, path_parameters: Any) -> Any:

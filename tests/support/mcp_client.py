@@ -1,6 +1,7 @@
 """Ways to call the MCP door: the official client, and bare HTTP."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,7 +38,7 @@ def messages_of(answer: httpx.Response) -> list[dict[str, Any]]:
     """Return the JSON-RPC messages of an answer, which are events or one JSON body."""
     if answer.headers["content-type"].startswith("application/json"):
         return [answer.json()]
-    lines = answer.text.splitlines()
+    lines = re.split(r"\r\n|\n|\r", answer.text)  # splitlines() knows more ends than events have
     return [json.loads(line.removeprefix("data:")) for line in lines if line.startswith("data:")]
 
 

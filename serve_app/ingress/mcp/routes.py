@@ -16,7 +16,7 @@ from serve_app.ingress.mcp.rerun import PATH
 from serve_app.ingress.mcp.server import McpResponse
 from serve_app.ingress.openapi import error_responses
 from serve_app.ingress.services import Services
-from serve_app.ingress.sse import EVENT_STREAM
+from serve_app.ingress.sse import stream_response
 from serve_app.ingress.strict_json import StrictRoute
 
 
@@ -27,32 +27,67 @@ class JsonRpcMessage(BaseModel):
 
     jsonrpc: Literal["2.0"]
     method: str
-    id: int | str | None = None
+    id: str | int | None = None
     params: dict[str, Any] | None = None
 
 
-class JsonRpcError(BaseModel):
+class _Described(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class WrongField(_Described):
+    """A part of a message that is wrong."""
+
+    path: str
+    """Where it stands, with dots between names."""
+    message: str
+    """What is wrong with it."""
+
+
+class JsonRpcErrorData(_Described):
+    """What this service says beside JSON-RPC."""
+
+    code: str
+    """The stable code of the error."""
+    details: list[WrongField]
+    """The parts that are wrong."""
+    request_id: str
+    """Id of the HTTP request, as in the log."""
+
+
+class JsonRpcError(_Described):
     """Why there is no answer."""
 
     code: int
+    """The code that JSON-RPC has for it, else -32000."""
     message: str
-    data: Any = None
+    """What was wrong, and what helps."""
+    data: JsonRpcErrorData | Any = None
+    """What this service says beside that; absent where the protocol's own check refused."""
 
 
-class JsonRpcErrorResponse(BaseModel):
-    """A refusal: `data` has the service's own code, details and request id."""
+class JsonRpcErrorResponse(_Described):
+    """A refusal of a message before its method was called."""
 
     jsonrpc: Literal["2.0"]
-    id: int | str | None
+    """The version of JSON-RPC."""
+    id: str | int | None
+    """That of the message, or null if it was not read."""
     error: JsonRpcError
+    """Why it was refused."""
 
 
+_EVENTS = stream_response(
+    "Progress, if the message has a `progressToken`, and at last the answer",
+    ("message",),
+    "A JSON-RPC message.",
+)
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer, as JSON or as an event after events of progress",
         "content": {
             JSON: {"schema": {"type": "object"}},
-            EVENT_STREAM: {"schema": {"type": "string"}},
+            **_EVENTS["content"],
         },
     },
     202: {"description": "A notification, which has no answer", "content": {}},
