@@ -201,12 +201,15 @@ async def test_a_saved_job_that_another_process_has_by_now_keeps_its_file(
     client: Client, ledger: WatchedLedger, folder: SpoolFolder, spool: JobSpool
 ) -> None:
     slow, owner = FailingHalfway(TakenOver("another process works at it")), HalfwayConductor()
-    calls = await begin(client, spool, slow)
+    cut_off = CutOffLedger(ledger)
+    calls = await begin(client, spool, slow, ledger=cut_off)
     await newest(client).save()
     await ledger.hear_newest()
+    cut_off.is_cut_off = True  # or a heartbeat may come before the key does
     ledger.now += LEASE + 1
     again = asyncio.create_task(post(client(owner), **KEY))
     await owner.begun.wait()
+    cut_off.is_cut_off = False
     slow.go.set()
     await until_async(lambda: ledger.joined > 0)  # the slow one waits for the owner's images
     await client.jobs[0].save()

@@ -43,7 +43,13 @@ def page_faults(imports: str = "", **environ: str) -> int:
     return int(subprocess.run(run, env=environ, capture_output=True, check=True).stdout)
 
 
-@pytest.mark.parametrize("imports", ["import torch", "import serve_app.deployments.stage_replica"])
+@pytest.mark.parametrize(
+    "imports",
+    [
+        pytest.param("import torch", marks=pytest.mark.long),
+        "import serve_app.deployments.stage_replica",
+    ],
+)
 def test_large_tensors_take_a_twentieth_of_the_page_faults(imports: str) -> None:
     assert page_faults(imports) < _SMALL_PAGES / 20
 

@@ -21,6 +21,7 @@ TOY = Scale(
 )
 
 
+@pytest.mark.long
 def test_every_part_runs_at_toy_size_on_the_cpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -218,7 +218,9 @@ def test_the_probe_runs_the_largest_legal_image(base: Checkpoint, cpu: Device) -
     assert model.denoiser.calls == [(8, 3, 4, 144 // 8, 256 // 8)]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "count", [1, *(pytest.param(count, marks=pytest.mark.long) for count in (2, 3)), 4]
+)
 def test_savings_are_applied_in_order_until_one_image_fits(
     base: Checkpoint, cpu: Device, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:

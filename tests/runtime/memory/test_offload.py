@@ -160,7 +160,7 @@ def test_a_hundred_swaps_build_each_model_once_and_serve_every_image() -> None:
         (0, [], "bab", "abab"),  # each is loaded from disk again
         (1, [], "bcbca", "abca"),  # the one offloaded longest was evicted
         (1, ["r"], "brbcrar", "arbca"),  # bases are loaded again, the refiner never is
-        (2, ["r"], "bcbrar", "arbca"),
+        pytest.param(2, ["r"], "bcbrar", "arbca", marks=pytest.mark.long),
     ],
 )
 def test_the_offload_capacity_is_kept_and_pinned_models_always_stay(
