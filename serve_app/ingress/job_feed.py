@@ -92,11 +92,17 @@ class JobFeed:
             absence.cancel()
         self._wake()
 
-    async def read(self, *, views: bool = False) -> AsyncGenerator[JobEvent, None]:
-        """Yield the events until the feed is closed; as a viewer, if the reader `views` them."""
+    async def read(
+        self, *, views: bool = False, follows: bool = False
+    ) -> AsyncGenerator[JobEvent, None]:
+        """Yield the events until the feed is closed; as a viewer, if the reader `views` them.
+
+        Who `follows` gets the progress each second as a viewer does, and no previews are made.
+        """
         cursor = 0
         if views:
             self._begin_view()
+        if views or follows:
             self._refresh()
         try:
             while True:
@@ -105,7 +111,7 @@ class JobFeed:
                     yield event
                 if self._closed:
                     return
-                await self._wait(cursor, refreshes=views)
+                await self._wait(cursor, refreshes=views or follows)
         finally:
             if views:
                 self._end_view()

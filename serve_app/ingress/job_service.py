@@ -84,6 +84,7 @@ class JobService:
         self.views = JobViews(self._runs, ledger, view_everywhere)
         self._claimed = ClaimedJobs(ledger, self._runs, self.views, spool, self._check)
         self._resuming: asyncio.Task[None] | None = None
+        self._detached: set[str] = set()  # jobs, until the call that began them ends
 
     def caller(self, name: str) -> Caller:
         """Return a caller with its weight."""
@@ -105,7 +106,7 @@ class JobService:
         the job is finished, for a call that comes later.
         """
         await self._check(generation, context.caller)
-        feed = JobFeed()
+        feed, id = JobFeed(), ""
         if context.key is not None:
             task = asyncio.create_task(
                 self._claimed.run(generation, context, feed), context=Context()
@@ -113,6 +114,7 @@ class JobService:
             self._runs.add_claim(task)
         else:
             job = self._runs.new_job(context.caller, context.webhook)
+            id = job.id
             tasks = image_tasks(job, self._runs.caller(job.caller), generation, context.arrived)
             task = self._runs.begin(JobRun(job, generation, tasks, feed))
         task.add_done_callback(lambda _: feed.close())
@@ -120,14 +122,17 @@ class JobService:
             give_back = context.hold_images()
             task.add_done_callback(lambda _: give_back())
         try:
-            async with aclosing(feed.read(views=context.views)) as events:
+            reading = feed.read(views=context.views, follows=context.follows)
+            async with aclosing(reading) as events:
                 async for event in events:
                     yield event
             if task.cancelled():
                 raise JobCancelled("the job was cancelled")
             yield JobDone(task.result())
         finally:
-            if context.key is None and not context.is_detached and not task.done():
+            is_detached = context.is_detached or id in self._detached
+            self._detached.discard(id)
+            if context.key is None and not is_detached and not task.done():
                 task.cancel()
                 await asyncio.wait([task])
 
@@ -191,16 +196,19 @@ class JobService:
             job = await self._ledger.get(id, 0)
         return job
 
-    async def watch(self, id: str, caller: str) -> AsyncGenerator[JobEvent, None]:
+    async def watch(
+        self, id: str, caller: str, *, views: bool = True
+    ) -> AsyncGenerator[JobEvent, None]:
         """Stream a job's events from its present state on, and at last `JobDone`.
 
-        Whichever process works at it. Closing the stream changes nothing for the job. Raises
-        `JobNotFound`, and what the job ended with.
+        Whichever process works at it. Without `views` there is progress alone, and no previews are
+        made. Closing the stream changes nothing for the job. Raises `JobNotFound`, and what the
+        job ended with.
         """
         job = await self.get(id, caller)
         yield JobStarted(id)
         while not job.has_ended:
-            async with aclosing(self.views.events(id)) as events:
+            async with aclosing(self.views.events(id, watches=views)) as events:
                 async for event in events:
                     if not isinstance(event, JobStarted):
                         yield event
@@ -228,6 +236,10 @@ class JobService:
             await self._cancel_everywhere(id)
             job = await self._ledger.get(id, _CANCEL_TIMEOUT_S) or job
         return job
+
+    def detach(self, id: str) -> None:
+        """Let a job go on when the call ends that began it; to be called while it is open."""
+        self._detached.add(id)
 
     def cancel_here(self, id: str) -> None:
         """Cancel the job if this process runs it."""

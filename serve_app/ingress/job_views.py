@@ -83,22 +83,23 @@ class JobViews:
         found = await self._view_everywhere(id, ViewRequest(watches=watches))
         return () if found is None else found.events
 
-    async def events(self, id: str) -> AsyncGenerator[JobEvent, None]:
+    async def events(self, id: str, *, watches: bool = True) -> AsyncGenerator[JobEvent, None]:
         """Stream a job's events while somebody works at it, from the present state on.
 
-        Without `JobDone`: the ledger knows of the end, and is asked when no process has the job,
-        which may be between two. A job that is lost is waited for, for as long as it takes another
+        Without previews and images if the caller does not watch. Without `JobDone`: the ledger
+        knows of the end, and is asked when no process has the job, which may be between two. A job
+        that is lost is waited for, for as long as it takes another
         process to take it over.
         """
         if (feed := self._runs.feed(id)) is not None:
-            async with aclosing(feed.read(views=True)) as events:
+            async with aclosing(feed.read(views=watches, follows=True)) as events:
                 async for event in events:
                     if not isinstance(event, JobDone):
                         yield event
             return
         cursor, lost_at, clock = Cursor(), None, asyncio.get_running_loop().time
         while True:
-            wanted = ViewRequest(cursor, POLL_S, watches=True, follows=True)
+            wanted = ViewRequest(cursor, POLL_S, watches=watches, follows=watches)
             found = await self._view_everywhere(id, wanted)
             if found is None:
                 job = await self._ledger.get(id, 0)

@@ -13,8 +13,8 @@ class RequestContext:
 
     `arrived` is a time of the event loop, from which its deadline counts; None for now.
     `hold_images` is called once a job needs the request's images. `views`: the caller watches, and
-    wants previews. `is_detached`: the job goes on when the call ends. `webhook` is the receiver
-    that is told of its end.
+    wants previews; `follows`: it wants progress alone. `is_detached`: the job goes on when the call
+    ends. `webhook` is the receiver that is told of its end.
     """
 
     caller: str
@@ -24,5 +24,6 @@ class RequestContext:
     arrived: float | None = None
     hold_images: HoldImages | None = None
     views: bool = False
+    follows: bool = False
     is_detached: bool = False
     webhook: str | None = None

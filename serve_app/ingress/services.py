@@ -139,7 +139,7 @@ class ApiServices:
     ) -> list[str]:
         """Return the addresses of a job's images.
 
-        None if the ledger, which signs them, is away, or could not keep the images.
+        An empty list if the ledger, which signs them, is away, or could not keep the images.
         """
         job: str = json.loads(result.meta)["jobId"]
         if (await self.jobs.ledger_health()).problem:
@@ -216,10 +216,11 @@ def request_context(
     uploads: str = "",
     *,
     views: bool = False,
+    follows: bool = False,
     is_detached: bool = False,
     webhook: str | None = None,
 ) -> RequestContext:
-    """Return who sent the request, and under which key; see `RequestContext` for the last three.
+    """Return who sent the request, and under which key; see `RequestContext` for the last four.
 
     `uploads` are the digests of files that are not part of the body's text.
     """
@@ -234,6 +235,7 @@ def request_context(
         request.state.arrived,
         request.state.body.hold_images,
         views,
+        follows,
         is_detached,
         webhook,
     )

@@ -4,7 +4,7 @@ from base64 import b64encode
 
 from tests.support.cloud_service import cloud_service
 from tests.support.gemini_stand_in import picture
-from tests.support.mcp_client import ACCEPT, MCP, call, messages_of
+from tests.support.mcp_client import ACCEPT, MCP, call, job_of, messages_of
 
 
 async def test_a_tool_says_what_the_cloud_ignores_by_its_own_names() -> None:
@@ -18,9 +18,9 @@ async def test_a_tool_says_what_the_cloud_ignores_by_its_own_names() -> None:
     }
     async with cloud_service(mcp=True) as service:
         result = await call(service.http, "generate", arguments)
-    output = result["structuredContent"]
+    output = job_of(result)
     assert output["images"][0]["seed"] is None
-    assert [block["type"] for block in result["content"]] == ["text", "image", "resource_link"]
+    assert [block["type"] for block in result["content"]] == ["text", "image"]
     assert (
         "ignored, since gemini has no such setting: negative_prompt, seed, steps, guidance_scale, "
         "sampler" in output["warnings"]
@@ -33,7 +33,7 @@ async def test_an_image_is_changed_by_the_cloud_at_no_strength() -> None:
     async with cloud_service(mcp=True) as service:
         result = await call(service.http, "refine", arguments)
         (made,) = service.gemini.calls
-    warnings = result["structuredContent"]["warnings"]
+    warnings = job_of(result)["warnings"]
     assert "ignored, since gemini has no such setting: strength" in warnings
     assert "inlineData" in str(made.body) or "inline_data" in str(made.body)
 

@@ -19,7 +19,7 @@ async def test_an_assistant_draws_and_hears_of_progress(service: Service) -> Non
     async with mcp_client(service.address) as client:
         arguments = {"prompt": LONG["prompt"], "seed": LONG["seed"], "steps": LONG["steps"]}
         result = await client.call_tool("generate", arguments, progress_callback=note)
-    (image,) = result.structured_content["images"]
+    (image,) = (result.meta or {})["aura-serve/job"]["images"]
     async with httpx.AsyncClient() as http:
         assert (await http.get(image["url"])).headers["content-type"] == "image/png"
     assert steps == sorted(set(steps))

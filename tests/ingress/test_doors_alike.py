@@ -21,7 +21,7 @@ from tests.support.door_situations import LOCAL, PLAIN, REQUESTS, LocalSituation
 from tests.support.doors import DOORS, OPEN, WITH_KEYS, check_alike
 from tests.support.fake_conductor import INFO, FailingConductor, FakeConductor
 from tests.support.ledgers import AwayLedger
-from tests.support.mcp_client import ACCEPT, MCP, messages_of, tool_call
+from tests.support.mcp_client import ACCEPT, MCP, job_of, messages_of, tool_call
 
 Pixels = np.ndarray[Any, Any]
 SITUATIONS: dict[str, Situation] = {**REQUESTS, **LOCAL}
@@ -155,7 +155,7 @@ async def _drawn(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Pi
     answer = await http.post(path, json=body, headers=ACCEPT if path == MCP else {})
     if path == MCP:
         result = messages_of(answer)[-1]["result"]
-        file = (await http.get(result["structuredContent"]["images"][0]["url"])).content
+        file = (await http.get(job_of(result)["images"][0]["url"])).content
     else:
         found = answer.json()
         text = found["data"][0]["b64_json"] if "data" in found else found["images"][0]

@@ -13,7 +13,7 @@ import httpx
 
 from tests.support.api import ORIGIN
 from tests.support.door_situations import CONFLICT, Situation
-from tests.support.mcp_client import ACCEPT, MCP, messages_of, tool_call
+from tests.support.mcp_client import ACCEPT, MCP, error_of, messages_of, tool_call
 
 Body = dict[str, Any]
 _SAME_HEADERS = (
@@ -157,9 +157,7 @@ class McpAdapter(DoorAdapter):
             data = error["data"]
             parts = self.parts & data.keys()
             return Refusal(answer.status_code, data["code"], error["message"], parts, headers)
-        result = message["result"]
-        assert result["isError"]
-        error = result["structuredContent"]["error"]
+        error = error_of(message["result"])
         seconds = error["retry_after_seconds"]
         headers["retry-after"] = None if seconds is None else str(seconds)
         headers["x-should-retry"] = "false" if error["is_final"] else None

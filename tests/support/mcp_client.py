@@ -50,3 +50,17 @@ async def call(
     assert answer.status_code == 200, answer.text
     result: dict[str, Any] = messages_of(answer)[-1]["result"]
     return result
+
+
+def job_of(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what a result says of its job, for programs."""
+    assert not result["isError"], result
+    job: dict[str, Any] = result["_meta"]["aura-serve/job"]
+    return job
+
+
+def error_of(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what a result says of why the call failed, for programs."""
+    assert result["isError"], result
+    error: dict[str, Any] = result["_meta"]["aura-serve/error"]
+    return error

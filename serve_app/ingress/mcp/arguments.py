@@ -1,12 +1,19 @@
 """The arguments of the tools, and their translation into the values of `generation.py`.
 
 Names are snake_case, as tools have them. Values are read leniently: a language model that writes
-"20" means 20. An unknown argument is an error that names it.
+"20" means 20, and null means the same as absent. An unknown argument is an error that names it.
 """
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from serve_app.core.diffusion.extensions import LORA
@@ -27,12 +34,13 @@ from serve_app.ingress.fields import (
     Weight,
 )
 from serve_app.ingress.generation import DEFAULT_STRENGTH, GenerationRequest, RefinementRequest
-from serve_app.ingress.input_file import InputFile
 from serve_app.ingress.lookup import ExtensionChoice, find_model
 from serve_app.ingress.stated_fields import stated_fields
 
 MAX_IMAGES = 8
-MAX_STATUS_WAIT_S = 60
+MAX_LORAS = 8
+MAX_WAIT_S = 600
+DEFAULT_WAIT_S = 50  # many clients give up on a tool after a minute
 WIRE_NAMES = {
     "guidance": "guidance_scale",
     "timeout_s": "timeout_seconds",
@@ -42,7 +50,16 @@ _DIFFUSION_FIELDS = (
     *("negative_prompt", "seed", "steps", "guidance_scale", "sampler", "loras", "refine"),
     "strength",
 )
-_Loras = Annotated[dict[str, Weight], Field(max_length=8)]
+
+
+def _few(loras: Any) -> Any:
+    """Return LoRAs that are few enough to be worth a look at each."""
+    if isinstance(loras, dict) and len(loras) > MAX_LORAS:
+        raise ValueError(f"must have at most {MAX_LORAS} entries, got {len(loras)}")
+    return loras
+
+
+_Loras = Annotated[dict[str, Weight], Field(max_length=MAX_LORAS), BeforeValidator(_few)]
 
 
 def _doc(name: str) -> FieldInfo:
@@ -57,6 +74,14 @@ class Arguments(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, arguments: Any) -> Any:
+        """Leave out what is null: some clients name every argument."""
+        if not isinstance(arguments, dict):
+            return arguments
+        return {name: value for name, value in arguments.items() if value is not None}
 
 
 class NoArguments(Arguments):
@@ -74,7 +99,7 @@ class StatusArguments(JobArguments):
 
     wait_seconds: Annotated[
         float,
-        Range(0, MAX_STATUS_WAIT_S),
+        Range(0, MAX_WAIT_S),
         Field(description="Seconds to wait for the end of the job before the answer."),
     ] = 0
 
@@ -106,18 +131,19 @@ class DrawingArguments(Arguments):
         Field(description="Weights of LoRAs, by their names as list_models has them."),
     ] = {}
     timeout_seconds: Annotated[Timeout | None, _doc("timeoutSeconds")] = None
-    wait: Annotated[
-        bool,
+    wait_seconds: Annotated[
+        float,
+        Range(0, MAX_WAIT_S),
         Field(
-            description="false: answer at once with the job_id, for job_status; for clients that "
-            "give up on a tool after a minute."
+            description="Seconds to wait for the images. Then the answer has the job_id alone, and "
+            "job_status has the images once they are done."
         ),
-    ] = True
+    ] = DEFAULT_WAIT_S
 
     @property
     def identity(self) -> str:
         """The text of what the images are."""
-        return self.model_dump_json(exclude={"wait"})
+        return self.model_dump_json(exclude={"wait_seconds"})
 
     def common_fields(self, info: ServiceInfo) -> dict[str, Any]:
         """Return the fields of a `CommonRequest`. Raises `InvalidRequest` or `ModelNotFound`."""
@@ -179,9 +205,9 @@ class RefineArguments(DrawingArguments):
         Field(description="Which image of that job, counted from 0."),
     ] = 0
     image: Annotated[
-        InputFile | None,
+        str | None,
         Field(description="In place of job_id: a PNG, JPEG or WebP file in base64 or a data URI."),
-    ] = None
+    ] = None  # on the wire; `messages` takes its content out before anything else is read
     strength: Annotated[Strength, _doc("strength")] = DEFAULT_STRENGTH
 
     def to_domain(self, info: ServiceInfo) -> RefinementRequest:

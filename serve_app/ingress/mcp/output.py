@@ -1,10 +1,12 @@
-"""What the tools answer: structured content for programs, and blocks that people and models see.
+"""What the tools answer: text and images for models and people, and the same for programs.
 
-An image is a small JPEG, which a language model can look at, and a link to the whole PNG.
+An image is a small JPEG, which a language model can look at, and a link to the whole PNG. What
+programs read is in `_meta`: some clients show a model nothing but the structured content of a
+result that has it, and others hold it against the tool's schema in errors too.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pybase64
@@ -13,59 +15,21 @@ from pydantic import BaseModel, ConfigDict
 
 from serve_app.core.service.jobs import Job, JobResult, JobState
 from serve_app.core.service.outlook import Outlook
+from serve_app.ingress.mcp.progress import progress_text
 from serve_app.ingress.responses import converted
 
-SMALL_SIDE = 512  # pixels, of the longer side
+JOB, ERROR = "aura-serve/job", "aura-serve/error"  # keys of `_meta`
+_SMALL_SIDES = {2: 512, 4: 384, 8: 256}  # pixels of the longer side, by the most images
 _SMALL_QUALITY = 80
 _JPEG, _PNG = "image/jpeg", "image/png"
+_ENDS = {JobState.FAILED: "failed", JobState.CANCELLED: "was cancelled"}
+_INTERNAL = "INTERNAL"
 
 
-class _Output(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class ImageOutput(_Output):
-    """An image: its number from 0, its seed if it has one, and a link to its PNG."""
-
-    number: int
-    seed: int | None
-    width: int | None
-    height: int | None
-    url: str | None
-
-
-class ProgressOutput(_Output):
-    """How far an image is; until it begins it waits behind `position` - 1 others."""
-
-    number: int
-    stage: str
-    step: int
-    of: int
-    position: int
-    eta_seconds: float | None
-
-
-class FailureOutput(_Output):
-    """Why a job failed."""
-
-    code: str
-    message: str
-
-
-class JobOutput(_Output):
-    """A job: `generate`, `refine`, `job_status` and `cancel_job` answer it."""
-
-    job_id: str
-    state: JobState
-    images: list[ImageOutput] = []
-    model: str | None = None
-    warnings: list[str] = []
-    progress: list[ProgressOutput] = []
-    error: FailureOutput | None = None
-
-
-class ModelOutput(_Output):
+class ModelOutput(BaseModel):
     """A model that draws, and what it is best at."""
+
+    model_config = ConfigDict(frozen=True)
 
     name: str
     native_size: int
@@ -77,8 +41,10 @@ class ModelOutput(_Output):
     loras: list[str]
 
 
-class ModelsOutput(_Output):
+class ModelsOutput(BaseModel):
     """`list_models` answers this."""
+
+    model_config = ConfigDict(frozen=True)
 
     models: list[ModelOutput]
     samplers: list[str]
@@ -88,68 +54,76 @@ class ModelsOutput(_Output):
 
 def running(id: str, progress: Sequence[tuple[int, Outlook]] = ()) -> CallToolResult:
     """Return the answer about a job that runs."""
-    states = [
-        ProgressOutput(
-            number=number,
-            stage=outlook.stage,
-            step=outlook.step,
-            of=outlook.of,
-            position=outlook.position,
-            eta_seconds=None if outlook.eta is None else round(outlook.eta, 1),
-        )
+    images = [
+        {
+            "number": number,
+            "stage": outlook.stage,
+            "step": outlook.step,
+            "of": outlook.of,
+            "position": outlook.position,
+            "eta_seconds": None if outlook.eta is None else round(outlook.eta, 1),
+        }
         for number, outlook in progress
     ]
     lines = [f"Job {id} is running; ask job_status for it."]
     lines += [f"Image {number}: {progress_text(outlook)}." for number, outlook in progress]
-    output = JobOutput(job_id=id, state=JobState.RUNNING, progress=states)
-    return _answer(output, [_text("\n".join(lines))])
+    job = {"job_id": id, "state": JobState.RUNNING, "progress": images}
+    return _answer([_text("\n".join(lines))], {JOB: job})
 
 
 def ended(job: Job) -> CallToolResult:
     """Return the answer about a job that ended without images."""
     error = job.error
-    failure = FailureOutput(code=error.code, message=error.message) if error else None
+    failure = {"code": error.code, "message": error.message} if error else None
     reason = f": {error.message}" if error else ""
-    output = JobOutput(job_id=job.id, state=job.state, error=failure)
-    return _answer(output, [_text(f"Job {job.id} is {job.state}{reason}.")])
+    text = f"Job {job.id} {_ENDS.get(job.state, 'has no images any more')}{reason}."
+    return _answer([_text(text)], {JOB: {"job_id": job.id, "state": job.state, "error": failure}})
 
 
-def drawn(result: JobResult, links: Sequence[str]) -> CallToolResult:
+def drawn(result: JobResult, links: Sequence[str], *, link_blocks: bool) -> CallToolResult:
     """Return the answer with a job's images. Call it off the event loop.
 
-    `links` are the addresses of the PNG files, or none where they could not be signed.
+    `links` are the addresses of the PNG files, or none where they could not be signed; without
+    `link_blocks` they stand in the text alone.
     """
     meta = json.loads(result.meta)
-    seeds = meta["seeds"] or [None] * len(result.pngs)
-    urls: Sequence[str | None] = links or [None] * len(result.pngs)
+    id, count = meta["jobId"], len(result.pngs)
+    seeds = meta["seeds"] or [None] * count
+    urls: Sequence[str | None] = links or [None] * count
     warnings = list(meta["warnings"])
     if not links:
         warnings.append("there is no link to the PNG: the service could not keep it")
-    id = meta["jobId"]
-    output = JobOutput(
-        job_id=id,
-        state=JobState.SUCCEEDED,
-        images=[
-            ImageOutput(
-                number=number, seed=seed, width=meta["width"], height=meta["height"], url=url
-            )
-            for number, (seed, url) in enumerate(zip(seeds, urls, strict=True))
-        ],
-        model=meta["model"],
-        warnings=warnings,
-    )
-    blocks: list[ContentBlock] = [_text(_summary(output))]
+    images = [
+        {"number": number, "seed": seed, "url": url}
+        for number, (seed, url) in enumerate(zip(seeds, urls, strict=True))
+    ]
+    job = {
+        "job_id": id,
+        "state": JobState.SUCCEEDED,
+        "images": images,
+        **{name: meta[name] for name in ("model", "width", "height")},
+        "warnings": warnings,
+    }
+    blocks: list[ContentBlock] = [_text(_summary(job))]
+    side = next(side for most, side in _SMALL_SIDES.items() if count <= most)
     for number, (png, url) in enumerate(zip(result.pngs, urls, strict=True)):
-        blocks.append(_small_image(png))
-        if url is not None:
+        blocks.append(_small_image(png, side))
+        if url is not None and link_blocks:
             blocks.append(_link(f"{id}-{number}.png", url, len(png)))
-    return _answer(output, blocks)
+    return _answer(blocks, {JOB: job})
 
 
 def listed(models: ModelsOutput) -> CallToolResult:
     """Return the answer with the models."""
-    lines = [*map(_model_text, models.models), *models.notices]
-    return _answer(models, [_text("\n".join(lines))])
+    text = "\n".join(
+        [
+            *map(_model_text, models.models),
+            f"Samplers: {', '.join(models.samplers)}",
+            f"Aspect ratios: {', '.join(models.aspect_ratios)}",
+            *models.notices,
+        ]
+    )
+    return CallToolResult(content=[_text(text)], structured_content=models.model_dump(mode="json"))
 
 
 def refused(
@@ -163,26 +137,30 @@ def refused(
     advice = " Do not try it again unchanged." if is_final else ""
     if seconds is not None:
         advice = f" Try again in {seconds} seconds."
-    content = {
-        "error": error["data"]
-        | {
-            "message": error["message"],
-            "status": status,
-            "retry_after_seconds": seconds,
-            "is_final": is_final,
-        }
+    data = error["data"]
+    if data["code"] == _INTERNAL:
+        advice += f" The request id is {data['request_id']}."
+    content = data | {
+        "message": error["message"],
+        "status": status,
+        "retry_after_seconds": seconds,
+        "is_final": is_final,
     }
-    text = f"{error['data']['code']}: {error['message']}.{advice}"
-    return CallToolResult(content=[_text(text)], structured_content=content, is_error=True)
+    text = f"{data['code']}: {error['message']}.{advice}"
+    return CallToolResult(content=[_text(text)], meta={ERROR: content}, is_error=True)
 
 
-def progress_text(outlook: Outlook) -> str:
-    """Return how far an image is, in words."""
-    if outlook.position:
-        taken = f"step {outlook.step} of {outlook.of}, " if outlook.step else ""
-        return f"{taken}waits for {outlook.stage} as number {outlook.position}"
-    left = "" if outlook.eta is None else f", about {outlook.eta:.0f} s left"
-    return f"step {outlook.step} of {outlook.of}{left}"
+def _summary(job: Mapping[str, Any]) -> str:
+    images = job["images"]
+    size = f" of {job['width']}x{job['height']}" if job["width"] else ""
+    noun = "image" if len(images) == 1 else "images"
+    lines = [f"Job {job['job_id']}: {len(images)} {noun}{size} by {job['model']}."]
+    for image in images:
+        seed = "" if image["seed"] is None else f", seed {image['seed']}"
+        place = "" if image["url"] is None else f", PNG (for ten minutes): {image['url']}"
+        lines.append(f"Image {image['number']}{seed}{place}")
+    lines += [f"Warning: {warning}" for warning in job["warnings"]]
+    return "\n".join(lines)
 
 
 def _model_text(model: ModelOutput) -> str:
@@ -192,21 +170,8 @@ def _model_text(model: ModelOutput) -> str:
     return f"{model.name}{default}: {model.native_size} pixels, {maker}{loras}"
 
 
-def _summary(output: JobOutput) -> str:
-    first = output.images[0]
-    size = f" of {first.width}x{first.height}" if first.width and first.height else ""
-    noun = "image" if len(output.images) == 1 else "images"
-    lines = [f"Job {output.job_id}: {len(output.images)} {noun}{size} by {output.model}."]
-    for image in output.images:
-        seed = "" if image.seed is None else f", seed {image.seed}"
-        place = "" if image.url is None else f", PNG (for ten minutes): {image.url}"
-        lines.append(f"Image {image.number}{seed}{place}")
-    lines += [f"Warning: {warning}" for warning in output.warnings]
-    return "\n".join(lines)
-
-
-def _small_image(png: bytes) -> ImageContent:
-    jpeg = converted(png, "jpeg", _SMALL_QUALITY, max_side=SMALL_SIDE)
+def _small_image(png: bytes, side: int) -> ImageContent:
+    jpeg = converted(png, "jpeg", _SMALL_QUALITY, max_side=side)
     return ImageContent(data=pybase64.b64encode(jpeg).decode(), mime_type=_JPEG)
 
 
@@ -219,5 +184,5 @@ def _text(text: str) -> TextContent:
     return TextContent(text=text)
 
 
-def _answer(output: BaseModel, blocks: list[ContentBlock]) -> CallToolResult:
-    return CallToolResult(content=blocks, structured_content=output.model_dump(mode="json"))
+def _answer(blocks: list[ContentBlock], meta: dict[str, Any]) -> CallToolResult:
+    return CallToolResult(content=blocks, meta=meta)

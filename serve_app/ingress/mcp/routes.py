@@ -7,11 +7,12 @@ about a session's stream, are 405, as the protocol wants.
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, model_validator
 from starlette.responses import Response
 
 from serve_app.ingress.accept import JSON
 from serve_app.ingress.door import route_name
+from serve_app.ingress.mcp.messages import without_file
 from serve_app.ingress.mcp.rerun import PATH
 from serve_app.ingress.mcp.server import McpResponse
 from serve_app.ingress.openapi import error_responses
@@ -27,8 +28,16 @@ class JsonRpcMessage(BaseModel):
 
     jsonrpc: Literal["2.0"]
     method: str
-    id: str | int | None = None
+    id: StrictStr | StrictInt | None = None
     params: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_null_id(cls, message: Any) -> Any:
+        """Refuse an id that is null: its sender waits for an answer, which a notification lacks."""
+        if isinstance(message, dict) and "id" in message and message["id"] is None:
+            raise ValueError("must not have the id null")
+        return message
 
 
 class _Described(BaseModel):
@@ -97,7 +106,9 @@ _ERRORS = error_responses(400, 401, 403, 404, 406, 413, 415, 503, model=JsonRpcE
 router = APIRouter(route_class=StrictRoute, tags=["MCP"], generate_unique_id_function=route_name)
 
 
+@router.post(f"{PATH}/", include_in_schema=False)
 @router.post(PATH, responses=_ANSWERS | _ERRORS, response_model=None)
 async def call_tool(body: JsonRpcMessage, request: Request, services: Services) -> Response:
     """Take a message of the Model Context Protocol."""
-    return McpResponse(services, await request.body())
+    message, request.state.file = without_file(await request.json())
+    return McpResponse(services, message)

@@ -6,6 +6,7 @@ or its client leaves, all that ran for it is cancelled.
 
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -28,31 +29,24 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.core.service.info import ServiceInfo
 from serve_app.ingress.errors import respond, respond_to_exception
-from serve_app.ingress.http_errors import PayloadTooLarge
 from serve_app.ingress.mcp import output
-from serve_app.ingress.mcp.tools import TOOLS, Call
+from serve_app.ingress.mcp.definitions import TOOLS, about
+from serve_app.ingress.mcp.tools import Call
 from serve_app.ingress.services import ApiServices
 from serve_app.ingress.validation import validation_error_response
 
-MAX_BODY = 4 * 2**20  # bytes, which are parsed on the event loop
-_ABOUT = (
-    "Draws images with Stable Diffusion XL on the machines of whoever runs this service. An answer "
-    "has a small JPEG, for you to look at, and a link to the whole PNG: give that one to the user."
-)
-_MAY_PASS = (408, 409)  # statuses below 500 of calls that need no change: too slow, cancelled
-# It notes the begin and the end of each, that is of every request.
-logging.getLogger("mcp.server.streamable_http_manager").setLevel(logging.WARNING)
+# They note the begin and the end of each session, which is here each request.
+for _name in ("streamable_http_manager", "streamable_http"):
+    logging.getLogger(f"mcp.server.{_name}").setLevel(logging.WARNING)
 
 
 class McpResponse(Response):
     """The response to a JSON-RPC message, which the SDK writes."""
 
-    def __init__(self, services: ApiServices, body: bytes) -> None:
-        if len(body) > MAX_BODY:
-            raise PayloadTooLarge(MAX_BODY)
+    def __init__(self, services: ApiServices, message: bytes) -> None:
         super().__init__()
         self._services = services
-        self._message = body
+        self._message = message
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -62,9 +56,9 @@ class McpResponse(Response):
             return body.pop() if body else await receive()
 
         # Hosts and origins have been checked by `AccessPolicy`, whose lists know more patterns
-        # than the SDK's own check.
+        # than the SDK's own check, and the length of the body by `BodyLimitMiddleware`.
         manager = StreamableHTTPSessionManager(
-            make_server(self._services), stateless=True, max_request_body_size=MAX_BODY
+            make_server(self._services), stateless=True, max_request_body_size=sys.maxsize
         )
         async with manager.run():
             await manager.handle_request(scope, replay, send)
@@ -88,12 +82,11 @@ def make_server(services: ApiServices) -> Server[dict[str, Any]]:
         """Return None: no argument of a tool comes in a header."""
         return None
 
-    notice = f" Note: {info.cloud_notice}." if info.cloud_notice else ""
     return Server(
         "aura-serve",
         version=services.version,
         title="Aura Serve",
-        instructions=_ABOUT + notice,
+        instructions=about(info),
         get_tool_input_schema=no_header_schema,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
@@ -114,7 +107,7 @@ async def _call(
         raise MCPError(INVALID_PARAMS, f"there is no such tool; there are {', '.join(TOOLS)}")
     request = context.request
     assert isinstance(request, Request)
-    call = Call(services, request, context.session)
+    call = Call(services, request, context.session, context.protocol_version)
     try:
         arguments = tool.arguments.model_validate(params.arguments or {})
         return await tool.run(call, arguments)
@@ -137,6 +130,5 @@ def _invalid_arguments(error: ValidationError, request: Request) -> JSONResponse
 def _refused(response: JSONResponse) -> CallToolResult:
     error = json.loads(bytes(response.body))["error"]
     headers, status = response.headers, response.status_code
-    is_wrong = 400 <= status < 429 and status not in _MAY_PASS
-    is_final = is_wrong or headers.get("x-should-retry") == "false"
+    is_final = headers.get("x-should-retry") == "false" or 400 <= status < 429
     return output.refused(error, status, headers.get("retry-after"), is_final=is_final)

@@ -1,22 +1,23 @@
-"""The tools: their names, what they take and answer, and what each does with a call."""
+"""What each tool does with a call."""
 
+import asyncio
 import re
-from asyncio import timeout
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
-from typing import Any, assert_never
+from dataclasses import dataclass
+from functools import partial
+from typing import assert_never
 
 from fastapi import Request
 from mcp.server.session import ServerSession
-from mcp_types import CallToolResult, Tool, ToolAnnotations
+from mcp_types import CallToolResult
 
 from serve_app.core.diffusion.extensions import LORA
 from serve_app.core.diffusion.samplers import Sampler
 from serve_app.core.diffusion.sizes import ASPECTS
 from serve_app.core.errors import InvalidRequest, TermsNotAccepted
 from serve_app.core.service.info import ModelInfo, ServiceInfo
-from serve_app.core.service.job_errors import JobFailed, JobNotFound
+from serve_app.core.service.job_errors import JobCancelled, JobFailed, JobNotFound
 from serve_app.core.service.job_events import (
     ImageMade,
     ImagePreview,
@@ -25,69 +26,49 @@ from serve_app.core.service.job_events import (
     JobEvent,
     JobStarted,
     StageDone,
+    last_result,
 )
 from serve_app.core.service.jobs import Job, JobResult, JobState
-from serve_app.core.service.outlook import Outlook
 from serve_app.ingress.generation import GenerationRequest, RefinementRequest
 from serve_app.ingress.image_input import InputFiles
 from serve_app.ingress.input_file import InputFile
 from serve_app.ingress.job_service import NO_SUCH_JOB
 from serve_app.ingress.mcp import output
 from serve_app.ingress.mcp.arguments import (
-    Arguments,
     DrawingArguments,
     GenerateArguments,
     JobArguments,
     NoArguments,
     RefineArguments,
     StatusArguments,
-    input_schema,
 )
-from serve_app.ingress.mcp.output import JobOutput, ModelOutput, ModelsOutput, progress_text
-from serve_app.ingress.mcp.rerun import GENERATE, REFINE, RERUN_FORMAT
+from serve_app.ingress.mcp.output import ModelOutput, ModelsOutput
+from serve_app.ingress.mcp.progress import ProgressNotes
+from serve_app.ingress.mcp.rerun import RERUN_FORMAT
 from serve_app.ingress.services import ApiServices, request_context
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # the ledger is asked for no other
 _LINK_QUALITY = 100  # of a PNG, which has none
+_FIRST_WITH_LINKS = "2025-06-18"  # the first version of the protocol that has links in results
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of a tool: the HTTP request that it came in, and who hears of its progress."""
+    """A call of a tool: the HTTP request that it came in, and who hears of its progress.
+
+    `protocol` is the version that its client speaks.
+    """
 
     services: ApiServices
     request: Request
     session: ServerSession
+    protocol: str
 
     @property
     def caller(self) -> str:
         """Who calls."""
         caller: str = self.request.state.caller
         return caller
-
-
-class ProgressNotes:
-    """Notes of how far a call is, in steps of all its images; each higher than the last one.
-
-    They name the job: a client that waits no longer can ask for it, or cancel it.
-    """
-
-    def __init__(self, session: ServerSession, job: str, images: int) -> None:
-        self._session = session
-        self._job = job
-        self._images = images
-        self._steps: dict[int, int] = {}  # taken, by image
-        self._last = -1
-
-    async def add(self, number: int, outlook: Outlook) -> None:
-        """Send a note of an image's progress, unless the client has heard of as much."""
-        self._steps[number] = outlook.step
-        taken = sum(self._steps.values())
-        if taken > self._last:
-            self._last = taken
-            image = "" if self._images == 1 else f", image {number}"
-            message = f"job {self._job}{image}: {progress_text(outlook)}"
-            await self._session.report_progress(taken, outlook.of * self._images, message)
 
 
 async def generate(call: Call, arguments: GenerateArguments) -> CallToolResult:
@@ -98,10 +79,10 @@ async def generate(call: Call, arguments: GenerateArguments) -> CallToolResult:
 async def refine(call: Call, arguments: RefineArguments) -> CallToolResult:
     """Make images from an image and a prompt."""
     request = arguments.to_domain(call.services.info)
-    file = arguments.image
-    if arguments.job_id is not None:
+    if arguments.job_id is None:
+        file: InputFile = call.request.state.file
+    else:
         file = await _image_of(call, arguments.job_id, arguments.image_number)
-    assert file is not None
     return await _draw(call, arguments, request, [InputFiles(file)])
 
 
@@ -109,17 +90,17 @@ async def job_status(call: Call, arguments: StatusArguments) -> CallToolResult:
     """Answer how far a job is, or with its images."""
     job = await _job(call, arguments.job_id)
     if not job.has_ended and arguments.wait_seconds:
-        with suppress(TimeoutError, JobFailed, JobNotFound):  # what it ended with is asked below
-            async with timeout(arguments.wait_seconds):
-                await _watch(call, call.services.jobs.watch(job.id, call.caller), images=1)
+        events = call.services.jobs.watch(job.id, call.caller, views=False)
+        with suppress(JobFailed, JobCancelled, JobNotFound):  # what it ended with is asked below
+            await _wait(events, ProgressNotes(call.session, job.id), arguments.wait_seconds)
         job = await _job(call, arguments.job_id)
     return await _state(call, job)
 
 
 async def cancel_job(call: Call, arguments: JobArguments) -> CallToolResult:
     """Cancel a job if it is still running."""
-    await _job(call, arguments.job_id)
-    return await _state(call, await call.services.jobs.cancel(arguments.job_id, call.caller))
+    id = _checked(arguments.job_id)
+    return await _state(call, await call.services.jobs.cancel(id, call.caller))
 
 
 async def list_models(call: Call, arguments: NoArguments) -> CallToolResult:
@@ -140,115 +121,68 @@ async def list_models(call: Call, arguments: NoArguments) -> CallToolResult:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ToolDefinition:
-    """A tool as a client sees it, and what runs it."""
-
-    title: str
-    description: str
-    arguments: type[Arguments]
-    run: Callable[[Call, Any], Awaitable[CallToolResult]]
-    output: type[JobOutput] | type[ModelsOutput] = JobOutput
-    hints: Mapping[str, bool] = field(default_factory=dict)
-
-    def described(self, name: str, info: ServiceInfo) -> Tool:
-        """Return the tool as it is listed, with the limits of this service."""
-        notice = f" Note: {info.cloud_notice}." if info.cloud_notice else ""
-        return Tool(
-            name=name,
-            title=self.title,
-            description=self.description + notice,
-            input_schema=input_schema(self.arguments, info),
-            output_schema=self.output.model_json_schema(mode="serialization"),
-            annotations=ToolAnnotations(title=self.title, **self.hints),
-        )
-
-
-_DRAWS = {"read_only_hint": False, "destructive_hint": False, "open_world_hint": False}
-_READS = {"read_only_hint": True, "open_world_hint": False}
-TOOLS: Mapping[str, ToolDefinition] = {
-    GENERATE: ToolDefinition(
-        "Generate an image",
-        "Draw images from a prompt with Stable Diffusion XL. Describe what is to be seen, not what "
-        "to do. Answers a small JPEG to look at, and a link to the whole PNG for the user. The "
-        "same arguments and seed give the same image.",
-        GenerateArguments,
-        generate,
-        hints=_DRAWS,
-    ),
-    REFINE: ToolDefinition(
-        "Change an image",
-        "Draw an image anew, by a prompt and a strength: an image of an earlier job, or a file.",
-        RefineArguments,
-        refine,
-        hints=_DRAWS,
-    ),
-    "job_status": ToolDefinition(
-        "Status of a job",
-        "How far a job is, or its images, which are kept for ten minutes.",
-        StatusArguments,
-        job_status,
-        hints=_READS,
-    ),
-    "cancel_job": ToolDefinition(
-        "Cancel a job",
-        "Cancel a job that still runs; its images are lost.",
-        JobArguments,
-        cancel_job,
-        hints={"read_only_hint": False, "destructive_hint": True, "idempotent_hint": True},
-    ),
-    "list_models": ToolDefinition(
-        "List the models",
-        "The models that draw, with their LoRAs, and the samplers and aspect ratios.",
-        NoArguments,
-        list_models,
-        output=ModelsOutput,
-        hints=_READS,
-    ),
-}
-
-
 async def _draw(
     call: Call,
     arguments: DrawingArguments,
     request: GenerationRequest | RefinementRequest,
     files: Sequence[InputFiles],
 ) -> CallToolResult:
-    """Run the job of a call and answer with its images, or with its id."""
+    """Run the job of a call; answer with its images, or with its id if it takes too long.
+
+    A client that leaves while it waits cancels its job.
+    """
     services = call.services
     job = await services.plan(request, files, RERUN_FORMAT, call.request.state, None)
-    context = request_context(call.request, None, arguments, is_detached=not arguments.wait)
+    context = request_context(call.request, None, arguments, follows=True)
     events = services.stream(job, context, call.request)
-    if arguments.wait:
-        return await _drawn(call, await _watch(call, events, images=len(job.images)))
-    started = await anext(events)
+    started = await anext(events)  # or it is refused
     assert isinstance(started, JobStarted)
-    await events.aclose()
-    return output.running(started.id)
+    notes = ProgressNotes(call.session, started.id, len(job.images))
+    detach = partial(services.jobs.detach, started.id)
+    result = await _wait(events, notes, arguments.wait_seconds, detach)
+    return output.running(started.id) if result is None else await _drawn(call, result)
 
 
-async def _watch(call: Call, events: AsyncGenerator[JobEvent, None], images: int) -> JobResult:
-    """Wait for a job, telling the client of its progress. Raises what the job raises."""
-    notes = ProgressNotes(call.session, "", images)
-    async with aclosing(events):
-        async for event in events:
-            match event:
-                case JobStarted(id):
-                    notes = ProgressNotes(call.session, id, images)
-                case ImageProgress(number, outlook):
-                    await notes.add(number, outlook)
-                case JobDone(result):
-                    return result
-                case ImagePreview() | StageDone() | ImageMade():
-                    pass
-                case _:
-                    assert_never(event)
-    raise JobNotFound(NO_SUCH_JOB)
+async def _wait(
+    events: AsyncGenerator[JobEvent, None],
+    notes: ProgressNotes,
+    seconds: float,
+    on_timeout: Callable[[], None] = lambda: None,
+) -> JobResult | None:
+    """Return a job's result; None if it takes longer. Raises what the job raises.
+
+    The client hears of its progress meanwhile. `on_timeout` is called before the events are closed
+    because it took too long.
+    """
+    loop = asyncio.get_running_loop()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None) as limit, aclosing(events):
+
+            def give_up() -> None:
+                on_timeout()
+                limit.reschedule(loop.time())
+
+            timer = loop.call_later(seconds, give_up)
+            try:
+                async for event in events:
+                    match event:
+                        case ImageProgress(number, outlook):
+                            await notes.add(number, outlook)
+                        case JobDone(result):
+                            return result
+                        case JobStarted() | ImagePreview() | StageDone() | ImageMade():
+                            pass
+                        case _:
+                            assert_never(event)
+            finally:
+                timer.cancel()
+    return None
 
 
 async def _drawn(call: Call, result: JobResult) -> CallToolResult:
     links = await call.services.addresses(result, call.request, "png", _LINK_QUALITY)
-    return await call.services.write(output.drawn, result, links)
+    has_blocks = call.protocol >= _FIRST_WITH_LINKS
+    return await call.services.write(output.drawn, result, links, link_blocks=has_blocks)
 
 
 async def _state(call: Call, job: Job) -> CallToolResult:
@@ -264,19 +198,30 @@ async def _state(call: Call, job: Job) -> CallToolResult:
 
 async def _job(call: Call, id: str) -> Job:
     """Return the caller's job. Raises `JobNotFound`."""
+    return await call.services.jobs.get(_checked(id), call.caller)
+
+
+def _checked(id: str) -> str:
+    """Return what may be a job's id. Raises `JobNotFound`."""
     if not _JOB_ID.fullmatch(id):
         raise JobNotFound(NO_SUCH_JOB)
-    return await call.services.jobs.get(id, call.caller)
+    return id
 
 
 async def _image_of(call: Call, id: str, number: int) -> InputFile:
-    """Return an image of the caller's job. Raises `JobNotFound` or `InvalidRequest`."""
+    """Return an image of the caller's job, once it is done.
+
+    Raises `JobNotFound`, `InvalidRequest`, or what the job ended with.
+    """
     job = await _job(call, id)
-    if job.result is None:
-        raise InvalidRequest("job_id", f"has no images: the job is {job.state}")
-    if number >= len(job.result.pngs):
-        raise InvalidRequest("image_number", f"must be below {len(job.result.pngs)}")
-    return InputFile(job.result.pngs[number])
+    result = job.result
+    if result is None:
+        if job.has_ended:
+            raise InvalidRequest("job_id", f"has no images: the job is {job.state}")
+        result = await last_result(call.services.jobs.watch(id, call.caller, views=False))
+    if number >= len(result.pngs):
+        raise InvalidRequest("image_number", f"must be below {len(result.pngs)}")
+    return InputFile(result.pngs[number])
 
 
 def _model(model: ModelInfo, info: ServiceInfo) -> ModelOutput:

@@ -59,6 +59,11 @@ def blocks(result: CallToolResult, kind: type[Any]) -> list[Any]:
     return [block for block in result.content if isinstance(block, kind)]
 
 
+def job(result: CallToolResult) -> dict[str, Any]:
+    found: dict[str, Any] = (result.meta or {})["aura-serve/job"]
+    return found
+
+
 def pixels(file: bytes) -> Any:
     return np.asarray(Image.open(BytesIO(file)).convert("RGB")).astype(int)
 
@@ -92,9 +97,9 @@ async def test_it_draws_with_progress_a_small_image_and_a_link(connect: Connect)
 
         result = await client.call_tool("generate", STAR, progress_callback=note)
         assert not result.is_error
-        output: dict[str, Any] = result.structured_content
+        output = job(result)
         (image,) = output["images"]
-        assert (image["seed"], image["width"], image["height"]) == (7, 128, 96)
+        assert (image["seed"], output["width"], output["height"]) == (7, 128, 96)
         (small,), (link,) = blocks(result, ImageContent), blocks(result, ResourceLink)
         assert small.mime_type == "image/jpeg"
         assert is_a_yellow_star(pixels(b64decode(small.data)))
@@ -116,16 +121,14 @@ async def test_it_changes_an_image_of_an_earlier_job(connect: Connect, address: 
     async with connect() as client:
         made = await client.call_tool("generate", STAR)
         changes = {"prompt": "a large red heart on a white background", "seed": 3, "strength": 0.9}
-        of_job = await client.call_tool(
-            "refine", {**changes, "job_id": made.structured_content["job_id"]}
-        )
+        of_job = await client.call_tool("refine", {**changes, "job_id": job(made)["job_id"]})
         async with httpx.AsyncClient(headers=KEY) as http:
-            first = (await http.get(made.structured_content["images"][0]["url"])).content
-            changed = (await http.get(of_job.structured_content["images"][0]["url"])).content
+            first = (await http.get(job(made)["images"][0]["url"])).content
+            changed = (await http.get(job(of_job)["images"][0]["url"])).content
             of_file = await client.call_tool(
                 "refine", {**changes, "image": b64encode(first).decode()}
             )
-            again = (await http.get(of_file.structured_content["images"][0]["url"])).content
+            again = (await http.get(job(of_file)["images"][0]["url"])).content
         assert not np.array_equal(pixels(first), pixels(changed))
         assert np.array_equal(pixels(changed), pixels(again))
 
@@ -135,31 +138,31 @@ async def test_the_image_is_that_of_the_native_route(connect: Connect, address: 
         made = await client.call_tool("generate", STAR)
         body = STAR | {"imageCount": 1}
         async with httpx.AsyncClient(headers=KEY) as http:
-            by_link = (await http.get(made.structured_content["images"][0]["url"])).content
+            by_link = (await http.get(job(made)["images"][0]["url"])).content
             native = (await http.post(f"{address}/generate", json=body)).json()["images"][0]
         assert np.array_equal(pixels(by_link), pixels(b64decode(native)))
 
 
 async def test_who_does_not_wait_asks_for_the_job(connect: Connect) -> None:
     async with connect() as client:
-        started = await client.call_tool("generate", {**STAR, "wait": False})
-        assert started.structured_content["state"] == "running"
+        started = await client.call_tool("generate", {**STAR, "wait_seconds": 0})
+        assert job(started)["state"] == "running"
         assert not blocks(started, ImageContent)
-        id = started.structured_content["job_id"]
+        id = job(started)["job_id"]
         done = await client.call_tool("job_status", {"job_id": id, "wait_seconds": 30})
-        assert done.structured_content["state"] == "succeeded"
+        assert job(done)["state"] == "succeeded"
         assert is_a_yellow_star(pixels(b64decode(blocks(done, ImageContent)[0].data)))
 
 
 async def test_a_job_is_cancelled(connect: Connect) -> None:
     async with connect() as client:
-        started = await client.call_tool("generate", {**STAR, "steps": 150, "wait": False})
-        id = started.structured_content["job_id"]
+        started = await client.call_tool("generate", {**STAR, "steps": 150, "wait_seconds": 0})
+        id = job(started)["job_id"]
         cancelled = await client.call_tool("cancel_job", {"job_id": id})
-        assert cancelled.structured_content["state"] == "cancelled"
+        assert job(cancelled)["state"] == "cancelled"
         refused = await client.call_tool("refine", {"prompt": "a heart", "job_id": id})
         assert refused.is_error
-        assert refused.structured_content["error"]["code"] == "VALIDATION_ERROR"
+        assert (refused.meta or {})["aura-serve/error"]["code"] == "VALIDATION_ERROR"
 
 
 async def test_it_lists_models(connect: Connect) -> None:

@@ -15,12 +15,12 @@ from schemathesis import GenerationMode
 
 from serve_app.deployments.ledger import Ledger
 from serve_app.ingress.app import open_doors
-from serve_app.ingress.mcp.tools import TOOLS
+from serve_app.ingress.mcp.definitions import TOOLS
 from tests.support.api import make_api
 from tests.support.demo_api import demo_info
 from tests.support.fake_conductor import InstantConductor
 from tests.support.fuzzed_api import base64_png
-from tests.support.mcp_client import ACCEPT, MCP, messages_of, tool_call
+from tests.support.mcp_client import ACCEPT, MCP, error_of, job_of, messages_of, tool_call
 from tests.support.mcp_client import call as call_tool
 
 INFO = demo_info()
@@ -52,12 +52,15 @@ async def send(http: httpx.AsyncClient, name: str, arguments: dict[str, Any]) ->
     answer = await http.post(MCP, json=tool_call(name, arguments), headers=ACCEPT)
     assert answer.status_code == 200, answer.text
     result = messages_of(answer)[-1]["result"]
-    content = result["structuredContent"]
     if result["isError"]:
-        code: str = content["error"]["code"]
-        assert code in WRONG, content
+        assert "structuredContent" not in result
+        code: str = error_of(result)["code"]
+        assert code in WRONG, result
         return code
-    Draft202012Validator(TOOL[name].output_schema or {}).validate(content)
+    schema = TOOL[name].output_schema
+    assert ("structuredContent" in result) == (schema is not None)
+    if schema is not None:
+        Draft202012Validator(schema).validate(result["structuredContent"])
     return ""
 
 
@@ -84,7 +87,7 @@ def fuzz(name: str, examples: int, *, derandomize: bool = False) -> Counter[str]
         transport = httpx.ASGITransport(app=api, client=("127.0.0.1", 1))
         http = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
         made = runner.run(call_tool(http, "generate", {"prompt": "a fox"}))
-        job = made["structuredContent"]["job_id"]
+        job = job_of(made)["job_id"]
         call()
         runner.run(http.aclose())
     seconds, count = time.perf_counter() - began, codes.total()

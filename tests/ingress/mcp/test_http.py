@@ -15,14 +15,14 @@ from serve_app.ingress.mcp.rerun import RERUN_FORMAT
 from tests.support.api import ORIGIN, POLICY, Client
 from tests.support.fake_conductor import INFO, FakeConductor
 from tests.support.ledgers import AwayLedger
-from tests.support.mcp_client import ACCEPT, MCP, call, messages_of, tool_call
+from tests.support.mcp_client import ACCEPT, MCP, call, error_of, job_of, messages_of, tool_call
 
 KEYED = replace(POLICY, keys=digests(["a-key"]))
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 DRAW = tool_call("generate", {"prompt": "a fox"})
 
 
-def error_of(answer: httpx.Response) -> dict[str, Any]:
+def refusal_of(answer: httpx.Response) -> dict[str, Any]:
     body = answer.json()
     assert (body["jsonrpc"], body["id"]) == ("2.0", None)
     error: dict[str, Any] = body["error"]
@@ -55,15 +55,15 @@ async def test_what_every_route_refuses_it_refuses_in_json_rpc(
     caller = client(mcp=True, **options)
     answer = await caller.post(MCP, content=json.dumps(DRAW), headers=sent)
     assert answer.status_code == status
-    assert error_of(answer)["data"]["code"] == code
-    assert error_of(answer)["data"]["request_id"] == answer.headers["x-request-id"]
+    assert refusal_of(answer)["data"]["code"] == code
+    assert refusal_of(answer)["data"]["request_id"] == answer.headers["x-request-id"]
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 async def test_it_has_no_sessions(client: Client, method: str) -> None:
     answer = await client(mcp=True).request(method, MCP, headers=ACCEPT)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert error_of(answer)["data"]["code"] == "METHOD_NOT_ALLOWED"
+    assert refusal_of(answer)["data"]["code"] == "METHOD_NOT_ALLOWED"
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,15 @@ async def test_a_body_that_is_no_message_is_400(
     headers = {"Content-Type": "application/json", **ACCEPT}
     answer = await client(mcp=True).post(MCP, content=content, headers=headers)
     assert answer.status_code == 400
-    assert (error_of(answer)["code"], error_of(answer)["data"]["code"]) == (code, kind)
+    assert (refusal_of(answer)["code"], refusal_of(answer)["data"]["code"]) == (code, kind)
 
 
-async def test_a_message_over_four_mebibytes_is_413(client: Client) -> None:
-    large = tool_call("refine", {"prompt": "a fox", "image": "A" * 4 * 2**20})
-    answer = await client(mcp=True).post(MCP, json=large, headers=ACCEPT)
+async def test_a_message_over_the_limit_of_bodies_is_413(client: Client) -> None:
+    large = tool_call("refine", {"prompt": "a fox", "image": "A" * 400})
+    small = replace(POLICY, max_body_bytes=300)
+    answer = await client(mcp=True, policy=small).post(MCP, json=large, headers=ACCEPT)
     assert answer.status_code == 413
-    assert error_of(answer)["data"]["code"] == "PAYLOAD_TOO_LARGE"
+    assert refusal_of(answer)["data"]["code"] == "PAYLOAD_TOO_LARGE"
 
 
 async def test_a_notification_is_taken_without_an_answer(client: Client) -> None:
@@ -149,7 +150,7 @@ async def test_wrong_arguments_are_the_tools_error_with_their_name(
     client: Client, conductor: FakeConductor, arguments: dict[str, Any], path: str
 ) -> None:
     result = await call(client(mcp=True), "generate", arguments)
-    error = result["structuredContent"]["error"]
+    error = error_of(result)
     assert (result["isError"], error["code"]) == (True, "VALIDATION_ERROR")
     assert error["details"][0]["path"] == path
     assert error["is_final"]
@@ -171,14 +172,14 @@ async def test_refine_needs_an_image_of_a_job_or_a_file(
     client: Client, arguments: dict[str, Any], code: str
 ) -> None:
     result = await call(client(mcp=True), "refine", {"prompt": "a fox", **arguments})
-    assert result["structuredContent"]["error"]["code"] == code
+    assert error_of(result)["code"] == code
 
 
 async def test_refine_has_no_image_of_a_number_that_the_job_lacks(client: Client) -> None:
     caller = client(mcp=True)
-    id = (await call(caller, "generate", {"prompt": "a"}))["structuredContent"]["job_id"]
+    id = job_of(await call(caller, "generate", {"prompt": "a"}))["job_id"]
     arguments = {"prompt": "a fox", "job_id": id, "image_number": 1}
-    error = (await call(caller, "refine", arguments))["structuredContent"]["error"]
+    error = error_of(await call(caller, "refine", arguments))
     assert (error["code"], error["details"][0]["path"]) == ("VALIDATION_ERROR", "image_number")
 
 
@@ -194,7 +195,7 @@ async def test_a_full_queue_says_when_to_try_again(client: Client) -> None:
     maker, meter = FakeConductor(), InMemoryMeter()
     maker.refusal = Overloaded("full", retry_after=7)
     result = await call(client(maker, mcp=True, meter=meter), "generate", {"prompt": "a"})
-    error = result["structuredContent"]["error"]
+    error = error_of(result)
     assert (error["code"], error["status"], error["retry_after_seconds"]) == ("OVERLOADED", 503, 7)
     assert not error["is_final"]
     assert "Try again in 7 seconds" in result["content"][0]["text"]
@@ -204,31 +205,31 @@ async def test_a_full_queue_says_when_to_try_again(client: Client) -> None:
 async def test_a_service_that_loads_is_no_reason_to_change_the_call(client: Client) -> None:
     maker = FakeConductor()
     maker.refusal = Loading("loading")
-    error = (await call(client(maker, mcp=True), "generate", {"prompt": "a"}))["structuredContent"]
-    assert (error["error"]["code"], error["error"]["is_final"]) == ("LOADING", False)
-    assert error["error"]["retry_after_seconds"] > 0
+    error = error_of(await call(client(maker, mcp=True), "generate", {"prompt": "a"}))
+    assert (error["code"], error["is_final"]) == ("LOADING", False)
+    assert error["retry_after_seconds"] > 0
 
 
 async def test_jobs_of_other_callers_are_none(client: Client) -> None:
     policy = replace(POLICY, keys=digests(["mine", "yours"]))
     mine = client(mcp=True, policy=policy, headers={"Authorization": "Bearer mine"})
     yours = client(mcp=True, policy=policy, headers={"Authorization": "Bearer yours"})
-    id = (await call(mine, "generate", {"prompt": "a"}))["structuredContent"]["job_id"]
+    id = job_of(await call(mine, "generate", {"prompt": "a"}))["job_id"]
     await client.drain()
     for tool in ("job_status", "cancel_job"):
         found = await call(mine, tool, {"job_id": id})
-        assert found["structuredContent"]["state"] == "succeeded"
+        assert job_of(found)["state"] == "succeeded"
         refused = await call(yours, tool, {"job_id": id})
-        assert refused["structuredContent"]["error"]["code"] == "NOT_FOUND"
+        assert error_of(refused)["code"] == "NOT_FOUND"
 
 
 async def test_without_the_ledger_images_come_without_links(client: Client) -> None:
     away: Any = AwayLedger()
     result = await call(client(mcp=True, ledger=away), "generate", {"prompt": "a"})
-    (image,) = result["structuredContent"]["images"]
+    (image,) = job_of(result)["images"]
     assert image["url"] is None
     assert [block["type"] for block in result["content"]] == ["text", "image"]
-    assert "no link to the PNG" in result["structuredContent"]["warnings"][-1]
+    assert "no link to the PNG" in job_of(result)["warnings"][-1]
 
 
 async def test_terms_that_were_not_accepted_stand_with_the_models(client: Client) -> None:
@@ -237,7 +238,7 @@ async def test_terms_that_were_not_accepted_stand_with_the_models(client: Client
     listed = (await call(caller, "list_models", {}))["structuredContent"]
     assert any("terms are not accepted" in notice for notice in listed["notices"])
     drawn = await call(caller, "generate", {"prompt": "a"})
-    assert drawn["structuredContent"]["error"]["code"] == "TERMS_NOT_ACCEPTED"
+    assert error_of(drawn)["code"] == "TERMS_NOT_ACCEPTED"
     body = {"accept": True, "termsDigest": info.terms_digest}
     assert (await caller.post("/licenses", json=body)).status_code == 204
     assert not (await call(caller, "generate", {"prompt": "a"}))["isError"]
@@ -246,7 +247,7 @@ async def test_terms_that_were_not_accepted_stand_with_the_models(client: Client
 async def test_a_link_has_the_public_address(client: Client) -> None:
     caller = client(mcp=True, base_url="https://images.example/aura")
     result = await call(caller, "generate", {"prompt": "a"})
-    (image,) = result["structuredContent"]["images"]
+    (image,) = job_of(result)["images"]
     assert image["url"].startswith("https://images.example/aura/images/")
 
 

@@ -42,7 +42,7 @@ async def test_a_client_that_leaves_frees_the_engine_within_a_step(era: str) -> 
 
 
 async def test_a_job_that_nobody_waits_for_outlives_its_call() -> None:
-    message = tool_call("generate", {**FOX, "wait": False})
+    message = tool_call("generate", {**FOX, "wait_seconds": 0})
     async with sleeping_service(0.2, images=1) as service:
         async with raw_stream(service.ports[0], "POST", MCP, message, ACCEPT) as stream:
             found = (await stream.rest()).decode()

@@ -13,11 +13,11 @@ from PIL import Image
 from tests.support.api import Client
 from tests.support.demo_api import demo_client
 from tests.support.fake_conductor import FakeConductor
-from tests.support.mcp_client import ACCEPT, MCP, call, messages_of
+from tests.support.mcp_client import ACCEPT, MCP, call, job_of, messages_of
 
 
 async def png_of(http: httpx.AsyncClient, result: dict[str, Any]) -> Image.Image:
-    link = result["structuredContent"]["images"][0]["url"]
+    link = job_of(result)["images"][0]["url"]
     return Image.open(BytesIO((await http.get(link)).content))
 
 
@@ -49,7 +49,7 @@ async def test_a_changed_image_says_its_strength_and_not_its_file(
 ) -> None:
     caller = client(mcp=True)
     first = await call(caller, "generate", {"prompt": "a fox"})
-    id = first["structuredContent"]["job_id"]
+    id = job_of(first)["job_id"]
     arguments = {"prompt": "a red fox", "job_id": id, "strength": 0.4, "seed": 3}
     changed = await png_of(caller, await call(caller, "refine", arguments))
     record = json.loads(changed.info["aura"])
@@ -75,15 +75,13 @@ async def test_a_large_image_is_made_small(client: Client) -> None:
     (block,) = (block for block in result["content"] if block["type"] == "image")
     small = Image.open(BytesIO(base64.b64decode(block["data"])))
     assert small.size == (512, 293)
-    (image,) = result["structuredContent"]["images"]
-    assert (image["width"], image["height"]) == (1344, 768)
+    assert (job_of(result)["width"], job_of(result)["height"]) == (1344, 768)
 
 
 async def test_an_image_of_a_job_is_chosen_by_its_number(client: Client) -> None:
     caller = client(mcp=True)
-    made = (await call(caller, "generate", {"prompt": "a fox", "image_count": 2, "seed": 7}))[
-        "structuredContent"
-    ]
+    drawn = await call(caller, "generate", {"prompt": "a fox", "image_count": 2, "seed": 7})
+    made = job_of(drawn)
     assert [image["seed"] for image in made["images"]] == [7, 8]
     second = (await caller.get(made["images"][1]["url"])).content
     arguments = {"prompt": "a red fox", "job_id": made["job_id"], "image_number": 1}
