@@ -20,7 +20,7 @@ from serve_app.cloud.gemini_request import request_body
 from serve_app.core.caller import Caller
 from serve_app.core.capacity.open_requests import has_room
 from serve_app.core.capacity.virtual_queue import bounded_retry
-from serve_app.core.cloud_errors import CallCutOff
+from serve_app.core.cloud_errors import after_calls
 from serve_app.core.diffusion.spec import ImageSpec, Stage
 from serve_app.core.errors import (
     AuraError,
@@ -53,11 +53,21 @@ _MEMORY = 0.8  # share of the mean that the calls before the last one have
 
 @dataclass(slots=True)
 class _OpenImage:
-    """An image that was admitted; `begun` is when its call began, in the event loop's time."""
+    """An image that was admitted, with its `job`, which are all images that were admitted with it.
+
+    `begun` is when its call began, in the event loop's time.
+    """
 
     caller: Caller
+    job: list["_OpenImage"]
     begun: float | None = None
     png: bytes | None = None  # once it is made
+    is_free: bool = False  # its call ended, and can't have cost anything
+
+    @property
+    def may_cost(self) -> bool:
+        """Whether its call may have cost something, or is open and may yet."""
+        return self.begun is not None and not self.is_free
 
 
 class GeminiMaker:
@@ -85,8 +95,10 @@ class GeminiMaker:
             raise
         self._meter.record(REQUESTS_ADMITTED)
         context = ExitStack()
+        job: list[_OpenImage] = []
         for task in tasks:
-            self._images[task.id] = _OpenImage(task.caller)
+            self._images[task.id] = image = _OpenImage(task.caller, job)
+            job.append(image)
             context.callback(self._images.pop, task.id, None)
         return context
 
@@ -114,10 +126,11 @@ class GeminiMaker:
                 async with aclosing(deadline.enforce(self._events(task, image))) as events:
                     async for event in events:
                         yield event
-            except DeadlineExceeded as late:
-                if image.begun is None:
-                    raise
-                raise CallCutOff(late.problem) from None
+            except AuraError as failure:
+                image.is_free = not (failure.is_final or isinstance(failure, DeadlineExceeded))
+                if any(other.may_cost for other in image.job):
+                    raise after_calls(failure) from None
+                raise
         assert image.png is not None
         yield Generated(GeneratedImage(image.png, ()))
 

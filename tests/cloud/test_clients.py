@@ -1,5 +1,7 @@
 """What OpenAI's own client makes of a cloud's failures: which it raises, and what it buys again."""
 
+from typing import Any
+
 import openai
 import pytest
 
@@ -8,16 +10,18 @@ from serve_app.core.service.metrics import InMemoryMeter
 from serve_app.deployments.ledger import Ledger
 from tests.support.api import make_api
 from tests.support.cloud_caller import info_of
-from tests.support.gemini_stand_in import GeminiStandIn, Reply, error_of, made
+from tests.support.gemini_stand_in import GeminiStandIn, Reply, error_of, image_part, made, picture
 from tests.support.http_server import serving_in_loop
 
 BUSY = Reply(429, headers={"Retry-After": "999"})  # longer than the client waits
 OUTAGE = error_of(503, "UNAVAILABLE")
 
 
-async def failure_of(gemini: GeminiStandIn, retries: int) -> openai.APIStatusError:
+async def failure_of(
+    gemini: GeminiStandIn, retries: int, max_calls: int = 4, **request: Any
+) -> openai.APIStatusError:
     """Return what the client raises; `retries` is how often it may send its request again."""
-    cloud = GeminiMaker(gemini.options(), InMemoryMeter())
+    cloud = GeminiMaker(gemini.options(max_calls=max_calls), InMemoryMeter())
     api = make_api(cloud, Ledger(None), info_of(is_default=True))
     async with serving_in_loop(api) as port:
         address = f"http://127.0.0.1:{port}/v1"
@@ -25,7 +29,7 @@ async def failure_of(gemini: GeminiStandIn, retries: int) -> openai.APIStatusErr
             api_key="any", base_url=address, max_retries=retries
         ) as client:
             with pytest.raises(openai.APIStatusError) as failed:
-                await client.images.generate(prompt="a harbour")
+                await client.images.generate(prompt="a harbour", **request)
         await cloud.close()
     return failed.value
 
@@ -77,3 +81,39 @@ async def test_the_client_waits_for_no_cloud_that_wants_no_calls_for_long(
     failure = await failure_of(gemini, retries=2)
     assert failure.response.headers["retry-after"] == "999"
     assert len(gemini.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        [OUTAGE] * 3,
+        [Reply(429, headers={"Retry-After": "1"})],
+        [error_of(403, "PERMISSION_DENIED")],
+    ],
+    ids=["outage", "busy", "refused"],
+)
+async def test_an_image_that_was_made_is_not_bought_again_because_of_its_sibling(
+    gemini: GeminiStandIn, failure: list[Reply]
+) -> None:
+    gemini.replies = [made(image_part(picture())), *failure]
+    refused = await failure_of(gemini, retries=2, max_calls=1, n=2)
+    assert refused.response.headers["x-should-retry"] == "false"
+    assert "retry-after" not in refused.response.headers
+    assert len(gemini.calls) == 1 + len(failure)
+
+
+async def test_an_image_that_waits_does_not_hide_the_call_that_was_cut_off(
+    gemini: GeminiStandIn,
+) -> None:
+    gemini.may_answer.clear()
+    more = {"timeoutSeconds": 1.0}
+    late = await failure_of(gemini, retries=2, max_calls=1, n=3, extra_body=more)
+    assert late.status_code == 504
+    assert len(gemini.calls) == 1
+
+
+async def test_an_outage_before_any_image_may_be_tried_again(gemini: GeminiStandIn) -> None:
+    gemini.replies = [OUTAGE] * 3
+    refused = await failure_of(gemini, retries=0, max_calls=1, n=2)
+    assert refused.status_code == 502
+    assert "x-should-retry" not in refused.response.headers
