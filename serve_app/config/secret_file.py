@@ -5,6 +5,7 @@ start inherits it. The file is for its owner alone, and is deleted when the serv
 lock on it for as long as it lives, so that the next one knows the file of one that was killed.
 """
 
+import errno
 import json
 import os
 import stat
@@ -58,7 +59,7 @@ def read_secret_file(environ: Mapping[str, str]) -> dict[str, str]:
     if not path:
         return {}
     try:
-        secrets = json.loads(Path(path).read_text(encoding="utf-8"))
+        secrets = json.loads(_own_text(path))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is damaged"
         raise SettingsError(
@@ -68,6 +69,19 @@ def read_secret_file(environ: Mapping[str, str]) -> dict[str, str]:
             remedy="Start the service again with: aura up",
         ) from None
     return {str(name): str(value) for name, value in secrets.items()}
+
+
+def _own_text(path: str) -> str:
+    """Return the text of a file that its user alone can have written, and read.
+
+    Raises `OSError` for any other: somebody who may write to the folder could give us settings.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    with os.fdopen(descriptor, encoding="utf-8") as file:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            raise PermissionError(errno.EPERM, "it is not this user's alone", path)
+        return file.read()
 
 
 def delete_secret_file(environ: Mapping[str, str]) -> None:

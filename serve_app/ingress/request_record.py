@@ -19,8 +19,8 @@ class RequestRecordMiddleware:
     """Records each request when its response has been sent, or will never be.
 
     A route is named by its template, as in /jobs/{id}: labels then have few values, and the log
-    has no id, no query string and nothing else that a client wrote. It must be the outermost
-    middleware. The code of an error is what `errors.respond` left in the state.
+    has no id, no query string and nothing else that a client wrote. Only what mends the path
+    stands outside of it. The code of an error is what `errors.respond` left in the state.
     """
 
     def __init__(

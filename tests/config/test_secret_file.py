@@ -133,6 +133,26 @@ def test_what_only_has_the_name_of_such_a_file_is_left_alone(tmp_path: Path) -> 
 def test_a_damaged_file_of_secrets_is_refused_without_showing_them(tmp_path: Path) -> None:
     file = tmp_path / "secrets"
     file.write_text(KEY)
+    file.chmod(0o600)
     with pytest.raises(SettingsError, match="it is damaged") as refused:
         read_secret_file({VARIABLE: str(file)})
     assert KEY not in str(refused.value)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o602, 0o604])
+def test_a_file_that_others_may_read_or_write_is_refused(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "secrets"
+    file.write_text('{"API_KEYS": "theirs"}')
+    file.chmod(mode)
+    with pytest.raises(SettingsError, match="not this user's alone"):
+        read_secret_file({VARIABLE: str(file)})
+
+
+def test_a_link_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "theirs"
+    file.write_text('{"API_KEYS": "theirs"}')
+    file.chmod(0o600)
+    link = tmp_path / "secrets"
+    link.symlink_to(file)
+    with pytest.raises(SettingsError, match="can't be read"):
+        read_secret_file({VARIABLE: str(link)})

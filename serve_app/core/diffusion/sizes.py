@@ -89,18 +89,16 @@ class SizeRules:
     def scaled(self, width: int, height: int) -> tuple[int, int]:
         """Return the legal size for one meant for SDXL.
 
-        The same size if it is legal, else scaled by the ratio of the native sizes, and fitted. A
-        checkpoint that is smaller than SDXL never gets less than its native area: it was not
-        trained for that, and clients ask for 512 x 512 by default.
+        The nearest legal size if it is not too large, else scaled by the ratio of the native sizes,
+        and fitted: to the native area at least, since a checkpoint that is smaller than SDXL was
+        trained for no less, and clients ask for 512 x 512 by default.
         """
-        try:
-            self.check(width, height)
-        except InvalidRequest:
-            scale = self.native_size / SDXL_SIDE
-            if scale < 1:
-                scale = max(scale, self.native_size / sqrt(width * height))
-            return self.fit(max(1, round(width * scale)), max(1, round(height * scale)))
-        return width, height
+        is_small = max(width, height) <= self.max_side and width * height <= self.max_pixels
+        scale = self.native_size / SDXL_SIDE
+        if is_small or scale >= 1:
+            return self.fit(width, height)
+        scale = max(scale, self.native_size / sqrt(width * height))
+        return self.fit(max(1, round(width * scale)), max(1, round(height * scale)))
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
         """Return the legal size nearest to an image's own, with its aspect ratio where possible.

@@ -1,30 +1,22 @@
 """What a caller has set by POST /options, which holds for its own requests alone."""
 
-import asyncio
-from contextlib import suppress
-
 from fastapi import Request
 
-from serve_app.core.errors import LedgerAway
 from serve_app.core.service.info import ModelInfo, ServiceInfo
 from serve_app.ingress.services import ApiServices
 
 _CHECKPOINT = "sd_model_checkpoint"
-_WARNING_WAIT = 0.25  # seconds that a picture waits for what can but add a warning to it
 
 
 async def chosen_checkpoint(request: Request, services: ApiServices) -> str | None:
     """Return the checkpoint that the caller has chosen, which may be configured no longer.
 
-    Where there is one model alone, no picture depends on the choice: one that is not known soon is
-    none. Elsewhere this raises `LedgerAway`.
+    Where there is one model alone there is no choice, and no image waits for the ledger. Raises
+    `LedgerAway`.
     """
-    reading = services.jobs.ledger.option(request.state.caller, _CHECKPOINT)
-    if len(services.info.model_names) > 1:
-        return await reading
-    with suppress(LedgerAway, TimeoutError):
-        return await asyncio.wait_for(reading, _WARNING_WAIT)
-    return None
+    if len(services.info.model_names) < 2:
+        return None
+    return await services.jobs.ledger.option(request.state.caller, _CHECKPOINT)
 
 
 async def choose_checkpoint(name: str, request: Request, services: ApiServices) -> None:

@@ -73,8 +73,11 @@ def test_a_size_meant_for_sdxl_is_scaled_for_a_smaller_checkpoint() -> None:
     assert small.scaled(1024, 1024) == (128, 128)
     assert small.scaled(1536, 1024) == (192, 128)
     assert small.scaled(96, 128) == (96, 128)
-    assert small.scaled(512, 512) == small.scaled(100, 100) == (128, 128)
+    assert small.scaled(512, 512) == (128, 128)
     assert small.scaled(512, 768) == (104, 160)
+    assert [small.scaled(side, side)[0] for side in (48, 50, 97, 100)] == [48, 48, 96, 96]
+    assert SizeRules(512).scaled(250, 250) == (248, 248)
+    assert SizeRules(512).scaled(8, 8) == (128, 128)
     assert SizeRules(1024).scaled(1536, 1024) == (1536, 1024)
     assert SizeRules(1024).scaled(1, 99_999) == (256, 2048)
 
