@@ -48,9 +48,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.relative_to(folder).parts[0] not in _ROOMS_WITH_NETWORKS)
 
 
-def pytest_collection_finish() -> None:
-    """What collecting the tests has imported stays to the end: each of the many searches for rings
-    that tests ask for, by `Device.free` above all, would look through it for half a second."""
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> None:
+    """What collecting the tests and earlier modules have left stays to the end: each of the many
+    searches for rings that tests ask for, by `Device.free` above all, would look through it for a
+    second or two."""
     gc.collect()
     gc.freeze()
 

@@ -10,7 +10,7 @@ import pytest
 from serve_app.doctor.checks import ray_cluster
 from serve_app.doctor.run import Probes
 from tests.support.machines import SOUND_MACHINE, WITHOUT_GPU
-from tests.support.ports import free_port
+from tests.support.ports import quiet_port
 from tests.support.setups import VARIABLES, SetUp
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,7 +34,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def port(folder: Path) -> int:
     """Return a free port, which the serve config names."""
-    port = free_port()
+    port = quiet_port()
     config = folder / "serve_config.yaml"
     config.write_text(config.read_text().replace("port: 4000", f"port: {port}"))
     return port
