@@ -88,6 +88,7 @@ def test_the_record_names_the_profiles_of_the_stages_that_ran(
     assert all(profiles.values())
 
 
+@pytest.mark.long
 def test_a_model_of_models_file_is_chosen_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_model_of_models_file_is_chosen_by_its_name(
     assert generate({**fields, "model": "none"}, tmp_path / "none.png") == 2
 
 
+@pytest.mark.long
 def test_loras_of_models_file_are_active(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

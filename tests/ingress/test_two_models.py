@@ -174,6 +174,7 @@ async def test_a_picture_asks_again_for_its_own_model(serving: Serving) -> None:
     assert await painted(client, record["request"], record["route"]) == first
 
 
+@pytest.mark.long
 async def test_refining_by_model_path_is_that_model_s_work(serving: Serving) -> None:
     client, _ = serving("demo", "tune")
     base = await painted(client, request("demo", 5))

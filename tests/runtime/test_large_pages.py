@@ -54,5 +54,6 @@ def test_large_tensors_take_a_twentieth_of_the_page_faults(imports: str) -> None
     assert page_faults(imports) < _SMALL_PAGES / 20
 
 
+@pytest.mark.long
 def test_the_operator_can_have_it_otherwise() -> None:
     assert page_faults(THP_MEM_ALLOC_ENABLE="0") > _SMALL_PAGES / 2

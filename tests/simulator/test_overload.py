@@ -122,6 +122,7 @@ def test_after_a_burst_those_who_were_sent_away_are_accepted() -> None:
     assert Returners(0, 0).share == 1
 
 
+@pytest.mark.long
 def test_half_as_much_again_on_many_gpus_leaves_goodput_near_capacity() -> None:
     result = run_case(replace(LARGE_CASE, gpus=24, seconds=50.0, warm_up=30.0), seed=1)
     assert result.goodput >= 0.9
