@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from serve_app.core.errors import LedgerAway
+from serve_app.core.service.info import LedgerHealth
 from serve_app.core.service.job_errors import JobNotFound
 from serve_app.core.service.ledger_place import LedgerFile
 from serve_app.deployments.ledger import Ledger
@@ -135,3 +136,16 @@ async def test_a_link_says_no_more_than_that_the_image_is_gone(client: Client) -
         links = ImageLinks(ledger)
         found = await caller.get(await links.path("nobody-s", 0, "png", 90))
     assert found.status_code == 404
+
+
+async def test_no_link_is_waited_for_while_the_ledger_is_unwell(client: Client) -> None:
+    class Unwell(WatchedLedger):
+        async def health(self) -> LedgerHealth:
+            return LedgerHealth("the disk is full")
+
+        async def has_result(self, id: str) -> bool:
+            raise AssertionError("the ledger was waited for")
+
+    body = {"prompt": "a fox", "response_format": "url"}
+    answer = await client(ledger=Unwell()).post("/v1/images/generations", json=body)
+    assert answer.json()["data"][0]["url"].startswith("data:image/png;base64,")
